@@ -1,0 +1,69 @@
+"""One Ray session for a command: the cluster that is named, or one started inside this process."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+_OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+
+WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+"""What every worker runs with. Secrets never go here: a runtime environment is printed in job records."""
+
+
+@contextmanager
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
+
+    A session that this call started ends with it; one that stood before is left as it was.
+    """
+    assert_own_packages()
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(
+        address=address,
+        num_cpus=num_cpus if address == "local" else None,
+        include_dashboard=False if address == "local" else None,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": WORKER_ENV},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def assert_own_packages() -> None:
+    """Raise ValueError when a folder or file of the user shadows one of Raymill's packages.
+
+    Ray puts the driver's working directory on its workers' path, so a `model.py` or `data/` there would be imported
+    in our place, in the workers only.
+    """
+    home = Path(__file__).resolve().parent.parent
+    for name in _OWN_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parent.parent != home:
+            raise ValueError(
+                f"the package {name!r} is imported from {origin}, not from Raymill ({home}); "
+                f"rename {name}.py or {name}/ in the working directory, or start elsewhere"
+            )
+
+
+def available_resources() -> dict[str, float]:
+    """What the whole cluster has, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}

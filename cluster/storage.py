@@ -1,0 +1,216 @@
+"""A directory on any fsspec location: where artifacts, checkpoints and shards live.
+
+Everything that Raymill writes goes through `Storage`, so that a laptop's folder and an S3 prefix behave alike:
+a name becomes visible only when all of its bytes are there.
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_CREDENTIALS_IN_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
+
+
+def refuse_credentials(url: str) -> None:
+    """Raise ValueError for a URL that carries a user and password; the message does not repeat them."""
+    if _CREDENTIALS_IN_URL.search(url):
+        raise ValueError(
+            "a URL must not carry credentials (scheme://user:secret@host): give them in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …), where they are neither stored nor shipped"
+        )
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A directory on any fsspec location (`runs/tiny`, `s3://bucket/runs`)."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        refuse_credentials(self.url)
+
+    @cached_property
+    def _located(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, root = fsspec.core.url_to_fs(self.url)
+        return fs, root.rstrip("/")
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._located[0]
+
+    @property
+    def root(self) -> str:
+        """The directory's path inside `fs`."""
+        return self._located[1]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Storage":
+        return Storage(f"{self.url.rstrip('/')}/{name}")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {
+            "url": self.url
+        }  # a file system object (sockets, event loops) must not travel between processes
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        object.__setattr__(self, "url", state["url"])
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        # Without invalidation an object store answers from a listing it made before another process wrote.
+        self.fs.invalidate_cache(self.root)
+        return self.fs.exists(self.path(name) if name else self.root)
+
+    def open(self, name: str, mode: str = "rb") -> Any:
+        """A file handle; writing through it is not atomic, so prefer `write_bytes` for what others read."""
+        if self.is_local and "r" not in mode:
+            os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        return self.fs.open(self.path(name), mode)
+
+    def read_bytes(self, name: str) -> bytes:
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
+        path = self.path(name)
+        if not self.is_local:
+            self.fs.pipe_file(path, data)  # a put is atomic on object stores
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        self.write_bytes(name, text.encode())
+
+    def glob(self, pattern: str) -> list[str]:
+        """Sorted names below this directory that match; names are relative to it."""
+        self.fs.invalidate_cache(self.root)
+        return sorted(path[len(self.root) + 1 :] for path in map(str, self.fs.glob(self.path(pattern))))
+
+    def files(self) -> list[str]:
+        """Sorted names of every file below this directory, half-written ones left out."""
+        self.fs.invalidate_cache(self.root)
+        names = (str(path)[len(self.root) + 1 :] for path in self.fs.find(self.root))
+        return sorted(name for name in names if not name.endswith(".partial"))
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file or a whole directory below this one; nothing happens where there is none."""
+        path = self.path(name) if name else self.root
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+
+    def local(self) -> Path:
+        """This directory on the local disk: itself, or a copy fetched once for programs that read only files."""
+        if self.is_local:
+            return Path(self.root)
+        key = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
+        if not target.exists():
+            partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
+            self.fs.get(self.root + "/", str(partial) + "/", recursive=True)
+            try:
+                partial.rename(target)
+            except OSError:  # another process on this node was first
+                shutil.rmtree(partial)
+        return target
+
+    def put_folder(self, folder: Path, name: str) -> None:
+        """Copy every file of a local folder below `name`."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(f"{name}/{file.relative_to(folder)}", file.read_bytes())
+
+    def check_writable(self) -> None:
+        """Raise ValueError when nothing can be written here (permission, no space, no such bucket)."""
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write_bytes(probe, b"raymill")
+            self.fs.rm(self.path(probe))
+        except (OSError, PermissionError) as error:
+            raise ValueError(
+                f"store: cannot write to {self.url} ({error}); give a location with permission and free space"
+            ) from error
+        if self.is_local and shutil.disk_usage(self.root).free < 2**28:
+            raise ValueError(
+                f"store: less than 256 MiB is free at {self.url}; free space or give another location"
+            )
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
+
+    Raises ValueError naming the pattern that matches nothing, or that carries credentials.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        refuse_credentials(pattern)
+        matched = _expand_one(pattern)
+        if not matched:
+            raise ValueError(
+                f"{pattern!r} matches no file; check the path (relative ones start at the working directory)"
+            )
+        found.extend(matched)
+    return found
+
+
+def _expand_one(pattern: str) -> list[str]:
+    member, chain, container = pattern.partition("::")
+    if not chain:
+        fs, path = fsspec.core.url_to_fs(pattern)
+        return [
+            fs.unstrip_protocol(name) if "://" in pattern else name
+            for name in sorted(map(str, fs.glob(path)))
+            if fs.isfile(name)
+        ]
+    urls: list[str] = []
+    scheme, _, inner = member.partition("://")
+    for outer in _expand_one(container):
+        outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
+        fs, _ = fsspec.core.url_to_fs(f"{scheme}://::{outer_url}")
+        names = (str(name).lstrip("/") for name in fs.find(""))
+        urls += [
+            f"{scheme}://{name}::{outer_url}" for name in sorted(names) if fnmatch.fnmatchcase(name, inner)
+        ]
+    return urls
+
+
+def fingerprint(url: str) -> str:
+    """Identity of one file's content: its sha256, or the ETag where an object store already keeps one."""
+    fs, path = fsspec.core.url_to_fs(url)
+    etag = fs.info(path).get("ETag")
+    if etag:
+        return f"etag:{str(etag).strip(chr(34))}"
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,203 @@
+"""Metrics of a run: a local log beside the artifact always, W&B when there is a key, and progress in a terminal.
+
+The only file that imports wandb.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from cluster.storage import Storage
+
+METRICS_LOG = "metrics.jsonl"
+_UPLOAD_INTERVAL_S = 15.0
+
+log = logging.getLogger(__name__)
+
+
+def wandb_mode() -> str:
+    """`WANDB_MODE` when set; else online with a key and offline without one."""
+    chosen = os.environ.get("WANDB_MODE")
+    if chosen:
+        return chosen
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+@dataclass
+class Tracker:
+    """One run's metrics. Picklable until it is first used; only one process of a run logs.
+
+    `metrics.jsonl` in `storage` is the truth: one object a line with `step`, `time` and the metrics, kept in
+    step order over kills and resumes. Keys read `area/quantity`.
+    """
+
+    storage: Storage
+    run_id: str
+    """Deterministic (the artifact's id), so that a resumed run continues the same W&B run."""
+    name: str
+    group: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    wandb_dir: str | None = None
+    _file: IO[str] | None = field(default=None, repr=False)
+    _wandb: Any = field(default=None, repr=False)
+    _uploaded_s: float = field(default=0.0, repr=False)
+
+    def resume(self, step: int) -> None:
+        """Forget what was logged after `step`: those steps will be done again."""
+        self._close_file()
+        kept = [line for line in read_lines(self.storage) if json.loads(line)["step"] <= step]
+        self.storage.write_bytes(METRICS_LOG, "".join(line + "\n" for line in kept).encode())
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of one step (an optimizer step, or whatever the stage counts)."""
+        line = {"step": step, "time": round(time.time(), 3)}
+        line |= {key: float(value) for key, value in metrics.items()}
+        self._log_file().write(json.dumps(line) + "\n")
+        self._log_file().flush()
+        self._upload(force=False)
+        if self._wandb_run() is not None:
+            # Steps are our own metric: W&B drops what is logged under a step it has seen, as a resume does.
+            self._wandb_run().log({**metrics, "step": step})
+
+    def close(self) -> None:
+        """Flush everything; the tracker opens again when something more is logged."""
+        self._upload(force=True)
+        self._close_file()
+        if self._wandb not in (None, False):
+            self._wandb.finish(quiet=True)
+            self._wandb = None
+
+    def _log_file(self) -> IO[str]:
+        if self._file is None:
+            if self.storage.is_local:
+                os.makedirs(self.storage.root, exist_ok=True)
+                self._file = open(self.storage.path(METRICS_LOG), "a+")  # noqa: SIM115 - held over many calls
+            else:  # object stores cannot append: a local copy is put there now and then
+                self._file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl")  # noqa: SIM115
+                self._file.write("".join(line + "\n" for line in read_lines(self.storage)))
+        return self._file
+
+    def _upload(self, *, force: bool) -> None:
+        if self.storage.is_local or self._file is None:
+            return
+        if force or time.monotonic() - self._uploaded_s > _UPLOAD_INTERVAL_S:
+            self._file.flush()
+            self._file.seek(0)
+            self.storage.write_bytes(METRICS_LOG, self._file.read().encode())
+            self._uploaded_s = time.monotonic()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _wandb_run(self) -> Any:
+        if self._wandb is None:
+            self._wandb = self._start_wandb() if wandb_mode() != "disabled" else False
+        return self._wandb or None
+
+    def _start_wandb(self) -> Any:
+        import wandb  # late: half a second of import that a run without W&B need not pay
+
+        directory = self.wandb_dir or tempfile.mkdtemp(prefix="raymill-wandb-")
+        os.makedirs(directory, exist_ok=True)
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "raymill"),
+            id=self.run_id,
+            name=self.name,
+            group=self.group,
+            config=dict(self.config),
+            dir=directory,
+            mode=wandb_mode(),  # pyright: ignore[reportArgumentType]
+            resume="allow" if wandb_mode() == "online" else None,
+            settings=wandb.Settings(
+                silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
+            ),
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+
+def read_lines(storage: Storage) -> list[str]:
+    """The whole lines of a metrics log; a last line torn by a kill is left out."""
+    if not storage.exists(METRICS_LOG):
+        return []
+    text = storage.read_bytes(METRICS_LOG).decode()
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_metrics(storage: Storage) -> list[dict[str, float]]:
+    """Every step that was logged, in order."""
+    return [json.loads(line) for line in read_lines(storage)]
+
+
+class Progress:
+    """One line that counts up in a terminal, with rate and time left; in a log file only its end is a line."""
+
+    def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._first = done
+        self._started_s = time.monotonic()
+        self._shown_s = 0.0
+
+    def update(self, done: float, note: str = "") -> None:
+        """Show that `done` of the total are done. Cheap: it draws at most five times a second."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - self._shown_s < 0.2 and done < self._total):
+            return
+        self._shown_s = now
+        rate = (done - self._first) / max(now - self._started_s, 1e-9)
+        left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 else ""
+        share = done / self._total if self._total else 1.0
+        sys.stderr.write(
+            f"\r\033[K{self._label}  {share:4.0%}  {done:,.0f}/{self._total:,.0f} {self._unit}  {rate:,.1f}/s  {left}  {note}"
+        )
+        sys.stderr.flush()
+
+    def close(self, note: str = "") -> None:
+        """End the line and leave one record of how long it took."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\033[K")
+        log.info("%s: %.1f s %s", self._label, time.monotonic() - self._started_s, note)
+
+
+class FollowMetrics:
+    """Shows the progress of a run in another process from its metrics log, as a context manager.
+
+    consumes: the metrics log; waits for: new lines; is unblocked by: a poll each second; produces: a progress line.
+    """
+
+    def __init__(self, storage: Storage, label: str, total_steps: int) -> None:
+        self._storage, self._label, self._total = storage, label, total_steps
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "FollowMetrics":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        steps = read_metrics(self._storage)
+        progress = Progress(self._label, self._total, "steps", done=steps[-1]["step"] if steps else 0)
+        while not self._stop.wait(1.0):
+            if steps := read_metrics(self._storage):
+                last = steps[-1]
+                shown = [
+                    f"{key.split('/')[-1]} {last[key]:.3f}"
+                    for key in last
+                    if key.endswith(("/loss", "/reward_mean"))
+                ]
+                progress.update(last["step"], " ".join(shown))
+        progress.close()

@@ -1,0 +1,222 @@
+"""The command line: `raymill run|plan|submit …`. From here to the loss it is `jobs/<stage>.py`, then `model/train.py`."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.storage import Storage
+from jobs.job import RECORD, Artifact, open_artifact
+from jobs.pipeline import Pipeline, load_pipeline, load_stage, plan, run_pipeline
+
+log = logging.getLogger("raymill")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for noisy in ("httpx", "botocore", "aiobotocore", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whatever was started is also ended
+    try:
+        options.command(options)
+    except ValueError as error:
+        print(f"raymill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("raymill: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        log.debug("failed", exc_info=True)
+        print(
+            f"raymill: {error}\nThe same command goes on from the last finished stage or checkpoint.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Pipeline:
+    load = (
+        load_pipeline if options.stage == "pipeline" else lambda *a, **k: load_stage(options.stage, *a, **k)
+    )
+    return load(Path(options.config), options.overrides, store=options.store)
+
+
+def _run(options: argparse.Namespace) -> None:
+    shipped_from = os.environ.get("RAYMILL_SUBMITTED_VERSION")
+    if shipped_from and shipped_from != version("raymill"):
+        raise ValueError(
+            f"submitted by raymill {shipped_from}, but the cluster runs {version('raymill')}; install the same version on both"
+        )
+    pipeline = _load(options)
+    artifacts = run_pipeline(pipeline, address=options.address)
+    for artifact in artifacts:
+        print(f"{artifact.stage:<12} {artifact.storage.url}")
+    if options.stage == "pipeline":
+        from jobs.report import build_report  # late: only the pipeline draws one
+
+        build_report(artifacts, pipeline.store)
+        print(f"report       {pipeline.store.url}/report.html")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    pipeline = _load(options)
+    rows = plan(pipeline)
+    for row in rows:
+        estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
+        print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {estimate}")
+    for error in pipeline.errors.values():
+        print(f"error        {error}")
+    if pipeline.errors:
+        raise ValueError(
+            f"{len(pipeline.errors)} of {len(pipeline.errors) + len(rows)} stages cannot run; see the errors above"
+        )
+
+
+def _artifact(location: str) -> Artifact:
+    artifact = open_artifact(location)
+    if artifact is None:
+        raise ValueError(
+            f"{location!r} is no whole artifact: it has no {RECORD}; `raymill ls STORE` lists what stands"
+        )
+    return artifact
+
+
+def _ls(options: argparse.Namespace) -> None:
+    store = Storage(options.store or "runs")
+    records = sorted(
+        (store.read_json(name) for name in store.glob(f"*/{RECORD}")), key=lambda record: record["started"]
+    )
+    if not records:
+        print(f"nothing stands in {store.url}")
+    for record in records:
+        print(f"{record['id']:<28} {record['wall_s']:>8.1f} s  {store.url}/{record['id']}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    _show_lineage(_artifact(options.artifact), indent="")
+
+
+def _show_lineage(artifact: Artifact, indent: str) -> None:
+    record = artifact.record
+    print(f"{indent}{artifact.id}  {artifact.storage.url}")
+    for name, value in record["summary"].items():
+        if not indent and isinstance(value, (int, float, str)):
+            print(f"    {name}: {value}")
+    for path, files in record.get("sources", {}).items():
+        for url, print_ in files.items():
+            print(f"{indent}    {path}: {url}  {print_[:19]}")
+    for path, need in record["inputs"].items():
+        print(f"{indent}    {path}:")
+        upstream = open_artifact(need["url"])
+        if upstream is None:
+            print(f"{indent}      {need['id']}  (no longer at {need['url']})")
+        else:
+            _show_lineage(upstream, indent + "      ")
+
+
+def _export(options: argparse.Namespace) -> None:
+    artifact = _artifact(options.artifact)
+    if not artifact.model.exists("config.json"):
+        raise ValueError(
+            f"{artifact.id} holds no model (made by {artifact.stage}); export pretrain, sft, reward, rlhf or compress"
+        )
+    target = Storage(options.directory)
+    if target.exists("config.json"):
+        raise ValueError(f"{options.directory} already holds a model; give another directory")
+    for name in artifact.model.files():
+        target.write_bytes(name, artifact.model.read_bytes(name))
+    print(options.directory)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from jobs.serve import serve  # late: it brings vLLM
+
+    artifact = _artifact(options.artifact)
+    serve(artifact.model.local(), host=options.host, port=options.port)
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from jobs.submit import submit
+
+    print(
+        submit(
+            options.stage,
+            Path(options.config),
+            options.overrides,
+            store=options.store,
+            address=options.address,
+        )
+    )
+
+
+def _follow(options: argparse.Namespace) -> None:
+    from cluster.submission import Submission
+
+    submission = Submission(options.id, options.address)
+    if options.name == "status":
+        print(submission.status())
+    elif options.name == "stop":
+        submission.stop()
+    else:
+        for lines in submission.logs():
+            print(lines, end="", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raymill",
+        description="From raw text to an aligned, measured, compressed language model, on Ray.",
+    )
+    parser.add_argument("--version", action="version", version=version("raymill"))
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function, name=name)
+        return added
+
+    for name, function, text in (
+        ("run", _run, "do a stage, or the whole pipeline, unless it already stands"),
+        ("plan", _plan, "say what would run, what stands, and every mistake that can be found before work"),
+        ("submit", _submit, "run the same command on a Ray cluster through its Jobs API"),
+    ):
+        added = command(name, function, text)
+        added.add_argument("stage", help="a stage (corpus … serve), or pipeline")
+        added.add_argument("config", help="its YAML file, such as configs/tiny/pipeline.yaml")
+        added.add_argument(
+            "overrides", nargs="*", help="field=value; in a pipeline stage.field=value", metavar="a.b=c"
+        )
+        added.add_argument("--store", help="where artifacts go (default: that of pipeline.yaml)")
+        added.add_argument(
+            "--address", help="the Ray cluster (default: RAY_ADDRESS, else one is started inside)"
+        )
+    command("ls", _ls, "list the artifacts that stand in a store").add_argument("store", nargs="?")
+    command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument(
+        "artifact"
+    )
+    added = command("export", _export, "copy a model artifact out as a Hugging Face folder")
+    added.add_argument("artifact")
+    added.add_argument("directory")
+    added = command("serve", _serve, "serve a model artifact over the OpenAI protocol")
+    added.add_argument("artifact")
+    added.add_argument("--host", default="127.0.0.1")
+    added.add_argument("--port", type=int, default=8000)
+    for name, text in (
+        ("status", "how a submitted job stands"),
+        ("logs", "follow a submitted job's log"),
+        ("stop", "stop a submitted job"),
+    ):
+        added = command(name, _follow, text)
+        added.add_argument("id", help="what submit printed")
+        added.add_argument("--address", help="the cluster's dashboard (default: RAY_ADDRESS)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""The frame that every stage stands on: what a stage, a job and an artifact are, and how one becomes the next.
+
+    Stage (what can be done) + config + inputs = Job (what shall be done) -> Artifact (what was done)
+
+A job's identity is a hash of what changes its result and of nothing else, so a job whose artifact stands is never
+done again, and an artifact can name every byte that it came from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Storage, expand, fingerprint
+from cluster.tracking import METRICS_LOG, Tracker
+from jobs.config import changed_fields, to_plain
+
+RECORD = "artifact.json"
+_LEASE = "lease.json"
+_LEASE_BEAT_S = 5.0
+_LEASE_STALE_S = 30.0
+_NOT_CONTENT = (RECORD, _LEASE, METRICS_LOG, "checkpoints/", "wandb/", "logs/")
+_VERSIONED = ("ray", "torch", "transformers", "pyarrow", "numpy")
+
+log = logging.getLogger(__name__)
+
+
+def input_artifact(*stages: str, default: Any = dataclasses.MISSING) -> Any:
+    """A config field whose value is an artifact: a sibling stage's name, or the location of an artifact.
+
+    Where a stage takes any Hugging Face folder as well, that folder's path will do. With `dict[str, str]` or
+    `list[str]` as the field's type every value is an artifact.
+    """
+    return dataclasses.field(default=default, metadata={"stages": stages})
+
+
+def source_files(default: Any = dataclasses.MISSING) -> Any:
+    """A config field of file paths or globs whose content, not whose place, is part of the identity.
+
+    A value such as `path/to/verifier.py:function` names a function in a file; the file is fingerprinted.
+    """
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: default, metadata={"source": True})
+    return dataclasses.field(default=default, metadata={"source": True})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole, finished directory: its place and the record that was written last."""
+
+    storage: Storage
+    record: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.record["id"]
+
+    @property
+    def stage(self) -> str:
+        return self.record["stage"]
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The counts and measures that the stage's `run` returned."""
+        return self.record["summary"]
+
+    @property
+    def model(self) -> Storage:
+        """The Hugging Face folder of a model artifact (a foreign folder is one itself)."""
+        return self.storage if self.stage == FOREIGN else self.storage / "model"
+
+
+FOREIGN = "huggingface"
+"""The stage name of a Hugging Face folder that came from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is given and is no part of its identity."""
+
+    output: Storage
+    inputs: Mapping[str, Artifact]
+    """By config field; an entry of a dict or list field is `field.key`, such as `models.sft` or `models.0`."""
+    tracker: Tracker
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the road."""
+
+    name: str
+    version: int
+    """Raised when the same config would now give another result."""
+    config: type
+    run: Callable[[Any, Context], Mapping[str, Any]]
+    """May be entered again after a kill, with part of its output there."""
+    check: Callable[[Any], None]
+    """Raises ValueError for every mistake that can be found without a worker."""
+    check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
+    """The same once the inputs stand: a tokenizer of another model, sizes that do not fit."""
+    estimate: Callable[[Any], Mapping[str, float]] = lambda config: {}
+    """What `plan` prints: tokens, FLOP, bytes; keys end in their unit."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage bound to its config and inputs. `needs` are jobs still to be done or artifacts that stand."""
+
+    stage: Stage
+    name: str
+    config: Any
+    needs: Mapping[str, "Job | Artifact"]
+
+    @cached_property
+    def id(self) -> str:
+        """`<name>-<hash>`: equal wherever the same thing is made from the same bytes."""
+        identity = {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "config": self._results_config(),
+            "sources": self.sources,
+            "inputs": {field: need.id for field, need in sorted(self.needs.items())},
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{digest[:12]}"
+
+    @cached_property
+    def sources(self) -> dict[str, list[str]]:
+        """Fingerprints of the source files by config path, in the order of their paths."""
+        return {path: [fingerprint(url) for url in urls] for path, urls in self.source_urls.items()}
+
+    @cached_property
+    def source_urls(self) -> dict[str, list[str]]:
+        """The files that the config's source fields match. Raises ValueError for a path that matches nothing."""
+        found: dict[str, list[str]] = {}
+        for path, value in _marked(self.config, "source"):
+            try:
+                found[path] = expand([_file_of(value)])
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{self.name}: {path}: {error}") from error
+        return found
+
+    def _results_config(self) -> dict[str, Any]:
+        """The changed fields without those whose identity is their content: inputs and sources."""
+        changed = changed_fields(self.config)
+        for path, _ in [*_marked(self.config, "stages"), *_marked(self.config, "source")]:
+            _forget(changed, path.split("."))
+        return changed
+
+
+def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, value) of every string under a field that carries `mark` in its metadata, nested dataclasses included."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if mark in field.metadata:
+            yield from ((at, text) for at, text in _strings(value, path))
+        elif dataclasses.is_dataclass(value):
+            yield from _marked(value, mark, f"{path}.")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from _marked(item, mark, f"{path}.{index}.")
+
+
+def marked_inputs(config: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(config path, value, stages that may make it) of every input that is set."""
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    for field in dataclasses.fields(config):
+        if "stages" in field.metadata:
+            strings = _strings(getattr(config, field.name), field.name)
+            found += [(path, value, field.metadata["stages"]) for path, value in strings]
+    return found
+
+
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{path}.{index}")
+
+
+def _forget(tree: Any, keys: list[str]) -> None:
+    """Blank a leaf but keep its place: how many inputs there are, and under which names, is part of the identity."""
+    *parents, last = keys
+    for key in parents:
+        if isinstance(tree, list):
+            tree = tree[int(key)]
+        elif isinstance(tree, Mapping) and key in tree:
+            tree = tree[key]
+        else:
+            return
+    if isinstance(tree, list):
+        tree[int(last)] = ""
+    elif isinstance(tree, dict) and last in tree:
+        tree[last] = ""
+
+
+def _file_of(value: str) -> str:
+    """`path/file.py:function` -> `path/file.py`; any other value is a path as it stands."""
+    path, colon, name = value.rpartition(":")
+    return path if colon and path.endswith(".py") and name.isidentifier() else value
+
+
+def open_artifact(location: str | Storage) -> Artifact | None:
+    """The artifact at a location; a foreign Hugging Face folder too; None where neither stands whole."""
+    storage = location if isinstance(location, Storage) else Storage(location)
+    if storage.exists(RECORD):
+        return Artifact(storage, storage.read_json(RECORD))
+    if storage.exists("config.json"):
+        names = [
+            name
+            for name in storage.files()
+            if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))
+        ]
+        content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        record = {
+            "id": f"{FOREIGN}-{digest[:12]}",
+            "stage": FOREIGN,
+            "inputs": {},
+            "summary": {},
+            "digest": digest,
+        }
+        return Artifact(storage, record)
+    return None
+
+
+def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
+    """Do the job unless its artifact stands; needs must stand. Returns the artifact.
+
+    Raises ValueError for what is wrong with config or inputs, before any worker starts.
+    """
+    output = store / job.id
+    inputs = {
+        field: need if isinstance(need, Artifact) else _standing(need, store)
+        for field, need in job.needs.items()
+    }
+    job.stage.check_inputs(job.config, inputs)
+    with _lease(output):
+        if artifact := open_artifact(output):
+            return artifact  # another run made it while this one waited
+        tracker = Tracker(
+            storage=output,
+            run_id=f"{job.id}-{hashlib.sha256(store.url.encode()).hexdigest()[:6]}",
+            name=job.name,
+            group=group,
+            config=to_plain(job.config),
+            wandb_dir=store.root if store.is_local else None,
+        )
+        started = time.time()
+        try:
+            summary = job.stage.run(job.config, Context(output=output, inputs=inputs, tracker=tracker))
+        finally:
+            tracker.close()
+        record = _record(job, inputs, output, summary, started)
+        output.write_json(RECORD, record)
+    return Artifact(output, record)
+
+
+def _standing(job: Job, store: Storage) -> Artifact:
+    artifact = open_artifact(store / job.id)
+    if artifact is None:
+        raise ValueError(
+            f"{job.id} does not stand in {store.url}; run it first: raymill run {job.stage.name} <its config>, or the pipeline"
+        )
+    return artifact
+
+
+def _record(
+    job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: Mapping[str, Any], started: float
+) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "name": job.name,
+        "stage": job.stage.name,
+        "stage_version": job.stage.version,
+        "config": to_plain(job.config),
+        "sources": {
+            path: dict(zip(job.source_urls[path], prints, strict=True))
+            for path, prints in job.sources.items()
+        },
+        "inputs": {
+            field: {"id": artifact.id, "digest": artifact.record["digest"], "url": artifact.storage.url}
+            for field, artifact in inputs.items()
+        },
+        "summary": dict(summary),
+        "digest": content_digest(output),
+        "code_digest": code_digest(),
+        "versions": {name: package_version(name) for name in _VERSIONED}
+        | {"python": platform.python_version()},
+        "started": round(started, 3),
+        "wall_s": round(time.time() - started, 3),
+    }
+
+
+def content_digest(storage: Storage) -> str:
+    """One hash over the names and bytes of everything in an artifact that is its result (no logs, no checkpoints)."""
+    digest = hashlib.sha256()
+    for name in storage.files():
+        if not name.startswith(_NOT_CONTENT):
+            content = hashlib.sha256()
+            with storage.open(name) as file:
+                while block := file.read(1 << 22):
+                    content.update(block)
+            digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def code_digest() -> str:
+    """A hash over Raymill's own sources, to tell afterwards which code made an artifact."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for package in ("actors", "cluster", "data", "jobs", "model"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _lease(output: Storage) -> Iterator[None]:
+    """Hold the only right to write an artifact; wait while another living run holds it.
+
+    A lease is a small file that its holder renews. It is taken over at once when the holder was a process of this
+    machine that is gone, and after `_LEASE_STALE_S` without renewal otherwise, so a killed run blocks nobody for long.
+    """
+    token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
+    waiting = False
+    while _held_by_other(output, token):
+        if not waiting:
+            log.info("waiting: another run is making %s", output.url)
+            waiting = True
+        time.sleep(1.0)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            output.write_json(
+                _LEASE,
+                {"holder": token, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()},
+            )
+            if stop.wait(_LEASE_BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        output.remove(_LEASE)
+
+
+def _held_by_other(output: Storage, token: str) -> bool:
+    try:
+        lease = output.read_json(_LEASE)
+    except FileNotFoundError:
+        return False
+    if lease["holder"] == token or time.time() - lease["time"] > _LEASE_STALE_S:
+        return False
+    return lease["host"] != socket.gethostname() or _process_lives(lease["pid"])
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

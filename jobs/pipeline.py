@@ -1,0 +1,233 @@
+"""The road as a list: config files bound to jobs, planned, and run in order.
+
+A folder such as `configs/tiny` holds one file per stage and `pipeline.yaml`, which lists them and names the store.
+A stage's inputs name sibling files (`shards: shards`) or the location of an artifact (`init: s3://bucket/sft-0a1b`).
+"""
+
+import dataclasses
+import difflib
+import importlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.session import connect
+from cluster.storage import Storage
+from jobs.config import build, load_yaml, parse_override
+from jobs.job import FOREIGN, Artifact, Job, Stage, marked_inputs, open_artifact, run_job
+
+ROAD = (
+    "corpus",
+    "vocabulary",
+    "shards",
+    "pretrain",
+    "sft",
+    "reward",
+    "rlhf",
+    "evaluate",
+    "compress",
+    "serve",
+)
+"""Every stage, each in `jobs/<stage>.py`."""
+
+log = logging.getLogger(__name__)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage `name`, or that of `name` before its first dash: `rlhf-ppo` is the stage rlhf under another name."""
+    stage = name.partition("-")[0]
+    if stage not in ROAD:
+        close = difflib.get_close_matches(stage, ROAD, n=1)
+        raise ValueError(
+            f"{name!r} is not a stage; "
+            + (f"did you mean {close[0]}?" if close else f"stages: {', '.join(ROAD)}")
+        )
+    return importlib.import_module(f"jobs.{stage}").STAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """`pipeline.yaml`."""
+
+    store: str = "runs"
+    """Where artifacts go: a folder or any fsspec URL. Not part of any identity."""
+    stages: list[str] = field(default_factory=lambda: list(ROAD))
+    """Names of config files beside this one, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Config files bound to jobs. `errors` holds, by stage, what keeps a job from being bound."""
+
+    name: str
+    store: Storage
+    jobs: Mapping[str, Job]
+    errors: Mapping[str, str]
+
+
+def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
+    """Every stage that `pipeline.yaml` lists. Overrides begin with a stage's name: `pretrain.steps=100`.
+
+    Raises ValueError only for mistakes in the pipeline file or the form of an override; a stage's go to `errors`.
+    """
+    own = [override for override in overrides if "." not in parse_override(override)[0]]
+    config = build(PipelineConfig, load_yaml(path), own, where=str(path))
+    by_stage: dict[str, list[str]] = {name: [] for name in config.stages}
+    for override in overrides:
+        if override not in own:
+            name, _, rest = override.partition(".")
+            if name not in by_stage:
+                close = difflib.get_close_matches(name, config.stages, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"stages: {', '.join(config.stages)}"
+                raise ValueError(f"override {override!r}: {name!r} is no stage of {path}; {hint}")
+            by_stage[name].append(rest)
+    binder = _Binder(path.parent, by_stage)
+    for name in config.stages:
+        binder.try_bind(name)
+    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors)
+
+
+def load_stage(
+    stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None
+) -> Pipeline:
+    """One stage from its file; its inputs must stand. The store is that of `pipeline.yaml` beside it, unless given."""
+    stage_named(stage)
+    beside = path.parent / "pipeline.yaml"
+    if store is None and beside.is_file():
+        store = build(PipelineConfig, load_yaml(beside), where=str(beside)).store
+    name = path.stem if path.stem.partition("-")[0] == stage else stage
+    binder = _Binder(path.parent, {name: list(overrides)}, {name: path})
+    binder.try_bind(name)
+    own = {name: binder.jobs[name]} if name in binder.jobs else {}
+    return Pipeline(path.parent.name, Storage(store or "runs"), own, binder.errors)
+
+
+class _Binder:
+    """Binds each config file once, its inputs before it, and collects what is wrong."""
+
+    def __init__(
+        self, folder: Path, overrides: Mapping[str, list[str]], files: Mapping[str, Path] | None = None
+    ) -> None:
+        self._folder, self._overrides, self._files = folder, overrides, files or {}
+        self.jobs: dict[str, Job] = {}
+        self.errors: dict[str, str] = {}
+
+    def try_bind(self, name: str) -> None:
+        if name in self.jobs or name in self.errors:
+            return
+        try:
+            self.jobs[name] = self._bind(name)
+        except ValueError as error:
+            self.errors[name] = str(error)
+
+    def _bind(self, name: str) -> Job:
+        stage = stage_named(name)
+        path = self._files.get(name, self._folder / f"{name}.yaml")
+        config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), where=str(path))
+        try:
+            stage.check(config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        needs = {
+            at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)
+        }
+        job = Job(stage, name, config, needs)
+        job.id  # noqa: B018 - touches every source file, so that a path that matches nothing is found here
+        return job
+
+    def _need(self, where: str, value: str, allowed: Sequence[str]) -> Job | Artifact:
+        sibling = "/" not in value and (self._folder / f"{value}.yaml").is_file()
+        if sibling:
+            self.try_bind(value)
+            if value in self.errors:
+                raise ValueError(f"{where}: {value} has errors of its own")
+            need: Job | Artifact = self.jobs[value]
+            made_by = self.jobs[value].stage.name
+        else:
+            found = open_artifact(value)
+            if found is None:
+                raise ValueError(
+                    f"{where}: {value!r} is neither a config beside this one, nor a whole artifact (no artifact.json), "
+                    "nor a Hugging Face folder (no config.json)"
+                )
+            need, made_by = found, found.stage
+        if made_by not in (*allowed, FOREIGN):
+            raise ValueError(
+                f"{where}: {value!r} is made by {made_by}; this input takes {', '.join(allowed)}"
+            )
+        return need
+
+
+def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Artifact]:
+    """Do every job whose artifact does not stand, in order, in one Ray session; the artifacts of all.
+
+    Raises ValueError with every error of every stage before anything is started.
+    """
+    if pipeline.errors:
+        raise ValueError("\n".join(pipeline.errors.values()))
+    pipeline.store.check_writable()
+    artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
+    if all(artifacts.values()):
+        return [artifact for artifact in artifacts.values() if artifact]
+    done: list[Artifact] = []
+    with connect(address):
+        for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
+            artifact = artifacts[name]
+            if artifact is None:
+                log.info("[%d/%d] %s", number, len(pipeline.jobs), job.id)
+                started = time.monotonic()
+                artifact = run_job(job, pipeline.store, group=pipeline.name)
+                log.info(
+                    "[%d/%d] %s done in %.1f s",
+                    number,
+                    len(pipeline.jobs),
+                    job.id,
+                    time.monotonic() - started,
+                )
+            done.append(artifact)
+    return done
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What `plan` says of one stage."""
+
+    name: str
+    id: str
+    state: str
+    """`stands`, `stands (input rebuilt)`, `goes on` (part of it is there), or `runs`."""
+    estimate: Mapping[str, float]
+    placement: str
+
+
+def plan(pipeline: Pipeline) -> list[PlanRow]:
+    """What would run and what already stands, without starting anything."""
+    return [
+        PlanRow(name, job.id, _state(job, pipeline.store), job.stage.estimate(job.config), _placement(job))
+        for name, job in pipeline.jobs.items()
+    ]
+
+
+def _state(job: Job, store: Storage) -> str:
+    artifact = open_artifact(store / job.id)
+    if artifact is None:
+        return "goes on" if (store / job.id).exists() else "runs"
+    for field_path, need in job.needs.items():
+        current = need if isinstance(need, Artifact) else open_artifact(store / need.id)
+        if current and current.record["digest"] != artifact.record["inputs"][field_path]["digest"]:
+            return f"stands ({field_path} rebuilt since)"
+    return "stands"
+
+
+def _placement(job: Job) -> str:
+    """The execution settings that a reader wants to see: `workers=2 backend=gloo …`."""
+    if not hasattr(job.config, "execution"):
+        return ""
+    shown = ("workers", "generators", "learners", "gpus_per_worker", "partitions")
+    flat: list[str] = []
+    for name, value in dataclasses.asdict(job.config.execution).items():
+        items = value.items() if isinstance(value, dict) else [(name, value)]
+        flat += [f"{key}={item}" for key, item in items if key in shown]
+    return " ".join(flat)
