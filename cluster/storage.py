@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -85,7 +85,7 @@ class Storage:
         return self.fs.open(self.path(name), mode)
 
     def read_bytes(self, name: str) -> bytes:
-        return bytes(self.fs.cat_file(self.path(name)))
+        return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
@@ -104,6 +104,24 @@ class Storage:
         finally:
             if os.path.exists(partial):
                 os.remove(partial)
+
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Write `name` at once unless it is there already; whether this call wrote it, also against other writers."""
+        path = self.path(name)
+        try:
+            if not self.is_local:
+                self.fs.pipe_file(path, data, mode="create")
+                return True
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+            Path(partial).write_bytes(data)
+            try:
+                os.link(partial, path)  # unlike a rename it fails where the name is taken
+            finally:
+                os.remove(partial)
+            return True
+        except FileExistsError:
+            return False
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))

@@ -71,7 +71,7 @@ class Tracker:
         self._upload(force=True)
         self._close_file()
         if self._wandb not in (None, False):
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
             self._wandb = None
 
     def _log_file(self) -> IO[str]:
@@ -79,6 +79,8 @@ class Tracker:
             if self.storage.is_local:
                 os.makedirs(self.storage.root, exist_ok=True)
                 self._file = open(self.storage.path(METRICS_LOG), "a+")  # noqa: SIM115 - held over many calls
+                whole = sum(len(line.encode()) + 1 for line in read_lines(self.storage))
+                self._file.truncate(whole)  # a line torn by a kill would spoil the one after it
             else:  # object stores cannot append: a local copy is put there now and then
                 self._file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl")  # noqa: SIM115
                 self._file.write("".join(line + "\n" for line in read_lines(self.storage)))
@@ -157,9 +159,8 @@ class Progress:
         rate = (done - self._first) / max(now - self._started_s, 1e-9)
         left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 else ""
         share = done / self._total if self._total else 1.0
-        sys.stderr.write(
-            f"\r\033[K{self._label}  {share:4.0%}  {done:,.0f}/{self._total:,.0f} {self._unit}  {rate:,.1f}/s  {left}  {note}"
-        )
+        counted = f"{share:4.0%}  {done:,.0f}/{self._total:,.0f} {self._unit}  {rate:,.1f}/s"
+        sys.stderr.write(f"\r\033[K{self._label}  {counted}  {left}  {note}")
         sys.stderr.flush()
 
     def close(self, note: str = "") -> None:
@@ -181,12 +182,14 @@ class FollowMetrics:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "FollowMetrics":
-        self._thread.start()
+        if sys.stderr.isatty():
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _follow(self) -> None:
         steps = read_metrics(self._storage)

@@ -1,4 +1,4 @@
-"""The command line: `raymill run|plan|submit …`. From here to the loss it is `jobs/<stage>.py`, then `model/train.py`."""
+"""The command line: `raymill run|plan|submit …`. From here to the loss: `jobs/<stage>.py`, then `model/train.py`."""
 
 import argparse
 import logging
@@ -51,7 +51,8 @@ def _run(options: argparse.Namespace) -> None:
     shipped_from = os.environ.get("RAYMILL_SUBMITTED_VERSION")
     if shipped_from and shipped_from != version("raymill"):
         raise ValueError(
-            f"submitted by raymill {shipped_from}, but the cluster runs {version('raymill')}; install the same version on both"
+            f"submitted by raymill {shipped_from}, but the cluster runs {version('raymill')}; "
+            "install the same version on both"
         )
     pipeline = _load(options)
     artifacts = run_pipeline(pipeline, address=options.address)

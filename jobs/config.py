@@ -1,4 +1,4 @@
-"""Typed configuration: YAML and `a.b=c` overrides merged into frozen dataclasses, every mistake named before work starts.
+"""Typed configuration: YAML and `a.b=c` overrides merged into frozen dataclasses, every mistake named before work.
 
 The only file that imports omegaconf. Past this loader there are only typed objects.
 """
@@ -27,6 +27,8 @@ _SECRET_VALUES = (
     re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
     re.compile(r"^[0-9a-f]{40}$"),  # a W&B key of the older kind
 )
+# The marks that jobs.job.input_artifact and source_files put on a field.
+_KNOWN_BY_CONTENT = ("stages", "source")
 _SECRET_NAMES = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
 
 
@@ -68,15 +70,18 @@ def build(
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     _refuse_secrets(plain, where)
     _refuse_unknown_keys(schema, plain, where, "")
+    return _to_object(schema, plain, where, "")
+
+
+def _to_object(schema: type[T], plain: Mapping[str, Any], where: str, prefix: str) -> T:
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except MissingMandatoryValue as error:
-        raise ValueError(
-            f"{where}: {error.full_key or error.key} is missing and has no default; add it"
-        ) from error
+        name = f"{prefix}{error.full_key or error.key}"
+        raise ValueError(f"{where}: {name} is missing and has no default; add it") from error
     except OmegaConfBaseException as error:
         message = str(error.msg or error).splitlines()[0]
-        raise ValueError(f"{where}: {error.full_key or error.key}: {message}") from error
+        raise ValueError(f"{where}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)
 
 
@@ -84,17 +89,20 @@ def changed_fields(config: Any) -> dict[str, Any]:
     """The fields of a dataclass object that differ from their defaults, nested ones likewise, without `execution`.
 
     This is what enters an artifact's identity: adding a field with a default leaves every old identity as it was.
+    Inputs and sources are left out too: what they hold is identity, not where it lies or how it is written.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if field.name == "execution":
+        if field.name == "execution" or any(mark in field.metadata for mark in _KNOWN_BY_CONTENT):
             continue
         value = getattr(config, field.name)
         if field.default is not dataclasses.MISSING and value == field.default:
             continue
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue
-        changed[field.name] = _plain(value)
+        plain = _plain(value)
+        if plain != {} or not dataclasses.is_dataclass(value):
+            changed[field.name] = plain
     return changed
 
 
@@ -147,6 +155,8 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
             if isinstance(item, Mapping):
                 at = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
                 _refuse_unknown_keys(inner, item, where, at)
+                if index is not None:  # inside a list or mapping OmegaConf's own message loses the path
+                    _to_object(inner, item, where, at)
 
 
 def _refuse_secrets(value: Any, where: str, path: str = "") -> None:

@@ -31,6 +31,7 @@ RECORD = "artifact.json"
 _LEASE = "lease.json"
 _LEASE_BEAT_S = 5.0
 _LEASE_STALE_S = 30.0
+_LEASE_SETTLE_S = 0.5
 _NOT_CONTENT = (RECORD, _LEASE, METRICS_LOG, "checkpoints/", "wandb/", "logs/")
 _VERSIONED = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
@@ -129,8 +130,9 @@ class Job:
         identity = {
             "stage": self.stage.name,
             "version": self.stage.version,
-            "config": self._results_config(),
+            "config": changed_fields(self.config),
             "sources": self.sources,
+            "functions": self._functions,
             "inputs": {field: need.id for field, need in sorted(self.needs.items())},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -141,23 +143,22 @@ class Job:
         """Fingerprints of the source files by config path, in the order of their paths."""
         return {path: [fingerprint(url) for url in urls] for path, urls in self.source_urls.items()}
 
+    @property
+    def _functions(self) -> dict[str, str]:
+        """The function that each `path/file.py:function` names: the file's fingerprint does not tell which it is."""
+        named = {path: value[len(file_of(value)) :] for path, value in _marked(self.config, "source")}
+        return {path: function for path, function in named.items() if function}
+
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
         """The files that the config's source fields match. Raises ValueError for a path that matches nothing."""
         found: dict[str, list[str]] = {}
         for path, value in _marked(self.config, "source"):
             try:
-                found[path] = expand([_file_of(value)])
+                found[path] = expand([file_of(value)])
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.name}: {path}: {error}") from error
         return found
-
-    def _results_config(self) -> dict[str, Any]:
-        """The changed fields without those whose identity is their content: inputs and sources."""
-        changed = changed_fields(self.config)
-        for path, _ in [*_marked(self.config, "stages"), *_marked(self.config, "source")]:
-            _forget(changed, path.split("."))
-        return changed
 
 
 def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -184,6 +185,11 @@ def marked_inputs(config: Any) -> list[tuple[str, str, tuple[str, ...]]]:
     return found
 
 
+def marked_sources(config: Any) -> list[str]:
+    """The value of every source field: a path, a glob, or `path/file.py:function`."""
+    return [value for _, value in _marked(config, "source")]
+
+
 def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield path, value
@@ -195,23 +201,7 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _strings(item, f"{path}.{index}")
 
 
-def _forget(tree: Any, keys: list[str]) -> None:
-    """Blank a leaf but keep its place: how many inputs there are, and under which names, is part of the identity."""
-    *parents, last = keys
-    for key in parents:
-        if isinstance(tree, list):
-            tree = tree[int(key)]
-        elif isinstance(tree, Mapping) and key in tree:
-            tree = tree[key]
-        else:
-            return
-    if isinstance(tree, list):
-        tree[int(last)] = ""
-    elif isinstance(tree, dict) and last in tree:
-        tree[last] = ""
-
-
-def _file_of(value: str) -> str:
+def file_of(value: str) -> str:
     """`path/file.py:function` -> `path/file.py`; any other value is a path as it stands."""
     path, colon, name = value.rpartition(":")
     return path if colon and path.endswith(".py") and name.isidentifier() else value
@@ -277,7 +267,8 @@ def _standing(job: Job, store: Storage) -> Artifact:
     artifact = open_artifact(store / job.id)
     if artifact is None:
         raise ValueError(
-            f"{job.id} does not stand in {store.url}; run it first: raymill run {job.stage.name} <its config>, or the pipeline"
+            f"{job.id} does not stand in {store.url}; run it first: raymill run {job.stage.name} <its config>, "
+            "or the pipeline"
         )
     return artifact
 
@@ -339,9 +330,9 @@ def _lease(output: Storage) -> Iterator[None]:
     A lease is a small file that its holder renews. It is taken over at once when the holder was a process of this
     machine that is gone, and after `_LEASE_STALE_S` without renewal otherwise, so a killed run blocks nobody for long.
     """
-    token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
+    holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     waiting = False
-    while _held_by_other(output, token):
+    while not _take_lease(output, holder):
         if not waiting:
             log.info("waiting: another run is making %s", output.url)
             waiting = True
@@ -349,13 +340,8 @@ def _lease(output: Storage) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        while True:
-            output.write_json(
-                _LEASE,
-                {"holder": token, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()},
-            )
-            if stop.wait(_LEASE_BEAT_S):
-                return
+        while not stop.wait(_LEASE_BEAT_S):
+            output.write_bytes(_LEASE, _lease_of(holder))
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -367,14 +353,30 @@ def _lease(output: Storage) -> Iterator[None]:
         output.remove(_LEASE)
 
 
-def _held_by_other(output: Storage, token: str) -> bool:
+def _take_lease(output: Storage, holder: str) -> bool:
+    """Whether `holder` now holds the lease: it was free, or its holder is gone."""
+    if output.create_bytes(_LEASE, _lease_of(holder)):
+        return True
     try:
         lease = output.read_json(_LEASE)
-    except FileNotFoundError:
+        if not _abandoned(lease):
+            return False
+        output.write_bytes(_LEASE, _lease_of(holder))
+        time.sleep(_LEASE_SETTLE_S)  # of several that take it over at once the last writer has it
+        return output.read_json(_LEASE)["holder"] == holder
+    except FileNotFoundError:  # released or taken over between two looks
         return False
-    if lease["holder"] == token or time.time() - lease["time"] > _LEASE_STALE_S:
-        return False
-    return lease["host"] != socket.gethostname() or _process_lives(lease["pid"])
+
+
+def _lease_of(holder: str) -> bytes:
+    lease = {"holder": holder, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    return json.dumps(lease).encode()
+
+
+def _abandoned(lease: Mapping[str, Any]) -> bool:
+    if time.time() - lease["time"] > _LEASE_STALE_S:
+        return True
+    return lease["host"] == socket.gethostname() and not _process_lives(lease["pid"])
 
 
 def _process_lives(pid: int) -> bool:

@@ -1,0 +1,478 @@
+"""The actor graph of RLHF: who there is, how they are wired, and what one step does.
+
+    prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
+
+`build_graph` does all the wiring; `Graph.step` is the algorithm.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from actors.critic import Critic, CriticSettings
+from actors.generator import EngineSettings, Generator, engine_env
+from actors.learner import Learner, PolicySettings
+from actors.pool import GeneratorPool
+from actors.proof import Gap, check_gap, check_rollouts, logprob_gap
+from actors.ranks import RankGroup, RanksDied, RankSettings, free_address, whole_rows
+from actors.reference import Reference
+from actors.rollout import (
+    Lot,
+    Prompt,
+    PromptTask,
+    Rollout,
+    RolloutGroup,
+    Sampling,
+    behaviour_logprobs,
+    prompt_order,
+    rollout_batch,
+    seeded,
+)
+from actors.scorer import RewardModel, Sample, Verifier
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from actors.spawn import Reservation, Spawner, reserve
+from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metrics
+from actors.weights import OBJECT_STORE, Publication
+from cluster.placement import Placement
+from cluster.storage import Storage
+from data.tokenizer import chat_special_tokens, load_tokenizer, separator_id, special_tokens
+from model.advantages import ALGORITHMS, AdvantageSettings, Scores
+from model.batch import Batch, PolicyBatch, ValueBatch
+from model.checkpoint import whole_steps
+from model.huggingface import read_config
+from model.train import StepReport
+
+log = logging.getLogger(__name__)
+
+_HELDOUT_STEP = -1
+"""The step in the seeds of held-out responses: the same draw before and after, so that they pair."""
+_PROBE_STEP = -2
+_NUM_PROBES = 4
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """What a graph is built from, beside where it runs."""
+
+    policy: Storage
+    """Hugging Face folder of the policy that training starts from."""
+    reward: Storage | None
+    """Hugging Face folder of a reward model; None when a verifier scores."""
+    verifier: tuple[str, str, str] | None
+    """Source text, path and function name of a verifier; None when a reward model scores."""
+    prompts: Sequence[Prompt]
+    max_prompt_length: int
+    """In tokens, of any prompt that the graph will be given, held-out ones included."""
+    rollouts: RolloutConfig
+    learning: LearningConfig
+    seed: int
+    shuffle_rewards: bool
+    """A control experiment: rewards are permuted over the rollouts of a step."""
+    checkpoints: Storage
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rollouts of some prompts with their texts and rewards."""
+
+    rollouts: list[Rollout]
+    responses: list[str]
+    """Without the stop token."""
+    rewards: list[float]
+
+
+def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
+    """All actors of the graph, started side by side in one reservation and wired to each other.
+
+    Raises ValueError when the cluster has not the room.
+    """
+    groups = execution.groups(config.learning)
+    place = reserve(groups, colocate=execution.colocate)
+    spawn = Spawner(place, groups)
+
+    def make_engine(index: int) -> ActorHandle:
+        return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
+
+    def make_learner(rank: int) -> ActorHandle:
+        group = rank_settings(config, execution, execution.learners, lr=config.learning.lr, name="learner")
+        return spawn("learners", rank, Learner, policy_settings(config, execution), group, rank)
+
+    def make_critic(rank: int) -> ActorHandle:
+        group = rank_settings(
+            config, execution, execution.critics, lr=config.learning.critic_lr, name="critic"
+        )
+        return spawn("critics", rank, Critic, critic_settings(config), group, rank)
+
+    num_engines, max_failures = execution.generators.workers, execution.generators.max_failures
+    return Graph(
+        config,
+        execution,
+        place=place,
+        generators=GeneratorPool(make_engine, num_engines, max_failures=max_failures),
+        learner=RankGroup(make_learner, execution.learners.workers),
+        critic=RankGroup(make_critic, execution.critics.workers) if "critics" in groups else None,
+        reference=make_reference(spawn, config, execution) if "reference" in groups else None,
+        scorer=make_scorer(spawn, config, execution),
+    )
+
+
+class Graph:
+    """The running actors and one step of learning. As a context manager it ends every actor when left."""
+
+    def __init__(
+        self,
+        config: GraphConfig,
+        execution: GraphExecution,
+        *,
+        place: Reservation,
+        generators: GeneratorPool,
+        learner: RankGroup,
+        critic: RankGroup | None,
+        reference: ActorHandle | None,
+        scorer: ActorHandle,
+    ) -> None:
+        self.generators, self.learner, self.critic = generators, learner, critic
+        self.reference, self.scorer = reference, scorer
+        self._config, self._execution, self._place = config, execution, place
+        self._algorithm = ALGORITHMS[config.learning.algorithm]
+        folder = config.policy.local()
+        self._sizes = read_config(folder)
+        self._tokenizer = load_tokenizer(folder)
+        self._ids = chat_special_tokens(folder) if self._tokenizer.chat_template else special_tokens(folder)
+        self._stop_ids = tuple(sorted({self._ids.eos, separator_id(self._tokenizer)}))
+        self._current: Publication | None = None
+        self._previous: Publication | None = None
+        self._failures_left = execution.learners.max_failures
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._place.release()
+
+    def start(self) -> int:
+        """Load every model, go back to the newest checkpoint if there is one, and prove the engines; the next step."""
+        for group in self._trained:
+            group.form()
+        optimizer_step = self._newest_checkpoint()
+        for group in self._trained:
+            group.call("restore", optimizer_step)
+        if self._execution.weight_transfer != OBJECT_STORE:
+            self.learner.call("connect", self.generators.engines, free_address())
+        step = (optimizer_step or 0) // self._config.learning.optimizer_steps
+        self._publish(step)
+        return step
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of learning; its metrics. Raises RanksDied when a training rank is gone: `recover` then."""
+        timer = Timer()
+        prompts = self._prompts_of(step)
+        with timer("generate"):
+            groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        batch = rollout_batch(rollouts, pad_id=self._ids.pad)
+        behaviour_NT = behaviour_logprobs(rollouts, batch)
+
+        with timer("score"):
+            scored = self._score(
+                [prompts[i] for i, group in enumerate(groups) for _ in group.rollouts], rollouts
+            )
+        with timer("prove"):
+            gap = self._prove(batch, behaviour_NT)
+        with timer("reference"):
+            reference_NT = self._reference_logprobs(batch)
+        with timer("values"):
+            values_NT = None if self.critic is None else whole_rows(self.critic.call("values", batch))
+
+        log_ratio_NT = torch.zeros_like(behaviour_NT) if reference_NT is None else behaviour_NT - reference_NT
+        rewards_N = self._rewards(scored, step)
+        scores = Scores(rewards_N, group_ids(groups), batch.loss_mask, log_ratio_NT, values_NT)
+        advantages_NT, returns_NT = self._algorithm.estimate(
+            scores, advantage_settings(self._config.learning)
+        )
+
+        with timer("update"):
+            in_loss = reference_NT if self._algorithm.kl_place == "loss" else None
+            policy_batch = PolicyBatch(batch, behaviour_NT, advantages_NT, in_loss)
+            policy_reports = self.learner.start("update", policy_batch, step)
+            value_reports: list[StepReport] = []
+            if self.critic is not None:
+                assert values_NT is not None and returns_NT is not None, (
+                    "an algorithm with a critic gives returns"
+                )
+                value_reports = self.critic.call("update", ValueBatch(batch, values_NT, returns_NT), step)[0]
+            reports = self.learner.wait(policy_reports)[0]
+        with timer("publish"):
+            self._publish(step + 1)
+
+        return {
+            **rollout_metrics(scored.rollouts, scored.rewards),
+            **({} if reference_NT is None else kl_metrics(log_ratio_NT, batch)),
+            "proof/logprob_gap_max": gap.max,
+            "proof/logprob_gap_mean": gap.mean,
+            **update_metrics(reports, "policy"),
+            **update_metrics(value_reports, "value"),
+            "perf/generator_restarts": self.generators.restarts,
+            **timer.metrics(num_sampled=int(batch.loss_mask.sum())),
+        }
+
+    def heldout(self, prompts: Sequence[Prompt]) -> Scored:
+        """One sampled and scored response to each prompt, by the same draw whenever it is asked."""
+        groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
+        return self._score(prompts, [group.rollouts[0] for group in groups])
+
+    def save(self, step: int) -> None:
+        """Begin a checkpoint of learner and critic after `step` steps; it is whole at the next save, or `export`."""
+        for group in self._trained:
+            group.call("save", step)
+
+    def export(self, output: Storage) -> None:
+        """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
+        self.learner.call("export", output, self._ids)
+        for group in self._trained:
+            group.call("finish_save")
+
+    def recover(self, error: RanksDied) -> int:
+        """Start all training ranks anew and go back to the last checkpoint; the next step.
+
+        Raises RuntimeError when ranks have died more than `execution.learners.max_failures` times.
+        """
+        while True:
+            if self._failures_left == 0:
+                raise RuntimeError(
+                    f"training ranks died and no restart is left (execution.learners.max_failures): {error}"
+                ) from error
+            self._failures_left -= 1
+            log.warning("training ranks died; going back to the last checkpoint: %s", str(error).splitlines()[0])
+            self._current = None  # what a dead learner had published went with it
+            for group in self._trained:
+                group.restart()
+            try:
+                return self.start()
+            except RanksDied as again:
+                error = again
+
+    @property
+    def _trained(self) -> list[RankGroup]:
+        return [self.learner] if self.critic is None else [self.learner, self.critic]
+
+    def _newest_checkpoint(self) -> int | None:
+        """The newest optimizer step of which learner and critic both have a whole checkpoint."""
+        folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._trained)]]
+        common = set.intersection(*(set(whole_steps(folder.fs, folder.root)) for folder in folders))
+        return max(common, default=None)
+
+    def _prompts_of(self, step: int) -> list[Prompt]:
+        count = self._config.rollouts.prompts_per_step
+        order = prompt_order(self._config.seed, len(self._config.prompts), step * count, count)
+        return [self._config.prompts[index] for index in order]
+
+    def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
+        """Every prompt's responses, in order, from the weights that the learner has."""
+        version = self._version
+        tasks = [PromptTask(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
+        in_lot = self._config.rollouts.lot_prompts * self._config.rollouts.group_size // num_samples
+        sampling = self._sampling(self._config.rollouts.max_new_tokens)
+        lots = [Lot(step, version, part, sampling) for part in batched(tasks, in_lot)]
+        groups = self.generators.generate(lots)
+        check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
+        return groups
+
+    def _sampling(self, max_new_tokens: int) -> Sampling:
+        return Sampling(
+            temperature=self._config.rollouts.temperature,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids,
+            seed=self._config.seed,
+        )
+
+    def _score(self, prompts: Sequence[Prompt], rollouts: list[Rollout]) -> Scored:
+        texts = [self._response_text(rollout) for rollout in rollouts]
+        samples = [
+            Sample(prompt.text, text, self._closed(rollout), prompt.record)
+            for prompt, rollout, text in zip(prompts, rollouts, texts, strict=True)
+        ]
+        return Scored(rollouts, texts, ray.get(self.scorer.score.remote(samples)))
+
+    def _response_text(self, rollout: Rollout) -> str:
+        ids = rollout.response_ids[:-1] if rollout.finished else rollout.response_ids
+        # Special tokens stay visible: what is judged is what was said.
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def _closed(self, rollout: Rollout) -> tuple[int, ...]:
+        """The whole sequence with its end token, which a response that was cut lacks."""
+        return rollout.prompt_ids + rollout.response_ids + (() if rollout.finished else (self._ids.eos,))
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        answer: Tensor = ray.get(self.reference.logprobs.remote(batch))  # pyright: ignore[reportAssignmentType]
+        return answer
+
+    def _rewards(self, scored: Scored, step: int) -> Tensor:
+        rewards_N = torch.tensor(scored.rewards, dtype=torch.float32)
+        if self._config.shuffle_rewards:
+            order = torch.randperm(len(rewards_N), generator=seeded(self._config.seed, "shuffle", step))
+            return rewards_N[order]
+        return rewards_N
+
+    def _publish(self, version: int) -> None:
+        """Give the engines the learner's weights, and let each prove it on a few prompts."""
+        self._previous, self._current = self._current, self.learner.call("publish", version)[0]
+        assert self._current is not None
+        self.generators.load(self._current)
+        prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_probes)
+        tasks = tuple(PromptTask(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
+        lot = Lot(
+            _PROBE_STEP,
+            version,
+            tasks,
+            self._sampling(min(_PROBE_TOKENS, self._config.rollouts.max_new_tokens)),
+        )
+        for groups in self.generators.generate_on_each(lot):
+            check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
+            rollouts = [group.rollouts[0] for group in groups]
+            batch = rollout_batch(rollouts, pad_id=self._ids.pad)
+            self._prove(batch, behaviour_logprobs(rollouts, batch))
+
+    @property
+    def _num_probes(self) -> int:
+        """A few, and a multiple of the learner's ranks, among which rows are shared out."""
+        ranks = self._execution.learners.workers
+        return -(-_NUM_PROBES // ranks) * ranks
+
+    def _prove(self, batch: Batch, behaviour_NT: Tensor) -> Gap:
+        """The distance of engine and learner on sampled tokens. Raises a WeightSyncError beyond the bound."""
+        learner_NT = whole_rows(self.learner.call("logprobs", batch))
+        gap = logprob_gap(batch, behaviour_NT, learner_NT)
+        assert self._current is not None
+        check_gap(
+            gap,
+            self._config.learning.max_logprob_gap,
+            batch,
+            behaviour_NT,
+            sizes=self._sizes,
+            temperature=self._config.rollouts.temperature,
+            current=self._current,
+            previous=self._previous,
+        )
+        return gap
+
+    @property
+    def _version(self) -> int:
+        assert self._current is not None, "start the graph first"
+        return self._current.version
+
+
+def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSettings:
+    """What each generator's engine is made with."""
+    return EngineSettings(
+        model=config.policy,
+        max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
+        max_sequences=config.rollouts.lot_prompts * config.rollouts.group_size,
+        dtype=config.learning.precision,
+        kv_cache_gib=execution.kv_cache_gib,
+        transfer=execution.weight_transfer,
+        is_cuda=execution.generators.gpus_per_worker > 0,
+    )
+
+
+def policy_settings(config: GraphConfig, execution: GraphExecution) -> PolicySettings:
+    """What an update of the policy is."""
+    learning, algorithm = config.learning, ALGORITHMS[config.learning.algorithm]
+    return PolicySettings(
+        folder=config.policy,
+        temperature=config.rollouts.temperature,
+        clip_range=learning.clip_range if algorithm.clips_ratio else None,
+        kl_in_loss=learning.kl_coefficient if algorithm.kl_place == "loss" else 0.0,
+        epochs=learning.epochs,
+        minibatches=learning.minibatches,
+        seed=config.seed,
+        engine_dtype=learning.precision,
+        transfer=execution.weight_transfer,
+    )
+
+
+def critic_settings(config: GraphConfig) -> CriticSettings:
+    """What an update of the critic is; it starts from the reward model where there is one."""
+    learning = config.learning
+    return CriticSettings(
+        folder=config.reward or config.policy,
+        clip_range=learning.value_clip_range,
+        epochs=learning.epochs,
+        minibatches=learning.minibatches,
+        seed=config.seed,
+    )
+
+
+def rank_settings(
+    config: GraphConfig, execution: GraphExecution, placement: Placement, *, lr: float, name: str
+) -> RankSettings:
+    """How a training group works."""
+    learning = config.learning
+    return RankSettings(
+        num_ranks=placement.workers,
+        backend=placement.backend,
+        lr=lr,
+        warmup_steps=learning.warmup_steps,
+        weight_decay=learning.weight_decay,
+        clip_norm=learning.clip_norm,
+        precision=learning.precision,
+        micro_batch_rows=execution.micro_batch_size,
+        checkpoints=config.checkpoints / name,
+    )
+
+
+def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
+    return spawn(
+        "reference",
+        0,
+        Reference,
+        config.policy,
+        config.rollouts.temperature,
+        execution.micro_batch_size,
+        config.learning.precision,
+        pure=True,
+    )
+
+
+def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
+    if config.verifier is not None:
+        return spawn("scorer", 0, Verifier, *config.verifier, pure=True)
+    assert config.reward is not None, "a graph needs a reward model or a verifier"
+    return spawn(
+        "scorer",
+        0,
+        RewardModel,
+        config.reward,
+        execution.micro_batch_size,
+        config.learning.precision,
+        pure=True,
+    )
+
+
+def advantage_settings(learning: LearningConfig) -> AdvantageSettings:
+    """The numbers that the estimators share."""
+    return AdvantageSettings(
+        kl_coefficient=learning.kl_coefficient, gamma=learning.gamma, gae_lambda=learning.gae_lambda
+    )
+
+
+def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
+    """The position [N] of each rollout's group."""
+    return torch.tensor([position for position, group in enumerate(groups) for _ in group.rollouts])
+
+
+def batched(tasks: Sequence[PromptTask], size: int) -> Iterator[tuple[PromptTask, ...]]:
+    """Tasks in order, `size` at a time."""
+    for start in range(0, len(tasks), size):
+        yield tuple(tasks[start : start + size])

@@ -1,0 +1,112 @@
+"""The scorers: what a response is worth, by a learned reward model or by a program."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from actors.ranks import autocast_dtype, own_device
+from cluster.storage import Storage
+from model.batch import pad
+from model.huggingface import load_scalar_folder
+from model.objectives import rewards
+from model.train import autocast
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to be scored, as text and as tokens."""
+
+    prompt: str
+    """The user's text, or the raw prompt where there is no chat template."""
+    response: str
+    """Without the stop token."""
+    token_ids: tuple[int, ...]
+    """The whole sequence, prompt and response, ending with the stop token even where the response was cut: a reward
+    model has learned to judge there."""
+    record: Mapping[str, Any]
+    """All fields of the prompt's line in its file, for a verifier."""
+
+
+class Scorer(Protocol):
+    """consumes: samples; waits for: nothing; produces: one finite reward for each, in order."""
+
+    def score(self, samples: Sequence[Sample]) -> list[float]: ...
+
+
+class RewardModel:
+    """A learned reward: the scalar at the last token. A pure function of its folder, so Ray may restart it."""
+
+    def __init__(
+        self, folder: Storage, micro_batch_rows: int, precision: Literal["float32", "bfloat16"]
+    ) -> None:
+        self._device = own_device()
+        self._model = load_scalar_folder(folder.local()).to(self._device).requires_grad_(False)
+        self._micro_batch_rows = micro_batch_rows
+        self._dtype = autocast_dtype(precision)
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        scores: list[float] = []
+        for start in range(0, len(samples), self._micro_batch_rows):
+            sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_rows]]
+            ids, last = pad(sequences, length=max(map(len, sequences)), pad_id=0)
+            with autocast(self._device, self._dtype):
+                scores += rewards(self._model, ids.to(self._device), last.to(self._device)).tolist()
+        return scores
+
+
+class Verifier:
+    """A reward by a program of the user: `function(prompt: str, response: str, record: dict) -> float`.
+
+    Its source travels as text, so that what runs on the cluster is what was fingerprinted here.
+    """
+
+    def __init__(self, source: str, path: str, function: str) -> None:
+        self._name = f"{path}:{function}"
+        self._function = load_function(source, path=path, function=function)
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return [self._score_one(sample) for sample in samples]
+
+    def _score_one(self, sample: Sample) -> float:
+        try:
+            value = float(self._function(sample.prompt, sample.response, dict(sample.record)))
+        except Exception as error:
+            raise RuntimeError(
+                f"verifier {self._name} failed with {type(error).__name__}: {error}; "
+                f"prompt {sample.prompt[:200]!r}, response {sample.response[:200]!r}"
+            ) from error
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"verifier {self._name} gave {value} for response {sample.response[:200]!r}; rewards must be finite"
+            )
+        return value
+
+
+def load_function(source: str, *, path: str, function: str) -> Any:
+    """The function of a source text. Raises ValueError when the text does not run or has no such function."""
+    module = types.ModuleType("verifier")
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)  # the user's own program, by request
+    except Exception as error:
+        raise ValueError(f"verifier: {path} does not run: {type(error).__name__}: {error}") from error
+    found = module.__dict__.get(function)
+    if not callable(found):
+        raise ValueError(
+            f"verifier: {path} has no function {function!r}; it must define {function}(prompt, response, record) -> float"
+        )
+    return found
+
+
+def split_name(verifier: str) -> tuple[str, str]:
+    """`path/to/file.py:function` as its two parts. Raises ValueError for another form."""
+    path, colon, function = verifier.rpartition(":")
+    if not colon or not path.endswith(".py") or not function.isidentifier():
+        raise ValueError(f"verifier: {verifier!r} must have the form path/to/file.py:function")
+    return path, function

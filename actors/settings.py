@@ -1,0 +1,173 @@
+"""The typed settings of an actor graph: how to sample, how to learn, and where the actors go."""
+
+# No `from __future__ import annotations`: the config loader reads these types at run time.
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cluster.placement import Placement
+from model.advantages import ALGORITHMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How responses are sampled for learning."""
+
+    prompts_per_step: int = 16
+    group_size: int = 8
+    """Responses to each prompt."""
+    temperature: float = 1.0
+    """Of sampling, and of the policy that is trained: its logits are divided by it everywhere."""
+    top_p: float = 1.0
+    """Must stay 1: the ratio of policies is wrong when the sampler cut the distribution."""
+    top_k: int = 0
+    """Must stay 0 (off), for the same reason."""
+    max_new_tokens: int = 64
+    """A response that has not ended by then is cut, marked as unfinished and counted."""
+    lot_prompts: int = 16
+    """Prompts that one engine answers at a time. A fixed size, so that results do not depend on how many engines
+    there are; it must divide prompts_per_step."""
+
+    @property
+    def rollouts_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+    def check(self, field: str) -> None:
+        """Raises ValueError naming the field, the value, the rule and the remedy."""
+        for name in ("prompts_per_step", "group_size", "max_new_tokens", "lot_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"{field}.temperature: {self.temperature} must be above 0; learning needs sampling"
+            )
+        if self.top_p != 1.0 or self.top_k != 0:
+            raise ValueError(
+                f"{field}.top_p={self.top_p}, top_k={self.top_k}: must be 1 and 0; a sampler that cuts the "
+                "distribution makes the ratio to the trained policy wrong. Lower the temperature instead"
+            )
+        if self.prompts_per_step % self.lot_prompts:
+            raise ValueError(
+                f"{field}.prompts_per_step: {self.prompts_per_step} must be a multiple of lot_prompts={self.lot_prompts}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningConfig:
+    """How the policy learns from scored responses."""
+
+    algorithm: Literal["grpo", "ppo", "rloo", "reinforce++"] = "grpo"
+    """A row of `model.advantages.ALGORITHMS`."""
+    lr: float = 1e-5
+    critic_lr: float = 1e-4
+    """Of the critic (ppo)."""
+    warmup_steps: int = 0
+    """Optimizer steps over which both learning rates rise."""
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    """Largest norm of a whole gradient."""
+    kl_coefficient: float = 0.02
+    """Weight of the distance to the starting policy: in each token's reward (ppo, rloo, reinforce++), or in the
+    loss (grpo). 0 needs no reference."""
+    clip_range: float = 0.2
+    """How far a probability ratio counts (ppo, grpo, reinforce++)."""
+    value_clip_range: float = 0.2
+    """How far a value may usefully move in one update (ppo)."""
+    epochs: int = 1
+    """Passes over the rollouts of a step."""
+    minibatches: int = 1
+    """Optimizer steps in each pass."""
+    gamma: float = 1.0
+    """Discount by token (ppo)."""
+    gae_lambda: float = 0.95
+    """0 trusts the critic, 1 the sampled rewards (ppo)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the engines' weights and of the learner's matrix products."""
+    max_logprob_gap: float = 1e-4
+    """Largest distance of engine and learner logprobs, in nats. 1e-4 holds in float32; bfloat16 needs about 0.2."""
+
+    def check(self, field: str) -> None:
+        """Raises ValueError naming the field, the value, the rule and the remedy."""
+        for name in ("lr", "critic_lr", "clip_norm", "clip_range", "value_clip_range", "max_logprob_gap"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be above 0")
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
+        if self.kl_coefficient < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError(f"{field}: kl_coefficient, warmup_steps and weight_decay must not be negative")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be between 0 and 1")
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of each step of the graph."""
+        return self.epochs * self.minibatches
+
+
+def _share(cpus: float) -> Placement:
+    return Placement(cpus_per_worker=cpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphExecution:
+    """Where the actors go; nothing here changes what they compute, beyond rounding."""
+
+    generators: Placement = field(default_factory=lambda: _share(0.3))
+    """The engines; max_failures is how often dead ones are started again in all."""
+    learners: Placement = field(default_factory=lambda: _share(0.5))
+    """The ranks that train the policy; max_failures is how often they go back to a checkpoint."""
+    critics: Placement = field(default_factory=lambda: _share(0.3))
+    """The ranks that train the critic (ppo)."""
+    scorer: Placement = field(default_factory=lambda: _share(0.1))
+    reference: Placement = field(default_factory=lambda: _share(0.1))
+    colocate: bool = True
+    """One share of a node for the first worker of every group, another for the second, and so on; false gives each
+    actor a share of its own, which may be on another node."""
+    micro_batch_size: int = 16
+    """Sequences of one forward pass."""
+    kv_cache_gib: float = 0.5
+    """Of each engine on CPU."""
+    weight_transfer: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """nccl and ipc go from GPU to GPU; ipc needs learner and engine on one device."""
+    checkpoint_interval: int = 20
+    """Steps between two checkpoints."""
+    heldout_interval: int = 0
+    """Steps between two looks at the held-out prompts; 0 looks only before and after."""
+
+    def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig) -> None:
+        """Raises ValueError naming the field, the value, the rule and the remedy."""
+        for name in ("generators", "learners", "critics", "scorer", "reference"):
+            getattr(self, name).check(f"{field}.{name}")
+        for name in ("scorer", "reference"):
+            if getattr(self, name).workers != 1:
+                raise ValueError(f"{field}.{name}.workers: {getattr(self, name).workers} must be 1")
+        if self.micro_batch_size < 1 or self.checkpoint_interval < 1 or self.heldout_interval < 0:
+            raise ValueError(
+                f"{field}: micro_batch_size and checkpoint_interval must be at least 1, heldout_interval not negative"
+            )
+        if self.kv_cache_gib <= 0:
+            raise ValueError(f"{field}.kv_cache_gib: {self.kv_cache_gib} must be above 0")
+        on_gpu = self.generators.gpus_per_worker > 0 and self.learners.gpus_per_worker > 0
+        if self.weight_transfer != "object_store" and not on_gpu:
+            raise ValueError(
+                f"{field}.weight_transfer: {self.weight_transfer} needs generators and learners on GPUs; take object_store"
+            )
+        for name in ("learners", "critics") if ALGORITHMS[learning.algorithm].needs_critic else ("learners",):
+            parts = learning.minibatches * getattr(self, name).workers
+            if rollouts.rollouts_per_step % parts:
+                raise ValueError(
+                    f"prompts_per_step · group_size = {rollouts.rollouts_per_step} must be a multiple of "
+                    f"minibatches · {field}.{name}.workers = {parts}: change one of them"
+                )
+
+    def groups(self, learning: LearningConfig) -> dict[str, Placement]:
+        """The placements that a graph with this algorithm takes, by role."""
+        groups = {"generators": self.generators, "learners": self.learners, "scorer": self.scorer}
+        if learning.kl_coefficient > 0:
+            groups["reference"] = self.reference
+        if ALGORITHMS[learning.algorithm].needs_critic:
+            groups["critics"] = self.critics
+        return groups

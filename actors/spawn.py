@@ -1,0 +1,112 @@
+"""Where a graph's actors go: one reservation of resources for all of them, and actors started inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.placement import Placement, check_room
+from cluster.session import WORKER_ENV, available_resources
+
+_RESERVATION_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Resources held for a graph, and which bundle of them each worker of each group takes."""
+
+    group: PlacementGroup
+    bundle_of: Mapping[tuple[str, int], int]
+    """By (group name, worker)."""
+
+    def release(self) -> None:
+        """End every actor that runs in it and give the resources back."""
+        remove_placement_group(self.group)
+
+
+def plan_bundles(
+    groups: Mapping[str, Placement], *, colocate: bool
+) -> tuple[list[dict[str, float]], dict[tuple[str, int], int]]:
+    """The bundles to reserve and the bundle of each worker.
+
+    Colocated, bundle i is shared by worker i of every group; apart, each worker has a bundle of its own. A bundle is
+    always on one node.
+    """
+    workers = [(name, index) for name, placement in groups.items() for index in range(placement.workers)]
+    bundle_of = {worker: worker[1] if colocate else number for number, worker in enumerate(workers)}
+    bundles: list[dict[str, float]] = [{} for _ in range(max(bundle_of.values()) + 1)]
+    for (name, _), bundle in bundle_of.items():
+        needed = {"CPU": groups[name].cpus_per_worker, "GPU": groups[name].gpus_per_worker}
+        for resource, amount in needed.items():
+            if amount:
+                # Rounded to Ray's own precision, or 0.1 + 0.2 would ask for more than there is.
+                bundles[bundle][resource] = round(bundles[bundle].get(resource, 0.0) + amount, 4)
+    return bundles, bundle_of
+
+
+def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
+    """Hold the resources of all groups at once. Raises ValueError when the cluster has not the room."""
+    bundles, bundle_of = plan_bundles(groups, colocate=colocate)
+    total: dict[str, float] = {}
+    for bundle in bundles:
+        for resource, amount in bundle.items():
+            total[resource] = total.get(resource, 0.0) + amount
+    check_room(total, available_resources(), f"execution ({', '.join(groups)})")
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        ray.get(group.ready(), timeout=_RESERVATION_TIMEOUT_S)
+    except GetTimeoutError:
+        remove_placement_group(group)
+        raise ValueError(
+            f"execution: the cluster could not place {bundles} within {_RESERVATION_TIMEOUT_S:g} s; each of these must "
+            "fit on one node and be free. Lower the shares, set colocate=false, or wait for other work to end"
+        ) from None
+    return Reservation(group, bundle_of)
+
+
+class Spawner:
+    """Starts actors of plain classes inside a reservation."""
+
+    def __init__(self, place: Reservation, groups: Mapping[str, Placement]) -> None:
+        self._place = place
+        self._groups = groups
+
+    def __call__(
+        self,
+        name: str,
+        index: int,
+        cls: type,
+        *arguments: Any,
+        env: Mapping[str, str] | None = None,
+        pure: bool = False,
+    ) -> ActorHandle:
+        """Worker `index` of the group `name`; it runs `cls(*arguments)`.
+
+        A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call.
+        """
+        placement = self._groups[name]
+        threads = str(placement.threads_per_worker)
+        # Ray would set OMP_NUM_THREADS from num_cpus, and a fraction of a core to 1.
+        env_vars = {**WORKER_ENV, "OMP_NUM_THREADS": threads, **(env or {})}
+        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1} if pure else {}
+        handle: Any = (
+            ray.remote(cls)
+            .options(
+                num_cpus=placement.cpus_per_worker,
+                num_gpus=placement.gpus_per_worker,
+                runtime_env={"env_vars": env_vars},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._place.group, placement_group_bundle_index=self._place.bundle_of[name, index]
+                ),
+                **options,
+            )
+            .remote(*arguments)
+        )
+        return handle

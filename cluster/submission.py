@@ -1,0 +1,125 @@
+"""Jobs on a Ray cluster through its Jobs API: submit a command, follow it, stop it.
+
+The cluster's token comes from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token) or from the file that Ray keeps it in; Ray's
+client sends it. Nothing secret enters a runtime environment, because job records show that to whoever may list jobs.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+_NOT_DONE_OVER = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+_FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_STATUS_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was submitted: `id` is what `submit` returned."""
+
+    id: str
+    address: str | None = None
+    """Of the cluster's dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
+
+    @cached_property
+    def _client(self) -> JobSubmissionClient:
+        return job_client(self.address)
+
+    def status(self) -> str:
+        """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`. Raises ValueError for an unknown id."""
+        return self._known().value
+
+    def logs(self) -> Iterator[str]:
+        """The job's output in pieces, from its first line on, until the job has ended."""
+        self._known()
+        lines = self._client.tail_job_logs(self.id)
+        with asyncio.Runner() as runner:
+            while (piece := runner.run(_next_or_none(lines))) is not None:
+                yield piece
+
+    def stop(self) -> None:
+        """End the job, with SIGTERM first; nothing happens to one that has ended already."""
+        if self._known() not in _FINAL:
+            self._client.stop_job(self.id)
+
+    def wait(self, timeout_s: float) -> str:
+        """The final status. Raises TimeoutError when the job has not ended by then."""
+        until = time.monotonic() + timeout_s
+        while (status := self._known()) not in _FINAL:
+            if time.monotonic() > until:
+                raise TimeoutError(f"job {self.id} is still {status.value} after {timeout_s:g} s")
+            time.sleep(_STATUS_POLL_S)
+        return status.value
+
+    def _known(self) -> JobStatus:
+        found = [job for job in self._client.list_jobs() if job.submission_id == self.id]
+        if not found:
+            raise ValueError(
+                f"no job {self.id!r} on this cluster; `raymill submit` prints the id of what it sent"
+            )
+        return found[0].status
+
+
+def submit_once(
+    command: str,
+    working_dir: Path,
+    *,
+    id: str,
+    address: str | None,
+    env: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> Submission:
+    """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
+
+    A job that failed or was stopped is submitted again as `<id>-2`, `<id>-3`, …; the last of them is the one that
+    counts. Raises ValueError when the cluster cannot be reached or refuses the token.
+    """
+    client = job_client(address)
+    earlier = _tries(client.list_jobs(), id)
+    if earlier and earlier[-1].status in _NOT_DONE_OVER:
+        return Submission(str(earlier[-1].submission_id), address)
+    attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
+    runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env)}
+    try:
+        client.submit_job(
+            entrypoint=command, submission_id=attempt, runtime_env=runtime_env, metadata=dict(metadata)
+        )
+    except RuntimeError:
+        # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours.
+        if not any(job.submission_id == attempt for job in client.list_jobs()):
+            raise
+    return Submission(attempt, address)
+
+
+def job_client(address: str | None) -> JobSubmissionClient:
+    """A client of the cluster's Jobs API. Raises ValueError when nothing answers there or the token is refused."""
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        where = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+        raise ValueError(
+            f"--address: no Jobs API to be used at {where} ({error}); give the dashboard's address, such as "
+            "http://127.0.0.1:8265, and the cluster's token in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
+        ) from error
+
+
+def _tries(jobs: list[JobDetails], id: str) -> list[JobDetails]:
+    """The jobs of one id in the order of their attempts: `id`, `id-2`, `id-3`, …"""
+    attempts: list[tuple[int, JobDetails]] = []
+    for job in jobs:
+        base, _, number = (job.submission_id or "").rpartition("-")
+        if job.submission_id == id:
+            attempts.append((1, job))
+        elif base == id and number.isdigit():
+            attempts.append((int(number), job))
+    return [job for _, job in sorted(attempts, key=lambda attempt: attempt[0])]
+
+
+async def _next_or_none(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)

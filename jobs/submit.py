@@ -1,0 +1,140 @@
+"""Ship a command to a Ray cluster: the very same `raymill run …`, with the configs and the files of the user's own.
+
+What travels: the YAML files that the command binds and the `.py` files that they name. What does not: data, artifacts,
+secrets, and Raymill itself, which the cluster has installed in the same version. A relative path of data means a place
+under the directory of the one who submits, so it is shipped as an absolute one; identities do not depend on paths.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.submission import submit_once
+from jobs.config import load_yaml, parse_override
+from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources
+from jobs.pipeline import Pipeline, load_pipeline, load_stage
+
+PIPELINE = "pipeline.yaml"
+
+
+def submit(
+    stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None
+) -> str:
+    """The id of the job that runs this command on the cluster whose dashboard is at `address`.
+
+    Submitting twice does the work once: the id is a hash of the command, the shipped files and Raymill's version.
+    Raises ValueError with every mistake that can be found here, before anything is sent.
+    """
+    load = load_pipeline if stage == "pipeline" else lambda *a, **k: load_stage(stage, *a, **k)
+    pipeline: Pipeline = load(config, overrides, store=store)
+    if pipeline.errors:
+        raise ValueError("\n".join(pipeline.errors.values()))
+    with tempfile.TemporaryDirectory(prefix="raymill-submit-") as folder:
+        command = stage_files(stage, config, overrides, pipeline, Path(folder))
+        digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+        submission = submit_once(
+            command,
+            Path(folder),
+            id=f"{stage}-{digest.hexdigest()[:12]}",
+            address=address,
+            env={"RAYMILL_SUBMITTED_VERSION": version("raymill")},
+            metadata={"raymill": version("raymill"), "store": absolute(pipeline.store.url)},
+        )
+    return submission.id
+
+
+def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
+    """Put the files to ship into `folder`, as they lie under the working directory; the command to run there."""
+    shipped_config = _place(config)
+    every = _with_needs(pipeline.jobs)
+    moved = {name: _moved_values(job) for name, job in every.items()}
+    for name in every:
+        own_file = stage != "pipeline" and name in pipeline.jobs
+        path = config if own_file else config.parent / f"{name}.yaml"
+        _write_yaml(folder / _place(path), _replace(load_yaml(path), moved[name]))
+    if stage == "pipeline":
+        _write_yaml(folder / shipped_config, load_yaml(config))
+    for job in every.values():
+        for value in marked_sources(job.config):
+            if (file := file_of(value)).endswith(".py"):
+                target = folder / _place(Path(file))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(Path(file).read_bytes())
+    shipped = [_moved_override(override, stage, pipeline, moved) for override in overrides]
+    # The store is always named: `runs` in the working directory of a job would be lost with it.
+    words = ["raymill", "run", stage, str(shipped_config), *shipped, "--store", absolute(pipeline.store.url)]
+    return shlex.join(words)
+
+
+def absolute(location: str) -> str:
+    """The location as it must be named elsewhere: a relative local path made absolute, a URL as it is."""
+    head, chain, container = location.rpartition("::")
+    if "://" not in container:
+        container = os.path.abspath(container)
+    elif container.startswith("file://"):
+        container = "file://" + os.path.abspath(container.removeprefix("file://"))
+    return head + chain + container
+
+
+def _place(path: Path) -> Path:
+    """Where a file lies in what is shipped: as under the working directory; from elsewhere, in its folder's name."""
+    below = Path(os.path.relpath(path))
+    return below if ".." not in below.parts else Path(path.resolve().parent.name, path.name)
+
+
+def _with_needs(jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """These jobs and, by name, all that they need that is not an artifact already."""
+    found: dict[str, Job] = {}
+    for name, job in jobs.items():
+        found |= _with_needs({need.name: need for need in job.needs.values() if isinstance(need, Job)})
+        found[name] = job
+    return found
+
+
+def _moved_values(job: Job) -> dict[str, str]:
+    """{value in the config: value to ship} of every path in it that would mean another place elsewhere."""
+    moved: dict[str, str] = {}
+    for value in marked_sources(job.config):
+        file = file_of(value)
+        moved[value] = (
+            f"{_place(Path(file))}{value[len(file) :]}" if file.endswith(".py") else absolute(value)
+        )
+    for path, value, _ in marked_inputs(job.config):
+        if isinstance(job.needs[path], Artifact):
+            moved[value] = absolute(value)
+    return {value: new for value, new in moved.items() if new != value}
+
+
+def _moved_override(
+    override: str, stage: str, pipeline: Pipeline, moved: Mapping[str, Mapping[str, str]]
+) -> str:
+    key, value = parse_override(override)
+    name = key.partition(".")[0] if stage == "pipeline" else next(iter(pipeline.jobs))
+    plain = yaml.safe_load(value)
+    replaced = _replace(plain, moved.get(name, {}))
+    if replaced == plain:
+        return override
+    return f"{key}={replaced if isinstance(replaced, str) else json.dumps(replaced)}"
+
+
+def _replace(tree: Any, moved: Mapping[str, str]) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _replace(item, moved) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_replace(item, moved) for item in tree]
+    return moved.get(tree, tree) if isinstance(tree, str) else tree
+
+
+def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))

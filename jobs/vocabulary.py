@@ -1,0 +1,102 @@
+"""vocabulary: learn the tokenizer from the corpus and measure it."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cluster.storage import Storage
+from data.document import unit_hash
+from data.tokenizer import MIN_SIZE, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from jobs.job import Context, Stage, input_artifact
+
+REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """`vocabulary.yaml`."""
+
+    corpus: str = input_artifact("corpus")
+    size: int = 32768
+    """Tokens, special ones included."""
+    sample_mib: int = 256
+    """About how much text to learn from. Documents are taken by a hash of their id from the end opposite to the one
+    that `shards` takes for validation, so a sample smaller than the corpus sees no held-out document."""
+
+
+def check(config: VocabularyConfig) -> None:
+    if not MIN_SIZE < config.size <= 2**20:
+        raise ValueError(f"size: {config.size} must be above {MIN_SIZE} (bytes and special tokens) and at most {2**20}")
+    if config.sample_mib < 1:
+        raise ValueError(f"sample_mib: {config.sample_mib} must be at least 1")
+
+
+def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
+    """Write tokenizer/; return its size, fingerprint and measures."""
+    corpus = context.inputs["corpus"]
+    total = corpus.summary["bytes"]
+    share = min(1.0, config.sample_mib * 2**20 / total)
+    sampled = {"documents": 0, "bytes": 0}
+
+    def sample() -> Iterator[str]:
+        for document, text, _ in read_documents(corpus.storage):
+            if unit_hash(document, "split") >= 1 - share:
+                sampled["documents"] += 1
+                sampled["bytes"] += len(text.encode())
+                yield text
+
+    tokenizer = train_tokenizer(sample(), size=config.size)
+    if tokenizer.get_vocab_size() < config.size:
+        raise ValueError(
+            f"size: {sampled['bytes']:,} bytes of text give only {tokenizer.get_vocab_size():,} tokens, not {config.size:,}; "
+            "lower size or give more text"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_tokenizer(tokenizer, folder)
+        context.output.put_folder(folder, "tokenizer")
+        measures = _measure(corpus.storage, folder, min(1.0, REPORT_BYTES / total))
+        identity = fingerprint(folder)
+    context.tracker.log(0, {f"vocabulary/{name}": value for name, value in measures.items() if not isinstance(value, dict)})
+    sampled = {f"sampled_{name}": number for name, number in sampled.items()}
+    return {"size": config.size, "fingerprint": identity, **sampled, **measures}
+
+
+STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check)
+
+
+def read_documents(corpus: Storage) -> Iterator[tuple[str, str, str]]:
+    """(id, text, source) of every document of a corpus artifact, in the order of its parts."""
+    for name in corpus.glob("documents/*.parquet"):
+        with corpus.open(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text", "source"]):
+                yield from zip(*(batch.column(column).to_pylist() for column in ("id", "text", "source")), strict=True)
+
+
+def _measure(corpus: Storage, folder: Path, share: float) -> dict[str, Any]:
+    """Bytes per token over all and by source, tokens that never occur, and texts that do not come back, on a sample."""
+    encoder = load_encoder(folder)
+    num_bytes: dict[str, int] = {}
+    num_tokens: dict[str, int] = {}
+    seen: set[int] = set()
+    failures = documents = 0
+    for document, text, source in read_documents(corpus):
+        if unit_hash(document, "split") >= share:
+            continue
+        ids = encoder.encode(text, add_special_tokens=False).ids
+        documents += 1
+        failures += encoder.decode(ids, skip_special_tokens=False) != text
+        seen.update(ids)
+        num_bytes[source] = num_bytes.get(source, 0) + len(text.encode())
+        num_tokens[source] = num_tokens.get(source, 0) + len(ids)
+    return {
+        "bytes_per_token": sum(num_bytes.values()) / max(1, sum(num_tokens.values())),
+        "bytes_per_token_by_source": {source: num_bytes[source] / max(1, num_tokens[source]) for source in sorted(num_bytes)},
+        "measured_documents": documents,
+        "unused_tokens": encoder.get_vocab_size() - len(seen),
+        "round_trip_failures": failures,
+    }

@@ -1,0 +1,171 @@
+"""From rewards to advantages: what tells GRPO, RLOO, PPO and REINFORCE++ apart is one row of `ALGORITHMS`.
+
+Shape legend: N sampled sequences, T tokens of a row. Position t belongs to the choice of target t (model.batch);
+mask_NT is true at response tokens, which are contiguous in a row; everything is 0 where the mask is false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+"""Added to a standard deviation that divides, so that equal rewards give advantage zero."""
+
+
+class Scores(NamedTuple):
+    """What is known of N sampled sequences; float32 unless said."""
+
+    rewards_N: Tensor
+    """Reward of each whole sequence."""
+    group_ids_N: Tensor
+    """int64, equal for samples of the same prompt."""
+    mask_NT: Tensor
+    """bool, response tokens."""
+    log_ratio_NT: Tensor
+    """log policy - log reference of each sampled token, at sampling; read by algorithms with KL in the reward."""
+    values_NT: Tensor | None = None
+    """The critic's value before each token; None without a critic."""
+
+
+class Advantages(NamedTuple):
+    """Advantage of each response token, and for the critic the return it should have predicted."""
+
+    advantages_NT: Tensor
+    returns_NT: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSettings:
+    """Numbers that the estimators share; each says who reads it."""
+
+    kl_coefficient: float = 0.0
+    """Weight of the penalty log policy - log reference in each token's reward, where KL is in the reward."""
+    gamma: float = 1.0
+    """Discount by token (ppo)."""
+    gae_lambda: float = 0.95
+    """Mix of one-step (0) and Monte Carlo (1) advantages (ppo)."""
+
+
+Estimator = Callable[[Scores, AdvantageSettings], Advantages]
+
+
+def grpo(scores: Scores, settings: AdvantageSettings) -> Advantages:
+    """(reward - mean) / std inside each group, the same for all tokens (DeepSeekMath, arXiv 2402.03300, §4.1.2).
+
+    The deviation is the sample's (n - 1), as in TRL.
+    """
+    mean_N, std_N, _ = _group_statistics(scores.rewards_N, scores.group_ids_N)
+    return Advantages(_on_tokens((scores.rewards_N - mean_N) / (std_N + EPSILON), scores.mask_NT))
+
+
+def rloo(scores: Scores, settings: AdvantageSettings) -> Advantages:
+    """Reward minus the mean reward of the *other* samples of its group (arXiv 2402.14740, §3.2).
+
+    The reward includes the KL penalty summed over the sequence. Raises ValueError for a group of one.
+    """
+    rewards_N = scores.rewards_N - settings.kl_coefficient * (scores.log_ratio_NT * scores.mask_NT).sum(1)
+    mean_N, _, count_N = _group_statistics(rewards_N, scores.group_ids_N)
+    if (count_N < 2).any():
+        raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
+    # r - (n·mean - r)/(n - 1) = n/(n - 1)·(r - mean)
+    return Advantages(_on_tokens((rewards_N - mean_N) * count_N / (count_N - 1), scores.mask_NT))
+
+
+def ppo(scores: Scores, settings: AdvantageSettings) -> Advantages:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's response tokens.
+
+    Each token's reward is the KL penalty, and the last one's also the sequence's reward (arXiv 2203.02155). The
+    returns for the critic are the unwhitened advantages plus the values.
+    """
+    if scores.values_NT is None:
+        raise ValueError("ppo needs the critic's values")
+    rewards_NT = token_rewards(scores, settings.kl_coefficient)
+    raw_NT = generalised_advantages(
+        rewards_NT, scores.values_NT, scores.mask_NT, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+    )
+    returns_NT = torch.where(scores.mask_NT, raw_NT + scores.values_NT, 0.0)
+    return Advantages(whiten(raw_NT, scores.mask_NT), returns_NT)
+
+
+def reinforce_plus_plus(scores: Scores, settings: AdvantageSettings) -> Advantages:
+    """Reward to go, the KL penalty in it, whitened over the batch's response tokens (arXiv 2501.03262)."""
+    rewards_NT = token_rewards(scores, settings.kl_coefficient)
+    to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
+    return Advantages(whiten(to_go_NT, scores.mask_NT))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """One row: how advantages are made and where the other parts of the update come from."""
+
+    estimate: Estimator
+    needs_critic: bool
+    kl_place: Literal["reward", "loss"]
+    """Where the KL penalty to the reference enters: each token's reward, or the policy loss."""
+    clips_ratio: bool
+    """Whether the policy loss clips the probability ratio, or is plain REINFORCE."""
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "grpo": Algorithm(estimate=grpo, needs_critic=False, kl_place="loss", clips_ratio=True),
+    "rloo": Algorithm(estimate=rloo, needs_critic=False, kl_place="reward", clips_ratio=False),
+    "ppo": Algorithm(estimate=ppo, needs_critic=True, kl_place="reward", clips_ratio=True),
+    "reinforce++": Algorithm(estimate=reinforce_plus_plus, needs_critic=False, kl_place="reward", clips_ratio=True),
+}
+
+
+def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
+    """Reward [N, T] of each response token: -kl_coefficient · log_ratio, plus the sequence's reward at its last one."""
+    rewards_NT = torch.where(scores.mask_NT, -kl_coefficient * scores.log_ratio_NT, 0.0)
+    return rewards_NT + last_token(scores.mask_NT) * scores.rewards_N[:, None]
+
+
+def generalised_advantages(
+    rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, *, gamma: float, gae_lambda: float
+) -> Tensor:
+    """A_t = delta_t + gamma·lambda·A_(t+1), delta_t = r_t + gamma·V_(t+1) - V_t, within each row's response [N, T].
+
+    The state after the last response token is terminal: its value is 0.
+    """
+    advantages_NT = torch.zeros_like(rewards_NT)
+    following_N = torch.zeros_like(rewards_NT[:, 0])
+    next_value_N = torch.zeros_like(following_N)
+    for t in reversed(range(rewards_NT.shape[1])):
+        delta_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t]
+        following_N = torch.where(mask_NT[:, t], delta_N + gamma * gae_lambda * following_N, 0.0)
+        next_value_N = torch.where(mask_NT[:, t], values_NT[:, t], 0.0)
+        advantages_NT[:, t] = following_N
+    return advantages_NT
+
+
+def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """x with mean 0 and deviation 1 over the masked tokens of the whole batch, 0 elsewhere."""
+    chosen = x_NT[mask_NT]
+    std = chosen.std(correction=0)
+    return torch.where(mask_NT, (x_NT - chosen.mean()) / (std + EPSILON), 0.0)
+
+
+def last_token(mask_NT: Tensor) -> Tensor:
+    """Bool [N, T], true at the last response token of each row."""
+    after_NT = torch.zeros_like(mask_NT)
+    after_NT[:, :-1] = mask_NT[:, 1:]
+    return mask_NT & ~after_NT
+
+
+def _on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
+    return torch.where(mask_NT, advantages_N[:, None], 0.0)
+
+
+def _group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, sample deviation (0 for a group of one) and count of each sample's group, all [N]."""
+    _, group_N = group_ids_N.unique(return_inverse=True)
+    count_G = torch.bincount(group_N).to(rewards_N.dtype)
+    mean_G = torch.zeros_like(count_G).index_add_(0, group_N, rewards_N) / count_G
+    deviation_N = rewards_N - mean_G[group_N]
+    variance_G = torch.zeros_like(count_G).index_add_(0, group_N, deviation_N.square()) / (count_G - 1).clamp(min=1)
+    return mean_G[group_N], variance_G.sqrt()[group_N], count_G[group_N]

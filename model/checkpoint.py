@@ -1,0 +1,231 @@
+"""Sharded training checkpoints on any fsspec filesystem, written in the background, visible only when whole.
+
+A checkpoint is a folder `step-00000100` of PyTorch's distributed checkpoint format: each rank writes its own
+shards, and they load at any other number of ranks. `checkpoint.json` is written last, after every rank is done; a
+folder without it is not a checkpoint. It holds the step, the model's kind and sizes, and whatever the caller needs
+to go on, such as the position in the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from fsspec import AbstractFileSystem
+from torch import Tensor
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from model.heads import ScalarHead
+from model.train import TrainState
+
+RECORD = "checkpoint.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run: the folder that holds them and the save that is under way.
+
+    Make one on every rank and call its methods on all ranks together.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str, *, keep: int = 2) -> None:
+        """`path` is a folder inside `fs`; the newest `keep` whole checkpoints stay, older ones are removed."""
+        if keep < 1:
+            raise ValueError(f"keep={keep}: must be at least 1, a run goes on from its newest checkpoint")
+        self.fs = fs
+        self.path = path.rstrip("/")
+        self.keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        # The background thread needs a group of its own: its collectives must not mix with training's, and they
+        # carry CPU objects even where training uses NCCL.
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
+
+    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """Copy the state to CPU memory and write it in the background; `extra` is any JSON.
+
+        Waits first for the save before it, and raises that one's error. Call `wait` before the process ends.
+        """
+        self.wait()
+        tensors = _snapshot(_tensors(state))
+        record = {"step": state.step, "model": _describe(state), "extra": dict(extra)}
+        json.dumps(record)  # fail here rather than in the background
+        self._saving = self._writer.submit(self._write, tensors, record)
+
+    def wait(self) -> None:
+        """Return when the last save is whole and visible; raise its error if it failed."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def load(self, state: TrainState, *, step: int | None = None) -> dict[str, Any] | None:
+        """Fill the state from the newest whole checkpoint (or that of `step`) and return its `extra`.
+
+        Returns None, and leaves the state alone, when there is none. The number of ranks may differ from the one
+        that saved. Raises ValueError when the checkpoint is of another model, or `step` is not there.
+        """
+        found = latest(self.fs, self.path) if step is None else step
+        if found is None:
+            return None
+        record = read_record(self.fs, self.path, found)
+        if record["model"] != _describe(state):
+            raise ValueError(
+                f"checkpoint {step_folder(self.path, found)} is of another model: it holds {record['model']}, "
+                f"this run has {_describe(state)}. Use another output, or the configuration that wrote it"
+            )
+        reader = _Reader(self.fs, step_folder(self.path, found))
+        _make_optimizer_state(state, reader.read_metadata())
+        tensors = dict(_tensors(state))
+        load_tensors(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        state.step = found
+        return record["extra"]
+
+    def _write(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        folder = step_folder(self.path, record["step"])
+        if self._is_first and self.fs.exists(folder):
+            # A partial one from before a kill, or a whole one of a run that started over. Other ranks write
+            # only after planning together with this one, so the removal is over by then.
+            _remove(self.fs, folder)
+        writer = _Writer(self.fs, folder)
+        save_tensors(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        if self._is_first:
+            _write_json(self.fs, f"{folder}/{RECORD}", record)
+            prune(self.fs, self.path, keep=self.keep)
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._group is None or dist.get_rank(self._group) == 0
+
+
+def latest(fs: AbstractFileSystem, path: str) -> int | None:
+    """The step of the newest whole checkpoint under `path`, None when there is none."""
+    return max(whole_steps(fs, path), default=None)
+
+
+def whole_steps(fs: AbstractFileSystem, path: str) -> list[int]:
+    """The steps of the whole checkpoints under `path`, ascending."""
+    return [step for step in _step_folders(fs, path) if fs.exists(f"{step_folder(path, step)}/{RECORD}")]
+
+
+def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
+    """The `checkpoint.json` of one step: step, model, extra. Raises ValueError when the step has no checkpoint."""
+    name = f"{step_folder(path, step)}/{RECORD}"
+    if not fs.exists(name):
+        raise ValueError(f"no whole checkpoint of step {step} under {path}: whole are {whole_steps(fs, path)}")
+    return json.loads(fs.cat_file(name))
+
+
+def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints, and what is left of unfinished ones before the newest."""
+    whole = whole_steps(fs, path)
+    kept = whole[-keep:]
+    for step in _step_folders(fs, path):
+        if kept and step < kept[-1] and step not in kept:
+            _remove(fs, step_folder(path, step))
+
+
+def step_folder(path: str, step: int) -> str:
+    """The folder of one step's checkpoint."""
+    return f"{path.rstrip('/')}/step-{step:08d}"
+
+
+def _tensors(state: TrainState) -> Mapping[str, Tensor]:
+    """All tensors of the state by name: `model/NAME` and `optimizer/NAME/KEY`, sharing the state's memory."""
+    # state_dict() rather than named_parameters(): it first puts back shards that a forward left gathered.
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for group in state.optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            for key, tensor in state.optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{key}"] = tensor
+    return tensors
+
+
+def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on CPU, shards still shards, that training cannot change any more."""
+    stager = DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+        )
+    )
+    copies = stager.stage(dict(tensors))
+    stager.close()
+    assert not isinstance(copies, Future), "the stager copies in the background, though told not to"
+    return copies
+
+
+def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
+    """Give a new optimizer the tensors that the checkpoint will fill: it makes its own only in its first step."""
+    saved = metadata.state_dict_metadata
+    for group in state.optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            prefix = f"optimizer/{name}/"
+            for key in (entry.removeprefix(prefix) for entry in saved if entry.startswith(prefix)):
+                entry = saved[prefix + key]
+                assert isinstance(entry, TensorStorageMetadata), f"{prefix}{key} is no tensor in the checkpoint"
+                is_like_parameter = entry.size == parameter.shape
+                state.optimizer.state[parameter][key] = (
+                    torch.zeros_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
+                    if is_like_parameter
+                    else torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device)
+                )
+
+
+def _describe(state: TrainState) -> dict[str, Any]:
+    head = "scalar" if isinstance(state.model, ScalarHead) else "language"
+    return {"head": head, **dataclasses.asdict(state.model.config)}
+
+
+def _step_folders(fs: AbstractFileSystem, path: str) -> list[int]:
+    fs.invalidate_cache()
+    if not fs.exists(path):
+        return []
+    names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    return sorted(int(match[1]) for match in map(re.compile(r"step-(\d+)").fullmatch, names) if match)
+
+
+def _remove(fs: AbstractFileSystem, folder: str) -> None:
+    """Remove a checkpoint, its record first: what is half removed must not look whole."""
+    if fs.exists(f"{folder}/{RECORD}"):
+        fs.rm_file(f"{folder}/{RECORD}")
+    fs.rm(folder, recursive=True)
+
+
+def _write_json(fs: AbstractFileSystem, name: str, value: object) -> None:
+    """Write JSON under a temporary name and move it, so that no reader finds half of it."""
+    fs.pipe_file(f"{name}.tmp", json.dumps(value, indent=2).encode())
+    fs.mv(f"{name}.tmp", name)
+
+
+class _Files(FileSystem):
+    """PyTorch's fsspec adapter, given a filesystem instead of finding one by URL."""
+
+    def __init__(self, fs: AbstractFileSystem) -> None:
+        super().__init__()
+        self.fs = fs
+
+
+class _Writer(FsspecWriter):
+    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
+        # Without fsync: visibility comes from the record, and only local files have a descriptor to sync.
+        FileSystemWriter.__init__(self, path, sync_files=False)
+        self.fs = _Files(fs)
+        self.path = path
+
+
+class _Reader(FsspecReader):
+    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
+        FileSystemReader.__init__(self, path)
+        self.fs = _Files(fs)
+        self.path = path

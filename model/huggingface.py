@@ -1,0 +1,263 @@
+"""Interchange with Hugging Face folders: Llama-family models in, the same out, for transformers and vLLM.
+
+A folder holds config.json, the weights as safetensors (one file or several with an index) and the tokenizer's
+files. `LlamaForCausalLM` is our `Transformer`, `LlamaForSequenceClassification` with one label our `ScalarHead`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.heads import ScalarHead
+from model.parallel import full_tensors
+from model.transformer import Transformer, TransformerConfig
+
+NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "layers.#.attention_norm.weight": "model.layers.#.input_layernorm.weight",
+    "layers.#.attention.query.weight": "model.layers.#.self_attn.q_proj.weight",
+    "layers.#.attention.key.weight": "model.layers.#.self_attn.k_proj.weight",
+    "layers.#.attention.value.weight": "model.layers.#.self_attn.v_proj.weight",
+    "layers.#.attention.output.weight": "model.layers.#.self_attn.o_proj.weight",
+    "layers.#.ffn_norm.weight": "model.layers.#.post_attention_layernorm.weight",
+    "layers.#.ffn.gate.weight": "model.layers.#.mlp.gate_proj.weight",
+    "layers.#.ffn.up.weight": "model.layers.#.mlp.up_proj.weight",
+    "layers.#.ffn.down.weight": "model.layers.#.mlp.down_proj.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
+}
+"""Our parameter names and Hugging Face's; # stands for the layer."""
+
+# Settings of a Llama configuration that change the function in ways that we do not compute, and the only values
+# that do not. A missing one means the first.
+_UNSUPPORTED = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "hidden_act": ("silu",),
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "pretraining_tp": (1, None),
+}
+
+# What a tokenizer may consist of in a folder; all that is there is copied.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """The token ids that a Hugging Face configuration names."""
+
+    bos: int | None
+    eos: int
+    pad: int
+    """Must differ from the last token of a scored sequence: classification reads the last token that is not it."""
+
+
+def hf_name(name: str) -> str:
+    """The Hugging Face name of a parameter of a `Transformer` or `ScalarHead`."""
+    return _translate(name.removeprefix("transformer."), NAMES)
+
+
+def hf_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters under their Hugging Face names, one at a time, on every rank: call it on all ranks together.
+
+    This is what travels to an inference engine. A tied head is not repeated.
+    """
+    for name, tensor in full_tensors(model):
+        yield hf_name(name), tensor
+
+
+def save_folder(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: TransformerConfig,
+    *,
+    special_tokens: SpecialTokens,
+    tokenizer_folder: Path | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a Hugging Face folder from a whole state (`parallel.full_state_dict`), on one rank.
+
+    A state with a score becomes a `LlamaForSequenceClassification`. config.json comes last, so a folder without it
+    is not whole. `tokenizer_folder`'s tokenizer files are copied in, None copies none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    if tokenizer_folder is not None:
+        _copy_tokenizer(tokenizer_folder, folder)
+    tensors = {hf_name(name): tensor.to(dtype).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    is_scalar = "score.weight" in tensors
+    generation = {"bos_token_id": special_tokens.bos, "eos_token_id": special_tokens.eos}
+    if not is_scalar:
+        _write_json(folder / "generation_config.json", {**generation, "pad_token_id": special_tokens.pad})
+    _write_json(folder / "config.json", hf_config(config, special_tokens, is_scalar=is_scalar, dtype=dtype))
+
+
+def hf_config(
+    config: TransformerConfig, special_tokens: SpecialTokens, *, is_scalar: bool, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The config.json of an exported model."""
+    head: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
+    if is_scalar:
+        head = {
+            "architectures": ["LlamaForSequenceClassification"],
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+        }
+    return {
+        **head,
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        # transformers 5 reads rope_parameters; earlier versions read rope_theta.
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": special_tokens.bos,
+        "eos_token_id": special_tokens.eos,
+        "pad_token_id": special_tokens.pad,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def read_config(folder: Path) -> TransformerConfig:
+    """The sizes of the Llama model in a folder; ValueError when it is none, or one that we do not compute exactly."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json: it must be a Hugging Face model folder")
+    raw = json.loads(path.read_text())
+    if raw.get("model_type") != "llama":
+        raise ValueError(f"{path}: model_type={raw.get('model_type')!r}, only 'llama' is supported")
+    for name, allowed in _UNSUPPORTED.items():
+        if raw.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{path}: {name}={raw[name]!r} is not supported, must be {allowed[0]!r}")
+    rope = raw.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"{path}: rope_parameters.rope_type={rope['rope_type']!r} is not supported, only 'default'")
+    config = TransformerConfig(
+        vocab_size=raw["vocab_size"],
+        width=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=raw["num_attention_heads"],
+        num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        ffn_width=raw["intermediate_size"],
+        max_length=raw["max_position_embeddings"],
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+    )
+    config.check()
+    if raw.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(f"{path}: head_dim={raw['head_dim']} is not supported, must be width/heads={config.head_dim}")
+    return config
+
+
+def load_folder(folder: Path) -> Transformer:
+    """The language model in a folder, float32 on CPU, exactly as `LlamaForCausalLM` computes it."""
+    model = Transformer(read_config(folder))
+    _load(model, _our_tensors(folder), folder)
+    return model
+
+
+def load_scalar_folder(folder: Path) -> ScalarHead:
+    """The scalar model in a folder, float32 on CPU.
+
+    From a language model's folder it takes the decoder and starts its score at zero; a reward model's or critic's
+    folder brings its own score.
+    """
+    model = ScalarHead(read_config(folder))
+    tensors = {name: tensor for name, tensor in _our_tensors(folder) if name != "head.weight"}
+    tensors.setdefault("score.weight", torch.zeros_like(model.score.weight))
+    _load(model, ((_inside_scalar(name), tensor) for name, tensor in tensors.items()), folder)
+    return model
+
+
+def _inside_scalar(name: str) -> str:
+    return name if name == "score.weight" else f"transformer.{name}"
+
+
+def _our_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the folder's safetensors under our name, float32."""
+    to_ours = {theirs: ours for ours, theirs in NAMES.items()}
+    for path in _weight_files(folder):
+        for name, tensor in load_file(path).items():
+            yield _translate(name, to_ours), tensor.float()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise ValueError(f"{folder} has neither {single.name} nor {index.name}: convert its weights to safetensors")
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _load(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Fill every parameter of the model; ValueError names what is missing, left over or of another shape."""
+    state = dict(tensors)
+    expected = model.state_dict()
+    if "embedding.weight" in expected and "head.weight" not in expected:
+        state.pop("head.weight", None)  # some exporters repeat a tied head
+    problems = [f"missing {name}" for name in expected.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, config.json says {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ValueError(f"{folder}: the weights do not belong to its config.json: {'; '.join(sorted(problems)[:5])}")
+    model.load_state_dict(state)
+
+
+def _translate(name: str, table: Mapping[str, str]) -> str:
+    layer = re.search(r"layers\.(\d+)\.", name)
+    pattern = name if layer is None else name.replace(layer[0], "layers.#.", 1)
+    if pattern not in table:
+        raise ValueError(f"parameter {name} is not one of a Llama decoder")
+    return table[pattern] if layer is None else table[pattern].replace("#", layer[1])
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    names = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    if not names:
+        raise ValueError(f"{source} has no tokenizer files: expected at least tokenizer.json")
+    for name in names:
+        if (source / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

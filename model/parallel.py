@@ -1,0 +1,97 @@
+"""Parallelism, applied to a model from outside: FSDP2 shards, activation checkpoints, compilation.
+
+The same calls serve gloo on CPU and NCCL on GPUs; the mesh says which. Nothing in `model.transformer` knows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from model.transformer import Layer
+
+
+def shard(
+    model: nn.Module,
+    *,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
+    activation_checkpointing: bool = False,
+    compile_layers: bool = False,
+) -> None:
+    """Spread the parameters of a whole, initialised model over `mesh`, in place, layer by layer.
+
+    A mesh of one dimension shards over all ranks (FSDP); one of two dimensions replicates over the first and
+    shards over the second (HSDP). Parameters stay float32 at rest. With `param_dtype` layers gather and compute in
+    it (on GPUs it halves the traffic); None leaves precision to autocast, and then the numbers are those of
+    the unsharded model. Gradients are reduced in `reduce_dtype`, None for the parameters' own. Layers recompute
+    their activations in backward with `activation_checkpointing`, and are compiled one by one with
+    `compile_layers`, so that compilation time does not grow with depth.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
+    for layer in layers:
+        prepare_layer(layer, activation_checkpointing=activation_checkpointing, compile_layer=compile_layers)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # The root's own parameters (embedding, last norm, head) stay gathered from forward to the end of backward,
+    # because the head is called after forward (Transformer.logits).
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer: bool) -> None:
+    """Checkpoint the activations of one layer and compile it, in place, without renaming its parameters."""
+    if activation_checkpointing:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    if compile_layer:
+        layer.compile()
+
+
+def mesh_of(model: nn.Module) -> DeviceMesh | None:
+    """The mesh that `shard` spread the model over, None for an unsharded model."""
+    for tensor in model.state_dict().values():
+        return tensor.device_mesh if isinstance(tensor, DTensor) else None
+    raise ValueError("the model has no parameters")
+
+
+def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    """The sum of `tensor` over all ranks of `mesh`, in place; as it is for an unsharded model."""
+    if mesh is not None:
+        for group in mesh.get_all_groups():
+            dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def set_gradient_sync(model: nn.Module, *, is_last: bool) -> None:
+    """Let a sharded model reduce its gradients over the ranks only in the last backward of a step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+        model.set_is_last_backward(is_last)
+
+
+def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and whole value, one at a time, on every rank: call it on all ranks together.
+
+    The tensors are on the model's device; those of an unsharded model share its memory, so copy what must stay.
+    """
+    # state_dict() rather than named_parameters(): it first puts back shards that a forward left gathered.
+    for name, tensor in model.state_dict().items():
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters, whole, as copies on CPU, on rank 0; an empty dict elsewhere. Call it on all ranks together."""
+    is_writer = mesh_of(model) is None or dist.get_rank() == 0
+    state: dict[str, Tensor] = {}
+    for name, tensor in full_tensors(model):
+        if is_writer:
+            state[name] = tensor.to("cpu", copy=True)
+    return state

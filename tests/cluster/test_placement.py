@@ -1,0 +1,54 @@
+"""A placement that cannot be is refused with the field, the value, the rule and the remedy."""
+
+import pytest
+
+from cluster.placement import Placement, check_room
+
+
+def test_resources_are_those_of_all_workers_together():
+    assert Placement(workers=4, cpus_per_worker=0.5).resources == {"CPU": 2.0}
+    assert Placement(workers=2, cpus_per_worker=3, gpus_per_worker=1, backend="nccl").resources == {
+        "CPU": 6.0,
+        "GPU": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        (Placement(workers=0), "execution.placement.workers: 0 must be at least 1"),
+        (Placement(threads_per_worker=0), "execution.placement.threads_per_worker: 0 must be at least 1"),
+        (
+            Placement(cpus_per_worker=-1),
+            "execution.placement: cpus_per_worker and gpus_per_worker must not be negative",
+        ),
+        (
+            Placement(backend="nccl"),
+            "execution.placement.backend: nccl needs gpus_per_worker above 0; take gloo on CPUs",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(placement: Placement, message: str):
+    with pytest.raises(ValueError) as caught:
+        placement.check("execution.placement")
+    assert str(caught.value) == message
+
+
+def test_a_placement_that_can_be_passes():
+    Placement().check("execution")
+    Placement(workers=8, gpus_per_worker=1, backend="nccl").check("execution")
+
+
+def test_more_than_the_cluster_has_is_refused():
+    with pytest.raises(ValueError) as caught:
+        check_room({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
+    assert str(caught.value) == (
+        "execution.placement: needs 3 CPU, but the whole cluster has 2; lower the number of workers or the share "
+        "of each, or add nodes"
+    )
+    with pytest.raises(ValueError, match="needs 1 GPU, but the whole cluster has 0"):
+        check_room({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
+
+
+def test_exactly_what_the_cluster_has_fits_in_spite_of_rounding():
+    check_room({"CPU": 0.1 + 0.2}, {"CPU": 0.3}, "execution")

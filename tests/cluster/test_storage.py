@@ -1,0 +1,192 @@
+"""A folder, an in-memory object store and the inside of a zip file behave alike, and nothing half written is seen."""
+
+import hashlib
+import os
+import pickle
+import threading
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from cluster.storage import Storage, expand, fingerprint, refuse_credentials
+
+
+@pytest.fixture(params=["folder", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """A local folder, then fsspec's in-memory file system, which stands for any object store."""
+    name = uuid.uuid4().hex[:8]
+    yield Storage(str(tmp_path / name) if request.param == "folder" else f"memory://bucket-{name}/runs")
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_what_is_written_is_read_listed_and_removed(storage: Storage):
+    storage.write_bytes("a/one.bin", b"1")
+    storage.write_json("b.json", {"ü": [1, None]})
+    (storage / "a").write_bytes("two.bin", b"22")
+    assert storage.read_bytes("a/two.bin") == b"22"
+    assert storage.read_json("b.json") == {"ü": [1, None]}
+    assert storage.files() == ["a/one.bin", "a/two.bin", "b.json"]
+    assert storage.glob("a/*.bin") == ["a/one.bin", "a/two.bin"]
+    storage.remove("a")
+    assert storage.files() == ["b.json"] and not storage.exists("a")
+    storage.remove("never-there")
+
+
+def test_a_name_that_is_absent_is_no_file(storage: Storage):
+    assert not storage.exists("nothing") and not storage.exists()
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("nothing")
+
+
+def test_only_the_first_of_many_creates(storage: Storage):
+    won: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: storage.create_bytes("lease", b"%d" % n) and won.append(n))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [b"%d" % n for n in won] == [storage.read_bytes("lease")]
+    assert storage.files() == ["lease"]
+
+
+def test_a_copy_of_a_folder_holds_the_same_files(storage: Storage, tmp_path: Path):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "a.txt").write_text("a")
+    (tmp_path / "folder" / "b.txt").write_text("b")
+    storage.put_folder(tmp_path / "folder", "copy")
+    assert storage.files() == ["copy/b.txt", "copy/deep/a.txt"]
+    local = (storage / "copy").local()
+    assert (local / "deep" / "a.txt").read_text() == "a" and (local / "b.txt").read_text() == "b"
+
+
+def test_it_travels_between_processes_as_its_url(storage: Storage):
+    storage.write_bytes("x", b"x")
+    assert pickle.loads(pickle.dumps(storage)).read_bytes("x") == b"x"
+
+
+def test_a_write_that_fails_leaves_the_old_bytes_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a", b"old")
+
+    def no_space(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes("a", b"new")
+    assert storage.read_bytes("a") == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_reader_never_sees_half_of_a_write(tmp_path: Path):
+    storage = Storage(str(tmp_path))
+    versions = [bytes([n]) * 200_000 for n in range(4)]
+    storage.write_bytes("a", versions[0])
+    seen: set[bytes] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(storage.read_bytes("a"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for version in versions * 10:
+        storage.write_bytes("a", version)
+    done.set()
+    reader.join()
+    assert seen <= set(versions)
+
+
+def test_a_half_written_file_of_a_killed_process_is_not_listed(tmp_path: Path):
+    (tmp_path / "a.1234.partial").write_text("half")
+    assert Storage(str(tmp_path)).files() == []
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match="store: cannot write to .*; give a location with permission"):
+        Storage(str(tmp_path / "file" / "below")).check_writable()
+    Storage(str(tmp_path / "new")).check_writable()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated():
+    for url in ("s3://user:hunter2@bucket/x", "zip://a::https://user:hunter2@host/b.zip"):
+        with pytest.raises(ValueError, match="must not carry credentials") as caught:
+            Storage(url)
+        assert "hunter2" not in str(caught.value)
+    refuse_credentials("s3://bucket/a@b/c:d")
+
+
+# Sources
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A zip file with three members, in a folder of its own."""
+    path = tmp_path / "archive.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("package/data/b.jsonl", "bb")
+        file.writestr("package/data/a.jsonl", "a")
+        file.writestr("package/readme.txt", "read me")
+    return path
+
+
+def test_globs_expand_to_sorted_files(tmp_path: Path):
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder.txt").mkdir()
+    assert expand([f"{tmp_path}/*.txt"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
+
+
+def test_globs_expand_on_an_object_store():
+    storage = Storage(f"memory://sources-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes("a.txt", b"a")
+    storage.write_bytes("b.txt", b"b")
+    urls = expand([f"{storage.url}/*.txt"])
+    assert [url.rsplit("/", 1)[1] for url in urls] == ["a.txt", "b.txt"]
+    assert [storage.fs.cat_file(url) for url in urls] == [b"a", b"b"]
+
+
+def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archive: Path):
+    urls = expand([f"zip://package/data/*.jsonl::file://{archive}"])
+    assert urls == [f"zip://package/data/{name}.jsonl::file://{archive}" for name in "ab"]
+    with fsspec.open(urls[1]) as file:
+        assert file.read() == b"bb"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_relative_archive_is_found_from_the_working_directory(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(archive.parent)
+    assert expand(["zip://package/readme.txt::file://archive.whl"]) == [
+        f"zip://package/readme.txt::file://{archive}"
+    ]
+
+
+def test_a_pattern_that_matches_nothing_is_named(archive: Path):
+    for pattern in (
+        f"{archive.parent}/*.csv",
+        f"zip://*.csv::file://{archive}",
+        f"{archive.parent}/no/a.txt",
+    ):
+        with pytest.raises(ValueError, match="matches no file; check the path") as caught:
+            expand([pattern])
+        assert repr(pattern) in str(caught.value)
+
+
+def test_a_fingerprint_is_of_the_bytes_wherever_they_lie(archive: Path, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("a")
+    expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
+    assert fingerprint(str(tmp_path / "a.jsonl")) == expected
+    assert fingerprint(f"zip://package/data/a.jsonl::file://{archive}") == expected

@@ -1,0 +1,130 @@
+"""The metrics log is whole, in order, and goes on over kills and resumes."""
+
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage
+from cluster.tracking import METRICS_LOG, FollowMetrics, Tracker, read_lines, read_metrics, wandb_mode
+
+
+def tracker(storage: Storage) -> Tracker:
+    return Tracker(storage=storage, run_id="run-1", name="run", group="tests")
+
+
+@pytest.fixture(params=["folder", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path) if request.param == "folder" else f"memory://log-{uuid.uuid4().hex[:8]}")
+
+
+def steps(storage: Storage) -> list[float]:
+    return [line["step"] for line in read_metrics(storage)]
+
+
+def test_every_step_is_a_line(storage: Storage):
+    one = tracker(storage)
+    one.log(1, {"train/loss": 2.5})
+    one.log(2, {"train/loss": 2, "perf/tokens_per_s": 10.0})
+    one.close()
+    lines = read_metrics(storage)
+    assert [{key: line[key] for key in line if key != "time"} for line in lines] == [
+        {"step": 1, "train/loss": 2.5},
+        {"step": 2, "train/loss": 2.0, "perf/tokens_per_s": 10.0},
+    ]
+
+
+def test_a_closed_tracker_goes_on_where_it_stopped(storage: Storage):
+    one = tracker(storage)
+    one.log(1, {"a": 1.0})
+    one.close()
+    one.log(2, {"a": 1.0})
+    one.close()
+    assert steps(storage) == [1, 2]
+
+
+def test_resuming_forgets_what_will_be_done_again(storage: Storage):
+    killed = tracker(storage)
+    for step in (1, 2, 3, 4):
+        killed.log(step, {"train/loss": 1.0})
+    killed.close()
+    resumed = tracker(storage)
+    resumed.resume(2)  # the last checkpoint
+    resumed.log(3, {"train/loss": 0.5})
+    resumed.close()
+    assert steps(storage) == [1, 2, 3]
+    assert read_metrics(storage)[-1]["train/loss"] == 0.5
+
+
+def test_a_line_torn_by_a_kill_is_left_out_and_does_not_spoil_the_next(tmp_path: Path):
+    whole = json.dumps({"step": 1, "time": 0.0, "a": 1.0})
+    (tmp_path / METRICS_LOG).write_text(f'{whole}\n{{"step": 2, "ti')
+    storage = Storage(str(tmp_path))
+    assert read_lines(storage) == [whole]
+    resumed = tracker(storage)
+    resumed.log(2, {"a": 2.0})
+    resumed.close()
+    assert steps(storage) == [1, 2]
+
+
+def test_no_log_is_no_metrics(storage: Storage):
+    assert read_metrics(storage) == []
+    resumed = tracker(storage)
+    resumed.resume(0)
+    assert read_metrics(storage) == []
+
+
+def test_it_travels_to_the_process_that_will_log(storage: Storage):
+    sent = pickle.loads(pickle.dumps(tracker(storage)))
+    sent.log(1, {"a": 1.0})
+    sent.close()
+    assert steps(storage) == [1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "key"}, "online"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_wandb_is_online_only_with_a_key(
+    environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode() == mode
+
+
+def test_following_ends_with_the_run_that_is_followed(tmp_path: Path):
+    with FollowMetrics(Storage(str(tmp_path)), "pretrain", total_steps=2) as following:
+        pass
+    assert not following._thread.is_alive()
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_is_written_beside_and_holds_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    secret = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    one = Tracker(
+        storage=Storage(str(tmp_path / "log")),
+        run_id="run-1",
+        name="run",
+        group="tests",
+        config={"steps": 1},
+        wandb_dir=str(tmp_path),
+    )
+    one.log(1, {"train/loss": 2.5})
+    one.close()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "run-run-1.wandb" for path in written)
+    assert not any(secret.encode() in path.read_bytes() for path in written)

@@ -1,0 +1,373 @@
+"""What is shipped binds to the same artifacts, is sent once, and holds no secret."""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
+
+from cluster.submission import _tries
+from jobs import pipeline as pipeline_module
+from jobs.job import Context, Stage, input_artifact, open_artifact, source_files
+from jobs.pipeline import load_pipeline, load_stage
+from jobs.submit import absolute, stage_files, submit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    path: str = source_files()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    sources: list[Reader] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfConfig:
+    init: str = input_artifact("corpus", default="corpus")
+    prompts: list[str] = source_files([])
+    verifier: str | None = source_files(None)
+    steps: int = 1
+
+
+def do_nothing(config: Any, context: Context) -> Mapping[str, Any]:
+    return {}
+
+
+STAGES = {
+    "corpus": Stage("corpus", 1, CorpusConfig, do_nothing, lambda config: None),
+    "rlhf": Stage("rlhf", 1, RlhfConfig, do_nothing, lambda config: None),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with data, configs and a verifier, as the working directory; the stages do nothing."""
+    monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("data/a.txt", "one"),
+        ("data/b.txt", "two"),
+        ("checks/verifiers.py", "def short(): ...\n"),
+        ("configs/tiny/pipeline.yaml", "store: runs\nstages: [corpus, rlhf]\n"),
+        ("configs/tiny/corpus.yaml", "sources:\n  - path: data/*.txt\n"),
+        (
+            "configs/tiny/rlhf.yaml",
+            "prompts: [data/a.txt]\nverifier: checks/verifiers.py:short\nsteps: 5\n",
+        ),
+        ("configs/tiny/unused.yaml", "a: 1\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+CONFIG = Path("configs/tiny/pipeline.yaml")
+
+
+def shipped_files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_configs_and_verifiers_are_shipped_and_data_is_not(project: Path, tmp_path_factory: Any):
+    folder = tmp_path_factory.mktemp("shipped")
+    command = stage_files("pipeline", CONFIG, ["rlhf.steps=7"], load_pipeline(CONFIG), folder)
+    assert shipped_files(folder) == [
+        "checks/verifiers.py",
+        "configs/tiny/corpus.yaml",
+        "configs/tiny/pipeline.yaml",
+        "configs/tiny/rlhf.yaml",
+    ]
+    assert shlex.split(command) == [
+        *("raymill", "run", "pipeline", "configs/tiny/pipeline.yaml", "rlhf.steps=7"),
+        *("--store", f"{project}/runs"),
+    ]
+    assert yaml.safe_load((folder / "configs/tiny/rlhf.yaml").read_text()) == {
+        "prompts": [f"{project}/data/a.txt"],
+        "verifier": "checks/verifiers.py:short",
+        "steps": 5,
+    }
+
+
+def test_what_is_shipped_binds_to_the_same_artifacts(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    overrides = ["rlhf.steps=7", "rlhf.prompts=[data/b.txt]"]
+    here = load_pipeline(CONFIG, overrides)
+    folder = tmp_path_factory.mktemp("shipped")
+    command = shlex.split(stage_files("pipeline", CONFIG, overrides, here, folder))
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), command[4:-2], store=command[-1])
+    assert not there.errors
+    assert {name: job.id for name, job in there.jobs.items()} == {n: job.id for n, job in here.jobs.items()}
+
+
+def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_factory: Any):
+    folder = tmp_path_factory.mktemp("shipped")
+    (project / "other").mkdir()
+    config = (project / "configs/tiny/rlhf.yaml").rename(project / "configs/tiny/rlhf-more.yaml")
+    alone = load_stage("rlhf", config.relative_to(project))
+    command = stage_files("rlhf", config.relative_to(project), [], alone, folder)
+    assert shipped_files(folder) == [
+        "checks/verifiers.py",
+        "configs/tiny/corpus.yaml",
+        "configs/tiny/rlhf-more.yaml",
+    ]
+    assert shlex.split(command)[:4] == ["raymill", "run", "rlhf", "configs/tiny/rlhf-more.yaml"]
+
+
+def test_files_from_outside_the_working_directory_are_shipped_too(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    here = load_pipeline(CONFIG).jobs
+    (project / "configs/tiny/rlhf.yaml").write_text(
+        f"prompts: [{project}/data/a.txt]\nverifier: {project}/checks/verifiers.py:short\nsteps: 5\n"
+    )
+    (project / "configs/tiny/corpus.yaml").write_text(f"sources:\n  - path: {project}/data/*.txt\n")
+    elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
+    monkeypatch.chdir(elsewhere)
+    pipeline = load_pipeline(project / CONFIG)
+    command = shlex.split(stage_files("pipeline", project / CONFIG, [], pipeline, folder))
+    assert shipped_files(folder)[0] == "checks/verifiers.py"
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), store=command[-1]).jobs
+    assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
+
+
+def test_every_mistake_is_told_before_anything_is_sent(project: Path):
+    (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: nowhere/*.txt\n")
+    with pytest.raises(ValueError, match=r"(?s)matches no file.*did you mean steps\?"):
+        submit("pipeline", CONFIG, ["rlhf.step=7"], store=None, address="http://127.0.0.1:1")
+
+
+def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
+    with pytest.raises(ValueError, match="--address: no Jobs API to be used at http://127.0.0.1:1"):
+        submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("runs/tiny", "{here}/runs/tiny"),
+        ("/data/*.txt", "/data/*.txt"),
+        ("s3://bucket/runs", "s3://bucket/runs"),
+        ("zip://a/*.json::file://x.whl", "zip://a/*.json::file://{here}/x.whl"),
+        ("zip://a/*.json::x.whl", "zip://a/*.json::{here}/x.whl"),
+        ("zip://a::s3://bucket/x.zip", "zip://a::s3://bucket/x.zip"),
+    ],
+)
+def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
+    assert absolute(location) == expected.format(here=os.getcwd())
+
+
+def test_attempts_are_ordered_by_number():
+    def job(id: str) -> JobDetails:
+        return JobDetails(
+            type=JobType.SUBMISSION, submission_id=id, status=JobStatus.FAILED, entrypoint="raymill"
+        )
+
+    ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
+    assert [one.submission_id for one in _tries([job(id) for id in ids], "pipeline-ab")] == [
+        "pipeline-ab",
+        "pipeline-ab-2",
+        "pipeline-ab-10",
+    ]
+
+
+# A real, token-protected cluster
+
+
+def free_ports(number: int) -> list[int]:
+    held = [socket.socket() for _ in range(number)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    secret: str
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Ray head started apart on loopback with a token, two CPUs and secrets in its environment."""
+    scratch = tempfile.mkdtemp(prefix="raymill-head-")
+    secret = f"planted{secrets.token_hex(20)}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "WANDB_API_KEY": secret,
+        "WANDB_MODE": "offline",
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "OMP_NUM_THREADS": "1",
+    }
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}"]
+    command += ["--object-store-memory=200000000", *(f"--{name}={port}" for name, port in ports.items())]
+    with open(f"{scratch}/start.log", "wb") as log:
+        head = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for_port(ports["dashboard-port"], head)
+        yield Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", secret, environment)
+    finally:
+        end(head)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wait_for_port(port: int, head: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        assert head.poll() is None, "the Ray head did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.3)
+    raise TimeoutError(f"no dashboard on port {port} after {timeout_s:g} s")
+
+
+def end(head: subprocess.Popen[bytes]) -> None:
+    """End the head and every process below it, by process id: other clusters of this machine are not ours."""
+    family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        process.kill()
+    head.kill()
+    head.wait()
+
+
+@pytest.fixture
+def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with real stages: a small corpus of made-up sentences and its vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    sentences = [
+        f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)
+    ]
+    records = "".join(json.dumps({"text": " ".join(sentences[n : n + 4])}) + "\n" for n in range(0, 400, 2))
+    for name, text in (
+        ("data/sheep.jsonl", records),
+        ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary]\n"),
+        (
+            "configs/tiny/corpus.yaml",
+            "sources:\n  - {name: sheep, path: data/sheep.jsonl, format: jsonl, text: text}\n"
+            "steps: [{exact_duplicates: {}}]\nparts: 2\n",
+        ),
+        ("configs/tiny/vocabulary.yaml", "corpus: corpus\nsize: 300\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def call(cluster: Cluster, *arguments: str, code: int = 0, **environment: str) -> str:
+    """What `raymill` prints, in a process of its own: Ray reads the token once in a process's life."""
+    command = [str(Path(sys.executable).with_name("raymill")), *arguments]
+    done = subprocess.run(
+        command, env={**cluster.environment, **environment}, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def submission(cluster: Cluster, *command: str) -> str:
+    return call(cluster, "submit", *command, "--address", cluster.address).strip()
+
+
+def records(cluster: Cluster) -> str:
+    """Everything that the cluster says of its jobs, as the JSON that it sends."""
+    request = urllib.request.Request(f"{cluster.address}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}")
+    with urllib.request.urlopen(request) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.slow
+def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_secret(
+    cluster: Cluster, text_project: Path
+):
+    command = ("pipeline", str(CONFIG), "corpus.parts=3", "--store", "runs/there")
+    sent = [submission(cluster, *command) for _ in range(2)]
+    output = call(cluster, "logs", sent[0], "--address", cluster.address)
+    assert call(cluster, "status", sent[0], "--address", cluster.address) == "SUCCEEDED\n", output
+    sent.append(submission(cluster, *command))
+    assert len(set(sent)) == 1
+    jobs = records(cluster)
+    assert [job["submission_id"] for job in json.loads(jobs) if job["submission_id"]] == [sent[0]]
+    call(cluster, "stop", sent[0], "--address", cluster.address)  # it has ended: nothing to do, and no error
+
+    printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.parts=3", RAY_AUTH_MODE="disabled")
+    for name, job in load_pipeline(CONFIG, ["corpus.parts=3"]).jobs.items():
+        there, here = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
+        assert there is not None, f"{name} does not stand\n{output}"
+        assert here is not None, f"{name} does not stand\n{printed}"
+        assert there.record["digest"] == here.record["digest"]
+        assert there.storage.url in output
+
+    assert cluster.secret not in jobs + output + printed
+    written = [path for path in text_project.rglob("*") if path.is_file()]
+    assert [path.suffix for path in written if path.suffix == ".wandb"], "W&B wrote nothing to look into"
+    assert not [path for path in written if cluster.secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_project: Path):
+    command = ("submit", "pipeline", str(CONFIG), "--address", cluster.address)
+    assert "--address: no Jobs API to be used at" in call(
+        cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32)
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster.address}/api/jobs/")
+
+
+@pytest.mark.slow
+def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
+    submit_as_other = (
+        "import jobs.submit, pathlib; jobs.submit.version = lambda name: '0.0.1'; print(jobs.submit.submit("
+        f"'corpus', pathlib.Path('configs/tiny/corpus.yaml'), [], store=None, address={cluster.address!r}))"
+    )
+
+    def send() -> str:
+        command = [sys.executable, "-P", "-c", submit_as_other]
+        return subprocess.run(
+            command, env=dict(cluster.environment), capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
+
+    first = send()
+    output = call(cluster, "logs", first, "--address", cluster.address)
+    assert "submitted by raymill 0.0.1, but the cluster runs" in output
+    assert call(cluster, "status", first, "--address", cluster.address) == "FAILED\n"
+    assert send() == f"{first}-2"
+    assert "no job 'corpus-unknown' on this cluster" in call(
+        cluster, "status", "corpus-unknown", "--address", cluster.address, code=2
+    )

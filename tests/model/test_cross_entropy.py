@@ -1,0 +1,49 @@
+"""The chunked head against PyTorch's cross entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import cross_entropy
+from model.cross_entropy import linear_cross_entropy
+
+
+def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 8, generator=generator).requires_grad_()
+    weight = torch.randn(11, 8, generator=generator).requires_grad_()
+    return hidden, weight, torch.randint(0, 11, (23,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk_rows", [5, 23, 1024])
+def test_loss_and_gradients_equal_pytorchs(monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", chunk_rows)
+    hidden, weight, targets = draw()
+    ours = linear_cross_entropy(hidden, weight, targets)
+    reference = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    torch.testing.assert_close(ours, reference)
+    # A factor on the loss reaches both gradients.
+    for got, expected in zip(
+        torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * reference, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_under_autocast_only_the_products_are_rounded() -> None:
+    hidden, weight, targets = draw()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, targets)
+    logits = F.linear(hidden.bfloat16(), weight.bfloat16()).float()
+    torch.testing.assert_close(ours, F.cross_entropy(logits, targets, reduction="sum"))
+    hidden_grad, weight_grad = torch.autograd.grad(ours, (hidden, weight))
+    assert hidden_grad.dtype == weight_grad.dtype == torch.float32
+
+
+def test_no_target_gives_zero_loss_and_zero_gradients() -> None:
+    hidden, weight, targets = draw()
+    loss = linear_cross_entropy(hidden[:0], weight, targets[:0])
+    assert loss.item() == 0
+    hidden_grad, weight_grad = torch.autograd.grad(loss, (hidden, weight))
+    assert not hidden_grad.any() and not weight_grad.any()

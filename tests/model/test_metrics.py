@@ -1,0 +1,130 @@
+"""Metrics against numbers worked by hand, closed forms and the libraries' own answers."""
+
+import math
+
+import numpy as np
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+
+from model import metrics
+
+
+def test_bits_per_byte_and_perplexity_of_a_uniform_guess() -> None:
+    # 8 tokens guessed from 16 equals cost 4 bits each; they spell 32 bytes, so one bit a byte.
+    nats = 8 * math.log(16)
+    assert metrics.bits_per_byte(nats, 32) == pytest.approx(1.0)
+    assert metrics.perplexity(nats, 8) == pytest.approx(16.0)
+
+
+def test_empty_text_has_no_bits_per_byte() -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        metrics.bits_per_byte(1.0, 0)
+    with pytest.raises(ValueError, match="at least one token"):
+        metrics.perplexity(1.0, 0)
+
+
+def test_squad_normal_form_drops_case_punctuation_articles_and_spaces() -> None:
+    assert metrics.normalise_answer("The  Eiffel Tower, a   landmark!") == "eiffel tower landmark"
+    assert metrics.exact_match("the Answer.", ["an answer"]) == 1.0
+    assert metrics.exact_match("answers", ["answer", "reply"]) == 0.0
+
+
+def test_token_f1_counts_repeated_words_once_each() -> None:
+    # Shared multiset {cat, cat}: precision 2/3 (cat cat sat), recall 2/4 (cat cat cat ran), F1 = 2*2/(3+4).
+    assert metrics.token_f1("cat cat sat", ["cat cat cat ran"]) == pytest.approx(4 / 7)
+    assert metrics.token_f1("cat", ["dog", "black cat"]) == pytest.approx(2 / 3)
+    assert metrics.token_f1("the", ["a"]) == 1.0  # both empty in normal form
+    assert metrics.token_f1("", ["cat"]) == 0.0
+
+
+def test_distinct_2_is_pooled_over_texts() -> None:
+    # Bigrams: (a b)(b a)(a b) and (a b): 4 in all, 2 distinct.
+    assert metrics.distinct_n(["a b a b", "A B"], 2) == pytest.approx(0.5)
+    assert metrics.distinct_n(["one", ""], 2) == 0.0
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_normal_approximation() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    interval = metrics.bootstrap_interval(values, num_resamples=4000, seed=5)
+    half_width = 1.96 * values.std() / math.sqrt(len(values))
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert interval.high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_bootstrap_is_seeded_and_its_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=7)
+    whole = metrics.bootstrap_interval(values, seed=3)
+    assert metrics.bootstrap_interval(values, seed=3) == whole
+    assert metrics.bootstrap_interval(values, seed=4) != whole
+    monkeypatch.setattr(metrics, "_MAX_RESAMPLED_ENTRIES", 35)
+    assert metrics.bootstrap_interval(values, seed=3) == whole
+
+
+def test_weighted_bootstrap_is_the_ratio_of_sums() -> None:
+    # Documents of 10 and 30 bytes with 20 and 30 bits: 50 bits over 40 bytes, not the mean of 2 and 1. The ends are
+    # the resamples that draw one document twice.
+    interval = metrics.bootstrap_interval([20.0, 30.0], [10.0, 30.0])
+    assert interval.value == pytest.approx(1.25)
+    assert (interval.low, interval.high) == (pytest.approx(1.0), pytest.approx(2.0))
+
+
+def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        interval = metrics.bootstrap_interval(
+            generator.exponential(1.0, size=80), num_resamples=400, seed=trial
+        )
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.88 <= covered / 300 <= 0.98
+
+
+def test_pairing_finds_a_small_change_that_unpaired_noise_hides() -> None:
+    generator = np.random.default_rng(2)
+    before = generator.normal(0.0, 10.0, size=200)
+    after = before + 0.5 + generator.normal(0.0, 0.5, size=200)
+    change = metrics.paired_bootstrap(before, after)
+    assert change.value == pytest.approx(np.mean(after - before))
+    assert change.low > 0.3 and change.excludes(0.0) and not change.excludes(0.5)
+    shuffled = metrics.paired_bootstrap(before, generator.permutation(after))
+    assert not shuffled.excludes(0.0)
+
+
+def test_paired_bootstrap_refuses_other_records() -> None:
+    with pytest.raises(ValueError, match="same records"):
+        metrics.paired_bootstrap([1.0, 2.0], [1.0])
+
+
+def test_bleu_is_sacrebleus_with_its_signature_and_an_interval_around_it() -> None:
+    predictions = [
+        "the cat sat on the mat today",
+        "he went to the big shop",
+        "all of it is quite right now",
+    ] * 4
+    references = ["the cat sat on the mat", "she went to the big red shop", "all of it is quite right"] * 4
+    interval, signature = metrics.bleu(predictions, references)
+    assert interval.value == pytest.approx(BLEU().corpus_score(predictions, [references]).score)
+    assert interval.low <= interval.value <= interval.high
+    assert 0 < interval.high - interval.low < 40
+    assert signature.startswith("nrefs:1|case:mixed|") and "tok:13a" in signature
+
+
+def test_bleu_of_a_copy_is_100_with_no_doubt() -> None:
+    texts = ["a sentence of more than four words", "and another one of them here"]
+    interval, _ = metrics.bleu(texts, texts)
+    assert interval.low == pytest.approx(100.0) and interval.high == pytest.approx(100.0)
+
+
+def test_rouge_by_hand() -> None:
+    scores = metrics.rouge(["the cat ran"], ["the cat sat"])
+    # Two of three unigrams, one of two bigrams, longest common subsequence "the cat".
+    assert scores["rouge1"] == [pytest.approx(2 / 3)]
+    assert scores["rouge2"] == [pytest.approx(1 / 2)]
+    assert scores["rougeL"] == [pytest.approx(2 / 3)]
+
+
+def test_every_prediction_needs_its_reference() -> None:
+    for metric in (metrics.bleu, metrics.rouge):
+        with pytest.raises(ValueError, match="each needs one"):
+            metric(["one", "two"], ["one"])

@@ -1,0 +1,146 @@
+"""Int8 compression: rounding bounds, the folder's layout, and the engine that has to read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationConfig
+from safetensors.torch import load_file
+
+from model.batch import from_sequences
+from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.objectives import logprobs
+from model.quantize import (
+    compress_folder,
+    decompress_folder,
+    dequantize_weight,
+    quantize_weight,
+    round_activations,
+    simulate_int8,
+)
+from model.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(
+    vocab_size=320, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=128, max_length=128
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A random Llama folder with weights large enough for its answers to differ."""
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.12) if parameter.ndim == 2 else None
+    special = SpecialTokens(bos=0, eos=1, pad=2)
+    save_folder(
+        tmp_path / "original", model.state_dict(), CONFIG, special_tokens=special, tokenizer_folder=None
+    )
+    return tmp_path / "original"
+
+
+def test_rounding_error_is_at_most_half_a_step_of_its_channel() -> None:
+    weight = (
+        torch.randn(16, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-4, 2, 16)[:, None]
+    )
+    int8, scale = quantize_weight(weight)
+    error = (dequantize_weight(int8, scale) - weight).abs()
+    assert (error <= 0.5 * scale * (1 + 1e-5)).all()
+    assert error.max() > 0.4 * scale.max()  # the bound is met, so the test sees the rounding
+    assert (int8.abs().amax(dim=1) == 127).all()
+
+
+def test_int8_by_hand_and_a_channel_of_zeros() -> None:
+    int8, scale = quantize_weight(torch.tensor([[1.27, -0.635, 0.004], [0.0, 0.0, 0.0]]))
+    assert int8.tolist() == [[127, -64, 0], [0, 0, 0]]  # -63.5 goes to the even neighbour
+    assert scale[0].item() == pytest.approx(0.01)
+    assert dequantize_weight(int8, scale)[1].abs().max() == 0.0
+
+
+def test_rounding_twice_changes_nothing_more() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    first = quantize_weight(weight)
+    assert torch.equal(first[0], quantize_weight(dequantize_weight(*first))[0])
+
+
+def test_activations_are_rounded_token_by_token() -> None:
+    x = torch.tensor([[[127.0, 1.4, -2.6], [1.27, 0.014, -0.026]]])
+    assert torch.allclose(round_activations(x), torch.tensor([[[127.0, 1.0, -3.0], [1.27, 0.01, -0.03]]]))
+
+
+def test_folder_is_a_quarter_of_the_size_and_says_what_it_holds(folder: Path, tmp_path: Path) -> None:
+    size = compress_folder(folder, tmp_path / "int8", kept_dtype="bfloat16")
+    assert size.num_quantized + size.num_kept == sum(p.numel() for p in load_folder(folder).parameters())
+    assert size.compressed_bytes == (tmp_path / "int8" / "model.safetensors").stat().st_size
+    assert size.compressed_bytes < 0.4 * size.original_bytes
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    assert stored["model.layers.1.mlp.down_proj.weight"].dtype == torch.int8
+    assert stored["model.layers.1.mlp.down_proj.weight_scale"].shape == (CONFIG.width, 1)
+    assert stored["model.embed_tokens.weight"].dtype == torch.bfloat16
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    parsed = QuantizationConfig.model_validate(config["quantization_config"])
+    assert parsed.format == "int-quantized" and parsed.ignore == ["lm_head"]
+
+
+def test_the_simulation_is_what_the_written_folder_holds(folder: Path, tmp_path: Path) -> None:
+    compress_folder(folder, tmp_path / "int8", kept_dtype="float32")
+    decompress_folder(tmp_path / "int8", tmp_path / "plain")
+    read_back, simulated = load_folder(tmp_path / "plain"), load_folder(folder)
+    for model in (read_back, simulated):
+        simulate_int8(model)
+    batch = from_sequences([list(range(1, 60))], [[True] * 59], length=58, pad_id=2)
+    original = logprobs(load_folder(folder), batch)
+    assert torch.allclose(logprobs(read_back, batch), logprobs(simulated, batch), atol=1e-5)
+    difference = (logprobs(simulated, batch) - original).abs()
+    assert 1e-4 < difference.mean() < 0.1
+
+
+def test_a_compressed_folder_is_not_compressed_again(folder: Path, tmp_path: Path) -> None:
+    compress_folder(folder, tmp_path / "int8")
+    with pytest.raises(ValueError, match="quantization_config"):
+        compress_folder(tmp_path / "int8", tmp_path / "again")
+
+
+ENGINE_SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+engine = LLM(sys.argv[1], enforce_eager=True, distributed_executor_backend="uni", skip_tokenizer_init=True,
+             max_model_len=128, dtype="float32")
+asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+answer = engine.generate([{"prompt_token_ids": list(range(1, 60))}], asked)[0]
+print("LOGPROBS", json.dumps([next(iter(entry.values())).logprob for entry in answer.prompt_logprobs[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_folder_and_computes_what_we_simulate(folder: Path, tmp_path: Path) -> None:
+    compress_folder(folder, tmp_path / "int8", kept_dtype="float32")
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE_SCRIPT, str(tmp_path / "int8")],
+        env={
+            **os.environ,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("LOGPROBS "))
+    engine = torch.tensor(json.loads(line.removeprefix("LOGPROBS ")))
+    batch = from_sequences([list(range(1, 60))], [[True] * 59], length=58, pad_id=2)
+    original = load_folder(folder)
+    simulated = load_folder(folder)
+    simulate_int8(simulated)
+    ours, exact = logprobs(simulated, batch)[0], logprobs(original, batch)[0]
+    # A value that lies between two steps may round either way in another order of sums, so a few tokens differ more.
+    assert (engine - ours).abs().mean() < 0.2 * (exact - ours).abs().mean() + 1e-3
+    assert (engine - ours).abs().median() < 5e-3

@@ -1,0 +1,126 @@
+"""The decoder's own facts; its equality with transformers is in test_huggingface."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from model import transformer
+from model.batch import row_positions
+from model.heads import ScalarHead
+from model.transformer import Transformer, TransformerConfig, attend, flops_per_token, initialise, num_parameters
+
+CONFIG = TransformerConfig(
+    vocab_size=50, width=24, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=40, max_length=32
+)
+
+
+def make_model(config: TransformerConfig = CONFIG) -> Transformer:
+    model = Transformer(config)
+    initialise(model, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    return model
+
+
+def test_packed_documents_equal_documents_alone() -> None:
+    model = make_model()
+    lengths = [5, 1, 7, 3]
+    documents = [torch.randint(0, 50, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    ids = torch.cat(documents)[None]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    # The last document is padding: it must disturb nobody and stay finite itself.
+    document_ids = torch.repeat_interleave(torch.tensor([4, 0, 4 + 1, -1]), torch.tensor(lengths))[None]
+    packed = model(ids, positions, document_ids)[0].split(lengths)
+    for document, hidden in zip(documents, packed, strict=True):
+        alone = model(document[None], row_positions(document[None]))[0]
+        torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_sees_nothing_after_it() -> None:
+    model = make_model()
+    ids = torch.randint(0, 50, (1, 12), generator=torch.Generator().manual_seed(0))
+    changed = ids.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % 50
+    for document_ids in (None, torch.zeros_like(ids)):
+        before = model(ids, row_positions(ids), document_ids)
+        after = model(changed, row_positions(ids), document_ids)
+        torch.testing.assert_close(before[:, :7], after[:, :7], atol=0, rtol=0)
+        assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_cpu_bfloat16_attention_equals_the_kernel_within_its_rounding(num_kv_heads: int, is_masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(heads: int) -> torch.Tensor:
+        return torch.randn(3, heads, 16, 8, generator=generator).bfloat16().requires_grad_()
+
+    query, key, value = draw(4), draw(num_kv_heads), draw(num_kv_heads)
+    mask = transformer.document_mask(torch.arange(16).div(5, rounding_mode="floor").expand(3, 16)) if is_masked else None
+    ours = attend(query, key, value, mask)
+    gradients = torch.autograd.grad(ours.float().square().sum(), (query, key, value))
+    exact_inputs = [x.detach().float().requires_grad_() for x in (query, key, value)]
+    exact = attend(*exact_inputs, mask)
+    exact_gradients = torch.autograd.grad(exact.square().sum(), exact_inputs)
+    torch.testing.assert_close(ours.float(), exact, atol=0.03, rtol=0.03)
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        torch.testing.assert_close(gradient.float(), exact_gradient, atol=0.15, rtol=0.05)
+
+
+def test_initial_parameters_depend_on_seed_and_name_alone() -> None:
+    small, deep = Transformer(CONFIG), Transformer(dataclasses.replace(CONFIG, num_layers=3))
+    torch.manual_seed(1)
+    initialise(small, seed=7)
+    torch.manual_seed(2)
+    initialise(deep, seed=7)
+    shared = small.layers[1].attention.query.weight
+    assert torch.equal(shared, deep.layers[1].attention.query.weight)
+    assert not torch.equal(shared, small.layers[0].attention.query.weight)
+    other_seed = Transformer(CONFIG)
+    initialise(other_seed, seed=8)
+    assert not torch.equal(shared, other_seed.layers[1].attention.query.weight)
+    assert shared.std().item() == pytest.approx(0.02, rel=0.1)
+    # Two layers: 0.02 / sqrt(4).
+    assert small.layers[1].ffn.down.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert (small.layers[0].ffn_norm.weight == 1).all()
+
+
+def test_scalar_head_starts_at_zero_for_every_token() -> None:
+    model = ScalarHead(CONFIG)
+    initialise(model, seed=0)
+    ids = torch.randint(0, 50, (2, 9))
+    assert torch.equal(model(ids, row_positions(ids)), torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_num_parameters_counts_the_modules(tie_embeddings: bool) -> None:
+    config = dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings)
+    assert num_parameters(config) == sum(p.numel() for p in Transformer(config).parameters())
+
+
+def test_flops_per_token_is_six_per_matmul_parameter_and_attention() -> None:
+    # A layer: query and output 24·24 each, key and value 24·12 each, three of 24·40; the head 50·24.
+    matmul = 2 * (2 * 576 + 2 * 288 + 3 * 960) + 1200
+    assert flops_per_token(CONFIG, 16) == 6 * matmul + 12 * 2 * 24 * 16
+    untied = dataclasses.replace(CONFIG, tie_embeddings=False)
+    assert flops_per_token(untied, 16) == flops_per_token(CONFIG, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 5}, "width=24 must be a multiple of num_heads=5"),
+        ({"num_heads": 8}, "must be even"),
+        ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"norm_eps": 0.0}, "must be positive"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change).check()

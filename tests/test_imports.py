@@ -1,0 +1,111 @@
+"""The arrows between the packages, held by reading every import: jobs → actors → {data, model, cluster}."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+
+ARROWS = {
+    "jobs": {"jobs", "actors", "data", "model", "cluster"},
+    "actors": {"actors", "data", "model", "cluster"},
+    "data": {"data", "cluster"},
+    "cluster": {"cluster"},
+    "model": {"model"},
+}
+"""What each package may import of ours."""
+
+ONE_HOME = {
+    "omegaconf": {"jobs/config.py"},
+    "wandb": {"cluster/tracking.py"},
+}
+"""Libraries that one file each knows."""
+
+VLLM_HOMES = re.compile(r"^(actors/.*|jobs/(serve|evaluate|compress)\.py)$")
+NO_RAY = ("model",)
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether inside a function) of every import in a file, those for the type checker left out."""
+    for_types: set[ast.AST] = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for_types.update(child for statement in node.body for child in ast.walk(statement))
+    inside: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside.update(child for statement in node.body for child in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; name the package"
+            yield str(node.module), node in inside
+
+
+def files() -> list[str]:
+    return sorted(
+        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+    )
+
+
+@pytest.mark.parametrize("name", files())
+def test_imports_follow_the_arrows(name: str):
+    package = name.partition("/")[0]
+    for imported, inside in imports_of(ROOT / name):
+        top = imported.partition(".")[0]
+        if top in PACKAGES:
+            assert top in ARROWS[package], f"{name} imports {imported}: {package} may not use {top}"
+        if package in NO_RAY:
+            assert top != "ray", f"{name} imports ray: the model package is read and tested without it"
+        if top in ONE_HOME:
+            assert name in ONE_HOME[top], f"{name} imports {top}: only {ONE_HOME[top]} may"
+        if top == "vllm":
+            assert VLLM_HOMES.match(name), f"{name} imports vllm: only where an engine is made"
+            assert inside or name == "actors/transfer_engine.py", f"{name} imports vllm at its top: seconds for all"
+
+
+def test_every_import_of_a_package_is_seen(tmp_path: Path):
+    (tmp_path / "a.py").write_text(
+        "import ray.train\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import wandb\n"
+        "def f():\n    from vllm import LLM\n"
+    )
+    assert set(imports_of(tmp_path / "a.py")) == {("ray.train", False), ("typing", False), ("vllm", True)}
+
+
+def test_the_packages_are_those_that_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert tuple(project["tool"]["setuptools"]["packages"]) == PACKAGES
+    on_disk = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert on_disk == set(PACKAGES), "a package that pyproject.toml does not list would be missing from the wheel"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_exports_nothing_of_its_own(package: str):
+    assert (ROOT / package / "__init__.py").read_text() == ""
+
+
+def test_tests_are_no_packages():
+    assert not list((ROOT / "tests").rglob("__init__.py")), "tests/data/__init__.py would shadow our data package"
+
+
+def test_the_lock_holds_what_pyproject_asks_for():
+    lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
+    locked = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in locked)
+    names = {line.partition("==")[0] for line in locked}
+    assert names.isdisjoint({"torchvision", "torchaudio", "torchcodec"})
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = list(project["build-system"]["requires"]) + project["project"]["dependencies"]
+    for extra in ("cpu", "dev"):
+        wanted += project["project"]["optional-dependencies"][extra]
+    missing = {re.split(r"[\[<>=]", want)[0] for want in wanted} - names
+    assert not missing, f"not in requirements/cpu.lock: {missing}; run `make lock`"
