@@ -50,9 +50,7 @@ class Critic:
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the critic."""
-        ranks.join_group(
-            rank=self._rank, num_ranks=self._group.num_ranks, backend=self._group.backend, address=address
-        )
+        ranks.join_group(rank=self._rank, num_ranks=self._group.num_ranks, backend=self._group.backend, address=address)
         self._state = ranks.make_state(load_scalar_folder(self._settings.folder.local()), self._group)
         self._checkpoints = ranks.open_checkpoints(self._group.checkpoints)
 
@@ -63,9 +61,7 @@ class Critic:
         num_rows = self._group.micro_batch_rows
         device = next(self._state.model.parameters()).device
         out = torch.zeros(len(rows), batch.targets.shape[1])
-        for start, part in zip(
-            range(0, len(rows), num_rows), token_micro_batches(batch, rows, num_rows), strict=True
-        ):
+        for start, part in zip(range(0, len(rows), num_rows), token_micro_batches(batch, rows, num_rows), strict=True):
             with autocast(device, self._state.autocast_dtype):
                 part_values = values(self._state.model, to_device(part, device))  # pyright: ignore[reportArgumentType]
             masked = torch.where(part.loss_mask, part_values.cpu(), 0.0)

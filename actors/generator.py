@@ -103,10 +103,7 @@ class Generator:
             use_tqdm=False,
         )
         rollouts = iter([_rollout(output) for output in outputs])
-        return [
-            RolloutGroup(task.index, tuple(next(rollouts) for _ in range(task.num_samples)))
-            for task in lot.tasks
-        ]
+        return [RolloutGroup(task.index, tuple(next(rollouts) for _ in range(task.num_samples))) for task in lot.tasks]
 
     def set_weight_version(self, version: int) -> None:
         """Name the weights that a trainer engine (nccl, ipc) has just sent."""
@@ -149,9 +146,7 @@ class Generator:
         (checksums,) = self._llm.collective_rpc("compute_weight_checksums")
         by_name = {name.rsplit(":", 1)[-1]: digest for name, digest in checksums.items()}
         if self._llm.model_config.get_vocab_size() % _VOCABULARY_PADDING:
-            by_name = {
-                n: d for n, d in by_name.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")
-            }
+            by_name = {n: d for n, d in by_name.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")}
         return {name: digest for name, digest in by_name.items() if digest != _EMPTY_DIGEST}
 
     def _assert_transfer_engine(self) -> None:

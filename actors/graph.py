@@ -43,11 +43,12 @@ from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metri
 from actors.weights import OBJECT_STORE, Publication
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.tokenizer import chat_special_tokens, load_tokenizer, separator_id, special_tokens
+from data.chat import load_tokenizer
+from data.tokenizer import chat_special_tokens
 from model.advantages import ALGORITHMS, AdvantageSettings, Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import whole_steps
-from model.huggingface import read_config
+from model.huggingface import SpecialTokens, read_config
 from model.train import StepReport
 
 log = logging.getLogger(__name__)
@@ -107,9 +108,7 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
         return spawn("learners", rank, Learner, policy_settings(config, execution), group, rank)
 
     def make_critic(rank: int) -> ActorHandle:
-        group = rank_settings(
-            config, execution, execution.critics, lr=config.learning.critic_lr, name="critic"
-        )
+        group = rank_settings(config, execution, execution.critics, lr=config.learning.critic_lr, name="critic")
         return spawn("critics", rank, Critic, critic_settings(config), group, rank)
 
     num_engines, max_failures = execution.generators.workers, execution.generators.max_failures
@@ -147,8 +146,6 @@ class Graph:
         folder = config.policy.local()
         self._sizes = read_config(folder)
         self._tokenizer = load_tokenizer(folder)
-        self._ids = chat_special_tokens(folder) if self._tokenizer.chat_template else special_tokens(folder)
-        self._stop_ids = tuple(sorted({self._ids.eos, separator_id(self._tokenizer)}))
         self._current: Publication | None = None
         self._previous: Publication | None = None
         self._failures_left = execution.learners.max_failures
@@ -179,13 +176,11 @@ class Graph:
         with timer("generate"):
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        batch = rollout_batch(rollouts, pad_id=self._ids.pad)
+        batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
         behaviour_NT = behaviour_logprobs(rollouts, batch)
 
         with timer("score"):
-            scored = self._score(
-                [prompts[i] for i, group in enumerate(groups) for _ in group.rollouts], rollouts
-            )
+            scored = self._score([prompts[i] for i, group in enumerate(groups) for _ in group.rollouts], rollouts)
         with timer("prove"):
             gap = self._prove(batch, behaviour_NT)
         with timer("reference"):
@@ -196,9 +191,7 @@ class Graph:
         log_ratio_NT = torch.zeros_like(behaviour_NT) if reference_NT is None else behaviour_NT - reference_NT
         rewards_N = self._rewards(scored, step)
         scores = Scores(rewards_N, group_ids(groups), batch.loss_mask, log_ratio_NT, values_NT)
-        advantages_NT, returns_NT = self._algorithm.estimate(
-            scores, advantage_settings(self._config.learning)
-        )
+        advantages_NT, returns_NT = self._algorithm.estimate(scores, advantage_settings(self._config.learning))
 
         with timer("update"):
             in_loss = reference_NT if self._algorithm.kl_place == "loss" else None
@@ -206,9 +199,7 @@ class Graph:
             policy_reports = self.learner.start("update", policy_batch, step)
             value_reports: list[StepReport] = []
             if self.critic is not None:
-                assert values_NT is not None and returns_NT is not None, (
-                    "an algorithm with a critic gives returns"
-                )
+                assert values_NT is not None and returns_NT is not None, "an algorithm with a critic gives returns"
                 value_reports = self.critic.call("update", ValueBatch(batch, values_NT, returns_NT), step)[0]
             reports = self.learner.wait(policy_reports)[0]
         with timer("publish"):
@@ -237,7 +228,8 @@ class Graph:
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
-        self.learner.call("export", output, self._ids)
+        ids = chat_special_tokens(self._config.policy.local())
+        self.learner.call("export", output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         for group in self._trained:
             group.call("finish_save")
 
@@ -291,7 +283,7 @@ class Graph:
         return Sampling(
             temperature=self._config.rollouts.temperature,
             max_new_tokens=max_new_tokens,
-            stop_ids=self._stop_ids,
+            stop_ids=self._tokenizer.stop_ids,
             seed=self._config.seed,
         )
 
@@ -305,12 +297,11 @@ class Graph:
 
     def _response_text(self, rollout: Rollout) -> str:
         ids = rollout.response_ids[:-1] if rollout.finished else rollout.response_ids
-        # Special tokens stay visible: what is judged is what was said.
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._tokenizer.decode(ids)
 
     def _closed(self, rollout: Rollout) -> tuple[int, ...]:
         """The whole sequence with its end token, which a response that was cut lacks."""
-        return rollout.prompt_ids + rollout.response_ids + (() if rollout.finished else (self._ids.eos,))
+        return rollout.prompt_ids + rollout.response_ids + (() if rollout.finished else (self._tokenizer.end_id,))
 
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
         if self.reference is None:
@@ -341,7 +332,7 @@ class Graph:
         for groups in self.generators.generate_on_each(lot):
             check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
             rollouts = [group.rollouts[0] for group in groups]
-            batch = rollout_batch(rollouts, pad_id=self._ids.pad)
+            batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
             self._prove(batch, behaviour_logprobs(rollouts, batch))
 
     @property

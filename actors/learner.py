@@ -60,9 +60,7 @@ class Learner:
         self._settings = settings
         self._group = group
         self._rank = rank
-        self._publisher: Publisher = ObjectStorePublisher(
-            rank=rank, dtype=getattr(torch, settings.engine_dtype)
-        )
+        self._publisher: Publisher = ObjectStorePublisher(rank=rank, dtype=getattr(torch, settings.engine_dtype))
 
     def free_address(self) -> str:
         return ranks.free_address()
@@ -72,9 +70,7 @@ class Learner:
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the policy."""
-        ranks.join_group(
-            rank=self._rank, num_ranks=self._group.num_ranks, backend=self._group.backend, address=address
-        )
+        ranks.join_group(rank=self._rank, num_ranks=self._group.num_ranks, backend=self._group.backend, address=address)
         self._state = ranks.make_state(load_folder(self._settings.folder.local()), self._group)
         self._checkpoints = ranks.open_checkpoints(self._group.checkpoints)
 

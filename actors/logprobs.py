@@ -28,9 +28,7 @@ def batch_logprobs(
     """Logprobs [len(rows), T], on CPU, of the chosen rows of `batch`; 0 where loss_mask is false."""
     device = next(model.parameters()).device
     out = torch.zeros(len(rows), batch.targets.shape[1])
-    for start, part in zip(
-        range(0, len(rows), num_rows), token_micro_batches(batch, rows, num_rows), strict=True
-    ):
+    for start, part in zip(range(0, len(rows), num_rows), token_micro_batches(batch, rows, num_rows), strict=True):
         with autocast(device, dtype):
             part_logprobs = logprobs(model, to_device(part, device), temperature)  # pyright: ignore[reportArgumentType]
         out[start : start + len(part_logprobs), : part_logprobs.shape[1]] = part_logprobs.cpu()

@@ -26,9 +26,7 @@ class GeneratorPool:
     Which engine did a lot does not matter: a lot is a whole batch, its seeds are its own, and its engine was idle.
     """
 
-    def __init__(
-        self, make_engine: Callable[[int], ActorHandle], num_engines: int, *, max_failures: int
-    ) -> None:
+    def __init__(self, make_engine: Callable[[int], ActorHandle], num_engines: int, *, max_failures: int) -> None:
         self._make_engine = make_engine
         self._failures_left = max_failures
         self.engines = [make_engine(index) for index in range(num_engines)]
@@ -74,9 +72,7 @@ class GeneratorPool:
         answers: dict[int, list[RolloutGroup]] = {}
         while len(answers) < len(self.engines):
             futures = {
-                index: engine.generate.remote(lot)
-                for index, engine in enumerate(self.engines)
-                if index not in answers
+                index: engine.generate.remote(lot) for index, engine in enumerate(self.engines) if index not in answers
             }
             for index, future in futures.items():
                 try:

@@ -103,9 +103,7 @@ def check_gap(
     """
     if gap.max <= bound:
         return
-    raise _named(
-        gap, bound, batch, engine_NT, sizes=sizes, temperature=temperature, current=current, previous=previous
-    )
+    raise _named(gap, bound, batch, engine_NT, sizes=sizes, temperature=temperature, current=current, previous=previous)
 
 
 def _named(
@@ -121,9 +119,7 @@ def _named(
 ) -> WeightSyncError:
     found = f"engine and learner logprobs differ by up to {gap.max:.3g} (mean {gap.mean:.3g}), the bound is {bound:.3g}"
     if previous is not None and previous.chunks:
-        for what, old_sizes, weights in _older(
-            sizes, dict(read_weights(current)), dict(read_weights(previous))
-        ):
+        for what, old_sizes, weights in _older(sizes, dict(read_weights(current)), dict(read_weights(previous))):
             old_NT = logprobs_under(old_sizes, weights, batch, temperature=temperature)
             old_gap = logprob_gap(batch, engine_NT, old_NT)
             if old_gap.mean * 10 < gap.mean:

@@ -125,9 +125,7 @@ def rollout_batch(rollouts: Sequence[Rollout], *, pad_id: int) -> Batch:
 
 def behaviour_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
     """The engine's logprob [N, T] of each target of `rollout_batch`, 0 where loss_mask is false."""
-    flat = torch.tensor(
-        [logprob for rollout in rollouts for logprob in rollout.logprobs], dtype=torch.float32
-    )
+    flat = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs], dtype=torch.float32)
     return torch.zeros(batch.targets.shape).masked_scatter(batch.loss_mask, flat)
 
 

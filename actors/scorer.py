@@ -42,9 +42,7 @@ class Scorer(Protocol):
 class RewardModel:
     """A learned reward: the scalar at the last token. A pure function of its folder, so Ray may restart it."""
 
-    def __init__(
-        self, folder: Storage, micro_batch_rows: int, precision: Literal["float32", "bfloat16"]
-    ) -> None:
+    def __init__(self, folder: Storage, micro_batch_rows: int, precision: Literal["float32", "bfloat16"]) -> None:
         self._device = own_device()
         self._model = load_scalar_folder(folder.local()).to(self._device).requires_grad_(False)
         self._micro_batch_rows = micro_batch_rows
@@ -99,7 +97,7 @@ def load_function(source: str, *, path: str, function: str) -> Any:
     found = module.__dict__.get(function)
     if not callable(found):
         raise ValueError(
-            f"verifier: {path} has no function {function!r}; it must define {function}(prompt, response, record) -> float"
+            f"verifier: {path} has no function {function!r}; it must define {function}(prompt, response, record)"
         )
     return found
 

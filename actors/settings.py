@@ -39,9 +39,7 @@ class RolloutConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"{field}.temperature: {self.temperature} must be above 0; learning needs sampling"
-            )
+            raise ValueError(f"{field}.temperature: {self.temperature} must be above 0; learning needs sampling")
         if self.top_p != 1.0 or self.top_k != 0:
             raise ValueError(
                 f"{field}.top_p={self.top_p}, top_k={self.top_k}: must be 1 and 0; a sampler that cuts the "
@@ -49,7 +47,7 @@ class RolloutConfig:
             )
         if self.prompts_per_step % self.lot_prompts:
             raise ValueError(
-                f"{field}.prompts_per_step: {self.prompts_per_step} must be a multiple of lot_prompts={self.lot_prompts}"
+                f"{field}.prompts_per_step: {self.prompts_per_step} is no multiple of lot_prompts={self.lot_prompts}"
             )
 
 
@@ -153,7 +151,7 @@ class GraphExecution:
         on_gpu = self.generators.gpus_per_worker > 0 and self.learners.gpus_per_worker > 0
         if self.weight_transfer != "object_store" and not on_gpu:
             raise ValueError(
-                f"{field}.weight_transfer: {self.weight_transfer} needs generators and learners on GPUs; take object_store"
+                f"{field}.weight_transfer: {self.weight_transfer} needs all of them on GPUs; take object_store"
             )
         for name in ("learners", "critics") if ALGORITHMS[learning.algorithm].needs_critic else ("learners",):
             parts = learning.minibatches * getattr(self, name).workers

@@ -59,7 +59,5 @@ def update_metrics(reports: Sequence[StepReport], area: str) -> dict[str, float]
         f"{area}/grad_norm": statistics.fmean(report.grad_norm for report in reports),
         f"{area}/lr": reports[-1].lr,
     }
-    theirs = {
-        name: statistics.fmean(report.metrics[name] for report in reports) for name in reports[0].metrics
-    }
+    theirs = {name: statistics.fmean(report.metrics[name] for report in reports) for name in reports[0].metrics}
     return {**own, **theirs}

@@ -133,9 +133,7 @@ class DevicePublisher:
         else:
             address, port = self._address
             world_size = 1 + len(self._generators)
-            info = NCCLTrainerInitInfo(
-                master_address=address, master_port=port, world_size=world_size, rank=self._rank
-            )
+            info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=world_size, rank=self._rank)
         client = RayVLLMWeightSyncClient(self._generators)
         return WeightTransferTrainerFactory.trainer_init(info, client=client, source=_hf_source(model))
 
@@ -161,9 +159,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     try:
-        WeightTransferEngineFactory.register_engine(
-            OBJECT_STORE, "actors.transfer_engine", "ObjectStoreEngine"
-        )
+        WeightTransferEngineFactory.register_engine(OBJECT_STORE, "actors.transfer_engine", "ObjectStoreEngine")
     except ValueError as error:
         if "already registered" not in str(error):
             raise
@@ -182,7 +178,7 @@ def read_chunks(chunks: Sequence[ray.ObjectRef]) -> Iterator[tuple[str, Tensor]]
 
 
 def to_array(tensor: Tensor) -> NDArray:
-    """The bytes of a tensor as an array, which Ray shares without a copy; numpy has no bfloat16, so it goes as int16."""
+    """The bytes of a tensor as an array, which Ray shares without a copy; bfloat16, which numpy lacks, as int16."""
     tensor = tensor.detach().contiguous().cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 

@@ -40,6 +40,8 @@ class Storage:
 
     def __post_init__(self) -> None:
         refuse_credentials(self.url)
+        if "://" not in self.url:  # workers have other working directories than the driver
+            object.__setattr__(self, "url", os.path.abspath(self.url))
 
     @cached_property
     def _located(self) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -97,7 +97,9 @@ def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
             reply = {"role": "assistant", "content": _text(where, "response", record["response"])}
             messages = [*_prompt(where, record), reply]
         else:
-            raise ValueError(f"{where}: expected messages, or prompt and response; found {', '.join(record) or 'nothing'}")
+            raise ValueError(
+                f"{where}: expected messages, or prompt and response; found {', '.join(record) or 'nothing'}"
+            )
         if all(message["role"] != "assistant" for message in messages):
             raise ValueError(f"{where}: messages: none is by the assistant, so there is nothing to learn")
         yield Chat(where, messages)
@@ -109,7 +111,9 @@ def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
         prompt = _prompt(where, record)
         chosen, rejected = (_text(where, name, record.get(name)) for name in ("chosen", "rejected"))
         if chosen == rejected:
-            raise ValueError(f"{where}: chosen and rejected are the same, so there is nothing to prefer; remove the record")
+            raise ValueError(
+                f"{where}: chosen and rejected are the same, so there is nothing to prefer; remove the record"
+            )
         yield Preference(where, prompt, chosen, rejected)
 
 
@@ -163,7 +167,9 @@ class ChatTokenizer:
         """Raises ValueError where there is no tokenizer, or one without a chat template."""
         self._tokenizer = load_any_tokenizer(folder)
         if not self._tokenizer.chat_template:
-            raise ValueError(f"tokenizer: the one in {folder} has no chat template; take a chat model's, or add a template")
+            raise ValueError(
+                f"tokenizer: the one in {folder} has no chat template; take a chat model's, or add a template"
+            )
         self.pad_id = pad_id(self._tokenizer)
         self.end_id = chat_end_id(self._tokenizer)
         """The token that closes an assistant's message."""
@@ -193,10 +199,10 @@ class ChatTokenizer:
             if mark is not None:  # written out in a text, it would become the token and forge a turn
                 raise ValueError(f"{where}: messages[{number}] holds the special token {mark!r} as text; remove it")
         try:
-            ids = self._tokenizer.apply_chat_template(
+            ids: Any = self._tokenizer.apply_chat_template(
                 messages, tokenize=True, return_dict=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # a template is a program of its author's; jinja's errors are of many kinds
+        except Exception as error:  # a template is its author's program and raises what it likes
             raise ValueError(f"{where}: the chat template refuses this chat ({error})") from error
         return [int(token) for token in ids]
 
@@ -221,7 +227,8 @@ def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
         if message["role"] != "assistant":
             continue
         before = tokenizer.prompt_ids(messages[:number], where=chat.where) if number else []
-        after = tokenizer.chat_ids(messages[: number + 1], where=chat.where)
+        last = number == len(messages) - 1
+        after = ids if last else tokenizer.chat_ids(messages[: number + 1], where=chat.where)
         if after[: len(before)] != before or ids[: len(after)] != after:
             raise ValueError(
                 f"{chat.where}: the chat template rewrites what came before messages[{number}], so the reply cannot be "

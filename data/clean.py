@@ -10,7 +10,6 @@ Every step takes the texts that the steps before it have left and says, for each
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
@@ -28,7 +27,7 @@ class Outcome(NamedTuple):
     reasons: list[str | None]
     """Why a text is dropped (`step/rule`); None keeps it."""
     counts: dict[str, int]
-    """How often something was changed."""
+    """How often something was changed (`step/change`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +36,20 @@ class RepairUnicode:
 
     normalization: Literal["NFC", "NFKC"] = "NFC"
 
+    def check(self, where: str) -> None:
+        """Every value that the type allows is right."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
     min_bytes: int = 0
     max_bytes: int | None = None
+
+    def check(self, where: str) -> None:
+        if self.min_bytes < 0:
+            raise ValueError(f"{where}.min_bytes: {self.min_bytes} must be at least 0")
+        if self.max_bytes is not None and self.max_bytes < max(self.min_bytes, 1):
+            raise ValueError(f"{where}.max_bytes: {self.max_bytes} must be at least min_bytes ({self.min_bytes})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,15 @@ class Repetition:
     )
     """Part of the characters covered by n-grams of words that occur more than once, for each n."""
 
+    def check(self, where: str) -> None:
+        _check_share(f"{where}.duplicate_lines", self.duplicate_lines)
+        _check_share(f"{where}.duplicate_line_characters", self.duplicate_line_characters)
+        for name, bounds in (("top_ngrams", self.top_ngrams), ("duplicate_ngrams", self.duplicate_ngrams)):
+            for n, share in bounds.items():
+                _check_share(f"{where}.{name}[{n}]", share)
+                if n < 1:
+                    raise ValueError(f"{where}.{name}: {n} must be at least 1, the number of words in an n-gram")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SymbolRatio:
@@ -69,6 +86,11 @@ class SymbolRatio:
     min_alphabetic_words: float = 0.8
     """Part of the words with at least one letter."""
 
+    def check(self, where: str) -> None:
+        _check_share(f"{where}.min_alphabetic_words", self.min_alphabetic_words)
+        if self.max_symbols_per_word < 0:
+            raise ValueError(f"{where}.max_symbols_per_word: {self.max_symbols_per_word} must be at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RedactPII:
@@ -77,11 +99,17 @@ class RedactPII:
     email: str = "[EMAIL]"
     phone: str = "[PHONE]"
 
+    def check(self, where: str) -> None:
+        """Any placeholder will do, the empty one too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates:
     """Keep one document of those with the same text, whatever source it is in. Has to be the last step: it compares
     what all others have left, across the whole corpus (`data/dedup.py`)."""
+
+    def check(self, where: str) -> None:
+        """There is nothing to set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,90 +124,60 @@ class Step:
     exact_duplicates: ExactDuplicates | None = None
 
 
-class Cleaned(NamedTuple):
-    kept: list[Document]
-    dropped: list[tuple[Document, str]]
-    """Documents (as they were read) and the reason, `step/rule`."""
-    counts: dict[tuple[str, str], int]
-    """(source, change) -> how often."""
-
-
-def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
-    """The documents with every per-document step applied in order. Ends by dropping what was left without text."""
-    dropped: list[tuple[Document, str]] = []
-    counts: Counter[tuple[str, str]] = Counter()
-    kept = list(documents)
-    for step in steps:
-        name, rule = chosen(step)
-        if name == "exact_duplicates":
-            continue
-        kept = _apply(STEPS[name], rule, kept, dropped, counts)
-    kept = _apply(_not_empty, None, kept, dropped, counts)
-    return Cleaned(kept, dropped, dict(counts))
-
-
-def _apply(
-    function: Callable[[list[str], Any], Outcome],
-    rule: Any,
-    documents: list[Document],
-    dropped: list[tuple[Document, str]],
-    counts: Counter[tuple[str, str]],
-) -> list[Document]:
-    """Apply one step source by source (so that counts are by source), keeping the documents' order."""
-    kept: list[tuple[int, Document]] = []
-    for source in dict.fromkeys(document.source for document in documents):
-        own = [(place, document) for place, document in enumerate(documents) if document.source == source]
-        outcome = function([document.text for _, document in own], rule)
-        for change, number in outcome.counts.items():
-            counts[source, change] += number
-        for (place, document), text, reason in zip(own, outcome.texts, outcome.reasons, strict=True):
-            if reason is None:
-                kept.append((place, document if text == document.text else replace(document, text=text)))
-            else:
-                dropped.append((document, reason))
-    return [document for _, document in sorted(kept, key=lambda pair: pair[0])]
-
-
 def chosen(step: Step) -> tuple[str, Any]:
-    """The name and the parameters of the one step that is set."""
-    given = [(field.name, value) for field in fields(Step) if (value := step.__dict__[field.name]) is not None]
+    """The name and the parameters of the one step that is set. Raises ValueError for none or several."""
+    names = [field.name for field in fields(Step)]
+    given = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
     if len(given) != 1:
-        names = ", ".join(field.name for field in fields(Step))
-        found = "none" if not given else ", ".join(name for name, _ in given)
-        raise ValueError(f"steps: every item names exactly one step, as in `- length: {{}}`; found {found} (of: {names})")
+        found = ", ".join(name for name, _ in given) or "none"
+        raise ValueError(
+            f"steps: an item names exactly one step, as in `- length: {{}}`, but one names {found} "
+            f"(steps: {', '.join(names)})"
+        )
     return given[0]
 
 
 def check_steps(steps: Sequence[Step]) -> None:
     """Raise ValueError for a step whose parameters contradict each other or that stands in the wrong place."""
-    names = [chosen(step)[0] for step in steps]
-    if "exact_duplicates" in names[:-1]:
-        raise ValueError("steps: exact_duplicates must be the last step; it compares the texts that all others have left")
     for position, step in enumerate(steps):
         name, rule = chosen(step)
-        where = f"steps[{position}].{name}"
-        if isinstance(rule, Length):
-            if rule.min_bytes < 0:
-                raise ValueError(f"{where}.min_bytes: {rule.min_bytes} must be at least 0")
-            if rule.max_bytes is not None and rule.max_bytes < max(rule.min_bytes, 1):
-                raise ValueError(f"{where}.max_bytes: {rule.max_bytes} must be at least min_bytes ({rule.min_bytes})")
-        elif isinstance(rule, Repetition):
-            shares = {"duplicate_lines": rule.duplicate_lines, "duplicate_line_characters": rule.duplicate_line_characters}
-            shares |= {f"top_ngrams[{n}]": share for n, share in rule.top_ngrams.items()}
-            shares |= {f"duplicate_ngrams[{n}]": share for n, share in rule.duplicate_ngrams.items()}
-            _check_shares(where, shares)
-            if any(n < 1 for n in (*rule.top_ngrams, *rule.duplicate_ngrams)):
-                raise ValueError(f"{where}: the n of an n-gram must be at least 1")
-        elif isinstance(rule, SymbolRatio):
-            _check_shares(where, {"min_alphabetic_words": rule.min_alphabetic_words})
-            if rule.max_symbols_per_word < 0:
-                raise ValueError(f"{where}.max_symbols_per_word: {rule.max_symbols_per_word} must be at least 0")
+        rule.check(f"steps[{position}].{name}")
+        if name == "exact_duplicates" and position < len(steps) - 1:
+            raise ValueError("steps: exact_duplicates must be the last step; it compares what all others have left")
 
 
-def _check_shares(where: str, shares: dict[str, float]) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{where}.{name}: {share} must be between 0 and 1")
+def _check_share(where: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{where}: {share} must be between 0 and 1")
+
+
+class Cleaned(NamedTuple):
+    kept: list[Document]
+    dropped: list[tuple[Document, str]]
+    """Documents as they stood at that step, and the reason (`step/rule`)."""
+    counts: dict[str, int]
+    """How often each change was made (`step/change`)."""
+
+
+def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
+    """The documents after every per-document step, in order. Ends by dropping what was left without text."""
+    kept = list(documents)
+    dropped: list[tuple[Document, str]] = []
+    counts: dict[str, int] = {}
+    recipe = [chosen(step) for step in steps]
+    for name, rule in [*recipe, ("not_empty", None)]:
+        if name == "exact_duplicates":
+            continue  # not a matter of one document: `jobs/corpus.py` does it where equal texts meet
+        outcome = STEPS[name]([document.text for document in kept], rule)
+        counts |= {change: counts.get(change, 0) + number for change, number in outcome.counts.items()}
+        left: list[Document] = []
+        for document, text, reason in zip(kept, outcome.texts, outcome.reasons, strict=True):
+            if reason is None:
+                left.append(document if text == document.text else replace(document, text=text))
+            else:
+                dropped.append((document, reason))
+        kept = left
+    return Cleaned(kept, dropped, counts)
 
 
 # The steps. Each is a function of the texts and its parameters alone.
@@ -315,7 +313,7 @@ def redact_pii(texts: list[str], rule: RedactPII) -> Outcome:
     return Outcome(redacted, [None] * len(texts), counts)
 
 
-def _not_empty(texts: list[str], rule: None) -> Outcome:
+def not_empty(texts: list[str], rule: None) -> Outcome:
     return _judged(texts, lambda text: None if text.strip() else "empty")
 
 
@@ -329,5 +327,6 @@ STEPS: dict[str, Callable[[list[str], Any], Outcome]] = {
     "repetition": repetition,
     "symbol_ratio": symbol_ratio,
     "redact_pii": redact_pii,
+    "not_empty": not_empty,
 }
-"""The per-document steps by the name that the configuration uses."""
+"""The per-document steps by the name that the configuration uses; not_empty always comes last."""

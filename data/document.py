@@ -17,8 +17,10 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from itertools import chain
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -64,7 +66,7 @@ class Source:
     metadata: list[str] = field(default_factory=list)
     """Columns to keep beside the text."""
     split: str | None = None
-    """For `text`: regular expression between documents (a blank line: `\\n\\s*\\n`); without it a file is one document."""
+    """For `text`: a regular expression between documents (`\\n\\s*\\n`: a blank line); without it a file is one."""
     fraction: float = 1.0
     """Part of the source's documents to take, chosen by a hash of the id."""
 
@@ -116,7 +118,7 @@ def _cut(index: int, source: Source, url: str, range_bytes: int) -> list[ReadRan
         starts = list(range(0, max(size, 1), range_bytes))
         return [ReadRange(index, url, start, start + range_bytes, min(range_bytes, size)) for start in starts]
     if source.format == "parquet" and size > range_bytes:
-        with fsspec.open(url, "rb") as file:
+        with _opened(url) as file:
             groups = pq.ParquetFile(file).num_row_groups
         step = max(1, groups * range_bytes // size)
         return [ReadRange(index, url, start, start + step, step * size // groups) for start in range(0, groups, step)]
@@ -175,11 +177,11 @@ def pick(record: Any, column: str) -> Any:
     depth = head.count("[]")
     if not depth:
         return pick(value, rest) if rest and value is not None else value if not rest else None
-    values = [value]
+    values: list[Any] = [value]
     for _ in range(depth):
-        if not all(isinstance(item, list) for item in values):
+        if not all(isinstance(items, list) for items in values):
             return None
-        values = [item for items in values for item in items]
+        values = list(chain.from_iterable(values))
     return [pick(item, rest) for item in values] if rest else values
 
 
@@ -196,8 +198,14 @@ def _string(column: str, value: Any) -> str:
     return value
 
 
+@contextmanager
+def _opened(url: str) -> Iterator[IO[bytes]]:
+    with fsspec.open(url, "rb", compression="infer") as file:
+        yield cast(IO[bytes], file)
+
+
 def _text_records(source: Source, piece: ReadRange) -> _Records:
-    with fsspec.open(piece.url, "rb", compression="infer") as file:
+    with _opened(piece.url) as file:
         whole = file.read()
     # Split bytes, not characters, so that one undecodable byte costs one document rather than the file.
     separators = [] if source.split is None else list(re.finditer(source.split.encode(), whole))
@@ -214,7 +222,7 @@ def _text_records(source: Source, piece: ReadRange) -> _Records:
 
 
 def _jsonl_records(source: Source, piece: ReadRange) -> _Records:
-    with fsspec.open(piece.url, "rb", compression="infer") as file:
+    with _opened(piece.url) as file:
         offset = piece.start
         if offset:
             # A line belongs to the range that holds its first byte; the byte before tells whether one starts here.
@@ -242,7 +250,7 @@ def _parse_line(line: bytes) -> "dict[str, Any] | _Bad":
 
 
 def _json_records(source: Source, piece: ReadRange) -> _Records:
-    with fsspec.open(piece.url, "rb", compression="infer") as file:
+    with _opened(piece.url) as file:
         raw = file.read()
     try:
         whole = json.loads(raw.decode("utf-8-sig"))
@@ -259,26 +267,39 @@ def _json_records(source: Source, piece: ReadRange) -> _Records:
 
 def _parquet_records(source: Source, piece: ReadRange) -> _Records:
     wanted = {column.partition(".")[0].rstrip("[]") for column in _columns(source)} | set(_columns(source))
-    index = 0
-    try:
-        with fsspec.open(piece.url, "rb") as opened:
+    with _opened(piece.url) as opened:
+        try:
             file = pq.ParquetFile(opened)
-            present = [name for name in file.schema_arrow.names if name in wanted]
-            stop = file.num_row_groups if piece.stop < 0 else min(piece.stop, file.num_row_groups)
-            index = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
-            groups = list(range(piece.start, stop))
-            for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=present):
-                for record in batch.to_pylist():
-                    yield index, record
-                    index += 1
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file system failed, not the file
-        # Corrupt pages surface while rows are read: the rows from here on are one quarantined record.
-        yield index, _Bad(f"unreadable Parquet from row {index} on: {error}")
+        except (pa.ArrowException, OSError) as error:
+            yield 0, _unreadable(error, "file")
+            return
+        present = [name for name in file.schema_arrow.names if name in wanted]
+        stop = file.num_row_groups if piece.stop < 0 else min(piece.stop, file.num_row_groups)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(stop)]
+        for group in range(piece.start, stop):
+            index = sum(sizes[:group])
+            try:
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=present):
+                    for record in batch.to_pylist():
+                        yield index, record
+                        index += 1
+            except (pa.ArrowException, OSError) as error:
+                yield index, _unreadable(error, f"from this row to the end of row group {group}")
 
 
-_RECORDS = {"text": _text_records, "jsonl": _jsonl_records, "json": _json_records, "parquet": _parquet_records}
+def _unreadable(error: Exception, what: str) -> _Bad:
+    """What is damaged in a Parquet file goes to quarantine; a file system that failed is no matter of the file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return _Bad(f"unreadable Parquet, {what}: {error}")
+
+
+_RECORDS = {
+    "text": _text_records,
+    "jsonl": _jsonl_records,
+    "json": _json_records,
+    "parquet": _parquet_records,
+}
 
 
 def _columns(source: Source) -> list[str]:
@@ -338,7 +359,7 @@ def _first_records(source: Source, urls: list[str]) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
     if source.format == "parquet":
         try:
-            with fsspec.open(urls[0], "rb") as file:
+            with _opened(urls[0]) as file:
                 schema = pq.ParquetFile(file).schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"sources.{source.name}: {urls[0]} is no readable Parquet file ({error})") from error

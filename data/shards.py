@@ -12,7 +12,8 @@ of it, and nothing is masked or stored twice. `document_ids` keep attention insi
 
 Sequence length is the reader's choice: sample w of a shard is stream[w * T : w * T + T + 1], the last one shorter. A
 document never crosses shards, so that one that must be forgotten costs its shard alone, and a corpus grows by another
-generation of shards. The order of samples is a function of (generations, seed, sequence length) by index: `data/order.py`.
+generation of shards. The order of samples is a function of (generations, seed, sequence length), computed by index
+(`data/order.py`).
 """
 
 import hashlib
@@ -140,7 +141,7 @@ class TextDocument(NamedTuple):
 def write_shard(
     split: Storage, name: str, documents: Iterable[TextDocument], encoder: Tokenizer, manifest: ShardManifest
 ) -> ShardInfo:
-    """Tokenise the documents into one shard of the split, in their order. `manifest` gives separator, dtype, sources."""
+    """Tokenise the documents into one shard of the split, in their order, by the manifest's dtype and separator."""
     stream: list[np.ndarray] = [np.array([manifest.separator], dtype=manifest.dtype)]
     records: list[tuple[int, int, int, int]] = []
     start = 0
@@ -216,7 +217,7 @@ class StoredDocument(NamedTuple):
 
 
 class ShardReader:
-    """Samples of a split by global index, at any world size the same. Cheap to make; a shard is opened when first read."""
+    """Samples of a split by global index. Cheap to make: a shard is opened, and proved whole, when first read."""
 
     def __init__(self, split: Storage, *, sequence_length: int, seed: int = 0, tokenizer: str | None = None) -> None:
         """`tokenizer` is the fingerprint that the shards must have been made with.
@@ -306,7 +307,9 @@ class _Shard(NamedTuple):
 def _open_shard(split: Storage, manifest: ShardManifest, number: int) -> _Shard:
     info = manifest.shards[number]
     tokens = _verified(split, f"{info.name}.tokens.bin", info.tokens_sha256, info.num_tokens * manifest.dtype.itemsize)
-    table = _verified(split, f"{info.name}.documents.bin", info.documents_sha256, info.num_documents * DOCUMENT.itemsize)
+    table = _verified(
+        split, f"{info.name}.documents.bin", info.documents_sha256, info.num_documents * DOCUMENT.itemsize
+    )
     documents = np.memmap(table, dtype=DOCUMENT, mode="r")
     starts = np.ascontiguousarray(documents["start"]).astype(np.int64)
     return _Shard(np.memmap(tokens, dtype=manifest.dtype, mode="r"), documents, starts)
@@ -320,7 +323,7 @@ def _verified(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
     if split.is_local:
         path = Path(split.path(name))
     else:
-        path = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / "shards" / sha256
+        path = shard_cache() / sha256
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{sha256}.{uuid.uuid4().hex[:8]}.partial")
@@ -333,8 +336,15 @@ def _verified(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
     if _sha256(path) != sha256:
         if not split.is_local:
             path.unlink()  # so that the next attempt fetches it again
-        raise ValueError(f"shard {split.url}/{name} is corrupt: its checksum differs from the manifest's; make it again")
+        raise ValueError(
+            f"shard {split.url}/{name} is corrupt: its checksum differs from the manifest's; make it again"
+        )
     return path
+
+
+def shard_cache() -> Path:
+    """Where copies of remote shards lie, named by their checksum."""
+    return Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / "shards"
 
 
 def _sha256(path: Path) -> str:
@@ -388,4 +398,3 @@ def known_documents(split: Storage, manifest: ShardManifest) -> np.ndarray:
     shards = [number for number, info in enumerate(manifest.shards) if info.num_documents]
     keys = [np.asarray(_open_shard(split, manifest, number).documents["id"]) for number in shards]
     return np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.uint64)
-

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -80,14 +80,17 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a Hugging Face folder, ours or another's. Raises ValueError where there is none."""
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind")
-    from transformers import AutoTokenizer  # late: it brings torch, seconds that the tokenising workers need not pay
+        raise ValueError(
+            f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
+        )
+    # Late: it brings torch, seconds that the tokenising workers need not pay.
+    from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def load_encoder(folder: Path) -> Tokenizer:
-    """The bare tokenizer for text that must not speak in special tokens: `<|end|>` in a document is plain characters."""
+    """The bare tokenizer, for text that must not speak in special tokens: a document's `<|end|>` is characters."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -98,9 +101,11 @@ def load_encoder(folder: Path) -> Tokenizer:
 def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Id of the token between documents: `<|endoftext|>` where there is one (also in SmolLM2, whose chat eos is
     another), else the eos token."""
-    found = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
+    found: Any = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
     if found is None:
-        raise ValueError(f"tokenizer: neither {END_OF_TEXT} nor an eos token is defined; documents could not be told apart")
+        raise ValueError(
+            f"tokenizer: neither {END_OF_TEXT} nor an eos token is defined; documents could not be told apart"
+        )
     return int(found)
 
 
@@ -126,15 +131,16 @@ def chat_special_tokens(folder: Path) -> TokenIds:
 
 
 def _token_ids(tokenizer: "PreTrainedTokenizerBase", eos: int) -> TokenIds:
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     return TokenIds(bos=None if bos is None else int(bos), eos=eos, pad=pad_id(tokenizer))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of padding: the tokenizer's own, unless that also ends a chat (as in SmolLM2), else another special one."""
+    """The id of padding: the tokenizer's own unless that ends a chat too (as in SmolLM2), else another special one."""
     ends = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
-    offered = (tokenizer.pad_token_id, separator_id(tokenizer), tokenizer.unk_token_id, tokenizer.bos_token_id)
-    for candidate in offered:
+    own, unknown, bos = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id
+    candidates: tuple[Any, ...] = (own, separator_id(tokenizer), unknown, bos)
+    for candidate in candidates:
         if candidate is not None and candidate not in ends:
             return int(candidate)
     raise ValueError("tokenizer: no special token is free for padding; add a pad token to its tokenizer_config.json")
@@ -143,6 +149,14 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def vocab_size(folder: Path) -> int:
     """Rows that an embedding needs: the highest token id and one."""
     return max(load_encoder(folder).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids at which a chat's generation stops, lowest first: the token that closes the assistant's message, the
+    tokenizer's eos, and the separator of documents."""
+    eos: Any = tokenizer.eos_token_id
+    ends = {separator_id(tokenizer), chat_end_id(tokenizer)}
+    return sorted(ends if eos is None else ends | {int(eos)})
 
 
 def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -155,7 +169,9 @@ def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     for token in tokenizer.encode(after, add_special_tokens=False):
         if token in special:
             return int(token)
-    raise ValueError(f"tokenizer: its chat template closes an assistant's message with {after!r}, which is no special token")
+    raise ValueError(
+        f"tokenizer: its chat template closes an assistant's message with {after!r}, which is no special token"
+    )
 
 
 def fingerprint(folder: Path) -> str:

@@ -17,7 +17,7 @@ log = logging.getLogger("raymill")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for noisy in ("httpx", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -40,10 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of one command; overrides may stand before and after `--store` and the like."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def _load(options: argparse.Namespace) -> Pipeline:
-    load = (
-        load_pipeline if options.stage == "pipeline" else lambda *a, **k: load_stage(options.stage, *a, **k)
-    )
+    load = load_pipeline if options.stage == "pipeline" else lambda *a, **k: load_stage(options.stage, *a, **k)
     return load(Path(options.config), options.overrides, store=options.store)
 
 
@@ -82,9 +91,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _artifact(location: str) -> Artifact:
     artifact = open_artifact(location)
     if artifact is None:
-        raise ValueError(
-            f"{location!r} is no whole artifact: it has no {RECORD}; `raymill ls STORE` lists what stands"
-        )
+        raise ValueError(f"{location!r} is no whole artifact: it has no {RECORD}; `raymill ls STORE` lists what stands")
     return artifact
 
 
@@ -156,6 +163,21 @@ def _submit(options: argparse.Namespace) -> None:
     )
 
 
+def _manifest(options: argparse.Namespace) -> None:
+    from jobs.manifest import render_manifest
+
+    print(
+        render_manifest(
+            options.stage,
+            Path(options.config),
+            options.overrides,
+            store=options.store,
+            cluster=Path(options.cluster),
+        ),
+        end="",
+    )
+
+
 def _follow(options: argparse.Namespace) -> None:
     from cluster.submission import Submission
 
@@ -182,25 +204,27 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function, name=name)
         return added
 
+    def of_stage(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        added = command(name, function, text)
+        added.add_argument("stage", help="a stage (corpus … serve), or pipeline")
+        added.add_argument("config", help="its YAML file, such as configs/tiny/pipeline.yaml")
+        added.add_argument("overrides", nargs="*", help="field=value; in a pipeline stage.field=value", metavar="a.b=c")
+        added.add_argument("--store", help="where artifacts go (default: that of pipeline.yaml)")
+        return added
+
     for name, function, text in (
         ("run", _run, "do a stage, or the whole pipeline, unless it already stands"),
         ("plan", _plan, "say what would run, what stands, and every mistake that can be found before work"),
         ("submit", _submit, "run the same command on a Ray cluster through its Jobs API"),
     ):
-        added = command(name, function, text)
-        added.add_argument("stage", help="a stage (corpus … serve), or pipeline")
-        added.add_argument("config", help="its YAML file, such as configs/tiny/pipeline.yaml")
-        added.add_argument(
-            "overrides", nargs="*", help="field=value; in a pipeline stage.field=value", metavar="a.b=c"
-        )
-        added.add_argument("--store", help="where artifacts go (default: that of pipeline.yaml)")
-        added.add_argument(
-            "--address", help="the Ray cluster (default: RAY_ADDRESS, else one is started inside)"
-        )
+        added = of_stage(name, function, text)
+        where = "the cluster's dashboard" if name == "submit" else "the Ray cluster"
+        default = "" if name == "submit" else ", else one is started inside"
+        added.add_argument("--address", help=f"{where} (default: RAY_ADDRESS{default})")
+    added = of_stage("manifest", _manifest, "print the Kubernetes objects that run the same command")
+    added.add_argument("--cluster", required=True, help="the pods' sizes and image, such as k8s/cluster.yaml")
     command("ls", _ls, "list the artifacts that stand in a store").add_argument("store", nargs="?")
-    command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument(
-        "artifact"
-    )
+    command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument("artifact")
     added = command("export", _export, "copy a model artifact out as a Hugging Face folder")
     added.add_argument("artifact")
     added.add_argument("directory")

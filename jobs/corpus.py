@@ -25,7 +25,16 @@ import pyarrow.parquet as pq
 from cluster.storage import Storage
 from data.clean import Step, check_steps, chosen, clean
 from data.dedup import duplicates, text_key
-from data.document import Document, Quarantined, ReadRange, Source, check_sources, plan_ranges, read, unit_hash
+from data.document import (
+    Document,
+    Quarantined,
+    ReadRange,
+    Source,
+    check_sources,
+    plan_ranges,
+    read,
+    unit_hash,
+)
 from data.parallel import run_tasks
 from jobs.job import Context, Stage
 
@@ -34,9 +43,17 @@ _BATCH_DOCUMENTS = 512
 _CHUNK_BYTES = 64 << 20
 
 _WORK_SCHEMA = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("metadata", pa.string()), ("reason", pa.string())]
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("metadata", pa.string()),
+        ("reason", pa.string()),
+    ]
 )
-DOCUMENT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("metadata", pa.string())])
+DOCUMENT_SCHEMA = pa.schema(
+    [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("metadata", pa.string())]
+)
 DROP_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -158,12 +175,14 @@ def _clean_batch(
     """(bucket, row) of every document, kept (a text and no reason) or dropped (a reason and no text)."""
     taken = [document for document in documents if unit_hash(document.id, "fraction") < source.fraction]
     result = clean(taken, config.steps)
-    for (_, change), number in result.counts.items():
-        changed[change] = changed.get(change, 0) + number
+    _add(changed, result.counts)
     for document in result.kept:
         bucket = int.from_bytes(text_key(document.text)[:8], "big") % config.parts
         metadata = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False, default=str)
-        yield bucket, {"id": document.id, "text": document.text, "source": document.source, "metadata": metadata}
+        yield (
+            bucket,
+            {"id": document.id, "text": document.text, "source": document.source, "metadata": metadata},
+        )
     left_out = [document for document in documents if unit_hash(document.id, "fraction") >= source.fraction]
     for document, reason in [*result.dropped, *((document, "fraction") for document in left_out)]:
         bucket = int(unit_hash(document.id, "bucket") * config.parts)
@@ -302,5 +321,9 @@ def _add(total: dict[str, Any], more: Mapping[str, Any]) -> None:
 def _raise_empty(totals: Mapping[str, int], dropped: Mapping[str, int]) -> None:
     took = sorted({**dropped, "quarantine": totals["quarantined"]}.items(), key=lambda item: -item[1])
     account = ", ".join(f"{reason} {number:,}" for reason, number in took if number)
-    remedy = "see quarantine for the reasons" if took[0][0] == "quarantine" else f"loosen {took[0][0].partition('/')[0]}"
-    raise ValueError(f"corpus: no document is left of {totals['read']:,} read; most went to {took[0][0]} ({account}); {remedy}")
+    remedy = (
+        "see quarantine for the reasons" if took[0][0] == "quarantine" else f"loosen {took[0][0].partition('/')[0]}"
+    )
+    raise ValueError(
+        f"corpus: no document is left of {totals['read']:,} read; most went to {took[0][0]} ({account}); {remedy}"
+    )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.session import connect
 from cluster.storage import Storage
@@ -41,8 +42,7 @@ def stage_named(name: str) -> Stage:
     if stage not in ROAD:
         close = difflib.get_close_matches(stage, ROAD, n=1)
         raise ValueError(
-            f"{name!r} is not a stage; "
-            + (f"did you mean {close[0]}?" if close else f"stages: {', '.join(ROAD)}")
+            f"{name!r} is not a stage; " + (f"did you mean {close[0]}?" if close else f"stages: {', '.join(ROAD)}")
         )
     return importlib.import_module(f"jobs.{stage}").STAGE
 
@@ -72,6 +72,15 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
 
     Raises ValueError only for mistakes in the pipeline file or the form of an override; a stage's go to `errors`.
     """
+    config, by_stage = _read_pipeline(path, overrides)
+    binder = _Binder(path.parent, by_stage)
+    for name in config.stages:
+        binder.try_bind(name)
+    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors)
+
+
+def _read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, dict[str, list[str]]]:
+    """The pipeline file, and the overrides by the stage that each is for."""
     own = [override for override in overrides if "." not in parse_override(override)[0]]
     config = build(PipelineConfig, load_yaml(path), own, where=str(path))
     by_stage: dict[str, list[str]] = {name: [] for name in config.stages}
@@ -83,25 +92,41 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
                 hint = f"did you mean {close[0]}?" if close else f"stages: {', '.join(config.stages)}"
                 raise ValueError(f"override {override!r}: {name!r} is no stage of {path}; {hint}")
             by_stage[name].append(rest)
-    binder = _Binder(path.parent, by_stage)
-    for name in config.stages:
-        binder.try_bind(name)
-    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors)
+    return config, by_stage
 
 
-def load_stage(
-    stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None
-) -> Pipeline:
+def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
     """One stage from its file; its inputs must stand. The store is that of `pipeline.yaml` beside it, unless given."""
     stage_named(stage)
-    beside = path.parent / "pipeline.yaml"
-    if store is None and beside.is_file():
-        store = build(PipelineConfig, load_yaml(beside), where=str(beside)).store
     name = path.stem if path.stem.partition("-")[0] == stage else stage
     binder = _Binder(path.parent, {name: list(overrides)}, {name: path})
     binder.try_bind(name)
     own = {name: binder.jobs[name]} if name in binder.jobs else {}
-    return Pipeline(path.parent.name, Storage(store or "runs"), own, binder.errors)
+    return Pipeline(path.parent.name, Storage(store or store_of(path)), own, binder.errors)
+
+
+def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The typed config of one stage, or of every stage that a pipeline lists; no data is looked at.
+
+    For what needs only the settings, on a machine from which data and artifacts may not be seen.
+    """
+    if stage != "pipeline":
+        return {stage: build(stage_named(stage).config, load_yaml(path), overrides, where=str(path))}
+    config, by_stage = _read_pipeline(path, overrides)
+    files = {name: path.parent / f"{name}.yaml" for name in config.stages}
+    return {
+        name: build(stage_named(name).config, load_yaml(file), by_stage[name], where=str(file))
+        for name, file in files.items()
+    }
+
+
+def store_of(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Where the artifacts of a config go: what `pipeline.yaml`, itself or the one beside it, says."""
+    beside = path.parent / "pipeline.yaml"
+    if not beside.is_file():
+        return PipelineConfig().store
+    own = [override for override in overrides if override.startswith("store=")] if path == beside else []
+    return build(PipelineConfig, load_yaml(beside), own, where=str(beside)).store
 
 
 class _Binder:
@@ -130,9 +155,7 @@ class _Binder:
             stage.check(config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        needs = {
-            at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)
-        }
+        needs = {at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)}
         job = Job(stage, name, config, needs)
         job.id  # noqa: B018 - touches every source file, so that a path that matches nothing is found here
         return job
@@ -154,9 +177,7 @@ class _Binder:
                 )
             need, made_by = found, found.stage
         if made_by not in (*allowed, FOREIGN):
-            raise ValueError(
-                f"{where}: {value!r} is made by {made_by}; this input takes {', '.join(allowed)}"
-            )
+            raise ValueError(f"{where}: {value!r} is made by {made_by}; this input takes {', '.join(allowed)}")
         return need
 
 

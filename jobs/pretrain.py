@@ -6,7 +6,7 @@ Adaptation to a domain is the same stage from another model (`init`) on another 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -169,7 +169,9 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
         training.checkpoint_when_due(state)
     training.finish(state, sizes, special_tokens(tokenizer, chat=False), tokenizer)
     if spot.rank == 0 and config.sample_prompts:
-        write_samples(work.output, config.sample_prompts, seed=config.seed)
+        encoder, separator = load_encoder(tokenizer), reader.manifest.separator
+        prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
+        continue_prompts(work.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
 
 
 def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
@@ -194,17 +196,20 @@ def to_batch(rows: Rows) -> Batch:
     return Batch(*(torch.from_numpy(array) for array in rows))
 
 
-def write_samples(output: Storage, prompts: Sequence[str], *, seed: int, num_tokens: int = 64) -> None:
-    """Continue each prompt with the finished model and write `samples.jsonl`."""
-    folder = (output / "model").local()
-    model, tokenizer = load_folder(folder), load_encoder(folder)
+def continue_prompts(
+    output: Storage,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    stop_id: int,
+    seed: int,
+) -> None:
+    """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
+    model = load_folder((output / "model").local())
     lines: list[str] = []
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-        new = sample(model, ids, num_tokens=num_tokens, temperature=0.8, seed=seed + number)
-        lines.append(
-            json.dumps({"prompt": prompt, "continuation": tokenizer.decode(new)}, ensure_ascii=False) + "\n"
-        )
+    for number, (text, ids) in enumerate(prompts):
+        new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)
+        lines.append(json.dumps({"prompt": text, "continuation": decode(new)}, ensure_ascii=False) + "\n")
     output.write_bytes("samples.jsonl", "".join(lines).encode())
 
 

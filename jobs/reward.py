@@ -9,13 +9,12 @@ import numpy as np
 from cluster.storage import Storage, expand
 from cluster.tracking import FollowMetrics
 from cluster.workers import WorkerSpot, run_workers
-from data.chat import ChatTokenizer, PreferenceTokens, load_tokenizer, read_preferences, render_preference
+from data.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
 from data.order import epoch_order
-from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
 from jobs.pretrain import summarize
 from jobs.sft import check_length
-from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork
+from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
@@ -133,7 +132,7 @@ def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens(folder), folder)
+    training.finish(state, sizes, special_tokens(folder, chat=True), folder)
 
 
 def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> Iterator[Sequence[PairBatch]]:

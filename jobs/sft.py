@@ -11,10 +11,9 @@ from cluster.tracking import FollowMetrics
 from cluster.workers import WorkerSpot, run_workers
 from data.chat import PackedRows, load_tokenizer, pack, read_chats, render
 from data.order import epoch_order
-from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
-from jobs.pretrain import summarize, to_batch, write_samples
-from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork
+from jobs.pretrain import continue_prompts, summarize, to_batch
+from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
 from model.batch import Batch
 from model.huggingface import load_folder, read_config
 from model.objectives import causal_lm
@@ -83,7 +82,7 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
     """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
-    chats = [render(tokenizer, messages) for messages in read_chats(expand(config.chats))]
+    chats = [render(tokenizer, chat) for chat in read_chats(expand(config.chats))]
     num_held_out = max(1, round(len(chats) * config.validation_fraction))
     work = SftWork(
         output=context.output,
@@ -129,9 +128,14 @@ def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
             loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens(folder), folder)
+    training.finish(state, sizes, special_tokens(folder, chat=True), folder)
     if spot.rank == 0 and config.sample_prompts:
-        write_samples(work.output, config.sample_prompts, seed=config.seed, as_chat=True)
+        tokenizer = load_tokenizer(folder)
+        prompts = [
+            (text, tokenizer.prompt_ids([{"role": "user", "content": text}]))
+            for text in config.sample_prompts
+        ]
+        continue_prompts(work.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
 def step_batches(

@@ -28,7 +28,14 @@ from data.shards import (
     write_manifest,
     write_shard,
 )
-from data.tokenizer import TOKENIZER_FILES, fingerprint, load_encoder, load_tokenizer, separator_id, vocab_size
+from data.tokenizer import (
+    TOKENIZER_FILES,
+    fingerprint,
+    load_encoder,
+    load_tokenizer,
+    separator_id,
+    vocab_size,
+)
 from jobs.job import Artifact, Context, Stage, input_artifact
 
 WORK = "work"  # what each finished task answered; removed at the end
@@ -81,13 +88,22 @@ def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
         output.write_bytes(f"tokenizer/{name}", source.read_bytes(name))
     manifests = _empty_manifests(source.local(), corpus)
     if config.grow is not None:
-        manifests = {split: _copy_old(context.inputs["grow"].storage / split, output / split, manifests[split]) for split in SPLITS}
+        manifests = {
+            split: _copy_old(context.inputs["grow"].storage / split, output / split, manifests[split])
+            for split in SPLITS
+        }
     first = len(manifests["train"].shards)
     tasks = [
         {"name": f"shard-{first + number:05d}", "part": part}
         for number, part in enumerate(corpus.storage.glob("documents/*.parquet"))
     ]
-    task = partial(_write_shards, output=output, corpus=corpus.storage, manifests=manifests, fraction=config.validation_fraction)
+    task = partial(
+        _write_shards,
+        output=output,
+        corpus=corpus.storage,
+        manifests=manifests,
+        fraction=config.validation_fraction,
+    )
     answers = run_tasks(task, tasks, workers=config.execution.workers, label="shards: tokenise")
     summary: dict[str, Any] = {}
     for split in SPLITS:
@@ -96,7 +112,8 @@ def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
         manifest = replace(manifests[split], generations=(*manifests[split].generations, new))
         if not manifest.num_documents:
             raise ValueError(
-                f"validation_fraction: {config.validation_fraction} leaves no document for {split}; change it or add documents"
+                f"validation_fraction: {config.validation_fraction} leaves no document for {split}; "
+                "change it or add documents"
             )
         write_manifest(output / split, manifest)
         summary[split] = _counts(manifest)

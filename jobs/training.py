@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,22 +15,22 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.placement import Placement
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.workers import WorkerSpot
-from data.tokenizer import chat_end_id, load_tokenizer, separator_id
-from model.batch import TrainBatch, split, to_device
+from data.tokenizer import chat_end_id, load_tokenizer, pad_id, separator_id
+from model.batch import B, TrainBatch, split, to_device
 from model.checkpoint import Checkpoints
+from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
 from model.train import StepReport, TrainState, autocast
-from model.transformer import TransformerConfig
+from model.transformer import Transformer, TransformerConfig
 
 Dtype = Literal["float32", "bfloat16"]
 """Of matrix products; parameters, gradients and optimizer stay float32 (autocast over float32 masters)."""
@@ -128,7 +128,7 @@ class TrainingRun:
         self._logged_s = time.perf_counter()
         self._peak_flops = 0.0
 
-    def start(self, model: nn.Module) -> TrainState:
+    def start(self, model: Transformer | ScalarHead) -> TrainState:
         """Shard the whole, initialised model, make its optimizer, and go on from the newest checkpoint if any."""
         work, execution = self.work, self.work.execution
         model.to(self.device)
@@ -168,7 +168,7 @@ class TrainingRun:
         first = step * self.work.batch_size + self.spot.rank * share
         return range(first, first + share)
 
-    def micro_batches(self, batch: TrainBatch, fed: np.ndarray, step: int) -> Sequence[TrainBatch]:
+    def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
         """This rank's batch in micro-batches. `fed` are its token ids, one row a sample, for the data hash."""
         first = self.samples_of_step(step).start
         for offset, row in enumerate(fed):
@@ -263,11 +263,8 @@ def special_tokens(tokenizer_folder: Path, *, chat: bool) -> SpecialTokens:
     """The ids that a model's folder names: a chat model ends its answers by the template's end token."""
     tokenizer = load_tokenizer(tokenizer_folder)
     separator = separator_id(tokenizer)
-    pad = tokenizer.pad_token_id
     return SpecialTokens(
-        bos=separator,
-        eos=chat_end_id(tokenizer) if chat else separator,
-        pad=int(pad) if isinstance(pad, int) else separator,
+        bos=separator, eos=chat_end_id(tokenizer) if chat else separator, pad=pad_id(tokenizer)
     )
 
 

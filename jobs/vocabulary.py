@@ -39,20 +39,12 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     """Write tokenizer/; return its size, fingerprint and measures."""
     corpus = context.inputs["corpus"]
     total = corpus.summary["bytes"]
-    share = min(1.0, config.sample_mib * 2**20 / total)
-    sampled = {"documents": 0, "bytes": 0}
-
-    def sample() -> Iterator[str]:
-        for document, text, _ in read_documents(corpus.storage):
-            if unit_hash(document, "split") >= 1 - share:
-                sampled["documents"] += 1
-                sampled["bytes"] += len(text.encode())
-                yield text
-
-    tokenizer = train_tokenizer(sample(), size=config.size)
-    if tokenizer.get_vocab_size() < config.size:
+    taken = {"sampled_documents": 0, "sampled_bytes": 0}
+    tokenizer = train_tokenizer(_sample(corpus.storage, config.sample_mib * 2**20 / total, taken), size=config.size)
+    found = tokenizer.get_vocab_size()
+    if found < config.size:
         raise ValueError(
-            f"size: {sampled['bytes']:,} bytes of text give only {tokenizer.get_vocab_size():,} tokens, not {config.size:,}; "
+            f"size: {taken['sampled_bytes']:,} bytes of text give only {found:,} tokens, not {config.size:,}; "
             "lower size or give more text"
         )
     with tempfile.TemporaryDirectory() as temporary:
@@ -61,9 +53,9 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
         context.output.put_folder(folder, "tokenizer")
         measures = _measure(corpus.storage, folder, min(1.0, REPORT_BYTES / total))
         identity = fingerprint(folder)
-    context.tracker.log(0, {f"vocabulary/{name}": value for name, value in measures.items() if not isinstance(value, dict)})
-    sampled = {f"sampled_{name}": number for name, number in sampled.items()}
-    return {"size": config.size, "fingerprint": identity, **sampled, **measures}
+    numbers = {name: value for name, value in measures.items() if not isinstance(value, dict)}
+    context.tracker.log(0, {f"vocabulary/{name}": value for name, value in (taken | numbers).items()})
+    return {"size": config.size, "fingerprint": identity, **taken, **measures}
 
 
 STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check)
@@ -75,6 +67,15 @@ def read_documents(corpus: Storage) -> Iterator[tuple[str, str, str]]:
         with corpus.open(name) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text", "source"]):
                 yield from zip(*(batch.column(column).to_pylist() for column in ("id", "text", "source")), strict=True)
+
+
+def _sample(corpus: Storage, share: float, taken: dict[str, int]) -> Iterator[str]:
+    """Texts of about a share of the corpus, chosen by a hash of the id; `taken` counts them."""
+    for document, text, _ in read_documents(corpus):
+        if unit_hash(document, "split") >= 1 - share:
+            taken["sampled_documents"] += 1
+            taken["sampled_bytes"] += len(text.encode())
+            yield text
 
 
 def _measure(corpus: Storage, folder: Path, share: float) -> dict[str, Any]:
@@ -95,7 +96,9 @@ def _measure(corpus: Storage, folder: Path, share: float) -> dict[str, Any]:
         num_tokens[source] = num_tokens.get(source, 0) + len(ids)
     return {
         "bytes_per_token": sum(num_bytes.values()) / max(1, sum(num_tokens.values())),
-        "bytes_per_token_by_source": {source: num_bytes[source] / max(1, num_tokens[source]) for source in sorted(num_bytes)},
+        "bytes_per_token_by_source": {
+            source: num_bytes[source] / max(1, num_tokens[source]) for source in sorted(num_bytes)
+        },
         "measured_documents": documents,
         "unused_tokens": encoder.get_vocab_size() - len(seen),
         "round_trip_failures": failures,

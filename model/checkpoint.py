@@ -20,6 +20,7 @@ import torch.distributed as dist
 from fsspec import AbstractFileSystem
 from torch import Tensor
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -30,6 +31,10 @@ from model.heads import ScalarHead
 from model.train import TrainState
 
 RECORD = "checkpoint.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message names its folder and each rank's error."""
 
 
 class Checkpoints:
@@ -86,7 +91,10 @@ class Checkpoints:
         reader = _Reader(self.fs, step_folder(self.path, found))
         _make_optimizer_state(state, reader.read_metadata())
         tensors = dict(_tensors(state))
-        load_tensors(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        try:
+            load_tensors(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        except CheckpointException as error:
+            raise CheckpointError(f"checkpoint {reader.path} could not be read: {error}") from error
         state.step = found
         return record["extra"]
 
@@ -97,12 +105,17 @@ class Checkpoints:
             # only after planning together with this one, so the removal is over by then.
             _remove(self.fs, folder)
         writer = _Writer(self.fs, folder)
-        save_tensors(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-        if self._is_first:
-            _write_json(self.fs, f"{folder}/{RECORD}", record)
-            prune(self.fs, self.path, keep=self.keep)
-        if self._group is not None:
-            dist.barrier(group=self._group)
+        try:
+            save_tensors(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        except CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
+            raise CheckpointError(f"checkpoint {folder} could not be written: {error}") from error
+        try:
+            if self._is_first:
+                _write_json(self.fs, f"{folder}/{RECORD}", record)
+                prune(self.fs, self.path, keep=self.keep)
+        finally:  # a first rank that fails must not leave the others waiting
+            if self._group is not None:
+                dist.barrier(group=self._group)
 
     @property
     def _is_first(self) -> bool:

@@ -14,9 +14,18 @@ from model.transformer import Transformer
 
 @torch.no_grad()
 def sample(
-    model: Transformer, prompt_ids: Sequence[int], *, num_tokens: int, temperature: float, seed: int
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    *,
+    num_tokens: int,
+    temperature: float,
+    seed: int,
+    stop_id: int | None = None,
 ) -> list[int]:
-    """`num_tokens` new token ids after the prompt, drawn at `temperature`; the context is cut to the model's length."""
+    """Up to `num_tokens` new token ids after the prompt, drawn at `temperature`.
+
+    The stop token ends them and is left out; the context is cut to the model's length.
+    """
     if not prompt_ids:
         raise ValueError(
             "prompt_ids: an empty prompt gives nothing to continue; begin with one token at least"
@@ -27,5 +36,8 @@ def sample(
         context_1T = torch.tensor([ids[-model.config.max_length :]])
         hidden_1TD = model(context_1T, torch.arange(context_1T.shape[1])[None])
         logits_V = model.logits(hidden_1TD[0, -1]).float() / temperature
-        ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator)))
+        token = int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
+        if token == stop_id:
+            break
+        ids.append(token)
     return ids[len(prompt_ids) :]

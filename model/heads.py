@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 
 from model.transformer import Transformer, TransformerConfig
@@ -26,7 +27,9 @@ class ScalarHead(nn.Module):
     def forward(self, input_ids_BT: Tensor, positions_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
         """Scalars [B, T] in float32; the arguments are those of `Transformer.forward`."""
         hidden_BTD = self.transformer(input_ids_BT, positions_BT, document_ids_BT)
-        return self.score(hidden_BTD).squeeze(-1).float()
+        # One product a channel costs nothing, and bfloat16 would leave a reward less than three digits.
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            return hidden_BTD.float() @ self.score.weight[0].float()
 
 
 Model = Transformer | ScalarHead

@@ -224,14 +224,14 @@ def attend(query_BHTC: Tensor, key_BKTC: Tensor, value_BKTC: Tensor, mask_B1TT: 
     is_cpu_bfloat16 = query_BHTC.device.type == "cpu" and query_BHTC.dtype == torch.bfloat16
     if is_cpu_bfloat16 and query_BHTC.shape[2] <= CPU_MATRIX_ATTENTION_LENGTH:
         return _attend_by_matrices(query_BHTC, key_BKTC, value_BKTC, mask_B1TT)
-    return F.scaled_dot_product_attention(
-        query_BHTC,
-        key_BKTC,
-        value_BKTC,
-        attn_mask=mask_B1TT,
-        is_causal=mask_B1TT is None,
-        enable_gqa=query_BHTC.shape[1] != key_BKTC.shape[1],
-    )
+    num_shared = query_BHTC.shape[1] // key_BKTC.shape[1]
+    if mask_B1TT is None:
+        return F.scaled_dot_product_attention(
+            query_BHTC, key_BKTC, value_BKTC, is_causal=True, enable_gqa=num_shared > 1
+        )
+    # The fused CUDA kernel that takes a mask knows no grouped heads; asking for them would materialise the scores.
+    key_BHTC, value_BHTC = (x.repeat_interleave(num_shared, dim=1) for x in (key_BKTC, value_BKTC))
+    return F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, attn_mask=mask_B1TT)
 
 
 def _attend_by_matrices(

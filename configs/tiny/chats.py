@@ -24,13 +24,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.document import unit_hash
 from gold import asks_question
+
+from data.document import unit_hash
 
 WHEEL, MEMBER = "chitchat_dataset-*.whl", "chitchat_dataset/dataset.json"
 SOURCE = "dialogue"  # the source's name in corpus.yaml, where document ids begin
 VALIDATION_FRACTION = 0.06  # as in shards.yaml
-SIZES = {"sft": 6000, "preferences": 3000, "preferences_heldout": 400, "prompts": 1000, "prompts_heldout": 400}
+SIZES = {
+    "sft": 6000,
+    "preferences": 3000,
+    "preferences_heldout": 400,
+    "prompts": 1000,
+    "prompts_heldout": 400,
+}
 
 
 class Exchange(NamedTuple):
@@ -51,9 +58,14 @@ def exchanges(wheel: Path) -> Iterator[Exchange]:
 
 
 def usable(text: str) -> bool:
-    """Short enough for the demo's rows (two such messages are under 96 tokens), and words rather than marks or links."""
+    """Short enough for the demo's rows (two are under 96 tokens), and words rather than marks or links."""
     letters = sum(map(str.isalpha, text))
-    return 8 <= len(text) <= 160 and len(text.split()) >= 2 and letters > 0.7 * len(text) and not re.search("@|http|www", text)
+    return (
+        8 <= len(text) <= 160
+        and len(text.split()) >= 2
+        and letters > 0.7 * len(text)
+        and not re.search("@|http|www", text)
+    )
 
 
 def file_of(talk: str) -> str:
@@ -118,7 +130,7 @@ def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], taken: set
     length = len(exchange.reply)
     nearest = sorted(range(-length // 5, length // 5 + 1), key=lambda away: (abs(away), away))
     for away in nearest:
-        # Too short a difference must hold for the shorter of both.
+        # A fifth of the shorter one, whichever of both that is.
         if abs(away) > 0.2 * min(length, length + away):
             continue
         for candidate in reversed(pool.get(length + away, [])):
@@ -135,10 +147,13 @@ def records(by_file: dict[str, list[Exchange]]) -> Iterator[tuple[str, list[dict
         yield name, list(preferences(by_file[name], SIZES[name], taken))
     for name in ("prompts_heldout", "prompts"):
         yield name, [{"prompt": e.prompt, "answer": e.reply} for e in by_file[name][: SIZES[name]]]
-    yield "sft", [
-        {"messages": [{"role": "user", "content": e.prompt}, {"role": "assistant", "content": e.reply}]}
-        for e in by_file["sft"][: SIZES["sft"]]
-    ]
+    yield (
+        "sft",
+        [
+            {"messages": [{"role": "user", "content": e.prompt}, {"role": "assistant", "content": e.reply}]}
+            for e in by_file["sft"][: SIZES["sft"]]
+        ],
+    )
 
 
 def main(text_dir: str, out_dir: str) -> None:

@@ -71,9 +71,7 @@ def test_it_travels_between_processes_as_its_url(storage: Storage):
     assert pickle.loads(pickle.dumps(storage)).read_bytes("x") == b"x"
 
 
-def test_a_write_that_fails_leaves_the_old_bytes_and_no_debris(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_write_that_fails_leaves_the_old_bytes_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     storage = Storage(str(tmp_path))
     storage.write_bytes("a", b"old")
 
@@ -165,13 +163,9 @@ def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archiv
         assert file.read() == b"bb"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_relative_archive_is_found_from_the_working_directory(
-    archive: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_relative_archive_is_found_from_the_working_directory(archive: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(archive.parent)
-    assert expand(["zip://package/readme.txt::file://archive.whl"]) == [
-        f"zip://package/readme.txt::file://{archive}"
-    ]
+    assert expand(["zip://package/readme.txt::file://archive.whl"]) == [f"zip://package/readme.txt::file://{archive}"]
 
 
 def test_a_pattern_that_matches_nothing_is_named(archive: Path):

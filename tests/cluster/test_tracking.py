@@ -92,9 +92,7 @@ def test_it_travels_to_the_process_that_will_log(storage: Storage):
         ({"WANDB_MODE": "disabled"}, "disabled"),
     ],
 )
-def test_wandb_is_online_only_with_a_key(
-    environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_wandb_is_online_only_with_a_key(environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -109,9 +107,7 @@ def test_following_ends_with_the_run_that_is_followed(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_offline_wandb_run_is_written_beside_and_holds_no_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_offline_wandb_run_is_written_beside_and_holds_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     secret = "0123456789abcdef" * 2 + "01234567"
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", secret)

@@ -62,9 +62,7 @@ def test_a_misspelt_key_names_the_nearest_right_one():
 
 
 def test_a_misspelt_override_names_the_nearest_right_one():
-    assert message({"steps": 5}, "optimiser.lr=1") == (
-        "tiny.yaml: optimiser is not a field; did you mean optimizer?"
-    )
+    assert message({"steps": 5}, "optimiser.lr=1") == ("tiny.yaml: optimiser is not a field; did you mean optimizer?")
 
 
 def test_a_wrong_type_names_the_field_and_the_value():

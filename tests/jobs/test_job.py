@@ -88,9 +88,7 @@ def test_a_source_is_known_by_content_not_by_path(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "copy.txt").write_text("one")
     (tmp_path / "other.txt").write_text("two")
-    here, copied, other = (
-        job(Config(text=str(tmp_path / name))).id for name in ("a.txt", "copy.txt", "other.txt")
-    )
+    here, copied, other = (job(Config(text=str(tmp_path / name))).id for name in ("a.txt", "copy.txt", "other.txt"))
     assert here == copied != other
 
 
@@ -121,9 +119,7 @@ def test_an_input_given_by_default_and_one_written_out_are_the_same():
 
     stage = Stage(name="late", version=1, config=Defaulted, run=write_words, check=lambda config: None)
     need = {"upstream": job()}
-    by_name, by_place = (
-        Job(stage, "late", Defaulted(upstream=value), need) for value in ("fake", "s3://b/fake-1")
-    )
+    by_name, by_place = (Job(stage, "late", Defaulted(upstream=value), need) for value in ("fake", "s3://b/fake-1"))
     assert by_name.id == by_place.id
 
 

@@ -69,9 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.txt").write_text("words")
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "pipeline.yaml").write_text(
-        f"store: {tmp_path / 'runs'}\nstages: [corpus, pretrain, evaluate]\n"
-    )
+    (configs / "pipeline.yaml").write_text(f"store: {tmp_path / 'runs'}\nstages: [corpus, pretrain, evaluate]\n")
     (configs / "corpus.yaml").write_text(f"text: {tmp_path / 'text.txt'}\n")
     (configs / "pretrain.yaml").write_text("steps: 20\n")
     (configs / "evaluate.yaml").write_text("models: {trained: pretrain}\n")
@@ -119,9 +117,7 @@ def test_a_stage_whose_input_is_wrong_says_so_and_no_more(folder: Path):
 def test_an_input_made_by_another_stage_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
-    assert errors["evaluate"].endswith(
-        "models.trained: 'corpus' is made by corpus; this input takes pretrain"
-    )
+    assert errors["evaluate"].endswith("models.trained: 'corpus' is made by corpus; this input takes pretrain")
 
 
 def test_an_input_that_is_nothing_is_refused(folder: Path):

@@ -179,9 +179,7 @@ def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: s
 
 def test_attempts_are_ordered_by_number():
     def job(id: str) -> JobDetails:
-        return JobDetails(
-            type=JobType.SUBMISSION, submission_id=id, status=JobStatus.FAILED, entrypoint="raymill"
-        )
+        return JobDetails(type=JobType.SUBMISSION, submission_id=id, status=JobStatus.FAILED, entrypoint="raymill")
 
     ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
     assert [one.submission_id for one in _tries([job(id) for id in ids], "pipeline-ab")] == [
@@ -234,9 +232,7 @@ def cluster() -> Iterator[Cluster]:
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}"]
     command += ["--object-store-memory=200000000", *(f"--{name}={port}" for name, port in ports.items())]
     with open(f"{scratch}/start.log", "wb") as log:
-        head = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         wait_for_port(ports["dashboard-port"], head)
         yield Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", secret, environment)
@@ -269,21 +265,26 @@ def end(head: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with real stages: a small corpus of made-up sentences and its vocabulary."""
+    """A user's folder with real stages: a small corpus of made-up sentences and a model that learns it."""
     monkeypatch.chdir(tmp_path)
-    sentences = [
-        f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)
-    ]
+    sentences = [f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)]
     records = "".join(json.dumps({"text": " ".join(sentences[n : n + 4])}) + "\n" for n in range(0, 400, 2))
     for name, text in (
         ("data/sheep.jsonl", records),
-        ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary]\n"),
+        ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary, shards, pretrain]\n"),
         (
             "configs/tiny/corpus.yaml",
             "sources:\n  - {name: sheep, path: data/sheep.jsonl, format: jsonl, text: text}\n"
             "steps: [{exact_duplicates: {}}]\nparts: 2\n",
         ),
         ("configs/tiny/vocabulary.yaml", "corpus: corpus\nsize: 300\n"),
+        ("configs/tiny/shards.yaml", "validation_fraction: 0.2\n"),
+        (
+            "configs/tiny/pretrain.yaml",
+            "model: {width: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_width: 64}\n"
+            "max_length: 64\nsequence_length: 32\nbatch_size: 4\nsteps: 3\nvalidation_rows: 4\n"
+            "optimizer: {warmup_steps: 1}\nexecution: {micro_batch_size: 2, peak_tflops: 0.1}\n",
+        ),
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -63,8 +63,8 @@ def test_rloo_of_a_single_sample_is_refused() -> None:
 
 
 def test_token_rewards_are_kl_everywhere_and_the_score_at_the_end() -> None:
-    expected = torch.tensor([[0.0, -0.1, 0.8, 0.0], [0.0, 0.0, 5.0, 0.0], [0.0, 0.0, 3.0, 0.0], [-0.05, 4.95, 0.0, 0.0]])
-    torch.testing.assert_close(token_rewards(SCORES, 0.1), expected)
+    expected = [[0.0, -0.1, 0.8, 0.0], [0.0, 0.0, 5.0, 0.0], [0.0, 0.0, 3.0, 0.0], [-0.05, 4.95, 0.0, 0.0]]
+    torch.testing.assert_close(token_rewards(SCORES, 0.1), torch.tensor(expected))
 
 
 def test_last_token_is_the_end_of_each_response() -> None:
@@ -98,8 +98,8 @@ def test_ppo_without_values_is_refused() -> None:
 
 def test_reinforce_plus_plus_whitens_over_the_batch() -> None:
     advantages, _ = ALGORITHMS["reinforce++"].estimate(SCORES, AdvantageSettings())
-    # Rewards to go, one a token: 1 1 | 5 5 5 | 3 | 5 5, mean 30/8, mean square 154/8.
-    mean, std = 3.75, math.sqrt(19.25 - 3.75**2)
+    # Rewards to go, one a token: 1 1 | 5 5 5 | 3 | 5 5, mean 30/8, mean square 136/8.
+    mean, std = 3.75, math.sqrt(17 - 3.75**2)
     expected = on_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
     torch.testing.assert_close(advantages, expected, atol=1e-5, rtol=0)
 

@@ -25,9 +25,8 @@ def test_loss_and_gradients_equal_pytorchs(monkeypatch: pytest.MonkeyPatch, chun
     reference = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
     torch.testing.assert_close(ours, reference)
     # A factor on the loss reaches both gradients.
-    for got, expected in zip(
-        torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * reference, (hidden, weight)), strict=True
-    ):
+    gradients = torch.autograd.grad(3 * ours, (hidden, weight))
+    for got, expected in zip(gradients, torch.autograd.grad(3 * reference, (hidden, weight)), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -47,3 +46,11 @@ def test_no_target_gives_zero_loss_and_zero_gradients() -> None:
     assert loss.item() == 0
     hidden_grad, weight_grad = torch.autograd.grad(loss, (hidden, weight))
     assert not hidden_grad.any() and not weight_grad.any()
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    hidden, weight, targets = draw()
+    with torch.no_grad():
+        without = linear_cross_entropy(hidden, weight, targets)
+    assert not without.requires_grad
+    assert without.item() == linear_cross_entropy(hidden, weight, targets).item()

@@ -94,7 +94,7 @@ def make_policy_batch(model: Transformer, *, with_reference: bool = True) -> Pol
         return ((logprobs(model, tokens, 0.7).detach() + noise) * tokens.loss_mask).float()
 
     advantages = torch.randn(tokens.targets.shape, generator=generator)
-    return PolicyBatch(tokens, near(0.3), advantages, near(0.5) if with_reference else None)
+    return PolicyBatch(tokens, near(0.6), advantages, near(0.5) if with_reference else None)
 
 
 def test_policy_loss_equals_a_naive_loop() -> None:
@@ -103,9 +103,8 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     loss = policy_loss(model, batch, temperature=0.7, clip_range=0.2, kl_coefficient=0.05)
     assert batch.reference_logprobs is not None
     new = torch.cat(naive_logprobs(model, 0.7)).tolist()
-    rows = [
-        x[batch.tokens.loss_mask].tolist() for x in (batch.behaviour_logprobs, batch.advantages, batch.reference_logprobs)
-    ]
+    given = (batch.behaviour_logprobs, batch.advantages, batch.reference_logprobs)
+    rows = [x[batch.tokens.loss_mask].tolist() for x in given]
     total, clipped = 0.0, 0
     for lp, old, advantage, reference in zip(new, *rows, strict=True):
         ratio = math.exp(lp - old)
@@ -177,10 +176,11 @@ def test_bradley_terry_by_hand() -> None:
     model = make_scalar()
     chosen, rejected = [[1, 2, 3], [4, 5]], [[1, 2], [4, 9, 9, 9]]
     batch = pair_batch(chosen, rejected, length=5, pad_id=0)
-    alone = [
-        [float(model(torch.tensor([s]), torch.arange(len(s))[None])[0, -1]) for s in side] for side in (chosen, rejected)
-    ]
-    margins = [good - bad for good, bad in zip(*alone, strict=True)]
+
+    def reward(sequence: list[int]) -> float:
+        return model(torch.tensor([sequence]), torch.arange(len(sequence))[None])[0, -1].item()
+
+    margins = [reward(good) - reward(bad) for good, bad in zip(chosen, rejected, strict=True)]
     loss = bradley_terry(model, batch)
     assert loss.sum.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins), rel=1e-5)
     assert loss.metrics["reward/margin"].item() == pytest.approx(sum(margins), abs=1e-5)

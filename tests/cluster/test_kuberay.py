@@ -1,0 +1,226 @@
+"""A manifest is valid by KubeRay's definition and by the operator's own rules, and safe by default."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster.kuberay import (
+    MOUNT,
+    ClusterConfig,
+    Group,
+    PodShape,
+    Redis,
+    SecretVariable,
+    check_ray_job,
+    manifest,
+    pods_needed,
+)
+
+DEFINITIONS = Path(__file__).parents[3] / "shared" / "data" / "kuberay-crds-v1.7.0"
+SHAPE = PodShape(cpus=8, memory_gib=32, gpus=4)
+
+
+def config(**changes: Any) -> ClusterConfig:
+    key = SecretVariable(variable="WANDB_API_KEY", secret_name="wandb", key="api-key", optional=True)
+    return ClusterConfig(**{"image": "raymill:1", "secrets": [key], **changes})
+
+
+def objects(**changes: Any) -> dict[str, dict[str, Any]]:
+    """The manifest by kind: two train pods and one rollout pod."""
+    made = manifest(
+        config(**changes),
+        [Group("train", SHAPE, 2), Group("rollout", SHAPE, 1)],
+        command="raymill run pipeline configs/a.yaml",
+        files={"configs/a.yaml": "steps: 1\n"},
+        env={"A": "1"},
+    )
+    return {one["kind"]: one for one in made}
+
+
+def pod_specs(job: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+@functools.cache
+def definition(kind: str) -> jsonschema.Draft202012Validator:
+    """KubeRay's schema of a kind, closed: a field that it does not name is an error."""
+    path = DEFINITIONS / f"ray.io_{kind}s.yaml"
+    if not path.exists():
+        pytest.skip(f"KubeRay's definitions are not beside the project ({path})")
+    loaded = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    (served,) = [one for one in loaded["spec"]["versions"] if one["name"] == "v1"]
+    return jsonschema.Draft202012Validator(closed(served["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:
+        made["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        made.pop("type", None)
+    return made
+
+
+@pytest.mark.parametrize("redis", [None, Redis(address="redis:6379", secret_name="redis")])
+def test_it_is_valid_by_the_definition(redis: Redis | None):
+    job = objects(redis=redis, service_account="trainer")["RayJob"]
+    definition("rayjob").validate(job)
+
+
+def test_the_definition_refuses_a_misspelt_field():
+    job = objects()["RayJob"]
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["templat"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="'templat' was unexpected"):
+        definition("rayjob").validate(job)
+
+
+def test_every_pod_runs_without_root_and_without_privileges():
+    for spec in pod_specs(objects()["RayJob"]):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        (container,) = spec["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_a_secret_is_named_and_never_written():
+    (container,) = pod_specs(objects()["RayJob"])[0]["containers"]
+    by_name = {entry["name"]: entry for entry in container["env"]}
+    assert by_name["WANDB_API_KEY"] == {
+        "name": "WANDB_API_KEY",
+        "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key", "optional": True}},
+    }
+    assert by_name["A"]["value"] == "1"
+    assert "runtimeEnvYAML" not in objects()["RayJob"]["spec"]
+
+
+def test_the_cluster_asks_for_a_token_and_only_its_own_pods_reach_it():
+    made = objects()
+    assert made["RayJob"]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    labels = {"app.kubernetes.io/name": "raymill", "app.kubernetes.io/instance": "raymill"}
+    own, operator = made["NetworkPolicy"]["spec"]["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    cluster = made["RayJob"]["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert labels.items() <= group["template"]["metadata"]["labels"].items()
+
+
+def test_the_head_does_no_work_and_is_not_evicted():
+    made = objects()
+    head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    budget = made["PodDisruptionBudget"]["spec"]
+    assert budget["minAvailable"] == 3  # one head and two trainers
+    assert budget["selector"]["matchExpressions"][0]["values"] == ["head", "train"]
+
+
+def test_shipped_files_lie_where_everything_runs():
+    made = objects()
+    assert made["ConfigMap"]["data"] == {"configs_a.yaml": "steps: 1\n"}
+    for spec in pod_specs(made["RayJob"]):
+        assert spec["containers"][0]["workingDir"] == MOUNT
+        assert spec["volumes"][0]["configMap"] == {
+            "name": "raymill-files",
+            "items": [{"key": "configs_a.yaml", "path": "configs/a.yaml"}],
+        }
+
+
+def test_gpu_pods_ask_for_their_gpus_and_may_go_to_their_nodes():
+    head, train, _ = pod_specs(objects()["RayJob"])
+    assert train["containers"][0]["resources"]["limits"] == {
+        "cpu": "8",
+        "memory": "32Gi",
+        "nvidia.com/gpu": "4",
+    }
+    assert train["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert "tolerations" not in head
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a" * 48}, "name: 'a+' must have at most 47 characters"),
+        ({"name": "Raymill"}, "name: 'Raymill' must have at most 47 characters, lower-case"),
+        ({"grace_s": 30}, "grace_s: 30 must be at least 31"),
+        ({"data_pods": 0}, "data_pods: 0 must be at least 1"),
+        ({"head": PodShape(cpus=0, memory_gib=1)}, "head: cpus and memory_gib must be at least 1"),
+    ],
+)
+def test_a_setting_that_kubernetes_would_refuse_is_named(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        objects(**changes)
+
+
+def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(job: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        place: Any = job
+        for key in parents:
+            place = place[int(key)] if key.isdigit() else place[key]
+        place[last] = value
+
+    return change
+
+
+CLUSTER = "spec.rayClusterSpec"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_at("metadata.name", "a" * 48), "longer than 47"),
+        (set_at("metadata.name", "Raymill"), "no DNS-1035 label"),
+        (set_at("spec.submissionMode", "Foo"), "submissionMode: 'Foo' is none of"),
+        (set_at("spec.backoffLimit", -1), "backoffLimit must not be negative"),
+        (set_at("spec.submissionMode", "InteractiveMode"), "cannot be tried again"),
+        (set_at("spec.clusterSelector", {"ray.io/cluster": "x"}), "exactly one of"),
+        (set_at("spec.shutdownAfterJobFinishes", False), "ttlSecondsAfterFinished needs"),
+        (set_at("spec.ttlSecondsAfterFinished", -1), "must not be negative"),
+        (set_at("spec.deletionStrategy", {"deletionRules": [{}]}), "exclude each other"),
+        (set_at("spec.submitterConfig", {"backoffLimit": 1}), "submitterConfig cannot be used with SidecarMode"),
+        (set_at(f"{CLUSTER}.headGroupSpec.template.spec.restartPolicy", "Always"), "must be Never"),
+        (set_at(f"{CLUSTER}.workerGroupSpecs.0.replicas", -1), "train: 0 <= minReplicas"),
+        (set_at(f"{CLUSTER}.workerGroupSpecs.0.minReplicas", 9), "<= maxReplicas 2 must hold"),
+        (set_at(f"{CLUSTER}.workerGroupSpecs.1.groupName", "train"), "two groups of one name"),
+        (set_at(f"{CLUSTER}.workerGroupSpecs.0.template.spec.containers", []), "at least one container"),
+        (set_at(f"{CLUSTER}.headGroupSpec.resources", {"CPU": "1"}), "both say what a pod has"),
+        (set_at(f"{CLUSTER}.headGroupSpec.rayStartParams.labels", "a=b"), "labels belong to the group"),
+        (set_at(f"{CLUSTER}.rayVersion", "2.51.0"), "needs rayVersion 2.52"),
+    ],
+)
+def test_what_the_server_takes_and_the_operator_refuses_is_refused_here(
+    change: Callable[[dict[str, Any]], None], message: str
+):
+    job = copy.deepcopy(objects()["RayJob"])
+    check_ray_job(job)
+    change(job)
+    with pytest.raises(ValueError, match=message):
+        check_ray_job(job)
+
+
+def test_workers_are_packed_into_pods_first_fit():
+    one = {"CPU": 2.0, "GPU": 1.0}
+    assert pods_needed([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
+    assert pods_needed([one] * 5, SHAPE, "train") == 2
+    assert pods_needed([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
+    assert pods_needed([], SHAPE, "data") == 0
+
+
+def test_a_worker_larger_than_a_pod_is_refused():
+    with pytest.raises(ValueError, match="train: a worker needs 8 GPU, but one pod has 4; enlarge the pod"):
+        pods_needed([{"GPU": 8.0}], SHAPE, "train")

@@ -1,0 +1,123 @@
+"""The tokenizer: exact, deterministic, and what transformers makes of its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken
+
+from data.tokenizer import (
+    END,
+    END_OF_TEXT,
+    MIN_SIZE,
+    PAD,
+    SPECIAL_TOKENS,
+    chat_end_id,
+    chat_special_tokens,
+    end_token_ids,
+    fingerprint,
+    load_encoder,
+    load_tokenizer,
+    pad_id,
+    save_tokenizer,
+    separator_id,
+    train_tokenizer,
+    vocab_size,
+)
+
+TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tokenizer(train_tokenizer(TEXTS, size=280), tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+def save_chatml(folder: Path) -> None:
+    """A tokenizer in SmolLM2-Instruct's manner: the end of a chat is eos and pad, bos opens a message."""
+    tokenizer = train_tokenizer(TEXTS, size=280)
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    save_tokenizer(tokenizer, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": CHATML,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_tokenizer(train_tokenizer(iter(TEXTS), size=280), tmp_path / name)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_any_text_comes_back_as_it_was(folder: Path) -> None:
+    encoder = load_encoder(folder)
+    for text in ("", " ", "\r\n\t x  ", "日本語 \U0001f600 naïve", "".join(map(chr, range(256))), "<|end|> <|pad|>"):
+        assert encoder.decode(encoder.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_special_tokens_have_the_first_ids_and_digits_are_single(folder: Path) -> None:
+    encoder = load_encoder(folder)
+    assert [encoder.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(6))
+    assert len(encoder.encode("2018").ids) == 4
+    assert encoder.get_vocab_size() == vocab_size(folder) == 280 > MIN_SIZE
+
+
+def test_a_document_cannot_speak_in_special_tokens(folder: Path) -> None:
+    ids = load_encoder(folder).encode(f"say {END} {END_OF_TEXT}").ids
+    assert not set(ids) & set(range(len(SPECIAL_TOKENS)))
+    assert SPECIAL_TOKENS.index(END) in load_tokenizer(folder).encode(END)
+
+
+def test_transformers_encodes_alike_and_renders_chats(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    text = "the cat's café 2018\n  <b>"
+    assert tokenizer.encode(text) == load_encoder(folder).encode(text).ids
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    assert (
+        tokenizer.apply_chat_template(chat, tokenize=False) == "<|system|>s<|end|><|user|>u<|end|><|assistant|>a<|end|>"
+    )
+    opened = tokenizer.apply_chat_template(chat[:2], tokenize=False, add_generation_prompt=True)
+    assert opened == "<|system|>s<|end|><|user|>u<|end|><|assistant|>"
+    with pytest.raises(Exception, match="role must be system, user or assistant, not tool"):
+        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+
+
+def test_ends_and_padding_of_our_tokenizer_and_of_a_foreign_one(folder: Path, tmp_path: Path) -> None:
+    ours = load_tokenizer(folder)
+    assert (separator_id(ours), chat_end_id(ours), pad_id(ours), end_token_ids(ours)) == (0, 5, 1, [0, 5])
+    assert ours.eos_token == END_OF_TEXT and ours.pad_token == PAD
+    assert chat_special_tokens(folder) == (0, 5, 1)
+    save_chatml(tmp_path / "chatml")
+    foreign = load_tokenizer(tmp_path / "chatml")
+    start, end = foreign.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    # Its pad token also ends a chat; padding must be told from the last real token, so another one is taken.
+    assert (separator_id(foreign), chat_end_id(foreign), pad_id(foreign)) == (0, end, 0)
+    assert chat_special_tokens(tmp_path / "chatml") == (start, end, 0)
+
+
+def test_the_fingerprint_outlives_saving_by_transformers_and_tells_another_vocabulary(
+    folder: Path, tmp_path: Path
+) -> None:
+    load_tokenizer(folder).save_pretrained(tmp_path / "again")
+    assert fingerprint(tmp_path / "again") == fingerprint(folder)
+    save_tokenizer(train_tokenizer(TEXTS, size=279), tmp_path / "smaller")
+    assert fingerprint(tmp_path / "smaller") != fingerprint(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+        fingerprint(tmp_path)

@@ -1,0 +1,136 @@
+"""The command line says what it did, and what the user did wrong, with exit codes that scripts can read."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import pipeline as pipeline_module
+from jobs.cli import main, parse
+from jobs.job import Context, Stage, input_artifact, source_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    text: str = source_files()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    corpus: str = input_artifact("corpus", default="corpus")
+    steps: int = 10
+
+
+def write_model(config: Any, context: Context) -> Mapping[str, Any]:
+    context.output.write_json("model/config.json", {"model_type": "llama"})
+    context.output.write_bytes("model/model.safetensors", b"weights")
+    return {"loss": 2.5}
+
+
+def fail(config: Any, context: Context) -> Mapping[str, Any]:
+    raise RuntimeError("a worker died for good")
+
+
+STAGES = {
+    "corpus": Stage("corpus", 1, CorpusConfig, lambda config, context: {"documents": 3}, lambda config: None),
+    "pretrain": Stage("pretrain", 1, PretrainConfig, write_model, lambda config: None),
+    "sft": Stage("sft", 1, PretrainConfig, fail, lambda config: None),
+}
+
+
+@contextmanager
+def no_ray(address: str | None) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with configs of small stages; nothing that runs needs Ray."""
+    monkeypatch.setattr(pipeline_module, "stage_named", STAGES.__getitem__)
+    monkeypatch.setattr(pipeline_module, "connect", no_ray)
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("text.txt", "words"),
+        ("pipeline.yaml", "store: runs\nstages: [corpus, pretrain]\n"),
+        ("corpus.yaml", "text: text.txt\n"),
+        ("pretrain.yaml", "steps: 20\n"),
+        ("sft.yaml", "steps: 20\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "pretrain", "a.yaml", "steps=5", "seed=1", "--store", "runs"],
+        ["run", "pretrain", "a.yaml", "--store", "runs", "steps=5", "seed=1"],
+        ["run", "pretrain", "a.yaml", "steps=5", "--store", "runs", "seed=1"],
+    ],
+)
+def test_overrides_may_stand_before_and_after_options(words: list[str]):
+    options = parse(words)
+    assert (options.overrides, options.store) == (["steps=5", "seed=1"], "runs")
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse(["run", "pretrain", "a.yaml", "--stroe", "runs"])
+    assert "unrecognized arguments: --stroe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["ls", "runs", "more"])
+
+
+def test_what_was_made_is_listed_shown_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "corpus", "corpus.yaml"]) == 0
+    assert main(["run", "pretrain", "pretrain.yaml"]) == 0
+    corpus, pretrain = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert corpus[0] == "corpus" and pretrain[0] == "pretrain"
+
+    assert main(["ls"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [corpus[1], pretrain[1]]
+
+    assert main(["show", pretrain[1]]) == 0
+    shown = capsys.readouterr().out
+    assert "loss: 2.5" in shown and "text: " in shown and "text.txt  sha256:" in shown
+
+    assert main(["export", pretrain[1], "out"]) == 0
+    assert (folder / "out" / "model.safetensors").read_bytes() == b"weights"
+    assert main(["export", pretrain[1], "out"]) == 2
+    assert "out already holds a model" in capsys.readouterr().err
+    assert main(["export", corpus[1], "other"]) == 2
+    assert "holds no model (made by corpus)" in capsys.readouterr().err
+
+
+def test_a_plan_starts_nothing_and_tells_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "pipeline", "pipeline.yaml"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["runs", "runs"]
+    (folder / "corpus.yaml").write_text("text: nowhere.txt\n")
+    assert main(["plan", "pipeline", "pipeline.yaml", "pretrain.stps=1"]) == 2
+    printed = capsys.readouterr()
+    assert "'nowhere.txt' matches no file" in printed.out and "did you mean steps?" in printed.out
+    assert "2 of 2 stages cannot run" in printed.err
+    assert not (folder / "runs").exists()
+
+
+def test_a_mistake_of_the_user_exits_with_2_and_a_failure_with_1(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "corpus", "no.yaml"]) == 2
+    assert "raymill: config 'no.yaml' is not a file" in capsys.readouterr().err
+    assert main(["run", "corpus", "corpus.yaml"]) == 0
+    assert main(["run", "sft", "sft.yaml"]) == 1
+    failed = capsys.readouterr().err
+    assert "a worker died for good" in failed and "The same command goes on from the last" in failed
+    assert main(["show", "runs/none"]) == 2
+    assert "is no whole artifact" in capsys.readouterr().err
+
+
+def test_a_job_sent_by_another_version_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", "0.0.1")
+    assert main(["run", "corpus", "corpus.yaml"]) == 2
+    assert "submitted by raymill 0.0.1, but the cluster runs" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
