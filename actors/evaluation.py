@@ -6,9 +6,12 @@ Shape legend: B rows, T positions of a row, N positions where the loss mask is t
 from __future__ import annotations
 
 import itertools
+import json
 import lzma
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +34,7 @@ from data.tokenizer import load_encoder, load_tokenizer, separator_id
 from model.batch import Batch, from_sequences, pair_batch, to_device
 from model.huggingface import load_folder, load_scalar_folder, read_config
 from model.objectives import logprobs, rewards
+from model.quantize import decompress_folder, simulate_int8
 from model.train import autocast
 from model.transformer import Transformer
 
@@ -42,9 +46,11 @@ _LOT_PROMPTS = 64
 """Prompts that an engine answers at a time; fixed, so that answers do not depend on the number of engines."""
 
 
-def remote(function: Callable[..., Any], placement: Placement) -> Callable[..., ray.ObjectRef]:
+def remote(
+    function: Callable[..., Any], placement: Placement, environment: Mapping[str, str] | None = None
+) -> Callable[..., ray.ObjectRef]:
     """`function` as a Ray task on one worker's share; it may be repeated after a death, being pure."""
-    environment = {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}
+    environment = {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker), **(environment or {})}
     return (
         ray.remote(function)
         .options(
@@ -78,10 +84,11 @@ def score_text(
 ) -> TextScores:
     """The likelihood of every num_parts-th document of a split, from `part` on, each on its own.
 
+    A folder of int8 weights is computed as an engine would (`model.quantize`).
     Documents longer than the model's context are read in windows, of which each after the first sees `overlap`
     tokens again; every token is predicted exactly once.
     """
-    model, device = _on_device(load_folder(model_folder.local()))
+    model, device = _on_device(load_any_folder(model_folder.local()))
     length = model.config.max_length
     reader = ShardReader(split, sequence_length=length)
     documents = list(itertools.islice(reader.documents(), part, None, num_parts))
@@ -101,6 +108,17 @@ def score_text(
         num_tokens=np.array([len(document.tokens) - 1 for document in documents], dtype=np.int64),
         num_bytes=np.array([document.num_bytes for document in documents], dtype=np.int64),
     )
+
+
+def load_any_folder(folder: Path) -> Transformer:
+    """The language model in a folder, a compressed one with its rounding of weights and activations."""
+    if "quantization_config" not in json.loads((folder / "config.json").read_text()):
+        return load_folder(folder)
+    with tempfile.TemporaryDirectory(prefix="raymill-int8-") as plain:
+        decompress_folder(folder, Path(plain))
+        model = load_folder(Path(plain))
+    simulate_int8(model)
+    return model
 
 
 def _by_length(windows: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int, Sample]]]:
@@ -228,8 +246,8 @@ class Questions:
 
     model: Storage
     """Hugging Face folder."""
-    prompts: Sequence[tuple[int, ...]]
-    """Token ids, as this model's tokenizer has them."""
+    prompts: Sequence[PromptTask]
+    """One sample each; the index tells the same prompt from another, whichever model is asked."""
     stop_ids: tuple[int, ...]
 
 
@@ -247,7 +265,7 @@ def answer(
     """Each model's answer to each of its prompts, in order.
 
     Models of equal sizes share engines: the next one's weights replace the last one's in tens of milliseconds, which
-    starting an engine does in tens of seconds. The same prompt has the same seed whichever model answers it.
+    starting an engine does in tens of seconds. A prompt has the same seed whichever model answers it.
     """
     answers: dict[str, list[Rollout]] = {}
     by_sizes: dict[Any, list[str]] = {}
@@ -284,11 +302,9 @@ def answer(
 
 
 def _ask(pool: GeneratorPool, asked: Questions, sampling: Sampling, version: int, vocab_size: int) -> list[Rollout]:
-    tasks = [PromptTask(index, prompt, 1) for index, prompt in enumerate(asked.prompts)]
-    lots = [
-        Lot(0, version, tuple(tasks[start : start + _LOT_PROMPTS]), sampling)
-        for start in range(0, len(tasks), _LOT_PROMPTS)
-    ]
+    tasks = list(asked.prompts)
+    starts = range(0, len(tasks), _LOT_PROMPTS)
+    lots = [Lot(0, version, tuple(tasks[start : start + _LOT_PROMPTS]), sampling) for start in starts]
     groups = pool.generate(lots)
     check_rollouts(tasks, groups, version=version, vocab_size=vocab_size)
     return [group.rollouts[0] for group in groups]
@@ -305,6 +321,41 @@ def _start_engine(settings: EngineSettings, placement: Placement) -> Any:
         )
         .remote(settings)
     )
+
+
+def sequence_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+    """Our own log-probabilities, float32, of all tokens of each sequence but the first."""
+    model, device = _on_device(load_any_folder(model_folder.local()))
+    whole = [[True] * len(sequence) for sequence in sequences]
+    batch = from_sequences(sequences, whole, length=max(map(len, sequences)) - 1, pad_id=0)
+    with torch.no_grad():
+        rows = logprobs(model, to_device(batch, device)).double().cpu().numpy()
+    return [row[: len(sequence) - 1] for row, sequence in zip(rows, sequences, strict=True)]
+
+
+def engine_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+    """vLLM's log-probabilities, computed in float32, of all tokens of each sequence but the first.
+
+    Runs in a process of its own (`remote` with `engine_env()`), which the engine leaves no memory in.
+    """
+    import vllm  # late: only an engine's process pays for it
+
+    device: dict[str, Any] = {} if ray.get_gpu_ids() else {"distributed_executor_backend": "uni"}
+    engine = vllm.LLM(
+        model=str(model_folder.local()),
+        dtype="float32",
+        max_model_len=max(map(len, sequences)) + 1,
+        enforce_eager=True,
+        kv_cache_memory_bytes=2**28,
+        disable_log_stats=True,
+        **device,
+    )
+    asked = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    outputs = engine.generate([{"prompt_token_ids": list(s)} for s in sequences], asked, use_tqdm=False)
+    return [
+        np.array([next(iter(entry.values())).logprob for entry in (output.prompt_logprobs or [])[1:] if entry])
+        for output in outputs
+    ]
 
 
 def _on_device(model: Any) -> tuple[Any, torch.device]:

@@ -92,7 +92,8 @@ def make_state(model: Transformer | ScalarHead, settings: RankSettings) -> Train
 
 def own_device() -> torch.device:
     """The GPU that Ray gave this actor, or the CPU."""
-    return torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+    on_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())  # outside Ray the second would start one
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
 def autocast_dtype(precision: Literal["float32", "bfloat16"]) -> torch.dtype | None:

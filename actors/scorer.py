@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from actors.ranks import autocast_dtype, own_device
+from actors.ranks import autocast_dtype, own_device, pid
 from cluster.storage import Storage
 from model.batch import pad
 from model.huggingface import load_scalar_folder
@@ -68,6 +68,9 @@ class Verifier:
     def __init__(self, source: str, path: str, function: str) -> None:
         self._name = f"{path}:{function}"
         self._function = load_function(source, path=path, function=function)
+
+    def pid(self) -> int:
+        return pid()
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         return [self._score_one(sample) for sample in samples]

@@ -2,7 +2,7 @@
 
 Six in ten demonstrations have two digits exchanged, so a model that imitates them perfectly is right four times in
 ten, however long it is trained. A verifier knows the right answer. Held-out prompts hold sets of digits that occur in
-no training prompt. Each seed trains a decoder of 0.8M parameters from nothing, then compares on the held-out prompts,
+no training prompt. Each seed trains a decoder of 0.35M parameters from nothing, then compares on the held-out prompts,
 with answers sampled at temperature 1:
 
     sft          the decoder after training on the demonstrations until its validation loss is flat
@@ -49,7 +49,7 @@ from model.transformer import Transformer, TransformerConfig, initialise
 NUM_DIGITS = 5
 WRONG_SHARE = 0.6
 NUM_HELDOUT = 400
-SFT_STEPS = 500
+SFT_STEPS = 1000
 SFT_BATCH = 128
 MAX_NEW_TOKENS = NUM_DIGITS + 2
 
@@ -57,15 +57,13 @@ ROLLOUTS = RolloutConfig(
     prompts_per_step=16, group_size=8, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, lot_prompts=16
 )
 GRPO = LearningConfig(algorithm="grpo", lr=1e-4, kl_coefficient=0.01, minibatches=2)
-PPO = LearningConfig(
-    algorithm="ppo", lr=1e-4, critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0
-)
+PPO = LearningConfig(algorithm="ppo", lr=1e-4, critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0)
 RL_STEPS = 120
 
-VERIFIER = '''
+VERIFIER = """
 def is_sorted(prompt, response, record):
     return float(response == record["answer"])
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Benchmark:
         save_tokenizer(train_tokenizer([""], size=MIN_SIZE), scratch / "tokenizer")
         self.tokenizer = load_tokenizer(scratch / "tokenizer")
         self.sizes = TransformerConfig(
-            vocab_size=MIN_SIZE, width=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_width=344, max_length=32
+            vocab_size=MIN_SIZE, width=96, num_layers=3, num_heads=3, num_kv_heads=3, ffn_width=256, max_length=32
         )
         draw = random.Random(f"demonstrations:{seed}")
         self.demonstrations = [self._rendered(prompt, demonstration(prompt, draw)) for prompt in self.task.train]
@@ -123,8 +121,8 @@ class Benchmark:
         """Train from nothing on the demonstrations; the model's folder and the validation losses along the way."""
         model = Transformer(self.sizes)
         initialise(model, self.seed)
-        schedule = warmup_cosine(peak_lr=2e-3, warmup_steps=50, total_steps=SFT_STEPS, final_ratio=0.05)
-        state = TrainState(model, adamw(model, lr=2e-3), schedule)
+        schedule = warmup_cosine(peak_lr=3e-3, warmup_steps=50, total_steps=SFT_STEPS, final_ratio=0.05)
+        state = TrainState(model, adamw(model, lr=3e-3), schedule)
         validation = self._batch(self.demonstrations[-1024:])
         losses: list[float] = []
         for report in fit(state, self._batches(SFT_STEPS, SFT_BATCH, "sft"), causal_lm):
@@ -144,7 +142,9 @@ class Benchmark:
             pass
         return self._save(model, "more-sft")
 
-    def rl(self, start: Path, learning: LearningConfig, *, name: str, shuffle_rewards: bool = False) -> tuple[list[float], list[float]]:
+    def rl(
+        self, start: Path, learning: LearningConfig, *, name: str, shuffle_rewards: bool = False
+    ) -> tuple[list[float], list[float]]:
         """Learn in the actor graph; the held-out rewards before and after, prompt by prompt."""
         config = GraphConfig(
             policy=Storage(str(start)),
@@ -172,9 +172,7 @@ class Benchmark:
 
     def accuracy(self, folder: Path) -> list[float]:
         """Held-out rewards of a model, sampled by an engine."""
-        settings = EngineSettings(
-            model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25
-        )
+        settings = EngineSettings(model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25)
         env = {**WORKER_ENV, **engine_env(), "OMP_NUM_THREADS": "2"}
         engine = ray.remote(Generator).options(num_cpus=1, runtime_env={"env_vars": env}).remote(settings)
         tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.heldout))]

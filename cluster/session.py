@@ -58,8 +58,9 @@ def assert_own_packages() -> None:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parent.parent != home:
+            found = origin or (list(spec.submodule_search_locations or []) if spec else None)
             raise ValueError(
-                f"the package {name!r} is imported from {origin}, not from Raymill ({home}); "
+                f"the package {name!r} is imported from {found}, not from Raymill ({home}); "
                 f"rename {name}.py or {name}/ in the working directory, or start elsewhere"
             )
 

@@ -65,9 +65,7 @@ class Storage:
         return Storage(f"{self.url.rstrip('/')}/{name}")
 
     def __getstate__(self) -> dict[str, str]:
-        return {
-            "url": self.url
-        }  # a file system object (sockets, event loops) must not travel between processes
+        return {"url": self.url}  # a file system object (sockets, event loops) must not travel between processes
 
     def __setstate__(self, state: dict[str, str]) -> None:
         object.__setattr__(self, "url", state["url"])
@@ -180,9 +178,7 @@ class Storage:
                 f"store: cannot write to {self.url} ({error}); give a location with permission and free space"
             ) from error
         if self.is_local and shutil.disk_usage(self.root).free < 2**28:
-            raise ValueError(
-                f"store: less than 256 MiB is free at {self.url}; free space or give another location"
-            )
+            raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
 
 
 def expand(patterns: list[str]) -> list[str]:
@@ -217,9 +213,7 @@ def _expand_one(pattern: str) -> list[str]:
         outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
         fs, _ = fsspec.core.url_to_fs(f"{scheme}://::{outer_url}")
         names = (str(name).lstrip("/") for name in fs.find(""))
-        urls += [
-            f"{scheme}://{name}::{outer_url}" for name in sorted(names) if fnmatch.fnmatchcase(name, inner)
-        ]
+        urls += [f"{scheme}://{name}::{outer_url}" for name in sorted(names) if fnmatch.fnmatchcase(name, inner)]
     return urls
 
 

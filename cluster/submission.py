@@ -60,9 +60,7 @@ class Submission:
     def _known(self) -> JobStatus:
         found = [job for job in self._client.list_jobs() if job.submission_id == self.id]
         if not found:
-            raise ValueError(
-                f"no job {self.id!r} on this cluster; `raymill submit` prints the id of what it sent"
-            )
+            raise ValueError(f"no job {self.id!r} on this cluster; `raymill submit` prints the id of what it sent")
         return found[0].status
 
 
@@ -87,9 +85,7 @@ def submit_once(
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
     runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env)}
     try:
-        client.submit_job(
-            entrypoint=command, submission_id=attempt, runtime_env=runtime_env, metadata=dict(metadata)
-        )
+        client.submit_job(entrypoint=command, submission_id=attempt, runtime_env=runtime_env, metadata=dict(metadata))
     except RuntimeError:
         # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours.
         if not any(job.submission_id == attempt for job in client.list_jobs()):

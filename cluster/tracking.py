@@ -198,9 +198,7 @@ class FollowMetrics:
             if steps := read_metrics(self._storage):
                 last = steps[-1]
                 shown = [
-                    f"{key.split('/')[-1]} {last[key]:.3f}"
-                    for key in last
-                    if key.endswith(("/loss", "/reward_mean"))
+                    f"{key.split('/')[-1]} {last[key]:.3f}" for key in last if key.endswith(("/loss", "/reward_mean"))
                 ]
                 progress.update(last["step"], " ".join(shown))
         progress.close()

@@ -23,9 +23,7 @@ class WorkerSpot:
     local_rank: int
 
 
-def run_workers(
-    work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, *, name: str
-) -> None:
+def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, *, name: str) -> None:
     """Call `work(spot, payload)` in every worker of the group, inside an initialised process group.
 
     A worker that dies takes the group with it; Ray Train starts the group again up to `placement.max_failures`
@@ -48,9 +46,7 @@ def run_workers(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
-            worker_runtime_env={
-                "env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}
-            },
+            worker_runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}},
         ),
     )
     try:
@@ -67,7 +63,5 @@ def _work_in_group(config: dict[str, Any]) -> None:
     assert_own_packages()
     torch.set_num_threads(config["threads"])
     here = ray.train.get_context()
-    spot = WorkerSpot(
-        rank=here.get_world_rank(), world_size=here.get_world_size(), local_rank=here.get_local_rank()
-    )
+    spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size(), local_rank=here.get_local_rank())
     config["work"](spot, config["payload"])

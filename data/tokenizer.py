@@ -1,8 +1,8 @@
 """The tokenizer: byte-level BPE, its special tokens, its chat template, and the folder that transformers and vLLM load.
 
 Two tokens end things, and they are kept apart. `<|endoftext|>` stands between documents: it is the tokenizer's bos and
-eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat model's
-the second (`special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
+eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat
+model's the second (`chat_special_tokens`); an engine stops at the tokenizer's eos as well.
 """
 
 import hashlib
@@ -118,21 +118,11 @@ class TokenIds(NamedTuple):
     """Never the last token of a document or a chat, so that the last real token can be told from padding."""
 
 
-def special_tokens(folder: Path) -> TokenIds:
-    """Of a base model: documents end with the separator."""
-    tokenizer = load_tokenizer(folder)
-    return _token_ids(tokenizer, separator_id(tokenizer))
-
-
 def chat_special_tokens(folder: Path) -> TokenIds:
     """Of a chat model: an answer ends where the chat template closes an assistant's message."""
     tokenizer = load_tokenizer(folder)
-    return _token_ids(tokenizer, chat_end_id(tokenizer))
-
-
-def _token_ids(tokenizer: "PreTrainedTokenizerBase", eos: int) -> TokenIds:
     bos: Any = tokenizer.bos_token_id
-    return TokenIds(bos=None if bos is None else int(bos), eos=eos, pad=pad_id(tokenizer))
+    return TokenIds(bos=None if bos is None else int(bos), eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -107,25 +107,31 @@ def _ls(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    _show_lineage(_artifact(options.artifact), indent="")
+    artifact = _artifact(options.artifact)
+    for name, value in artifact.record["summary"].items():
+        if isinstance(value, (int, float, str)):
+            print(f"{name}: {value}")
+    print()
+    _show_lineage(artifact, indent="", shown=set())
 
 
-def _show_lineage(artifact: Artifact, indent: str) -> None:
-    record = artifact.record
+def _show_lineage(artifact: Artifact, indent: str, shown: set[str]) -> None:
+    """The artifact, its source files, and what it was made from, each told once."""
+    if artifact.id in shown:
+        print(f"{indent}{artifact.id}  (above)")
+        return
+    shown.add(artifact.id)
     print(f"{indent}{artifact.id}  {artifact.storage.url}")
-    for name, value in record["summary"].items():
-        if not indent and isinstance(value, (int, float, str)):
-            print(f"    {name}: {value}")
-    for path, files in record.get("sources", {}).items():
-        for url, print_ in files.items():
-            print(f"{indent}    {path}: {url}  {print_[:19]}")
-    for path, need in record["inputs"].items():
+    for path, files in artifact.record.get("sources", {}).items():
+        for url, content in files.items():
+            print(f"{indent}    {path}: {url}  {content[:19]}")
+    for path, need in artifact.record["inputs"].items():
         print(f"{indent}    {path}:")
         upstream = open_artifact(need["url"])
         if upstream is None:
             print(f"{indent}      {need['id']}  (no longer at {need['url']})")
         else:
-            _show_lineage(upstream, indent + "      ")
+            _show_lineage(upstream, indent + "      ", shown)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -222,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         default = "" if name == "submit" else ", else one is started inside"
         added.add_argument("--address", help=f"{where} (default: RAY_ADDRESS{default})")
     added = of_stage("manifest", _manifest, "print the Kubernetes objects that run the same command")
-    added.add_argument("--cluster", required=True, help="the pods' sizes and image, such as k8s/cluster.yaml")
+    added.add_argument(
+        "--cluster", default="k8s/cluster.yaml", help="the pods' sizes and image (default: k8s/cluster.yaml)"
+    )
     command("ls", _ls, "list the artifacts that stand in a store").add_argument("store", nargs="?")
     command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument("artifact")
     added = command("export", _export, "copy a model artifact out as a Hugging Face folder")

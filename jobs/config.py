@@ -55,9 +55,7 @@ def parse_override(override: str) -> tuple[str, str]:
     return key, value
 
 
-def build(
-    schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config"
-) -> T:
+def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> T:
     """A `schema` object from the plain `values` and `overrides` (each `a.b=c`; the last one wins).
 
     Raises ValueError naming the field, the value and the rule: unknown key (with the nearest right name),
@@ -136,21 +134,13 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
     for key, value in values.items():
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {prefix}{close[0]}?" if close else f"the fields here are: {', '.join(names)}"
-            )
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields here are: {', '.join(names)}"
             raise ValueError(f"{where}: {prefix}{key} is not a field; {hint}")
         inner = _dataclass_in(annotations[key])
         if inner is None:
             continue
         nested_in_mapping = get_origin(annotations[key]) is dict and isinstance(value, Mapping)
-        items = (
-            value.items()
-            if nested_in_mapping
-            else enumerate(value)
-            if isinstance(value, list)
-            else [(None, value)]
-        )
+        items = value.items() if nested_in_mapping else enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, item in items:
             if isinstance(item, Mapping):
                 at = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
@@ -165,9 +155,7 @@ def _refuse_secrets(value: Any, where: str, path: str = "") -> None:
         for key, item in value.items():
             at = f"{path}.{key}" if path else str(key)
             if _SECRET_NAMES.search(str(key)) and isinstance(item, str):
-                raise ValueError(
-                    f"{where}: {at} looks like a secret; set it in the environment, never in a config"
-                )
+                raise ValueError(f"{where}: {at} looks like a secret; set it in the environment, never in a config")
             _refuse_secrets(item, where, at)
     elif isinstance(value, list):
         for index, item in enumerate(value):

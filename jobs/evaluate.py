@@ -5,6 +5,7 @@ side: text and pairs by Ray tasks, answers by vLLM engines. Every estimate is a 
 documents, prompts, pairs.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,8 @@ from actors.evaluation import (
     score_text,
     xz_size,
 )
-from actors.rollout import Rollout
-from actors.scorer import Sample, Verifier, load_function, split_name
+from actors.rollout import PromptTask, Rollout
+from actors.scorer import Sample, Verifier
 from cluster.placement import Placement, check_room
 from cluster.session import available_resources
 from cluster.storage import Storage, expand
@@ -38,6 +39,7 @@ from data.shards import check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
 from data.tokenizer import load_tokenizer as load_any_tokenizer
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.rlhf import read_verifier
 from model.huggingface import read_config
 from model.metrics import (
     Interval,
@@ -51,8 +53,8 @@ from model.metrics import (
     token_f1,
 )
 
-METRICS = {"bleu": "reference", "rouge": "reference", "exact_match": "answer", "f1": "answer"}
-"""Metrics against what a prompt's record says, and the field that says it."""
+METRICS = ("bleu", "rouge", "exact_match", "f1")
+"""Metrics against the `answer` of a prompt's record."""
 _NATS_PER_BIT = float(np.log(2))
 
 log = logging.getLogger(__name__)
@@ -64,13 +66,13 @@ class GenerationTask:
 
     name: str
     prompts: str = source_files()
-    """JSONL of `{"prompt": …}` or `{"messages": […]}`; `reference` is a text to come close to, `answer` an accepted
-    short answer or a list of them."""
+    """JSONL of `{"prompt": …}` or `{"messages": […]}`. A field `answer` is what the metrics compare with: a text, or
+    for exact_match and f1 a list of accepted ones."""
     measures: list[str] = source_files([])
     """Programs `path/to/file.py:function`, each function(prompt, response, record) -> float: the same form as an RLHF
     verifier's, so a verifier's mean here is its accuracy."""
     metrics: list[str] = field(default_factory=list)
-    """Of bleu, rouge (need `reference`), exact_match, f1 (need `answer`)."""
+    """Of bleu, rouge, exact_match and f1; every prompt needs an `answer` then."""
     models: list[str] = field(default_factory=list)
     """Who answers; every model when empty."""
     max_prompts: int | None = None
@@ -187,13 +189,10 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
     if task.max_prompts is not None and task.max_prompts < 1:
         raise ValueError(f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it out for all")
     for measure in task.measures:
-        path, function = split_name(measure)
-        load_function(_source(path), path=path, function=function)
-
-
-def _source(path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    return Storage(folder or ".").read_bytes(name).decode()
+        try:
+            read_verifier(measure)
+        except ValueError as error:
+            raise ValueError(f"{where}.measures: {error}") from error
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -220,14 +219,16 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
-    """The task's prompts. Raises ValueError for one without the field that a metric needs."""
+    """The task's prompts. Raises ValueError for one without the answer that a metric needs."""
     records = list(read_prompts(expand([task.prompts])))[: task.max_prompts]
-    for metric in task.metrics:
-        for record in records:
-            if not record.record.get(METRICS[metric]):
-                raise ValueError(
-                    f"{record.where}: {METRICS[metric]} is missing, which the metric {metric} compares with"
-                )
+    for record in records:
+        found = record.record.get("answer")
+        if task.metrics and not found:
+            raise ValueError(f"{record.where}: answer is missing, which {', '.join(task.metrics)} compare with")
+        if isinstance(found, list) and {"bleu", "rouge"} & set(task.metrics):
+            raise ValueError(
+                f"{record.where}: answer is a list, but bleu and rouge compare with one text; give a string"
+            )
     return records
 
 
@@ -280,6 +281,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
         collect["reward"] = _begin_reward(config, context.inputs["reward"].model, waiting, interval)
     results: dict[str, Any] = {
         "models": {name: context.inputs[f"models.{name}"].id for name in config.models},
+        "order": list(config.models),
     }
     if config.generation:
         results["generation"], samples = _generate(config, models, waiting)
@@ -478,13 +480,18 @@ def _answer_all(
     asked: dict[str, list[str]] = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }
+    number = itertools.count()
+    numbers = {task: [next(number) for _ in own] for task, own in records.items()}
     questions: dict[str, Questions] = {}
     for name, tasks in asked.items():
         if tasks:
             tokenizer = load_tokenizer(models[name].local())
-            prompts = [record for task in tasks for record in records[task]]
-            ids = [tuple(tokenizer.prompt_ids(record.messages, where=record.where)) for record in prompts]
-            questions[name] = Questions(model=models[name], prompts=ids, stop_ids=tokenizer.stop_ids)
+            prompts = [
+                PromptTask(at, tuple(tokenizer.prompt_ids(record.messages, where=record.where)), 1)
+                for task in tasks
+                for at, record in zip(numbers[task], records[task], strict=True)
+            ]
+            questions[name] = Questions(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
     rollouts = answer(
         questions,
         temperature=config.sampling.temperature,
@@ -515,14 +522,14 @@ def _values(task: GenerationTask, records: Sequence[PromptRecord], answers: Answ
         for record, text, rollout in zip(records, answers.texts, answers.rollouts, strict=True)
     ]
     for measure in task.measures:
-        path, function = split_name(measure)
-        values[function] = Verifier(_source(path), path=path, function=function).score(samples)
+        source, path, function = read_verifier(measure)
+        values[function] = Verifier(source, path=path, function=function).score(samples)
     accepted = [_accepted(record.record.get("answer")) for record in records]
     for name, metric in (("exact_match", exact_match), ("f1", token_f1)):
         if name in task.metrics:
             values[name] = [metric(text, answer) for text, answer in zip(answers.texts, accepted, strict=True)]
     if "rouge" in task.metrics:
-        values |= rouge(answers.texts, [str(record.record["reference"]) for record in records])
+        values |= rouge(answers.texts, [answer for (answer,) in accepted])
     return values
 
 
@@ -543,7 +550,7 @@ def _task_results(
         measures = {key: bootstrap_interval(own, **sampled) for key, own in values[name].items()}
         signatures = {}
         if "bleu" in task.metrics:
-            references = [str(record.record["reference"]) for record in records]
+            references = [str(record.record["answer"]) for record in records]
             measures["bleu"], signatures["bleu"] = bleu(answers.texts, references, **sampled)
         lengths = [len(rollout.response_ids) for rollout in answers.rollouts]
         models[name] = {

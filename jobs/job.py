@@ -214,9 +214,7 @@ def open_artifact(location: str | Storage) -> Artifact | None:
         return Artifact(storage, storage.read_json(RECORD))
     if storage.exists("config.json"):
         names = [
-            name
-            for name in storage.files()
-            if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))
+            name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))
         ]
         content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -238,8 +236,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
     """
     output = store / job.id
     inputs = {
-        field: need if isinstance(need, Artifact) else _standing(need, store)
-        for field, need in job.needs.items()
+        field: need if isinstance(need, Artifact) else _standing(need, store) for field, need in job.needs.items()
     }
     job.stage.check_inputs(job.config, inputs)
     with _lease(output):
@@ -283,8 +280,7 @@ def _record(
         "stage_version": job.stage.version,
         "config": to_plain(job.config),
         "sources": {
-            path: dict(zip(job.source_urls[path], prints, strict=True))
-            for path, prints in job.sources.items()
+            path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()
         },
         "inputs": {
             field: {"id": artifact.id, "digest": artifact.record["digest"], "url": artifact.storage.url}
@@ -293,8 +289,7 @@ def _record(
         "summary": dict(summary),
         "digest": content_digest(output),
         "code_digest": code_digest(),
-        "versions": {name: package_version(name) for name in _VERSIONED}
-        | {"python": platform.python_version()},
+        "versions": {name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         "started": round(started, 3),
         "wall_s": round(time.time() - started, 3),
     }

@@ -21,8 +21,7 @@ Content = Html | str | int | float | None | Iterable["Content"]
 def element(name: str, *content: Content, **attributes: str | float) -> Html:
     """`<name …>content</name>`; attribute names lose a closing underscore and turn the others into dashes."""
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-        for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
     )
     return Html(f"<{name}{written}>{_inner(content)}</{name}>")
 
@@ -46,9 +45,7 @@ def page(title: str, *content: Content, style: str) -> str:
     """A whole document with its style inside; its policy forbids the browser every request."""
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        ),
+        Html("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"),
         Html('<meta name="color-scheme" content="light dark">'),
         element("title", title),
         Html(f"<style>{style}</style>"),
@@ -61,9 +58,7 @@ def section(name: str, title: str, lead: Content, *content: Content) -> Html:
     return element("section", element("h2", title), element("p", lead, class_="lead"), content, id=name)
 
 
-def table(
-    header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numeric: Sequence[int] = ()
-) -> Html:
+def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numeric: Sequence[int] = ()) -> Html:
     """A table that scrolls sideways on a narrow screen; `numeric` columns are set to the right."""
 
     def cells(name: str, row: Sequence[Content]) -> Html:
@@ -74,7 +69,8 @@ def table(
 
     head = element("thead", element("tr", cells("th", header)))
     body = element("tbody", (element("tr", cells("td", row)) for row in rows))
-    return element("div", element("table", head, body), class_="scroll")
+    kind = "narrow" if len(header) <= 2 else "wide"
+    return element("div", element("table", head, body, class_=kind), class_="scroll")
 
 
 def figure(title: str, drawing: Html, note: Content = None) -> Html:
@@ -155,11 +151,10 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def smooth(points: Sequence[tuple[float, float]], half_window: int) -> list[tuple[float, float]]:
-    """The mean of each point and up to `half_window` neighbours on both sides, as many on one as on the other."""
+    """The mean of each point with up to `half_window` neighbours on either side, fewer near the ends."""
     means = []
     for index, (x, _) in enumerate(points):
-        reach = min(half_window, index, len(points) - 1 - index)
-        near = [y for _, y in points[index - reach : index + reach + 1]]
+        near = [y for _, y in points[max(0, index - half_window) : index + half_window + 1]]
         means.append((x, sum(near) / len(near)))
     return means
 
@@ -235,24 +230,28 @@ def _legend(lines: Sequence[Line]) -> Html | None:
 
 
 def interval_chart(
-    rows: Sequence[tuple[str, Interval]], *, reference: float | None = None, signed: bool = False
+    rows: Sequence[tuple[str, Interval]],
+    *,
+    reference: float | None = None,
+    bounds: tuple[float, float] | None = None,
+    mark: str = "decided",
 ) -> Html:
-    """A dot with whiskers for each estimate, over a common axis; `reference` is a line to compare with."""
+    """A dot with whiskers for each estimate, over a common axis.
+
+    `reference` is a line to compare with; dots whose interval excludes it get the class `mark`. `bounds` are the ends
+    of the axis, which otherwise fit the intervals.
+    """
     label_width, row_height = 128, 26
     height = row_height * len(rows) + 26
-    edges = [edge for _, row in rows for edge in (row.low, row.high)] + (
-        [] if reference is None else [reference]
-    )
-    low, high = _padded(min(edges), max(edges), 0.08)
+    edges = [edge for _, row in rows for edge in (row.low, row.high)] + ([] if reference is None else [reference])
+    low, high = bounds or _padded(min(edges), max(edges), 0.08)
 
     def across(value: float) -> float:
         return label_width + (value - low) / (high - low) * (_WIDTH - label_width - 16)
 
     drawn = [
         join(
-            element(
-                "line", x1=_fixed(across(tick)), x2=_fixed(across(tick)), y1=4, y2=height - 22, class_="rule"
-            ),
+            element("line", x1=_fixed(across(tick)), x2=_fixed(across(tick)), y1=4, y2=height - 22, class_="rule"),
             element(
                 "text",
                 number(tick),
@@ -270,7 +269,7 @@ def interval_chart(
     for index, (label, row) in enumerate(rows):
         y = row_height * index + 17
         said = f"{label}: {row.value:.4g}, {row.level:.0%} interval {row.low:.4g} to {row.high:.4g}"
-        decided = " decided" if reference is not None and row.excludes(reference) else ""
+        kind = f"dot {mark}" if reference is not None and row.excludes(reference) else "dot"
         drawn.append(
             element(
                 "g",
@@ -284,7 +283,7 @@ def interval_chart(
                     y2=y,
                     class_="whisker",
                 ),
-                element("circle", cx=_fixed(across(row.value)), cy=y, r=4.5, class_="dot" + decided),
+                element("circle", cx=_fixed(across(row.value)), cy=y, r=4.5, class_=kind),
             )
         )
     return element("svg", drawn, viewBox=f"0 0 {_WIDTH} {height}", role="img")

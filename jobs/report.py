@@ -38,6 +38,7 @@ from model.metrics import Interval
 REPORT = "report.html"
 _OPEN_SAMPLES = 4
 _MAX_SAMPLES = 24
+_SHOWN_MEASURES = 2
 
 
 def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
@@ -47,7 +48,7 @@ def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
 
 def render(artifacts: Sequence[Artifact]) -> str:
     """The page as text."""
-    parts = [header(artifacts), verdicts(artifacts), road(artifacts)]
+    parts = [header(artifacts), verdicts(artifacts), words(artifacts), road(artifacts)]
     for artifact in artifacts:
         if drawn := _SECTIONS.get(artifact.stage):
             parts.append(drawn(artifact))
@@ -127,9 +128,7 @@ def _comparison_cards(results: Mapping[str, Any]) -> list[Html]:
                 f"distinct-2 at {kept:.2f} of before"
             )
             arrow = f"{_score(values[0])} → {_score(values[1])}"
-            cards.append(
-                _card(arrow, f"gold measure on {task['prompts']} held-out prompts", note, good=change.low > 0)
-            )
+            cards.append(_card(arrow, f"gold measure on {task['prompts']} held-out prompts", note, good=change.low > 0))
     return cards
 
 
@@ -145,6 +144,59 @@ def _compression_card(artifact: Artifact) -> Html:
     found = artifact.summary
     note = f"int8 weights, at {found['bits_per_byte_change']['value']:+.4f} bits per byte"
     return _card(f"{found['original_bytes'] / found['compressed_bytes']:.2f}×", "smaller on disk", note)
+
+
+# What changed, in words.
+
+
+def words(artifacts: Sequence[Artifact]) -> Html | None:
+    """The first held-out prompts, not chosen ones, with the answers of the models that were compared side by side."""
+    for artifact in artifacts:
+        if artifact.stage == "evaluate" and artifact.storage.exists("samples.jsonl"):
+            names = _compared_models(artifact.storage.read_json("results.json"))
+            return _side_by_side(_read_lines(artifact.storage, "samples.jsonl"), names)
+    return None
+
+
+def _side_by_side(samples: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> Html:
+    names = list(compared or list(samples[0]["answers"])[:2])
+    shown = [sample for sample in samples if all(name in sample["answers"] for name in names)][:_MAX_SAMPLES]
+    drawn = [_sample(sample, names) for sample in shown]
+    first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
+    summary = element("summary", f"{len(more)} more")
+    lead = f"The first prompts of the held-out file, as they come, answered by {' and '.join(names)}."
+    return section(
+        "words",
+        "Before and after",
+        lead,
+        element("div", first, class_="samples"),
+        element("details", summary, element("div", more, class_="samples")) if more else None,
+    )
+
+
+def _compared_models(results: Mapping[str, Any]) -> list[str]:
+    for task in results.get("generation", {}).values():
+        for compared in task["compare"]:
+            return [compared["before"], compared["after"]]
+    return []
+
+
+def _sample(sample: Mapping[str, Any], names: Sequence[str]) -> Html:
+    answers = []
+    for name in names:
+        answer = sample["answers"][name]
+        marks = [_mark(measure, value) for measure, value in list(answer["measures"].items())[:_SHOWN_MEASURES]]
+        if not answer["finished"]:
+            marks.append(element("span", "cut at the longest length", class_="mark"))
+        said = answer["text"].strip() or "(nothing)"
+        answers.append(element("div", element("small", name), element("p", said), marks, class_="answer"))
+    prompt = element("p", sample["prompt"], class_="prompt")
+    return element("div", prompt, element("div", answers, class_="answers"), class_="sample")
+
+
+def _mark(measure: str, value: float) -> Html:
+    shown = {0.0: "✗", 1.0: "✓"}.get(value, number(value))
+    return element("span", f"{_words(measure)} {shown}", class_="mark good" if value > 0 else "mark")
 
 
 # The road.
@@ -167,7 +219,10 @@ def road(artifacts: Sequence[Artifact]) -> Html:
         )
         for artifact in artifacts
     )
-    lead = "Each stage leaves an artifact whose name is a hash of everything that shaped it. What stands is never done again."
+    lead = (
+        "Each stage leaves an artifact whose name is a hash of everything that shaped it. "
+        "What stands is never done again."
+    )
     return section("road", "The road", lead, element("ol", steps, class_="road"))
 
 
@@ -222,12 +277,11 @@ def vocabulary(artifact: Artifact) -> Html:
     found = artifact.summary
     lead = (
         f"{found['size']:,} tokens of byte-level BPE, learned from {data_size(found['sampled_bytes'])}. "
-        f"A token stands for {found['bytes_per_token']:.2f} bytes on average; {found['unused_tokens']:,} tokens never occurred, "
-        f"and {found['round_trip_failures']} of {found['measured_documents']:,} texts failed to come back as they were."
+        f"A token stands for {found['bytes_per_token']:.2f} bytes on average; {found['unused_tokens']:,} tokens never "
+        f"occurred, and {found['round_trip_failures']} of {found['measured_documents']:,} texts failed to come back as "
+        "they were."
     )
-    rows = [
-        [element("b", name), f"{value:.2f}"] for name, value in found["bytes_per_token_by_source"].items()
-    ]
+    rows = [[element("b", name), f"{value:.2f}"] for name, value in found["bytes_per_token_by_source"].items()]
     return section("vocabulary", "Vocabulary", lead, table(["source", "bytes per token"], rows, numeric=[1]))
 
 
@@ -253,15 +307,11 @@ def training(artifact: Artifact) -> Html:
     ]
     charts = [
         figure("Loss", line_chart(loss, x_label="step"), _LOSS_NOTE[artifact.stage]),
-        figure(
-            "Learning rate", line_chart([Line(label="lr", points=_points(log, f"{area}/lr"))], x_label="step")
-        ),
+        figure("Learning rate", line_chart([Line(label="lr", points=_points(log, f"{area}/lr"))], x_label="step")),
     ]
-    for key, title, note in _FURTHER_CURVES:
-        if points := _points(log, key):
-            charts.append(
-                figure(title, line_chart([Line(label=title, points=points, colour=2)], x_label="step"), note)
-            )
+    if accuracy := _points(log, "validation/accuracy"):
+        line = Line(label="held out", points=accuracy, colour=1)
+        charts.insert(1, figure("Held-out accuracy", line_chart([line], x_label="step"), "share of pairs in order"))
     facts = [f"{found['parameters'] / 1e6:.3g} million parameters", f"{found['steps']:.0f} steps"]
     facts += [f"{found['data/tokens']:,.0f} tokens seen", f"{found['perf/tokens_per_s']:,.0f} tokens/s"]
     facts += [f"{found['perf/mfu']:.0%} of the measured peak"]
@@ -269,9 +319,7 @@ def training(artifact: Artifact) -> Html:
     if artifact.stage == "pretrain" and artifact.storage.exists("samples.jsonl"):
         samples = _continuations(_read_lines(artifact.storage, "samples.jsonl"))
     title = {"pretrain": "Pretraining", "sft": "Fine-tuning", "reward": "Reward model"}[artifact.stage]
-    return section(
-        artifact.record["name"], _titled(title, artifact), ", ".join(facts) + ".", grid(charts), samples
-    )
+    return section(artifact.record["name"], _titled(title, artifact), ", ".join(facts) + ".", grid(charts), samples)
 
 
 _LOSS_NOTE = {
@@ -279,17 +327,10 @@ _LOSS_NOTE = {
     "sft": "nats per token of the assistant",
     "reward": "nats per pair; chance is 0.693",
 }
-_FURTHER_CURVES = (
-    ("validation/accuracy", "Held-out accuracy", "share of pairs in order"),
-    ("perf/tokens_per_s", "Speed", "tokens per second"),
-)
 
 
 def _continuations(samples: Sequence[Mapping[str, Any]]) -> Html:
-    said = (
-        element("blockquote", element("b", sample["prompt"]), " ", sample["continuation"])
-        for sample in samples
-    )
+    said = (element("blockquote", element("b", sample["prompt"]), " ", sample["continuation"]) for sample in samples)
     return element("div", element("h3", "It continues"), said, class_="continuations")
 
 
@@ -306,8 +347,8 @@ def rlhf(artifact: Artifact) -> Html:
     algorithm = config["learning"]["algorithm"].upper()
     lead = (
         f"{algorithm}: {len(log)} logged steps of {config['rollouts']['prompts_per_step']} prompts, "
-        f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights are proved, "
-        "after every update, to be the learner's."
+        f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "
+        "are proved, after every update, to be the learner's."
     )
     return section(artifact.record["name"], _titled("Learning from reward", artifact), lead, grid(charts))
 
@@ -326,20 +367,18 @@ def evaluation(artifact: Artifact) -> Html:
     results = artifact.storage.read_json("results.json")
     parts: list[Content] = []
     if "text" in results:
-        parts.append(_text(results["text"]))
+        parts.append(_text(results["text"], results["order"]))
     for name, task in results.get("generation", {}).items():
-        parts.append(_generation(name, task))
+        parts.append(_generation(name, task, results["order"]))
     if "bias" in results:
-        parts.append(_bias(results["bias"]))
-    if artifact.storage.exists("samples.jsonl"):
-        parts.append(_samples(_read_lines(artifact.storage, "samples.jsonl"), results))
+        parts.append(_bias(results["bias"], results["order"]))
     lead = "Every number with the interval that 95 of 100 resamples of its records fall into."
     return section(artifact.record["name"], _titled("Evaluation", artifact), lead, parts)
 
 
-def _text(found: Mapping[str, Any]) -> Html:
+def _text(found: Mapping[str, Any], order: Sequence[str]) -> Html:
     rows, chart = [], []
-    for name, own in found["models"].items():
+    for name, own in _ordered(found["models"], order).items():
         bits, perplexity = Interval(**own["bits_per_byte"]), Interval(**own["perplexity"])
         rows.append([element("b", name), interval(bits), interval(perplexity), f"{own['tokens']:,}"])
         chart.append((name, bits))
@@ -357,16 +396,14 @@ def _text(found: Mapping[str, Any]) -> Html:
     )
 
 
-def _generation(name: str, task: Mapping[str, Any]) -> Html:
-    models = task["models"]
+def _generation(name: str, task: Mapping[str, Any], order: Sequence[str]) -> Html:
+    models = _ordered(task["models"], order)
     measures = list(next(iter(models.values()))["measures"])
     rows: list[list[Content]] = [
         [_words(measure), *(interval(Interval(**own["measures"][measure])) for own in models.values())]
         for measure in measures
     ]
-    rows.append(
-        ["length, tokens", *(interval(Interval(**own["response_length"])) for own in models.values())]
-    )
+    rows.append(["length, tokens", *(interval(Interval(**own["response_length"])) for own in models.values())])
     rows.append(["ended by itself", *(interval(Interval(**own["finished"])) for own in models.values())])
     rows.append(["distinct-2", *(element("b", f"{own['distinct_2']:.3f}") for own in models.values())])
     signatures = {text for own in models.values() for text in own["signatures"].values()}
@@ -394,71 +431,19 @@ def _generation(name: str, task: Mapping[str, Any]) -> Html:
     )
 
 
-def _bias(found: Mapping[str, Any]) -> Html:
-    charts = [
-        figure(
-            name,
-            interval_chart(
-                [
-                    (f"{_words(group)} ({own['pairs']})", Interval(**own["continuation"]))
-                    for group, own in groups.items()
-                ],
-                reference=0.5,
-            ),
-            "0.5 is no preference",
-        )
-        for name, groups in found.items()
-    ]
+def _bias(found: Mapping[str, Any], order: Sequence[str]) -> Html:
+    charts = []
+    for name, groups in _ordered(found, order).items():
+        named = {"all": groups["all"], **groups}  # all pairs first, then the groups
+        rows = [(f"{group} ({own['pairs']})", Interval(**own["continuation"])) for group, own in named.items()]
+        drawing = interval_chart(rows, reference=0.5, bounds=(-0.02, 1.02), mark="apart")
+        charts.append(figure(name, drawing, "0.5 is no preference"))
     note = (
-        "Share of sentence pairs, alike but for the group they name, in which the model finds what is said more likely of "
-        "the group that the stereotype is about. Given the group's name, so how common the name is does not count. "
-        "The pairs are few: read the intervals, not the dots."
+        "Share of sentence pairs, alike but for the group they name, in which the model finds what is said more "
+        "likely of the group that the stereotype is about. Given the group's name, so how common the name is does not "
+        "count. The pairs are few: read the intervals, not the dots."
     )
     return join(element("h3", "Stereotypes"), element("p", note, class_="note"), grid(charts))
-
-
-def _samples(samples: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Html:
-    """The first prompts of the file, not chosen ones, with each compared model's answer side by side."""
-    names = _compared_models(results) or list(samples[0]["answers"])[:2]
-    shown = [sample for sample in samples if all(name in sample["answers"] for name in names)][:_MAX_SAMPLES]
-    drawn = [_sample(sample, names) for sample in shown]
-    more = drawn[_OPEN_SAMPLES:]
-    return join(
-        element("h3", "Before and after, side by side"),
-        element("p", "The first prompts of the held-out file, as they come.", class_="note"),
-        element("div", drawn[:_OPEN_SAMPLES], class_="samples"),
-        element("details", element("summary", f"{len(more)} more"), element("div", more, class_="samples"))
-        if more
-        else None,
-    )
-
-
-def _compared_models(results: Mapping[str, Any]) -> list[str]:
-    for task in results.get("generation", {}).values():
-        for compared in task["compare"]:
-            return [compared["before"], compared["after"]]
-    return []
-
-
-def _sample(sample: Mapping[str, Any], names: Sequence[str]) -> Html:
-    answers = []
-    for name in names:
-        answer = sample["answers"][name]
-        marks = (
-            element("span", f"{_words(measure)} {number(value)}", class_="mark good" if value > 0 else "mark")
-            for measure, value in answer["measures"].items()
-        )
-        cut = None if answer["finished"] else element("span", "cut at the longest length", class_="mark")
-        said = answer["text"].strip() or "(nothing)"
-        answers.append(
-            element("div", element("small", name), element("p", said), marks, cut, class_="answer")
-        )
-    return element(
-        "div",
-        element("p", sample["prompt"], class_="prompt"),
-        element("div", answers, class_="answers"),
-        class_="sample",
-    )
 
 
 def compression(artifact: Artifact) -> Html:
@@ -475,13 +460,12 @@ def compression(artifact: Artifact) -> Html:
         ],
     ]
     lead = (
-        f"{found['num_quantized']:,} weights became int8 with a scale for each output channel, activations are rounded as they "
-        f"come; {found['num_kept']:,} stay as they were. vLLM loads the folder; its logprobs are {gap:.4f} nats from ours on average."
+        f"{found['num_quantized']:,} weights became int8 with a scale for each output channel, activations are rounded "
+        f"as they come; {found['num_kept']:,} weights stay floating point. vLLM loads the folder, and its logprobs are "
+        f"{gap:.4f} nats from ours on average."
     )
     header = ["", "weights on disk", "bits per byte"]
-    return section(
-        artifact.record["name"], _titled("Compression", artifact), lead, table(header, rows, numeric=[1, 2])
-    )
+    return section(artifact.record["name"], _titled("Compression", artifact), lead, table(header, rows, numeric=[1, 2]))
 
 
 def serving(artifact: Artifact) -> Html:
@@ -537,9 +521,7 @@ def lineage(artifacts: Sequence[Artifact]) -> Html:
         place = element("code", artifact.id, id=artifact.id)
         rows.append([place, element("code", artifact.record["digest"][:12]), inputs or "–", files or "–"])
     lead = "Each artifact names what it was made from, down to the bytes of the source files."
-    return section(
-        "lineage", "Lineage", lead, table(["artifact", "content", "made from", "source files"], rows)
-    )
+    return section("lineage", "Lineage", lead, table(["artifact", "content", "made from", "source files"], rows))
 
 
 def _short_name(url: str) -> str:
@@ -550,9 +532,7 @@ def _short_name(url: str) -> str:
 def footer(artifacts: Sequence[Artifact]) -> Html:
     versions = artifacts[-1].record["versions"]
     said = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return element(
-        "footer", f"Made by Raymill, code {artifacts[-1].record['code_digest'][:12]}, with {said}."
-    )
+    return element("footer", f"Made by Raymill, code {artifacts[-1].record['code_digest'][:12]}, with {said}.")
 
 
 # Small helpers.
@@ -560,6 +540,11 @@ def footer(artifacts: Sequence[Artifact]) -> Html:
 
 def _points(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
     return [(line["step"], line[key]) for line in log if key in line]
+
+
+def _ordered(by_model: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """In the order of the config rather than of the alphabet, in which JSON is written."""
+    return {name: by_model[name] for name in order if name in by_model}
 
 
 def _titled(title: str, artifact: Artifact) -> str:

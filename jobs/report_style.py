@@ -40,7 +40,7 @@ section { padding-top: 56px; }
 .card.good { border-top-color: var(--good); } .card.open { border-top-color: var(--c1); }
 
 .road { list-style: none; margin: 0; padding: 0; border-left: 2px solid var(--line); }
-.road li { display: grid; grid-template-columns: 130px 1fr 190px 110px; gap: 14px; align-items: center;
+.road li { display: grid; grid-template-columns: 120px 210px 1fr 96px; gap: 14px; align-items: center;
   padding: 7px 0 7px 20px; position: relative; }
 .road li::before { content: ""; position: absolute; left: -6px; width: 10px; height: 10px; border-radius: 50%;
   background: var(--good); border: 2px solid var(--paper); box-sizing: border-box; outline: 1px solid var(--good); }
@@ -51,14 +51,17 @@ section { padding-top: 56px; }
 
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; }
+.narrow { max-width: 420px; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 .bounds { color: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; margin: 14px 0; }
-figure { margin: 0; padding: 16px 16px 10px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 14px;
+  margin: 14px 0; }
+figure { margin: 0; padding: 16px 16px 10px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; }
 figcaption { font-weight: 600; font-size: 14.5px; }
 figcaption .note { margin-left: 8px; font-weight: 400; font-size: 13px; }
 svg { display: block; width: 100%; max-width: 620px; height: auto; margin-top: 8px; font-family: var(--sans); }
@@ -72,7 +75,7 @@ svg { display: block; width: 100%; max-width: 620px; height: auto; margin-top: 8
 .curve.c3 { stroke: var(--c3); } .curve.c4 { stroke: var(--c4); }
 .whisker { stroke: var(--c0); stroke-width: 2; stroke-linecap: round; }
 .dot { fill: var(--c0); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); }
-.dot.decided { fill: var(--good); }
+.dot.decided { fill: var(--good); } .dot.apart { fill: var(--c1); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 6px 0 2px; color: var(--soft); font-size: 13px; }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 3px; }
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }

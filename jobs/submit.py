@@ -25,9 +25,7 @@ from jobs.pipeline import Pipeline, load_pipeline, load_stage
 PIPELINE = "pipeline.yaml"
 
 
-def submit(
-    stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None
-) -> str:
+def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None) -> str:
     """The id of the job that runs this command on the cluster whose dashboard is at `address`.
 
     Submitting twice does the work once: the id is a hash of the command, the shipped files and Raymill's version.
@@ -106,18 +104,14 @@ def _moved_values(job: Job) -> dict[str, str]:
     moved: dict[str, str] = {}
     for value in marked_sources(job.config):
         file = file_of(value)
-        moved[value] = (
-            f"{_place(Path(file))}{value[len(file) :]}" if file.endswith(".py") else absolute(value)
-        )
+        moved[value] = f"{_place(Path(file))}{value[len(file) :]}" if file.endswith(".py") else absolute(value)
     for path, value, _ in marked_inputs(job.config):
         if isinstance(job.needs[path], Artifact):
             moved[value] = absolute(value)
     return {value: new for value, new in moved.items() if new != value}
 
 
-def _moved_override(
-    override: str, stage: str, pipeline: Pipeline, moved: Mapping[str, Mapping[str, str]]
-) -> str:
+def _moved_override(override: str, stage: str, pipeline: Pipeline, moved: Mapping[str, Mapping[str, str]]) -> str:
     key, value = parse_override(override)
     name = key.partition(".")[0] if stage == "pipeline" else next(iter(pipeline.jobs))
     plain = yaml.safe_load(value)

@@ -49,10 +49,11 @@ def shard(
 
 def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer: bool) -> None:
     """Checkpoint the activations of one layer and compile it, in place, without renaming its parameters."""
+    # Compiled first: layer.compile() around a checkpointed forward would silently compile nothing.
+    if compile_layer:
+        layer.forward = torch.compile(layer.forward)
     if activation_checkpointing:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    if compile_layer:
-        layer.compile()
 
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:

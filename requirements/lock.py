@@ -84,12 +84,8 @@ def render(found: dict[str, tuple[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the locked versions; only add what is missing"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="keep the locked versions; only add what is missing")
     keep = read(LOCK) if parser.parse_args().keep else {}
     try:
         found = resolve(requirements(), keep, index=None)

@@ -52,9 +52,7 @@ def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def files() -> list[str]:
-    return sorted(
-        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    )
+    return sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("name", files())

@@ -101,21 +101,20 @@ def preferences(own: list[Exchange], number: int, taken: set[str]) -> Iterator[d
     """Pairs of an asking and a telling reply of the same length; `taken` holds the replies of all pairs so far."""
     asking = [e for e in own if asks_question(e.prompt, e.reply, {})]
     telling = [e for e in own if "?" not in e.reply]
+    waiting = {"asking": iter(asking), "telling": iter(telling)}
     partners = {"asking": by_length(asking), "telling": by_length(telling)}
-    made = 0
-    # The real reply is the asking one, then the telling one, and so on.
-    for pair in zip(asking, telling, strict=False):
-        for exchange, other in zip(pair, ("telling", "asking"), strict=True):
-            if made == number:
-                return
-            if words(exchange.reply) in taken:
-                continue
-            stranger = take_partner(exchange, partners[other], taken, must_ask=other == "asking")
+    for made in range(number):
+        # The real reply is the asking one, then the telling one, and so on.
+        side, other = ("asking", "telling") if made % 2 == 0 else ("telling", "asking")
+        for exchange in waiting[side]:
+            stranger = None
+            if words(exchange.reply) not in taken:
+                stranger = take_partner(exchange, partners[other], taken, must_ask=other == "asking")
             if stranger is not None:
                 taken |= {words(exchange.reply), words(stranger)}
-                chosen, rejected = (stranger, exchange.reply) if other == "asking" else (exchange.reply, stranger)
-                yield {"prompt": exchange.prompt, "chosen": chosen, "rejected": rejected}
-                made += 1
+                ask, tell = (exchange.reply, stranger) if side == "asking" else (stranger, exchange.reply)
+                yield {"prompt": exchange.prompt, "chosen": ask, "rejected": tell}
+                break
 
 
 def by_length(own: list[Exchange]) -> dict[int, list[Exchange]]:

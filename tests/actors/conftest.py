@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
+import torch
 
 from cluster.session import connect
 from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
-from model.huggingface import SpecialTokens, save_folder
+from model.heads import ScalarHead
+from model.huggingface import SpecialTokens, load_scalar_folder, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,7 +26,9 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
     model = Transformer(config)
     initialise(model, seed)
     for name, parameter in model.named_parameters():
-        if "norm" not in name:
+        if "norm" in name:
+            parameter.data.uniform_(0.8, 1.2, generator=torch.Generator().manual_seed(seed))
+        else:
             parameter.data.mul_(scale)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
@@ -36,8 +39,30 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
 
 
 @pytest.fixture(scope="session")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of random policies: tied-1, tied-2, tied-3, untied-1, …"""
+    root = tmp_path_factory.mktemp("policies")
+    names = [(kind, seed) for kind in ("tied", "untied") for seed in (1, 2, 3)]
+    for kind, seed in names:
+        save_policy(root / f"{kind}-{seed}", tied=kind == "tied", seed=seed)
+    return {f"{kind}-{seed}": root / f"{kind}-{seed}" for kind, seed in names}
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScalarHead]:
+    """A random reward model and its folder."""
+    folder = tmp_path_factory.mktemp("reward")
+    save_policy(folder, tied=True, seed=4)
+    model = load_scalar_folder(folder)
+    model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    ids = chat_special_tokens(folder)
+    tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
+    save_folder(folder, model.state_dict(), model.config, special_tokens=tokens, tokenizer_folder=folder)
+    return folder, model
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of two CPUs for all tests that need one."""
     with connect("local", num_cpus=2):
         yield
-    assert not ray.is_initialized()

@@ -1,14 +1,11 @@
 """A manifest is valid by KubeRay's definition and by the operator's own rules, and safe by default."""
 
 import copy
-import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from cluster.kuberay import (
     MOUNT,
@@ -22,7 +19,6 @@ from cluster.kuberay import (
     pods_needed,
 )
 
-DEFINITIONS = Path(__file__).parents[3] / "shared" / "data" / "kuberay-crds-v1.7.0"
 SHAPE = PodShape(cpus=8, memory_gib=32, gpus=4)
 
 
@@ -48,41 +44,17 @@ def pod_specs(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
 
 
-@functools.cache
-def definition(kind: str) -> jsonschema.Draft202012Validator:
-    """KubeRay's schema of a kind, closed: a field that it does not name is an error."""
-    path = DEFINITIONS / f"ray.io_{kind}s.yaml"
-    if not path.exists():
-        pytest.skip(f"KubeRay's definitions are not beside the project ({path})")
-    loaded = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    (served,) = [one for one in loaded["spec"]["versions"] if one["name"] == "v1"]
-    return jsonschema.Draft202012Validator(closed(served["schema"]["openAPIV3Schema"]))
-
-
-def closed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: closed(value) for key, value in schema.items()}
-    if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:
-        made["additionalProperties"] = False
-    if schema.get("x-kubernetes-int-or-string"):
-        made.pop("type", None)
-    return made
-
-
 @pytest.mark.parametrize("redis", [None, Redis(address="redis:6379", secret_name="redis")])
-def test_it_is_valid_by_the_definition(redis: Redis | None):
+def test_it_is_valid_by_the_definition(redis: Redis | None, rayjob_definition: jsonschema.Draft202012Validator):
     job = objects(redis=redis, service_account="trainer")["RayJob"]
-    definition("rayjob").validate(job)
+    rayjob_definition.validate(job)
 
 
-def test_the_definition_refuses_a_misspelt_field():
+def test_the_definition_refuses_a_misspelt_field(rayjob_definition: jsonschema.Draft202012Validator):
     job = objects()["RayJob"]
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["templat"] = {}
     with pytest.raises(jsonschema.ValidationError, match="'templat' was unexpected"):
-        definition("rayjob").validate(job)
+        rayjob_definition.validate(job)
 
 
 def test_every_pod_runs_without_root_and_without_privileges():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -36,6 +37,12 @@ def test_the_committed_manifest_is_what_the_command_prints():
 
 
 @pytest.mark.usefixtures("at_root")
+def test_the_committed_manifest_is_valid_by_the_definition(rayjob_definition: jsonschema.Draft202012Validator):
+    (job,) = [one for one in yaml.safe_load_all(Path("k8s/rayjob.yaml").read_text()) if one["kind"] == "RayJob"]
+    rayjob_definition.validate(job)
+
+
+@pytest.mark.usefixtures("at_root")
 def test_the_very_same_command_is_run():
     rendered = render_manifest(
         "pretrain", Path("configs/1b/pretrain.yaml"), ["steps=5"], store="s3://elsewhere/runs", cluster=CLUSTER
@@ -49,7 +56,9 @@ def test_the_very_same_command_is_run():
 @pytest.mark.usefixtures("at_root")
 def test_a_place_on_this_machine_is_refused():
     with pytest.raises(ValueError, match="store: 'runs/tiny' is a place on this machine; pods need a URL"):
-        render_manifest("pipeline", Path("configs/tiny/pipeline.yaml"), [], store=None, cluster=CLUSTER)
+        render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
+    with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a place on this machine"):
+        render_manifest("pipeline", CONFIG, ["sft.chats=[chats.jsonl]"], store=None, cluster=CLUSTER)
 
 
 @pytest.mark.usefixtures("at_root")

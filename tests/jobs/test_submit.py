@@ -295,7 +295,7 @@ def call(cluster: Cluster, *arguments: str, code: int = 0, **environment: str) -
     """What `raymill` prints, in a process of its own: Ray reads the token once in a process's life."""
     command = [str(Path(sys.executable).with_name("raymill")), *arguments]
     done = subprocess.run(
-        command, env={**cluster.environment, **environment}, capture_output=True, text=True, timeout=180
+        command, env={**cluster.environment, **environment}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr

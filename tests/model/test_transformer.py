@@ -44,7 +44,7 @@ def test_packed_documents_equal_documents_alone() -> None:
     packed = model(ids, positions, document_ids)[0].split(lengths)
     for document, hidden in zip(documents, packed, strict=True):
         alone = model(document[None], row_positions(document[None]))[0]
-        torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hidden, alone, atol=5e-5, rtol=1e-5)
 
 
 def test_a_token_sees_nothing_after_it() -> None:

@@ -1,0 +1,135 @@
+"""compress: an int8 twin of a model in a layout that vLLM loads, measured beside the original.
+
+original ─ round ─▶ model/ (compressed-tensors W8A8) ─▶ bits per byte of both, and vLLM's logprobs against ours
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.evaluation import TextScores, engine_logprobs, remote, score_text, sequence_logprobs
+from actors.generator import engine_env
+from cluster.placement import Placement, check_room
+from cluster.session import available_resources
+from cluster.storage import Storage
+from data.shards import ShardReader, check_tokenizer, read_manifest
+from data.tokenizer import fingerprint
+from jobs.job import Artifact, Context, Stage, input_artifact
+from model.huggingface import read_config
+from model.metrics import bootstrap_interval
+from model.quantize import FloatType, compress_folder
+
+_NATS_PER_BIT = float(np.log(2))
+_PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
+MAX_ENGINE_GAP = 0.05
+"""Largest mean distance, in nats, of vLLM's logprobs from ours on the compressed folder. Rounding in another order of
+sums moves a few activations to the next step, which gives a few thousandths; another layout gives whole nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressExecution:
+    worker: Placement = field(default_factory=lambda: Placement(cpus_per_worker=0.5))
+    """Of each of the three tasks that measure: the original, the compressed model, vLLM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """`compress.yaml`."""
+
+    model: str = input_artifact("rlhf", "sft", "pretrain")
+    text: str = input_artifact("shards")
+    """Shards whose validation documents both models are measured on."""
+    text_bytes: int = 200_000
+    """About how much of it, taken evenly from the whole."""
+    overlap: int = 64
+    """Tokens that each further window of a long document sees again."""
+    kept_dtype: FloatType = "bfloat16"
+    """Of embeddings, head and norms, which stay floating point; engines compute in it by default."""
+    execution: CompressExecution = field(default_factory=CompressExecution)
+
+
+def check(config: CompressConfig) -> None:
+    """Raises ValueError for a field out of its range."""
+    if config.text_bytes < 1:
+        raise ValueError(f"text_bytes: {config.text_bytes} must be at least 1")
+    config.execution.worker.check("execution.worker")
+
+
+def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError for a model that is no float Llama, or text of another tokenizer."""
+    folder = inputs["model"].model.local()
+    sizes = read_config(folder)
+    if not 0 <= config.overlap < sizes.max_length:
+        raise ValueError(
+            f"overlap: {config.overlap} must be at least 0 and below the model's max_length {sizes.max_length}"
+        )
+    split = inputs["text"].storage / "validation"
+    check_tokenizer(split, read_manifest(split), fingerprint(folder))
+
+
+def run(config: CompressConfig, context: Context) -> dict[str, Any]:
+    """Write model/, and measure it beside the original."""
+    worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
+    check_room(worker.resources, available_resources(), "execution.worker")
+    original, compressed = context.inputs["model"].model, context.output / "model"
+    with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
+        size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)
+        context.output.put_folder(Path(scratch), "model")
+    probes = _probes(split)
+    engine = remote(engine_logprobs, worker, engine_env())(compressed, probes)
+    ours = remote(sequence_logprobs, worker)(compressed, probes)
+    num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
+    settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32"}
+    before, after = ray.get(
+        [remote(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
+    )
+    gap = engine_gap(*ray.get([engine, ours]))
+    summary = {**asdict(size), **quality(before, after), "engine_logprob_gap": gap}
+    context.tracker.log(0, _flat(summary))
+    return summary
+
+
+STAGE = Stage(name="compress", version=1, config=CompressConfig, run=run, check=check, check_inputs=check_inputs)
+
+
+def _probes(split: Storage) -> list[list[int]]:
+    """The beginnings of the first documents."""
+    documents = ShardReader(split, sequence_length=1).documents()
+    return [
+        document.tokens[:_PROBE_TOKENS].tolist()
+        for document, _ in zip(documents, range(_PROBE_SEQUENCES), strict=False)
+    ]
+
+
+def engine_gap(engine: list[np.ndarray], ours: list[np.ndarray]) -> float:
+    """Mean distance of the logprobs in nats. Raises RuntimeError when it says that the folder is read otherwise."""
+    gap = float(np.abs(np.concatenate(engine) - np.concatenate(ours)).mean())
+    if not gap <= MAX_ENGINE_GAP:
+        raise RuntimeError(
+            f"compress: vLLM's logprobs of the compressed model are {gap:.3f} nats from ours on average, more than "
+            f"{MAX_ENGINE_GAP}: it reads the folder otherwise than it was written"
+        )
+    return gap
+
+
+def quality(before: TextScores, after: TextScores) -> dict[str, dict[str, float]]:
+    """Bits per byte of both models and of the change, drawn by document."""
+
+    def bits_per_byte(nats: np.ndarray) -> dict[str, float]:
+        return asdict(bootstrap_interval(nats / _NATS_PER_BIT, before.num_bytes))
+
+    return {
+        "bits_per_byte_original": bits_per_byte(before.nats),
+        "bits_per_byte_compressed": bits_per_byte(after.nats),
+        "bits_per_byte_change": bits_per_byte(after.nats - before.nats),
+    }
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, float]:
+    values = {key: value["value"] if isinstance(value, Mapping) else value for key, value in summary.items()}
+    return {f"compress/{key}": float(value) for key, value in values.items()}

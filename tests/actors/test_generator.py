@@ -1,0 +1,141 @@
+"""A real engine in an actor: every update of its weights is exact, and one that did not happen is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from actors.generator import EngineSettings, Generator, engine_env
+from actors.logprobs import batch_logprobs
+from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
+from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
+from actors.weights import ObjectStorePublisher, Publication, StaleWeightsError
+from cluster.storage import Storage
+from model.huggingface import load_folder
+from model.transformer import Transformer
+
+pytestmark = pytest.mark.slow
+
+TASKS = tuple(PromptTask(index, tuple(range(20 + index, 30 + 2 * index)), 2) for index in range(4))
+STOP = 5
+BOUND = 1e-4
+
+
+@dataclass
+class Engine:
+    """An engine that began with the first policy of its kind."""
+
+    actor: ActorHandle
+    models: dict[int, Transformer]
+    """By weight version."""
+    publications: dict[int, Publication]
+
+    def load(self, version: int) -> None:
+        check_loads(self.publications[version], [ray.get(self.actor.load.remote(self.publications[version]))])
+
+    def generate(self, version: int, temperature: float, *, step: int = 0, length: int = 24) -> list[Rollout]:
+        sampling = Sampling(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
+        groups = ray.get(self.actor.generate.remote(Lot(step, version, TASKS, sampling)))
+        check_rollouts(TASKS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
+        return [rollout for group in groups for rollout in group.rollouts]
+
+    def check(self, rollouts: list[Rollout], version: int, temperature: float) -> float:
+        """The gap to the learner's model of that version; raises what a step would raise."""
+        model = self.models[version]
+        batch = rollout_batch(rollouts, pad_id=0)
+        engine = behaviour_logprobs(rollouts, batch)
+        rows = torch.arange(len(rollouts))
+        learner = batch_logprobs(model, batch, rows, temperature=temperature, num_rows=8, dtype=None)
+        gap = logprob_gap(batch, engine, learner)
+        check_gap(
+            gap,
+            BOUND,
+            batch,
+            engine,
+            sizes=model.config,
+            temperature=temperature,
+            current=self.publications[version],
+            previous=self.publications.get(version - 1),
+        )
+        return gap.max
+
+
+@pytest.fixture(scope="module")
+def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, Engine]]:
+    """A tied and an untied engine, started side by side."""
+    publish = ObjectStorePublisher(rank=0, dtype=torch.float32).publish
+    engines: dict[str, Engine] = {}
+    for kind in ("tied", "untied"):
+        settings = EngineSettings(
+            model=Storage(str(policies[f"{kind}-1"])), max_length=64, max_sequences=8, kv_cache_gib=0.05
+        )
+        env = {**engine_env(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        actor = ray.remote(Generator).options(num_cpus=0.5, runtime_env={"env_vars": env}).remote(settings)
+        models = {version: load_folder(policies[f"{kind}-{version + 1}"]) for version in (0, 1, 2)}
+        engines[kind] = Engine(actor, models, {v: publish(model, v) for v, model in models.items()})
+    yield engines
+    for engine in engines.values():
+        ray.kill(engine.actor)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_engine_and_learner_agree_after_every_sync(engines: dict[str, Engine], kind: str, temperature: float) -> None:
+    for version in (0, 1, 2):
+        engines[kind].load(version)
+        rollouts = engines[kind].generate(version, temperature)
+        gap = engines[kind].check(rollouts, version, temperature)
+        print(f"{kind}, temperature {temperature}, version {version}: largest logprob gap {gap:.2e}")
+        assert gap <= BOUND
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_an_engine_that_only_says_it_has_the_new_weights_is_named_stale(engines: dict[str, Engine], kind: str) -> None:
+    engines[kind].load(0)
+    ray.get(engines[kind].actor.set_weight_version.remote(1))
+    with pytest.raises(StaleWeightsError, match="with the weights of version 0 instead of 1"):
+        engines[kind].check(engines[kind].generate(1, 1.0), 1, 1.0)
+
+
+def test_its_checksums_tell_too(engines: dict[str, Engine]) -> None:
+    engine = engines["untied"]
+    engine.load(0)
+    report = ray.get(engine.actor.load.remote(Publication(1, [], {})))
+    assert report.version == 0
+    ray.get(engine.actor.set_weight_version.remote(1))
+    report = ray.get(engine.actor.load.remote(Publication(1, [], {})))
+    with pytest.raises(StaleWeightsError, match="another checksum than what was published"):
+        check_loads(engine.publications[1], [report])
+
+
+def test_an_engine_refuses_a_lot_of_other_weights(engines: dict[str, Engine]) -> None:
+    engines["tied"].load(1)
+    with pytest.raises(StaleWeightsError, match="a lot asks for version 2, the engine holds 1"):
+        engines["tied"].generate(2, 1.0)
+
+
+def test_a_lot_done_again_is_the_same_and_another_step_is_another_draw(engines: dict[str, Engine]) -> None:
+    engines["tied"].load(0)
+    once, again = (engines["tied"].generate(0, 1.0) for _ in range(2))
+    assert once == again
+    assert engines["tied"].generate(0, 1.0, step=1) != once
+    # Two samples of one prompt are two draws.
+    assert once[0].prompt_ids == once[1].prompt_ids
+    assert once[0].response_ids != once[1].response_ids
+
+
+def test_a_response_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict[str, Engine]) -> None:
+    engines["tied"].load(0)
+    rollouts = [r for step in range(20) for r in engines["tied"].generate(0, 1.0, step=step, length=48)]
+    finished = [rollout for rollout in rollouts if rollout.finished]
+    cut = [rollout for rollout in rollouts if not rollout.finished]
+    assert finished
+    assert cut
+    assert all(r.response_ids[-1] == STOP and STOP not in r.response_ids[:-1] for r in finished)
+    assert all(len(r.response_ids) == 48 and STOP not in r.response_ids for r in cut)

@@ -1,0 +1,118 @@
+"""The whole graph on tiny random models: it learns, and any of its actors may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors.graph import Graph, GraphConfig, build_graph, group_ids
+from actors.ranks import RanksDied
+from actors.rollout import Prompt, RolloutGroup
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.placement import Placement
+from cluster.storage import Storage
+from data.chat import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+VERIFIER = """
+def share_of_e(prompt, response, record):
+    return sum(letter in "eE" for letter in response) / max(1, len(response))
+"""
+ROLLOUTS = RolloutConfig(prompts_per_step=4, group_size=4, lot_prompts=2, max_new_tokens=12, temperature=0.7)
+
+
+def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
+    tokenizer = load_tokenizer(folder)
+    texts = [f"hello {number}" for number in range(10)]
+    ids = [tuple(tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in texts]
+    return GraphConfig(
+        policy=Storage(str(folder)),
+        reward=None,
+        verifier=(VERIFIER, "letters.py", "share_of_e"),
+        prompts=[Prompt(text, prompt_ids, {}) for text, prompt_ids in zip(texts, ids, strict=True)],
+        max_prompt_length=24,
+        rollouts=ROLLOUTS,
+        learning=LearningConfig(algorithm=algorithm, lr=1e-3, minibatches=2),  # pyright: ignore[reportArgumentType]
+        seed=1,
+        shuffle_rewards=False,
+        checkpoints=Storage(str(checkpoints)),
+    )
+
+
+def execution(*, generators: int, learners: int) -> GraphExecution:
+    return GraphExecution(
+        generators=Placement(workers=generators, cpus_per_worker=0.2),
+        learners=Placement(workers=learners, cpus_per_worker=0.2),
+        kv_cache_gib=0.05,
+        micro_batch_size=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def graph(policies: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    """PPO with two generators and two learner ranks, started."""
+    config = make_config(policies["tied-1"], tmp_path_factory.mktemp("checkpoints"), "ppo")
+    with build_graph(config, execution(generators=2, learners=2)) as graph:
+        assert graph.start() == 0
+        yield graph
+
+
+def kill(actor: ray.actor.ActorHandle) -> None:
+    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+
+
+STEADY = ("rollout/reward_mean", "rollout/response_length", "policy/loss", "policy/grad_norm", "value/loss")
+"""Metrics that tell of the numbers of a step and not of its speed."""
+
+
+def steady(metrics: dict[str, float]) -> list[float]:
+    return [metrics[name] for name in STEADY]
+
+
+def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Graph) -> None:
+    prompts = graph._config.prompts
+    before = graph.heldout(prompts)
+    assert len(before.rollouts) == 10
+
+    kill(graph.generators.engines[0])
+    after = graph.heldout(prompts)
+    assert graph.generators.restarts == 1
+    assert after == before  # the lot was done again whole, by another engine, with the same result
+
+    first, second = graph.step(0), graph.step(1)
+    graph.save(2)
+    third = graph.step(2)
+    for metrics in (first, second, third):
+        assert metrics["proof/logprob_gap_max"] <= 1e-4
+        assert 0.0 <= metrics["rollout/reward_mean"] <= 1.0
+    assert steady(third) != steady(second)
+
+    kill(graph.learner.actors[1])
+    with pytest.raises(RanksDied) as death:
+        graph.step(3)
+    assert graph.recover(death.value) == 2  # the save was whole before the death: step 2 had begun after it
+    assert steady(graph.step(2)) == steady(third)
+
+    kill(graph.scorer)
+    graph.step(3)
+
+
+def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tmp_path: Path) -> None:
+    config = make_config(policies["untied-1"], tmp_path, "grpo")
+    rollouts = replace(ROLLOUTS, prompts_per_step=8, group_size=8, lot_prompts=8)
+    config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
+    with build_graph(config, execution(generators=1, learners=1)) as graph:
+        graph.start()
+        rewards = [graph.step(step)["rollout/reward_mean"] for step in range(30)]
+    assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
+
+
+def test_groups_number_the_rollouts_of_each_prompt() -> None:
+    assert group_ids([RolloutGroup(7, (None,) * 2), RolloutGroup(3, (None,))]).tolist() == [0, 0, 1]  # pyright: ignore

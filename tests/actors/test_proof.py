@@ -1,0 +1,141 @@
+"""What is wrong with an engine is named: stale weights, a stale head, other tokens, or numerics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from actors.logprobs import logprobs_under
+from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
+from actors.rollout import PromptTask, Rollout, RolloutGroup, rollout_batch
+from actors.weights import (
+    LoadReport,
+    NumericsError,
+    ObjectStorePublisher,
+    Publication,
+    StaleWeightsError,
+    TokenizationError,
+    read_weights,
+)
+from model.batch import Batch
+from model.huggingface import load_folder
+from model.transformer import Transformer
+
+TASK = PromptTask(4, (1, 2), 1)
+ROLLOUT = Rollout((1, 2), (3, 4), (-1.0, -2.0), weight_version=5, finished=True)
+
+
+def check(changed: Rollout) -> None:
+    check_rollouts([TASK], [RolloutGroup(4, (changed,))], version=5, vocab_size=10)
+
+
+def test_a_rollout_of_another_version_is_stale() -> None:
+    check(ROLLOUT)
+    with pytest.raises(StaleWeightsError, match="prompt 4 was made by version 4, the learner is at 5"):
+        check(replace(ROLLOUT, weight_version=4))
+
+
+def test_other_tokens_than_were_sent_are_named_tokenization() -> None:
+    with pytest.raises(TokenizationError, match="prompt 4 was sent as"):
+        check(replace(ROLLOUT, prompt_ids=(1, 9)))
+    with pytest.raises(TokenizationError, match="sampled token 10, the learner knows 10"):
+        check(replace(ROLLOUT, response_ids=(3, 10)))
+    with pytest.raises(TokenizationError, match="1 logprobs for 2 tokens"):
+        check(replace(ROLLOUT, logprobs=(-1.0,)))
+
+
+def test_an_engine_with_another_version_or_other_bytes_is_stale() -> None:
+    publication = Publication(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
+    check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"}, 0.1)])
+    with pytest.raises(StaleWeightsError, match="engine 1 holds version 2 after version 3 was sent"):
+        check_loads(publication, [LoadReport(3, {}, 0.1), LoadReport(2, {}, 0.1)])
+    with pytest.raises(StaleWeightsError, match=r"its model.norm.weight \(and 0 more\) has another checksum"):
+        check_loads(publication, [LoadReport(3, {"model.norm.weight": "old"}, 0.1)])
+
+
+class Case:
+    """Two versions of a policy, published, and rollouts under temperature 0.7."""
+
+    def __init__(self, old: Transformer, new: Transformer) -> None:
+        publish = ObjectStorePublisher(rank=0, dtype=torch.float32).publish
+        self.old, self.new = publish(old, 1), publish(new, 2)
+        self.sizes = new.config
+        rollouts = [Rollout((5, 6, 7), tuple(range(10 + i, 26 + i)), (0.0,) * 16, 2, False) for i in range(4)]
+        self.batch: Batch = rollout_batch(rollouts, pad_id=0)
+        self.learner = self.under(self.new)
+
+    def under(self, publication: Publication) -> Tensor:
+        return logprobs_under(self.sizes, read_weights(publication), self.batch, temperature=0.7)
+
+    def check(self, engine: Tensor) -> None:
+        check_gap(
+            logprob_gap(self.batch, engine, self.learner),
+            1e-4,
+            self.batch,
+            engine,
+            sizes=self.sizes,
+            temperature=0.7,
+            current=self.new,
+            previous=self.old,
+        )
+
+
+@pytest.fixture(params=["tied", "untied"])
+def case(request: pytest.FixtureRequest, policies: dict[str, Path], ray_session: None) -> Case:
+    folders = [policies[f"{request.param}-{seed}"] for seed in (1, 2)]
+    return Case(*(load_folder(folder) for folder in folders))
+
+
+def test_published_weights_are_the_learners(case: Case) -> None:
+    model = Transformer(case.sizes)
+    ours = sum(parameter.double().sum() for _, parameter in read_weights(case.new))
+    assert len(dict(read_weights(case.new))) == len(model.state_dict())
+    assert torch.isfinite(torch.as_tensor(ours))
+    case.check(case.learner)
+
+
+def test_an_engine_that_kept_the_old_weights_is_named_stale(case: Case) -> None:
+    with pytest.raises(StaleWeightsError, match="with the weights of version 1 instead of 2 it is"):
+        case.check(case.under(case.old))
+
+
+def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> None:
+    old, new = dict(read_weights(case.old)), dict(read_weights(case.new))
+    head = old.get("lm_head.weight", old["model.embed_tokens.weight"])
+    mixed = {**new, "lm_head.weight": head}
+    untied = replace(case.sizes, tie_embeddings=False)
+    engine = logprobs_under(untied, mixed.items(), case.batch, temperature=0.7)
+    with pytest.raises(StaleWeightsError, match="with the output head of version 1 instead of 2"):
+        case.check(engine)
+
+
+def test_a_gap_that_no_older_weights_explain_is_named_numerics(case: Case) -> None:
+    noise = torch.rand(case.learner.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    with pytest.raises(NumericsError, match="older weights do not explain it"):
+        case.check(case.learner + noise)
+
+
+def test_a_wrong_temperature_is_named_numerics(case: Case) -> None:
+    at_one = logprobs_under(case.sizes, read_weights(case.new), case.batch, temperature=1.0)
+    with pytest.raises(NumericsError):
+        case.check(at_one)
+
+
+def test_a_gap_that_is_no_number_breaks_the_bound(case: Case) -> None:
+    with pytest.raises(NumericsError):
+        case.check(torch.full_like(case.learner, float("nan")))
+
+
+def test_weights_travel_unchanged_in_bfloat16(ray_session: None, policies: dict[str, Path]) -> None:
+    model = load_folder(policies["tied-1"])
+    published = ObjectStorePublisher(rank=0, dtype=torch.bfloat16).publish(model, 1)
+    received = dict(read_weights(published))
+    table = received["model.embed_tokens.weight"]
+    assert table.dtype == torch.bfloat16
+    assert torch.equal(table, model.embedding.weight.detach().bfloat16())
+    assert ray.is_initialized()

@@ -1,0 +1,80 @@
+"""Rollouts become tensors, seeds and orders that depend on what is sampled and on nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actors.rollout import (
+    Rollout,
+    behaviour_logprobs,
+    distinct_bigrams,
+    minibatch_rows,
+    policy_micro_batches,
+    prompt_order,
+    rank_rows,
+    request_seed,
+    rollout_batch,
+)
+from model.batch import PolicyBatch
+
+
+def rollout(prompt: list[int], response: list[int], logprobs: list[float]) -> Rollout:
+    return Rollout(tuple(prompt), tuple(response), tuple(logprobs), weight_version=0, finished=True)
+
+
+TWO = [rollout([1, 2], [3, 4], [-0.5, -0.25]), rollout([5], [6, 7, 8], [-1.0, -2.0, -3.0])]
+
+
+def test_a_logprob_stands_where_its_token_was_chosen() -> None:
+    batch = rollout_batch(TWO, pad_id=0)
+    # Rows 1 2 3 4 and 5 6 7 8: three positions each; position t chooses target t.
+    assert batch.input_ids.tolist() == [[1, 2, 3], [5, 6, 7]]
+    assert batch.targets.tolist() == [[2, 3, 4], [6, 7, 8]]
+    assert batch.loss_mask.tolist() == [[False, True, True], [True, True, True]]
+    assert behaviour_logprobs(TWO, batch).tolist() == [[0.0, -0.5, -0.25], [-1.0, -2.0, -3.0]]
+
+
+def test_micro_batches_hold_each_row_once_without_its_padding() -> None:
+    rows = [rollout([1, 2], [3] * length, [-float(length)] * length) for length in (1, 5, 2, 4)]
+    batch = rollout_batch(rows, pad_id=0)
+    behaviour = behaviour_logprobs(rows, batch)
+    whole = PolicyBatch(batch, behaviour, behaviour * 2, None)
+    parts = list(policy_micro_batches(whole, torch.tensor([2, 0, 3, 1]), 2))
+    assert [part.tokens.input_ids.shape for part in parts] == [(2, 3), (2, 6)]  # longest rows: 2 + 2 - 1, 2 + 5 - 1
+    assert [part.behaviour_logprobs.sum().item() for part in parts] == [-(2 * 2 + 1), -(4 * 4 + 5 * 5)]
+    assert parts[0].advantages[0].tolist() == [0.0, -4.0, -4.0]
+
+
+def test_minibatches_part_the_rows_and_ranks_part_the_minibatches() -> None:
+    minibatches = minibatch_rows(12, 3, seed=1, step=2, epoch=0)
+    assert sorted(torch.cat(minibatches).tolist()) == list(range(12))
+    assert minibatches[0].tolist() != minibatch_rows(12, 3, seed=1, step=2, epoch=1)[0].tolist()
+    ranks = [rank_rows(minibatches[0], rank, 2) for rank in range(2)]
+    assert torch.cat(ranks).tolist() == minibatches[0].tolist()
+
+
+def test_every_prompt_comes_once_an_epoch_wherever_the_stream_is_entered() -> None:
+    stream = prompt_order(3, 10, 0, 25)
+    assert sorted(stream[:10]) == sorted(stream[10:20]) == list(range(10))
+    assert stream[:10] != stream[10:20]
+    assert prompt_order(3, 10, 8, 5) == stream[8:13]
+    assert prompt_order(4, 10, 0, 25) != stream
+
+
+def test_no_prompts_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        prompt_order(0, 0, 0, 1)
+
+
+def test_seeds_differ_in_each_part_and_fit_the_engine() -> None:
+    seeds = [request_seed(*parts) for parts in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))]
+    assert len(set(seeds)) == 5
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[0] == request_seed(0, 0, 0, 0)
+
+
+def test_distinct_bigrams_counts_pairs_within_responses() -> None:
+    # Pairs 12 21 12 of the first and 12 of the second: two different of four.
+    assert distinct_bigrams([[1, 2, 1, 2], [1, 2]]) == 0.5
+    assert distinct_bigrams([[1], []]) == 1.0

@@ -1,0 +1,58 @@
+"""Scorers: rewards of a program and of a reward model, and clear errors from a user's program."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actors.scorer import RewardModel, Sample, Verifier, load_function, split_name
+from cluster.storage import Storage
+from model.heads import ScalarHead
+from model.objectives import rewards
+
+SOURCE = """
+def length(prompt, response, record):
+    return len(response) / record["scale"]
+"""
+
+
+def sample(response: str, ids: tuple[int, ...] = (1, 2, 3)) -> Sample:
+    return Sample("prompt", response, ids, {"scale": 2})
+
+
+def test_a_verifier_sees_the_record_of_its_prompt() -> None:
+    assert Verifier(SOURCE, "v.py", "length").score([sample("abcd"), sample("")]) == [2.0, 0.0]
+
+
+def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
+    broken = Verifier("def f(prompt, response, record):\n    return record['no']", "v.py", "f")
+    with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*response 'hello'"):
+        broken.score([sample("hello")])
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="rewards must be finite"):
+        Verifier("def f(p, r, record):\n    return float('nan')", "v.py", "f").score([sample("x")])
+
+
+def test_a_source_without_the_function_is_refused() -> None:
+    with pytest.raises(ValueError, match="v.py has no function 'width'"):
+        load_function(SOURCE, path="v.py", function="width")
+    with pytest.raises(ValueError, match="does not run: SyntaxError"):
+        load_function("def", path="v.py", function="width")
+
+
+@pytest.mark.parametrize("name", ["verifier.py", "verifier:f", "dir/verifier.py:", "verifier.py:no-name"])
+def test_a_verifier_is_named_by_file_and_function(name: str) -> None:
+    with pytest.raises(ValueError, match="must have the form"):
+        split_name(name)
+
+
+def test_a_reward_model_scores_the_last_token_whatever_stands_beside_it(reward_folder) -> None:
+    folder, model = reward_folder
+    scorer = RewardModel(Storage(str(folder)), 2, "float32")
+    samples = [sample("", (7, 8, 9)), sample("", (3, 4, 5, 6, 7)), sample("", (2, 2))]
+    assert isinstance(model, ScalarHead)
+    alone = [rewards(model, torch.tensor([s.token_ids]), torch.tensor([len(s.token_ids) - 1])).item() for s in samples]
+    assert scorer.score(samples) == pytest.approx(alone, abs=1e-4)
+    assert len(set(alone)) == 3

@@ -1,0 +1,77 @@
+"""Settings that cannot work are refused before an actor starts, by a message that names the field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.placement import Placement
+
+ROLLOUTS = RolloutConfig(prompts_per_step=8, group_size=4, lot_prompts=4)
+LEARNING = LearningConfig()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"temperature": 0.0}, "rollouts.temperature: 0.0 must be above 0"),
+        ({"top_p": 0.9}, "rollouts.top_p=0.9, top_k=0: must be 1 and 0"),
+        ({"top_k": 20}, "top_k=20: must be 1 and 0"),
+        ({"lot_prompts": 3}, "rollouts.prompts_per_step: 8 is no multiple of lot_prompts=3"),
+        ({"group_size": 0}, "rollouts.group_size: 0 must be at least 1"),
+    ],
+)
+def test_rollouts_that_cannot_be_learned_from_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ROLLOUTS, **changed).check("rollouts")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr": 0.0}, "learning.lr: 0.0 must be above 0"),
+        ({"minibatches": 0}, "learning.minibatches: 0 must be at least 1"),
+        ({"gamma": 1.5}, "learning.gamma: 1.5 must be between 0 and 1"),
+        ({"kl_coefficient": -1.0}, "must not be negative"),
+    ],
+)
+def test_learning_numbers_out_of_range_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(LEARNING, **changed).check("learning")
+
+
+def test_rollouts_must_divide_among_minibatches_and_ranks() -> None:
+    execution = GraphExecution(learners=Placement(workers=3, cpus_per_worker=0.1))
+    with pytest.raises(ValueError, match=r"= 32 must be a multiple of minibatches · execution.learners.workers = 3"):
+        execution.check("execution", ROLLOUTS, LEARNING)
+
+
+def test_the_critics_ranks_count_only_where_there_is_a_critic() -> None:
+    execution = GraphExecution(critics=Placement(workers=3, cpus_per_worker=0.1))
+    execution.check("execution", ROLLOUTS, LEARNING)
+    with pytest.raises(ValueError, match="execution.critics.workers = 3"):
+        execution.check("execution", ROLLOUTS, replace(LEARNING, algorithm="ppo"))
+
+
+def test_device_transfer_needs_devices() -> None:
+    with pytest.raises(ValueError, match="execution.weight_transfer: nccl needs"):
+        replace(GraphExecution(), weight_transfer="nccl").check("execution", ROLLOUTS, LEARNING)
+
+
+def test_groups_follow_the_algorithm() -> None:
+    execution = GraphExecution()
+    assert set(execution.groups(LEARNING)) == {"generators", "learners", "scorer", "reference"}
+    without_kl = replace(LEARNING, kl_coefficient=0.0)
+    assert set(execution.groups(without_kl)) == {"generators", "learners", "scorer"}
+    assert "critics" in execution.groups(replace(LEARNING, algorithm="ppo"))
+
+
+def test_the_whole_ppo_graph_fits_two_cores_also_with_two_generators_and_two_ranks() -> None:
+    two = GraphExecution(
+        generators=replace(GraphExecution().generators, workers=2),
+        learners=replace(GraphExecution().learners, workers=2),
+    )
+    groups = two.groups(replace(LEARNING, algorithm="ppo")).values()
+    assert sum(group.resources["CPU"] for group in groups) <= 2.0

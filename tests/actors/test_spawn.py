@@ -1,0 +1,30 @@
+"""Bundles: which actors share a node's share, and that nothing is reserved twice."""
+
+from __future__ import annotations
+
+from actors.spawn import plan_bundles
+from cluster.placement import Placement
+
+GROUPS = {
+    "generators": Placement(workers=2, cpus_per_worker=0.3),
+    "learners": Placement(workers=2, cpus_per_worker=0.5),
+    "scorer": Placement(cpus_per_worker=0.1),
+}
+
+
+def test_colocated_workers_of_one_number_share_a_bundle() -> None:
+    bundles, bundle_of = plan_bundles(GROUPS, colocate=True)
+    assert bundles == [{"CPU": 0.9}, {"CPU": 0.8}]
+    assert bundle_of["generators", 1] == bundle_of["learners", 1] == 1
+    assert bundle_of["scorer", 0] == 0
+
+
+def test_workers_apart_have_bundles_of_their_own() -> None:
+    bundles, bundle_of = plan_bundles(GROUPS, colocate=False)
+    assert bundles == [{"CPU": 0.3}, {"CPU": 0.3}, {"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.1}]
+    assert sorted(bundle_of.values()) == [0, 1, 2, 3, 4]
+
+
+def test_gpus_are_reserved_with_the_cpus() -> None:
+    groups = {"learners": Placement(cpus_per_worker=1.0, gpus_per_worker=0.5, backend="nccl")}
+    assert plan_bundles(groups, colocate=True)[0] == [{"CPU": 1.0, "GPU": 0.5}]
