@@ -47,20 +47,24 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> None:
     process.wait()
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent is gone; other systems than Linux do without."""
+def _tie() -> None:
+    """Ask the kernel for SIGKILL when the parent is gone, and go at once if it is already.
+
+    The environment carries each process's id to its children. Other systems than Linux do without the kernel's part.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[_PARENT]):
+        os._exit(1)
+    os.environ[_PARENT] = str(os.getpid())
 
 
 # multiprocessing imports the main module of its spawned children under the name __mp_main__, and a forked child runs
 # the fork hook: so every Python process below ties itself to its own parent, and the chain falls from the top.
 if __name__ in ("__main__", "__mp_main__"):
-    _die_with_parent()
-    os.register_at_fork(after_in_child=_die_with_parent)
+    _tie()
+    os.register_at_fork(after_in_child=_tie)
 
 if __name__ == "__main__":
-    if os.getppid() != int(os.environ.pop(_PARENT)):
-        sys.exit(1)  # the parent died before the kernel was asked
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__")

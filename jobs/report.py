@@ -155,7 +155,23 @@ def words(artifacts: Sequence[Artifact]) -> Html | None:
         if artifact.stage == "evaluate" and artifact.storage.exists("samples.jsonl"):
             names = _compared_models(artifact.storage.read_json("results.json"))
             return _side_by_side(_read_lines(artifact.storage, "samples.jsonl"), names)
+    for artifact in artifacts:  # without an evaluation, what RLHF itself kept
+        if artifact.stage == "rlhf" and artifact.summary.get("heldout_prompts"):
+            return _side_by_side(_rlhf_samples(artifact), ["before", "after"])
     return None
+
+
+def _rlhf_samples(artifact: Artifact) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": line["prompt"],
+            "answers": {
+                side: {"text": line[side], "finished": True, "measures": {"reward": line[f"reward_{side}"]}}
+                for side in ("before", "after")
+            },
+        }
+        for line in _read_lines(artifact.storage, "samples.jsonl")
+    ]
 
 
 def _side_by_side(samples: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> Html:
@@ -350,6 +366,12 @@ def rlhf(artifact: Artifact) -> Html:
         f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "
         "are proved, after every update, to be the learner's."
     )
+    found = artifact.summary
+    if "heldout_prompts" in found:
+        lead += (
+            f" On {found['heldout_prompts']:,} held-out prompts the mean reward went from {found['reward_before']:.3f} to "
+            f"{found['reward_after']:.3f}."
+        )
     return section(artifact.record["name"], _titled("Learning from reward", artifact), lead, grid(charts))
 
 

@@ -185,8 +185,8 @@ def read_verifier(verifier: str) -> tuple[str, str, str]:
     """
     path, function = split_name(verifier)
     try:
-        with fsspec.open(path, "r") as file:
-            source = file.read()
+        fs, place = fsspec.core.url_to_fs(path)
+        source = fs.read_text(place)
         defined = [node for node in ast.parse(source, path).body if isinstance(node, ast.FunctionDef)]
     except (OSError, SyntaxError) as error:
         raise ValueError(f"verifier: {path} cannot be read as a Python file ({error})") from error

@@ -256,10 +256,10 @@ def _ask(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
         for choice in chunk.choices:
-            if choice.delta.content:
-                first_token_s = first_token_s or time.monotonic() - started
-                pieces.append(choice.delta.content)
+            pieces.append(choice.delta.content or "")
             finish_reason = choice.finish_reason or finish_reason
+            if not first_token_s and (pieces[-1] or finish_reason):  # the chunk before only opens the message
+                first_token_s = time.monotonic() - started
     seconds = time.monotonic() - started
     return {
         "question": question,

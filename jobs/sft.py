@@ -43,9 +43,7 @@ class SftConfig:
     validation_fraction: float = 0.05
     """Share of the chats, the last ones, kept out of training for the validation loss."""
     validation_interval: int = 50
-    sample_prompts: list[str] = field(
-        default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"]
-    )
+    sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
     """User messages that the finished model answers, for the eye."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
@@ -131,16 +129,11 @@ def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
     training.finish(state, sizes, special_tokens(folder, chat=True), folder)
     if spot.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
-        prompts = [
-            (text, tokenizer.prompt_ids([{"role": "user", "content": text}]))
-            for text in config.sample_prompts
-        ]
+        prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
         continue_prompts(work.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
-def step_batches(
-    training: TrainingRun, rows: PackedRows, state: TrainState, seed: int
-) -> Iterator[Sequence[Batch]]:
+def step_batches(training: TrainingRun, rows: PackedRows, state: TrainState, seed: int) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
     for step in range(state.step, training.work.steps):
         chosen = take(rows, epoch_order(training.samples_of_step(step), len(rows.input_ids), seed=seed))

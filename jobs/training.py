@@ -58,9 +58,7 @@ class OptimizerConfig:
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr: {self.lr} must be above 0")
         if not 0 <= self.warmup_steps <= steps:
-            raise ValueError(
-                f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})"
-            )
+            raise ValueError(f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})")
         if self.clip_norm <= 0:
             raise ValueError(f"optimizer.clip_norm: {self.clip_norm} must be above 0")
 
@@ -149,9 +147,7 @@ class TrainingRun:
             total_steps=work.steps,
             final_ratio=settings.final_lr_ratio,
         )
-        state = TrainState(
-            model, optimizer, schedule, clip_norm=settings.clip_norm, autocast_dtype=self.dtype
-        )
+        state = TrainState(model, optimizer, schedule, clip_norm=settings.clip_norm, autocast_dtype=self.dtype)
         position = self.checkpoints.load(state)
         if position is not None:
             self.total_tokens = position["total_tokens"]
@@ -220,9 +216,7 @@ class TrainingRun:
         if state.step % self.work.execution.checkpoint_interval == 0 and state.step < self.work.steps:
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
-    def mean_loss(
-        self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective
-    ) -> dict[str, float]:
+    def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
         """The objective's mean, and its metrics', over held-out batches, over all ranks, without learning.
 
         Every rank must have the same number of batches; an empty one needs a batch with an empty loss mask.
@@ -242,9 +236,7 @@ class TrainingRun:
         weight = named.pop("weight")
         return {name: total / weight for name, total in named.items()}
 
-    def finish(
-        self, state: TrainState, config: TransformerConfig, tokens: SpecialTokens, tokenizer: Path
-    ) -> None:
+    def finish(self, state: TrainState, config: TransformerConfig, tokens: SpecialTokens, tokenizer: Path) -> None:
         """Save the last checkpoint and the Hugging Face folder `model/` into the output."""
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()
@@ -263,9 +255,7 @@ def special_tokens(tokenizer_folder: Path, *, chat: bool) -> SpecialTokens:
     """The ids that a model's folder names: a chat model ends its answers by the template's end token."""
     tokenizer = load_tokenizer(tokenizer_folder)
     separator = separator_id(tokenizer)
-    return SpecialTokens(
-        bos=separator, eos=chat_end_id(tokenizer) if chat else separator, pad=pad_id(tokenizer)
-    )
+    return SpecialTokens(bos=separator, eos=chat_end_id(tokenizer) if chat else separator, pad=pad_id(tokenizer))
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype | None, *, size: int = 1024) -> float:
@@ -274,7 +264,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype | None, *, size:
     best_s = float("inf")
     for _ in range(8):
         started = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best_s = min(best_s, time.perf_counter() - started)

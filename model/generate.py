@@ -27,9 +27,7 @@ def sample(
     The stop token ends them and is left out; the context is cut to the model's length.
     """
     if not prompt_ids:
-        raise ValueError(
-            "prompt_ids: an empty prompt gives nothing to continue; begin with one token at least"
-        )
+        raise ValueError("prompt_ids: an empty prompt gives nothing to continue; begin with one token at least")
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     for _ in range(num_tokens):

@@ -130,9 +130,7 @@ def bleu(
     signature_score = metric.corpus_score(list(predictions), [list(references)])
     segments = [metric.corpus_score([p], [[r]]) for p, r in zip(predictions, references, strict=True)]
     # Corpus BLEU is a function of sums over segments, so a resample needs no second tokenization.
-    statistics_NC = np.array(
-        [[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in segments], dtype=np.float64
-    )
+    statistics_NC = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in segments], dtype=np.float64)
     sums_RC = _resampled_sums(statistics_NC, num_resamples=num_resamples, seed=seed).astype(np.int64)
     order = metric.max_ngram_order
     scores = [
@@ -160,9 +158,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, li
 
 def _require_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     if not predictions or len(predictions) != len(references):
-        raise ValueError(
-            f"got {len(predictions)} predictions for {len(references)} references: each needs one"
-        )
+        raise ValueError(f"got {len(predictions)} predictions for {len(references)} references: each needs one")
 
 
 def normalise_answer(text: str) -> str:

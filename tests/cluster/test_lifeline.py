@@ -18,28 +18,31 @@ from cluster.lifeline import start_module, stop
 NAP = """
 import signal, time
 
-def nap():
+def nap(note):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(note, "w").close()
     time.sleep(120)
 """
 NAPPER = """
-import multiprocessing, os, sys, time, signal
+import multiprocessing, os, signal, sys, time
 from nap import nap
 
-def main():
-    children = [multiprocessing.get_context(kind).Process(target=nap) for kind in ("fork", "spawn")]
+def main(path, when, manners):
+    kinds = ("fork", "spawn")
+    children = [multiprocessing.get_context(kind).Process(target=nap, args=(path + kind,)) for kind in kinds]
     for child in children:
         child.start()
-    time.sleep(float(sys.argv[2]))
-    with open(sys.argv[1] + ".partial", "w") as file:
-        file.write(" ".join(str(pid) for pid in [os.getpid(), *(child.pid for child in children)]))
-    os.rename(sys.argv[1] + ".partial", sys.argv[1])
-    if sys.argv[3] == "deaf":
+    while when == "settled" and not all(os.path.exists(path + kind) for kind in kinds):
+        time.sleep(0.02)
+    if manners == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(path + ".partial", "w") as file:
+        file.write(" ".join(str(pid) for pid in [os.getpid(), *(child.pid for child in children)]))
+    os.rename(path + ".partial", path)
     time.sleep(120)
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
 """
 STARTER = """
 import os, sys, time
@@ -78,8 +81,9 @@ def pids_in(path: Path) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
-def test_a_killed_starter_takes_everything_with_it(tmp_path: Path, environment: dict[str, str]) -> None:
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path / "pids"), "0", "deaf"], env=environment)
+@pytest.mark.parametrize("when", ["early", "settled"])
+def test_a_killed_starter_takes_everything_with_it(tmp_path: Path, environment: dict[str, str], when: str) -> None:
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path / "pids"), when, "deaf"], env=environment)
     pids = pids_in(tmp_path / "pids")
     assert len(pids) == 3 and all(map(lives, pids))
     starter.send_signal(signal.SIGKILL)
@@ -87,8 +91,9 @@ def test_a_killed_starter_takes_everything_with_it(tmp_path: Path, environment: 
     assert wait_for(lambda: not any(map(lives, pids)), 10.0)
 
 
-def test_a_killed_program_takes_its_children_with_it(tmp_path: Path, environment: dict[str, str]) -> None:
-    program = start_module("napper", [str(tmp_path / "pids"), "0", "polite"], environment=environment)
+@pytest.mark.parametrize("when", ["early", "settled"])
+def test_a_killed_program_takes_its_children_with_it(tmp_path: Path, environment: dict[str, str], when: str) -> None:
+    program = start_module("napper", [str(tmp_path / "pids"), when, "polite"], environment=environment)
     pids = pids_in(tmp_path / "pids")
     program.send_signal(signal.SIGKILL)
     program.wait()
@@ -99,7 +104,7 @@ def test_a_killed_program_takes_its_children_with_it(tmp_path: Path, environment
 def test_stop_ends_a_program_that_listens_and_one_that_does_not(
     tmp_path: Path, environment: dict[str, str], manners: str
 ) -> None:
-    program = start_module("napper", [str(tmp_path / "pids"), "0", manners], environment=environment)
+    program = start_module("napper", [str(tmp_path / "pids"), "settled", manners], environment=environment)
     pids = pids_in(tmp_path / "pids")
     stop(program, grace_s=0.5)
     assert program.returncode == (-signal.SIGTERM if manners == "polite" else -signal.SIGKILL)

@@ -141,12 +141,19 @@ def fake_road(store: Storage) -> list[Artifact]:
             store,
             "rlhf",
             "rlhf",
-            {},
+            {"heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
             config={"learning": {"algorithm": "grpo"}, "rollouts": {"prompts_per_step": 16, "group_size": 8}},
             inputs=made_from(policy=sft, reward=reward),
         ),
         rlhf_lines(),
     )
+    before_after = {
+        "before": "I like dogs.",
+        "after": "Do you like dogs too?",
+        "reward_before": -1.25,
+        "reward_after": 2.5,
+    }
+    rlhf.storage.write_bytes("samples.jsonl", (json.dumps({"prompt": "Hi!", **before_after}) + "\n").encode())
     models = {"pretrain": pretrain, "sft": sft, "rlhf": rlhf}
     evaluate = write(store, "evaluate", "evaluate", {}, inputs=made_from(**models, text=shards, reward=reward))
     evaluate.storage.write_json("results.json", fake_results())
@@ -348,6 +355,12 @@ def test_a_part_of_the_road_gives_a_part_of_the_report(road: list[Artifact], tmp
     build_report(road[:4], Storage(str(tmp_path / "out")))
     text = Page((tmp_path / "out" / REPORT).read_text()).text
     assert "Pretraining" in text and "Evaluation" not in text
+
+
+def test_without_an_evaluation_rlhfs_own_samples_are_shown(road: list[Artifact]) -> None:
+    text = Page(render(road[:7])).text
+    assert "Before and after" in text and "Do you like dogs too?" in text and "reward -1.25" in text
+    assert "the mean reward went from -0.812 to 1.934" in text
 
 
 def test_two_runs_of_one_stage_keep_their_names(road: list[Artifact], tmp_path: Path) -> None:

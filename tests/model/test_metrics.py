@@ -73,9 +73,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for trial in range(300):
-        interval = metrics.bootstrap_interval(
-            generator.exponential(1.0, size=80), num_resamples=400, seed=trial
-        )
+        interval = metrics.bootstrap_interval(generator.exponential(1.0, size=80), num_resamples=400, seed=trial)
         covered += interval.low <= 1.0 <= interval.high
     assert 0.88 <= covered / 300 <= 0.98
 

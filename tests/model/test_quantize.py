@@ -39,16 +39,12 @@ def folder(tmp_path: Path) -> Path:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.12) if parameter.ndim == 2 else None
     special = SpecialTokens(bos=0, eos=1, pad=2)
-    save_folder(
-        tmp_path / "original", model.state_dict(), CONFIG, special_tokens=special, tokenizer_folder=None
-    )
+    save_folder(tmp_path / "original", model.state_dict(), CONFIG, special_tokens=special, tokenizer_folder=None)
     return tmp_path / "original"
 
 
 def test_rounding_error_is_at_most_half_a_step_of_its_channel() -> None:
-    weight = (
-        torch.randn(16, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-4, 2, 16)[:, None]
-    )
+    weight = torch.randn(16, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-4, 2, 16)[:, None]
     int8, scale = quantize_weight(weight)
     error = (dequantize_weight(int8, scale) - weight).abs()
     assert (error <= 0.5 * scale * (1 + 1e-5)).all()
