@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ray
 import torch
@@ -22,7 +23,7 @@ from actors.generator import EngineSettings, Generator, engine_env
 from actors.learner import Learner, PolicySettings
 from actors.pool import GeneratorPool
 from actors.proof import Gap, check_gap, check_rollouts, logprob_gap
-from actors.ranks import RankGroup, RanksDied, RankSettings, free_address, whole_rows
+from actors.ranks import RankGroup, RanksDied, RankSettings, whole_rows
 from actors.reference import Reference
 from actors.rollout import (
     Lot,
@@ -83,12 +84,22 @@ class GraphConfig:
 
 @dataclass(frozen=True)
 class Scored:
-    """Rollouts of some prompts with their texts and rewards."""
+    """Responses to some prompts with their texts and rewards."""
 
     rollouts: list[Rollout]
     responses: list[str]
     """Without the stop token."""
     rewards: list[float]
+
+
+class Judged(NamedTuple):
+    """What the graph says of a step's rollouts."""
+
+    scored: Scored
+    learner_NT: Tensor
+    """Logprobs under the policy that is about to learn: the engine's must be the same."""
+    reference_NT: Tensor | None
+    values_NT: Tensor | None
 
 
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
@@ -164,7 +175,7 @@ class Graph:
         for group in self._trained:
             group.call("restore", optimizer_step)
         if self._execution.weight_transfer != OBJECT_STORE:
-            self.learner.call("connect", self.generators.engines, free_address())
+            self.learner.call("connect", self.generators.engines, self.learner.free_address())
         step = (optimizer_step or 0) // self._config.learning.optimizer_steps
         self._publish(step)
         return step
@@ -175,18 +186,10 @@ class Graph:
         prompts = self._prompts_of(step)
         with timer("generate"):
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
-        behaviour_NT = behaviour_logprobs(rollouts, batch)
-
-        with timer("score"):
-            scored = self._score([prompts[i] for i, group in enumerate(groups) for _ in group.rollouts], rollouts)
-        with timer("prove"):
-            gap = self._prove(batch, behaviour_NT)
-        with timer("reference"):
-            reference_NT = self._reference_logprobs(batch)
-        with timer("values"):
-            values_NT = None if self.critic is None else whole_rows(self.critic.call("values", batch))
+        batch, behaviour_NT = self._to_batch(groups)
+        with timer("judge"):
+            scored, learner_NT, reference_NT, values_NT = self._judge(prompts, groups, batch)
+        gap = self._prove(batch, behaviour_NT, learner_NT)
 
         log_ratio_NT = torch.zeros_like(behaviour_NT) if reference_NT is None else behaviour_NT - reference_NT
         rewards_N = self._rewards(scored, step)
@@ -219,7 +222,8 @@ class Graph:
     def heldout(self, prompts: Sequence[Prompt]) -> Scored:
         """One sampled and scored response to each prompt, by the same draw whenever it is asked."""
         groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
-        return self._score(prompts, [group.rollouts[0] for group in groups])
+        scored, samples = self._to_samples(prompts, groups)
+        return replace(scored, rewards=ray.get(self.scorer.score.remote(samples)))
 
     def save(self, step: int) -> None:
         """Begin a checkpoint of learner and critic after `step` steps; it is whole at the next save, or `export`."""
@@ -287,13 +291,36 @@ class Graph:
             seed=self._config.seed,
         )
 
-    def _score(self, prompts: Sequence[Prompt], rollouts: list[Rollout]) -> Scored:
-        texts = [self._response_text(rollout) for rollout in rollouts]
+    def _to_batch(self, groups: Sequence[RolloutGroup]) -> tuple[Batch, Tensor]:
+        """All rollouts as rows in order, and the engine's logprobs [N, T] of them."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
+        return batch, behaviour_logprobs(rollouts, batch)
+
+    def _to_samples(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]) -> tuple[Scored, list[Sample]]:
+        """All rollouts with their texts, still without rewards, and what a scorer is given."""
+        pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
+        texts = [self._response_text(rollout) for _, rollout in pairs]
         samples = [
             Sample(prompt.text, text, self._closed(rollout), prompt.record)
-            for prompt, rollout, text in zip(prompts, rollouts, texts, strict=True)
+            for (prompt, rollout), text in zip(pairs, texts, strict=True)
         ]
-        return Scored(rollouts, texts, ray.get(self.scorer.score.remote(samples)))
+        return Scored([rollout for _, rollout in pairs], texts, []), samples
+
+    def _judge(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> Judged:
+        """What every other actor says of a step's rollouts, asked side by side."""
+        scored, samples = self._to_samples(prompts, groups)
+        shared = ray.put(batch)
+        scoring = self.scorer.score.remote(samples)
+        proving = self.learner.start("logprobs", shared)
+        referring = None if self.reference is None else self.reference.logprobs.remote(shared)
+        valuing = None if self.critic is None else self.critic.start("values", shared)
+        return Judged(
+            scored=replace(scored, rewards=ray.get(scoring)),
+            learner_NT=whole_rows(self.learner.wait(proving)),
+            reference_NT=None if referring is None else ray.get(referring),  # pyright: ignore[reportArgumentType]
+            values_NT=None if self.critic is None or valuing is None else whole_rows(self.critic.wait(valuing)),
+        )
 
     def _response_text(self, rollout: Rollout) -> str:
         ids = rollout.response_ids[:-1] if rollout.finished else rollout.response_ids
@@ -302,12 +329,6 @@ class Graph:
     def _closed(self, rollout: Rollout) -> tuple[int, ...]:
         """The whole sequence with its end token, which a response that was cut lacks."""
         return rollout.prompt_ids + rollout.response_ids + (() if rollout.finished else (self._tokenizer.end_id,))
-
-    def _reference_logprobs(self, batch: Batch) -> Tensor | None:
-        if self.reference is None:
-            return None
-        answer: Tensor = ray.get(self.reference.logprobs.remote(batch))  # pyright: ignore[reportAssignmentType]
-        return answer
 
     def _rewards(self, scored: Scored, step: int) -> Tensor:
         rewards_N = torch.tensor(scored.rewards, dtype=torch.float32)
@@ -331,9 +352,8 @@ class Graph:
         )
         for groups in self.generators.generate_on_each(lot):
             check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
-            rollouts = [group.rollouts[0] for group in groups]
-            batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
-            self._prove(batch, behaviour_logprobs(rollouts, batch))
+            batch, engine_NT = self._to_batch(groups)
+            self._prove(batch, engine_NT, whole_rows(self.learner.call("logprobs", batch)))
 
     @property
     def _num_probes(self) -> int:
@@ -341,16 +361,15 @@ class Graph:
         ranks = self._execution.learners.workers
         return -(-_NUM_PROBES // ranks) * ranks
 
-    def _prove(self, batch: Batch, behaviour_NT: Tensor) -> Gap:
+    def _prove(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> Gap:
         """The distance of engine and learner on sampled tokens. Raises a WeightSyncError beyond the bound."""
-        learner_NT = whole_rows(self.learner.call("logprobs", batch))
-        gap = logprob_gap(batch, behaviour_NT, learner_NT)
+        gap = logprob_gap(batch, engine_NT, learner_NT)
         assert self._current is not None
         check_gap(
             gap,
-            self._config.learning.max_logprob_gap,
+            self._config.learning.logprob_bound,
             batch,
-            behaviour_NT,
+            engine_NT,
             sizes=self._sizes,
             temperature=self._config.rollouts.temperature,
             current=self._current,

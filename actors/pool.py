@@ -106,6 +106,7 @@ class GeneratorPool:
             index,
             str(error).splitlines()[0],
         )
+        ray.kill(self.engines[index])  # what only seemed dead must not keep the place
         self.engines[index] = self._make_engine(index)
         return self.engines[index].load.remote(self._held())
 

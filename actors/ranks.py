@@ -117,12 +117,16 @@ class RankGroup:
 
     def form(self) -> None:
         """Let the ranks meet; their models are loaded when this returns."""
-        address = ray.get(self.actors[0].free_address.remote()) if self._num_ranks > 1 else ""
-        self.call("join", address)
+        self.call("join", self.free_address() if self._num_ranks > 1 else "")
+
+    def free_address(self) -> str:
+        """`host:port` on the first rank's node at which nothing listens."""
+        return self.wait([self.actors[0].free_address.remote()])[0]
 
     def start(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
         """The futures of a call to every rank."""
-        stored = [ray.put(argument) for argument in arguments]  # once, not once for each rank
+        # Stored once, not once for each rank.
+        stored = [a if isinstance(a, ray.ObjectRef) else ray.put(a) for a in arguments]
         return [getattr(actor, method).remote(*stored) for actor in self.actors]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:

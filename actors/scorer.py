@@ -56,6 +56,8 @@ class RewardModel:
             ids, last = pad(sequences, length=max(map(len, sequences)), pad_id=0)
             with autocast(self._device, self._dtype):
                 scores += rewards(self._model, ids.to(self._device), last.to(self._device)).tolist()
+        if not all(map(math.isfinite, scores)):
+            raise RuntimeError("the reward model gave a score that is no finite number: look at its training")
         return scores
 
 

@@ -19,8 +19,11 @@ class Placement:
     max_failures: int = 3
     """How often the group is started again, from its last checkpoint, after a worker died."""
 
-    def check(self, field: str) -> None:
-        """Raises ValueError naming the field, the value, the rule and the remedy."""
+    def check(self, field: str, *, forms_group: bool = True) -> None:
+        """Raises ValueError naming the field, the value, the rule and the remedy.
+
+        `forms_group` is false for workers that never talk to each other: then their backend says nothing.
+        """
         for name in ("workers", "threads_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
@@ -28,6 +31,11 @@ class Placement:
             raise ValueError(f"{field}: cpus_per_worker and gpus_per_worker must not be negative")
         if self.backend == "nccl" and self.gpus_per_worker == 0:
             raise ValueError(f"{field}.backend: nccl needs gpus_per_worker above 0; take gloo on CPUs")
+        if forms_group and self.backend == "gloo" and self.gpus_per_worker > 0:
+            raise ValueError(
+                f"{field}.backend: gloo cannot shard a model over GPUs (gpus_per_worker={self.gpus_per_worker:g}); "
+                "take nccl"
+            )
 
     @property
     def resources(self) -> dict[str, float]:

@@ -20,16 +20,40 @@ from typing import Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-_CREDENTIALS_IN_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
+_NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
+"""Schemes of which no user's name belongs into a URL: what stands before the @ is a token or a key."""
+_SIGNATURE = re.compile(
+    r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
+    r"api_?key)=",
+    re.IGNORECASE,
+)
 
 
 def refuse_credentials(url: str) -> None:
-    """Raise ValueError for a URL that carries a user and password; the message does not repeat them."""
-    if _CREDENTIALS_IN_URL.search(url):
+    """Raise ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
+    if any(_carries_credentials(*link.groups()) for link in _URL.finditer(url)):
         raise ValueError(
-            "a URL must not carry credentials (scheme://user:secret@host): give them in the environment "
+            "a URL must not carry credentials (scheme://user:secret@host, ?token=…): give them in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …), where they are neither stored nor shipped"
         )
+
+
+def _carries_credentials(scheme: str, rest: str) -> bool:
+    scheme, authority = scheme.lower(), re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    if at and (":" in user or scheme in _NO_USERS):
+        return True
+    # A secret may hold a slash, so that the @ comes late; s3 takes arn:…, and a web host may have a port.
+    _, colon, after = authority.partition(":")
+    has_secret = colon and not authority.startswith("arn:") and not (scheme.startswith("http") and after.isdigit())
+    if has_secret and scheme in _NO_USERS and "@" in rest:
+        return True
+    return bool(_SIGNATURE.search(rest))
+
+
+_VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
+"""What file systems call the size, the checksum and the time of the last write of a file."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +172,13 @@ class Storage:
             self.fs.rm(path, recursive=True)
 
     def local(self) -> Path:
-        """This directory on the local disk: itself, or a copy fetched once for programs that read only files."""
+        """This directory on the local disk: itself, or a copy fetched for programs that read only files.
+
+        A copy serves as long as the listing stays as it was: a file that was changed in place is fetched anew.
+        """
         if self.is_local:
             return Path(self.root)
-        key = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([self.url, self._listing()]).encode()).hexdigest()[:16]
         target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
@@ -161,6 +188,14 @@ class Storage:
             except OSError:  # another process on this node was first
                 shutil.rmtree(partial)
         return target
+
+    def _listing(self) -> list[list[str]]:
+        """Name, size and whatever the file system tells of the version of every file."""
+        self.fs.invalidate_cache(self.root)
+        found = cast(dict[str, dict[str, Any]], self.fs.find(self.root, detail=True))
+        return [
+            [name, *(str(info[key]) for key in _VERSION_KEYS if key in info)] for name, info in sorted(found.items())
+        ]
 
     def put_folder(self, folder: Path, name: str) -> None:
         """Copy every file of a local folder below `name`."""

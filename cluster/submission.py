@@ -6,7 +6,7 @@ client sends it. Nothing secret enters a runtime environment, because job record
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-_NOT_DONE_OVER = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+_UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _STATUS_POLL_S = 0.5
 
@@ -72,16 +72,20 @@ def submit_once(
     address: str | None,
     env: Mapping[str, str],
     metadata: Mapping[str, str],
+    still_stands: Callable[[], bool],
 ) -> Submission:
     """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
 
-    A job that failed or was stopped is submitted again as `<id>-2`, `<id>-3`, …; the last of them is the one that
-    counts. Raises ValueError when the cluster cannot be reached or refuses the token.
+    A job that failed or was stopped, or whose result no longer stands, is submitted again as `<id>-2`, `<id>-3`, …;
+    the last of them is the one that counts. `still_stands` is asked only after a success.
+    Raises ValueError when the cluster cannot be reached or refuses the token.
     """
     client = job_client(address)
     earlier = _tries(client.list_jobs(), id)
-    if earlier and earlier[-1].status in _NOT_DONE_OVER:
-        return Submission(str(earlier[-1].submission_id), address)
+    if earlier:
+        last = earlier[-1]
+        if last.status in _UNDER_WAY or (last.status == JobStatus.SUCCEEDED and still_stands()):
+            return Submission(str(last.submission_id), address)
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
     runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env)}
     try:

@@ -1,5 +1,6 @@
 """A group of equal workers in one process group, run by Ray Train and started again when one dies."""
 
+import logging
 import shutil
 import tempfile
 import uuid
@@ -8,10 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from cluster.placement import Placement, check_room
 from cluster.session import WORKER_ENV, assert_own_packages, available_resources
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,32 @@ class WorkerSpot:
 
     rank: int
     world_size: int
-    local_rank: int
 
 
 def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, *, name: str) -> None:
     """Call `work(spot, payload)` in every worker of the group, inside an initialised process group.
 
-    A worker that dies takes the group with it; Ray Train starts the group again up to `placement.max_failures`
-    times, and `work` itself finds the last whole checkpoint. Results are what `work` writes to storage.
-    Raises ValueError when the cluster has not the room, RuntimeError when the group failed for good.
+    A worker that dies takes the group with it; the group is started again up to `placement.max_failures` times, and
+    `work` itself finds the last whole checkpoint. Results are what `work` writes to storage.
+    Raises ValueError when the cluster has not the room, or when `work` raised one (a mistake of the user's, which
+    no restart mends); RuntimeError when the group failed for good.
     """
     check_room(placement.resources, available_resources(), f"{name}: execution.placement")
+    for attempt in range(placement.max_failures + 1):
+        try:
+            _run_once(work, payload, placement, name)
+            return
+        except WorkerGroupError as error:
+            causes = [_cause(failure) for failure in error.worker_failures.values()]
+            for cause in causes:
+                if isinstance(cause, ValueError):
+                    raise ValueError(f"{name}: {cause}") from error
+            if attempt == placement.max_failures:
+                raise RuntimeError(f"{name}: the workers failed for good: {error}") from error
+            log.warning("%s: a worker failed (%s); going on from the last checkpoint", name, causes[0])
+
+
+def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, name: str) -> None:
     # Ray Train resumes silently where storage path and name are those of an older run: neither is ever reused.
     scratch = tempfile.mkdtemp(prefix="raymill-train-")
     trainer = TorchTrainer(
@@ -45,16 +65,18 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
         run_config=ray.train.RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
-            failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
             worker_runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}},
         ),
     )
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"{name}: the workers failed for good: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _cause(failure: Exception) -> BaseException:
+    """What `work` raised; Ray Train wraps it to carry its traceback and offers no public way back."""
+    return failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
 
 
 def _work_in_group(config: dict[str, Any]) -> None:
@@ -63,5 +85,5 @@ def _work_in_group(config: dict[str, Any]) -> None:
     assert_own_packages()
     torch.set_num_threads(config["threads"])
     here = ray.train.get_context()
-    spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size(), local_rank=here.get_local_rank())
+    spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size())
     config["work"](spot, config["payload"])

@@ -252,10 +252,6 @@ class ShardReader:
         """The samples at global indices as arrays [B, T]."""
         return to_rows([self._window(int(place)) for place in self.order(indices)], self.sequence_length)
 
-    def rows_in_order(self, places: Iterable[int]) -> Rows:
-        """Windows by their place in the stream rather than in the shuffled order: for measuring a whole split."""
-        return to_rows([self._window(place) for place in places], self.sequence_length)
-
     def documents(self) -> Iterator[StoredDocument]:
         """Every document of the split, whole, in the order of the shards."""
         for number, info in enumerate(self.manifest.shards):

@@ -2,7 +2,7 @@
 
 Two tokens end things, and they are kept apart. `<|endoftext|>` stands between documents: it is the tokenizer's bos and
 eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat
-model's the second (`chat_special_tokens`); an engine stops at the tokenizer's eos as well.
+model's the second (`base_special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
 """
 
 import hashlib
@@ -38,9 +38,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""What a folder of ours holds, and what travels with a model."""
-
 
 def train_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
     """A byte-level BPE of `size` tokens, special ones included; the same texts give the same bytes.
@@ -63,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `TOKENIZER_FILES` into `folder`."""
+    """Write tokenizer.json and tokenizer_config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -112,17 +109,26 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 class TokenIds(NamedTuple):
     """The ids that a model's configuration names."""
 
-    bos: int | None
+    bos: int
     eos: int
     pad: int
     """Never the last token of a document or a chat, so that the last real token can be told from padding."""
 
 
-def chat_special_tokens(folder: Path) -> TokenIds:
-    """Of a chat model: an answer ends where the chat template closes an assistant's message."""
+def base_special_tokens(folder: Path) -> TokenIds:
+    """Of a base model: the separator begins and ends a text."""
     tokenizer = load_tokenizer(folder)
-    bos: Any = tokenizer.bos_token_id
-    return TokenIds(bos=None if bos is None else int(bos), eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
+    separator = separator_id(tokenizer)
+    return TokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
+
+
+def chat_special_tokens(folder: Path) -> TokenIds:
+    """Of a chat model: an answer ends where the chat template closes an assistant's message, and bos is the
+    tokenizer's own, or the separator where it has none."""
+    tokenizer = load_tokenizer(folder)
+    own: Any = tokenizer.bos_token_id
+    bos = separator_id(tokenizer) if own is None else int(own)
+    return TokenIds(bos=bos, eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:

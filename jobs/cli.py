@@ -8,9 +8,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from ray.exceptions import RayError
+
 from cluster.storage import Storage
 from jobs.job import RECORD, Artifact, open_artifact
-from jobs.pipeline import Pipeline, load_pipeline, load_stage, plan, run_pipeline
+from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage, plan, run_pipeline
 
 log = logging.getLogger("raymill")
 
@@ -25,13 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.command(options)
     except ValueError as error:
+        if options.traceback:
+            log.error("refused", exc_info=True)
         print(f"raymill: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("raymill: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        log.debug("failed", exc_info=True)
+    except (RuntimeError, RayError) as error:
+        log.error("failed", exc_info=True)
         print(
             f"raymill: {error}\nThe same command goes on from the last finished stage or checkpoint.",
             file=sys.stderr,
@@ -80,12 +84,11 @@ def _plan(options: argparse.Namespace) -> None:
     for row in rows:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
         print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {estimate}")
-    for error in pipeline.errors.values():
+    errors = find_errors(pipeline)
+    for error in errors:
         print(f"error        {error}")
-    if pipeline.errors:
-        raise ValueError(
-            f"{len(pipeline.errors)} of {len(pipeline.errors) + len(rows)} stages cannot run; see the errors above"
-        )
+    if errors:
+        raise ValueError(f"{len(errors)} mistakes to mend first; see above")
 
 
 def _artifact(location: str) -> Artifact:
@@ -134,12 +137,17 @@ def _show_lineage(artifact: Artifact, indent: str, shown: set[str]) -> None:
             _show_lineage(upstream, indent + "      ", shown)
 
 
-def _export(options: argparse.Namespace) -> None:
-    artifact = _artifact(options.artifact)
+def _model_artifact(location: str) -> Artifact:
+    artifact = _artifact(location)
     if not artifact.model.exists("config.json"):
         raise ValueError(
-            f"{artifact.id} holds no model (made by {artifact.stage}); export pretrain, sft, reward, rlhf or compress"
+            f"{artifact.id} holds no model (made by {artifact.stage}); take pretrain, sft, reward, rlhf or compress"
         )
+    return artifact
+
+
+def _export(options: argparse.Namespace) -> None:
+    artifact = _model_artifact(options.artifact)
     target = Storage(options.directory)
     if target.exists("config.json"):
         raise ValueError(f"{options.directory} already holds a model; give another directory")
@@ -151,8 +159,7 @@ def _export(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from jobs.serve import serve  # late: it brings vLLM
 
-    artifact = _artifact(options.artifact)
-    serve(artifact.model.local(), host=options.host, port=options.port)
+    serve(_model_artifact(options.artifact).model.local(), host=options.host, port=options.port)
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -202,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="raymill",
         description="From raw text to an aligned, measured, compressed language model, on Ray.",
     )
+    parser.add_argument("--traceback", action="store_true", help="show where in the code a refusal came from")
     parser.add_argument("--version", action="version", version=version("raymill"))
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

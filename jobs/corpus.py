@@ -78,7 +78,7 @@ class CorpusConfig:
 
 
 def check(config: CorpusConfig) -> None:
-    """Raise ValueError for every mistake that the config and the first records can show."""
+    """Raise ValueError for every mistake that the config shows."""
     if config.parts < 1:
         raise ValueError(f"parts: {config.parts} must be at least 1")
     if config.execution.task_mib < 1:
@@ -86,6 +86,10 @@ def check(config: CorpusConfig) -> None:
     if config.execution.workers is not None and config.execution.workers < 1:
         raise ValueError(f"execution.workers: {config.execution.workers} must be at least 1; leave it out for all CPUs")
     check_steps(config.steps)
+
+
+def check_first_records(config: CorpusConfig) -> None:
+    """Raise ValueError when the first records of a source lack a column."""
     check_sources(config.sources)
 
 
@@ -100,13 +104,13 @@ def run(config: CorpusConfig, context: Context) -> dict[str, Any]:
     merged = run_tasks(merge_task, list(range(config.parts)), workers=workers, label="corpus: deduplicate and sort")
     summary = _summary(config, cleaned, merged)
     _write_quarantine(output, config.sources, cleaned)
-    output.remove(WORK)
+    _remove_work(output)
     sizes = {f"corpus/{name}": summary[name] for name in ("read", "documents", "bytes", "quarantined")}
     context.tracker.log(0, sizes | {f"dropped/{reason}": number for reason, number in summary["dropped"].items()})
     return summary
 
 
-STAGE = Stage(name="corpus", version=1, config=CorpusConfig, run=run, check=check)
+STAGE = Stage(name="corpus", version=1, config=CorpusConfig, run=run, check=check, check_sources=check_first_records)
 
 
 def _pack(ranges: Sequence[ReadRange], task_bytes: int) -> list[list[ReadRange]]:
@@ -272,6 +276,16 @@ def _write_quarantine(output: Storage, sources: Sequence[Source], cleaned: Seque
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in own)
         if own:
             output.write_bytes(f"quarantine/{source.name}.jsonl", "".join(lines).encode())
+
+
+def _remove_work(output: Storage) -> None:
+    """Remove the files between the halves, the records of pieces first.
+
+    A kill in between must not leave a record whose chunks are gone: the next run would trust it and not clean again.
+    """
+    for name in output.glob(f"{WORK}/piece-*.json"):
+        output.remove(name)
+    output.remove(WORK)
 
 
 def _summary(

@@ -171,7 +171,7 @@ def check(config: EvaluateConfig) -> None:
     if config.num_resamples < 100:
         raise ValueError(f"num_resamples: {config.num_resamples} must be at least 100 to give an interval")
     for name in ("generators", "scorers"):
-        getattr(config.execution, name).check(f"execution.{name}")
+        getattr(config.execution, name).check(f"execution.{name}", forms_group=False)
 
 
 def _check_models(config: EvaluateConfig, where: str, names: Sequence[str]) -> None:

@@ -108,7 +108,9 @@ class Stage:
     run: Callable[[Any, Context], Mapping[str, Any]]
     """May be entered again after a kill, with part of its output there."""
     check: Callable[[Any], None]
-    """Raises ValueError for every mistake that can be found without a worker."""
+    """Raises ValueError for every mistake that the config shows by itself."""
+    check_sources: Callable[[Any], None] = lambda config: None
+    """The same for the source files, where they can be read: a missing column, a malformed record."""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
     """The same once the inputs stand: a tokenizer of another model, sizes that do not fit."""
     estimate: Callable[[Any], Mapping[str, float]] = lambda config: {}
@@ -234,10 +236,13 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
 
     Raises ValueError for what is wrong with config or inputs, before any worker starts.
     """
-    output = store / job.id
-    inputs = {
-        field: need if isinstance(need, Artifact) else _standing(need, store) for field, need in job.needs.items()
-    }
+    output, inputs = store / job.id, inputs_of(job, store)
+    for field, need in job.needs.items():
+        if field not in inputs:
+            raise ValueError(
+                f"{job.name}: {field}: {need.id} does not stand in {store.url}; "
+                f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
+            )
     job.stage.check_inputs(job.config, inputs)
     with _lease(output):
         if artifact := open_artifact(output):
@@ -260,14 +265,13 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
     return Artifact(output, record)
 
 
-def _standing(job: Job, store: Storage) -> Artifact:
-    artifact = open_artifact(store / job.id)
-    if artifact is None:
-        raise ValueError(
-            f"{job.id} does not stand in {store.url}; run it first: raymill run {job.stage.name} <its config>, "
-            "or the pipeline"
-        )
-    return artifact
+def inputs_of(job: Job, store: Storage) -> dict[str, Artifact]:
+    """The job's inputs that stand, by config field."""
+    found = {
+        field: need if isinstance(need, Artifact) else open_artifact(store / need.id)
+        for field, need in job.needs.items()
+    }
+    return {field: artifact for field, artifact in found.items() if artifact is not None}
 
 
 def _record(

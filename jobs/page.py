@@ -238,8 +238,8 @@ def interval_chart(
 ) -> Html:
     """A dot with whiskers for each estimate, over a common axis.
 
-    `reference` is a line to compare with; dots whose interval excludes it get the class `mark`. `bounds` are the ends
-    of the axis, which otherwise fit the intervals.
+    `reference` is a line to compare with: a dot whose interval includes it is drawn open, for it decides nothing, and
+    the others have the class `mark`. `bounds` are the ends of the axis, which otherwise fit the intervals.
     """
     label_width, row_height = 128, 26
     height = row_height * len(rows) + 26
@@ -269,7 +269,8 @@ def interval_chart(
     for index, (label, row) in enumerate(rows):
         y = row_height * index + 17
         said = f"{label}: {row.value:.4g}, {row.level:.0%} interval {row.low:.4g} to {row.high:.4g}"
-        kind = f"dot {mark}" if reference is not None and row.excludes(reference) else "dot"
+        is_open = reference is not None and not row.excludes(reference)
+        kind = "dot open" if is_open else f"dot {mark}"
         drawn.append(
             element(
                 "g",

@@ -18,7 +18,7 @@ from cluster.placement import Placement
 from cluster.session import connect
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
-from jobs.job import FOREIGN, Artifact, Job, Stage, marked_inputs, open_artifact, run_job
+from jobs.job import FOREIGN, Artifact, Job, Stage, inputs_of, marked_inputs, open_artifact, run_job
 
 ROAD = (
     "corpus",
@@ -154,6 +154,7 @@ class _Binder:
         config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), where=str(path))
         try:
             stage.check(config)
+            stage.check_sources(config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         needs = {at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)}
@@ -187,8 +188,8 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
 
     Raises ValueError with every error of every stage before anything is started.
     """
-    if pipeline.errors:
-        raise ValueError("\n".join(pipeline.errors.values()))
+    if errors := find_errors(pipeline):
+        raise ValueError("\n".join(errors))
     pipeline.store.check_writable()
     artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
     if all(artifacts.values()):
@@ -210,6 +211,20 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
                 )
             done.append(artifact)
     return done
+
+
+def find_errors(pipeline: Pipeline) -> list[str]:
+    """Every mistake that can be found without starting anything: in configs, files, and inputs that stand."""
+    found = list(pipeline.errors.values())
+    for name, job in pipeline.jobs.items():
+        inputs = inputs_of(job, pipeline.store)
+        if open_artifact(pipeline.store / job.id) or len(inputs) < len(job.needs):
+            continue  # what stands was checked; what waits for an input is checked when its turn comes
+        try:
+            job.stage.check_inputs(job.config, inputs)
+        except ValueError as error:
+            found.append(f"{name}: {error}")
+    return found
 
 
 @dataclass(frozen=True)

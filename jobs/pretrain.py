@@ -12,12 +12,21 @@ from dataclasses import dataclass, field
 import torch
 
 from cluster.storage import Storage
-from cluster.tracking import FollowMetrics, read_metrics
-from cluster.workers import WorkerSpot, run_workers
+from cluster.tracking import read_metrics
+from cluster.workers import WorkerSpot
 from data.shards import Rows, ShardReader
-from data.tokenizer import fingerprint, load_encoder
+from data.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.job import Artifact, Context, Stage, input_artifact
-from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
+from jobs.training import (
+    Dtype,
+    OptimizerConfig,
+    TrainingExecution,
+    TrainingRun,
+    TrainingWork,
+    check_length,
+    check_training,
+    run_training,
+)
 from model.batch import Batch
 from model.generate import sample
 from model.huggingface import load_folder, read_config
@@ -81,14 +90,11 @@ class PretrainConfig:
 def check(config: PretrainConfig) -> None:
     """Raises ValueError for every mistake that shows without the inputs."""
     config.model.transformer(vocab_size=2, max_length=config.max_length)
-    if config.steps < 1:
-        raise ValueError(f"steps: {config.steps} must be at least 1")
-    if not 2 <= config.sequence_length <= config.max_length:
-        raise ValueError(
-            f"sequence_length: {config.sequence_length} must be between 2 and max_length ({config.max_length})"
-        )
-    config.optimizer.check(config.steps)
-    config.execution.check(config.batch_size)
+    check_training(config)
+    if config.init is None and config.sequence_length > config.max_length:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at most max_length ({config.max_length})")
+    if config.init is not None and config.model != ModelConfig():
+        raise ValueError("model: its sizes come from `init` and would be ignored; remove either")
 
 
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -101,6 +107,8 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
             f"batch_size: the shards hold {reader.num_samples} rows of sequence_length={config.sequence_length}, "
             f"fewer than one batch of {config.batch_size}; shorten either or add text"
         )
+    if config.init is not None:
+        check_length(config.sequence_length, inputs["init"])
     if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
@@ -119,27 +127,20 @@ def estimate(config: PretrainConfig) -> dict[str, float]:
 def run(config: PretrainConfig, context: Context) -> dict[str, float]:
     """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
     work = PretrainWork(
-        output=context.output,
-        tracker=context.tracker,
-        optimizer=config.optimizer,
-        execution=config.execution,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        objective_key="train",
+        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="train"),
         config=config,
         shards=context.inputs["shards"].storage,
         init=context.inputs["init"].model if config.init is not None else None,
     )
-    with FollowMetrics(context.output, "pretrain", config.steps):
-        run_workers(pretrain, work, config.execution.placement, name="pretrain")
+    run_training(pretrain, work, config, context, name="pretrain")
     return summarize(context.output, area="train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainWork(TrainingWork):
+class PretrainWork:
     """What a worker is given."""
 
+    training: TrainingWork
     config: PretrainConfig
     shards: Storage
     init: Storage | None
@@ -148,7 +149,7 @@ class PretrainWork(TrainingWork):
 def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work)
+    training = TrainingRun(spot, work.training)
     tokenizer = (work.shards / "tokenizer").local()
     reader = ShardReader(work.shards / "train", sequence_length=config.sequence_length, seed=config.seed)
     if work.init is None:
@@ -167,16 +168,16 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
             loss = training.mean_loss(state, held_out, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, special_tokens(tokenizer, chat=False), tokenizer)
+    training.finish(state, sizes, base_special_tokens(tokenizer), tokenizer)
     if spot.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator
         prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
-        continue_prompts(work.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
+        continue_prompts(work.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
 
 
 def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of each step still to be done: a function of the step, so resuming needs no state."""
-    for step in range(state.step, training.work.steps):
+    for step in range(state.step, training.config.steps):
         rows = reader.rows(training.samples_of_step(step))
         yield training.micro_batches(to_batch(rows), rows.input_ids, step)
 

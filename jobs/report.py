@@ -38,7 +38,7 @@ from model.metrics import Interval
 REPORT = "report.html"
 _OPEN_SAMPLES = 4
 _MAX_SAMPLES = 24
-_SHOWN_MEASURES = 2
+_SHOWN_MEASURES = 1
 
 
 def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
@@ -97,18 +97,18 @@ def _card(value: str, label: str, note: Content, *, good: bool | None = None) ->
 def _text_cards(results: Mapping[str, Any]) -> list[Html]:
     if "text" not in results:
         return []
-    by_model = {name: Interval(**found["bits_per_byte"]) for name, found in results["text"]["models"].items()}
-    name, best = min(by_model.items(), key=lambda item: item[1].value)
+    name, found = next(iter(_ordered(results["text"]["models"], results["order"]).items()))
+    bits = Interval(**found["bits_per_byte"])
     yardstick = results["text"]["xz_bits_per_byte"]
     note = f"{name}, on {data_size(results['text']['bytes'])} of held-out text"
     if yardstick is None:
-        return [_card(f"{best.value:.3f}", "bits per byte", note)]
+        return [_card(f"{bits.value:.3f}", "bits per byte", note)]
     return [
         _card(
-            f"{best.value:.3f}",
+            f"{bits.value:.3f}",
             "bits per byte",
             f"{note}; xz -9e needs {yardstick:.3f}",
-            good=best.high < yardstick,
+            good=bits.high < yardstick,
         )
     ]
 
@@ -127,7 +127,7 @@ def _comparison_cards(results: Mapping[str, Any]) -> list[Html]:
                 f"{change.value:+.3f}, {change.level:.0%} interval {change.low:+.3f} to {change.high:+.3f}; "
                 f"distinct-2 at {kept:.2f} of before"
             )
-            arrow = f"{_score(values[0])} → {_score(values[1])}"
+            arrow = " → ".join(_score(value, fine=abs(change.value) < 0.05) for value in values)
             cards.append(_card(arrow, f"gold measure on {task['prompts']} held-out prompts", note, good=change.low > 0))
     return cards
 
@@ -369,8 +369,8 @@ def rlhf(artifact: Artifact) -> Html:
     found = artifact.summary
     if "heldout_prompts" in found:
         lead += (
-            f" On {found['heldout_prompts']:,} held-out prompts the mean reward went from {found['reward_before']:.3f} to "
-            f"{found['reward_after']:.3f}."
+            f" On {found['heldout_prompts']:,} held-out prompts the mean reward went from "
+            f"{found['reward_before']:.3f} to {found['reward_after']:.3f}."
         )
     return section(artifact.record["name"], _titled("Learning from reward", artifact), lead, grid(charts))
 
@@ -441,7 +441,7 @@ def _generation(name: str, task: Mapping[str, Any], order: Sequence[str]) -> Htm
         figure(
             f"Change, {pair}",
             interval_chart([(m, d) for m, d, p in changes if p == pair], reference=0.0),
-            "paired by prompt",
+            "paired by prompt; open: not decided",
         )
         for pair in dict.fromkeys(pair for _, _, pair in changes)
     ]
@@ -547,8 +547,10 @@ def lineage(artifacts: Sequence[Artifact]) -> Html:
 
 
 def _short_name(url: str) -> str:
-    """The end of a chained or plain path: the member and the file that holds it."""
-    return " in ".join(part.rpartition("/")[2] for part in url.split("::"))
+    """The end of a chained or plain path: the member with its folder, and the file that holds it."""
+    member, *containers = url.split("::")
+    ends = ["/".join(member.rsplit("/", 2)[1:]) if containers else member.rpartition("/")[2]]
+    return " in ".join(ends + [container.rpartition("/")[2] for container in containers])
 
 
 def footer(artifacts: Sequence[Artifact]) -> Html:
@@ -579,9 +581,9 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("/", ": ")
 
 
-def _score(value: float) -> str:
+def _score(value: float, *, fine: bool) -> str:
     """A value between 0 and 1 as a percentage, any other as a number."""
-    return f"{value:.0%}" if 0 <= value <= 1 else number(value)
+    return f"{value:.{int(fine)}%}" if 0 <= value <= 1 else number(value)
 
 
 def _read_lines(storage: Storage, name: str) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14.5px; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td code { white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 .bounds { color: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 
@@ -75,7 +76,7 @@ svg { display: block; width: 100%; max-width: 620px; height: auto; margin-top: 8
 .curve.c3 { stroke: var(--c3); } .curve.c4 { stroke: var(--c4); }
 .whisker { stroke: var(--c0); stroke-width: 2; stroke-linecap: round; }
 .dot { fill: var(--c0); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); }
-.dot.decided { fill: var(--good); } .dot.apart { fill: var(--c1); }
+.dot.open { fill: var(--card); stroke: var(--c0); stroke-width: 2; } .dot.apart { fill: var(--c1); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 6px 0 2px; color: var(--soft); font-size: 13px; }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 3px; }
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }

@@ -7,14 +7,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.storage import Storage, expand
-from cluster.tracking import FollowMetrics
-from cluster.workers import WorkerSpot, run_workers
+from cluster.workers import WorkerSpot
 from data.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
 from data.order import epoch_order
+from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
 from jobs.pretrain import summarize
-from jobs.sft import check_length
-from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
+from jobs.training import (
+    Dtype,
+    OptimizerConfig,
+    TrainingExecution,
+    TrainingRun,
+    TrainingWork,
+    check_length,
+    check_training,
+    run_training,
+)
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
@@ -48,21 +56,27 @@ class RewardConfig:
 
 def check(config: RewardConfig) -> None:
     """Raises ValueError for every mistake that shows without the inputs."""
-    if config.steps < 1:
-        raise ValueError(f"steps: {config.steps} must be at least 1")
-    if config.sequence_length < 2:
-        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    check_training(config)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
-    config.optimizer.check(config.steps)
-    config.execution.check(config.batch_size)
+
+
+def check_preferences(config: RewardConfig) -> None:
+    """Raises ValueError naming file and line of a malformed record."""
+    for _ in read_preferences(expand(config.preferences)):
+        pass
 
 
 def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a malformed pair (file and line), or rows longer than the model takes."""
+    """Raises ValueError for rows longer than the model takes, or a tokenizer without a chat template."""
     check_length(config.sequence_length, inputs["init"])
-    for _ in read_preferences(expand(config.preferences)):
-        pass
+    load_tokenizer(inputs["init"].model.local())
+
+
+def estimate(config: RewardConfig) -> dict[str, float]:
+    """Pairs and tokens of the run, at most: pairs are padded to the longest of a batch."""
+    pairs = config.steps * config.batch_size
+    return {"pairs": pairs, "tokens_at_most": 2 * pairs * config.sequence_length}
 
 
 def run(config: RewardConfig, context: Context) -> dict[str, float]:
@@ -77,22 +91,14 @@ def run(config: RewardConfig, context: Context) -> dict[str, float]:
             f"preferences: {len(fitting)} pairs fit sequence_length={config.sequence_length}; lengthen it or add pairs"
         )
     work = RewardWork(
-        output=context.output,
-        tracker=context.tracker,
-        optimizer=config.optimizer,
-        execution=config.execution,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        objective_key="reward",
+        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="reward"),
         config=config,
         init=init,
         pad_id=tokenizer.pad_id,
         train=fitting[:-num_held_out],
         held_out=fitting[-num_held_out:],
     )
-    with FollowMetrics(context.output, "reward", config.steps):
-        run_workers(learn_preferences, work, config.execution.placement, name="reward")
+    run_training(learn_preferences, work, config, context, name="reward")
     counts = {
         "pairs": len(pairs),
         "pairs_too_long": len(pairs) - len(fitting),
@@ -102,9 +108,10 @@ def run(config: RewardConfig, context: Context) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWork(TrainingWork):
+class RewardWork:
     """What a worker is given."""
 
+    training: TrainingWork
     config: RewardConfig
     init: Storage
     pad_id: int
@@ -115,7 +122,7 @@ class RewardWork(TrainingWork):
 def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work)
+    training = TrainingRun(spot, work.training)
     folder = work.init.local()
     model = load_scalar_folder(folder)
     sizes = model.config
@@ -132,12 +139,12 @@ def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, special_tokens(folder, chat=True), folder)
+    training.finish(state, sizes, chat_special_tokens(folder), folder)
 
 
 def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> Iterator[Sequence[PairBatch]]:
     """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
-    for step in range(state.step, work.steps):
+    for step in range(state.step, work.config.steps):
         chosen = epoch_order(training.samples_of_step(step), len(work.train), seed=work.config.seed)
         batch = to_pairs([work.train[index] for index in chosen], work)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
@@ -149,8 +156,8 @@ def held_out_batches(training: TrainingRun, work: RewardWork) -> Iterator[PairBa
     each = max(1, len(work.held_out) // training.spot.world_size)
     first = training.spot.rank * each
     own = [work.held_out[index % len(work.held_out)] for index in range(first, first + each)]
-    for start in range(0, each, work.execution.micro_batch_size):
-        yield to_pairs(own[start : start + work.execution.micro_batch_size], work)
+    for start in range(0, each, work.config.execution.micro_batch_size):
+        yield to_pairs(own[start : start + work.config.execution.micro_batch_size], work)
 
 
 def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
@@ -161,4 +168,13 @@ def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
     )
 
 
-STAGE = Stage(name="reward", version=1, config=RewardConfig, run=run, check=check, check_inputs=check_inputs)
+STAGE = Stage(
+    name="reward",
+    version=1,
+    config=RewardConfig,
+    run=run,
+    check=check,
+    check_sources=check_preferences,
+    check_inputs=check_inputs,
+    estimate=estimate,
+)

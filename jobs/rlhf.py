@@ -73,6 +73,12 @@ def check(config: RlhfConfig) -> None:
         raise ValueError("execution.heldout_interval: there are no heldout_prompts to look at; add some, or set 0")
 
 
+def check_prompts(config: RlhfConfig) -> None:
+    """Raises ValueError naming file and line of a malformed prompt."""
+    for _ in read_prompts(expand([*config.prompts, *config.heldout_prompts])):
+        pass
+
+
 def check_inputs(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises ValueError for a tokenizer of another model, a malformed prompt, or sizes that do not fit."""
     folder = inputs["policy"].model.local()
@@ -271,6 +277,7 @@ STAGE = Stage(
     config=RlhfConfig,
     run=run,
     check=check,
+    check_sources=check_prompts,
     check_inputs=check_inputs,
     estimate=estimate,
 )

@@ -7,15 +7,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.storage import Storage, expand
-from cluster.tracking import FollowMetrics
-from cluster.workers import WorkerSpot, run_workers
+from cluster.workers import WorkerSpot
 from data.chat import PackedRows, load_tokenizer, pack, read_chats, render
 from data.order import epoch_order
+from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
 from jobs.pretrain import continue_prompts, summarize, to_batch
-from jobs.training import Dtype, OptimizerConfig, TrainingExecution, TrainingRun, TrainingWork, special_tokens
+from jobs.training import (
+    Dtype,
+    OptimizerConfig,
+    TrainingExecution,
+    TrainingRun,
+    TrainingWork,
+    check_length,
+    check_training,
+    run_training,
+)
 from model.batch import Batch
-from model.huggingface import load_folder, read_config
+from model.huggingface import load_folder
 from model.objectives import causal_lm
 from model.train import TrainState, fit
 from model.transformer import flops_per_token
@@ -50,30 +59,26 @@ class SftConfig:
 
 def check(config: SftConfig) -> None:
     """Raises ValueError for every mistake that shows without the inputs."""
-    if config.steps < 1:
-        raise ValueError(f"steps: {config.steps} must be at least 1")
-    if config.sequence_length < 2:
-        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    check_training(config)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
-    config.optimizer.check(config.steps)
-    config.execution.check(config.batch_size)
 
 
-def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a malformed chat (file and line), or rows longer than the model takes."""
-    check_length(config.sequence_length, inputs["init"])
+def check_chats(config: SftConfig) -> None:
+    """Raises ValueError naming file and line of a malformed record."""
     for _ in read_chats(expand(config.chats)):
         pass
 
 
-def check_length(sequence_length: int, init: Artifact) -> None:
-    """Raises ValueError when rows are longer than the model's max_length."""
-    longest = read_config(init.model.local()).max_length
-    if sequence_length > longest:
-        raise ValueError(
-            f"sequence_length: {sequence_length} is more than the model's max_length {longest}; shorten it"
-        )
+def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError for rows longer than the model takes, or a tokenizer without a chat template."""
+    check_length(config.sequence_length, inputs["init"])
+    load_tokenizer(inputs["init"].model.local())
+
+
+def estimate(config: SftConfig) -> dict[str, float]:
+    """Tokens of the run, at most: the end of a row may be padding."""
+    return {"tokens_at_most": config.steps * config.batch_size * config.sequence_length}
 
 
 def run(config: SftConfig, context: Context) -> dict[str, float]:
@@ -83,28 +88,21 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
     chats = [render(tokenizer, chat) for chat in read_chats(expand(config.chats))]
     num_held_out = max(1, round(len(chats) * config.validation_fraction))
     work = SftWork(
-        output=context.output,
-        tracker=context.tracker,
-        optimizer=config.optimizer,
-        execution=config.execution,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        objective_key="sft",
+        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="sft"),
         config=config,
         init=model_folder,
         train=pack(chats[:-num_held_out], length=config.sequence_length, pad_id=tokenizer.pad_id),
         held_out=pack(chats[-num_held_out:], length=config.sequence_length, pad_id=tokenizer.pad_id),
     )
-    with FollowMetrics(context.output, "sft", config.steps):
-        run_workers(fine_tune, work, config.execution.placement, name="sft")
+    run_training(fine_tune, work, config, context, name="sft")
     return {"chats": len(chats), "rows": len(work.train.input_ids)} | summarize(context.output, area="sft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftWork(TrainingWork):
+class SftWork:
     """What a worker is given."""
 
+    training: TrainingWork
     config: SftConfig
     init: Storage
     train: PackedRows
@@ -114,7 +112,7 @@ class SftWork(TrainingWork):
 def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work)
+    training = TrainingRun(spot, work.training)
     folder = work.init.local()
     model = load_folder(folder)
     sizes = model.config
@@ -126,16 +124,16 @@ def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
             loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, special_tokens(folder, chat=True), folder)
+    training.finish(state, sizes, chat_special_tokens(folder), folder)
     if spot.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
-        continue_prompts(work.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
+        continue_prompts(work.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
 def step_batches(training: TrainingRun, rows: PackedRows, state: TrainState, seed: int) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
-    for step in range(state.step, training.work.steps):
+    for step in range(state.step, training.config.steps):
         chosen = take(rows, epoch_order(training.samples_of_step(step), len(rows.input_ids), seed=seed))
         yield training.micro_batches(to_batch(chosen), chosen.input_ids, step)
 
@@ -144,7 +142,7 @@ def held_out_batches(training: TrainingRun, rows: PackedRows) -> Iterator[Batch]
     """The held-out rows shared out among the ranks; those that do not divide are left out."""
     each = max(1, len(rows.input_ids) // training.spot.world_size)
     own = np.arange(training.spot.rank * each, (training.spot.rank + 1) * each) % len(rows.input_ids)
-    size = training.work.execution.micro_batch_size
+    size = training.config.execution.micro_batch_size
     for start in range(0, each, size):
         yield to_batch(take(rows, own[start : start + size]))
 
@@ -154,4 +152,13 @@ def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
     return PackedRows(*(array[indices] for array in rows))
 
 
-STAGE = Stage(name="sft", version=1, config=SftConfig, run=run, check=check, check_inputs=check_inputs)
+STAGE = Stage(
+    name="sft",
+    version=1,
+    config=SftConfig,
+    run=run,
+    check=check,
+    check_sources=check_chats,
+    check_inputs=check_inputs,
+    estimate=estimate,
+)

@@ -29,7 +29,6 @@ from data.shards import (
     write_shard,
 )
 from data.tokenizer import (
-    TOKENIZER_FILES,
     fingerprint,
     load_encoder,
     load_tokenizer,
@@ -84,8 +83,7 @@ def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
     """Write train/, validation/ and tokenizer/; return the counts of both splits."""
     output, corpus = context.output, context.inputs["corpus"]
     source = _tokenizer_folder(context.inputs["tokenizer"])
-    for name in [*TOKENIZER_FILES, *source.glob("*.jinja")]:
-        output.write_bytes(f"tokenizer/{name}", source.read_bytes(name))
+    _copy_tokenizer(source, output / "tokenizer")
     manifests = _empty_manifests(source.local(), corpus)
     if config.grow is not None:
         manifests = {
@@ -129,6 +127,19 @@ STAGE = Stage(name="shards", version=1, config=ShardsConfig, run=run, check=chec
 
 def _tokenizer_folder(artifact: Artifact) -> Storage:
     return artifact.storage / "tokenizer" if artifact.stage == "vocabulary" else artifact.model
+
+
+def _copy_tokenizer(source: Storage, target: Storage) -> None:
+    """Copy what `source` holds of a tokenizer. Raises ValueError when that is none of the fast kind."""
+    from model.huggingface import TOKENIZER_FILES  # late: it brings torch, which the tokenising workers need not load
+
+    if not source.exists("tokenizer.json"):
+        raise ValueError(
+            f"tokenizer: {source.url} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
+        )
+    for name in TOKENIZER_FILES:
+        if source.exists(name):
+            target.write_bytes(name, source.read_bytes(name))
 
 
 def _empty_manifests(tokenizer: Path, corpus: Artifact) -> dict[str, ShardManifest]:

@@ -19,7 +19,7 @@ import yaml
 
 from cluster.submission import submit_once
 from jobs.config import load_yaml, parse_override
-from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources
+from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources, open_artifact
 from jobs.pipeline import Pipeline, load_pipeline, load_stage
 
 PIPELINE = "pipeline.yaml"
@@ -28,7 +28,8 @@ PIPELINE = "pipeline.yaml"
 def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None) -> str:
     """The id of the job that runs this command on the cluster whose dashboard is at `address`.
 
-    Submitting twice does the work once: the id is a hash of the command, the shipped files and Raymill's version.
+    Submitting twice does the work once: the id is a hash of the command, the shipped files, Raymill's version and the
+    ids of the pipeline's jobs, so that a changed data file is new work. So is an artifact that no longer stands.
     Raises ValueError with every mistake that can be found here, before anything is sent.
     """
     load = load_pipeline if stage == "pipeline" else lambda *a, **k: load_stage(stage, *a, **k)
@@ -40,6 +41,7 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
         digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+        digest.update("\n".join(job.id for job in pipeline.jobs.values()).encode())
         submission = submit_once(
             command,
             Path(folder),
@@ -47,6 +49,7 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
             address=address,
             env={"RAYMILL_SUBMITTED_VERSION": version("raymill")},
             metadata={"raymill": version("raymill"), "store": absolute(pipeline.store.url)},
+            still_stands=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
         )
     return submission.id
 

@@ -7,10 +7,10 @@ import logging
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.placement import Placement
 from cluster.storage import Storage
-from cluster.tracking import Tracker
-from cluster.workers import WorkerSpot
-from data.tokenizer import chat_end_id, load_tokenizer, pad_id, separator_id
+from cluster.tracking import FollowMetrics, Tracker
+from cluster.workers import WorkerSpot, run_workers
+from data.tokenizer import TokenIds
+from jobs.job import Artifact, Context
 from model.batch import B, TrainBatch, split, to_device
-from model.checkpoint import Checkpoints
+from model.checkpoint import Checkpoints, latest
 from model.heads import ScalarHead
-from model.huggingface import SpecialTokens, save_folder
+from model.huggingface import SpecialTokens, read_config, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
@@ -92,19 +93,62 @@ class TrainingExecution:
                 raise ValueError(f"execution.{name}: {getattr(self, name)} must be at least 1")
 
 
+class TrainingConfig(Protocol):
+    """What the configs of pretrain, sft and reward have in common."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def execution(self) -> TrainingExecution: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def dtype(self) -> Dtype: ...
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if config.sequence_length < 2:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def check_length(sequence_length: int, init: Artifact) -> None:
+    """Raises ValueError when rows are longer than the model's max_length."""
+    longest = read_config(init.model.local()).max_length
+    if sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is more than the model's max_length {longest}; shorten it"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingWork:
-    """What a worker of a training stage is given: everything that is the same for pretrain, sft and reward."""
+    """Of what a worker is given, the part that is the same for pretrain, sft and reward."""
 
+    config: TrainingConfig
     output: Storage
     tracker: Tracker
-    optimizer: OptimizerConfig
-    execution: TrainingExecution
-    steps: int
-    batch_size: int
-    dtype: Dtype
-    objective_key: str
-    """The area under which the loss is logged: train, sft, reward."""
+    area: str
+    """Under which the loss is logged: train, sft, reward."""
+
+
+def run_training(
+    work: Callable[[WorkerSpot, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
+) -> None:
+    """Call `work(spot, payload)` on the workers, say where it goes on, and show its progress."""
+    checkpoints = context.output / "checkpoints"
+    if step := latest(checkpoints.fs, checkpoints.root):
+        log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
+    with FollowMetrics(context.output, name, config.steps):
+        run_workers(work, payload, config.execution.placement, name=name)
 
 
 class TrainingRun:
@@ -114,12 +158,12 @@ class TrainingRun:
     """
 
     def __init__(self, spot: WorkerSpot, work: TrainingWork) -> None:
-        self.spot, self.work = spot, work
-        on_gpu = work.execution.placement.gpus_per_worker > 0
+        self.spot, self.work, self.config = spot, work, work.config
+        on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = torch.bfloat16 if work.dtype == "bfloat16" else None
+        self.dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else None
         checkpoints = work.output / "checkpoints"
-        self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=work.execution.keep_checkpoints)
+        self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
         self._since_log: list[StepReport] = []
         self._fed_hash = 0
@@ -128,7 +172,7 @@ class TrainingRun:
 
     def start(self, model: Transformer | ScalarHead) -> TrainState:
         """Shard the whole, initialised model, make its optimizer, and go on from the newest checkpoint if any."""
-        work, execution = self.work, self.work.execution
+        work, execution = self.work, self.config.execution
         model.to(self.device)
         self._mesh = init_device_mesh(self.device.type, (self.spot.world_size,))
         shard(
@@ -137,21 +181,20 @@ class TrainingRun:
             activation_checkpointing=execution.activation_checkpointing,
             compile_layers=execution.compile,
         )
-        settings = work.optimizer
+        settings = self.config.optimizer
         optimizer = adamw(
             model, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay
         )
         schedule = warmup_cosine(
             peak_lr=settings.lr,
             warmup_steps=settings.warmup_steps,
-            total_steps=work.steps,
+            total_steps=self.config.steps,
             final_ratio=settings.final_lr_ratio,
         )
         state = TrainState(model, optimizer, schedule, clip_norm=settings.clip_norm, autocast_dtype=self.dtype)
         position = self.checkpoints.load(state)
         if position is not None:
             self.total_tokens = position["total_tokens"]
-            log.info("goes on from step %d", state.step)
         if self.spot.rank == 0:
             work.tracker.resume(state.step)
             self._peak_flops = execution.peak_tflops * 1e12 or measure_peak_flops(self.device, self.dtype)
@@ -160,8 +203,8 @@ class TrainingRun:
 
     def samples_of_step(self, step: int) -> range:
         """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
-        share = self.work.batch_size // self.spot.world_size
-        first = step * self.work.batch_size + self.spot.rank * share
+        share = self.config.batch_size // self.spot.world_size
+        first = step * self.config.batch_size + self.spot.rank * share
         return range(first, first + share)
 
     def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
@@ -169,7 +212,7 @@ class TrainingRun:
         first = self.samples_of_step(step).start
         for offset, row in enumerate(fed):
             self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
-        return list(split(batch, self.work.execution.micro_batch_size))
+        return list(split(batch, self.config.execution.micro_batch_size))
 
     def log(self, report: StepReport, flops_per_token: float) -> None:
         """Write a line of metrics at the logging interval and at the last step.
@@ -179,7 +222,7 @@ class TrainingRun:
         """
         self._since_log.append(report)
         self.total_tokens += report.num_tokens
-        if report.step % self.work.execution.log_interval and report.step < self.work.steps:
+        if report.step % self.config.execution.log_interval and report.step < self.config.steps:
             return
         fed = sum_over_ranks(torch.tensor([self._fed_hash], device=self.device), self._mesh).item()
         self._fed_hash = 0
@@ -188,7 +231,7 @@ class TrainingRun:
         elapsed_s, self._logged_s = now - self._logged_s, now
         if self.spot.rank:
             return
-        area = self.work.objective_key
+        area = self.work.area
         tokens_per_s = sum(r.num_tokens for r in reports) / elapsed_s
         peak = self._peak_flops * self.spot.world_size
         self.work.tracker.log(
@@ -213,7 +256,7 @@ class TrainingRun:
 
     def checkpoint_when_due(self, state: TrainState) -> None:
         """Begin to save at the checkpoint interval; the write itself goes on in the background."""
-        if state.step % self.work.execution.checkpoint_interval == 0 and state.step < self.work.steps:
+        if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
@@ -236,7 +279,7 @@ class TrainingRun:
         weight = named.pop("weight")
         return {name: total / weight for name, total in named.items()}
 
-    def finish(self, state: TrainState, config: TransformerConfig, tokens: SpecialTokens, tokenizer: Path) -> None:
+    def finish(self, state: TrainState, config: TransformerConfig, tokens: TokenIds, tokenizer: Path) -> None:
         """Save the last checkpoint and the Hugging Face folder `model/` into the output."""
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()
@@ -244,18 +287,12 @@ class TrainingRun:
         if self.spot.rank == 0:
             with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
                 folder = Path(scratch)
-                save_folder(folder, whole, config, special_tokens=tokens, tokenizer_folder=tokenizer)
+                special_tokens = SpecialTokens(**tokens._asdict())
+                save_folder(folder, whole, config, special_tokens=special_tokens, tokenizer_folder=tokenizer)
                 self.work.output.put_folder(folder, "model")
             self.work.tracker.close()
         if dist.is_initialized():
             dist.barrier()
-
-
-def special_tokens(tokenizer_folder: Path, *, chat: bool) -> SpecialTokens:
-    """The ids that a model's folder names: a chat model ends its answers by the template's end token."""
-    tokenizer = load_tokenizer(tokenizer_folder)
-    separator = separator_id(tokenizer)
-    return SpecialTokens(bos=separator, eos=chat_end_id(tokenizer) if chat else separator, pad=pad_id(tokenizer))
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype | None, *, size: int = 1024) -> float:

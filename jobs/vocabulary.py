@@ -24,8 +24,10 @@ class VocabularyConfig:
     size: int = 32768
     """Tokens, special ones included."""
     sample_mib: int = 256
-    """About how much text to learn from. Documents are taken by a hash of their id from the end opposite to the one
-    that `shards` takes for validation, so a sample smaller than the corpus sees no held-out document."""
+    """About how much text to learn from, chosen by a hash of the documents' ids."""
+    held_out_fraction: float = 0.1
+    """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation: with
+    at least the validation_fraction of the shards no document that they hold out is seen."""
 
 
 def check(config: VocabularyConfig) -> None:
@@ -33,6 +35,11 @@ def check(config: VocabularyConfig) -> None:
         raise ValueError(f"size: {config.size} must be above {MIN_SIZE} (bytes and special tokens) and at most {2**20}")
     if config.sample_mib < 1:
         raise ValueError(f"sample_mib: {config.sample_mib} must be at least 1")
+    if not 0 <= config.held_out_fraction < 1:
+        raise ValueError(
+            f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; take the "
+            "validation_fraction of the shards or more"
+        )
 
 
 def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
@@ -40,12 +47,13 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     corpus = context.inputs["corpus"]
     total = corpus.summary["bytes"]
     taken = {"sampled_documents": 0, "sampled_bytes": 0}
-    tokenizer = train_tokenizer(_sample(corpus.storage, config.sample_mib * 2**20 / total, taken), size=config.size)
+    first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / total)
+    tokenizer = train_tokenizer(_sample(corpus.storage, first, taken), size=config.size)
     found = tokenizer.get_vocab_size()
     if found < config.size:
         raise ValueError(
             f"size: {taken['sampled_bytes']:,} bytes of text give only {found:,} tokens, not {config.size:,}; "
-            "lower size or give more text"
+            "lower size, give more text, or hold less out (held_out_fraction)"
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -69,10 +77,10 @@ def read_documents(corpus: Storage) -> Iterator[tuple[str, str, str]]:
                 yield from zip(*(batch.column(column).to_pylist() for column in ("id", "text", "source")), strict=True)
 
 
-def _sample(corpus: Storage, share: float, taken: dict[str, int]) -> Iterator[str]:
-    """Texts of about a share of the corpus, chosen by a hash of the id; `taken` counts them."""
+def _sample(corpus: Storage, first: float, taken: dict[str, int]) -> Iterator[str]:
+    """Texts of the documents whose split hash, in [0, 1), is at least `first`; `taken` counts them."""
     for document, text, _ in read_documents(corpus):
-        if unit_hash(document, "split") >= 1 - share:
+        if unit_hash(document, "split") >= first:
             taken["sampled_documents"] += 1
             taken["sampled_bytes"] += len(text.encode())
             yield text

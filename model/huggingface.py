@@ -50,8 +50,7 @@ _UNSUPPORTED = {
     "pretraining_tp": (1, None),
 }
 
-# What a tokenizer may consist of in a folder; all that is there is copied.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -61,6 +60,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+"""What a tokenizer may consist of in a folder, ours or another's; all that is there is copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ def _translate(name: str, table: Mapping[str, str]) -> str:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    names = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not names:
         raise ValueError(f"{source} has no tokenizer files: expected at least tokenizer.json")
     for name in names:

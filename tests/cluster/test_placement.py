@@ -26,6 +26,10 @@ def test_resources_are_those_of_all_workers_together():
             Placement(backend="nccl"),
             "execution.placement.backend: nccl needs gpus_per_worker above 0; take gloo on CPUs",
         ),
+        (
+            Placement(gpus_per_worker=0.5),
+            "execution.placement.backend: gloo cannot shard a model over GPUs (gpus_per_worker=0.5); take nccl",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(placement: Placement, message: str):
@@ -37,6 +41,7 @@ def test_what_cannot_be_is_refused(placement: Placement, message: str):
 def test_a_placement_that_can_be_passes():
     Placement().check("execution")
     Placement(workers=8, gpus_per_worker=1, backend="nccl").check("execution")
+    Placement(workers=8, gpus_per_worker=1).check("execution", forms_group=False)
 
 
 def test_more_than_the_cluster_has_is_refused():

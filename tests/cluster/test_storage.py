@@ -119,11 +119,54 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated():
-    for url in ("s3://user:hunter2@bucket/x", "zip://a::https://user:hunter2@host/b.zip"):
+    for url in (
+        "s3://user:hunter2@bucket/x",
+        "zip://a::https://user:hunter2@host/b.zip",
+        "https://hunter2@host/a",
+        "HTTPS://hunter2@host",
+        "gs://hunter2@bucket/a",
+        "s3://KEY:hunter2/cd@bucket/a",
+        "s3://KEY:12/hunter2@bucket/a",
+        "sftp://user:hunter2@host/a",
+        "https://host/a?X-Amz-Signature=hunter2",
+        "https://host/a?x=1&sig=hunter2",
+        "zip://a::https://host/a.zip?token=hunter2",
+        "gs://bucket/a?X-Goog-Signature=hunter2",
+        "see https://host/a and https://user:hunter2@host/b",
+    ):
         with pytest.raises(ValueError, match="must not carry credentials") as caught:
             Storage(url)
         assert "hunter2" not in str(caught.value)
-    refuse_credentials("s3://bucket/a@b/c:d")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a@b/c:d",
+        "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/b@c",
+        "https://host:8080/a@b",
+        "zip://a@b.jsonl::https://host/c@d.zip",
+        "zip://a::https://host:443/c@d.zip",
+        "sftp://user@host/a",
+        "abfs://container@account/a",
+        "s3://bucket/part-?.txt",
+        "/data/a:b@c",
+    ],
+)
+def test_a_url_with_signs_that_only_look_like_credentials_passes(url: str):
+    refuse_credentials(url)
+
+
+def test_a_remote_folder_that_changed_in_place_is_fetched_anew():
+    remote = Storage(f"memory://changing-{uuid.uuid4().hex[:8]}/model")
+    remote.write_bytes("config.json", b"one")
+    first = remote.local()
+    assert remote.local() == first and (first / "config.json").read_bytes() == b"one"
+    remote.write_bytes("config.json", b"two")  # as long as before
+    assert (remote.local() / "config.json").read_bytes() == b"two"
+    assert (first / "config.json").read_bytes() == b"one"  # whoever reads the old copy keeps it
+    remote.write_bytes("more.json", b"")
+    assert {path.name for path in remote.local().iterdir()} == {"config.json", "more.json"}
 
 
 # Sources

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from cluster.storage import Storage
 from data.shards import (
     Generation,
+    Rows,
     Sample,
     ShardManifest,
     ShardReader,
@@ -64,6 +65,12 @@ def expected_stream(encoder: Tokenizer, name: str) -> list[int]:
     return [S, *(token for text in TEXTS[name] for token in (*encoder.encode(text).ids, S))]
 
 
+def rows_at(reader: ShardReader, *places: int) -> Rows:
+    """The rows at places of the stream, each found by its index in the first epoch's order."""
+    order = reader.order(range(reader.num_samples)).tolist()
+    return reader.rows([order.index(place) for place in places])
+
+
 def test_the_stream_holds_every_document_between_separators(split: Storage, encoder: Tokenizer) -> None:
     for name in TEXTS:
         stored = np.frombuffer(split.read_bytes(f"{name}.tokens.bin"), dtype="<u2")
@@ -81,7 +88,7 @@ def test_tokens_take_16_bits_until_the_vocabulary_needs_32(tmp_path: Path, encod
     manifest = write_split(Storage(str(tmp_path)), encoder, dtype_size=65537)
     assert manifest.dtype == np.dtype("<u4")
     reader = ShardReader(Storage(str(tmp_path)), sequence_length=1000)
-    assert reader.rows_in_order([0]).input_ids[0, :6].tolist() == expected_stream(encoder, "shard-00000")[:6]
+    assert rows_at(reader, 0).input_ids[0, :6].tolist() == expected_stream(encoder, "shard-00000")[:6]
 
 
 @pytest.mark.parametrize("sequence_length", [1, 2, 3, 7, 16, 1000])
@@ -101,14 +108,14 @@ def test_rows_mark_documents_positions_and_padding(split: Storage, encoder: Toke
     first = len(encoder.encode("abcde").ids)
     assert first == 5
     reader = ShardReader(split, sequence_length=4)
-    rows = reader.rows_in_order([0, 1])
+    rows = rows_at(reader, 0, 1)
     assert rows.input_ids.tolist() == [stream[0:4], stream[4:8]]
     assert rows.targets.tolist() == [stream[1:5], stream[5:9]]
     # Row 0: S a b c. Row 1: d e | S (an empty document) | S t …: what goes on from row 0 is a document of its own.
     assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
     assert [len(set(ids)) for ids in rows.document_ids.tolist()] == [1, 3]
     assert rows.loss_mask.all()
-    last = reader.rows_in_order([reader.num_samples - 1])
+    last = rows_at(reader, reader.num_samples - 1)
     filled = int(last.loss_mask.sum())
     assert 0 < filled < 4 and last.document_ids[0, filled:].tolist() == [-1] * (4 - filled)
 
@@ -125,7 +132,9 @@ def test_the_order_is_a_function_of_generations_seed_length_and_index(
     assert sorted(order[:half]) == sorted(order[half:]) == list(range(half)) and order[:half] != order[half:]
     assert order == places() and order != places(seed=1)
     reader = ShardReader(split, sequence_length=2)
-    assert reader.rows([5, 1]).input_ids.tolist() == reader.rows_in_order([order[5], order[1]]).input_ids.tolist()
+    streams = [expected_stream(encoder, name) for name in TEXTS]
+    windows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
+    assert [reader.sample(index).tokens.tolist() for index in (5, 1)] == [windows[order[5]], windows[order[1]]]
     manifest = read_manifest(split)
     grown = Storage(str(tmp_path))
     write_manifest(grown, ShardManifest(**{**manifest.__dict__, "generations": manifest.generations * 2}))

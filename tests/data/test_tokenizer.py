@@ -12,6 +12,7 @@ from data.tokenizer import (
     MIN_SIZE,
     PAD,
     SPECIAL_TOKENS,
+    base_special_tokens,
     chat_end_id,
     chat_special_tokens,
     end_token_ids,
@@ -99,13 +100,16 @@ def test_ends_and_padding_of_our_tokenizer_and_of_a_foreign_one(folder: Path, tm
     ours = load_tokenizer(folder)
     assert (separator_id(ours), chat_end_id(ours), pad_id(ours), end_token_ids(ours)) == (0, 5, 1, [0, 5])
     assert ours.eos_token == END_OF_TEXT and ours.pad_token == PAD
-    assert chat_special_tokens(folder) == (0, 5, 1)
+    assert chat_special_tokens(folder) == (0, 5, 1) and base_special_tokens(folder) == (0, 0, 1)
     save_chatml(tmp_path / "chatml")
     foreign = load_tokenizer(tmp_path / "chatml")
     start, end = foreign.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     # Its pad token also ends a chat; padding must be told from the last real token, so another one is taken.
     assert (separator_id(foreign), chat_end_id(foreign), pad_id(foreign)) == (0, end, 0)
     assert chat_special_tokens(tmp_path / "chatml") == (start, end, 0)
+    config = json.loads((tmp_path / "chatml/tokenizer_config.json").read_text())
+    (tmp_path / "chatml/tokenizer_config.json").write_text(json.dumps(config | {"bos_token": None}))
+    assert chat_special_tokens(tmp_path / "chatml") == (0, end, 0)  # without a bos of its own the separator
 
 
 def test_the_fingerprint_outlives_saving_by_transformers_and_tells_another_vocabulary(

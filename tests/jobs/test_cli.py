@@ -112,7 +112,7 @@ def test_a_plan_starts_nothing_and_tells_every_mistake(folder: Path, capsys: pyt
     assert main(["plan", "pipeline", "pipeline.yaml", "pretrain.stps=1"]) == 2
     printed = capsys.readouterr()
     assert "'nowhere.txt' matches no file" in printed.out and "did you mean steps?" in printed.out
-    assert "2 of 2 stages cannot run" in printed.err
+    assert "2 mistakes to mend first" in printed.err
     assert not (folder / "runs").exists()
 
 

@@ -153,6 +153,29 @@ def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: p
     assert untouched.stat().st_mtime_ns == made
 
 
+def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build(CorpusConfig, write_sources(tmp_path))
+    monkeypatch.setattr(jobs.corpus, "run_tasks", lambda task, items, **_: [task(item) for item in items])
+    run(config, tmp_path / "whole")
+    remove = Storage.remove
+
+    def remove_some(storage: Storage, name: str = "") -> None:
+        if name != jobs.corpus.WORK:
+            return remove(storage, name)
+        for lost in [*storage.glob("work/*.arrow"), "work/bucket-00001.json"]:
+            remove(storage, lost)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Storage, "remove", remove_some)
+        run(config, tmp_path / "killed")
+    assert (tmp_path / "killed/work/bucket-00002.json").is_file()
+    run(config, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -403,10 +403,10 @@ def test_nothing_logged_is_said_and_one_point_is_a_dot() -> None:
     assert "<circle" in line_chart([Line(label="one", points=[(1, 2.0)])], x_label="step")
 
 
-def test_an_interval_that_excludes_the_reference_is_marked() -> None:
+def test_an_interval_that_includes_the_reference_is_drawn_open() -> None:
     rows = [("better", Interval(value=0.4, low=0.2, high=0.6)), ("unclear", Interval(value=0.1, low=-0.1, high=0.3))]
     drawn = interval_chart(rows, reference=0.0)
-    assert re.findall(r'class="dot( decided)?"', drawn) == [" decided", ""]
+    assert re.findall(r'class="dot (\w+)"', drawn) == ["decided", "open"]
     assert "better: 0.4, 95% interval 0.2 to 0.6" in drawn
 
 

@@ -14,7 +14,7 @@ from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
 from data.shards import ShardReader, document_key, read_manifest
-from data.tokenizer import fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from data.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from jobs.config import build
 from jobs.job import Artifact, Context
 from jobs.shards import STAGE, ShardsConfig
@@ -126,6 +126,35 @@ def test_a_corpus_grows_by_a_generation_of_the_documents_that_are_new(
     other = vocabulary_artifact(tmp_path / "other", size=280)
     with pytest.raises(ValueError, match="these shards were made with tokenizer"):
         run({**inputs, "tokenizer": other, "grow": old}, tmp_path / "refused")
+
+
+def foreign_artifact(folder: Path) -> Artifact:
+    """A Hugging Face folder in SmolLM2's manner: more tokenizer files than ours, and files of a model."""
+    save_tokenizer(train_tokenizer(["text number one two three and four"] * 5, size=285), folder)
+    load_tokenizer(folder).save_pretrained(folder)  # as transformers writes it, the template in a file of its own
+    for name in ("special_tokens_map.json", "vocab.json", "config.json"):
+        (folder / name).write_text("{}")
+    (folder / "merges.txt").write_text("")
+    return Artifact(Storage(str(folder)), {"id": "huggingface-1", "stage": "huggingface", "digest": "", "summary": {}})
+
+
+def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> None:
+    foreign = foreign_artifact(tmp_path / "foreign")
+    jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "copy")))
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {
+        "chat_template.jinja",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+    (tmp_path / "foreign/tokenizer_config.json").unlink()
+    jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "bare")))
+    assert fingerprint(tmp_path / "bare") == fingerprint(tmp_path / "copy")
+    (tmp_path / "foreign/tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer: .*foreign holds no tokenizer\.json; give a folder"):
+        jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "none")))
 
 
 def test_a_fraction_that_holds_out_nothing_is_an_error(inputs: dict[str, Artifact], tmp_path: Path) -> None:

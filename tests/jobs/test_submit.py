@@ -22,9 +22,11 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
+from cluster import submission as submission_module
+from cluster.storage import Storage
 from cluster.submission import _tries
 from jobs import pipeline as pipeline_module
-from jobs.job import Context, Stage, input_artifact, open_artifact, source_files
+from jobs.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
 from jobs.pipeline import load_pipeline, load_stage
 from jobs.submit import absolute, stage_files, submit
 
@@ -177,12 +179,56 @@ def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: s
     assert absolute(location) == expected.format(here=os.getcwd())
 
 
-def test_attempts_are_ordered_by_number():
-    def job(id: str) -> JobDetails:
-        return JobDetails(type=JobType.SUBMISSION, submission_id=id, status=JobStatus.FAILED, entrypoint="raymill")
+def job_details(id: str, status: JobStatus) -> JobDetails:
+    return JobDetails(type=JobType.SUBMISSION, submission_id=id, status=status, entrypoint="raymill")
 
+
+class FakeCluster:
+    """A Jobs API whose jobs run until `finish`, which leaves their artifacts in the store or not."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobStatus] = {}
+
+    def list_jobs(self) -> list[JobDetails]:
+        return [job_details(id, status) for id, status in self.jobs.items()]
+
+    def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+        self.jobs[submission_id] = JobStatus.RUNNING
+
+    def finish(self, id: str) -> None:
+        self.jobs[id] = JobStatus.SUCCEEDED
+        pipeline = load_pipeline(CONFIG)
+        for job in pipeline.jobs.values():
+            (pipeline.store / job.id).write_json(RECORD, {"id": job.id})
+
+
+def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are_gone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake = FakeCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+
+    def send() -> str:
+        return submit("pipeline", CONFIG, [], store=None, address=None)
+
+    first = send()
+    assert send() == first  # while it runs
+    fake.finish(first)
+    assert send() == first and list(fake.jobs) == [first]
+    last = list(load_pipeline(CONFIG).jobs.values())[-1]
+    Storage("runs").remove(f"{last.id}/{RECORD}")
+    assert send() == f"{first}-2"
+    assert send() == f"{first}-2"
+    fake.finish(f"{first}-2")
+    assert send() == f"{first}-2"
+    (project / "data/b.txt").write_text("other")
+    changed = send()
+    assert changed not in (first, f"{first}-2", f"{first}-3") and fake.jobs[changed] == JobStatus.RUNNING
+
+
+def test_attempts_are_ordered_by_number():
     ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
-    assert [one.submission_id for one in _tries([job(id) for id in ids], "pipeline-ab")] == [
+    assert [one.submission_id for one in _tries([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")] == [
         "pipeline-ab",
         "pipeline-ab-2",
         "pipeline-ab-10",

@@ -51,21 +51,23 @@ def test_the_summary_measures_the_tokenizer(tmp_path: Path) -> None:
     tokens = sum(len(encoder.encode(text).ids) for text in texts)
     assert summary["bytes_per_token"] == pytest.approx(sum(len(text.encode()) for text in texts) / tokens)
     assert set(summary["bytes_per_token_by_source"]) == {"prose", "talk"}
-    assert summary["round_trip_failures"] == 0 and summary["measured_documents"] == summary["sampled_documents"] == 40
+    assert summary["round_trip_failures"] == 0 and summary["measured_documents"] == 40
+    assert summary["sampled_documents"] == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in documents(40)) < 40
     used = {token for text in texts for token in encoder.encode(text).ids}
     assert summary["unused_tokens"] == 300 - len(used)
     assert summary["fingerprint"] == fingerprint(tmp_path / "out/tokenizer")
 
 
-def test_a_sample_smaller_than_the_corpus_leaves_out_what_validation_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_a_sample_of_any_size_leaves_out_what_validation_takes(tmp_path: Path, share: float) -> None:
     rows = documents(2000, words=400)
     # The first tenth by the split's hash, which shards would hold out, is in letters that occur nowhere else.
     rows = [(name, "ζ ξ ψ " * 300 if unit_hash(name, "split") < 0.1 else text, source) for name, text, source in rows]
     corpus = corpus_artifact(tmp_path / "corpus", rows)
     total = corpus.summary["bytes"]
     assert total > 2**21
-    summary = run(corpus, tmp_path / "out", size=300, sample_mib=total // 2**21)
-    assert summary["sampled_bytes"] < 0.8 * total
+    summary = run(corpus, tmp_path / "out", size=300, sample_mib=int(share * total / 2**20))
+    assert summary["sampled_bytes"] < min(0.8, share) * total if share < 1 else summary["sampled_bytes"] > 0.8 * total
     encoder = load_encoder(tmp_path / "out/tokenizer")
     assert len(encoder.encode("ζξψ").ids) == 6  # two bytes each: never merged
 
@@ -76,3 +78,5 @@ def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path: Path) -> None:
         run(corpus, tmp_path / "out", size=2000)
     with pytest.raises(ValueError, match="size: 262 must be above 262"):
         STAGE.check(build(VocabularyConfig, {"corpus": "corpus", "size": 262}))
+    with pytest.raises(ValueError, match=r"held_out_fraction: 1.0 must be at least 0 and below 1"):
+        STAGE.check(build(VocabularyConfig, {"corpus": "corpus", "held_out_fraction": 1.0}))

@@ -1,0 +1,90 @@
+"""The pool of engines: every lot is done once and whole, in order, whoever dies. The engines are fakes without vLLM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors.pool import GeneratorPool
+from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling
+from actors.weights import LoadReport, Publication, StaleWeightsError
+
+pytestmark = pytest.mark.slow
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=1, stop_ids=(), seed=0)
+PUBLICATION = Publication(7, [], {})
+
+
+class FakeEngine:
+    """Answers each prompt with its own index; dies at the lots whose file still lies in `deaths`."""
+
+    def __init__(self, deaths: Path, version_held: int | None = None) -> None:
+        self._deaths, self._held, self._version = deaths, version_held, -1
+
+    def load(self, publication: Publication) -> LoadReport:
+        self._version = publication.version if self._held is None else self._held
+        return LoadReport(self._version, {}, 0.0)
+
+    def generate(self, lot: Lot) -> list[RolloutGroup]:
+        first = self._deaths / str(lot.tasks[0].index)
+        if first.exists():
+            if first.read_text() == "once":
+                first.unlink()
+            os._exit(1)
+        return [
+            RolloutGroup(t.index, (Rollout(t.prompt_ids, (t.index,), (0.0,), self._version, True),)) for t in lot.tasks
+        ]
+
+
+def pool(deaths: Path, num_engines: int, *, max_failures: int = 3) -> GeneratorPool:
+    engine = ray.remote(FakeEngine).options(num_cpus=0.1)
+    made = GeneratorPool(lambda index: engine.remote(deaths), num_engines, max_failures=max_failures)
+    made.load(PUBLICATION)
+    return made
+
+
+def lots(count: int) -> list[Lot]:
+    return [Lot(0, 7, tuple(PromptTask(2 * i + j, (1,), 1) for j in range(2)), SAMPLING) for i in range(count)]
+
+
+def indices(groups: list[RolloutGroup]) -> list[int]:
+    return [group.index for group in groups]
+
+
+@pytest.mark.parametrize("num_engines", [1, 3])
+def test_answers_come_in_the_order_of_the_lots(ray_session: None, tmp_path: Path, num_engines: int) -> None:
+    groups = pool(tmp_path, num_engines).generate(lots(5))
+    assert indices(groups) == list(range(10))
+    assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
+
+
+def test_a_dead_engines_lot_is_done_again_whole_and_by_the_same_weights(ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "2").write_text("once")
+    (tmp_path / "8").write_text("once")
+    engines = pool(tmp_path, 2)
+    groups = engines.generate(lots(5))
+    assert indices(groups) == list(range(10))
+    assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
+    assert engines.restarts == 2
+    assert indices(engines.generate(lots(2))) == [0, 1, 2, 3]
+
+
+def test_a_lot_that_kills_every_engine_ends_the_run(ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("always")
+    with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures\)"):
+        pool(tmp_path, 1, max_failures=1).generate(lots(1))
+
+
+def test_each_engine_answers_a_probe_also_after_a_death(ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("once")
+    assert [indices(groups) for groups in pool(tmp_path, 2).generate_on_each(lots(1)[0])] == [[0, 1], [0, 1]]
+
+
+def test_an_engine_that_keeps_its_old_weights_is_not_accepted(ray_session: None, tmp_path: Path) -> None:
+    engine = ray.remote(FakeEngine).options(num_cpus=0.1)
+    stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_failures=0)
+    with pytest.raises(StaleWeightsError, match="holds version 6 after version 7 was sent"):
+        stale.load(PUBLICATION)
