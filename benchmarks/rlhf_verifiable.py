@@ -1,7 +1,7 @@
 """Does RLHF learn what its reward says, and only that? Sorting digits, from demonstrations that are mostly wrong.
 
-Six in ten demonstrations have two digits exchanged, so a model that imitates them perfectly is right four times in
-ten, however long it is trained. A verifier knows the right answer. Held-out prompts hold sets of digits that occur in
+Two in three demonstrations have two digits exchanged, so a model that imitates them perfectly is right one time in
+three, however long it is trained. A verifier knows the right answer. Held-out prompts hold sets of digits that occur in
 no training prompt. Each seed trains a decoder of 0.35M parameters from nothing, then compares on the held-out prompts,
 with answers sampled at temperature 1:
 
@@ -48,7 +48,7 @@ from model.train import TrainState, fit
 from model.transformer import Transformer, TransformerConfig, initialise
 
 NUM_DIGITS = 5
-WRONG_SHARE = 0.6
+WRONG_SHARE = 2 / 3
 NUM_HELDOUT = 400
 SFT_STEPS = 1000
 SFT_BATCH = 128

@@ -366,6 +366,8 @@ def rlhf(artifact: Artifact) -> Html:
         f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "
         "are proved, after every update, to be the learner's."
     )
+    if config["shuffle_rewards"]:
+        lead = f"The control: each step's rewards are permuted over its answers, so nothing is to be learned. {lead}"
     found = artifact.summary
     if "heldout_prompts" in found:
         lead += (
