@@ -30,6 +30,7 @@ class EngineSettings:
     """Sequences decoded side by side: those of one lot, so that a lot is one batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     kv_cache_gib: float = 0.5
+    """On CPU."""
     transfer: Backend = OBJECT_STORE
     is_cuda: bool = False
 
@@ -57,7 +58,10 @@ class Generator:
 
         register()
         self._settings = settings
-        device: dict[str, Any] = {} if settings.is_cuda else {"distributed_executor_backend": "uni"}
+        device: dict[str, Any] = {}  # on a GPU vLLM takes what memory there is for its cache
+        if not settings.is_cuda:
+            cache_bytes = int(settings.kv_cache_gib * 2**30)
+            device = {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": cache_bytes}
         self._llm = vllm.LLM(
             model=str(settings.model.local()),
             dtype=settings.dtype,
@@ -70,7 +74,6 @@ class Generator:
             weight_transfer_config={"backend": settings.transfer},
             disable_log_stats=True,
             seed=0,
-            kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
             **device,
         )
         self._version = -1

@@ -164,6 +164,11 @@ class GraphExecution:
             raise ValueError(
                 f"{field}.weight_transfer: {self.weight_transfer} needs all of them on GPUs; take object_store"
             )
+        if self.weight_transfer == "nccl" and self.generators.workers > 1:
+            raise ValueError(
+                f"{field}.weight_transfer: nccl serves one engine, generators.workers is {self.generators.workers}; "
+                "take object_store"
+            )
         for name in ("learners", "critics") if ALGORITHMS[learning.algorithm].needs_critic else ("learners",):
             parts = learning.minibatches * getattr(self, name).workers
             if rollouts.rollouts_per_step % parts:

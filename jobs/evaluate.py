@@ -267,7 +267,8 @@ def read_pairs(path: str) -> list[SentencePair]:
 def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     """Measure everything that the config asks for; write results.json and samples.jsonl."""
     execution = config.execution
-    check_room(execution.scorers.resources | execution.generators.resources, available_resources(), "execution")
+    for name in ("scorers", "generators"):  # they may wait for each other, so each must fit alone
+        check_room(getattr(execution, name).resources, available_resources(), f"execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
     waiting = _Waiting("evaluate")

@@ -142,7 +142,11 @@ def fake_road(store: Storage) -> list[Artifact]:
             "rlhf",
             "rlhf",
             {"heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
-            config={"learning": {"algorithm": "grpo"}, "rollouts": {"prompts_per_step": 16, "group_size": 8}},
+            config={
+                "learning": {"algorithm": "grpo"},
+                "rollouts": {"prompts_per_step": 16, "group_size": 8},
+                "shuffle_rewards": False,
+            },
             inputs=made_from(policy=sft, reward=reward),
         ),
         rlhf_lines(),
