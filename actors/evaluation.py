@@ -26,7 +26,7 @@ from actors.proof import check_rollouts
 from actors.rollout import Lot, PromptTask, Rollout, Sampling
 from actors.weights import ObjectStorePublisher
 from cluster.placement import Placement
-from cluster.session import WORKER_ENV
+from cluster.session import worker_env
 from cluster.storage import Storage
 from data.chat import PreferenceTokens
 from data.shards import Sample, ShardReader, document_samples, to_rows
@@ -50,7 +50,7 @@ def remote(
     function: Callable[..., Any], placement: Placement, environment: Mapping[str, str] | None = None
 ) -> Callable[..., ray.ObjectRef]:
     """`function` as a Ray task on one worker's share; it may be repeated after a death, being pure."""
-    environment = {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker), **(environment or {})}
+    environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
     return (
         ray.remote(function)
         .options(
@@ -306,7 +306,7 @@ def _ask(pool: GeneratorPool, asked: Questions, sampling: Sampling, version: int
 
 
 def _start_engine(settings: EngineSettings, placement: Placement) -> Any:
-    environment = {**WORKER_ENV, **engine_env(), "OMP_NUM_THREADS": str(placement.threads_per_worker)}
+    environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     return (
         ray.remote(Generator)
         .options(

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import Placement, check_room
-from cluster.session import WORKER_ENV, available_resources
+from cluster.session import available_resources, worker_env
 
 _RESERVATION_TIMEOUT_S = 120.0
 
@@ -71,16 +71,6 @@ def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     return Reservation(group, bundle_of)
 
 
-def threads_env(threads: int) -> dict[str, str]:
-    """What an actor's environment says of its OpenMP threads.
-
-    Ray would set their number from num_cpus, a fraction of a core to 1. The actors of a graph share cores and take
-    turns, so a thread that waits must sleep: with the default, which spins, an update with two threads took 2.2 s
-    on two busy cores, without 0.6 s.
-    """
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-
-
 class Spawner:
     """Starts actors of plain classes inside a reservation."""
 
@@ -102,7 +92,7 @@ class Spawner:
         A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call.
         """
         placement = self._groups[name]
-        env_vars = {**WORKER_ENV, **threads_env(placement.threads_per_worker), **(env or {})}
+        env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1} if pure else {}
         handle: Any = (
             ray.remote(cls)

@@ -33,9 +33,8 @@ from actors.generator import EngineSettings, Generator, engine_env
 from actors.graph import GraphConfig, build_graph
 from actors.rollout import Lot, Prompt, PromptTask, Sampling, seeded
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
-from actors.spawn import threads_env
 from cluster.placement import Placement
-from cluster.session import WORKER_ENV, connect
+from cluster.session import connect, worker_env
 from cluster.storage import Storage
 from data.chat import Chat, RenderedChat, load_tokenizer, render
 from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
@@ -174,7 +173,7 @@ class Benchmark:
     def accuracy(self, folder: Path) -> list[float]:
         """Held-out rewards of a model, sampled by an engine."""
         settings = EngineSettings(model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25)
-        env = {**WORKER_ENV, **engine_env(), **threads_env(2)}
+        env = {**worker_env(2), **engine_env()}
         engine = ray.remote(Generator).options(num_cpus=1, runtime_env={"env_vars": env}).remote(settings)
         tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.heldout))]
         sampling = Sampling(
@@ -252,7 +251,7 @@ def run_seed(seed: int, scratch: Path) -> list[Row]:
 
     def in_worker(method, *arguments):
         """Run with two threads in a process of its own, as the graph's actors do."""
-        options = {"num_cpus": 1, "runtime_env": {"env_vars": {**WORKER_ENV, **threads_env(2)}}}
+        options = {"num_cpus": 1, "runtime_env": {"env_vars": worker_env(2)}}
         return ray.get(ray.remote(method).options(**options).remote(benchmark, *arguments))
 
     (sft, losses), sft_s = timed(lambda: in_worker(Benchmark.sft))

@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from cluster.placement import Placement, check_room
-from cluster.session import WORKER_ENV, assert_own_packages, available_resources
+from cluster.session import assert_own_packages, available_resources, worker_env
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: 
         run_config=ray.train.RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
-            worker_runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": str(placement.threads_per_worker)}},
+            worker_runtime_env={"env_vars": worker_env(placement.threads_per_worker)},
         ),
     )
     try:
