@@ -25,7 +25,7 @@ from model.huggingface import load_folder, load_scalar_folder
 pytestmark = pytest.mark.slow
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "big", "red", "hat", "near", "old", "blue", "sea"]
-STEPS = 30
+STEPS = 50
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothin
     assert resumed.record["digest"] == two_workers.record["digest"]
 
 
-def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:
+def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
