@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import ray
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from actors.generator import EngineSettings, Generator, engine_env
@@ -33,7 +32,7 @@ from data.shards import Sample, ShardReader, document_samples, to_rows
 from data.tokenizer import load_encoder, load_tokenizer, separator_id
 from model.batch import Batch, from_sequences, pair_batch, to_device
 from model.huggingface import load_folder, load_scalar_folder, read_config
-from model.objectives import logprobs, rewards
+from model.objectives import logprobs, nll_by_row, rewards
 from model.quantize import decompress_folder, simulate_int8
 from model.train import autocast
 from model.transformer import Transformer
@@ -100,7 +99,8 @@ def score_text(
     nats = np.zeros(len(documents))
     for batch_windows in _by_length(windows):
         places, samples = zip(*batch_windows, strict=True)
-        nats_B = _row_nats(model, to_device(_batch(samples), torch.device(device)), _dtype(precision))
+        with torch.no_grad(), autocast(torch.device(device), _dtype(precision)):
+            nats_B = nll_by_row(model, to_device(_batch(samples), torch.device(device)))
         np.add.at(nats, np.array(places), nats_B.double().cpu().numpy())
     return TextScores(
         index=np.arange(part, part + num_parts * len(documents), num_parts),
@@ -135,17 +135,6 @@ def _batch(samples: Sequence[Sample]) -> Batch:
     rows = to_rows(samples, max(len(sample.tokens) for sample in samples) - 1)
     input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in rows[:4])
     return Batch(input_ids, targets, loss_mask, positions, None)
-
-
-@torch.no_grad()
-def _row_nats(model: Transformer, batch: Batch, dtype: torch.dtype | None) -> torch.Tensor:
-    """Negative log-likelihood in nats [B], float32. `objectives.nll_by_row` pays for an entropy as well."""
-    with autocast(batch.input_ids.device, dtype):
-        hidden_BTD = model(batch.input_ids, batch.positions, batch.document_ids)
-        logits_NV = model.logits(hidden_BTD[batch.loss_mask])
-    nats_N = F.cross_entropy(logits_NV.float(), batch.targets[batch.loss_mask], reduction="none")
-    rows_N = batch.loss_mask.nonzero()[:, 0]
-    return torch.zeros(len(batch.input_ids), device=nats_N.device).index_add_(0, rows_N, nats_N)
 
 
 def xz_size(split: Storage, tokenizer: Storage) -> int:

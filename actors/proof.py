@@ -20,7 +20,6 @@ from actors.weights import (
     Publication,
     StaleWeightsError,
     TokenizationError,
-    WeightSyncError,
     read_weights,
 )
 from model.batch import Batch
@@ -103,31 +102,17 @@ def check_gap(
     """
     if gap.max <= bound:
         return
-    raise _named(gap, bound, batch, engine_NT, sizes=sizes, temperature=temperature, current=current, previous=previous)
-
-
-def _named(
-    gap: Gap,
-    bound: float,
-    batch: Batch,
-    engine_NT: Tensor,
-    *,
-    sizes: TransformerConfig,
-    temperature: float,
-    current: Publication,
-    previous: Publication | None,
-) -> WeightSyncError:
     found = f"engine and learner logprobs differ by up to {gap.max:.3g} (mean {gap.mean:.3g}), the bound is {bound:.3g}"
     if previous is not None and previous.chunks:
         for what, old_sizes, weights in _older(sizes, dict(read_weights(current)), dict(read_weights(previous))):
             old_NT = logprobs_under(old_sizes, weights, batch, temperature=temperature)
             old_gap = logprob_gap(batch, engine_NT, old_NT)
             if old_gap.mean * 10 < gap.mean:
-                return StaleWeightsError(
+                raise StaleWeightsError(
                     f"stale weights: {found}; with {what} of version {previous.version} instead of "
                     f"{current.version} it is {old_gap.max:.3g}"
                 )
-    return NumericsError(
+    raise NumericsError(
         f"numerics: {found}; versions and tokens agree and older weights do not explain it. A bfloat16 engine needs "
         f"a wider max_logprob_gap; otherwise compare the engine's and the learner's precision and sizes"
     )

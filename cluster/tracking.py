@@ -108,6 +108,7 @@ class Tracker:
     def _start_wandb(self) -> Any:
         import wandb  # late: half a second of import that a run without W&B need not pay
 
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # or it advertises itself wherever openai is imported
         directory = self.wandb_dir or tempfile.mkdtemp(prefix="raymill-wandb-")
         os.makedirs(directory, exist_ok=True)
         run = wandb.init(

@@ -113,8 +113,8 @@ class Stage:
     """The same for the source files, where they can be read: a missing column, a malformed record."""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
     """The same once the inputs stand: a tokenizer of another model, sizes that do not fit."""
-    estimate: Callable[[Any], Mapping[str, float]] = lambda config: {}
-    """What `plan` prints: tokens, FLOP, bytes; keys end in their unit."""
+    estimate: "Callable[[Any, Needs], Mapping[str, float]]" = lambda config, needs: {}
+    """What `plan` prints: tokens, FLOP, memory; keys end in their unit. The needs may not be made yet."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Job:
     stage: Stage
     name: str
     config: Any
-    needs: Mapping[str, "Job | Artifact"]
+    needs: "Needs"
 
     @cached_property
     def id(self) -> str:
@@ -161,6 +161,10 @@ class Job:
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.name}: {path}: {error}") from error
         return found
+
+
+Needs = Mapping[str, Job | Artifact]
+"""By config field, as `Context.inputs`."""
 
 
 def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -242,7 +242,7 @@ class PlanRow:
 def plan(pipeline: Pipeline) -> list[PlanRow]:
     """What would run and what already stands, without starting anything."""
     return [
-        PlanRow(name, job.id, _state(job, pipeline.store), job.stage.estimate(job.config), _placement(job))
+        PlanRow(name, job.id, _state(job, pipeline.store), job.stage.estimate(job.config, job.needs), _placement(job))
         for name, job in pipeline.jobs.items()
     ]
 

@@ -16,7 +16,8 @@ from cluster.tracking import read_metrics
 from cluster.workers import WorkerSpot
 from data.shards import Rows, ShardReader
 from data.tokenizer import base_special_tokens, fingerprint, load_encoder
-from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.sizes import sizes_of, vocab_size_of
 from jobs.training import (
     Dtype,
     OptimizerConfig,
@@ -25,6 +26,7 @@ from jobs.training import (
     TrainingWork,
     check_length,
     check_training,
+    estimate_training,
     run_training,
 )
 from model.batch import Batch
@@ -113,15 +115,13 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
 
-def estimate(config: PretrainConfig) -> dict[str, float]:
-    """Tokens and FLOP of the run; exact but for the vocabulary, which the shards bring."""
-    sizes = config.model.transformer(vocab_size=8192, max_length=config.max_length)
-    tokens = config.steps * config.batch_size * config.sequence_length
-    return {
-        "tokens": tokens,
-        "flop": tokens * flops_per_token(sizes, config.sequence_length),
-        "state_mib": num_parameters(sizes) * 16 / 2**20,
-    }
+def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
+    """Parameters, tokens and FLOP of the run, and the memory of its state."""
+    if config.init is not None:
+        sizes = sizes_of(needs["init"])
+    else:
+        sizes = config.model.transformer(vocab_size_of(needs["shards"]), config.max_length)
+    return {"parameters": num_parameters(sizes)} | estimate_training(config, sizes)
 
 
 def run(config: PretrainConfig, context: Context) -> dict[str, float]:

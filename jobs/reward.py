@@ -11,8 +11,9 @@ from cluster.workers import WorkerSpot
 from data.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
 from data.order import epoch_order
 from data.tokenizer import chat_special_tokens
-from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
 from jobs.pretrain import summarize
+from jobs.sizes import sizes_of
 from jobs.training import (
     Dtype,
     OptimizerConfig,
@@ -21,6 +22,7 @@ from jobs.training import (
     TrainingWork,
     check_length,
     check_training,
+    estimate_training,
     run_training,
 )
 from model.batch import PairBatch, pair_batch
@@ -73,10 +75,9 @@ def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
     load_tokenizer(inputs["init"].model.local())
 
 
-def estimate(config: RewardConfig) -> dict[str, float]:
-    """Pairs and tokens of the run, at most: pairs are padded to the longest of a batch."""
-    pairs = config.steps * config.batch_size
-    return {"pairs": pairs, "tokens_at_most": 2 * pairs * config.sequence_length}
+def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
+    """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
+    return estimate_training(config, sizes_of(needs["init"]), rows_per_sample=2)
 
 
 def run(config: RewardConfig, context: Context) -> dict[str, float]:

@@ -14,15 +14,17 @@ import fsspec
 
 from actors.graph import Graph, GraphConfig, Scored, build_graph
 from actors.ranks import RanksDied
-from actors.rollout import Prompt, distinct_bigrams
+from actors.rollout import Prompt
 from actors.scorer import split_name
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.storage import Storage, expand
 from cluster.tracking import Progress, read_metrics
 from data.chat import load_tokenizer, read_prompts
 from data.tokenizer import fingerprint
-from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.sizes import mib, sizes_of, state_mib
 from model.huggingface import read_config
+from model.metrics import distinct_n
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,9 @@ def run(config: RlhfConfig, context: Context) -> dict[str, float]:
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         step = graph.start()
         context.tracker.resume(step)
-        if step == 0:
+        if step:
+            log.info("rlhf goes on from its checkpoint at step %d of %d", step, config.steps)
+        else:
             write_lines(context.output, _BEFORE, heldout_lines(prompts.heldout, graph.heldout(prompts.heldout)))
         learn(config, context, graph, prompts, step)
         after = graph.heldout(prompts.heldout)
@@ -209,11 +213,8 @@ def read_verifier(verifier: str) -> tuple[str, str, str]:
 
 def heldout_lines(prompts: Sequence[Prompt], scored: Scored) -> list[dict[str, object]]:
     """One record for each held-out prompt."""
-    rows = zip(prompts, scored.responses, scored.rewards, scored.rollouts, strict=True)
-    return [
-        {"prompt": p.text, "response": text, "reward": reward, "response_ids": list(rollout.response_ids)}
-        for p, text, reward, rollout in rows
-    ]
+    rows = zip(prompts, scored.responses, scored.rewards, strict=True)
+    return [{"prompt": prompt.text, "response": text, "reward": reward} for prompt, text, reward in rows]
 
 
 def write_samples(output: Storage, before: Sequence[Mapping], after: Sequence[Mapping]) -> None:
@@ -247,8 +248,8 @@ def compare(before: Sequence[Mapping], after: Scored) -> dict[str, float]:
         "heldout_prompts": len(before),
         "reward_before": statistics.fmean(line["reward"] for line in before),
         "reward_after": statistics.fmean(after.rewards),
-        "distinct_2_before": distinct_bigrams([line["response_ids"] for line in before]),
-        "distinct_2_after": distinct_bigrams([rollout.response_ids for rollout in after.rollouts]),
+        "distinct_2_before": distinct_n([line["response"] for line in before], 2),
+        "distinct_2_after": distinct_n(after.responses, 2),
     }
 
 
@@ -265,10 +266,22 @@ def summarize(output: Storage, prompts: Prompts) -> dict[str, float]:
     }
 
 
-def estimate(config: RlhfConfig) -> dict[str, float]:
-    """What `plan` prints."""
-    sampled = config.steps * config.rollouts.rollouts_per_step * config.rollouts.max_new_tokens
-    return {"rollouts": config.steps * config.rollouts.rollouts_per_step, "sampled_tokens_at_most": sampled}
+def estimate(config: RlhfConfig, needs: Needs) -> dict[str, float]:
+    """Rollouts and sampled tokens, at most, and the memory of each actor's models and of the engine's cache."""
+    execution, sizes = config.execution, sizes_of(needs["policy"])
+    rollouts = config.steps * config.rollouts.rollouts_per_step
+    groups = execution.groups(config.learning)
+    engine = mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
+    cache = execution.kv_cache_gib * 1024 if execution.generators.gpus_per_worker == 0 else 0
+    memory: dict[str, float] = {
+        "generator_mib": engine + cache,
+        "learner_mib": state_mib(sizes, workers=execution.learners.workers),
+        "critic_mib": state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
+        "reference_mib": mib(sizes, 4) if "reference" in groups else 0,
+        "scorer_mib": mib(sizes_of(needs["reward"]), 4) if "reward" in needs else 0,
+    }
+    sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
+    return {**sampled, **{name: size for name, size in memory.items() if size}}
 
 
 STAGE = Stage(

@@ -11,8 +11,9 @@ from cluster.workers import WorkerSpot
 from data.chat import PackedRows, load_tokenizer, pack, read_chats, render
 from data.order import epoch_order
 from data.tokenizer import chat_special_tokens
-from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
 from jobs.pretrain import continue_prompts, summarize, to_batch
+from jobs.sizes import sizes_of
 from jobs.training import (
     Dtype,
     OptimizerConfig,
@@ -21,6 +22,7 @@ from jobs.training import (
     TrainingWork,
     check_length,
     check_training,
+    estimate_training,
     run_training,
 )
 from model.batch import Batch
@@ -76,9 +78,9 @@ def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
     load_tokenizer(inputs["init"].model.local())
 
 
-def estimate(config: SftConfig) -> dict[str, float]:
-    """Tokens of the run, at most: the end of a row may be padding."""
-    return {"tokens_at_most": config.steps * config.batch_size * config.sequence_length}
+def estimate(config: SftConfig, needs: Needs) -> dict[str, float]:
+    """Tokens and FLOP of the run, at most: the end of a row may be padding."""
+    return estimate_training(config, sizes_of(needs["init"]))
 
 
 def run(config: SftConfig, context: Context) -> dict[str, float]:

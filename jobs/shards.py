@@ -73,6 +73,7 @@ def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raise ValueError when there is no usable tokenizer, or another one than that of the shards to grow."""
     folder = _tokenizer_folder(inputs["tokenizer"]).local()
     separator_id(load_tokenizer(folder))
+    _check_held_out(config, inputs)
     if config.grow is not None:
         for split in SPLITS:
             old = inputs["grow"].storage / split
@@ -123,6 +124,19 @@ def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
 
 
 STAGE = Stage(name="shards", version=1, config=ShardsConfig, run=run, check=check, check_inputs=check_inputs)
+
+
+def _check_held_out(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raise ValueError when the vocabulary was learnt from documents that these shards would hold out."""
+    tokenizer, corpus = inputs["tokenizer"], inputs["corpus"]
+    if tokenizer.stage != "vocabulary" or tokenizer.record["inputs"]["corpus"]["id"] != corpus.id:
+        return
+    held_out = tokenizer.record["config"]["held_out_fraction"]
+    if config.validation_fraction > held_out:
+        raise ValueError(
+            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction {held_out} of the "
+            "vocabulary, which may have learnt from some of these documents; raise that one, or lower this one"
+        )
 
 
 def _tokenizer_folder(artifact: Artifact) -> Storage:

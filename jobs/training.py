@@ -23,6 +23,7 @@ from cluster.tracking import FollowMetrics, Tracker
 from cluster.workers import WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Artifact, Context
+from jobs.sizes import state_mib
 from model.batch import B, TrainBatch, split, to_device
 from model.checkpoint import Checkpoints, latest
 from model.heads import ScalarHead
@@ -31,7 +32,7 @@ from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
 from model.train import StepReport, TrainState, autocast
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer, TransformerConfig, flops_per_token
 
 Dtype = Literal["float32", "bfloat16"]
 """Of matrix products; parameters, gradients and optimizer stay float32 (autocast over float32 masters)."""
@@ -127,6 +128,18 @@ def check_length(sequence_length: int, init: Artifact) -> None:
         raise ValueError(
             f"sequence_length: {sequence_length} is more than the model's max_length {longest}; shorten it"
         )
+
+
+def estimate_training(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
+) -> dict[str, float]:
+    """What `plan` prints of a training stage: tokens and FLOP at most, and the memory of its state on each worker."""
+    tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
+    return {
+        "tokens": tokens,
+        "flop": tokens * flops_per_token(sizes, config.sequence_length),
+        "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ class VocabularyConfig:
     sample_mib: int = 256
     """About how much text to learn from, chosen by a hash of the documents' ids."""
     held_out_fraction: float = 0.1
-    """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation: with
-    at least the validation_fraction of the shards no document that they hold out is seen."""
+    """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation; at
+    least the validation_fraction of the shards, so that no document that they hold out is seen."""
 
 
 def check(config: VocabularyConfig) -> None:

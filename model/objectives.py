@@ -150,14 +150,15 @@ def values(model: ScalarHead, batch: Batch) -> Tensor:
 
 def logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [B, T], float32, of the targets at `temperature`; 0 where loss_mask is false."""
-    logprobs_N, _ = _token_logprobs(model, batch, temperature)
+    logits_NV = _scaled_logits(model, batch, temperature)
+    logprobs_N = -F.cross_entropy(logits_NV, batch.targets[batch.loss_mask], reduction="none")
     out_BT = torch.zeros(batch.targets.shape, dtype=torch.float32, device=batch.targets.device)
     return out_BT.masked_scatter(batch.loss_mask, logprobs_N)
 
 
-def nll_by_row(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """For each row the negative log-likelihood in nats [B], float32, and the number of tokens [B] it sums over."""
-    return -logprobs(model, batch).sum(1), batch.loss_mask.sum(1)
+def nll_by_row(model: Transformer, batch: Batch) -> Tensor:
+    """The negative log-likelihood in nats [B], float32, of each row's targets where loss_mask is true."""
+    return -logprobs(model, batch).sum(1)
 
 
 def kl_k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
@@ -166,15 +167,15 @@ def kl_k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     return log_ratio.exp() - 1.0 - log_ratio
 
 
-def _gathered_logits(model: Transformer, batch: Batch) -> Tensor:
-    """Logits [N, V] at the positions of the loss mask, in row order, in the autocast dtype."""
+def _scaled_logits(model: Transformer, batch: Batch, temperature: float) -> Tensor:
+    """Logits over temperature [N, V], float32, at the positions of the loss mask, in row order."""
     hidden_BTD = model(batch.input_ids, batch.positions, batch.document_ids)
-    return model.logits(hidden_BTD[batch.loss_mask])
+    return model.logits(hidden_BTD[batch.loss_mask]).float() / temperature
 
 
 def _token_logprobs(model: Transformer, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability [N] of each target, and entropy [N] without gradient, both of softmax(logits / temperature)."""
-    all_logprobs_NV = F.log_softmax(_gathered_logits(model, batch).float() / temperature, dim=-1)
+    all_logprobs_NV = F.log_softmax(_scaled_logits(model, batch, temperature), dim=-1)
     targets_N = batch.targets[batch.loss_mask]
     logprobs_N = all_logprobs_NV.gather(1, targets_N[:, None]).squeeze(1)
     with torch.no_grad():

@@ -56,7 +56,7 @@ STAGES = {
         PretrainConfig,
         write_name,
         check_steps,
-        estimate=lambda config: {"steps": config.steps},
+        estimate=lambda config, needs: {"steps": config.steps},
     ),
     "evaluate": Stage("evaluate", 1, EvaluateConfig, write_name, lambda config: None),
 }

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -141,14 +142,8 @@ def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout
 
 def processes_with(variable: str, value: str) -> list[int]:
     """The processes whose environment holds variable=value."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{variable}={value}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
+    found = psutil.process_iter(["environ"])
+    return [process.pid for process in found if (process.info["environ"] or {}).get(variable) == value]
 
 
 def test_sft_learns_the_replies_and_a_reward_model_the_preference(

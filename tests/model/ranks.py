@@ -113,7 +113,7 @@ class Rank:
 
     def evaluate(self, state: TrainState) -> None:
         with torch.no_grad():
-            nll, _ = nll_by_row(state.model, language_batch(100))
+            nll = nll_by_row(state.model, language_batch(100))
         self.found["nll"] = nll
 
     def break_down(self, state: TrainState) -> None:

@@ -1,0 +1,62 @@
+"""What `plan` says of a road of which nothing stands yet."""
+
+from cluster.placement import Placement
+from jobs import pretrain, reward, rlhf, sft, shards, vocabulary
+from jobs.job import Job
+from jobs.pretrain import ModelConfig, PretrainConfig
+from jobs.reward import RewardConfig
+from jobs.rlhf import RlhfConfig
+from jobs.sft import SftConfig
+from jobs.shards import ShardsConfig
+from jobs.sizes import sizes_of, vocab_size_of
+from jobs.training import TrainingExecution
+from jobs.vocabulary import VocabularyConfig
+from model.transformer import num_parameters
+
+MODEL = ModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
+TWO = TrainingExecution(placement=Placement(workers=2))
+
+VOCABULARY = Job(vocabulary.STAGE, "vocabulary", VocabularyConfig(corpus="corpus", size=1000), {})
+SHARDS = Job(shards.STAGE, "shards", ShardsConfig(), {"tokenizer": VOCABULARY})
+PRETRAIN_CONFIG = PretrainConfig(model=MODEL, steps=10, batch_size=4, sequence_length=16, execution=TWO)
+PRETRAIN = Job(pretrain.STAGE, "pretrain", PRETRAIN_CONFIG, {"shards": SHARDS})
+SFT = Job(sft.STAGE, "sft", SftConfig(chats=[]), {"init": PRETRAIN})
+REWARD = Job(
+    reward.STAGE, "reward", RewardConfig(preferences=[], steps=10, batch_size=4, sequence_length=16), {"init": SFT}
+)
+
+# Table 1000·8; a layer: q and o 8·8 each, k and v 8·4 each, three of 8·16, two norms of 8; the last norm.
+PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
+
+
+def test_sizes_come_down_the_road_from_configs_that_have_not_run() -> None:
+    assert vocab_size_of(SHARDS) == 1000
+    assert num_parameters(sizes_of(REWARD)) == PARAMETERS
+    again = Job(pretrain.STAGE, "pretrain-adapted", PretrainConfig(init="sft"), {"init": SFT, "shards": SHARDS})
+    assert sizes_of(again) == sizes_of(PRETRAIN)
+
+
+def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
+    counted = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.needs)
+    matmul = 2 * (2 * 64 + 2 * 32 + 3 * 128) + 8000
+    assert counted == {
+        "parameters": PARAMETERS,
+        "tokens": 640,
+        "flop": 640 * (6 * matmul + 12 * 2 * 8 * 16),
+        "state_mib_per_worker": PARAMETERS * 16 / 2 / 2**20,
+    }
+    assert reward.STAGE.estimate(REWARD.config, REWARD.needs)["tokens"] == 2 * 640  # both answers of a pair
+
+
+def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
+    config = RlhfConfig(prompts=[], reward="reward", steps=3)
+    counted = rlhf.STAGE.estimate(config, {"policy": SFT, "reward": REWARD})
+    rollouts = 3 * config.rollouts.rollouts_per_step
+    assert counted == {
+        "rollouts": rollouts,
+        "sampled_tokens": rollouts * config.rollouts.max_new_tokens,
+        "generator_mib": PARAMETERS * 4 / 2**20 + 512,
+        "learner_mib": PARAMETERS * 16 / 2**20,
+        "reference_mib": PARAMETERS * 4 / 2**20,
+        "scorer_mib": PARAMETERS * 4 / 2**20,
+    }
