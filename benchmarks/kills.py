@@ -33,7 +33,9 @@ from jobs.pipeline import load_pipeline
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
 MARK = "RAYMILL_KILLS"
 """Environment variable that every process of a driver inherits."""
-ORPHAN_LIMIT_S = 60.0
+ORPHAN_LIMIT_S = 120.0
+STEPPED = ("pretrain", "sft", "reward", "rlhf", "rlhf-shuffled")
+"""Stages that go on from a checkpoint."""
 GOES_ON = re.compile(r"goes on from its checkpoint at step (\d+)")
 
 
@@ -82,16 +84,15 @@ class Road:
         lines = read_metrics(Storage(str(self.store / job)))
         return int(lines[-1]["step"]) if lines else 0
 
-    def kill_in(self, stage: str, job: str, *, steps: int | None, wall_s: float, draw: random.Random) -> Kill | None:
-        """Run until `job` has been under way for a drawn time, and kill; None when it ended before."""
+    def kill_in(self, stage: str, job: str, *, within_s: float, draw: random.Random) -> Kill | None:
+        """Run until `job` has been under way for a time drawn up to `within_s`, and kill; None when it ended before."""
         driver, path = self.start()
         lease = self.store / job / "lease.json"
         while not (lease.exists() and json.loads(lease.read_text() or "{}").get("pid") == driver.pid):
             if driver.poll() is not None:
                 raise RuntimeError(f"the driver ended before {stage} began; see {path}")
             time.sleep(0.02)
-        left = 1 - self.logged_step(job) / steps if steps else 1.0
-        begun, wait_s = time.monotonic(), draw.uniform(0, wall_s * left)
+        begun, wait_s = time.monotonic(), draw.uniform(0, within_s)
         while time.monotonic() - begun < wait_s and self.record(job) is None:
             time.sleep(0.02)
         ended = self.record(job) is not None
@@ -122,8 +123,8 @@ def disturbed(road: Road, undisturbed: Road, stages: Sequence[str], *, kills: in
         whole = undisturbed.record(job.id)
         assert whole is not None
         for _ in range(kills if name in stages else 0):
-            steps = getattr(job.config, "steps", None)
-            kill = road.kill_in(name, job.id, steps=steps, wall_s=whole["wall_s"], draw=draw)
+            left = 1 - road.logged_step(job.id) / job.config.steps if name in STEPPED else 1.0
+            kill = road.kill_in(name, job.id, within_s=whole["wall_s"] * left, draw=draw)
             check_unchanged(road, begun, [other.id for other in jobs.values()])
             if kill is None:
                 break  # it ended before the moment came

@@ -187,6 +187,8 @@ def free_port() -> int:
 
 
 def _start(folder: Path, *, host: str, port: int, execution: ServeExecution, output: Any) -> subprocess.Popen[bytes]:
+    import torch  # late: a command that is refused need not wait for it
+
     config = json.loads((folder / "config.json").read_text())
     arguments = [
         "--model",
@@ -200,7 +202,8 @@ def _start(folder: Path, *, host: str, port: int, execution: ServeExecution, out
     ]
     # Computed in the type that is stored: what is served is what was evaluated.
     arguments += ["--dtype", config.get("dtype") or config.get("torch_dtype") or "auto", "--seed", "0"]
-    arguments += ["--max-num-seqs", "64", "--enforce-eager"]
+    if not torch.cuda.is_available():  # compiling takes a minute there, and more sequences only wait for each other
+        arguments += ["--max-num-seqs", "64", "--enforce-eager"]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

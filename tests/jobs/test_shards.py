@@ -40,7 +40,9 @@ def corpus_artifact(folder: Path, ids: range, *, source: str = "web") -> Artifac
 
 def vocabulary_artifact(folder: Path, size: int = 285) -> Artifact:
     save_tokenizer(train_tokenizer(["text number one two three and four"] * 5, size=size), folder / "tokenizer")
-    return Artifact(Storage(str(folder)), {"id": "vocabulary-1", "stage": "vocabulary", "digest": "", "summary": {}})
+    record = {"id": "vocabulary-1", "stage": "vocabulary", "digest": "", "summary": {}}
+    record |= {"inputs": {"corpus": {"id": "corpus-1"}}, "config": {"held_out_fraction": 0.2}}
+    return Artifact(Storage(str(folder)), record)
 
 
 def run(inputs: dict[str, Artifact], folder: Path, *overrides: str) -> dict[str, Any]:
@@ -162,3 +164,11 @@ def test_a_fraction_that_holds_out_nothing_is_an_error(inputs: dict[str, Artifac
         run(inputs, tmp_path / "out", "validation_fraction=0.000001")
     with pytest.raises(ValueError, match="validation_fraction: 1.0 must be above 0 and below 1"):
         run(inputs, tmp_path / "out", "validation_fraction=1.0")
+
+
+def test_a_vocabulary_that_may_have_learnt_from_held_out_documents_is_refused(inputs: dict[str, Artifact]) -> None:
+    config = build(ShardsConfig, {"validation_fraction": 0.3})
+    with pytest.raises(ValueError, match=r"validation_fraction: 0.3 is more than the held_out_fraction 0.2"):
+        STAGE.check_inputs(config, inputs)
+    of_another_corpus = Artifact(inputs["corpus"].storage, {**inputs["corpus"].record, "id": "corpus-2"})
+    STAGE.check_inputs(config, {**inputs, "corpus": of_another_corpus})

@@ -324,7 +324,7 @@ def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "steps: [{exact_duplicates: {}}]\nparts: 2\n",
         ),
         ("configs/tiny/vocabulary.yaml", "corpus: corpus\nsize: 300\n"),
-        ("configs/tiny/shards.yaml", "validation_fraction: 0.2\n"),
+        ("configs/tiny/shards.yaml", "validation_fraction: 0.1\n"),
         (
             "configs/tiny/pretrain.yaml",
             "model: {width: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_width: 64}\n"
