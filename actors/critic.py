@@ -81,9 +81,9 @@ class Critic:
         )
         return list(fit(self._state, batches, objective))
 
-    def save(self, step: int) -> None:
-        """Begin a checkpoint of the state after `step` steps of the graph."""
-        self._checkpoints.save(self._state, {"graph_step": step})
+    def save(self) -> None:
+        """Begin a checkpoint of the state as it is."""
+        self._checkpoints.save(self._state, {})
 
     def finish_save(self) -> None:
         """Return when the last checkpoint is whole."""

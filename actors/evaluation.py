@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from actors.generator import EngineSettings, Generator, engine_env
+from actors.logprobs import batch_logprobs
 from actors.pool import GeneratorPool
-from actors.proof import check_rollouts
-from actors.rollout import Lot, PromptTask, Rollout, Sampling
-from actors.weights import ObjectStorePublisher
+from actors.proof import check_gap, check_rollouts, logprob_gap
+from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
+from actors.settings import LOGPROB_BOUNDS, Gap
+from actors.weights import ObjectStorePublisher, Publication
 from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
@@ -43,6 +45,8 @@ _BATCH_TOKENS = 4096
 """Positions of one forward pass: the logits of this many, in float32, are the largest thing in memory."""
 _LOT_PROMPTS = 64
 """Prompts that an engine answers at a time; fixed, so that answers do not depend on the number of engines."""
+_PROVED_ANSWERS = 16
+"""Answers of each model's first lot whose logprobs are computed again, by our own model, where there may be no GPU."""
 
 
 def remote(
@@ -250,6 +254,7 @@ def answer(
 
     Models of equal sizes share engines: the next one's weights replace the last one's in tens of milliseconds, which
     starting an engine does in tens of seconds. A prompt has the same seed whichever model answers it.
+    Raises a WeightSyncError when an engine does not compute what the model that is asked does.
     """
     answers: dict[str, list[Rollout]] = {}
     by_sizes: dict[Any, list[str]] = {}
@@ -269,15 +274,20 @@ def answer(
             placement.workers,
             max_failures=placement.max_failures,
         )
+        publisher = ObjectStorePublisher(rank=0, dtype=_dtype(precision) or torch.float32)
+        previous: Publication | None = None
         try:
             for version, name in enumerate(names):
                 asked = questions[name]
-                publisher = ObjectStorePublisher(rank=0, dtype=_dtype(precision) or torch.float32)
-                pool.load(publisher.publish(load_folder(asked.model.local()), version))
+                model = load_folder(asked.model.local())
+                current = publisher.publish(model, version)
+                pool.load(current)
                 sampling = Sampling(
                     temperature=temperature, max_new_tokens=max_new_tokens, stop_ids=asked.stop_ids, seed=seed
                 )
                 answers[name] = _ask(pool, asked, sampling, version, sizes.vocab_size)
+                prove_answers(model, answers[name][:_PROVED_ANSWERS], temperature, precision, current, previous)
+                previous = current
                 progress(name)
         finally:
             for engine in pool.engines:
@@ -292,6 +302,39 @@ def _ask(pool: GeneratorPool, asked: Questions, sampling: Sampling, version: int
     groups = pool.generate(lots)
     check_rollouts(tasks, groups, version=version, vocab_size=vocab_size)
     return [group.rollouts[0] for group in groups]
+
+
+def prove_answers(
+    model: Transformer,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    precision: Precision,
+    current: Publication,
+    previous: Publication | None,
+) -> None:
+    """Raise a WeightSyncError when these answers have other logprobs under our own model than the engine said."""
+    temperature = temperature or 1.0  # a greedy engine reports logprobs that no temperature has changed
+    batch = rollout_batch(rollouts, pad_id=0)
+    engine_NT = behaviour_logprobs(rollouts, batch)
+    ours_NT = batch_logprobs(
+        model,
+        batch,
+        torch.arange(len(rollouts)),
+        temperature=temperature,
+        num_rows=max(1, _BATCH_TOKENS // batch.input_ids.shape[1]),
+        dtype=_dtype(precision),
+    )
+    allowed, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)  # it divides the logits, and what was rounded too
+    check_gap(
+        logprob_gap(batch, engine_NT, ours_NT),
+        Gap(max=allowed.max / scale, mean=allowed.mean / scale),
+        batch,
+        engine_NT,
+        sizes=model.config,
+        temperature=temperature,
+        current=current,
+        previous=previous,
+    )
 
 
 def _start_engine(settings: EngineSettings, placement: Placement) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +30,8 @@ class EngineSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     kv_cache_gib: float = 0.5
     """On CPU."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that weights, activations and cache take together."""
     transfer: Backend = OBJECT_STORE
     is_cuda: bool = False
 
@@ -58,7 +59,7 @@ class Generator:
 
         register()
         self._settings = settings
-        device: dict[str, Any] = {}  # on a GPU vLLM takes what memory there is for its cache
+        device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
         if not settings.is_cuda:
             cache_bytes = int(settings.kv_cache_gib * 2**30)
             device = {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": cache_bytes}
@@ -76,18 +77,16 @@ class Generator:
             seed=0,
             **device,
         )
-        self._version = -1
         self._assert_transfer_engine()
         self._warm_up()
 
     def load(self, publication: Publication) -> LoadReport:
         """Take the publication's weights and say what the engine then holds."""
-        start = time.perf_counter()
         if publication.chunks:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"chunks": publication.chunks}})
             self._llm.finish_weight_update(str(publication.version))
-        return LoadReport(int(self._llm.get_weight_version()), self._checksums(), time.perf_counter() - start)
+        return LoadReport(int(self._llm.get_weight_version()), self._checksums())
 
     def generate(self, lot: Lot) -> list[RolloutGroup]:
         """The lot's rollouts, sampled in one batch; the same lot gives the same tokens from any idle engine.

@@ -22,8 +22,8 @@ from actors.critic import Critic, CriticSettings
 from actors.generator import EngineSettings, Generator, engine_env
 from actors.learner import Learner, PolicySettings
 from actors.pool import GeneratorPool
-from actors.proof import Gap, check_gap, check_rollouts, logprob_gap
-from actors.ranks import RankGroup, RanksDied, RankSettings, whole_rows
+from actors.proof import check_gap, check_rollouts, logprob_gap
+from actors.ranks import RankGroup, RanksDied, RankSettings, last_line, whole_rows
 from actors.reference import Reference
 from actors.rollout import (
     Lot,
@@ -38,7 +38,7 @@ from actors.rollout import (
     seeded,
 )
 from actors.scorer import RewardModel, Sample, Verifier
-from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from actors.settings import Gap, GraphExecution, LearningConfig, RolloutConfig
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metrics
 from actors.weights import OBJECT_STORE, Publication
@@ -88,7 +88,7 @@ class Scored:
 
     rollouts: list[Rollout]
     responses: list[str]
-    """Without the stop token."""
+    """Without the stop token; other special tokens stay visible."""
     rewards: list[float]
 
 
@@ -100,6 +100,11 @@ class Judged(NamedTuple):
     """Logprobs under the policy that is about to learn: the engine's must be the same."""
     reference_NT: Tensor | None
     values_NT: Tensor | None
+
+    @property
+    def log_ratio_NT(self) -> Tensor:
+        """log policy - log reference, 0 without one. Both by our own model: what an engine rounds is no distance."""
+        return torch.zeros_like(self.learner_NT) if self.reference_NT is None else self.learner_NT - self.reference_NT
 
 
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
@@ -122,12 +127,11 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
         group = rank_settings(config, execution, execution.critics, lr=config.learning.critic_lr, name="critic")
         return spawn("critics", rank, Critic, critic_settings(config), group, rank)
 
-    num_engines, max_failures = execution.generators.workers, execution.generators.max_failures
     return Graph(
         config,
         execution,
         place=place,
-        generators=GeneratorPool(make_engine, num_engines, max_failures=max_failures),
+        generators=GeneratorPool(make_engine, execution.generators.workers, max_failures=execution.engine_restarts),
         learner=RankGroup(make_learner, execution.learners.workers),
         critic=RankGroup(make_critic, execution.critics.workers) if "critics" in groups else None,
         reference=make_reference(spawn, config, execution) if "reference" in groups else None,
@@ -168,7 +172,10 @@ class Graph:
         self._place.release()
 
     def start(self) -> int:
-        """Load every model, go back to the newest checkpoint if there is one, and prove the engines; the next step."""
+        """Load every model, go back to the newest checkpoint if there is one, and prove the engines; the next step.
+
+        Raises RanksDied when a training rank is gone, as `step`, `heldout`, `save` and `export` do: `recover` then.
+        """
         for group in self._trained:
             group.form()
         optimizer_step = self._newest_checkpoint()
@@ -181,19 +188,19 @@ class Graph:
         return step
 
     def step(self, step: int) -> dict[str, float]:
-        """One step of learning; its metrics. Raises RanksDied when a training rank is gone: `recover` then."""
+        """One step of learning; its metrics."""
         timer = Timer()
         prompts = self._prompts_of(step)
         with timer("generate"):
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
         batch, behaviour_NT = self._to_batch(groups)
         with timer("judge"):
-            scored, learner_NT, reference_NT, values_NT = self._judge(prompts, groups, batch)
+            judged = self._judge(prompts, groups, batch)
+        scored, learner_NT, reference_NT, values_NT = judged
         gap = self._prove(batch, behaviour_NT, learner_NT)
 
-        log_ratio_NT = torch.zeros_like(behaviour_NT) if reference_NT is None else behaviour_NT - reference_NT
         rewards_N = self._rewards(scored, step)
-        scores = Scores(rewards_N, group_ids(groups), batch.loss_mask, log_ratio_NT, values_NT)
+        scores = Scores(rewards_N, group_ids(groups), batch.loss_mask, judged.log_ratio_NT, values_NT)
         advantages_NT, returns_NT = self._algorithm.estimate(scores, advantage_settings(self._config.learning))
 
         with timer("update"):
@@ -209,8 +216,8 @@ class Graph:
             self._publish(step + 1)
 
         return {
-            **rollout_metrics(scored.rollouts, scored.rewards),
-            **({} if reference_NT is None else kl_metrics(log_ratio_NT, batch)),
+            **rollout_metrics(scored.rollouts, scored.responses, scored.rewards),
+            **({} if reference_NT is None else kl_metrics(judged.log_ratio_NT, batch)),
             "proof/logprob_gap_max": gap.max,
             "proof/logprob_gap_mean": gap.mean,
             **update_metrics(reports, "policy"),
@@ -225,10 +232,10 @@ class Graph:
         scored, samples = self._to_samples(prompts, groups)
         return replace(scored, rewards=ray.get(self.scorer.score.remote(samples)))
 
-    def save(self, step: int) -> None:
-        """Begin a checkpoint of learner and critic after `step` steps; it is whole at the next save, or `export`."""
+    def save(self) -> None:
+        """Begin a checkpoint of learner and critic as they are; it is whole at the next save, or `export`."""
         for group in self._trained:
-            group.call("save", step)
+            group.call("save")
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
@@ -237,25 +244,20 @@ class Graph:
         for group in self._trained:
             group.call("finish_save")
 
-    def recover(self, error: RanksDied) -> int:
-        """Start all training ranks anew and go back to the last checkpoint; the next step.
+    def recover(self, error: RanksDied) -> None:
+        """Bring up all training ranks anew; `start` goes back to the last checkpoint afterwards.
 
         Raises RuntimeError when ranks have died more than `execution.learners.max_failures` times.
         """
-        while True:
-            if self._failures_left == 0:
-                raise RuntimeError(
-                    f"training ranks died and no restart is left (execution.learners.max_failures): {error}"
-                ) from error
-            self._failures_left -= 1
-            log.warning("training ranks died; going back to the last checkpoint: %s", str(error).splitlines()[0])
-            self._current = None  # what a dead learner had published went with it
-            for group in self._trained:
-                group.restart()
-            try:
-                return self.start()
-            except RanksDied as again:
-                error = again
+        if self._failures_left == 0:
+            raise RuntimeError(
+                f"training ranks died and no restart is left (execution.learners.max_failures): {last_line(error)}"
+            ) from error
+        self._failures_left -= 1
+        log.warning("training ranks died; going back to the last checkpoint: %s", last_line(error))
+        self._current = None  # what a dead learner had published went with it
+        for group in self._trained:
+            group.restart()
 
     @property
     def _trained(self) -> list[RankGroup]:
@@ -300,7 +302,7 @@ class Graph:
     def _to_samples(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]) -> tuple[Scored, list[Sample]]:
         """All rollouts with their texts, still without rewards, and what a scorer is given."""
         pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
-        texts = [self._response_text(rollout) for _, rollout in pairs]
+        texts = [self._tokenizer.decode(rollout.said_ids) for _, rollout in pairs]
         samples = [
             Sample(prompt.text, text, self._closed(rollout), prompt.record)
             for (prompt, rollout), text in zip(pairs, texts, strict=True)
@@ -321,10 +323,6 @@ class Graph:
             reference_NT=None if referring is None else ray.get(referring),  # pyright: ignore[reportArgumentType]
             values_NT=None if self.critic is None or valuing is None else whole_rows(self.critic.wait(valuing)),
         )
-
-    def _response_text(self, rollout: Rollout) -> str:
-        ids = rollout.response_ids[:-1] if rollout.finished else rollout.response_ids
-        return self._tokenizer.decode(ids)
 
     def _closed(self, rollout: Rollout) -> tuple[int, ...]:
         """The whole sequence with its end token, which a response that was cut lacks."""
@@ -391,6 +389,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         max_sequences=config.rollouts.lot_prompts * config.rollouts.group_size,
         dtype=config.learning.precision,
         kv_cache_gib=execution.kv_cache_gib,
+        gpu_memory_utilization=execution.gpu_memory_utilization,
         transfer=execution.weight_transfer,
         is_cuda=execution.generators.gpus_per_worker > 0,
     )

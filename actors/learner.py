@@ -34,7 +34,7 @@ from model.train import StepReport, fit
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What an update of the policy is; see `jobs.rlhf.RlhfConfig` for the fields of the same names."""
+    """What an update of the policy is; see `actors.settings.LearningConfig` for the fields of the same names."""
 
     folder: Storage
     """The policy that training starts from."""
@@ -116,9 +116,9 @@ class Learner:
         """The weights as they are now, for the engines; rank 0's answer counts."""
         return self._publisher.publish(self._state.model, version)
 
-    def save(self, step: int) -> None:
-        """Begin a checkpoint of the state after `step` steps of the graph."""
-        self._checkpoints.save(self._state, {"graph_step": step})
+    def save(self) -> None:
+        """Begin a checkpoint of the state as it is."""
+        self._checkpoints.save(self._state, {})
 
     def finish_save(self) -> None:
         """Return when the last checkpoint is whole."""

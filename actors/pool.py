@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.proof import check_loads
-from actors.ranks import RanksDied
+from actors.ranks import RanksDied, last_line
 from actors.rollout import Lot, RolloutGroup
 from actors.weights import Publication
 
@@ -52,16 +52,15 @@ class GeneratorPool:
             (ready,), _ = ray.wait(list(running))
             index, lot = running.pop(ready)
             try:
-                answer = ray.get(ready)
+                if lot is None:
+                    self._finish_load(ready)  # a new engine is up
+                else:
+                    done[lot] = ray.get(ready)
             except RayActorError as error:
                 if lot is not None:
                     waiting.appendleft(lot)
                 running[self._restart(index, error)] = (index, None)
                 continue
-            if lot is None:
-                check_loads(self._held(), [answer])  # a new engine is up
-            else:
-                done[lot] = answer
             idle.append(index)
         # An engine that came too late to help must hold the weights all the same.
         self._settle({future: index for future, (index, _) in running.items()})
@@ -87,25 +86,33 @@ class GeneratorPool:
             (ready,), _ = ray.wait(list(loading))
             index = loading.pop(ready)
             try:
-                check_loads(self._held(), [ray.get(ready)])
+                self._finish_load(ready)
             except RayActorError as error:
                 loading[self._restart(index, error)] = index
-            except ObjectLostError as error:
-                raise RanksDied(f"the learner died with the weights that it had published: {error}") from error
+
+    def _finish_load(self, loading: Any) -> None:
+        """Wait for an engine's load. Raises StaleWeightsError, or RanksDied when the weights went with their owner."""
+        try:
+            report: Any = ray.get(loading)
+        except ObjectLostError as error:
+            raise RanksDied(f"the learner died with the weights that it had published: {error}") from error
+        check_loads(self._held(), [report])
 
     def _restart(self, index: int, error: RayActorError) -> ray.ObjectRef:
-        """A new engine in the place of a dead one; the future of its load of the current weights."""
+        """A new engine in the place of a dead one; the future of its load of the current weights.
+
+        Raises RuntimeError when no restart is left, or when the engine could not even be made, as no other could.
+        """
+        if error.actor_init_failed:
+            raise RuntimeError(f"generator {index} cannot be made: {last_line(error)}") from error
         if self._failures_left == 0:
             raise RuntimeError(
-                f"generator {index} died and no restart is left (execution.generators.max_failures): {error}"
+                f"generator {index} died and no restart is left (execution.generators.max_failures; none at all with "
+                f"weight_transfer nccl or ipc): {last_line(error)}"
             ) from error
         self._failures_left -= 1
         self.restarts += 1
-        log.warning(
-            "generator %d died; starting another and doing its lot again: %s",
-            index,
-            str(error).splitlines()[0],
-        )
+        log.warning("generator %d died; starting another and doing its lot again: %s", index, last_line(error))
         ray.kill(self.engines[index])  # what only seemed dead must not keep the place
         self.engines[index] = self._make_engine(index)
         return self.engines[index].load.remote(self._held())

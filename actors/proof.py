@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from actors.logprobs import logprobs_under
 from actors.rollout import PromptTask, RolloutGroup
+from actors.settings import Gap
 from actors.weights import (
     LoadReport,
     NumericsError,
@@ -26,14 +26,6 @@ from model.batch import Batch
 from model.transformer import TransformerConfig
 
 
-@dataclass(frozen=True)
-class Gap:
-    """Distance of engine and learner over sampled tokens, in nats."""
-
-    max: float
-    mean: float
-
-
 def check_loads(publication: Publication, reports: Sequence[LoadReport]) -> None:
     """Raise StaleWeightsError when an engine holds another version, or other bytes, than were published."""
     for engine, report in enumerate(reports):
@@ -41,6 +33,11 @@ def check_loads(publication: Publication, reports: Sequence[LoadReport]) -> None
             raise StaleWeightsError(
                 f"stale weights: engine {engine} holds version {report.version} after version "
                 f"{publication.version} was sent"
+            )
+        if publication.digests and not publication.digests.keys() & report.checksums.keys():
+            raise StaleWeightsError(
+                f"stale weights: engine {engine} says version {report.version}, but names no parameter as it was "
+                "published, so that nothing could be compared"
             )
         wrong = [n for n, digest in report.checksums.items() if publication.digests.get(n, digest) != digest]
         if wrong:
@@ -86,7 +83,7 @@ def logprob_gap(batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> Gap:
 
 def check_gap(
     gap: Gap,
-    bound: float,
+    bound: Gap,
     batch: Batch,
     engine_NT: Tensor,
     *,
@@ -100,9 +97,12 @@ def check_gap(
     Stale means that older weights explain the engine better than the published ones do by ten times: all of them,
     or those of the output head alone, which an engine may keep in a copy of its own.
     """
-    if gap.max <= bound:
+    if gap.max <= bound.max and gap.mean <= bound.mean:
         return
-    found = f"engine and learner logprobs differ by up to {gap.max:.3g} (mean {gap.mean:.3g}), the bound is {bound:.3g}"
+    found = (
+        f"engine and learner logprobs differ by up to {gap.max:.3g} (mean {gap.mean:.3g}), "
+        f"allowed are {bound.max:.3g} (mean {bound.mean:.3g})"
+    )
     if previous is not None and previous.chunks:
         for what, old_sizes, weights in _older(sizes, dict(read_weights(current)), dict(read_weights(previous))):
             old_NT = logprobs_under(old_sizes, weights, batch, temperature=temperature)
@@ -113,8 +113,9 @@ def check_gap(
                     f"{current.version} it is {old_gap.max:.3g}"
                 )
     raise NumericsError(
-        f"numerics: {found}; versions and tokens agree and older weights do not explain it. A bfloat16 engine needs "
-        f"a wider max_logprob_gap; otherwise compare the engine's and the learner's precision and sizes"
+        f"numerics: {found}; versions and tokens agree and older weights do not explain it. Compare the engine's and "
+        "our own precision and sizes; where a larger model rounds more, rlhf takes wider learning.max_logprob_gap and "
+        "learning.mean_logprob_gap"
     )
 
 

@@ -49,7 +49,7 @@ class PromptTask:
     """One prompt to be answered `num_samples` times."""
 
     index: int
-    """Of the prompt in the endless stream of prompts; part of each sample's seed."""
+    """Tells it from the other prompts of its step or evaluation; part of each sample's seed."""
     prompt_ids: tuple[int, ...]
     num_samples: int
 
@@ -79,6 +79,11 @@ class Rollout:
     """Of the weights that made it, as the engine says; -1 when they changed under way."""
     finished: bool
     """Whether it ended by a stop token; otherwise it was cut at the longest length."""
+
+    @property
+    def said_ids(self) -> tuple[int, ...]:
+        """The response without the stop token."""
+        return self.response_ids[:-1] if self.finished else self.response_ids
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,3 @@ def _rows_of_tokens(batch: Batch, rows: Tensor) -> tuple[Batch, int]:
         batch.positions[rows, :length],
     )
     return Batch(*cut, None), length
-
-
-def distinct_bigrams(responses: Sequence[Sequence[int]]) -> float:
-    """Distinct-2 (Li 2016, arXiv 1510.03055): different token pairs over all pairs; 1.0 when there are no pairs."""
-    pairs = [pair for response in responses for pair in zip(response, response[1:], strict=False)]
-    return len(set(pairs)) / len(pairs) if pairs else 1.0

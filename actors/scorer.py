@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -94,9 +96,11 @@ class Verifier:
 
 def load_function(source: str, *, path: str, function: str) -> Any:
     """The function of a source text. Raises ValueError when the text does not run or has no such function."""
-    module = types.ModuleType("verifier")
+    module = types.ModuleType(f"verifier_{uuid.uuid4().hex[:8]}")
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for the module of a class
     try:
-        exec(compile(source, path, "exec"), module.__dict__)  # the user's own program, by request
+        # The user's own program, by request; without this file's own `from __future__`.
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise ValueError(f"verifier: {path} does not run: {type(error).__name__}: {error}") from error
     found = module.__dict__.get(function)

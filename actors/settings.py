@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: the config loader reads these types at run time.
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,8 +10,18 @@ from typing import Literal
 from cluster.placement import Placement
 from model.advantages import ALGORITHMS
 
-_LOGPROB_BOUNDS = {"float32": 1e-4, "bfloat16": 0.2}
-"""Measured: up to 1e-5 in float32 and 0.07 in bfloat16, on models of 0.1 to 4 million parameters."""
+
+@dataclass(frozen=True)
+class Gap:
+    """Distance of an engine's and our own logprobs over sampled tokens, in nats."""
+
+    max: float
+    mean: float
+
+
+LOGPROB_BOUNDS = {"float32": Gap(max=1e-4, mean=1e-4), "bfloat16": Gap(max=2.0, mean=0.1)}
+"""By the engine's precision. Measured (max, mean): 1e-5 in float32; in bfloat16 0.07 for 0.1 to 4 million parameters,
+0.4 and 0.044 for 135 million, where an unlikely token's logprob is rounded in every layer. The mean tells more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +98,25 @@ class LearningConfig:
     """Of the engines' weights and of the learner's matrix products."""
     max_logprob_gap: float | None = None
     """Largest distance of engine and learner logprobs of a sampled token, in nats; beyond it learning stops. None
-    takes what the precision allows: 1e-4 in float32, 0.2 in bfloat16."""
+    takes what the precision allows: 1e-4 in float32, 2 in bfloat16."""
+    mean_logprob_gap: float | None = None
+    """The same of the mean over a step's sampled tokens. None: 1e-4 in float32, 0.1 in bfloat16."""
 
     @property
-    def logprob_bound(self) -> float:
-        """`max_logprob_gap`, or what the precision allows."""
-        return _LOGPROB_BOUNDS[self.precision] if self.max_logprob_gap is None else self.max_logprob_gap
+    def logprob_bound(self) -> Gap:
+        """What is set of it, the rest as the precision allows."""
+        allowed = LOGPROB_BOUNDS[self.precision]
+        return Gap(
+            max=allowed.max if self.max_logprob_gap is None else self.max_logprob_gap,
+            mean=allowed.mean if self.mean_logprob_gap is None else self.mean_logprob_gap,
+        )
 
     def check(self, field: str) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
-        if self.max_logprob_gap is not None and self.max_logprob_gap <= 0:
-            raise ValueError(f"{field}.max_logprob_gap: {self.max_logprob_gap} must be above 0, or null")
+        for name in ("max_logprob_gap", "mean_logprob_gap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{field}.{name}: {value} must be above 0, or null")
         for name in ("lr", "critic_lr", "clip_norm", "clip_range", "value_clip_range"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be above 0")
@@ -109,6 +128,18 @@ class LearningConfig:
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be between 0 and 1")
+        self._check_ignored(field)
+
+    def _check_ignored(self, field: str) -> None:
+        algorithm = ALGORITHMS[self.algorithm]
+        ignored = [] if algorithm.needs_critic else ["critic_lr", "value_clip_range", "gamma", "gae_lambda"]
+        ignored += [] if algorithm.clips_ratio else ["clip_range"]
+        for setting in dataclasses.fields(self):
+            if setting.name in ignored and getattr(self, setting.name) != setting.default:
+                raise ValueError(
+                    f"{field}.{setting.name}: {getattr(self, setting.name)} would be ignored by {self.algorithm}; "
+                    "remove it, or take an algorithm that reads it"
+                )
 
     @property
     def optimizer_steps(self) -> int:
@@ -139,8 +170,11 @@ class GraphExecution:
     """Sequences of one forward pass."""
     kv_cache_gib: float = 0.5
     """Of each engine on CPU."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that an engine on it takes; lower it where the engine shares the GPU."""
     weight_transfer: Literal["object_store", "nccl", "ipc"] = "object_store"
-    """nccl and ipc go from GPU to GPU; ipc needs learner and engine on one device."""
+    """nccl and ipc go from GPU to GPU; ipc needs learner and engine on one device. With these two a new engine cannot
+    be given the weights alone, so one that dies ends the run: the same command goes on from the checkpoint."""
     checkpoint_interval: int = 20
     """Steps between two checkpoints."""
     heldout_interval: int = 0
@@ -159,6 +193,10 @@ class GraphExecution:
             )
         if self.kv_cache_gib <= 0:
             raise ValueError(f"{field}.kv_cache_gib: {self.kv_cache_gib} must be above 0")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"{field}.gpu_memory_utilization: {self.gpu_memory_utilization} must be above 0 and at most 1"
+            )
         on_gpu = self.generators.gpus_per_worker > 0 and self.learners.gpus_per_worker > 0
         if self.weight_transfer != "object_store" and not on_gpu:
             raise ValueError(
@@ -176,6 +214,11 @@ class GraphExecution:
                     f"prompts_per_step · group_size = {rollouts.rollouts_per_step} must be a multiple of "
                     f"minibatches · {field}.{name}.workers = {parts}: change one of them"
                 )
+
+    @property
+    def engine_restarts(self) -> int:
+        """How often dead engines are started again, in all."""
+        return self.generators.max_failures if self.weight_transfer == "object_store" else 0
 
     def groups(self, learning: LearningConfig) -> dict[str, Placement]:
         """The placements that a graph with this algorithm takes, by role."""

@@ -89,11 +89,12 @@ class Spawner:
     ) -> ActorHandle:
         """Worker `index` of the group `name`; it runs `cls(*arguments)`.
 
-        A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call.
+        A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call,
+        up to the placement's max_failures times.
         """
         placement = self._groups[name]
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
-        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1} if pure else {}
+        options = restart_options(placement) if pure else {}
         handle: Any = (
             ray.remote(cls)
             .options(
@@ -108,3 +109,8 @@ class Spawner:
             .remote(*arguments)
         )
         return handle
+
+
+def restart_options(placement: Placement) -> dict[str, Any]:
+    """Ray's options of a pure actor."""
+    return {"max_restarts": placement.max_failures, "max_task_retries": placement.max_failures}

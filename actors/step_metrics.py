@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from actors.rollout import Rollout, distinct_bigrams
+from actors.rollout import Rollout
 from model.batch import Batch
+from model.metrics import distinct_n
 from model.train import StepReport
 
 
@@ -34,14 +35,16 @@ class Timer:
         return {**parts, "perf/step_s": step_s, "perf/tokens_per_s": num_sampled / step_s}
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], rewards: Sequence[float]) -> dict[str, float]:
-    """Means over the rollouts; rewards as the scorer gave them."""
+def rollout_metrics(
+    rollouts: Sequence[Rollout], responses: Sequence[str], rewards: Sequence[float]
+) -> dict[str, float]:
+    """Means over the rollouts, and the variety of their texts; rewards as the scorer gave them."""
     return {
         "rollout/reward_mean": statistics.fmean(rewards),
         "rollout/reward_std": statistics.pstdev(rewards),
         "rollout/response_length": statistics.fmean(len(rollout.response_ids) for rollout in rollouts),
         "rollout/finished": statistics.fmean(rollout.finished for rollout in rollouts),
-        "rollout/distinct_2": distinct_bigrams([rollout.response_ids for rollout in rollouts]),
+        "rollout/distinct_2": distinct_n(responses, 2),
     }
 
 

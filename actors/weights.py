@@ -2,7 +2,7 @@
 
 The learner publishes (`Publisher`), each generator loads the publication through vLLM's weight-transfer interface
 (`actors.transfer_engine` is the engine's end of the object store), and nothing is learned from a rollout before
-`prove_same_policy` held. The proof is not a formality: on CPU a tied output head is repacked only when it is
+`actors.proof` has held. The proof is not a formality: on CPU a tied output head is repacked only when it is
 asked for, and without that the engine goes on with old weights and no error.
 """
 
@@ -63,7 +63,6 @@ class LoadReport:
     version: int
     checksums: Mapping[str, str] = field(repr=False)
     """sha256 by Hugging Face name of the parameters that it holds as they came (not fused, packed or padded)."""
-    seconds: float
 
 
 class Publisher(Protocol):

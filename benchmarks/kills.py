@@ -4,7 +4,8 @@ In each stage the driver is killed with SIGKILL, by default three times, at mome
 that the stage took undisturbed. After each kill the same command goes on. The table tells, for each kill, the seconds
 into the stage, the last step logged before it, the step it went on from (a stage without checkpoints begins again)
 and how long until no process of the killed run was left; and for each stage whether its bytes are those of the
-undisturbed road. A finished stage that is made a second time, or a process that stays, ends it with an error.
+undisturbed road. A finished stage that is made a second time, or a process that stays, ends it with an error; bytes
+that differ, or a stage that ended before it was killed as often as asked, are told at the end, with exit status 1.
 
     python benchmarks/kills.py [--kills 3] [--seed 0] [--stages rlhf serve]
 """
@@ -28,6 +29,7 @@ import psutil
 
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
+from jobs.job import code_digest
 from jobs.pipeline import load_pipeline
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
@@ -127,7 +129,7 @@ def disturbed(road: Road, undisturbed: Road, stages: Sequence[str], *, kills: in
             kill = road.kill_in(name, job.id, within_s=whole["wall_s"] * left, draw=draw)
             check_unchanged(road, begun, [other.id for other in jobs.values()])
             if kill is None:
-                break  # it ended before the moment came
+                break  # it ended before the moment came: `shortfalls` tells
             seen.append(kill)
             print(f"{name:<14} killed {kill.into_stage_s:6.1f} s into it, at step {kill.logged_step}", flush=True)
     road.finish()
@@ -150,7 +152,24 @@ def went_on_from(kill: Kill) -> str:
     return f"step {found.group(1)}" if found else "its start"
 
 
-def main() -> None:
+def require_same_code(undisturbed: Road, jobs: Sequence[str]) -> None:
+    """Raise RuntimeError when what stands of the undisturbed road was made by other code than the disturbed will be."""
+    ours = code_digest()
+    for job in jobs:
+        if (record := undisturbed.record(job)) and record["code_digest"] != ours:
+            raise RuntimeError(
+                f"{undisturbed.store / job} was made by other code than this, and the bytes of two codes may differ; "
+                f"rm -r {undisturbed.store}"
+            )
+
+
+def shortfalls(seen: Sequence[Kill], stages: Sequence[str], *, kills: int) -> list[str]:
+    """Of each stage that was killed less often than asked, how often that was."""
+    made = {stage: sum(kill.stage == stage for kill in seen) for stage in stages}
+    return [f"{stage} ended after {count} of {kills} kills" for stage, count in made.items() if count < kills]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3, help="in each stage")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -158,7 +177,9 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load_pipeline(CONFIG)
     undisturbed = Road(Path(pipeline.store.root))
+    require_same_code(undisturbed, [job.id for job in pipeline.jobs.values()])
     undisturbed.finish()
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="raymill-kills-") as scratch:
         road = Road(Path(scratch) / f"road-{os.getpid()}")
         stages = options.stages or list(pipeline.jobs)
@@ -168,12 +189,16 @@ def main() -> None:
             ours, theirs = road.record(job.id), undisturbed.record(job.id)
             assert ours is not None and theirs is not None
             same = "equal" if ours["digest"] == theirs["digest"] else "DIFFER"
+            wrong += [f"{name}: the bytes differ"] if same == "DIFFER" else []
             for kill in (kill for kill in seen if kill.stage == name):
                 print(
                     f"{name:<14} {kill.into_stage_s:>7.1f} s {kill.logged_step:>6} {went_on_from(kill):>13} "
                     f"{kill.gone_after_s:>13.1f} s   {same}"
                 )
+    wrong += shortfalls(seen, stages, kills=options.kills)
+    print("\n".join(wrong))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

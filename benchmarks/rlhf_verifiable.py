@@ -10,6 +10,8 @@ with answers sampled at temperature 1:
     grpo, ppo    the actor graph (vLLM engine, verifier, reference, learner, critic), as `raymill run rlhf` runs it
     shuffled     grpo with each step's rewards permuted: nothing to learn from
 
+It ends with status 1, naming what failed, when a seed misses what `missed` asks of it.
+
     python benchmarks/rlhf_verifiable.py [--seeds 3]
 """
 
@@ -20,6 +22,7 @@ import functools
 import itertools
 import logging
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -59,6 +62,8 @@ ROLLOUTS = RolloutConfig(
 GRPO = LearningConfig(algorithm="grpo", lr=1e-4, kl_coefficient=0.01, minibatches=2)
 PPO = LearningConfig(algorithm="ppo", lr=1e-4, critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0)
 RL_STEPS = 60
+MINUTES = 10
+"""Of one seed."""
 
 VERIFIER = """
 def is_sorted(prompt, response, record):
@@ -181,7 +186,7 @@ class Benchmark:
         )
         groups = ray.get(engine.generate.remote(Lot(-1, -1, tuple(tasks), sampling)))
         ray.kill(engine)
-        said = [self.tokenizer.decode(group.rollouts[0].response_ids) for group in groups]
+        said = [self.tokenizer.decode(group.rollouts[0].said_ids) for group in groups]
         return [float(text == answer(prompt)) for text, prompt in zip(said, self.task.heldout, strict=True)]
 
     def _rendered(self, prompt: str, response: str) -> RenderedChat:
@@ -240,8 +245,8 @@ class Row:
     seconds: float
 
 
-def run_seed(seed: int, scratch: Path) -> list[Row]:
-    """All models of one seed."""
+def run_seed(seed: int, scratch: Path) -> tuple[list[Row], list[float]]:
+    """All models of one seed, and the validation losses of sft along the way."""
     benchmark = Benchmark(seed, scratch)
     rows: list[Row] = []
 
@@ -267,23 +272,44 @@ def run_seed(seed: int, scratch: Path) -> list[Row]:
         rows.append(Row(name, bootstrap_interval(after), paired_bootstrap(before, after), seconds))
     more, seconds = timed(lambda: benchmark.accuracy(in_worker(Benchmark.more_sft, sft)))
     rows.append(Row("more sft", bootstrap_interval(more), paired_bootstrap(before, more), seconds))
-    return [Row("sft", bootstrap_interval(before), None, sft_s), *rows]
+    return [Row("sft", bootstrap_interval(before), None, sft_s), *rows], losses
 
 
-def main() -> None:
+def missed(rows: Sequence[Row], losses: Sequence[float], minutes: float) -> list[str]:
+    """The bounds that one seed does not keep."""
+    accuracy = {row.name: row.accuracy for row in rows}
+    gain = {row.name: row.gain for row in rows if row.gain is not None}
+    grpo = accuracy["grpo"]
+    kept = {
+        "sft is right in less than half of the cases": accuracy["sft"].value < 0.5,
+        "sft's last two validation losses are within 1 percent": abs(losses[-1] / losses[-2] - 1) < 0.01,
+        "grpo is right in more than 80 percent": grpo.value > 0.8,
+        "ppo's gain is above 0 with its whole interval": gain["ppo"].low > 0,
+        "more sft is below grpo": accuracy["more sft"].high < grpo.low,
+        "shuffled is below grpo": accuracy["shuffled"].high < grpo.low,
+        f"it takes at most {MINUTES} minutes": minutes <= MINUTES,
+    }
+    return [bound for bound, holds in kept.items() if not holds]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    failures: list[str] = []
     for seed in range(options.seeds):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="raymill-bench-") as scratch, connect("local", num_cpus=2):
-            rows = run_seed(seed, Path(scratch))
+            rows, losses = run_seed(seed, Path(scratch))
         minutes = (time.perf_counter() - started) / 60
         print(f"\nseed {seed}, {NUM_HELDOUT} held-out prompts, {minutes:.1f} minutes, 95% bootstrap intervals")
         print(f"{'':<10} {'accuracy':>24} {'gain over sft':>24} {'seconds':>8}")
         for row in rows:
             print(f"{row.name:<10} {_text(row.accuracy):>24} {_text(row.gain):>24} {row.seconds:>8.0f}")
+        failures += [f"seed {seed}: missed: {bound}" for bound in missed(rows, losses, minutes)]
+    print("\n".join(failures))
+    return 1 if failures else 0
 
 
 def _text(interval: Interval | None) -> str:
@@ -291,4 +317,4 @@ def _text(interval: Interval | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -50,7 +50,7 @@ class SecretVariable:
 
 @dataclass(frozen=True, kw_only=True)
 class Redis:
-    """Where the head keeps its tables, so that workers and actors outlive it."""
+    """Where the head keeps the cluster's state, so that a restart of it does not take the workers down."""
 
     address: str
     """`host:6379`"""
@@ -77,7 +77,8 @@ class ClusterConfig:
     service_account: str | None = None
     """For access to object storage by the pods' identity."""
     redis: Redis | None = None
-    """Keeps the head's tables over its restarts; without it the job starts again from its last checkpoints."""
+    """Keeps the cluster's state and its workers over a restart of the head. With it or without, a job whose head is
+    lost (the driver runs there) is tried again and goes on from its checkpoints."""
     grace_s: int = 120
     """How long a pod may take to end: longer than a checkpoint takes."""
     retries: int = 3

@@ -27,6 +27,8 @@ class Placement:
         for name in ("workers", "threads_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
+        if self.max_failures < 0:
+            raise ValueError(f"{field}.max_failures: {self.max_failures} must not be negative; 0 starts nothing again")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ValueError(f"{field}: cpus_per_worker and gpus_per_worker must not be negative")
         if self.backend == "nccl" and self.gpus_per_worker == 0:

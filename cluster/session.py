@@ -29,14 +29,16 @@ def worker_env(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[bool]:
     """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
+
+    Yields whether the cluster is whole as it stands: one that was started here gets no further nodes.
 
     A session that this call started ends with it; one that stood before is left as it was.
     """
     assert_own_packages()
     if ray.is_initialized():
-        yield
+        yield False
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -50,7 +52,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
         runtime_env={"env_vars": WORKER_ENV},
     )
     try:
-        yield
+        yield address == "local"
     finally:
         ray.shutdown()
 

@@ -4,14 +4,18 @@ Everything that Raymill writes goes through `Storage`, so that a laptop's folder
 a name becomes visible only when all of its bytes are there.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 import uuid
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +29,7 @@ _NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
 """Schemes of which no user's name belongs into a URL: what stands before the @ is a token or a key."""
 _SIGNATURE = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
-    r"api_?key)=",
+    r"(api_?|access_?|secret_?)?key|secret|password|passwd|pwd)=",
     re.IGNORECASE,
 )
 
@@ -154,6 +158,17 @@ class Storage:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         self.write_bytes(name, text.encode())
 
+    def read_jsonl(self, name: str) -> list[Any]:
+        """One value a line."""
+        # Not splitlines, which also cuts at U+2028 and the like: JSON lets them stand inside a string.
+        return [json.loads(line) for line in self.read_bytes(name).split(b"\n") if line]
+
+    def write_jsonl(self, name: str, values: Iterable[Any]) -> None:
+        """One value a line, all of them or none."""
+        text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+        # A lone surrogate (of a file's name, or in a reason that quotes one) has no UTF-8, but JSON can escape it.
+        self.write_bytes(name, text.encode(errors="backslashreplace"))
+
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
         self.fs.invalidate_cache(self.root)
@@ -198,33 +213,49 @@ class Storage:
         ]
 
     def put_folder(self, folder: Path, name: str) -> None:
-        """Copy every file of a local folder below `name`."""
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        """Copy every file of a local folder below `name`; config.json, which makes it a model, comes last."""
+        files = (path for path in folder.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda path: (path.name == "config.json", path)):
             self.write_bytes(f"{name}/{file.relative_to(folder)}", file.read_bytes())
 
     def check_writable(self) -> None:
-        """Raise ValueError when nothing can be written here (permission, no space, no such bucket)."""
+        """Raise ValueError when nothing can be written here (permission, no space, no such bucket); leave no trace."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
+        made = _missing_folders(self.root) if self.is_local else []
         try:
             self.write_bytes(probe, b"raymill")
             self.fs.rm(self.path(probe))
-        except (OSError, PermissionError) as error:
+            if self.is_local and shutil.disk_usage(self.root).free < 2**28:
+                raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
+        except OSError as error:
             raise ValueError(
                 f"store: cannot write to {self.url} ({error}); give a location with permission and free space"
             ) from error
-        if self.is_local and shutil.disk_usage(self.root).free < 2**28:
-            raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # not made after all, or another process writes there by now
+                    os.rmdir(folder)
+
+
+def _missing_folders(path: str) -> list[str]:
+    """The folders that have to be made for `path` to stand, innermost first."""
+    return [str(folder) for folder in (Path(path), *Path(path).parents) if not os.path.exists(folder)]
 
 
 def expand(patterns: list[str]) -> list[str]:
     """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
 
-    Raises ValueError naming the pattern that matches nothing, or that carries credentials.
+    Raises ValueError naming the pattern that matches nothing or whose archive is none, or for one with credentials.
     """
     found: list[str] = []
     for pattern in patterns:
         refuse_credentials(pattern)
-        matched = _expand_one(pattern)
+        try:
+            matched = _expand_one(pattern)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            raise ValueError(
+                f"{pattern!r}: a file that it looks into is no archive or a damaged one ({error}); fetch it anew"
+            ) from error
         if not matched:
             raise ValueError(
                 f"{pattern!r} matches no file; check the path (relative ones start at the working directory)"

@@ -66,9 +66,13 @@ class Tracker:
             # Steps are our own metric: W&B drops what is logged under a step it has seen, as a resume does.
             self._wandb_run().log({**metrics, "step": step})
 
+    def flush(self) -> None:
+        """Make all that was logged safe from a kill: on an object store the log is put there only now and then."""
+        self._upload(force=True)
+
     def close(self) -> None:
         """Flush everything; the tracker opens again when something more is logged."""
-        self._upload(force=True)
+        self.flush()
         self._close_file()
         if self._wandb not in (None, False):
             self._wandb.finish()

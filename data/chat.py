@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 
+from data.document import is_damage
 from data.shards import PADDING_DOCUMENT, Rows
 from data.tokenizer import chat_end_id, end_token_ids, pad_id
 from data.tokenizer import load_tokenizer as load_any_tokenizer
@@ -63,19 +64,31 @@ class PromptRecord(NamedTuple):
 def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, record) of every line of JSONL files on any fsspec URL.
 
-    Raises ValueError naming file and line for a line that is no JSON object, and for files without any record.
+    Raises ValueError naming file and line for a line that is no JSON object, for files without any record, and for a
+    damaged file.
     """
     found, names = 0, []
     for url in urls:
         names.append(url)
-        with fsspec.open(url, "rb", compression="infer") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                found += 1
-                yield f"{url}:{number}", _parse(f"{url}:{number}", line)
+        for number, line in _numbered_lines(url):
+            if not line.strip():
+                continue
+            found += 1
+            yield f"{url}:{number}", _parse(f"{url}:{number}", line)
     if not found:
         raise ValueError(f"{', '.join(names)}: no record; expected one JSON object a line")
+
+
+def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with fsspec.open(url, "rb", compression="infer") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); fetch it anew") from error
 
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:
@@ -190,8 +203,8 @@ class ChatTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a reply without its special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of a reply with its special tokens visible: what is judged is what was said."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _ids(self, messages: Messages, where: str, *, add_generation_prompt: bool) -> list[int]:
         for number, message in enumerate(messages):
@@ -256,28 +269,42 @@ def render_preference(tokenizer: ChatTokenizer, preference: Preference) -> Prefe
 # Packing.
 
 
-def pack(chats: Iterable[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
+class FittingChats(NamedTuple):
+    chats: list[RenderedChat]
+    num_cut: int
+    """How many of them lost their end."""
+    num_left_out: int
+    """How many were left out because no reply begins within the row."""
+
+
+def fit_chats(chats: Sequence[RenderedChat], *, length: int) -> FittingChats:
+    """The chats as they fit into rows of `length` positions, of which one of n tokens takes n - 1.
+
+    A longer chat is cut at its end, and left out when nothing that is the assistant's remains.
+    """
+    cut = [RenderedChat(chat.ids[: length + 1], chat.learnt[: length + 1]) for chat in chats]
+    fitting = [chat for chat in cut if any(chat.learnt[1:])]
+    num_cut = sum(any(new.learnt[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True))
+    return FittingChats(fitting, num_cut, len(chats) - len(fitting))
+
+
+def pack(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
     """Chats side by side in rows of `length` positions: each goes into the first of the last open rows with room.
 
-    A chat of n tokens takes n - 1 positions. A longer one is cut at its end, and left out when nothing that is the
-    assistant's remains. Raises ValueError when no chat is left.
+    The chats must fit (`fit_chats`).
     """
     rows: list[list[RenderedChat]] = []
     room: list[int] = []
     for chat in chats:
-        cut = RenderedChat(chat.ids[: length + 1], chat.learnt[: length + 1])
-        if not any(cut.learnt[1:]):
-            continue
-        needed = len(cut.ids) - 1
+        needed = len(chat.ids) - 1
+        assert needed <= length, f"a chat of {needed} positions in rows of {length}; fit it first"
         first = max(0, len(rows) - _OPEN_ROWS)
         row = next((row for row in range(first, len(rows)) if room[row] >= needed), len(rows))
         if row == len(rows):
             rows.append([])
             room.append(length)
-        rows[row].append(cut)
+        rows[row].append(chat)
         room[row] -= needed
-    if not rows:
-        raise ValueError(f"chats: no reply begins within {length} tokens; lengthen the rows or give shorter chats")
     return _to_arrays(rows, length, pad_id)
 
 

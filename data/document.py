@@ -14,23 +14,26 @@ import json
 import lzma
 import os
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import IO, Any, Literal, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.utils import infer_compression
 
 from cluster.storage import expand
 
 PROBED_RECORDS = 100  # how many readable records `check_source` looks through for a column
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+_PROBED_FILES = 3
 _CORRUPT = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_ZSTD_LIBRARIES = ("compression.zstd", "backports.zstd", "zstandard")  # fsspec imports the first one there is
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,28 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
 def _cut(index: int, source: Source, url: str, range_bytes: int) -> list[ReadRange]:
     fs, path = fsspec.core.url_to_fs(url)
     size = int(fs.info(path)["size"])
-    if source.format == "jsonl" and "::" not in url and not url.endswith(_COMPRESSED):
+    # An offset into a compressed file says nothing of the text in it.
+    if source.format == "jsonl" and "::" not in url and infer_compression(url) is None:
         starts = list(range(0, max(size, 1), range_bytes))
         return [ReadRange(index, url, start, start + range_bytes, min(range_bytes, size)) for start in starts]
     if source.format == "parquet" and size > range_bytes:
-        with _opened(url) as file:
-            groups = pq.ParquetFile(file).num_row_groups
+        metadata = _parquet_metadata(url)
+        if metadata is None:
+            return [ReadRange(index, url, 0, -1, size)]
+        groups = metadata.num_row_groups
         step = max(1, groups * range_bytes // size)
         return [ReadRange(index, url, start, start + step, step * size // groups) for start in range(0, groups, step)]
     return [ReadRange(index, url, 0, -1, size)]
+
+
+def _parquet_metadata(url: str) -> pq.FileMetaData | None:
+    """None for a damaged file, which its reader will tell of."""
+    try:
+        with _opened(url) as file:
+            return pq.ParquetFile(file).metadata
+    except (pa.ArrowException, OSError, *_CORRUPT) as error:
+        _unreadable(error, "file")
+        return None
 
 
 def read(source: Source, piece: ReadRange) -> Iterator[Document | Quarantined]:
@@ -136,32 +152,47 @@ def read(source: Source, piece: ReadRange) -> Iterator[Document | Quarantined]:
                 yield to_document(source, record)
             except _Bad as bad:
                 yield Quarantined(source.name, piece.url, offset, str(bad))
-    except _CORRUPT as error:
-        # What follows in a damaged archive cannot be reached; a network's OSError is another matter and is raised.
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        # What follows in a damaged archive cannot be reached.
         yield Quarantined(source.name, piece.url, offset, f"damaged file, unreadable from here on: {error}")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file's content is to blame, as decompressors tell it, and not the file system or the network."""
+    if isinstance(error, _CORRUPT):
+        return True
+    if type(error) is OSError:
+        return error.args == ("Invalid data stream",)  # all that bz2 says
+    return isinstance(error, tuple(sys.modules[name].ZstdError for name in _ZSTD_LIBRARIES if name in sys.modules))
 
 
 def to_document(source: Source, record: dict[str, Any]) -> Document:
     """The document that a record holds. Raises `_Bad` with the reason when a value is missing or of a wrong type."""
-    text = _string(source.text, pick(record, source.text))
+    text = _string(source.text, _unicode(source.text, pick(record, source.text)))
+    own = content_id(source.name, text) if source.id is None else _named_id(source, record)
+    metadata = {column: _unicode(column, pick(record, column)) for column in source.metadata}
+    return Document(own, text, source.name, metadata)
+
+
+def _unicode(column: str, value: Any) -> Any:
+    """The value. Raises `_Bad` when a lone surrogate stands anywhere in it, for no file could hold it."""
     try:
-        own = content_id(source.name, text) if source.id is None else _named_id(source, record)
-        text.encode()
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError as error:
-        raise _Bad(f"{source.text}: lone surrogate, no valid Unicode") from error
-    return Document(own, text, source.name, {column: pick(record, column) for column in source.metadata})
+        raise _Bad(f"{column}: lone surrogate, no valid Unicode") from error
+    return value
 
 
 def _named_id(source: Source, record: dict[str, Any]) -> str:
     assert source.id is not None
-    value = pick(record, source.id)
+    value = _unicode(source.id, pick(record, source.id))
     if value is None or value == "":
         raise _Bad(f"{source.id}: missing value")
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise _Bad(f"{source.id}: an id must be a string or an integer, not {type(value).__name__}")
-    identity = f"{source.name}/{value}"
-    identity.encode()
-    return identity
+    return f"{source.name}/{value}"
 
 
 def pick(record: Any, column: str) -> Any:
@@ -289,7 +320,7 @@ def _parquet_records(source: Source, piece: ReadRange) -> _Records:
 
 def _unreadable(error: Exception, what: str) -> _Bad:
     """What is damaged in a Parquet file goes to quarantine; a file system that failed is no matter of the file."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if not is_damage(error) and isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
     return _Bad(f"unreadable Parquet, {what}: {error}")
 
@@ -356,23 +387,32 @@ def _check_text_source(where: str, source: Source) -> None:
 
 def _first_records(source: Source, urls: list[str]) -> list[dict[str, Any]]:
     """The first readable records, all columns of them (a Parquet file's schema stands in for its rows)."""
-    seen: list[dict[str, Any]] = []
+    first = urls[:_PROBED_FILES]
     if source.format == "parquet":
-        try:
-            with _opened(urls[0]) as file:
-                schema = pq.ParquetFile(file).schema_arrow
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"sources.{source.name}: {urls[0]} is no readable Parquet file ({error})") from error
-        missing = [column for column in _columns(source) if column.partition(".")[0].rstrip("[]") not in schema.names]
-        for column in [column for column in missing if column not in schema.names]:
-            _raise_missing_column(f"sources.{source.name}", column, [dict.fromkeys(schema.names)], urls[0])
-    for url in urls[:3]:
+        _check_schema(source, first)
+    return list(islice(chain.from_iterable(_readable_records(source, url) for url in first), PROBED_RECORDS))
+
+
+def _check_schema(source: Source, urls: list[str]) -> None:
+    """Raise ValueError when the first Parquet file that can be read lacks a column."""
+    for url in urls:
+        if metadata := _parquet_metadata(url):
+            names = metadata.schema.to_arrow_schema().names
+            for column in _columns(source):
+                if column not in names and column.partition(".")[0].rstrip("[]") not in names:
+                    _raise_missing_column(f"sources.{source.name}", column, [dict.fromkeys(names)], url)
+            return
+
+
+def _readable_records(source: Source, url: str) -> Iterator[dict[str, Any]]:
+    """What can be read of a file, up to where it is damaged: a run sets the rest aside, so it is no mistake here."""
+    try:
         for _, record in _RECORDS[source.format](source, ReadRange(0, url, 0, -1, 0)):
             if isinstance(record, dict):
-                seen.append(record)
-            if len(seen) == PROBED_RECORDS:
-                return seen
-    return seen
+                yield record
+    except Exception as error:
+        if not is_damage(error):
+            raise
 
 
 def _raise_missing_column(where: str, column: str, records: list[dict[str, Any]], file: str) -> None:

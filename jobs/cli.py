@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raymill: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except (RuntimeError, RayError) as error:
+    except (RuntimeError, RayError, OSError) as error:
         log.error("failed", exc_info=True)
         print(
             f"raymill: {error}\nThe same command goes on from the last finished stage or checkpoint.",
@@ -85,6 +85,10 @@ def _plan(options: argparse.Namespace) -> None:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
         print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {estimate}")
     errors = find_errors(pipeline)
+    try:
+        pipeline.store.check_writable()
+    except ValueError as error:
+        errors.append(str(error))
     for error in errors:
         print(f"error        {error}")
     if errors:
@@ -151,7 +155,7 @@ def _export(options: argparse.Namespace) -> None:
     target = Storage(options.directory)
     if target.exists("config.json"):
         raise ValueError(f"{options.directory} already holds a model; give another directory")
-    for name in artifact.model.files():
+    for name in sorted(artifact.model.files(), key=lambda name: (name == "config.json", name)):  # as in put_folder
         target.write_bytes(name, artifact.model.read_bytes(name))
     print(options.directory)
 

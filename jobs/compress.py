@@ -94,7 +94,15 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     return summary
 
 
-STAGE = Stage(name="compress", version=1, config=CompressConfig, run=run, check=check, check_inputs=check_inputs)
+STAGE = Stage(
+    name="compress",
+    version=1,
+    config=CompressConfig,
+    run=run,
+    check=check,
+    check_inputs=check_inputs,
+    groups=lambda config: ({"worker": config.execution.worker},),
+)
 
 
 def _probes(split: Storage) -> list[list[int]]:

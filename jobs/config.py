@@ -61,14 +61,23 @@ def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] =
     Raises ValueError naming the field, the value and the rule: unknown key (with the nearest right name),
     wrong type, missing value, or a secret.
     """
-    merged = OmegaConf.create(dict(values))
-    for override in overrides:
-        parse_override(override)
-    merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
-    plain = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    plain = _merge(values, overrides, where)
+    _refuse_interpolation(plain, where)
     _refuse_secrets(plain, where)
     _refuse_unknown_keys(schema, plain, where, "")
     return _to_object(schema, plain, where, "")
+
+
+def _merge(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    merged: Any = OmegaConf.create(dict(values))
+    for override in overrides:
+        parse_override(override)
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        except Exception as error:  # yaml and omegaconf raise unrelated types; all mean an override that does not fit
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{where}: override {override!r} cannot be merged ({reason}); check its value") from error
+    return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
 def _to_object(schema: type[T], plain: Mapping[str, Any], where: str, prefix: str) -> T:
@@ -99,7 +108,8 @@ def changed_fields(config: Any) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue
         plain = _plain(value)
-        if plain != {} or not dataclasses.is_dataclass(value):
+        # A nested config at its defaults is the default; but where the default is None, `step: {}` says something.
+        if plain != {} or not dataclasses.is_dataclass(value) or field.default is None:
             changed[field.name] = plain
     return changed
 
@@ -147,6 +157,16 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
                 _refuse_unknown_keys(inner, item, where, at)
                 if index is not None:  # inside a list or mapping OmegaConf's own message loses the path
                     _to_object(inner, item, where, at)
+
+
+def _refuse_interpolation(value: Any, where: str, path: str = "") -> None:
+    """Raise ValueError for `${…}`: it could bring a secret of the environment into a config, which is recorded."""
+    if isinstance(value, (Mapping, list)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            _refuse_interpolation(item, where, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(f"{where}: {path}: {value!r} is an interpolation, which configs do not have; write the value")
 
 
 def _refuse_secrets(value: Any, where: str, path: str = "") -> None:

@@ -12,7 +12,7 @@ Counts close: of every source, records read = documents kept + dropped (by reaso
 
 import hashlib
 import json
-import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,21 +96,22 @@ def check_first_records(config: CorpusConfig) -> None:
 def run(config: CorpusConfig, context: Context) -> dict[str, Any]:
     """Write documents/, drops/ and quarantine/; return the counts."""
     output, workers = context.output, config.execution.workers
-    pieces = _pack(plan_ranges(config.sources, config.execution.task_mib << 20), config.execution.task_mib << 20)
+    ranges = plan_ranges(config.sources, config.execution.task_mib << 20)
+    pieces = _pack(ranges, config.execution.task_mib << 20)
     clean_task = partial(_clean_piece, output=output, config=config)
     cleaned = run_tasks(clean_task, pieces, workers=workers, label="corpus: read and clean")
     chunks = [chunk for piece in cleaned for chunk in piece["chunks"]]
     merge_task = partial(_merge_bucket, output=output, config=config, chunks=chunks)
     merged = run_tasks(merge_task, list(range(config.parts)), workers=workers, label="corpus: deduplicate and sort")
     summary = _summary(config, cleaned, merged)
-    _write_quarantine(output, config.sources, cleaned)
+    _write_quarantine(output, config.sources, ranges, cleaned)
     _remove_work(output)
     sizes = {f"corpus/{name}": summary[name] for name in ("read", "documents", "bytes", "quarantined")}
     context.tracker.log(0, sizes | {f"dropped/{reason}": number for reason, number in summary["dropped"].items()})
     return summary
 
 
-STAGE = Stage(name="corpus", version=1, config=CorpusConfig, run=run, check=check, check_sources=check_first_records)
+STAGE = Stage(name="corpus", version=2, config=CorpusConfig, run=run, check=check, check_sources=check_first_records)
 
 
 def _pack(ranges: Sequence[ReadRange], task_bytes: int) -> list[list[ReadRange]]:
@@ -161,8 +162,7 @@ def _clean_piece(piece: list[list[Any]], *, output: Storage, config: CorpusConfi
                 chunks.append(_write_chunk(output, f"{WORK}/{key}-{len(chunks):05d}.arrow", rows, config.parts))
                 rows, num_bytes = [], 0
     chunks.append(_write_chunk(output, f"{WORK}/{key}-{len(chunks):05d}.arrow", rows, config.parts))
-    lines = (json.dumps(record._asdict(), ensure_ascii=False) + "\n" for record in quarantined)
-    output.write_bytes(f"{WORK}/{key}.quarantine.jsonl", "".join(lines).encode(errors="backslashreplace"))
+    output.write_jsonl(f"{WORK}/{key}.quarantine.jsonl", (record._asdict() for record in quarantined))
     answer = {"chunks": chunks, "quarantine": f"{WORK}/{key}.quarantine.jsonl", "counts": counts}
     output.write_json(done, answer)
     return answer
@@ -263,19 +263,35 @@ def _write_parquet(output: Storage, name: str, rows: list[dict[str, Any]], schem
 # The end: quarantine files and the account.
 
 
-def _write_quarantine(output: Storage, sources: Sequence[Source], cleaned: Sequence[Mapping[str, Any]]) -> None:
-    """One file per source with bad records, in the order of files and offsets; paths start at the working directory."""
-    records: dict[str, list[dict[str, Any]]] = {}
-    here = f"{os.getcwd()}/"
+def _write_quarantine(
+    output: Storage, sources: Sequence[Source], ranges: Sequence[ReadRange], cleaned: Sequence[Mapping[str, Any]]
+) -> None:
+    """One file per source with bad records, in the order of files and offsets.
+
+    A file is told by its name in its source and not by its path, for the same files read from another place must give
+    the same bytes.
+    """
+    records: dict[str, list[dict[str, Any]]] = {source.name: [] for source in sources}
     for piece in cleaned:
-        for line in output.read_bytes(piece["quarantine"]).decode().splitlines():
-            record = json.loads(line)
-            records.setdefault(record["source"], []).append(record | {"file": record["file"].replace(here, "")})
-    for source in sources:
-        own = sorted(records.get(source.name, []), key=lambda record: (record["file"], record["offset"]))
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in own)
+        for record in output.read_jsonl(piece["quarantine"]):
+            records[record["source"]].append(record)
+    for index, source in enumerate(sources):
+        names = _file_names([place.url for place in ranges if place.source == index])
+        order = {url: number for number, url in enumerate(names)}
+        own = sorted(records[source.name], key=lambda record: (order[record["file"]], record["offset"]))
         if own:
-            output.write_bytes(f"quarantine/{source.name}.jsonl", "".join(lines).encode())
+            named = (record | {"file": names[record["file"]]} for record in own)
+            output.write_jsonl(f"quarantine/{source.name}.jsonl", named)
+
+
+def _file_names(urls: Sequence[str]) -> dict[str, str]:
+    """The last part of each file's path; with its place in the source where two files end alike."""
+    names = {url: url.partition("::")[0].rpartition("/")[2] for url in urls}
+    again = Counter(names.values())
+    return {
+        url: name if again[name] == 1 else f"{name} (file {number} of {len(names)})"
+        for number, (url, name) in enumerate(names.items(), start=1)
+    }
 
 
 def _remove_work(output: Storage) -> None:

@@ -6,7 +6,6 @@ documents, prompts, pairs.
 """
 
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,7 +37,6 @@ from cluster.tracking import Progress
 from data.chat import PromptRecord, load_tokenizer, read_preferences, read_prompts, read_records, render_preference
 from data.shards import check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
-from data.tokenizer import load_tokenizer as load_any_tokenizer
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
 from jobs.rlhf import read_verifier
 from model.huggingface import read_config
@@ -196,8 +194,19 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
             raise ValueError(f"{where}.measures: {error}") from error
 
 
+def check_records(config: EvaluateConfig) -> None:
+    """Raises ValueError naming file and line of a malformed prompt, pair or preference."""
+    for task in config.generation:
+        _records(task)
+    if config.stereotype_pairs is not None:
+        read_pairs(config.stereotype_pairs)
+    if config.reward is not None:
+        for _ in read_preferences(expand(config.preferences)):
+            pass
+
+
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for text of another tokenizer, malformed records, or prompts that leave no room for answers."""
+    """Raises ValueError for text of another tokenizer, or prompts that leave no room for answers."""
     for name in config.models:
         folder = inputs[f"models.{name}"].model.local()
         sizes = read_config(folder)
@@ -212,11 +221,6 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
         records = _records(task)
         for name in task.models or config.models:
             _check_room_for_answers(config, task, records, name, inputs[f"models.{name}"].model)
-    if config.stereotype_pairs is not None:
-        read_pairs(config.stereotype_pairs)
-    if config.reward is not None:
-        for _ in read_preferences(expand(config.preferences)):
-            pass
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
@@ -287,8 +291,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     }
     if config.generation:
         results["generation"], samples = _generate(config, models, waiting)
-        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        context.output.write_bytes("samples.jsonl", "".join(lines).encode())
+        context.output.write_jsonl("samples.jsonl", samples)
     results |= {part: finish() for part, finish in collect.items()}
     waiting.close()
     context.output.write_json("results.json", results)
@@ -297,7 +300,16 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     return summary
 
 
-STAGE = Stage(name="evaluate", version=1, config=EvaluateConfig, run=run, check=check, check_inputs=check_inputs)
+STAGE = Stage(
+    name="evaluate",
+    version=1,
+    config=EvaluateConfig,
+    run=run,
+    check=check,
+    check_sources=check_records,
+    check_inputs=check_inputs,
+    groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
+)
 
 Estimate = Callable[..., Interval]
 
@@ -507,13 +519,11 @@ def _answer_all(
     )
     answered: dict[str, dict[str, Answers]] = {task.name: {} for task in config.generation}
     for name in questions:
-        decoder = load_any_tokenizer(models[name].local())
+        tokenizer = load_tokenizer(models[name].local())
         left = iter(rollouts[name])
         for task in asked[name]:
             own = [next(left) for _ in records[task]]
-            said = [rollout.response_ids[:-1] if rollout.finished else rollout.response_ids for rollout in own]
-            texts = [str(decoder.decode(list(ids), skip_special_tokens=False)) for ids in said]
-            answered[task][name] = Answers(texts, own)
+            answered[task][name] = Answers([tokenizer.decode(rollout.said_ids) for rollout in own], own)
     return answered
 
 

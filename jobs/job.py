@@ -6,6 +6,7 @@ A job's identity is a hash of what changes its result and of nothing else, so a 
 done again, and an artifact can name every byte that it came from.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,14 +16,14 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from cluster.placement import Placement
 from cluster.storage import Storage, expand, fingerprint
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, to_plain
@@ -111,10 +112,14 @@ class Stage:
     """Raises ValueError for every mistake that the config shows by itself."""
     check_sources: Callable[[Any], None] = lambda config: None
     """The same for the source files, where they can be read: a missing column, a malformed record."""
+    check_needs: "Callable[[Any, Needs], None]" = lambda config, needs: None
+    """The same for what the configs up the road tell of the inputs, made or not: sizes that do not fit."""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
-    """The same once the inputs stand: a tokenizer of another model, sizes that do not fit."""
+    """The same once the inputs stand: a tokenizer of another model, too little text."""
     estimate: "Callable[[Any, Needs], Mapping[str, float]]" = lambda config, needs: {}
     """What `plan` prints: tokens, FLOP, memory; keys end in their unit. The needs may not be made yet."""
+    groups: "Callable[[Any], Sequence[Mapping[str, Placement]]]" = lambda config: ()
+    """Its groups of workers by name, in sets that run at the same time: the cluster must have room for each set."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Job:
         for path, value in _marked(self.config, "source"):
             try:
                 found[path] = expand([file_of(value)])
-            except (ValueError, OSError) as error:
+            except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
                 raise ValueError(f"{self.name}: {path}: {error}") from error
         return found
 
@@ -222,6 +227,8 @@ def open_artifact(location: str | Storage) -> Artifact | None:
         names = [
             name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))
         ]
+        if not any(name.endswith(".safetensors") for name in names):
+            return None
         content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         record = {
@@ -248,7 +255,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
     job.stage.check_inputs(job.config, inputs)
-    with _lease(output):
+    with _lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
         tracker = Tracker(
@@ -265,6 +272,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         finally:
             tracker.close()
         record = _record(job, inputs, output, summary, started)
+        require_lease()
         output.write_json(RECORD, record)
     return Artifact(output, record)
 
@@ -326,9 +334,11 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _lease(output: Storage) -> Iterator[None]:
+@contextlib.contextmanager
+def _lease(output: Storage) -> Iterator[Callable[[], None]]:
     """Hold the only right to write an artifact; wait while another living run holds it.
+
+    What it yields raises RuntimeError when the right was lost meanwhile; to be called before the artifact is declared.
 
     A lease is a small file that its holder renews. It is taken over at once when the holder was a process of this
     machine that is gone, and after `_LEASE_STALE_S` without renewal otherwise, so a killed run blocks nobody for long.
@@ -344,16 +354,36 @@ def _lease(output: Storage) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(_LEASE_BEAT_S):
-            output.write_bytes(_LEASE, _lease_of(holder))
+            with contextlib.suppress(OSError):  # a store that fails for a while; the next beat tries again
+                if not _holds(output, holder):
+                    return
+                output.write_bytes(_LEASE, _lease_of(holder))
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield partial(_require_lease, output, holder)
     finally:
         stop.set()
         thread.join()
-        output.remove(_LEASE)
+        if _holds(output, holder):
+            output.remove(_LEASE)
+
+
+def _require_lease(output: Storage, holder: str) -> None:
+    """Raise RuntimeError when another run has taken the lease over, so that only one says what the artifact is."""
+    if not _holds(output, holder):
+        raise RuntimeError(
+            f"this run stood still for more than {_LEASE_STALE_S:.0f} s and another one has taken {output.url} over; "
+            "wait for that one"
+        )
+
+
+def _holds(output: Storage, holder: str) -> bool:
+    try:
+        return output.read_json(_LEASE)["holder"] == holder
+    except FileNotFoundError:
+        return False
 
 
 def _take_lease(output: Storage, holder: str) -> bool:

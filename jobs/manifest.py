@@ -1,7 +1,7 @@
 """The same command as `run`, as Kubernetes objects: groups of pods sized from the stages' execution settings.
 
 Stages run one after another, so a group is as large as the hungriest stage needs it. Data stays where the configs'
-URLs say; only configs and the user's own `.py` files are shipped, in a ConfigMap.
+URLs say; only configs and the user's own local `.py` files are shipped, in a ConfigMap.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ from typing import Any
 
 import yaml
 
+from actors.settings import GraphExecution
 from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_needed
 from cluster.placement import Placement
 from jobs.config import build, load_yaml
 from jobs.job import file_of, marked_inputs, marked_sources
 from jobs.pipeline import load_configs, store_of
+from jobs.submit import local_program
 
 HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f FILE\n"
 
@@ -30,6 +32,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
     except ValueError as error:
         raise ValueError(f"{cluster}: {error}") from error
     configs = load_configs(stage, config, overrides)
+    given = [] if store is None else ["--store", store]
     store = store or store_of(config, overrides)
     files = {_shipped(path): path.read_text() for path in _files(stage, config, configs)}
     _refuse_local_places(configs, store)
@@ -41,7 +44,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         files=files,
         env={"RAYMILL_SUBMITTED_VERSION": version("raymill")},
     )
-    called = ["raymill", "manifest", stage, str(config), *overrides, "--cluster", str(cluster)]
+    called = ["raymill", "manifest", stage, str(config), *overrides, *given, "--cluster", str(cluster)]
     documents = (yaml.dump(one, Dumper=_BlockText, sort_keys=False, width=110) for one in objects)
     return HEADER.format(command=shlex.join(called)) + "---\n" + "---\n".join(documents)
 
@@ -51,25 +54,33 @@ def group_sizes(configs: Mapping[str, Any], settings: ClusterConfig) -> list[Gro
     pods = {"data": settings.data_pods, "train": 0, "rollout": 0}
     shapes: dict[str, PodShape] = {name: getattr(settings, name) for name in pods}
     for stage, config in configs.items():
-        for group, workers in _demand(_execution(config)).items():
+        for group, workers in _demand(config).items():
             needed = pods_needed(workers, shapes[group], f"{stage}: execution on {group} pods")
             pods[group] = max(pods[group], needed)
     return [Group(name, shapes[name], number) for name, number in pods.items() if number]
 
 
 def _execution(config: Any) -> dict[str, Any]:
-    """The execution settings of a stage by name; none where a stage has none."""
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    execution = settings.get("execution")
+    """The execution settings of a stage by name, of a graph's actors those that it starts; none where it has none."""
+    execution = _fields(config).get("execution")
     if execution is None:
         return {}
-    return {field.name: getattr(execution, field.name) for field in dataclasses.fields(execution)}
+    settings = _fields(execution)
+    if isinstance(execution, GraphExecution):
+        placements = execution.groups(config.learning)
+        return placements | {name: value for name, value in settings.items() if not isinstance(value, Placement)}
+    return settings
 
 
-def _demand(execution: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _demand(config: Any) -> dict[str, list[dict[str, float]]]:
     """What the workers of a stage need, by group: engines on rollout pods unless they share their GPUs' pods with the
     learners, other GPU work on train pods, CPU work on data pods."""
     demand: dict[str, list[dict[str, float]]] = {}
+    execution = _execution(config)
     for role, value in execution.items():
         if isinstance(value, Placement):
             each = {"CPU": value.cpus_per_worker, "GPU": value.gpus_per_worker}
@@ -85,8 +96,8 @@ def _demand(execution: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
 def _files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     paths += [config] if stage == "pipeline" else []
-    sources = {file_of(value) for one in configs.values() for value in marked_sources(one)}
-    return [*paths, *(Path(source) for source in sorted(sources) if source.endswith(".py"))]
+    programs = {local_program(value) for one in configs.values() for value in marked_sources(one)}
+    return [*paths, *sorted(program for program in programs if program)]
 
 
 def _shipped(path: Path) -> str:
@@ -103,7 +114,7 @@ def _refuse_local_places(configs: Mapping[str, Any], store: str) -> None:
         places += [(f"{name}: {path}", value) for path, value, _ in marked_inputs(config) if "/" in value]
     for field, place in places:
         file = file_of(place)
-        if not file.endswith(".py") and "://" not in file.rpartition("::")[2] and not file.startswith("/"):
+        if local_program(place) is None and "://" not in file.rpartition("::")[2] and not file.startswith("/"):
             raise ValueError(
                 f"{field}: {place!r} is a place on this machine; pods need a URL such as s3://bucket/path, or an "
                 "absolute path on a volume that all of them mount"

@@ -4,7 +4,6 @@ A folder such as `configs/tiny` holds one file per stage and `pipeline.yaml`, wh
 A stage's inputs name sibling files (`shards: shards`) or the location of an artifact (`init: s3://bucket/sft-0a1b`).
 """
 
-import dataclasses
 import difflib
 import importlib
 import logging
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.placement import Placement
-from cluster.session import connect
+from cluster.placement import check_room
+from cluster.session import available_resources, connect
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
 from jobs.job import FOREIGN, Artifact, Job, Stage, inputs_of, marked_inputs, open_artifact, run_job
@@ -139,14 +138,22 @@ class _Binder:
         self._folder, self._overrides, self._files = folder, overrides, files or {}
         self.jobs: dict[str, Job] = {}
         self.errors: dict[str, str] = {}
+        self._binding: list[str] = []
 
     def try_bind(self, name: str) -> None:
         if name in self.jobs or name in self.errors:
             return
+        if name in self._binding:
+            raise ValueError(
+                f"{' → '.join([*self._binding, name])}: a stage cannot be made from itself; change an input"
+            )
+        self._binding.append(name)
         try:
             self.jobs[name] = self._bind(name)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self.errors[name] = str(error)
+        finally:
+            self._binding.pop()
 
     def _bind(self, name: str) -> Job:
         stage = stage_named(name)
@@ -158,6 +165,10 @@ class _Binder:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         needs = {at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)}
+        try:
+            stage.check_needs(config, needs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         job = Job(stage, name, config, needs)
         job.id  # noqa: B018 - touches every source file, so that a path that matches nothing is found here
         return job
@@ -188,14 +199,17 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
 
     Raises ValueError with every error of every stage before anything is started.
     """
+    if not pipeline.errors:
+        pipeline.store.check_writable()  # before anything is read from it: a store that refuses says so here
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
-    pipeline.store.check_writable()
     artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
     if all(artifacts.values()):
         return [artifact for artifact in artifacts.values() if artifact]
     done: list[Artifact] = []
-    with connect(address):
+    with connect(address) as is_whole:
+        if is_whole:
+            _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
             artifact = artifacts[name]
             if artifact is None:
@@ -211,6 +225,17 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
                 )
             done.append(artifact)
     return done
+
+
+def _check_rooms(jobs: Sequence[Job]) -> None:
+    """Raise ValueError for the first job whose workers this cluster has not the room for."""
+    for job in jobs:
+        for groups in job.stage.groups(job.config):
+            needed: dict[str, float] = {}
+            for placement in groups.values():
+                for resource, amount in placement.resources.items():
+                    needed[resource] = needed.get(resource, 0.0) + amount
+            check_room(needed, available_resources(), f"{job.name}: execution ({', '.join(groups)})")
 
 
 def find_errors(pipeline: Pipeline) -> list[str]:
@@ -260,8 +285,5 @@ def _state(job: Job, store: Storage) -> str:
 
 def _placement(job: Job) -> str:
     """How many processes of each group there will be: `placement×2`, `generators×1 learners×2`."""
-    execution = getattr(job.config, "execution", None)
-    if execution is None:
-        return ""
-    groups = ((field.name, getattr(execution, field.name)) for field in dataclasses.fields(execution))
-    return " ".join(f"{name}×{group.workers}" for name, group in groups if isinstance(group, Placement))
+    sets = job.stage.groups(job.config)
+    return " ".join(f"{name}×{placement.workers}" for groups in sets for name, placement in groups.items())

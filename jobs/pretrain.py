@@ -28,6 +28,7 @@ from jobs.training import (
     check_training,
     estimate_training,
     run_training,
+    training_groups,
 )
 from model.batch import Batch
 from model.generate import sample
@@ -81,8 +82,6 @@ class PretrainConfig:
     dtype: Dtype = "bfloat16"
     seed: int = 0
     """Of the initial parameters and of the order of the samples."""
-    validation_interval: int = 100
-    """Steps between two measurements of the validation loss."""
     validation_rows: int = 64
     sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
     """Beginnings that the finished model continues, for the eye."""
@@ -99,6 +98,12 @@ def check(config: PretrainConfig) -> None:
         raise ValueError("model: its sizes come from `init` and would be ignored; remove either")
 
 
+def check_needs(config: PretrainConfig, needs: Needs) -> None:
+    """Raises ValueError for rows longer than the model takes."""
+    if config.init is not None:
+        check_length(config, needs)
+
+
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises ValueError when the shards are too small for one row, or belong to another tokenizer than `init`."""
     shards = inputs["shards"].storage
@@ -109,8 +114,6 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
             f"batch_size: the shards hold {reader.num_samples} rows of sequence_length={config.sequence_length}, "
             f"fewer than one batch of {config.batch_size}; shorten either or add text"
         )
-    if config.init is not None:
-        check_length(config.sequence_length, inputs["init"])
     if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
@@ -163,7 +166,7 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
     flops = flops_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
         training.log(report, flops)
-        if report.step % config.validation_interval == 0 or report.step == config.steps:
+        if training.validates_at(report.step):
             held_out = validation_batches(training, work.shards, config)
             loss = training.mean_loss(state, held_out, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
@@ -230,6 +233,8 @@ STAGE = Stage(
     config=PretrainConfig,
     run=run,
     check=check,
+    check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
+    groups=training_groups,
 )

@@ -5,7 +5,6 @@ time, and it asks nothing of the network.
 """
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -154,7 +153,7 @@ def words(artifacts: Sequence[Artifact]) -> Html | None:
     for artifact in artifacts:
         if artifact.stage == "evaluate" and artifact.storage.exists("samples.jsonl"):
             names = _compared_models(artifact.storage.read_json("results.json"))
-            return _side_by_side(_read_lines(artifact.storage, "samples.jsonl"), names)
+            return _side_by_side(artifact.storage.read_jsonl("samples.jsonl"), names)
     for artifact in artifacts:  # without an evaluation, what RLHF itself kept
         if artifact.stage == "rlhf" and artifact.summary.get("heldout_prompts"):
             return _side_by_side(_rlhf_samples(artifact), ["before", "after"])
@@ -170,7 +169,7 @@ def _rlhf_samples(artifact: Artifact) -> list[dict[str, Any]]:
                 for side in ("before", "after")
             },
         }
-        for line in _read_lines(artifact.storage, "samples.jsonl")
+        for line in artifact.storage.read_jsonl("samples.jsonl")
     ]
 
 
@@ -333,7 +332,7 @@ def training(artifact: Artifact) -> Html:
     facts += [f"{found['perf/mfu']:.0%} of the measured peak"]
     samples = None
     if artifact.stage == "pretrain" and artifact.storage.exists("samples.jsonl"):
-        samples = _continuations(_read_lines(artifact.storage, "samples.jsonl"))
+        samples = _continuations(artifact.storage.read_jsonl("samples.jsonl"))
     title = {"pretrain": "Pretraining", "sft": "Fine-tuning", "reward": "Reward model"}[artifact.stage]
     return section(artifact.record["name"], _titled(title, artifact), ", ".join(facts) + ".", grid(charts), samples)
 
@@ -396,7 +395,7 @@ def evaluation(artifact: Artifact) -> Html:
         parts.append(_generation(name, task, results["order"]))
     if "bias" in results:
         parts.append(_bias(results["bias"], results["order"]))
-    lead = "Every number with the interval that 95 of 100 resamples of its records fall into."
+    lead = "Beside an estimate stands the interval that 95 of 100 resamples of its records fall into."
     return section(artifact.record["name"], _titled("Evaluation", artifact), lead, parts)
 
 
@@ -586,7 +585,3 @@ def _words(name: str) -> str:
 def _score(value: float, *, fine: bool) -> str:
     """A value between 0 and 1 as a percentage, any other as a number."""
     return f"{value:.{int(fine)}%}" if 0 <= value <= 1 else number(value)
-
-
-def _read_lines(storage: Storage, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.read_bytes(name).decode().splitlines()]

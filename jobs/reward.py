@@ -24,6 +24,7 @@ from jobs.training import (
     check_training,
     estimate_training,
     run_training,
+    training_groups,
 )
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
@@ -52,7 +53,6 @@ class RewardConfig:
     seed: int = 0
     validation_fraction: float = 0.1
     """Share of the pairs, the last ones, kept out of training for the held-out accuracy."""
-    validation_interval: int = 50
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
@@ -70,8 +70,7 @@ def check_preferences(config: RewardConfig) -> None:
 
 
 def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for rows longer than the model takes, or a tokenizer without a chat template."""
-    check_length(config.sequence_length, inputs["init"])
+    """Raises ValueError for a tokenizer without a chat template."""
     load_tokenizer(inputs["init"].model.local())
 
 
@@ -131,7 +130,7 @@ def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
     flops = flops_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, work, state), bradley_terry):
         training.log(report, flops)
-        if report.step % config.validation_interval == 0 or report.step == config.steps:
+        if training.validates_at(report.step):
             held_out = training.mean_loss(state, held_out_batches(training, work), bradley_terry)
             names = {
                 "loss": "validation/loss",
@@ -176,6 +175,8 @@ STAGE = Stage(
     run=run,
     check=check,
     check_sources=check_preferences,
+    check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
+    groups=training_groups,
 )

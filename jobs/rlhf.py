@@ -4,7 +4,6 @@ The graph itself is `actors.graph`; here stand its settings, its prompts, and th
 """
 
 import ast
-import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -82,7 +81,7 @@ def check_prompts(config: RlhfConfig) -> None:
 
 
 def check_inputs(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a tokenizer of another model, a malformed prompt, or sizes that do not fit."""
+    """Raises ValueError for a tokenizer of another model, or prompts that leave no room for an answer."""
     folder = inputs["policy"].model.local()
     if "reward" in inputs:
         theirs = inputs["reward"].model.local()
@@ -91,13 +90,23 @@ def check_inputs(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> None:
                 f"reward: the tokenizer of {inputs['reward'].id} is not that of the policy {inputs['policy'].id}; "
                 "train the reward model from the same model as the policy"
             )
-    head_dim = read_config(folder).head_dim
+    read_all(config, inputs)
+
+
+def check_needs(config: RlhfConfig, needs: Needs) -> None:
+    """Raises ValueError for a policy whose sizes the engines or the answers do not fit."""
+    sizes = sizes_of(needs["policy"])
+    if config.rollouts.max_new_tokens >= sizes.max_length:
+        raise ValueError(
+            f"rollouts.max_new_tokens: {config.rollouts.max_new_tokens} must be below the policy's max_length "
+            f"{sizes.max_length}, which holds the prompt too; shorten the answers"
+        )
+    head_dim = sizes.head_dim
     if config.execution.generators.gpus_per_worker == 0 and head_dim not in _CPU_HEAD_SIZES:
         raise ValueError(
             f"policy: its heads have {head_dim} channels, for which vLLM has no attention on CPU; "
             f"width / num_heads must be one of {', '.join(map(str, _CPU_HEAD_SIZES))}"
         )
-    read_all(config, inputs)
 
 
 @dataclass(frozen=True)
@@ -114,37 +123,45 @@ def run(config: RlhfConfig, context: Context) -> dict[str, float]:
     """Learn and leave `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl` in the output."""
     prompts = read_all(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
-        step = graph.start()
-        context.tracker.resume(step)
-        if step:
-            log.info("rlhf goes on from its checkpoint at step %d of %d", step, config.steps)
-        else:
-            write_lines(context.output, _BEFORE, heldout_lines(prompts.heldout, graph.heldout(prompts.heldout)))
-        learn(config, context, graph, prompts, step)
-        after = graph.heldout(prompts.heldout)
-        graph.export(context.output / "model")
-    before = read_lines(context.output, _BEFORE)
+        after = learn_through_deaths(config, context, graph, prompts)
+    before = context.output.read_jsonl(_BEFORE)
     write_samples(context.output, before, heldout_lines(prompts.heldout, after))
     return summarize(context.output, prompts) | compare(before, after)
 
 
+def learn_through_deaths(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts) -> Scored:
+    """Everything from the last checkpoint to the exported model, begun again whenever a training rank died; the
+    held-out answers at the end."""
+    while True:
+        try:
+            step = graph.start()
+            context.tracker.resume(step)
+            if step:
+                log.info("rlhf goes on from its checkpoint at step %d of %d", step, config.steps)
+            else:
+                before = graph.heldout(prompts.heldout)
+                context.output.write_jsonl(_BEFORE, heldout_lines(prompts.heldout, before))
+            learn(config, context, graph, prompts, step)
+            after = graph.heldout(prompts.heldout)
+            graph.export(context.output / "model")
+            return after
+        except RanksDied as error:
+            graph.recover(error)
+
+
 def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
-    """Every step from `step` on: logged, saved at the interval and at the end, done again after a death."""
+    """Every step from `step` on: logged, and saved at the interval and at the end."""
     execution = config.execution
     progress = Progress("rlhf", config.steps, "steps", done=step)
     while step < config.steps:
-        try:
-            metrics = graph.step(step)
-            step += 1
-            if step % execution.checkpoint_interval == 0 or step == config.steps:
-                graph.save(step)
-        except RanksDied as error:
-            step = graph.recover(error)
-            context.tracker.resume(step)
-            continue
+        metrics = graph.step(step)
+        step += 1
         if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
             metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
         context.tracker.log(step, metrics)
+        if step % execution.checkpoint_interval == 0 or step == config.steps:
+            context.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
+            graph.save()
         progress.update(step, f"reward {metrics['rollout/reward_mean']:.3f}")
     progress.close()
 
@@ -166,7 +183,7 @@ def graph_config(config: RlhfConfig, context: Context, prompts: Prompts) -> Grap
 
 
 def read_all(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> Prompts:
-    """All prompts, tokenized. Raises ValueError when no training prompt leaves room for an answer."""
+    """All prompts, tokenized. Raises ValueError when none of a kind leaves room for an answer."""
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
     room = read_config(folder).max_length - config.rollouts.max_new_tokens
@@ -180,11 +197,12 @@ def read_all(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> Prompts:
 
     train, heldout = read(config.prompts), read(config.heldout_prompts)
     fitting = [[prompt for prompt in prompts if len(prompt.prompt_ids) <= room] for prompts in (train, heldout)]
-    if not fitting[0]:
-        raise ValueError(
-            f"prompts: none of {len(train)} leaves room for rollouts.max_new_tokens={config.rollouts.max_new_tokens} "
-            f"in the policy's max_length; shorten the answers or the prompts"
-        )
+    for name, found, kept in zip(("prompts", "heldout_prompts"), (train, heldout), fitting, strict=True):
+        if not kept and (found or name == "prompts"):
+            raise ValueError(
+                f"{name}: none of {len(found)} leaves room for rollouts.max_new_tokens="
+                f"{config.rollouts.max_new_tokens} in the policy's max_length; shorten the answers or the prompts"
+            )
     return Prompts(fitting[0], fitting[1], len(train) + len(heldout) - len(fitting[0]) - len(fitting[1]))
 
 
@@ -229,15 +247,7 @@ def write_samples(output: Storage, before: Sequence[Mapping], after: Sequence[Ma
         }
         for old, new in zip(before, after, strict=True)
     ]
-    write_lines(output, "samples.jsonl", lines)
-
-
-def write_lines(output: Storage, name: str, lines: Sequence[Mapping]) -> None:
-    output.write_bytes(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-
-
-def read_lines(output: Storage, name: str) -> list[dict]:
-    return [json.loads(line) for line in output.read_bytes(name).decode().splitlines()]
+    output.write_jsonl("samples.jsonl", lines)
 
 
 def compare(before: Sequence[Mapping], after: Scored) -> dict[str, float]:
@@ -259,7 +269,7 @@ def summarize(output: Storage, prompts: Prompts) -> dict[str, float]:
     return {
         "prompts": len(prompts.train),
         "prompts_too_long": prompts.num_too_long,
-        "steps": len(metrics),
+        "steps": metrics[-1]["step"],
         "logprob_gap_max": max(line["proof/logprob_gap_max"] for line in metrics),
         "step_s": statistics.median(line["perf/step_s"] for line in metrics),
         "tokens_per_s": statistics.median(line["perf/tokens_per_s"] for line in metrics),
@@ -286,11 +296,13 @@ def estimate(config: RlhfConfig, needs: Needs) -> dict[str, float]:
 
 STAGE = Stage(
     name="rlhf",
-    version=1,
+    version=2,
     config=RlhfConfig,
     run=run,
     check=check,
     check_sources=check_prompts,
+    check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
+    groups=lambda config: (config.execution.groups(config.learning),),
 )

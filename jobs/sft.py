@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.storage import Storage, expand
 from cluster.workers import WorkerSpot
-from data.chat import PackedRows, load_tokenizer, pack, read_chats, render
+from data.chat import PackedRows, RenderedChat, fit_chats, load_tokenizer, pack, read_chats, render
 from data.order import epoch_order
 from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
@@ -24,6 +24,7 @@ from jobs.training import (
     check_training,
     estimate_training,
     run_training,
+    training_groups,
 )
 from model.batch import Batch
 from model.huggingface import load_folder
@@ -43,7 +44,8 @@ class SftConfig:
     init: str = input_artifact("pretrain", "sft", default="pretrain")
     """The model to start from: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
-    """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end."""
+    """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end,
+    or left out when its reply begins there, and counted."""
     batch_size: int = 32
     """Rows of one optimizer step, over all workers."""
     steps: int = 200
@@ -53,7 +55,6 @@ class SftConfig:
     """Of the order of the rows."""
     validation_fraction: float = 0.05
     """Share of the chats, the last ones, kept out of training for the validation loss."""
-    validation_interval: int = 50
     sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
     """User messages that the finished model answers, for the eye."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
@@ -67,14 +68,14 @@ def check(config: SftConfig) -> None:
 
 
 def check_chats(config: SftConfig) -> None:
-    """Raises ValueError naming file and line of a malformed record."""
-    for _ in read_chats(expand(config.chats)):
-        pass
+    """Raises ValueError naming file and line of a malformed record, or for fewer than two chats."""
+    number = sum(1 for _ in read_chats(expand(config.chats)))
+    if number < 2:
+        raise ValueError(f"chats: {number} in all, but one is needed to learn from and one to hold out; add chats")
 
 
 def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for rows longer than the model takes, or a tokenizer without a chat template."""
-    check_length(config.sequence_length, inputs["init"])
+    """Raises ValueError for a tokenizer without a chat template."""
     load_tokenizer(inputs["init"].model.local())
 
 
@@ -88,16 +89,35 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(expand(config.chats))]
-    num_held_out = max(1, round(len(chats) * config.validation_fraction))
+    fitting = fit_chats(chats, length=config.sequence_length)
+    train, held_out = split_chats(fitting.chats, config)
     work = SftWork(
         training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="sft"),
         config=config,
         init=model_folder,
-        train=pack(chats[:-num_held_out], length=config.sequence_length, pad_id=tokenizer.pad_id),
-        held_out=pack(chats[-num_held_out:], length=config.sequence_length, pad_id=tokenizer.pad_id),
+        train=pack(train, length=config.sequence_length, pad_id=tokenizer.pad_id),
+        held_out=pack(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
     )
     run_training(fine_tune, work, config, context, name="sft")
-    return {"chats": len(chats), "rows": len(work.train.input_ids)} | summarize(context.output, area="sft")
+    counts = {
+        "chats": len(chats),
+        "chats_cut": fitting.num_cut,
+        "chats_too_long": fitting.num_left_out,
+        "chats_held_out": len(held_out),
+        "rows": len(work.train.input_ids),
+    }
+    return counts | summarize(context.output, area="sft")
+
+
+def split_chats(chats: list[RenderedChat], config: SftConfig) -> tuple[list[RenderedChat], list[RenderedChat]]:
+    """(those to learn from, those to hold out, at least one of each). Raises ValueError for fewer than two chats."""
+    if len(chats) < 2:
+        raise ValueError(
+            f"chats: only {len(chats)} fit sequence_length={config.sequence_length} up to their first reply, but one "
+            "is needed to learn from and one to hold out; lengthen it or add chats"
+        )
+    num_held_out = min(max(1, round(len(chats) * config.validation_fraction)), len(chats) - 1)
+    return chats[:-num_held_out], chats[-num_held_out:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +142,7 @@ def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
     flops = flops_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, work.train, state, config.seed), causal_lm):
         training.log(report, flops)
-        if report.step % config.validation_interval == 0 or report.step == config.steps:
+        if training.validates_at(report.step):
             loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
@@ -156,11 +176,13 @@ def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
 
 STAGE = Stage(
     name="sft",
-    version=1,
+    version=2,
     config=SftConfig,
     run=run,
     check=check,
     check_sources=check_chats,
+    check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
+    groups=training_groups,
 )

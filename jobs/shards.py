@@ -35,7 +35,7 @@ from data.tokenizer import (
     separator_id,
     vocab_size,
 )
-from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.job import Artifact, Context, Job, Needs, Stage, input_artifact
 
 WORK = "work"  # what each finished task answered; removed at the end
 SPLITS = ("train", "validation")
@@ -69,11 +69,28 @@ def check(config: ShardsConfig) -> None:
         raise ValueError(f"execution.workers: {config.execution.workers} must be at least 1; leave it out for all CPUs")
 
 
+def check_needs(config: ShardsConfig, needs: Needs) -> None:
+    """Raise ValueError when the vocabulary may learn from documents that these shards hold out."""
+    tokenizer, corpus = needs["tokenizer"], needs["corpus"]
+    if isinstance(tokenizer, Job):
+        if tokenizer.stage.name != "vocabulary" or tokenizer.needs["corpus"].id != corpus.id:
+            return
+        held_out = tokenizer.config.held_out_fraction
+    else:
+        if tokenizer.stage != "vocabulary" or tokenizer.record["inputs"]["corpus"]["id"] != corpus.id:
+            return
+        held_out = tokenizer.record["config"]["held_out_fraction"]
+    if config.validation_fraction > held_out:
+        raise ValueError(
+            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction {held_out} of the "
+            "vocabulary, which may learn from some of these documents; raise that one, or lower this one"
+        )
+
+
 def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raise ValueError when there is no usable tokenizer, or another one than that of the shards to grow."""
     folder = _tokenizer_folder(inputs["tokenizer"]).local()
     separator_id(load_tokenizer(folder))
-    _check_held_out(config, inputs)
     if config.grow is not None:
         for split in SPLITS:
             old = inputs["grow"].storage / split
@@ -123,20 +140,15 @@ def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
     return summary
 
 
-STAGE = Stage(name="shards", version=1, config=ShardsConfig, run=run, check=check, check_inputs=check_inputs)
-
-
-def _check_held_out(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raise ValueError when the vocabulary was learnt from documents that these shards would hold out."""
-    tokenizer, corpus = inputs["tokenizer"], inputs["corpus"]
-    if tokenizer.stage != "vocabulary" or tokenizer.record["inputs"]["corpus"]["id"] != corpus.id:
-        return
-    held_out = tokenizer.record["config"]["held_out_fraction"]
-    if config.validation_fraction > held_out:
-        raise ValueError(
-            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction {held_out} of the "
-            "vocabulary, which may have learnt from some of these documents; raise that one, or lower this one"
-        )
+STAGE = Stage(
+    name="shards",
+    version=1,
+    config=ShardsConfig,
+    run=run,
+    check=check,
+    check_needs=check_needs,
+    check_inputs=check_inputs,
+)
 
 
 def _tokenizer_folder(artifact: Artifact) -> Storage:

@@ -1,8 +1,9 @@
 """Ship a command to a Ray cluster: the very same `raymill run …`, with the configs and the files of the user's own.
 
-What travels: the YAML files that the command binds and the `.py` files that they name. What does not: data, artifacts,
-secrets, and Raymill itself, which the cluster has installed in the same version. A relative path of data means a place
-under the directory of the one who submits, so it is shipped as an absolute one; identities do not depend on paths.
+What travels: the YAML files that the command binds and the local `.py` files that they name. What does not: data,
+artifacts, secrets, and Raymill itself, which the cluster has installed in the same version. A relative path of data
+means a place under the directory of the one who submits, so it is shipped as an absolute one; identities do not depend
+on paths.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import yaml
 from cluster.submission import submit_once
 from jobs.config import load_yaml, parse_override
 from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources, open_artifact
-from jobs.pipeline import Pipeline, load_pipeline, load_stage
+from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage
 
 PIPELINE = "pipeline.yaml"
 
@@ -34,8 +35,8 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
     """
     load = load_pipeline if stage == "pipeline" else lambda *a, **k: load_stage(stage, *a, **k)
     pipeline: Pipeline = load(config, overrides, store=store)
-    if pipeline.errors:
-        raise ValueError("\n".join(pipeline.errors.values()))
+    if errors := find_errors(pipeline):
+        raise ValueError("\n".join(errors))
     with tempfile.TemporaryDirectory(prefix="raymill-submit-") as folder:
         command = stage_files(stage, config, overrides, pipeline, Path(folder))
         digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
@@ -67,14 +68,20 @@ def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pi
         _write_yaml(folder / shipped_config, load_yaml(config))
     for job in every.values():
         for value in marked_sources(job.config):
-            if (file := file_of(value)).endswith(".py"):
-                target = folder / _place(Path(file))
+            if program := local_program(value):
+                target = folder / _place(program)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(Path(file).read_bytes())
+                target.write_bytes(program.read_bytes())
     shipped = [_moved_override(override, stage, pipeline, moved) for override in overrides]
     # The store is always named: `runs` in the working directory of a job would be lost with it.
     words = ["raymill", "run", stage, str(shipped_config), *shipped, "--store", absolute(pipeline.store.url)]
     return shlex.join(words)
+
+
+def local_program(value: str) -> Path | None:
+    """The `.py` file of this machine that a source field names, which is shipped; None for data and for any URL."""
+    file = file_of(value)
+    return Path(file) if file.endswith(".py") and "://" not in file else None
 
 
 def absolute(location: str) -> str:
@@ -106,8 +113,8 @@ def _moved_values(job: Job) -> dict[str, str]:
     """{value in the config: value to ship} of every path in it that would mean another place elsewhere."""
     moved: dict[str, str] = {}
     for value in marked_sources(job.config):
-        file = file_of(value)
-        moved[value] = f"{_place(Path(file))}{value[len(file) :]}" if file.endswith(".py") else absolute(value)
+        program = local_program(value)
+        moved[value] = f"{_place(program)}{value[len(file_of(value)) :]}" if program else absolute(value)
     for path, value, _ in marked_inputs(job.config):
         if isinstance(job.needs[path], Artifact):
             moved[value] = absolute(value)

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,12 +22,12 @@ from cluster.storage import Storage
 from cluster.tracking import FollowMetrics, Tracker
 from cluster.workers import WorkerSpot, run_workers
 from data.tokenizer import TokenIds
-from jobs.job import Artifact, Context
-from jobs.sizes import state_mib
+from jobs.job import Context, Needs
+from jobs.sizes import sizes_of, state_mib
 from model.batch import B, TrainBatch, split, to_device
 from model.checkpoint import Checkpoints, latest
 from model.heads import ScalarHead
-from model.huggingface import SpecialTokens, read_config, save_folder
+from model.huggingface import SpecialTokens, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
@@ -74,6 +74,8 @@ class TrainingExecution:
     """Rows that a worker computes at once; the rest of its share is accumulated."""
     log_interval: int = 10
     """Steps between two lines of the metrics log."""
+    validation_interval: int = 100
+    """Steps between two looks at the held-out data; the last step has one in any case."""
     checkpoint_interval: int = 100
     keep_checkpoints: int = 2
     activation_checkpointing: bool = False
@@ -89,7 +91,13 @@ class TrainingExecution:
                 f"batch_size: {batch_size} does not divide among execution.placement.workers="
                 f"{self.placement.workers}; make it a multiple"
             )
-        for name in ("micro_batch_size", "log_interval", "checkpoint_interval", "keep_checkpoints"):
+        for name in (
+            "micro_batch_size",
+            "log_interval",
+            "validation_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"execution.{name}: {getattr(self, name)} must be at least 1")
 
@@ -121,12 +129,17 @@ def check_training(config: TrainingConfig) -> None:
     config.execution.check(config.batch_size)
 
 
-def check_length(sequence_length: int, init: Artifact) -> None:
-    """Raises ValueError when rows are longer than the model's max_length."""
-    longest = read_config(init.model.local()).max_length
-    if sequence_length > longest:
+def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
+    """What the cluster must have room for."""
+    return ({"placement": config.execution.placement},)
+
+
+def check_length(config: TrainingConfig, needs: Needs) -> None:
+    """Raises ValueError when rows are longer than the max_length of the model that training starts from."""
+    longest = sizes_of(needs["init"]).max_length
+    if config.sequence_length > longest:
         raise ValueError(
-            f"sequence_length: {sequence_length} is more than the model's max_length {longest}; shorten it"
+            f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
         )
 
 
@@ -261,6 +274,10 @@ class TrainingRun:
             },
         )
 
+    def validates_at(self, step: int) -> bool:
+        """Whether the held-out data is looked at after `step`."""
+        return step % self.config.execution.validation_interval == 0 or step == self.config.steps
+
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         """Write validation metrics of a step; the time they took does not count as training."""
         if self.spot.rank == 0:
@@ -270,6 +287,8 @@ class TrainingRun:
     def checkpoint_when_due(self, state: TrainState) -> None:
         """Begin to save at the checkpoint interval; the write itself goes on in the background."""
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
+            if self.spot.rank == 0:
+                self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:

@@ -60,7 +60,7 @@ def grpo(scores: Scores, settings: AdvantageSettings) -> Advantages:
     The deviation is the sample's (n - 1), as in TRL.
     """
     mean_N, std_N, _ = _group_statistics(scores.rewards_N, scores.group_ids_N)
-    return Advantages(_on_tokens((scores.rewards_N - mean_N) / (std_N + EPSILON), scores.mask_NT))
+    return Advantages(_on_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
 
 
 def rloo(scores: Scores, settings: AdvantageSettings) -> Advantages:
@@ -73,7 +73,7 @@ def rloo(scores: Scores, settings: AdvantageSettings) -> Advantages:
     if (count_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
     # r - (n·mean - r)/(n - 1) = n/(n - 1)·(r - mean)
-    return Advantages(_on_tokens((rewards_N - mean_N) * count_N / (count_N - 1), scores.mask_NT))
+    return Advantages(_on_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
 
 
 def ppo(scores: Scores, settings: AdvantageSettings) -> Advantages:
@@ -145,9 +145,9 @@ def generalised_advantages(
 
 def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """x with mean 0 and deviation 1 over the masked tokens of the whole batch, 0 elsewhere."""
-    chosen = x_NT[mask_NT]
+    chosen = x_NT[mask_NT].double()  # see _group_statistics
     std = chosen.std(correction=0)
-    return torch.where(mask_NT, (x_NT - chosen.mean()) / (std + EPSILON), 0.0)
+    return torch.where(mask_NT, (x_NT.double() - chosen.mean()) / (std + EPSILON), 0.0).float()
 
 
 def last_token(mask_NT: Tensor) -> Tensor:
@@ -158,13 +158,16 @@ def last_token(mask_NT: Tensor) -> Tensor:
 
 
 def _on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
-    return torch.where(mask_NT, advantages_N[:, None], 0.0)
+    return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
 
 
 def _group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, sample deviation (0 for a group of one) and count of each sample's group, all [N]."""
+    """Mean, sample deviation (0 for a group of one) and count of each sample's group, all [N] and float64."""
+    # In float64 the mean of equal float32 rewards is exact. In float32 it is off by a rounding and so is the deviation,
+    # and their ratio would make advantages of order one out of nothing.
+    rewards_N = rewards_N.double()
     _, group_N = group_ids_N.unique(return_inverse=True)
-    count_G = torch.bincount(group_N).to(rewards_N.dtype)
+    count_G = torch.bincount(group_N).double()
     mean_G = torch.zeros_like(count_G).index_add_(0, group_N, rewards_N) / count_G
     deviation_N = rewards_N - mean_G[group_N]
     variance_G = torch.zeros_like(count_G).index_add_(0, group_N, deviation_N.square()) / (count_G - 1).clamp(min=1)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -23,28 +23,23 @@ def shard(
     model: nn.Module,
     *,
     mesh: DeviceMesh,
-    param_dtype: torch.dtype | None = None,
-    reduce_dtype: torch.dtype | None = None,
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
 ) -> None:
     """Spread the parameters of a whole, initialised model over `mesh`, in place, layer by layer.
 
-    A mesh of one dimension shards over all ranks (FSDP); one of two dimensions replicates over the first and
-    shards over the second (HSDP). Parameters stay float32 at rest. With `param_dtype` layers gather and compute in
-    it (on GPUs it halves the traffic); None leaves precision to autocast, and then the numbers are those of
-    the unsharded model. Gradients are reduced in `reduce_dtype`, None for the parameters' own. Layers recompute
-    their activations in backward with `activation_checkpointing`, and are compiled one by one with
-    `compile_layers`, so that compilation time does not grow with depth.
+    The mesh has one dimension. Parameters and the sums of gradients stay float32, and precision is left to autocast,
+    so the numbers are those of the unsharded model. Layers recompute their activations in backward with
+    `activation_checkpointing`, and are compiled one by one with `compile_layers`, so that compilation time does not
+    grow with depth.
     """
     layers = [module for module in model.modules() if isinstance(module, Layer)]
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
     for layer in layers:
         prepare_layer(layer, activation_checkpointing=activation_checkpointing, compile_layer=compile_layers)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh)
     # The root's own parameters (embedding, last norm, head) stay gathered from forward to the end of backward,
     # because the head is called after forward (Transformer.logits).
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer: bool) -> None:
@@ -66,8 +61,7 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
 def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
     """The sum of `tensor` over all ranks of `mesh`, in place; as it is for an unsharded model."""
     if mesh is not None:
-        for group in mesh.get_all_groups():
-            dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor, group=mesh.get_group())
     return tensor
 
 

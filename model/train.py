@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +52,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did; every number is over all ranks, except seconds."""
+    """What one optimizer step did; every number is over all ranks."""
 
     step: int
     """Steps done after this one."""
@@ -61,12 +60,10 @@ class StepReport:
     """Sum divided by weight, before the update."""
     weight: float
     num_tokens: int
-    """Real tokens read."""
+    """Input positions read, as the batches count them (`model.batch`)."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
     lr: float
-    seconds: float
-    """Wall time of the step on this rank."""
     metrics: dict[str, float]
     """The objective's metrics divided by weight."""
 
@@ -83,7 +80,6 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
     Raises ValueError when the total weight is zero and NonFiniteError when loss or gradient is not finite, on all
     ranks alike and before any parameter changes.
     """
-    start = time.perf_counter()
     device = next(state.model.parameters()).device
     mesh = mesh_of(state.model)
     losses: list[Loss] = []
@@ -115,9 +111,7 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
     state.optimizer.zero_grad()
     state.step += 1
     metrics = {name: value / weight for name, value in zip(losses[0].metrics, metric_sums, strict=True)}
-    return StepReport(
-        state.step, loss_sum / weight, weight, total_tokens, grad_norm, lr, time.perf_counter() - start, metrics
-    )
+    return StepReport(state.step, loss_sum / weight, weight, total_tokens, grad_norm, lr, metrics)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:

@@ -17,12 +17,14 @@ from actors.evaluation import (
     answer,
     common_suffix,
     preference_margins,
+    prove_answers,
     score_pairs,
     score_text,
     sequence_logprobs,
     xz_size,
 )
-from actors.rollout import PromptTask
+from actors.rollout import PromptTask, Rollout
+from actors.weights import NumericsError, Publication
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chat import PreferenceTokens
@@ -33,6 +35,7 @@ from model.heads import ScalarHead
 from model.huggingface import load_folder
 from model.objectives import logprobs, rewards
 from model.quantize import compress_folder, simulate_int8
+from model.transformer import Transformer
 
 TEXTS = [
     "a short one",
@@ -163,6 +166,25 @@ def test_margins_are_differences_of_rewards(reward_folder: tuple[Path, ScalarHea
         return rewards(model, torch.tensor([ids]), torch.tensor([len(ids) - 1])).item()
 
     assert found == pytest.approx([reward(pair.chosen) - reward(pair.rejected) for pair in pairs], abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_answers_of_another_model_are_not_measured(policies: dict[str, Path], temperature: float) -> None:
+    model, other = (load_folder(policies[name]) for name in ("tied-1", "tied-2"))
+    prompt, response = [10, 11, 12], [20, 21, 22, 23]
+    mask = [False] * len(prompt) + [True] * len(response)
+    batch = from_sequences([prompt + response], [mask], length=len(mask) - 1, pad_id=0)
+
+    def said_by(who: Transformer) -> list[Rollout]:
+        with torch.no_grad():
+            # An engine that takes the likeliest token reports the logprobs of temperature 1.
+            said = logprobs(who, batch, temperature or 1.0)[batch.loss_mask].tolist()
+        return [Rollout(tuple(prompt), tuple(response), tuple(said), 0, False)]
+
+    published = Publication(0, [], {})
+    prove_answers(model, said_by(model), temperature, "float32", published, None)
+    with pytest.raises(NumericsError, match="engine and learner logprobs differ"):
+        prove_answers(model, said_by(other), temperature, "float32", published, None)
 
 
 @pytest.mark.slow

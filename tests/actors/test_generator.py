@@ -16,7 +16,7 @@ from actors.logprobs import batch_logprobs
 from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
 from actors.ranks import autocast_dtype
 from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
-from actors.settings import LearningConfig
+from actors.settings import Gap, LearningConfig
 from actors.weights import ObjectStorePublisher, Publication, StaleWeightsError
 from cluster.storage import Storage
 from model.huggingface import load_folder
@@ -49,7 +49,7 @@ class Engine:
         check_rollouts(TASKS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
         return [rollout for group in groups for rollout in group.rollouts]
 
-    def check(self, rollouts: list[Rollout], version: int, temperature: float) -> float:
+    def check(self, rollouts: list[Rollout], version: int, temperature: float) -> Gap:
         """The gap to the learner's model of that version; raises what a step would raise."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
@@ -68,7 +68,7 @@ class Engine:
             current=self.publications[version],
             previous=self.publications.get(version - 1),
         )
-        return gap.max
+        return gap
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_engine_and_learner_agree_after_every_sync(engines: dict[str, Engine], k
         engines[kind].load(version)
         rollouts = engines[kind].generate(version, temperature)
         gap = engines[kind].check(rollouts, version, temperature)
-        print(f"{kind}, temperature {temperature}, version {version}: largest logprob gap {gap:.2e}")
-        assert gap <= (0.2 if "bfloat16" in kind else 1e-4)
+        print(f"{kind}, temperature {temperature}, version {version}: {gap}")
+        assert gap.max <= (0.2 if "bfloat16" in kind else 1e-4)  # of these tiny models; the bound is of larger ones too
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])

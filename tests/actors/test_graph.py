@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
-from actors.graph import Graph, GraphConfig, build_graph, group_ids
+from actors.graph import Graph, GraphConfig, Judged, Scored, build_graph, group_ids
 from actors.ranks import RanksDied
-from actors.rollout import Prompt, RolloutGroup
+from actors.rollout import Prompt, Rollout, RolloutGroup
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chat import load_tokenizer
-
-pytestmark = pytest.mark.slow
 
 VERIFIER = """
 def share_of_e(prompt, response, record):
@@ -76,6 +75,7 @@ def steady(metrics: dict[str, float]) -> list[float]:
     return [metrics[name] for name in STEADY]
 
 
+@pytest.mark.slow
 def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Graph) -> None:
     prompts = graph._config.prompts
     before = graph.heldout(prompts)
@@ -87,23 +87,26 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
     assert after == before  # the lot was done again whole, by another engine, with the same result
 
     first, second = graph.step(0), graph.step(1)
-    graph.save(2)
+    graph.save()
     third = graph.step(2)
     for metrics in (first, second, third):
         assert metrics["proof/logprob_gap_max"] <= 1e-4
         assert 0.0 <= metrics["rollout/reward_mean"] <= 1.0
     assert steady(third) != steady(second)
+    assert first["rollout/reference_kl"] == pytest.approx(0.0, abs=1e-6)  # the policy is still the reference
 
     kill(graph.learner.actors[1])
     with pytest.raises(RanksDied) as death:
         graph.step(3)
-    assert graph.recover(death.value) == 2  # the save was whole before the death: step 2 had begun after it
+    graph.recover(death.value)
+    assert graph.start() == 2  # the save was whole before the death: step 2 had begun after it
     assert steady(graph.step(2)) == steady(third)
 
     kill(graph.scorer)
     graph.step(3)
 
 
+@pytest.mark.slow
 def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tmp_path: Path) -> None:
     config = make_config(policies["untied-1"], tmp_path, "grpo")
     rollouts = replace(ROLLOUTS, prompts_per_step=8, group_size=8, lot_prompts=8)
@@ -116,3 +119,26 @@ def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tm
 
 def test_groups_number_the_rollouts_of_each_prompt() -> None:
     assert group_ids([RolloutGroup(7, (None,) * 2), RolloutGroup(3, (None,))]).tolist() == [0, 0, 1]  # pyright: ignore
+
+
+def test_the_distance_to_the_reference_is_that_of_our_own_two_models() -> None:
+    scored = Scored([], [], [])
+    learner = torch.tensor([[-1.0, -2.0]])
+    assert not Judged(scored, learner, learner.clone(), None).log_ratio_NT.any()
+    assert Judged(scored, learner, learner - 0.5, None).log_ratio_NT.tolist() == [[0.5, 0.5]]
+    assert Judged(scored, learner, None, None).log_ratio_NT.tolist() == [[0.0, 0.0]]
+
+
+def test_what_is_judged_is_what_was_said_special_tokens_included(policies: dict[str, Path], tmp_path: Path) -> None:
+    config = make_config(policies["tied-1"], tmp_path, "grpo")
+    nobody = dict.fromkeys(("place", "generators", "learner", "critic", "reference", "scorer"))
+    graph = Graph(config, execution(generators=1, learners=1), **nobody)  # pyright: ignore[reportArgumentType]
+    tokenizer = load_tokenizer(policies["tied-1"])
+    said = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
+    ended = Rollout((1,), (*said, tokenizer.end_id), (0.0,) * 4, 0, True)
+    cut = replace(ended, finished=False)
+    scored, samples = graph._to_samples(config.prompts[:1], [RolloutGroup(0, (ended, cut))])
+    ends = tokenizer.decode([tokenizer.end_id])
+    assert ends.strip() and tokenizer.decode(said).startswith(tokenizer.decode([tokenizer.pad_id]))
+    assert scored.responses == [tokenizer.decode(said), tokenizer.decode(said) + ends]
+    assert [sample.response for sample in samples] == scored.responses

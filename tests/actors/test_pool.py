@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OwnerDiedError
 
 from actors.pool import GeneratorPool
+from actors.ranks import RanksDied
 from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling
 from actors.weights import LoadReport, Publication, StaleWeightsError
 
@@ -19,14 +21,17 @@ PUBLICATION = Publication(7, [], {})
 
 
 class FakeEngine:
-    """Answers each prompt with its own index; dies at the lots whose file still lies in `deaths`."""
+    """Answers each prompt with its own index; dies at the lots whose file still lies in `deaths`, and finds no weights
+    once a file `owner` does."""
 
     def __init__(self, deaths: Path, version_held: int | None = None) -> None:
         self._deaths, self._held, self._version = deaths, version_held, -1
 
     def load(self, publication: Publication) -> LoadReport:
+        if (self._deaths / "owner").exists():
+            raise OwnerDiedError("00" * 28, b"", "")
         self._version = publication.version if self._held is None else self._held
-        return LoadReport(self._version, {}, 0.0)
+        return LoadReport(self._version, {})
 
     def generate(self, lot: Lot) -> list[RolloutGroup]:
         first = self._deaths / str(lot.tasks[0].index)
@@ -74,7 +79,7 @@ def test_a_dead_engines_lot_is_done_again_whole_and_by_the_same_weights(ray_sess
 
 def test_a_lot_that_kills_every_engine_ends_the_run(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("always")
-    with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures\)"):
+    with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures"):
         pool(tmp_path, 1, max_failures=1).generate(lots(1))
 
 
@@ -88,3 +93,29 @@ def test_an_engine_that_keeps_its_old_weights_is_not_accepted(ray_session: None,
     stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_failures=0)
     with pytest.raises(StaleWeightsError, match="holds version 6 after version 7 was sent"):
         stale.load(PUBLICATION)
+
+
+def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
+    ray_session: None, tmp_path: Path
+) -> None:
+    engines = pool(tmp_path, 1)
+    (tmp_path / "0").write_text("once")
+    (tmp_path / "owner").touch()
+    with pytest.raises(RanksDied, match="the learner died with the weights that it had published"):
+        engines.generate(lots(2))
+    (tmp_path / "owner").unlink()
+    engines.load(PUBLICATION)
+    assert indices(engines.generate(lots(2))) == [0, 1, 2, 3]
+
+
+class ImpossibleEngine:
+    def __init__(self) -> None:
+        raise RuntimeError("no kernels for heads of 16 channels")
+
+
+def test_an_engine_that_cannot_be_made_is_not_tried_again(ray_session: None) -> None:
+    engine = ray.remote(ImpossibleEngine).options(num_cpus=0.1)
+    impossible = GeneratorPool(lambda index: engine.remote(), 1, max_failures=3)
+    with pytest.raises(RuntimeError, match="generator 0 cannot be made: RuntimeError: no kernels for heads of 16"):
+        impossible.load(PUBLICATION)
+    assert impossible.restarts == 0

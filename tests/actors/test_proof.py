@@ -13,6 +13,7 @@ from torch import Tensor
 from actors.logprobs import logprobs_under
 from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
 from actors.rollout import PromptTask, Rollout, RolloutGroup, rollout_batch
+from actors.settings import Gap
 from actors.weights import (
     LoadReport,
     NumericsError,
@@ -52,11 +53,18 @@ def test_other_tokens_than_were_sent_are_named_tokenization() -> None:
 
 def test_an_engine_with_another_version_or_other_bytes_is_stale() -> None:
     publication = Publication(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
-    check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"}, 0.1)])
+    check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"})])
     with pytest.raises(StaleWeightsError, match="engine 1 holds version 2 after version 3 was sent"):
-        check_loads(publication, [LoadReport(3, {}, 0.1), LoadReport(2, {}, 0.1)])
+        check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa"}), LoadReport(2, {})])
     with pytest.raises(StaleWeightsError, match=r"its model.norm.weight \(and 0 more\) has another checksum"):
-        check_loads(publication, [LoadReport(3, {"model.norm.weight": "old"}, 0.1)])
+        check_loads(publication, [LoadReport(3, {"model.norm.weight": "old"})])
+
+
+def test_an_engine_of_which_nothing_can_be_compared_is_not_believed() -> None:
+    publication = Publication(3, [], {"model.norm.weight": "aa"})
+    with pytest.raises(StaleWeightsError, match="engine 0 says version 3, but names no parameter as it was published"):
+        check_loads(publication, [LoadReport(3, {"norm.weight": "aa"})])
+    check_loads(Publication(3, [], {}), [LoadReport(3, {})])  # nccl and ipc publish no digests
 
 
 class Case:
@@ -76,7 +84,7 @@ class Case:
     def check(self, engine: Tensor) -> None:
         check_gap(
             logprob_gap(self.batch, engine, self.learner),
-            1e-4,
+            Gap(max=1e-4, mean=1e-4),
             self.batch,
             engine,
             sizes=self.sizes,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from actors.rollout import (
     Rollout,
     behaviour_logprobs,
-    distinct_bigrams,
     minibatch_rows,
     policy_micro_batches,
     prompt_order,
@@ -74,7 +75,7 @@ def test_seeds_differ_in_each_part_and_fit_the_engine() -> None:
     assert seeds[0] == request_seed(0, 0, 0, 0)
 
 
-def test_distinct_bigrams_counts_pairs_within_responses() -> None:
-    # Pairs 12 21 12 of the first and 12 of the second: two different of four.
-    assert distinct_bigrams([[1, 2, 1, 2], [1, 2]]) == 0.5
-    assert distinct_bigrams([[1], []]) == 1.0
+def test_what_was_said_leaves_out_the_stop_token_and_nothing_of_a_cut_response() -> None:
+    ended = rollout([1], [7, 8, 9], [-1.0] * 3)
+    assert ended.said_ids == (7, 8)
+    assert replace(ended, finished=False).said_ids == (7, 8, 9)

@@ -56,3 +56,21 @@ def test_a_reward_model_scores_the_last_token_whatever_stands_beside_it(reward_f
     alone = [rewards(model, torch.tensor([s.token_ids]), torch.tensor([len(s.token_ids) - 1])).item() for s in samples]
     assert scorer.score(samples) == pytest.approx(alone, abs=1e-4)
     assert len(set(alone)) == 3
+
+
+def test_a_program_may_define_dataclasses_and_annotate_as_if_it_were_imported() -> None:
+    source = """
+from dataclasses import dataclass, field, fields
+
+@dataclass
+class Rule:
+    weight: float = 2.0
+    words: list[str] = field(default_factory=list)
+
+def f(prompt, response, record):
+    assert fields(Rule)[0].type is float
+    return Rule().weight
+"""
+    assert Verifier(source, "v.py", "f").score([sample("x")]) == [2.0]
+    string_types = "from __future__ import annotations\n" + source.replace("is float", "== 'float'")
+    assert Verifier(string_types, "v.py", "f").score([sample("x")]) == [2.0]

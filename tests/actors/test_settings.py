@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,35 @@ def test_the_critics_ranks_count_only_where_there_is_a_critic() -> None:
 def test_device_transfer_needs_devices() -> None:
     with pytest.raises(ValueError, match="execution.weight_transfer: nccl needs"):
         replace(GraphExecution(), weight_transfer="nccl").check("execution", ROLLOUTS, LEARNING)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_an_engine_takes_a_share_of_a_gpu(share: float) -> None:
+    with pytest.raises(ValueError, match=f"execution.gpu_memory_utilization: {share} must be above 0 and at most 1"):
+        GraphExecution(gpu_memory_utilization=share).check("execution", ROLLOUTS, LEARNING)
+
+
+def test_engines_that_no_one_can_load_again_are_not_started_again() -> None:
+    execution = GraphExecution(generators=Placement(max_failures=5))
+    assert execution.engine_restarts == 5
+    assert replace(execution, weight_transfer="ipc").engine_restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changed"),
+    [
+        ("grpo", {"critic_lr": 1e-3}),
+        ("grpo", {"value_clip_range": 0.3}),
+        ("rloo", {"gamma": 0.9}),
+        ("reinforce++", {"gae_lambda": 1.0}),
+        ("rloo", {"clip_range": 0.1}),
+    ],
+)
+def test_a_setting_that_the_algorithm_does_not_read_is_refused(algorithm: str, changed: dict) -> None:
+    (name,) = changed
+    with pytest.raises(ValueError, match=rf"learning.{name}: .* would be ignored by {re.escape(algorithm)}; remove it"):
+        replace(LEARNING, algorithm=algorithm, **changed).check("learning")
+    replace(LEARNING, algorithm="ppo", **changed).check("learning")
 
 
 def test_groups_follow_the_algorithm() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.spawn import plan_bundles
+from actors.spawn import plan_bundles, restart_options
 from cluster.placement import Placement
 
 GROUPS = {
@@ -28,3 +28,8 @@ def test_workers_apart_have_bundles_of_their_own() -> None:
 def test_gpus_are_reserved_with_the_cpus() -> None:
     groups = {"learners": Placement(cpus_per_worker=1.0, gpus_per_worker=0.5, backend="nccl")}
     assert plan_bundles(groups, colocate=True)[0] == [{"CPU": 1.0, "GPU": 0.5}]
+
+
+def test_a_pure_actor_is_started_again_as_often_as_its_placement_says() -> None:
+    assert restart_options(Placement(max_failures=2)) == {"max_restarts": 2, "max_task_retries": 2}
+    assert restart_options(Placement(max_failures=0)) == {"max_restarts": 0, "max_task_retries": 0}

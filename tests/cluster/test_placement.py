@@ -19,6 +19,10 @@ def test_resources_are_those_of_all_workers_together():
         (Placement(workers=0), "execution.placement.workers: 0 must be at least 1"),
         (Placement(threads_per_worker=0), "execution.placement.threads_per_worker: 0 must be at least 1"),
         (
+            Placement(max_failures=-1),
+            "execution.placement.max_failures: -1 must not be negative; 0 starts nothing again",
+        ),
+        (
             Placement(cpus_per_worker=-1),
             "execution.placement: cpus_per_worker and gpus_per_worker must not be negative",
         ),

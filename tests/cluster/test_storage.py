@@ -114,8 +114,15 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match="store: cannot write to .*; give a location with permission"):
         Storage(str(tmp_path / "file" / "below")).check_writable()
-    Storage(str(tmp_path / "new")).check_writable()
-    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_check_of_a_store_leaves_nothing_behind(storage: Storage, tmp_path: Path):
+    storage.check_writable()
+    assert not storage.exists()
+    (tmp_path / "stands").mkdir()
+    Storage(str(tmp_path / "stands/deep/deeper")).check_writable()
+    Storage(str(tmp_path / "stands")).check_writable()
+    assert list((tmp_path / "stands").iterdir()) == []
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated():
@@ -222,8 +229,33 @@ def test_a_pattern_that_matches_nothing_is_named(archive: Path):
         assert repr(pattern) in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["zip", "tar"])
+def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Path, scheme: str):
+    (tmp_path / "not-an-archive").write_text("text " * 200)
+    pattern = f"{scheme}://x::file://{tmp_path}/not-an-archive"
+    with pytest.raises(ValueError, match="is no archive or a damaged one") as caught:
+        expand([pattern])
+    assert repr(pattern) in str(caught.value)
+
+
 def test_a_fingerprint_is_of_the_bytes_wherever_they_lie(archive: Path, tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("a")
     expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
     assert fingerprint(str(tmp_path / "a.jsonl")) == expected
     assert fingerprint(f"zip://package/data/a.jsonl::file://{archive}") == expected
+
+
+def test_a_line_of_json_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path: Path):
+    values = [{"text": "one\u2028two\u0085three\n"}, {"text": "four"}, {"file": "not UTF-8: \udc80"}]
+    storage = Storage(str(tmp_path))
+    storage.write_jsonl("lines.jsonl", values)
+    assert storage.read_jsonl("lines.jsonl") == values
+
+
+def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    written: list[str] = []
+    monkeypatch.setattr(Storage, "write_bytes", lambda self, name, data: written.append(name))
+    Storage(str(tmp_path / "to")).put_folder(tmp_path, "model")
+    assert written == ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]

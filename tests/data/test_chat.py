@@ -1,5 +1,6 @@
 """Chats: what is learnt, what is refused, and how chats share a row."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from data.chat import (
     ChatTokenizer,
     Preference,
     RenderedChat,
+    fit_chats,
     load_tokenizer,
     pack,
     read_chats,
@@ -146,6 +148,14 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
         list(read_chats(write(tmp_path / "a.jsonl")))
 
 
+def test_a_damaged_file_is_named_with_the_last_line_that_could_be_read(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"prompt": f"{n} {hash((n, 'noise'))}", "response": "x"}) + "\n" for n in range(2000))
+    whole = gzip.compress(lines.encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged file, unreadable after line [1-9]\d\d+ "):
+        list(read_chats([str(tmp_path / "a.jsonl.gz")]))
+
+
 def test_a_preference_without_a_rejected_answer_is_named(tmp_path: Path, ours: ChatTokenizer) -> None:
     good = {"prompt": [USER], "chosen": "Hello", "rejected": "Go"}
     (preference,) = read_preferences(write(tmp_path / "a.jsonl", good))
@@ -184,11 +194,12 @@ def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
     assert rows.document_ids.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, -1, -1]]
 
 
-def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes() -> None:
-    rows = pack([chat_of(1, 2, 3, 4, 5, learnt=3), chat_of(6, 7, 8, 9, learnt=1)], length=2, pad_id=0)
-    assert rows.targets.tolist() == [[2, 3]] and rows.loss_mask.tolist() == [[False, True]]
-    with pytest.raises(ValueError, match="no reply begins within 2 tokens"):
-        pack([chat_of(6, 7, 8, 9, learnt=1)], length=2, pad_id=0)
+def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes_and_both_are_counted() -> None:
+    chats = [chat_of(1, 2, 3, 4, 5, learnt=3), chat_of(6, 7, 8, 9, learnt=1), chat_of(6, 7, 8, learnt=1)]
+    fitting = fit_chats(chats, length=2)
+    assert (len(fitting.chats), fitting.num_cut, fitting.num_left_out) == (2, 1, 1)
+    rows = pack(fitting.chats, length=2, pad_id=0)
+    assert rows.targets.tolist() == [[2, 3], [7, 8]] and rows.loss_mask.tolist() == [[False, True]] * 2
 
 
 def test_packing_keeps_every_learnt_token_once() -> None:

@@ -1,8 +1,14 @@
 """Readers: what becomes a document, what goes to quarantine and where it says it stood."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import sys
+import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +23,7 @@ from data.document import (
     check_source,
     check_sources,
     content_id,
+    is_damage,
     pick,
     plan_ranges,
     read,
@@ -128,12 +135,89 @@ def test_files_inside_a_zip_are_read_in_place(tmp_path: Path) -> None:
 
 
 def test_a_truncated_archive_loses_its_end_and_says_so(tmp_path: Path) -> None:
-    lines = "".join(json.dumps({"text": f"{n} {unit_hash(str(n), 'noise')}"}) + "\n" for n in range(2000))
-    whole = gzip.compress(lines.encode())
+    whole = gzip.compress(noise_lines(2000))
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     records = read_all(Source(name="s", path=str(tmp_path / "a.jsonl.gz"), format="jsonl"))
     assert 100 < len(texts(records)) < 2000
     assert [record.reason.partition(",")[0] for record in quarantined(records)] == ["damaged file"]
+
+
+def noise_lines(number: int) -> bytes:
+    lines = (json.dumps({"text": f"{n} {unit_hash(str(n), 'noise')}"}) + "\n" for n in range(number))
+    return "".join(lines).encode()
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", content)
+    return buffer.getvalue()
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "a.jsonl.zip": zipped,
+    "a.jsonl.lzma": lambda content: lzma.compress(content, format=lzma.FORMAT_ALONE),
+    "a.jsonl.GZ": gzip.compress,
+    "a.jsonl.bz2": bz2.compress,
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_compressed_file_is_read_whole_however_small_the_ranges(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(COMPRESSORS[name](noise_lines(2000)))
+    records = read_all(Source(name="s", path=str(tmp_path / name), format="jsonl"), range_bytes=1000)
+    assert len(texts(records)) == len(records) == 2000
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_flipped_byte_is_damage_that_a_run_sets_aside_and_the_check_lets_pass(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "z.jsonl", [{"text": "whole"}])
+    content = bytearray(COMPRESSORS[name](noise_lines(2000)))
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / name).write_bytes(content)
+    source = Source(name="s", path=str(tmp_path / "*"), format="jsonl")
+    check_sources([source])
+    records = read_all(source)
+    assert "whole" in texts(records)
+    assert any("damaged file" in bad.reason for bad in quarantined(records))
+
+
+def test_an_error_of_zstd_is_damage_and_one_of_the_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = types.ModuleType("zstandard")
+    monkeypatch.setattr(library, "ZstdError", type("ZstdError", (Exception,), {}), raising=False)
+    monkeypatch.setitem(sys.modules, "zstandard", library)
+    assert is_damage(library.ZstdError("corrupted block"))
+    assert not is_damage(TimeoutError()) and not is_damage(OSError("no route to the bucket"))
+
+
+def test_the_check_lets_pass_what_is_truncated_or_no_parquet_when_other_files_can_be_read(tmp_path: Path) -> None:
+    whole = gzip.compress(noise_lines(150))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    check_source(Source(name="s", path=str(tmp_path / "a.jsonl.gz"), format="jsonl"))
+    (tmp_path / "a.parquet").write_bytes(b"no parquet" * 100)
+    source = Source(name="s", path=str(tmp_path / "*.parquet"), format="parquet")
+    with pytest.raises(ValueError, match="no readable parquet record at the start of .*a.parquet"):
+        check_source(source)
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "b.parquet")
+    check_source(source)
+    records = read_all(source, range_bytes=10)
+    assert texts(records) == ["x"] and ["unreadable Parquet" in bad.reason for bad in quarantined(records)] == [True]
+
+
+def test_a_lone_surrogate_anywhere_in_a_record_is_quarantined_with_its_column(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "id": "1", "meta": {"by": ["x"]}}',
+        '{"text": "b", "id": "2", "meta": {"by": ["\\ud800"]}}',
+        '{"text": "c", "id": "3", "meta": {"\\udfff": 1}}',
+        '{"text": "d", "id": "\\ud800", "meta": 1}',
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    records = read_all(
+        Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl", id="id", metadata=["meta"]),
+    )
+    assert texts(records) == ["a"]
+    columns = [bad.reason.partition(": lone surrogate")[0] for bad in quarantined(records)]
+    assert columns == ["meta", "meta", "id"]
 
 
 def test_a_damaged_parquet_row_group_is_quarantined_and_the_others_are_read(tmp_path: Path) -> None:

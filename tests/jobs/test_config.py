@@ -31,6 +31,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     sources: list[Source] = field(default_factory=list)
     model: str | None = None
+    decay: Optimizer | None = None
     execution: Execution = field(default_factory=Execution)
 
 
@@ -80,6 +81,18 @@ def test_a_missing_field_is_named():
     )
 
 
+@pytest.mark.parametrize("override", ["sources=[a", "steps=${", "sources.0.path=y"])
+def test_an_override_that_cannot_be_merged_is_named(override: str):
+    text = message({"steps": 1, "sources": [{"path": "a"}]}, override)
+    assert text.startswith(f"tiny.yaml: override {override!r} cannot be merged") and "check its value" in text
+
+
+def test_an_interpolation_is_refused_because_it_could_bring_a_secret(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PASSWORD_OF_MINE", "hunter2")
+    text = message({"steps": 1, "model": "https://host/x?user=me&x=${oc.env:PASSWORD_OF_MINE}"})
+    assert text.startswith("tiny.yaml: model: ") and "interpolation" in text and "hunter2" not in text
+
+
 @pytest.mark.parametrize("override", ["steps", "=5"])
 def test_an_override_of_another_form_is_refused(override: str):
     with pytest.raises(ValueError, match="expected field=value, such as optimizer.lr=0.001"):
@@ -115,6 +128,10 @@ def test_only_what_changes_results_counts_as_changed():
         "optimizer": {"lr": 1.0},
     }
     assert changed_fields(Config(steps=5, execution=Execution(workers=9))) == {"steps": 5}
+
+
+def test_a_nested_config_at_its_defaults_differs_from_none_at_all():
+    assert changed_fields(Config(steps=5, decay=Optimizer())) == {"steps": 5, "decay": {}}
 
 
 def test_the_place_of_a_source_is_no_change_but_what_is_said_of_it_is():

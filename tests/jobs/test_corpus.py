@@ -1,7 +1,7 @@
 """The corpus stage on Ray Data: accounts that close, bytes that do not depend on how it ran."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,27 @@ import jobs.corpus
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
+from data.document import plan_ranges
+from data.parallel import run_tasks
 from jobs.config import build
-from jobs.corpus import STAGE, CorpusConfig
+from jobs.corpus import STAGE, CorpusConfig, _pack
 from jobs.job import Context
 
-pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def session() -> Iterator[None]:
     with connect("local", num_cpus=2):
         yield
+
+
+def on_ray(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slow(pytest.mark.usefixtures("session")(test))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of a run one after another, as plain calls."""
+    monkeypatch.setattr(jobs.corpus, "run_tasks", lambda task, items, **_: [task(item) for item in items])
 
 
 def context_for(folder: Path) -> Context:
@@ -78,6 +88,7 @@ def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [row for path in sorted((folder / kind).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
+@on_ray
 def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
     summary = run(build(CorpusConfig, values), tmp_path / "out")
@@ -92,18 +103,27 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert len(documents) == summary["documents"] and len(drops) == sum(summary["dropped"].values())
     assert len(documents) + len(drops) + 6 == summary["read"] == 65
     assert {"mail [EMAIL] now ok", "naïve people read."} <= {row["text"] for row in documents}
-    quarantine = [json.loads(line) for line in (tmp_path / "out/quarantine/web.jsonl").read_text().splitlines()]
-    assert len(quarantine) == 6 and all(record["file"].endswith(".jsonl") for record in quarantine)
+    quarantine = Storage(str(tmp_path / "out")).read_jsonl("quarantine/web.jsonl")
+    assert [record["file"] for record in quarantine] == [f"{number}.jsonl" for number in (0, 0, 1, 1, 2, 2)]
     assert not (tmp_path / "out/work").exists()
 
 
-def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path) -> None:
+@on_ray
+def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = write_sources(tmp_path)
     first = run(build(CorpusConfig, values), tmp_path / "a")
-    config = build(CorpusConfig, values, ["execution.workers=1"])
-    small = jobs.corpus.plan_ranges(config.sources, 300)
-    assert len(small) > 6  # files are cut
-    second = run(config, tmp_path / "b")
+    num_tasks: list[int] = []
+
+    def run_many(function: Callable[[Any], dict[str, Any]], tasks: Sequence[Any], **rest: Any) -> list[dict[str, Any]]:
+        num_tasks.append(len(tasks))
+        return run_tasks(function, tasks, **rest)
+
+    with monkeypatch.context() as patch:  # pieces far smaller than a config allows
+        patch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 300))
+        patch.setattr(jobs.corpus, "_pack", lambda ranges, _: _pack(ranges, 300))
+        patch.setattr(jobs.corpus, "run_tasks", run_many)
+        second = run(build(CorpusConfig, values, ["execution.workers=1"]), tmp_path / "b")
+    assert num_tasks[0] > 6  # files are cut, against one task for all of them in the first run
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and first == second
     # The same records in one file under another name, in another order.
     lines = [line for n in (2, 0, 1) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()]
@@ -116,6 +136,7 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path) -> N
             assert contents(tmp_path / "c")[name] == content, name
 
 
+@on_ray
 def test_small_pieces_give_the_same_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The halves called as plain functions, so that pieces and chunks can be far smaller than a config allows."""
     config = build(CorpusConfig, write_sources(tmp_path))
@@ -135,6 +156,7 @@ def test_small_pieces_give_the_same_parts(tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
+@on_ray
 def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build(CorpusConfig, write_sources(tmp_path))
     run(config, tmp_path / "whole")
@@ -153,11 +175,11 @@ def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: p
     assert untouched.stat().st_mtime_ns == made
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = build(CorpusConfig, write_sources(tmp_path))
-    monkeypatch.setattr(jobs.corpus, "run_tasks", lambda task, items, **_: [task(item) for item in items])
     run(config, tmp_path / "whole")
     remove = Storage.remove
 
@@ -180,6 +202,31 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_quarantine_names_files_alike_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    for here in (tmp_path / "one", tmp_path / "two/deep"):
+        for name in ("a/x.jsonl", "b/x.jsonl", "b/y.jsonl"):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_text('{"text": "fine"}\n{"text": "broken\u2028\n')
+        monkeypatch.chdir(here if here.name == "one" else tmp_path)
+        source = {"name": "web", "path": "*/*.jsonl" if here.name == "one" else f"{here}/*/*.jsonl", "format": "jsonl"}
+        run(build(CorpusConfig, {"sources": [source], "parts": 1}), here / "out")
+        written.append((here / "out/quarantine/web.jsonl").read_bytes())
+    assert written[0] == written[1]
+    files = [record["file"] for record in Storage(str(tmp_path / "one/out")).read_jsonl("quarantine/web.jsonl")]
+    assert files == ["x.jsonl (file 1 of 3)", "x.jsonl (file 2 of 3)", "y.jsonl"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_lone_surrogate_in_metadata_costs_its_record_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine", "by": "x"}\n{"text": "good", "by": "\\ud800"}\n')
+    source = {"name": "s", "path": f"{tmp_path}/a.jsonl", "format": "jsonl", "metadata": ["by"]}
+    summary = run(build(CorpusConfig, {"sources": [source], "parts": 1}), tmp_path / "out")
+    assert (summary["documents"], summary["quarantined"]) == (1, 1)
+
+
+@on_ray
 def test_an_empty_corpus_names_the_filter_that_took_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two\n\nthree\n\n# # # #")
     values = {
@@ -192,6 +239,7 @@ def test_an_empty_corpus_names_the_filter_that_took_it(tmp_path: Path) -> None:
         run(build(CorpusConfig, values), tmp_path / "out")
 
 
+@on_ray
 def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
     values["sources"][0]["fraction"] = 0.5

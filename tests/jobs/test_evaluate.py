@@ -277,9 +277,9 @@ def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_
         STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
 
 
-def test_a_metric_needs_an_answer_to_compare_with(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_metric_needs_an_answer_to_compare_with(tmp_path: Path) -> None:
     for record, said in (({"prompt": "hi"}, "answer is missing"), ({"prompt": "hi", "answer": ["a"]}, "give a string")):
         path = write_lines(tmp_path / "prompts.jsonl", [record])
         config = config_of(models={"sft": "sft"}, generation=[{"name": "a", "prompts": path, "metrics": ["bleu"]}])
         with pytest.raises(ValueError, match=f"prompts.jsonl:1: {said}|prompts.jsonl:1: .*{said}"):
-            STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
+            STAGE.check_sources(config)

@@ -231,6 +231,11 @@ def test_a_foreign_model_folder_is_an_artifact_known_by_content(tmp_path: Path):
     assert changed and changed.id != one.id
 
 
+def test_a_model_folder_without_its_weights_is_none(tmp_path: Path):
+    Storage(str(tmp_path)).write_json("config.json", {"model_type": "llama"})
+    assert open_artifact(str(tmp_path)) is None
+
+
 # Leases
 
 
@@ -266,6 +271,19 @@ def test_a_living_run_elsewhere_is_waited_for(tmp_path: Path):
     (tmp_path / one.id / "lease.json").unlink()
     thread.join(10)
     assert open_artifact(str(tmp_path / one.id)) is not None
+
+
+def test_a_run_that_lost_its_lease_declares_no_artifact_and_leaves_the_new_holders_lease(tmp_path: Path):
+    def overtaken(config: Config, context: Context) -> dict[str, Any]:
+        context.output.remove("lease.json")
+        context.output.write_json("lease.json", {"holder": "other", "host": "elsewhere", "pid": 1, "time": time.time()})
+        return write_words(config, context)
+
+    one = job(stage=fake(overtaken))
+    with pytest.raises(RuntimeError, match="another one has taken"):
+        run(one, tmp_path)
+    assert open_artifact(str(tmp_path / one.id)) is None
+    assert Storage(str(tmp_path / one.id)).read_json("lease.json")["holder"] == "other"
 
 
 def test_of_two_runs_at_once_one_does_the_work(tmp_path: Path):

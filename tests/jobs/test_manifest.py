@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
+from actors.settings import GraphExecution, LearningConfig
 from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
 from cluster.placement import Placement
 from jobs.manifest import group_sizes, render_manifest
@@ -51,6 +52,18 @@ def test_the_very_same_command_is_run():
     assert job["spec"]["entrypoint"] == (
         "raymill run pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs"
     )
+    assert rendered.splitlines()[0] == (
+        "# Written by: raymill manifest pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs "
+        "--cluster k8s/cluster.yaml"
+    )
+
+
+@pytest.mark.usefixtures("at_root")
+def test_a_verifier_given_by_a_url_is_not_shipped():
+    overrides = ["rlhf.reward=null", "rlhf.verifier=s3://bucket/checks.py:short"]
+    rendered = render_manifest("pipeline", CONFIG, overrides, store=None, cluster=CLUSTER)
+    (shipped,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "ConfigMap"]
+    assert [key for key in shipped["data"] if key.endswith(".py")] == []
 
 
 @pytest.mark.usefixtures("at_root")
@@ -84,16 +97,9 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
-    generators: Placement
-    learners: Placement
-    scorer: Placement
-    colocate: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     execution: Any = field(default_factory=Tasks)
+    learning: LearningConfig = field(default_factory=LearningConfig)
 
 
 def gpu(workers: int) -> Placement:
@@ -108,13 +114,14 @@ SETTINGS = ClusterConfig(
 )
 
 
-def sizes(**executions: Any) -> dict[str, int]:
-    configs = {name: Config(execution=execution) for name, execution in executions.items()}
+def sizes(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
+    learning = learning or LearningConfig()
+    configs = {name: Config(execution=execution, learning=learning) for name, execution in executions.items()}
     return {group.name: group.pods for group in group_sizes(configs, SETTINGS)}
 
 
 def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
-    graph = Graph(generators=gpu(3), learners=gpu(4), scorer=Placement(cpus_per_worker=0.5))
+    graph = GraphExecution(generators=gpu(3), learners=gpu(4), colocate=False)
     assert sizes(corpus=Tasks(workers=20), pretrain=Training(placement=gpu(6)), rlhf=graph) == {
         "data": 3,  # 20 tasks on pods of 8 CPUs
         "train": 2,  # 6 GPUs for pretrain, 4 for the learners
@@ -123,8 +130,15 @@ def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
 
 
 def test_engines_that_share_a_node_with_the_learners_have_no_pods_of_their_own():
-    graph = Graph(generators=gpu(2), learners=gpu(3), scorer=Placement(cpus_per_worker=0.5), colocate=True)
+    graph = GraphExecution(generators=gpu(2), learners=gpu(3), colocate=True)
     assert sizes(rlhf=graph) == {"data": 1, "train": 2}
+
+
+def test_actors_that_the_algorithm_does_not_start_need_no_room():
+    graph = GraphExecution(generators=gpu(1), learners=gpu(4), critics=gpu(4), reference=gpu(1), colocate=False)
+    assert sizes(LearningConfig(kl_coefficient=0.0), rlhf=graph)["train"] == 1
+    assert sizes(LearningConfig(), rlhf=graph)["train"] == 2
+    assert sizes(LearningConfig(algorithm="ppo"), rlhf=graph)["train"] == 3
 
 
 def test_work_on_cpus_alone_needs_data_pods_alone():

@@ -1,5 +1,6 @@
 """Config files become jobs, every mistake is collected, and what stands is not done again."""
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,14 @@ def write_name(config: Any, context: Context) -> Mapping[str, Any]:
 
 
 STAGES = {
-    "corpus": Stage("corpus", 1, CorpusConfig, write_name, lambda config: None),
+    "corpus": Stage(
+        "corpus",
+        1,
+        CorpusConfig,
+        write_name,
+        lambda config: None,
+        groups=lambda config: ({"placement": config.execution.placement},),
+    ),
     "pretrain": Stage(
         "pretrain",
         1,
@@ -80,6 +88,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def no_ray(address: str | None) -> Iterator[None]:
     yield
+
+
+@contextmanager
+def whole_ray(address: str | None) -> Iterator[bool]:
+    yield True
 
 
 def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
@@ -119,6 +132,38 @@ def test_an_input_made_by_another_stage_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
     assert errors["evaluate"].endswith("models.trained: 'corpus' is made by corpus; this input takes pretrain")
+
+
+def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
+    (folder / "evaluate.yaml").write_text("models: {trained: evaluate}\n")
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert "evaluate → evaluate: a stage cannot be made from itself" in errors["evaluate"]
+
+
+def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def check_needs(config: Any, needs: Any) -> None:
+        if needs["corpus"].name == "corpus":
+            raise ValueError("sequence_length: too long")
+
+    monkeypatch.setitem(STAGES, "pretrain", dataclasses.replace(STAGES["pretrain"], check_needs=check_needs))
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert errors["pretrain"].endswith("pretrain.yaml: sequence_length: too long")
+
+
+def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "connect", whole_ray)
+    monkeypatch.setattr(pipeline_module, "available_resources", lambda: {"CPU": 2.0})
+    engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
+    stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
+    monkeypatch.setitem(STAGES, "evaluate", stage)
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): needs 3 CPU"):
+        run_pipeline(pipeline)
+    assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
 
 
 def test_an_input_that_is_nothing_is_refused(folder: Path):

@@ -128,8 +128,10 @@ def fake_road(store: Storage) -> list[Artifact]:
         write(store, "pretrain", "pretrain", trained, inputs=made_from(shards=shards)),
         curve("train", 600, 8.3, 3.4, 0.05),
     )
-    samples = [{"prompt": "The old sailor", "continuation": "looked at the sea and said nothing for a long while."}]
-    pretrain.storage.write_bytes("samples.jsonl", "".join(json.dumps(s) + "\n" for s in samples).encode())
+    samples = [
+        {"prompt": "The old sailor", "continuation": "looked at the sea\u2028and said nothing for a long while."}
+    ]
+    pretrain.storage.write_jsonl("samples.jsonl", samples)
     sft = log(write(store, "sft", "sft", trained, inputs=made_from(init=pretrain)), curve("sft", 300, 3.4, 2.6, 0.06))
     reward_lines = [
         line | ({"validation/accuracy": 0.5 + 0.4 * line["step"] / 200} if "validation/loss" in line else {})
@@ -157,12 +159,11 @@ def fake_road(store: Storage) -> list[Artifact]:
         "reward_before": -1.25,
         "reward_after": 2.5,
     }
-    rlhf.storage.write_bytes("samples.jsonl", (json.dumps({"prompt": "Hi!", **before_after}) + "\n").encode())
+    rlhf.storage.write_jsonl("samples.jsonl", [{"prompt": "Hi!", **before_after}])
     models = {"pretrain": pretrain, "sft": sft, "rlhf": rlhf}
     evaluate = write(store, "evaluate", "evaluate", {}, inputs=made_from(**models, text=shards, reward=reward))
     evaluate.storage.write_json("results.json", fake_results())
-    lines = (json.dumps(sample) + "\n" for sample in fake_samples())
-    evaluate.storage.write_bytes("samples.jsonl", "".join(lines).encode())
+    evaluate.storage.write_jsonl("samples.jsonl", fake_samples())
     sizes = {
         "original_bytes": 34_900_000,
         "compressed_bytes": 9_800_000,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.graph import Scored
+from actors.ranks import RanksDied
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
 from cluster.session import connect
@@ -17,7 +19,7 @@ from cluster.tracking import Tracker, read_metrics
 from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
 from jobs.config import build
 from jobs.job import Artifact, Context, open_artifact
-from jobs.rlhf import RlhfConfig, check, check_inputs, learn, read_verifier, run
+from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, read_verifier, run
 from model.huggingface import SpecialTokens, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise
 
@@ -117,7 +119,13 @@ def test_a_reward_model_with_another_tokenizer_is_refused(config: RlhfConfig, tm
 def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy", replace(SIZES, num_heads=4))
     with pytest.raises(ValueError, match="its heads have 16 channels"):
-        check_inputs(config, {"policy": policy})
+        check_needs(config, {"policy": policy})
+
+
+def test_answers_as_long_as_the_whole_context_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+    long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=96))
+    with pytest.raises(ValueError, match="max_new_tokens: 96 must be below the policy's max_length 96"):
+        check_needs(long, {"policy": save_model(tmp_path / "policy")})
 
 
 def test_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
@@ -127,9 +135,94 @@ def test_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_
         check_inputs(long, inputs)
 
 
+def test_heldout_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+    (tmp_path / "heldout.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
+    with pytest.raises(ValueError, match="heldout_prompts: none of 1 leaves room for rollouts.max_new_tokens=12"):
+        check_inputs(config, {"policy": save_model(tmp_path / "policy")})
+
+
 def make_context(output: Path, policy: Artifact) -> Context:
     storage = Storage(str(output))
     return Context(storage, {"policy": policy}, Tracker(storage, run_id="test", name="rlhf", group="test"))
+
+
+class FakeGraph:
+    """A graph in which a rank dies once, when it is at `place` for the `time`-th time."""
+
+    def __init__(self, context: Context, place: str, time: int) -> None:
+        self._context, self._place, self._left = context, place, time
+        self._saved = self._done = self.recoveries = 0
+        self.exported_after = -1
+
+    def __enter__(self) -> FakeGraph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _reach(self, place: str) -> None:
+        self._left -= place == self._place
+        if place == self._place and self._left == 0:
+            raise RanksDied("rank 1 died")
+
+    def start(self) -> int:
+        self._reach("start")
+        self._done = self._saved
+        return self._saved
+
+    def step(self, step: int) -> dict[str, float]:
+        assert step == self._done
+        self._reach("step")
+        self._done += 1
+        metrics = ("rollout/reward_mean", "proof/logprob_gap_max", "perf/step_s", "perf/tokens_per_s")
+        return dict.fromkeys(metrics, float(step))
+
+    def heldout(self, prompts: list) -> Scored:
+        self._reach("heldout")
+        return Scored([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
+
+    def save(self) -> None:
+        self._reach("save")
+        assert read_metrics(self._context.output)[-1]["step"] == self._done, "a kill now would lose the step's line"
+        self._saved = self._done
+
+    def export(self, output: Storage) -> None:
+        self._reach("export")
+        self.exported_after = self._done
+
+    def recover(self, error: RanksDied) -> None:
+        self.recoveries += 1
+
+
+@pytest.mark.parametrize(
+    ("place", "time"),
+    [
+        ("start", 1),
+        ("heldout", 1),
+        ("step", 1),
+        ("step", 4),
+        ("save", 2),
+        ("heldout", 2),
+        ("heldout", 3),
+        ("export", 1),
+    ],
+)
+def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
+    config: RlhfConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, time: int
+) -> None:
+    context = make_context(tmp_path / "output", save_model(tmp_path / "policy"))
+    graph = FakeGraph(context, place, time)
+    monkeypatch.setattr("jobs.rlhf.build_graph", lambda *_: graph)
+    summary = run(replace(config, execution=replace(config.execution, heldout_interval=2)), context)
+    assert graph.recoveries == 1
+    assert graph.exported_after == 4
+    lines = read_metrics(context.output)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert ["heldout/reward_mean" in line for line in lines] == [False, True, False, False]
+    assert summary["steps"] == 4
+    assert (summary["reward_before"], summary["reward_after"]) == (0.0, 4.0)
+    samples = context.output.read_jsonl("samples.jsonl")
+    assert [sample["before"] for sample in samples] == ["line\u2028break"] * 4
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What is shipped binds to the same artifacts, is sent once, and holds no secret."""
 
+import dataclasses
 import json
 import os
 import secrets
@@ -12,11 +13,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import psutil
 import pytest
 import yaml
@@ -121,6 +124,17 @@ def test_what_is_shipped_binds_to_the_same_artifacts(
     assert {name: job.id for name, job in there.jobs.items()} == {n: job.id for n, job in here.jobs.items()}
 
 
+def test_a_verifier_given_by_a_url_is_not_shipped_and_stays_that_url(project: Path, tmp_path_factory: Any):
+    url = f"memory://checks-{uuid.uuid4().hex[:8]}/verifiers.py"
+    with fsspec.open(url, "wb") as file:
+        file.write(b"def short(): ...\n")  # pyright: ignore[reportAttributeAccessIssue]
+    folder = tmp_path_factory.mktemp("shipped")
+    overrides = [f"rlhf.verifier={url}:short"]
+    command = stage_files("pipeline", CONFIG, overrides, load_pipeline(CONFIG, overrides), folder)
+    assert not [name for name in shipped_files(folder) if name.endswith(".py")]
+    assert shlex.split(command)[4] == overrides[0]
+
+
 def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_factory: Any):
     folder = tmp_path_factory.mktemp("shipped")
     (project / "other").mkdir()
@@ -157,6 +171,20 @@ def test_every_mistake_is_told_before_anything_is_sent(project: Path):
     (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: nowhere/*.txt\n")
     with pytest.raises(ValueError, match=r"(?s)matches no file.*did you mean steps\?"):
         submit("pipeline", CONFIG, ["rlhf.step=7"], store=None, address="http://127.0.0.1:1")
+
+
+def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(config: Any, inputs: Mapping[str, Any]) -> None:
+        raise ValueError("init: another tokenizer")
+
+    monkeypatch.setitem(STAGES, "rlhf", dataclasses.replace(STAGES["rlhf"], check_inputs=refuse))
+    pipeline = load_pipeline(CONFIG)
+    corpus = pipeline.jobs["corpus"]
+    (pipeline.store / corpus.id).write_json(RECORD, {"id": corpus.id})
+    with pytest.raises(ValueError, match="rlhf: init: another tokenizer"):
+        submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
 
 
 def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
@@ -315,6 +343,7 @@ def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     sentences = [f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)]
     records = "".join(json.dumps({"text": " ".join(sentences[n : n + 4])}) + "\n" for n in range(0, 400, 2))
+    records += "{broken\n"  # told in the quarantine alike wherever it is read
     for name, text in (
         ("data/sheep.jsonl", records),
         ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary, shards, pretrain]\n"),

@@ -36,11 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [" ".join(WORDS[(start + n) % len(WORDS)] for n in range(5 + start % 7)) for start in range(400)]
     make_shards(folder / "shards", texts)
     model = {"width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 64}
-    execution = {"placement": {"workers": 2, "cpus_per_worker": 0.5}, "log_interval": 1, "checkpoint_interval": 5}
+    intervals = {"log_interval": 1, "checkpoint_interval": 5, "validation_interval": 10}
+    execution = {"placement": {"workers": 2, "cpus_per_worker": 0.5}, **intervals}
     shared = {"sequence_length": 32, "batch_size": 8, "dtype": "float32", "execution": execution}
     shared["optimizer"] = {"lr": 0.01, "warmup_steps": 3}
     pretrain = {"shards": str(folder / "shards"), "model": model, "max_length": 64, "steps": STEPS, **shared}
-    write_config(folder, "pretrain", pretrain | {"sample_prompts": ["the cat"], "validation_interval": 10})
+    write_config(folder, "pretrain", pretrain | {"sample_prompts": ["the cat"]})
     chats = [{"prompt": " ".join(WORDS[n % 9 : n % 9 + 3]), "response": WORDS[n % 9 + 3]} for n in range(80)]
     write_lines(folder / "chats.jsonl", chats)
     pairs = [{"prompt": WORDS[n % 7], "chosen": "who saw it?", "rejected": "we saw it"} for n in range(80)]
@@ -132,7 +133,7 @@ def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothin
     assert resumed.record["digest"] == two_workers.record["digest"]
 
 
-def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 300) -> None:
+def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"

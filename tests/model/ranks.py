@@ -131,19 +131,6 @@ class Rank:
         after = full_state_dict(state.model)
         self.found["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
 
-    def replicate(self) -> None:
-        """Each rank holds all of the model, as the first dimension of a mesh of two replicates it (HSDP)."""
-        model = Transformer(CONFIG)
-        initialise(model, seed=0)
-        shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
-        state = TrainState(model, adamw(model, lr=1e-2), constant(1e-2))
-        self.train("replicated", state, causal_lm, language_batch, until=5)
-
-    def cast(self) -> None:
-        mixed = self.state(Transformer(CONFIG), param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        self.train("mixed", mixed, causal_lm, language_batch, until=5)
-        self.found["mixed/state"] = full_state_dict(mixed.model)
-
 
 def main() -> None:
     world, rank, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -158,8 +145,6 @@ def main() -> None:
     this.run()
     if world == 2:
         this.load_from(0)
-        this.cast()
-        this.replicate()
     dist.destroy_process_group()
     if is_first_of_two:
         plain.load_from(2)

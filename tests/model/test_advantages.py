@@ -114,3 +114,13 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one() -> None:
 
 def test_only_ppo_needs_a_critic() -> None:
     assert [name for name, row in ALGORITHMS.items() if row.needs_critic] == ["ppo"]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce++"])
+@pytest.mark.parametrize(("reward", "count"), [(12.7, 12), (100.3, 6), (1e6 + 0.1, 7)])
+def test_equal_rewards_carry_no_signal_however_large(algorithm: str, reward: float, count: int) -> None:
+    mask = torch.ones(count, 3).bool()
+    scores = Scores(torch.full((count,), reward), torch.zeros(count).long(), mask, torch.zeros(count, 3))
+    advantages, _ = ALGORITHMS[algorithm].estimate(scores, AdvantageSettings())
+    assert advantages.dtype == torch.float32
+    assert not advantages.any()
