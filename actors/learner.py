@@ -141,7 +141,7 @@ class Learner:
                     special_tokens=special_tokens,
                     tokenizer_folder=self._settings.folder.local(),
                 )
-                output.put_folder(Path(folder), "")
+                output.put_folder(Path(folder))
 
     def _my(self, rows: Tensor) -> Tensor:
         return rank_rows(rows, self._rank, self._group.num_ranks)

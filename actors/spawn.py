@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.placement import Placement, check_room
+from cluster.placement import Placement, check_room, total_resources
 from cluster.session import available_resources, worker_env
 
 _RESERVATION_TIMEOUT_S = 120.0
@@ -54,11 +54,7 @@ def plan_bundles(
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     """Hold the resources of all groups at once. Raises ValueError when the cluster has not the room."""
     bundles, bundle_of = plan_bundles(groups, colocate=colocate)
-    total: dict[str, float] = {}
-    for bundle in bundles:
-        for resource, amount in bundle.items():
-            total[resource] = total.get(resource, 0.0) + amount
-    check_room(total, available_resources(), f"execution ({', '.join(groups)})")
+    check_room(total_resources(groups.values()), available_resources(), f"execution ({', '.join(groups)})")
     group = placement_group(bundles, strategy="PACK")
     try:
         ray.get(group.ready(), timeout=_RESERVATION_TIMEOUT_S)

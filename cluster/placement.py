@@ -1,5 +1,6 @@
 """Where the processes of a stage go: how many, and what each may use. Part of `execution:`, never of an identity."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,15 @@ class Placement:
         """What all the workers need together."""
         needed = {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
         return {name: amount for name, amount in needed.items() if amount}
+
+
+def total_resources(placements: Iterable[Placement]) -> dict[str, float]:
+    """What groups that run at the same time need together."""
+    total: dict[str, float] = {}
+    for placement in placements:
+        for name, amount in placement.resources.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
 
 
 def check_room(needed: dict[str, float], available: dict[str, float], field: str) -> None:

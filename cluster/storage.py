@@ -212,11 +212,11 @@ class Storage:
             [name, *(str(info[key]) for key in _VERSION_KEYS if key in info)] for name, info in sorted(found.items())
         ]
 
-    def put_folder(self, folder: Path, name: str) -> None:
-        """Copy every file of a local folder below `name`; config.json, which makes it a model, comes last."""
-        files = (path for path in folder.rglob("*") if path.is_file())
-        for file in sorted(files, key=lambda path: (path.name == "config.json", path)):
-            self.write_bytes(f"{name}/{file.relative_to(folder)}", file.read_bytes())
+    def put_folder(self, folder: Path, name: str = "") -> None:
+        """Copy every file of a local folder here, or below `name`; config.json, which makes it a model, comes last."""
+        source = Storage(str(folder))
+        for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
+            self.write_bytes(f"{name}/{file}" if name else file, source.read_bytes(file))
 
     def check_writable(self) -> None:
         """Raise ValueError when nothing can be written here (permission, no space, no such bucket); leave no trace."""

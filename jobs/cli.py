@@ -155,8 +155,7 @@ def _export(options: argparse.Namespace) -> None:
     target = Storage(options.directory)
     if target.exists("config.json"):
         raise ValueError(f"{options.directory} already holds a model; give another directory")
-    for name in sorted(artifact.model.files(), key=lambda name: (name == "config.json", name)):  # as in put_folder
-        target.write_bytes(name, artifact.model.read_bytes(name))
+    target.put_folder(artifact.model.local())
     print(options.directory)
 
 

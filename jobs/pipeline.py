@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.placement import check_room
+from cluster.placement import check_room, total_resources
 from cluster.session import available_resources, connect
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
@@ -231,11 +231,8 @@ def _check_rooms(jobs: Sequence[Job]) -> None:
     """Raise ValueError for the first job whose workers this cluster has not the room for."""
     for job in jobs:
         for groups in job.stage.groups(job.config):
-            needed: dict[str, float] = {}
-            for placement in groups.values():
-                for resource, amount in placement.resources.items():
-                    needed[resource] = needed.get(resource, 0.0) + amount
-            check_room(needed, available_resources(), f"{job.name}: execution ({', '.join(groups)})")
+            where = f"{job.name}: execution ({', '.join(groups)})"
+            check_room(total_resources(groups.values()), available_resources(), where)
 
 
 def find_errors(pipeline: Pipeline) -> list[str]:

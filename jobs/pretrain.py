@@ -4,7 +4,6 @@ Adaptation to a domain is the same stage from another model (`init`) on another 
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from cluster.workers import WorkerSpot
 from data.shards import Rows, ShardReader
 from data.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact
-from jobs.sizes import sizes_of, vocab_size_of
+from jobs.sizes import pretrained_sizes
 from jobs.training import (
     Dtype,
     OptimizerConfig,
@@ -120,10 +119,7 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
 
 def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
     """Parameters, tokens and FLOP of the run, and the memory of its state."""
-    if config.init is not None:
-        sizes = sizes_of(needs["init"])
-    else:
-        sizes = config.model.transformer(vocab_size_of(needs["shards"]), config.max_length)
+    sizes = pretrained_sizes(config, needs)
     return {"parameters": num_parameters(sizes)} | estimate_training(config, sizes)
 
 
@@ -210,11 +206,11 @@ def continue_prompts(
 ) -> None:
     """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
     model = load_folder((output / "model").local())
-    lines: list[str] = []
+    samples: list[dict[str, str]] = []
     for number, (text, ids) in enumerate(prompts):
         new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)
-        lines.append(json.dumps({"prompt": text, "continuation": decode(new)}, ensure_ascii=False) + "\n")
-    output.write_bytes("samples.jsonl", "".join(lines).encode())
+        samples.append({"prompt": text, "continuation": decode(new)})
+    output.write_jsonl("samples.jsonl", samples)
 
 
 def summarize(output: Storage, *, area: str) -> dict[str, float]:

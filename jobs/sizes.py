@@ -3,8 +3,10 @@
 A need that stands is read; one that does not is asked for its config, and so on up the road.
 """
 
+from typing import Any
+
 from data.tokenizer import vocab_size
-from jobs.job import Artifact, Job
+from jobs.job import Artifact, Job, Needs
 from model.huggingface import read_config
 from model.transformer import TransformerConfig, num_parameters
 
@@ -20,9 +22,14 @@ def sizes_of(need: Job | Artifact) -> TransformerConfig:
         return read_config(need.model.local())
     if need.stage.name != "pretrain":
         return sizes_of(need.needs[_MODEL_FROM[need.stage.name]])
-    if "init" in need.needs:
-        return sizes_of(need.needs["init"])
-    return need.config.model.transformer(vocab_size_of(need.needs["shards"]), need.config.max_length)
+    return pretrained_sizes(need.config, need.needs)
+
+
+def pretrained_sizes(config: Any, needs: Needs) -> TransformerConfig:
+    """The sizes that pretraining gives its model: those of `init`, or of its config and the shards' vocabulary."""
+    if "init" in needs:
+        return sizes_of(needs["init"])
+    return config.model.transformer(vocab_size_of(needs["shards"]), config.max_length)
 
 
 def vocab_size_of(need: Job | Artifact) -> int:

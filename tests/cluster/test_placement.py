@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.placement import Placement, check_room
+from cluster.placement import Placement, check_room, total_resources
 
 
 def test_resources_are_those_of_all_workers_together():
@@ -61,3 +61,8 @@ def test_more_than_the_cluster_has_is_refused():
 
 def test_exactly_what_the_cluster_has_fits_in_spite_of_rounding():
     check_room({"CPU": 0.1 + 0.2}, {"CPU": 0.3}, "execution")
+
+
+def test_groups_that_run_together_need_the_sum_of_each_resource() -> None:
+    engines, learners = Placement(workers=2, gpus_per_worker=1.0), Placement(workers=3, cpus_per_worker=0.5)
+    assert total_resources([engines, learners]) == {"CPU": 3.5, "GPU": 2.0}

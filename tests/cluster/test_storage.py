@@ -259,3 +259,11 @@ def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, m
     monkeypatch.setattr(Storage, "write_bytes", lambda self, name, data: written.append(name))
     Storage(str(tmp_path / "to")).put_folder(tmp_path, "model")
     assert written == ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
+
+
+def test_a_folder_can_become_the_directory_itself(storage: Storage, tmp_path: Path):
+    (tmp_path / "from" / "below").mkdir(parents=True)
+    (tmp_path / "from" / "below" / "a.bin").write_bytes(b"a")
+    storage.put_folder(tmp_path / "from")
+    assert storage.files() == ["below/a.bin"]  # on an object store `root//below/a.bin` would be another key
+    assert storage.read_bytes("below/a.bin") == b"a"

@@ -15,7 +15,7 @@ from cluster.tracking import Tracker
 from data.document import plan_ranges
 from data.parallel import run_tasks
 from jobs.config import build
-from jobs.corpus import STAGE, CorpusConfig, _pack
+from jobs.corpus import STAGE, WORK, CorpusConfig, _pack
 from jobs.job import Context
 
 
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Storage, "remove", remove_some)
         run(config, tmp_path / "killed")
-    assert (tmp_path / "killed/work/bucket-00002.json").is_file()
+    assert (tmp_path / "killed" / WORK / "bucket-00002.json").is_file()
     run(config, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 

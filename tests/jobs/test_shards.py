@@ -17,7 +17,7 @@ from data.shards import ShardReader, document_key, read_manifest
 from data.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from jobs.config import build
 from jobs.job import Artifact, Context
-from jobs.shards import STAGE, ShardsConfig
+from jobs.shards import STAGE, WORK, ShardsConfig
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_bytes_depend_neither_on_workers_nor_on_a_kill(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(jobs.shards, "write_manifest", interrupt)
         run(inputs, tmp_path / "c")
-    (tmp_path / "c/work/shard-00001.json").unlink()
+    (tmp_path / "c" / WORK / "shard-00001.json").unlink()
     (tmp_path / "c/train/shard-00001.tokens.bin").write_bytes(b"torn")
     untouched = tmp_path / "c/train/shard-00002.tokens.bin"
     made = untouched.stat().st_mtime_ns
