@@ -1,28 +1,54 @@
 """A directory on any fsspec location: where artifacts, checkpoints and shards live.
 
 Everything that Raymill writes goes through `Storage`, so that a laptop's folder and an S3 prefix behave alike:
-a name becomes visible only when all of its bytes are there.
+a name becomes visible only when all of its bytes are there, and an answer that a remote store owes for a moment
+(500, 503, a dropped connection) is asked for again.
 """
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import tarfile
 import tempfile
+import time
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_BLOCK_BYTES = 8 << 20
+"""Of an object store: what is read ahead at once, and the part of a multipart upload (10,000 of them make 78 GiB)."""
+
+# Every S3 file system of the process is made with these, also the ones inside chained URLs and those that pyarrow or a
+# reader makes; what a user's fsspec configuration says goes first. A listing is never answered from memory: another
+# process may have written since. Five attempts to send a request, spaced by up to 8 s; of one that never answers 25.
+fsspec.config.conf["s3"] = {
+    "use_listings_cache": False,
+    "default_block_size": _BLOCK_BYTES,
+    "config_kwargs": {
+        "retries": {"mode": "standard", "total_max_attempts": 5},
+        "connect_timeout": 5,
+        "read_timeout": 20,
+    },
+    **fsspec.config.conf.get("s3", {}),
+}
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
 _NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
@@ -54,6 +80,41 @@ def _carries_credentials(scheme: str, rest: str) -> bool:
     if has_secret and scheme in _NO_USERS and "@" in rest:
         return True
     return bool(_SIGNATURE.search(rest))
+
+
+_PASSING = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
+"""Numbers of errors that may be gone at the next try. s3fs says EREMOTEIO for 500, EBUSY for 503 and 409."""
+_WAITS_S = (0.5, 1.0, 2.0)
+
+
+def _insist(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """What the call returns, tried up to four times in all while its error is one that may pass.
+
+    For reads, listings and writes that may be made twice. Most errors are gone before by botocore's own attempts; here
+    are those it lets through, such as a body that breaks off. Raises OSError also for what is none by its class.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return call(*arguments, **options)
+        except Exception as error:
+            if wait_s is None or not _may_pass(error):
+                if isinstance(error, OSError) or not _is_of_transport(error):
+                    raise
+                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+            logger.warning("storage: %s; tried again in %.1f s", error, wait_s)
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    if _is_of_transport(error):
+        return not type(error).__module__.startswith("botocore")  # of these s3fs has tried again what may pass
+    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING)
+
+
+def _is_of_transport(error: Exception) -> bool:
+    """Whether it comes from a library below the file system, which has classes of errors of its own."""
+    return type(error).__module__.partition(".")[0] in ("aiohttp", "botocore", "urllib3")
 
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
@@ -102,54 +163,111 @@ class Storage:
         return f"{self.root}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        # Without invalidation an object store answers from a listing it made before another process wrote.
-        self.fs.invalidate_cache(self.root)
-        return self.fs.exists(self.path(name) if name else self.root)
+        """Whether there is a file, or a directory: on an object store a prefix with at least one file below.
 
-    def open(self, name: str, mode: str = "rb") -> Any:
-        """A file handle; writing through it is not atomic, so prefer `write_bytes` for what others read."""
+        Raises OSError when the store does not say, instead of taking that for a no.
+        """
+        path = self.path(name) if name else self.root
+        try:
+            info = _insist(self.fs.info, path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return self.is_local or info["type"] != "directory" or bool(self._found(path))
+
+    def _found(self, path: str) -> dict[str, dict[str, Any]]:
+        """What the file system tells of every file below a path; what only stands for a directory is left out."""
+        self.fs.invalidate_cache(path)
+        found = cast(dict[str, dict[str, Any]], _insist(self.fs.find, path, detail=True))
+        return {
+            name: info for name, info in found.items() if info["type"] != "directory" and not str(name).endswith("/")
+        }
+
+    def open(self, name: str, mode: str = "rb", *, read_ahead: bool = False) -> Any:
+        """A file handle; writing through it is not atomic, so prefer `write_bytes` or `writing` for what others read.
+
+        From an object store, `read_ahead` fetches blocks of 8 MiB, the next while one is being used (up to 32 MiB are
+        held): for reading through a file in pieces. Without it a read takes little more than what it asks for.
+        """
         if self.is_local and "r" not in mode:
             os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-        return self.fs.open(self.path(name), mode)
+        options: dict[str, Any] = {}
+        if self.fs.async_impl and "r" in mode:
+            options = (
+                {"cache_type": "background", "block_size": _BLOCK_BYTES, "cache_options": {"maxblocks": 4}}
+                if read_ahead
+                else {"cache_type": "readahead", "block_size": 256 << 10}
+            )
+        return _insist(self.fs.open, self.path(name), mode, **options)
 
-    def read_bytes(self, name: str) -> bytes:
-        return cast(bytes, self.fs.cat_file(self.path(name)))
+    def read_bytes(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """The bytes of a file, or those from `start` up to `stop`."""
+        return cast(bytes, _insist(self.fs.cat_file, self.path(name), start=start, end=stop))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
-        path = self.path(name)
         if not self.is_local:
-            self.fs.pipe_file(path, data)  # a put is atomic on object stores
+            _insist(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write through that becomes `name` when the block ends, and leaves no trace when it raises.
+
+        Local: a file beside it, synced and renamed. Object store: a multipart upload in parts of 8 MiB, completed at
+        the end (of a process that is killed the parts stay until the bucket's lifecycle rule takes them). File systems
+        that are neither get the bytes at once from memory.
+        """
+        path = self.path(name)
+        if self.is_local:
+            with _writing_beside(path) as file:
+                yield file
+        elif self.fs.async_impl:
+            with _uploading(self.fs, path) as file:
+                yield file
+        else:
+            buffer = io.BytesIO()
+            yield buffer
+            _insist(self.fs.pipe_file, path, buffer.getvalue())
 
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """Write `name` at once unless it is there already; whether this call wrote it, also against other writers."""
-        path = self.path(name)
-        try:
-            if not self.is_local:
-                self.fs.pipe_file(path, data, mode="create")
-                return True
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-            Path(partial).write_bytes(data)
+        """Write `name` at once unless it is there already; whether this call wrote it, also against other writers.
+
+        On an object store the answer to a put may be lost and the put repeated: if what is there are these very bytes,
+        this call takes them for its own. So writers that compete must write different bytes.
+        """
+        if not self.is_local:
             try:
-                os.link(partial, path)  # unlike a rename it fails where the name is taken
-            finally:
-                os.remove(partial)
+                _insist(self.fs.pipe_file, self.path(name), data, mode="create")
+            except OSError as error:
+                if not _is_taken(error):
+                    raise
+                return self.fs.async_impl and self.read_bytes(name) == data
             return True
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        Path(partial).write_bytes(data)
+        try:
+            os.link(partial, path)  # unlike a rename it fails where the name is taken
         except FileExistsError:
             return False
+        finally:
+            os.remove(partial)
+        return True
+
+    def copy(self, name: str, target: "Storage", as_name: str | None = None) -> None:
+        """Copy a file into another storage, under the same name unless another is given; atomic as a write is.
+
+        Within one object store the server copies; otherwise the bytes go through this process in pieces.
+        """
+        goal = as_name or name
+        if self.fs.async_impl and self.fs is target.fs:
+            _insist(self.fs.cp_file, self.path(name), target.path(goal))
+            return
+        with self.open(name, read_ahead=True) as source, target.writing(goal) as file:
+            shutil.copyfileobj(source, file, _BLOCK_BYTES)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -172,19 +290,27 @@ class Storage:
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
         self.fs.invalidate_cache(self.root)
-        return sorted(path[len(self.root) + 1 :] for path in map(str, self.fs.glob(self.path(pattern))))
+        found = cast(list[str], _insist(self.fs.glob, self.path(pattern)))
+        return sorted(path[len(self.root) + 1 :] for path in found)
 
     def files(self) -> list[str]:
         """Sorted names of every file below this directory, half-written ones left out."""
-        self.fs.invalidate_cache(self.root)
-        names = (str(path)[len(self.root) + 1 :] for path in self.fs.find(self.root))
+        names = (path[len(self.root) + 1 :] for path in self._found(self.root))
         return sorted(name for name in names if not name.endswith(".partial"))
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole directory below this one; nothing happens where there is none."""
         path = self.path(name) if name else self.root
-        if self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
+        for _ in _WAITS_S:
+            if not self.exists(name):
+                return
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                _insist(self.fs.rm, path, recursive=True)
+            if self.is_local:
+                return
+            # s3fs does not tell which keys of a bulk delete the store has refused: look again.
+        if self.exists(name):
+            raise OSError(errno.EIO, f"{path}: the store does not remove all of it")
 
     def local(self) -> Path:
         """This directory on the local disk: itself, or a copy fetched for programs that read only files.
@@ -197,7 +323,7 @@ class Storage:
         target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
-            self.fs.get(self.root + "/", str(partial) + "/", recursive=True)
+            _insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
             try:
                 partial.rename(target)
             except OSError:  # another process on this node was first
@@ -206,17 +332,16 @@ class Storage:
 
     def _listing(self) -> list[list[str]]:
         """Name, size and whatever the file system tells of the version of every file."""
-        self.fs.invalidate_cache(self.root)
-        found = cast(dict[str, dict[str, Any]], self.fs.find(self.root, detail=True))
         return [
-            [name, *(str(info[key]) for key in _VERSION_KEYS if key in info)] for name, info in sorted(found.items())
+            [name, *(str(info[key]) for key in _VERSION_KEYS if key in info)]
+            for name, info in sorted(self._found(self.root).items())
         ]
 
     def put_folder(self, folder: Path, name: str = "") -> None:
         """Copy every file of a local folder here, or below `name`; config.json, which makes it a model, comes last."""
         source = Storage(str(folder))
         for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
-            self.write_bytes(f"{name}/{file}" if name else file, source.read_bytes(file))
+            source.copy(file, self, f"{name}/{file}" if name else file)
 
     def check_writable(self) -> None:
         """Raise ValueError when nothing can be written here (permission, no space, no such bucket); leave no trace."""
@@ -224,7 +349,7 @@ class Storage:
         made = _missing_folders(self.root) if self.is_local else []
         try:
             self.write_bytes(probe, b"raymill")
-            self.fs.rm(self.path(probe))
+            _insist(self.fs.rm, self.path(probe))
             if self.is_local and shutil.disk_usage(self.root).free < 2**28:
                 raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
         except OSError as error:
@@ -242,12 +367,72 @@ def _missing_folders(path: str) -> list[str]:
     return [str(folder) for folder in (Path(path), *Path(path).parents) if not os.path.exists(folder)]
 
 
+@contextlib.contextmanager
+def _writing_beside(path: str) -> Iterator[BinaryIO]:
+    """A local file that takes its place at `path` when all of it is on the disk."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+@contextlib.contextmanager
+def _uploading(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
+    """A file on an object store that is committed when the block ends and discarded when it raises."""
+    file: Any = fs.open(path, "wb", block_size=_BLOCK_BYTES, autocommit=False)
+    try:
+        yield file
+        file.close()
+        _commit(fs, file, path)
+    except BaseException:
+        file.closed = True  # else it is committed when it is collected
+        file.discard()
+        raise
+
+
+def _commit(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
+    """Complete an upload; one whose completion was done while its answer got lost is no longer there to complete."""
+    try:
+        _insist(file.commit)
+    except FileNotFoundError:
+        if not file.parts or str(_insist(fs.info, path)["ETag"]).strip('"') != _etag(file.parts):
+            raise
+
+
+def _etag(parts: list[dict[str, Any]]) -> str:
+    """What S3 calls an object of these parts: the MD5 of their MD5 sums, and their number."""
+    digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
+    return f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
+
+
+def _is_taken(error: OSError) -> bool:
+    """Whether a store refused to create what is there already."""
+    from botocore.exceptions import ClientError
+
+    cause = error.__cause__  # of a store that does not repeat the condition in its answer s3fs says EINVAL
+    return isinstance(error, FileExistsError) or (
+        isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "PreconditionFailed"
+    )
+
+
 def expand(patterns: list[str]) -> list[str]:
     """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
 
     Raises ValueError naming the pattern that matches nothing or whose archive is none, or for one with credentials.
     """
-    found: list[str] = []
+    return [url for url, _ in expand_sized(patterns)]
+
+
+def expand_sized(patterns: list[str]) -> list[tuple[str, int | None]]:
+    """`expand`, each URL with its size in bytes as the listing has it; None where that does not tell."""
+    found: list[tuple[str, int | None]] = []
     for pattern in patterns:
         refuse_credentials(pattern)
         try:
@@ -264,33 +449,44 @@ def expand(patterns: list[str]) -> list[str]:
     return found
 
 
-def _expand_one(pattern: str) -> list[str]:
+def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
     member, chain, container = pattern.partition("::")
     if not chain:
         fs, path = fsspec.core.url_to_fs(pattern)
+        fs.invalidate_cache()
+        found = cast(dict[str, dict[str, Any]], _insist(fs.glob, path, detail=True))
         return [
-            fs.unstrip_protocol(name) if "://" in pattern else name
-            for name in sorted(map(str, fs.glob(path)))
-            if fs.isfile(name)
+            (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
+            for name, info in sorted(found.items())
+            if info["type"] == "file" or (info["type"] != "directory" and fs.isfile(name))  # a link to a file
         ]
-    urls: list[str] = []
+    urls: list[tuple[str, int | None]] = []
     scheme, _, inner = member.partition("://")
-    for outer in _expand_one(container):
+    for outer, _ in _expand_one(container):
         outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
-        fs, _ = fsspec.core.url_to_fs(f"{scheme}://::{outer_url}")
-        names = (str(name).lstrip("/") for name in fs.find(""))
-        urls += [f"{scheme}://{name}::{outer_url}" for name in sorted(names) if fnmatch.fnmatchcase(name, inner)]
+        fs, _ = _insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
+        found = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
+        sizes = {str(name).lstrip("/"): info["size"] for name, info in found.items()}
+        urls += [
+            (f"{scheme}://{name}::{outer_url}", size)
+            for name, size in sorted(sizes.items())
+            if fnmatch.fnmatchcase(name, inner)
+        ]
     return urls
 
 
 def fingerprint(url: str) -> str:
     """Identity of one file's content: its sha256, or the ETag where an object store already keeps one."""
     fs, path = fsspec.core.url_to_fs(url)
-    etag = fs.info(path).get("ETag")
+    etag = _insist(fs.info, path).get("ETag")
     if etag:
         return f"etag:{str(etag).strip(chr(34))}"
+    return _insist(_sha256, fs, path)
+
+
+def _sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
     digest = hashlib.sha256()
     with fs.open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := cast(bytes, file.read(1 << 22)):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 
-from data.document import is_damage
+from data.opening import is_damage, utf8_blocks
+from data.records import Bad, lines
 from data.shards import PADDING_DOCUMENT, Rows
 from data.tokenizer import chat_end_id, end_token_ids, pad_id
 from data.tokenizer import load_tokenizer as load_any_tokenizer
@@ -82,9 +82,10 @@ def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with fsspec.open(url, "rb", compression="infer") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line
+        for number, (_, line) in enumerate(lines(utf8_blocks(url)), start=1):
+            if isinstance(line, Bad):
+                raise ValueError(f"{url}:{number}: {line}")
+            yield number, line
     except Exception as error:
         if not is_damage(error):
             raise

@@ -2,32 +2,43 @@
 
     steps:
       - repair_unicode: {}
-      - length: {min_bytes: 200}
-      - repetition: {}
+      - gopher_quality: {}
+      - toxicity: {max_score: 0.95}
+        keep: 0.5
 
 Every step takes the texts that the steps before it have left and says, for each, its new text and why it is dropped
-(if it is). Nothing is dropped without a reason, and every change is counted.
+(if it is). Nothing is dropped without a reason, and every change is counted. `keep` reweights instead of removing: that
+part of what the step would drop or cut stays as it is, chosen by a hash of the document's id.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import ftfy
-import numpy as np
 
-from data.document import Document
-
-
-class Outcome(NamedTuple):
-    """What a step made of a batch of texts."""
-
-    texts: list[str]
-    reasons: list[str | None]
-    """Why a text is dropped (`step/rule`); None keeps it."""
-    counts: dict[str, int]
-    """How often something was changed (`step/change`)."""
+from data.decontaminate import Decontaminate, decontaminate, pinned
+from data.dedup import NearDuplicates
+from data.document import Document, Source, unit_hash
+from data.fairness import BoundStep
+from data.html import ExtractHTML, extract_html
+from data.language import Language, language
+from data.lines import CleanLines, clean_lines
+from data.pii import RedactPII, redact_pii
+from data.quality import (
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
+    c4_quality,
+    fineweb_quality,
+    gopher_quality,
+)
+from data.repetition import Repetition, repetition
+from data.step import Outcome, check_share, judged
+from data.toxicity import Toxicity, toxicity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,31 +64,6 @@ class Length:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition:
-    """The repetition rules of Gopher (Rae et al. 2021, table A1); a fraction above its bound drops the document."""
-
-    duplicate_lines: float = 0.30
-    """Part of the lines that repeat an earlier line."""
-    duplicate_line_characters: float = 0.20
-    """Part of the characters that stand in such lines."""
-    top_ngrams: dict[int, float] = field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
-    """Part of the characters covered by the most frequent n-gram of words, for each n."""
-    duplicate_ngrams: dict[int, float] = field(
-        default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-    )
-    """Part of the characters covered by n-grams of words that occur more than once, for each n."""
-
-    def check(self, where: str) -> None:
-        _check_share(f"{where}.duplicate_lines", self.duplicate_lines)
-        _check_share(f"{where}.duplicate_line_characters", self.duplicate_line_characters)
-        for name, bounds in (("top_ngrams", self.top_ngrams), ("duplicate_ngrams", self.duplicate_ngrams)):
-            for n, share in bounds.items():
-                _check_share(f"{where}.{name}[{n}]", share)
-                if n < 1:
-                    raise ValueError(f"{where}.{name}: {n} must be at least 1, the number of words in an n-gram")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SymbolRatio:
     """Text that is mostly marks: Gopher's symbol and alphabetic-word rules."""
 
@@ -87,26 +73,15 @@ class SymbolRatio:
     """Part of the words with at least one letter."""
 
     def check(self, where: str) -> None:
-        _check_share(f"{where}.min_alphabetic_words", self.min_alphabetic_words)
+        check_share(f"{where}.min_alphabetic_words", self.min_alphabetic_words)
         if self.max_symbols_per_word < 0:
             raise ValueError(f"{where}.max_symbols_per_word: {self.max_symbols_per_word} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RedactPII:
-    """Put typed placeholders where e-mail addresses and telephone numbers stood."""
-
-    email: str = "[EMAIL]"
-    phone: str = "[PHONE]"
-
-    def check(self, where: str) -> None:
-        """Any placeholder will do, the empty one too."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExactDuplicates:
-    """Keep one document of those with the same text, whatever source it is in. Has to be the last step: it compares
-    what all others have left, across the whole corpus (`data/dedup.py`)."""
+    """Keep one document of those with the same text, whatever source it is in (`data/dedup.py`). Compares what all
+    steps on one document have left, across the whole corpus, and so stands after them."""
 
     def check(self, where: str) -> None:
         """There is nothing to set."""
@@ -114,19 +89,48 @@ class ExactDuplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of the recipe; exactly one field is set, and its name says which."""
+    """One step of the recipe; exactly one field besides `keep` is set, and its name says which."""
 
+    extract_html: ExtractHTML | None = None
     repair_unicode: RepairUnicode | None = None
+    language: Language | None = None
     length: Length | None = None
+    clean_lines: CleanLines | None = None
+    gopher_quality: GopherQuality | None = None
+    c4_quality: C4Quality | None = None
+    fineweb_quality: FineWebQuality | None = None
     repetition: Repetition | None = None
     symbol_ratio: SymbolRatio | None = None
+    toxicity: Toxicity | None = None
     redact_pii: RedactPII | None = None
+    decontaminate: Decontaminate | None = None
     exact_duplicates: ExactDuplicates | None = None
+    near_duplicates: NearDuplicates | None = None
+    keep: float = 0.0
+    """Part of the documents that this step would drop or cut which stay all the same, their text as it was."""
+
+
+CORPUS_WIDE = ("exact_duplicates", "near_duplicates")
+"""Steps that compare documents with each other: `jobs/corpus.py` does them where the documents meet."""
+
+FILTERS = (
+    "language",
+    "length",
+    "clean_lines",
+    "gopher_quality",
+    "c4_quality",
+    "fineweb_quality",
+    "repetition",
+    "symbol_ratio",
+    "toxicity",
+)
+"""Steps that drop a document, or lines of it, for what it is, so that `keep` can reweight. Of no other can a part be
+left undone: addresses and pieces of evaluation sets have to go everywhere."""
 
 
 def chosen(step: Step) -> tuple[str, Any]:
     """The name and the parameters of the one step that is set. Raises ValueError for none or several."""
-    names = [field.name for field in fields(Step)]
+    names = [field.name for field in fields(Step) if field.name != "keep"]
     given = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
     if len(given) != 1:
         found = ", ".join(name for name, _ in given) or "none"
@@ -139,23 +143,59 @@ def chosen(step: Step) -> tuple[str, Any]:
 
 def check_steps(steps: Sequence[Step]) -> None:
     """Raise ValueError for a step whose parameters contradict each other or that stands in the wrong place."""
-    for position, step in enumerate(steps):
-        name, rule = chosen(step)
-        rule.check(f"steps[{position}].{name}")
-        if name == "exact_duplicates" and position < len(steps) - 1:
-            raise ValueError("steps: exact_duplicates must be the last step; it compares what all others have left")
+    names = [chosen(step)[0] for step in steps]
+    for position, (name, step) in enumerate(zip(names, steps, strict=True)):
+        where = f"steps[{position}].{name}"
+        chosen(step)[1].check(where)
+        check_share(f"steps[{position}].keep", step.keep)
+        if step.keep and name not in FILTERS:
+            raise ValueError(
+                f"steps[{position}].keep: {name} is no filter, so nothing can be reweighted; leave it out "
+                f"(keep goes with {', '.join(FILTERS)})"
+            )
+    wide = [name for name in names if name in CORPUS_WIDE]
+    if wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE)) or names[len(names) - len(wide) :] != wide:
+        raise ValueError(
+            "steps: what compares documents with each other comes last and once: exact_duplicates, and after it "
+            "near_duplicates, if any"
+        )
 
 
-def _check_share(where: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{where}: {share} must be between 0 and 1")
+def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
+    """Raise ValueError when a source brings a column that a step would write over."""
+    if any(chosen(step)[0] == "language" for step in steps):
+        for source in sources:
+            taken = {"language", "language_score"} & set(source.metadata)
+            if taken:
+                raise ValueError(
+                    f"sources.{source.name}.metadata: {min(taken)} is what the step language writes; leave either out"
+                )
+
+
+def pin_files(steps: Sequence[Step]) -> list[Step]:
+    """The steps with the evaluation sets' files as they are now, for the tasks of one run."""
+    return [replace(step, decontaminate=pinned(step.decontaminate)) if step.decontaminate else step for step in steps]
+
+
+def judges(steps: Sequence[Step]) -> list[BoundStep]:
+    """The steps that can drop a document by itself, for the fairness ledger."""
+    return [
+        BoundStep(f"steps[{position}].{name}", partial(_apply, name, rule), step.keep, name in FILTERS)
+        for position, step in enumerate(steps)
+        for name, rule in [chosen(step)]
+        if name not in CORPUS_WIDE
+    ]
+
+
+def _apply(name: str, rule: Any, texts: list[str]) -> Outcome:
+    return STEPS[name](texts, rule)
 
 
 class Cleaned(NamedTuple):
     kept: list[Document]
     dropped: list[tuple[Document, str]]
     """Documents as they stood at that step, and the reason (`step/rule`)."""
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     """How often each change was made (`step/change`)."""
 
 
@@ -163,21 +203,35 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
     """The documents after every per-document step, in order. Ends by dropping what was left without text."""
     kept = list(documents)
     dropped: list[tuple[Document, str]] = []
-    counts: dict[str, int] = {}
-    recipe = [chosen(step) for step in steps]
-    for name, rule in [*recipe, ("not_empty", None)]:
-        if name == "exact_duplicates":
-            continue  # not a matter of one document: `jobs/corpus.py` does it where equal texts meet
+    counts: Counter[str] = Counter()
+    recipe = [(*chosen(step), step.keep) for step in steps]
+    for position, (name, rule, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
+        if name in CORPUS_WIDE or not kept:
+            continue
         outcome = STEPS[name]([document.text for document in kept], rule)
-        counts |= {change: counts.get(change, 0) + number for change, number in outcome.counts.items()}
+        counts.update(outcome.counts)
         left: list[Document] = []
-        for document, text, reason in zip(kept, outcome.texts, outcome.reasons, strict=True):
+        spared: list[str] = []
+        found = outcome.metadata or [{}] * len(kept)
+        for document, text, reason, more in zip(kept, outcome.texts, outcome.reasons, found, strict=True):
+            if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < keep:
+                spared.append(document.text)
+                text, reason = document.text, None
             if reason is None:
-                left.append(document if text == document.text else replace(document, text=text))
+                left.append(_changed(document, text, more))
             else:
                 dropped.append((document, reason))
+        if spared:
+            counts[f"{name}/kept_all_the_same"] += len(spared)
+            counts.subtract(STEPS[name](spared, rule).counts)  # changes that were not made after all
         kept = left
     return Cleaned(kept, dropped, counts)
+
+
+def _changed(document: Document, text: str, found: Mapping[str, Any]) -> Document:
+    if found:
+        return replace(document, text=text, metadata={**document.metadata, **found})
+    return document if text == document.text else replace(document, text=text)
 
 
 # The steps. Each is a function of the texts and its parameters alone.
@@ -211,63 +265,7 @@ def length(texts: list[str], rule: Length) -> Outcome:
             return "length/max_bytes"
         return None
 
-    return _judged(texts, judge)
-
-
-def repetition(texts: list[str], rule: Repetition) -> Outcome:
-    return _judged(texts, lambda text: _repeated_lines(text, rule) or _repeated_ngrams(text, rule))
-
-
-def _repeated_lines(text: str, rule: Repetition) -> str | None:
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    seen: set[str] = set()
-    repeated = repeated_characters = 0
-    for line in lines:
-        if line in seen:
-            repeated += 1
-            repeated_characters += len(line)
-        seen.add(line)
-    if repeated > rule.duplicate_lines * len(lines):
-        return "repetition/duplicate_lines"
-    if repeated_characters > rule.duplicate_line_characters * sum(map(len, lines)):
-        return "repetition/duplicate_line_characters"
-    return None
-
-
-def _repeated_ngrams(text: str, rule: Repetition) -> str | None:
-    """Reason of the first n-gram rule that the words of the text break.
-
-    An n-gram is a polynomial hash of its words' numbers, modulo 2**64 (numpy's own overflow), built from that of n-1.
-    """
-    words = text.split()
-    numbering: dict[str, int] = {}
-    numbers = np.array([numbering.setdefault(word, len(numbering) + 1) for word in words], dtype=np.uint64)
-    word_lengths = np.array([len(word) for word in words], dtype=np.int64)
-    total = int(word_lengths.sum())
-    hashes = np.zeros(len(words) + 1, dtype=np.uint64)
-    for n in range(1, max((*rule.top_ngrams, *rule.duplicate_ngrams), default=0) + 1):
-        if len(words) < n:
-            return None
-        hashes = hashes[:-1] * np.uint64(0x9E3779B97F4A7C15) + numbers[n - 1 :]
-        if n not in rule.top_ngrams and n not in rule.duplicate_ngrams:
-            continue
-        order = np.argsort(hashes, kind="stable")
-        new = np.concatenate(([True], hashes[order][1:] != hashes[order][:-1]))
-        counts = np.diff(np.append(np.flatnonzero(new), len(order)))
-        if counts.max() == 1:
-            return None  # where no n-gram occurs twice, no longer one does
-        if n in rule.duplicate_ngrams:
-            repeated = np.zeros(len(order), dtype=np.int64)
-            repeated[order] = counts[np.cumsum(new) - 1] > 1
-            covered = np.convolve(repeated, np.ones(n, dtype=np.int64)) > 0  # every word inside a repeated n-gram
-            if int(word_lengths[covered].sum()) > rule.duplicate_ngrams[n] * total:
-                return f"repetition/duplicate_{n}grams"
-        if n in rule.top_ngrams:
-            # Of n-grams that are equally frequent, the one that covers most characters (as in Gopher's rule).
-            spans = np.convolve(word_lengths, np.ones(n, dtype=np.int64), mode="valid")[order[new]]
-            if int(spans[counts == counts.max()].max() * counts.max()) > rule.top_ngrams[n] * total:
-                return f"repetition/top_{n}gram"
-    return None
+    return judged(texts, judge)
 
 
 _SYMBOL = re.compile(r"#|\.\.\.|…")
@@ -282,51 +280,27 @@ def symbol_ratio(texts: list[str], rule: SymbolRatio) -> Outcome:
             return "symbol_ratio/alphabetic_words"
         return None
 
-    return _judged(texts, judge)
-
-
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
-# An international number (+, then 8 to 15 digits in groups) or a North American one in its usual shapes. A bare run of
-# digits is left alone: it is more often a year range, an ISBN or an amount.
-_PHONE = re.compile(
-    r"(?<![\w+./-])(?:"
-    r"\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}"
-    r"|(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}"
-    r")(?![\w/-]|\.\d)"
-)
-
-
-def redact_pii(texts: list[str], rule: RedactPII) -> Outcome:
-    counts = {"redact_pii/email": 0, "redact_pii/phone": 0}
-
-    def email(match: re.Match[str]) -> str:
-        counts["redact_pii/email"] += 1
-        return rule.email
-
-    def phone(match: re.Match[str]) -> str:
-        if not 8 <= sum(map(str.isdigit, match[0])) <= 15:
-            return match[0]
-        counts["redact_pii/phone"] += 1
-        return rule.phone
-
-    redacted = [_PHONE.sub(phone, _EMAIL.sub(email, text) if "@" in text else text) for text in texts]
-    return Outcome(redacted, [None] * len(texts), counts)
+    return judged(texts, judge)
 
 
 def not_empty(texts: list[str], rule: None) -> Outcome:
-    return _judged(texts, lambda text: None if text.strip() else "empty")
-
-
-def _judged(texts: list[str], judge: Callable[[str], str | None]) -> Outcome:
-    return Outcome(texts, [judge(text) for text in texts], {})
+    return judged(texts, lambda text: None if text.strip() else "empty")
 
 
 STEPS: dict[str, Callable[[list[str], Any], Outcome]] = {
+    "extract_html": extract_html,
     "repair_unicode": repair_unicode,
+    "language": language,
     "length": length,
+    "clean_lines": clean_lines,
+    "gopher_quality": gopher_quality,
+    "c4_quality": c4_quality,
+    "fineweb_quality": fineweb_quality,
     "repetition": repetition,
     "symbol_ratio": symbol_ratio,
+    "toxicity": toxicity,
     "redact_pii": redact_pii,
+    "decontaminate": decontaminate,
     "not_empty": not_empty,
 }
-"""The per-document steps by the name that the configuration uses; not_empty always comes last."""
+"""The steps on one document by the name that the configuration uses; not_empty always comes last."""

@@ -1,12 +1,22 @@
-"""The order of samples: a seeded permutation computed index by index, without a table in memory.
+"""The order of samples: a seeded permutation and a mixture of sources, both computed index by index.
 
 A Feistel network is a bijection of the pairs (left, right) whatever its round function is. Over a domain at most four
 times too large, walking on until the value falls inside ("cycle walking") makes it a bijection of exactly `size`.
+
+A mixture gives each sample to a source. Weights are parts of the tokens, so a source's share of the samples is in the
+proportion of its weight over the mean length of its samples. In every prefix of n samples a source of share p has
+floor(p n) or ceil(p n): its k-th sample (from 0) may stand from floor(k / p) on and must stand before
+ceil((k + 1) / p). The shares themselves, spread evenly over those spans, are a fractional solution, so a whole one
+exists, and the earliest deadline first finds it, as for any unit jobs with release times and deadlines (Steiner and
+Yeomans 1993, Level schedules for mixed-model, just-in-time processes).
 """
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,3 +69,110 @@ def epoch_order(indices: Iterable[int], size: int, *, seed: int, key: str = "") 
 @lru_cache(maxsize=64)
 def _epoch(size: int, key: str) -> Permutation:
     return Permutation(size, key)
+
+
+PERIOD = 10_000
+"""Samples after which a mixture repeats itself, at most: shares count in ten-thousandths where they are no simpler
+fractions."""
+
+
+class Turn(NamedTuple):
+    """Whose sample it is."""
+
+    source: str
+    number: int
+    """Samples that the source gave before this one."""
+
+
+class Mixture:
+    """The source of each sample by weight, a function of the index. Within one of the source's share at every prefix.
+
+    Weights need not sum to one; 0 leaves a source out. Shares that are no fractions with a common denominator of at
+    most `PERIOD` are rounded to multiples of 1 / PERIOD.
+    """
+
+    def __init__(self, weights: Mapping[str, float], *, targets_per_row: Mapping[str, Fraction] | None = None) -> None:
+        """`targets_per_row` is the mean number of targets in a sample of each source with a weight; equal for all
+        unless given. Raises ValueError for weights that make no mixture."""
+        check_weights(weights)
+        exact = {name: _digits(weight) for name, weight in weights.items() if weight}
+        if targets_per_row is not None:
+            exact = {name: weight / targets_per_row[name] for name, weight in exact.items()}
+            _check_rows(weights, exact)
+        self.sources = tuple(exact)
+        self.shares = _shares(list(exact.values()))
+        """Samples of each source in a period."""
+        self._turns = _schedule(self.shares)
+        self._before = np.zeros(len(self._turns), dtype=np.int64)
+        for source, share in enumerate(self.shares):
+            self._before[self._turns == source] = np.arange(share)
+
+    def turn(self, index: int) -> Turn:
+        """Whose sample a global index is."""
+        periods, place = divmod(index, len(self._turns))
+        source = int(self._turns[place])
+        return Turn(self.sources[source], periods * self.shares[source] + int(self._before[place]))
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError for weights that make no mixture."""
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"mixture.{name}: {weight} must be a number of at least 0; 0 leaves the source out")
+    exact = {name: _digits(weight) for name, weight in weights.items()}
+    total = sum(exact.values())
+    if not total:
+        raise ValueError("mixture: no source has a weight above 0; give one, or leave the mixture out")
+    for name, weight in exact.items():
+        if 0 < weight < total / PERIOD:
+            raise ValueError(
+                f"mixture.{name}: {weights[name]} is less than a {PERIOD:,}th of all weights together; "
+                "raise it, or set it to 0 to leave the source out"
+            )
+
+
+def _check_rows(weights: Mapping[str, float], rows: Mapping[str, Fraction]) -> None:
+    """Raise ValueError for a source whose share of the rows cannot be told from none."""
+    total = sum(rows.values())
+    for name, weight in rows.items():
+        if weight < total / PERIOD:
+            raise ValueError(
+                f"mixture.{name}: {weights[name]} of the tokens is less than a {PERIOD:,}th of all rows, for the rows "
+                "of other sources are far shorter; raise it, or set it to 0 to leave the source out"
+            )
+
+
+def _shares(weights: list[Fraction]) -> list[int]:
+    """Whole numbers in the proportion of the weights: exact, or by the largest remainders to a sum of `PERIOD`."""
+    parts = [weight / sum(weights) for weight in weights]
+    period = math.lcm(*(part.denominator for part in parts))
+    if period <= PERIOD:
+        return [int(part * period) for part in parts]
+    shares = [int(part * PERIOD) for part in parts]
+    by_remainder = sorted(range(len(parts)), key=lambda source: shares[source] - parts[source] * PERIOD)
+    for source in by_remainder[: PERIOD - sum(shares)]:
+        shares[source] += 1
+    return shares
+
+
+def _digits(weight: float) -> Fraction:
+    """The number that was written: 0.1 is a tenth."""
+    return Fraction(str(weight))
+
+
+def _schedule(shares: list[int]) -> np.ndarray:
+    """int32 [sum of shares], the number of the source at each place: of those released the earliest deadline."""
+    period = sum(shares)
+    given = [0] * len(shares)
+    turns = np.zeros(period, dtype=np.int32)
+    for place in range(period):
+        deadlines = [
+            (-(-(given[source] + 1) * period // share), source)
+            for source, share in enumerate(shares)
+            if given[source] * period // share <= place
+        ]
+        deadline, source = min(deadlines)
+        assert place < deadline, f"source {source} came too late at {place}: no schedule of {shares}"
+        turns[place] = source
+        given[source] += 1
+    return turns

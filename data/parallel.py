@@ -1,27 +1,72 @@
 """One function over many independent tasks, as a Ray Data pipeline.
 
-The two data stages with shuffles meet in storage, not in memory: each task writes its own files and answers with their
-description, so a task that was done before a kill is recognised by its files and a plan never depends on the workers.
+Stages with shuffles meet in storage, not in memory: each task writes its own files and answers with their description.
+The answers are kept beside the files, so a task that was done before a kill is not done again, and what a later half
+reads never depends on the workers.
 """
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray.data
 
+from cluster.storage import Storage
 from cluster.tracking import Progress
 
 
 def run_tasks(
-    function: Callable[[Any], dict[str, Any]], tasks: Sequence[Any], *, workers: int | None, label: str
+    function: Callable[[Any], dict[str, Any]],
+    tasks: Sequence[Any],
+    *,
+    workers: int | None,
+    label: str,
+    answers: Storage | None = None,
 ) -> list[dict[str, Any]]:
     """`function(task)` for every task, in the tasks' order. Tasks and answers are JSON values.
 
-    `workers` bounds how many run at once, each on one CPU; None leaves it to the cluster's size.
+    `workers` bounds how many run at once, each on one CPU; None leaves it to the cluster's size. With `answers` each
+    answer is written there when its task is done, named by the task's content, and a task that has one is not done
+    again. Whoever removes the files that answers speak of must remove the answers first.
     """
-    rows = [{"index": index, "task": json.dumps(task)} for index, task in enumerate(tasks)]
+    there = set() if answers is None else set(answers.files())
+    found: dict[int, dict[str, Any]] = {}
+    missing: list[tuple[int, Any]] = []
+    for index, task in enumerate(tasks):
+        name = _answer_name(task)
+        if answers is not None and name in there:
+            found[index] = answers.read_json(name)
+        else:
+            missing.append((index, task))
+    progress = Progress(label, len(tasks), "tasks", done=len(found))
+    for index, answer in _on_ray(partial(_answer, function, answers), missing, workers):
+        found[index] = answer
+        progress.update(len(found))
+    progress.close()
+    return [found[index] for index in range(len(tasks))]
+
+
+def _answer(function: Callable[[Any], dict[str, Any]], answers: Storage | None, task: Any) -> dict[str, Any]:
+    answer = function(task)
+    if answers is not None:
+        answers.write_json(_answer_name(task), answer)
+    return answer
+
+
+def _answer_name(task: Any) -> str:
+    return f"{hashlib.sha256(json.dumps(task).encode()).hexdigest()[:24]}.json"
+
+
+def _on_ray(
+    function: Callable[[Any], dict[str, Any]], tasks: Iterable[tuple[int, Any]], workers: int | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, answer) of every numbered task, in whatever order they end."""
+    rows = [{"index": index, "task": json.dumps(task)} for index, task in tasks]
+    if not rows:
+        return
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         return {"index": row["index"], "answer": json.dumps(function(json.loads(row["task"])))}
@@ -29,11 +74,8 @@ def run_tasks(
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=workers))
-    answers: dict[int, dict[str, Any]] = {}
-    progress = Progress(label, len(tasks), "tasks")
-    for row in dataset.iter_rows():  # in whatever order the tasks end
-        answers[row["index"]] = json.loads(row["answer"])
-        progress.update(len(answers))
-    progress.close()
-    return [answers[index] for index in range(len(tasks))]
+    size = None if workers is None else min(workers, len(rows))
+    # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
+    dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
+    for row in dataset.iter_rows():
+        yield row["index"], json.loads(row["answer"])

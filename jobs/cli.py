@@ -165,6 +165,27 @@ def _serve(options: argparse.Namespace) -> None:
     serve(_model_artifact(options.artifact).model.local(), host=options.host, port=options.port)
 
 
+def _trace(options: argparse.Namespace) -> None:
+    from jobs.trace import trace
+
+    for line in trace(Storage(options.store), options.document):
+        print(line)
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from jobs.forget import forget
+
+    found = forget(Storage(options.store), options.documents, address=options.address)
+    for name in found.changed:
+        print(f"forgot       {options.store}/{name}")
+    if not found.changed and not found.failed:
+        print(f"no artifact in {options.store} holds any of these documents")
+    for name in found.learnt:
+        print(f"learnt       {name} was made from what has changed, and stays as it is")
+    if found.failed:
+        raise ValueError("\n".join(f"{name} may hold a document still: {why}" for name, why in found.failed.items()))
+
+
 def _submit(options: argparse.Namespace) -> None:
     from jobs.submit import submit
 
@@ -244,6 +265,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("ls", _ls, "list the artifacts that stand in a store").add_argument("store", nargs="?")
     command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument("artifact")
+    added = command("trace", _trace, "where a document came from, what became of it, and where its tokens are")
+    added.add_argument("store")
+    added.add_argument("document", help="its id", metavar="ID")
+    added = command("forget", _forget, "take documents out of every corpus and shard of a store, for good")
+    added.add_argument("store")
+    added.add_argument("documents", nargs="+", help="their ids", metavar="ID")
+    added.add_argument("--address", help="the Ray cluster (default: RAY_ADDRESS, else one is started inside)")
     added = command("export", _export, "copy a model artifact out as a Hugging Face folder")
     added.add_argument("artifact")
     added.add_argument("directory")

@@ -26,14 +26,20 @@ from typing import Any
 from cluster.placement import Placement
 from cluster.storage import Storage, expand, fingerprint
 from cluster.tracking import METRICS_LOG, Tracker
-from jobs.config import changed_fields, to_plain
+from jobs.config import changed_fields, from_plain, to_plain
 
 RECORD = "artifact.json"
+BEFORE = "forgetting.json"
+"""The record of an artifact whose files are being changed, for as long as it has no other."""
+UNFINISHED = "unfinished.json"
+"""In an output that is being made: the inputs that it is made from."""
+FORGOTTEN = "forgotten.jsonl"
+"""In a store: the ids of documents that no artifact in it may hold, one a line."""
 _LEASE = "lease.json"
 _LEASE_BEAT_S = 5.0
 _LEASE_STALE_S = 30.0
 _LEASE_SETTLE_S = 0.5
-_NOT_CONTENT = (RECORD, _LEASE, METRICS_LOG, "checkpoints/", "wandb/", "logs/")
+_NOT_CONTENT = (RECORD, BEFORE, UNFINISHED, _LEASE, METRICS_LOG, "work/", "checkpoints/", "wandb/", "logs/")
 _VERSIONED = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
 log = logging.getLogger(__name__)
@@ -81,11 +87,14 @@ class Artifact:
     @property
     def model(self) -> Storage:
         """The Hugging Face folder of a model artifact (a foreign folder is one itself)."""
-        return self.storage if self.stage == FOREIGN else self.storage / "model"
+        return self.storage if self.stage in (FOREIGN, FOREIGN_TOKENIZER) else self.storage / "model"
 
 
 FOREIGN = "huggingface"
 """The stage name of a Hugging Face folder that came from elsewhere."""
+
+FOREIGN_TOKENIZER = "tokenizer"
+"""The stage name of a folder with a tokenizer and no model."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ class Context:
     inputs: Mapping[str, Artifact]
     """By config field; an entry of a dict or list field is `field.key`, such as `models.sft` or `models.0`."""
     tracker: Tracker
+    forgotten: frozenset[str] = frozenset()
+    """Ids of documents that must not be in the output (`raymill forget`)."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,10 @@ class Stage:
     """The same once the inputs stand: a tokenizer of another model, too little text."""
     estimate: "Callable[[Any, Needs], Mapping[str, float]]" = lambda config, needs: {}
     """What `plan` prints: tokens, FLOP, memory; keys end in their unit. The needs may not be made yet."""
+    forget: "Callable[[Any, Context, Artifact], Mapping[str, Any] | None] | None" = None
+    """Make `context.output`, which the given artifact is, what a run would make of it now that more documents are
+    forgotten; returns the summary, or None where nothing has to change. Calls `open_for_change` before it changes
+    anything and after whatever can go wrong; without a record it is entered again after a kill."""
     groups: "Callable[[Any], Sequence[Mapping[str, Placement]]]" = lambda config: ()
     """Its groups of workers by name, in sets that run at the same time: the cluster must have room for each set."""
 
@@ -223,23 +238,21 @@ def open_artifact(location: str | Storage) -> Artifact | None:
     storage = location if isinstance(location, Storage) else Storage(location)
     if storage.exists(RECORD):
         return Artifact(storage, storage.read_json(RECORD))
+    stage = _foreign_stage(storage)
+    if stage is None:
+        return None
+    names = [name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))]
+    content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    record = {"id": f"{stage}-{digest[:12]}", "stage": stage, "inputs": {}, "summary": {}, "digest": digest}
+    return Artifact(storage, record)
+
+
+def _foreign_stage(storage: Storage) -> str | None:
+    """What a folder from elsewhere holds: a model, a tokenizer alone, or nothing of use."""
     if storage.exists("config.json"):
-        names = [
-            name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))
-        ]
-        if not any(name.endswith(".safetensors") for name in names):
-            return None
-        content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        record = {
-            "id": f"{FOREIGN}-{digest[:12]}",
-            "stage": FOREIGN,
-            "inputs": {},
-            "summary": {},
-            "digest": digest,
-        }
-        return Artifact(storage, record)
-    return None
+        return FOREIGN if storage.glob("*.safetensors") else None
+    return FOREIGN_TOKENIZER if storage.exists("tokenizer.json") else None
 
 
 def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
@@ -255,9 +268,11 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
     job.stage.check_inputs(job.config, inputs)
-    with _lease(output) as require_lease:
+    with lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
+        forgotten = read_forgotten(store)
+        _begin(output, inputs)
         tracker = Tracker(
             storage=output,
             run_id=f"{job.id}-{hashlib.sha256(store.url.encode()).hexdigest()[:6]}",
@@ -268,13 +283,91 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         )
         started = time.time()
         try:
-            summary = job.stage.run(job.config, Context(output=output, inputs=inputs, tracker=tracker))
+            context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
+            summary = job.stage.run(job.config, context)
         finally:
             tracker.close()
         record = _record(job, inputs, output, summary, started)
         require_lease()
         output.write_json(RECORD, record)
-    return Artifact(output, record)
+        output.remove(UNFINISHED)
+    if read_forgotten(store) != forgotten:  # somebody has forgotten more while this run was under way
+        renew(job.stage, output, store)
+    artifact = open_artifact(output)
+    assert artifact is not None, f"{output.url} does not stand"
+    return artifact
+
+
+def renew(stage: Stage, output: Storage, store: Storage) -> bool:
+    """Have a whole artifact, or one that a kill has left on its way, forget what its store must not hold.
+
+    Whether anything had to change. Raises ValueError when an older version of the stage has made it.
+    """
+    assert stage.forget is not None
+    changed = False
+    with lease(output) as require_lease:
+        while True:
+            standing = output.exists(RECORD)
+            record = output.read_json(RECORD if standing else BEFORE)
+            if standing:
+                output.remove(BEFORE)
+            if record["stage_version"] != stage.version:
+                raise ValueError(
+                    f"{record['id']} was made by version {record['stage_version']} of {stage.name}, which cannot "
+                    "forget; remove it, or make it again"
+                )
+            inputs = {
+                field: open_artifact(store / need["id"]) or open_artifact(need["url"])
+                for field, need in record["inputs"].items()
+            }
+            present = {field: artifact for field, artifact in inputs.items() if artifact is not None}
+            tracker = Tracker(storage=output, run_id=f"{record['id']}-forget", name=record["name"], group="forget")
+            context = Context(output=output, inputs=present, tracker=tracker, forgotten=read_forgotten(store))
+            try:
+                summary = stage.forget(from_plain(stage.config, record["config"]), context, Artifact(output, record))
+            finally:
+                tracker.close()
+            if summary is None:
+                return changed
+            require_lease()
+            more = {"summary": dict(summary), "inputs": record["inputs"] | inputs_record(present)}
+            output.write_json(RECORD, record | more | {"digest": content_digest(output)})
+            output.remove(BEFORE)
+            output.remove("work")
+            changed = True
+
+
+def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> None:
+    """Keep what a killed run has left here only if it came from these very inputs, and nothing of an artifact that was
+    to forget something.
+
+    An input that was rebuilt in place since (`raymill forget`) has other samples in another order, so a training that
+    went on would skip some and repeat others, and what was made of the old one would still hold what is forgotten.
+    """
+    now = inputs_record(inputs)
+    is_other = output.exists(UNFINISHED) and output.read_json(UNFINISHED) != now
+    if is_other or output.exists(BEFORE):
+        log.info("%s: it, or an input, has changed since this was begun; it begins anew", output.url)
+        clear_output(output)
+    output.write_json(UNFINISHED, now)
+
+
+def clear_output(output: Storage) -> None:
+    """Remove all that an unfinished output holds but for the lease on it."""
+    for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
+        if name != _LEASE:
+            output.remove(name)
+
+
+def open_for_change(artifact: Artifact) -> None:
+    """Take an artifact's record away for as long as its files change, so that nobody takes it for whole."""
+    artifact.storage.write_json(BEFORE, dict(artifact.record))
+    artifact.storage.remove(RECORD)
+
+
+def read_forgotten(store: Storage) -> frozenset[str]:
+    """Ids of the documents that a store must not hold."""
+    return frozenset(store.read_jsonl(FORGOTTEN)) if store.exists(FORGOTTEN) else frozenset()
 
 
 def inputs_of(job: Job, store: Storage) -> dict[str, Artifact]:
@@ -298,10 +391,7 @@ def _record(
         "sources": {
             path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()
         },
-        "inputs": {
-            field: {"id": artifact.id, "digest": artifact.record["digest"], "url": artifact.storage.url}
-            for field, artifact in inputs.items()
-        },
+        "inputs": inputs_record(inputs),
         "summary": dict(summary),
         "digest": content_digest(output),
         "code_digest": code_digest(),
@@ -311,13 +401,21 @@ def _record(
     }
 
 
+def inputs_record(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What a record says of the inputs, by config field."""
+    return {
+        field: {"id": artifact.id, "digest": artifact.record["digest"], "url": artifact.storage.url}
+        for field, artifact in inputs.items()
+    }
+
+
 def content_digest(storage: Storage) -> str:
     """One hash over the names and bytes of everything in an artifact that is its result (no logs, no checkpoints)."""
     digest = hashlib.sha256()
     for name in storage.files():
         if not name.startswith(_NOT_CONTENT):
             content = hashlib.sha256()
-            with storage.open(name) as file:
+            with storage.open(name, read_ahead=True) as file:
                 while block := file.read(1 << 22):
                     content.update(block)
             digest.update(f"{name}\0{content.hexdigest()}\n".encode())
@@ -335,7 +433,7 @@ def code_digest() -> str:
 
 
 @contextlib.contextmanager
-def _lease(output: Storage) -> Iterator[Callable[[], None]]:
+def lease(output: Storage) -> Iterator[Callable[[], None]]:
     """Hold the only right to write an artifact; wait while another living run holds it.
 
     What it yields raises RuntimeError when the right was lost meanwhile; to be called before the artifact is declared.

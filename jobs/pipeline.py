@@ -186,7 +186,7 @@ class _Binder:
             if found is None:
                 raise ValueError(
                     f"{where}: {value!r} is neither a config beside this one, nor a whole artifact (no artifact.json), "
-                    "nor a Hugging Face folder (no config.json)"
+                    "nor a Hugging Face folder (no config.json; for a tokenizer alone, no tokenizer.json)"
                 )
             need, made_by = found, found.stage
         if made_by not in (*allowed, FOREIGN):

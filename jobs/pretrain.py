@@ -13,6 +13,7 @@ import torch
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
 from cluster.workers import WorkerSpot
+from data.order import check_weights
 from data.shards import Rows, ShardReader
 from data.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact
@@ -67,6 +68,9 @@ class PretrainConfig:
 
     shards: str = input_artifact("shards", default="shards")
     """Training and validation tokens."""
+    mixture: dict[str, float] | None = None
+    """Weight of each source of the shards, its part of the tokens that are trained on; 0 leaves one out. A source is
+    read again only after all of it was read. Without weights every source has its natural share."""
     init: str | None = input_artifact("pretrain", "sft", default=None)
     """Go on from this model (its sizes replace `model`) rather than from random parameters."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -91,6 +95,8 @@ def check(config: PretrainConfig) -> None:
     """Raises ValueError for every mistake that shows without the inputs."""
     config.model.transformer(vocab_size=2, max_length=config.max_length)
     check_training(config)
+    if config.mixture is not None:
+        check_weights(config.mixture)
     if config.init is None and config.sequence_length > config.max_length:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at most max_length ({config.max_length})")
     if config.init is not None and config.model != ModelConfig():
@@ -104,10 +110,13 @@ def check_needs(config: PretrainConfig, needs: Needs) -> None:
 
 
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError when the shards are too small for one row, or belong to another tokenizer than `init`."""
+    """Raises ValueError when the shards are too small for one batch, belong to another tokenizer than `init`, or hold
+    other sources than the mixture."""
     shards = inputs["shards"].storage
     tokenizer = None if config.init is None else fingerprint(inputs["init"].model.local())
-    reader = ShardReader(shards / "train", sequence_length=config.sequence_length, tokenizer=tokenizer)
+    reader = ShardReader(
+        shards / "train", sequence_length=config.sequence_length, mixture=config.mixture, tokenizer=tokenizer
+    )
     if reader.num_samples < config.batch_size:
         raise ValueError(
             f"batch_size: the shards hold {reader.num_samples} rows of sequence_length={config.sequence_length}, "
@@ -150,7 +159,9 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
     config = work.config
     training = TrainingRun(spot, work.training)
     tokenizer = (work.shards / "tokenizer").local()
-    reader = ShardReader(work.shards / "train", sequence_length=config.sequence_length, seed=config.seed)
+    reader = ShardReader(
+        work.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
+    )
     if work.init is None:
         sizes = config.model.transformer(reader.manifest.vocab_size, config.max_length)
         model = Transformer(sizes)
@@ -176,8 +187,8 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
 
 def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of each step still to be done: a function of the step, so resuming needs no state."""
-    for step in range(state.step, training.config.steps):
-        rows = reader.rows(training.samples_of_step(step))
+    steps = range(state.step, training.config.steps)
+    for step, rows in zip(steps, reader.read_ahead(map(training.samples_of_step, steps)), strict=True):
         yield training.micro_batches(to_batch(rows), rows.input_ids, step)
 
 

@@ -6,10 +6,12 @@ time, and it asks nothing of the network.
 
 import datetime
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
+from jobs.corpus import FAIRNESS
 from jobs.job import Artifact
 from jobs.page import (
     Content,
@@ -38,6 +40,8 @@ REPORT = "report.html"
 _OPEN_SAMPLES = 4
 _MAX_SAMPLES = 24
 _SHOWN_MEASURES = 1
+_SHOWN_GROUPS = 5
+_KINDS = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram"}
 
 
 def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
@@ -270,9 +274,8 @@ def corpus(artifact: Artifact) -> Html:
         "Every other one has a reason, and the counts add up."
     )
     header = ["source", "read", "kept", "dropped", "quarantined", "text kept"]
-    return section(
-        "corpus", "Corpus", lead, share_bar(fates), table(header, rows, numeric=range(1, 6)), _changed(found)
-    )
+    counts = table(header, rows, numeric=range(1, 6))
+    return section("corpus", "Corpus", lead, share_bar(fates), counts, _changed(found), _fairness(artifact))
 
 
 def _changed(found: Mapping[str, Any]) -> Html | None:
@@ -288,16 +291,83 @@ def _changed(found: Mapping[str, Any]) -> Html | None:
     return element("p", f"Changed and kept: {said}.", class_="note")
 
 
+def _fairness(artifact: Artifact) -> Html:
+    """Of every step that removes some group's neutral mentions more often than the same text without one: the groups
+    that it does so to most; folded below, every step and group."""
+    ledger = artifact.storage.read_json(FAIRNESS)
+    unjudged = sorted({row["step"] for row in ledger if not row["judged"]})
+    harmed = sorted(
+        (row for row in ledger if row["excess"] > 0 and row["judged"]), key=lambda row: (row["step"], -row["excess"])
+    )
+    shown = [row for _, rows in groupby(harmed, key=lambda row: row["step"]) for row in islice(rows, _SHOWN_GROUPS)]
+    lead = (
+        "How often a step removes neutral sentences about a group, beside the same sentences without a mention. "
+        + (f"{len(harmed)} of {len(ledger)} pairs of step and group show an excess." if harmed else "No step does.")
+        + (f" {', '.join(unjudged)} removes most of either, which says little." if unjudged else "")
+    )
+    rows = [
+        [
+            element("code", row["step"]),
+            element("b", row["group"]),
+            _words(row["axis"]),
+            f"{row['removed']:.1%}",
+            element("span", f"{row['low']:.1%} to {row['high']:.1%}", class_="bounds"),
+            f"{row['reference_removed']:.1%}",
+        ]
+        for row in shown
+    ]
+    header = ["step", "group", "axis", "removed", "95 % interval", "without the mention"]
+    worst = table(header, rows, numeric=[3, 5]) if rows else None
+    return element("div", element("p", lead, class_="note"), worst, _whole_ledger(ledger) if ledger else None)
+
+
+def _whole_ledger(ledger: Sequence[Mapping[str, Any]]) -> Html:
+    rows = [
+        [
+            element("code", row["step"]),
+            element("b", row["group"]),
+            _words(row["axis"]),
+            _rate(row, "removed", "low", "high"),
+            f"{row['reference_removed']:.1%}",
+            _rate(row, "excess", "excess_low", "excess_high", signed=True),
+            f"{row['keep']:g}",
+            "yes" if row["judged"] else "no",
+        ]
+        for row in ledger
+    ]
+    header = ["step", "group", "axis", "removed", "without the mention", "excess", "keep", "judged"]
+    summary = element("summary", f"All {len(rows)} pairs of step and group, with 95 % intervals")
+    return element("details", summary, table(header, rows, numeric=[3, 4, 5, 6]))
+
+
+def _rate(row: Mapping[str, Any], value: str, low: str, high: str, *, signed: bool = False) -> Html:
+    """A share above its interval, all in per cent."""
+    form = "+.1%" if signed else ".1%"
+    bounds = element("span", f"{row[low]:{form}} to {row[high]:{form}}", class_="bounds")
+    return join(f"{row[value]:{form}} ", bounds)
+
+
 def vocabulary(artifact: Artifact) -> Html:
     found = artifact.summary
+    kind = _KINDS[artifact.record["config"]["kind"]]
     lead = (
-        f"{found['size']:,} tokens of byte-level BPE, learned from {data_size(found['sampled_bytes'])}. "
-        f"A token stands for {found['bytes_per_token']:.2f} bytes on average; {found['unused_tokens']:,} tokens never "
-        f"occurred, and {found['round_trip_failures']} of {found['measured_documents']:,} texts failed to come back as "
-        "they were."
+        f"{found['size']:,} tokens of {kind}, learned from {data_size(found['sampled_bytes'])}. "
+        f"A token stands for {found['bytes_per_token']:.2f} bytes and a word takes {found['fertility']:.2f} tokens on "
+        f"average; {found['unused_tokens']:,} tokens never occurred, and {found['round_trip_failures']} of "
+        f"{found['measured_documents']:,} texts failed to come back as they were."
     )
-    rows = [[element("b", name), f"{value:.2f}"] for name, value in found["bytes_per_token_by_source"].items()]
-    return section("vocabulary", "Vocabulary", lead, table(["source", "bytes per token"], rows, numeric=[1]))
+    rows = [
+        [
+            element("b", name),
+            by,
+            f"{found[f'bytes_per_token_by_{by}'][name]:.2f}",
+            f"{found[f'fertility_by_{by}'][name]:.2f}",
+        ]
+        for by in ("source", "language")
+        for name in found[f"fertility_by_{by}"]
+    ]
+    header = ["text of", "", "bytes per token", "tokens per word"]
+    return section("vocabulary", "Vocabulary", lead, table(header, rows, numeric=[2, 3]))
 
 
 def shards(artifact: Artifact) -> Html:

@@ -1,44 +1,52 @@
 """shards: the corpus as token ids, whole documents in training or validation, ready to be read by global index.
 
-Each part of the corpus becomes one shard of train/ and one of validation/, in the part's own order, so the bytes do not
-depend on the workers. The format is a contract: `data/shards.py`.
+Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's own order, so
+the bytes do not depend on the workers. A shard tells the digest of its part: when documents are forgotten, the shards
+of the parts that changed are made again and no others (`rebuild_stale`). The format is a contract: `data/shards.py`.
 """
 
-from collections.abc import Mapping
+import hashlib
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.storage import Storage
 from data.document import unit_hash
+from data.encode import fast_encoder
 from data.parallel import run_tasks
 from data.shards import (
     MANIFEST,
     Generation,
+    ShardFile,
     ShardInfo,
     ShardManifest,
+    ShardWriter,
     TextDocument,
     check_tokenizer,
     document_key,
     known_documents,
+    local_file,
     read_manifest,
+    shard_files,
+    shard_info,
     write_manifest,
-    write_shard,
 )
-from data.tokenizer import (
-    fingerprint,
-    load_encoder,
-    load_tokenizer,
-    separator_id,
-    vocab_size,
-)
-from jobs.job import Artifact, Context, Job, Needs, Stage, input_artifact
+from data.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
+from jobs.job import FOREIGN_TOKENIZER, Artifact, Context, Job, Needs, Stage, input_artifact, open_for_change
 
-WORK = "work"  # what each finished task answered; removed at the end
+WORK = "work"  # what each finished task answered, and the known documents; removed at the end
 SPLITS = ("train", "validation")
+
+_BATCH_DOCUMENTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +60,13 @@ class ShardsConfig:
     """`shards.yaml`."""
 
     corpus: str = input_artifact("corpus", default="corpus")
-    tokenizer: str = input_artifact("vocabulary", "pretrain", "sft", "rlhf", default="vocabulary")
+    tokenizer: str = input_artifact("vocabulary", "pretrain", "sft", "rlhf", FOREIGN_TOKENIZER, default="vocabulary")
     """Where the tokenizer comes from: a vocabulary, or the model that will be trained further."""
     validation_fraction: float = 0.01
     """Part of the documents kept out of training, chosen by a hash of the id: a document never changes sides."""
     grow: str | None = input_artifact("shards", default=None)
-    """Shards to add a generation to: those of this corpus's documents whose ids are not in them yet."""
+    """Shards to add a generation to: those of this corpus's documents that are not in them yet, by their ids, nor are
+    kept in the stead of a duplicate that is."""
     execution: ShardsExecution = field(default_factory=ShardsExecution)
 
 
@@ -91,6 +100,7 @@ def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raise ValueError when there is no usable tokenizer, or another one than that of the shards to grow."""
     folder = _tokenizer_folder(inputs["tokenizer"]).local()
     separator_id(load_tokenizer(folder))
+    _corpus_parts(inputs["corpus"])
     if config.grow is not None:
         for split in SPLITS:
             old = inputs["grow"].storage / split
@@ -99,55 +109,77 @@ def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
 
 def run(config: ShardsConfig, context: Context) -> dict[str, Any]:
     """Write train/, validation/ and tokenizer/; return the counts of both splits."""
+    return _make(config, context, standing={})
+
+
+def rebuild_stale(config: ShardsConfig, context: Context) -> dict[str, Any]:
+    """Make those shards of a finished output again whose part of the corpus changed; returns what `run` returns.
+
+    The output is then the same, byte for byte, as one made from the changed corpus anew. A shard keeps its name; the
+    manifests are written last, so until then a reader may find a shard that is not what its manifest says.
+    """
+    standing = {split: read_manifest(context.output / split) for split in SPLITS}
+    return _make(config, context, standing=standing)
+
+
+def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> dict[str, Any] | None:
+    """Make the shards again whose documents have changed since; None where no input has."""
+    inputs = artifact.record["inputs"]
+    if all(inputs[name]["digest"] == need.record["digest"] for name, need in context.inputs.items()):
+        return None
+    open_for_change(artifact)
+    return rebuild_stale(config, context)
+
+
+def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, ShardManifest]) -> dict[str, Any]:
+    """Write the shards that do not stand already, then the manifests."""
     output, corpus = context.output, context.inputs["corpus"]
     source = _tokenizer_folder(context.inputs["tokenizer"])
     _copy_tokenizer(source, output / "tokenizer")
-    manifests = _empty_manifests(source.local(), corpus)
+    manifests, known = _empty_manifests(source.local(), corpus), None
     if config.grow is not None:
-        manifests = {
-            split: _copy_old(context.inputs["grow"].storage / split, output / split, manifests[split])
-            for split in SPLITS
-        }
-    first = len(manifests["train"].shards)
-    tasks = [
-        {"name": f"shard-{first + number:05d}", "part": part}
-        for number, part in enumerate(corpus.storage.glob("documents/*.parquet"))
-    ]
-    task = partial(
-        _write_shards,
-        output=output,
-        corpus=corpus.storage,
-        manifests=manifests,
-        fraction=config.validation_fraction,
+        old = context.inputs["grow"].storage
+        manifests = {split: _copy_old(old / split, output / split, manifests[split]) for split in SPLITS}
+        known = _write_known(old, output, corpus.storage)
+    tasks = _tasks(corpus, config, known, manifests["train"])
+    whole = [_standing_shards(task, standing, manifests) for task in tasks]
+    missing = [task for task, shards in zip(tasks, whole, strict=True) if shards is None]
+    write = partial(
+        _write_shards, output=output, corpus=corpus.storage, manifests=manifests, fraction=config.validation_fraction
     )
-    answers = run_tasks(task, tasks, workers=config.execution.workers, label="shards: tokenise")
-    summary: dict[str, Any] = {}
+    workers = config.execution.workers
+    answers = iter(run_tasks(write, missing, workers=workers, label="shards: tokenise", answers=output / WORK))
+    made = [shards or {split: shard_info(raw) for split, raw in next(answers).items()} for shards in whole]
     for split in SPLITS:
-        shards = tuple(ShardInfo(**answer[split]) for answer in answers)
-        new = Generation(corpus=corpus.summary["content_digest"], shards=shards)
-        manifest = replace(manifests[split], generations=(*manifests[split].generations, new))
-        if not manifest.num_documents:
+        new = Generation(
+            corpus=corpus.summary["content_digest"],
+            shards=tuple(shards[split] for shards in made),
+            known=_known_digest(known),
+        )
+        manifests[split] = replace(manifests[split], generations=(*manifests[split].generations, new))
+        if not manifests[split].num_documents and not standing:
             raise ValueError(
                 f"validation_fraction: {config.validation_fraction} leaves no document for {split}; "
                 "change it or add documents"
             )
-        write_manifest(output / split, manifest)
-        summary[split] = _counts(manifest)
+    for split in SPLITS:
+        write_manifest(output / split, manifests[split])
+        _remove_leftovers(output / split, manifests[split])
     output.remove(WORK)
-    shared = manifests["train"]
-    summary |= {"tokenizer": shared.tokenizer, "vocab_size": shared.vocab_size, "dtype": shared.dtype.name}
+    summary = _summary(manifests)
     context.tracker.log(0, {f"{split}/{name}": value for split in SPLITS for name, value in summary[split].items()})
     return summary
 
 
 STAGE = Stage(
     name="shards",
-    version=1,
+    version=2,
     config=ShardsConfig,
     run=run,
     check=check,
     check_needs=check_needs,
     check_inputs=check_inputs,
+    forget=forget,
 )
 
 
@@ -179,17 +211,163 @@ def _empty_manifests(tokenizer: Path, corpus: Artifact) -> dict[str, ShardManife
     return dict.fromkeys(SPLITS, empty)
 
 
+def _corpus_parts(corpus: Artifact) -> list[dict[str, str]]:
+    """Name and content digest of every part of a corpus, in their order."""
+    try:
+        return corpus.storage.read_json("parts.json")
+    except FileNotFoundError as error:
+        raise ValueError(f"corpus: {corpus.storage.url} holds no parts.json; make the corpus again") from error
+
+
+def _tasks(
+    corpus: Artifact, config: ShardsConfig, known: Mapping[str, Any] | None, manifest: ShardManifest
+) -> list[dict[str, Any]]:
+    """One for each part: all that its shards' bytes depend on, so that what a killed run answered is the answer."""
+    common = {
+        "known": known,
+        "validation_fraction": config.validation_fraction,
+        "tokenizer": manifest.tokenizer,
+        "vocab_size": manifest.vocab_size,
+        "separator": manifest.separator,
+        "sources": manifest.sources,
+    }
+    return [
+        {"name": f"shard-{number:05d}", "part": part["name"], "digest": part["digest"], **common}
+        for number, part in enumerate(_corpus_parts(corpus), start=len(manifest.shards))
+    ]
+
+
+def _standing_shards(
+    task: Mapping[str, Any], standing: Mapping[str, ShardManifest], manifests: Mapping[str, ShardManifest]
+) -> dict[str, ShardInfo] | None:
+    """The shards that a task would write as they stand already, or None."""
+    found: dict[str, ShardInfo] = {}
+    for split, manifest in standing.items():
+        wanted, newest = manifests[split], manifest.generations[-1]
+        if (manifest.tokenizer, manifest.sources) != (wanted.tokenizer, wanted.sources):
+            return None
+        if newest.known != _known_digest(task["known"]):
+            return None
+        for shard in newest.shards:
+            if (shard.name, shard.part, shard.part_digest) == (task["name"], task["part"], task["digest"]):
+                found[split] = shard
+    return found if len(found) == len(SPLITS) else None
+
+
+def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
+    """Remove shards that the manifest does not name, of a corpus that had more parts."""
+    for name in sorted(set(split.files()) - {MANIFEST, *_files(manifest)}):
+        split.remove(name)
+
+
+def _files(manifest: ShardManifest) -> list[str]:
+    return [file.name for shard in manifest.shards for file in shard_files(manifest, shard)]
+
+
+# Growth.
+
+
 def _copy_old(old: Storage, new: Storage, empty: ShardManifest) -> ShardManifest:
-    """Copy the old generations' files; their manifest, open for the new corpus's sources."""
+    """Bring the old generations' files over; their manifest, open for the new corpus's sources."""
     manifest = read_manifest(old)
-    for name in old.files():
-        if name != MANIFEST:
-            new.write_bytes(name, old.read_bytes(name))
+    for shard in manifest.shards:
+        for file in shard_files(manifest, shard):
+            if not _stands(old, new, file):
+                _copy_file(old, new, file.name)
     return replace(manifest, sources=tuple(dict.fromkeys([*manifest.sources, *empty.sources])))
 
 
+def _stands(source: Storage, target: Storage, file: ShardFile) -> bool:
+    """Whether the target has the whole file already: as the same file, or by its checksum."""
+    if not target.exists(file.name):
+        return False
+    if source.is_local and target.is_local and os.path.samefile(source.path(file.name), target.path(file.name)):
+        return True
+    with target.open(file.name, read_ahead=True) as reading:
+        return hashlib.file_digest(reading, "sha256").hexdigest() == file.sha256
+
+
+def _copy_file(source: Storage, target: Storage, name: str) -> None:
+    """The same file in another place, at once: by a hard link where both are on one disk, else a copy.
+
+    A shard is never written in place, so that files may be shared.
+    """
+    if source.is_local and target.is_local and _link(source.path(name), target.path(name)):
+        return
+    source.copy(name, target)
+
+
+def _link(source: str, target: str) -> bool:
+    """Put a hard link in the target's place; False where the disks do not allow one."""
+    partial_path = f"{target}.{uuid.uuid4().hex[:8]}.partial"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        os.link(source, partial_path)
+    except OSError:  # another disk, or one without links
+        return False
+    os.replace(partial_path, target)
+    return True
+
+
+def _write_known(old: Storage, output: Storage, corpus: Storage) -> dict[str, Any]:
+    """Write the sorted keys of the documents that are not to come again, for the tasks to search: those in the old
+    shards, and those that the corpus kept in the stead of one of them. Returns the file's name, checksum and size."""
+    keys = [known_documents(old / split, read_manifest(old / split)) for split in SPLITS]
+    data = _with_kept_twins(np.unique(np.concatenate(keys)), corpus).astype("<u8").tobytes()
+    name = f"{WORK}/known.bin"
+    output.write_bytes(name, data)
+    return {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
+
+
+def _known_digest(known: Mapping[str, Any] | None) -> str:
+    return known["sha256"] if known else ""
+
+
+def _with_kept_twins(known: np.ndarray, corpus: Storage) -> np.ndarray:
+    """The sorted keys, and those of the documents for whose sake the corpus dropped a known one.
+
+    For of duplicates a corpus keeps the one of the lowest id, which a new source may bring: its text stands already.
+    An exact duplicate may have been dropped for a near one, so each pass reads drops/ once, until one finds no more.
+    """
+    drops = corpus.glob("drops/part-*.parquet")
+    while True:
+        found = [_kept_keys(corpus, name, known) for name in drops]
+        grown = np.union1d(known, np.concatenate([known[:0], *found]))
+        if len(grown) == len(known):
+            return known
+        known = grown
+
+
+def _kept_keys(corpus: Storage, name: str, known: np.ndarray) -> np.ndarray:
+    """uint64 keys of the documents for whose sake the known documents among the dropped ones of a part were dropped."""
+    kept: list[int] = []
+    with corpus.open(name, read_ahead=True) as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "kept_id"]):
+            batch = batch.filter(batch.column("kept_id").is_valid())
+            ids, kept_ids = (batch.column(column).to_pylist() for column in ("id", "kept_id"))
+            kept += [document_key(kept_ids[place]) for place in np.flatnonzero(_is_known(ids, known))]
+    return np.array(kept, dtype=np.uint64)
+
+
+def _is_known(ids: Sequence[str], known: np.ndarray) -> np.ndarray:
+    """bool [number of ids], whether the keys, sorted, hold each."""
+    keys = np.array([document_key(name) for name in ids], dtype=np.uint64)
+    if not len(known):
+        return np.zeros(len(keys), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return known[places] == keys
+
+
+@lru_cache(maxsize=1)
+def _known_keys(output: Storage, name: str, sha256: str, num_bytes: int) -> np.ndarray:
+    return np.memmap(local_file(output, name, sha256=sha256, num_bytes=num_bytes), dtype="<u8", mode="r")
+
+
+# One part.
+
+
 def _write_shards(
-    task: Mapping[str, str],
+    task: Mapping[str, Any],
     *,
     output: Storage,
     corpus: Storage,
@@ -197,25 +375,52 @@ def _write_shards(
     fraction: float,
 ) -> dict[str, Any]:
     """Tokenise one part of the corpus into a shard of each split; return their infos."""
-    done = f"{WORK}/{task['name']}.json"
-    if output.exists(done):
-        return output.read_json(done)
-    known: set[int] = set()
-    if manifests["train"].generations:
-        known = {int(key) for split in SPLITS for key in known_documents(output / split, manifests[split])}
-    chosen: dict[str, list[TextDocument]] = {split: [] for split in SPLITS}
-    with corpus.open(task["part"]) as file:
-        for row in pq.read_table(file, columns=["id", "text", "source"]).to_pylist():
-            split = "validation" if unit_hash(row["id"], "split") < fraction else "train"
-            if not known or document_key(row["id"]) not in known:
-                chosen[split].append(TextDocument(**row))
-    encoder = load_encoder((output / "tokenizer").local())
-    answer = {
-        split: asdict(write_shard(output / split, task["name"], documents, encoder, manifests[split]))
-        for split, documents in chosen.items()
+    with corpus.open(task["part"], read_ahead=True) as file:
+        batches = _document_batches(file)
+        first = next(batches, [])
+        encoder = fast_encoder((output / "tokenizer").local(), [document.text for document in first])
+        writers = {split: ShardWriter(manifests[split], encoder) for split in SPLITS}
+        for batch in chain([first], batches):
+            sides: dict[str, list[TextDocument]] = {split: [] for split in SPLITS}
+            for document in _unknown(batch, output, task["known"]):
+                sides["validation" if unit_hash(document.id, "split") < fraction else "train"].append(document)
+            for split, documents in sides.items():
+                writers[split].add(documents)
+    origin = {"part": task["part"], "part_digest": task["digest"]}
+    return {split: asdict(writer.write(output / split, task["name"], **origin)) for split, writer in writers.items()}
+
+
+def _document_batches(file: Any) -> Iterator[list[TextDocument]]:
+    for batch in pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=list(TextDocument._fields)):
+        columns = (batch.column(name).to_pylist() for name in TextDocument._fields)
+        yield [TextDocument(*row) for row in zip(*columns, strict=True)]
+
+
+def _unknown(
+    documents: Sequence[TextDocument], output: Storage, known: Mapping[str, Any] | None
+) -> Sequence[TextDocument]:
+    """The documents that no older generation holds, under this id or another one."""
+    if known is None:
+        return documents
+    old = _is_known([document.id for document in documents], _known_keys(output, **known))
+    return [document for document, is_old in zip(documents, old, strict=True) if not is_old]
+
+
+# The account.
+
+
+def _summary(manifests: Mapping[str, ShardManifest]) -> dict[str, Any]:
+    """Counts of both splits, tokens by source, and how many parts were encoded by which route."""
+    train = manifests["train"]
+    sources = {split: manifest.targets_by_source for split, manifest in manifests.items()}
+    return {
+        **{split: _counts(manifests[split]) for split in SPLITS},
+        "tokens_by_source": {name: {split: sources[split][name] for split in SPLITS} for name in train.sources},
+        "encoder": dict(sorted(Counter(shard.encoder for shard in train.shards).items())),
+        "tokenizer": train.tokenizer,
+        "vocab_size": train.vocab_size,
+        "dtype": train.dtype.name,
     }
-    output.write_json(done, answer)
-    return answer
 
 
 def _counts(manifest: ShardManifest) -> dict[str, int | float]:
@@ -223,7 +428,7 @@ def _counts(manifest: ShardManifest) -> dict[str, int | float]:
         "documents": manifest.num_documents,
         "tokens": manifest.num_targets,
         "bytes": manifest.num_bytes,
-        "bytes_per_token": manifest.num_bytes / manifest.num_targets,
+        "bytes_per_token": manifest.num_bytes / max(1, manifest.num_targets),
         "shards": len(manifest.shards),
         "generations": len(manifest.generations),
     }

@@ -1,19 +1,51 @@
-"""vocabulary: learn the tokenizer from the corpus and measure it."""
+"""vocabulary: learn the tokenizer from the corpus and measure it.
 
+    documents/part-* ─ count ─▶ work/words/<part> ─ merge ─▶ work/merged/<bucket> ─ learn ─▶ tokenizer/ ─ measure
+                     (a task for each part)        (a task for each bucket)      (driver)     (a task for each part)
+
+Only the words' counts come together, and sums have no order, so the tokenizer is the same for any parts and workers.
+"""
+
+import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from cluster.storage import Storage
 from data.document import unit_hash
-from data.tokenizer import MIN_SIZE, fingerprint, load_encoder, save_tokenizer, train_tokenizer
-from jobs.job import Context, Stage, input_artifact
+from data.parallel import run_tasks
+from data.tokenizer import (
+    UNKNOWN,
+    TokenizerRecipe,
+    count_words,
+    fingerprint,
+    learn_tokenizer,
+    load_encoder,
+    save_tokenizer,
+)
+from jobs.job import Artifact, Context, Stage, input_artifact
 
+WORK = "work"  # counts and measures of the tasks; removed at the end
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
+_BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
+_WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
+_DEFAULTS = TokenizerRecipe()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyExecution:
+    workers: int | None = None
+    """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +55,33 @@ class VocabularyConfig:
     corpus: str = input_artifact("corpus")
     size: int = 32768
     """Tokens, special ones included."""
+    kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
+    """bpe: on bytes, so that any text comes back. wordpiece: BERT's; it forgets white space. unigram: as sentencepiece
+    learns it, on characters."""
+    split_digits: bool = _DEFAULTS.split_digits
+    """Digits stay single tokens, so that numbers of any length are spelt alike."""
+    normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
+    lowercase: bool = _DEFAULTS.lowercase
+    """For wordpiece."""
+    byte_fallback: bool = _DEFAULTS.byte_fallback
+    """For unigram: characters without a token are spelt in bytes instead of being unknown."""
+    character_coverage: float = _DEFAULTS.character_coverage
+    """For wordpiece and unigram: part of the text whose characters, the most frequent ones, have tokens."""
     sample_mib: int = 256
     """About how much text to learn from, chosen by a hash of the documents' ids."""
     held_out_fraction: float = 0.1
     """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation; at
     least the validation_fraction of the shards, so that no document that they hold out is seen."""
+    execution: VocabularyExecution = field(default_factory=VocabularyExecution)
 
 
 def check(config: VocabularyConfig) -> None:
-    if not MIN_SIZE < config.size <= 2**20:
-        raise ValueError(f"size: {config.size} must be above {MIN_SIZE} (bytes and special tokens) and at most {2**20}")
+    recipe = recipe_of(config)
+    recipe.check()
+    least = recipe.least_size
+    if not least < config.size <= 2**20:
+        what = "bytes and special tokens" if least > 256 else "special tokens"
+        raise ValueError(f"size: {config.size} must be above {least} ({what}) and at most {2**20}")
     if config.sample_mib < 1:
         raise ValueError(f"sample_mib: {config.sample_mib} must be at least 1")
     if not 0 <= config.held_out_fraction < 1:
@@ -40,15 +89,29 @@ def check(config: VocabularyConfig) -> None:
             f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; take the "
             "validation_fraction of the shards or more"
         )
+    if config.execution.workers is not None and config.execution.workers < 1:
+        raise ValueError(f"execution.workers: {config.execution.workers} must be at least 1; leave it out for all CPUs")
+
+
+def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
+    """The part of the config that says how text becomes tokens."""
+    return TokenizerRecipe(
+        kind=config.kind,
+        split_digits=config.split_digits,
+        normalization=config.normalization,
+        lowercase=config.lowercase,
+        byte_fallback=config.byte_fallback,
+        character_coverage=config.character_coverage,
+    )
 
 
 def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     """Write tokenizer/; return its size, fingerprint and measures."""
-    corpus = context.inputs["corpus"]
+    corpus, output, workers = context.inputs["corpus"], context.output, config.execution.workers
     total = corpus.summary["bytes"]
-    taken = {"sampled_documents": 0, "sampled_bytes": 0}
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / total)
-    tokenizer = train_tokenizer(_sample(corpus.storage, first, taken), size=config.size)
+    words, counts, taken = _count(corpus, output, recipe_of(config), first, workers)
+    tokenizer = learn_tokenizer(words, counts, size=config.size, recipe=recipe_of(config))
     found = tokenizer.get_vocab_size()
     if found < config.size:
         raise ValueError(
@@ -56,58 +119,201 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
             "lower size, give more text, or hold less out (held_out_fraction)"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        save_tokenizer(tokenizer, folder)
-        context.output.put_folder(folder, "tokenizer")
-        measures = _measure(corpus.storage, folder, min(1.0, REPORT_BYTES / total))
-        identity = fingerprint(folder)
+        save_tokenizer(tokenizer, Path(temporary))
+        output.put_folder(Path(temporary), "tokenizer")
+        identity = fingerprint(Path(temporary))
+    measures = _measure(corpus, output, tokenizer, identity, min(1.0, REPORT_BYTES / total), workers)
+    _remove_work(output)
     numbers = {name: value for name, value in measures.items() if not isinstance(value, dict)}
     context.tracker.log(0, {f"vocabulary/{name}": value for name, value in (taken | numbers).items()})
-    return {"size": config.size, "fingerprint": identity, **taken, **measures}
+    return {"size": config.size, "kind": config.kind, "fingerprint": identity, **taken, **measures}
 
 
 STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check)
 
 
-def read_documents(corpus: Storage) -> Iterator[tuple[str, str, str]]:
-    """(id, text, source) of every document of a corpus artifact, in the order of its parts."""
-    for name in corpus.glob("documents/*.parquet"):
-        with corpus.open(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text", "source"]):
-                yield from zip(*(batch.column(column).to_pylist() for column in ("id", "text", "source")), strict=True)
+def _remove_work(output: Storage) -> None:
+    """Remove the tasks' answers, then the files that they speak of: an answer whose file is gone would be trusted."""
+    for phase in ("count", "merge", "measure"):
+        output.remove(f"{WORK}/{phase}")
+    output.remove(WORK)
 
 
-def _sample(corpus: Storage, first: float, taken: dict[str, int]) -> Iterator[str]:
-    """Texts of the documents whose split hash, in [0, 1), is at least `first`; `taken` counts them."""
-    for document, text, _ in read_documents(corpus):
-        if unit_hash(document, "split") >= first:
+def _part_tasks(corpus: Artifact, **more: Any) -> list[dict[str, Any]]:
+    """A task for each part. It names the corpus's bytes, so that an answer about another corpus is never taken."""
+    parts = corpus.storage.glob("documents/*.parquet")
+    return [{"corpus": corpus.record["digest"], "part": part, **more} for part in parts]
+
+
+# Counting: words of each part, in files of one record batch per bucket; then the sums of each bucket.
+
+
+def _count(
+    corpus: Artifact, output: Storage, recipe: TokenizerRecipe, first: float, workers: int | None
+) -> tuple[list[str], list[int], dict[str, int]]:
+    """Distinct words of the sample, their counts, and the size of the sample."""
+    count_task = partial(_count_part, corpus=corpus.storage, output=output, recipe=recipe)
+    tasks = _part_tasks(corpus, first=first)
+    counted = run_tasks(
+        count_task, tasks, workers=workers, label="vocabulary: count words", answers=output / WORK / "count"
+    )
+    files = [answer["words"] for answer in counted]
+    merge_tasks = [{"corpus": corpus.record["digest"], "bucket": bucket, "files": files} for bucket in range(_BUCKETS)]
+    merged = run_tasks(
+        partial(_merge_bucket, output=output),
+        merge_tasks,
+        workers=workers,
+        label="vocabulary: add counts",
+        answers=output / WORK / "merge",
+    )
+    table = pa.concat_tables(_read_words(output, answer["words"]) for answer in merged)
+    taken = {name: sum(answer[name] for answer in counted) for name in ("sampled_documents", "sampled_bytes")}
+    return table["word"].to_pylist(), table["count"].to_pylist(), taken
+
+
+def _count_part(
+    task: Mapping[str, Any], *, corpus: Storage, output: Storage, recipe: TokenizerRecipe
+) -> dict[str, Any]:
+    """Count the words of a part's documents whose split hash, in [0, 1), is at least `first`."""
+    taken = {"sampled_documents": 0, "sampled_bytes": 0}
+
+    def texts() -> Iterator[str]:
+        for row in _rows(corpus, task["part"], ["id", "text"], lambda place: place >= task["first"]):
             taken["sampled_documents"] += 1
-            taken["sampled_bytes"] += len(text.encode())
-            yield text
+            taken["sampled_bytes"] += len(row["text"].encode())
+            yield row["text"]
+
+    buckets: list[list[tuple[str, int]]] = [[] for _ in range(_BUCKETS)]
+    for word, count in sorted(count_words(texts(), recipe).items()):
+        buckets[zlib.crc32(word.encode()) % _BUCKETS].append((word, count))
+    name = f"{WORK}/words/{Path(task['part']).stem}.arrow"
+    _write_words(output, name, [_word_batch(bucket) for bucket in buckets])
+    return {"words": name, **taken}
 
 
-def _measure(corpus: Storage, folder: Path, share: float) -> dict[str, Any]:
-    """Bytes per token over all and by source, tokens that never occur, and texts that do not come back, on a sample."""
-    encoder = load_encoder(folder)
-    num_bytes: dict[str, int] = {}
-    num_tokens: dict[str, int] = {}
-    seen: set[int] = set()
-    failures = documents = 0
-    for document, text, source in read_documents(corpus):
-        if unit_hash(document, "split") >= share:
-            continue
-        ids = encoder.encode(text, add_special_tokens=False).ids
-        documents += 1
-        failures += encoder.decode(ids, skip_special_tokens=False) != text
-        seen.update(ids)
-        num_bytes[source] = num_bytes.get(source, 0) + len(text.encode())
-        num_tokens[source] = num_tokens.get(source, 0) + len(ids)
+def _merge_bucket(task: Mapping[str, Any], *, output: Storage) -> dict[str, Any]:
+    """Add the counts of one bucket over all parts; the words come sorted."""
+    table = pa.concat_tables(_read_words(output, name, task["bucket"]) for name in task["files"])
+    sums = table.group_by("word").aggregate([("count", "sum")]).sort_by("word")
+    merged = pa.table([sums["word"], sums["count_sum"]], schema=_WORD_SCHEMA)
+    name = f"{WORK}/merged/{task['bucket']:05d}.arrow"
+    _write_words(output, name, merged.combine_chunks().to_batches())
+    return {"words": name, "distinct": merged.num_rows}
+
+
+def _word_batch(rows: Sequence[tuple[str, int]]) -> pa.RecordBatch:
+    columns = [[word for word, _ in rows], [count for _, count in rows]]
+    arrays = [pa.array(column, type) for column, type in zip(columns, _WORD_SCHEMA.types, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=_WORD_SCHEMA)
+
+
+def _write_words(output: Storage, name: str, batches: Sequence[pa.RecordBatch]) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _WORD_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    output.write_bytes(name, sink.getvalue().to_pybytes())
+
+
+def _read_words(output: Storage, name: str, bucket: int | None = None) -> pa.Table:
+    """The words of one bucket of a part's file, or all of a file."""
+    with output.open(name) as file:
+        reader = pa.ipc.open_file(file)
+        return reader.read_all() if bucket is None else pa.Table.from_batches([reader.get_batch(bucket)])
+
+
+def _rows(
+    corpus: Storage, part: str, columns: list[str], is_taken: Callable[[float], bool]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a part whose split hash, in [0, 1), is taken; nothing but the id of any other leaves Arrow."""
+    with corpus.open(part) as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=1024):
+            mask = [is_taken(unit_hash(own, "split")) for own in batch.column("id").to_pylist()]
+            yield from batch.filter(pa.array(mask, pa.bool_())).to_pylist()
+
+
+# Measuring, on a sample of the documents.
+
+
+def _measure(
+    corpus: Artifact, output: Storage, tokenizer: Tokenizer, identity: str, share: float, workers: int | None
+) -> dict[str, Any]:
+    """Bytes per token and tokens per word (over all, by source, by language), tokens that never occur, unknown ones,
+    and texts that do not come back."""
+    task = partial(_measure_part, corpus=corpus.storage, folder=output / "tokenizer")
+    answers = run_tasks(
+        task,
+        _part_tasks(corpus, tokenizer=identity, share=share),
+        workers=workers,
+        label="vocabulary: measure",
+        answers=output / WORK / "measure",
+    )
+    used = np.zeros(tokenizer.get_vocab_size(), dtype=np.bool_)
+    for answer in answers:
+        used |= _unpacked(answer["used"], len(used))
+    sums = {by: _summed([answer[by] for answer in answers]) for by in ("source", "language")}
+    everything = [sum(column) for column in zip(*sums["source"].values(), strict=True)] or [0, 0, 0]
     return {
-        "bytes_per_token": sum(num_bytes.values()) / max(1, sum(num_tokens.values())),
-        "bytes_per_token_by_source": {
-            source: num_bytes[source] / max(1, num_tokens[source]) for source in sorted(num_bytes)
+        **_rates(*everything),
+        **{
+            f"{rate}_by_{by}": {name: _rates(*sums[by][name])[rate] for name in sorted(sums[by])}
+            for by in ("source", "language")
+            for rate in ("bytes_per_token", "fertility")
         },
-        "measured_documents": documents,
-        "unused_tokens": encoder.get_vocab_size() - len(seen),
-        "round_trip_failures": failures,
+        "measured_documents": sum(answer["documents"] for answer in answers),
+        "unused_tokens": int(len(used) - used.sum()),
+        "unknown_tokens": sum(answer["unknown"] for answer in answers),
+        "round_trip_failures": sum(answer["failures"] for answer in answers),
     }
+
+
+def _measure_part(task: Mapping[str, Any], *, corpus: Storage, folder: Storage) -> dict[str, Any]:
+    """Sums over the documents of a part whose split hash is below `share`: [bytes, tokens, words] by source and by
+    language (of documents whose metadata name one), and the tokens that occur, as hexadecimal bits."""
+    encoder = load_encoder(folder.local())
+    unknown = encoder.token_to_id(UNKNOWN)
+    used = np.zeros(encoder.get_vocab_size(), dtype=np.bool_)
+    sums: dict[str, list[tuple[str, list[int]]]] = {"source": [], "language": []}
+    documents = failures = unknowns = 0
+    columns = ["id", "text", "source", "metadata"]
+    for row in _rows(corpus, task["part"], columns, lambda place: place < task["share"]):
+        ids = encoder.encode(row["text"], add_special_tokens=False).ids
+        sizes = [len(row["text"].encode()), len(ids), len(row["text"].split())]
+        sums["source"].append((row["source"], sizes))
+        if language := json.loads(row["metadata"]).get("language"):
+            sums["language"].append((language, sizes))
+        documents += 1
+        failures += not _comes_back(encoder, row["text"], ids)
+        unknowns += 0 if unknown is None else ids.count(unknown)
+        used[ids] = True
+    groups = {by: _summed([{name: sizes} for name, sizes in found]) for by, found in sums.items()}
+    bits = np.packbits(used).tobytes().hex()
+    return {"documents": documents, "failures": failures, "unknown": unknowns, "used": bits, **groups}
+
+
+def _comes_back(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
+    """Whether the tokens spell the text, in the form that the tokenizer's normalisation gives it; for wordpiece apart
+    from white space, which it forgets."""
+    meant = encoder.normalizer.normalize_str(text) if encoder.normalizer else text
+    found = encoder.decode(ids, skip_special_tokens=False)
+    if isinstance(encoder.model, WordPiece):
+        return "".join(found.split()) == "".join(meant.split())
+    return found == meant
+
+
+def _unpacked(bits: str, length: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), count=length).astype(np.bool_)
+
+
+def _summed(parts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """Sizes by name, added up."""
+    total: dict[str, list[int]] = {}
+    for part in parts:
+        for name, sizes in part.items():
+            total[name] = [a + b for a, b in zip(total.get(name, [0, 0, 0]), sizes, strict=True)]
+    return total
+
+
+def _rates(num_bytes: int, num_tokens: int, num_words: int) -> dict[str, float]:
+    """Fertility is tokens per word between white space."""
+    return {"bytes_per_token": num_bytes / max(1, num_tokens), "fertility": num_tokens / max(1, num_words)}

@@ -3,19 +3,85 @@
 Nothing is sent anywhere, and no test speaks to a W&B or a Ray cluster that a developer is logged in to.
 """
 
+import json
 import os
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jsonschema
 import pytest
 import yaml
+
+import data.parallel
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("RAY_ADDRESS", None)
 
+SERVER = Path(__file__).parent / "s3_server.py"
 DEFINITIONS = Path(__file__).parents[2] / "shared" / "data" / "kuberay-crds-v1.7.0"
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of the data stages one after another in this process; their answers travel as JSON all the same."""
+
+    def one_by_one(
+        function: Callable[[Any], Any], tasks: Iterable[tuple[int, Any]], workers: int | None
+    ) -> Iterator[tuple[int, Any]]:
+        for index, task in tasks:
+            yield index, json.loads(json.dumps(function(json.loads(json.dumps(task)))))
+
+    monkeypatch.setattr(data.parallel, "_on_ray", one_by_one)
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """An S3 server of the test's own."""
+
+    store: str
+    """URL of its API."""
+    faulty: str
+    """URL of the proxy that fails now and then."""
+
+    def faults(self) -> dict[str, int]:
+        """How often the proxy did what, and `requests` of all."""
+        with urllib.request.urlopen(f"{self.faulty}/-/faults") as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    command = [sys.executable, str(SERVER), str(tmp_path_factory.mktemp("s3"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # an instance keeps the endpoint it was made with
+    yield ObjectStore(**json.loads(process.stdout.readline()))
+    process.stdin.close()
+    process.wait(30)
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://bucket/prefix` of the test's own, through the proxy that fails; also in processes started from now on."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "raymill-test",
+        "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+        "AWS_ENDPOINT_URL": object_store.faulty,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://raymill-test/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

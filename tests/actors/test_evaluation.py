@@ -28,6 +28,7 @@ from actors.weights import NumericsError, Publication
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chat import PreferenceTokens
+from data.encode import fast_encoder
 from data.shards import Generation, ShardManifest, ShardReader, TextDocument, write_manifest, write_shard
 from data.tokenizer import MIN_SIZE, fingerprint, load_encoder, load_tokenizer, separator_id
 from model.batch import from_sequences
@@ -59,7 +60,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, policies: dict[str, Path]) -
         generations=(),
     )
     documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
-    shard = write_shard(storage, "shard-00000", documents, load_encoder(folder), manifest)
+    shard = write_shard(storage, "shard-00000", documents, fast_encoder(folder), manifest)
     write_manifest(storage, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
     return storage
 

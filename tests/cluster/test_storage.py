@@ -1,5 +1,10 @@
-"""A folder, an in-memory object store and the inside of a zip file behave alike, and nothing half written is seen."""
+"""A folder, object stores and the inside of a zip file behave alike, and nothing half written is seen.
 
+The S3 server is a real one, behind a proxy that refuses, drops, breaks off and delays.
+"""
+
+import errno
+import gc
 import hashlib
 import os
 import pickle
@@ -7,18 +12,26 @@ import threading
 import uuid
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 
-from cluster.storage import Storage, expand, fingerprint, refuse_credentials
+import cluster.storage
+from cluster.storage import Storage, expand, expand_sized, fingerprint, refuse_credentials
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    """A local folder, then fsspec's in-memory file system, which stands for any object store."""
+    """A local folder, then fsspec's in-memory file system, then an S3 server through a proxy that fails."""
     name = uuid.uuid4().hex[:8]
+    if request.param == "s3":
+        yield Storage(request.getfixturevalue("s3"))
+        return
     yield Storage(str(tmp_path / name) if request.param == "folder" else f"memory://bucket-{name}/runs")
     fsspec.filesystem("memory").store.clear()
 
@@ -28,6 +41,7 @@ def test_what_is_written_is_read_listed_and_removed(storage: Storage):
     storage.write_json("b.json", {"ü": [1, None]})
     (storage / "a").write_bytes("two.bin", b"22")
     assert storage.read_bytes("a/two.bin") == b"22"
+    assert storage.read_bytes("b.json", 3, 7) == storage.read_bytes("b.json")[3:7] != b""
     assert storage.read_json("b.json") == {"ü": [1, None]}
     assert storage.files() == ["a/one.bin", "a/two.bin", "b.json"]
     assert storage.glob("a/*.bin") == ["a/one.bin", "a/two.bin"]
@@ -256,7 +270,7 @@ def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, m
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     written: list[str] = []
-    monkeypatch.setattr(Storage, "write_bytes", lambda self, name, data: written.append(name))
+    monkeypatch.setattr(Storage, "copy", lambda self, name, target, as_name: written.append(as_name))
     Storage(str(tmp_path / "to")).put_folder(tmp_path, "model")
     assert written == ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
 
@@ -267,3 +281,177 @@ def test_a_folder_can_become_the_directory_itself(storage: Storage, tmp_path: Pa
     storage.put_folder(tmp_path / "from")
     assert storage.files() == ["below/a.bin"]  # on an object store `root//below/a.bin` would be another key
     assert storage.read_bytes("below/a.bin") == b"a"
+
+
+# Large files, listings that tell sizes, and a store that fails
+
+
+def test_a_file_is_written_in_pieces_and_seen_whole(storage: Storage):
+    pieces = [bytes([number]) * (3 << 20) for number in range(7)]  # 21 MiB: three parts of an upload
+    with storage.writing("deep/a.bin") as file:
+        for piece in pieces:
+            file.write(piece)
+        assert storage.files() == []
+    assert storage.files() == ["deep/a.bin"]
+    assert storage.read_bytes("deep/a.bin") == b"".join(pieces)
+    with storage.writing("empty"):
+        pass
+    assert storage.read_bytes("empty") == b""
+
+
+def test_writing_that_raises_leaves_what_was_there(storage: Storage):
+    storage.write_bytes("a", b"old")
+    with pytest.raises(KeyError), storage.writing("a") as file:
+        file.write(b"new" * (4 << 20))
+        raise KeyError
+    gc.collect()  # an upload that is only forgotten would be completed now
+    assert storage.read_bytes("a") == b"old" and storage.files() == ["a"]
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+def test_a_handle_reads_anywhere(storage: Storage, read_ahead: bool):
+    content = os.urandom(1 << 16) * 300  # 19 MiB: three blocks
+    storage.write_bytes("a", content)
+    with storage.open("a", read_ahead=read_ahead) as file:
+        file.seek(9_000_000)
+        assert file.read(5) == content[9_000_000:9_000_005]
+        file.seek(0)
+        assert b"".join(iter(lambda: file.read(1_000_000), b"")) == content
+
+
+def test_a_copy_goes_within_a_store_and_between_stores(storage: Storage, tmp_path: Path):
+    storage.write_bytes("a", b"content")
+    storage.copy("a", storage / "below", "b")
+    storage.copy("a", Storage(str(tmp_path / "other")))
+    assert storage.read_bytes("below/b") == (tmp_path / "other/a").read_bytes() == b"content"
+
+
+def test_a_listing_tells_the_sizes(storage: Storage):
+    for number in range(3):
+        storage.write_bytes(f"in/{number}.txt", b"x" * number)
+    storage.write_bytes("in/below/3.txt", b"xxx")
+    found = expand_sized([f"{storage.url}/in/*"])
+    assert [(url.rsplit("/in/")[1], size) for url, size in found] == [(f"{number}.txt", number) for number in range(3)]
+
+
+def test_a_listing_follows_links_and_looks_into_archives(archive: Path, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("four")
+    (tmp_path / "folder").mkdir()
+    for name, goal in (("link.txt", "a.txt"), ("folder.txt", "folder"), ("nowhere.txt", "none")):
+        (tmp_path / name).symlink_to(tmp_path / goal)
+    assert expand_sized([f"{tmp_path}/*.txt"]) == [(f"{tmp_path}/a.txt", 4), (f"{tmp_path}/link.txt", 4)]
+    assert [size for _, size in expand_sized([f"zip://package/data/*::file://{archive}"])] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["internal", "dropped", "answer_lost", "broken_off"])
+def test_every_operation_outlives_a_fault(s3: str, fault: str):
+    """The proxy makes each request to a key of this name fail the first time."""
+    storage = Storage(f"{s3}/{fault}")
+    large = os.urandom(1 << 20) * 12
+    assert not storage.exists() and storage.files() == []
+    storage.write_bytes("a", b"bytes")
+    assert storage.exists("a") and storage.exists() and not storage.exists("b")
+    assert storage.read_bytes("a") == b"bytes"
+    assert storage.create_bytes("lease", b"mine") and not storage.create_bytes("lease", b"theirs")
+    assert storage.read_bytes("lease") == b"mine"
+    with storage.writing("large") as file:
+        file.write(large)
+    assert storage.read_bytes("large") == large
+    for read_ahead in (False, True):
+        with storage.open("large", read_ahead=read_ahead) as file:
+            assert b"".join(iter(lambda: file.read(1 << 20), b"")) == large
+    storage.copy("a", storage / "copy")
+    assert storage.glob("*") == ["a", "copy", "large", "lease"]
+    assert expand_sized([f"{storage.url}/l*"]) == [(f"{storage.url}/large", 12 << 20), (f"{storage.url}/lease", 4)]
+    assert fingerprint(f"{storage.url}/a") == f"etag:{hashlib.md5(b'bytes').hexdigest()}"
+    assert (storage / "copy").local().joinpath("a").read_bytes() == b"bytes"
+    storage.remove("copy")
+    assert storage.files() == ["a", "large", "lease"]
+    storage.remove()
+    assert not storage.exists()
+
+
+@pytest.mark.slow
+def test_a_thousand_and_more_are_listed_and_removed_while_the_store_fails(s3: str, object_store: Any):
+    storage = Storage(s3)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda number: storage.write_bytes(f"many/{number:04d}", b"%d" % number), range(1100)))
+    assert storage.files() == [f"many/{number:04d}" for number in range(1100)]
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(storage.read_bytes, storage.files())) == [b"%d" % number for number in range(1100)]
+    storage.remove("many")
+    assert storage.files() == []
+    assert all(object_store.faults()[fault] > 5 for fault in ("slow_down", "internal", "dropped", "answer_lost"))
+
+
+@pytest.mark.slow
+def test_what_another_process_writes_is_seen_at_once(s3: str):
+    ours, theirs = Storage(s3), Storage(s3)
+    assert not ours.exists("a/b") and ours.files() == []
+    theirs.fs.pipe_file(theirs.path("a/b"), b"")
+    assert ours.exists("a/b") and ours.exists("a") and ours.files() == ["a/b"] and ours.glob("*/*") == ["a/b"]
+
+
+@pytest.mark.slow
+def test_a_refused_or_missing_key_is_told_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
+    files = fsspec.get_filesystem_class("s3")
+    for answer in ("signature", "Unable to locate credentials"):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        if answer != "signature":
+            monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+            monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        files.clear_instance_cache()  # an instance keeps the keys it was made with
+        with pytest.raises(ValueError, match=f"store: cannot write to {s3} .*{answer}"):
+            Storage(s3).check_writable()
+        with pytest.raises(OSError):
+            Storage(s3).exists("a")
+    files.clear_instance_cache()
+
+
+class Failing:
+    """A call that raises these errors one after another, and then answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def __call__(self, *_: Any, **__: Any) -> str:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "answer"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.storage, "_WAITS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
+    passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
+    call = Failing(*passing)
+    assert cluster.storage._insist(call) == "answer" and call.calls == 4
+    with pytest.raises(OSError, match="500"):
+        cluster.storage._insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
+    with pytest.raises(OSError, match="ClientPayloadError: broken off"):
+        cluster.storage._insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
+    for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
+        call = Failing(final)
+        with pytest.raises(type(final)):
+            cluster.storage._insist(call)
+        assert call.calls == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_does_not_say_is_not_taken_for_a_no(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage.fs, "info", Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
+    with pytest.raises(OSError, match="500"):
+        storage.exists("a")
+
+
+def test_a_name_that_is_taken_is_known_by_any_store():
+    error = OSError(errno.EINVAL, "a precondition does not hold")
+    assert not cluster.storage._is_taken(error)
+    error.__cause__ = ClientError({"Error": {"Code": "PreconditionFailed"}}, "PutObject")
+    assert cluster.storage._is_taken(error) and cluster.storage._is_taken(FileExistsError())

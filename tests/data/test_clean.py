@@ -1,7 +1,6 @@
-"""Each cleaning step against hand-worked cases, and the n-gram rules against a naive count."""
+"""The recipe: steps in their order, what they may say, and the small steps against hand-worked cases."""
 
-import random
-from collections import Counter
+from dataclasses import replace
 
 import ftfy
 import pytest
@@ -9,24 +8,27 @@ import pytest
 from data.clean import (
     ExactDuplicates,
     Length,
-    RedactPII,
     RepairUnicode,
-    Repetition,
     Step,
     SymbolRatio,
+    check_metadata,
     check_steps,
+    chosen,
     clean,
+    judges,
     length,
-    redact_pii,
     repair_unicode,
-    repetition,
     symbol_ratio,
 )
-from data.document import Document
+from data.dedup import NearDuplicates
+from data.document import Document, Source
+from data.language import Language
+from data.lines import CleanLines
+from data.pii import RedactPII
+from data.quality import C4Quality
+from data.repetition import Repetition
 from jobs.config import build
 from jobs.corpus import CorpusConfig
-
-NO_NGRAMS = {"top_ngrams": {}, "duplicate_ngrams": {}}
 
 
 def documents(*texts: str) -> list[Document]:
@@ -58,42 +60,6 @@ def test_length_counts_bytes_and_includes_its_bounds() -> None:
     ]
 
 
-def test_repeated_lines_are_judged_by_number_and_by_characters() -> None:
-    rule = Repetition(duplicate_lines=0.3, duplicate_line_characters=0.5, **NO_NGRAMS)
-    # One of three lines repeats (0.33 > 0.3); one of four does not pass the first bound, but its characters may.
-    judged = repetition(["a\nb\na", "a\nb\nc\na", f"{'x' * 30}\nb\nc\n{'x' * 30}"], rule).reasons
-    assert judged == ["repetition/duplicate_lines", None, None]
-    strict = Repetition(duplicate_lines=0.3, duplicate_line_characters=0.4, **NO_NGRAMS)
-    # 30 of 62 characters: 0.48.
-    assert repetition([f"{'x' * 30}\nb\nc\n{'x' * 30}"], strict).reasons == ["repetition/duplicate_line_characters"]
-
-
-def naive_ngram_shares(text: str, n: int) -> tuple[float, float]:
-    """(top, duplicate): share of characters in the most frequent n-gram, and under any repeated one."""
-    words = text.split()
-    total = sum(map(len, words))
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    counts = Counter(grams)
-    most = max(counts.values(), default=0)
-    top = max((most * sum(map(len, gram)) for gram, count in counts.items() if count == most and most > 1), default=0)
-    covered = {i + k for i, gram in enumerate(grams) if counts[gram] > 1 for k in range(n)}
-    return top / total, sum(len(words[i]) for i in covered) / total
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_ngram_rules_agree_with_a_naive_count(n: int) -> None:
-    generator = random.Random(n)
-    for _ in range(200):
-        text = " ".join(generator.choice(["a", "bb", "ccc", "dddd", "e"]) for _ in range(generator.randint(1, 30)))
-        top, duplicate = naive_ngram_shares(text, n)
-        for bound in (0.1, 0.3, 0.6):
-            lines = {"duplicate_lines": 1.0, "duplicate_line_characters": 1.0}
-            tops = Repetition(**lines, top_ngrams={n: bound}, duplicate_ngrams={})
-            assert (repetition([text], tops).reasons != [None]) == (top > bound), (text, top)
-            duplicates = Repetition(**lines, top_ngrams={}, duplicate_ngrams={n: bound})
-            assert (repetition([text], duplicates).reasons != [None]) == (duplicate > bound), (text, duplicate)
-
-
 def test_symbol_ratio_drops_hash_marks_and_numbers() -> None:
     texts = [
         "# a # b",
@@ -109,27 +75,6 @@ def test_symbol_ratio_drops_hash_marks_and_numbers() -> None:
     ]
 
 
-def test_redaction_finds_mail_and_phone_and_leaves_other_numbers() -> None:
-    found = [
-        ("Mail jo.doe+x@mail.example.org now", "Mail [EMAIL] now"),
-        ("call +44 20 7946 0958.", "call [PHONE]."),
-        ("call (415) 555-0132, or 415-555-0132", "call [PHONE], or [PHONE]"),
-        ("1-800-555-0199 is free", "[PHONE] is free"),
-    ]
-    left = [
-        "from 1999-2004",
-        "ISBN 978-3-16-148410-0",
-        "2018-05-02",
-        "costs 1,000,000",
-        "192.168.100.200",
-        "a@b",
-        "pi 3.14159265",
-    ]
-    outcome = redact_pii([before for before, _ in found] + left, RedactPII())
-    assert outcome.texts == [after for _, after in found] + left
-    assert outcome.counts == {"redact_pii/email": 1, "redact_pii/phone": 4}
-
-
 def test_every_document_is_kept_or_dropped_with_one_reason_and_steps_see_what_is_left() -> None:
     steps = [
         Step(repair_unicode=RepairUnicode()),
@@ -143,7 +88,45 @@ def test_every_document_is_kept_or_dropped_with_one_reason_and_steps_see_what_is
         ("s/1", "length/min_bytes"),
         ("s/2", "empty"),
     ]
-    assert result.counts == {"repair_unicode/documents": 2, "redact_pii/email": 1, "redact_pii/phone": 0}
+    assert (result.counts["repair_unicode/documents"], result.counts["redact_pii/email"]) == (2, 1)
+
+
+def test_keep_leaves_its_share_of_what_a_step_would_drop_and_the_same_documents_in_any_batch() -> None:
+    steps = [Step(length=Length(min_bytes=9), keep=0.3)]
+    batch = documents(*["short"] * 1000, "long enough")
+    result = clean(batch, steps)
+    assert 250 < len(result.kept) - 1 < 350 and result.counts["length/kept_all_the_same"] == len(result.kept) - 1
+    assert [document for one in batch for document in clean([one], steps).kept] == result.kept
+
+
+def test_keep_leaves_a_documents_lines_uncut_and_counts_what_was_done() -> None:
+    cut, plain = "A line that is a sentence.\nwe use cookies\n" * 2, "A line that is a sentence."
+    for rule in (Step(clean_lines=CleanLines(), keep=0.3), Step(c4_quality=C4Quality(min_sentences=1), keep=0.3)):
+        name = chosen(rule)[0]
+        batch = documents(*[cut] * 500, *[plain] * 500)
+        result = clean(batch, [rule])
+        assert [document.id for document in result.kept] == [document.id for document in batch]
+        whole = [document for document in result.kept if document.text == cut]
+        assert 110 < len(whole) < 190 and result.counts[f"{name}/kept_all_the_same"] == len(whole)
+        done = clean([document for document in batch if document not in whole], [replace(rule, keep=0.0)])
+        made = {change: count for change, count in result.counts.items() if not change.endswith("kept_all_the_same")}
+        assert made == done.counts and sum(made.values()) > 0
+        assert [document for one in batch for document in clean([one], [rule]).kept] == result.kept
+
+
+def test_the_ledger_knows_which_steps_take_a_keep() -> None:
+    steps = [Step(c4_quality=C4Quality(), keep=0.2), Step(repair_unicode=RepairUnicode()), Step(redact_pii=RedactPII())]
+    check_steps(steps)
+    assert [(step.keep, step.can_keep) for step in judges(steps)] == [(0.2, True), (0.0, False), (0.0, False)]
+
+
+def test_what_a_step_finds_out_joins_the_metadata() -> None:
+    text = "The water of the lake was calm in the morning, and the boats lay still at the shore."
+    (kept,) = clean([Document("s/0", text, "s", {"url": "u"})], [Step(language=Language(keep=["en"]))]).kept
+    assert kept.metadata["url"] == "u" and kept.metadata["language"] == "en"
+    source = Source(name="s", path="x", format="jsonl", metadata=["language"])
+    with pytest.raises(ValueError, match=r"sources.s.metadata: language is what the step language writes"):
+        check_metadata([source], [Step(language=Language())])
 
 
 def test_steps_are_functions_of_the_text_alone_whatever_the_batch() -> None:
@@ -155,8 +138,13 @@ def test_steps_are_functions_of_the_text_alone_whatever_the_batch() -> None:
 
 
 def test_wrong_recipes_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="exact_duplicates must be the last step"):
-        check_steps([Step(exact_duplicates=ExactDuplicates()), Step(length=Length())])
+    exact, near = Step(exact_duplicates=ExactDuplicates()), Step(near_duplicates=NearDuplicates())
+    check_steps([Step(length=Length()), exact, near])
+    for wrong in ([exact, Step(length=Length())], [near], [near, exact], [exact, exact]):
+        with pytest.raises(ValueError, match="what compares documents with each other comes last and once"):
+            check_steps(wrong)
+    with pytest.raises(ValueError, match=r"steps\[0\].keep: redact_pii is no filter"):
+        check_steps([Step(redact_pii=RedactPII(), keep=0.5)])
     with pytest.raises(ValueError, match="names exactly one step"):
         check_steps([Step()])
     with pytest.raises(ValueError, match=r"steps\[0\].length.max_bytes: 5 must be at least min_bytes \(9\)"):

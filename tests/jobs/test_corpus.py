@@ -8,14 +8,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import data.parts
 import jobs.corpus
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.document import plan_ranges
+from data.document import ReadRange
 from data.parallel import run_tasks
+from data.readers import plan_ranges
 from jobs.config import build
-from jobs.corpus import STAGE, WORK, CorpusConfig, _pack
+from jobs.corpus import STAGE, WORK, CorpusConfig, _pack, num_parts, text_bytes
 from jobs.job import Context
 
 
@@ -29,10 +31,10 @@ def on_ray(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.slow(pytest.mark.usefixtures("session")(test))
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tasks of a run one after another, as plain calls."""
-    monkeypatch.setattr(jobs.corpus, "run_tasks", lambda task, items, **_: [task(item) for item in items])
+@pytest.fixture(autouse=True)
+def four_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are a mebibyte at least; here each corpus has four, so that something has to meet in each of them."""
+    monkeypatch.setattr(jobs.corpus, "num_parts", lambda ranges, part_mib: 4)
 
 
 def context_for(folder: Path) -> Context:
@@ -74,7 +76,6 @@ def write_sources(folder: Path) -> dict[str, Any]:
             {"redact_pii": {}},
             {"exact_duplicates": {}},
         ],
-        "parts": 4,
     }
 
 
@@ -98,7 +99,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert web["dropped"]["exact_duplicates"] + book["dropped"].get("exact_duplicates", 0) == 7
     assert book["dropped"]["length/min_bytes"] == 1
     assert sum(number for reason, number in book["dropped"].items() if reason.startswith("repetition/")) == 1
-    assert book["changed"] == {"redact_pii/email": 1, "redact_pii/phone": 0, "repair_unicode/documents": 1}
+    assert book["changed"] == {"redact_pii/email": 1, "repair_unicode/documents": 1}
     documents, drops = rows(tmp_path / "out", "documents"), rows(tmp_path / "out", "drops")
     assert len(documents) == summary["documents"] and len(drops) == sum(summary["dropped"].values())
     assert len(documents) + len(drops) + 6 == summary["read"] == 65
@@ -120,7 +121,7 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monk
 
     with monkeypatch.context() as patch:  # pieces far smaller than a config allows
         patch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 300))
-        patch.setattr(jobs.corpus, "_pack", lambda ranges, _: _pack(ranges, 300))
+        patch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 300))
         patch.setattr(jobs.corpus, "run_tasks", run_many)
         second = run(build(CorpusConfig, values, ["execution.workers=1"]), tmp_path / "b")
     assert num_tasks[0] > 6  # files are cut, against one task for all of them in the first run
@@ -132,28 +133,23 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monk
     values["sources"][0]["path"] = f"{tmp_path}/other/all.jsonl"
     run(build(CorpusConfig, values), tmp_path / "c")
     for name, content in contents(tmp_path / "a").items():
-        if not name.startswith("quarantine/"):
+        if not name.startswith(("quarantine/", "origins/")):
             assert contents(tmp_path / "c")[name] == content, name
 
 
-@on_ray
-def test_small_pieces_give_the_same_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The halves called as plain functions, so that pieces and chunks can be far smaller than a config allows."""
-    config = build(CorpusConfig, write_sources(tmp_path))
-    run(config, tmp_path / "a")
-    monkeypatch.setattr(jobs.corpus, "_CHUNK_BYTES", 100)
+@pytest.mark.usefixtures("without_ray")
+def test_small_pieces_chunks_and_partitions_give_the_same_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = write_sources(tmp_path)
+    run(build(CorpusConfig, values), tmp_path / "a")
+    monkeypatch.setattr(data.parts, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 2)
-    output = Storage(str(tmp_path / "b"))
-    pieces = [[list(piece)] for piece in jobs.corpus.plan_ranges(config.sources, 200)]
-    cleaned = [jobs.corpus._clean_piece(piece, output=output, config=config) for piece in reversed(pieces)]
-    chunks = [chunk for answer in cleaned for chunk in answer["chunks"]]
-    assert len(chunks) > 20
-    for bucket in range(config.parts):
-        jobs.corpus._merge_bucket(bucket, output=output, config=config, chunks=chunks)
-    whole = contents(tmp_path / "a")
-    assert {name: data for name, data in contents(tmp_path / "b").items() if not name.startswith("work/")} == {
-        name: data for name, data in whole.items() if not name.startswith("quarantine/")
-    }
+    monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 200))
+    monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 1024))
+    for partitions in (1, 2, 3, 7):
+        run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
+        assert contents(tmp_path / f"{partitions}") == contents(tmp_path / "a")
 
 
 @on_ray
@@ -161,12 +157,12 @@ def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: p
     config = build(CorpusConfig, write_sources(tmp_path))
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(jobs.corpus, "_summary", interrupt)
+        patch.setattr(jobs.corpus, "summarize", interrupt)
         run(config, tmp_path / "killed")
     work = tmp_path / "killed/work"
-    # Half of the second half is lost, and a file of the first half is torn.
-    for name in ("bucket-00001.json", "bucket-00002.json"):
-        (work / name).unlink()
+    # Half of the second half is lost, and a file that it wrote is torn.
+    for number in (1, 2):
+        answer_of(work / "deduplicate-and-write", number).unlink()
     (tmp_path / "killed/documents/part-00001.parquet").write_bytes(b"torn")
     untouched = tmp_path / "killed/documents/part-00003.parquet"
     made = untouched.stat().st_mtime_ns
@@ -175,7 +171,7 @@ def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: p
     assert untouched.stat().st_mtime_ns == made
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("without_ray")
 def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,23 +182,29 @@ def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
     def remove_some(storage: Storage, name: str = "") -> None:
         if name != jobs.corpus.WORK:
             return remove(storage, name)
-        for lost in [*storage.glob("work/*.arrow"), "work/bucket-00001.json"]:
+        for lost in storage.glob("work/chunks/*.arrow"):
             remove(storage, lost)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Storage, "remove", remove_some)
         run(config, tmp_path / "killed")
-    assert (tmp_path / "killed" / WORK / "bucket-00002.json").is_file()
+    assert not list((tmp_path / "killed" / WORK).rglob("*.json"))  # no answer is left that the next run could trust
     run(config, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def answer_of(folder: Path, part: int) -> Path:
+    """The answer of the task that wrote this part."""
+    (found,) = [path for path in folder.glob("*.json") if json.loads(path.read_text())["parts"][0]["part"] == part]
+    return found
 
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("without_ray")
 def test_a_quarantine_names_files_alike_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     for here in (tmp_path / "one", tmp_path / "two/deep"):
@@ -211,18 +213,18 @@ def test_a_quarantine_names_files_alike_wherever_they_lie(tmp_path: Path, monkey
             (here / name).write_text('{"text": "fine"}\n{"text": "broken\u2028\n')
         monkeypatch.chdir(here if here.name == "one" else tmp_path)
         source = {"name": "web", "path": "*/*.jsonl" if here.name == "one" else f"{here}/*/*.jsonl", "format": "jsonl"}
-        run(build(CorpusConfig, {"sources": [source], "parts": 1}), here / "out")
+        run(build(CorpusConfig, {"sources": [source]}), here / "out")
         written.append((here / "out/quarantine/web.jsonl").read_bytes())
     assert written[0] == written[1]
     files = [record["file"] for record in Storage(str(tmp_path / "one/out")).read_jsonl("quarantine/web.jsonl")]
     assert files == ["x.jsonl (file 1 of 3)", "x.jsonl (file 2 of 3)", "y.jsonl"]
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("without_ray")
 def test_a_lone_surrogate_in_metadata_costs_its_record_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "by": "x"}\n{"text": "good", "by": "\\ud800"}\n')
     source = {"name": "s", "path": f"{tmp_path}/a.jsonl", "format": "jsonl", "metadata": ["by"]}
-    summary = run(build(CorpusConfig, {"sources": [source], "parts": 1}), tmp_path / "out")
+    summary = run(build(CorpusConfig, {"sources": [source]}), tmp_path / "out")
     assert (summary["documents"], summary["quarantined"]) == (1, 1)
 
 
@@ -246,3 +248,109 @@ def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     summary = run(build(CorpusConfig, values), tmp_path / "out")
     left_out = summary["sources"]["web"]["dropped"]["fraction"]
     assert 10 < left_out < 45 and {row["reason"] for row in rows(tmp_path / "out", "drops")} >= {"fraction"}
+
+
+def prose(seed: int, length: int = 60) -> str:
+    return " ".join(f"w{(seed * 7919 + n * n * 31 + n) % 997}" for n in range(length))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_near_duplicates_and_a_mixture_work_on_the_whole_corpus(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": f"{n:03d}", "text": prose(n)}) for n in range(200)]
+    lines += [json.dumps({"id": f"{n:03d}x", "text": prose(n) + " and more"}) for n in range(0, 200, 10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": prose(n)}) for n in range(500, 600)))
+    values = {
+        "sources": [
+            {"name": "a", "path": f"{tmp_path}/a.jsonl", "format": "jsonl", "id": "id"},
+            {"name": "b", "path": f"{tmp_path}/b.jsonl", "format": "jsonl"},
+        ],
+        "steps": [{"exact_duplicates": {}}, {"near_duplicates": {}}],
+        "mixture": {"a": 1, "b": 1},
+    }
+    summary = run(build(CorpusConfig, values), tmp_path / "out")
+    a, b = summary["sources"]["a"], summary["sources"]["b"]
+    assert a["dropped"]["near_duplicates"] == 20 and "near_duplicates" not in b["dropped"]
+    assert (b["kept"], a["kept"] + a["dropped"]["mixture"]) == (100, 200)
+    assert 0.8 < a["bytes"] / b["bytes"] < 1.25 and 0.4 < summary["mixture"]["a"] < 0.6
+    taken = {row["id"]: row["kept_id"] for row in rows(tmp_path / "out", "drops") if row["reason"] == "near_duplicates"}
+    assert taken == {f"a/{n:03d}x": f"a/{n:03d}" for n in range(0, 200, 10)}
+    for partitions in (1, 2, 7):
+        again = run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
+        assert again == summary and contents(tmp_path / f"{partitions}") == contents(tmp_path / "out")
+
+
+def test_mistakes_of_a_corpus_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    source = {"name": "web", "path": "x", "format": "text"}
+    for values, message in (
+        ({"mixture": {"wep": 1}}, "mixture: 'wep' is no source; did you mean web"),
+        ({"mixture": {"web": -1}}, "mixture.web: -1.0 must be at least 0"),
+        ({"mixture": {"web": 0}}, "every weight is 0"),
+        ({"part_mib": 0}, "part_mib: 0 must be at least 1"),
+        ({"part_mib": 1025}, "part_mib: 1025 must be at least 1 and at most 1024"),
+        ({"fairness_budget": 2}, "fairness_budget: 2.0 must be at least 0 and below 1"),
+        ({"execution": {"partitions": 0}}, "execution.partitions: 0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            STAGE.check(build(CorpusConfig, {"sources": [source], **values}))
+
+
+def test_a_filter_that_removes_people_breaks_the_budget_and_keep_mends_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some text.")
+    values = {
+        "sources": [{"name": "web", "path": f"{tmp_path}/a.txt", "format": "text"}],
+        "steps": [{"toxicity": {"max_score": 0.8}}],
+        "fairness_budget": 0.05,
+    }
+    with pytest.raises(ValueError, match=r"steps\[0\].toxicity: removes .* \(sexuality; .*`keep: 0\.\d+`") as refused:
+        STAGE.check_sources(build(CorpusConfig, values))
+    keep = float(str(refused.value).rpartition("`keep: ")[2].rstrip("`"))
+    STAGE.check_sources(build(CorpusConfig, {**values, "steps": [{**values["steps"][0], "keep": keep}]}))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "part_mib", "expected"),
+    [(0, 64, 1), (1, 1, 1), (1 << 20, 1, 1), ((1 << 20) + 1, 1, 2), (10 << 30, 64, 160), (4096 << 20, 1, 4096)],
+)
+def test_parts_are_as_many_as_the_text_fills(num_bytes: int, part_mib: int, expected: int) -> None:
+    assert num_parts(num_bytes, part_mib) == expected
+
+
+def test_more_than_the_most_parts_are_not_made_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert num_parts(1 << 40, 64) == 4096
+    assert "about 1024 GiB of text make 4096 parts, the most there may be, of 256 MiB" in caplog.text
+
+
+def test_compressed_files_and_parquet_count_four_times_their_size() -> None:
+    config = build(
+        CorpusConfig,
+        {
+            "sources": [
+                {"name": "plain", "path": "x", "format": "jsonl"},
+                {"name": "columns", "path": "y", "format": "parquet"},
+            ]
+        },
+    )
+    for source, url, expected in ((0, "x.jsonl", 100), (0, "x.jsonl.gz", 400), (1, "y.data", 400)):
+        assert text_bytes(config.sources, [ReadRange(source, url, 0, -1, 100)]) == expected
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"id": f"{n * 7 % 90:02d}", "text": f"Said {n % 6} times.".swapcase()}) for n in range(400)]
+    lines += [json.dumps({"id": f"{n * 7 % 90:02d}", "text": f"Said {n % 6}  times."}) for n in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{broken", "[]"]))
+    (tmp_path / "b.jsonl").write_text("\n".join(["{torn", *lines[::-1], "5"]))
+    source = {"name": "s", "path": f"{tmp_path}/*.jsonl", "format": "jsonl", "id": "id"}
+    values = {"sources": [source], "steps": [{"exact_duplicates": {}}]}
+    summary = run(build(CorpusConfig, values), tmp_path / "out")
+    assert (summary["documents"], summary["dropped"], summary["quarantined"]) == (6, {"exact_duplicates": 994}, 4)
+    quarantine = Storage(str(tmp_path / "out")).read_jsonl("quarantine/s.jsonl")
+    places = [(record["file"], record["offset"]) for record in quarantine]
+    assert places == sorted(places) and [file for file, _ in places] == ["a.jsonl"] * 2 + ["b.jsonl"] * 2
+    monkeypatch.setattr(data.parts, "_CHUNK_BYTES", 3000)
+    monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 5000))
+    monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 5000))
+    again = run(build(CorpusConfig, values), tmp_path / "again")
+    assert again == summary and contents(tmp_path / "again") == contents(tmp_path / "out")

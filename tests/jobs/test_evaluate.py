@@ -20,8 +20,9 @@ from actors.evaluation import PairScores, SentencePair, TextScores
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
+from data.encode import fast_encoder
 from data.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
-from data.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from data.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, save_tokenizer, train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig, engine_gap, quality
 from jobs.config import build
@@ -175,7 +176,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     )
     split = Storage(str(root / "shards" / "validation"))
     documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
-    shard = write_shard(split, "shard-00000", documents, load_encoder(tokenizer), manifest)
+    shard = write_shard(split, "shard-00000", documents, fast_encoder(tokenizer), manifest)
     write_manifest(split, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
     return {name: artifact(root / name, name) for name in ("sft", "rlhf", "reward", "shards")}
 

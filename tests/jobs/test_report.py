@@ -59,6 +59,21 @@ def log(artifact: Artifact, lines: list[dict[str, float]]) -> Artifact:
     return artifact
 
 
+def ledger_row(step: str, axis: str, group: str, removed: float, *, reference: float = 0.01) -> dict[str, Any]:
+    row = {"step": step, "axis": axis, "group": group, "removed": removed, "reference_removed": reference}
+    bounds = {"low": removed / 2, "high": min(1.0, removed * 1.5), "excess": removed - reference}
+    bounds |= {"excess_low": (removed - reference) / 2, "excess_high": removed}
+    return row | bounds | {"judged": reference < 0.5, "keep": 0.0, "num_templates": 80, "form": "sentence"}
+
+
+LEDGER = [
+    ledger_row("steps[4].toxicity", "sexuality", "queer", 0.338),
+    ledger_row("steps[4].toxicity", "sexuality", "straight", 0.01),
+    ledger_row("steps[4].toxicity", "religion", HOSTILE, 0.05),
+    ledger_row("steps[1].length", "gender", "women", 1.0, reference=0.99),
+]
+
+
 def curve(area: str, steps: int, start: float, end: float, noise: float) -> list[dict[str, float]]:
     generator = random.Random(area)
     lines = []
@@ -94,6 +109,7 @@ def fake_road(store: Storage) -> list[Artifact]:
             for n in ("dialogue", "encyclopedia", "news")
         },
     )
+    (store / corpus.id).write_json("fairness.json", LEDGER)
     vocabulary = write(
         store,
         "vocabulary",
@@ -102,11 +118,16 @@ def fake_road(store: Storage) -> list[Artifact]:
             "size": 4096,
             "sampled_bytes": 30_000_000,
             "bytes_per_token": 3.61,
+            "fertility": 1.31,
             "bytes_per_token_by_source": {"dialogue": 3.2, "encyclopedia": 3.7, "news": 3.8},
+            "fertility_by_source": {"dialogue": 1.2, "encyclopedia": 1.4, "news": 1.3},
+            "bytes_per_token_by_language": {"en": 3.61},
+            "fertility_by_language": {"en": 1.31},
             "unused_tokens": 3,
             "round_trip_failures": 0,
             "measured_documents": 2100,
         },
+        config={"kind": "bpe"},
         inputs=made_from(corpus=corpus),
     )
     counts = {"train": 13_800, "validation": 600}
@@ -341,10 +362,21 @@ def test_every_stage_is_told_with_its_numbers(road: list[Artifact]) -> None:
         assert ("id", artifact.id) in page.attributes and ("href", f"#{artifact.id}") in page.attributes
 
 
+def test_the_ledger_shows_whom_a_step_removes(road: list[Artifact]) -> None:
+    text = Page(render(road)).text
+    assert "2 of 4 pairs of step and group show an excess" in text and "steps[1].length removes most of either" in text
+    worst, folded = text.split("All 4 pairs of step and group, with 95 % intervals")
+    assert "33.8%" in worst and "straight" not in worst
+    assert "+32.8%" in folded and "+16.4% to +33.8%" in folded and "16.9% to 50.7%" in folded
+    for row in LEDGER:
+        assert row["group"] in folded
+    assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
+
+
 def test_text_of_documents_and_models_never_becomes_markup(road: list[Artifact]) -> None:
     page = Page(render(road))
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) == 3  # a source's name, a prompt and an answer
+    assert page.text.count(HOSTILE) == 5  # a source's name, a group's (twice), a prompt and an answer
 
 
 def test_the_page_asks_nothing_of_the_network(road: list[Artifact]) -> None:

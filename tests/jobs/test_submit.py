@@ -350,7 +350,7 @@ def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "configs/tiny/corpus.yaml",
             "sources:\n  - {name: sheep, path: data/sheep.jsonl, format: jsonl, text: text}\n"
-            "steps: [{exact_duplicates: {}}]\nparts: 2\n",
+            "steps: [{exact_duplicates: {}}]\npart_mib: 1\n",
         ),
         ("configs/tiny/vocabulary.yaml", "corpus: corpus\nsize: 300\n"),
         ("configs/tiny/shards.yaml", "validation_fraction: 0.1\n"),
@@ -392,7 +392,7 @@ def records(cluster: Cluster) -> str:
 def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_secret(
     cluster: Cluster, text_project: Path
 ):
-    command = ("pipeline", str(CONFIG), "corpus.parts=3", "--store", "runs/there")
+    command = ("pipeline", str(CONFIG), "corpus.part_mib=3", "--store", "runs/there")
     sent = [submission(cluster, *command) for _ in range(2)]
     output = call(cluster, "logs", sent[0], "--address", cluster.address)
     assert call(cluster, "status", sent[0], "--address", cluster.address) == "SUCCEEDED\n", output
@@ -402,8 +402,8 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
     assert [job["submission_id"] for job in json.loads(jobs) if job["submission_id"]] == [sent[0]]
     call(cluster, "stop", sent[0], "--address", cluster.address)  # it has ended: nothing to do, and no error
 
-    printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.parts=3", RAY_AUTH_MODE="disabled")
-    for name, job in load_pipeline(CONFIG, ["corpus.parts=3"]).jobs.items():
+    printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.part_mib=3", RAY_AUTH_MODE="disabled")
+    for name, job in load_pipeline(CONFIG, ["corpus.part_mib=3"]).jobs.items():
         there, here = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
         assert there is not None, f"{name} does not stand\n{output}"
         assert here is not None, f"{name} does not stand\n{printed}"

@@ -17,8 +17,9 @@ import yaml
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
+from data.encode import fast_encoder
 from data.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
-from data.tokenizer import fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from data.tokenizer import fingerprint, save_tokenizer, train_tokenizer
 from jobs.job import Artifact
 from jobs.pipeline import load_stage, run_pipeline
 from model.huggingface import load_folder, load_scalar_folder
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_shards(folder: Path, texts: list[str]) -> None:
     """A whole shards artifact with a tokenizer of its own."""
     save_tokenizer(train_tokenizer(texts, size=300), folder / "tokenizer")
-    encoder = load_encoder(folder / "tokenizer")
+    encoder = fast_encoder(folder / "tokenizer")
     empty = ShardManifest(
         tokenizer=fingerprint(folder / "tokenizer"), vocab_size=300, separator=0, sources=("made",), generations=()
     )

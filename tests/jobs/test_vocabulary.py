@@ -1,33 +1,53 @@
 """The vocabulary stage: what it learns from, and what it says about itself."""
 
+import hashlib
+import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
-from data.tokenizer import fingerprint, load_encoder
-from jobs.config import build
+from data.tokenizer import UNKNOWN, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from jobs.config import build, changed_fields
 from jobs.job import Artifact, Context
-from jobs.vocabulary import STAGE, VocabularyConfig
+from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of
+
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
-def corpus_artifact(folder: Path, documents: list[tuple[str, str, str]]) -> Artifact:
-    """A corpus of two parts with (id, text, source) rows."""
+def corpus_artifact(
+    folder: Path, documents: list[tuple[str, str, str]], *, parts: int = 2, languages: dict[str, str] | None = None
+) -> Artifact:
+    """A corpus with (id, text, source) rows, and the language of those that are in `languages`."""
     (folder / "documents").mkdir(parents=True)
-    for part in range(2):
-        table = pa.table(dict(zip(("id", "text", "source"), zip(*documents[part::2], strict=True), strict=True)))
-        pq.write_table(table, folder / f"documents/part-{part:05d}.parquet")
+    rows = [
+        {"id": name, "text": text, "source": source, "metadata": json.dumps(_language(name, languages or {}))}
+        for name, text, source in documents
+    ]
+    for part in range(parts):
+        pq.write_table(pa.Table.from_pylist(rows[part::parts]), folder / f"documents/part-{part:05d}.parquet")
     summary = {
         "bytes": sum(len(text.encode()) for _, text, _ in documents),
         "sources": dict.fromkeys(sorted({source for _, _, source in documents})),
         "content_digest": "c",
     }
-    return Artifact(Storage(str(folder)), {"id": "corpus-1", "stage": "corpus", "digest": "", "summary": summary})
+    digest = hash_of(rows)
+    return Artifact(Storage(str(folder)), {"id": "corpus-1", "stage": "corpus", "digest": digest, "summary": summary})
+
+
+def _language(name: str, languages: dict[str, str]) -> dict[str, str]:
+    return {"language": languages[name]} if name in languages else {}
+
+
+def hash_of(rows: list[dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def run(corpus: Artifact, folder: Path, **values: Any) -> dict[str, Any]:
@@ -80,3 +100,123 @@ def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path: Path) -> None:
         STAGE.check(build(VocabularyConfig, {"corpus": "corpus", "size": 262}))
     with pytest.raises(ValueError, match=r"held_out_fraction: 1.0 must be at least 0 and below 1"):
         STAGE.check(build(VocabularyConfig, {"corpus": "corpus", "held_out_fraction": 1.0}))
+
+
+def test_the_measures_are_told_by_source_and_language(tmp_path: Path) -> None:
+    rows = documents(40)
+    languages = {name: ("en", "fr", "en")[number % 3] for number, (name, _, _) in enumerate(rows[:30])}
+    summary = run(corpus_artifact(tmp_path / "corpus", rows, languages=languages), tmp_path / "out", size=300)
+    encoder = load_encoder(tmp_path / "out/tokenizer")
+
+    def rates(chosen: list[str]) -> tuple[float, float]:
+        tokens = sum(len(encoder.encode(text).ids) for text in chosen)
+        return sum(len(text.encode()) for text in chosen) / tokens, tokens / sum(len(text.split()) for text in chosen)
+
+    everything = rates([text for _, text, _ in rows])
+    assert (summary["bytes_per_token"], summary["fertility"]) == pytest.approx(everything)
+    assert set(summary["fertility_by_source"]) == {"prose", "talk"}
+    assert set(summary["fertility_by_language"]) == {"en", "fr"}  # ten documents name none
+    for by, name, chosen in (
+        ("source", "talk", [text for _, text, source in rows if source == "talk"]),
+        ("language", "fr", [text for own, text, _ in rows if languages.get(own) == "fr"]),
+    ):
+        found = summary[f"bytes_per_token_by_{by}"][name], summary[f"fertility_by_{by}"][name]
+        assert found == pytest.approx(rates(chosen))
+
+
+def various(number: int) -> list[tuple[str, str, str]]:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdluéñ日", k=draw.randint(1, 8))) for _ in range(400)]
+    return [(f"s/{n}", f"{' '.join(draw.choices(words, k=50))}\n\n{n}", ("a", "b", "c")[n % 3]) for n in range(number)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_any_number_of_parts_gives_the_bytes_of_training_in_one_process(tmp_path: Path, kind: Any) -> None:
+    rows = various(300)
+    values = {"kind": kind, "size": 600, "byte_fallback": kind == "unigram"}
+    recipe = recipe_of(build(VocabularyConfig, {"corpus": "corpus", **values}))
+    learnt = train_tokenizer(
+        (text for name, text, _ in rows if unit_hash(name, "split") >= 0.1), size=600, recipe=recipe
+    )
+    save_tokenizer(learnt, tmp_path / "alone")
+    summaries = []
+    for parts in (1, 2, 7):
+        corpus = corpus_artifact(tmp_path / f"corpus-{parts}", rows, parts=parts)
+        summaries.append(run(corpus, tmp_path / f"out-{parts}", **values))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            made = (tmp_path / f"out-{parts}/tokenizer" / name).read_bytes()
+            assert made == (tmp_path / "alone" / name).read_bytes()
+        assert not (tmp_path / f"out-{parts}/work").exists()
+    assert summaries[0] == summaries[1] == summaries[2]
+    assert summaries[0]["round_trip_failures"] == summaries[0]["unknown_tokens"] == 0
+
+
+def test_unknown_characters_are_counted(tmp_path: Path) -> None:
+    rows = [(name, f"{text} ζ" if name.endswith("0") else text, source) for name, text, source in various(300)]
+    summary = run(corpus_artifact(tmp_path / "corpus", rows), tmp_path / "out", size=600, kind="wordpiece")
+    encoder = load_encoder(tmp_path / "out/tokenizer")
+    assert summary["unknown_tokens"] == sum(encoder.encode(text).tokens.count(UNKNOWN) for _, text, _ in rows) == 30
+    assert summary["round_trip_failures"] == 30
+
+
+def test_answers_about_another_corpus_are_not_taken(tmp_path: Path) -> None:
+    """A run that was killed before its end leaves work/; the corpus is then built anew under the same name."""
+    first, second = various(200), [(name, text[::-1], source) for name, text, source in various(200)]
+    killed = corpus_artifact(tmp_path / "first", first)
+    with pytest.raises(ValueError, match="give only"):
+        run(killed, tmp_path / "out", size=200_000)
+    assert (tmp_path / "out/work/count").exists()
+    run(corpus_artifact(tmp_path / "second", second), tmp_path / "out", size=600)
+    run(corpus_artifact(tmp_path / "again", second), tmp_path / "fresh", size=600)
+    assert fingerprint(tmp_path / "out/tokenizer") == fingerprint(tmp_path / "fresh/tokenizer")
+
+
+def test_what_was_counted_before_a_kill_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_artifact(tmp_path / "corpus", various(200), parts=4)
+    with monkeypatch.context() as broken:
+        broken.setattr("jobs.vocabulary.learn_tokenizer", _fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(corpus, tmp_path / "out", size=600)
+    monkeypatch.setattr("jobs.vocabulary.count_words", _fail)
+    summary = run(corpus, tmp_path / "out", size=600)
+    monkeypatch.undo()
+    assert summary["sampled_documents"] == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in various(200))
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_default_vocabulary_keeps_its_identity() -> None:
+    assert changed_fields(build(VocabularyConfig, {"corpus": "corpus", "size": 4096})) == {"size": 4096}
+    assert STAGE.version == 1
+
+
+def test_a_setting_that_the_kind_would_not_heed_is_refused() -> None:
+    for values, message in (
+        ({"byte_fallback": True}, "byte_fallback: true is for kind unigram"),
+        ({"kind": "unigram", "size": 250, "byte_fallback": True}, "size: 250 must be above 263"),
+        ({"execution": {"workers": 0}}, "execution.workers: 0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            STAGE.check(build(VocabularyConfig, {"corpus": "corpus", **values}))
+
+
+@pytest.mark.slow
+def test_workers_count_side_by_side_to_the_same_bytes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    rows = various(300)
+    without = run(corpus_artifact(tmp_path / "one", rows, parts=1), tmp_path / "alone", size=600)
+    request.getfixturevalue("monkeypatch").undo()  # from here on Ray itself
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        several = run(
+            corpus_artifact(tmp_path / "seven", rows, parts=7),
+            tmp_path / "several",
+            size=600,
+            execution={"workers": 2},
+        )
+    finally:
+        ray.shutdown()
+    assert several == without
+    made = [(tmp_path / name / "tokenizer/tokenizer.json").read_bytes() for name in ("alone", "several")]
+    assert made[0] == made[1]

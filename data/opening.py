@@ -1,0 +1,194 @@
+"""The bytes of any file on an fsspec URL, block by block and decompressed.
+
+Compression is told by the name: .gz, .bz2, .xz, .lzma, .zst (each with any number of members one after another, as
+`cat a.gz b.gz` makes them) and a .zip of one file. What is wrong with a file's content surfaces as an error that
+`is_damage` knows; an error of the file system or the network stays what it is.
+"""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import IO, Any, NamedTuple, cast
+
+import fsspec
+import zstandard
+
+BLOCK_BYTES = 1 << 20
+_REMOTE_BLOCK_BYTES = 4 << 20  # one request of an object store
+_SLICE_BYTES = 2048
+"""Fed to a decompressor at once. Zstandard, the densest, makes 128 KiB of 4 bytes, so at most 64 MiB come out."""
+_MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for, the most there is
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
+
+
+class Codec(NamedTuple):
+    magic: bytes
+    """How each member begins."""
+    decompressor: Callable[[], Any]
+    """Makes what decompresses one member (`decompress`, `eof`, `unused_data`)."""
+
+
+def zstd_decompressor(dictionary: zstandard.ZstdCompressionDict | None = None) -> Any:
+    return zstandard.ZstdDecompressor(dictionary, max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
+
+
+CODECS = {
+    "gz": Codec(b"\x1f\x8b\x08", lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)),
+    "bz2": Codec(b"BZh", bz2.BZ2Decompressor),
+    "xz": Codec(b"\xfd7zXZ\0", lzma.LZMADecompressor),
+    "lzma": Codec(b"\x5d\0\0", lzma.LZMADecompressor),
+    "zst": Codec(b"\x28\xb5\x2f\xfd", zstd_decompressor),
+}
+"""By the last part of a file's name, in small letters."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file's content is to blame, as decompressors tell it, and not the file system or the network."""
+    if isinstance(error, _DAMAGE):
+        return True
+    return type(error) is OSError and error.args == ("Invalid data stream",)  # all that bz2 says
+
+
+def extension(url: str) -> str:
+    """The last part of the file's name, in small letters: `gz` of `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
+    return url.partition("::")[0].rpartition("/")[2].rpartition(".")[2].lower()
+
+
+def is_compressed(url: str) -> bool:
+    return extension(url) in CODECS or extension(url) == "zip"
+
+
+@contextmanager
+def opened(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
+    """The file as it is stored; a remote one is fetched as it is read, that many bytes ahead."""
+    if "://" not in url:
+        with open(url, "rb", buffering=0) as file:
+            yield file
+        return
+    fs, path = fsspec.core.url_to_fs(url)  # an archive closes with the last reference to its file system
+    options: dict[str, Any] = {"block_size": block_bytes, "cache_type": "readahead"}
+    if "::" in url:  # how an archive's own file is fetched is settled by its file system
+        options = {}
+    elif not gives_ranges(url):
+        options = {"block_size": 0}  # as one stream
+    with fs.open(path, "rb", **options) as file:
+        yield cast(IO[bytes], file)
+
+
+def gives_ranges(url: str) -> bool:
+    """Whether one may begin to read within the file. Simple web servers send files only whole."""
+    if not url.startswith(("http://", "https://")):
+        return True
+    fs, path = fsspec.core.url_to_fs(url)
+    with fs.open(path, "rb", cache_type="none") as file:
+        try:
+            file.seek(1)
+            file.read(1)
+        except ValueError:  # says fsspec
+            return False
+    return True
+
+
+def blocks(url: str, start: int = 0) -> Iterator[bytes]:
+    """The decompressed content from byte `start` on, in blocks of about 1 MiB; `start` is for uncompressed files."""
+    with opened(url) as file:
+        if extension(url) == "zip":
+            yield from _only_member(file)
+            return
+        if start:
+            file.seek(start)
+        codec = CODECS.get(extension(url))
+        yield from raw_blocks(file) if codec is None else Decompressed(file, codec)
+
+
+def raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
+
+
+def utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
+    """`blocks`, with a file whose byte order mark tells of UTF-16 turned into UTF-8."""
+    made = blocks(url, start)
+    first = next(made, b"")
+    content = chain([first], made) if first else iter(())
+    encoding = utf16_of(first) if not start else None
+    return content if encoding is None else _as_utf8(content, encoding)
+
+
+def utf16_of(head: bytes) -> str | None:
+    """The kind of UTF-16 that a file's first four bytes tell of. UTF-32, which begins alike, is none."""
+    return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16.get(head[:2])
+
+
+def _as_utf8(content: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """What is broken in UTF-16 comes out as bytes that are broken in UTF-8, so it costs the one record it stands in."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    for block in content:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    if decoder.getstate()[0]:
+        yield b"\xff"  # half a character at the end; no UTF-8 holds this byte
+
+
+def _only_member(file: IO[bytes]) -> Iterator[bytes]:
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise zipfile.BadZipFile(f"{len(members)} files in one .zip; name them by zip://*::… in the source's path")
+        with archive.open(members[0]) as member:
+            yield from raw_blocks(member)
+
+
+class Decompressed:
+    """Iterator over the decompressed blocks of every member of a file, from where the file stands."""
+
+    def __init__(self, file: IO[bytes], codec: Codec):
+        self._file = file
+        self._codec = codec
+        self.member = file.tell()
+        """Where in the file the member under way begins."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises EOFError where the file ends within a member, and what the decompressor says of a damaged one."""
+        held: list[bytes] = []
+        size = 0
+        try:
+            for part in self._parts():
+                held.append(part)
+                size += len(part)
+                if size >= BLOCK_BYTES:
+                    yield b"".join(held)
+                    held, size = [], 0
+        except Exception:
+            if size:
+                yield b"".join(held)  # what stands before the damage
+            raise
+        if size:
+            yield b"".join(held)
+
+    def _parts(self) -> Iterator[bytes]:
+        position = self.member  # of the block in the file
+        engine: Any = None
+        for block in raw_blocks(self._file):
+            begin = 0
+            while begin < len(block):
+                if engine is None:
+                    begin = len(block) - len(block[begin:].lstrip(b"\0"))  # tapes and xz pad with NULs
+                    self.member = position + begin
+                    engine = self._codec.decompressor() if begin < len(block) else None
+                    continue
+                piece = block[begin : begin + _SLICE_BYTES]
+                yield engine.decompress(piece)
+                begin += len(piece)
+                if engine.eof:
+                    begin -= len(engine.unused_data)
+                    engine = None
+            position += len(block)
+        if engine is not None:
+            raise EOFError("the file ends within a compressed stream")

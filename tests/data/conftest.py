@@ -1,0 +1,42 @@
+"""What the tests of several readers need."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from data.document import Document, Other, Quarantined, Source
+from data.readers import plan_ranges, read
+
+
+class Found(NamedTuple):
+    """What was read of a source, sorted out."""
+
+    records: list[Document | Quarantined | Other]
+
+    @property
+    def documents(self) -> list[Document]:
+        return [record for record in self.records if isinstance(record, Document)]
+
+    @property
+    def texts(self) -> list[str]:
+        return [document.text for document in self.documents]
+
+    @property
+    def bad(self) -> list[Quarantined]:
+        return [record for record in self.records if isinstance(record, Quarantined)]
+
+    @property
+    def others(self) -> list[Other]:
+        return [record for record in self.records if isinstance(record, Other)]
+
+
+@pytest.fixture
+def find() -> Callable[..., Found]:
+    """`find(path, format, **fields)` reads every file of a source in ranges of `range_bytes`."""
+
+    def find(path: Any, format: Any, *, range_bytes: int = 1 << 20, **fields: Any) -> Found:
+        source = Source(name="s", path=str(path), format=format, **fields)
+        return Found([record for piece in plan_ranges([source], range_bytes) for record in read(source, piece)])
+
+    return find

@@ -1,0 +1,166 @@
+"""The data path's bytes do not depend on how the work was cut, on who did it, or on who was killed meanwhile."""
+
+import contextlib
+import json
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from cluster.session import connect
+from cluster.storage import Storage
+from jobs.job import run_job
+from jobs.pipeline import load_pipeline, run_pipeline
+
+pytestmark = pytest.mark.slow
+
+STEPS = [
+    {"repair_unicode": {}},
+    {"length": {"min_bytes": 200}},
+    {"redact_pii": {}},
+    {"exact_duplicates": {}},
+    {"near_duplicates": {}},
+]
+VARYING = ("artifact.json", "metrics.jsonl")
+"""Files with times in them; the digest of an artifact is compared apart."""
+
+
+def write_documents(folder: Path, number: int) -> None:
+    """So many documents of about 4 KiB in files of several sizes: one in ten is a copy, one in ten nearly one."""
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 10))) for _ in range(4000)]
+    texts: list[str] = []
+    for index in range(number):
+        if index % 10 == 3:
+            texts.append(texts[draw.randrange(index)])
+        elif index % 10 == 7:
+            near = texts[draw.randrange(index)].split(" ")
+            near[draw.randrange(len(near))] = f"changed{index}"
+            texts.append(" ".join(near))
+        else:
+            texts.append(" ".join(draw.choices(words, k=draw.randint(20, 1100))))
+    texts[5] = "short"
+    folder.mkdir()
+    start = 0
+    for file, share in enumerate((0.05, 0.25, 0.7)):
+        stop = start + round(share * number)
+        lines = (json.dumps({"text": text}) for text in texts[start:stop])
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n{broken\n")
+        start = stop
+
+
+def write_configs(folder: Path) -> Path:
+    """The four files of a road to shards; where its pipeline is."""
+    source = {"name": "made", "path": f"{folder}/in/*.jsonl", "format": "jsonl"}
+    configs = {
+        "pipeline": {"store": str(folder / "unused"), "stages": ["corpus", "vocabulary", "shards"]},
+        "corpus": {"sources": [source], "steps": STEPS, "part_mib": 1, "execution": {"task_mib": 1}},
+        "vocabulary": {"corpus": "corpus", "size": 600},
+        "shards": {"corpus": "corpus", "tokenizer": "vocabulary", "validation_fraction": 0.05},
+    }
+    for name, values in configs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    return folder / "pipeline.yaml"
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The pipeline's config, in a Ray session of two CPUs."""
+    folder = tmp_path_factory.mktemp("road")
+    write_documents(folder / "in", 2000)
+    with connect("local", num_cpus=2):
+        yield write_configs(folder)
+
+
+def contents(road: Path, store: Path, *, partitions: int | None = None, workers: int | None = None) -> dict[str, bytes]:
+    """Run the road into a store of its own; every file's bytes, and the digests of the artifacts."""
+    overrides = [f"corpus.execution.partitions={partitions}"] if partitions else []
+    for stage in ("corpus", "vocabulary", "shards") if workers else ():
+        overrides.append(f"{stage}.execution.workers={workers}")
+    artifacts = run_pipeline(load_pipeline(road, overrides, store=str(store)))
+    storage = Storage(str(store))
+    found = {name: storage.read_bytes(name) for name in storage.files() if Path(name).name not in VARYING}
+    return found | {artifact.stage: artifact.record["digest"].encode() for artifact in artifacts}
+
+
+@pytest.fixture(scope="module")
+def expected(road: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the road makes when it is left alone."""
+    return contents(road, tmp_path_factory.mktemp("whole"))
+
+
+def test_the_corpus_that_is_compared_has_several_parts_and_all_kinds_of_drops(expected: dict[str, bytes]):
+    parts = [name for name in expected if "/documents/" in name]
+    drops = Path(next(name for name in expected if name.startswith("corpus-"))).parts[0]
+    assert len(parts) >= 7 and f"{drops}/quarantine/made.jsonl" in expected
+    assert expected[f"{drops}/quarantine/made.jsonl"].count(b"\n") == 3
+
+
+@pytest.mark.parametrize(("partitions", "workers"), [(1, 2), (2, 1), (7, 2)])
+def test_bytes_are_equal_for_any_partitions_and_workers(
+    road: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int, workers: int
+):
+    assert differing(contents(road, tmp_path, partitions=partitions, workers=workers), expected) == []
+
+
+@contextlib.contextmanager
+def kills(number: int, *, seed: int) -> Iterator[list[str]]:
+    """Meanwhile so many random worker processes of this session's are killed at their work; their names.
+
+    Ray tries a task again however often, so there has to be an end to it.
+    """
+    killed: list[str] = []
+    over = threading.Event()
+    draw = random.Random(seed)
+
+    def kill() -> None:
+        while len(killed) < number and not over.wait(0.01):
+            if victims := workers_at_work():
+                victim = draw.choice(victims)
+                over.wait(draw.uniform(0, 0.3))
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                    name = victim.name()
+                    victim.kill()
+                    killed.append(name)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def workers_at_work() -> list[psutil.Process]:
+    """Processes that run a task of Ray Data. Ray names a worker by its task; its own agents end the node with them."""
+    found: list[psutil.Process] = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = process.cmdline()[:1]
+        except psutil.Error:
+            continue  # it ended meanwhile
+        if title and title[0].startswith("ray::Map"):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("partitions", [2, 7])
+def test_bytes_are_equal_when_workers_are_killed_in_every_stage(
+    road: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int
+):
+    pipeline = load_pipeline(road, [f"corpus.execution.partitions={partitions}"], store=str(tmp_path))
+    for name, job in pipeline.jobs.items():
+        with kills(3, seed=partitions) as killed:
+            run_job(job, pipeline.store, group="test")
+        assert killed, name
+    assert differing(contents(road, tmp_path, partitions=partitions), expected) == []
+
+
+def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """Names whose bytes are not equal."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
