@@ -27,7 +27,8 @@ DEEP = 100_000
 
 
 def intact(number: int) -> str:
-    return f"Intact {number}: a document that nothing happened to, naïve and whole."
+    own = [f"{word}{number}" for word in ("document", "nothing", "happened", "naïve", "and")]  # in every 5-gram
+    return f"Intact {number}: a {own[0]} that {own[1]} {own[2]} to, {own[3]} {own[4]} whole."
 
 
 def junk(size: int) -> bytes:

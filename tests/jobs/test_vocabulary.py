@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
+from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
@@ -207,16 +207,13 @@ def test_workers_count_side_by_side_to_the_same_bytes(tmp_path: Path, request: p
     rows = various(300)
     without = run(corpus_artifact(tmp_path / "one", rows, parts=1), tmp_path / "alone", size=600)
     request.getfixturevalue("monkeypatch").undo()  # from here on Ray itself
-    ray.init(num_cpus=2, include_dashboard=False)
-    try:
+    with connect("local", num_cpus=2):
         several = run(
             corpus_artifact(tmp_path / "seven", rows, parts=7),
             tmp_path / "several",
             size=600,
             execution={"workers": 2},
         )
-    finally:
-        ray.shutdown()
     assert several == without
     made = [(tmp_path / name / "tokenizer/tokenizer.json").read_bytes() for name in ("alone", "several")]
     assert made[0] == made[1]
