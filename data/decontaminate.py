@@ -6,25 +6,22 @@ is 0), windows of words are looked up by a polynomial hash, and what is found th
 """
 
 import csv
-import gzip
 import io
 import json
 import posixpath
 import re
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from fsspec.utils import infer_compression
 
 from cluster.storage import expand, fingerprint
+from data.opening import blocks, is_compressed, is_damage
 from data.step import Outcome, check_least
 
 
@@ -249,17 +246,17 @@ def _strings_of(url: str, columns: tuple[str, ...]) -> list[str]:
 
     Raises ValueError for a file of another kind, a damaged one, or a column that no item has.
     """
-    compression = infer_compression(_member(url))
-    name = posixpath.splitext(_member(url))[0] if compression else _member(url)
+    name = posixpath.splitext(_member(url))[0] if is_compressed(url) else _member(url)
     suffix = posixpath.splitext(name)[1]
     if suffix not in _READERS:
         raise ValueError(
             f"{url}: evaluation sets are read from {', '.join(_READERS)}, not from {suffix or 'such files'}"
         )
     try:
-        with cast(IO[bytes], fsspec.open(url, "rb", compression=compression)) as file:
-            items = list(_READERS[suffix](file))
-    except (ValueError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        items = list(_READERS[suffix](io.BytesIO(b"".join(blocks(url)))))
+    except Exception as error:
+        if not isinstance(error, ValueError | csv.Error) and not is_damage(error):
+            raise
         raise ValueError(f"{url}: not readable as {suffix} ({error})") from error
     if not columns:
         return [string for item in items for string in _strings(item)]

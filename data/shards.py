@@ -25,7 +25,6 @@ import json
 import os
 import tempfile
 import threading
-import uuid
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -371,7 +370,7 @@ class ShardReader:
     def samples_by_source(self) -> dict[str, int]:
         """Samples of one epoch of each source that is read."""
         sources = self.manifest.sources if self._mixture is None else self._mixture.sources
-        return {name: int(self._windows[self._own_stretches(name)].sum()) for name in sources}
+        return {name: self._num_windows(name) for name in sources}
 
     def order(self, indices: Iterable[int]) -> np.ndarray:
         """Places of samples in the stream of windows, for global sample indices 0, 1, 2, … over all epochs.
@@ -432,8 +431,10 @@ class ShardReader:
     def _targets_per_row(self, mixture: Mapping[str, float]) -> dict[str, Fraction]:
         """Mean number of targets in the rows of each source that has a weight."""
         targets = self.manifest.targets_by_source
-        rows = {name: int(self._windows[self._own_stretches(name)].sum()) for name in mixture if mixture[name]}
-        return {name: Fraction(targets[name], num_rows) for name, num_rows in rows.items()}
+        return {name: Fraction(targets[name], self._num_windows(name)) for name in mixture if mixture[name]}
+
+    def _num_windows(self, source: str) -> int:
+        return int(self._windows[self._own_stretches(source)].sum())
 
     def _own_stretches(self, source: str) -> np.ndarray:
         """Places in `_stretches` of a source's."""
@@ -558,9 +559,7 @@ def _fetched(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.with_name(f"{sha256}.lock")):
         if not _has_size(path, num_bytes):
-            partial = path.with_name(f"{sha256}.{uuid.uuid4().hex[:8]}.partial")
-            split.fs.get_file(split.path(name), str(partial))
-            partial.rename(path)
+            split.copy(name, Storage(str(path.parent)), sha256)
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 import data.decontaminate as decontaminate_module
 from data.decontaminate import Decontaminate, check_files, decontaminate, num_items, pinned
@@ -153,6 +154,16 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
         outcome = decontaminate(["one two three four five six seven eight", f"x {first}", "a b c"], rule)
         assert outcome.reasons == [f"decontaminate/{stem}"] * 2 + [None]
         assert num_items(rule) == 2
+
+
+def test_a_packed_set_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
+    frames = [zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in ("a b c d e f g h", "i " * 8)]
+    (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))
+    assert num_items(Decontaminate(files=[str(tmp_path / "frames.jsonl.zst")])) == 2
+    for name, cut in (("cut.jsonl.zst", frames[0]), ("cut.jsonl.gz", gzip.compress(b'{"text": "a b"}\n' * 99))):
+        (tmp_path / name).write_bytes(cut[:-5])
+        with pytest.raises(ValueError, match=f"{name}: not readable as .jsonl"):
+            check_files(Decontaminate(files=[str(tmp_path / name)]), "steps[0].decontaminate")
 
 
 def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_path: Path) -> None:
