@@ -283,9 +283,7 @@ class Storage:
 
     def write_jsonl(self, name: str, values: Iterable[Any]) -> None:
         """One value a line, all of them or none."""
-        text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        # A lone surrogate (of a file's name, or in a reason that quotes one) has no UTF-8, but JSON can escape it.
-        self.write_bytes(name, text.encode(errors="backslashreplace"))
+        self.write_bytes(name, b"".join(map(json_line, values)))
 
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
@@ -360,6 +358,12 @@ class Storage:
             for folder in made:
                 with contextlib.suppress(OSError):  # not made after all, or another process writes there by now
                     os.rmdir(folder)
+
+
+def json_line(value: Any) -> bytes:
+    """A value as its line in a JSONL file."""
+    # A lone surrogate (of a file's name, or in a reason that quotes one) has no UTF-8, but JSON can escape it.
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _missing_folders(path: str) -> list[str]:

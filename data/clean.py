@@ -37,7 +37,7 @@ from data.quality import (
     gopher_quality,
 )
 from data.repetition import Repetition, repetition
-from data.step import Outcome, check_share, judged
+from data.step import Outcome, check_least, check_share, judged
 from data.toxicity import Toxicity, toxicity
 
 
@@ -57,8 +57,7 @@ class Length:
     max_bytes: int | None = None
 
     def check(self, where: str) -> None:
-        if self.min_bytes < 0:
-            raise ValueError(f"{where}.min_bytes: {self.min_bytes} must be at least 0")
+        check_least(f"{where}.min_bytes", self.min_bytes, 0)
         if self.max_bytes is not None and self.max_bytes < max(self.min_bytes, 1):
             raise ValueError(f"{where}.max_bytes: {self.max_bytes} must be at least min_bytes ({self.min_bytes})")
 
@@ -74,8 +73,7 @@ class SymbolRatio:
 
     def check(self, where: str) -> None:
         check_share(f"{where}.min_alphabetic_words", self.min_alphabetic_words)
-        if self.max_symbols_per_word < 0:
-            raise ValueError(f"{where}.max_symbols_per_word: {self.max_symbols_per_word} must be at least 0")
+        check_least(f"{where}.max_symbols_per_word", self.max_symbols_per_word, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +168,16 @@ def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
                 raise ValueError(
                     f"sources.{source.name}.metadata: {min(taken)} is what the step language writes; leave either out"
                 )
+
+
+def near_duplicates_of(steps: Sequence[Step]) -> NearDuplicates | None:
+    """The rule of the step near_duplicates, where the recipe has one."""
+    return next((step.near_duplicates for step in steps if step.near_duplicates is not None), None)
+
+
+def drops_equal_texts(steps: Sequence[Step]) -> bool:
+    """Whether the recipe has the step exact_duplicates."""
+    return any(step.exact_duplicates is not None for step in steps)
 
 
 def pin_files(steps: Sequence[Step]) -> list[Step]:

@@ -11,17 +11,16 @@ nothing else is. The changed tables are written beside the corpus first (`stage_
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.storage import Storage, fingerprint
-from data.clean import Step, chosen
+from data.clean import Step, drops_equal_texts, near_duplicates_of
 from data.dedup import NearDuplicates, representatives
 from data.document import Document, Source
 from data.parts import (
@@ -38,11 +37,9 @@ from data.parts import (
     write_part,
 )
 from data.readers import read_at
+from data.slices import read_each
 
 STAGED = "work/forget"
-_THREADS = 16
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +132,7 @@ def relatives(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]
     while new:
         found |= new
         links = partial(_links, output, ids=pa.array(sorted(new), pa.string()))
-        new = {own for pairs in _of_parts(links, num_parts) for pair in pairs for own in pair} - found
+        new = {own for pairs in read_each(links, range(num_parts)) for pair in pairs for own in pair} - found
     return found
 
 
@@ -153,18 +150,13 @@ def held(output: Storage, num_parts: int, ids: Collection[str]) -> list[Held]:
     if not ids:
         return []
     rows = partial(_held, output, ids=sorted(ids))
-    return [row for rows_of_part in _of_parts(rows, num_parts) for row in rows_of_part]
+    return [row for rows_of_part in read_each(rows, range(num_parts)) for row in rows_of_part]
 
 
 def _held(output: Storage, part: int, ids: list[str]) -> list[Held]:
     with output.open(part_name("origins", part)) as file:  # ordered by id, so most of it need not be read
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
     return [Held(part, **row) for row in table.to_pylist()]
-
-
-def _of_parts(function: Callable[[int], T], num_parts: int) -> Iterable[T]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, range(num_parts)))
 
 
 def _read_again(corpus: Corpus, rows: Sequence[Held]) -> tuple[list[tuple[int, Document]], set[str]]:
@@ -208,10 +200,11 @@ def _judged(corpus: Corpus, documents: Sequence[tuple[int, Document]]) -> pa.Tab
         )
         rows += [row | {"part": part} for part, row in made]
     schema = ROW_SCHEMA.append(pa.field("part", pa.int64()))
-    rules = [chosen(step)[1] for step in corpus.steps]
-    near = next((rule for rule in rules if isinstance(rule, NearDuplicates)), None)
-    deduplicate = any(chosen(step)[0] == "exact_duplicates" for step in corpus.steps)
-    table = judge_anew(pa.Table.from_pylist(rows, schema=schema), deduplicate=deduplicate, near=near)
+    table = judge_anew(
+        pa.Table.from_pylist(rows, schema=schema),
+        deduplicate=drops_equal_texts(corpus.steps),
+        near=near_duplicates_of(corpus.steps),
+    )
     return mix(table, corpus.mixture)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from data.step import Outcome, check_least, check_share
+from data.step import Outcome, check_least, check_shares
 
 _LONGEST_NOTICE = 200
 """Characters: a longer line with a phrase in it is a paragraph that speaks of the thing, not the notice itself."""
@@ -46,8 +46,7 @@ class CleanLines:
             check_least(f"{where}.{name}", self.__dict__[name] or 0, 0)
         if self.max_characters is not None:
             check_least(f"{where}.max_characters", self.max_characters, 1)
-        if self.max_non_alphabetic is not None:
-            check_share(f"{where}.max_non_alphabetic", self.max_non_alphabetic)
+        check_shares(where, max_non_alphabetic=self.max_non_alphabetic)
         if not all(map(str.strip, self.phrases)):
             raise ValueError(f"{where}.phrases: holds an empty phrase, which is in every line; remove it")
 

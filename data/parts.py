@@ -194,10 +194,14 @@ def kept_places(rows: pa.Table) -> np.ndarray:
 
 def bytes_by_source(rows: pa.Table) -> dict[str, int]:
     """Bytes of text that each source has among the rows that are kept."""
-    kept = rows.filter(rows["reason"].is_null())
-    sizes = pc.binary_length(kept["text"])
-    table = pa.table({"source": kept["source"], "size": sizes}).group_by("source").aggregate([("size", "sum")])
-    return dict(zip(table["source"].to_pylist(), table["size_sum"].to_pylist(), strict=True))
+    return {name: size for name, (_, size) in _kept_by_source(rows.filter(rows["reason"].is_null())).items()}
+
+
+def _kept_by_source(documents: pa.Table) -> dict[str, tuple[int, int]]:
+    """Number of documents of each source, and bytes of their texts."""
+    table = pa.table({"source": documents["source"], "size": pc.binary_length(documents["text"])})
+    table = table.group_by("source").aggregate([("size", "count"), ("size", "sum")])
+    return {row["source"]: (row["size_count"], row["size_sum"]) for row in table.to_pylist()}
 
 
 def mixture_shares(num_bytes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
@@ -251,14 +255,16 @@ class Part(NamedTuple):
         return _in_order(Part(*(pa.concat_tables([own, more.cast(own.schema)]) for own, more in pairs)))
 
 
+_SCHEMAS = (DOCUMENT_SCHEMA, DROP_SCHEMA, ORIGIN_SCHEMA)
+"""In the order of `Part`."""
+
+
 def to_part(rows: pa.Table) -> Part:
     """The tables that rows of `ROW_SCHEMA` make."""
     is_kept = rows["reason"].is_null()
     documents, drops = rows.filter(is_kept), rows.filter(pc.invert(is_kept))
-    schemas = (DOCUMENT_SCHEMA, DROP_SCHEMA, ORIGIN_SCHEMA)
-    return _in_order(
-        Part(*(table.select(schema.names) for table, schema in zip((documents, drops, rows), schemas, strict=True)))
-    )
+    pairs = zip((documents, drops, rows), _SCHEMAS, strict=True)
+    return _in_order(Part(*(table.select(schema.names) for table, schema in pairs)))
 
 
 def _in_order(part: Part) -> Part:
@@ -287,7 +293,7 @@ def write_part(output: Storage, number: int, part: Part) -> dict[str, Any]:
 def read_part(output: Storage, number: int) -> Part:
     """The tables of one part as they stand."""
     tables: list[pa.Table] = []
-    for kind, schema in zip(Part._fields, (DOCUMENT_SCHEMA, DROP_SCHEMA, ORIGIN_SCHEMA), strict=True):
+    for kind, schema in zip(Part._fields, _SCHEMAS, strict=True):
         with output.open(part_name(kind, number)) as file:
             tables.append(pq.read_table(file).cast(schema))
     return Part(*tables)
@@ -303,10 +309,10 @@ def documents_digest(documents: pa.Table) -> str:
 
 
 def _counts(documents: pa.Table, drops: pa.Table) -> dict[str, dict[str, Any]]:
-    counts: dict[str, dict[str, Any]] = {}
-    sizes = bytes_by_source(documents.append_column("reason", pa.nulls(len(documents), pa.string())))
-    for pair in documents["source"].value_counts().to_pylist():
-        counts[pair["values"]] = {"kept": pair["counts"], "bytes": sizes[pair["values"]], "dropped": {}}
+    counts: dict[str, dict[str, Any]] = {
+        name: {"kept": number, "bytes": size, "dropped": {}}
+        for name, (number, size) in _kept_by_source(documents).items()
+    }
     grouped = drops.group_by(["source", "reason"]).aggregate([([], "count_all")])
     for row in grouped.to_pylist():
         own = counts.setdefault(row["source"], {"kept": 0, "bytes": 0, "dropped": {}})

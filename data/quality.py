@@ -14,14 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import regex
 
-from data.step import Outcome, check_least, check_share, judged
+from data.step import Outcome, check_least, check_shares, judged
 from data.words import Remembered, split_words
-
-
-def _check_shares(where: str, **shares: float | None) -> None:
-    for name, share in shares.items():
-        if share is not None:
-            check_share(f"{where}.{name}", share)
 
 
 def _check_range(where: str, name: str, low: float | None, high: float | None) -> None:
@@ -57,7 +51,7 @@ class GopherQuality:
         _check_range(where, "words", self.min_words, self.max_words)
         _check_range(where, "mean_word_length", self.min_mean_word_length, self.max_mean_word_length)
         check_least(f"{where}.max_symbols_per_word", self.max_symbols_per_word or 0, 0)
-        _check_shares(
+        check_shares(
             where,
             max_bullet_lines=self.max_bullet_lines,
             max_ellipsis_lines=self.max_ellipsis_lines,
@@ -292,7 +286,7 @@ class FineWebQuality:
     """Line breaks over words and marks: lists."""
 
     def check(self, where: str) -> None:
-        _check_shares(
+        check_shares(
             where,
             min_punctuated_lines=self.min_punctuated_lines,
             max_short_lines=self.max_short_lines,

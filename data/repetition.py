@@ -7,7 +7,7 @@ from itertools import count
 
 import numpy as np
 
-from data.step import Outcome, check_share, judged
+from data.step import Outcome, check_share, check_shares, judged
 from data.words import split_words
 
 
@@ -34,15 +34,13 @@ class Repetition:
     """Part of the characters in n-grams that repeat an earlier one, none counted twice, for each n."""
 
     def check(self, where: str) -> None:
-        for name in (
-            "duplicate_paragraphs",
-            "duplicate_paragraph_characters",
-            "duplicate_lines",
-            "duplicate_line_characters",
-        ):
-            share = self.__dict__[name]
-            if share is not None:
-                check_share(f"{where}.{name}", share)
+        check_shares(
+            where,
+            duplicate_paragraphs=self.duplicate_paragraphs,
+            duplicate_paragraph_characters=self.duplicate_paragraph_characters,
+            duplicate_lines=self.duplicate_lines,
+            duplicate_line_characters=self.duplicate_line_characters,
+        )
         for name, bounds in (("top_ngrams", self.top_ngrams), ("duplicate_ngrams", self.duplicate_ngrams)):
             for n, share in bounds.items():
                 check_share(f"{where}.{name}[{n}]", share)

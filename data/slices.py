@@ -5,7 +5,7 @@
 A slice takes two ranged reads, 16 bytes of offsets and then its own; an empty one takes the first alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -17,6 +17,7 @@ from cluster.storage import Storage
 
 _READS_AT_ONCE = 16  # small reads, each of which waits for the answer of an object store
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -34,10 +35,10 @@ def read_slices(folder: Storage, name: str, first: int, last: int) -> bytes:
     return folder.read_bytes(name, begin, end) if end > begin else b""
 
 
-def read_each(read: Callable[[str], T], names: Sequence[str]) -> list[T]:
-    """`read(name)` of every file in their order, several at a time."""
+def read_each(read: Callable[[S], T], places: Iterable[S]) -> list[T]:
+    """`read(place)` of every place (the name of a file, the number of a part) in their order, several at a time."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return list(pool.map(read, names))
+        return list(pool.map(read, places))
 
 
 def write_tables(folder: Storage, name: str, tables: Sequence[pa.Table]) -> None:

@@ -31,6 +31,13 @@ def check_share(where: str, share: float) -> None:
         raise ValueError(f"{where}: {share} must be between 0 and 1")
 
 
+def check_shares(where: str, **shares: float | None) -> None:
+    """Raise ValueError for a share outside [0, 1] by its name below `where`; None sets no bound."""
+    for name, share in shares.items():
+        if share is not None:
+            check_share(f"{where}.{name}", share)
+
+
 def check_least(where: str, number: float, least: float) -> None:
     """Raise ValueError for a number below `least`."""
     if number < least:

@@ -31,8 +31,17 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from cluster.storage import Storage
-from data.clean import Step, check_metadata, check_steps, chosen, judges, pin_files
+from cluster.storage import Storage, json_line
+from data.clean import (
+    Step,
+    check_metadata,
+    check_steps,
+    chosen,
+    drops_equal_texts,
+    judges,
+    near_duplicates_of,
+    pin_files,
+)
 from data.clusters import MAX_BUCKETS, dropped, find_clusters, write_nodes
 from data.decontaminate import Decontaminate, check_files
 from data.dedup import NearDuplicates
@@ -43,11 +52,13 @@ from data.opening import is_compressed
 from data.parallel import run_tasks
 from data.parts import (
     MAX_PARTS,
+    ROW_SCHEMA,
     ChunkWriter,
     bytes_by_source,
     clean_rows,
     drop,
     gather,
+    kept_places,
     mix,
     mixture_shares,
     part_name,
@@ -56,13 +67,15 @@ from data.parts import (
     write_part,
 )
 from data.readers import Other, check_sources, plan_ranges, read
+from data.slices import read_tables, write_tables
 from jobs.config import from_plain
-from jobs.job import RECORD, Artifact, Context, Stage, open_for_change
+from jobs.job import RECORD, WORK, Artifact, Context, Stage, open_for_change
 
-WORK = "work"  # files between the halves; removed at the end
 PARTS = "parts.json"
 FAIRNESS = "fairness.json"
 FILES = "origins/files.json"
+_CUT = f"{WORK}/cut.json"  # how the work was cut: without it nothing in work/ is trusted
+_ANSWERS = f"{WORK}/answers"
 _STAGED = f"{STAGED}/staged.json"  # written last, before anything changes that it tells of
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
@@ -170,7 +183,7 @@ def run(config: CorpusConfig, context: Context) -> dict[str, Any]:
             _pack(files, ranges, config.execution.task_mib << 20),
             workers=config.execution.workers,
             label="corpus: read and clean",
-            answers=output / WORK / "pieces",
+            answers=output / _ANSWERS / "pieces",
         )
         chunks = [chunk for piece in cleaned for chunk in piece["chunks"]]
         written, shares = _write_parts(work, chunks)
@@ -259,13 +272,11 @@ class PartsWork:
 
     @property
     def near_duplicates(self) -> NearDuplicates | None:
-        """The rule of the step near_duplicates, where the recipe has one."""
-        rules = [chosen(step)[1] for step in self.config.steps]
-        return next((rule for rule in rules if isinstance(rule, NearDuplicates)), None)
+        return near_duplicates_of(self.config.steps)
 
     @property
     def deduplicates(self) -> bool:
-        return any(chosen(step)[0] == "exact_duplicates" for step in self.config.steps)
+        return drops_equal_texts(self.config.steps)
 
     @property
     def nodes(self) -> Storage:
@@ -275,10 +286,9 @@ class PartsWork:
 def _begin(output: Storage, config: CorpusConfig, forgotten: frozenset[str]) -> None:
     """Remove what a killed run has left when it was cut in other tasks, or did not know of all that is forgotten."""
     cut = {"execution": asdict(config.execution) | {"workers": None}, "forgotten": sorted(forgotten)}
-    name = f"{WORK}/cut.json"
-    if not output.exists(name) or output.read_json(name) != cut:
+    if not output.exists(_CUT) or output.read_json(_CUT) != cut:
         _remove_work(output)
-        output.write_json(name, cut)
+        output.write_json(_CUT, cut)
 
 
 def text_bytes(sources: Sequence[Source], ranges: Iterable[ReadRange]) -> int:
@@ -334,7 +344,7 @@ def _clean_piece(piece: Sequence[tuple[int, Sequence[Any]]], *, work: PartsWork)
             bad = [record for _, record in batch if isinstance(record, Quarantined)]
             if bad:
                 quarantine = quarantine or files_to_close.enter_context(work.output.writing(name))
-                quarantine.writelines(_json_line(record._asdict()) for record in bad)
+                quarantine.writelines(json_line(record._asdict()) for record in bad)
             rows, own = _clean_batch(source, batch, work)
             add_counts(counts.setdefault(source.name, {}), own)
             chunks.add(rows)
@@ -398,7 +408,7 @@ def _write_parts(work: PartsWork, chunks: Sequence[str]) -> tuple[list[dict[str,
     partitions = _partitions(work.num_parts, work.config.execution.partitions)
 
     def over_parts(task: Any, label: str) -> list[dict[str, Any]]:
-        folder = work.output / WORK / label.replace(" ", "-")
+        folder = work.output / _ANSWERS / label.replace(" ", "-")
         made = run_tasks(task, partitions, workers=workers, label=f"corpus: {label}", answers=folder)
         return [answer for partition in made for answer in partition["parts"]]
 
@@ -440,7 +450,7 @@ def _gather(parts: Sequence[int], *, work: PartsWork, chunks: Sequence[str]) -> 
     rule = work.near_duplicates
     for part in parts:
         rows = gather(work.output, chunks, part, deduplicate=work.deduplicates)
-        _write_rows(work.output, part, rows)
+        write_tables(work.output, _rows_name(part), [rows])
         kept = rows.filter(rows["reason"].is_null())
         answer: dict[str, Any] = {"part": part, "bytes": bytes_by_source(rows)}
         if rule is not None:
@@ -460,27 +470,16 @@ def _finish(parts: Sequence[int], *, work: PartsWork, shares: Mapping[str, float
 
 def _without_near(work: PartsWork, part: int) -> pa.Table:
     """The rows of a part, near-duplicates dropped."""
-    rows = _read_rows(work.output, part)
+    rows = read_tables(work.output, [_rows_name(part)], 0, ROW_SCHEMA)
     if work.near_duplicates is None:
         return rows
-    places = rows["reason"].is_null().to_numpy().nonzero()[0]
+    places = kept_places(rows)
     found = dropped(work.nodes, part)
     return drop(rows, {int(places[node]): ("near_duplicates", kept) for node, kept in found.items()})
 
 
 def _rows_name(part: int) -> str:
     return f"{WORK}/rows/{part:05d}.arrow"
-
-
-def _write_rows(output: Storage, part: int, rows: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        writer.write_table(rows)
-    output.write_bytes(_rows_name(part), sink.getvalue().to_pybytes())
-
-
-def _read_rows(output: Storage, part: int) -> pa.Table:
-    return pa.ipc.open_file(pa.py_buffer(output.read_bytes(_rows_name(part)))).read_all().combine_chunks()
 
 
 # The end: quarantine files and the account.
@@ -509,7 +508,7 @@ def _write_quarantine(
     for source, records in groupby(_quarantined(output, cleaned), key=lambda record: record["source"]):
         with output.writing(f"quarantine/{source}.jsonl") as file:
             for record in records:
-                file.write(_json_line(record | {"file": names[source][record["file"]]}))
+                file.write(json_line(record | {"file": names[source][record["file"]]}))
 
 
 def _quarantined(output: Storage, cleaned: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -517,11 +516,6 @@ def _quarantined(output: Storage, cleaned: Sequence[Mapping[str, Any]]) -> Itera
     for name in (piece["quarantine"] for piece in cleaned if piece["quarantine"]):
         with output.open(name, read_ahead=True) as file:
             yield from map(json.loads, file)
-
-
-def _json_line(value: Mapping[str, Any]) -> bytes:
-    """As `Storage.write_jsonl` writes it, for files that are too large to be made in memory."""
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _file_names(urls: Sequence[str]) -> dict[str, str]:
@@ -535,18 +529,12 @@ def _file_names(urls: Sequence[str]) -> dict[str, str]:
 
 
 def _remove_work(output: Storage) -> None:
-    """Remove the files between the halves, the first half's answers first.
+    """Remove the files between the halves, and before them whatever would have the next run trust them.
 
-    A kill in between must not leave an answer whose files are gone: the next run would trust it and not work again.
+    A kill in between must not leave an answer whose files are gone: it would not be worked for again.
     """
-    for folder in [name for name in _work_folders(output) if name not in ("chunks", "nodes", "rows", "quarantine")]:
-        output.remove(f"{WORK}/{folder}")
-    output.remove(WORK)
-
-
-def _work_folders(output: Storage) -> list[str]:
-    folders = dict.fromkeys(name.partition("/")[0] for name in (output / WORK).files())
-    return sorted(folders, key=lambda name: (name != "pieces", name))
+    for name in (_CUT, _ANSWERS, WORK):
+        output.remove(name)
 
 
 def summarize(

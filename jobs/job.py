@@ -29,6 +29,8 @@ from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
 
 RECORD = "artifact.json"
+WORK = "work"
+"""In an output: what its tasks leave for each other; removed at the end."""
 BEFORE = "forgetting.json"
 """The record of an artifact whose files are being changed, for as long as it has no other."""
 UNFINISHED = "unfinished.json"
@@ -39,7 +41,7 @@ _LEASE = "lease.json"
 _LEASE_BEAT_S = 5.0
 _LEASE_STALE_S = 30.0
 _LEASE_SETTLE_S = 0.5
-_NOT_CONTENT = (RECORD, BEFORE, UNFINISHED, _LEASE, METRICS_LOG, "work/", "checkpoints/", "wandb/", "logs/")
+_NOT_CONTENT = (RECORD, BEFORE, UNFINISHED, _LEASE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 _VERSIONED = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
 log = logging.getLogger(__name__)
@@ -291,7 +293,8 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         require_lease()
         output.write_json(RECORD, record)
         output.remove(UNFINISHED)
-    if read_forgotten(store) != forgotten:  # somebody has forgotten more while this run was under way
+    # Somebody may have forgotten more while this run was under way.
+    if job.stage.forget is not None and read_forgotten(store) != forgotten:
         renew(job.stage, output, store)
     artifact = open_artifact(output)
     assert artifact is not None, f"{output.url} does not stand"
@@ -333,7 +336,7 @@ def renew(stage: Stage, output: Storage, store: Storage) -> bool:
             more = {"summary": dict(summary), "inputs": record["inputs"] | inputs_record(present)}
             output.write_json(RECORD, record | more | {"digest": content_digest(output)})
             output.remove(BEFORE)
-            output.remove("work")
+            output.remove(WORK)
             changed = True
 
 
@@ -345,11 +348,16 @@ def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> None:
     went on would skip some and repeat others, and what was made of the old one would still hold what is forgotten.
     """
     now = inputs_record(inputs)
-    is_other = output.exists(UNFINISHED) and output.read_json(UNFINISHED) != now
+    before = output.read_json(UNFINISHED) if output.exists(UNFINISHED) else now
+    is_other = _digests(before) != _digests(now)  # where they stand is no matter: a store may have moved
     if is_other or output.exists(BEFORE):
         log.info("%s: it, or an input, has changed since this was begun; it begins anew", output.url)
         clear_output(output)
     output.write_json(UNFINISHED, now)
+
+
+def _digests(inputs: Mapping[str, Any]) -> dict[str, str]:
+    return {field: need["digest"] for field, need in inputs.items()}
 
 
 def clear_output(output: Storage) -> None:

@@ -41,9 +41,8 @@ from data.shards import (
     write_manifest,
 )
 from data.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
-from jobs.job import FOREIGN_TOKENIZER, Artifact, Context, Job, Needs, Stage, input_artifact, open_for_change
+from jobs.job import FOREIGN_TOKENIZER, WORK, Artifact, Context, Job, Needs, Stage, input_artifact, open_for_change
 
-WORK = "work"  # what each finished task answered, and the known documents; removed at the end
 SPLITS = ("train", "validation")
 
 _BATCH_DOCUMENTS = 256

@@ -24,6 +24,7 @@ from tokenizers.models import WordPiece
 from cluster.storage import Storage
 from data.document import unit_hash
 from data.parallel import run_tasks
+from data.slices import read_tables, write_tables
 from data.tokenizer import (
     UNKNOWN,
     TokenizerRecipe,
@@ -33,9 +34,8 @@ from data.tokenizer import (
     load_encoder,
     save_tokenizer,
 )
-from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.job import WORK, Artifact, Context, Stage, input_artifact
 
-WORK = "work"  # counts and measures of the tasks; removed at the end
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
 _BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
@@ -145,7 +145,7 @@ def _part_tasks(corpus: Artifact, **more: Any) -> list[dict[str, Any]]:
     return [{"corpus": corpus.record["digest"], "part": part, **more} for part in parts]
 
 
-# Counting: words of each part, in files of one record batch per bucket; then the sums of each bucket.
+# Counting: words of each part, in files of one slice per bucket; then the sums of each bucket.
 
 
 def _count(
@@ -166,7 +166,7 @@ def _count(
         label="vocabulary: add counts",
         answers=output / WORK / "merge",
     )
-    table = pa.concat_tables(_read_words(output, answer["words"]) for answer in merged)
+    table = read_tables(output, [answer["words"] for answer in merged], 0, _WORD_SCHEMA)
     taken = {name: sum(answer[name] for answer in counted) for name in ("sampled_documents", "sampled_bytes")}
     return table["word"].to_pylist(), table["count"].to_pylist(), taken
 
@@ -187,39 +187,23 @@ def _count_part(
     for word, count in sorted(count_words(texts(), recipe).items()):
         buckets[zlib.crc32(word.encode()) % _BUCKETS].append((word, count))
     name = f"{WORK}/words/{Path(task['part']).stem}.arrow"
-    _write_words(output, name, [_word_batch(bucket) for bucket in buckets])
+    write_tables(output, name, [_word_table(bucket) for bucket in buckets])
     return {"words": name, **taken}
 
 
 def _merge_bucket(task: Mapping[str, Any], *, output: Storage) -> dict[str, Any]:
     """Add the counts of one bucket over all parts; the words come sorted."""
-    table = pa.concat_tables(_read_words(output, name, task["bucket"]) for name in task["files"])
+    table = read_tables(output, task["files"], task["bucket"], _WORD_SCHEMA)
     sums = table.group_by("word").aggregate([("count", "sum")]).sort_by("word")
     merged = pa.table([sums["word"], sums["count_sum"]], schema=_WORD_SCHEMA)
     name = f"{WORK}/merged/{task['bucket']:05d}.arrow"
-    _write_words(output, name, merged.combine_chunks().to_batches())
+    write_tables(output, name, [merged])
     return {"words": name, "distinct": merged.num_rows}
 
 
-def _word_batch(rows: Sequence[tuple[str, int]]) -> pa.RecordBatch:
+def _word_table(rows: Sequence[tuple[str, int]]) -> pa.Table:
     columns = [[word for word, _ in rows], [count for _, count in rows]]
-    arrays = [pa.array(column, type) for column, type in zip(columns, _WORD_SCHEMA.types, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_WORD_SCHEMA)
-
-
-def _write_words(output: Storage, name: str, batches: Sequence[pa.RecordBatch]) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, _WORD_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    output.write_bytes(name, sink.getvalue().to_pybytes())
-
-
-def _read_words(output: Storage, name: str, bucket: int | None = None) -> pa.Table:
-    """The words of one bucket of a part's file, or all of a file."""
-    with output.open(name) as file:
-        reader = pa.ipc.open_file(file)
-        return reader.read_all() if bucket is None else pa.Table.from_batches([reader.get_batch(bucket)])
+    return pa.table(columns, schema=_WORD_SCHEMA)
 
 
 def _rows(

@@ -1,7 +1,9 @@
 """Identity and artifacts: what is done once is not done again, and nothing half done is taken for whole."""
 
+import dataclasses
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -14,6 +16,7 @@ import pytest
 
 from cluster.storage import Storage
 from jobs.job import (
+    FORGOTTEN,
     RECORD,
     Artifact,
     Context,
@@ -300,3 +303,45 @@ def test_of_two_runs_at_once_one_does_the_work(tmp_path: Path):
     for thread in threads:
         thread.join(20)
     assert len(calls) == 1
+
+
+# What others change meanwhile
+
+
+def interrupted(one: Job, store: Path) -> None:
+    """Run a job that is killed after it has left something."""
+
+    def leave(config: Config, context: Context) -> dict[str, Any]:
+        context.output.write_bytes("half.txt", b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(one, stage=fake(leave)), store)
+
+
+def go_on(config: Config, context: Context) -> dict[str, Any]:
+    return {"found": context.output.exists("half.txt")}
+
+
+def test_what_a_killed_run_has_left_serves_in_a_store_that_was_moved(tmp_path: Path):
+    upstream = job(Config(words=4))
+    run(upstream, tmp_path / "store")
+    interrupted(job(upstream=upstream), tmp_path / "store")
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    assert run(job(stage=fake(go_on), upstream=upstream), tmp_path / "moved").summary == {"found": True}
+
+
+def test_nothing_that_was_made_of_another_input_serves(tmp_path: Path):
+    upstream = job(Config(words=4))
+    made = run(upstream, tmp_path)
+    interrupted(job(upstream=upstream), tmp_path)
+    made.storage.write_json(RECORD, dict(made.record) | {"digest": "rebuilt"})
+    assert run(job(stage=fake(go_on), upstream=upstream), tmp_path).summary == {"found": False}
+
+
+def test_a_stage_that_cannot_forget_ends_well_when_something_is_forgotten_meanwhile(tmp_path: Path):
+    def forgetting(config: Config, context: Context) -> dict[str, Any]:
+        Storage(str(tmp_path)).write_jsonl(FORGOTTEN, ["s/1"])
+        return write_words(config, context)
+
+    assert run(job(stage=fake(forgetting)), tmp_path).summary == {"num_words": 3}

@@ -16,7 +16,7 @@ from cluster.tracking import Tracker
 from data.document import unit_hash
 from data.tokenizer import UNKNOWN, fingerprint, load_encoder, save_tokenizer, train_tokenizer
 from jobs.config import build, changed_fields
-from jobs.job import Artifact, Context
+from jobs.job import WORK, Artifact, Context
 from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of
 
 pytestmark = pytest.mark.usefixtures("without_ray")
@@ -165,7 +165,7 @@ def test_answers_about_another_corpus_are_not_taken(tmp_path: Path) -> None:
     killed = corpus_artifact(tmp_path / "first", first)
     with pytest.raises(ValueError, match="give only"):
         run(killed, tmp_path / "out", size=200_000)
-    assert (tmp_path / "out/work/count").exists()
+    assert (tmp_path / "out" / WORK / "count").exists()
     run(corpus_artifact(tmp_path / "second", second), tmp_path / "out", size=600)
     run(corpus_artifact(tmp_path / "again", second), tmp_path / "fresh", size=600)
     assert fingerprint(tmp_path / "out/tokenizer") == fingerprint(tmp_path / "fresh/tokenizer")
