@@ -9,6 +9,8 @@ from pathlib import Path
 
 import ray
 
+from cluster.progress import working
+
 _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 WORKER_ENV = {
@@ -43,18 +45,20 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(
-        address=address,
-        num_cpus=num_cpus if address == "local" else None,
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": WORKER_ENV},
-    )
+    with working("starting Ray" if address == "local" else f"joining the Ray cluster at {address}"):
+        ray.init(
+            address=address,
+            num_cpus=num_cpus if address == "local" else None,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": WORKER_ENV},
+        )
     try:
         yield address == "local"
     finally:
-        ray.shutdown()
+        with working("ending Ray"):
+            ray.shutdown()
 
 
 def assert_own_packages() -> None:

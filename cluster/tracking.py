@@ -1,4 +1,4 @@
-"""Metrics of a run: a local log beside the artifact always, W&B when there is a key, and progress in a terminal.
+"""Metrics of a run: a local log beside the artifact always, and W&B.
 
 The only file that imports wandb.
 """
@@ -6,9 +6,7 @@ The only file that imports wandb.
 import json
 import logging
 import os
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from cluster.storage import Storage
 
 METRICS_LOG = "metrics.jsonl"
 _UPLOAD_INTERVAL_S = 15.0
+_TAIL_BYTES = 1 << 16
 
 log = logging.getLogger(__name__)
 
@@ -146,64 +145,9 @@ def read_metrics(storage: Storage) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_lines(storage)]
 
 
-class Progress:
-    """One line that counts up in a terminal, with rate and time left; in a log file only its end is a line."""
-
-    def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
-        self._label, self._total, self._unit = label, total, unit
-        self._first = done
-        self._started_s = time.monotonic()
-        self._shown_s = 0.0
-
-    def update(self, done: float, note: str = "") -> None:
-        """Show that `done` of the total are done. Cheap: it draws at most five times a second."""
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - self._shown_s < 0.2 and done < self._total):
-            return
-        self._shown_s = now
-        rate = (done - self._first) / max(now - self._started_s, 1e-9)
-        left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 else ""
-        share = done / self._total if self._total else 1.0
-        counted = f"{share:4.0%}  {done:,.0f}/{self._total:,.0f} {self._unit}  {rate:,.1f}/s"
-        sys.stderr.write(f"\r\033[K{self._label}  {counted}  {left}  {note}")
-        sys.stderr.flush()
-
-    def close(self, note: str = "") -> None:
-        """End the line and leave one record of how long it took."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K")
-        log.info("%s: %.1f s %s", self._label, time.monotonic() - self._started_s, note)
-
-
-class FollowMetrics:
-    """Shows the progress of a run in another process from its metrics log, as a context manager.
-
-    consumes: the metrics log; waits for: new lines; is unblocked by: a poll each second; produces: a progress line.
-    """
-
-    def __init__(self, storage: Storage, label: str, total_steps: int) -> None:
-        self._storage, self._label, self._total = storage, label, total_steps
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "FollowMetrics":
-        if sys.stderr.isatty():
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _follow(self) -> None:
-        steps = read_metrics(self._storage)
-        progress = Progress(self._label, self._total, "steps", done=steps[-1]["step"] if steps else 0)
-        while not self._stop.wait(1.0):
-            if steps := read_metrics(self._storage):
-                last = steps[-1]
-                shown = [
-                    f"{key.split('/')[-1]} {last[key]:.3f}" for key in last if key.endswith(("/loss", "/reward_mean"))
-                ]
-                progress.update(last["step"], " ".join(shown))
-        progress.close()
+def last_metrics(storage: Storage) -> dict[str, float]:
+    """The newest step that was logged; empty where there is none. Reads the end of the log only."""
+    if not storage.exists(METRICS_LOG):
+        return {}
+    lines = storage.read_bytes(METRICS_LOG, -_TAIL_BYTES).decode(errors="replace").split("\n")
+    return json.loads(lines[-2]) if len(lines) > 1 and lines[-2].startswith("{") else {}

@@ -14,8 +14,8 @@ from typing import Any
 
 import ray.data
 
+from cluster.progress import Progress
 from cluster.storage import Storage
-from cluster.tracking import Progress
 
 
 def run_tasks(
@@ -41,11 +41,10 @@ def run_tasks(
             found[index] = answers.read_json(name)
         else:
             missing.append((index, task))
-    progress = Progress(label, len(tasks), "tasks", done=len(found))
-    for index, answer in _on_ray(partial(_answer, function, answers), missing, workers):
-        found[index] = answer
-        progress.update(len(found))
-    progress.close()
+    with Progress(label, len(tasks), "tasks", done=len(found)) as progress:
+        for index, answer in _on_ray(partial(_answer, function, answers), missing, workers):
+            found[index] = answer
+            progress.update(len(found))
     return [found[index] for index in range(len(tasks))]
 
 

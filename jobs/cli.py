@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
+from cluster.progress import LogHandler
 from cluster.storage import Storage
 from jobs.job import RECORD, Artifact, open_artifact
 from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage, plan, run_pipeline
@@ -20,7 +21,9 @@ log = logging.getLogger("raymill")
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed."""
     options = parse(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.basicConfig(
+        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, handlers=[LogHandler()]
+    )
     for noisy in ("httpx", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whatever was started is also ended

@@ -31,9 +31,9 @@ from actors.evaluation import (
 from actors.rollout import PromptTask, Rollout
 from actors.scorer import Sample, Verifier
 from cluster.placement import Placement, check_room
+from cluster.progress import working
 from cluster.session import available_resources
 from cluster.storage import Storage, expand
-from cluster.tracking import Progress
 from data.chat import PromptRecord, load_tokenizer, read_preferences, read_prompts, read_records, render_preference
 from data.shards import check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
@@ -275,7 +275,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
         check_room(getattr(execution, name).resources, available_resources(), f"execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
-    waiting = _Waiting("evaluate")
+    waiting = _Waiting()
 
     # Everything that Ray tasks do is begun first and goes on while the engines start and answer.
     collect: dict[str, Callable[[], Any]] = {}
@@ -290,10 +290,9 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
         "order": list(config.models),
     }
     if config.generation:
-        results["generation"], samples = _generate(config, models, waiting)
+        results["generation"], samples = _generate(config, models)
         context.output.write_jsonl("samples.jsonl", samples)
     results |= {part: finish() for part, finish in collect.items()}
-    waiting.close()
     context.output.write_json("results.json", results)
     summary = dict(_flat(results))
     context.tracker.log(0, {f"evaluate/{key}": value for key, value in summary.items()})
@@ -315,32 +314,23 @@ Estimate = Callable[..., Interval]
 
 
 class _Waiting:
-    """Pieces of work that are under way, as one line of progress."""
+    """Tasks that are under way, and how many of them are done."""
 
-    def __init__(self, label: str) -> None:
-        self._label, self._begun, self._done = label, 0, 0
-        self._progress: Progress | None = None
+    def __init__(self) -> None:
+        self._num_begun = self._num_done = 0
 
     def begin(self, futures: Sequence[ray.ObjectRef]) -> Sequence[ray.ObjectRef]:
-        self._begun += len(futures)
+        self._num_begun += len(futures)
         return futures
 
-    def done(self) -> None:
-        self._done += 1
-        self._progress = self._progress or Progress(self._label, self._begun, "pieces")
-        self._progress.update(self._done)
-
-    def get(self, futures: Sequence[ray.ObjectRef]) -> list[Any]:
+    def get(self, futures: Sequence[ray.ObjectRef], what: str) -> list[Any]:
         """The answers, in order, once all are there."""
         left = list(futures)
-        while left:
-            _, left = ray.wait(left)
-            self.done()
-        return ray.get(list(futures))
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
+        with working(lambda: f"{what}: {self._num_done} of {self._num_begun} tasks done"):
+            while left:
+                _, left = ray.wait(left)
+                self._num_done += 1
+            return ray.get(list(futures))
 
 
 def _begin_text(
@@ -369,10 +359,10 @@ def _begin_text(
     xz = waiting.begin([remote(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
 
     def collect() -> dict[str, Any]:
-        measured = {name: _merge(waiting.get(futures)) for name, futures in parts.items()}
+        measured = {name: _merge(waiting.get(futures, f"likelihood of {name}")) for name, futures in parts.items()}
         sizes = next(iter(measured.values()))
         num_bytes = int(sizes.num_bytes.sum())
-        compressed = waiting.get(xz)
+        compressed = waiting.get(xz, "xz")
         return {
             "documents": len(sizes.index),
             "bytes": num_bytes,
@@ -410,7 +400,10 @@ def _begin_bias(
     futures = {name: waiting.begin([task(folder, pairs, device=device)]) for name, folder in models.items()}
 
     def collect() -> dict[str, Any]:
-        return {name: bias_measures(pairs, waiting.get(future)[0], interval) for name, future in futures.items()}
+        return {
+            name: bias_measures(pairs, waiting.get(future, f"stereotypes of {name}")[0], interval)
+            for name, future in futures.items()
+        }
 
     return collect
 
@@ -446,7 +439,7 @@ def _begin_reward(
     futures = waiting.begin([task(model, fitting, pad_id=tokenizer.pad_id, precision=config.precision, device=device)])
 
     def collect() -> dict[str, Any]:
-        margins = waiting.get(futures)[0]
+        margins = waiting.get(futures, "preferences")[0]
         return {
             "pairs": len(fitting),
             "pairs_too_long": len(pairs) - len(fitting),
@@ -469,12 +462,10 @@ class Answers:
     rollouts: list[Rollout]
 
 
-def _generate(
-    config: EvaluateConfig, models: Mapping[str, Storage], waiting: _Waiting
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _generate(config: EvaluateConfig, models: Mapping[str, Storage]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results by task, and the samples of all tasks."""
     records = {task.name: _records(task) for task in config.generation}
-    answered = _answer_all(config, models, records, waiting)
+    answered = _answer_all(config, models, records)
     results: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
     for task in config.generation:
@@ -489,7 +480,6 @@ def _answer_all(
     config: EvaluateConfig,
     models: Mapping[str, Storage],
     records: Mapping[str, Sequence[PromptRecord]],
-    waiting: _Waiting,
 ) -> dict[str, dict[str, Answers]]:
     """Answers by task and model; each model is asked the prompts of all its tasks at once."""
     asked: dict[str, list[str]] = {
@@ -507,16 +497,22 @@ def _answer_all(
                 for at, record in zip(numbers[task], records[task], strict=True)
             ]
             questions[name] = Questions(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
-    rollouts = answer(
-        questions,
-        temperature=config.sampling.temperature,
-        max_new_tokens=config.sampling.max_new_tokens,
-        seed=config.sampling.seed,
-        precision=config.sampling.precision,
-        placement=config.execution.generators,
-        kv_cache_gib=config.execution.kv_cache_gib,
-        progress=lambda name: log.info("evaluate: %s has answered %d prompts", name, len(questions[name].prompts)),
-    )
+    unanswered = {name: len(question.prompts) for name, question in questions.items()}
+
+    def model_done(name: str) -> None:
+        log.info("evaluate: %s has answered %d prompts", name, unanswered.pop(name))
+
+    with working(lambda: f"answering the prompts of {', '.join(list(unanswered))}"):
+        rollouts = answer(
+            questions,
+            temperature=config.sampling.temperature,
+            max_new_tokens=config.sampling.max_new_tokens,
+            seed=config.sampling.seed,
+            precision=config.sampling.precision,
+            placement=config.execution.generators,
+            kv_cache_gib=config.execution.kv_cache_gib,
+            progress=model_done,
+        )
     answered: dict[str, dict[str, Answers]] = {task.name: {} for task in config.generation}
     for name in questions:
         tokenizer = load_tokenizer(models[name].local())

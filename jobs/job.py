@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.placement import Placement
+from cluster.progress import working
 from cluster.storage import Storage, expand, fingerprint
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
@@ -270,7 +271,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
     job.stage.check_inputs(job.config, inputs)
-    with lease(output) as require_lease:
+    with working(job.name), lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
         forgotten = read_forgotten(store)
@@ -450,12 +451,11 @@ def lease(output: Storage) -> Iterator[Callable[[], None]]:
     machine that is gone, and after `_LEASE_STALE_S` without renewal otherwise, so a killed run blocks nobody for long.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
-    waiting = False
-    while not _take_lease(output, holder):
-        if not waiting:
-            log.info("waiting: another run is making %s", output.url)
-            waiting = True
-        time.sleep(1.0)
+    if not _take_lease(output, holder):
+        log.info("waiting: another run is making %s", output.url)
+        with working(f"waiting for another run, which is making {output.url}"):
+            while not _take_lease(output, holder):
+                time.sleep(1.0)
     stop = threading.Event()
 
     def beat() -> None:

@@ -16,8 +16,9 @@ from actors.ranks import RanksDied
 from actors.rollout import Prompt
 from actors.scorer import split_name
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.progress import Progress
 from cluster.storage import Storage, expand
-from cluster.tracking import Progress, read_metrics
+from cluster.tracking import read_metrics
 from data.chat import load_tokenizer, read_prompts
 from data.tokenizer import fingerprint
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
@@ -152,18 +153,17 @@ def learn_through_deaths(config: RlhfConfig, context: Context, graph: Graph, pro
 def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
     """Every step from `step` on: logged, and saved at the interval and at the end."""
     execution = config.execution
-    progress = Progress("rlhf", config.steps, "steps", done=step)
-    while step < config.steps:
-        metrics = graph.step(step)
-        step += 1
-        if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
-            metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
-        context.tracker.log(step, metrics)
-        if step % execution.checkpoint_interval == 0 or step == config.steps:
-            context.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
-            graph.save()
-        progress.update(step, f"reward {metrics['rollout/reward_mean']:.3f}")
-    progress.close()
+    with Progress("learning", config.steps, "steps", done=step) as progress:
+        while step < config.steps:
+            metrics = graph.step(step)
+            step += 1
+            if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
+                metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
+            context.tracker.log(step, metrics)
+            if step % execution.checkpoint_interval == 0 or step == config.steps:
+                context.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
+                graph.save()
+            progress.update(step, f"reward {metrics['rollout/reward_mean']:.3f}")
 
 
 def graph_config(config: RlhfConfig, context: Context, prompts: Prompts) -> GraphConfig:

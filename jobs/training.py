@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.placement import Placement
+from cluster.progress import FollowMetrics
 from cluster.storage import Storage
-from cluster.tracking import FollowMetrics, Tracker
+from cluster.tracking import Tracker
 from cluster.workers import WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Context, Needs
@@ -173,7 +174,7 @@ def run_training(
     checkpoints = context.output / "checkpoints"
     if step := latest(checkpoints.fs, checkpoints.root):
         log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
-    with FollowMetrics(context.output, name, config.steps):
+    with FollowMetrics(context.output, "training", config.steps):
         run_workers(work, payload, config.execution.placement, name=name)
 
 

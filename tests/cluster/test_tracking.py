@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import Storage
-from cluster.tracking import METRICS_LOG, FollowMetrics, Tracker, read_lines, read_metrics, wandb_mode
+from cluster.tracking import METRICS_LOG, Tracker, last_metrics, read_lines, read_metrics, wandb_mode
 
 
 def tracker(storage: Storage) -> Tracker:
@@ -100,10 +100,15 @@ def test_wandb_is_online_only_with_a_key(environment: dict[str, str], mode: str,
     assert wandb_mode() == mode
 
 
-def test_following_ends_with_the_run_that_is_followed(tmp_path: Path):
-    with FollowMetrics(Storage(str(tmp_path)), "pretrain", total_steps=2) as following:
-        pass
-    assert not following._thread.is_alive()
+def test_the_newest_step_is_read_from_the_end_of_the_log(storage: Storage):
+    assert last_metrics(storage) == {}
+    one = tracker(storage)
+    for step in range(2000):
+        one.log(step, {"train/loss": 1.0})
+    one.close()
+    assert last_metrics(storage)["step"] == 1999
+    storage.write_bytes(METRICS_LOG, storage.read_bytes(METRICS_LOG) + b'{"step": 2')
+    assert last_metrics(storage)["step"] == 1999
 
 
 @pytest.mark.slow

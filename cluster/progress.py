@@ -1,0 +1,243 @@
+"""What a command says while it works or waits, on stderr: a redrawn line in a terminal, whole lines in a log.
+
+Whoever counts uses `Progress`; whoever may take long without counting uses `working`. All that are open in a process
+make one line, outermost first, which a thread repeats with the time it has lasted whenever nothing else was written:
+so no command is silent for more than 10 s in a terminal or 30 s in a log.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cluster.storage import Storage
+from cluster.tracking import last_metrics
+
+_TERMINAL_S = 2.0
+_LOG_S = 25.0
+"""Longest silences in a terminal and in a log; below the 10 s and 30 s that are promised, as a machine may be busy."""
+_REDRAW_S = 0.2
+_POLL_S = 1.0
+_REMOTE_POLL_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class _Line:
+    """What this process says of itself: the activities that are open, and when something was last written.
+
+    consumes: the activities; waits for: silence; is unblocked by: a poll; produces: one line that tells them all.
+    """
+
+    def __init__(self) -> None:
+        self._writing = threading.RLock()
+        self._activities: dict[int, Callable[[], str]] = {}
+        self._next = 0
+        self._is_drawn = False
+        self._written_s = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def open(self, describe: Callable[[], str]) -> int:
+        """Add an activity; the number to close it by."""
+        with self._writing:
+            self._next += 1
+            self._activities[self._next] = describe
+            if self._thread is None or not self._thread.is_alive():  # a forked child has none
+                self._thread = threading.Thread(target=self._repeat, daemon=True, name="progress")
+                self._thread.start()
+            number = self._next
+        if sys.stderr.isatty():
+            self.draw()
+        return number
+
+    def close(self, number: int) -> None:
+        with self._writing:
+            self._activities.pop(number, None)
+            self._clear()
+
+    def draw(self) -> None:
+        """Show the activities in a terminal, at most five times a second."""
+        if self.silence_s() < _REDRAW_S and self._is_drawn:
+            return
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        text = self._text(columns - 1)
+        with self._writing:
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+            self._is_drawn, self._written_s = True, time.monotonic()
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Take the redrawn line away while something else is written."""
+        with self._writing:
+            self._clear()
+            yield
+            self._written_s = time.monotonic()
+
+    def silence_s(self) -> float:
+        """Seconds since something was written."""
+        return time.monotonic() - self._written_s
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._is_drawn = False
+
+    def _text(self, width: int | None = None) -> str:
+        """All activities in one line. Of a line that is too wide, as wrapped it could not be redrawn, the outer ones go
+        first."""
+        texts: list[str] = []
+        for describe in list(self._activities.values()):
+            try:
+                texts.append(describe())
+            except Exception as error:  # it is the caller's: what goes on must be said whatever a description meets
+                texts.append(f"({type(error).__name__}: {error})")
+        while width is not None and len(texts) > 1 and len(" · ".join(texts)) > width:
+            texts.pop(0)
+        return " · ".join(texts)[:width]
+
+    def _repeat(self) -> None:
+        while True:
+            terminal = sys.stderr.isatty()
+            time.sleep(0.5)
+            if not self._activities or self.silence_s() < (_TERMINAL_S if terminal else _LOG_S):
+                continue
+            if terminal:
+                self.draw()
+            else:
+                log.info("%s", self._text())  # without the lock: the handler takes it
+                self._written_s = time.monotonic()  # also where this level is not shown
+
+
+_line = _Line()
+
+
+class LogHandler(logging.StreamHandler):
+    """Writes log records to stderr, above the redrawn line in a terminal; what is logged ends a silence."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _line.interrupted():
+            super().emit(record)
+
+
+@contextmanager
+def working(what: str | Callable[[], str]) -> Iterator[None]:
+    """Say what goes on, and for how long it has, for as long as the block lasts.
+
+    A function is asked each time anew, from another thread; it must answer at once (`lambda: f"waiting for {name}"`).
+    """
+    started_s = time.monotonic()
+
+    def describe() -> str:
+        text = what if isinstance(what, str) else what()
+        return f"{text} ({duration(time.monotonic() - started_s)})"
+
+    number = _line.open(describe)
+    try:
+        yield
+    finally:
+        _line.close(number)
+
+
+class Progress:
+    """Counts towards a total, with rate and time left, as a context manager; its end is a line of the log."""
+
+    def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._first = self._done = done
+        self._note = ""
+        self._started_s = self._updated_s = time.monotonic()
+        self._number = 0
+
+    def __enter__(self) -> "Progress":
+        self._started_s = self._updated_s = time.monotonic()
+        self._number = _line.open(self._describe)
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        _line.close(self._number)
+        if failed is None:
+            log.info("%s: %s %s", self._label, duration(time.monotonic() - self._started_s), self._note)
+
+    def update(self, done: float, note: str = "") -> None:
+        """Say that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
+        self._done, self._note, self._updated_s = done, note, time.monotonic()
+        if sys.stderr.isatty():
+            _line.draw()
+
+    def _describe(self) -> str:
+        now = time.monotonic()
+        share = self._done / self._total if self._total else 1.0
+        words = [f"{self._label}  {share:.0%}  {self._done:,.0f}/{self._total:,.0f} {self._unit}"]
+        if self._done > self._first:
+            each_s = (self._updated_s - self._started_s) / (self._done - self._first)
+            words.append(f"{1 / each_s:,.1f}/s" if each_s < 1 else f"{each_s:,.1f} s each")
+            left_s = (self._total - self._done) * each_s - (now - self._updated_s)
+            words.append(f"{duration(max(0.0, left_s))} left")
+        if self._note:
+            words.append(self._note)
+        if now - self._updated_s > 10:
+            words.append(f"(for {duration(now - self._updated_s)})")
+        return "  ".join(words)
+
+
+class FollowMetrics:
+    """Shows the progress of a run in another process from its metrics log, as a context manager.
+
+    consumes: the metrics log; waits for: new lines; is unblocked by: a poll; produces: a progress line.
+    """
+
+    def __init__(self, storage: Storage, label: str, total_steps: int) -> None:
+        self._storage, self._label, self._total = storage, label, total_steps
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._before: dict[str, float] = {}
+
+    def __enter__(self) -> "FollowMetrics":
+        self._before = self._last()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        last = self._before
+        with Progress(self._label, self._total, "steps", done=last.get("step", 0.0)) as progress:
+            with working("starting its workers; no step is logged yet"):
+                while (now := self._last()) == last:
+                    if self._wait():
+                        return
+            while True:
+                if now and now != last:
+                    shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
+                    progress.update(now["step"], "  ".join(shown))
+                if self._stop.is_set():
+                    return
+                self._wait()
+                last, now = now, self._last()
+
+    def _wait(self) -> bool:
+        return self._stop.wait(_POLL_S if self._storage.is_local else _REMOTE_POLL_S)
+
+    def _last(self) -> dict[str, float]:
+        try:
+            return last_metrics(self._storage)
+        except OSError:  # a store that fails for a while: the next poll asks again
+            return {}
+
+
+_SHOWN = ("/loss", "/reward_mean")
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
