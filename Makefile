@@ -10,6 +10,9 @@ CPU_TORCH := --extra-index-url https://download.pytorch.org/whl/cpu
 # what is imported when it is imported, which is a third of all that there is and saves a minute here.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile
 
+# Where a shell or an image sets it, no bytecode would be kept, and every process would compile torch, Ray and vLLM anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env demo test lint bench lock text
 .DELETE_ON_ERROR:
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-
 from cluster.progress import working
 
 _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
@@ -21,6 +19,9 @@ WORKER_ENV = {
     # Processes share cores and take turns, so a thread that waits must sleep: with the default, which spins, an update
     # with two threads took 2.2 s on two busy cores, without 0.6 s.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Empty is unset: where the user's shell or image has it set, every one of the many workers would compile torch, Ray
+    # and vLLM anew, 15 s of work on a slow core for what `plan` imports alone.
+    "PYTHONDONTWRITEBYTECODE": "",
 }
 """What every worker runs with. Secrets never go here: a runtime environment is printed in job records."""
 
@@ -38,6 +39,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
 
     A session that this call started ends with it; one that stood before is left as it was.
     """
+    import ray  # late, as below: it takes a second, which `raymill --help` and `plan` need not wait for
+
     assert_own_packages()
     if ray.is_initialized():
         yield False
@@ -81,4 +84,6 @@ def assert_own_packages() -> None:
 
 def available_resources() -> dict[str, float]:
     """What the whole cluster has, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
+    import ray
+
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}

@@ -8,11 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray.train
-from ray.train import WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-
 from cluster.placement import Placement, check_room
 from cluster.session import assert_own_packages, available_resources, worker_env
 
@@ -35,6 +30,8 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
     Raises ValueError when the cluster has not the room, or when `work` raised one (a mistake of the user's, which
     no restart mends); RuntimeError when the group failed for good.
     """
+    from ray.train import WorkerGroupError  # late, as below: Ray Train takes a second that `plan` need not wait for
+
     check_room(placement.resources, available_resources(), f"{name}: execution.placement")
     for attempt in range(placement.max_failures + 1):
         try:
@@ -51,6 +48,9 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
 
 
 def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, name: str) -> None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     # Ray Train resumes silently where storage path and name are those of an older run: neither is ever reused.
     scratch = tempfile.mkdtemp(prefix="raymill-train-")
     trainer = TorchTrainer(
@@ -76,11 +76,14 @@ def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: 
 
 def _cause(failure: Exception) -> BaseException:
     """What `work` raised; Ray Train wraps it to carry its traceback and offers no public way back."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
     return failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
 
 
 def _work_in_group(config: dict[str, Any]) -> None:
-    import torch  # the worker's own import: the driver need not load torch to start a group
+    import ray.train
+    import torch
 
     assert_own_packages()
     torch.set_num_threads(config["threads"])

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import ray.data
-
 from cluster.progress import Progress
 from cluster.storage import Storage
 
@@ -66,6 +64,8 @@ def _on_ray(
     rows = [{"index": index, "task": json.dumps(task)} for index, task in tasks]
     if not rows:
         return
+
+    import ray.data  # late: it brings pandas, a second and a half for all who plan
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         return {"index": row["index"], "answer": json.dumps(function(json.loads(row["task"])))}

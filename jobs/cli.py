@@ -8,8 +8,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ray.exceptions import RayError
-
 from cluster.progress import LogHandler
 from cluster.storage import Storage
 from jobs.job import RECORD, Artifact, open_artifact
@@ -37,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raymill: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except (RuntimeError, RayError, OSError) as error:
+    except Exception as error:
+        if not _is_failure_of_work(error):
+            raise
         log.error("failed", exc_info=True)
         print(
             f"raymill: {error}\nThe same command goes on from the last finished stage or checkpoint.",
@@ -45,6 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _is_failure_of_work(error: Exception) -> bool:
+    """Whether it is of the kinds that work fails with, rather than a mistake in this program."""
+    if isinstance(error, (RuntimeError, OSError)):
+        return True
+    if "ray" not in sys.modules:  # a command that has not used Ray need not wait a second for it
+        return False
+    from ray.exceptions import RayError
+
+    return isinstance(error, RayError)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

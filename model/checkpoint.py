@@ -13,22 +13,18 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from fsspec import AbstractFileSystem
 from torch import Tensor
-from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from model.heads import ScalarHead
 from model.train import TrainState
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 RECORD = "checkpoint.json"
 
@@ -79,6 +75,11 @@ class Checkpoints:
         Returns None, and leaves the state alone, when there is none. The number of ranks may differ from the one
         that saved. Raises ValueError when the checkpoint is of another model, or `step` is not there.
         """
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        from model.checkpoint_files import CheckpointReader
+
         found = latest(self.fs, self.path) if step is None else step
         if found is None:
             return None
@@ -88,25 +89,30 @@ class Checkpoints:
                 f"checkpoint {step_folder(self.path, found)} is of another model: it holds {record['model']}, "
                 f"this run has {_describe(state)}. Use another output, or the configuration that wrote it"
             )
-        reader = _Reader(self.fs, step_folder(self.path, found))
+        reader = CheckpointReader(self.fs, step_folder(self.path, found))
         _make_optimizer_state(state, reader.read_metadata())
         tensors = dict(_tensors(state))
         try:
-            load_tensors(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+            load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:
             raise CheckpointError(f"checkpoint {reader.path} could not be read: {error}") from error
         state.step = found
         return record["extra"]
 
     def _write(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        from model.checkpoint_files import CheckpointWriter
+
         folder = step_folder(self.path, record["step"])
         if self._is_first and self.fs.exists(folder):
             # A partial one from before a kill, or a whole one of a run that started over. Other ranks write
             # only after planning together with this one, so the removal is over by then.
             _remove(self.fs, folder)
-        writer = _Writer(self.fs, folder)
+        writer = CheckpointWriter(self.fs, folder)
         try:
-            save_tensors(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
             raise CheckpointError(f"checkpoint {folder} could not be written: {error}") from error
         try:
@@ -167,6 +173,8 @@ def _tensors(state: TrainState) -> Mapping[str, Tensor]:
 
 def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on CPU, shards still shards, that training cannot change any more."""
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
     stager = DefaultStager(
         StagingOptions(
             use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
@@ -180,6 +188,8 @@ def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
     """Give a new optimizer the tensors that the checkpoint will fill: it makes its own only in its first step."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     saved = metadata.state_dict_metadata
     for group in state.optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -219,26 +229,3 @@ def _write_json(fs: AbstractFileSystem, name: str, value: object) -> None:
     """Write JSON under a temporary name and move it, so that no reader finds half of it."""
     fs.pipe_file(f"{name}.tmp", json.dumps(value, indent=2).encode())
     fs.mv(f"{name}.tmp", name)
-
-
-class _Files(FileSystem):
-    """PyTorch's fsspec adapter, given a filesystem instead of finding one by URL."""
-
-    def __init__(self, fs: AbstractFileSystem) -> None:
-        super().__init__()
-        self.fs = fs
-
-
-class _Writer(FsspecWriter):
-    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
-        # Without fsync: visibility comes from the record, and only local files have a descriptor to sync.
-        FileSystemWriter.__init__(self, path, sync_files=False)
-        self.fs = _Files(fs)
-        self.path = path
-
-
-class _Reader(FsspecReader):
-    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
-        FileSystemReader.__init__(self, path)
-        self.fs = _Files(fs)
-        self.path = path

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rouge_score import rouge_scorer
-from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
@@ -151,6 +149,9 @@ def bleu(
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """F-measures, 0 to 1, of rouge1, rouge2 and rougeL (Porter stemming on) for each of the N records."""
+    from rouge_score import rouge_scorer  # late: it brings nltk and scikit-learn, three seconds for all who plan
+    from rouge_score.tokenizers import DefaultTokenizer
+
     _require_pairs(predictions, references)
     # The default tokenizer, made here because the scorer would say in the log that it made it.
     scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=DefaultTokenizer(use_stemmer=True))

@@ -1,6 +1,9 @@
 """Parallelism, applied to a model from outside: FSDP2 shards, activation checkpoints, compilation.
 
 The same calls serve gloo on CPU and NCCL on GPUs; the mesh says which. Nothing in `model.transformer` knows.
+
+FSDP and DTensor are imported where they are used: they bring sympy and take two seconds, which a command that only
+plans need not wait for.
 """
 
 from __future__ import annotations
@@ -12,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from model.transformer import Layer
@@ -33,6 +34,8 @@ def shard(
     `activation_checkpointing`, and are compiled one by one with `compile_layers`, so that compilation time does not
     grow with depth.
     """
+    from torch.distributed.fsdp import fully_shard
+
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     for layer in layers:
         prepare_layer(layer, activation_checkpointing=activation_checkpointing, compile_layer=compile_layers)
@@ -53,6 +56,8 @@ def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
     """The mesh that `shard` spread the model over, None for an unsharded model."""
+    from torch.distributed.tensor import DTensor
+
     for tensor in model.state_dict().values():
         return tensor.device_mesh if isinstance(tensor, DTensor) else None
     raise ValueError("the model has no parameters")
@@ -67,6 +72,8 @@ def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
 
 def set_gradient_sync(model: nn.Module, *, is_last: bool) -> None:
     """Let a sharded model reduce its gradients over the ranks only in the last backward of a step."""
+    from torch.distributed.fsdp import FSDPModule
+
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
@@ -77,6 +84,8 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     The tensors are on the model's device; those of an unsharded model share its memory, so copy what must stay.
     """
+    from torch.distributed.tensor import DTensor
+
     # state_dict() rather than named_parameters(): it first puts back shards that a forward left gathered.
     for name, tensor in model.state_dict().items():
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

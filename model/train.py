@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from model.batch import TrainBatch, to_device
 from model.heads import Model
@@ -134,6 +133,8 @@ def _divide_and_clip(state: TrainState, scale: float) -> float:
 
     FSDP has averaged the gradients over the ranks, so for a sharded model `scale` is ranks / weight.
     """
+    from torch.distributed.tensor import DTensor  # late: two seconds for all who only plan
+
     # The optimizer's parameters are the shards; the model's may be gathered ones after an evaluation.
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -2,11 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from jobs.pipeline import ROAD
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "cluster", "data", "jobs", "model")
@@ -107,3 +111,20 @@ def test_the_lock_holds_what_pyproject_asks_for():
         wanted += project["project"]["optional-dependencies"][extra]
     missing = {re.split(r"[\[<>=]", want)[0] for want in wanted} - names
     assert not missing, f"not in requirements/cpu.lock: {missing}; run `make lock`"
+
+
+@pytest.mark.parametrize(
+    ("modules", "too_slow"),
+    [
+        (["jobs.cli"], ["ray", "torch", "pyarrow", "wandb", "transformers"]),
+        (
+            [f"jobs.{stage}" for stage in ROAD],
+            ["ray.data", "ray.train", "pandas", "sympy", "nltk", "sklearn", "wandb", "transformers", "vllm"],
+        ),
+    ],
+    ids=["help", "plan"],
+)
+def test_what_only_work_needs_is_imported_by_work(modules: list[str], too_slow: list[str]):
+    code = f"import {', '.join(modules)}, sys; print(*sorted(set({too_slow}) & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
