@@ -87,7 +87,7 @@ _PASSING = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
 _WAITS_S = (0.5, 1.0, 2.0)
 
 
-def _insist(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def insist(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """What the call returns, tried up to four times in all while its error is one that may pass.
 
     For reads, listings and writes that may be made twice. Most errors are gone before by botocore's own attempts; here
@@ -169,7 +169,7 @@ class Storage:
         """
         path = self.path(name) if name else self.root
         try:
-            info = _insist(self.fs.info, path)
+            info = insist(self.fs.info, path)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return self.is_local or info["type"] != "directory" or bool(self._found(path))
@@ -177,7 +177,7 @@ class Storage:
     def _found(self, path: str) -> dict[str, dict[str, Any]]:
         """What the file system tells of every file below a path; what only stands for a directory is left out."""
         self.fs.invalidate_cache(path)
-        found = cast(dict[str, dict[str, Any]], _insist(self.fs.find, path, detail=True))
+        found = cast(dict[str, dict[str, Any]], insist(self.fs.find, path, detail=True))
         return {
             name: info for name, info in found.items() if info["type"] != "directory" and not str(name).endswith("/")
         }
@@ -197,16 +197,16 @@ class Storage:
                 if read_ahead
                 else {"cache_type": "readahead", "block_size": 256 << 10}
             )
-        return _insist(self.fs.open, self.path(name), mode, **options)
+        return insist(self.fs.open, self.path(name), mode, **options)
 
     def read_bytes(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes of a file, or those from `start` up to `stop`."""
-        return cast(bytes, _insist(self.fs.cat_file, self.path(name), start=start, end=stop))
+        return cast(bytes, insist(self.fs.cat_file, self.path(name), start=start, end=stop))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
         if not self.is_local:
-            _insist(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
+            insist(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
             return
         with self.writing(name) as file:
             file.write(data)
@@ -229,7 +229,7 @@ class Storage:
         else:
             buffer = io.BytesIO()
             yield buffer
-            _insist(self.fs.pipe_file, path, buffer.getvalue())
+            insist(self.fs.pipe_file, path, buffer.getvalue())
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write `name` at once unless it is there already; whether this call wrote it, also against other writers.
@@ -239,7 +239,7 @@ class Storage:
         """
         if not self.is_local:
             try:
-                _insist(self.fs.pipe_file, self.path(name), data, mode="create")
+                insist(self.fs.pipe_file, self.path(name), data, mode="create")
             except OSError as error:
                 if not _is_taken(error):
                     raise
@@ -264,7 +264,7 @@ class Storage:
         """
         goal = as_name or name
         if self.fs.async_impl and self.fs is target.fs:
-            _insist(self.fs.cp_file, self.path(name), target.path(goal))
+            insist(self.fs.cp_file, self.path(name), target.path(goal))
             return
         with self.open(name, read_ahead=True) as source, target.writing(goal) as file:
             shutil.copyfileobj(source, file, _BLOCK_BYTES)
@@ -288,7 +288,7 @@ class Storage:
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
         self.fs.invalidate_cache(self.root)
-        found = cast(list[str], _insist(self.fs.glob, self.path(pattern)))
+        found = cast(list[str], insist(self.fs.glob, self.path(pattern)))
         return sorted(path[len(self.root) + 1 :] for path in found)
 
     def files(self) -> list[str]:
@@ -303,7 +303,7 @@ class Storage:
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                _insist(self.fs.rm, path, recursive=True)
+                insist(self.fs.rm, path, recursive=True)
             if self.is_local:
                 return
             # s3fs does not tell which keys of a bulk delete the store has refused: look again.
@@ -321,7 +321,7 @@ class Storage:
         target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
-            _insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
+            insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
             try:
                 partial.rename(target)
             except OSError:  # another process on this node was first
@@ -347,7 +347,7 @@ class Storage:
         made = _missing_folders(self.root) if self.is_local else []
         try:
             self.write_bytes(probe, b"raymill")
-            _insist(self.fs.rm, self.path(probe))
+            insist(self.fs.rm, self.path(probe))
             if self.is_local and shutil.disk_usage(self.root).free < 2**28:
                 raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
         except OSError as error:
@@ -404,9 +404,9 @@ def _uploading(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
 def _commit(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
     """Complete an upload; one whose completion was done while its answer got lost is no longer there to complete."""
     try:
-        _insist(file.commit)
+        insist(file.commit)
     except FileNotFoundError:
-        if not file.parts or str(_insist(fs.info, path)["ETag"]).strip('"') != _etag(file.parts):
+        if not file.parts or str(insist(fs.info, path)["ETag"]).strip('"') != _etag(file.parts):
             raise
 
 
@@ -458,7 +458,7 @@ def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
     if not chain:
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()
-        found = cast(dict[str, dict[str, Any]], _insist(fs.glob, path, detail=True))
+        found = cast(dict[str, dict[str, Any]], insist(fs.glob, path, detail=True))
         return [
             (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
             for name, info in sorted(found.items())
@@ -468,7 +468,7 @@ def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
     scheme, _, inner = member.partition("://")
     for outer, _ in _expand_one(container):
         outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
-        fs, _ = _insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
+        fs, _ = insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
         found = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
         sizes = {str(name).lstrip("/"): info["size"] for name, info in found.items()}
         urls += [
@@ -477,20 +477,3 @@ def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
             if fnmatch.fnmatchcase(name, inner)
         ]
     return urls
-
-
-def fingerprint(url: str) -> str:
-    """Identity of one file's content: its sha256, or the ETag where an object store already keeps one."""
-    fs, path = fsspec.core.url_to_fs(url)
-    etag = _insist(fs.info, path).get("ETag")
-    if etag:
-        return f"etag:{str(etag).strip(chr(34))}"
-    return _insist(_sha256, fs, path)
-
-
-def _sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while block := cast(bytes, file.read(1 << 22)):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"

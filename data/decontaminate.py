@@ -20,7 +20,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.storage import expand, fingerprint
+from cluster.fingerprints import fingerprint
+from cluster.storage import expand
 from data.opening import blocks, is_compressed, is_damage
 from data.step import Outcome, check_least
 

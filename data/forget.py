@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.storage import Storage, fingerprint
+from cluster.fingerprints import fingerprint
+from cluster.storage import Storage
 from data.clean import Step, drops_equal_texts, near_duplicates_of
 from data.dedup import NearDuplicates, representatives
 from data.document import Document, Source

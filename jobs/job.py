@@ -23,9 +23,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from cluster.fingerprints import fingerprint, fingerprints
 from cluster.placement import Placement
 from cluster.progress import working
-from cluster.storage import Storage, expand, fingerprint
+from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
 
@@ -166,7 +167,7 @@ class Job:
     @cached_property
     def sources(self) -> dict[str, list[str]]:
         """Fingerprints of the source files by config path, in the order of their paths."""
-        return {path: [fingerprint(url) for url in urls] for path, urls in self.source_urls.items()}
+        return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @property
     def _functions(self) -> dict[str, str]:

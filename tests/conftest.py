@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ import data.parallel
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raymill-tests-cache-")  # not the developer's
 
 SERVER = Path(__file__).parent / "s3_server.py"
 DEFINITIONS = Path(__file__).parents[2] / "shared" / "data" / "kuberay-crds-v1.7.0"

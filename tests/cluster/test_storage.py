@@ -22,7 +22,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 import cluster.storage
-from cluster.storage import Storage, expand, expand_sized, fingerprint, refuse_credentials
+from cluster.fingerprints import fingerprint
+from cluster.storage import Storage, expand, expand_sized, refuse_credentials
 
 
 @pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -431,15 +432,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
     passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
     call = Failing(*passing)
-    assert cluster.storage._insist(call) == "answer" and call.calls == 4
+    assert cluster.storage.insist(call) == "answer" and call.calls == 4
     with pytest.raises(OSError, match="500"):
-        cluster.storage._insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
+        cluster.storage.insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
     with pytest.raises(OSError, match="ClientPayloadError: broken off"):
-        cluster.storage._insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
+        cluster.storage.insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
     for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
         call = Failing(final)
         with pytest.raises(type(final)):
-            cluster.storage._insist(call)
+            cluster.storage.insist(call)
         assert call.calls == 1
 
 
