@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.placement import Placement
+from cluster.placement import Execution, Placement
 from model.advantages import ALGORITHMS
 
 
@@ -152,7 +152,7 @@ def _share(cpus: float) -> Placement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphExecution:
+class GraphExecution(Execution):
     """Where the actors go; nothing here changes what they compute, beyond rounding."""
 
     generators: Placement = field(default_factory=lambda: _share(0.25))

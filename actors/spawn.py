@@ -8,14 +8,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.placement import Placement, check_room, total_resources
-from cluster.session import available_resources, worker_env
-
-_RESERVATION_TIMEOUT_S = 120.0
+from cluster.placement import Placement
+from cluster.room import hold_room
+from cluster.session import worker_env
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,9 @@ def plan_bundles(
 
 
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
-    """Hold the resources of all groups at once. Raises ValueError when the cluster has not the room."""
+    """Hold the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
     bundles, bundle_of = plan_bundles(groups, colocate=colocate)
-    check_room(total_resources(groups.values()), available_resources(), f"execution ({', '.join(groups)})")
-    group = placement_group(bundles, strategy="PACK")
-    try:
-        ray.get(group.ready(), timeout=_RESERVATION_TIMEOUT_S)
-    except GetTimeoutError:
-        remove_placement_group(group)
-        raise ValueError(
-            f"execution: the cluster could not place {bundles} within {_RESERVATION_TIMEOUT_S:g} s; each of these must "
-            "fit on one node and be free. Lower the shares, set colocate=false, or wait for other work to end"
-        ) from None
+    group = hold_room(bundles, f"execution ({', '.join(groups)})")
     return Reservation(group, bundle_of)
 
 

@@ -1,8 +1,21 @@
 """Where the processes of a stage go: how many, and what each may use. Part of `execution:`, never of an identity."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What the `execution:` settings of every stage have in common."""
+
+    wait_s: float = 600.0
+    """How long the stage waits for nodes that its workers need and that are still to come; a cluster that the command
+    started itself gets none, so there nothing is waited for."""
+
+    def __post_init__(self) -> None:
+        if self.wait_s < 0:
+            raise ValueError(f"execution.wait_s: {self.wait_s:g} must not be negative; 0 waits for nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +56,45 @@ class Placement:
     @property
     def resources(self) -> dict[str, float]:
         """What all the workers need together."""
-        needed = {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
+        return {name: self.workers * amount for name, amount in self.bundle.items()}
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker needs, on one node."""
+        needed = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         return {name: amount for name, amount in needed.items() if amount}
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each of the workers needs."""
+        return [self.bundle] * self.workers
 
 
 def total_resources(placements: Iterable[Placement]) -> dict[str, float]:
     """What groups that run at the same time need together."""
+    return sum_resources(placement.resources for placement in placements)
+
+
+def sum_resources(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sum of each resource."""
     total: dict[str, float] = {}
-    for placement in placements:
-        for name, amount in placement.resources.items():
+    for bundle in bundles:
+        for name, amount in bundle.items():
             total[name] = total.get(name, 0.0) + amount
     return total
 
 
-def check_room(needed: dict[str, float], available: dict[str, float], field: str) -> None:
-    """Raise ValueError when the cluster as a whole has less than `needed`."""
+def amount_of(name: str, amount: float) -> str:
+    """`1 CPU`, `8 GPUs`."""
+    return f"{amount:g} {name}{'' if amount == 1 else 's'}"
+
+
+def check_room(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
+    """Raises ValueError when the cluster as a whole has less than `needed`."""
     for name, amount in needed.items():
-        if amount > available.get(name, 0.0) + 1e-9:
+        having = available.get(name, 0.0)
+        if amount > having + 1e-9:
             raise ValueError(
-                f"{field}: needs {amount:g} {name}, but the whole cluster has {available.get(name, 0.0):g}; "
-                "lower the number of workers or the share of each, or add nodes"
+                f"{field}: does not fit: needs {amount_of(name, amount)}, the cluster has {having:g}; "
+                "lower the number of workers or the share of each, or take a larger cluster"
             )

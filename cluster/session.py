@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.progress import working
@@ -31,11 +32,17 @@ def worker_env(threads: int) -> dict[str, str]:
     return {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
 
 
-@contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[bool]:
-    """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
+@dataclass
+class _Session:
+    started_here: bool = False
 
-    Yields whether the cluster is whole as it stands: one that was started here gets no further nodes.
+
+_session = _Session()
+
+
+@contextmanager
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
 
     A session that this call started ends with it; one that stood before is left as it was.
     """
@@ -43,7 +50,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
 
     assert_own_packages()
     if ray.is_initialized():
-        yield False
+        yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -57,9 +64,11 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
             logging_level=logging.WARNING,
             runtime_env={"env_vars": WORKER_ENV},
         )
+    _session.started_here = address == "local"
     try:
-        yield address == "local"
+        yield
     finally:
+        _session.started_here = False
         with working("ending Ray"):
             ray.shutdown()
 
@@ -87,3 +96,24 @@ def available_resources() -> dict[str, float]:
     import ray
 
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def cluster_is_whole() -> bool:
+    """Whether the cluster gets no further nodes: `connect` has started it inside this process."""
+    return _session.started_here
+
+
+def largest_resources() -> dict[str, float] | None:
+    """What the cluster can ever have: as it is where it is whole, as large as an autoscaler may make it, else None.
+
+    Only an autoscaler that has told Ray its limits is known (KubeRay's and Ray's own do).
+    """
+    from ray._private.state import state as ray_state
+
+    having = available_resources()
+    if cluster_is_whole():
+        return having
+    limits = ray_state.get_max_resources_from_cluster_config()
+    if not limits:
+        return None
+    return having | {name: max(float(amount), having.get(name, 0.0)) for name, amount in limits.items()}

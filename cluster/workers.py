@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.placement import Placement, check_room
-from cluster.session import assert_own_packages, available_resources, worker_env
+from cluster.placement import Placement
+from cluster.room import wait_for_room
+from cluster.session import assert_own_packages, worker_env
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,13 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
 
     A worker that dies takes the group with it; the group is started again up to `placement.max_failures` times, and
     `work` itself finds the last whole checkpoint. Results are what `work` writes to storage.
-    Raises ValueError when the cluster has not the room, or when `work` raised one (a mistake of the user's, which
-    no restart mends); RuntimeError when the group failed for good.
+    Raises ValueError when the group does not fit into the cluster, or when `work` raised one (a mistake of the user's,
+    which no restart mends); RuntimeError when the group failed for good.
     """
     from ray.train import WorkerGroupError  # late, as below: Ray Train takes a second that `plan` need not wait for
 
-    check_room(placement.resources, available_resources(), f"{name}: execution.placement")
     for attempt in range(placement.max_failures + 1):
+        wait_for_room(placement.bundles, f"{name}: execution.placement")  # each time: a node may be gone with a worker
         try:
             _run_once(work, payload, placement, name)
             return

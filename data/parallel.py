@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from cluster.progress import Progress
+from cluster.room import wait_for_room
 from cluster.storage import Storage
 
 
@@ -40,7 +41,7 @@ def run_tasks(
         else:
             missing.append((index, task))
     with Progress(label, len(tasks), "tasks", done=len(found)) as progress:
-        for index, answer in _on_ray(partial(_answer, function, answers), missing, workers):
+        for index, answer in _on_ray(partial(_answer, function, answers), missing, workers, label):
             found[index] = answer
             progress.update(len(found))
     return [found[index] for index in range(len(tasks))]
@@ -58,7 +59,7 @@ def _answer_name(task: Any) -> str:
 
 
 def _on_ray(
-    function: Callable[[Any], dict[str, Any]], tasks: Iterable[tuple[int, Any]], workers: int | None
+    function: Callable[[Any], dict[str, Any]], tasks: Iterable[tuple[int, Any]], workers: int | None, label: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, answer) of every numbered task, in whatever order they end."""
     rows = [{"index": index, "task": json.dumps(task)} for index, task in tasks]
@@ -70,6 +71,7 @@ def _on_ray(
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         return {"index": row["index"], "answer": json.dumps(function(json.loads(row["task"])))}
 
+    wait_for_room([{"CPU": 1.0}], label)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))

@@ -14,8 +14,8 @@ import ray
 
 from actors.evaluation import TextScores, device_of, engine_logprobs, remote, score_text, sequence_logprobs
 from actors.generator import engine_env
-from cluster.placement import Placement, check_room
-from cluster.session import available_resources
+from cluster.placement import Execution, Placement
+from cluster.room import wait_for_room
 from cluster.storage import Storage
 from data.shards import ShardReader, check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
@@ -32,7 +32,7 @@ sums moves a few activations to the next step, which gives a few thousandths; an
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressExecution:
+class CompressExecution(Execution):
     worker: Placement = field(default_factory=lambda: Placement(cpus_per_worker=0.5))
     """Of each of the three tasks that measure: the original, the compressed model, vLLM."""
 
@@ -75,7 +75,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     """Write model/, and measure it beside the original."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
-    check_room(worker.resources, available_resources(), "execution.worker")
+    wait_for_room(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
     with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
         size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)

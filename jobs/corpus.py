@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from cluster.placement import Execution
 from cluster.storage import Storage, json_line
 from data.clean import (
     Step,
@@ -86,7 +87,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusExecution:
+class CorpusExecution(Execution):
     workers: int | None = None
     """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
     task_mib: int = 32

@@ -30,9 +30,9 @@ from actors.evaluation import (
 )
 from actors.rollout import PromptTask, Rollout
 from actors.scorer import Sample, Verifier
-from cluster.placement import Placement, check_room
+from cluster.placement import Execution, Placement
 from cluster.progress import working
-from cluster.session import available_resources
+from cluster.room import wait_for_room
 from cluster.storage import Storage, expand
 from data.chat import PromptRecord, load_tokenizer, read_preferences, read_prompts, read_records, render_preference
 from data.shards import check_tokenizer, read_manifest
@@ -99,7 +99,7 @@ def _two_scorers() -> Placement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateExecution:
+class EvaluateExecution(Execution):
     """Where the work goes; nothing here changes a result, beyond rounding."""
 
     generators: Placement = field(default_factory=_half)
@@ -272,7 +272,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     """Measure everything that the config asks for; write results.json and samples.jsonl."""
     execution = config.execution
     for name in ("scorers", "generators"):  # they may wait for each other, so each must fit alone
-        check_room(getattr(execution, name).resources, available_resources(), f"execution.{name}")
+        wait_for_room(getattr(execution, name).bundles, f"evaluate: execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
     waiting = _Waiting()

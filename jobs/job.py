@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.fingerprints import fingerprint, fingerprints
-from cluster.placement import Placement
+from cluster.placement import Execution, Placement
 from cluster.progress import working
+from cluster.room import waiting_for_room
 from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
@@ -288,7 +289,8 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         started = time.time()
         try:
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
-            summary = job.stage.run(job.config, context)
+            with waiting_for_room(_wait_s(job.config)):
+                summary = job.stage.run(job.config, context)
         finally:
             tracker.close()
         record = _record(job, inputs, output, summary, started)
@@ -301,6 +303,12 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
     artifact = open_artifact(output)
     assert artifact is not None, f"{output.url} does not stand"
     return artifact
+
+
+def _wait_s(config: Any) -> float:
+    """How long a stage of this config waits for room; one without execution settings takes none."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    return next((value.wait_s for value in values if isinstance(value, Execution)), 0.0)
 
 
 def renew(stage: Stage, output: Storage, store: Storage) -> bool:

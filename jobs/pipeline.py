@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.placement import check_room, total_resources
-from cluster.session import available_resources, connect
+from cluster.session import connect, largest_resources
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
 from jobs.job import FOREIGN, Artifact, Job, Stage, inputs_of, marked_inputs, open_artifact, run_job
@@ -207,9 +207,8 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     if all(artifacts.values()):
         return [artifact for artifact in artifacts.values() if artifact]
     done: list[Artifact] = []
-    with connect(address) as is_whole:
-        if is_whole:
-            _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
+    with connect(address):
+        _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
             artifact = artifacts[name]
             if artifact is None:
@@ -228,11 +227,14 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
 
 
 def _check_rooms(jobs: Sequence[Job]) -> None:
-    """Raise ValueError for the first job whose workers this cluster has not the room for."""
+    """Raises ValueError for the first job whose workers can never fit; what may still come is waited for later."""
+    limits = largest_resources()
+    if limits is None:
+        return
     for job in jobs:
         for groups in job.stage.groups(job.config):
             where = f"{job.name}: execution ({', '.join(groups)})"
-            check_room(total_resources(groups.values()), available_resources(), where)
+            check_room(total_resources(groups.values()), limits, where)
 
 
 def find_errors(pipeline: Pipeline) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.lifeline import start_module, stop
+from cluster.placement import Execution
 from cluster.storage import Storage
 from jobs.job import Artifact, Context, Stage, input_artifact
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeExecution:
+class ServeExecution(Execution):
     """How the server runs; nothing here changes an answer beyond rounding."""
 
     kv_cache_gib: int = 1

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cluster.placement import Execution
 from cluster.storage import Storage
 from data.document import unit_hash
 from data.encode import fast_encoder
@@ -49,7 +50,7 @@ _BATCH_DOCUMENTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsExecution:
+class ShardsExecution(Execution):
     workers: int | None = None
     """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from cluster.placement import Placement
+from cluster.placement import Execution, Placement
 from cluster.progress import FollowMetrics
 from cluster.storage import Storage
 from cluster.tracking import Tracker
@@ -67,7 +67,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingExecution:
+class TrainingExecution(Execution):
     """How a training stage runs; nothing here changes what it computes, beyond rounding."""
 
     placement: Placement = field(default_factory=Placement)

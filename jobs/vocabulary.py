@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from cluster.placement import Execution
 from cluster.storage import Storage
 from data.document import unit_hash
 from data.parallel import run_tasks
@@ -43,7 +44,7 @@ _DEFAULTS = TokenizerRecipe()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VocabularyExecution:
+class VocabularyExecution(Execution):
     workers: int | None = None
     """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
 

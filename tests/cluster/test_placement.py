@@ -52,10 +52,10 @@ def test_more_than_the_cluster_has_is_refused():
     with pytest.raises(ValueError) as caught:
         check_room({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
     assert str(caught.value) == (
-        "execution.placement: needs 3 CPU, but the whole cluster has 2; lower the number of workers or the share "
-        "of each, or add nodes"
+        "execution.placement: does not fit: needs 3 CPUs, the cluster has 2; lower the number of workers or the "
+        "share of each, or take a larger cluster"
     )
-    with pytest.raises(ValueError, match="needs 1 GPU, but the whole cluster has 0"):
+    with pytest.raises(ValueError, match="needs 1 GPU, the cluster has 0"):
         check_room({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
 
 

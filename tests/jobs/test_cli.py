@@ -51,6 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs of small stages; nothing that runs needs Ray."""
     monkeypatch.setattr(pipeline_module, "stage_named", STAGES.__getitem__)
     monkeypatch.setattr(pipeline_module, "connect", no_ray)
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: None)
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("text.txt", "words"),

@@ -75,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config folder of three small stages; nothing that runs needs Ray."""
     monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.setattr(pipeline_module, "connect", no_ray)
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: None)
     (tmp_path / "text.txt").write_text("words")
     configs = tmp_path / "configs"
     configs.mkdir()
@@ -88,11 +89,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def no_ray(address: str | None) -> Iterator[None]:
     yield
-
-
-@contextmanager
-def whole_ray(address: str | None) -> Iterator[bool]:
-    yield True
 
 
 def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
@@ -155,13 +151,12 @@ def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
 def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "connect", whole_ray)
-    monkeypatch.setattr(pipeline_module, "available_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
     engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
     stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
     monkeypatch.setitem(STAGES, "evaluate", stage)
     pipeline = load_pipeline(folder / "pipeline.yaml")
-    with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): needs 3 CPU"):
+    with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): does not fit: needs 3 CPUs"):
         run_pipeline(pipeline)
     assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
 

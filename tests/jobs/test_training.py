@@ -177,5 +177,5 @@ def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, session: None) -> None:
-    with pytest.raises(ValueError, match="needs 4 CPU, but the whole cluster has 2"):
+    with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")

@@ -1,0 +1,140 @@
+"""Waiting until a cluster has what a stage needs: nodes come up one by one, and other work ends.
+
+A placement group is what asks: Ray's own scheduler says when it fits, and an autoscaler starts nodes for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.placement import amount_of, check_room, sum_resources
+from cluster.progress import duration, working
+from cluster.session import available_resources, cluster_is_whole, largest_resources
+
+_SOON_S = 2.0
+"""What a cluster with free room needs at most to give it; only a longer wait is spoken of."""
+_BUSY_S = 120.0
+"""The least patience with room that there is and that is not free: what ran before may not be gone yet."""
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Patience:
+    limit_s: float = 0.0
+
+
+_patience = _Patience()
+"""Of the stage that this process runs; 0 outside of one."""
+
+
+@contextmanager
+def waiting_for_room(limit_s: float) -> Iterator[None]:
+    """Inside, whatever needs resources waits so long for nodes that are to come (a stage's `execution.wait_s`)."""
+    before, _patience.limit_s = _patience.limit_s, limit_s
+    try:
+        yield
+    finally:
+        _patience.limit_s = before
+
+
+def wait_for_room(bundles: Sequence[Mapping[str, float]], field: str) -> None:
+    """Return once the cluster has `bundles` free, each of them on one node.
+
+    Raises ValueError when they can never fit, or did not within the limit.
+    """
+    from ray.util.placement_group import remove_placement_group  # late, as below: `plan` need not wait for Ray
+
+    needed = [bundle for bundle in bundles if bundle]
+    if needed:
+        remove_placement_group(hold_room(needed, field))
+
+
+def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
+    """A placement group that holds `bundles`, each on one node; waits for it, and says what it waits for.
+
+    Raises ValueError when they can never fit, or did not within the limit.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    refuse_impossible(bundles, field)
+    group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+    try:
+        _wait(group, bundles, field)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def refuse_impossible(bundles: Sequence[Mapping[str, float]], field: str) -> None:
+    """Raises ValueError for more than a cluster started here has, or than its autoscaler may ever add."""
+    limits = largest_resources()
+    if limits is not None:
+        check_room(sum_resources(bundles), limits, field)
+    if cluster_is_whole() and (lacking := _lacking(bundles)):
+        raise ValueError(f"{field}: does not fit: {lacking}; give each worker less")
+
+
+def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
+    limit_s = 0.0 if cluster_is_whole() else _patience.limit_s
+    started = time.monotonic()
+    said = ""
+    with working(lambda: said or f"{field}: taking its room"):
+        while not group.wait(timeout_seconds=0.5):
+            waited_s = time.monotonic() - started
+            lacking = _lacking(bundles)
+            patience_s = limit_s if lacking else max(limit_s, _BUSY_S)
+            why = lacking or _busy(bundles)
+            if waited_s > patience_s:
+                raise ValueError(
+                    f"{field}: does not fit: {why}, after a wait of {waited_s:.0f} s; add nodes, lower the number of "
+                    "workers or the share of each, or raise execution.wait_s"
+                )
+            if waited_s > _SOON_S:
+                before, said = said, f"{field}: waiting for room, at most {duration(patience_s)}: {why}"
+                if said != before:
+                    log.info("%s", said)
+    if said:
+        log.info("%s: has its room after %s", field, duration(time.monotonic() - started))
+
+
+def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
+    """What the nodes that there are do not have, busy or not; empty where the bundles fit on them."""
+    import ray
+
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    having = sum_resources(nodes)
+    for name, amount in sum_resources(bundles).items():
+        if amount > having.get(name, 0.0) + 1e-9:
+            return f"needs {amount_of(name, amount)}, the cluster has {having.get(name, 0.0):g}"
+    free = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda one: (-one.get("GPU", 0.0), -one.get("CPU", 0.0))):
+        fitting = (node for node in free if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
+        node = next(fitting, None)
+        if node is None:
+            each = " and ".join(amount_of(name, amount) for name, amount in bundle.items())
+            return f"{len(bundles)} times at most {each}, each on one node, is more than the {len(nodes)} nodes hold"
+        for name, amount in bundle.items():
+            node[name] -= amount
+    return ""
+
+
+def _busy(bundles: Sequence[Mapping[str, float]]) -> str:
+    import ray
+
+    having, free = available_resources(), ray.available_resources()
+    parts = [
+        f"needs {amount_of(name, amount)}, of the cluster's {having.get(name, 0.0):g} only {free.get(name, 0.0):g} "
+        f"{'is' if free.get(name, 0.0) == 1 else 'are'} free"
+        for name, amount in sum_resources(bundles).items()
+    ]
+    return " and ".join(parts)

@@ -1,0 +1,88 @@
+"""A stage waits for the nodes that it needs, says for what, and ends clearly when they do not come."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import remove_placement_group
+
+from cluster.placement import Execution, Placement
+from cluster.room import hold_room, wait_for_room, waiting_for_room
+from cluster.session import connect
+
+
+@pytest.mark.slow
+def test_in_a_cluster_that_the_command_started_nothing_is_waited_for() -> None:
+    with connect("local", num_cpus=1), waiting_for_room(600):
+        started = time.monotonic()
+        for bundles in ([{"CPU": 1.0}] * 2, [{"GPU": 1.0}]):
+            with pytest.raises(ValueError, match="does not fit: needs"):
+                wait_for_room(bundles, "execution")
+        wait_for_room([{"CPU": 0.5}] * 2, "execution")
+        wait_for_room([{}], "execution")
+        assert time.monotonic() - started < 30
+        assert not ray.util.placement_group_table() or all(
+            group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
+        )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
+    """A cluster whose head has no CPUs, joined by this process; nodes can be added."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+    try:
+        with connect(cluster.address):
+            yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_that_never_comes_ends_the_wait_at_its_limit(head: Cluster) -> None:
+    started = time.monotonic()
+    with waiting_for_room(5), pytest.raises(ValueError) as caught:
+        wait_for_room([{"GPU": 1.0, "CPU": 1.0}] * 8, "pretrain: execution.placement")
+    assert 5 <= time.monotonic() - started < 60
+    assert "pretrain: execution.placement: does not fit: needs 8 GPUs, the cluster has 0, after a wait of" in str(
+        caught.value
+    )
+
+
+@pytest.mark.slow
+def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
+    head: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with waiting_for_room(120), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_for_room, Placement(workers=2).bundles, "sft: execution.placement")
+        time.sleep(5.0)
+        assert not waiting.done()
+        head.add_node(num_cpus=2, object_store_memory=100_000_000)
+        waiting.result()
+    said = [record.getMessage() for record in caplog.records if record.name == "cluster.room"]
+    assert said[0].endswith("waiting for room, at most 2 min 0 s: needs 2 CPUs, the cluster has 0"), said
+    assert said[-1].startswith("sft: execution.placement: has its room after"), said
+
+    # What is there and taken is waited for too, and named as that.
+    held = hold_room([{"CPU": 2.0}], "others")
+    release = threading.Timer(4.0, lambda: remove_placement_group(held))
+    release.start()
+    caplog.clear()
+    wait_for_room([{"CPU": 1.0}], "evaluate: execution.scorers")
+    release.join()
+    assert "needs 1 CPU, of the cluster's 2 only 0 are free" in caplog.text
+
+    # More on one node than any node has, though the cluster as a whole has as much.
+    head.add_node(num_cpus=2, object_store_memory=100_000_000)
+    with pytest.raises(ValueError, match=r"1 times at most 3 CPUs, each on one node, is more than the \d nodes hold"):
+        wait_for_room([{"CPU": 3.0}], "rlhf: execution")
+
+
+def test_a_negative_wait_is_refused() -> None:
+    with pytest.raises(ValueError, match="execution.wait_s: -1 must not be negative"):
+        Execution(wait_s=-1)
