@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from actors.rollout import Rollout
+from cluster.progress import working
 from model.batch import Batch
 from model.metrics import distinct_n
 from model.train import StepReport
 
 
 class Timer:
-    """Seconds of each part of a step: `with timer("generate"): …`."""
+    """Seconds of each part of a step, which says what it does: `with timer("generate"): …`."""
 
     def __init__(self) -> None:
         self._started_s = time.perf_counter()
@@ -25,7 +26,8 @@ class Timer:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         started_s = time.perf_counter()
-        yield
+        with working(part):
+            yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started_s
 
     def metrics(self, *, num_sampled: int) -> dict[str, float]:

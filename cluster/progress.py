@@ -10,18 +10,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-
-from cluster.storage import Storage
-from cluster.tracking import last_metrics
 
 _TERMINAL_S = 2.0
 _LOG_S = 25.0
 """Longest silences in a terminal and in a log; below the 10 s and 30 s that are promised, as a machine may be busy."""
 _REDRAW_S = 0.2
-_POLL_S = 1.0
-_REMOTE_POLL_S = 5.0
+_POLL_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +173,7 @@ class Progress:
             each_s = (self._updated_s - self._started_s) / (self._done - self._first)
             words.append(f"{1 / each_s:,.1f}/s" if each_s < 1 else f"{each_s:,.1f} s each")
             left_s = (self._total - self._done) * each_s - (now - self._updated_s)
-            words.append(f"{duration(max(0.0, left_s))} left")
+            words.append(f"{duration(max(0.0, left_s))} left" if self._done < self._total else "ending")
         if self._note:
             words.append(self._note)
         if now - self._updated_s > 10:
@@ -186,16 +182,16 @@ class Progress:
 
 
 class FollowMetrics:
-    """Shows the progress of a run in another process from its metrics log, as a context manager.
+    """Shows the progress of a run in other processes from the newest line of its metrics log, as a context manager.
 
-    consumes: the metrics log; waits for: new lines; is unblocked by: a poll; produces: a progress line.
+    consumes: that line, empty before the first; waits for: another one; is unblocked by: a poll; produces: progress.
     """
 
-    def __init__(self, storage: Storage, label: str, total_steps: int) -> None:
-        self._storage, self._label, self._total = storage, label, total_steps
+    def __init__(self, newest: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
+        self._newest, self._label, self._total = newest, label, total_steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._before: dict[str, float] = {}
+        self._before: Mapping[str, float] = {}
 
     def __enter__(self) -> "FollowMetrics":
         self._before = self._last()
@@ -211,7 +207,7 @@ class FollowMetrics:
         with Progress(self._label, self._total, "steps", done=last.get("step", 0.0)) as progress:
             with working("starting its workers; no step is logged yet"):
                 while (now := self._last()) == last:
-                    if self._wait():
+                    if self._stop.wait(_POLL_S):
                         return
             while True:
                 if now and now != last:
@@ -219,15 +215,12 @@ class FollowMetrics:
                     progress.update(now["step"], "  ".join(shown))
                 if self._stop.is_set():
                     return
-                self._wait()
+                self._stop.wait(_POLL_S)
                 last, now = now, self._last()
 
-    def _wait(self) -> bool:
-        return self._stop.wait(_POLL_S if self._storage.is_local else _REMOTE_POLL_S)
-
-    def _last(self) -> dict[str, float]:
+    def _last(self) -> Mapping[str, float]:
         try:
-            return last_metrics(self._storage)
+            return self._newest()
         except OSError:  # a store that fails for a while: the next poll asks again
             return {}
 

@@ -30,6 +30,8 @@ import fsspec
 import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
+from cluster.progress import working
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -321,7 +323,8 @@ class Storage:
         target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
-            insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
+            with working(f"fetching {self.url}"):
+                insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
             try:
                 partial.rename(target)
             except OSError:  # another process on this node was first
@@ -338,8 +341,9 @@ class Storage:
     def put_folder(self, folder: Path, name: str = "") -> None:
         """Copy every file of a local folder here, or below `name`; config.json, which makes it a model, comes last."""
         source = Storage(str(folder))
-        for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
-            source.copy(file, self, f"{name}/{file}" if name else file)
+        with working(f"copying to {self.url}"):
+            for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
+                source.copy(file, self, f"{name}/{file}" if name else file)
 
     def check_writable(self) -> None:
         """Raise ValueError when nothing can be written here (permission, no space, no such bucket); leave no trace."""

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.progress import LogHandler
+from cluster.progress import LogHandler, working
 from cluster.storage import Storage
 from jobs.job import RECORD, Artifact, open_artifact
 from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage, plan, run_pipeline
@@ -71,7 +71,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _load(options: argparse.Namespace) -> Pipeline:
     load = load_pipeline if options.stage == "pipeline" else lambda *a, **k: load_stage(options.stage, *a, **k)
-    return load(Path(options.config), options.overrides, store=options.store)
+    with working(f"reading {options.config} and what it names"):
+        return load(Path(options.config), options.overrides, store=options.store)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -88,13 +89,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "pipeline":
         from jobs.report import build_report  # late: only the pipeline draws one
 
-        build_report(artifacts, pipeline.store)
+        with working("drawing the report"):
+            build_report(artifacts, pipeline.store)
         print(f"report       {pipeline.store.url}/report.html")
 
 
 def _plan(options: argparse.Namespace) -> None:
     pipeline = _load(options)
-    rows = plan(pipeline)
+    with working("estimating what would run"):
+        rows = plan(pipeline)
     for row in rows:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
         print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {estimate}")
@@ -182,14 +185,16 @@ def _serve(options: argparse.Namespace) -> None:
 def _trace(options: argparse.Namespace) -> None:
     from jobs.trace import trace
 
-    for line in trace(Storage(options.store), options.document):
-        print(line)
+    with working(f"looking for {options.document} in {options.store}"):
+        lines = list(trace(Storage(options.store), options.document))
+    print("\n".join(lines))
 
 
 def _forget(options: argparse.Namespace) -> None:
     from jobs.forget import forget
 
-    found = forget(Storage(options.store), options.documents, address=options.address)
+    with working(f"forgetting in {options.store}"):
+        found = forget(Storage(options.store), options.documents, address=options.address)
     for name in found.changed:
         print(f"forgot       {options.store}/{name}")
     if not found.changed and not found.failed:

@@ -15,6 +15,7 @@ import ray
 from actors.evaluation import TextScores, device_of, engine_logprobs, remote, score_text, sequence_logprobs
 from actors.generator import engine_env
 from cluster.placement import Execution, Placement
+from cluster.progress import working
 from cluster.room import wait_for_room
 from cluster.storage import Storage
 from data.shards import ShardReader, check_tokenizer, read_manifest
@@ -78,17 +79,19 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     wait_for_room(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
     with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
-        size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)
+        with working("rounding the weights to int8"):
+            size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)
         context.output.put_folder(Path(scratch), "model")
     probes, device = _probes(split), device_of(worker)
     engine = remote(engine_logprobs, worker, engine_env())(compressed, probes, device=device)
     ours = remote(sequence_logprobs, worker)(compressed, probes, device=device)
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
     settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
-    before, after = ray.get(
-        [remote(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
-    )
-    gap = engine_gap(*ray.get([engine, ours]))
+    scores = [remote(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
+    with working("measuring the original and the compressed model"):
+        before, after = ray.get(scores)
+    with working("comparing vLLM's logprobs of the compressed model with ours"):
+        gap = engine_gap(*ray.get([engine, ours]))
     summary = {**asdict(size), **quality(before, after), "engine_logprob_gap": gap}
     context.tracker.log(0, _flat(summary))
     return summary

@@ -433,7 +433,7 @@ def content_digest(storage: Storage) -> str:
     for name in storage.files():
         if not name.startswith(_NOT_CONTENT):
             content = hashlib.sha256()
-            with storage.open(name, read_ahead=True) as file:
+            with working(f"hashing {name}"), storage.open(name, read_ahead=True) as file:
                 while block := file.read(1 << 22):
                     content.update(block)
             digest.update(f"{name}\0{content.hexdigest()}\n".encode())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.placement import check_room, total_resources
+from cluster.progress import working
 from cluster.session import connect, largest_resources
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
@@ -199,10 +200,11 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
 
     Raises ValueError with every error of every stage before anything is started.
     """
-    if not pipeline.errors:
-        pipeline.store.check_writable()  # before anything is read from it: a store that refuses says so here
-    if errors := find_errors(pipeline):
-        raise ValueError("\n".join(errors))
+    with working("checking the store, the sources and the inputs"):
+        if not pipeline.errors:
+            pipeline.store.check_writable()  # before anything is read from it: a store that refuses says so here
+        if errors := find_errors(pipeline):
+            raise ValueError("\n".join(errors))
     artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
     if all(artifacts.values()):
         return [artifact for artifact in artifacts.values() if artifact]

@@ -16,7 +16,7 @@ from actors.ranks import RanksDied
 from actors.rollout import Prompt
 from actors.scorer import split_name
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
-from cluster.progress import Progress
+from cluster.progress import Progress, working
 from cluster.storage import Storage, expand
 from cluster.tracking import read_metrics
 from data.chat import load_tokenizer, read_prompts
@@ -135,16 +135,20 @@ def learn_through_deaths(config: RlhfConfig, context: Context, graph: Graph, pro
     held-out answers at the end."""
     while True:
         try:
-            step = graph.start()
+            with working("starting the engines, the learner and the scorer"):
+                step = graph.start()
             context.tracker.resume(step)
             if step:
                 log.info("rlhf goes on from its checkpoint at step %d of %d", step, config.steps)
             else:
-                before = graph.heldout(prompts.heldout)
+                with working("answering the held-out prompts before learning"):
+                    before = graph.heldout(prompts.heldout)
                 context.output.write_jsonl(_BEFORE, heldout_lines(prompts.heldout, before))
             learn(config, context, graph, prompts, step)
-            after = graph.heldout(prompts.heldout)
-            graph.export(context.output / "model")
+            with working("answering the held-out prompts after learning"):
+                after = graph.heldout(prompts.heldout)
+            with working("writing the model and the last checkpoint"):
+                graph.export(context.output / "model")
             return after
         except RanksDied as error:
             graph.recover(error)
@@ -158,7 +162,8 @@ def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, 
             metrics = graph.step(step)
             step += 1
             if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
-                metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
+                with working("answering the held-out prompts"):
+                    metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
             context.tracker.log(step, metrics)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
                 context.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe

@@ -23,6 +23,7 @@ from typing import Any
 
 from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
+from cluster.progress import working
 from cluster.storage import Storage
 from jobs.job import Artifact, Context, Stage, input_artifact
 
@@ -96,7 +97,10 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
         context.inputs["model"].model.local(), host="127.0.0.1", port=port, execution=config.execution
     ) as url:
         startup_s = time.monotonic() - started
-        answers = [_ask(url, question, config) for question in config.questions]
+        answers = []
+        with working(lambda: f"asking the server: {len(answers)} of {len(config.questions)} questions answered"):
+            for question in config.questions:
+                answers.append(_ask(url, question, config))
     # Times differ from run to run, answers do not: only they are the artifact's content.
     times = ("first_token_s", "seconds")
     said = [{name: value for name, value in answer.items() if name not in times} for answer in answers]
@@ -125,7 +129,8 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     _require_free(host, port)
     process = _start(folder, host=host, port=port, execution=ServeExecution(), output=None)
     try:
-        _wait_until_healthy(process, _url(host, port), ServeExecution().startup_timeout_s, lambda: "")
+        with working("starting the vLLM server"):
+            _wait_until_healthy(process, _url(host, port), ServeExecution().startup_timeout_s, lambda: "")
         log.info("serving %s as model %r at %s/v1; stop with Ctrl-C", folder, MODEL_NAME, _url(host, port))
         process.wait()
         raise RuntimeError(f"the server ended by itself with exit code {process.returncode}; its log is above")
@@ -144,7 +149,8 @@ def running_server(folder: Path, *, host: str, port: int, execution: ServeExecut
 
         process = _start(folder, host=host, port=port, execution=execution, output=output)
         try:
-            _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
+            with working("starting the vLLM server"):
+                _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
             yield _url(host, port)
         finally:
             stop(process)

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from cluster.placement import Execution, Placement
 from cluster.progress import FollowMetrics
 from cluster.storage import Storage
-from cluster.tracking import Tracker
+from cluster.tracking import Tracker, last_metrics
 from cluster.workers import WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Context, Needs
@@ -174,7 +175,7 @@ def run_training(
     checkpoints = context.output / "checkpoints"
     if step := latest(checkpoints.fs, checkpoints.root):
         log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
-    with FollowMetrics(context.output, "training", config.steps):
+    with FollowMetrics(partial(last_metrics, context.output), "training", config.steps):
         run_workers(work, payload, config.execution.placement, name=name)
 
 

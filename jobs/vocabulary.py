@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from cluster.placement import Execution
+from cluster.progress import working
 from cluster.storage import Storage
 from data.document import unit_hash
 from data.parallel import run_tasks
@@ -112,7 +113,8 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     total = corpus.summary["bytes"]
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / total)
     words, counts, taken = _count(corpus, output, recipe_of(config), first, workers)
-    tokenizer = learn_tokenizer(words, counts, size=config.size, recipe=recipe_of(config))
+    with working(f"learning {config.size:,} tokens from {len(words):,} words"):
+        tokenizer = learn_tokenizer(words, counts, size=config.size, recipe=recipe_of(config))
     found = tokenizer.get_vocab_size()
     if found < config.size:
         raise ValueError(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from cluster import progress
 from cluster.progress import FollowMetrics, Progress, duration
 from cluster.storage import Storage
-from cluster.tracking import Tracker
+from cluster.tracking import Tracker, last_metrics
 
 SCRIPT = """
 import logging, sys, time
@@ -109,12 +110,11 @@ def test_durations_are_read_without_arithmetic(seconds: float, text: str):
 @pytest.mark.parametrize("place", ["folder", "memory"])
 def test_a_run_elsewhere_is_followed_from_its_log(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress, "_POLL_S", 0.05)
-    monkeypatch.setattr(progress, "_REMOTE_POLL_S", 0.05)
     storage = Storage(str(tmp_path) if place == "folder" else f"memory://follow-{os.getpid()}")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = Tracker(storage=storage, run_id="r", name="n", group="g")
     seen = set()
-    with FollowMetrics(storage, "pretrain", total_steps=4) as following:
+    with FollowMetrics(partial(last_metrics, storage), "pretrain", total_steps=4) as following:
         seen.add(progress._line._text())
         for step in (1, 2):
             tracker.log(step, {"train/loss": 3.0 - step})
