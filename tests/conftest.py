@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +29,29 @@ os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raymill-tests-cache-")  # not the developer's
 
+STILL_RUNNING_S = 8.0 if sys.stderr.isatty() else 25.0
+"""After so long without a test's end the one that runs is named, and again."""
+
 SERVER = Path(__file__).parent / "s3_server.py"
 DEFINITIONS = Path(__file__).parents[2] / "shared" / "data" / "kuberay-crds-v1.7.0"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A slow test says that it runs, so that nobody takes it for hanging."""
+    reporter: Any = item.config.pluginmanager.get_plugin("terminalreporter")
+    ended, started_s = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not ended.wait(STILL_RUNNING_S):
+            reporter.ensure_newline()
+            reporter.write_line(f"{item.nodeid} runs, {time.monotonic() - started_s:.0f} s")
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 @pytest.fixture
