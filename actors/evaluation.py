@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -35,11 +35,10 @@ from data.tokenizer import load_encoder, load_tokenizer, separator_id
 from model.batch import Batch, from_sequences, pair_batch, to_device
 from model.huggingface import load_folder, load_scalar_folder, read_config
 from model.objectives import logprobs, nll_by_row, rewards
+from model.precision import ComputePrecision, autocast_dtype, torch_dtype
 from model.quantize import decompress_folder, simulate_int8
 from model.train import autocast
 from model.transformer import Transformer
-
-Precision = Literal["float32", "bfloat16"]
 
 _BATCH_TOKENS = 4096
 """Positions of one forward pass: the logits of this many, in float32, are the largest thing in memory."""
@@ -83,7 +82,14 @@ class TextScores(NamedTuple):
 
 
 def score_text(
-    model_folder: Storage, split: Storage, *, part: int, num_parts: int, overlap: int, precision: Precision, device: str
+    model_folder: Storage,
+    split: Storage,
+    *,
+    part: int,
+    num_parts: int,
+    overlap: int,
+    precision: ComputePrecision,
+    device: str,
 ) -> TextScores:
     """The likelihood of every num_parts-th document of a split, from `part` on, each on its own.
 
@@ -103,7 +109,7 @@ def score_text(
     nats = np.zeros(len(documents))
     for batch_windows in _by_length(windows):
         places, samples = zip(*batch_windows, strict=True)
-        with torch.no_grad(), autocast(torch.device(device), _dtype(precision)):
+        with torch.no_grad(), autocast(torch.device(device), autocast_dtype(precision)):
             nats_B = nll_by_row(model, to_device(_batch(samples), torch.device(device)))
         np.add.at(nats, np.array(places), nats_B.double().cpu().numpy())
     return TextScores(
@@ -206,7 +212,7 @@ def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def preference_margins(
-    reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: Precision, device: str
+    reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: ComputePrecision, device: str
 ) -> NDArray[np.float64]:
     """Reward of the chosen minus that of the rejected answer, for each pair."""
     model = _ready(load_scalar_folder(reward_folder.local()), device)
@@ -218,7 +224,7 @@ def preference_margins(
         length = max(len(side) for pair in part for side in pair)
         batch = pair_batch([p.chosen for p in part], [p.rejected for p in part], length=length, pad_id=pad_id)
         batch = to_device(batch, torch.device(device))
-        with torch.no_grad(), autocast(torch.device(device), _dtype(precision)):
+        with torch.no_grad(), autocast(torch.device(device), autocast_dtype(precision)):
             chosen_B = rewards(model, batch.chosen_ids, batch.chosen_last)
             rejected_B = rewards(model, batch.rejected_ids, batch.rejected_last)
         margins.append((chosen_B - rejected_B).double().cpu().numpy())
@@ -245,7 +251,7 @@ def answer(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    precision: Precision,
+    precision: ComputePrecision,
     placement: Placement,
     kv_cache_gib: float,
     progress: Callable[[str], None] = lambda model: None,
@@ -265,7 +271,7 @@ def answer(
             model=questions[names[0]].model,
             max_length=sizes.max_length,
             max_sequences=_LOT_PROMPTS,
-            dtype=precision,
+            precision=precision,
             kv_cache_gib=kv_cache_gib,
             is_cuda=placement.gpus_per_worker > 0,
         )
@@ -274,7 +280,7 @@ def answer(
             placement.workers,
             max_failures=placement.max_failures,
         )
-        publisher = ObjectStorePublisher(rank=0, dtype=_dtype(precision) or torch.float32)
+        publisher = ObjectStorePublisher(rank=0, dtype=torch_dtype(precision))
         previous: Publication | None = None
         try:
             for version, name in enumerate(names):
@@ -308,7 +314,7 @@ def prove_answers(
     model: Transformer,
     rollouts: Sequence[Rollout],
     temperature: float,
-    precision: Precision,
+    precision: ComputePrecision,
     current: Publication,
     previous: Publication | None,
 ) -> None:
@@ -322,7 +328,7 @@ def prove_answers(
         torch.arange(len(rollouts)),
         temperature=temperature,
         num_rows=max(1, _BATCH_TOKENS // batch.input_ids.shape[1]),
-        dtype=_dtype(precision),
+        dtype=autocast_dtype(precision),
     )
     allowed, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)  # it divides the logits, and what was rounded too
     check_gap(
@@ -402,8 +408,3 @@ def device_of(placement: Placement) -> str:
 def _ready(model: Any, device: str) -> Any:
     """The model on its device, with nothing to learn."""
     return model.to(device).requires_grad_(False)
-
-
-def _dtype(precision: Precision) -> torch.dtype | None:
-    """The autocast dtype, None for float32."""
-    return torch.bfloat16 if precision == "bfloat16" else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling, request_seed
 from actors.weights import OBJECT_STORE, Backend, LoadReport, Publication, StaleWeightsError, register
 from cluster.storage import Storage
+from model.precision import ComputePrecision
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class EngineSettings:
     """Longest prompt and response together, in tokens."""
     max_sequences: int
     """Sequences decoded side by side: those of one lot, so that a lot is one batch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: ComputePrecision = "float32"
     kv_cache_gib: float = 0.5
     """On CPU."""
     gpu_memory_utilization: float = 0.9
@@ -65,10 +66,13 @@ class Generator:
             device = {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": cache_bytes}
         self._llm = vllm.LLM(
             model=str(settings.model.local()),
-            dtype=settings.dtype,
+            dtype=settings.precision,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
-            max_num_batched_tokens=max(2048, settings.max_length),
+            # A prompt is read whole or later: after a part of one, a seeded request would have to take back the draw
+            # that its generator has made, which no generator on a CPU can.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(2048, settings.max_length) + settings.max_sequences,
             enforce_eager=not settings.is_cuda,
             enable_prefix_caching=False,  # its hits depend on what ran before, so would the last bits
             logprobs_mode="processed_logprobs",  # the default ignores the temperature

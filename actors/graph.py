@@ -50,6 +50,7 @@ from model.advantages import ALGORITHMS, AdvantageSettings, Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import whole_steps
 from model.huggingface import SpecialTokens, read_config
+from model.precision import settled
 from model.train import StepReport
 
 log = logging.getLogger(__name__)
@@ -387,7 +388,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.lot_prompts * config.rollouts.group_size,
-        dtype=config.learning.precision,
+        precision=settled(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
         transfer=execution.weight_transfer,
@@ -406,7 +407,7 @@ def policy_settings(config: GraphConfig, execution: GraphExecution) -> PolicySet
         epochs=learning.epochs,
         minibatches=learning.minibatches,
         seed=config.seed,
-        engine_dtype=learning.precision,
+        engine_precision=settled(learning.precision),
         transfer=execution.weight_transfer,
     )
 
@@ -435,7 +436,7 @@ def rank_settings(
         warmup_steps=learning.warmup_steps,
         weight_decay=learning.weight_decay,
         clip_norm=learning.clip_norm,
-        precision=learning.precision,
+        precision=settled(learning.precision),
         micro_batch_rows=execution.micro_batch_size,
         checkpoints=config.checkpoints / name,
     )
@@ -449,7 +450,7 @@ def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecutio
         config.policy,
         config.rollouts.temperature,
         execution.micro_batch_size,
-        config.learning.precision,
+        settled(config.learning.precision),
         pure=True,
     )
 
@@ -464,7 +465,7 @@ def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) 
         RewardModel,
         config.reward,
         execution.micro_batch_size,
-        config.learning.precision,
+        settled(config.learning.precision),
         pure=True,
     )
 

@@ -6,7 +6,6 @@ import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from ray.actor import ActorHandle
@@ -29,6 +28,7 @@ from model.batch import Batch, PolicyBatch
 from model.huggingface import SpecialTokens, load_folder, save_folder
 from model.objectives import policy_loss
 from model.parallel import full_state_dict
+from model.precision import ComputePrecision, torch_dtype
 from model.train import StepReport, fit
 
 
@@ -45,7 +45,7 @@ class PolicySettings:
     epochs: int
     minibatches: int
     seed: int
-    engine_dtype: Literal["float32", "bfloat16"]
+    engine_precision: ComputePrecision
     transfer: Backend
 
 
@@ -60,7 +60,7 @@ class Learner:
         self._settings = settings
         self._group = group
         self._rank = rank
-        self._publisher: Publisher = ObjectStorePublisher(rank=rank, dtype=getattr(torch, settings.engine_dtype))
+        self._publisher: Publisher = ObjectStorePublisher(rank=rank, dtype=torch_dtype(settings.engine_precision))
 
     def free_address(self) -> str:
         return ranks.free_address()

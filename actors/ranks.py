@@ -26,6 +26,7 @@ from model.checkpoint import Checkpoints
 from model.heads import ScalarHead
 from model.optim import adamw, constant
 from model.parallel import shard
+from model.precision import ComputePrecision, autocast_dtype
 from model.train import TrainState
 from model.transformer import Transformer
 
@@ -50,8 +51,7 @@ class RankSettings:
     """Optimizer steps over which the learning rate rises to `lr`, where it stays."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 multiplies matrices in it, over float32 masters."""
+    precision: ComputePrecision = "float32"
     micro_batch_rows: int
     """Sequences of one forward and backward pass on one rank."""
     checkpoints: Storage
@@ -96,11 +96,6 @@ def own_device() -> torch.device:
     """The GPU that Ray gave this actor, or the CPU."""
     on_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())  # outside Ray the second would start one
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-
-
-def autocast_dtype(precision: Literal["float32", "bfloat16"]) -> torch.dtype | None:
-    """What `model.train.autocast` takes."""
-    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def open_checkpoints(storage: Storage) -> Checkpoints:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from actors.logprobs import batch_logprobs
-from actors.ranks import autocast_dtype, own_device
+from actors.ranks import own_device
 from cluster.storage import Storage
 from model.batch import Batch
 from model.huggingface import load_folder
+from model.precision import ComputePrecision, autocast_dtype
 
 
 class Reference:
@@ -25,7 +24,7 @@ class Reference:
         folder: Storage,
         temperature: float,
         micro_batch_rows: int,
-        precision: Literal["float32", "bfloat16"],
+        precision: ComputePrecision,
     ) -> None:
         self._model = load_folder(folder.local()).to(own_device()).requires_grad_(False)
         self._temperature = temperature

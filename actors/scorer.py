@@ -8,15 +8,16 @@ import types
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from actors.ranks import autocast_dtype, own_device, pid
+from actors.ranks import own_device, pid
 from cluster.storage import Storage
 from model.batch import pad
 from model.huggingface import load_scalar_folder
 from model.objectives import rewards
+from model.precision import ComputePrecision, autocast_dtype
 from model.train import autocast
 
 
@@ -44,7 +45,7 @@ class Scorer(Protocol):
 class RewardModel:
     """A learned reward: the scalar at the last token. A pure function of its folder, so Ray may restart it."""
 
-    def __init__(self, folder: Storage, micro_batch_rows: int, precision: Literal["float32", "bfloat16"]) -> None:
+    def __init__(self, folder: Storage, micro_batch_rows: int, precision: ComputePrecision) -> None:
         self._device = own_device()
         self._model = load_scalar_folder(folder.local()).to(self._device).requires_grad_(False)
         self._micro_batch_rows = micro_batch_rows

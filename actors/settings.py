@@ -9,6 +9,7 @@ from typing import Literal
 
 from cluster.placement import Execution, Placement
 from model.advantages import ALGORITHMS
+from model.precision import ComputePrecision, Precision, precision_field, settled
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Gap:
     mean: float
 
 
-LOGPROB_BOUNDS = {"float32": Gap(max=1e-4, mean=1e-4), "bfloat16": Gap(max=2.0, mean=0.1)}
+LOGPROB_BOUNDS: dict[ComputePrecision, Gap] = {"float32": Gap(max=1e-4, mean=1e-4), "bfloat16": Gap(max=2.0, mean=0.1)}
 """By the engine's precision. Measured (max, mean): 1e-5 in float32; in bfloat16 0.07 for 0.1 to 4 million parameters,
 0.4 and 0.044 for 135 million, where an unlikely token's logprob is rounded in every layer. The mean tells more."""
 
@@ -94,8 +95,8 @@ class LearningConfig:
     """Discount by token (ppo)."""
     gae_lambda: float = 0.95
     """0 trusts the critic, 1 the sampled rewards (ppo)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines' weights and of the learner's matrix products."""
+    precision: Precision = precision_field("learners")
+    """Of the engines' weights and of the learner's matrix products (`model.precision`)."""
     max_logprob_gap: float | None = None
     """Largest distance of engine and learner logprobs of a sampled token, in nats; beyond it learning stops. None
     takes what the precision allows: 1e-4 in float32, 2 in bfloat16."""
@@ -105,7 +106,7 @@ class LearningConfig:
     @property
     def logprob_bound(self) -> Gap:
         """What is set of it, the rest as the precision allows."""
-        allowed = LOGPROB_BOUNDS[self.precision]
+        allowed = LOGPROB_BOUNDS[settled(self.precision)]
         return Gap(
             max=allowed.max if self.max_logprob_gap is None else self.max_logprob_gap,
             mean=allowed.mean if self.mean_logprob_gap is None else self.mean_logprob_gap,

@@ -59,8 +59,10 @@ MAX_NEW_TOKENS = NUM_DIGITS + 2
 ROLLOUTS = RolloutConfig(
     prompts_per_step=16, group_size=8, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, lot_prompts=16
 )
-GRPO = LearningConfig(algorithm="grpo", lr=1e-4, kl_coefficient=0.01, minibatches=2)
-PPO = LearningConfig(algorithm="ppo", lr=1e-4, critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0)
+GRPO = LearningConfig(algorithm="grpo", lr=1e-4, precision="float32", kl_coefficient=0.01, minibatches=2)
+PPO = LearningConfig(
+    algorithm="ppo", lr=1e-4, precision="float32", critic_lr=3e-4, kl_coefficient=0.01, minibatches=2, gae_lambda=1.0
+)
 RL_STEPS = 60
 MINUTES = 10
 """Of one seed."""

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,11 @@ def available_resources() -> dict[str, float]:
     import ray
 
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def is_connected() -> bool:
+    """Whether this process is in a Ray session, by `connect` or otherwise."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def cluster_is_whole() -> bool:

@@ -100,7 +100,7 @@ def _plan(options: argparse.Namespace) -> None:
         rows = plan(pipeline)
     for row in rows:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
-        print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {estimate}")
+        print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {row.precision:<9} {estimate}")
     errors = find_errors(pipeline)
     try:
         pipeline.store.check_writable()

@@ -16,7 +16,6 @@ import numpy as np
 import ray
 
 from actors.evaluation import (
-    Precision,
     Questions,
     SentencePair,
     TextScores,
@@ -51,6 +50,7 @@ from model.metrics import (
     rouge,
     token_f1,
 )
+from model.precision import Precision, precision_field, settled
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """Metrics against the `answer` of a prompt's record."""
@@ -86,8 +86,8 @@ class SamplingConfig:
     """0 takes the likeliest token each time."""
     max_new_tokens: int = 64
     seed: int = 0
-    precision: Precision = "float32"
-    """Of the engines."""
+    precision: Precision = precision_field("generators")
+    """Of the engines (`model.precision`)."""
 
 
 def _half() -> Placement:
@@ -122,8 +122,8 @@ class EvaluateConfig:
     """Whose likelihood of the text is measured; every model's when empty."""
     overlap: int = 64
     """Tokens that each further window of a long document sees again, so that none is predicted from less."""
-    precision: Precision = "float32"
-    """Of the matrix products of text, stereotypes and preferences."""
+    precision: Precision = precision_field("scorers")
+    """Of the matrix products of text and preferences (`model.precision`)."""
     compare_with_xz: bool = False
     """Compress the held-out text by `xz -9e` in one stream as well, as a yardstick of bits per byte."""
     generation: list[GenerationTask] = field(default_factory=list)
@@ -348,7 +348,7 @@ def _begin_text(
                     part=part,
                     num_parts=scorers.workers,
                     overlap=config.overlap,
-                    precision=config.precision,
+                    precision=settled(config.precision),
                     device=device_of(scorers),
                 )
                 for part in range(scorers.workers)
@@ -436,7 +436,9 @@ def _begin_reward(
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
     task, device = remote(preference_margins, config.execution.scorers), device_of(config.execution.scorers)
-    futures = waiting.begin([task(model, fitting, pad_id=tokenizer.pad_id, precision=config.precision, device=device)])
+    futures = waiting.begin(
+        [task(model, fitting, pad_id=tokenizer.pad_id, precision=settled(config.precision), device=device)]
+    )
 
     def collect() -> dict[str, Any]:
         margins = waiting.get(futures, "preferences")[0]
@@ -508,7 +510,7 @@ def _answer_all(
             temperature=config.sampling.temperature,
             max_new_tokens=config.sampling.max_new_tokens,
             seed=config.sampling.seed,
-            precision=config.sampling.precision,
+            precision=settled(config.sampling.precision),
             placement=config.execution.generators,
             kv_cache_gib=config.execution.kv_cache_gib,
             progress=model_done,

@@ -30,6 +30,8 @@ from cluster.room import waiting_for_room
 from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
+from jobs.precision import precisions_of, warn_of_emulation, with_precisions
+from model.precision import ComputePrecision
 
 RECORD = "artifact.json"
 WORK = "work"
@@ -37,7 +39,7 @@ WORK = "work"
 BEFORE = "forgetting.json"
 """The record of an artifact whose files are being changed, for as long as it has no other."""
 UNFINISHED = "unfinished.json"
-"""In an output that is being made: the inputs that it is made from."""
+"""In an output that is being made: the inputs that it is made from, and what `precision: auto` became."""
 FORGOTTEN = "forgotten.jsonl"
 """In a store: the ids of documents that no artifact in it may hold, one a line."""
 _LEASE = "lease.json"
@@ -277,7 +279,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
         forgotten = read_forgotten(store)
-        _begin(output, inputs)
+        unfinished = _begin(output, inputs)
         tracker = Tracker(
             storage=output,
             run_id=f"{job.id}-{hashlib.sha256(store.url.encode()).hexdigest()[:6]}",
@@ -290,10 +292,14 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         try:
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
             with waiting_for_room(_wait_s(job.config)):
-                summary = job.stage.run(job.config, context)
+                groups = job.stage.groups(job.config)
+                precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
+                warn_of_emulation(job.config, groups)
+                output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
+                summary = job.stage.run(with_precisions(job.config, precisions), context)
         finally:
             tracker.close()
-        record = _record(job, inputs, output, summary, started)
+        record = _record(job, inputs, output, summary, started) | {"precision": precisions}
         require_lease()
         output.write_json(RECORD, record)
         output.remove(UNFINISHED)
@@ -350,20 +356,29 @@ def renew(stage: Stage, output: Storage, store: Storage) -> bool:
             changed = True
 
 
-def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> None:
-    """Keep what a killed run has left here only if it came from these very inputs, and nothing of an artifact that was
-    to forget something.
+def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> Mapping[str, Any]:
+    """What an earlier attempt wrote in UNFINISHED; empty where there was none, or none to go on from.
 
+    What a killed run has left here is kept only if it came from these very inputs and is no artifact that was to
+    forget something.
     An input that was rebuilt in place since (`raymill forget`) has other samples in another order, so a training that
     went on would skip some and repeat others, and what was made of the old one would still hold what is forgotten.
     """
     now = inputs_record(inputs)
-    before = output.read_json(UNFINISHED) if output.exists(UNFINISHED) else now
-    is_other = _digests(before) != _digests(now)  # where they stand is no matter: a store may have moved
+    before = output.read_json(UNFINISHED) if output.exists(UNFINISHED) else {"inputs": now}
+    # Where they stand is no matter: a store may have moved.
+    is_other = _digests(before["inputs"]) != _digests(now)
     if is_other or output.exists(BEFORE):
         log.info("%s: it, or an input, has changed since this was begun; it begins anew", output.url)
         clear_output(output)
-    output.write_json(UNFINISHED, now)
+        return {}
+    return before
+
+
+def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
+    """What `precision: auto` became for an artifact, finished or begun; empty for one that is neither."""
+    record = next((name for name in (RECORD, UNFINISHED) if output.exists(name)), None)
+    return output.read_json(record).get("precision", {}) if record else {}
 
 
 def _digests(inputs: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,18 @@ from cluster.progress import working
 from cluster.session import connect, largest_resources
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
-from jobs.job import FOREIGN, Artifact, Job, Stage, inputs_of, marked_inputs, open_artifact, run_job
+from jobs.job import (
+    FOREIGN,
+    Artifact,
+    Job,
+    Stage,
+    inputs_of,
+    marked_inputs,
+    open_artifact,
+    recorded_precisions,
+    run_job,
+)
+from jobs.precision import precisions_of, warn_of_emulation, with_precisions
 
 ROAD = (
     "corpus",
@@ -263,14 +274,27 @@ class PlanRow:
     """`stands`, `stands (input rebuilt)`, `goes on` (part of it is there), or `runs`."""
     estimate: Mapping[str, float]
     placement: str
+    precision: str
+    """Of its matrix products; what `auto` means on this machine, unless the artifact was begun already."""
 
 
 def plan(pipeline: Pipeline) -> list[PlanRow]:
     """What would run and what already stands, without starting anything."""
-    return [
-        PlanRow(name, job.id, _state(job, pipeline.store), job.stage.estimate(job.config, job.needs), _placement(job))
-        for name, job in pipeline.jobs.items()
-    ]
+    return [_plan_row(name, job, pipeline.store) for name, job in pipeline.jobs.items()]
+
+
+def _plan_row(name: str, job: Job, store: Storage) -> PlanRow:
+    groups = job.stage.groups(job.config)
+    warn_of_emulation(job.config, groups)
+    precisions = precisions_of(job.config, groups, recorded_precisions(store / job.id))
+    return PlanRow(
+        name=name,
+        id=job.id,
+        state=_state(job, store),
+        estimate=job.stage.estimate(with_precisions(job.config, precisions), job.needs),
+        placement=_placement(job),
+        precision=", ".join(dict.fromkeys(precisions.values())),
+    )
 
 
 def _state(job: Job, store: Storage) -> str:

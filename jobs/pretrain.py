@@ -19,7 +19,6 @@ from data.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact
 from jobs.sizes import pretrained_sizes
 from jobs.training import (
-    Dtype,
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -34,6 +33,7 @@ from model.batch import Batch
 from model.generate import sample
 from model.huggingface import load_folder, read_config
 from model.objectives import causal_lm
+from model.precision import Precision, precision_field
 from model.train import TrainState, fit
 from model.transformer import Transformer, TransformerConfig, flops_per_token, initialise, num_parameters
 
@@ -82,7 +82,8 @@ class PretrainConfig:
     """Rows of one optimizer step, over all workers."""
     steps: int = 1000
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    dtype: Dtype = "bfloat16"
+    precision: Precision = precision_field("placement")
+    """Of matrix products (`model.precision`)."""
     seed: int = 0
     """Of the initial parameters and of the order of the samples."""
     validation_rows: int = 64

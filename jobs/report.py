@@ -399,7 +399,8 @@ def training(artifact: Artifact) -> Html:
         charts.insert(1, figure("Held-out accuracy", line_chart([line], x_label="step"), "share of pairs in order"))
     facts = [f"{found['parameters'] / 1e6:.3g} million parameters", f"{found['steps']:.0f} steps"]
     facts += [f"{found['data/tokens']:,.0f} tokens seen", f"{found['perf/tokens_per_s']:,.0f} tokens/s"]
-    facts += [f"{found['perf/mfu']:.0%} of the measured peak"]
+    facts += [f"{found['perf/mfu']:.0%} of the measured peak"] if "perf/mfu" in found else []
+    facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record["precision"].values())]
     samples = None
     if artifact.stage == "pretrain" and artifact.storage.exists("samples.jsonl"):
         samples = _continuations(artifact.storage.read_jsonl("samples.jsonl"))

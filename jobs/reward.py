@@ -15,7 +15,6 @@ from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_fil
 from jobs.pretrain import summarize
 from jobs.sizes import sizes_of
 from jobs.training import (
-    Dtype,
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -29,6 +28,7 @@ from jobs.training import (
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
+from model.precision import Precision, precision_field
 from model.train import TrainState, fit
 from model.transformer import flops_per_token
 
@@ -49,7 +49,8 @@ class RewardConfig:
     """Pairs of one optimizer step, over all workers."""
     steps: int = 100
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    dtype: Dtype = "bfloat16"
+    precision: Precision = precision_field("placement")
+    """Of matrix products (`model.precision`)."""
     seed: int = 0
     validation_fraction: float = 0.1
     """Share of the pairs, the last ones, kept out of training for the held-out accuracy."""

@@ -7,7 +7,6 @@ questions as any client would, and records the answers: proof that what the road
 import contextlib
 import errno
 import ipaddress
-import json
 import logging
 import os
 import socket
@@ -26,6 +25,7 @@ from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
 from jobs.job import Artifact, Context, Stage, input_artifact
+from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
 """The environment variable that holds the key which clients must send; required beyond loopback."""
@@ -59,6 +59,8 @@ class ServeConfig:
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     seed: int = 0
+    precision: Precision = precision_field("")
+    """Of the engine (`model.precision`)."""
     execution: ServeExecution = field(default_factory=ServeExecution)
 
 
@@ -94,7 +96,11 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
     port = free_port()
     started = time.monotonic()
     with running_server(
-        context.inputs["model"].model.local(), host="127.0.0.1", port=port, execution=config.execution
+        context.inputs["model"].model.local(),
+        host="127.0.0.1",
+        port=port,
+        precision=settled(config.precision),
+        execution=config.execution,
     ) as url:
         startup_s = time.monotonic() - started
         answers = []
@@ -126,8 +132,11 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     Beyond loopback the key in the environment variable RAYMILL_API_KEY is required of every client.
     Raises ValueError for such a host without a key or a port in use, and RuntimeError when the server ends by itself.
     """
+    import torch  # late: a command that is refused need not wait for it
+
     _require_free(host, port)
-    process = _start(folder, host=host, port=port, execution=ServeExecution(), output=None)
+    precision = choose_precision(on_gpu=torch.cuda.is_available())
+    process = _start(folder, host=host, port=port, precision=precision, execution=ServeExecution(), output=None)
     try:
         with working("starting the vLLM server"):
             _wait_until_healthy(process, _url(host, port), ServeExecution().startup_timeout_s, lambda: "")
@@ -139,7 +148,9 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *, host: str, port: int, execution: ServeExecution) -> Iterator[str]:
+def running_server(
+    folder: Path, *, host: str, port: int, precision: ComputePrecision, execution: ServeExecution
+) -> Iterator[str]:
     """A healthy server's base URL; the server ends with the block. Its log goes into the error if it fails."""
     with tempfile.TemporaryFile() as output:
 
@@ -147,7 +158,7 @@ def running_server(folder: Path, *, host: str, port: int, execution: ServeExecut
             output.seek(0)
             return output.read()[-3000:].decode(errors="replace")
 
-        process = _start(folder, host=host, port=port, execution=execution, output=output)
+        process = _start(folder, host=host, port=port, precision=precision, execution=execution, output=output)
         try:
             with working("starting the vLLM server"):
                 _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
@@ -196,10 +207,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(folder: Path, *, host: str, port: int, execution: ServeExecution, output: Any) -> subprocess.Popen[bytes]:
-    import torch  # late: a command that is refused need not wait for it
+def _start(
+    folder: Path, *, host: str, port: int, precision: ComputePrecision, execution: ServeExecution, output: Any
+) -> subprocess.Popen[bytes]:
+    import torch  # late, as above
 
-    config = json.loads((folder / "config.json").read_text())
     arguments = [
         "--model",
         str(folder),
@@ -209,9 +221,11 @@ def _start(folder: Path, *, host: str, port: int, execution: ServeExecution, out
         str(port),
         "--served-model-name",
         MODEL_NAME,
+        "--dtype",
+        precision,
+        "--seed",
+        "0",
     ]
-    # Computed in the type that is stored: what is served is what was evaluated.
-    arguments += ["--dtype", config.get("dtype") or config.get("torch_dtype") or "auto", "--seed", "0"]
     if not torch.cuda.is_available():  # compiling takes a minute there, and more sequences only wait for each other
         arguments += ["--max-num-seqs", "64", "--enforce-eager"]
     environment = {

@@ -15,7 +15,6 @@ from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_fil
 from jobs.pretrain import continue_prompts, summarize, to_batch
 from jobs.sizes import sizes_of
 from jobs.training import (
-    Dtype,
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -29,6 +28,7 @@ from jobs.training import (
 from model.batch import Batch
 from model.huggingface import load_folder
 from model.objectives import causal_lm
+from model.precision import Precision, precision_field
 from model.train import TrainState, fit
 from model.transformer import flops_per_token
 
@@ -50,7 +50,8 @@ class SftConfig:
     """Rows of one optimizer step, over all workers."""
     steps: int = 200
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    dtype: Dtype = "bfloat16"
+    precision: Precision = precision_field("placement")
+    """Of matrix products (`model.precision`)."""
     seed: int = 0
     """Of the order of the rows."""
     validation_fraction: float = 0.05

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,11 +33,9 @@ from model.huggingface import SpecialTokens, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
+from model.precision import Precision, autocast_dtype, best_product_s, settled
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer, TransformerConfig, flops_per_token
-
-Dtype = Literal["float32", "bfloat16"]
-"""Of matrix products; parameters, gradients and optimizer stay float32 (autocast over float32 masters)."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class TrainingExecution(Execution):
     activation_checkpointing: bool = False
     compile: bool = False
     peak_tflops: float = 0.0
-    """Of one worker, for MFU; 0 measures it with a large matrix product."""
+    """Of one worker, for MFU; 0 measures it with the largest matrix product of the model's layers."""
 
     def check(self, batch_size: int) -> None:
         """Raises ValueError when the batch does not divide among workers, or a setting is out of range."""
@@ -118,7 +116,7 @@ class TrainingConfig(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
-    def dtype(self) -> Dtype: ...
+    def precision(self) -> Precision: ...
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -189,7 +187,7 @@ class TrainingRun:
         self.spot, self.work, self.config = spot, work, work.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else None
+        self.dtype = autocast_dtype(settled(work.config.precision))
         checkpoints = work.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
@@ -225,7 +223,10 @@ class TrainingRun:
             self.total_tokens = position["total_tokens"]
         if self.spot.rank == 0:
             work.tracker.resume(state.step)
-            self._peak_flops = execution.peak_tflops * 1e12 or measure_peak_flops(self.device, self.dtype)
+        # All ranks measure together, for together they compute.
+        peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
+        self._peak_flops = sum_over_ranks(torch.tensor([peak], device=self.device), self._mesh).item()
+        self._sizes = model.config
         self._logged_s = time.perf_counter()
         return state
 
@@ -261,7 +262,6 @@ class TrainingRun:
             return
         area = self.work.area
         tokens_per_s = sum(r.num_tokens for r in reports) / elapsed_s
-        peak = self._peak_flops * self.spot.world_size
         self.work.tracker.log(
             report.step,
             {
@@ -271,10 +271,25 @@ class TrainingRun:
                 "data/tokens": self.total_tokens,
                 "data/hash": fed % (1 << 48),
                 "perf/tokens_per_s": tokens_per_s,
-                "perf/mfu": tokens_per_s * flops_per_token / peak,
+                **self._mfu(tokens_per_s * flops_per_token),
                 **report.metrics,
             },
         )
+
+    def _mfu(self, flops: float) -> dict[str, float]:
+        """The share of the peak FLOP/s of all workers that `flops` is.
+
+        A run that is faster than the peak shows that the peak was measured on a busy machine: it is measured again, and
+        where the run is faster still, nothing is said.
+        """
+        if flops > self._peak_flops and not self.config.execution.peak_tflops:
+            again = self._measure_peak(self._sizes) * self.spot.world_size
+            self._peak_flops = max(self._peak_flops, again)
+        return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
+
+    def _measure_peak(self, sizes: TransformerConfig) -> float:
+        rows = self.config.execution.micro_batch_size * self.config.sequence_length
+        return measure_peak_flops(self.device, self.dtype, rows=rows, width=sizes.width, ffn_width=sizes.ffn_width)
 
     def validates_at(self, step: int) -> bool:
         """Whether the held-out data is looked at after `step`."""
@@ -329,14 +344,10 @@ class TrainingRun:
             dist.barrier()
 
 
-def measure_peak_flops(device: torch.device, dtype: torch.dtype | None, *, size: int = 1024) -> float:
-    """FLOP/s that one worker reaches on a large square matrix product: the best of several short tries."""
-    a = torch.randn(size, size, device=device, dtype=dtype or torch.float32)
-    best_s = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        torch.mm(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best_s = min(best_s, time.perf_counter() - started)
-    return 2.0 * size**3 / best_s
+def measure_peak_flops(
+    device: torch.device, dtype: torch.dtype | None, *, rows: int, width: int, ffn_width: int
+) -> float:
+    """FLOP/s that this worker reaches at best in the largest product of a layer, [rows, width] x [width, ffn_width]."""
+    left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
+    right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
+    return 2.0 * rows * width * ffn_width / best_product_s(left, right, tries=8)

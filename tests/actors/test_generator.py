@@ -14,12 +14,12 @@ from ray.actor import ActorHandle
 from actors.generator import EngineSettings, Generator, engine_env
 from actors.logprobs import batch_logprobs
 from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
-from actors.ranks import autocast_dtype
 from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
 from actors.settings import Gap, LearningConfig
 from actors.weights import ObjectStorePublisher, Publication, StaleWeightsError
 from cluster.storage import Storage
 from model.huggingface import load_folder
+from model.precision import autocast_dtype, settled, torch_dtype
 from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ class Engine:
         batch = rollout_batch(rollouts, pad_id=0)
         engine = behaviour_logprobs(rollouts, batch)
         rows = torch.arange(len(rollouts))
-        dtype = autocast_dtype(self.learning.precision)
+        dtype = autocast_dtype(settled(self.learning.precision))
         learner = batch_logprobs(model, batch, rows, temperature=temperature, num_rows=8, dtype=dtype)
         gap = logprob_gap(batch, engine, learner)
         check_gap(
@@ -76,12 +76,12 @@ def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, 
     """A tied and an untied engine in float32, and the same in bfloat16, started side by side."""
     engines: dict[str, Engine] = {}
     for kind, precision in KINDS:
-        publish = ObjectStorePublisher(rank=0, dtype=getattr(torch, precision)).publish
+        publish = ObjectStorePublisher(rank=0, dtype=torch_dtype(precision)).publish
         settings = EngineSettings(
             model=Storage(str(policies[f"{kind}-1"])),
             max_length=64,
             max_sequences=8,
-            dtype=precision,
+            precision=precision,
             kv_cache_gib=0.05,
         )
         env = {**engine_env(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -150,3 +150,15 @@ def test_a_response_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict[s
     assert cut
     assert all(r.response_ids[-1] == STOP and STOP not in r.response_ids[:-1] for r in finished)
     assert all(len(r.response_ids) == 48 and STOP not in r.response_ids for r in cut)
+
+
+def test_a_lot_of_more_prompt_tokens_than_one_prefill_takes_is_answered_alike(engines: dict[str, Engine]) -> None:
+    """2,048 positions are read at a time, as by default: these 3,200 take two prefills, and a prompt in the middle."""
+    engine = engines["tied"]
+    engine.load(0)
+    tasks = tuple(PromptTask(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
+    sampling = Sampling(temperature=1.0, max_new_tokens=8, stop_ids=(STOP,), seed=1)
+    once, again = (ray.get(engine.actor.generate.remote(Lot(0, 0, tasks, sampling))) for _ in range(2))
+    check_rollouts(tasks, once, version=0, vocab_size=engine.models[0].config.vocab_size)
+    assert once == again
+    engine.check([rollout for group in once for rollout in group.rollouts], 0, 1.0)

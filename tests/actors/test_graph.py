@@ -38,7 +38,7 @@ def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
         prompts=[Prompt(text, prompt_ids, {}) for text, prompt_ids in zip(texts, ids, strict=True)],
         max_prompt_length=24,
         rollouts=ROLLOUTS,
-        learning=LearningConfig(algorithm=algorithm, lr=1e-3, minibatches=2),  # pyright: ignore[reportArgumentType]
+        learning=LearningConfig(algorithm=algorithm, lr=1e-3, minibatches=2, precision="float32"),  # pyright: ignore[reportArgumentType]
         seed=1,
         shuffle_rewards=False,
         checkpoints=Storage(str(checkpoints)),

@@ -41,6 +41,7 @@ def write(store: Storage, name: str, stage: str, summary: dict[str, Any], **more
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "ray": "2.60.0"},
         "started": 1_790_000_000.0,
         "wall_s": wall_s,
+        "precision": {"precision": "float32"} if stage in ("pretrain", "sft", "reward") else {},
         **more,
     }
     storage = store / record["id"]

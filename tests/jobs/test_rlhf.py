@@ -63,7 +63,7 @@ def config(tmp_path: Path) -> RlhfConfig:
         heldout_prompts=[f"{tmp_path}/heldout.jsonl"],
         steps=4,
         rollouts=RolloutConfig(prompts_per_step=4, group_size=4, lot_prompts=4, max_new_tokens=12),
-        learning=LearningConfig(algorithm="grpo", lr=1e-3),
+        learning=LearningConfig(algorithm="grpo", lr=1e-3, precision="float32"),
         execution=GraphExecution(
             generators=Placement(cpus_per_worker=0.3), kv_cache_gib=0.05, checkpoint_interval=2, micro_batch_size=8
         ),

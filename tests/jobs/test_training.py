@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 64}
     intervals = {"log_interval": 1, "checkpoint_interval": 5, "validation_interval": 10}
     execution = {"placement": {"workers": 2, "cpus_per_worker": 0.5}, **intervals}
-    shared = {"sequence_length": 32, "batch_size": 8, "dtype": "float32", "execution": execution}
+    shared = {"sequence_length": 32, "batch_size": 8, "precision": "float32", "execution": execution}
     shared["optimizer"] = {"lr": 0.01, "warmup_steps": 3}
     pretrain = {"shards": str(folder / "shards"), "model": model, "max_length": 64, "steps": STEPS, **shared}
     write_config(folder, "pretrain", pretrain | {"sample_prompts": ["the cat"]})

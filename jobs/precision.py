@@ -1,0 +1,100 @@
+"""What `precision: auto` becomes for a job, where its workers run; recorded in the artifact and kept over a resume."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cluster.placement import Placement
+from cluster.room import wait_for_room
+from cluster.session import cluster_is_whole, is_connected
+from model.precision import (
+    COMPUTED_BY,
+    ComputePrecision,
+    bfloat16_slowdown,
+    cpu_multiplies_bfloat16,
+)
+
+Groups = Sequence[Mapping[str, Placement]]
+"""A stage's groups of workers by name (`Stage.groups`)."""
+
+log = logging.getLogger(__name__)
+
+
+def precisions_of(config: Any, groups: Groups, kept: Mapping[str, ComputePrecision]) -> dict[str, ComputePrecision]:
+    """The precision of every `precision` field, by its path in the config: what it says, or what `auto` becomes.
+
+    In a Ray session the nodes are asked that workers may run on, once they are there; otherwise this machine alone.
+    `kept` is what `auto` became in an earlier attempt at the same artifact: a resume computes as its beginning did.
+    """
+    chosen: dict[str, ComputePrecision] = {}
+    for path, value, group in _fields(config):
+        if value != "auto":
+            chosen[path] = value
+        elif path in kept:
+            chosen[path] = kept[path]
+        else:
+            chosen[path] = "bfloat16" if _multiplies_bfloat16(path, group, groups) else "float32"
+    return chosen
+
+
+def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], prefix: str = "") -> Any:
+    """The config with every `precision` field set: past this point nothing is `auto`."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        path, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if path in precisions:
+            changes[field.name] = precisions[path]
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = with_precisions(value, precisions, f"{path}.")
+    return dataclasses.replace(config, **changes)
+
+
+def warn_of_emulation(config: Any, groups: Groups) -> None:
+    """Say how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
+    for path, value, group in _fields(config):
+        if value == "bfloat16" and not _multiplies_bfloat16(path, group, groups):
+            log.warning(
+                "%s: bfloat16 takes %.0f times as long as float32 on this processor, which only emulates it; "
+                "take auto or float32",
+                path,
+                bfloat16_slowdown(),
+            )
+
+
+def _multiplies_bfloat16(path: str, group: str, groups: Groups) -> bool:
+    """Whether whatever a group's workers may compute on does so in hardware: all of them have to compute alike."""
+    placement = next((together[group] for together in groups if group in together), None)
+    if placement is None:
+        import torch  # late: few stages ask for the driver's own machine, and a plan need not wait for it
+
+        return torch.cuda.is_available() or cpu_multiplies_bfloat16()
+    if placement.gpus_per_worker > 0:
+        return True
+    if not is_connected() or cluster_is_whole():
+        return cpu_multiplies_bfloat16()
+    wait_for_room([{"CPU": placement.cpus_per_worker}], path)
+    return _all_nodes_multiply_bfloat16()
+
+
+def _all_nodes_multiply_bfloat16() -> bool:
+    import ray  # late: a plan need not wait for it
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0)
+    def ask() -> bool:
+        return cpu_multiplies_bfloat16()
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    on_node = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    return all(ray.get([ask.options(scheduling_strategy=node).remote() for node in on_node]))
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(path, value, group) of every precision field, nested configs included."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if COMPUTED_BY in field.metadata:
+            yield path, value, field.metadata[COMPUTED_BY]
+        elif dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{path}.")

@@ -1,0 +1,62 @@
+"""What `auto` becomes follows the processor and a measurement, never one of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from model import precision
+
+
+@pytest.fixture(autouse=True)
+def forget_measurements() -> Iterator[None]:
+    yield
+    precision.cpu_multiplies_bfloat16.cache_clear()
+    precision.bfloat16_slowdown.cache_clear()
+
+
+def on_processor(monkeypatch: pytest.MonkeyPatch, *, slowdown: float, **capabilities: bool) -> None:
+    precision.cpu_multiplies_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(precision, "bfloat16_slowdown", lambda: slowdown)
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "capabilities", "becomes"),
+    [
+        (70.0, {"avx2": True}, "float32"),
+        (1.5, {"avx512_f": True, "avx512_bf16": False}, "float32"),
+        (0.4, {"avx512_bf16": True}, "bfloat16"),
+        (0.2, {"avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        (70.0, {"avx512_bf16": True, "amx_bf16": True}, "float32"),  # a library held to older instructions
+        (0.9, {"architecture": True}, "float32"),  # another architecture names other instructions
+    ],
+)
+def test_auto_is_bfloat16_where_it_is_multiplied_in_hardware_and_is_faster(
+    monkeypatch: pytest.MonkeyPatch, slowdown: float, capabilities: dict[str, Any], becomes: str
+) -> None:
+    on_processor(monkeypatch, slowdown=slowdown, **capabilities)
+    assert precision.choose_precision(on_gpu=False) == becomes
+    assert precision.choose_precision(on_gpu=True) == "bfloat16"
+
+
+def test_the_measurement_agrees_with_the_processor_that_runs_this_test() -> None:
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
+        pytest.skip("this processor multiplies bfloat16; how fast depends on what it may use")
+    assert precision.bfloat16_slowdown() > 1.5
+
+
+def test_auto_must_be_settled_before_anything_computes() -> None:
+    assert precision.settled("bfloat16") == "bfloat16"
+    with pytest.raises(AssertionError, match="settled before a stage runs"):
+        precision.settled("auto")
+
+
+def test_torch_is_told_by_its_own_names() -> None:
+    assert precision.autocast_dtype("float32") is None
+    assert precision.autocast_dtype("bfloat16") == precision.torch_dtype("bfloat16") == torch.bfloat16
+    assert precision.torch_dtype("float32") == torch.float32
