@@ -22,6 +22,7 @@ from actors.critic import Critic, CriticSettings
 from actors.generator import EngineSettings, Generator, engine_env
 from actors.learner import Learner, PolicySettings
 from actors.pool import GeneratorPool
+from actors.program import Program
 from actors.proof import check_gap, check_rollouts, logprob_gap
 from actors.ranks import RankGroup, RanksDied, RankSettings, last_line, whole_rows
 from actors.reference import Reference
@@ -70,8 +71,8 @@ class GraphConfig:
     """Hugging Face folder of the policy that training starts from."""
     reward: Storage | None
     """Hugging Face folder of a reward model; None when a verifier scores."""
-    verifier: tuple[str, str, str] | None
-    """Source text, path and function name of a verifier; None when a reward model scores."""
+    verifier: Program | None
+    """None when a reward model scores."""
     prompts: Sequence[Prompt]
     max_prompt_length: int
     """In tokens, of any prompt that the graph will be given, held-out ones included."""
@@ -457,7 +458,7 @@ def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecutio
 
 def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
     if config.verifier is not None:
-        return spawn("scorer", 0, Verifier, *config.verifier, pure=True)
+        return spawn("scorer", 0, Verifier, config.verifier, pure=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
     return spawn(
         "scorer",

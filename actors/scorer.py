@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-import types
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from actors.program import Program, load_program
 from actors.ranks import own_device, pid
 from cluster.storage import Storage
 from model.batch import pad
@@ -65,14 +63,11 @@ class RewardModel:
 
 
 class Verifier:
-    """A reward by a program of the user: `function(prompt: str, response: str, record: dict) -> float`.
+    """A reward by a program of the user: `function(prompt: str, response: str, record: dict) -> float`."""
 
-    Its source travels as text, so that what runs on the cluster is what was fingerprinted here.
-    """
-
-    def __init__(self, source: str, path: str, function: str) -> None:
-        self._name = f"{path}:{function}"
-        self._function = load_function(source, path=path, function=function)
+    def __init__(self, program: Program) -> None:
+        self._name = program.name
+        self._function = load_program(program)
 
     def pid(self) -> int:
         return pid()
@@ -93,28 +88,3 @@ class Verifier:
                 f"verifier {self._name} gave {value} for response {sample.response[:200]!r}; rewards must be finite"
             )
         return value
-
-
-def load_function(source: str, *, path: str, function: str) -> Any:
-    """The function of a source text. Raises ValueError when the text does not run or has no such function."""
-    module = types.ModuleType(f"verifier_{uuid.uuid4().hex[:8]}")
-    sys.modules[module.__name__] = module  # where dataclasses and pickle look for the module of a class
-    try:
-        # The user's own program, by request; without this file's own `from __future__`.
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:
-        raise ValueError(f"verifier: {path} does not run: {type(error).__name__}: {error}") from error
-    found = module.__dict__.get(function)
-    if not callable(found):
-        raise ValueError(
-            f"verifier: {path} has no function {function!r}; it must define {function}(prompt, response, record)"
-        )
-    return found
-
-
-def split_name(verifier: str) -> tuple[str, str]:
-    """`path/to/file.py:function` as its two parts. Raises ValueError for another form."""
-    path, colon, function = verifier.rpartition(":")
-    if not colon or not path.endswith(".py") or not function.isidentifier():
-        raise ValueError(f"verifier: {verifier!r} must have the form path/to/file.py:function")
-    return path, function

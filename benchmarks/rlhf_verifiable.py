@@ -34,6 +34,7 @@ import torch
 
 from actors.generator import EngineSettings, Generator, engine_env
 from actors.graph import GraphConfig, build_graph
+from actors.program import Program
 from actors.rollout import Lot, Prompt, PromptTask, Sampling, seeded
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
@@ -156,7 +157,7 @@ class Benchmark:
         config = GraphConfig(
             policy=Storage(str(start)),
             reward=None,
-            verifier=(VERIFIER, "sorting.py", "is_sorted"),
+            verifier=Program(VERIFIER, "sorting.py", "is_sorted"),
             prompts=self._prompts(self.task.train),
             max_prompt_length=NUM_DIGITS + 3,
             rollouts=ROLLOUTS,

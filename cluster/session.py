@@ -75,20 +75,24 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
 
 
 def assert_own_packages() -> None:
-    """Raise ValueError when a folder or file of the user shadows one of Raymill's packages.
+    """Raises ValueError when a folder or file of the user shadows one of Raymill's packages.
 
-    Ray puts the driver's working directory on its workers' path, so a `model.py` or `data/` there would be imported
-    in our place, in the workers only.
+    Ray puts the driver's working directory first on its workers' path, so a `model.py` or a package `data/` there would
+    be imported in our place, in the workers only. A mere folder `data/` does no harm.
     """
-    home = Path(__file__).resolve().parent.parent
+    home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
     for name in _OWN_PACKAGES:
+        shadows = [here / name / "__init__.py", here / f"{name}.py"] if here != home else []
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parent.parent != home:
-            found = origin or (list(spec.submodule_search_locations or []) if spec else None)
+            shadows.insert(0, origin or here / name)
+        else:
+            shadows = [path for path in shadows if path.exists()]
+        if shadows:
             raise ValueError(
-                f"the package {name!r} is imported from {found}, not from Raymill ({home}); "
-                f"rename {name}.py or {name}/ in the working directory, or start elsewhere"
+                f"{shadows[0]} would be imported in place of Raymill's own package {name!r} ({home / name}); "
+                "rename it, or start the command from another directory"
             )
 
 

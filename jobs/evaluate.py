@@ -37,7 +37,7 @@ from data.chat import PromptRecord, load_tokenizer, read_preferences, read_promp
 from data.shards import check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
 from jobs.job import Artifact, Context, Stage, input_artifact, source_files
-from jobs.rlhf import read_verifier
+from jobs.user_code import read_program
 from model.huggingface import read_config
 from model.metrics import (
     Interval,
@@ -189,7 +189,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         raise ValueError(f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it out for all")
     for measure in task.measures:
         try:
-            read_verifier(measure)
+            read_program(measure)
         except ValueError as error:
             raise ValueError(f"{where}.measures: {error}") from error
 
@@ -533,8 +533,8 @@ def _values(task: GenerationTask, records: Sequence[PromptRecord], answers: Answ
         for record, text, rollout in zip(records, answers.texts, answers.rollouts, strict=True)
     ]
     for measure in task.measures:
-        source, path, function = read_verifier(measure)
-        values[function] = Verifier(source, path=path, function=function).score(samples)
+        program = read_program(measure)
+        values[program.function] = Verifier(program).score(samples)
     accepted = [_accepted(record.record.get("answer")) for record in records]
     for name, metric in (("exact_match", exact_match), ("f1", token_f1)):
         if name in task.metrics:

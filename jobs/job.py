@@ -31,6 +31,7 @@ from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
 from jobs.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.user_code import beside, read_siblings
 from model.precision import ComputePrecision
 
 RECORD = "artifact.json"
@@ -185,6 +186,9 @@ class Job:
         for path, value in _marked(self.config, "source"):
             try:
                 found[path] = expand([file_of(value)])
+                if file_of(value) != value:  # a program: what it imports from beside it is part of it
+                    siblings = read_siblings(file_of(value))
+                    found[path] += [url for name in siblings for url in expand([beside(file_of(value), name)])]
             except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
                 raise ValueError(f"{self.name}: {path}: {error}") from error
         return found

@@ -19,7 +19,7 @@ from cluster.placement import Placement
 from jobs.config import build, load_yaml
 from jobs.job import file_of, marked_inputs, marked_sources
 from jobs.pipeline import load_configs, store_of
-from jobs.submit import local_program
+from jobs.submit import local_program, program_files
 
 HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f FILE\n"
 
@@ -97,7 +97,8 @@ def _files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     paths += [config] if stage == "pipeline" else []
     programs = {local_program(value) for one in configs.values() for value in marked_sources(one)}
-    return [*paths, *sorted(program for program in programs if program)]
+    files = {file for program in programs if program for file in program_files(program)}
+    return [*paths, *sorted(files)]
 
 
 def _shipped(path: Path) -> str:

@@ -3,18 +3,14 @@
 The graph itself is `actors.graph`; here stand its settings, its prompts, and the loop around its step.
 """
 
-import ast
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import fsspec
-
 from actors.graph import Graph, GraphConfig, Scored, build_graph
 from actors.ranks import RanksDied
 from actors.rollout import Prompt
-from actors.scorer import split_name
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.progress import Progress, working
 from cluster.storage import Storage, expand
@@ -23,6 +19,7 @@ from data.chat import load_tokenizer, read_prompts
 from data.tokenizer import fingerprint
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
 from jobs.sizes import mib, sizes_of, state_mib
+from jobs.user_code import read_program
 from model.huggingface import read_config
 from model.metrics import distinct_n
 
@@ -42,7 +39,8 @@ class RlhfConfig:
     reward: str | None = input_artifact("reward", default=None)
     """A reward model that scores the answers. Either this or a verifier."""
     verifier: str | None = source_files(default=None)
-    """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record)."""
+    """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record).
+    Modules in its folder that it imports belong to it: they are shipped, and part of the identity."""
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`; a verifier sees the whole line."""
     heldout_prompts: list[str] = source_files(default=[])
@@ -67,7 +65,7 @@ def check(config: RlhfConfig) -> None:
     config.learning.check("learning")
     config.execution.check("execution", config.rollouts, config.learning)
     if config.verifier is not None:
-        read_verifier(config.verifier)
+        read_program(config.verifier)
     algorithm = config.learning.algorithm
     if algorithm in ("grpo", "rloo") and config.rollouts.group_size < 2:
         raise ValueError(f"rollouts.group_size: 1, but {algorithm} compares the answers to one prompt; take at least 2")
@@ -176,7 +174,7 @@ def graph_config(config: RlhfConfig, context: Context, prompts: Prompts) -> Grap
     return GraphConfig(
         policy=context.inputs["policy"].model,
         reward=context.inputs["reward"].model if "reward" in context.inputs else None,
-        verifier=None if config.verifier is None else read_verifier(config.verifier),
+        verifier=None if config.verifier is None else read_program(config.verifier),
         prompts=prompts.train,
         max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.heldout]),
         rollouts=config.rollouts,
@@ -209,29 +207,6 @@ def read_all(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> Prompts:
                 f"{config.rollouts.max_new_tokens} in the policy's max_length; shorten the answers or the prompts"
             )
     return Prompts(fitting[0], fitting[1], len(train) + len(heldout) - len(fitting[0]) - len(fitting[1]))
-
-
-def read_verifier(verifier: str) -> tuple[str, str, str]:
-    """Source text, path and function of `path/to/file.py:function`. Raises ValueError when there is no such function.
-
-    The text is parsed, not run: it runs in the scorer.
-    """
-    path, function = split_name(verifier)
-    try:
-        fs, place = fsspec.core.url_to_fs(path)
-        source = fs.read_text(place)
-        defined = [node for node in ast.parse(source, path).body if isinstance(node, ast.FunctionDef)]
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"verifier: {path} cannot be read as a Python file ({error})") from error
-    found = next((node for node in defined if node.name == function), None)
-    if found is None:
-        names = ", ".join(node.name for node in defined) or "none"
-        raise ValueError(f"verifier: {path} has no function {function!r}; it defines {names}")
-    arguments = found.args
-    required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
-    if arguments.vararg is None and not required <= 3 <= len(arguments.posonlyargs) + len(arguments.args):
-        raise ValueError(f"verifier: {function} of {path} must take (prompt, response, record)")
-    return source, path, function
 
 
 def heldout_lines(prompts: Sequence[Prompt], scored: Scored) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from cluster.submission import submit_once
 from jobs.config import load_yaml, parse_override
 from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources, open_artifact
 from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage
+from jobs.user_code import read_siblings
 
 PIPELINE = "pipeline.yaml"
 
@@ -69,9 +70,10 @@ def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pi
     for job in every.values():
         for value in marked_sources(job.config):
             if program := local_program(value):
-                target = folder / _place(program)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(program.read_bytes())
+                for file in program_files(program):
+                    target = folder / _place(program).parent / file.relative_to(program.parent)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
     shipped = [_moved_override(override, stage, pipeline, moved) for override in overrides]
     # The store is always named: `runs` in the working directory of a job would be lost with it.
     words = ["raymill", "run", stage, str(shipped_config), *shipped, "--store", absolute(pipeline.store.url)]
@@ -82,6 +84,11 @@ def local_program(value: str) -> Path | None:
     """The `.py` file of this machine that a source field names, which is shipped; None for data and for any URL."""
     file = file_of(value)
     return Path(file) if file.endswith(".py") and "://" not in file else None
+
+
+def program_files(program: Path) -> list[Path]:
+    """A program and the modules beside it that it imports."""
+    return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 
 def absolute(location: str) -> str:

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from actors.graph import Graph, GraphConfig, Judged, Scored, build_graph, group_ids
+from actors.program import Program
 from actors.ranks import RanksDied
 from actors.rollout import Prompt, Rollout, RolloutGroup
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
@@ -34,7 +35,7 @@ def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
     return GraphConfig(
         policy=Storage(str(folder)),
         reward=None,
-        verifier=(VERIFIER, "letters.py", "share_of_e"),
+        verifier=Program(VERIFIER, "letters.py", "share_of_e"),
         prompts=[Prompt(text, prompt_ids, {}) for text, prompt_ids in zip(texts, ids, strict=True)],
         max_prompt_length=24,
         rollouts=ROLLOUTS,

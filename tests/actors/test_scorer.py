@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.scorer import RewardModel, Sample, Verifier, load_function, split_name
+from actors.program import Program, load_program, split_name
+from actors.scorer import RewardModel, Sample, Verifier
 from cluster.storage import Storage
 from model.heads import ScalarHead
 from model.objectives import rewards
@@ -21,25 +22,25 @@ def sample(response: str, ids: tuple[int, ...] = (1, 2, 3)) -> Sample:
 
 
 def test_a_verifier_sees_the_record_of_its_prompt() -> None:
-    assert Verifier(SOURCE, "v.py", "length").score([sample("abcd"), sample("")]) == [2.0, 0.0]
+    assert Verifier(Program(SOURCE, "v.py", "length")).score([sample("abcd"), sample("")]) == [2.0, 0.0]
 
 
 def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
-    broken = Verifier("def f(prompt, response, record):\n    return record['no']", "v.py", "f")
+    broken = Verifier(Program("def f(prompt, response, record):\n    return record['no']", "v.py", "f"))
     with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*response 'hello'"):
         broken.score([sample("hello")])
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:
     with pytest.raises(RuntimeError, match="rewards must be finite"):
-        Verifier("def f(p, r, record):\n    return float('nan')", "v.py", "f").score([sample("x")])
+        Verifier(Program("def f(p, r, record):\n    return float('nan')", "v.py", "f")).score([sample("x")])
 
 
 def test_a_source_without_the_function_is_refused() -> None:
     with pytest.raises(ValueError, match="v.py has no function 'width'"):
-        load_function(SOURCE, path="v.py", function="width")
+        load_program(Program(SOURCE, "v.py", "width"))
     with pytest.raises(ValueError, match="does not run: SyntaxError"):
-        load_function("def", path="v.py", function="width")
+        load_program(Program("def", "v.py", "width"))
 
 
 @pytest.mark.parametrize("name", ["verifier.py", "verifier:f", "dir/verifier.py:", "verifier.py:no-name"])
@@ -71,6 +72,6 @@ def f(prompt, response, record):
     assert fields(Rule)[0].type is float
     return Rule().weight
 """
-    assert Verifier(source, "v.py", "f").score([sample("x")]) == [2.0]
+    assert Verifier(Program(source, "v.py", "f")).score([sample("x")]) == [2.0]
     string_types = "from __future__ import annotations\n" + source.replace("is float", "== 'float'")
-    assert Verifier(string_types, "v.py", "f").score([sample("x")]) == [2.0]
+    assert Verifier(Program(string_types, "v.py", "f")).score([sample("x")]) == [2.0]

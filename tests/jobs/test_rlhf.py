@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.graph import Scored
+from actors.program import Program
 from actors.ranks import RanksDied
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
@@ -19,7 +20,8 @@ from cluster.tracking import Tracker, read_metrics
 from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
 from jobs.config import build
 from jobs.job import Artifact, Context, open_artifact
-from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, read_verifier, run
+from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, run
+from jobs.user_code import read_program
 from model.huggingface import SpecialTokens, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise
 
@@ -79,14 +81,13 @@ def test_exactly_one_thing_scores(config: RlhfConfig) -> None:
 
 def test_a_verifier_must_be_a_function_of_three(config: RlhfConfig) -> None:
     file = str(config.verifier).partition(":")[0]
-    source, path, function = read_verifier(f"{file}:letters")
-    assert (source, path, function) == (VERIFIER, file, "letters")
+    assert read_program(f"{file}:letters") == Program(VERIFIER, file, "letters")
     with pytest.raises(ValueError, match="has no function 'words'; it defines letters, two_arguments"):
-        read_verifier(f"{file}:words")
+        read_program(f"{file}:words")
     with pytest.raises(ValueError, match=r"two_arguments of .* must take \(prompt, response, record\)"):
-        read_verifier(f"{file}:two_arguments")
+        read_program(f"{file}:two_arguments")
     with pytest.raises(ValueError, match="cannot be read as a Python file"):
-        read_verifier("nowhere/verifier.py:f")
+        read_program("nowhere/verifier.py:f")
 
 
 def test_groups_of_one_cannot_be_compared(config: RlhfConfig) -> None:

@@ -70,7 +70,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (
         ("data/a.txt", "one"),
         ("data/b.txt", "two"),
-        ("checks/verifiers.py", "def short(): ...\n"),
+        ("checks/verifiers.py", "from lib.rules import rule\ndef short(): ...\n"),
+        ("checks/lib/rules.py", "def rule(): ...\n"),
         ("configs/tiny/pipeline.yaml", "store: runs\nstages: [corpus, rlhf]\n"),
         ("configs/tiny/corpus.yaml", "sources:\n  - path: data/*.txt\n"),
         (
@@ -95,6 +96,7 @@ def test_configs_and_verifiers_are_shipped_and_data_is_not(project: Path, tmp_pa
     folder = tmp_path_factory.mktemp("shipped")
     command = stage_files("pipeline", CONFIG, ["rlhf.steps=7"], load_pipeline(CONFIG), folder)
     assert shipped_files(folder) == [
+        "checks/lib/rules.py",
         "checks/verifiers.py",
         "configs/tiny/corpus.yaml",
         "configs/tiny/pipeline.yaml",
@@ -124,6 +126,13 @@ def test_what_is_shipped_binds_to_the_same_artifacts(
     assert {name: job.id for name, job in there.jobs.items()} == {n: job.id for n, job in here.jobs.items()}
 
 
+def test_what_a_verifier_imports_is_part_of_what_is_made_with_it(project: Path):
+    before = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
+    (project / "checks/lib/rules.py").write_text("def rule(): return 1\n")
+    after = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
+    assert after["corpus"] == before["corpus"] and after["rlhf"] != before["rlhf"]
+
+
 def test_a_verifier_given_by_a_url_is_not_shipped_and_stays_that_url(project: Path, tmp_path_factory: Any):
     url = f"memory://checks-{uuid.uuid4().hex[:8]}/verifiers.py"
     with fsspec.open(url, "wb") as file:
@@ -142,6 +151,7 @@ def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_fa
     alone = load_stage("rlhf", config.relative_to(project))
     command = stage_files("rlhf", config.relative_to(project), [], alone, folder)
     assert shipped_files(folder) == [
+        "checks/lib/rules.py",
         "checks/verifiers.py",
         "configs/tiny/corpus.yaml",
         "configs/tiny/rlhf-more.yaml",
@@ -161,7 +171,7 @@ def test_files_from_outside_the_working_directory_are_shipped_too(
     monkeypatch.chdir(elsewhere)
     pipeline = load_pipeline(project / CONFIG)
     command = shlex.split(stage_files("pipeline", project / CONFIG, [], pipeline, folder))
-    assert shipped_files(folder)[0] == "checks/verifiers.py"
+    assert shipped_files(folder)[:2] == ["checks/lib/rules.py", "checks/verifiers.py"]
     monkeypatch.chdir(folder)
     there = load_pipeline(Path(command[3]), store=command[-1]).jobs
     assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
