@@ -40,9 +40,9 @@ from model.quantize import decompress_folder, simulate_int8
 from model.train import autocast
 from model.transformer import Transformer
 
-_BATCH_TOKENS = 4096
+SCORED_TOKENS = 4096
 """Positions of one forward pass: the logits of this many, in float32, are the largest thing in memory."""
-_LOT_PROMPTS = 64
+ANSWERED_AT_ONCE = 64
 """Prompts that an engine answers at a time; fixed, so that answers do not depend on the number of engines."""
 _PROVED_ANSWERS = 16
 """Answers of each model's first lot whose logprobs are computed again, by our own model, where there may be no GPU."""
@@ -132,10 +132,10 @@ def load_any_folder(folder: Path) -> Transformer:
 
 
 def _by_length(windows: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int, Sample]]]:
-    """Windows of like length together, at most _BATCH_TOKENS padded positions a batch, the longest first."""
+    """Windows of like length together, at most SCORED_TOKENS padded positions a batch, the longest first."""
     waiting = sorted(windows, key=lambda window: -len(window[1].tokens))
     while waiting:
-        rows = max(1, _BATCH_TOKENS // (len(waiting[0][1].tokens) - 1))
+        rows = max(1, SCORED_TOKENS // (len(waiting[0][1].tokens) - 1))
         yield waiting[:rows]
         waiting = waiting[rows:]
 
@@ -217,7 +217,7 @@ def preference_margins(
     """Reward of the chosen minus that of the rejected answer, for each pair."""
     model = _ready(load_scalar_folder(reward_folder.local()), device)
     longest = max(len(side) for pair in pairs for side in pair)
-    size = max(1, _BATCH_TOKENS // (2 * longest))
+    size = max(1, SCORED_TOKENS // (2 * longest))
     margins: list[NDArray[np.float64]] = []
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
@@ -270,7 +270,7 @@ def answer(
         settings = EngineSettings(
             model=questions[names[0]].model,
             max_length=sizes.max_length,
-            max_sequences=_LOT_PROMPTS,
+            max_sequences=ANSWERED_AT_ONCE,
             precision=precision,
             kv_cache_gib=kv_cache_gib,
             is_cuda=placement.gpus_per_worker > 0,
@@ -303,8 +303,8 @@ def answer(
 
 def _ask(pool: GeneratorPool, asked: Questions, sampling: Sampling, version: int, vocab_size: int) -> list[Rollout]:
     tasks = list(asked.prompts)
-    starts = range(0, len(tasks), _LOT_PROMPTS)
-    lots = [Lot(0, version, tuple(tasks[start : start + _LOT_PROMPTS]), sampling) for start in starts]
+    starts = range(0, len(tasks), ANSWERED_AT_ONCE)
+    lots = [Lot(0, version, tuple(tasks[start : start + ANSWERED_AT_ONCE]), sampling) for start in starts]
     groups = pool.generate(lots)
     check_rollouts(tasks, groups, version=version, vocab_size=vocab_size)
     return [group.rollouts[0] for group in groups]
@@ -327,7 +327,7 @@ def prove_answers(
         batch,
         torch.arange(len(rollouts)),
         temperature=temperature,
-        num_rows=max(1, _BATCH_TOKENS // batch.input_ids.shape[1]),
+        num_rows=max(1, SCORED_TOKENS // batch.input_ids.shape[1]),
         dtype=autocast_dtype(precision),
     )
     allowed, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)  # it divides the logits, and what was rounded too
@@ -362,7 +362,7 @@ def sequence_logprobs(
     """Our own log-probabilities, in float32, of all tokens of each sequence but the first."""
     model = _ready(load_any_folder(model_folder.local()), device)
     found: list[NDArray[np.float64]] = []
-    rows = max(1, _BATCH_TOKENS // max(map(len, sequences)))
+    rows = max(1, SCORED_TOKENS // max(map(len, sequences)))
     for start in range(0, len(sequences), rows):
         part = sequences[start : start + rows]
         whole = [[True] * len(sequence) for sequence in part]

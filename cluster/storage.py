@@ -298,6 +298,10 @@ class Storage:
         names = (path[len(self.root) + 1 :] for path in self._found(self.root))
         return sorted(name for name in names if not name.endswith(".partial"))
 
+    def num_bytes(self) -> int:
+        """Size of everything below this directory."""
+        return sum(info["size"] or 0 for info in self._found(self.root).values())
+
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole directory below this one; nothing happens where there is none."""
         path = self.path(name) if name else self.root

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cluster.progress import LogHandler, working
 from cluster.storage import Storage
+from jobs.forecast import forecasts, table
 from jobs.job import RECORD, Artifact, open_artifact
-from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage, plan, run_pipeline
+from jobs.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
 
 log = logging.getLogger("raymill")
 
@@ -97,11 +98,13 @@ def _run(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     pipeline = _load(options)
     with working("estimating what would run"):
-        rows = plan(pipeline)
+        rows, expected = plan(pipeline), forecasts(pipeline.jobs, pipeline.store)
     for row in rows:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
         print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {row.precision:<9} {estimate}")
-    errors = find_errors(pipeline)
+    if expected:
+        print("", *table(expected), sep="\n")
+    errors = find_errors(pipeline) + find_shortages(pipeline, expected, address=options.address)
     try:
         pipeline.store.check_writable()
     except ValueError as error:

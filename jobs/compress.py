@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.evaluation import TextScores, device_of, engine_logprobs, remote, score_text, sequence_logprobs
+from actors.evaluation import (
+    SCORED_TOKENS,
+    TextScores,
+    device_of,
+    engine_logprobs,
+    remote,
+    score_text,
+    sequence_logprobs,
+)
 from actors.generator import engine_env
 from cluster.placement import Execution, Placement
 from cluster.progress import working
@@ -20,7 +28,9 @@ from cluster.room import wait_for_room
 from cluster.storage import Storage
 from data.shards import ShardReader, check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
-from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import bootstrap_interval
 from model.quantize import FloatType, compress_folder
@@ -97,6 +107,25 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     return summary
 
 
+def work(config: CompressConfig, needs: Needs) -> Work:
+    """What the forecast is made of: the likelihoods of original and compressed model, side by side, and an engine."""
+    sizes, worker = sizes_of(needs["model"]), config.execution.worker
+    tokens = 2 * min(config.text_bytes, held_out_bytes_of(needs["text"])) / bytes_per_token(sizes.vocab_size)
+    window = min(sizes.max_length, 512)
+    held_gib = activation_gib(sizes, tokens=SCORED_TOKENS, length=window) / 2  # no backward
+    return Work(
+        processes=[
+            Processes(kind="actor", number=2, own_gib=2 * mib(sizes, 4) / 1024 + held_gib),
+            Processes(kind="engine", own_gib=mib(sizes, 4) / 1024 + 0.5),
+        ],
+        flop=tokens * forward_flop(sizes, window),
+        width=sizes.width,
+        threads=2 * worker.threads_per_worker,
+        disk_gib=mib(sizes, 1.5) / 1024,
+        on_gpu=worker.gpus_per_worker > 0,
+    )
+
+
 STAGE = Stage(
     name="compress",
     version=1,
@@ -104,6 +133,7 @@ STAGE = Stage(
     run=run,
     check=check,
     check_inputs=check_inputs,
+    work=work,
     groups=lambda config: ({"worker": config.execution.worker},),
 )
 

@@ -20,6 +20,7 @@ import difflib
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from cluster.footprint import num_cores
 from cluster.placement import Execution
-from cluster.storage import Storage, json_line
+from cluster.storage import Storage, expand_sized, json_line
 from data.clean import (
     Step,
     check_metadata,
@@ -70,7 +72,8 @@ from data.parts import (
 from data.readers import Other, check_sources, plan_ranges, read
 from data.slices import read_tables, write_tables
 from jobs.config import from_plain
-from jobs.job import RECORD, WORK, Artifact, Context, Stage, open_for_change
+from jobs.job import RECORD, WORK, Artifact, Context, Needs, Stage, open_for_change
+from jobs.work import Processes, Work
 
 PARTS = "parts.json"
 FAIRNESS = "fairness.json"
@@ -81,6 +84,9 @@ _STAGED = f"{STAGED}/staged.json"  # written last, before anything changes that 
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
 _EXPANSION = 4  # bytes of text in a byte of a compressed file, about; only the number of parts rests on it
+_READ_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.forecast`
+_STEP_S_PER_MB = 0.24  # the mean over the demo's steps
+_COMPRESSED = 0.6  # of text in Parquet
 _MAX_PART_MIB = 1024  # a task holds a part several times over
 
 log = logging.getLogger(__name__)
@@ -251,6 +257,22 @@ def _summary_without(
     return dict(summary) | close_accounts(sources) | {"content_digest": digest}
 
 
+def work(config: CorpusConfig, needs: Needs) -> Work:
+    """What the forecast is made of: reading and each step take their time of every byte of text."""
+    sizes = [(url, size or 0) for source in config.sources for url, size in expand_sized([source.path])]
+    num_mb = sum(size * (_EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
+    # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
+    tasks = max(1, math.floor(num_mb / config.execution.task_mib))
+    workers = min(config.execution.workers or num_cores(), tasks)
+    held_gib = 6 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
+    return Work(
+        processes=[Processes(kind="task", number=workers, own_gib=held_gib)],
+        python_s=num_mb * (_READ_S_PER_MB + _STEP_S_PER_MB * len(config.steps)),
+        python_processes=workers,
+        disk_gib=_COMPRESSED * num_mb / 1000,
+    )
+
+
 STAGE = Stage(
     name="corpus",
     version=3,
@@ -258,6 +280,7 @@ STAGE = Stage(
     run=run,
     check=check,
     check_sources=check_first_records,
+    work=work,
     forget=forget,
 )
 

@@ -7,6 +7,7 @@ documents, prompts, pairs.
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,6 +17,8 @@ import numpy as np
 import ray
 
 from actors.evaluation import (
+    ANSWERED_AT_ONCE,
+    SCORED_TOKENS,
     Questions,
     SentencePair,
     TextScores,
@@ -36,8 +39,10 @@ from cluster.storage import Storage, expand
 from data.chat import PromptRecord, load_tokenizer, read_preferences, read_prompts, read_records, render_preference
 from data.shards import check_tokenizer, read_manifest
 from data.tokenizer import fingerprint
-from jobs.job import Artifact, Context, Stage, input_artifact, source_files
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
 from jobs.user_code import read_program
+from jobs.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import (
     Interval,
@@ -51,10 +56,16 @@ from model.metrics import (
     token_f1,
 )
 from model.precision import Precision, precision_field, settled
+from model.transformer import num_parameters
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """Metrics against the `answer` of a prompt's record."""
 _NATS_PER_BIT = float(np.log(2))
+_FORECAST_WINDOW = 512
+_ANSWER_S = 0.004
+"""Seconds of Python for each answer and its measures, on the reference processor."""
+_XZ_S = 1e-6
+"""Seconds of `xz -9e` for each byte there."""
 
 log = logging.getLogger(__name__)
 
@@ -299,6 +310,38 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     return summary
 
 
+def work(config: EvaluateConfig, needs: Needs) -> Work:
+    """What the forecast is made of: likelihoods of the text, answers, and the measures of the answers."""
+    execution, sizes = config.execution, [sizes_of(needs[f"models.{name}"]) for name in config.models]
+    largest = max(sizes, key=num_parameters)
+    window = min(largest.max_length, _FORECAST_WINDOW)
+    tokens, texts = 0.0, len(config.text_models or config.models)
+    if config.text is not None:
+        tokens = texts * held_out_bytes_of(needs["text"]) / bytes_per_token(largest.vocab_size)
+    batches, answers = 0, 0
+    for task in config.generation:
+        number = len(_records(task)) * len(task.models or config.models)
+        batches += math.ceil(number / ANSWERED_AT_ONCE)
+        answers += number
+    scorers = execution.scorers.workers * execution.scorers.threads_per_worker
+    model_gib = mib(largest, 4) / 1024
+    held_gib = activation_gib(largest, tokens=SCORED_TOKENS, length=window) / 2  # no backward
+    processes = [Processes(kind="actor", number=execution.scorers.workers, own_gib=model_gib + held_gib)]
+    if config.generation:
+        cache_gib = execution.kv_cache_gib
+        processes.append(Processes(kind="engine", number=execution.generators.workers, own_gib=model_gib + cache_gib))
+    return Work(
+        processes=processes,
+        flop=tokens * forward_flop(largest, window),
+        width=largest.width,
+        precision=settled(config.precision),
+        threads=scorers,
+        engine_steps=config.sampling.max_new_tokens * batches / execution.generators.workers,
+        python_s=answers * _ANSWER_S + (tokens and held_out_bytes_of(needs["text"]) * _XZ_S * config.compare_with_xz),
+        on_gpu=execution.scorers.gpus_per_worker > 0 or execution.generators.gpus_per_worker > 0,
+    )
+
+
 STAGE = Stage(
     name="evaluate",
     version=1,
@@ -307,6 +350,7 @@ STAGE = Stage(
     check=check,
     check_sources=check_records,
     check_inputs=check_inputs,
+    work=work,
     groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
 )
 

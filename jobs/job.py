@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.fingerprints import fingerprint, fingerprints
+from cluster.footprint import Footprint, num_cores, processor
 from cluster.placement import Execution, Placement
 from cluster.progress import working
 from cluster.room import waiting_for_room
@@ -32,6 +33,7 @@ from cluster.tracking import METRICS_LOG, Tracker
 from jobs.config import changed_fields, from_plain, to_plain
 from jobs.precision import precisions_of, warn_of_emulation, with_precisions
 from jobs.user_code import beside, read_siblings
+from jobs.work import Work
 from model.precision import ComputePrecision
 
 RECORD = "artifact.json"
@@ -137,6 +139,8 @@ class Stage:
     """The same once the inputs stand: a tokenizer of another model, too little text."""
     estimate: "Callable[[Any, Needs], Mapping[str, float]]" = lambda config, needs: {}
     """What `plan` prints: tokens, FLOP, memory; keys end in their unit. The needs may not be made yet."""
+    work: "Callable[[Any, Needs], Work] | None" = None
+    """What its work amounts to, for the forecast of its time, memory and disk. The needs may not be made yet."""
     forget: "Callable[[Any, Context, Artifact], Mapping[str, Any] | None] | None" = None
     """Make `context.output`, which the given artifact is, what a run would make of it now that more documents are
     forgotten; returns the summary, or None where nothing has to change. Calls `open_for_change` before it changes
@@ -295,15 +299,21 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         started = time.time()
         try:
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
-            with waiting_for_room(_wait_s(job.config)):
+            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint:
                 groups = job.stage.groups(job.config)
                 precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
                 warn_of_emulation(job.config, groups)
                 output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
-                summary = job.stage.run(with_precisions(job.config, precisions), context)
+                config = with_precisions(job.config, precisions)
+                summary = job.stage.run(config, context)
         finally:
             tracker.close()
         record = _record(job, inputs, output, summary, started) | {"precision": precisions}
+        record["measured"] = {
+            "work": None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
+            "resumed": "precision" in unfinished,
+            **_measured(output, footprint),
+        }
         require_lease()
         output.write_json(RECORD, record)
         output.remove(UNFINISHED)
@@ -435,6 +445,16 @@ def _record(
         "versions": {name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         "started": round(started, 3),
         "wall_s": round(time.time() - started, 3),
+    }
+
+
+def _measured(output: Storage, footprint: Footprint) -> dict[str, Any]:
+    """What the run took of this machine; with the work that it was for, `jobs.forecast` tells of later ones from it."""
+    return {
+        "machine": {"processor": processor(), "cores": num_cores()},
+        "cpu_s": footprint.cpu_s,
+        "peak_memory_gib": None if footprint.peak_bytes is None else round(footprint.peak_bytes / 2**30, 3),
+        "disk_gib": round(output.num_bytes() / 2**30, 6),
     }
 
 

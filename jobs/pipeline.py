@@ -18,6 +18,7 @@ from cluster.progress import working
 from cluster.session import connect, largest_resources
 from cluster.storage import Storage
 from jobs.config import build, load_yaml, parse_override
+from jobs.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.job import (
     FOREIGN,
     Artifact,
@@ -209,7 +210,8 @@ class _Binder:
 def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Artifact]:
     """Do every job whose artifact does not stand, in order, in one Ray session; the artifacts of all.
 
-    Raises ValueError with every error of every stage before anything is started.
+    Says first what that will take. Raises ValueError with every error of every stage, and for stages that this
+    machine's memory or the store's disk cannot hold, before anything is started.
     """
     with working("checking the store, the sources and the inputs"):
         if not pipeline.errors:
@@ -219,6 +221,11 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
     if all(artifacts.values()):
         return [artifact for artifact in artifacts.values() if artifact]
+    expected = forecasts(pipeline.jobs, pipeline.store)
+    for line in table(expected):
+        log.info("%s", line)
+    if found := find_shortages(pipeline, expected, address=address):
+        raise ValueError("\n".join(found))
     done: list[Artifact] = []
     with connect(address):
         _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
@@ -262,6 +269,15 @@ def find_errors(pipeline: Pipeline) -> list[str]:
         except ValueError as error:
             found.append(f"{name}: {error}")
     return found
+
+
+def find_shortages(pipeline: Pipeline, expected: Mapping[str, Forecast], *, address: str | None = None) -> list[str]:
+    """One message for each stage still to be done that memory or disk clearly cannot hold."""
+    pending = {name: one for name, one in expected.items() if one.basis != MEASURED}
+    store = pipeline.store
+    return shortages(
+        pending, store, free_memory=own_free_memory(address), free_disk=free_disk_bytes(store) if pending else None
+    )
 
 
 @dataclass(frozen=True)

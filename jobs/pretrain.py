@@ -17,7 +17,7 @@ from data.order import check_weights
 from data.shards import Rows, ShardReader
 from data.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact
-from jobs.sizes import pretrained_sizes
+from jobs.sizes import forward_flop, pretrained_sizes
 from jobs.training import (
     OptimizerConfig,
     TrainingExecution,
@@ -26,9 +26,11 @@ from jobs.training import (
     check_length,
     check_training,
     estimate_training,
+    forecast_work,
     run_training,
     training_groups,
 )
+from jobs.work import Work
 from model.batch import Batch
 from model.generate import sample
 from model.huggingface import load_folder, read_config
@@ -131,6 +133,15 @@ def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
     """Parameters, tokens and FLOP of the run, and the memory of its state."""
     sizes = pretrained_sizes(config, needs)
     return {"parameters": num_parameters(sizes)} | estimate_training(config, sizes)
+
+
+def work(config: PretrainConfig, needs: Needs) -> Work:
+    """What the forecast is made of; validation is forward only."""
+    sizes = pretrained_sizes(config, needs)
+    training = forecast_work(config, sizes)
+    looks = 1 + config.steps // config.execution.validation_interval
+    validation = looks * config.validation_rows * config.sequence_length * forward_flop(sizes, config.sequence_length)
+    return dataclasses.replace(training, flop=training.flop + validation)
 
 
 def run(config: PretrainConfig, context: Context) -> dict[str, float]:
@@ -244,5 +255,6 @@ STAGE = Stage(
     check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
+    work=work,
     groups=training_groups,
 )

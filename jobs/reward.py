@@ -1,6 +1,8 @@
 """The reward model: a scalar head learns which of two answers people prefer (Bradley-Terry), by pretraining's loop."""
 
+import itertools
 import logging
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +15,7 @@ from data.order import epoch_order
 from data.tokenizer import chat_special_tokens
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
 from jobs.pretrain import summarize
-from jobs.sizes import sizes_of
+from jobs.sizes import chat_tokens, sizes_of
 from jobs.training import (
     OptimizerConfig,
     TrainingExecution,
@@ -22,9 +24,11 @@ from jobs.training import (
     check_length,
     check_training,
     estimate_training,
+    forecast_work,
     run_training,
     training_groups,
 )
+from jobs.work import Work
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
@@ -78,6 +82,23 @@ def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
 def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
     return estimate_training(config, sizes_of(needs["init"]), rows_per_sample=2)
+
+
+def work(config: RewardConfig, needs: Needs) -> Work:
+    """What the forecast is made of: pairs are computed up to the longest of their batch."""
+    sizes = sizes_of(needs["init"])
+    first = itertools.islice(read_preferences(expand(config.preferences)), 50 * config.batch_size)
+    lengths = [
+        chat_tokens(
+            [*(message["content"] for message in pair.prompt), max(pair.chosen, pair.rejected, key=len)],
+            sizes.vocab_size,
+        )
+        for pair in first
+    ]
+    fitting = [length for length in lengths if length <= config.sequence_length] or [config.sequence_length]
+    longest = [max(fitting[start : start + config.batch_size]) for start in range(0, len(fitting), config.batch_size)]
+    filled = statistics.fmean(longest) / config.sequence_length
+    return forecast_work(config, sizes, rows_per_sample=2, filled=min(1.0, filled))
 
 
 def run(config: RewardConfig, context: Context) -> dict[str, float]:
@@ -179,5 +200,6 @@ STAGE = Stage(
     check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
+    work=work,
     groups=training_groups,
 )

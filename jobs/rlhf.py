@@ -3,7 +3,9 @@
 The graph itself is `actors.graph`; here stand its settings, its prompts, and the loop around its step.
 """
 
+import itertools
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +20,12 @@ from cluster.tracking import read_metrics
 from data.chat import load_tokenizer, read_prompts
 from data.tokenizer import fingerprint
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
-from jobs.sizes import mib, sizes_of, state_mib
+from jobs.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
 from jobs.user_code import read_program
+from jobs.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import distinct_n
+from model.precision import settled
 
 log = logging.getLogger(__name__)
 
@@ -274,6 +278,52 @@ def estimate(config: RlhfConfig, needs: Needs) -> dict[str, float]:
     return {**sampled, **{name: size for name, size in memory.items() if size}}
 
 
+def work(config: RlhfConfig, needs: Needs) -> Work:
+    """What the forecast is made of: generation, the passes of scorer, reference and learner, and the update.
+
+    Completions are taken to reach two thirds of max_new_tokens, and prompts to be as long as the first thousand.
+    """
+    execution, sizes, rollouts = config.execution, sizes_of(needs["policy"]), config.rollouts
+    first = itertools.islice(read_prompts(expand([*config.prompts, *config.heldout_prompts])), 1000)
+    prompt_tokens = statistics.fmean(
+        chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
+    )
+    heldout = sum(1 for _ in read_prompts(expand(config.heldout_prompts))) if config.heldout_prompts else 0
+    looks = 2 + (config.steps // execution.heldout_interval if execution.heldout_interval else 0)
+    length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
+    groups = execution.groups(config.learning)
+    trained = config.steps * rollouts.rollouts_per_step * length
+    # A pass each by engine, learner (for the ratio) and reference, and an update of three for each epoch.
+    passes = 2 + ("reference" in groups) + 3 * config.learning.epochs * (1 + ("critics" in groups))
+    scored = (trained + looks * heldout * length) if "reward" in needs else 0
+    batches = rollouts.prompts_per_step / rollouts.lot_prompts / execution.generators.workers
+    heldout_batches = math.ceil(heldout / rollouts.lot_prompts) / execution.generators.workers
+    model_gib, state_gib = mib(sizes, 4) / 1024, state_mib(sizes) / 1024
+    held_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
+    learners, critics = execution.learners.workers, execution.critics.workers
+    processes = [
+        Processes(kind="engine", number=execution.generators.workers, own_gib=model_gib + execution.kv_cache_gib),
+        Processes(kind="actor", number=learners, own_gib=state_gib / learners + held_gib),
+        Processes(kind="actor", own_gib=model_gib),  # the scorer
+    ]
+    if "reference" in groups:
+        processes.append(Processes(kind="actor", own_gib=model_gib))
+    if "critics" in groups:
+        processes.append(Processes(kind="actor", number=critics, own_gib=state_gib / critics + held_gib))
+    return Work(
+        processes=processes,
+        flop=(trained * passes + scored + looks * heldout * length) * forward_flop(sizes, length),
+        width=sizes.width,
+        precision=settled(config.learning.precision),
+        threads=learners * execution.learners.threads_per_worker,
+        steps=config.steps * config.learning.epochs * config.learning.minibatches,
+        rl_steps=config.steps,
+        engine_steps=rollouts.max_new_tokens * (config.steps * batches + looks * heldout_batches),
+        disk_gib=(2 + ("critics" in groups)) * checkpoint_gib(sizes) + model_gib,
+        on_gpu=any(group.gpus_per_worker > 0 for group in groups.values()),
+    )
+
+
 STAGE = Stage(
     name="rlhf",
     version=2,
@@ -284,5 +334,6 @@ STAGE = Stage(
     check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
+    work=work,
     groups=lambda config: (config.execution.groups(config.learning),),
 )

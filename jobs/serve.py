@@ -24,7 +24,9 @@ from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
-from jobs.job import Artifact, Context, Stage, input_artifact
+from jobs.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.sizes import mib, sizes_of
+from jobs.work import Processes, Work
 from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
@@ -123,7 +125,16 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
     return summary
 
 
-STAGE = Stage(name="serve", version=1, config=ServeConfig, run=run, check=check, check_inputs=check_inputs)
+def work(config: ServeConfig, needs: Needs) -> Work:
+    """What the forecast is made of: a server's start, and its answers one after another."""
+    model_gib = mib(sizes_of(needs["model"]), 4) / 1024
+    return Work(
+        processes=[Processes(kind="server", own_gib=model_gib + config.execution.kv_cache_gib)],
+        engine_steps=len(config.questions) * config.max_new_tokens,
+    )
+
+
+STAGE = Stage(name="serve", version=1, config=ServeConfig, run=run, check=check, check_inputs=check_inputs, work=work)
 
 
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:

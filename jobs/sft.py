@@ -22,9 +22,11 @@ from jobs.training import (
     check_length,
     check_training,
     estimate_training,
+    forecast_work,
     run_training,
     training_groups,
 )
+from jobs.work import Work
 from model.batch import Batch
 from model.huggingface import load_folder
 from model.objectives import causal_lm
@@ -83,6 +85,11 @@ def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
 def estimate(config: SftConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: the end of a row may be padding."""
     return estimate_training(config, sizes_of(needs["init"]))
+
+
+def work(config: SftConfig, needs: Needs) -> Work:
+    """What the forecast is made of: packed rows are full, and padding is computed as well."""
+    return forecast_work(config, sizes_of(needs["init"]))
 
 
 def run(config: SftConfig, context: Context) -> dict[str, float]:
@@ -185,5 +192,6 @@ STAGE = Stage(
     check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
+    work=work,
     groups=training_groups,
 )

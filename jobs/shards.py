@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cluster.footprint import num_cores
 from cluster.placement import Execution
 from cluster.storage import Storage
 from data.document import unit_hash
@@ -43,10 +44,12 @@ from data.shards import (
 )
 from data.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
 from jobs.job import FOREIGN_TOKENIZER, WORK, Artifact, Context, Job, Needs, Stage, input_artifact, open_for_change
+from jobs.work import Processes, Work
 
 SPLITS = ("train", "validation")
 
 _BATCH_DOCUMENTS = 256
+_ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.forecast`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,19 @@ def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, Shar
     return summary
 
 
+def work(config: ShardsConfig, needs: Needs) -> Work:
+    """What the forecast is made of: encoding the text, two or four bytes a token."""
+    from jobs.sizes import text_bytes_of  # late: it brings torch, which the tasks need not load
+
+    num_mb = text_bytes_of(needs["corpus"]) / 1e6
+    return Work(
+        processes=[Processes(kind="task", number=min(config.execution.workers or num_cores(), num_cores()))],
+        python_s=num_mb * _ENCODE_S_PER_MB,
+        python_processes=config.execution.workers or num_cores(),
+        disk_gib=num_mb / 1000,
+    )
+
+
 STAGE = Stage(
     name="shards",
     version=2,
@@ -179,6 +195,7 @@ STAGE = Stage(
     check=check,
     check_needs=check_needs,
     check_inputs=check_inputs,
+    work=work,
     forget=forget,
 )
 

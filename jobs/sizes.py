@@ -3,15 +3,24 @@
 A need that stands is read; one that does not is asked for its config, and so on up the road.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
+from cluster.storage import expand_sized
 from data.tokenizer import vocab_size
 from jobs.job import Artifact, Job, Needs
 from model.huggingface import read_config
-from model.transformer import TransformerConfig, num_parameters
+from model.transformer import TransformerConfig, flops_per_token, num_parameters
 
 _STATE_BYTES = 16
 """Of each parameter in training: float32 weight, gradient and AdamW's two moments."""
+_KEPT_TEXT = 0.85
+"""Part of the bytes of source files that become text: the rest is JSON, markup and what is dropped."""
+_BYTES_PER_TOKEN_4096 = 3.5
+"""Of English prose with a BPE vocabulary of 4,096, measured on the demo's corpus."""
+_MARKS_OF_MESSAGE = 3
+"""Tokens of a chat template around each message."""
 _MODEL_FROM = {"sft": "init", "reward": "init", "rlhf": "policy", "compress": "model"}
 """The input that each stage's model has its sizes from; pretrain is told them by its config, or by `init`."""
 
@@ -40,6 +49,55 @@ def vocab_size_of(need: Job | Artifact) -> int:
     if stage == "vocabulary":
         return vocab_size((need.storage / "tokenizer").local()) if isinstance(need, Artifact) else need.config.size
     return sizes_of(need).vocab_size
+
+
+def text_bytes_of(need: Job | Artifact) -> float:
+    """About how many bytes of text a corpus holds, or will hold, or shards were made of."""
+    if isinstance(need, Artifact):
+        if need.stage == "corpus":
+            return need.summary["bytes"]
+        return sum(need.summary[split]["bytes"] for split in ("train", "validation"))
+    if need.stage.name == "shards":
+        return text_bytes_of(need.needs["corpus"])
+    sizes = expand_sized([source.path for source in need.config.sources])
+    return _KEPT_TEXT * sum(size or 0 for _, size in sizes)
+
+
+def held_out_bytes_of(need: Job | Artifact) -> float:
+    """About how many bytes of text shards hold out for validation."""
+    if isinstance(need, Artifact):
+        return need.summary["validation"]["bytes"]
+    return text_bytes_of(need) * need.config.validation_fraction
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """About how many bytes of English a token of a vocabulary of this size holds."""
+    return max(1.0, _BYTES_PER_TOKEN_4096 + 0.4 * math.log2(vocab_size / 4096))
+
+
+def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
+    """About how many tokens a chat of these messages has, its template's marks included."""
+    return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKS_OF_MESSAGE for text in texts)
+
+
+def forward_flop(sizes: TransformerConfig, length: int) -> float:
+    """FLOP of one token's forward pass."""
+    return flops_per_token(sizes, length) / 3
+
+
+def checkpoint_gib(sizes: TransformerConfig) -> float:
+    """Size of a checkpoint: float32 weights and AdamW's two moments."""
+    return mib(sizes, 12) / 1024
+
+
+def activation_gib(sizes: TransformerConfig, *, tokens: int, length: int) -> float:
+    """About what one forward and backward over so many tokens, in rows of `length`, holds beside the state, in GiB.
+
+    Float32, as on CPU: of each layer the inputs of its products and norms, and below 1,024 tokens the attention's
+    matrix; of the head the logits and their gradient.
+    """
+    layer = 14 * sizes.width + 4 * sizes.ffn_width + 2 * sizes.num_heads * min(length, 1024)
+    return tokens * 4 * (sizes.num_layers * layer + 3 * sizes.vocab_size) / 2**30
 
 
 def mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:

@@ -25,7 +25,8 @@ from cluster.tracking import Tracker, last_metrics
 from cluster.workers import WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Context, Needs
-from jobs.sizes import sizes_of, state_mib
+from jobs.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
+from jobs.work import Processes, Work
 from model.batch import B, TrainBatch, split, to_device
 from model.checkpoint import Checkpoints, latest
 from model.heads import ScalarHead
@@ -153,6 +154,34 @@ def estimate_training(
         "flop": tokens * flops_per_token(sizes, config.sequence_length),
         "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
     }
+
+
+def forecast_work(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
+) -> Work:
+    """The work of a training stage whose rows are `filled` to this part of their length, the rest not computed."""
+    execution, length = config.execution, max(2, round(config.sequence_length * filled))
+    placement = execution.placement
+    tokens = config.steps * config.batch_size * length * rows_per_sample
+    micro_batch = min(execution.micro_batch_size, config.batch_size // placement.workers) * rows_per_sample
+    state_gib = state_mib(sizes, workers=placement.workers) / 1024
+    saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
+    return Work(
+        processes=[
+            Processes(
+                kind="trainer",
+                number=placement.workers,
+                own_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
+            )
+        ],
+        flop=tokens * flops_per_token(sizes, length),
+        width=sizes.width,
+        precision=settled(config.precision),
+        threads=placement.workers * placement.threads_per_worker,
+        steps=config.steps,
+        disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
+        on_gpu=placement.gpus_per_worker > 0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from cluster.footprint import num_cores
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
@@ -36,11 +37,14 @@ from data.tokenizer import (
     load_encoder,
     save_tokenizer,
 )
-from jobs.job import WORK, Artifact, Context, Stage, input_artifact
+from jobs.job import WORK, Artifact, Context, Needs, Stage, input_artifact
+from jobs.work import Processes, Work
 
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
 _BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
+_COUNT_S_PER_MB = 0.7  # of Python, on the reference processor of `jobs.forecast`
+_LEARN_S_PER_TOKEN = 0.0015
 _DEFAULTS = TokenizerRecipe()
 
 
@@ -132,7 +136,20 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     return {"size": config.size, "kind": config.kind, "fingerprint": identity, **taken, **measures}
 
 
-STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check)
+def work(config: VocabularyConfig, needs: Needs) -> Work:
+    """What the forecast is made of: counting words, and learning from their counts."""
+    from jobs.sizes import text_bytes_of  # late: it brings torch, which the tasks need not load
+
+    num_mb = min(text_bytes_of(needs["corpus"]), config.sample_mib << 20) / 1e6
+    return Work(
+        processes=[Processes(kind="task", number=min(config.execution.workers or num_cores(), num_cores()))],
+        python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,
+        python_processes=config.execution.workers or num_cores(),
+        disk_gib=config.size * 100 / 2**30,
+    )
+
+
+STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check, work=work)
 
 
 def _remove_work(output: Storage) -> None:

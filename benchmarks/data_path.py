@@ -1,8 +1,8 @@
 """Is the data path fast, and does it stay small? Raymill beside datatrove 0.10 and beside the bare libraries below it.
 
-    python benchmarks/data.py [--rounds 5] [--mib 12]     speed; rounds are interleaved, medians are compared
-    python benchmarks/data.py --memory [--mib-small 50]   peak memory and time of a corpus ten times as large
-    python benchmarks/data.py --tiny-files 1000000        a corpus of so many files of one record
+    python benchmarks/data_path.py [--rounds 5] [--mib 12]     speed; rounds are interleaved, medians are compared
+    python benchmarks/data_path.py --memory [--mib-small 50]   peak memory and time of a corpus ten times as large
+    python benchmarks/data_path.py --tiny-files 1000000        a corpus of so many files of one record
 
 Text is what `make text` fetches. datatrove runs in an environment of its own, made from requirements/benchmark.lock
 under .cache/benchmark; both sides run as their users run them, a process from start to end, on the same cores. Ray's

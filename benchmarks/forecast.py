@@ -1,0 +1,75 @@
+"""Does it take what was forecast? Each finished stage of a store against the forecast from this machine's calibration.
+
+The forecast is the one that `raymill run` would print into an empty store, so it rests on no earlier run; it is only
+worth comparing on the machine that made the store. Promised are 30 % in time and 20 % in memory. The last columns are
+for tuning the constants of `jobs/forecast.py`: the processor seconds that the stage took, of all cores together (which
+a busy machine changes less than the time), and those that its FLOP alone should take.
+
+    python benchmarks/forecast.py [STORE] [--config configs/tiny/pipeline.yaml] [stage.field=value …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from cluster.storage import Storage
+from jobs.calibration import calibrate
+from jobs.config import from_plain
+from jobs.forecast import Forecast, flops, forecasts, measured
+from jobs.job import open_artifact
+from jobs.pipeline import load_pipeline
+from jobs.work import Work
+
+CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", nargs="?", default="runs/tiny")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
+    options, rest = parser.parse_known_args()
+    pipeline = load_pipeline(options.config, [*options.overrides, *rest], store=options.store)
+    with tempfile.TemporaryDirectory() as empty:
+        expected = forecasts(pipeline.jobs, Storage(empty))
+    print(
+        f"{'stage':<14} {'forecast':>9} {'measured':>9} {'ratio':>6}   {'GiB':>5} {'measured':>9} {'ratio':>6}", end=""
+    )
+    print(f"   {'cpu s':>7} {'of FLOP':>7}")
+    for name, job in pipeline.jobs.items():
+        artifact = open_artifact(pipeline.store / job.id)
+        if artifact is None or name not in expected:
+            print(f"{name:<14} not in {pipeline.store.url}")
+            continue
+        taken = artifact.record.get("measured", {})
+        print(f"{name:<14} {row(expected[name], measured(artifact))}", end="")
+        print(f"   {cell(taken.get('cpu_s')):>7} {cell(flop_s(taken)):>7}")
+
+
+def row(forecast: Forecast, truth: Forecast) -> str:
+    """Forecast, measured and their ratio, of time and of memory."""
+    time = f"{cell(forecast.seconds):>9} {cell(truth.seconds):>9} {ratio(forecast.seconds, truth.seconds):>6}"
+    memory = f"{cell(forecast.memory_gib, 2):>5} {cell(truth.memory_gib, 2):>9}"
+    return f"{time}   {memory} {ratio(forecast.memory_gib, truth.memory_gib):>6}"
+
+
+def flop_s(taken: dict) -> float | None:
+    """Seconds of one thread for the FLOP of a recorded run."""
+    if not taken.get("work"):
+        return None
+    work = from_plain(Work, taken["work"] | {"threads": 1})
+    return work.flop / flops(work, calibrate())
+
+
+def cell(value: float | None, digits: int = 0) -> str:
+    return "?" if value is None else f"{value:,.{digits}f}"
+
+
+def ratio(forecast: float | None, truth: float | None) -> str:
+    return f"{forecast / truth:.2f}" if forecast and truth else "?"
+
+
+if __name__ == "__main__":
+    main()
