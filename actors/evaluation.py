@@ -26,6 +26,7 @@ from actors.proof import check_gap, check_rollouts, logprob_gap
 from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
 from actors.settings import LOGPROB_BOUNDS, Gap
 from actors.weights import ObjectStorePublisher, Publication
+from cluster import watch
 from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
@@ -53,8 +54,14 @@ def remote(
 ) -> Callable[..., ray.ObjectRef]:
     """`function` as a Ray task on one worker's share; it may be repeated after a death, being pure."""
     environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
-    return (
-        ray.remote(function)
+    stage, numbers = watch.current_stage(), itertools.count()
+
+    def call(number: int, *arguments: Any, **named: Any) -> Any:
+        with watch.watched(stage, function.__name__, number, is_told=True):
+            return function(*arguments, **named)
+
+    task = (
+        ray.remote(call)
         .options(
             num_cpus=placement.cpus_per_worker,
             num_gpus=placement.gpus_per_worker,
@@ -63,6 +70,7 @@ def remote(
         )
         .remote
     )
+    return lambda *arguments, **named: task(next(numbers), *arguments, **named)
 
 
 # Held-out text.
@@ -276,7 +284,7 @@ def answer(
             is_cuda=placement.gpus_per_worker > 0,
         )
         pool = GeneratorPool(
-            lambda index, settings=settings: _start_engine(settings, placement),
+            lambda index, settings=settings: _start_engine(settings, placement, index),
             placement.workers,
             max_failures=placement.max_failures,
         )
@@ -296,6 +304,8 @@ def answer(
                 previous = current
                 progress(name)
         finally:
+            if (here := watch.current()) is not None:
+                here.dismiss("generator")
             for engine in pool.engines:
                 ray.kill(engine)
     return answers
@@ -343,10 +353,10 @@ def prove_answers(
     )
 
 
-def _start_engine(settings: EngineSettings, placement: Placement) -> Any:
+def _start_engine(settings: EngineSettings, placement: Placement, index: int) -> Any:
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     return (
-        ray.remote(Generator)
+        ray.remote(watch.watched_class(Generator, watch.current_stage(), "generator", index))
         .options(
             num_cpus=placement.cpus_per_worker,
             num_gpus=placement.gpus_per_worker,

@@ -24,7 +24,7 @@ from actors.learner import Learner, PolicySettings
 from actors.pool import GeneratorPool
 from actors.program import Program
 from actors.proof import check_gap, check_rollouts, logprob_gap
-from actors.ranks import RankGroup, RanksDied, RankSettings, last_line, whole_rows
+from actors.ranks import RankGroup, RanksDied, RankSettings, whole_rows
 from actors.reference import Reference
 from actors.rollout import (
     Lot,
@@ -43,6 +43,8 @@ from actors.settings import Gap, GraphExecution, LearningConfig, RolloutConfig
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metrics
 from actors.weights import OBJECT_STORE, Publication
+from cluster import watch
+from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chat import load_tokenizer
@@ -185,7 +187,7 @@ class Graph:
             group.call("restore", optimizer_step)
         if self._execution.weight_transfer != OBJECT_STORE:
             self.learner.call("connect", self.generators.engines, self.learner.free_address())
-        step = (optimizer_step or 0) // self._config.learning.optimizer_steps
+        step = self.saved_step()
         self._publish(step)
         return step
 
@@ -239,26 +241,35 @@ class Graph:
         for group in self._trained:
             group.call("save")
 
+    def finish_save(self) -> None:
+        """Return when the last checkpoint is whole."""
+        for group in self._trained:
+            group.call("finish_save")
+
+    def saved_step(self) -> int:
+        """The step from which a run would go on: that of the newest whole checkpoint, 0 without one."""
+        return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
+
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
         ids = chat_special_tokens(self._config.policy.local())
         self.learner.call("export", output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
-        for group in self._trained:
-            group.call("finish_save")
+        self.finish_save()
 
     def recover(self, error: RanksDied) -> None:
         """Bring up all training ranks anew; `start` goes back to the last checkpoint afterwards.
 
         Raises RuntimeError when ranks have died more than `execution.learners.max_failures` times.
         """
+        found = explain(error.__cause__ or error)
         if self._failures_left == 0:
-            raise RuntimeError(
-                f"training ranks died and no restart is left (execution.learners.max_failures): {last_line(error)}"
-            ) from error
+            raise found.error("; no restart is left (execution.learners.max_failures)") from error
         self._failures_left -= 1
-        log.warning("training ranks died; going back to the last checkpoint: %s", last_line(error))
+        log.warning("%s; all training ranks start again from the last checkpoint", found.sentence)
         self._current = None  # what a dead learner had published went with it
-        for group in self._trained:
+        for role, group in zip(("learner", "critic"), self._trained, strict=False):
+            if (here := watch.current()) is not None:
+                here.dismiss(role)
             group.restart()
 
     @property

@@ -12,9 +12,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.proof import check_loads
-from actors.ranks import RanksDied, last_line
+from actors.ranks import RanksDied
 from actors.rollout import Lot, RolloutGroup
 from actors.weights import Publication
+from cluster import watch
+from cluster.failures import explain
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +105,18 @@ class GeneratorPool:
 
         Raises RuntimeError when no restart is left, or when the engine could not even be made, as no other could.
         """
+        found = explain(error, role="generator", index=index)
         if error.actor_init_failed:
-            raise RuntimeError(f"generator {index} cannot be made: {last_line(error)}") from error
+            raise found.error() from error
         if self._failures_left == 0:
-            raise RuntimeError(
-                f"generator {index} died and no restart is left (execution.generators.max_failures; none at all with "
-                f"weight_transfer nccl or ipc): {last_line(error)}"
+            raise found.error(
+                "; no restart is left (execution.generators.max_failures; none at all with weight_transfer nccl or ipc)"
             ) from error
         self._failures_left -= 1
         self.restarts += 1
-        log.warning("generator %d died; starting another and doing its lot again: %s", index, last_line(error))
+        log.warning("%s; another is started and its work done again", found.sentence)
+        if (here := watch.current()) is not None:
+            here.dismiss("generator", index)
         ray.kill(self.engines[index])  # what only seemed dead must not keep the place
         self.engines[index] = self._make_engine(index)
         return self.engines[index].load.remote(self._held())

@@ -32,7 +32,7 @@ from model.transformer import Transformer
 
 _COLLECTIVE_TIMEOUT_S = 300
 """How long a rank waits for another. A dead peer is noticed at once, by its closed connection."""
-_DEATH_NOTICE_S = 30.0
+_DEATH_NOTICE_S = 15.0
 """How long Ray may take to say that an actor is dead: a process at once, a node after some missed heartbeats."""
 
 
@@ -134,11 +134,11 @@ class RankGroup:
         """The answers of futures from `start`. Raises RanksDied when a rank is gone."""
         try:
             return ray.get(list(futures))
-        except RayTaskError as error:
+        except RayTaskError:
             # A rank that outlives another fails in a collective, and its error may arrive first.
-            if self._is_whole():
+            if (death := self._death()) is None:
                 raise
-            raise RanksDied(str(error)) from error
+            raise RanksDied(str(death)) from death
         except RayActorError as error:
             raise RanksDied(str(error)) from error
 
@@ -148,20 +148,18 @@ class RankGroup:
             ray.kill(actor)
         self.actors = [self._make_rank(rank) for rank in range(self._num_ranks)]
 
-    def _is_whole(self) -> bool:
-        """Whether Ray says of no rank that it is dead. One that sits in a collective does not answer, but lives."""
+    def _death(self) -> RayActorError | None:
+        """What Ray says of a rank that is dead; None when it says so of none.
+
+        One that sits in a collective does not answer, but lives.
+        """
         futures: list[Any] = [actor.pid.remote() for actor in self.actors]
         ready, _ = ray.wait(futures, num_returns=len(futures), timeout=_DEATH_NOTICE_S)
         try:
             ray.get(ready)
-        except RayActorError:
-            return False
-        return True
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text that is not empty: where Ray's reports and tracebacks say what happened."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        except RayActorError as error:
+            return error
+        return None
 
 
 def pid() -> int:

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster import watch
 from cluster.placement import Placement
 from cluster.room import hold_room
 from cluster.session import worker_env
@@ -26,6 +27,8 @@ class Reservation:
 
     def release(self) -> None:
         """End every actor that runs in it and give the resources back."""
+        if (here := watch.current()) is not None:
+            here.dismiss()
         remove_placement_group(self.group)
 
 
@@ -81,7 +84,7 @@ class Spawner:
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if pure else {}
         handle: Any = (
-            ray.remote(cls)
+            ray.remote(watch.watched_class(cls, watch.current_stage(), role_of(name), index, is_told=pure))
             .options(
                 num_cpus=placement.cpus_per_worker,
                 num_gpus=placement.gpus_per_worker,
@@ -94,6 +97,11 @@ class Spawner:
             .remote(*arguments)
         )
         return handle
+
+
+def role_of(group: str) -> str:
+    """What one worker of a group is called: `generators` -> `generator`."""
+    return group.removesuffix("s")
 
 
 def restart_options(placement: Placement) -> dict[str, Any]:

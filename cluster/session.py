@@ -1,5 +1,6 @@
 """One Ray session for a command: the cluster that is named, or one started inside this process."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -9,8 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.progress import working
+import psutil
 
+from cluster.progress import working
+from cluster.signals import handle_again
+
+_SESSION_END_S = 3.0
 _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 WORKER_ENV = {
@@ -65,13 +70,32 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
             logging_level=logging.WARNING,
             runtime_env={"env_vars": WORKER_ENV},
         )
+    handle_again()
     _session.started_here = address == "local"
     try:
         yield
     finally:
         _session.started_here = False
         with working("ending Ray"):
+            started = psutil.Process().children(recursive=True) if address == "local" else []
             ray.shutdown()
+            _end(started)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Wait for the processes of a session that is over, and kill what does not end by itself."""
+    _, alive = psutil.wait_procs([one for one in processes if "ray" in _name(one)], timeout=_SESSION_END_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _name(process: psutil.Process) -> str:
+    """The first words of a process's command line; what Ray starts has its name in them."""
+    try:
+        return " ".join(process.cmdline()[:3])
+    except psutil.Error:
+        return ""  # it has ended
 
 
 def assert_own_packages() -> None:

@@ -3,16 +3,31 @@
 import logging
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cluster import watch
+from cluster.causes import Place
+from cluster.failures import Explanation, explain, explain_raised
 from cluster.placement import Placement
 from cluster.room import wait_for_room
 from cluster.session import assert_own_packages, worker_env
+from cluster.signals import deferred, received
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
+
+
+class StoppedInOrder(Exception):
+    """Raised by `work` when it has kept all it has done because the driver is told to end (`watch.stop_requested`)."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +46,22 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
     Raises ValueError when the group does not fit into the cluster, or when `work` raised one (a mistake of the user's,
     which no restart mends); RuntimeError when the group failed for good.
     """
-    from ray.train import WorkerGroupError  # late, as below: Ray Train takes a second that `plan` need not wait for
+    from ray.train import TrainingFailedError  # late, as below: it takes a second that `plan` need not wait for
 
     for attempt in range(placement.max_failures + 1):
         wait_for_room(placement.bundles, f"{name}: execution.placement")  # each time: a node may be gone with a worker
         try:
             _run_once(work, payload, placement, name)
             return
-        except WorkerGroupError as error:
-            causes = [_cause(failure) for failure in error.worker_failures.values()]
-            for cause in causes:
+        except TrainingFailedError as error:
+            for cause in map(_cause, _failures(error).values()):
                 if isinstance(cause, ValueError):
                     raise ValueError(f"{name}: {cause}") from error
+            first = _first_failure(error, name)
             if attempt == placement.max_failures:
-                raise RuntimeError(f"{name}: the workers failed for good: {error}") from error
-            log.warning("%s: a worker failed (%s); going on from the last checkpoint", name, causes[0])
+                limit = f" (execution.placement.max_failures={placement.max_failures})"
+                raise first.error(f"; no restart is left{limit}") from error
+            log.warning("%s; all ranks start again from the last checkpoint", first.sentence)
 
 
 def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, name: str) -> None:
@@ -56,7 +72,12 @@ def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: 
     scratch = tempfile.mkdtemp(prefix="raymill-train-")
     trainer = TorchTrainer(
         _work_in_group,
-        train_loop_config={"work": work, "payload": payload, "threads": placement.threads_per_worker},
+        train_loop_config={
+            "work": work,
+            "payload": payload,
+            "threads": placement.threads_per_worker,
+            "stage": watch.current_stage(),
+        },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=600),
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement.workers,
@@ -70,9 +91,57 @@ def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: 
         ),
     )
     try:
-        trainer.fit()
+        _fit(trainer)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fit(trainer: "TorchTrainer") -> None:
+    """`trainer.fit()`, in a thread: in the main one it would take SIGINT for itself. Its workers may stop in order."""
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # raised again below, in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="trainer")
+    thread.start()
+    with deferred():
+        while thread.is_alive() and received() is None:
+            thread.join(_POLL_S)
+        if received() is not None and (here := watch.current()) is not None:
+            here.request_stop()
+            here.wait_for_end("rank")
+    if errors:
+        raise errors[0]
+
+
+def _failures(error: "TrainingFailedError") -> dict[int, Exception]:
+    """By rank; empty where the group never came up."""
+    from ray.train import WorkerGroupError
+
+    return dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
+
+
+def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
+    """Of several ranks' failures the one that came first: a death makes the others fail in a collective."""
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    failures = _failures(error)
+    if not failures:
+        inner = error.controller_failure if isinstance(error, ControllerError) else error
+        return explain(inner, stage=name, role="rank")
+    for rank, failure in failures.items():
+        if not isinstance(failure, UserExceptionWithTraceback):
+            inner = failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
+            return explain(inner, stage=name, role="rank", index=rank)
+    rank, failure = next(iter(failures.items()))
+    here = watch.current()
+    place = (here.place_at("rank", rank) if here else None) or Place(stage=name, role="rank", index=rank)
+    return explain_raised(place, _cause(failure), str(failure))
 
 
 def _cause(failure: Exception) -> BaseException:
@@ -90,4 +159,5 @@ def _work_in_group(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     here = ray.train.get_context()
     spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size())
-    config["work"](spot, config["payload"])
+    with watch.watched(config["stage"], "rank", spot.rank):
+        config["work"](spot, config["payload"])

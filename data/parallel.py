@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from cluster import watch
 from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
@@ -68,7 +69,13 @@ def _on_ray(
 
     import ray.data  # late: it brings pandas, a second and a half for all who plan
 
+    stage = watch.current_stage()
+
     def answer(row: dict[str, Any]) -> dict[str, Any]:
+        with watch.watched(stage, "task", row["index"], is_told=True):
+            return _one(row)
+
+    def _one(row: dict[str, Any]) -> dict[str, Any]:
         return {"index": row["index"], "answer": json.dumps(function(json.loads(row["task"])))}
 
     wait_for_room([{"CPU": 1.0}], label)

@@ -5,10 +5,15 @@ import logging
 import os
 import signal
 import sys
+import textwrap
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 
+from cluster.causes import traceback_text
+from cluster.failures import WorkFailed
 from cluster.progress import LogHandler, working
+from cluster.signals import Stopped, orderly_end, received
 from cluster.storage import Storage
 from jobs.forecast import forecasts, table
 from jobs.job import RECORD, Artifact, open_artifact
@@ -18,14 +23,19 @@ log = logging.getLogger("raymill")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed."""
+    """Run one command; 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed, 128 + the number of
+    the signal that stopped it."""
     options = parse(arguments)
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, handlers=[LogHandler()]
     )
     for noisy in ("httpx", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whatever was started is also ended
+    with orderly_end():
+        return _run_command(options)
+
+
+def _run_command(options: argparse.Namespace) -> int:
     try:
         options.command(options)
     except ValueError as error:
@@ -33,15 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
             log.error("refused", exc_info=True)
         print(f"raymill: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("raymill: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = received() or signal.SIGINT
+        where = f": {stop}" if isinstance(stop, Stopped) else ""
+        print(f"raymill: stopped by {number.name}; the same command goes on from here{where}", file=sys.stderr)
+        return 128 + number
     except Exception as error:
         if not _is_failure_of_work(error):
             raise
-        log.error("failed", exc_info=True)
+        detail = error.detail if isinstance(error, WorkFailed) else traceback_text(error)
+        if options.traceback:
+            detail = "".join(traceback.format_exception(error))
         print(
-            f"raymill: {error}\nThe same command goes on from the last finished stage or checkpoint.",
+            f"raymill: {error}\n{textwrap.indent(detail.strip(), '    ')}\n"
+            "The same command goes on from the last finished stage or checkpoint.",
             file=sys.stderr,
         )
         return 1

@@ -23,13 +23,17 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from cluster.causes import original
+from cluster.failures import WorkFailed, explain
 from cluster.fingerprints import fingerprint, fingerprints
 from cluster.footprint import Footprint, num_cores, processor
 from cluster.placement import Execution, Placement
 from cluster.progress import working
 from cluster.room import waiting_for_room
+from cluster.signals import Stopped
 from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
+from cluster.watch import watching
 from jobs.config import changed_fields, from_plain, to_plain
 from jobs.precision import precisions_of, warn_of_emulation, with_precisions
 from jobs.user_code import beside, read_siblings
@@ -299,7 +303,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         started = time.time()
         try:
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
-            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint:
+            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, watching(job.name), _telling(job.name):
                 groups = job.stage.groups(job.config)
                 precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
                 warn_of_emulation(job.config, groups)
@@ -329,6 +333,27 @@ def _wait_s(config: Any) -> float:
     """How long a stage of this config waits for room; one without execution settings takes none."""
     values = [getattr(config, field.name) for field in dataclasses.fields(config)]
     return next((value.wait_s for value in values if isinstance(value, Execution)), 0.0)
+
+
+@contextlib.contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Have whatever ends a stage's work told in a sentence that names the stage, the process and the cause.
+
+    Raises ValueError for mistakes of the user, also for those found in a worker, WorkFailed for everything else.
+    """
+    try:
+        yield
+    except WorkFailed:
+        raise
+    except Exception as error:
+        inner = original(error)
+        if inner is error and isinstance(error, ValueError):
+            raise
+        if isinstance(inner, ValueError):  # a worker has found it; Ray's text would be its traceback
+            raise ValueError(f"{name}: {inner}") from error
+        raise explain(error, stage=name).error() from error
+    except KeyboardInterrupt as stop:
+        raise (stop if isinstance(stop, Stopped) else Stopped(f"{name} goes on from what is done of it")) from None
 
 
 def renew(stage: Stage, output: Storage, store: Storage) -> bool:

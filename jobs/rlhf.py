@@ -15,6 +15,7 @@ from actors.ranks import RanksDied
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.progress import Progress, working
+from cluster.signals import Stopped, deferred, received
 from cluster.storage import Storage, expand
 from cluster.tracking import read_metrics
 from data.chat import load_tokenizer, read_prompts
@@ -154,6 +155,8 @@ def learn_through_deaths(config: RlhfConfig, context: Context, graph: Graph, pro
             return after
         except RanksDied as error:
             graph.recover(error)
+        except KeyboardInterrupt:
+            raise Stopped(f"rlhf goes on from step {graph.saved_step()} of {config.steps}") from None
 
 
 def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
@@ -161,8 +164,14 @@ def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, 
     execution = config.execution
     with Progress("learning", config.steps, "steps", done=step) as progress:
         while step < config.steps:
-            metrics = graph.step(step)
-            step += 1
+            with deferred():  # a step that is cut short is lost, so one that ends in time is waited for and kept
+                metrics = graph.step(step)
+                step += 1
+                if received() is not None:
+                    context.tracker.log(step, metrics)
+                    context.tracker.flush()
+                    graph.save()
+                    graph.finish_save()
             if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
                 with working("answering the held-out prompts"):
                     metrics["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)

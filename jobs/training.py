@@ -20,9 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.placement import Execution, Placement
 from cluster.progress import FollowMetrics
+from cluster.signals import Stopped
 from cluster.storage import Storage
 from cluster.tracking import Tracker, last_metrics
-from cluster.workers import WorkerSpot, run_workers
+from cluster.watch import beat, stop_requested
+from cluster.workers import StoppedInOrder, WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Context, Needs
 from jobs.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
@@ -202,8 +204,12 @@ def run_training(
     checkpoints = context.output / "checkpoints"
     if step := latest(checkpoints.fs, checkpoints.root):
         log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
-    with FollowMetrics(partial(last_metrics, context.output), "training", config.steps):
-        run_workers(work, payload, config.execution.placement, name=name)
+    try:
+        with FollowMetrics(partial(last_metrics, context.output), "training", config.steps):
+            run_workers(work, payload, config.execution.placement, name=name)
+    except KeyboardInterrupt:
+        step = latest(checkpoints.fs, checkpoints.root) or 0
+        raise Stopped(f"{name} goes on from step {step} of {config.steps}") from None
 
 
 class TrainingRun:
@@ -278,6 +284,7 @@ class TrainingRun:
         `data/hash` fingerprints every token id fed since the last line with its place in the global order: equal
         runs are equal here at any number of workers.
         """
+        beat(report.step)
         self._since_log.append(report)
         self.total_tokens += report.num_tokens
         if report.step % self.config.execution.log_interval and report.step < self.config.steps:
@@ -331,11 +338,27 @@ class TrainingRun:
         self._logged_s = time.perf_counter()
 
     def checkpoint_when_due(self, state: TrainState) -> None:
-        """Begin to save at the checkpoint interval; the write itself goes on in the background."""
+        """Begin to save at the checkpoint interval; the write itself goes on in the background.
+
+        Raises StoppedInOrder, with all that is done saved, when the driver is told to end.
+        """
+        if state.step < self.config.steps and self._must_stop():
+            if self.spot.rank == 0:
+                self.work.tracker.close()
+            self.checkpoints.save(state, {"total_tokens": self.total_tokens})
+            self.checkpoints.wait()
+            raise StoppedInOrder(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             if self.spot.rank == 0:
                 self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
+
+    def _must_stop(self) -> bool:
+        """Whether any rank has heard that the driver is told to end; the same on all ranks."""
+        if self.spot.world_size == 1:
+            return stop_requested()
+        heard = torch.tensor([float(stop_requested())], device=self.device)
+        return sum_over_ranks(heard, self._mesh).item() > 0
 
     def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
         """The objective's mean, and its metrics', over held-out batches, over all ranks, without learning.

@@ -1,10 +1,14 @@
 """The training stages as a user runs them: real Ray Train groups over gloo, a driver that is killed, tiny models."""
 
 import json
+import logging
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from cluster import watch
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
@@ -179,3 +184,47 @@ def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
 def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, session: None) -> None:
     with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
+
+
+def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends(
+    folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_STOPPED_S", 1.0)
+    caplog.set_level(logging.INFO)
+    told: list[str] = []
+
+    def plant() -> None:
+        rank = wait_for_rank(0)
+        os.kill(rank, signal.SIGSTOP)
+        wait_for(lambda: "stands still: it was stopped by a signal" in caplog.text)
+        os.kill(rank, signal.SIGCONT)
+        wait_for(lambda: "goes on after its stop" in caplog.text)
+        os.kill(wait_for_rank(1), signal.SIGKILL)
+        told.append("planted")
+
+    planter = threading.Thread(target=plant)
+    planter.start()
+    artifact = run(folder, "pretrain", "faults", "steps=30", "seed=1")
+    planter.join()
+    assert told == ["planted"] and artifact.summary["steps"] == 30
+    node = re.escape(socket.gethostname())
+    assert re.search(rf"pretrain: rank 0 on node {node} \(pid \d+\) stands still", caplog.text)
+    killed = re.search(
+        rf"pretrain: rank 1 on node {node} \(pid (\d+)\) was killed by signal 9 \(SIGKILL\); log: (\S+);", caplog.text
+    )
+    assert killed and Path(killed[2]).is_file() and killed[1] in killed[2]
+    assert "root cause" not in caplog.text and "common causes" not in caplog.text
+
+
+def wait_for_rank(rank: int) -> int:
+    """The process id of a rank that has come to its first step."""
+    found: list[int] = []
+
+    def is_at_work() -> bool:
+        here = watch.current()
+        place = here.place_at("rank", rank) if here else None
+        found[:] = [place.pid] if place and list(Path("/tmp").glob(f"raymill-watch-*/{place.pid}.beat")) else []
+        return bool(found)
+
+    wait_for(is_at_work)
+    return found[0]

@@ -1,0 +1,94 @@
+"""A failure told in one sentence (stage, process, node, cause, log), and the rest after it."""
+
+from dataclasses import dataclass
+
+from cluster.causes import Place, is_from_worker, original, pid_in, raised, ray_says, sentence, traceback_text
+from cluster.watch import Sighting, current
+
+_SHOWN_LINES = 12
+
+
+class WorkFailed(RuntimeError):
+    """Work failed for good; its text is one sentence for the user, `detail` whatever else is known."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text, detail)
+        self.text, self.detail = text, detail
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is said of a failure."""
+
+    sentence: str
+    detail: str = ""
+    """A traceback, or the end of the process's log."""
+
+    def error(self, addition: str = "") -> WorkFailed:
+        """The same as an exception, with something added to the sentence."""
+        return WorkFailed(f"{self.sentence}{addition}", self.detail)
+
+
+def explain(error: BaseException, *, stage: str = "", role: str | None = None, index: int | None = None) -> Explanation:
+    """What happened to the process that died or raised; `role` and `index` name it where they are known."""
+    from ray.exceptions import RayActorError  # late: `plan` need not wait for Ray
+
+    watch = current()
+    stage = watch.stage if watch else stage
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return Explanation(f"{_place(stage, role, index)} cannot be made: {_last_line(error)}", str(error))
+    if _is_death(error):
+        report = str(error)
+        death = watch.death_of(role=role, index=index, pid=pid_in(report)) if watch else None
+        return _explain_death(report, death, _place(stage, role, index))
+    place = watch.place_of(error.pid) if watch and is_from_worker(error) else None
+    text = traceback_text(error)
+    if place is not None:
+        return explain_raised(place, error, text)
+    who = (f"{stage}: " if stage else "") + "the driver" if role is None else _place(stage, role, index)
+    return Explanation(f"{who} {raised(error, text)}", text)
+
+
+def explain_raised(place: Place, error: BaseException, text: str) -> Explanation:
+    """What is said of an exception in a process that is known, with its traceback as that process wrote it."""
+    return Explanation(sentence(place, raised(error, text)), text)
+
+
+def _explain_death(report: str, death: Sighting | None, unseen: str) -> Explanation:
+    said = ray_says(report)
+    if death is None:
+        return Explanation(f"{unseen} {said or 'died, and nothing was seen of why'}", _end(report))
+    cause = death.cause if death.is_certain else said or death.cause
+    return Explanation(sentence(death.place, cause), _end(death.log_tail))
+
+
+def _is_death(error: BaseException) -> bool:
+    """Whether Ray says that a process is gone, rather than that it raised something."""
+    from ray.exceptions import (
+        LocalRayletDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayActorError,
+        WorkerCrashedError,
+    )
+
+    kinds = (RayActorError, WorkerCrashedError, OutOfMemoryError, LocalRayletDiedError, ObjectLostError)
+    return isinstance(original(error), kinds)
+
+
+def _place(stage: str, role: str | None, index: int | None) -> str:
+    before = f"{stage}: " if stage else ""
+    if role is None:
+        return f"{before}a worker"
+    return before + (role if index is None else f"{role} {index}")
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_SHOWN_LINES:])
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -1,0 +1,83 @@
+"""What the kernel says of a process's memory: its peak, and its control group's limit, peak and kills."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_GIB = 1024**3
+_NO_LIMIT = 1 << 60
+_HIERARCHY = {"v1": Path("/sys/fs/cgroup/memory"), "v2": Path("/sys/fs/cgroup")}
+
+
+@dataclass(frozen=True)
+class GroupMemory:
+    """A memory control group at a moment, in bytes."""
+
+    path: str
+    kills: int
+    """Processes of the group that the kernel has killed for want of memory, ever."""
+    limit: int | None
+    """None where there is none."""
+    peak: int | None
+    """The most that the group has used; None where the kernel does not tell."""
+
+
+def group_of(pid: int) -> Path | None:
+    """The folder of a process's memory control group as this process sees it; None without one, or when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+    v1 = next((path for controllers, path in paths.items() if "memory" in controllers.split(",")), None)
+    hierarchy, path = (_HIERARCHY["v1"], v1) if v1 is not None else (_HIERARCHY["v2"], paths.get("", "/"))
+    # In a container the path may be the host's while the mount begins at the container's own group.
+    for folder in (hierarchy / path.lstrip("/"), hierarchy):
+        if (folder / "memory.oom_control").exists() or (folder / "memory.events").exists():
+            return folder
+    return None
+
+
+def read_group(folder: Path) -> GroupMemory | None:
+    """What a memory control group says now; None when it is gone."""
+    try:
+        if (folder / "memory.oom_control").exists():
+            kills = _named(folder / "memory.oom_control", "oom_kill")
+            return GroupMemory(
+                str(folder),
+                kills,
+                _number(folder / "memory.limit_in_bytes"),
+                _number(folder / "memory.max_usage_in_bytes"),
+            )
+        kills = _named(folder / "memory.events", "oom_kill")
+        return GroupMemory(str(folder), kills, _number(folder / "memory.max"), _number(folder / "memory.peak"))
+    except OSError:
+        return None
+
+
+def peak_of(pid: int) -> int:
+    """The most resident memory that a process has had, in bytes; 0 when it is gone."""
+    try:
+        return _named(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+    except OSError:
+        return 0
+
+
+def gib(num_bytes: int) -> str:
+    """A size for a reader: `1.25 GiB`, or `40 MiB` where it is small."""
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / 1024**2:.0f} MiB"
+
+
+def _named(path: Path, name: str) -> int:
+    """The number after `name` in a file of `name number` lines; 0 when it is not there."""
+    for line in path.read_text().splitlines():
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1])
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    text = path.read_text().strip()
+    return None if text == "max" or int(text) > _NO_LIMIT else int(text)

@@ -1,0 +1,88 @@
+"""A command that is told to end does so in order, in time, and leaves nothing behind. Real processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROGRAM = """
+import signal, subprocess, sys, time
+from cluster import signals
+from cluster.signals import deferred, orderly_end, received
+
+signals._ORDER_S, signals._DEFER_S = {order_s}, 1.0
+with orderly_end():
+    try:
+{body}
+    except KeyboardInterrupt:
+        print("interrupted by", received().name, flush=True)
+        {cleanup}
+        sys.exit(128 + received())
+"""
+WAIT = "print('begun', flush=True); time.sleep(60)"
+
+
+def start(body: str, *, cleanup: str = "pass", order_s: float = 30.0) -> subprocess.Popen[str]:
+    """A program that has said that it has begun."""
+    text = PROGRAM.format(
+        order_s=order_s, cleanup=cleanup, body="\n".join(f"        {line}" for line in body.split("\n"))
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == "begun"
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_runs_what_closes_things_and_is_the_exit_code(number: signal.Signals, code: int) -> None:
+    process = start(WAIT, cleanup="print('closed', flush=True)")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (code, f"interrupted by {number.name}\nclosed\n")
+
+
+def test_a_second_signal_ends_everything_at_once() -> None:
+    child = "subprocess.Popen(['sleep', '600'])"
+    process = start(f"{child}\n{WAIT}", cleanup="time.sleep(600)")
+    (sleeper,) = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and process.stdout.readline().startswith("interrupted")
+    process.send_signal(signal.SIGTERM)
+    assert "a second signal came" in process.communicate(timeout=60)[0]
+    assert process.returncode == 143
+    psutil.wait_procs([sleeper], timeout=60)
+    assert not sleeper.is_running()
+
+
+def test_an_end_that_takes_too_long_is_cut_short_also_where_no_handler_runs() -> None:
+    in_order = start(WAIT, cleanup="time.sleep(600)", order_s=1.0)
+    # A C function that takes no notice of signals (a mutex locked twice), as training a tokenizer takes none.
+    lock = "import ctypes\nmutex, lock = (ctypes.c_char * 64)(), ctypes.CDLL(None).pthread_mutex_lock\nlock(mutex)"
+    deaf = start(f"{lock}\nprint('begun', flush=True)\nlock(mutex)", order_s=1.0)
+    for process in (in_order, deaf):
+        process.send_signal(signal.SIGINT)
+        assert "took more than 1 s" in process.communicate(timeout=60)[0]
+        assert process.returncode == 130
+
+
+def test_a_deferred_signal_waits_for_the_end_of_the_block() -> None:
+    body = "with deferred():\n    print('begun', flush=True)\n    while received() is None: time.sleep(0.05)\n"
+    process = start(body + "    print('kept', flush=True)\nprint('not reached')")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "kept\ninterrupted by SIGTERM\n"
+
+
+def test_a_block_that_takes_too_long_is_interrupted() -> None:
+    process = start(f"with deferred():\n    {WAIT}")
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n"
+    assert 1.0 <= time.monotonic() - began < 50
