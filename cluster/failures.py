@@ -43,7 +43,10 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     if _is_death(error):
         report = str(error)
         death = watch.death_of(role=role, index=index, pid=pid_in(report)) if watch else None
-        return _explain_death(report, death, _place(stage, role, index))
+        if death is None:
+            place, cause = _place(stage, role, index), ray_says(report) or "died, and nothing was seen of why"
+            return Explanation(f"{place} {cause}", _end(report))
+        return explain_death(report, death)
     place = watch.place_of(error.pid) if watch and is_from_worker(error) else None
     text = traceback_text(error)
     if place is not None:
@@ -57,11 +60,9 @@ def explain_raised(place: Place, error: BaseException, text: str) -> Explanation
     return Explanation(sentence(place, raised(error, text)), text)
 
 
-def _explain_death(report: str, death: Sighting | None, unseen: str) -> Explanation:
-    said = ray_says(report)
-    if death is None:
-        return Explanation(f"{unseen} {said or 'died, and nothing was seen of why'}", _end(report))
-    cause = death.cause if death.is_certain else said or death.cause
+def explain_death(report: str, death: Sighting) -> Explanation:
+    """What is said of a death that was seen, and of which Ray or a survivor gives a report."""
+    cause = death.cause if death.is_certain else ray_says(report) or death.cause
     return Explanation(sentence(death.place, cause), _end(death.log_tail))
 
 

@@ -18,6 +18,10 @@ from cluster.signals import handle_again
 _SESSION_END_S = 3.0
 _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
+# Ray prints guesses at why a worker died on stdout, whatever the settings; we say it (cluster/watch.py). It reads this
+# variable when it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
+
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

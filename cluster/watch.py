@@ -380,14 +380,20 @@ class Watch:
         self._thread.start()
 
     def death_of(
-        self, *, role: str | None = None, index: int | None = None, pid: int | None = None, patience_s: float = 3.0
+        self,
+        *,
+        role: str | None = None,
+        index: int | None = None,
+        pid: int | None = None,
+        patience_s: float = 3.0,
+        is_first: bool = False,
     ) -> Sighting | None:
-        """The newest death that fits and has not been asked for; None when there is none within the time."""
+        """The newest death that fits and was not asked for, or the first; None when none is seen within the time."""
         deadline = time.monotonic() + patience_s
         while True:
             self._look()
             with self._lock:
-                for death in reversed(self._deaths):
+                for death in self._deaths if is_first else reversed(self._deaths):
                     place = death.place
                     if pid in (None, place.pid) and role in (None, place.role) and index in (None, place.index):
                         self._deaths.remove(death)
@@ -418,7 +424,9 @@ class Watch:
         self._on_all(NodeWatch.request_stop)
 
     def dismiss(self, role: str | None = None, index: int | None = None) -> None:
-        """Say that the processes of a role, or all, are about to be ended on purpose."""
+        """Say that the processes of a role, or all, are about to be ended on purpose, and forget deaths of theirs."""
+        with self._lock:
+            self._deaths = [one for one in self._deaths if role not in (None, one.place.role)]
         self._on_all(NodeWatch.dismiss, role, index)
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
 """A group of equal workers in one process group, run by Ray Train and started again when one dies."""
 
 import logging
+import re
 import shutil
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import watch
 from cluster.causes import Place
-from cluster.failures import Explanation, explain, explain_raised
+from cluster.failures import Explanation, explain, explain_death, explain_raised
 from cluster.placement import Placement
 from cluster.room import wait_for_room
 from cluster.session import assert_own_packages, worker_env
@@ -22,8 +24,18 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 _POLL_S = 0.2
+_PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.distributed|Socket")
+"""In an exception that a rank raises because another one is gone."""
 
 log = logging.getLogger(__name__)
+
+
+class RankError(Exception):
+    """What `work` raised in a rank, with its traceback, which an exception loses between processes."""
+
+    def __init__(self, error: Exception, traceback: str) -> None:
+        super().__init__(error, traceback)
+        self.error, self.traceback = error, traceback
 
 
 class StoppedInOrder(Exception):
@@ -54,9 +66,9 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
             _run_once(work, payload, placement, name)
             return
         except TrainingFailedError as error:
-            for cause in map(_cause, _failures(error).values()):
-                if isinstance(cause, ValueError):
-                    raise ValueError(f"{name}: {cause}") from error
+            for failure in _failures(error).values():
+                if isinstance(failure, RankError) and isinstance(failure.error, ValueError):
+                    raise ValueError(f"{name}: {failure.error}") from error
             first = _first_failure(error, name)
             if attempt == placement.max_failures:
                 limit = f" (execution.placement.max_failures={placement.max_failures})"
@@ -106,12 +118,14 @@ def _fit(trainer: "TorchTrainer") -> None:
         except BaseException as error:  # raised again below, in the thread that waits
             errors.append(error)
 
+    if (here := watch.current()) is not None:
+        here.dismiss("rank")  # what was left of the attempt before has been ended
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
     with deferred():
         while thread.is_alive() and received() is None:
             thread.join(_POLL_S)
-        if received() is not None and (here := watch.current()) is not None:
+        if received() is not None and here is not None:
             here.request_stop()
             here.wait_for_end("rank")
     if errors:
@@ -128,27 +142,27 @@ def _failures(error: "TrainingFailedError") -> dict[int, Exception]:
 def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     """Of several ranks' failures the one that came first: a death makes the others fail in a collective."""
     from ray.train import ControllerError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-    failures = _failures(error)
-    if not failures:
+    failures, here = _failures(error), watch.current()
+    raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, RankError)}
+    for rank, failure in failures.items():
+        if rank not in raised:
+            return explain(_health(failure), stage=name, role="rank", index=rank)
+    if not raised:
         inner = error.controller_failure if isinstance(error, ControllerError) else error
         return explain(inner, stage=name, role="rank")
-    for rank, failure in failures.items():
-        if not isinstance(failure, UserExceptionWithTraceback):
-            inner = failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
-            return explain(inner, stage=name, role="rank", index=rank)
-    rank, failure = next(iter(failures.items()))
-    here = watch.current()
+    rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
+    if here and _PEER_LOST.search(str(failure.error)) and (death := here.death_of(role="rank", is_first=True)):
+        return explain_death(str(failure.error), death)
     place = (here.place_at("rank", rank) if here else None) or Place(stage=name, role="rank", index=rank)
-    return explain_raised(place, _cause(failure), str(failure))
+    return explain_raised(place, failure.error, failure.traceback)
 
 
-def _cause(failure: Exception) -> BaseException:
-    """What `work` raised; Ray Train wraps it to carry its traceback and offers no public way back."""
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+def _health(failure: Exception) -> Exception:
+    """What Ray Train's poll of a worker met."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    return failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
+    return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
 
 
 def _work_in_group(config: dict[str, Any]) -> None:
@@ -160,4 +174,7 @@ def _work_in_group(config: dict[str, Any]) -> None:
     here = ray.train.get_context()
     spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size())
     with watch.watched(config["stage"], "rank", spot.rank):
-        config["work"](spot, config["payload"])
+        try:
+            config["work"](spot, config["payload"])
+        except Exception as error:
+            raise RankError(error, traceback.format_exc()) from None
