@@ -303,7 +303,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
         started = time.time()
         try:
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
-            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, watching(job.name), _telling(job.name):
+            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, _watched(job.name):
                 groups = job.stage.groups(job.config)
                 precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
                 warn_of_emulation(job.config, groups)
@@ -336,24 +336,25 @@ def _wait_s(config: Any) -> float:
 
 
 @contextlib.contextmanager
-def _telling(name: str) -> Iterator[None]:
-    """Have whatever ends a stage's work told in a sentence that names the stage, the process and the cause.
+def _watched(name: str) -> Iterator[None]:
+    """Watch the processes of a stage, and tell what ends its work in a sentence that names process and cause.
 
     Raises ValueError for mistakes of the user, also for those found in a worker, WorkFailed for everything else.
     """
-    try:
-        yield
-    except WorkFailed:
-        raise
-    except Exception as error:
-        inner = original(error)
-        if inner is error and isinstance(error, ValueError):
+    with watching(name):
+        try:
+            yield
+        except WorkFailed:
             raise
-        if isinstance(inner, ValueError):  # a worker has found it; Ray's text would be its traceback
-            raise ValueError(f"{name}: {inner}") from error
-        raise explain(error, stage=name).error() from error
-    except KeyboardInterrupt as stop:
-        raise (stop if isinstance(stop, Stopped) else Stopped(f"{name} goes on from what is done of it")) from None
+        except Exception as error:
+            inner = original(error)
+            if inner is error and isinstance(error, ValueError):
+                raise
+            if isinstance(inner, ValueError):  # a worker has found it; Ray's text would be its traceback
+                raise ValueError(f"{name}: {inner}") from error
+            raise explain(error, stage=name).error() from error
+        except KeyboardInterrupt as stop:
+            raise (stop if isinstance(stop, Stopped) else Stopped(f"{name} goes on from what is done of it")) from None
 
 
 def renew(stage: Stage, output: Storage, store: Storage) -> bool:
