@@ -85,7 +85,7 @@ _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
 _EXPANSION = 4  # bytes of text in a byte of a compressed file, about; only the number of parts rests on it
 _READ_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.forecast`
-_STEP_S_PER_MB = 0.24  # the mean over the demo's steps
+_STEP_S_PER_MB = 0.145  # the mean over the demo's steps
 _COMPRESSED = 0.6  # of text in Parquet
 _MAX_PART_MIB = 1024  # a task holds a part several times over
 
@@ -264,7 +264,7 @@ def work(config: CorpusConfig, needs: Needs) -> Work:
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = min(config.execution.workers or num_cores(), tasks)
-    held_gib = 6 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
+    held_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Work(
         processes=[Processes(kind="task", number=workers, own_gib=held_gib)],
         python_s=num_mb * (_READ_S_PER_MB + _STEP_S_PER_MB * len(config.steps)),

@@ -24,15 +24,20 @@ from jobs.precision import precisions_of, with_precisions
 from jobs.work import Kind, Work
 
 REFERENCE_PYTHON_S = 0.0193
-"""`Machine.python_s` of the machine on which the constants below were measured: two cores of an AMD EPYC 7001."""
+"""`Machine.python_s` of the machine on which the constants below were measured: two cores of an AMD EPYC 7001.
 
-SESSION_GIB = 0.9
+They are from one run of the demo with few steps, of which `artifact.json` has the peak memory and the processor time;
+`benchmarks/forecast.py` prints both beside the forecast, for whoever tunes them.
+"""
+
+SESSION_GIB = 1.05
 """Ray's own processes and the driver."""
-PROCESS_GIB: Mapping[Kind, float] = {"task": 0.15, "trainer": 0.4, "actor": 0.4, "engine": 1.0, "server": 1.3}
+PROCESS_GIB: Mapping[Kind, float] = {"task": 0.15, "trainer": 0.57, "actor": 0.4, "engine": 1.0, "server": 1.3}
 """What a process of each kind takes before it holds anything of the stage's own."""
-TRAIN_GROUP_GIB = 0.5
-"""Ray Train's helper actors, which stay until the session ends, one set a stage."""
-START_CPU_S: Mapping[Kind, float] = {"task": 3.0, "trainer": 9.0, "actor": 9.0, "engine": 25.0, "server": 40.0}
+TRAIN_GROUP_GIB = 0.3
+TRAIN_GROUP_CPU_S = 40.0
+"""Ray Train's controller and helper actors, about nine processes, in all."""
+START_CPU_S: Mapping[Kind, float] = {"task": 3.0, "trainer": 13.0, "actor": 9.0, "engine": 25.0, "server": 40.0}
 """Processor seconds until a process of each kind is ready: imports, process group, engine warm-up."""
 START_WAIT_S: Mapping[Kind, float] = {"task": 2.0, "trainer": 6.0, "actor": 3.0, "engine": 3.0, "server": 4.0}
 """Seconds of waiting beside it: polls, handshakes, worker pools."""
@@ -81,16 +86,16 @@ def predict(work: Work, machine: Machine) -> Forecast:
     if work.on_gpu:
         return Forecast(None, None, work.disk_gib, "not known on GPUs before a first run")
     slowness = machine.python_s / REFERENCE_PYTHON_S
-    starts_s = sum(START_CPU_S[group.kind] * group.number for group in work.processes)
-    at_once = min(machine.cores, max(1, sum(group.number for group in work.processes)))
+    has_group = any(group.kind == "trainer" for group in work.processes)
+    starts_s = TRAIN_GROUP_CPU_S * has_group + sum(START_CPU_S[group.kind] * group.number for group in work.processes)
+    at_once = min(machine.cores, has_group + max(1, sum(group.number for group in work.processes)))
     waits_s = max((START_WAIT_S[group.kind] for group in work.processes), default=0.0)
     python_s = work.python_s / max(1, min(work.python_processes, machine.cores))
     serial_s = work.steps * STEP_S + work.rl_steps * RL_STEP_S + work.engine_steps * ENGINE_STEP_S
     seconds = waits_s + slowness * (starts_s / at_once + python_s + serial_s) + work.flop / flops(work, machine)
     memory = SESSION_GIB + work.driver_gib
     memory += sum((PROCESS_GIB[group.kind] + group.own_gib) * group.number for group in work.processes)
-    if any(group.kind == "trainer" for group in work.processes):
-        memory += TRAIN_GROUP_GIB
+    memory += TRAIN_GROUP_GIB * has_group
     return Forecast(seconds, memory, work.disk_gib, "calibration")
 
 
@@ -112,13 +117,12 @@ def forecasts(jobs: Mapping[str, Job], store: Storage) -> dict[str, Forecast]:
     works = {name: work for name, job in jobs.items() if not artifacts[name] and (work := _work(job, store))}
     if works:
         machine, known = calibrate(), earlier_runs(store)
-    result, num_trained = {}, 0
+    result = {}
     for name, job in jobs.items():
         if artifact := artifacts[name]:
             result[name] = measured(artifact)
         elif work := works.get(name):
-            result[name] = forecast(job.stage.name, work, machine, known, left_gib=num_trained * TRAIN_GROUP_GIB)
-            num_trained += any(group.kind == "trainer" for group in work.processes)
+            result[name] = forecast(job.stage.name, work, machine, known)
     return result
 
 
@@ -131,19 +135,13 @@ def _work(job: Job, store: Storage) -> Work | None:
     return job.stage.work(with_precisions(job.config, precisions), {**job.needs, **inputs_of(job, store)})
 
 
-def forecast(
-    stage: str, work: Work, machine: Machine, known: Sequence[Earlier] = (), *, left_gib: float = 0.0
-) -> Forecast:
-    """What a stage will take, from the earlier run that is nearest in its work or from the calibration.
-
-    `left_gib` is memory that the stages before it in the same session have left behind.
-    """
+def forecast(stage: str, work: Work, machine: Machine, known: Sequence[Earlier] = ()) -> Forecast:
+    """What a stage will take, from the earlier run that is nearest in its work or from the calibration."""
     model = predict(work, machine)
     runs = [(run, predict(run.work, machine)) for run in known if run.stage == stage]
     near = [(run, then) for run, then in runs if _distance(model, then) <= math.log(_MAX_SCALE)]
     if not near or model.seconds is None or model.memory_gib is None:
-        memory = None if model.memory_gib is None else model.memory_gib + left_gib
-        return Forecast(model.seconds, memory, model.disk_gib, model.basis)
+        return model
     run, then = min(near, key=lambda pair: _distance(model, pair[1]))
     assert then.seconds is not None and then.memory_gib is not None
     memory = max(run.memory_gib + model.memory_gib - then.memory_gib, 0.0)

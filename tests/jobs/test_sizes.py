@@ -1,11 +1,23 @@
 """What `plan` says of a road of which nothing stands yet."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from cluster.placement import Placement
-from jobs import pretrain, reward, rlhf, sft, shards, vocabulary
-from jobs.job import Job
+from data.document import Source
+from jobs import compress, corpus, pretrain, reward, rlhf, serve, sft, shards, vocabulary
+from jobs.calibration import Machine
+from jobs.compress import CompressConfig
+from jobs.corpus import CorpusConfig
+from jobs.forecast import predict
+from jobs.job import Job, Needs, Stage
+from jobs.precision import precisions_of, with_precisions
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
 from jobs.rlhf import RlhfConfig
+from jobs.serve import ServeConfig
 from jobs.sft import SftConfig
 from jobs.shards import ShardsConfig
 from jobs.sizes import sizes_of, vocab_size_of
@@ -24,6 +36,8 @@ SFT = Job(sft.STAGE, "sft", SftConfig(chats=[]), {"init": PRETRAIN})
 REWARD = Job(
     reward.STAGE, "reward", RewardConfig(preferences=[], steps=10, batch_size=4, sequence_length=16), {"init": SFT}
 )
+
+MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
 
 # Table 1000·8; a layer: q and o 8·8 each, k and v 8·4 each, three of 8·16, two norms of 8; the last norm.
 PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
@@ -60,3 +74,42 @@ def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
         "reference_mib": PARAMETERS * 4 / 2**20,
         "scorer_mib": PARAMETERS * 4 / 2**20,
     }
+
+
+def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
+    pair = {"prompt": "Hello there", "chosen": "Good morning to you", "rejected": "Go away at once"}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair | {"number": n}) + "\n" for n in range(8)))
+    (tmp_path / "text.jsonl").write_text('{"text": "words"}\n' * 1000)
+    names = {"preferences": [str(tmp_path / "pairs.jsonl")], "prompts": [str(tmp_path / "pairs.jsonl")]}
+    source = Source(name="text", path=str(tmp_path / "text.jsonl"), format="jsonl")
+    text = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[source]), {})
+    token_ids = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": text, "tokenizer": VOCABULARY})
+    for stage, config, needs, more in (
+        (pretrain.STAGE, PRETRAIN_CONFIG, PRETRAIN.needs, {"steps": 20}),
+        (sft.STAGE, SFT.config, SFT.needs, {"steps": 900}),
+        (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.needs, {"steps": 20}),
+        (
+            rlhf.STAGE,
+            RlhfConfig(prompts=names["prompts"], reward="reward"),
+            {"policy": SFT, "reward": REWARD},
+            {"steps": 200},
+        ),
+        (vocabulary.STAGE, VOCABULARY.config, {"corpus": text}, {"size": 2000}),
+        (
+            compress.STAGE,
+            CompressConfig(model="sft", text="shards", text_bytes=10),
+            {"model": SFT, "text": token_ids},
+            {"text_bytes": 100},
+        ),
+        (serve.STAGE, ServeConfig(model="sft"), {"model": SFT}, {"max_new_tokens": 640}),
+    ):
+        plain, larger = (told(stage, changed, needs) for changed in (config, replace(config, **more)))
+        assert plain < larger, stage.name
+
+
+def told(stage: Stage, config: Any, needs: Needs) -> float:
+    """Seconds on some machine."""
+    assert stage.work is not None
+    seconds = predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
+    assert seconds is not None
+    return seconds
