@@ -19,19 +19,26 @@ _PARENT = "RAYMILL_LIFELINE_PARENT"
 
 
 def start_module(
-    module: str, arguments: Sequence[str], *, environment: Mapping[str, str], output: IO[bytes] | None = None
+    module: str,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: IO[bytes] | None = None,
+    talks: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments…` tied to this process; it leads a process group of its own.
 
     The module must not send functions of its own to children that it spawns: for them it is not the main module.
-    output takes stdout and stderr; None leaves them where this process writes. Call it from a thread that lives as
+    output takes stdout and stderr; None leaves them where this process writes. One that talks has pipes for stdin and
+    stdout, and no place for stderr. Call it from a thread that lives as
     long as the process is needed: the kernel counts the end of the starting thread as the parent's death.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.lifeline", module, *arguments],
         env={**environment, _PARENT: str(os.getpid())},
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
+        stdin=subprocess.PIPE if talks else None,
+        stdout=subprocess.PIPE if talks else output,
+        stderr=subprocess.DEVNULL if talks else subprocess.STDOUT if output else None,
         start_new_session=True,
     )
 

@@ -1,10 +1,6 @@
-"""Metrics of a run: a local log beside the artifact always, and W&B.
-
-The only file that imports wandb.
-"""
+"""Metrics of a run: a log in its output, which is the truth; what W&B shows is a copy (`cluster.wandb_mirror`)."""
 
 import json
-import logging
 import os
 import tempfile
 import time
@@ -17,16 +13,6 @@ from cluster.storage import Storage
 METRICS_LOG = "metrics.jsonl"
 _UPLOAD_INTERVAL_S = 15.0
 _TAIL_BYTES = 1 << 16
-
-log = logging.getLogger(__name__)
-
-
-def wandb_mode() -> str:
-    """`WANDB_MODE` when set; else online with a key and offline without one."""
-    chosen = os.environ.get("WANDB_MODE")
-    if chosen:
-        return chosen
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 @dataclass
@@ -43,9 +29,7 @@ class Tracker:
     name: str
     group: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    wandb_dir: str | None = None
     _file: IO[str] | None = field(default=None, repr=False)
-    _wandb: Any = field(default=None, repr=False)
     _uploaded_s: float = field(default=0.0, repr=False)
 
     def resume(self, step: int) -> None:
@@ -61,9 +45,6 @@ class Tracker:
         self._log_file().write(json.dumps(line) + "\n")
         self._log_file().flush()
         self._upload(force=False)
-        if self._wandb_run() is not None:
-            # Steps are our own metric: W&B drops what is logged under a step it has seen, as a resume does.
-            self._wandb_run().log({**metrics, "step": step})
 
     def flush(self) -> None:
         """Make all that was logged safe from a kill: on an object store the log is put there only now and then."""
@@ -73,9 +54,6 @@ class Tracker:
         """Flush everything; the tracker opens again when something more is logged."""
         self.flush()
         self._close_file()
-        if self._wandb not in (None, False):
-            self._wandb.finish()
-            self._wandb = None
 
     def _log_file(self) -> IO[str]:
         if self._file is None:
@@ -102,34 +80,6 @@ class Tracker:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _wandb_run(self) -> Any:
-        if self._wandb is None:
-            self._wandb = self._start_wandb() if wandb_mode() != "disabled" else False
-        return self._wandb or None
-
-    def _start_wandb(self) -> Any:
-        import wandb  # late: half a second of import that a run without W&B need not pay
-
-        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # or it advertises itself wherever openai is imported
-        directory = self.wandb_dir or tempfile.mkdtemp(prefix="raymill-wandb-")
-        os.makedirs(directory, exist_ok=True)
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "raymill"),
-            id=self.run_id,
-            name=self.name,
-            group=self.group,
-            config=dict(self.config),
-            dir=directory,
-            mode=wandb_mode(),  # pyright: ignore[reportArgumentType]
-            resume="allow" if wandb_mode() == "online" else None,
-            settings=wandb.Settings(
-                silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
-            ),
-        )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
 
 
 def read_lines(storage: Storage) -> list[str]:

@@ -33,6 +33,7 @@ from cluster.room import waiting_for_room
 from cluster.signals import Stopped
 from cluster.storage import Storage, expand
 from cluster.tracking import METRICS_LOG, Tracker
+from cluster.wandb_mirror import mirrored
 from cluster.watch import watching
 from jobs.config import changed_fields, from_plain, to_plain
 from jobs.precision import precisions_of, warn_of_emulation, with_precisions
@@ -298,10 +299,9 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
             name=job.name,
             group=group,
             config=to_plain(job.config),
-            wandb_dir=store.root if store.is_local else None,
         )
         started = time.time()
-        try:
+        with mirrored(tracker), contextlib.closing(tracker):
             context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
             with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, _watched(job.name):
                 groups = job.stage.groups(job.config)
@@ -310,8 +310,6 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
                 config = with_precisions(job.config, precisions)
                 summary = job.stage.run(config, context)
-        finally:
-            tracker.close()
         record = _record(job, inputs, output, summary, started) | {"precision": precisions}
         record["measured"] = {
             "work": None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),

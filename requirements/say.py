@@ -36,7 +36,7 @@ class Pip:
     def heard(self, line: str) -> None:
         if match := re.match(r"(Collecting|Processing|Requirement already satisfied:) (\S+)", line):
             self.collected += 1
-            self.phase = f"fetching {match[2]}, {self.collected} of {self.total or '?'} packages"
+            self.phase = f"fetching {Path(match[2]).name}, {self.collected} of {self.total or '?'} packages"
         elif line.startswith("Installing collected packages"):
             self.phase = "unpacking"
 

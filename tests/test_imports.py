@@ -26,7 +26,7 @@ ARROWS = {
 
 ONE_HOME = {
     "omegaconf": {"jobs/config.py"},
-    "wandb": {"cluster/tracking.py"},
+    "wandb": {"cluster/wandb_client.py"},
 }
 """Libraries that one file each knows."""
 

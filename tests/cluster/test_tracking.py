@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import Storage
-from cluster.tracking import METRICS_LOG, Tracker, last_metrics, read_lines, read_metrics, wandb_mode
+from cluster.tracking import METRICS_LOG, Tracker, last_metrics, read_lines, read_metrics
 
 
 def tracker(storage: Storage) -> Tracker:
@@ -83,23 +83,6 @@ def test_it_travels_to_the_process_that_will_log(storage: Storage):
     assert steps(storage) == [1]
 
 
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_API_KEY": "key"}, "online"),
-        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
-        ({"WANDB_MODE": "disabled"}, "disabled"),
-    ],
-)
-def test_wandb_is_online_only_with_a_key(environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert wandb_mode() == mode
-
-
 def test_the_newest_step_is_read_from_the_end_of_the_log(storage: Storage):
     assert last_metrics(storage) == {}
     one = tracker(storage)
@@ -109,23 +92,3 @@ def test_the_newest_step_is_read_from_the_end_of_the_log(storage: Storage):
     assert last_metrics(storage)["step"] == 1999
     storage.write_bytes(METRICS_LOG, storage.read_bytes(METRICS_LOG) + b'{"step": 2')
     assert last_metrics(storage)["step"] == 1999
-
-
-@pytest.mark.slow
-def test_an_offline_wandb_run_is_written_beside_and_holds_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    secret = "0123456789abcdef" * 2 + "01234567"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", secret)
-    one = Tracker(
-        storage=Storage(str(tmp_path / "log")),
-        run_id="run-1",
-        name="run",
-        group="tests",
-        config={"steps": 1},
-        wandb_dir=str(tmp_path),
-    )
-    one.log(1, {"train/loss": 2.5})
-    one.close()
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.name == "run-run-1.wandb" for path in written)
-    assert not any(secret.encode() in path.read_bytes() for path in written)

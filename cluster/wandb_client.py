@@ -1,0 +1,176 @@
+"""The process that speaks to W&B for a command, so that nothing of W&B can hold up or end the work.
+
+    consumes: tasks on stdin, one JSON object a line; waits for: new lines of a metrics log, or {"do": "finish"};
+    is unblocked by: a poll; produces: events on stdout, one JSON object a line
+
+The only file that imports wandb.
+"""
+
+import json
+import os
+import queue
+import shutil
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Storage
+from cluster.tracking import read_lines
+
+WANDB_FOLDER = "wandb"
+"""In an output: the files of an offline run."""
+_POLL_S = 2.0
+_INIT_TIMEOUT_S = 60.0
+
+
+def main() -> None:
+    """Do tasks until stdin ends."""
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever prints must not speak in our name
+    tasks: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            tasks.put(json.loads(line))
+        os._exit(0)  # whoever started this is gone
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        task = tasks.get()
+        if task["do"] == "finish":
+            continue  # of a run that has failed before
+        try:
+            if task["do"] == "mirror":
+                mirror(task, tasks, lambda event: print(json.dumps(event), file=events))
+            else:
+                write_offline(task)
+            answer = {"event": "done"}
+        except Exception as error:  # whatever it is, the work goes on and the metrics are kept
+            answer = {"event": "failed", "why": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        print(json.dumps(answer), file=events)
+
+
+def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: Any) -> None:
+    """Send every line of a metrics log once, those from before a kill included, until told to finish."""
+    storage = Storage(task["storage"])
+    with tempfile.TemporaryDirectory(prefix="raymill-wandb-", ignore_cleanup_errors=True) as scratch:
+        run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
+        tell({"event": "started", "url": run.url})
+        sent = run.starting_step  # lines that the server has already
+        finishing = False
+        while not finishing:
+            began_s = time.monotonic()
+            lines = read_lines(storage)
+            send(run, lines[sent:])
+            sent = max(sent, len(lines))
+            try:
+                # A long log is read less often.
+                finishing = tasks.get(timeout=max(_POLL_S, 20 * (time.monotonic() - began_s)))["do"] == "finish"
+            except queue.Empty:
+                continue
+        send(run, read_lines(storage)[sent:])
+        run.finish()
+
+
+def write_offline(task: Mapping[str, Any]) -> None:
+    """Write the whole metrics log as one offline run into the output, in place of one that an earlier attempt left.
+
+    One run of all attempts: what `wandb sync` sends holds each line once.
+    """
+    storage = Storage(task["storage"])
+    storage.remove(WANDB_FOLDER)
+    with tempfile.TemporaryDirectory(prefix="raymill-wandb-") as scratch:
+        folder = storage.root if storage.is_local else scratch
+        run, lines = start(task["run"], folder, mode="offline"), read_lines(storage)
+        send(run, lines)
+        run.finish()
+        written = Path(folder) / WANDB_FOLDER
+        for path in [*written.glob("offline-run-*/*"), *written.glob("logs")]:
+            if path.is_dir():  # logs of the client, and empty folders
+                shutil.rmtree(path)
+        (file,) = written.glob("offline-run-*/*.wandb")
+        if (kept := len(read_history(file))) != len(lines):  # W&B says nothing of a disk that is full
+            raise OSError(f"{file} holds {kept} of {len(lines)} lines; is the disk full?")
+        if not storage.is_local:
+            storage.put_folder(written, WANDB_FOLDER)
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The logged values of an offline run, in order: records in LevelDB's log format, in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    data, place, part = file.read_bytes(), 7, b""
+    history: list[dict[str, Any]] = []
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # too little for the head of another record
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        part += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if place > len(data):  # torn
+            break
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record, part = Record.FromString(part), b""
+            if record.HasField("history"):
+                items = record.history.item
+                history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+    return history
+
+
+def send(run: Any, lines: Sequence[str]) -> None:
+    """Log lines of a metrics log under our own steps: W&B drops what is logged under a step of its own it has seen."""
+    for line in lines:
+        values = json.loads(line)
+        time_s = values.pop("time")
+        run.log({**values, "_timestamp": time_s})
+
+
+def start(run: Mapping[str, Any], folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
+    """A started W&B run. Raises what wandb raises when the server cannot be reached or refuses.
+
+    Each client samples its node's processors, memory and GPUs.
+    """
+    import wandb  # late: seconds
+
+    os.environ["WANDB_DISABLE_WEAVE"] = "true"  # or it advertises itself wherever openai is imported
+    os.environ.update({f"WANDB_{kind}_DIR": folder for kind in ("CACHE", "DATA", "CONFIG", "ARTIFACT")})
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_git=True,
+        symlink=False,
+        init_timeout=_INIT_TIMEOUT_S,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        x_disable_stats=mode == "offline",
+        x_label=label,
+        x_primary=primary,
+        x_update_finish_state=primary,
+    )
+    started = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "raymill"),
+        id=run["id"],
+        name=run["name"],
+        group=run["group"],
+        config=run["config"] if primary else None,
+        dir=folder,
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        resume="allow" if mode != "offline" and primary else None,
+        settings=settings,
+    )
+    if primary:
+        started.define_metric("step")
+        started.define_metric("*", step_metric="step")
+    return started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""W&B shows each line of a metrics log once, and whatever becomes of it costs no work and is one warning."""
+
+import importlib.util
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import wandb_mirror
+from cluster.storage import Storage
+from cluster.tracking import Tracker
+from cluster.wandb_client import read_history
+from cluster.wandb_mirror import mirrored, wandb_mode
+
+_spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).parents[1] / "wandb_server.py")
+assert _spec is not None and _spec.loader is not None
+_wandb_server = importlib.util.module_from_spec(_spec)
+sys.modules["wandb_server"] = _wandb_server
+_spec.loader.exec_module(_wandb_server)
+serving = _wandb_server.serving
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+
+
+def tracker(storage: Storage, name: str = "pretrain") -> Tracker:
+    return Tracker(storage=storage, run_id="run-1", name=name, group="tests", config={"steps": 4})
+
+
+def attempt(storage: Storage, steps: range, *, resume_at: int | None = None, killed: bool = False) -> None:
+    """One attempt of a stage: it logs the steps, and ends well or not."""
+    one = tracker(storage)
+    with mirrored(one):
+        if resume_at is not None:
+            one.resume(resume_at)
+        for step in steps:
+            one.log(step, {"train/loss": 10.0 - step})
+        one.close()
+        if killed:
+            raise RuntimeError("killed")
+
+
+def offline_steps(storage: Storage) -> list[float]:
+    """The steps in the only offline run of an output, in order."""
+    (file,) = Path(storage.local()).glob("wandb/offline-run-*/run-run-1.wandb")
+    return [values["step"] for values in read_history(file)]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_mirror, "_FINISH_S", 100.0)  # of a busy machine
+    monkeypatch.setattr(wandb_mirror, "_FINISH_AFTER_FAILURE_S", 100.0)
+
+
+@pytest.mark.parametrize(
+    ("environment_of", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "key"}, "online"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_wandb_is_online_only_with_a_key(
+    environment_of: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    for name, value in environment_of.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode() == mode
+
+
+@pytest.mark.slow
+def test_offline_all_attempts_are_one_run_in_the_output_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    storage = Storage(str(tmp_path))
+    with pytest.raises(RuntimeError, match="killed"):
+        attempt(storage, range(1, 5), killed=True)
+    assert offline_steps(storage) == [1, 2, 3, 4]
+    attempt(storage, range(3, 7), resume_at=2)
+    assert offline_steps(storage) == [1, 2, 3, 4, 5, 6]
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_online_a_killed_and_resumed_run_has_each_step_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb_mirror._client.stop()
+        storage = Storage(str(tmp_path))
+        with pytest.raises(RuntimeError, match="killed"):
+            attempt(storage, range(1, 5), killed=True)
+        wandb_mirror._client.stop()
+        attempt(storage, range(3, 7), resume_at=2)
+        assert server.steps("run-1") == [1, 2, 3, 4, 5, 6]
+    assert not storage.glob("wandb/*"), "what is there need not be kept"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for four blocks."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]).returncode:
+        pytest.skip("may not mount")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def closed_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["unreachable", "unauthorized", "crashing", "disk full"])
+def test_what_fails_is_one_warning_and_one_sync_brings_all(
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+):
+    with serving(fault if fault in ("unauthorized", "crashing") else "good") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", closed_port() if fault == "unreachable" else server.url)
+        if fault == "disk full":
+            monkeypatch.setenv("TMPDIR", str(request.getfixturevalue("small_disk")))
+        monkeypatch.setattr(wandb_mirror, "_FINISH_S", 12.0 if fault == "unreachable" else 100.0)
+        wandb_mirror._client.stop()
+        storage = Storage(str(tmp_path / "out"))
+        with caplog.at_level(logging.WARNING):
+            attempt(storage, range(1, 5))
+        (warning,) = [record.message for record in caplog.records]
+        assert "W&B failed" in warning and f"wandb sync {storage.url}/wandb/offline-run-*" in warning
+        assert offline_steps(storage) == [1, 2, 3, 4]
+    wandb_mirror._client.stop()
+    assert synced(storage) == [1, 2, 3, 4]
+
+
+def synced(storage: Storage) -> list[float]:
+    """The steps that a server has after `wandb sync` of the offline run."""
+    with serving() as server:
+        runs = [str(path) for path in Path(storage.root).glob("wandb/offline-run-*")]
+        environment = {**os.environ, "WANDB_BASE_URL": server.url}
+        command = [str(Path(sys.executable).with_name("wandb")), "sync", *runs]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+        return server.steps("run-1")
+
+
+@pytest.mark.slow
+def test_more_lines_than_a_block_holds_are_read_back_and_a_torn_file_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    storage = Storage(str(tmp_path))
+    attempt(storage, range(1500))
+    assert offline_steps(storage) == list(range(1500))
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    file.write_bytes(file.read_bytes()[:40_000])
+    assert 0 < len(read_history(file)) < 1500
