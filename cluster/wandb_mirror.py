@@ -23,8 +23,8 @@ from cluster.wandb_client import WANDB_FOLDER, start
 
 _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
-_FINISH_AFTER_FAILURE_S = 4.0
-"""The same when the stage has failed or was interrupted, which must end soon."""
+_FINISH_WHEN_STOPPED_S = 2.0
+"""The same when a signal has stopped the command, which must end within seconds; a resume sends what is missing."""
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,14 @@ def mirrored(tracker: Tracker) -> Iterator[None]:
         mirror = _Mirror(tracker) if mode != "offline" else None
         if mirror is not None and mirror.shared:
             stack.enter_context(_sampled_nodes(tracker))
-        failed = True
+        limit_s = _FINISH_S
         try:
             yield
-            failed = False
+        except (KeyboardInterrupt, SystemExit):
+            limit_s = _FINISH_WHEN_STOPPED_S
+            raise
         finally:
             stack.close()
-            limit_s = _FINISH_AFTER_FAILURE_S if failed else _FINISH_S
             if mirror is None or not mirror.finish(limit_s):
                 with working("writing an offline run for W&B"):
                     _write_offline(tracker, limit_s)

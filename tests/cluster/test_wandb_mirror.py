@@ -55,7 +55,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_mirror, "_FINISH_S", 100.0)  # of a busy machine
-    monkeypatch.setattr(wandb_mirror, "_FINISH_AFTER_FAILURE_S", 100.0)
 
 
 @pytest.mark.parametrize(
