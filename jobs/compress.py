@@ -4,7 +4,7 @@ original ─ round ─▶ model/ (compressed-tensors W8A8) ─▶ bits per byte 
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,15 @@ from model.quantize import FloatType, compress_folder
 
 _NATS_PER_BIT = float(np.log(2))
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
-MAX_ENGINE_GAP = 0.05
-"""Largest mean distance, in nats, of vLLM's logprobs from ours on the compressed folder. Rounding in another order of
-sums moves a few activations to the next step, which gives a few thousandths; another layout gives whole nats."""
+SAME_GAP = 0.05
+"""A mean distance of vLLM's logprobs from ours on the compressed folder, in nats, that needs no explanation."""
+MAX_GAP_RATIO = 15.0
+"""Largest mean distance over what rounding to int8 itself has changed. Where sums are exact, another order of them
+moves a few activations to the next step (ratio 1.5); a processor without int8 dot products (AVX2) adds pairs in 16
+bits, which saturate (7 to 11 on random weights). Scales read otherwise than they were written give 20 and more."""
+MAX_UNEXPLAINED = 0.25
+"""Largest share of the variance of our logprobs that vLLM's leave unexplained: 0.03 with saturation, 0.3 to 1.7 for
+rows or scales in another order. It tells where rounding itself changes much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +100,14 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
         context.output.put_folder(Path(scratch), "model")
     probes, device = _probes(split), device_of(worker)
     engine = remote(engine_logprobs, worker, engine_env())(compressed, probes, device=device)
-    ours = remote(sequence_logprobs, worker)(compressed, probes, device=device)
+    ours = [remote(sequence_logprobs, worker)(folder, probes, device=device) for folder in (compressed, original)]
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
     settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
     scores = [remote(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
     with working("measuring the original and the compressed model"):
         before, after = ray.get(scores)
     with working("comparing vLLM's logprobs of the compressed model with ours"):
-        gap = engine_gap(*ray.get([engine, ours]))
+        gap = engine_gap(*ray.get([engine, *ours]))
     summary = {**asdict(size), **quality(before, after), "engine_logprob_gap": gap}
     context.tracker.log(0, _flat(summary))
     return summary
@@ -147,13 +153,21 @@ def _probes(split: Storage) -> list[list[int]]:
     ]
 
 
-def engine_gap(engine: list[np.ndarray], ours: list[np.ndarray]) -> float:
-    """Mean distance of the logprobs in nats. Raises RuntimeError when it says that the folder is read otherwise."""
-    gap = float(np.abs(np.concatenate(engine) - np.concatenate(ours)).mean())
-    if not gap <= MAX_ENGINE_GAP:
+def engine_gap(engine: Sequence[np.ndarray], ours: Sequence[np.ndarray], original: Sequence[np.ndarray]) -> float:
+    """Mean distance, in nats, of vLLM's logprobs of the compressed folder from ours.
+
+    `original` are our logprobs of the model before it was compressed.
+    Raises RuntimeError when the distance says that vLLM reads the folder otherwise than it was written.
+    """
+    engine_N, ours_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, ours, original))
+    gap = float(np.abs(engine_N - ours_N).mean())
+    ratio = gap / float(np.abs(ours_N - original_N).mean())
+    unexplained = float(np.square(engine_N - ours_N).mean() / ours_N.var())
+    if not (gap <= SAME_GAP or (ratio <= MAX_GAP_RATIO and unexplained <= MAX_UNEXPLAINED)):
         raise RuntimeError(
-            f"compress: vLLM's logprobs of the compressed model are {gap:.3f} nats from ours on average, more than "
-            f"{MAX_ENGINE_GAP}: it reads the folder otherwise than it was written"
+            f"compress: vLLM's logprobs of the compressed model are {gap:.3f} nats from ours on average, {ratio:.0f} "
+            f"times what rounding has changed (at most {MAX_GAP_RATIO:.0f}), and leave {unexplained:.0%} of their "
+            f"variance unexplained (at most {MAX_UNEXPLAINED:.0%}): it reads the folder otherwise than it was written"
         )
     return gap
 

@@ -126,13 +126,32 @@ def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> N
     STAGE.check(config_of())
 
 
-def test_a_compression_that_an_engine_reads_otherwise_is_refused() -> None:
-    ours = [np.full(10, -2.0), np.full(5, -1.0)]
-    assert engine_gap([values + 0.01 for values in ours], ours) == pytest.approx(0.01)
-    with pytest.raises(RuntimeError, match="reads the folder otherwise"):
-        engine_gap([values - 1.0 for values in ours], ours)
-    with pytest.raises(RuntimeError, match="reads the folder otherwise"):
-        engine_gap([values * math.nan for values in ours], ours)
+@pytest.mark.parametrize(
+    ("rounding", "engine_differs", "is_sound"),
+    [
+        (0.01, 0.01, True),
+        (0.01, 0.04, True),  # so little needs no explanation
+        (0.02, 0.2, True),  # pairs that saturate in 16 bits, on random weights
+        (0.2, 0.25, True),  # a large model, whose rounding changes much
+        (0.002, 0.13, False),  # scales that are read as twice what they are, in a model that has learned little
+        (0.02, 0.4, False),
+        (0.2, 1.5, False),  # rows in another order
+        (0.01, math.nan, False),
+    ],
+)
+def test_a_compression_that_an_engine_reads_otherwise_is_refused(
+    rounding: float, engine_differs: float, is_sound: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    ours = [generator.normal(-5.0, 1.2, size) for size in (300, 200)]
+    signs = [generator.choice([-1.0, 1.0], len(values)) for values in ours]
+    original = [values + rounding for values in ours]
+    engine = [values + engine_differs * sign for values, sign in zip(ours, signs, strict=True)]
+    if is_sound:
+        assert engine_gap(engine, ours, original) == pytest.approx(engine_differs)
+    else:
+        with pytest.raises(RuntimeError, match="reads the folder otherwise"):
+            engine_gap(engine, ours, original)
 
 
 def test_quality_of_a_compression_is_paired_by_document() -> None:
@@ -255,7 +274,7 @@ def test_a_whole_compression(inputs: dict[str, Artifact], session: None, tmp_pat
     original = sum(file.stat().st_size for file in inputs["rlhf"].model.local().glob("*.safetensors"))
     assert summary["original_bytes"] == original > 2.5 * summary["compressed_bytes"]
     assert abs(summary["bits_per_byte_change"]["value"]) < 0.05
-    assert 0 < summary["engine_logprob_gap"] < 0.02
+    assert 0 < summary["engine_logprob_gap"] < 0.3  # 0.002 where the processor has int8 dot products, 0.2 on AVX2
     assert output.exists("model/tokenizer.json") and output.exists("model/generation_config.json")
 
 
