@@ -23,6 +23,8 @@ from cluster.wandb_client import WANDB_FOLDER, start
 
 _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
+_START_S, _START_AGAIN_S = 15.0, 3.0
+"""So long a stage that has ended waits for W&B's first answer, and when the stage before had none."""
 _FINISH_WHEN_STOPPED_S = 2.0
 """The same when a signal has stopped the command, which must end within seconds; a resume sends what is missing."""
 
@@ -66,6 +68,8 @@ class _Client:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self.has_failed = False
+        """Whether W&B has failed the last stage."""
 
     def begin(self, task: dict[str, Any]) -> "_Task":
         if self._process is None or self._process.poll() is not None:
@@ -88,6 +92,7 @@ class _Task:
     """What a client was told to do. consumes: its events; is unblocked by: `done`, `failed` or its end."""
 
     process: subprocess.Popen[bytes]
+    started: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     why: str = ""
     """Why it failed; empty when it has not, or not yet."""
@@ -111,6 +116,7 @@ class _Task:
             event = json.loads(line)
             if event["event"] == "started":
                 log.info("W&B: %s", event["url"])
+                self.started.set()
             else:
                 why = event.get("why", "")
                 break
@@ -137,11 +143,15 @@ class _Mirror:
         """Send what is left; whether all of the log is there."""
         with working("sending the last metrics to W&B"):
             self._task.tell({"do": "finish"})
+            if not self._task.started.is_set():
+                limit_s = min(limit_s, _START_AGAIN_S if _client.has_failed else _START_S)
             if not self._task.ended.wait(limit_s):
+                answered = self._task.started.is_set()
+                self._warn("it has not taken the last metrics in time" if answered else "it has not answered in time")
+                _client.has_failed = True
                 _client.stop()
-                self._task.on_failure = None
-                self._warn(f"it has not taken the last metrics within {limit_s:.0f} s")
                 return False
+        _client.has_failed = bool(self._task.why)
         if self._task.why:
             _client.stop()
             self._warn(self._task.why)

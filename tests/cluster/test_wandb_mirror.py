@@ -55,6 +55,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_mirror, "_FINISH_S", 100.0)  # of a busy machine
+    monkeypatch.setattr(wandb_mirror, "_START_S", 100.0)
+    monkeypatch.setattr(wandb_mirror, "_START_AGAIN_S", 100.0)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,9 @@ def test_what_fails_is_one_warning_and_one_sync_brings_all(
         monkeypatch.setenv("WANDB_BASE_URL", closed_port() if fault == "unreachable" else server.url)
         if fault == "disk full":
             monkeypatch.setenv("TMPDIR", str(request.getfixturevalue("small_disk")))
-        monkeypatch.setattr(wandb_mirror, "_FINISH_S", 12.0 if fault == "unreachable" else 100.0)
+        if fault == "unreachable":
+            monkeypatch.setattr(wandb_mirror, "_START_AGAIN_S", 3.0)
+            monkeypatch.setattr(wandb_mirror._client, "has_failed", True)
         wandb_mirror._client.stop()
         storage = Storage(str(tmp_path / "out"))
         with caplog.at_level(logging.WARNING):
