@@ -288,7 +288,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
     job.stage.check_inputs(job.config, inputs)
-    with working(job.name), lease(output) as require_lease:
+    with lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
         forgotten = read_forgotten(store)

@@ -234,7 +234,8 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
             if artifact is None:
                 log.info("[%d/%d] %s", number, len(pipeline.jobs), job.id)
                 started = time.monotonic()
-                artifact = run_job(job, pipeline.store, group=pipeline.name)
+                with working(name):
+                    artifact = run_job(job, pipeline.store, group=pipeline.name)
                 log.info(
                     "[%d/%d] %s done in %.1f s",
                     number,
