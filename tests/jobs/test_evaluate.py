@@ -238,7 +238,8 @@ def test_a_whole_evaluation(inputs: dict[str, Artifact], session: None, tmp_path
                 "metrics": ["bleu", "rouge", "exact_match", "f1"],
             }
         ],
-        sampling={"max_new_tokens": 16, "temperature": 1.0},
+        precision="float32",
+        sampling={"max_new_tokens": 16, "temperature": 1.0, "precision": "float32"},
         compare=[["sft", "same"], ["sft", "rlhf"]],
         stereotype_pairs=PAIRS,
         reward="reward",

@@ -122,7 +122,9 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
 ) -> None:
     compress_folder(folder, tmp_path / "int8" / "model")
     model = Artifact(Storage(str(tmp_path / "int8")), {"id": "compress-1", "stage": "compress"})
-    config = build(ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8})
+    config = build(
+        ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8, "precision": "float32"}
+    )
     output = Storage(str(tmp_path / "out"))
     ask, group = serving._ask, set[int]()
 
