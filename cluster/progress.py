@@ -112,6 +112,11 @@ class _Line:
 _line = _Line()
 
 
+def said() -> str:
+    """All that this process does now, as its line in a log: stage, step, rate, time left, what it waits for."""
+    return _line._text()
+
+
 class LogHandler(logging.StreamHandler):
     """Writes log records to stderr, above the redrawn line in a terminal; what is logged ends a silence."""
 

@@ -89,7 +89,7 @@ def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: 
     started = time.monotonic()
     said = ""
     with working(lambda: said or f"{field}: taking its room"):
-        while not group.wait(timeout_seconds=0.5):
+        while not group.wait(timeout_seconds=1):  # whole seconds: a fraction is cut to 0, and would hammer the head
             waited_s = time.monotonic() - started
             lacking = _lacking(bundles)
             patience_s = limit_s if lacking else max(limit_s, _BUSY_S)

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,12 @@ _session = _Session()
 
 
 @contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+def connect(
+    address: str | None = None, *, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
+
+    environment: variables of every worker beside `WORKER_ENV`.
 
     A session that this call started ends with it; one that stood before is left as it was.
     """
@@ -72,7 +76,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            runtime_env={"env_vars": WORKER_ENV},
+            runtime_env={"env_vars": {**WORKER_ENV, **(environment or {})}},
         )
     handle_again()
     _session.started_here = address == "local"

@@ -5,18 +5,27 @@ client sends it. Nothing secret enters a runtime environment, because job record
 """
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from cluster.ledger import SUBMISSION
 
 _UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _STATUS_POLL_S = 0.5
+_SILENT_HEAD_S = 30.0
+_DASHBOARD_PORT = ":8265"
+_HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,54 @@ class Submission:
         return self._known().value
 
     def logs(self) -> Iterator[str]:
-        """The job's output in pieces, from its first line on, until the job has ended."""
-        self._known()
+        """The job's output in pieces, from its first line on, until the job has ended.
+
+        A stream that breaks is taken up again where it broke. Raises ConnectionError when the head no longer answers.
+        """
+        given = 0
+        while True:
+            broken = ""
+            skip = given
+            try:
+                for piece in self._stream():
+                    new = piece[skip:] if skip < len(piece) else ""
+                    skip = max(0, skip - len(piece))
+                    given += len(new)
+                    if new:
+                        yield new
+            except (RuntimeError, OSError, ClientError) as error:
+                broken = f"{type(error).__name__}: {error}"
+            if self._insist_on_status() in _FINAL and not broken:
+                return
+            time.sleep(_STATUS_POLL_S)
+
+    def result(self) -> tuple[int, str]:
+        """(exit code, one sentence) of a job that has ended: its own code, else 0 for success and 1 for all else."""
+        job = self._details()
+        code = job.driver_exit_code
+        if job.status == JobStatus.SUCCEEDED:
+            return 0, f"job {self.id} succeeded"
+        return code if code and code > 0 else 1, f"job {self.id} {job.status.value}: {job.message or 'no reason given'}"
+
+    def _stream(self) -> Iterator[str]:
         lines = self._client.tail_job_logs(self.id)
         with asyncio.Runner() as runner:
             while (piece := runner.run(_next_or_none(lines))) is not None:
                 yield piece
+
+    def _insist_on_status(self) -> JobStatus:
+        """The status, asked for again while the head does not answer. Raises ConnectionError when it stays silent."""
+        until = time.monotonic() + _SILENT_HEAD_S
+        while True:
+            try:
+                return self._known()
+            except (OSError, RuntimeError) as error:
+                if time.monotonic() > until:
+                    raise ConnectionError(
+                        f"the cluster's head has not answered for {_SILENT_HEAD_S:.0f} s, so it is gone or cut off, "
+                        f"and with it the driver of job {self.id}"
+                    ) from error
+                time.sleep(_STATUS_POLL_S)
 
     def stop(self) -> None:
         """End the job, with SIGTERM first; nothing happens to one that has ended already."""
@@ -58,10 +109,21 @@ class Submission:
         return status.value
 
     def _known(self) -> JobStatus:
+        return self._details().status
+
+    def _details(self) -> JobDetails:
         found = [job for job in self._client.list_jobs() if job.submission_id == self.id]
         if not found:
             raise ValueError(f"no job {self.id!r} on this cluster; `raymill submit` prints the id of what it sent")
-        return found[0].status
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a submit."""
+
+    submission: Submission
+    how: Literal["started", "started again", "joined, it is under way", "done before, nothing to do"]
 
 
 def submit_once(
@@ -73,40 +135,54 @@ def submit_once(
     env: Mapping[str, str],
     metadata: Mapping[str, str],
     still_stands: Callable[[], bool],
-) -> Submission:
+    before_sending: Callable[[str], None] = lambda id: None,
+) -> Sent:
     """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
 
     A job that failed or was stopped, or whose result no longer stands, is submitted again as `<id>-2`, `<id>-3`, …;
-    the last of them is the one that counts. `still_stands` is asked only after a success.
+    the last of them is the one that counts. `still_stands` is asked only after a success; `before_sending` is told the
+    id under which the job is about to be sent, which the job itself finds in RAYMILL_SUBMISSION.
     Raises ValueError when the cluster cannot be reached or refuses the token.
     """
     client = job_client(address)
     earlier = _tries(client.list_jobs(), id)
     if earlier:
         last = earlier[-1]
-        if last.status in _UNDER_WAY or (last.status == JobStatus.SUCCEEDED and still_stands()):
-            return Submission(str(last.submission_id), address)
+        if last.status in _UNDER_WAY:
+            return Sent(Submission(str(last.submission_id), address), "joined, it is under way")
+        if last.status == JobStatus.SUCCEEDED and still_stands():
+            return Sent(Submission(str(last.submission_id), address), "done before, nothing to do")
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
-    runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env)}
+    runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, SUBMISSION: attempt}}
+    before_sending(attempt)
     try:
         client.submit_job(entrypoint=command, submission_id=attempt, runtime_env=runtime_env, metadata=dict(metadata))
     except RuntimeError:
         # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours.
         if not any(job.submission_id == attempt for job in client.list_jobs()):
             raise
-    return Submission(attempt, address)
+        return Sent(Submission(attempt, address), "joined, it is under way")
+    return Sent(Submission(attempt, address), "started again" if earlier else "started")
 
 
 def job_client(address: str | None) -> JobSubmissionClient:
     """A client of the cluster's Jobs API. Raises ValueError when nothing answers there or the token is refused."""
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        return JobSubmissionClient(dashboard_address(address))
+    except (OSError, RuntimeError, AuthenticationError) as error:
         where = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
         raise ValueError(
             f"--address: no Jobs API to be used at {where} ({error}); give the dashboard's address, such as "
             "http://127.0.0.1:8265, and the cluster's token in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
         ) from error
+
+
+def dashboard_address(address: str | None) -> str | None:
+    """The address as a URL: Ray takes a bare `host:8265` for that of its own protocol and waits a minute for it."""
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address and os.environ.get("RAY_ADDRESS", "").endswith(_DASHBOARD_PORT):
+        address = os.environ["RAY_ADDRESS"]
+    return f"http://{address}" if address and _HOST_AND_PORT.fullmatch(address) else address
 
 
 def _tries(jobs: list[JobDetails], id: str) -> list[JobDetails]:

@@ -39,6 +39,15 @@ def wandb_mode() -> str:
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
+def wandb_link(group: str) -> str | None:
+    """Where W&B shows the runs of a group; None unless they are logged online."""
+    if wandb_mode() != "online":
+        return None
+    base = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("://api.", "://").rstrip("/")
+    project, entity = os.environ.get("WANDB_PROJECT", "raymill"), os.environ.get("WANDB_ENTITY")
+    return f"{base}/{entity}/{project}/groups/{group}" if entity else f"{base}, project {project}, group {group}"
+
+
 @contextmanager
 def mirrored(tracker: Tracker) -> Iterator[None]:
     """Copy to W&B what is logged in the block. Never raises for W&B's sake; what fails is one warning."""

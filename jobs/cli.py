@@ -7,16 +7,18 @@ import signal
 import sys
 import textwrap
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
 from cluster.causes import traceback_text
 from cluster.failures import WorkFailed
+from cluster.ledger import SUBMISSION, read_ledger, require_sent, telling
 from cluster.progress import LogHandler, working
 from cluster.signals import Stopped, orderly_end, received
 from cluster.storage import Storage
 from jobs.forecast import forecasts, table
-from jobs.job import RECORD, Artifact, open_artifact
+from jobs.job import RECORD, Artifact, open_artifact, require_same_code
 from jobs.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
 
 log = logging.getLogger("raymill")
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_command(options: argparse.Namespace) -> int:
     try:
-        options.command(options)
+        code = options.command(options)
     except ValueError as error:
         if options.traceback:
             log.error("refused", exc_info=True)
@@ -60,7 +62,7 @@ def _run_command(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
+    return code or 0
 
 
 def _is_failure_of_work(error: Exception) -> bool:
@@ -92,14 +94,10 @@ def _load(options: argparse.Namespace) -> Pipeline:
 
 
 def _run(options: argparse.Namespace) -> None:
-    shipped_from = os.environ.get("RAYMILL_SUBMITTED_VERSION")
-    if shipped_from and shipped_from != version("raymill"):
-        raise ValueError(
-            f"submitted by raymill {shipped_from}, but the cluster runs {version('raymill')}; "
-            "install the same version on both"
-        )
+    require_same_code()
     pipeline = _load(options)
-    artifacts = run_pipeline(pipeline, address=options.address)
+    with _telling(pipeline.store):
+        artifacts = run_pipeline(pipeline, address=options.address)
     for artifact in artifacts:
         print(f"{artifact.stage:<12} {artifact.storage.url}")
     if options.stage == "pipeline":
@@ -108,6 +106,15 @@ def _run(options: argparse.Namespace) -> None:
         with working("drawing the report"):
             build_report(artifacts, pipeline.store)
         print(f"report       {pipeline.store.url}/report.html")
+
+
+def _telling(store: Storage) -> AbstractContextManager[None]:
+    """Keeps the ledger of a submitted run."""
+    id = os.environ.get(SUBMISSION)
+    if id is None:
+        return nullcontext()
+    require_sent(store, id)
+    return telling(store, id)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -224,17 +231,24 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
+    from cluster.submission import dashboard_address  # late: the client of the Jobs API takes a second
+    from cluster.wandb_mirror import wandb_link
     from jobs.submit import submit
 
-    print(
-        submit(
-            options.stage,
-            Path(options.config),
-            options.overrides,
-            store=options.store,
-            address=options.address,
-        )
+    sent = submit(
+        options.stage,
+        Path(options.config),
+        options.overrides,
+        store=options.store,
+        address=options.address,
     )
+    id = sent.submission.id
+    print(f"job {id}: {sent.how}", file=sys.stderr)
+    if dashboard := dashboard_address(options.address):
+        print(f"dashboard: {dashboard}/#/jobs/{id}", file=sys.stderr)
+    if link := wandb_link(Path(options.config).parent.name):
+        print(f"W&B: {link}", file=sys.stderr)
+    print(id)
 
 
 def _manifest(options: argparse.Namespace) -> None:
@@ -252,17 +266,41 @@ def _manifest(options: argparse.Namespace) -> None:
     )
 
 
-def _follow(options: argparse.Namespace) -> None:
-    from cluster.submission import Submission
+def _status(options: argparse.Namespace) -> None:
+    from jobs.submit import find_submission
 
-    submission = Submission(options.id, options.address)
-    if options.name == "status":
+    submission, store = find_submission(options.id, address=options.address, store=options.store)
+    told = read_ledger(store, options.id) if store else None
+    try:
         print(submission.status())
-    elif options.name == "stop":
-        submission.stop()
-    else:
+    except ValueError as error:
+        if told is None:
+            raise
+        print(f"UNKNOWN\n{error}")
+    if told:
+        print(f"its run: {told}")
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from jobs.submit import find_submission
+
+    submission, store = find_submission(options.id, address=options.address, store=options.store)
+    try:
         for lines in submission.logs():
             print(lines, end="", flush=True)
+        code, sentence = submission.result()
+    except ConnectionError as error:
+        told = read_ledger(store, options.id) if store else None
+        code, sentence = 1, f"{error}" + (f"\nits run, from the store: {told}" if told else "")
+        sentence += "\nThe same submit goes on from the last finished stage or checkpoint."
+    print(f"raymill: {sentence}", file=sys.stderr)
+    return code
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from jobs.submit import find_submission
+
+    find_submission(options.id, address=options.address, store=None)[0].stop()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -316,13 +354,15 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("artifact")
     added.add_argument("--host", default="127.0.0.1")
     added.add_argument("--port", type=int, default=8000)
-    for name, text in (
-        ("status", "how a submitted job stands"),
-        ("logs", "follow a submitted job's log"),
-        ("stop", "stop a submitted job"),
+    for name, function, text in (
+        ("status", _status, "how a submitted job stands: also from its store, when the cluster's head is gone"),
+        ("logs", _logs, "follow a submitted job's log to its end, and exit as the job did"),
+        ("stop", _stop, "stop a submitted job"),
     ):
-        added = command(name, _follow, text)
+        added = command(name, function, text)
         added.add_argument("id", help="what submit printed")
+        if name != "stop":
+            added.add_argument("--store", help="where its artifacts go (default: as it was submitted from here)")
         added.add_argument("--address", help="the cluster's dashboard (default: RAY_ADDRESS)")
     return parser
 

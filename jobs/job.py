@@ -513,6 +513,21 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def require_same_code() -> None:
+    """Raises ValueError when this process was submitted by another Raymill than it runs."""
+    theirs, ours = os.environ.get("RAYMILL_SUBMITTED_VERSION"), package_version("raymill")
+    code, own_code = os.environ.get("RAYMILL_SUBMITTED_CODE"), code_digest()
+    if theirs and theirs != ours:
+        raise ValueError(
+            f"submitted by raymill {theirs}, but the cluster runs {ours}; install the same version on both"
+        )
+    if code and code != own_code:
+        raise ValueError(
+            f"submitted by raymill {theirs} with sources {code[:12]}, but the cluster's raymill {ours} has sources "
+            f"{own_code[:12]}; install the same sources on both"
+        )
+
+
 @contextlib.contextmanager
 def lease(output: Storage) -> Iterator[Callable[[], None]]:
     """Hold the only right to write an artifact; wait while another living run holds it.

@@ -18,7 +18,7 @@ from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_neede
 from cluster.placement import Placement
 from jobs.config import build, load_yaml
 from jobs.job import file_of, marked_inputs, marked_sources
-from jobs.pipeline import load_configs, store_of
+from jobs.pipeline import load_configs, settings_of
 from jobs.submit import local_program, program_files
 
 HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f FILE\n"
@@ -33,7 +33,8 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         raise ValueError(f"{cluster}: {error}") from error
     configs = load_configs(stage, config, overrides)
     given = [] if store is None else ["--store", store]
-    store = store or store_of(config, overrides)
+    beside = settings_of(config, overrides)
+    store = store or beside.store
     files = {_shipped(path): path.read_text() for path in _files(stage, config, configs)}
     _refuse_local_places(configs, store)
     words = ["raymill", "run", stage, _shipped(config), *overrides, "--store", store]
@@ -42,7 +43,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         group_sizes(configs, settings),
         command=shlex.join(words),
         files=files,
-        env={"RAYMILL_SUBMITTED_VERSION": version("raymill")},
+        env={**beside.values(), "RAYMILL_SUBMITTED_VERSION": version("raymill")},
     )
     called = ["raymill", "manifest", stage, str(config), *overrides, *given, "--cluster", str(cluster)]
     documents = (yaml.dump(one, Dumper=_BlockText, sort_keys=False, width=110) for one in objects)

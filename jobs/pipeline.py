@@ -7,6 +7,8 @@ A stage's inputs name sibling files (`shards: shards`) or the location of an art
 import difflib
 import importlib
 import logging
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +17,9 @@ from typing import Any
 
 from cluster.placement import check_room, total_resources
 from cluster.progress import working
-from cluster.session import connect, largest_resources
-from cluster.storage import Storage
+from cluster.session import cluster_is_whole, connect, is_connected, largest_resources
+from cluster.storage import Storage, refuse_credentials
+from cluster.visibility import require_visible
 from jobs.config import build, load_yaml, parse_override
 from jobs.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.job import (
@@ -46,6 +49,9 @@ ROAD = (
 )
 """Every stage, each in `jobs/<stage>.py`."""
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|PAT)(_|$)|ACCESS_KEY")
+
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +74,30 @@ class PipelineConfig:
     """Where artifacts go: a folder or any fsspec URL. Not part of any identity."""
     stages: list[str] = field(default_factory=lambda: list(ROAD))
     """Names of config files beside this one, in the order in which they run."""
+    environment: dict[str, str | None] = field(default_factory=dict)
+    """Variables that a job needs and that are no secret (AWS_ENDPOINT_URL, WANDB_PROJECT, HTTPS_PROXY, NCCL_…), with
+    their values; null takes the value that the one who gives the command has. Not part of any identity."""
+
+    def values(self) -> dict[str, str]:
+        """The variables to set. Raises ValueError for a secret, which must not stand in a config, or one without value.
+
+        A secret belongs in the cluster's own environment: on Kubernetes as a Secret named in cluster.yaml.
+        """
+        found: dict[str, str] = {}
+        for name, value in self.environment.items():
+            if not _VARIABLE.fullmatch(name) or name.startswith("RAYMILL_"):
+                raise ValueError(f"environment: {name!r} is no name of a variable that may be set")
+            if _SECRET.search(name.upper()):
+                raise ValueError(
+                    f"environment.{name}: by its name this is a secret, which would stand in job records; put it into "
+                    "the cluster's own environment, on Kubernetes as a Secret named in cluster.yaml"
+                )
+            value = os.environ.get(name) if value is None else value
+            if value is None:
+                raise ValueError(f"environment.{name}: null takes the value from the environment, where it is not set")
+            refuse_credentials(value)
+            found[name] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,8 @@ class Pipeline:
     store: Storage
     jobs: Mapping[str, Job]
     errors: Mapping[str, str]
+    environment: Mapping[str, str]
+    """Variables that its processes have beside those of where they run."""
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
@@ -89,12 +121,12 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
     binder = _Binder(path.parent, by_stage)
     for name in config.stages:
         binder.try_bind(name)
-    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors)
+    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, config.values())
 
 
 def _read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, dict[str, list[str]]]:
     """The pipeline file, and the overrides by the stage that each is for."""
-    own = [override for override in overrides if "." not in parse_override(override)[0]]
+    own = [override for override in overrides if _is_of_pipeline(override)]
     config = build(PipelineConfig, load_yaml(path), own, where=str(path))
     by_stage: dict[str, list[str]] = {name: [] for name in config.stages}
     for override in overrides:
@@ -115,7 +147,8 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
     binder = _Binder(path.parent, {name: list(overrides)}, {name: path})
     binder.try_bind(name)
     own = {name: binder.jobs[name]} if name in binder.jobs else {}
-    return Pipeline(path.parent.name, Storage(store or store_of(path)), own, binder.errors)
+    beside = settings_of(path)
+    return Pipeline(path.parent.name, Storage(store or beside.store), own, binder.errors, beside.values())
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -133,13 +166,19 @@ def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[
     }
 
 
-def store_of(path: Path, overrides: Sequence[str] = ()) -> str:
-    """Where the artifacts of a config go: what `pipeline.yaml`, itself or the one beside it, says."""
+def settings_of(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """What `pipeline.yaml` says, a config itself or the one beside it; the defaults where there is none."""
     beside = path.parent / "pipeline.yaml"
     if not beside.is_file():
-        return PipelineConfig().store
-    own = [override for override in overrides if override.startswith("store=")] if path == beside else []
-    return build(PipelineConfig, load_yaml(beside), own, where=str(beside)).store
+        return PipelineConfig()
+    own = [override for override in overrides if _is_of_pipeline(override)] if path == beside else []
+    return build(PipelineConfig, load_yaml(beside), own, where=str(beside))
+
+
+def _is_of_pipeline(override: str) -> bool:
+    """Whether it is for `pipeline.yaml` itself and not for a stage: `store=…`, `environment.WANDB_PROJECT=…`."""
+    key = parse_override(override)[0]
+    return "." not in key or key.startswith("environment.")
 
 
 class _Binder:
@@ -227,7 +266,14 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     if found := find_shortages(pipeline, expected, address=address):
         raise ValueError("\n".join(found))
     done: list[Artifact] = []
-    with connect(address):
+    # In a submitted job these are set already, for the driver too.
+    environment = {} if os.environ.get("RAYMILL_SUBMITTED_VERSION") else dict(pipeline.environment)
+    os.environ.update(environment)
+    with connect(address, environment=environment):
+        if is_connected() and not cluster_is_whole():
+            missing = [job for name, job in pipeline.jobs.items() if artifacts[name] is None]
+            with working("asking every node whether it sees the store and the sources"):
+                require_visible(pipeline.store, [url for job in missing for url in _urls_of(job)])
         _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
             artifact = artifacts[name]
@@ -245,6 +291,12 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
                 )
             done.append(artifact)
     return done
+
+
+def _urls_of(job: Job) -> list[str]:
+    """Everything that the job reads and that no stage of this pipeline makes; programs travel as text."""
+    sources = [url for urls in job.source_urls.values() for url in urls if not url.endswith(".py")]
+    return sources + [need.storage.url for need in job.needs.values() if isinstance(need, Artifact)]
 
 
 def _check_rooms(jobs: Sequence[Job]) -> None:

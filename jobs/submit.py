@@ -18,23 +18,29 @@ from typing import Any
 
 import yaml
 
-from cluster.submission import submit_once
+from cluster import ledger
+from cluster.session import assert_own_packages
+from cluster.storage import Storage
+from cluster.submission import Sent, Submission, submit_once
+from cluster.user_cache import UserCache
 from jobs.config import load_yaml, parse_override
-from jobs.job import Artifact, Job, file_of, marked_inputs, marked_sources, open_artifact
+from jobs.job import Artifact, Job, code_digest, file_of, marked_inputs, marked_sources, open_artifact
 from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage
 from jobs.user_code import read_siblings
 
 PIPELINE = "pipeline.yaml"
+_remembered = UserCache("submissions")
 
 
-def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None) -> str:
-    """The id of the job that runs this command on the cluster whose dashboard is at `address`.
+def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None) -> Sent:
+    """The job that runs this command on the cluster whose dashboard is at `address`.
 
     Submitting twice does the work once: the id is a hash of the command, the shipped files, Raymill's version and the
     ids of the pipeline's jobs, so that a changed data file is new work. So is an artifact that no longer stands.
     Raises ValueError with every mistake that can be found here, before anything is sent.
     """
     load = load_pipeline if stage == "pipeline" else lambda *a, **k: load_stage(stage, *a, **k)
+    assert_own_packages()  # the shipped files are the workers' directory, as this one is here
     pipeline: Pipeline = load(config, overrides, store=store)
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
@@ -44,16 +50,30 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
         digest.update("\n".join(job.id for job in pipeline.jobs.values()).encode())
-        submission = submit_once(
+        result = submit_once(
             command,
             Path(folder),
             id=f"{stage}-{digest.hexdigest()[:12]}",
             address=address,
-            env={"RAYMILL_SUBMITTED_VERSION": version("raymill")},
+            env={
+                **pipeline.environment,
+                "RAYMILL_SUBMITTED_VERSION": version("raymill"),
+                "RAYMILL_SUBMITTED_CODE": code_digest(),
+            },
             metadata={"raymill": version("raymill"), "store": absolute(pipeline.store.url)},
             still_stands=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
+            before_sending=lambda id: ledger.sent(pipeline.store, id),
         )
-    return submission.id
+    _remembered.put(result.submission.id, {"store": absolute(pipeline.store.url), "address": address})
+    return result
+
+
+def find_submission(id: str, *, address: str | None, store: str | None) -> tuple[Submission, Storage | None]:
+    """A job that was submitted, and the store that its run writes to; what is not given as this user's last submit of
+    it had it, where it was submitted from this machine."""
+    known = _remembered.get(id) or {}
+    store = store or known.get("store")
+    return Submission(id, address or known.get("address")), Storage(store) if store else None
 
 
 def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:

@@ -42,7 +42,7 @@ STAGES = {
 
 
 @contextmanager
-def no_ray(address: str | None) -> Iterator[None]:
+def no_ray(address: str | None, environment: object) -> Iterator[None]:
     yield
 
 

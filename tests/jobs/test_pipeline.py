@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def no_ray(address: str | None) -> Iterator[None]:
+def no_ray(address: str | None, environment: object) -> Iterator[None]:
     yield
 
 
@@ -246,3 +246,42 @@ def test_jobs_of_one_need_share_it(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
     need = jobs["pretrain"].needs["corpus"]
     assert isinstance(need, Job) and need is jobs["corpus"]
+
+
+def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_no_identity(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write("environment: {NCCL_SOCKET_IFNAME: eth0, AWS_ENDPOINT_URL: null}\n")
+    with pytest.raises(ValueError, match=r"environment.AWS_ENDPOINT_URL: null takes the value from the environment"):
+        load_pipeline(folder / "pipeline.yaml")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
+    pipeline = load_pipeline(folder / "pipeline.yaml", ["environment.WANDB_PROJECT=mine"])
+    assert pipeline.environment == {
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "AWS_ENDPOINT_URL": "http://store:9000",
+        "WANDB_PROJECT": "mine",
+    }
+    assert pipeline.jobs["pretrain"].id == plain
+    assert load_stage("corpus", folder / "corpus.yaml").environment["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("WANDB_API_KEY: abc", "environment.WANDB_API_KEY looks like a secret"),
+        ("HF_TOKEN: null", "environment.HF_TOKEN: by its name this is a secret"),
+        ("AWS_SECRET_ACCESS_KEY: null", "by its name this is a secret"),
+        ("DB_PASSWORD: x", "environment.DB_PASSWORD looks like a secret"),
+        ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not carry credentials"),
+        ("RAYMILL_SUBMISSION: x", "is no name of a variable that may be set"),
+        ("'A B': x", "is no name of a variable that may be set"),
+    ],
+)
+def test_a_secret_in_the_environment_of_a_config_is_refused(folder: Path, entry: str, message: str):
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write(f"environment: {{{entry}}}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pipeline(folder / "pipeline.yaml")
+    assert "hidden" not in str(caught.value)

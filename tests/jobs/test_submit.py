@@ -14,7 +14,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as submission_module
+from cluster.ledger import read_ledger, require_sent, telling
+from cluster.progress import working
 from cluster.storage import Storage
-from cluster.submission import _tries
+from cluster.submission import Submission, _tries, dashboard_address
 from jobs import pipeline as pipeline_module
 from jobs.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
 from jobs.pipeline import load_pipeline, load_stage
@@ -246,22 +249,95 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
     fake = FakeCluster()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
 
+    said: list[str] = []
+
     def send() -> str:
-        return submit("pipeline", CONFIG, [], store=None, address=None)
+        sent = submit("pipeline", CONFIG, [], store=None, address=None)
+        said.append(sent.how)
+        return sent.submission.id
 
     first = send()
     assert send() == first  # while it runs
     fake.finish(first)
     assert send() == first and list(fake.jobs) == [first]
+    assert said == ["started", "joined, it is under way", "done before, nothing to do"]
+    assert "sent" in str(read_ledger(Storage("runs"), first))
     last = list(load_pipeline(CONFIG).jobs.values())[-1]
     Storage("runs").remove(f"{last.id}/{RECORD}")
-    assert send() == f"{first}-2"
+    assert send() == f"{first}-2" and said[-1] == "started again"
     assert send() == f"{first}-2"
     fake.finish(f"{first}-2")
     assert send() == f"{first}-2"
     (project / "data/b.txt").write_text("other")
     changed = send()
     assert changed not in (first, f"{first}-2", f"{first}-3") and fake.jobs[changed] == JobStatus.RUNNING
+
+
+class BreakingStream(FakeCluster):
+    """A log of five pieces whose stream breaks after each two, while the job runs; it ends with the last piece."""
+
+    pieces = ("one\n", "two\n", "three\nfour\n", "five\n", "six\n")
+    streams = 0
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self.streams += 1
+        for number, piece in enumerate(self.pieces):
+            if number == 2 * self.streams:
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield piece
+        self.jobs[id] = JobStatus.SUCCEEDED
+
+
+def test_a_log_whose_stream_breaks_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch):
+    fake = BreakingStream()
+    fake.jobs["pipeline-ab"] = JobStatus.RUNNING
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert "".join(Submission("pipeline-ab").logs()) == "".join(fake.pieces)
+    assert fake.streams == 3
+    assert Submission("pipeline-ab").result() == (0, "job pipeline-ab succeeded")
+
+
+def test_a_head_that_answers_no_more_ends_the_log_with_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    class Gone(BreakingStream):
+        def list_jobs(self) -> list[JobDetails]:
+            if self.streams:
+                raise ConnectionError("refused")
+            return super().list_jobs()
+
+    fake = Gone()
+    fake.jobs["pipeline-ab"] = JobStatus.RUNNING
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    monkeypatch.setattr(submission_module, "_SILENT_HEAD_S", 1.0)
+    with pytest.raises(ConnectionError, match="head has not answered for 1 s, so it is gone or cut off"):
+        list(Submission("pipeline-ab").logs())
+
+
+def test_a_failed_job_gives_its_own_exit_code(monkeypatch: pytest.MonkeyPatch):
+    fake = FakeCluster()
+    details = job_details("a", JobStatus.FAILED).copy(update={"driver_exit_code": 3, "message": "exit code 3"})
+    monkeypatch.setattr(fake, "list_jobs", lambda: [details])
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert Submission("a").result() == (3, "job a FAILED: exit code 3")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("10.0.0.1:8265", "http://10.0.0.1:8265"), ("head:80", "http://head:80"), ("https://a.b", "https://a.b")],
+)
+def test_a_bare_host_and_port_is_a_dashboard(address: str, expected: str):
+    assert dashboard_address(address) == expected
+
+
+def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(tmp_path: Path):
+    store = Storage(str(tmp_path))
+    with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
+        require_sent(store, "a")
+    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), telling(store, "a"):
+        wait_for(lambda: "s ago: sft  step 3 of 10  loss 2.1" in str(read_ledger(store, "a")), "it says nothing")
+        raise RuntimeError("no more")
+    assert str(read_ledger(store, "a")).endswith("s ago: RuntimeError: no more")
+    store.write_json("submissions/a.json", {"state": "running", "time": time.time() - 300, "says": "sft"})
+    assert "silent since, so it is gone" in str(read_ledger(store, "a"))
 
 
 def test_attempts_are_ordered_by_number():
@@ -291,11 +367,19 @@ class Cluster:
     address: str
     secret: str
     environment: Mapping[str, str]
+    gcs: str
+    head: subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A Ray head started apart on loopback with a token, two CPUs and secrets in its environment."""
+    with ray_head(num_cpus=2) as head:
+        yield head
+
+
+@contextmanager
+def ray_head(num_cpus: int, **more: str) -> Iterator[Cluster]:
+    """A Ray head started apart on loopback with a token and secrets in its environment."""
     scratch = tempfile.mkdtemp(prefix="raymill-head-")
     secret = f"planted{secrets.token_hex(20)}"
     environment = {
@@ -308,18 +392,20 @@ def cluster() -> Iterator[Cluster]:
         "WANDB_MODE": "offline",
         "AWS_SECRET_ACCESS_KEY": secret,
         "OMP_NUM_THREADS": "1",
+        **more,
     }
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}"]
     command += ["--object-store-memory=200000000", *(f"--{name}={port}" for name, port in ports.items())]
     with open(f"{scratch}/start.log", "wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         wait_for_port(ports["dashboard-port"], head)
-        yield Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", secret, environment)
+        dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
+        yield Cluster(dashboard, secret, environment, f"127.0.0.1:{ports['port']}", head)
     finally:
         end(head)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -405,7 +491,8 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
     command = ("pipeline", str(CONFIG), "corpus.part_mib=3", "--store", "runs/there")
     sent = [submission(cluster, *command) for _ in range(2)]
     output = call(cluster, "logs", sent[0], "--address", cluster.address)
-    assert call(cluster, "status", sent[0], "--address", cluster.address) == "SUCCEEDED\n", output
+    status = call(cluster, "status", sent[0])  # where it was sent to is remembered
+    assert status.startswith("SUCCEEDED\nits run: succeeded, "), output
     sent.append(submission(cluster, *command))
     assert len(set(sent)) == 1
     jobs = records(cluster)
@@ -439,8 +526,9 @@ def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_projec
 @pytest.mark.slow
 def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
     submit_as_other = (
-        "import jobs.submit, pathlib; jobs.submit.version = lambda name: '0.0.1'; print(jobs.submit.submit("
-        f"'corpus', pathlib.Path('configs/tiny/corpus.yaml'), [], store=None, address={cluster.address!r}))"
+        "import jobs.submit, pathlib; jobs.submit.version = lambda name: '0.0.1'; sent = jobs.submit.submit("
+        f"'corpus', pathlib.Path('configs/tiny/corpus.yaml'), [], store=None, address={cluster.address!r}); "
+        "print(sent.submission.id)"
     )
 
     def send() -> str:
@@ -450,10 +538,54 @@ def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: 
         ).stdout.strip()
 
     first = send()
-    output = call(cluster, "logs", first, "--address", cluster.address)
-    assert "submitted by raymill 0.0.1, but the cluster runs" in output
-    assert call(cluster, "status", first, "--address", cluster.address) == "FAILED\n"
+    told = call(cluster, "logs", first, "--address", cluster.address, code=2)  # as the job's own
+    assert f"job {first} FAILED" in told
+    assert call(cluster, "status", first, "--address", cluster.address).startswith("FAILED\n")
     assert send() == f"{first}-2"
     assert "no job 'corpus-unknown' on this cluster" in call(
         cluster, "status", "corpus-unknown", "--address", cluster.address, code=2
     )
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: Path):
+    """The head has no CPUs; a worker comes later; then the head is killed while a log is followed."""
+    # Two nodes on one host unpack a job into one folder, the second under the feet of the driver; without W&B, which
+    # asks for the working directory, nothing of this stage needs it any more.
+    with ray_head(num_cpus=0, WANDB_MODE="disabled") as cluster:
+        command = ("corpus", "configs/tiny/corpus.yaml", "--store", str(text_project / "runs"))
+        sent = submission(cluster, *command)
+        logs = follow(cluster, sent)
+        wait_for(lambda: "waiting for room" in call(cluster, "status", sent), "it does not say that it waits")
+        start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs}"]
+        start += ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+        worker = subprocess.Popen(start, env=cluster.environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            output, _ = logs.communicate(timeout=300)
+            assert logs.returncode == 0, output
+            assert "needs 1 CPU, the cluster has 0" in output and "has its room after" in output
+        finally:
+            end(worker)
+
+        waiting = submission(cluster, *command, "execution.wait_s=300", "part_mib=2")
+        logs = follow(cluster, waiting)
+        wait_for(lambda: "its run: running" in call(cluster, "status", waiting), "it does not run")
+        end(cluster.head)
+        output, _ = logs.communicate(timeout=300)
+        assert logs.returncode == 1 and "the cluster's head has not answered" in output, output
+        status = call(cluster, "status", waiting)
+        assert status.startswith("UNKNOWN") and "its run: " in status
+
+
+def follow(cluster: Cluster, id: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("raymill")), "logs", id]
+    return subprocess.Popen(
+        command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(holds: Callable[[], bool], otherwise: str, timeout_s: float = 180.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until, otherwise
+        time.sleep(1.0)
