@@ -281,6 +281,9 @@ def pattern_of(fault: Fault) -> str:
 
 def end(run: Run) -> tuple[str, bool]:
     """End a run by SIGTERM; how it went, and whether that is right."""
+    if any(said.startswith("raymill: ") for _, said in run.lines):  # its last words
+        with suppress(subprocess.TimeoutExpired):
+            run.process.wait(END_S)
     was_over = run.process.poll() is not None
     began = time.time()
     if not was_over:

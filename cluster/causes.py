@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeGuard
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
 
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)', re.MULTILINE)
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+),? in (?P<function>\S+)', re.MULTILINE)
 _LIBRARIES = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _HOME = Path(__file__).resolve().parent.parent
 _FATAL = {
@@ -77,24 +77,21 @@ def original(error: BaseException) -> BaseException:
 
 def traceback_text(error: BaseException) -> str:
     """The traceback of the work's own exception, from whichever process it came."""
-    inner = error
-    while is_from_worker(inner) and is_from_worker(inner.cause):
-        inner = inner.cause
-    if is_from_worker(inner):
-        return inner.traceback_str
+    if is_from_worker(error):
+        return re.sub(r"\x1b\[\d*m", "", str(error))
     return "".join(traceback.format_exception(error))
 
 
-def own_frame(text: str) -> str | None:
+def own_frame(text: str, *, is_innermost_first: bool = False) -> str | None:
     """`file.py:12 in function` of the innermost frame of a traceback that is in no library; None without one."""
     frames = [match for match in _FRAME.finditer(text) if not match["file"].startswith(_LIBRARIES)]
     frames = [match for match in frames if not match["file"].startswith("<")]
     if not frames:
         return None
-    last = frames[-1]
-    file = Path(last["file"])
+    frame = frames[0 if is_innermost_first else -1]
+    file = Path(frame["file"])
     shown = file.relative_to(_HOME) if file.is_relative_to(_HOME) else file
-    return f"{shown}:{last['line']} in {last['function']}"
+    return f"{shown}:{frame['line']} in {frame['function']}"
 
 
 def killed_by(number: int) -> str:
@@ -112,7 +109,7 @@ def fatal_signal(log: str) -> str | None:
     found = re.search(r"^Fatal Python error: (.+)$", log, re.MULTILINE)
     number = _FATAL.get(found[1].strip()) if found else None
     if number is not None:
-        frame = own_frame(log[found.start() :]) if found else None
+        frame = own_frame(log[found.start() :], is_innermost_first=True) if found else None
         return killed_by(number) + (f" at {frame}" if frame else "")
     if found := re.search(r"\*\*\* (SIG[A-Z]+) received at time", log):
         return killed_by(signal.Signals[found[1]])
@@ -136,6 +133,6 @@ def ray_says(report: str) -> str | None:
 
 
 def pid_in(report: str) -> int | None:
-    """The process id in Ray's report of an actor's or task's death."""
-    found = re.search(r"\bpid: (\d+)|Worker PID: (\d+)", report)
-    return int(found[1] or found[2]) if found else None
+    """The process id in Ray's report of a death or of an exception; of several, where one met another's, the last."""
+    found = re.findall(r"\bpid: (\d+)|Worker PID: (\d+)|\(pid=(\d+), ip=", report)
+    return int(next(filter(None, found[-1]))) if found else None

@@ -47,8 +47,9 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
             place, cause = _place(stage, role, index), ray_says(report) or "died, and nothing was seen of why"
             return Explanation(f"{place} {cause}", _end(report))
         return explain_death(report, death)
-    place = watch.place_of(error.pid) if watch and is_from_worker(error) else None
     text = traceback_text(error)
+    pid = pid_in(text) if is_from_worker(error) else None
+    place = watch.place_of(pid) if watch and pid else None
     if place is not None:
         return explain_raised(place, error, text)
     who = (f"{stage}: " if stage else "") + "the driver" if role is None else _place(stage, role, index)

@@ -3,7 +3,11 @@
 import contextlib
 import json
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +163,23 @@ def test_bytes_are_equal_when_workers_are_killed_in_every_stage(
             run_job(job, pipeline.store, group="test")
         assert killed, name
     assert differing(contents(road, tmp_path, partitions=partitions), expected) == []
+
+
+def test_a_driver_that_is_told_to_end_goes_and_the_same_command_makes_the_same_bytes(
+    road: Path, expected: dict[str, bytes], tmp_path: Path
+):
+    command = [sys.executable, "-m", "jobs.cli", "run", "corpus", str(road.parent / "corpus.yaml")]
+    command += ["--store", str(tmp_path)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list(tmp_path.glob("corpus-*/unfinished.json")):
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.05)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "raymill: stopped by SIGINT; the same command goes on from here" in output
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert differing(contents(road, tmp_path), expected) == []
 
 
 def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:

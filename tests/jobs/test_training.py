@@ -228,3 +228,22 @@ def wait_for_rank(rank: int) -> int:
 
     wait_for(is_at_work)
     return found[0]
+
+
+def test_a_driver_that_is_told_to_end_saves_where_it_is_and_leaves_no_process(folder: Path) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml"), "steps=5000"]
+    command += ["execution.checkpoint_interval=5000", "--store", str(folder / "told")]
+    environment = {**os.environ, "RAYMILL_TEST_RUN": f"{folder.name}-told"}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list((folder / "told").glob("*/metrics.jsonl")), driver)
+    began = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 143 and time.monotonic() - began < 15, output
+    said = re.search(
+        r"raymill: stopped by SIGTERM; the same command goes on from here: pretrain .* step (\d+) of", output
+    )
+    (store,) = (folder / "told").iterdir()
+    assert said and (store / f"checkpoints/step-{int(said[1]):08d}/checkpoint.json").exists(), output
+    assert not (store / "lease.json").exists()
+    assert not processes_with("RAYMILL_TEST_RUN", f"{folder.name}-told")

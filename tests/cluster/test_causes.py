@@ -1,0 +1,77 @@
+"""Why something ended, from exceptions, Ray's reports and workers' logs: one cause, and never a guess."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from cluster.causes import exited, fatal_signal, original, own_frame, pid_in, raised, ray_says, traceback_text
+from model.optim import warmup_cosine
+
+GUESS = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: Generator\n\tpid: 5525\n\tip: 192.0.2.2\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
+    "unexpectedly due to SIGSEGV or another unexpected error. If the process was killed by the kernel OOM killer, "
+    "consider enabling resource isolation to prevent node deaths by resource contention."
+)
+
+
+def test_an_exception_is_told_with_the_innermost_frame_that_is_ours() -> None:
+    with pytest.raises(TypeError) as caught:
+        warmup_cosine(peak_lr=1.0, warmup_steps=0, total_steps=4, final_ratio=0.1)("three")  # pyright: ignore[reportArgumentType]
+    told = raised(caught.value, traceback_text(caught.value))
+    assert told.startswith("raised TypeError: ") and ", at model/optim.py:" in told
+
+
+def test_frames_of_libraries_and_of_the_interpreter_are_passed_over() -> None:
+    library = f'  File "{subprocess.__file__}", line 7, in run\n    …\n  File "<frozen runpy>", line 198, in _run\n'
+    text = f'Traceback:\n  File "/home/ann/verify.py", line 12, in score\n    …\n{library}ValueError: x'
+    assert own_frame(text) == "/home/ann/verify.py:12 in score"
+    assert own_frame(library) is None
+
+
+def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
+    text = 'Traceback (most recent call last):\n  File "/home/ann/verify.py", line 3, in score\n    …\nKeyError: 4'
+    error = RayTaskError(
+        "score", text, KeyError(4), "ray::Verifier.score", pid=77, ip="192.0.2.2"
+    ).as_instanceof_cause()
+    brought = traceback_text(error)
+    assert isinstance(original(error), KeyError) and pid_in(brought) == 77
+    assert raised(error, brought) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
+
+
+@pytest.mark.parametrize(
+    ("report", "cause"),
+    [
+        (GUESS, None),
+        ("… Worker exits with an exit code 1. The process receives a SIGTERM.", "was killed by signal 15 (SIGTERM)"),
+        ("Worker exit detail: Worker exits with an exit code 3.", "ended by itself with exit code 3"),
+        (
+            "Task was killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was high",
+            "ran out of memory: Ray's memory monitor ended it",
+        ),
+        ("The actor died because its node has been terminated", "was lost with its node"),
+    ],
+)
+def test_only_what_ray_knows_is_taken_from_it(report: str, cause: str | None) -> None:
+    assert ray_says(report) == cause
+    assert pid_in(GUESS) == 5525
+
+
+@pytest.mark.parametrize(
+    ("number", "named"), [(11, "signal 11 (SIGSEGV)"), (6, "signal 6 (SIGABRT)"), (7, "signal 7 (SIGBUS)")]
+)
+def test_a_fatal_signal_is_read_from_what_python_leaves_in_the_log(number: int, named: str, tmp_path: Path) -> None:
+    program = f"import os\ndef crash():\n    os.kill(os.getpid(), {number})\ncrash()"
+    (tmp_path / "program.py").write_text(program)
+    ended = subprocess.run([sys.executable, "-X", "faulthandler", tmp_path / "program.py"], stderr=subprocess.PIPE)
+    cause = fatal_signal(ended.stderr.decode())
+    assert cause is not None and cause.startswith(f"was killed by {named}") and "program.py:" in cause
+    assert exited(ended.returncode) == f"was killed by {named}"
+    assert fatal_signal("an ordinary line\n") is None

@@ -1,0 +1,169 @@
+"""Who is gone, who stands still, and why: real processes, watched as those of a run are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cluster import watch
+from cluster.causes import Place
+from cluster.memory import GroupMemory, group_of, peak_of, read_group
+from cluster.watch import NodeWatch, Sighting, out_of_memory
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from cluster import watch
+watch._node_folder = lambda: Path(sys.argv[1])
+def stand():
+    open(sys.argv[1] + "/begun", "w").close()
+    while True: time.sleep(0.1)
+with watch.watched("rlhf", "generator", 2):
+    {body}
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts a watched program whose stderr is a log, and returns when it has begun."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(body: str = "stand()") -> subprocess.Popen[bytes]:
+        folder = tmp_path / "watch"
+        folder.mkdir(exist_ok=True)
+        with (tmp_path / "log").open("wb") as log:
+            command = [sys.executable, "-X", "faulthandler", "-c", PROGRAM.format(body=body), str(folder)]
+            started.append(subprocess.Popen(command, stderr=log, cwd=ROOT))
+        while body == "stand()" and not (folder / "begun").exists():
+            time.sleep(0.05)
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def look(node: NodeWatch, until: Callable[[list[Sighting]], bool], *, limit_s: float = 60) -> list[Sighting]:
+    """All that is seen until it is enough."""
+    seen: list[Sighting] = []
+    deadline = time.monotonic() + limit_s
+    while not until(seen):
+        assert time.monotonic() < deadline, seen
+        seen += node.look()[0]
+        time.sleep(0.05)
+    return seen
+
+
+def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_path: Path) -> None:
+    process, node = start(), NodeWatch(tmp_path / "watch")
+    node.look()
+    process.kill()
+    process.wait()
+    (death,) = look(node, bool)
+    assert (death.kind, death.cause, death.is_certain) == ("dead", "was killed by signal 9 (SIGKILL)", False)
+    assert str(death.place).startswith("rlhf: generator 2 on node ") and death.place.pid == process.pid
+    assert death.place.log == str(tmp_path / "log")
+
+
+def test_a_crash_is_told_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
+    start("os.kill(os.getpid(), 11)").wait()
+    (death,) = look(NodeWatch(tmp_path / "watch"), bool)
+    assert death.is_certain and death.cause.startswith("was killed by signal 11 (SIGSEGV)")
+
+
+def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) -> None:
+    ended, raised = start("pass"), start("raise RuntimeError('its own way of being told')")
+    ended.wait(), raised.wait()
+    node = NodeWatch(tmp_path / "watch")
+    assert node.look()[0] == [] and node.look()[0] == []
+    assert node.places()[raised.pid].role == "generator"  # whose exception it was is still known
+
+
+def test_a_stopped_process_is_told_once_and_when_it_goes_on(
+    start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_STOPPED_S", 0.5)
+    process, node = start(), NodeWatch(tmp_path / "watch")
+    process.send_signal(signal.SIGSTOP)
+    assert [one.kind for one in look(node, bool)] == ["stopped"]
+    time.sleep(0.7)
+    assert node.look()[0] == []
+    process.send_signal(signal.SIGCONT)
+    assert [one.kind for one in look(node, bool)] == ["continued"]
+
+
+def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable, tmp_path: Path) -> None:
+    process, node = start(), NodeWatch(tmp_path / "watch")
+    node.look()
+    assert "in stand" in node.stacks()[process.pid]
+
+
+def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -> None:
+    process, node = start(), NodeWatch(tmp_path / "watch")
+    node.dismiss("generator", 2)
+    process.kill()
+    process.wait()
+    assert node.look()[0] == []
+
+
+def test_a_kill_for_want_of_memory_is_told_with_limit_and_peak() -> None:
+    group = GroupMemory("/sys/fs/cgroup/memory/pod", kills=1, limit=2 << 30, peak=2 << 30)
+    assert out_of_memory(group, peak=1_500 << 20) == (
+        "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/memory/pod (limit 2.00 GiB, its peak "
+        "2.00 GiB); this process's peak was 1.46 GiB"
+    )
+
+
+def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
+    for name, files in {
+        "v1": {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.limit_in_bytes": "1024\n",
+               "memory.max_usage_in_bytes": "1000\n"},
+        "v2": {"memory.events": "low 0\noom 3\noom_kill 2\n", "memory.max": "max\n", "memory.peak": "1000\n"},
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    one, two = read_group(tmp_path / "v1"), read_group(tmp_path / "v2")
+    assert one and two and (one.kills, one.limit, one.peak) == (2, 1024, 1000)
+    assert (two.kills, two.limit, two.peak) == (2, None, 1000)
+    assert read_group(tmp_path / "gone") is None and peak_of(os.getpid()) > 1 << 20
+
+
+def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Callable, tmp_path: Path) -> None:
+    own = group_of(os.getpid())
+    group = own / f"raymill-test-{os.getpid()}" if own else None
+    try:
+        assert group is not None
+        group.mkdir()
+    except (OSError, AssertionError):
+        pytest.skip("this process may not make a memory control group")
+    limit = "memory.limit_in_bytes" if (group / "memory.limit_in_bytes").exists() else "memory.max"
+    (group / limit).write_text(str(64 << 20))
+    process = start(
+        f"stand_in = [open('{group}/cgroup.procs', 'w').write(str(os.getpid())), time.sleep(2), os.urandom(1 << 28)]"
+    )
+    node = NodeWatch(tmp_path / "watch")
+    (death,) = look(node, bool)
+    process.wait()
+    group.rmdir()
+    assert death.is_certain and "ran out of memory" in death.cause and "(limit 64 MiB" in death.cause
+
+
+def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:
+    node = NodeWatch(tmp_path)
+    place = Place(stage="serve", role="server", index=0, pid=2**22 + 1, log=str(tmp_path / "gone"))
+    described = {"place": asdict(place), "is_told": False, "log_from": 0, "has_raised": False}
+    (tmp_path / f"{place.pid}.json").write_text(json.dumps(described))
+    (death,) = look(node, bool)
+    assert death.log_tail == "" and death.place == place
