@@ -9,13 +9,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.memory import group_of, left_in
+
 _INTERVAL_S = 1.0
-_NO_LIMIT = 1 << 60
-_GROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Folder, limit, use and, in memory.stat, droppable file pages of version 2 and 1 of control groups."""
 
 
 class Footprint:
@@ -119,33 +115,9 @@ def free_memory_bytes() -> int | None:
     if "MemAvailable" not in fields:
         return None
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min([free, *(left for group in _GROUPS if (left := _left_in(*group)) is not None)])
-
-
-def _left_in(folder: Path, limit_name: str, use_name: str, droppable: str) -> int | None:
-    """What a control group may still take; None without one or without a limit."""
-    folder = _own_group(folder, limit_name)
-    try:
-        limit, use = (folder / limit_name).read_text().strip(), int((folder / use_name).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if limit == "max" or int(limit) >= _NO_LIMIT:
-        return None
-    return max(0, int(limit) - use + int(stat.get(droppable, 0)))
-
-
-def _own_group(mount: Path, limit_name: str) -> Path:
-    """The folder of this process's control group; in a container the mount itself is it."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return mount
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        is_of_mount = "memory" in controllers.split(",") if mount.name == "memory" else not controllers
-        if is_of_mount and (mount / path.lstrip("/") / limit_name).exists():
-            return mount / path.lstrip("/")
-    return mount
+    group = group_of(os.getpid())
+    left = None if group is None else left_in(group)
+    return free if left is None else min(free, left)
 
 
 def processor() -> str:

@@ -54,6 +54,17 @@ def read_group(folder: Path) -> GroupMemory | None:
         return None
 
 
+def left_in(folder: Path) -> int | None:
+    """Bytes that a memory control group may still take, dropping file pages that can be; None without a limit."""
+    is_v1 = (folder / "memory.oom_control").exists()
+    use_name, droppable = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
+    group = read_group(folder)
+    if group is None or group.limit is None:
+        return None
+    use = _number(folder / f"memory.{use_name}") or 0
+    return max(0, group.limit - use + _named(folder / "memory.stat", droppable))
+
+
 def peak_of(pid: int) -> int:
     """The most resident memory that a process has had, in bytes; 0 when it is gone."""
     try:

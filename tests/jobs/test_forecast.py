@@ -206,20 +206,21 @@ def test_the_memory_of_a_session_is_that_of_all_its_processes(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("limit_name", "use_name", "droppable"),
+    ("limit_name", "use_name", "kills_name", "droppable"),
     [
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("memory.max", "memory.current", "memory.events", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "total_inactive_file"),
     ],
     ids=["v2", "v1"],
 )
 def test_a_control_group_bounds_what_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_name: str, use_name: str, droppable: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_name: str, use_name: str, kills_name: str, droppable: str
 ):
     (tmp_path / limit_name).write_text(f"{300 << 20}\n")
     (tmp_path / use_name).write_text(f"{200 << 20}\n")
     (tmp_path / "memory.stat").write_text(f"{droppable} {50 << 20}\n")
-    monkeypatch.setattr(footprint, "_GROUPS", ((tmp_path, limit_name, use_name, droppable),))
+    (tmp_path / kills_name).write_text("oom_kill 0\n")
+    monkeypatch.setattr(footprint, "group_of", lambda pid: tmp_path)
     assert footprint.free_memory_bytes() == 150 << 20
     (tmp_path / limit_name).write_text("max\n" if limit_name == "memory.max" else "9223372036854771712\n")
     free = footprint.free_memory_bytes()
