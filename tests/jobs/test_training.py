@@ -70,7 +70,7 @@ def make_shards(folder: Path, texts: list[str]) -> None:
         info = write_shard(storage, "shard-00000", documents, encoder, empty)
         whole = Generation(corpus="made", shards=(info,))
         write_manifest(storage, ShardManifest(**{**vars(empty), "generations": (whole,)}))
-    record = {"id": "shards-0", "stage": "shards", "inputs": {}, "summary": {}, "digest": "0"}
+    record = {"id": "shards-0", "stage": "shards", "inputs": {}, "summary": {"vocab_size": 300}, "digest": "0"}
     (folder / "artifact.json").write_text(json.dumps(record))
 
 
