@@ -32,6 +32,7 @@ class _Line:
         self._writing = threading.RLock()
         self._activities: dict[int, Callable[[], str]] = {}
         self._next = 0
+        self.num_changes = 0
         self._is_drawn = False
         self._written_s = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -40,6 +41,7 @@ class _Line:
         """Add an activity; the number to close it by."""
         with self._writing:
             self._next += 1
+            self.num_changes += 1
             self._activities[self._next] = describe
             if self._thread is None or not self._thread.is_alive():  # a forked child has none
                 self._thread = threading.Thread(target=self._repeat, daemon=True, name="progress")
@@ -52,6 +54,7 @@ class _Line:
     def close(self, number: int) -> None:
         with self._writing:
             self._activities.pop(number, None)
+            self.num_changes += 1
             self._clear()
 
     def draw(self) -> None:
@@ -125,6 +128,11 @@ class LogHandler(logging.StreamHandler):
             super().emit(record)
 
 
+def num_changes() -> int:
+    """How often anything here has begun, advanced or ended: a command whose number stands does not come on."""
+    return _line.num_changes
+
+
 @contextmanager
 def working(what: str | Callable[[], str]) -> Iterator[None]:
     """Say what goes on, and for how long it has, for as long as the block lasts.
@@ -167,6 +175,7 @@ class Progress:
     def update(self, done: float, note: str = "") -> None:
         """Say that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
         self._done, self._note, self._updated_s = done, note, time.monotonic()
+        _line.num_changes += 1
         if sys.stderr.isatty():
             _line.draw()
 

@@ -17,22 +17,26 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import psutil
 
 from cluster.causes import Place, fatal_signal, killed_by, sentence
 from cluster.memory import GroupMemory, gib, group_of, peak_of, read_group
+from cluster.progress import num_changes
 
 _LOOK_S = 1.0
 _STOPPED_S = 6.0
 """How long a process may be stopped by a signal before it is told."""
-_STILL_S = 180.0
-"""How long nothing of a run may move before it is told, and at least ten times its longest pause so far."""
+_IDLE_S, _BUSY_S = 180.0, 1800.0
+"""How long a run may make no progress before it is told: while its processes sleep, and while they compute."""
 _STILL_FACTOR = 10.0
+"""And at least so many times its longest pause so far, so that a busy machine raises no alarm."""
+_ASLEEP = 0.02
+"""Processes that take less than this share of one core are asleep."""
 _BEAT_S = 1.0
 _STACK_SIGNAL = signal.SIGUSR2
 _TAIL_BYTES = 16 << 10
@@ -181,6 +185,16 @@ class _Seen:
     is_stop_told: bool = False
 
 
+class Look(NamedTuple):
+    """What a node's watch has seen since its last look."""
+
+    sightings: list[Sighting]
+    has_moved: bool
+    """Whether a process has come to another step, begun or ended."""
+    is_busy: bool
+    """Whether the processes compute."""
+
+
 class NodeWatch:
     """Looks at the watched processes of its node; a plain class, in the driver for its own node, an actor elsewhere."""
 
@@ -191,15 +205,19 @@ class NodeWatch:
         self._seen: dict[int, _Seen] = {}
         self._places: dict[int, Place] = {}
         self._moves: tuple[Any, ...] = ()
+        self._cpu_s, self._looked_s = 0.0, time.monotonic()
 
-    def look(self) -> tuple[list[Sighting], bool]:
-        """What is new since the last look, and whether anything of the run has moved meanwhile."""
+    def look(self) -> Look:
+        """What is new since the last look."""
         self._find_new()
         sightings = [found for pid in list(self._seen) if (found := self._look_at(pid))]
         beats = sorted((path.name, path.stat().st_mtime) for path in self.folder.glob("*.beat"))
         moves = (tuple(sorted(self._seen)), tuple(beats))
-        moved, self._moves = moves != self._moves, moves
-        return sightings, moved
+        has_moved, self._moves = moves != self._moves, moves
+        cpu_s, now = sum(map(_cpu_s, self._seen.values())), time.monotonic()
+        is_busy = cpu_s - self._cpu_s > _ASLEEP * (now - self._looked_s)
+        self._cpu_s, self._looked_s = cpu_s, now
+        return Look(sightings, has_moved, is_busy)
 
     def request_stop(self) -> None:
         """Ask the processes to come to a good end (`stop_requested`)."""
@@ -309,6 +327,15 @@ def out_of_memory(group: GroupMemory, peak: int) -> str:
     return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){own}"
 
 
+def _cpu_s(seen: _Seen) -> float:
+    """The time that a process has computed; 0 when it is gone."""
+    try:
+        times = seen.process.cpu_times() if seen.process else None
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system if times else 0.0
+
+
 def _lives(process: psutil.Process | None) -> bool:
     try:
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -361,6 +388,29 @@ def current_stage() -> str | None:
     return _current.stage if _current else None
 
 
+class Stillness:
+    """Judges by the clock whether a run makes no progress."""
+
+    def __init__(self, now_s: float) -> None:
+        self._moved_s = self._busy_s = now_s
+        self._longest_s, self._num_changes, self._is_told = 0.0, 0, False
+
+    def note(self, looks: Sequence[Look], num_changes: int, now_s: float) -> float | None:
+        """How long there has been no progress, where that is to be told now; None where it is not, or was."""
+        pause_s = now_s - self._moved_s
+        if num_changes != self._num_changes or any(look.has_moved for look in looks):
+            self._longest_s, self._num_changes, self._is_told = max(self._longest_s, pause_s), num_changes, False
+            self._moved_s = self._busy_s = now_s
+            return None
+        if any(look.is_busy for look in looks):
+            self._busy_s = now_s
+        is_long = pause_s > _BUSY_S or now_s - self._busy_s > _IDLE_S
+        if self._is_told or not is_long or pause_s <= _STILL_FACTOR * self._longest_s:
+            return None
+        self._is_told = True
+        return pause_s
+
+
 class Watch:
     """The driver's view of the watched processes of one stage, on all nodes.
 
@@ -374,7 +424,7 @@ class Watch:
         self._lock = threading.Lock()
         self._own = NodeWatch()
         self._nodes: dict[str, Any] = {}
-        self._moved_s, self._pause_s, self._is_still_told = time.monotonic(), 0.0, False
+        self._stillness = Stillness(time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="watch")
         self._thread.start()
@@ -445,11 +495,11 @@ class Watch:
         while not self._over.wait(_LOOK_S):
             try:
                 self._meet_nodes()
-                moved = self._look()
+                looks = self._look()
             except (RayError, OSError) as error:
                 log.debug("a look at the processes failed: %s", error)  # the next one tries again
                 continue
-            self._tell_stillness(moved)
+            self._tell_stillness(looks)
 
     def _meet_nodes(self) -> None:
         """Start a watch on every node that has come since the last look, and forget those that are gone."""
@@ -463,8 +513,8 @@ class Watch:
             strategy = NodeAffinitySchedulingStrategy(name, soft=False)
             self._nodes[name] = ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
-    def _look(self) -> bool:
-        """Take what every node has seen; whether anything has moved."""
+    def _look(self) -> list[Look]:
+        """What every node that answers has seen; deaths are kept, and what else is new is told."""
         import ray
         from ray.exceptions import RayError
 
@@ -476,11 +526,11 @@ class Watch:
                 for answer in ready:
                     with contextlib.suppress(RayError):  # the node is gone; Ray says so to whoever waits for its work
                         answers.append(ray.get(answer))
-            sightings = [sighting for found, _ in answers for sighting in found]
+            sightings = [sighting for look in answers for sighting in look.sightings]
             self._deaths += [sighting for sighting in sightings if sighting.kind == _DEAD]
         for sighting in sightings:
             self._tell(sighting)
-        return any(moved for _, moved in answers)
+        return answers
 
     def _tell(self, sighting: Sighting) -> None:
         if sighting.kind == _DEAD and sighting.is_told:
@@ -491,19 +541,11 @@ class Watch:
         elif sighting.kind == _CONTINUED:
             log.info("%s goes on after its stop", sighting.place)
 
-    def _tell_stillness(self, moved: bool) -> None:
-        now = time.monotonic()
-        pause_s = now - self._moved_s
-        if moved:
-            if self._is_still_told:
-                log.info("%s goes on after %.0f s without progress", self.stage, pause_s)
-            self._pause_s = max(self._pause_s, pause_s)
-            self._moved_s, self._is_still_told = now, False
-        elif pause_s > max(_STILL_S, _STILL_FACTOR * self._pause_s) and not self._is_still_told:
-            self._is_still_told = True
+    def _tell_stillness(self, looks: Sequence[Look]) -> None:
+        pause_s = self._stillness.note(looks, num_changes(), time.monotonic())
+        if pause_s is not None:
             for place, stack in self._all_stacks():
-                cause = f"has made no progress for {pause_s:.0f} s; it stands at:\n{stack.strip()}"
-                log.warning("%s %s", place, cause)
+                log.warning("%s has made no progress for %.0f s; it stands at:\n%s", place, pause_s, stack.strip())
 
     def _all_stacks(self) -> list[tuple[Place, str]]:
         found: list[tuple[Place, str]] = []

@@ -17,7 +17,7 @@ import pytest
 from cluster import watch
 from cluster.causes import Place
 from cluster.memory import GroupMemory, group_of, peak_of, read_group
-from cluster.watch import NodeWatch, Sighting, out_of_memory
+from cluster.watch import Look, NodeWatch, Sighting, Stillness, out_of_memory
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -60,7 +60,7 @@ def look(node: NodeWatch, until: Callable[[list[Sighting]], bool], *, limit_s: f
     deadline = time.monotonic() + limit_s
     while not until(seen):
         assert time.monotonic() < deadline, seen
-        seen += node.look()[0]
+        seen += node.look().sightings
         time.sleep(0.05)
     return seen
 
@@ -86,7 +86,7 @@ def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) 
     ended, raised = start("pass"), start("raise RuntimeError('its own way of being told')")
     ended.wait(), raised.wait()
     node = NodeWatch(tmp_path / "watch")
-    assert node.look()[0] == [] and node.look()[0] == []
+    assert node.look().sightings == [] and node.look().sightings == []
     assert node.places()[raised.pid].role == "generator"  # whose exception it was is still known
 
 
@@ -98,7 +98,7 @@ def test_a_stopped_process_is_told_once_and_when_it_goes_on(
     process.send_signal(signal.SIGSTOP)
     assert [one.kind for one in look(node, bool)] == ["stopped"]
     time.sleep(0.7)
-    assert node.look()[0] == []
+    assert node.look().sightings == []
     process.send_signal(signal.SIGCONT)
     assert [one.kind for one in look(node, bool)] == ["continued"]
 
@@ -114,7 +114,7 @@ def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -
     node.dismiss("generator", 2)
     process.kill()
     process.wait()
-    assert node.look()[0] == []
+    assert node.look().sightings == []
 
 
 def test_a_kill_for_want_of_memory_is_told_with_limit_and_peak() -> None:
@@ -167,3 +167,16 @@ def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / f"{place.pid}.json").write_text(json.dumps(described))
     (death,) = look(node, bool)
     assert death.log_tail == "" and death.place == place
+
+
+def test_stillness_is_told_once_and_only_where_nothing_computes_for_minutes_or_moves_for_half_an_hour() -> None:
+    asleep, busy, moves = Look([], False, False), Look([], False, True), Look([], True, True)
+    clock = Stillness(0.0)
+    assert clock.note([asleep, moves], 1, 10.0) is None
+    assert clock.note([asleep, busy], 1, 600.0) is None  # it computes, on a machine that may be slow
+    assert clock.note([asleep], 1, 700.0) is None
+    assert clock.note([asleep], 1, 790.0) == 780.0 and clock.note([asleep], 1, 900.0) is None
+    assert clock.note([asleep], 2, 910.0) is None  # the driver has come on
+    assert clock.note([asleep], 2, 910.0 + 2000.0) is None  # not ten times its longest pause, 900 s
+    endless = Stillness(0.0)
+    assert [endless.note([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]
