@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, handlers=[LogHandler()]
     )
-    for noisy in ("httpx", "botocore", "aiobotocore", "filelock"):
+    for noisy in ("httpx", "httpx2", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with orderly_end():
         return _run_command(options)

@@ -30,7 +30,7 @@ from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
 from jobs.job import Artifact, Context, Needs, Stage, input_artifact
-from jobs.sizes import mib, sizes_of
+from jobs.sizes import weights_gib
 from jobs.work import Processes, Work
 from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
 
@@ -55,7 +55,7 @@ class ServeExecution(Execution):
 
     kv_cache_gib: int = 1
     """Memory for keys and values, on CPU."""
-    startup_timeout_s: float = 240.0
+    startup_timeout_s: float = 600.0
     request_timeout_s: float = 120.0
 
 
@@ -136,9 +136,8 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
 
 def work(config: ServeConfig, needs: Needs) -> Work:
     """What the forecast is made of: a server's start, and its answers one after another."""
-    model_gib = mib(sizes_of(needs["model"]), 4) / 1024
     return Work(
-        processes=[Processes(kind="server", own_gib=model_gib + config.execution.kv_cache_gib)],
+        processes=[Processes(kind="server", own_gib=weights_gib(needs["model"]) + config.execution.kv_cache_gib)],
         engine_steps=len(config.questions) * config.max_new_tokens,
     )
 

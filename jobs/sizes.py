@@ -106,6 +106,13 @@ def mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:
     return num_parameters(sizes) * bytes_per_parameter / 2**20
 
 
+def weights_gib(need: Job | Artifact) -> float:
+    """What a model of any layout takes in memory: as much as its files, or float32 where it is not made yet."""
+    if isinstance(need, Artifact):
+        return need.model.num_bytes() / 2**30
+    return mib(sizes_of(need), 4) / 1024
+
+
 def state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
     """What weights, gradients and optimizer take on each of the workers that share them; activations come on top."""
     return mib(sizes, _STATE_BYTES) / workers

@@ -5,14 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster.placement import Placement
+from cluster.storage import Storage
 from data.document import Source
 from jobs import compress, corpus, pretrain, reward, rlhf, serve, sft, shards, vocabulary
 from jobs.calibration import Machine
 from jobs.compress import CompressConfig
 from jobs.corpus import CorpusConfig
 from jobs.forecast import predict
-from jobs.job import Job, Needs, Stage
+from jobs.job import Artifact, Job, Needs, Stage
 from jobs.precision import precisions_of, with_precisions
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
@@ -113,3 +116,12 @@ def told(stage: Stage, config: Any, needs: Needs) -> float:
     seconds = predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
     assert seconds is not None
     return seconds
+
+
+def test_a_server_of_a_layout_that_we_do_not_train_is_sized_by_its_files(tmp_path: Path):
+    folder = Storage(str(tmp_path / "compress-0"))
+    folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
+    folder.write_bytes("model/model.safetensors", bytes(3 << 20))
+    needs = {"model": Artifact(folder, {"id": "compress-0", "stage": "compress"})}
+    (server,) = serve.STAGE.work(ServeConfig(model="compress"), needs).processes
+    assert server.own_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)
