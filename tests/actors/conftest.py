@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from model.huggingface import SpecialTokens, load_scalar_folder, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_ray = contextlib.ExitStack()
 
 SIZES = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
 
@@ -62,7 +64,13 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scala
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A Ray of two CPUs for all tests that need one."""
-    with connect("local", num_cpus=2):
-        yield
+def ray_session() -> None:
+    """A Ray of two CPUs for all tests of this folder that need one."""
+    _ray.enter_context(connect("local", num_cpus=2))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End Ray after the last test of this folder: tests elsewhere start Rays of their own, of other sizes."""
+    if nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent):
+        _ray.close()
