@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +19,14 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.ledger import SUBMISSION
+from cluster.progress import working
 
 _UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _STATUS_POLL_S = 0.5
 _SILENT_HEAD_S = 30.0
+_NO_AGENT_S = 300.0
+"""How long a head may be up without the agent that starts its jobs."""
 _DASHBOARD_PORT = ":8265"
 _HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 
@@ -155,14 +158,38 @@ def submit_once(
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
     runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, SUBMISSION: attempt}}
     before_sending(attempt)
+    send = partial(
+        client.submit_job,
+        entrypoint=command,
+        submission_id=attempt,
+        runtime_env=runtime_env,
+        metadata=dict(metadata),
+    )
     try:
-        client.submit_job(entrypoint=command, submission_id=attempt, runtime_env=runtime_env, metadata=dict(metadata))
+        once_an_agent_is_up(send)
     except RuntimeError:
         # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours.
         if not any(job.submission_id == attempt for job in client.list_jobs()):
             raise
         return Sent(Submission(attempt, address), "joined, it is under way")
     return Sent(Submission(attempt, address), "started again" if earlier else "started")
+
+
+def once_an_agent_is_up(send: Callable[[], object], *, limit_s: float = _NO_AGENT_S, pause_s: float = 2.0) -> None:
+    """Send a job to a head whose dashboard answers before its job agent is there, as one that comes up does.
+
+    Raises RuntimeError when it is refused for another reason, or when no agent has come within the limit.
+    """
+    until = time.monotonic() + limit_s
+    with working("sending the job"):
+        while True:
+            try:
+                send()
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(pause_s)
 
 
 def job_client(address: str | None) -> JobSubmissionClient:
