@@ -75,7 +75,7 @@ def faults() -> list[Fault]:
     one_task = {
         "corpus": "jobs.corpus:_clean_piece",
         "vocabulary": "jobs.vocabulary:_count_part",
-        "shards": "data.shards:write_shard",
+        "shards": "jobs.shards:_write_shards",
         "compress": "actors.evaluation:score_text",
         "evaluate": "actors.evaluation:score_text",
     }

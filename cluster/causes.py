@@ -3,6 +3,8 @@
 Ray names three guesses where a process is gone; here one is said, from evidence.
 """
 
+import os
+import pickle
 import re
 import signal
 import sys
@@ -47,6 +49,24 @@ class Place:
         return f"{self.stage}: {self.role} {self.index}{node}{pid}"
 
 
+class WorkerError(Exception):
+    """What was raised in another process, with its traceback, which an exception loses on its way."""
+
+    def __init__(self, error: Exception, traceback: str, pid: int) -> None:
+        super().__init__(error, traceback, pid)
+        self.error, self.traceback, self.pid = error, traceback, pid
+
+
+def to_bring(error: Exception) -> WorkerError:
+    """An exception that is being handled, for another process; what does not pickle is told by its type and text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        brought = error
+    except Exception as reason:  # whatever a class of the user's does when it is pickled
+        brought = RuntimeError(f"{type(error).__name__}: {error} (it does not pickle: {reason})")
+    return WorkerError(brought, traceback.format_exc(), os.getpid())
+
+
 def sentence(place: Place, cause: str) -> str:
     """`<place> <cause>; log: PATH`."""
     return f"{place} {cause}" + (f"; log: {place.log}" if place.log else "")
@@ -70,13 +90,19 @@ def is_from_worker(error: object) -> "TypeGuard[RayTaskError]":
 
 def original(error: BaseException) -> BaseException:
     """The exception that the work itself raised: Ray wraps it, also more than once."""
-    while is_from_worker(error) and isinstance(error.cause, BaseException):
-        error = error.cause
-    return error
+    while True:
+        if isinstance(error, WorkerError):
+            error = error.error
+        elif is_from_worker(error) and isinstance(error.cause, BaseException):
+            error = error.cause
+        else:
+            return error
 
 
 def traceback_text(error: BaseException) -> str:
     """The traceback of the work's own exception, from whichever process it came."""
+    if isinstance(error, WorkerError):
+        return error.traceback
     if is_from_worker(error):
         return re.sub(r"\x1b\[\d*m", "", str(error))
     return "".join(traceback.format_exception(error))

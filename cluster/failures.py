@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass
 
-from cluster.causes import Place, is_from_worker, original, pid_in, raised, ray_says, sentence, traceback_text
+from cluster.causes import (
+    Place,
+    WorkerError,
+    is_from_worker,
+    original,
+    pid_in,
+    raised,
+    ray_says,
+    sentence,
+    traceback_text,
+)
 from cluster.watch import Sighting, current
 
 _SHOWN_LINES = 12
@@ -48,7 +58,7 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
             return Explanation(f"{place} {cause}", _end(report))
         return explain_death(report, death)
     text = traceback_text(error)
-    pid = pid_in(text) if is_from_worker(error) else None
+    pid = error.pid if isinstance(error, WorkerError) else pid_in(text) if is_from_worker(error) else None
     place = watch.place_of(pid) if watch and pid else None
     if place is not None:
         return explain_raised(place, error, text)

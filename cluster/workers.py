@@ -5,14 +5,13 @@ import re
 import shutil
 import tempfile
 import threading
-import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster import watch
-from cluster.causes import Place
+from cluster.causes import Place, WorkerError, to_bring
 from cluster.failures import Explanation, explain, explain_death, explain_raised
 from cluster.placement import Placement
 from cluster.room import wait_for_room
@@ -28,14 +27,6 @@ _PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.dis
 """In an exception that a rank raises because another one is gone."""
 
 log = logging.getLogger(__name__)
-
-
-class RankError(Exception):
-    """What `work` raised in a rank, with its traceback, which an exception loses between processes."""
-
-    def __init__(self, error: Exception, traceback: str) -> None:
-        super().__init__(error, traceback)
-        self.error, self.traceback = error, traceback
 
 
 class StoppedInOrder(Exception):
@@ -67,7 +58,7 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
             return
         except TrainingFailedError as error:
             for failure in _failures(error).values():
-                if isinstance(failure, RankError) and isinstance(failure.error, ValueError):
+                if isinstance(failure, WorkerError) and isinstance(failure.error, ValueError):
                     raise ValueError(f"{name}: {failure.error}") from error
             first = _first_failure(error, name)
             if attempt == placement.max_failures:
@@ -144,7 +135,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     from ray.train import ControllerError
 
     failures, here = _failures(error), watch.current()
-    raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, RankError)}
+    raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
     for rank, failure in failures.items():
         if rank not in raised:
             return explain(_health(failure), stage=name, role="rank", index=rank)
@@ -177,4 +168,4 @@ def _work_in_group(config: dict[str, Any]) -> None:
         try:
             config["work"](spot, config["payload"])
         except Exception as error:
-            raise RankError(error, traceback.format_exc()) from None
+            raise to_bring(error) from None

@@ -8,11 +8,13 @@ reads never depends on the workers.
 import hashlib
 import json
 import logging
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from cluster import watch
+from cluster.causes import to_bring
 from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
@@ -72,11 +74,13 @@ def _on_ray(
     stage = watch.current_stage()
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
-        with watch.watched(stage, "task", row["index"], is_told=True):
-            return _one(row)
-
-    def _one(row: dict[str, Any]) -> dict[str, Any]:
-        return {"index": row["index"], "answer": json.dumps(function(json.loads(row["task"])))}
+        # Ray Data would bring the text of an exception, without its type.
+        try:
+            with watch.watched(stage, "task", row["index"], is_told=True):
+                given = json.dumps(function(json.loads(row["task"])))
+        except Exception as error:
+            return {"index": row["index"], "answer": "", "error": pickle.dumps(to_bring(error))}
+        return {"index": row["index"], "answer": given, "error": b""}
 
     wait_for_room([{"CPU": 1.0}], label)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
@@ -86,4 +90,6 @@ def _on_ray(
     # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
     dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
     for row in dataset.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
         yield row["index"], json.loads(row["answer"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
-from cluster.causes import exited, fatal_signal, original, own_frame, pid_in, raised, ray_says, traceback_text
+from cluster.causes import exited, fatal_signal, original, own_frame, pid_in, raised, ray_says, to_bring, traceback_text
 from model.optim import warmup_cosine
 
 GUESS = (
@@ -75,3 +77,24 @@ def test_a_fatal_signal_is_read_from_what_python_leaves_in_the_log(number: int, 
     assert cause is not None and cause.startswith(f"was killed by {named}") and "program.py:" in cause
     assert exited(ended.returncode) == f"was killed by {named}"
     assert fatal_signal("an ordinary line\n") is None
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("x"), "raised KeyError: 'x', at tests/cluster/test_causes.py:"),
+        (Unpicklable("bad", "luck"), "raised RuntimeError: Unpicklable: bad (it does not pickle: "),
+    ],
+)
+def test_an_exception_keeps_its_type_and_traceback_from_one_process_to_another(error: Exception, told: str) -> None:
+    try:
+        raise error
+    except Exception as caught:
+        brought = pickle.loads(pickle.dumps(to_bring(caught)))
+    assert raised(brought, traceback_text(brought)).startswith(told)
+    assert "in test_an_exception_keeps" in traceback_text(brought) and brought.pid == os.getpid()
