@@ -570,7 +570,8 @@ def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: 
         waiting = submission(cluster, *command, "execution.wait_s=300", "part_mib=2")
         logs = follow(cluster, waiting)
         wait_for(lambda: "its run: running" in call(cluster, "status", waiting), "it does not run")
-        end(cluster.head)
+        for process in [psutil.Process(cluster.head.pid), *psutil.Process(cluster.head.pid).children(recursive=True)]:
+            process.kill()  # at once: a head that is asked to end drains first, and may still tell of its jobs
         output, _ = logs.communicate(timeout=900)
         assert logs.returncode == 1 and "the cluster's head has not answered" in output, output
         status = call(cluster, "status", waiting)
