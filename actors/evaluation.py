@@ -30,6 +30,7 @@ from cluster import watch
 from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
+from cluster.watched import watched, watched_class
 from data.chat import PreferenceTokens
 from data.shards import Sample, ShardReader, document_samples, to_rows
 from data.tokenizer import load_encoder, load_tokenizer, separator_id
@@ -57,7 +58,7 @@ def remote(
     stage, numbers = watch.current_stage(), itertools.count()
 
     def call(number: int, *arguments: Any, **named: Any) -> Any:
-        with watch.watched(stage, function.__name__, number, is_told=True):
+        with watched(stage, function.__name__, number, is_told=True):
             return function(*arguments, **named)
 
     task = (
@@ -356,7 +357,7 @@ def prove_answers(
 def _start_engine(settings: EngineSettings, placement: Placement, index: int) -> Any:
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     return (
-        ray.remote(watch.watched_class(Generator, watch.current_stage(), "generator", index))
+        ray.remote(watched_class(Generator, watch.current_stage(), "generator", index))
         .options(
             num_cpus=placement.cpus_per_worker,
             num_gpus=placement.gpus_per_worker,

@@ -15,6 +15,7 @@ from cluster import watch
 from cluster.placement import Placement
 from cluster.room import hold_room
 from cluster.session import worker_env
+from cluster.watched import watched_class
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Spawner:
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if pure else {}
         handle: Any = (
-            ray.remote(watch.watched_class(cls, watch.current_stage(), role_of(name), index, is_told=pure))
+            ray.remote(watched_class(cls, watch.current_stage(), role_of(name), index, is_told=pure))
             .options(
                 num_cpus=placement.cpus_per_worker,
                 num_gpus=placement.gpus_per_worker,

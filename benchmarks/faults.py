@@ -3,7 +3,10 @@
 Each fault happens once, in the process that the table names: it is killed, stopped, runs out of memory in a control
 group, meets a full disk or a closed port, or raises. Within 30 s the run's output must name stage, process and cause,
 each of them right. Then the run gets SIGTERM: it must end within 15 s, with exit code 143 (or 1, where the fault was
-final), and no process of it may be left. Exit code 1 on a miss. A fault that this machine does not allow is skipped.
+final), and no process of it may be left. `term` is that signal alone, in every stage at work: exit code 143. What W&B
+meets (unreachable, a refused key, its disk full) must be one warning in a stage that ends well, with all its metrics in
+the offline run of its artifact, as `wandb sync` brings them to a server. Exit code 1 on a miss. A fault that this
+machine does not allow is skipped.
 
     python benchmarks/faults.py [--only pretrain rlhf:generator:kill] [--list]
 """
@@ -11,10 +14,8 @@ final), and no process of it may be left. Exit code 1 on a miss. A fault that th
 from __future__ import annotations
 
 import argparse
-import http.server
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -24,20 +25,37 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANTING = ROOT / "benchmarks" / "planting"
+sys.path[:0] = [str(PLANTING), str(ROOT / "tests")]
+import wandb_server  # noqa: E402
+from sitecustomize import memory_group  # noqa: E402  # pyright: ignore[reportAttributeAccessIssue]
+from tiny_pipeline import STAGES, copy_store, prepare  # noqa: E402
+
 MARK = "RAYMILL_FAULTS"
 """Environment variable that every process of a run inherits."""
 TOLD_S, END_S = 30.0, 15.0
+KEY, CLOSED = "0" * 40, "http://127.0.0.1:9"
 START_LIMIT_S = 600.0
 """How long a run may take to come to its fault, on a busy machine."""
+
+AT_WORK = {
+    "corpus": "jobs.corpus:_clean_piece",
+    "vocabulary": "jobs.vocabulary:_count_part",
+    "shards": "jobs.shards:_write_shards",
+    **dict.fromkeys(("pretrain", "sft", "reward"), "model.train:train_step"),
+    "rlhf": "actors.generator:Generator.generate",
+    **dict.fromkeys(("compress", "evaluate"), "actors.evaluation:score_text"),
+    "serve": "",
+}
+"""What each stage's processes do while it is at work; of serve, which has a program of its own, that it is there."""
+WANDB_KINDS = ("wandb-unreachable", "wandb-401", "wandb-disk")
 
 CAUSES = {
     "kill": r"was killed by signal 9 \(SIGKILL\)",
@@ -47,8 +65,10 @@ CAUSES = {
     "raise": r"raised RuntimeError: planted fault, at ",
     "disk": r"No space left on device",
     "port": r"Connect|connect|refused",
-    "unreachable": r"W&B",
-    "401": r"W&B",
+    "term": r"raymill: stopped by SIGTERM; the same command goes on from here",
+    "wandb-unreachable": r"W&B failed \(",
+    "wandb-401": r"W&B failed \(",
+    "wandb-disk": r"W&B failed \(",
 }
 """What must be told of a fault of each kind."""
 
@@ -72,13 +92,7 @@ class Fault:
 
 def faults() -> list[Fault]:
     """All of them, by stage."""
-    one_task = {
-        "corpus": "jobs.corpus:_clean_piece",
-        "vocabulary": "jobs.vocabulary:_count_part",
-        "shards": "jobs.shards:_write_shards",
-        "compress": "actors.evaluation:score_text",
-        "evaluate": "actors.evaluation:score_text",
-    }
+    one_task = {stage: AT_WORK[stage] for stage in ("corpus", "vocabulary", "shards", "compress", "evaluate")}
     found = [
         Fault(stage, "score_text" if "evaluation" in at else "task", kind, at)
         for stage, at in one_task.items()
@@ -86,9 +100,9 @@ def faults() -> list[Fault]:
     ]
     for stage in ("pretrain", "sft", "reward"):
         kinds = ("kill", "stop", "crash", "memory", "raise") if stage == "pretrain" else ("kill", "raise")
-        found += [Fault(stage, "rank", kind, "model.train:train_step", 4) for kind in kinds]
+        found += [Fault(stage, "rank", kind, AT_WORK[stage], 4) for kind in kinds]
     for role, at, kinds in (
-        ("generator", "actors.generator:Generator.generate", ("kill", "stop", "memory", "raise")),
+        ("generator", AT_WORK["rlhf"], ("kill", "stop", "memory", "raise")),
         ("learner", "actors.learner:Learner.update", ("kill", "stop", "raise")),
         ("scorer", "actors.scorer:RewardModel.score", ("kill", "raise")),
         ("reference", "actors.reference:Reference.logprobs", ("kill", "crash")),
@@ -98,81 +112,10 @@ def faults() -> list[Fault]:
     found += [Fault("evaluate", "generator", kind, "actors.generator:Generator.generate") for kind in ("kill", "raise")]
     found += [Fault("serve", "server", "kill"), Fault("serve", "engine", "kill"), Fault("serve", "engine", "stop")]
     found += [Fault("corpus", "task", "disk"), Fault("pretrain", "rank", "disk")]
-    found += [Fault("shards", "", "port"), Fault("pretrain", "", "unreachable"), Fault("pretrain", "", "401")]
+    found += [Fault("shards", "", "port")]
+    found += [Fault(stage, "", kind) for stage in ("pretrain", "reward", "rlhf") for kind in WANDB_KINDS]
+    found += [Fault(stage, "server" if stage == "serve" else "", "term", AT_WORK[stage]) for stage in STAGES]
     return found
-
-
-# The pipeline in which they are planted.
-
-
-def write_world(folder: Path) -> Path:
-    """Texts, chats, preferences and configs of a pipeline of minutes; its pipeline.yaml."""
-    draw = random.Random(0)
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "big", "red", "hat", "near", "old", "sea"]
-
-    def text(length: int) -> str:
-        return " ".join(draw.choices(words, k=length)) + "."
-
-    def lines(name: str, records: list[dict]) -> str:
-        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-        return str(folder / name)
-
-    source = {"name": "made", "format": "jsonl", "path": lines("texts.jsonl", [{"text": text(60)} for _ in range(800)])}
-    chats = lines("chats.jsonl", [{"prompt": text(4), "response": text(5)} for _ in range(200)])
-    pairs = lines("pairs.jsonl", [{"prompt": text(4), "chosen": text(5), "rejected": text(2)} for _ in range(200)])
-    prompts = lines("prompts.jsonl", [{"prompt": text(4)} for _ in range(64)])
-    placement = {"workers": 2, "cpus_per_worker": 0.5}
-    intervals = {"log_interval": 1, "validation_interval": 1000, "checkpoint_interval": 3}
-    training = {"sequence_length": 64, "batch_size": 8, "precision": "float32"}
-    training["execution"] = {"placement": placement, **intervals}
-    training["optimizer"] = {"lr": 1.0e-3, "warmup_steps": 2}
-    model = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96}
-    share = {"cpus_per_worker": 0.25}
-    task = {
-        "name": "chat",
-        "prompts": prompts,
-        "measures": [f"{ROOT}/configs/tiny/gold.py:asks_question"],
-        "models": ["sft"],
-    }
-    configs = {
-        "pipeline": {"store": str(folder / "store"), "stages": list(STAGES)},
-        "corpus": {"sources": [source], "steps": [{"length": {"min_bytes": 20}}], "execution": {"task_mib": 1}},
-        "vocabulary": {"corpus": "corpus", "size": 290},
-        "shards": {"corpus": "corpus", "tokenizer": "vocabulary", "validation_fraction": 0.1},
-        "pretrain": {"model": model, "max_length": 128, "steps": 12, **training},
-        "sft": {"chats": [chats], "init": "pretrain", "steps": 12, **training},
-        "reward": {"preferences": [pairs], "init": "sft", "steps": 12, **training},
-        "rlhf": {
-            "policy": "sft",
-            "reward": "reward",
-            "prompts": [prompts],
-            "steps": 4,
-            "rollouts": {"prompts_per_step": 4, "group_size": 2, "lot_prompts": 4, "max_new_tokens": 8},
-            "learning": {"algorithm": "grpo", "kl_coefficient": 0.1, "precision": "float32"},
-            "execution": {
-                **dict.fromkeys(("generators", "learners", "scorer", "reference"), share),
-                "kv_cache_gib": 0.05,
-                "checkpoint_interval": 1,
-            },
-        },
-        "evaluate": {
-            "models": {"sft": "sft"},
-            "text": "shards",
-            "text_models": ["sft"],
-            "generation": [task],
-            "sampling": {"max_new_tokens": 8},
-            "precision": "float32",
-            "num_resamples": 100,
-        },
-        "compress": {"model": "sft", "text": "shards"},
-        "serve": {"model": "sft", "max_new_tokens": 8, "questions": [text(3)] * 40},
-    }
-    for name, values in configs.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
-    return folder / "pipeline.yaml"
-
-
-STAGES = ("corpus", "vocabulary", "shards", "pretrain", "sft", "reward", "rlhf", "evaluate", "compress", "serve")
 
 
 # One run with a fault.
@@ -186,6 +129,8 @@ class Run:
     mark: str
     process: subprocess.Popen[str]
     lines: list[tuple[float, str]] = field(default_factory=list)
+    terminated_s: float | None = None
+    """When the driver was sent SIGTERM."""
 
     @property
     def text(self) -> str:
@@ -197,6 +142,18 @@ class Run:
         return [
             one for one in found if (one.info["environ"] or {}).get(MARK) == self.mark and one.pid != self.process.pid
         ]
+
+    def kill_what_is_left(self) -> list[int]:
+        """The process ids of what still runs a second after the driver's end, which is the end of them too."""
+        time.sleep(1.0)
+        left = self.others()
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        return [one.pid for one in left]
 
     def watched(self, role: str) -> int | None:
         """The process id of the run's first watched process of a role; None while there is none."""
@@ -247,21 +204,25 @@ def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environm
     return run
 
 
+FROM_OUTSIDE = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+
+
 def wait_until_planted(run: Run, fault: Fault, planted: Path) -> float:
     """When the fault happened. Raises RuntimeError when the run ended before, or did not come to it in time."""
     deadline = time.time() + START_LIMIT_S
     while time.time() < deadline:
         if fault.at and planted.exists() and (text := planted.read_text()):
             return float(text) + (3.0 if fault.kind == "memory" else 0.0)
-        if not fault.at and fault.kind in ("kill", "stop") and (pid := run.watched(fault.role)):
+        if not fault.at and fault.kind in FROM_OUTSIDE and (pid := run.watched(fault.role)):
             time.sleep(1.0)
-            os.kill(pid, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+            if fault.kind != "term":  # which the driver gets
+                os.kill(pid, FROM_OUTSIDE[fault.kind])
             return time.time()
-        if not fault.at and fault.kind not in ("kill", "stop") and re.search(pattern_of(fault), run.text):
+        if not fault.at and fault.kind not in FROM_OUTSIDE and re.search(pattern_of(fault), run.text):
             return next(at for at, line in run.lines if re.search(pattern_of(fault), line))
         if run.process.poll() is not None:
             time.sleep(0.5)
-            if fault.kind in ("kill", "stop") or fault.at:
+            if fault.kind in FROM_OUTSIDE or fault.at:
                 raise RuntimeError(f"the run ended before its fault:\n{run.text[-3000:]}")
             return time.time()
         time.sleep(0.05)
@@ -270,59 +231,72 @@ def wait_until_planted(run: Run, fault: Fault, planted: Path) -> float:
 
 def pattern_of(fault: Fault) -> str:
     """What a line that tells the fault looks like."""
+    if fault.kind in WANDB_KINDS or fault.kind in ("port", "term"):
+        return CAUSES[fault.kind]
     who = "the driver" if fault.role == "driver" else rf"{fault.role} \d+ on node \S+ \(pid \d+\)"
     if fault.role == "engine" and fault.kind == "kill":
         who = r"server 0 on node \S+ \(pid \d+\) failed: its engine \(pid \d+\)"
-    if fault.kind in ("unreachable", "401", "port"):
-        return CAUSES[fault.kind]
     between = ".*" if fault.kind == "disk" else " "
     return rf"{fault.stage}: {who}{between}{CAUSES[fault.kind]}"
 
 
 def end(run: Run) -> tuple[str, bool]:
-    """End a run by SIGTERM; how it went, and whether that is right."""
-    if any(said.startswith("raymill: ") for _, said in run.lines):  # its last words
+    """End a run by SIGTERM, if it has not got that; how it went, and whether that is right."""
+    if run.terminated_s is None and any(said.startswith("raymill: ") for _, said in run.lines):  # its last words
         with suppress(subprocess.TimeoutExpired):
             run.process.wait(END_S)
-    was_over = run.process.poll() is not None
-    began = time.time()
-    if not was_over:
+    was_over = run.terminated_s is None and run.process.poll() is not None
+    began = run.terminated_s or time.time()
+    if not was_over and run.terminated_s is None:
         run.process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         run.process.wait(60)
     took_s = time.time() - began
-    time.sleep(1.0)
-    left = run.others()
-    for one in left:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
-    if run.process.poll() is None:
-        run.process.kill()
+    left = run.kill_what_is_left()
     code = run.process.returncode
-    is_right = not left and (code in (0, 1) if was_over else took_s <= END_S and code in (0, 1, 143))
-    names = f", left: {[one.pid for one in left]}" if left else ""
-    return (f"{code} by itself" if was_over else f"{code} after {took_s:.1f} s") + names, is_right
+    ends_well = code in (0, 1) if was_over else took_s <= END_S and code == 143
+    names = f", left: {left}" if left else ""
+    return (f"{code} by itself" if was_over else f"{code} after {took_s:.1f} s") + names, ends_well and not left
+
+
+def finish(run: Run, store: Path, stage: str) -> tuple[str, bool]:
+    """Let a run end by itself, which W&B must not hinder; what is in its artifact, and whether that is all."""
+    with suppress(subprocess.TimeoutExpired):
+        run.process.wait(START_LIMIT_S)
+    left = run.kill_what_is_left()
+    (artifact,) = store.glob(f"{stage}-*")
+    logged = [json.loads(line)["step"] for line in (artifact / "metrics.jsonl").read_text().splitlines()]
+    num_warnings = run.text.count("W&B failed (")
+    with wandb_server.serving() as server:
+        files = [str(path) for path in artifact.glob("wandb/offline-run-*")]
+        command = [str(Path(sys.executable).with_name("wandb")), "sync", *files]
+        environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        subprocess.run(command, env=environment, capture_output=True, timeout=200)
+        synced = [server.steps(run_id) for run_id in server.history]
+    is_right = run.process.returncode == 0 and not left and num_warnings == 1 and synced == [logged]
+    num_synced = len(synced[0]) if synced else 0
+    return f"{run.process.returncode}, {num_warnings} warning, {num_synced} of {len(logged)} steps synced", is_right
 
 
 def plant(world: Path, fault: Fault, scratch: Path) -> Outcome:
     """Run the stage with the fault, in a copy of the store without the stage's artifact."""
-    store, planted = scratch / "store", scratch / "planted"
-    with surroundings(fault, scratch) as (given, environment):
-        copy_store(
-            world / "store", store if given is None else Path(given), without=fault.stage
-        ) if given != "s3" else None
-        run = start(world, "s3://nowhere/store" if given == "s3" else given or store, fault, planted, environment)
+    planted = scratch / "planted"
+    with surroundings(fault, scratch) as (store, environment):
+        if isinstance(store, Path):
+            copy_store(world / "store", store, without=fault.stage)
+        run = start(world, store, fault, planted, environment)
+        told_s, line = None, ""
         try:
             happened = wait_until_planted(run, fault, planted)
-            told_s, line = None, ""
-            while told_s is None and time.time() - happened <= TOLD_S + 1:
-                for at, said in list(run.lines):
-                    if re.search(pattern_of(fault), said):
-                        told_s, line = max(0.0, at - happened), said.strip()
-                        break
-                time.sleep(0.1)
+            if fault.kind == "term":
+                run.process.send_signal(signal.SIGTERM)
+                run.terminated_s = happened = time.time()
+            told_s, line = first_line(run, pattern_of(fault), happened)
         finally:
-            ended, ends_well = end(run)
+            if fault.kind in WANDB_KINDS and told_s is not None and isinstance(store, Path):
+                ended, ends_well = finish(run, store, fault.stage)
+            else:
+                ended, ends_well = end(run)
     guesses = [one for one in ("root cause", "common causes") if one in run.text]
     first = next((said for _, said in run.lines if said.startswith("raymill: ") or "Traceback" in said), "")
     is_right = told_s is not None and told_s <= TOLD_S and ends_well and not guesses and "Traceback" not in first
@@ -331,49 +305,48 @@ def plant(world: Path, fault: Fault, scratch: Path) -> Outcome:
     return Outcome(fault, told_s, line, ended, is_right)
 
 
-def copy_store(source: Path, target: Path, *, without: str) -> None:
-    """A store with all artifacts but those of one stage."""
-    target.mkdir(exist_ok=True)
-    for folder in source.iterdir():
-        if folder.is_dir() and not folder.name.startswith(f"{without}-"):
-            shutil.copytree(folder, target / folder.name)
+def first_line(run: Run, pattern: str, happened: float) -> tuple[float | None, str]:
+    """When a line of the run's output first told the fault, in seconds after it, and the line; None when none has."""
+    while time.time() - happened <= TOLD_S + 1:
+        for at, said in list(run.lines):
+            if re.search(pattern, said):
+                return max(0.0, at - happened), said.strip()
+        time.sleep(0.1)
+    return None, ""
 
 
 @contextmanager
-def surroundings(fault: Fault, scratch: Path) -> Iterator[tuple[str | None, dict[str, str]]]:
-    """What a fault from outside needs: the store to use instead, and environment."""
+def surroundings(fault: Fault, scratch: Path) -> Iterator[tuple[Path | str, dict[str, str]]]:
+    """What a fault from outside needs: the store, and environment."""
+    store, online = scratch / "store", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}
     if fault.kind == "disk":
-        disk = scratch / "disk"
-        disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=True)
-        try:
-            yield str(disk), {}
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
+        with small_disk(scratch, "3m") as disk:
+            yield disk, {}
     elif fault.kind == "port":
-        yield "s3", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    elif fault.kind == "unreachable":
-        yield None, {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    elif fault.kind == "401":
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        yield None, {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
-        server.shutdown()
+        yield "s3://nowhere/store", {"AWS_ENDPOINT_URL": CLOSED, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    elif fault.kind == "wandb-unreachable":
+        yield store, {**online, "WANDB_BASE_URL": CLOSED}
+    elif fault.kind in WANDB_KINDS:
+        with ExitStack() as stack:
+            server = stack.enter_context(wandb_server.serving("unauthorized" if fault.kind == "wandb-401" else "good"))
+            environment = {**online, "WANDB_BASE_URL": server.url}
+            if fault.kind == "wandb-disk":
+                environment["WANDB_DIR"] = str(stack.enter_context(small_disk(scratch, "16k")))
+            yield store, environment
     else:
-        yield None, {}
+        yield store, {}
 
 
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """A server that knows no key."""
-
-    def do_POST(self) -> None:
-        self.send_error(401)
-
-    do_GET = do_POST
-
-    def log_message(self, *_: object) -> None:
-        pass
+@contextmanager
+def small_disk(scratch: Path, size: str) -> Iterator[Path]:
+    """A file system in memory that is full at `size`."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def can_mount() -> bool:
@@ -388,9 +361,6 @@ def can_mount() -> bool:
 
 def can_group() -> bool:
     """Whether this process may make a memory control group."""
-    sys.path.insert(0, str(PLANTING))
-    from sitecustomize import memory_group  # pyright: ignore[reportMissingImports]
-
     try:
         group: Path = memory_group() / f"raymill-probe-{os.getpid()}"
         group.mkdir()
@@ -410,7 +380,7 @@ def main() -> int:
     if options.list:
         print("\n".join(one.name for one in chosen))
         return 0
-    possible: dict[str, Callable[[], bool]] = {"disk": can_mount, "memory": can_group}
+    possible: dict[str, Callable[[], bool]] = {"disk": can_mount, "wandb-disk": can_mount, "memory": can_group}
     allowed = {kind: is_possible() for kind, is_possible in possible.items()}
     with tempfile.TemporaryDirectory(prefix="raymill-faults-") as scratch:
         world = Path(options.world or f"{scratch}/world")
@@ -434,17 +404,6 @@ def main() -> int:
             shutil.rmtree(own, ignore_errors=True)
     print(f"{len(chosen) - missed} of {len(chosen)} right or skipped")
     return 1 if missed else 0
-
-
-def prepare(world: Path) -> None:
-    """The whole pipeline, undisturbed, unless it is there."""
-    if (world / "done").exists():
-        return
-    world.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jobs.cli", "run", "pipeline", str(write_world(world))]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, cwd=world)
-    (world / "done").touch()
 
 
 if __name__ == "__main__":

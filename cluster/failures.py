@@ -13,7 +13,8 @@ from cluster.causes import (
     sentence,
     traceback_text,
 )
-from cluster.watch import Sighting, current
+from cluster.node_watch import Sighting
+from cluster.watch import current
 
 _SHOWN_LINES = 12
 

@@ -4,12 +4,13 @@ Counted is what the kernel cannot take back: each process's private memory, and 
 once. Pages of files that are mapped, such as libraries, are left out: they are shared and can be dropped.
 """
 
+import math
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.memory import group_of, left_in
+from cluster.memory import cores_of, group_of, left_in
 
 _INTERVAL_S = 1.0
 
@@ -84,7 +85,7 @@ def look(root: int) -> Look | None:
 
 def _cpu_s(pid: str) -> float:
     try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return 0.0
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
@@ -94,7 +95,8 @@ def _statuses() -> list[dict[str, str]]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            lines = (folder / "status").read_text().splitlines()
+            # Any process of the machine, whose name of at most 15 bytes may end within a character.
+            lines = (folder / "status").read_text(errors="replace").splitlines()
         except OSError:  # it has ended, or is another user's
             continue
         found.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
@@ -131,5 +133,8 @@ def processor() -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, and no more than its control group's share of them."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group = group_of(os.getpid(), "cpu")
+    share = cores_of(group) if group else None
+    return bound if share is None else max(1, min(bound, math.ceil(share)))

@@ -1,11 +1,13 @@
-"""What the kernel says of a process's memory: its peak, and its control group's limit, peak and kills."""
+"""What the kernel says of a process's memory: its peak, and its control group's limit, peak, kills and cores."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 _GIB = 1024**3
 _NO_LIMIT = 1 << 60
-_HIERARCHY = {"v1": Path("/sys/fs/cgroup/memory"), "v2": Path("/sys/fs/cgroup")}
+_ROOT = Path("/sys/fs/cgroup")
+_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
+"""By which file a folder is known for a group, in version 1 and 2 of control groups. The root of version 2 has none."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,18 @@ class GroupMemory:
     """The most that the group has used; None where the kernel does not tell."""
 
 
-def group_of(pid: int) -> Path | None:
-    """The folder of a process's memory control group as this process sees it; None without one, or when it is gone."""
+def group_of(pid: int, controller: str = "memory") -> Path | None:
+    """The folder of a process's control group for `memory` or `cpu`; None without one, or when the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
         return None
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-    v1 = next((path for controllers, path in paths.items() if "memory" in controllers.split(",")), None)
-    hierarchy, path = (_HIERARCHY["v1"], v1) if v1 is not None else (_HIERARCHY["v2"], paths.get("", "/"))
+    v1 = next((path for controllers, path in paths.items() if controller in controllers.split(",")), None)
+    hierarchy, path = (_ROOT / controller, v1) if v1 is not None else (_ROOT, paths.get("", "/"))
     # In a container the path may be the host's while the mount begins at the container's own group.
     for folder in (hierarchy / path.lstrip("/"), hierarchy):
-        if (folder / "memory.oom_control").exists() or (folder / "memory.events").exists():
+        if any((folder / name).exists() for name in _FILES[controller]):
             return folder
     return None
 
@@ -55,7 +57,38 @@ def read_group(folder: Path) -> GroupMemory | None:
 
 
 def left_in(folder: Path) -> int | None:
-    """Bytes that a memory control group may still take, dropping file pages that can be; None without a limit."""
+    """Bytes that a memory control group may still take, dropping file pages that can be; None without a limit.
+
+    Those above it count too: a pod's or a batch job's limit may stand there.
+    """
+    left = [found for group in _with_parents(folder) if (found := _left_in_one(group)) is not None]
+    return min(left, default=None)
+
+
+def cores_of(folder: Path) -> float | None:
+    """How many cores' time a group and those above it may take in all; None without a limit."""
+    shares = [share for group in _with_parents(folder) if (share := _cores_of_one(group)) is not None]
+    return min(shares, default=None)
+
+
+def _with_parents(folder: Path) -> list[Path]:
+    return [group for group in (folder, *folder.parents) if group.is_relative_to(_ROOT) or group == folder]
+
+
+def _cores_of_one(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        elif (folder / "cpu.cfs_quota_us").exists():
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        else:
+            return None
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _left_in_one(folder: Path) -> int | None:
     is_v1 = (folder / "memory.oom_control").exists()
     use_name, droppable = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
     group = read_group(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.footprint import num_cores
 from cluster.progress import working
 from cluster.signals import handle_again
 
@@ -72,7 +73,7 @@ def connect(
     with working("starting Ray" if address == "local" else f"joining the Ray cluster at {address}"):
         ray.init(
             address=address,
-            num_cpus=num_cpus if address == "local" else None,
+            num_cpus=num_cpus or num_cores() if address == "local" else None,
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.WARNING,

@@ -58,7 +58,7 @@ def main() -> None:
 def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: Any) -> None:
     """Send every line of a metrics log once, those from before a kill included, until told to finish."""
     storage = Storage(task["storage"])
-    with tempfile.TemporaryDirectory(prefix="raymill-wandb-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
         tell({"event": "started", "url": run.url})
         sent = run.starting_step  # lines that the server has already
@@ -75,6 +75,14 @@ def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: 
                 continue
         send(run, read_lines(storage)[sent:])
         run.finish()
+
+
+def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for what W&B's client keeps of a run that it sends: in `WANDB_DIR`, or where temporary files go."""
+    base = os.environ.get("WANDB_DIR")
+    if base:
+        Path(base).mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="raymill-wandb-", dir=base, ignore_cleanup_errors=True)
 
 
 def write_offline(task: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 from cluster.lifeline import start_module, stop
 from cluster.progress import working
 from cluster.tracking import Tracker
-from cluster.wandb_client import WANDB_FOLDER, start
+from cluster.wandb_client import WANDB_FOLDER, scratch_folder, start
 
 _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
@@ -204,7 +203,7 @@ class NodeSampler:
     """An actor on one node: a W&B client that samples its processors, memory and GPUs into the run of a stage."""
 
     def __init__(self, run: dict[str, Any], label: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="raymill-wandb-", ignore_cleanup_errors=True)
+        self._folder = scratch_folder()
         self._run = start(run, self._folder.name, mode="shared", label=label, primary=False)
 
 

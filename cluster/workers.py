@@ -17,6 +17,7 @@ from cluster.placement import Placement
 from cluster.room import wait_for_room
 from cluster.session import assert_own_packages, worker_env
 from cluster.signals import deferred, received
+from cluster.watched import watched
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class StoppedInOrder(Exception):
-    """Raised by `work` when it has kept all it has done because the driver is told to end (`watch.stop_requested`)."""
+    """Raised by `work` when it has kept all it has done because the driver is told to end (`stop_requested`)."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _work_in_group(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     here = ray.train.get_context()
     spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size())
-    with watch.watched(config["stage"], "rank", spot.rank):
+    with watched(config["stage"], "rank", spot.rank):
         try:
             config["work"](spot, config["payload"])
         except Exception as error:

@@ -18,6 +18,7 @@ from cluster.causes import to_bring
 from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
+from cluster.watched import watched
 
 
 def run_tasks(
@@ -76,7 +77,7 @@ def _on_ray(
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         # Ray Data would bring the text of an exception, without its type.
         try:
-            with watch.watched(stage, "task", row["index"], is_told=True):
+            with watched(stage, "task", row["index"], is_told=True):
                 given = json.dumps(function(json.loads(row["task"])))
         except Exception as error:
             return {"index": row["index"], "answer": "", "error": pickle.dumps(to_bring(error))}

@@ -23,7 +23,7 @@ from cluster.progress import FollowMetrics
 from cluster.signals import Stopped
 from cluster.storage import Storage
 from cluster.tracking import Tracker, last_metrics
-from cluster.watch import beat, stop_requested
+from cluster.watched import beat, stop_requested
 from cluster.workers import StoppedInOrder, WorkerSpot, run_workers
 from data.tokenizer import TokenIds
 from jobs.job import Context, Needs

@@ -22,7 +22,7 @@ _LIMIT_BYTES = 256 << 20
 
 
 def fail(kind: str) -> None:
-    """Have this process fail in the way of `kind`."""
+    """Have this process fail in the way of `kind`; of `term`, the driver's, it is only told that it may come."""
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "stop":
@@ -31,7 +31,7 @@ def fail(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "memory":
         exhaust_memory()
-    else:
+    elif kind == "raise":
         raise RuntimeError("planted fault")
 
 

@@ -14,21 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from cluster import watch
+from cluster import node_watch
 from cluster.causes import Place
 from cluster.memory import GroupMemory, group_of, peak_of, read_group
-from cluster.watch import Look, NodeWatch, Sighting, Stillness, out_of_memory
+from cluster.node_watch import Look, NodeWatch, Sighting, out_of_memory
+from cluster.watch import Stillness
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from cluster import watch
-watch._node_folder = lambda: Path(sys.argv[1])
+from cluster import watched
+watched.node_folder = lambda: Path(sys.argv[1])
 def stand():
     open(sys.argv[1] + "/begun", "w").close()
     while True: time.sleep(0.1)
-with watch.watched("rlhf", "generator", 2):
+with watched.watched("rlhf", "generator", 2):
     {body}
 """
 
@@ -93,7 +94,7 @@ def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) 
 def test_a_stopped_process_is_told_once_and_when_it_goes_on(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_STOPPED_S", 0.5)
+    monkeypatch.setattr(node_watch, "_STOPPED_S", 0.5)
     process, node = start(), NodeWatch(tmp_path / "watch")
     process.send_signal(signal.SIGSTOP)
     assert [one.kind for one in look(node, bool)] == ["stopped"]

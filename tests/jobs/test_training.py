@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from cluster import watch
+from cluster import node_watch, watch
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
@@ -189,7 +189,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, se
 def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends(
     folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_STOPPED_S", 1.0)
+    monkeypatch.setattr(node_watch, "_STOPPED_S", 1.0)
     caplog.set_level(logging.INFO)
     told: list[str] = []
 

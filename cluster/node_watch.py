@@ -1,0 +1,230 @@
+"""Which of a node's watched processes are gone or stand still, and why.
+
+What the kernel does not tell any more of a process that is gone (its control group's kills, its peak of memory, what
+its log says) has been seen here while it lived.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from cluster.causes import Place, fatal_signal, killed_by
+from cluster.memory import GroupMemory, gib, group_of, peak_of, read_group
+from cluster.watched import STACK_SIGNAL, STOP, node_folder
+
+DEAD, STOPPED, CONTINUED = "dead", "stopped", "continued"
+_STOPPED_S = 6.0
+"""How long a process may be stopped by a signal before it is told."""
+_ASLEEP = 0.02
+"""Processes that take less than this share of one core are asleep."""
+_TAIL_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a node's watch has seen of a process."""
+
+    place: Place
+    kind: str
+    """`DEAD`, `STOPPED` or `CONTINUED`."""
+    cause: str = ""
+    """Of a death: what is to be said of it, from what the node knows."""
+    is_certain: bool = True
+    """False where SIGKILL is said because nothing else is known; Ray may know better."""
+    log_tail: str = ""
+    is_told: bool = False
+    """Whether nobody but the watch will say that it died: Ray does the work of such a process again by itself."""
+
+
+@dataclass
+class _Seen:
+    """What is known of a process while it lives."""
+
+    place: Place
+    is_told: bool
+    log_from: int
+    process: psutil.Process | None
+    """None when it was gone before it was first looked at."""
+    groups: dict[str, int] = field(default_factory=dict)
+    """By folder of a memory control group that it has been in: the kills that were counted when it was first seen."""
+    peak: int = 0
+    stopped_s: float | None = None
+    """Since when it is stopped."""
+    is_stop_told: bool = False
+
+
+class Look(NamedTuple):
+    """What a node's watch has seen since its last look."""
+
+    sightings: list[Sighting]
+    has_moved: bool
+    """Whether a process has come to another step, begun or ended."""
+    is_busy: bool
+    """Whether the processes compute."""
+
+
+class NodeWatch:
+    """Looks at the watched processes of its node; a plain class, in the driver for its own node, an actor elsewhere."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` is where the processes leave their files; None for this job's own on this node."""
+        self.folder = folder or node_folder()
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._seen: dict[int, _Seen] = {}
+        self._places: dict[int, Place] = {}
+        self._moves: tuple[Any, ...] = ()
+        self._cpu_s, self._looked_s = 0.0, time.monotonic()
+
+    def look(self) -> Look:
+        """What is new since the last look."""
+        self._find_new()
+        sightings = [found for pid in list(self._seen) if (found := self._look_at(pid))]
+        beats = sorted((path.name, path.stat().st_mtime) for path in self.folder.glob("*.beat"))
+        moves = (tuple(sorted(self._seen)), tuple(beats))
+        has_moved, self._moves = moves != self._moves, moves
+        cpu_s, now = sum(map(_cpu_s, self._seen.values())), time.monotonic()
+        is_busy = cpu_s - self._cpu_s > _ASLEEP * (now - self._looked_s)
+        self._cpu_s, self._looked_s = cpu_s, now
+        return Look(sightings, has_moved, is_busy)
+
+    def request_stop(self) -> None:
+        """Ask the processes to come to a good end (`stop_requested`)."""
+        (self.folder / STOP).touch()
+
+    def stacks(self) -> dict[int, str]:
+        """The Python stacks of all watched processes, by process id; one that is stopped by a signal has none."""
+        asked = {pid: seen for pid, seen in self._seen.items() if (self.folder / f"{pid}.stack").exists()}
+        sizes = {pid: (self.folder / f"{pid}.stack").stat().st_size for pid in asked}
+        for pid in asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, STACK_SIGNAL)
+        time.sleep(0.5)  # the handler runs at once in a process that runs at all
+        return {pid: (self.folder / f"{pid}.stack").read_text()[sizes[pid] :] for pid in asked}
+
+    def places(self) -> dict[int, Place]:
+        """Who is or was watched, by process id."""
+        return self._places
+
+    def roles_at_work(self) -> list[str]:
+        """The role of each process that is watched now."""
+        return [seen.place.role for seen in self._seen.values()]
+
+    def dismiss(self, role: str | None = None, index: int | None = None) -> None:
+        """Forget the processes of a role, or all of them: what ends them now is meant to."""
+        self._find_new()
+        for pid, seen in list(self._seen.items()):
+            if role in (None, seen.place.role) and index in (None, seen.place.index):
+                (self.folder / f"{pid}.json").unlink(missing_ok=True)
+                del self._seen[pid]
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _find_new(self) -> None:
+        for file in self.folder.glob("*.json"):
+            pid = int(file.stem)
+            if pid in self._seen:
+                continue
+            try:
+                said = json.loads(file.read_text())
+            except FileNotFoundError:
+                continue  # it ended well between two calls
+            self._places[pid] = place = Place(**said["place"])
+            process = None
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+            self._seen[pid] = _Seen(place, said["is_told"], said["log_from"], process)
+
+    def _look_at(self, pid: int) -> Sighting | None:
+        seen, file = self._seen[pid], self.folder / f"{pid}.json"
+        try:
+            has_raised = json.loads(file.read_text())["has_raised"]
+        except FileNotFoundError:
+            del self._seen[pid]
+            return None
+        if has_raised or not _lives(seen.process):
+            del self._seen[pid]
+            file.unlink(missing_ok=True)
+            return None if has_raised else self._death(seen)
+        seen.peak = max(seen.peak, peak_of(pid))
+        if (group := group_of(pid)) and str(group) not in seen.groups and (memory := read_group(group)):
+            seen.groups[str(group)] = memory.kills
+        return self._stopped(seen)
+
+    def _stopped(self, seen: _Seen) -> Sighting | None:
+        assert seen.process is not None, "it lives"
+        try:
+            is_stopped = seen.process.status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return None  # the next look says it
+        if not is_stopped:
+            was_told, seen.stopped_s, seen.is_stop_told = seen.is_stop_told, None, False
+            return Sighting(seen.place, CONTINUED) if was_told else None
+        seen.stopped_s = seen.stopped_s or time.monotonic()
+        if seen.is_stop_told or time.monotonic() - seen.stopped_s < _STOPPED_S:
+            return None
+        seen.is_stop_told = True
+        return Sighting(seen.place, STOPPED)
+
+    def _death(self, seen: _Seen) -> Sighting:
+        tail = _tail(seen.place.log, seen.log_from)
+        killers = [
+            memory
+            for folder, kills in seen.groups.items()
+            if (memory := read_group(Path(folder))) and memory.kills > kills
+        ]
+        if killers:
+            # Another process of the group may die of the next one; this kill is accounted for.
+            for other in self._seen.values():
+                other.groups.update({memory.path: memory.kills for memory in killers if memory.path in other.groups})
+            return Sighting(seen.place, DEAD, out_of_memory(killers[0], seen.peak), log_tail=tail, is_told=seen.is_told)
+        if cause := fatal_signal(tail):
+            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=seen.is_told)
+        cause = killed_by(signal.SIGKILL)
+        return Sighting(seen.place, DEAD, cause, is_certain=False, log_tail=tail, is_told=seen.is_told)
+
+
+def out_of_memory(group: GroupMemory, peak: int) -> str:
+    """What is said of a process that the kernel killed for want of memory."""
+    limit = f"limit {gib(group.limit)}" if group.limit else "no limit of its own"
+    group_peak = f", its peak {gib(group.peak)}" if group.peak else ""
+    own = f"; this process's peak was {gib(peak)}" if peak > 0 else ""
+    return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){own}"
+
+
+def _cpu_s(seen: _Seen) -> float:
+    """The time that a process has computed; 0 when it is gone."""
+    try:
+        times = seen.process.cpu_times() if seen.process else None
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system if times else 0.0
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _tail(path: str, start: int) -> str:
+    """The end of what a process has written to its log since it was registered."""
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
