@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -47,7 +48,7 @@ class _Line:
                 self._thread = threading.Thread(target=self._repeat, daemon=True, name="progress")
                 self._thread.start()
             number = self._next
-        if sys.stderr.isatty():
+        if _is_terminal():
             self.draw()
         return number
 
@@ -61,12 +62,9 @@ class _Line:
         """Show the activities in a terminal, at most five times a second."""
         if self.silence_s() < _REDRAW_S and self._is_drawn:
             return
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        text = self._text(columns - 1)
         with self._writing:
-            sys.stderr.write(f"\r\033[K{text}")
-            sys.stderr.flush()
-            self._is_drawn, self._written_s = True, time.monotonic()
+            self._is_drawn = _write(f"\r\033[K{self._text(_columns() - 1)}")
+            self._written_s = time.monotonic()
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -82,8 +80,7 @@ class _Line:
 
     def _clear(self) -> None:
         if self._is_drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            _write("\r\033[K")
             self._is_drawn = False
 
     def _text(self, width: int | None = None) -> str:
@@ -92,16 +89,19 @@ class _Line:
         texts: list[str] = []
         for describe in list(self._activities.values()):
             try:
-                texts.append(describe())
+                texts.append(" ".join(describe().splitlines()))
             except Exception as error:  # it is the caller's: what goes on must be said whatever a description meets
                 texts.append(f"({type(error).__name__}: {error})")
-        while width is not None and len(texts) > 1 and len(" · ".join(texts)) > width:
+        while width is not None and len(texts) > 1 and _width(" · ".join(texts)) > width:
             texts.pop(0)
-        return " · ".join(texts)[:width]
+        text = " · ".join(texts)
+        while width is not None and _width(text) > width:
+            text = text[:-1]
+        return text
 
     def _repeat(self) -> None:
         while True:
-            terminal = sys.stderr.isatty()
+            terminal = _is_terminal()
             time.sleep(0.5)
             if not self._activities or self.silence_s() < (_TERMINAL_S if terminal else _LOG_S):
                 continue
@@ -110,6 +110,35 @@ class _Line:
             else:
                 log.info("%s", self._text())  # without the lock: the handler takes it
                 self._written_s = time.monotonic()  # also where this level is not shown
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal in which a line can be redrawn; it may also be closed, or never have been open."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def _write(text: str) -> bool:
+    """Whether stderr took the text: a terminal may be gone while the work goes on."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for a text: two for each wide character, none for a combining mark."""
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )
 
 
 _line = _Line()
@@ -161,6 +190,8 @@ class Progress:
         self._note = ""
         self._started_s = self._updated_s = time.monotonic()
         self._number = 0
+        self.has_failed = False
+        """Then its end is not a line of the log; an exception in the block says the same."""
 
     def __enter__(self) -> "Progress":
         self._started_s = self._updated_s = time.monotonic()
@@ -169,15 +200,22 @@ class Progress:
 
     def __exit__(self, failed: object, *_: object) -> None:
         _line.close(self._number)
-        if failed is None:
+        if failed is None and not self.has_failed:
             log.info("%s: %s %s", self._label, duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
         """Say that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
+        if done < self._done:  # it has gone back to a checkpoint
+            self.count_from(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
         _line.num_changes += 1
-        if sys.stderr.isatty():
+        if _is_terminal():
             _line.draw()
+
+    def count_from(self, done: float) -> None:
+        """Take rate and time left from here on: what is done was there before, and the time until now was no work."""
+        self._first = self._done = done
+        self._started_s = self._updated_s = time.monotonic()
 
     def _describe(self) -> str:
         now = time.monotonic()
@@ -206,13 +244,15 @@ class FollowMetrics:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._before: Mapping[str, float] = {}
+        self._has_failed = False
 
     def __enter__(self) -> "FollowMetrics":
         self._before = self._last()
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
+        self._has_failed = failed is not None
         self._stop.set()
         self._thread.join()
 
@@ -222,12 +262,15 @@ class FollowMetrics:
             with working("starting its workers; no step is logged yet"):
                 while (now := self._last()) == last:
                     if self._stop.wait(_POLL_S):
+                        progress.has_failed = self._has_failed
                         return
+            progress.count_from(now.get("step", 0.0))  # not from its workers' start, and a resume does some steps again
             while True:
                 if now and now != last:
                     shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
                     progress.update(now["step"], "  ".join(shown))
                 if self._stop.is_set():
+                    progress.has_failed = self._has_failed
                     return
                 self._stop.wait(_POLL_S)
                 last, now = now, self._last()

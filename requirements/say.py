@@ -17,7 +17,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-INTERVAL_S = 8.0 if sys.stderr.isatty() else 25.0
+INTERVAL_S = 8.0 if sys.stderr and sys.stderr.isatty() else 25.0
 """Below the 10 s and 30 s in which something is promised to be said."""
 NOISE = re.compile(r"WARNING: (Location .* is ignored|Running pip as the 'root' user)|\[notice\]")
 TOLD = re.compile(r"^(ERROR|WARNING)|error:")

@@ -32,6 +32,7 @@ with working("rlhf"), Progress("steps", 20, "steps") as steps:
     if "fail" in sys.argv:
         raise OSError("gone")
 """
+TERMINAL = {**os.environ, "TERM": "xterm"}
 BUSY = """
 import logging, time
 from cluster import progress
@@ -60,7 +61,7 @@ def test_silent_work_is_said_in_whole_lines_in_a_pipe():
 def test_a_terminal_is_redrawn_while_nothing_happens():
     main, worker = pty.openpty()
     fcntl.ioctl(worker, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 78, 0, 0))
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=worker)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=worker, env=TERMINAL)
     os.close(worker)
     chunks: list[bytes] = []
     while process.poll() is None:
@@ -76,6 +77,58 @@ def test_a_terminal_is_redrawn_while_nothing_happens():
     assert len(drawn) >= 3 and len(set(drawn)) >= 3
     assert all("\n" not in line and len(line) < 78 for line in drawn)
     assert all("rlhf" not in line and "5/20 steps" in line for line in drawn), "the outermost gives way"
+
+
+GONE = """
+import logging, os, pathlib, sys, time
+from cluster import progress
+from cluster.progress import LogHandler, Progress, working
+progress._LOG_S = progress._TERMINAL_S = 0.1
+logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[LogHandler()])
+with working("rlhf"), Progress("steps", 20, "steps") as steps:
+    steps.update(5)
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(2)
+    for step in range(6, 20):
+        steps.update(step)
+        logging.info("step %d", step)
+        time.sleep(0.05)
+pathlib.Path(sys.argv[1]).write_text("done")
+"""
+
+
+def test_a_terminal_that_goes_away_ends_no_work(tmp_path: Path):
+    main, worker = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", GONE, str(tmp_path / "file")], stderr=worker, env=TERMINAL)
+    os.close(worker)
+    while not (tmp_path / "file").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.close(main)
+    assert process.wait() == 0 and (tmp_path / "file").read_text() == "done"
+
+
+def test_a_closed_stderr_ends_no_work(tmp_path: Path):
+    command = f"exec {sys.executable} -c '{GONE}' {tmp_path / 'file'} 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+    assert (tmp_path / "file").read_text() == "done"
+
+
+def test_a_dumb_terminal_gets_whole_lines():
+    main, worker = pty.openpty()
+    subprocess.run([sys.executable, "-c", SCRIPT], stderr=worker, env=TERMINAL | {"TERM": "dumb"}, check=True)
+    os.close(worker)
+    text = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert "generating (" in text and "\033" not in text
+
+
+def test_a_line_is_cut_by_the_columns_it_takes():
+    with progress.working("源" * 30), progress.working("clean\ning สวัสดี"):
+        assert progress._width("源ing ส\u0e39") == 2 + 3 + 1 + 1
+        assert progress._line._text(99).startswith("源" * 30 + " (")
+        assert "源" not in progress._line._text(79)
+        assert "clean ing" in progress._line._text(40) and progress._width(progress._line._text(40)) <= 40
+        assert progress._width(progress._line._text(9)) <= 9
 
 
 def test_a_busy_main_thread_and_a_failing_description_do_not_end_it():
@@ -127,3 +180,27 @@ def test_a_run_elsewhere_is_followed_from_its_log(place: str, tmp_path: Path, mo
     assert any("1/4 steps" in text and "loss 2.000" in text for text in seen)
     assert any("2/4 steps" in text and "loss 1.000" in text for text in seen)
     assert progress._line._text() == ""
+
+
+def test_a_resumed_run_has_the_rate_of_its_own_steps_and_one_that_failed_has_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    now = [0.0]
+    monkeypatch.setattr(progress, "_POLL_S", 0.02)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    metrics = [{"step": 190.0}]  # the last that was logged before the kill; its checkpoint is of step 100
+
+    def shown(step: int) -> str:
+        while f"{step}/200" not in (text := progress._line._text()) or "for " in text:
+            time.sleep(0.01)
+        return text
+
+    with caplog.at_level("INFO"), pytest.raises(RuntimeError), FollowMetrics(lambda: metrics[-1], "training", 200):
+        now[0] = 60.0  # of workers that start
+        metrics.append({"step": 101.0})
+        shown(101)
+        now[0] = 65.0
+        metrics.append({"step": 111.0})
+        assert "2.0/s  44 s left" in shown(111)
+        raise RuntimeError("a worker died")
+    assert "training: " not in caplog.text
