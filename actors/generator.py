@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling, request_seed
+from actors.settings import whole_prompts
 from actors.weights import OBJECT_STORE, Backend, LoadReport, Publication, StaleWeightsError, register
 from cluster.storage import Storage
 from model.precision import ComputePrecision
@@ -69,10 +70,8 @@ class Generator:
             dtype=settings.precision,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
-            # A prompt is read whole or later: after a part of one, a seeded request would have to take back the draw
-            # that its generator has made, which no generator on a CPU can.
             enable_chunked_prefill=False,
-            max_num_batched_tokens=max(2048, settings.max_length) + settings.max_sequences,
+            max_num_batched_tokens=whole_prompts(settings.max_length, settings.max_sequences),
             enforce_eager=not settings.is_cuda,
             enable_prefix_caching=False,  # its hits depend on what ran before, so would the last bits
             logprobs_mode="processed_logprobs",  # the default ignores the temperature

@@ -25,6 +25,15 @@ LOGPROB_BOUNDS: dict[ComputePrecision, Gap] = {"float32": Gap(max=1e-4, mean=1e-
 0.4 and 0.044 for 135 million, where an unlikely token's logprob is rounded in every layer. The mean tells more."""
 
 
+def whole_prompts(max_length: int, max_sequences: int) -> int:
+    """Tokens of one prefill by which an engine reads every prompt of up to `max_length` tokens whole, now or later.
+
+    For engines without chunked prefill. After a part of a prompt, a seeded request would have to take back the draw
+    that its generator has made, which no generator on a CPU can: it ends the engine.
+    """
+    return max(2048, max_length) + max_sequences
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How responses are sampled for learning."""

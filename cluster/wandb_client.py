@@ -61,20 +61,39 @@ def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: 
     with scratch_folder() as scratch:
         run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
         tell({"event": "started", "url": run.url})
-        sent = run.starting_step  # lines that the server has already
+        unsent = Unsent(float(run.summary.get("step", -1.0)))
         finishing = False
         while not finishing:
             began_s = time.monotonic()
             lines = read_lines(storage)
-            send(run, lines[sent:])
-            sent = max(sent, len(lines))
+            send(run, unsent.take(lines))
             try:
                 # A long log is read less often.
                 finishing = tasks.get(timeout=max(_POLL_S, 20 * (time.monotonic() - began_s)))["do"] == "finish"
             except queue.Empty:
                 continue
-        send(run, read_lines(storage)[sent:])
+        send(run, unsent.take(read_lines(storage)))
         run.finish()
+
+
+class Unsent:
+    """Which lines of a growing log are still to be sent, though a resume cuts it back and may log other steps then."""
+
+    def __init__(self, last_step: float) -> None:
+        """`last_step` is the last that the server has of the run; -1 where it has none."""
+        self._last_step = self._had_step = last_step
+        self._number, self._last_line = 0, ""
+
+    def take(self, lines: Sequence[str]) -> list[str]:
+        """The lines that were not taken before, and of steps done again none."""
+        if self._number and (len(lines) < self._number or lines[self._number - 1] != self._last_line):
+            self._number, self._had_step = 0, self._last_step  # cut back
+        steps = [json.loads(line)["step"] for line in lines[self._number :]]
+        new = [line for line, step in zip(lines[self._number :], steps, strict=True) if step > self._had_step]
+        if lines:
+            self._last_step = max([self._last_step, *steps])
+            self._number, self._last_line = len(lines), lines[-1]
+        return new
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
@@ -101,9 +120,9 @@ def write_offline(task: Mapping[str, Any]) -> None:
         for path in [*written.glob("offline-run-*/*"), *written.glob("logs")]:
             if path.is_dir():  # logs of the client, and empty folders
                 shutil.rmtree(path)
-        (file,) = written.glob("offline-run-*/*.wandb")
-        if (kept := len(read_history(file))) != len(lines):  # W&B says nothing of a disk that is full
-            raise OSError(f"{file} holds {kept} of {len(lines)} lines; is the disk full?")
+        kept = sum(len(read_history(file)) for file in written.glob("offline-run-*/*.wandb"))
+        if kept != len(lines):  # W&B says nothing of a disk that is full
+            raise OSError(f"{written} holds {kept} of {len(lines)} lines; is the disk full?")
         if not storage.is_local:
             storage.put_folder(written, WANDB_FOLDER)
 

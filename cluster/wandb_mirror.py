@@ -6,17 +6,19 @@ fails, all of them are written at the end as one offline run into `wandb/` of th
 
 import json
 import logging
+import netrc
 import os
 import subprocess
-import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.lifeline import start_module, stop
 from cluster.progress import working
+from cluster.session import cluster_is_whole, is_connected
 from cluster.tracking import Tracker
 from cluster.wandb_client import WANDB_FOLDER, scratch_folder, start
 
@@ -24,18 +26,40 @@ _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
 _START_S, _START_AGAIN_S = 15.0, 3.0
 """So long a stage that has ended waits for W&B's first answer, and when the stage before had none."""
+_NODES_S = 10.0
 _FINISH_WHEN_STOPPED_S = 2.0
 """The same when a signal has stopped the command, which must end within seconds; a resume sends what is missing."""
+
+_MODES = {
+    **dict.fromkeys(("online", "run", "shared"), "online"),
+    **dict.fromkeys(("offline", "dryrun"), "offline"),
+    "disabled": "disabled",
+}
+"""What `WANDB_MODE` may say, W&B's older words included, and what it means here."""
 
 log = logging.getLogger(__name__)
 
 
 def wandb_mode() -> str:
-    """`WANDB_MODE` when set; else online with a key and offline without one."""
-    chosen = os.environ.get("WANDB_MODE")
+    """`online`, `offline` or `disabled`: `WANDB_MODE` when set; else online with a key and offline without one.
+
+    Raises ValueError when `WANDB_MODE` says something else.
+    """
+    chosen = os.environ.get("WANDB_MODE", "").strip().lower()
     if chosen:
-        return chosen
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        if chosen not in _MODES:
+            raise ValueError(f"WANDB_MODE: {os.environ['WANDB_MODE']!r} is none of {', '.join(_MODES)}")
+        return _MODES[chosen]
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_logged_in() else "offline"
+
+
+def _has_logged_in() -> bool:
+    """Whether `wandb login` has left a key for the server in use."""
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return bool(host and netrc.netrc().authenticators(host))
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def wandb_link(group: str) -> str | None:
@@ -49,26 +73,37 @@ def wandb_link(group: str) -> str | None:
 
 @contextmanager
 def mirrored(tracker: Tracker) -> Iterator[None]:
-    """Copy to W&B what is logged in the block. Never raises for W&B's sake; what fails is one warning."""
+    """Copy to W&B what is logged in the block. Never raises for W&B's sake; what fails is one warning.
+
+    Raises ValueError when `WANDB_MODE` is unknown.
+    """
     mode = wandb_mode()
     if mode == "disabled":
         yield
         return
-    with ExitStack() as stack:
-        mirror = _Mirror(tracker) if mode != "offline" else None
-        if mirror is not None and mirror.shared:
-            stack.enter_context(_sampled_nodes(tracker))
-        limit_s = _FINISH_S
+    mirror = _Mirror(tracker) if mode == "online" else None
+    samplers = _Samplers(tracker) if mirror is not None and mirror.shared else None
+    limit_s = _FINISH_S
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        limit_s = _FINISH_WHEN_STOPPED_S
+        raise
+    finally:
+        if samplers is not None:
+            samplers.stop()
         try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            limit_s = _FINISH_WHEN_STOPPED_S
+            _finish(tracker, mirror, limit_s)
+        except KeyboardInterrupt:  # a signal that came now: what is done stands already, so W&B need not have all of it
+            _finish(tracker, None, _FINISH_WHEN_STOPPED_S)
             raise
-        finally:
-            stack.close()
-            if mirror is None or not mirror.finish(limit_s):
-                with working("writing an offline run for W&B"):
-                    _write_offline(tracker, limit_s)
+
+
+def _finish(tracker: Tracker, mirror: "_Mirror | None", limit_s: float) -> None:
+    """Send what is left, or keep all of it in the output."""
+    if mirror is None or not mirror.finish(limit_s):
+        with working("writing an offline run for W&B"):
+            _write_offline(tracker, limit_s)
 
 
 class _Client:
@@ -82,7 +117,12 @@ class _Client:
     def begin(self, task: dict[str, Any]) -> "_Task":
         if self._process is None or self._process.poll() is not None:
             environment = {**os.environ, "WANDB_SILENT": "true"}
-            self._process = start_module("cluster.wandb_client", [], environment=environment, talks=True)
+            try:
+                self._process = start_module("cluster.wandb_client", [], environment=environment, talks=True)
+            except OSError as error:  # no memory or process left for it
+                failed = _Task(None, why=f"its client cannot be started: {error}")
+                failed.ended.set()
+                return failed
         begun = _Task(self._process)
         begun.tell(task)
         begun.reader.start()
@@ -99,7 +139,8 @@ class _Client:
 class _Task:
     """What a client was told to do. consumes: its events; is unblocked by: `done`, `failed` or its end."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    """None where none could be started."""
     started: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     why: str = ""
@@ -110,6 +151,8 @@ class _Task:
         self.reader = threading.Thread(target=self._read, daemon=True)
 
     def tell(self, task: dict[str, Any]) -> None:
+        if self.process is None:
+            return
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(task).encode() + b"\n")
@@ -118,7 +161,7 @@ class _Task:
             return
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
+        assert self.process is not None and self.process.stdout is not None
         why = "its client ended by itself"
         for line in self.process.stdout:
             event = json.loads(line)
@@ -141,7 +184,7 @@ class _Mirror:
     """A run that is being sent to W&B while it goes on."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self.shared = len(_other_nodes()) > 0
+        self.shared = is_connected() and not cluster_is_whole()
         self._tracker, self._warned = tracker, threading.Lock()
         task = {"do": "mirror", "shared": self.shared, **_task_of(tracker)}
         self._task = _client.begin(task)
@@ -206,33 +249,55 @@ class NodeSampler:
         self._folder = scratch_folder()
         self._run = start(run, self._folder.name, mode="shared", label=label, primary=False)
 
-
-def _other_nodes() -> list[dict[str, Any]]:
-    """The living nodes of the Ray cluster beside this one."""
-    if "ray" not in sys.modules:  # seconds of import, for nothing where no cluster is
-        return []
-    import ray
-
-    if not ray.is_initialized():
-        return []
-    here = ray.get_runtime_context().get_node_id()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    def finish(self) -> None:
+        """Send what is left and remove the client's files."""
+        self._run.finish()
+        self._folder.cleanup()
 
 
-@contextmanager
-def _sampled_nodes(tracker: Tracker) -> Iterator[None]:
-    """A sampler on every other node. Nobody waits for them: what W&B refuses, the client of the run tells."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+class _Samplers:
+    """A sampler on every node but the driver's, also on those that come while the stage runs.
 
-    sampler: Any = ray.remote(NodeSampler)
-    samplers = []
-    for node in _other_nodes():
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options = sampler.options(num_cpus=0, scheduling_strategy=strategy)
-        samplers.append(options.remote(_task_of(tracker)["run"], node["NodeManagerAddress"]))
-    try:
-        yield
-    finally:
-        for sampler in samplers:
-            ray.kill(sampler)
+    Nobody waits for them: what W&B refuses, the client of the run tells.
+    consumes: the cluster's nodes; waits for: a change of them; is unblocked by: a poll; produces: actors.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._run = _task_of(tracker)["run"]
+        self._actors: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="wandb-samplers")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have them finish, and end those that do not in time."""
+        import ray
+
+        self._over.set()
+        self._thread.join()
+        asked = [actor.finish.remote() for actor in self._actors.values()]
+        if asked:
+            with working("ending W&B's clients on the other nodes"):
+                ray.wait(asked, num_returns=len(asked), timeout=_FINISH_WHEN_STOPPED_S)
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def _follow(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._meet_nodes()
+            except Exception as error:  # of Ray's: the metrics of the run do not depend on it
+                log.debug("no look at the nodes for W&B: %s", error)
+            self._over.wait(_NODES_S)
+
+    def _meet_nodes(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = ray.get_runtime_context().get_node_id()
+        for node in ray.nodes():
+            name = node["NodeID"]
+            if node["Alive"] and name != here and name not in self._actors:
+                strategy = NodeAffinitySchedulingStrategy(name, soft=False)
+                sampler = ray.remote(NodeSampler).options(num_cpus=0, scheduling_strategy=strategy)
+                self._actors[name] = sampler.remote(self._run, node["NodeManagerAddress"])

@@ -43,6 +43,8 @@ MAX_GAP_RATIO = 15.0
 """Largest mean distance over what rounding to int8 itself has changed. Where sums are exact, another order of them
 moves a few activations to the next step (ratio 1.5); a processor without int8 dot products (AVX2) adds pairs in 16
 bits, which saturate (7 to 11 on random weights). Scales read otherwise than they were written give 20 and more."""
+_SMALLEST = 1e-12
+"""Stands for a difference or variance of nothing, by which nothing is explained."""
 MAX_UNEXPLAINED = 0.25
 """Largest share of the variance of our logprobs that vLLM's leave unexplained: 0.03 with saturation, 0.3 to 1.7 for
 rows or scales in another order. It tells where rounding itself changes much."""
@@ -161,9 +163,11 @@ def engine_gap(engine: Sequence[np.ndarray], ours: Sequence[np.ndarray], origina
     """
     engine_N, ours_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, ours, original))
     gap = float(np.abs(engine_N - ours_N).mean())
-    ratio = gap / float(np.abs(ours_N - original_N).mean())
-    unexplained = float(np.square(engine_N - ours_N).mean() / ours_N.var())
-    if not (gap <= SAME_GAP or (ratio <= MAX_GAP_RATIO and unexplained <= MAX_UNEXPLAINED)):
+    if gap <= SAME_GAP:
+        return gap
+    ratio = gap / max(float(np.abs(ours_N - original_N).mean()), _SMALLEST)
+    unexplained = float(np.square(engine_N - ours_N).mean() / max(float(ours_N.var()), _SMALLEST))
+    if ratio > MAX_GAP_RATIO or unexplained > MAX_UNEXPLAINED:
         raise RuntimeError(
             f"compress: vLLM's logprobs of the compressed model are {gap:.3f} nats from ours on average, {ratio:.0f} "
             f"times what rounding has changed (at most {MAX_GAP_RATIO:.0f}), and leave {unexplained:.0%} of their "

@@ -300,31 +300,41 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
             group=group,
             config=to_plain(job.config),
         )
-        started = time.time()
-        with mirrored(tracker), contextlib.closing(tracker):
-            context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
-            with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, _watched(job.name):
-                groups = job.stage.groups(job.config)
-                precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
-                warn_of_emulation(job.config, groups)
-                output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
-                config = with_precisions(job.config, precisions)
-                summary = job.stage.run(config, context)
-        record = _record(job, inputs, output, summary, started) | {"precision": precisions}
-        record["measured"] = {
-            "work": None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
-            "resumed": "precision" in unfinished,
-            **_measured(output, footprint),
-        }
-        require_lease()
-        output.write_json(RECORD, record)
-        output.remove(UNFINISHED)
+        with mirrored(tracker):
+            with contextlib.closing(tracker):
+                context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
+                record = _do(job, context, unfinished)
+            # Before W&B has all of it, which may take half a minute in which a signal would cost the stage.
+            require_lease()
+            output.write_json(RECORD, record)
+            output.remove(UNFINISHED)
     # Somebody may have forgotten more while this run was under way.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
         renew(job.stage, output, store)
     artifact = open_artifact(output)
     assert artifact is not None, f"{output.url} does not stand"
     return artifact
+
+
+def _do(job: Job, context: Context, unfinished: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the stage, from where an earlier attempt has left it; what its record says."""
+    output, inputs = context.output, context.inputs
+    started, start_s = time.time(), time.monotonic()
+    with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, _watched(job.name):
+        groups = job.stage.groups(job.config)
+        precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
+        warn_of_emulation(job.config, groups)
+        output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
+        config = with_precisions(job.config, precisions)
+        summary = job.stage.run(config, context)
+    wall_s = time.monotonic() - start_s  # not by a clock that may be set meanwhile
+    measured = {
+        "work": None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
+        "resumed": "precision" in unfinished,
+        **_measured(output, footprint),
+    }
+    times = {"started": round(started, 3), "wall_s": round(wall_s, 3)}
+    return {**_record(job, inputs, output, summary), **times, "precision": precisions, "measured": measured}
 
 
 def _wait_s(config: Any) -> float:
@@ -450,9 +460,7 @@ def inputs_of(job: Job, store: Storage) -> dict[str, Artifact]:
     return {field: artifact for field, artifact in found.items() if artifact is not None}
 
 
-def _record(
-    job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: Mapping[str, Any], started: float
-) -> dict[str, Any]:
+def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
@@ -467,8 +475,6 @@ def _record(
         "digest": content_digest(output),
         "code_digest": code_digest(),
         "versions": {name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-        "started": round(started, 3),
-        "wall_s": round(time.time() - started, 3),
     }
 
 

