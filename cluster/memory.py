@@ -113,7 +113,7 @@ def gib(num_bytes: int) -> str:
 
 def _named(path: Path, name: str) -> int:
     """The number after `name` in a file of `name number` lines; 0 when it is not there."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         words = line.split()
         if words and words[0] == name:
             return int(words[1])

@@ -51,6 +51,11 @@ class _Session:
 _session = _Session()
 
 
+def cluster_address(address: str | None) -> str:
+    """The cluster that a command means: the one that is named, else that of `RAY_ADDRESS`, else `local`, its own."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 @contextmanager
 def connect(
     address: str | None = None, *, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
@@ -69,7 +74,7 @@ def connect(
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster_address(address)
     with working("starting Ray" if address == "local" else f"joining the Ray cluster at {address}"):
         ray.init(
             address=address,

@@ -120,7 +120,7 @@ def _telling(store: Storage) -> AbstractContextManager[None]:
 def _plan(options: argparse.Namespace) -> None:
     pipeline = _load(options)
     with working("estimating what would run"):
-        rows, expected = plan(pipeline), forecasts(pipeline.jobs, pipeline.store)
+        rows, expected = plan(pipeline), forecasts(pipeline.jobs, pipeline.store, address=options.address)
     for row in rows:
         estimate = "  ".join(f"{name} {amount:,.4g}" for name, amount in row.estimate.items())
         print(f"{row.name:<12} {row.id:<28} {row.state:<10} {row.placement:<24} {row.precision:<9} {estimate}")

@@ -7,7 +7,6 @@ holds one, its measured time is scaled by the work, and its measured memory is m
 """
 
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from typing import Any
 
 from cluster.footprint import free_memory_bytes, num_cores, processor
 from cluster.progress import duration
+from cluster.session import cluster_address
 from cluster.storage import Storage
 from jobs.calibration import Machine, calibrate
 from jobs.config import from_plain
@@ -55,7 +55,7 @@ MEASURED = "measured"
 _MAX_SCALE = 8.0
 """An earlier run tells of work up to so many times larger or smaller."""
 _TOLERANCE = 1.25
-"""Memory is forecast within 20 %: only what exceeds the free memory by more is refused."""
+"""Memory is forecast within 20 %, and disk from estimates: only what exceeds what is free by more is refused."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,24 @@ def flops(work: Work, machine: Machine) -> float:
     return one * threads * (THREAD_EFFICIENCY if threads > 1 else 1.0)
 
 
-def forecasts(jobs: Mapping[str, Job], store: Storage) -> dict[str, Forecast]:
-    """A forecast of every stage that tells its work, by name: what was measured where its artifact is there."""
+def forecasts(jobs: Mapping[str, Job], store: Storage, *, address: str | None = None) -> dict[str, Forecast]:
+    """A forecast of every stage that tells its work, by name: what was measured where its artifact is there.
+
+    Of a cluster that is joined (`address` or `RAY_ADDRESS`) this machine tells nothing, so only disk is forecast there.
+    """
     artifacts = {name: open_artifact(store / job.id) for name, job in jobs.items()}
     works = {name: work for name, job in jobs.items() if not artifacts[name] and (work := _work(job, store))}
-    if works:
+    is_own = cluster_address(address) == "local"
+    if works and is_own:
         machine, known = calibrate(), earlier_runs(store)
     result = {}
     for name, job in jobs.items():
         if artifact := artifacts[name]:
             result[name] = measured(artifact)
-        elif work := works.get(name):
+        elif (work := works.get(name)) and is_own:
             result[name] = forecast(job.stage.name, work, machine, known)
+        elif work:
+            result[name] = Forecast(None, None, work.disk_gib, "a cluster's time and memory are not forecast")
     return result
 
 
@@ -178,24 +184,31 @@ def earlier_runs(store: Storage) -> list[Earlier]:
 
 
 def shortages(
-    pending: Mapping[str, Forecast], store: Storage, *, free_memory: int | None, free_disk: int | None
+    pending: Mapping[str, Forecast],
+    store: Storage,
+    *,
+    free_memory: int | None,
+    free_disk: int | None,
+    remedies: Mapping[str, str],
+    written: Mapping[str, int],
 ) -> list[str]:
     """One message for each stage that this machine's memory, or the store's disk, clearly cannot hold.
 
     `free_memory` and `free_disk` are bytes; None where they are not known, as on a cluster or an object store.
+    `remedies` are what lowers a stage's memory, `written` the bytes that an unfinished stage has in the store already.
     """
     result = []
     used_gib = 0.0
     for name, expected in pending.items():
-        memory, disk = expected.memory_gib, expected.disk_gib or 0.0
+        memory, disk = expected.memory_gib, max(0.0, (expected.disk_gib or 0.0) - written.get(name, 0) / 2**30)
         if memory is not None and free_memory is not None and memory > _TOLERANCE * free_memory / 2**30:
             result.append(
                 f"{name}: needs about {memory:.1f} GiB of memory, this machine has {free_memory / 2**30:.1f} GiB free; "
-                "lower execution.micro_batch_size, the number of workers or the size of the model, free memory, or "
-                "run it on a cluster (--address)"
+                f"lower {remedies[name]}, free memory, or run it on a cluster (--address)"
             )
         used_gib += disk
-        if free_disk is not None and used_gib > free_disk / 2**30 >= used_gib - disk:
+        room_gib = math.inf if free_disk is None else _TOLERANCE * free_disk / 2**30
+        if free_disk is not None and used_gib > room_gib >= used_gib - disk:
             result.append(
                 f"{name}: needs about {disk:.2f} GiB of disk, {store.url} has "
                 f"{max(0.0, free_disk / 2**30 - used_gib + disk):.2f} GiB left for it; free space, or give --store "
@@ -214,7 +227,7 @@ def free_disk_bytes(store: Storage) -> int | None:
 
 def own_free_memory(address: str | None) -> int | None:
     """Free bytes of this machine where the run will start a cluster of its own in it; None for one that is joined."""
-    return None if address or os.environ.get("RAY_ADDRESS") else free_memory_bytes()
+    return free_memory_bytes() if cluster_address(address) == "local" else None
 
 
 def table(expected: Mapping[str, Forecast]) -> list[str]:

@@ -4,6 +4,7 @@ A folder such as `configs/tiny` holds one file per stage and `pipeline.yaml`, wh
 A stage's inputs name sibling files (`shards: shards`) or the location of an artifact (`init: s3://bucket/sft-0a1b`).
 """
 
+import dataclasses
 import difflib
 import importlib
 import logging
@@ -260,7 +261,8 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     artifacts = {name: open_artifact(pipeline.store / job.id) for name, job in pipeline.jobs.items()}
     if all(artifacts.values()):
         return [artifact for artifact in artifacts.values() if artifact]
-    expected = forecasts(pipeline.jobs, pipeline.store)
+    with working("forecasting what the stages take"):
+        expected = forecasts(pipeline.jobs, pipeline.store, address=address)
     for line in table(expected):
         log.info("%s", line)
     if found := find_shortages(pipeline, expected, address=address):
@@ -328,9 +330,28 @@ def find_shortages(pipeline: Pipeline, expected: Mapping[str, Forecast], *, addr
     """One message for each stage still to be done that memory or disk clearly cannot hold."""
     pending = {name: one for name, one in expected.items() if one.basis != MEASURED}
     store = pipeline.store
+    outputs = {name: store / pipeline.jobs[name].id for name in pending}
     return shortages(
-        pending, store, free_memory=own_free_memory(address), free_disk=free_disk_bytes(store) if pending else None
+        pending,
+        store,
+        free_memory=own_free_memory(address),
+        free_disk=free_disk_bytes(store) if pending else None,
+        remedies={name: _memory_remedy(pipeline.jobs[name]) for name in pending},
+        written={name: output.num_bytes() for name, output in outputs.items() if store.is_local and output.exists()},
     )
+
+
+def _memory_remedy(job: Job) -> str:
+    """What of a stage's settings lowers the memory it takes."""
+    names = {field.name for field in dataclasses.fields(job.config)}
+    execution = {field.name for field in dataclasses.fields(job.config.execution)} if "execution" in names else set()
+    offers = {
+        "micro_batch_size": "execution.micro_batch_size",
+        "kv_cache_gib": "execution.kv_cache_gib",
+        "task_mib": "execution.task_mib",
+    }
+    found = [offer for name, offer in offers.items() if name in execution]
+    return ", ".join([*found, "the number of workers" + (" or the size of the model" if "steps" in names else "")])
 
 
 @dataclass(frozen=True)

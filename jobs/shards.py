@@ -176,13 +176,14 @@ def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, Shar
 
 def work(config: ShardsConfig, needs: Needs) -> Work:
     """What the forecast is made of: encoding the text, two or four bytes a token."""
-    from jobs.sizes import text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = text_bytes_of(needs["corpus"]) / 1e6
+    workers = min(config.execution.workers or num_cores(), num_cores(), num_parts_of(needs["corpus"]))
     return Work(
-        processes=[Processes(kind="task", number=min(config.execution.workers or num_cores(), num_cores()))],
+        processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _ENCODE_S_PER_MB,
-        python_processes=config.execution.workers or num_cores(),
+        python_processes=workers,
         disk_gib=num_mb / 1000,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.storage import expand_sized
 from data.tokenizer import vocab_size
-from jobs.job import Artifact, Job, Needs
+from jobs.job import FOREIGN_TOKENIZER, Artifact, Job, Needs
 from model.huggingface import read_config
 from model.transformer import TransformerConfig, flops_per_token, num_parameters
 
@@ -47,6 +47,9 @@ def vocab_size_of(need: Job | Artifact) -> int:
     stage = need.stage if isinstance(need, Artifact) else need.stage.name
     if stage == "shards":
         return need.summary["vocab_size"] if isinstance(need, Artifact) else vocab_size_of(need.needs["tokenizer"])
+    if stage == FOREIGN_TOKENIZER:
+        assert isinstance(need, Artifact), "no job makes it"
+        return vocab_size(need.model.local())
     if stage == "vocabulary":
         return vocab_size((need.storage / "tokenizer").local()) if isinstance(need, Artifact) else need.config.size
     return sizes_of(need).vocab_size
@@ -62,6 +65,12 @@ def text_bytes_of(need: Job | Artifact) -> float:
         return text_bytes_of(need.needs["corpus"])
     sizes = expand_sized([source.path for source in need.config.sources])
     return _KEPT_TEXT * sum(size or 0 for _, size in sizes)
+
+
+def num_parts_of(need: Job | Artifact) -> int:
+    """About how many parts a corpus has, or will have: tasks over it can be no more."""
+    part_mib = need.record["config"]["part_mib"] if isinstance(need, Artifact) else need.config.part_mib
+    return max(1, math.ceil(text_bytes_of(need) / (part_mib << 20)))
 
 
 def held_out_bytes_of(need: Job | Artifact) -> float:

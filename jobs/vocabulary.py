@@ -138,13 +138,14 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
 
 def work(config: VocabularyConfig, needs: Needs) -> Work:
     """What the forecast is made of: counting words, and learning from their counts."""
-    from jobs.sizes import text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = min(text_bytes_of(needs["corpus"]), config.sample_mib << 20) / 1e6
+    workers = min(config.execution.workers or num_cores(), num_cores(), num_parts_of(needs["corpus"]))
     return Work(
-        processes=[Processes(kind="task", number=min(config.execution.workers or num_cores(), num_cores()))],
+        processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,
-        python_processes=config.execution.workers or num_cores(),
+        python_processes=workers,
         disk_gib=config.size * 100 / 2**30,
     )
 

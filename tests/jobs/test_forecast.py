@@ -80,19 +80,40 @@ GIB = 2**30
 PENDING = {"corpus": Forecast(60.0, 1.0, 2.0, "calibration"), "pretrain": Forecast(600.0, 30.0, 5.0, "calibration")}
 
 
+def short(
+    folder: Path, memory_gib: float | None, disk_gib: float | None, written: Mapping[str, int] | None = None
+) -> list[str]:
+    free_memory, free_disk = (None if gib is None else int(gib * GIB) for gib in (memory_gib, disk_gib))
+    return shortages(
+        PENDING,
+        Storage(str(folder)),
+        free_memory=free_memory,
+        free_disk=free_disk,
+        remedies=dict.fromkeys(PENDING, "the batch"),
+        written=written or {},
+    )
+
+
 def test_too_little_memory_names_stage_need_rest_and_remedy(tmp_path: Path):
-    (message,) = shortages(PENDING, Storage(str(tmp_path)), free_memory=16 * GIB, free_disk=None)
-    assert message.startswith("pretrain: needs about 30.0 GiB of memory, this machine has 16.0 GiB free; lower ")
+    (message,) = short(tmp_path, 16, None)
+    assert message.startswith(
+        "pretrain: needs about 30.0 GiB of memory, this machine has 16.0 GiB free; lower the batch, free "
+    )
 
 
 def test_too_little_disk_names_the_stage_at_which_it_ends(tmp_path: Path):
-    (message,) = shortages(PENDING, Storage(str(tmp_path)), free_memory=None, free_disk=6 * GIB)
-    assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, {tmp_path} has 4.00 GiB left for it; free ")
+    (message,) = short(tmp_path, None, 5)
+    assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, {tmp_path} has 3.00 GiB left for it; free ")
 
 
-@pytest.mark.parametrize(("memory", "disk"), [(None, None), (25 * GIB, 8 * GIB)])
+@pytest.mark.parametrize(("memory", "disk"), [(None, None), (25, 8), (25, 6)])
 def test_what_may_fit_or_is_not_known_is_not_refused(tmp_path: Path, memory: int | None, disk: int | None):
-    assert not shortages(PENDING, Storage(str(tmp_path)), free_memory=memory, free_disk=disk)
+    assert not short(tmp_path, memory, disk)
+
+
+def test_what_an_unfinished_stage_has_written_is_not_asked_for_again(tmp_path: Path):
+    assert not short(tmp_path, None, 3, written={"pretrain": 4 * GIB})
+    assert short(tmp_path, None, 3, written={"pretrain": 1 * GIB})
 
 
 def write_file(config: Any, context: Context) -> Mapping[str, Any]:
@@ -131,6 +152,7 @@ def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(monkeypatch: pyt
 
     assert own_free_memory(None)
     assert own_free_memory("ray://head:10001") is None
+    assert own_free_memory("local")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert own_free_memory(None) is None
 
