@@ -14,7 +14,7 @@ import psutil
 
 from cluster.footprint import num_cores
 from cluster.progress import working
-from cluster.signals import handle_again
+from cluster.signals import around_other_handlers
 
 _SESSION_END_S = 3.0
 _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
@@ -75,7 +75,8 @@ def connect(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = cluster_address(address)
-    with working("starting Ray" if address == "local" else f"joining the Ray cluster at {address}"):
+    what = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
+    with working(what), around_other_handlers():
         ray.init(
             address=address,
             num_cpus=num_cpus or num_cores() if address == "local" else None,
@@ -84,7 +85,6 @@ def connect(
             logging_level=logging.WARNING,
             runtime_env={"env_vars": {**WORKER_ENV, **(environment or {})}},
         )
-    handle_again()
     _session.started_here = address == "local"
     try:
         yield

@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT end a command in order: what was started is ended, what was done is kept, the exit code says why.
+"""SIGTERM, SIGINT and SIGHUP end a command in order: what was started is ended, what was done is kept, the exit code
+says why.
 
 The first signal becomes a KeyboardInterrupt in the main thread, so that every `finally` on the way runs. The second,
-or `_ORDER_S` without an end, ends the process and all that it has started at once.
+or `_ORDER_S` without an end, ends the process and all that it has started at once. SIGHUP comes when the terminal is
+closed, often twice (from the kernel and from the shell): a second one changes nothing, and under `nohup` none counts.
 """
 
 import contextlib
@@ -19,7 +21,8 @@ _ORDER_S = 13.0
 """How long an orderly end may take; a supervisor that sends SIGTERM waits 15 s or more before SIGKILL."""
 _DEFER_S = 6.0
 """How much of it a training may use up for one more checkpoint."""
-_HANDLED = (signal.SIGTERM, signal.SIGINT)
+_LAST_WORDS_S = 1.0
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,10 +34,13 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.is_handled = False
+        self.handled: tuple[signal.Signals, ...] = ()
+        """Those of `_HANDLED` that are not ignored; empty outside of `orderly_end`."""
         self.is_deferred = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGHUP:
+            return
         if self.received is not None:
             _end_now(self.received, "a second signal came")
         self.received = signal.Signals(number)
@@ -47,7 +53,7 @@ class _Signals:
         raise KeyboardInterrupt
 
     def set_handlers(self) -> None:
-        for number in _HANDLED:
+        for number in self.handled:
             signal.signal(number, self.on_signal)
         signal.signal(signal.SIGALRM, self.on_alarm)
 
@@ -57,9 +63,11 @@ _signals = _Signals()
 
 @contextlib.contextmanager
 def orderly_end() -> Iterator[None]:
-    """Within, SIGTERM and SIGINT raise KeyboardInterrupt, once; `received` tells which it was. For the main thread."""
+    """Within, the signals raise KeyboardInterrupt, once; `received` tells which it was. For the main thread."""
     before = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGALRM)}
-    _signals.received, _signals.is_handled = None, True
+    is_hangup_ignored = before[signal.SIGHUP] == signal.SIG_IGN  # `nohup`
+    _signals.handled = tuple(number for number in _HANDLED if number != signal.SIGHUP or not is_hangup_ignored)
+    _signals.received = None
     _signals.set_handlers()
     # The interpreter's own handler writes here at once, even while the main thread is in a call that hears no signal.
     reader, writer = os.pipe()
@@ -71,15 +79,33 @@ def orderly_end() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(old_writer)
         os.close(writer)
-        _signals.is_handled = False
+        _signals.handled = ()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def handle_again() -> None:
-    """Put our handlers back where a library (ray.init) has set its own. Nothing outside `orderly_end`."""
-    if _signals.is_handled and threading.current_thread() is threading.main_thread():
+@contextlib.contextmanager
+def around_other_handlers() -> Iterator[None]:
+    """For a call of a library that sets its own signal handlers (ray.init): ours hold again afterwards.
+
+    Ray's raises SystemExit(SIGTERM); that signal too becomes a KeyboardInterrupt. What the library starts inside is not
+    ended by a closed terminal but by us. Nothing outside `orderly_end`.
+    """
+    if not _signals.handled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A mask is inherited by children, and our handler still runs: another thread takes the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        _signals.received = _signals.received or signal.SIGTERM
+        raise KeyboardInterrupt from None
+    finally:
         _signals.set_handlers()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def received() -> signal.Signals | None:
@@ -91,7 +117,8 @@ def received() -> signal.Signals | None:
 def deferred() -> Iterator[None]:
     """Within, a signal is only noted in `received`, for work that can leave more behind if it comes to a good end.
 
-    KeyboardInterrupt comes at the end of the block, or some seconds after the signal if the block is still running.
+    KeyboardInterrupt comes at the end of the block, in place of what it may have raised, which is mostly a consequence:
+    the actors of a run are often sent the same signal. It comes earlier if the block goes on for some seconds.
     """
     _signals.is_deferred = True
     try:
@@ -99,8 +126,8 @@ def deferred() -> Iterator[None]:
     finally:
         _signals.is_deferred = False
         signal.setitimer(signal.ITIMER_REAL, 0)
-    if _signals.received is not None:
-        raise KeyboardInterrupt
+        if _signals.received is not None:
+            raise KeyboardInterrupt
 
 
 def _watch_end(reader: int) -> None:
@@ -111,7 +138,7 @@ def _watch_end(reader: int) -> None:
     """
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         number = 0
-        while number not in _HANDLED:
+        while number not in _HANDLED:  # an alarm writes here too
             if not (numbers := pipe.read(1)):
                 return
             number = numbers[0]
@@ -121,8 +148,34 @@ def _watch_end(reader: int) -> None:
 
 def _end_now(number: signal.Signals, why: str) -> None:
     """Kill everything that this process has started, and end it."""
-    print(f"raymill: stopped by {number.name}; {why}, so everything was ended at once", file=sys.stderr, flush=True)
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(128 + number)
+    try:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        text = f"raymill: stopped by {number.name}; {why}, so everything was ended at once"
+        # In a thread, for the main one may be writing, or wait in vain for a pipe that nobody reads.
+        speaker = threading.Thread(target=say, args=(text,), daemon=True)
+        speaker.start()
+        speaker.join(_LAST_WORDS_S)
+    finally:
+        os._exit(128 + number)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr. Where nobody reads it any more (`| tee` got the same Ctrl-C) it is lost, which must not
+    change how the command ends."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def flush_output() -> None:
+    """Before the interpreter's own last flush, which makes the exit code 120 where a pipe is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None or stream.closed:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

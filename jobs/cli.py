@@ -15,7 +15,7 @@ from cluster.causes import traceback_text
 from cluster.failures import WorkFailed
 from cluster.ledger import SUBMISSION, read_ledger, require_sent, telling
 from cluster.progress import LogHandler, working
-from cluster.signals import Stopped, orderly_end, received
+from cluster.signals import Stopped, flush_output, orderly_end, received, say
 from cluster.storage import Storage
 from jobs.forecast import forecasts, table
 from jobs.job import RECORD, Artifact, open_artifact, require_same_code
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     for noisy in ("httpx", "httpx2", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with orderly_end():
-        return _run_command(options)
+        code = _run_command(options)
+    flush_output()
+    return code
 
 
 def _run_command(options: argparse.Namespace) -> int:
@@ -43,12 +45,12 @@ def _run_command(options: argparse.Namespace) -> int:
     except ValueError as error:
         if options.traceback:
             log.error("refused", exc_info=True)
-        print(f"raymill: {error}", file=sys.stderr)
+        say(f"raymill: {error}")
         return 2
     except KeyboardInterrupt as stop:
         number = received() or signal.SIGINT
         where = f": {stop}" if isinstance(stop, Stopped) else ""
-        print(f"raymill: stopped by {number.name}; the same command goes on from here{where}", file=sys.stderr)
+        say(f"raymill: stopped by {number.name}; the same command goes on from here{where}")
         return 128 + number
     except Exception as error:
         if not _is_failure_of_work(error):
@@ -56,10 +58,9 @@ def _run_command(options: argparse.Namespace) -> int:
         detail = error.detail if isinstance(error, WorkFailed) else traceback_text(error)
         if options.traceback:
             detail = "".join(traceback.format_exception(error))
-        print(
+        say(
             f"raymill: {error}\n{textwrap.indent(detail.strip(), '    ')}\n"
-            "The same command goes on from the last finished stage or checkpoint.",
-            file=sys.stderr,
+            "The same command goes on from the last finished stage or checkpoint."
         )
         return 1
     return code or 0

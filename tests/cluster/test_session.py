@@ -1,7 +1,12 @@
-"""Raymill's own packages are used in driver and workers, whatever lies in the working directory."""
+"""One Ray session: Raymill's own packages are used in driver and workers, and a signal ends it in order."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -37,3 +42,55 @@ def test_a_folder_of_data_and_modules_of_other_names_do_no_harm(
     with connect("local", num_cpus=1):
         assert ray.get(ray.remote(where).remote()) == where()
         assert not Path(where()).is_relative_to(tmp_path)
+
+
+PROGRAM = """
+import argparse, sys, time
+import ray
+from cluster.session import connect
+from jobs import cli
+
+def work(options):
+    with connect("local", num_cpus=1):
+        try:
+            print("begun", flush=True)
+            time.sleep(600)
+        finally:
+            print("Ray answers", ray.get(ray.remote(lambda: 1).remote()), flush=True)
+
+cli.parse = lambda arguments: argparse.Namespace(command=work, traceback=False)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_ray_starts_or_to_all_that_a_terminal_has_ends_the_command_in_order(
+    number: signal.Signals, code: int
+) -> None:
+    """SIGTERM comes while Ray starts, SIGHUP when it is up, and to Ray's own processes too, as of a closed terminal."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )
+    started: list[psutil.Process] = []
+    if number == signal.SIGTERM:
+        while not any("gcs_server" in one.name() for one in started):
+            assert process.poll() is None
+            started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+    else:
+        assert process.stdout is not None
+        while "begun" not in process.stdout.readline():
+            assert process.poll() is None
+        started = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    assert f"raymill: stopped by {number.name}; the same command goes on from here" in output
+    assert "Traceback" not in output and ("Ray answers 1" in output) == (number == signal.SIGHUP)
+    assert psutil.wait_procs(started, timeout=10)[1] == []

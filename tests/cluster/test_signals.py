@@ -14,24 +14,25 @@ import pytest
 PROGRAM = """
 import signal, subprocess, sys, time
 from cluster import signals
-from cluster.signals import deferred, orderly_end, received
+from cluster.signals import around_other_handlers, deferred, orderly_end, received, say
 
 signals._ORDER_S, signals._DEFER_S = {order_s}, 1.0
+{before}
 with orderly_end():
     try:
 {body}
     except KeyboardInterrupt:
-        print("interrupted by", received().name, flush=True)
+        say("interrupted by " + received().name)
         {cleanup}
         sys.exit(128 + received())
 """
 WAIT = "print('begun', flush=True); time.sleep(60)"
 
 
-def start(body: str, *, cleanup: str = "pass", order_s: float = 30.0) -> subprocess.Popen[str]:
+def start(body: str, *, before: str = "pass", cleanup: str = "pass", order_s: float = 30.0) -> subprocess.Popen[str]:
     """A program that has said that it has begun."""
     text = PROGRAM.format(
-        order_s=order_s, cleanup=cleanup, body="\n".join(f"        {line}" for line in body.split("\n"))
+        order_s=order_s, before=before, cleanup=cleanup, body="\n".join(f"        {line}" for line in body.split("\n"))
     )
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
@@ -41,7 +42,7 @@ def start(body: str, *, cleanup: str = "pass", order_s: float = 30.0) -> subproc
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_runs_what_closes_things_and_is_the_exit_code(number: signal.Signals, code: int) -> None:
     process = start(WAIT, cleanup="print('closed', flush=True)")
     process.send_signal(number)
@@ -58,6 +59,34 @@ def test_a_second_signal_ends_everything_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     assert "a second signal came" in process.communicate(timeout=60)[0]
     assert process.returncode == 143
+    psutil.wait_procs([sleeper], timeout=60)
+    assert not sleeper.is_running()
+
+
+def test_a_terminal_that_is_closed_says_so_twice_and_under_nohup_does_not_count() -> None:
+    process = start(WAIT, cleanup="time.sleep(1); print('closed', flush=True)")
+    ignoring = start(WAIT, before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    for one in (process, ignoring):
+        one.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        one.send_signal(signal.SIGHUP)
+    assert (process.communicate(timeout=60)[0], process.returncode) == ("interrupted by SIGHUP\nclosed\n", 129)
+    ignoring.send_signal(signal.SIGTERM)
+    assert (ignoring.communicate(timeout=60)[0], ignoring.returncode) == ("interrupted by SIGTERM\n", 143)
+
+
+@pytest.mark.parametrize("second", ["signal", "too long"])
+def test_an_end_by_force_needs_nobody_who_reads_what_is_said(second: str) -> None:
+    order_s = 30.0 if second == "signal" else 1.0
+    process = start(f"subprocess.Popen(['sleep', '600'])\n{WAIT}", cleanup="time.sleep(600)", order_s=order_s)
+    (sleeper,) = psutil.Process(process.pid).children()
+    assert process.stdout is not None
+    process.stdout.close()  # as of `tee`, which the same Ctrl-C ends
+    process.send_signal(signal.SIGINT)
+    if second == "signal":
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     psutil.wait_procs([sleeper], timeout=60)
     assert not sleeper.is_running()
 
@@ -86,3 +115,27 @@ def test_a_block_that_takes_too_long_is_interrupted() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n"
     assert 1.0 <= time.monotonic() - began < 50
+
+
+def test_a_signal_is_not_lost_where_the_deferred_work_fails_of_it_too() -> None:
+    wait = "print('begun', flush=True)\n    while received() is None: time.sleep(0.05)"
+    process = start(f"with deferred():\n    {wait}\n    raise RuntimeError('the actors got the same signal')")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
+
+
+def test_a_signal_under_the_handler_of_a_library_is_ours_all_the_same() -> None:
+    """ray.init's ends the process with the number of the signal as its exit code."""
+    child = "sleeper = subprocess.Popen(['sleep', '600'])"
+    set_handler = "signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))"
+    process = start(f"with around_other_handlers():\n    {set_handler}\n    {WAIT}")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
+    # A closed terminal takes its processes with it, but not those that an orderly end needs.
+    process = start(
+        f"with around_other_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
+    )
+    (sleeper,) = psutil.Process(process.pid).children()
+    sleeper.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=60)[0] == "interrupted by SIGHUP\nNone\n" and process.returncode == 129

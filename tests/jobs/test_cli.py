@@ -1,5 +1,8 @@
 """The command line says what it did, and what the user did wrong, with exit codes that scripts can read."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,3 +138,24 @@ def test_a_job_sent_by_another_version_is_refused(
     assert main(["run", "corpus", "corpus.yaml"]) == 2
     assert "submitted by raymill 0.0.1, but the cluster runs" in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_a_command_whose_reader_got_the_same_signal_ends_with_the_code_of_that_signal() -> None:
+    program = """
+import argparse, sys, time
+from jobs import cli
+
+def work(options):
+    print("begun", flush=True)
+    time.sleep(600)
+
+cli.parse = lambda arguments: argparse.Namespace(command=work, traceback=False)
+sys.exit(cli.main())
+"""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.stdout.close()  # `… 2>&1 | tee log`
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
