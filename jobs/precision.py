@@ -8,12 +8,7 @@ from typing import Any
 from cluster.placement import Placement
 from cluster.room import wait_for_room
 from cluster.session import cluster_is_whole, is_connected
-from model.precision import (
-    COMPUTED_BY,
-    ComputePrecision,
-    bfloat16_slowdown,
-    cpu_multiplies_bfloat16,
-)
+from model.precision import COMPUTED_BY, ComputePrecision, bfloat16_emulation, gpu_multiplies_bfloat16
 
 Groups = Sequence[Mapping[str, Placement]]
 """A stage's groups of workers by name (`Stage.groups`)."""
@@ -53,41 +48,53 @@ def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], pre
 def warn_of_emulation(config: Any, groups: Groups) -> None:
     """Say how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
     for path, value, group in _fields(config):
-        if value == "bfloat16" and not _multiplies_bfloat16(path, group, groups):
+        slowdown = _emulation(path, group, groups) if value == "bfloat16" else None
+        if slowdown is not None and slowdown > 1.0:
             log.warning(
-                "%s: bfloat16 takes %.0f times as long as float32 on this processor, which only emulates it; "
+                "%s: bfloat16 takes %.0f times as long as float32 on a processor here, which only emulates it; "
                 "take auto or float32",
                 path,
-                bfloat16_slowdown(),
+                slowdown,
             )
 
 
 def _multiplies_bfloat16(path: str, group: str, groups: Groups) -> bool:
     """Whether whatever a group's workers may compute on does so in hardware: all of them have to compute alike."""
-    placement = next((together[group] for together in groups if group in together), None)
-    if placement is None:
-        import torch  # late: few stages ask for the driver's own machine, and a plan need not wait for it
-
-        return torch.cuda.is_available() or cpu_multiplies_bfloat16()
-    if placement.gpus_per_worker > 0:
-        return True
-    if not is_connected() or cluster_is_whole():
-        return cpu_multiplies_bfloat16()
-    wait_for_room([{"CPU": placement.cpus_per_worker}], path)
-    return _all_nodes_multiply_bfloat16()
+    return gpu_multiplies_bfloat16() if _is_on_gpu(group, groups) else _emulation(path, group, groups) is None
 
 
-def _all_nodes_multiply_bfloat16() -> bool:
+def _is_on_gpu(group: str, groups: Groups) -> bool:
+    placement = _placement(group, groups)
+    if placement is not None:
+        return placement.gpus_per_worker > 0
+    import torch  # late: few stages ask for the driver's own machine, and a plan need not wait for it
+
+    return torch.cuda.is_available()
+
+
+def _placement(group: str, groups: Groups) -> Placement | None:
+    return next((together[group] for together in groups if group in together), None)
+
+
+def _emulation(path: str, group: str, groups: Groups) -> float | None:
+    """How many times longer bfloat16 takes on the slowest processor that emulates it for a group; None without one."""
+    if _is_on_gpu(group, groups):
+        return None
+    placement = _placement(group, groups)
+    if placement is None or not is_connected() or cluster_is_whole():
+        return bfloat16_emulation()
+    wait_for_room(placement.bundles, path)  # all of it: a node that comes later may have another processor
+    return max((factor for factor in _emulation_on_nodes() if factor is not None), default=None)
+
+
+def _emulation_on_nodes() -> list[float | None]:
     import ray  # late: a plan need not wait for it
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    @ray.remote(num_cpus=0)
-    def ask() -> bool:
-        return cpu_multiplies_bfloat16()
-
+    ask = ray.remote(num_cpus=0)(bfloat16_emulation)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     on_node = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    return all(ray.get([ask.options(scheduling_strategy=node).remote() for node in on_node]))
+    return ray.get([ask.options(scheduling_strategy=node).remote() for node in on_node])
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -41,7 +41,17 @@ def settled(precision: Precision) -> ComputePrecision:
 
 def choose_precision(*, on_gpu: bool) -> ComputePrecision:
     """What `auto` becomes on this machine."""
-    return "bfloat16" if on_gpu or cpu_multiplies_bfloat16() else "float32"
+    multiplies = gpu_multiplies_bfloat16() if on_gpu else cpu_multiplies_bfloat16()
+    return "bfloat16" if multiplies else "float32"
+
+
+def gpu_multiplies_bfloat16() -> bool:
+    """Whether this machine's GPUs do, as NVIDIA's from Ampere on; taken for granted where none is here to be asked."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.hip:
+        return True
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 @functools.cache
@@ -55,6 +65,11 @@ def cpu_multiplies_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     has_instructions = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return has_instructions and bfloat16_slowdown() < 1.0
+
+
+def bfloat16_emulation() -> float | None:
+    """`bfloat16_slowdown` where this processor only emulates it; None where it multiplies bfloat16 in hardware."""
+    return None if cpu_multiplies_bfloat16() else bfloat16_slowdown()
 
 
 @functools.cache

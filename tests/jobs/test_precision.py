@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.placement import Placement
 from cluster.storage import Storage
@@ -35,8 +36,7 @@ def groups(engines: float = 0.0) -> list[Mapping[str, Placement]]:
 
 
 def on_processor(monkeypatch: pytest.MonkeyPatch, *, multiplies_bfloat16: bool) -> None:
-    monkeypatch.setattr(jobs_precision, "cpu_multiplies_bfloat16", lambda: multiplies_bfloat16)
-    monkeypatch.setattr(jobs_precision, "bfloat16_slowdown", lambda: 0.3 if multiplies_bfloat16 else 70.0)
+    monkeypatch.setattr(jobs_precision, "bfloat16_emulation", lambda: None if multiplies_bfloat16 else 70.0)
 
 
 def test_auto_asks_for_each_group_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +45,33 @@ def test_auto_asks_for_each_group_where_it_computes(monkeypatch: pytest.MonkeyPa
     assert precisions_of(Config(), groups(engines=1), {}) == {"precision": "float32", "sampling.precision": "bfloat16"}
     on_processor(monkeypatch, multiplies_bfloat16=True)
     assert precisions_of(Config(), groups(), {}) == {"precision": "bfloat16", "sampling.precision": "bfloat16"}
+
+
+def test_of_a_cluster_the_nodes_tell_and_the_slowest_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_processor(monkeypatch, multiplies_bfloat16=True)  # the driver's own
+    waited: list[object] = []
+    monkeypatch.setattr(jobs_precision, "is_connected", lambda: True)
+    monkeypatch.setattr(jobs_precision, "cluster_is_whole", lambda: False)
+    monkeypatch.setattr(jobs_precision, "wait_for_room", lambda bundles, where: waited.append(bundles))
+    monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, 18.0, 70.0])
+    four = [{"ranks": Placement(workers=4)}, {"engines": Placement()}]
+    assert precisions_of(Config(), four, {})["precision"] == "float32"
+    assert waited[0] == [{"CPU": 1.0}] * 4, "a node that comes later may have another processor"
+    warn_of_emulation(Config(precision="bfloat16"), four)
+    assert "bfloat16 takes 70 times as long" in caplog.messages[-1]
+    monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, None])
+    assert precisions_of(Config(), four, {})["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("capability", "becomes"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_auto_asks_the_gpu_that_is_here(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], becomes: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert precisions_of(Config(), groups(engines=1), {})["sampling.precision"] == becomes
 
 
 def test_what_a_config_says_stays_and_what_an_earlier_attempt_chose_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +95,7 @@ def test_an_explicit_bfloat16_that_is_emulated_is_a_warning_with_the_factor(
     assert not caplog.messages
     warn_of_emulation(config, groups())
     (said,) = caplog.messages
-    assert said.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on this processor")
+    assert said.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
 
 
 def test_a_resume_computes_as_its_beginning_did_and_the_artifact_says_how(
