@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from cluster.progress import Progress
-from cluster.storage import insist
+from cluster.storage import insist, local_path
 from cluster.user_cache import UserCache
 
 _BLOCK_BYTES = 1 << 22
@@ -81,12 +80,13 @@ def _sha256(fs: fsspec.AbstractFileSystem, path: str, count: Callable[[int], Non
 def _bytes_to_read(url: str) -> int:
     """The size of a local file whose content is not remembered; 0 for any other."""
     key = _version(url)
-    return os.stat(_local_file(url)).st_size if key and "::" not in url and _cache.get(key) is None else 0
+    path = local_path(url)
+    return os.stat(path).st_size if path and key and "::" not in url and _cache.get(key) is None else 0
 
 
 def _version(url: str) -> str:
     """What names the present content of a local file, or of a member of a local archive; empty where nothing does."""
-    path = _local_file(url)
+    path = local_path(url)
     if not path:
         return ""
     try:
@@ -99,12 +99,3 @@ def _version(url: str) -> str:
     member = url.rpartition("::")[0]
     times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}:{member}"
-
-
-def _local_file(url: str) -> str:
-    """The local file that a URL, or the last link of a chain such as `zip://member::file://x.whl`, names; else ''."""
-    link = url.rpartition("::")[2]
-    scheme, separator, path = link.partition("://")
-    if not separator:
-        return link
-    return LocalFileSystem._strip_protocol(link) if scheme in ("file", "local") else ""

@@ -5,8 +5,10 @@ and that the operator does not add by itself stands here: token authentication, 
 ports listen on all interfaces, the metrics port without a token), and a PodDisruptionBudget.
 """
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -154,7 +156,7 @@ def manifest(
     config.check()
     if sum(len(content.encode()) for content in files.values()) > _MAX_SHIPPED_BYTES:
         raise ValueError("the configs and files to ship are larger than 1 MiB; put them into the image")
-    keys = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(files)}
+    keys = _keys(files)
     shipped = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -165,6 +167,16 @@ def manifest(
     job = _ray_job(config, groups, command, pods)
     check_ray_job(job)
     return [shipped, _network_policy(config), _disruption_budget(config, groups), job]
+
+
+def _keys(paths: Iterable[str]) -> dict[str, str]:
+    """The key in a ConfigMap, which takes no slash, of each path; a digest tells those apart that would be alike."""
+    plain = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(paths)}
+    shared = {key for key, number in Counter(plain.values()).items() if number > 1}
+    return {
+        path: f"{hashlib.sha256(path.encode()).hexdigest()[:8]}-{key}" if key in shared else key
+        for path, key in plain.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,23 @@ def _carries_credentials(scheme: str, rest: str) -> bool:
     return bool(_SIGNATURE.search(rest))
 
 
+_LOCAL = ("file://", "local://", "file:", "local:")
+
+
+def local_path(url: str) -> str | None:
+    """The path of this machine that a URL ends in, as it is written: a plain path, or one after `file://`, also as the
+    last link of a chain (`zip://member::file:///x.zip`). None for a place elsewhere."""
+    link = url.rpartition("::")[2]
+    prefix = next((prefix for prefix in _LOCAL if link.startswith(prefix)), "")
+    return None if "://" in link and not prefix else link.removeprefix(prefix)
+
+
+def absolute(url: str) -> str:
+    """The same place for a process with another working directory: a path of this machine in full, any other as is."""
+    path = local_path(url)
+    return url if path is None else url.removesuffix(path) + os.path.abspath(os.path.expanduser(path))
+
+
 _PASSING = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
 """Numbers of errors that may be gone at the next try. s3fs says EREMOTEIO for 500, EBUSY for 503 and 409."""
 _WAITS_S = (0.5, 1.0, 2.0)
@@ -131,8 +148,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         refuse_credentials(self.url)
-        if "://" not in self.url:  # workers have other working directories than the driver
-            object.__setattr__(self, "url", os.path.abspath(self.url))
+        object.__setattr__(self, "url", absolute(self.url))  # workers have other working directories than the driver
 
     @cached_property
     def _located(self) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -171,7 +171,7 @@ class Job:
             "version": self.stage.version,
             "config": changed_fields(self.config),
             "sources": self.sources,
-            "functions": self._functions,
+            "functions": self.functions,
             "inputs": {field: need.id for field, need in sorted(self.needs.items())},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -183,8 +183,9 @@ class Job:
         return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @property
-    def _functions(self) -> dict[str, str]:
-        """The function that each `path/file.py:function` names: the file's fingerprint does not tell which it is."""
+    def functions(self) -> dict[str, str]:
+        """`:function` of each program, `path/file.py:function`, by config path. Identity needs it beside the file's
+        fingerprint, which does not tell which function it is."""
         named = {path: value[len(file_of(value)) :] for path, value in _marked(self.config, "source")}
         return {path: function for path, function in named.items() if function}
 
@@ -248,7 +249,7 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def file_of(value: str) -> str:
-    """`path/file.py:function` -> `path/file.py`; any other value is a path as it stands."""
+    """`path/file.py:function`, which makes it a program, -> `path/file.py`; any other value is a path as it stands."""
     path, colon, name = value.rpartition(":")
     return path if colon and path.endswith(".py") and name.isidentifier() else value
 

@@ -16,6 +16,7 @@ import yaml
 from actors.settings import GraphExecution
 from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_needed
 from cluster.placement import Placement
+from cluster.storage import local_path
 from jobs.config import build, load_yaml
 from jobs.job import file_of, marked_inputs, marked_sources
 from jobs.pipeline import load_configs, settings_of
@@ -115,8 +116,8 @@ def _refuse_local_places(configs: Mapping[str, Any], store: str) -> None:
         places += [(f"{name}: source", value) for value in marked_sources(config)]
         places += [(f"{name}: {path}", value) for path, value, _ in marked_inputs(config) if "/" in value]
     for field, place in places:
-        file = file_of(place)
-        if local_program(place) is None and "://" not in file.rpartition("::")[2] and not file.startswith("/"):
+        path = local_path(file_of(place))
+        if local_program(place) is None and path is not None and not path.startswith("/"):
             raise ValueError(
                 f"{field}: {place!r} is a place on this machine; pods need a URL such as s3://bucket/path, or an "
                 "absolute path on a volume that all of them mount"

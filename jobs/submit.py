@@ -20,7 +20,7 @@ import yaml
 
 from cluster import ledger
 from cluster.session import assert_own_packages
-from cluster.storage import Storage
+from cluster.storage import Storage, absolute, local_path
 from cluster.submission import Sent, Submission, submit_once
 from cluster.user_cache import UserCache
 from jobs.config import load_yaml, parse_override
@@ -101,9 +101,11 @@ def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pi
 
 
 def local_program(value: str) -> Path | None:
-    """The `.py` file of this machine that a source field names, which is shipped; None for data and for any URL."""
+    """The file of a program that a source field names, `path/file.py:function`, and that is shipped; None for data,
+    `.py` files among them, and for a program that is elsewhere or in an archive."""
     file = file_of(value)
-    return Path(file) if file.endswith(".py") and "://" not in file else None
+    path = None if file == value or "::" in file else local_path(file)
+    return Path(path).expanduser() if path else None
 
 
 def program_files(program: Path) -> list[Path]:
@@ -111,20 +113,14 @@ def program_files(program: Path) -> list[Path]:
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 
-def absolute(location: str) -> str:
-    """The location as it must be named elsewhere: a relative local path made absolute, a URL as it is."""
-    head, chain, container = location.rpartition("::")
-    if "://" not in container:
-        container = os.path.abspath(container)
-    elif container.startswith("file://"):
-        container = "file://" + os.path.abspath(container.removeprefix("file://"))
-    return head + chain + container
-
-
 def _place(path: Path) -> Path:
-    """Where a file lies in what is shipped: as under the working directory; from elsewhere, in its folder's name."""
+    """Where a file lies in what is shipped: as under the working directory; one from elsewhere in a folder of its
+    folder's name, below a digest that tells folders of one name apart."""
     below = Path(os.path.relpath(path))
-    return below if ".." not in below.parts else Path(path.resolve().parent.name, path.name)
+    if ".." not in below.parts:
+        return below
+    folder = path.resolve().parent
+    return Path(f"outside-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}", folder.name, path.name)
 
 
 def _with_needs(jobs: Mapping[str, Job]) -> dict[str, Job]:

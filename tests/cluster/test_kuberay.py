@@ -112,6 +112,15 @@ def test_shipped_files_lie_where_everything_runs():
         }
 
 
+def test_files_whose_keys_would_be_alike_are_both_shipped():
+    files = {"a.yaml": "a", "pkg/words.py": "one", "pkg_words.py": "two"}
+    made = {one["kind"]: one for one in manifest(config(), [], command="raymill", files=files, env={})}
+    (spec,) = pod_specs(made["RayJob"])
+    (volume,) = [one["configMap"] for one in spec["volumes"] if "configMap" in one]
+    data = made["ConfigMap"]["data"]
+    assert {item["path"]: data[item["key"]] for item in volume["items"]} == files
+
+
 def test_gpu_pods_ask_for_their_gpus_and_may_go_to_their_nodes():
     head, train, _ = pod_specs(objects()["RayJob"])
     assert train["containers"][0]["resources"]["limits"] == {

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 import cluster.storage
 from cluster.fingerprints import fingerprint
-from cluster.storage import Storage, expand, expand_sized, refuse_credentials
+from cluster.storage import Storage, absolute, expand, expand_sized, local_path, refuse_credentials
 
 
 @pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -177,6 +177,48 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
 )
 def test_a_url_with_signs_that_only_look_like_credentials_passes(url: str):
     refuse_credentials(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("/data/a.txt", "/data/a.txt"),
+        ("data/*.txt", "data/*.txt"),
+        ("file:///data/a.txt", "/data/a.txt"),
+        ("file://data/a.txt", "data/a.txt"),
+        ("local://data/a.txt", "data/a.txt"),
+        ("file:/data/a.txt", "/data/a.txt"),
+        ("zip://a/b.json::file:///data/x.whl", "/data/x.whl"),
+        ("zip://a.json::file://x.whl", "x.whl"),
+        ("zip://a::gzip://b::/data/x.gz", "/data/x.gz"),
+        ("s3://bucket/a", None),
+        ("zip://a::s3://bucket/x.zip", None),
+        ("hf://datasets/a/b", None),
+    ],
+)
+def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: str | None):
+    assert local_path(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("runs/tiny", "{here}/runs/tiny"),
+        ("/data/*.txt", "/data/*.txt"),
+        ("~/runs", "{home}/runs"),
+        ("file://x.jsonl", "file://{here}/x.jsonl"),
+        ("local://x.jsonl", "local://{here}/x.jsonl"),
+        ("s3://bucket/runs", "s3://bucket/runs"),
+        ("zip://a/*.json::file://x.whl", "zip://a/*.json::file://{here}/x.whl"),
+        ("zip://a/*.json::x.whl", "zip://a/*.json::{here}/x.whl"),
+        ("zip://a::s3://bucket/x.zip", "zip://a::s3://bucket/x.zip"),
+    ],
+)
+def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
+    whole = expected.format(here=os.getcwd(), home=os.path.expanduser("~"))
+    assert absolute(location) == whole
+    if "::" not in location and "*" not in location:
+        assert Storage(location).url == whole  # a worker has another working directory
 
 
 def test_a_remote_folder_that_changed_in_place_is_fetched_anew():

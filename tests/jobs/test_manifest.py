@@ -1,5 +1,6 @@
 """The committed manifest is what the renderer prints, and its groups are as large as the stages say."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,24 @@ def test_a_place_on_this_machine_is_refused():
         render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
     with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a place on this machine"):
         render_manifest("pipeline", CONFIG, ["sft.chats=[chats.jsonl]"], store=None, cluster=CLUSTER)
+
+
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize(
+    ("source", "is_refused"),
+    [
+        ("zip://a.json::file://x.whl", True),
+        ("file://data/x.jsonl", True),
+        ("local://x.jsonl", True),
+        ("code/*.py", True),
+        ("zip://a.json::/mnt/x.zip", False),
+        ("file:///mnt/x.jsonl", False),
+        ("zip://a.json::s3://bucket/x.zip", False),
+    ],
+)
+def test_a_source_is_refused_by_where_its_chain_ends(source: str, is_refused: bool):
+    with pytest.raises(ValueError, match="is a place on this machine") if is_refused else nullcontext():
+        render_manifest("pipeline", CONFIG, [f"sft.chats=['{source}']"], store=None, cluster=CLUSTER)
 
 
 @pytest.mark.usefixtures("at_root")

@@ -34,7 +34,7 @@ from cluster.submission import Submission, _tries, dashboard_address
 from jobs import pipeline as pipeline_module
 from jobs.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
 from jobs.pipeline import load_pipeline, load_stage
-from jobs.submit import absolute, stage_files, submit
+from jobs.submit import stage_files, submit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +174,44 @@ def test_files_from_outside_the_working_directory_are_shipped_too(
     monkeypatch.chdir(elsewhere)
     pipeline = load_pipeline(project / CONFIG)
     command = shlex.split(stage_files("pipeline", project / CONFIG, [], pipeline, folder))
-    assert shipped_files(folder)[:2] == ["checks/lib/rules.py", "checks/verifiers.py"]
+    programs = [Path(name) for name in shipped_files(folder) if name.endswith(".py")]
+    assert [Path(*path.parts[1:]) for path in programs] == [Path("checks/lib/rules.py"), Path("checks/verifiers.py")]
     monkeypatch.chdir(folder)
     there = load_pipeline(Path(command[3]), store=command[-1]).jobs
     assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
+
+
+def test_two_folders_of_one_name_are_shipped_apart(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
+    (project / "more/checks").mkdir(parents=True)
+    (project / "more/checks/verifiers.py").write_text("def long(): ...\n")
+    second = (project / "configs/tiny/rlhf.yaml").read_text().replace("checks/verifiers.py:short", "{}")
+    for name, program in (("rlhf", "checks/verifiers.py:short"), ("rlhf-long", "more/checks/verifiers.py:long")):
+        text = second.format(project / program).replace("data/a.txt", f"{project}/data/a.txt")
+        (project / f"configs/tiny/{name}.yaml").write_text(text)
+    (project / "configs/tiny/corpus.yaml").write_text(f"sources:\n  - path: {project}/data/*.txt\n")
+    (project / "configs/tiny/pipeline.yaml").write_text("store: runs\nstages: [corpus, rlhf, rlhf-long]\n")
+    monkeypatch.chdir(elsewhere)
+    here = load_pipeline(project / CONFIG)
+    command = shlex.split(stage_files("pipeline", project / CONFIG, [], here, folder))
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), store=command[-1])
+    assert not there.errors
+    assert {name: job.id for name, job in there.jobs.items()} == {name: job.id for name, job in here.jobs.items()}
+
+
+def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: Any):
+    (project / "configs/tiny/corpus.yaml").write_text(
+        "sources:\n  - path: checks/*.py\n  - path: checks/lib/rules.py\n"
+    )
+    (project / "checks/broken.py").write_text("print 'Python 2'\n")
+    folder = tmp_path_factory.mktemp("shipped")
+    stage_files("pipeline", CONFIG, [], load_pipeline(CONFIG), folder)
+    sources = yaml.safe_load((folder / "configs/tiny/corpus.yaml").read_text())["sources"]
+    assert sources == [{"path": f"{project}/checks/*.py"}, {"path": f"{project}/checks/lib/rules.py"}]
+    assert not (folder / "checks/broken.py").exists()
 
 
 def test_every_mistake_is_told_before_anything_is_sent(project: Path):
@@ -203,21 +237,6 @@ def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
 def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
     with pytest.raises(ValueError, match="--address: no Jobs API to be used at http://127.0.0.1:1"):
         submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
-
-
-@pytest.mark.parametrize(
-    ("location", "expected"),
-    [
-        ("runs/tiny", "{here}/runs/tiny"),
-        ("/data/*.txt", "/data/*.txt"),
-        ("s3://bucket/runs", "s3://bucket/runs"),
-        ("zip://a/*.json::file://x.whl", "zip://a/*.json::file://{here}/x.whl"),
-        ("zip://a/*.json::x.whl", "zip://a/*.json::{here}/x.whl"),
-        ("zip://a::s3://bucket/x.zip", "zip://a::s3://bucket/x.zip"),
-    ],
-)
-def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
-    assert absolute(location) == expected.format(here=os.getcwd())
 
 
 def job_details(id: str, status: JobStatus) -> JobDetails:
