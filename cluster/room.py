@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cluster.placement import amount_of, check_room, sum_resources
 from cluster.progress import duration, working
 from cluster.session import available_resources, cluster_is_whole, largest_resources
+from cluster.visibility import ask_new_nodes
 
 _SOON_S = 2.0
 """What a cluster with free room needs at most to give it; only a longer wait is spoken of."""
@@ -61,7 +62,8 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]], field: str) -> None:
 def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
     """A placement group that holds `bundles`, each on one node; waits for it, and says what it waits for.
 
-    Raises ValueError when they can never fit, or did not within the limit.
+    Raises ValueError when they can never fit, or did not within the limit, or a node that has joined meanwhile does not
+    see what the run needs.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -69,6 +71,7 @@ def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGr
     group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
     try:
         _wait(group, bundles, field)
+        ask_new_nodes()
     except BaseException:
         remove_placement_group(group)
         raise

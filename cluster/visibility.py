@@ -2,57 +2,112 @@
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from cluster.storage import Storage
-
-
-def local_path(url: str) -> str | None:
-    """The path on this machine that a URL ends in, also behind a chain (`zip://…::file:///x.zip`); None for none."""
-    container = url.rpartition("::")[2]
-    if container.startswith(("file://", "local://")):
-        return container.partition("://")[2]
-    return None if "://" in container else container
+from cluster.progress import working
+from cluster.session import cluster_is_whole, is_connected
+from cluster.storage import Storage, absolute, local_path
 
 
-def require_visible(store: Storage, sources: Sequence[str]) -> None:
-    """Raises ValueError for a plain path, as store or source, that a node which takes work does not see.
+@dataclass
+class _Run:
+    """What every node must see for as long as a run lasts, and the ids of the nodes that do."""
 
-    The store is probed with a file that is written for it, sources by their paths.
+    store: Storage | None = None
+    sources: Sequence[str] = ()
+    seen_by: set[str] = field(default_factory=set)
+
+
+_run = _Run()
+"""Of this process; without a store outside of one."""
+
+
+@contextmanager
+def visible_everywhere(store: Storage, sources: Sequence[str]) -> Iterator[None]:
+    """For as long as the block lasts, every node that takes work must see the store and the sources.
+
+    The nodes that there are now are asked at once, those that join later by `ask_new_nodes`. Raises ValueError for a
+    plain path that one of them does not see.
     """
-    paths = sorted({path for url in sources if (path := local_path(url))})
+    global _run
+    before, _run = _run, _Run(store, sources)
+    try:
+        ask_new_nodes()
+        yield
+    finally:
+        _run = before
+
+
+def ask_new_nodes() -> None:
+    """Raises ValueError when a node that was not asked before lacks the store or a source of `visible_everywhere`.
+
+    To be called whenever nodes may have joined: without new ones it is one question to the head. It asks nothing
+    outside of such a block, nor in a session that was started here, which has the one node.
+    """
+    if _run.store is None or not is_connected() or cluster_is_whole():
+        return
+    nodes = {id: address for id, address in _living_nodes().items() if id not in _run.seen_by}
+    paths = sorted({path for url in _run.sources if (path := local_path(absolute(url)))})
+    if nodes and (paths or _run.store.is_local):
+        with working(f"asking {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for the store and the sources"):
+            _run.seen_by |= _require(_run.store, paths, nodes)
+
+
+def _require(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
+    """The ids of the nodes (id: address) that see the store, probed with a file written for it, and the paths.
+
+    A node that is lost before it answers is in neither. Raises ValueError for the first that does not see something.
+    """
     probe = f".probe-{uuid.uuid4().hex[:12]}"
     if store.is_local:
         store.write_bytes(probe, b"")
-        paths.insert(0, store.path(probe))
+        paths = [store.path(probe), *paths]
     try:
-        missing = _missing_by_node(paths) if paths else {}
+        answers = _missing_by_node(paths, list(nodes))
     finally:
         if store.is_local:
             store.remove(probe)
-    for node, unseen in missing.items():
+    for node, unseen in answers.items():
+        if not unseen:
+            continue
         what = f"store: {store.url}" if unseen[0].endswith(probe) else f"source: {unseen[0]}"
         more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
         raise ValueError(
-            f"{what}{more} is not seen on node {node}: it is a path of another machine; take a URL such as "
+            f"{what}{more} is not seen on node {nodes[node]}: it is a path of another machine; take a URL such as "
             "s3://bucket/path, or a path that all machines mount"
         )
+    return set(answers)
 
 
-def _missing_by_node(paths: list[str]) -> dict[str, list[str]]:
-    """By the node's address, which of the paths are not there."""
+def _living_nodes() -> dict[str, str]:
+    """The address of every node by its id."""
     import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
+    """By the node's id, which of the paths are not there."""
+    import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     look = ray.remote(num_cpus=0)(_missing)
     futures = {
-        address: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote(paths)
-        for id, address in nodes.items()
+        id: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote(paths)
+        for id in nodes
     }
-    answers = {address: ray.get(future) for address, future in futures.items()}
-    return {address: unseen for address, unseen in answers.items() if unseen}
+    answers: dict[str, list[str]] = {}
+    for id, future in futures.items():
+        try:
+            answers[id] = ray.get(future)
+        except RayError:  # the node is lost again; should it come back, it is asked again
+            if id in _living_nodes():
+                raise
+    return answers
 
 
-def _missing(paths: list[str]) -> list[str]:
+def _missing(paths: Sequence[str]) -> list[str]:
     return [path for path in paths if not os.path.exists(path)]

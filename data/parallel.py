@@ -18,6 +18,7 @@ from cluster.causes import to_bring
 from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
+from cluster.visibility import ask_new_nodes
 from cluster.watched import watched
 
 
@@ -91,6 +92,7 @@ def _on_ray(
     # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
     dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
     for row in dataset.iter_rows():
+        ask_new_nodes()  # an autoscaler adds them while tasks wait, and they take tasks at once
         if row["error"]:
             raise pickle.loads(row["error"])
         yield row["index"], json.loads(row["answer"])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from cluster.session import connect
 from cluster.storage import Storage
+from cluster.visibility import visible_everywhere
 from data.forget import held
 from jobs.job import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, lease, read_forgotten, renew
 from jobs.pipeline import ROAD, stage_named
@@ -37,7 +38,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
-    with lease(store), connect(address):  # one at a time in a store
+    with lease(store), connect(address), visible_everywhere(store, []):  # one at a time in a store
         records = _records(store)
         forgotten = read_forgotten(store)
         if unknown := _unknown([own for own in ids if own not in forgotten], store, records):

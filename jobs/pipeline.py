@@ -18,9 +18,9 @@ from typing import Any
 
 from cluster.placement import check_room, total_resources
 from cluster.progress import working
-from cluster.session import cluster_is_whole, connect, is_connected, largest_resources
+from cluster.session import connect, largest_resources
 from cluster.storage import Storage, refuse_credentials
-from cluster.visibility import require_visible
+from cluster.visibility import visible_everywhere
 from jobs.config import build, load_yaml, parse_override
 from jobs.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.job import (
@@ -271,12 +271,10 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     # In a submitted job these are set already, for the driver too.
     environment = {} if os.environ.get("RAYMILL_SUBMITTED_VERSION") else dict(pipeline.environment)
     os.environ.update(environment)
-    with connect(address, environment=environment):
-        if is_connected() and not cluster_is_whole():
-            missing = [job for name, job in pipeline.jobs.items() if artifacts[name] is None]
-            with working("asking every node whether it sees the store and the sources"):
-                require_visible(pipeline.store, [url for job in missing for url in _urls_of(job)])
-        _check_rooms([job for name, job in pipeline.jobs.items() if artifacts[name] is None])
+    pending = [job for name, job in pipeline.jobs.items() if artifacts[name] is None]
+    sources = [url for job in pending for url in _urls_of(job)]
+    with connect(address, environment=environment), visible_everywhere(pipeline.store, sources):
+        _check_rooms(pending)
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
             artifact = artifacts[name]
             if artifact is None:
@@ -297,7 +295,7 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
 
 def _urls_of(job: Job) -> list[str]:
     """Everything that the job reads and that no stage of this pipeline makes; programs travel as text."""
-    sources = [url for urls in job.source_urls.values() for url in urls if not url.endswith(".py")]
+    sources = [url for path, urls in job.source_urls.items() if path not in job.functions for url in urls]
     return sources + [need.storage.url for need in job.needs.values() if isinstance(need, Artifact)]
 
 

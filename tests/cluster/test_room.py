@@ -1,5 +1,6 @@
 """A stage waits for the nodes that it needs, says for what, and ends clearly when they do not come."""
 
+import importlib
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import remove_placement_group
 
+from cluster import room
 from cluster.placement import Execution, Placement
 from cluster.room import hold_room, wait_for_room, waiting_for_room
 from cluster.session import connect
@@ -51,6 +53,23 @@ def test_a_node_that_never_comes_ends_the_wait_at_its_limit(head: Cluster) -> No
     assert "pretrain: execution.placement: does not fit: needs 8 GPUs, the cluster has 0, after a wait of" in str(
         caught.value
     )
+
+
+def test_a_node_that_came_during_the_wait_is_asked_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+
+    def refuse() -> None:
+        raise ValueError("store: runs is not seen on node 10.0.0.2")
+
+    rays = importlib.import_module("ray.util.placement_group")  # by name: a function of this name hides the module
+    monkeypatch.setattr(rays, "placement_group", lambda bundles, strategy: "group")
+    monkeypatch.setattr(rays, "remove_placement_group", removed.append)
+    monkeypatch.setattr(room, "refuse_impossible", lambda bundles, field: None)
+    monkeypatch.setattr(room, "_wait", lambda group, bundles, field: None)
+    monkeypatch.setattr(room, "ask_new_nodes", refuse)
+    with pytest.raises(ValueError, match="is not seen on node 10.0.0.2"):
+        hold_room([{"CPU": 1.0}], "execution")
+    assert removed == ["group"]
 
 
 @pytest.mark.slow

@@ -1,52 +1,91 @@
-"""A path of this machine is recognized behind any chain, and one that a node does not see is refused."""
+"""What a node does not see is refused, also on a node that joins while the run goes on."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from cluster import visibility
 from cluster.storage import Storage
-from cluster.visibility import local_path, require_visible
+from cluster.visibility import ask_new_nodes, visible_everywhere
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("/data/a.txt", "/data/a.txt"),
-        ("file:///data/a.txt", "/data/a.txt"),
-        ("zip://a/b.json::file:///data/x.whl", "/data/x.whl"),
-        ("zip://a::gzip://b::/data/x.gz", "/data/x.gz"),
-        ("s3://bucket/a", None),
-        ("zip://a::s3://bucket/x.zip", None),
-        ("hf://datasets/a/b", None),
-    ],
-)
-def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: str | None) -> None:
-    assert local_path(url) == expected
+@dataclass
+class FakeNodes:
+    """The nodes of a cluster, which lack the paths of `hidden`, and the store where `hides_store` is set."""
+
+    names: list[str] = field(default_factory=lambda: ["10.0.0.1"])
+    hidden: set[str] = field(default_factory=set)
+    hides_store: set[str] = field(default_factory=set)
+    asked: list[tuple[list[str], list[str]]] = field(default_factory=list)
+
+    def living(self) -> dict[str, str]:
+        return {f"id-{name}": name for name in self.names}
+
+    def missing(self, paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
+        self.asked.append((list(paths), list(nodes)))
+        return {
+            id: [path for path in paths if path in self.hidden or (id in self.hides_store and ".probe-" in path)]
+            for id in nodes
+        }
 
 
-def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
+    fake = FakeNodes()
+    monkeypatch.setattr(visibility, "is_connected", lambda: True)
+    monkeypatch.setattr(visibility, "_living_nodes", fake.living)
+    monkeypatch.setattr(visibility, "_missing_by_node", fake.missing)
+    return fake
 
-    def missing_by_node(paths: list[str]) -> dict[str, list[str]]:
-        asked.append(paths)
-        return {"10.0.0.2": unseen(paths)} if unseen(paths) else {}
 
-    def unseen(paths: list[str]) -> list[str]:
-        return [path for path in paths if path in hidden or (hides_store and ".probe-" in path)]
+SOURCE = "zip://a.json::file:///data/x.whl"
 
-    monkeypatch.setattr(visibility, "_missing_by_node", missing_by_node)
+
+def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, nodes: FakeNodes) -> None:
     store = Storage(str(tmp_path / "runs"))
-    source = "zip://a.json::file:///data/x.whl"
-    hidden, hides_store = {"/data/x.whl"}, False
-    with pytest.raises(ValueError, match=r"source: /data/x.whl is not seen on node 10.0.0.2: it is a path of another"):
-        require_visible(store, [source, "s3://bucket/a"])
-    hides_store = True
-    with pytest.raises(ValueError, match=r"store: .*runs.* is not seen on node 10.0.0.2"):
-        require_visible(store, [source])
-    hidden, hides_store = set(), False
-    require_visible(store, [source])
-    assert "/data/x.whl" in asked[-1] and len(asked[-1]) == 2
+    nodes.hidden = {"/data/x.whl"}
+    with (
+        pytest.raises(ValueError, match=r"source: /data/x.whl is not seen on node 10.0.0.1: it is a path of another"),
+        visible_everywhere(store, [SOURCE, "s3://bucket/a"]),
+    ):
+        raise AssertionError("the block is entered")
+    nodes.hidden, nodes.hides_store = set(), {"id-10.0.0.1"}
+    with (
+        pytest.raises(ValueError, match=r"store: .*runs.* is not seen on node 10.0.0.1"),
+        visible_everywhere(store, [SOURCE]),
+    ):
+        raise AssertionError("the block is entered")
+    nodes.hides_store = set()
+    with visible_everywhere(store, [SOURCE]):
+        pass
+    assert "/data/x.whl" in nodes.asked[-1][0] and len(nodes.asked[-1][0]) == 2
     assert not list((tmp_path / "runs").iterdir())  # the probe is taken away
-    require_visible(Storage("memory://runs"), ["s3://bucket/a"])
-    assert len(asked) == 3  # nothing to ask
+
+
+def test_a_node_that_joins_later_is_asked_once_too(tmp_path: Path, nodes: FakeNodes) -> None:
+    with visible_everywhere(Storage(str(tmp_path / "runs")), [SOURCE]):
+        ask_new_nodes()
+        nodes.names.append("10.0.0.2")
+        ask_new_nodes()
+        ask_new_nodes()
+        assert [asked for _, asked in nodes.asked] == [["id-10.0.0.1"], ["id-10.0.0.2"]]
+        nodes.names.append("10.0.0.3")
+        nodes.hides_store = {"id-10.0.0.3"}
+        with pytest.raises(ValueError, match=r"store: .* is not seen on node 10.0.0.3"):
+            ask_new_nodes()
+    nodes.names.append("10.0.0.4")
+    ask_new_nodes()  # the run is over
+    assert len(nodes.asked) == 3
+
+
+def test_nothing_is_asked_for_urls_or_in_a_session_started_here(
+    tmp_path: Path, nodes: FakeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with visible_everywhere(Storage("memory://runs"), ["s3://bucket/a"]):
+        pass
+    monkeypatch.setattr(visibility, "cluster_is_whole", lambda: True)
+    with visible_everywhere(Storage(str(tmp_path)), [SOURCE]):
+        pass
+    assert nodes.asked == []

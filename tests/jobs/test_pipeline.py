@@ -98,6 +98,22 @@ def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
     assert jobs["evaluate"].needs == {"models.trained": jobs["pretrain"]}
 
 
+def test_every_node_must_see_all_sources_also_python_files_that_are_data(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[Storage, list[str]]] = []
+
+    @contextmanager
+    def ask(store: Storage, sources: list[str]) -> Iterator[None]:
+        asked.append((store, sources))
+        yield
+
+    monkeypatch.setattr(pipeline_module, "visible_everywhere", ask)
+    (folder / "code.py").write_text("words")
+    (folder / "corpus.yaml").write_text(f"text: {folder}/*.py\n")
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    run_pipeline(pipeline)
+    assert asked == [(pipeline.store, [str(folder / "code.py")])]
+
+
 def test_an_override_changes_its_stage_and_what_depends_on_it(folder: Path):
     plain = load_pipeline(folder / "pipeline.yaml").jobs
     changed = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=30"]).jobs
