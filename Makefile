@@ -32,15 +32,17 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(SAY) "checking types" $(BIN)/pyright
 
+# The comparisons with others. The other benchmarks take hours or a store of yours: faults, kills, forecast, silence.
 bench: .cache/demo/written
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	set -e; for name in data_path rlhf_verifiable; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 lock:
 	$(PYTHON) requirements/lock.py
 
 .venv/installed: requirements/cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(SAY) "making .venv" $(PYTHON) -m venv .venv
+	@# One without pip is half made, as where a system's package for venv was missing at first.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(SAY) "making .venv" $(PYTHON) -m venv --clear .venv
 	@$(SAY) --pip --else="$(CPU_TORCH)" "installing the pinned packages into .venv (a few minutes once)" \
 	    $(INSTALL) --require-hashes -r requirements/cpu.lock
 	@$(SAY) --pip "installing raymill itself" $(INSTALL) --no-build-isolation -e .

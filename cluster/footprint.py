@@ -123,13 +123,14 @@ def free_memory_bytes() -> int | None:
 
 
 def processor() -> str:
-    """The processor's model as the kernel has it; the machine type elsewhere than on Linux."""
+    """The processor's model as the kernel has it (on ARM its numbers); the machine type elsewhere than on Linux."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return os.uname().machine
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else os.uname().machine
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = [fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields]
+    return fields.get("model name") or " ".join([os.uname().machine, *numbers])
 
 
 def num_cores() -> int:

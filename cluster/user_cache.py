@@ -40,7 +40,8 @@ class UserCache:
         with self._lock:
             self._load()
             self._known[key] = value
-            assert self._path is not None
+            if self._path is None:
+                return
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -53,8 +54,9 @@ class UserCache:
 
     def _load(self) -> None:
         """Read the file once in a process; read it again where the environment names another folder."""
-        path = _folder() / f"{self._name}.jsonl"
-        if path == self._path:
+        folder = _folder()
+        path = folder and folder / f"{self._name}.jsonl"
+        if path is None or path == self._path:
             return
         self._path, self._known = path, {}
         try:
@@ -70,6 +72,7 @@ class UserCache:
                 path.unlink()
 
 
-def _folder() -> Path:
+def _folder() -> Path | None:
+    """None for a user without a home, as in some containers: then nothing is kept beyond the process."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "raymill"
+    return Path(home) / "raymill" if os.path.isabs(home) else None

@@ -40,6 +40,9 @@ from model.precision import Precision, autocast_dtype, best_product_s, settled
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer, TransformerConfig, flops_per_token
 
+_MAX_PROBE_FLOP = 2e10
+"""Of a product that a processor is measured by: a second of the slowest core, and no faster when it is larger."""
+
 log = logging.getLogger(__name__)
 
 
@@ -311,6 +314,7 @@ class TrainingRun:
                 **report.metrics,
             },
         )
+        self._logged_s = time.perf_counter()  # the peak may have been measured again
 
     def _mfu(self, flops: float) -> dict[str, float]:
         """The share of the peak FLOP/s of all workers that `flops` is.
@@ -324,7 +328,10 @@ class TrainingRun:
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
     def _measure_peak(self, sizes: TransformerConfig) -> float:
-        rows = self.config.execution.micro_batch_size * self.config.sequence_length
+        samples = min(self.config.execution.micro_batch_size, self.config.batch_size // self.spot.world_size)
+        rows = samples * self.config.sequence_length
+        if self.device.type == "cpu":
+            rows = min(rows, max(256, int(_MAX_PROBE_FLOP / (2 * sizes.width * sizes.ffn_width))))
         return measure_peak_flops(self.device, self.dtype, rows=rows, width=sizes.width, ffn_width=sizes.ffn_width)
 
     def validates_at(self, step: int) -> bool:

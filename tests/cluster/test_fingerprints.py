@@ -110,3 +110,14 @@ def test_much_to_read_is_said_with_its_progress(
     with caplog.at_level("INFO"):
         assert fingerprints([str(tmp_path / name) for name in "abc"], "corpus") == expected
     assert "corpus: reading its files once" in caplog.text
+
+
+def test_a_user_without_a_home_has_no_cache_and_no_folder_of_that_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    cache = UserCache("machines")
+    cache.put("key", 1)
+    assert cache.get("key") == 1 and list(tmp_path.iterdir()) == [] and UserCache("machines").get("key") is None

@@ -207,6 +207,10 @@ def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert first.step_flops > 1e8 and first.product_flops > 1e8 and 0 < first.python_s < 5
     monkeypatch.setattr(calibration, "_measure", lambda: pytest.fail("measured again"))
     assert calibrate() == first
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 8 * 24 * 3600)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        calibrate()
 
 
 def test_the_memory_of_a_session_is_that_of_all_its_processes(tmp_path: Path):
