@@ -51,6 +51,9 @@ _SERVER_DEATH_S = 2.0
 
 log = logging.getLogger(__name__)
 
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks our own server itself, whatever `http_proxy` says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeExecution(Execution):
@@ -311,7 +314,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, timeout_s: f
         if process.poll() is not None:
             raise RuntimeError(f"the server ended at start with exit code {process.returncode}\n{tail()}")
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2.0) as answer:
+            with _direct.open(f"{url}/health", timeout=2.0) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
@@ -324,7 +327,13 @@ def _ask(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
     import openai  # late: a second of import that `serve` itself need not pay
 
     key = server_key("127.0.0.1") or "none"
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=config.execution.request_timeout_s, max_retries=0)
+    client = openai.OpenAI(
+        base_url=f"{url}/v1",
+        api_key=key,
+        timeout=config.execution.request_timeout_s,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False),  # as `_direct`
+    )
     started = time.monotonic()
     first_token_s = 0.0
     pieces: list[str] = []

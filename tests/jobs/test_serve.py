@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -172,3 +176,38 @@ def processes_of(word: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 2}},
+    ]
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            common = {"id": "a", "object": "chat.completion.chunk", "created": 0, "model": MODEL_NAME}
+            lines = [f"data: {json.dumps(common | chunk)}\n\n" for chunk in chunks]
+            self.wfile.write("".join([*lines, "data: [DONE]\n\n"]).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    living = SimpleNamespace(poll=lambda: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        serving._wait_until_healthy(living, url, 5.0, lambda: "")  # pyright: ignore[reportArgumentType]
+        assert serving._ask(url, "Hello?", ServeConfig(model="sft"))["answer"] == "Hello"
+        server.shutdown()
