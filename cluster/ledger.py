@@ -6,11 +6,13 @@ consumes: what the process says (cluster.progress); waits for: an interval; prod
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from cluster.progress import duration, said
+from cluster.signals import received
 from cluster.storage import Storage
 
 _BEAT_S = 10.0
@@ -20,12 +22,31 @@ _SILENT_S = 60.0
 SUBMISSION = "RAYMILL_SUBMISSION"
 """The variable in which a submitted job finds its id."""
 
+State = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
+"""Of a run: `checking` is all that comes before its first stage, which may yet be refused."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the store knows of a run."""
+
+    state: State
+    says: str
+    """What the run does, or how it ended."""
+    age_s: float
+
+    def __str__(self) -> str:
+        text = f"{self.state}, {duration(self.age_s)} ago: {self.says}"
+        if self.state in ("checking", "running") and self.age_s > _SILENT_S:
+            text += "\nit has been silent since, so it is gone; the same submit goes on from what it has finished"
+        return text
 
 
 def sent(store: Storage, id: str) -> None:
     """Note that a job was sent: what its run must find, or it sees another store than the one who submits."""
-    store.write_json(_name(id), {"state": "sent", "time": time.time(), "says": "it has not begun"})
+    _write(store, id, "sent", "it has not begun")
 
 
 def require_sent(store: Storage, id: str) -> None:
@@ -38,46 +59,64 @@ def require_sent(store: Storage, id: str) -> None:
 
 
 @contextmanager
-def telling(store: Storage, id: str) -> Iterator[None]:
-    """Keep the ledger of a run for as long as the block lasts, and how it ended."""
-    stop = threading.Event()
+def telling(store: Storage, id: str) -> Iterator[Callable[[], None]]:
+    """Keep the ledger of a run for as long as the block lasts, and how it ended.
 
-    def write(state: str, says: str) -> None:
+    What it yields is to be called when all checks are passed and the first stage begins.
+    """
+    state: State = "checking"
+    trouble = ""
+    wake, ended = threading.Event(), threading.Event()
+
+    def begin() -> None:
+        nonlocal state
+        state = "running"
+        wake.set()
+
+    def write(state: State, says: str) -> None:
+        nonlocal trouble
         try:
-            store.write_json(_name(id), {"state": state, "time": time.time(), "says": says})
-        except OSError as error:  # a store that fails for a while: the next beat tells again
-            log.debug("the ledger is not written: %s", error)
+            _write(store, id, state, says)
+        except Exception as error:  # every file system has errors of its own, and the run's own outcome comes first
+            if str(error) != trouble:
+                log.warning("the store does not take what this run says of itself, for `raymill status`: %s", error)
+            trouble = str(error)
 
     def beat() -> None:
-        write("running", said() or "it has begun")
-        while not stop.wait(_BEAT_S):
-            write("running", said() or "between two stages")
+        while not ended.is_set():
+            write(state, said() or "it has begun")
+            wake.wait(_BEAT_S)
+            wake.clear()
 
     thread = threading.Thread(target=beat, daemon=True, name="ledger")
     thread.start()
-    end = ("ended", "it was ended")
+    end: tuple[State, str] = ("succeeded", "all of it stands")
     try:
-        yield
-        end = ("succeeded", "all of it stands")
+        yield begin
+    except KeyboardInterrupt as stop:
+        number, where = received(), str(stop)
+        end = ("stopped", f"by {number.name if number else 'KeyboardInterrupt'}{where and f'; {where}'}")
+        raise
     except BaseException as error:
         end = ("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
-        stop.set()
+        ended.set()
+        wake.set()
         thread.join()
         write(*end)
 
 
-def read_ledger(store: Storage, id: str) -> str | None:
-    """A sentence: what the run last said, and how long ago; None where the store knows nothing of it."""
+def read_ledger(store: Storage, id: str) -> Entry | None:
+    """What the run last said; None where the store knows nothing of it."""
     if not store.exists(_name(id)):
         return None
     entry: dict[str, Any] = store.read_json(_name(id))
-    age_s = max(0.0, time.time() - entry["time"])
-    told = f"{entry['state']}, {duration(age_s)} ago: {entry['says']}"
-    if entry["state"] == "running" and age_s > _SILENT_S:
-        told += "\nit has been silent since, so it is gone; the same submit goes on from its last stage or checkpoint"
-    return told
+    return Entry(entry["state"], entry["says"], max(0.0, time.time() - entry["time"]))
+
+
+def _write(store: Storage, id: str, state: State, says: str) -> None:
+    store.write_json(_name(id), {"state": state, "time": time.time(), "says": says})
 
 
 def _name(id: str) -> str:

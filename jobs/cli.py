@@ -3,17 +3,20 @@
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import textwrap
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from cluster.causes import traceback_text
 from cluster.failures import WorkFailed
-from cluster.ledger import SUBMISSION, read_ledger, require_sent, telling
+from cluster.ledger import SUBMISSION, require_sent, telling
 from cluster.progress import LogHandler, working
 from cluster.signals import Stopped, flush_output, orderly_end, received, say
 from cluster.storage import Storage
@@ -22,6 +25,16 @@ from jobs.job import RECORD, Artifact, open_artifact, require_same_code
 from jobs.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
 
 log = logging.getLogger("raymill")
+
+_GOES_ON = "the same command goes on from here"
+_AFTER_A_SIGNAL = {
+    "run": _GOES_ON,
+    "forget": _GOES_ON,
+    "submit": "what was sent goes on, and the same command finds it",
+    "logs": "the job goes on; the same command follows it again, and `raymill stop` ends it",
+    "serve": "the server has ended",
+}
+"""What became of a command's work, by its name; where nothing needs to be said the command is not in it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,21 +62,34 @@ def _run_command(options: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt as stop:
         number = received() or signal.SIGINT
+        rest = f"; {_AFTER_A_SIGNAL[options.name]}" if options.name in _AFTER_A_SIGNAL else ""
         where = f": {stop}" if isinstance(stop, Stopped) else ""
-        say(f"raymill: stopped by {number.name}; the same command goes on from here{where}")
+        say(f"raymill: stopped by {number.name}{rest}{where}")
         return 128 + number
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_gone():  # `raymill ls | head` has seen enough
+            return 128 + signal.SIGPIPE
         if not _is_failure_of_work(error):
             raise
         detail = error.detail if isinstance(error, WorkFailed) else traceback_text(error)
         if options.traceback:
             detail = "".join(traceback.format_exception(error))
-        say(
-            f"raymill: {error}\n{textwrap.indent(detail.strip(), '    ')}\n"
-            "The same command goes on from the last finished stage or checkpoint."
+        goes_on = (
+            "The same command goes on from the last finished stage or checkpoint." if options.name == "run" else ""
         )
+        say("\n".join(filter(None, [f"raymill: {error}", textwrap.indent(detail.strip(), "    "), goes_on])))
         return 1
     return code or 0
+
+
+def _is_output_gone() -> bool:
+    """Whether nobody reads stdout any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _is_failure_of_work(error: Exception) -> bool:
@@ -95,10 +121,14 @@ def _load(options: argparse.Namespace) -> Pipeline:
 
 
 def _run(options: argparse.Namespace) -> None:
-    require_same_code()
-    pipeline = _load(options)
-    with _telling(pipeline.store):
-        artifacts = run_pipeline(pipeline, address=options.address)
+    with _telling(options.store) as begin:
+        require_same_code()
+        pipeline = _load(options)
+        artifacts = run_pipeline(pipeline, address=options.address, on_begin=begin)
+        _print_results(options, pipeline, artifacts)
+
+
+def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: list[Artifact]) -> None:
     for artifact in artifacts:
         print(f"{artifact.stage:<12} {artifact.storage.url}")
     if options.stage == "pipeline":
@@ -109,13 +139,13 @@ def _run(options: argparse.Namespace) -> None:
         print(f"report       {pipeline.store.url}/report.html")
 
 
-def _telling(store: Storage) -> AbstractContextManager[None]:
-    """Keeps the ledger of a submitted run."""
+def _telling(store: str | None) -> AbstractContextManager[Callable[[], None]]:
+    """Keeps the ledger of a submitted run, whose command always names the store, from before anything is refused."""
     id = os.environ.get(SUBMISSION)
-    if id is None:
-        return nullcontext()
-    require_sent(store, id)
-    return telling(store, id)
+    if id is None or store is None:
+        return nullcontext(lambda: None)
+    require_sent(Storage(store), id)
+    return telling(Storage(store), id)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -231,10 +261,10 @@ def _forget(options: argparse.Namespace) -> None:
         raise ValueError("\n".join(f"{name} may hold a document still: {why}" for name, why in found.failed.items()))
 
 
-def _submit(options: argparse.Namespace) -> None:
+def _submit(options: argparse.Namespace) -> int:
     from cluster.submission import dashboard_address  # late: the client of the Jobs API takes a second
     from cluster.wandb_mirror import wandb_link
-    from jobs.submit import submit
+    from jobs.submit import find_submission, follow_start, submit
 
     sent = submit(
         options.stage,
@@ -244,12 +274,20 @@ def _submit(options: argparse.Namespace) -> None:
         address=options.address,
     )
     id = sent.submission.id
-    print(f"job {id}: {sent.how}", file=sys.stderr)
+    say(f"job {id}: {sent.how}")
     if dashboard := dashboard_address(options.address):
-        print(f"dashboard: {dashboard}/#/jobs/{id}", file=sys.stderr)
+        say(f"dashboard: {dashboard}/#/jobs/{id}")
     if link := wandb_link(Path(options.config).parent.name):
-        print(f"W&B: {link}", file=sys.stderr)
-    print(id)
+        say(f"W&B: {link}")
+    print(id, flush=True)
+    submission, store = find_submission(id, address=options.address, store=options.store)
+    assert store is not None
+    told = follow_start(submission, store)
+    if told.has_failed:
+        say(f"raymill: {told.ending()}")
+        return told.code
+    say("\n".join(filter(None, [f"{told.status}: {told.why}", told.of_run()])))
+    return 0
 
 
 def _manifest(options: argparse.Namespace) -> None:
@@ -268,40 +306,37 @@ def _manifest(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
+    from cluster.submission import ask
     from jobs.submit import find_submission
 
-    submission, store = find_submission(options.id, address=options.address, store=options.store)
-    told = read_ledger(store, options.id) if store else None
-    try:
-        print(submission.status())
-    except ValueError as error:
-        if told is None:
-            raise
-        print(f"UNKNOWN\n{error}")
-    if told:
-        print(f"its run: {told}")
+    told = ask(*find_submission(options.id, address=options.address, store=options.store))
+    print("\n".join(filter(None, [told.status, "" if told.is_known else told.why, told.of_run()])))
 
 
 def _logs(options: argparse.Namespace) -> int:
+    from cluster.submission import HeadSilent, ask
     from jobs.submit import find_submission
 
     submission, store = find_submission(options.id, address=options.address, store=options.store)
+    broken = ""
     try:
         for lines in submission.logs():
             print(lines, end="", flush=True)
-        code, sentence = submission.result()
-    except ConnectionError as error:
-        told = read_ledger(store, options.id) if store else None
-        code, sentence = 1, f"{error}" + (f"\nits run, from the store: {told}" if told else "")
-        sentence += "\nThe same submit goes on from the last finished stage or checkpoint."
-    print(f"raymill: {sentence}", file=sys.stderr)
-    return code
+    except (HeadSilent, ValueError) as error:
+        broken = str(error)
+    told = ask(submission, store)
+    if broken and told.is_known:
+        say(f"raymill: {broken}")
+    elif broken:
+        told = replace(told, why=broken)
+    say(f"raymill: {told.ending(is_log_shown=not broken)}")
+    return told.code
 
 
 def _stop(options: argparse.Namespace) -> None:
     from jobs.submit import find_submission
 
-    find_submission(options.id, address=options.address, store=None)[0].stop()
+    print(find_submission(options.id, address=options.address, store=None)[0].stop())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ URLs say; only configs and the user's own local `.py` files are shipped, in a Co
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from actors.settings import GraphExecution
 from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_needed
 from cluster.placement import Placement
 from cluster.storage import local_path
+from cluster.submission import JOB_VARIABLES
 from jobs.config import build, load_yaml
-from jobs.job import file_of, marked_inputs, marked_sources
+from jobs.job import code_variables, file_of, marked_inputs, marked_sources
 from jobs.pipeline import load_configs, settings_of
 from jobs.submit import local_program, program_files
 
@@ -44,7 +44,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         group_sizes(configs, settings),
         command=shlex.join(words),
         files=files,
-        env={**beside.values(), "RAYMILL_SUBMITTED_VERSION": version("raymill")},
+        env={**beside.values(), **JOB_VARIABLES, **code_variables(with_digest=False)},
     )
     called = ["raymill", "manifest", stage, str(config), *overrides, *given, "--cluster", str(cluster)]
     documents = (yaml.dump(one, Dumper=_BlockText, sort_keys=False, width=110) for one in objects)

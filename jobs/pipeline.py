@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.config import build, load_yaml, parse_override
 from jobs.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.job import (
     FOREIGN,
+    SUBMITTED_VERSION,
     Artifact,
     Job,
     Stage,
@@ -110,19 +111,21 @@ class Pipeline:
     jobs: Mapping[str, Job]
     errors: Mapping[str, str]
     environment: Mapping[str, str]
-    """Variables that its processes have beside those of where they run."""
+    """Variables that its processes have, this one too, beside those of where they run."""
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
     """Every stage that `pipeline.yaml` lists. Overrides begin with a stage's name: `pretrain.steps=100`.
 
+    Its variables are set in this process too, before the first source is looked at.
     Raises ValueError only for mistakes in the pipeline file or the form of an override; a stage's go to `errors`.
     """
     config, by_stage = _read_pipeline(path, overrides)
+    environment = _set_environment(config)
     binder = _Binder(path.parent, by_stage)
     for name in config.stages:
         binder.try_bind(name)
-    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, config.values())
+    return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, environment)
 
 
 def _read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, dict[str, list[str]]]:
@@ -142,14 +145,23 @@ def _read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig
 
 
 def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """One stage from its file; its inputs must stand. The store is that of `pipeline.yaml` beside it, unless given."""
+    """One stage from its file; its inputs must stand. Store, unless given, and variables are those of `pipeline.yaml`
+    beside it; the variables are set as by `load_pipeline`."""
     stage_named(stage)
+    beside = settings_of(path)
+    environment = _set_environment(beside)
     name = path.stem if path.stem.partition("-")[0] == stage else stage
     binder = _Binder(path.parent, {name: list(overrides)}, {name: path})
     binder.try_bind(name)
     own = {name: binder.jobs[name]} if name in binder.jobs else {}
-    beside = settings_of(path)
-    return Pipeline(path.parent.name, Storage(store or beside.store), own, binder.errors, beside.values())
+    return Pipeline(path.parent.name, Storage(store or beside.store), own, binder.errors, environment)
+
+
+def _set_environment(settings: PipelineConfig) -> dict[str, str]:
+    """Give this process the variables of the pipeline file (endpoints, proxies, W&B's project), which are returned."""
+    values = settings.values()
+    os.environ.update(values)
+    return values
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -247,11 +259,14 @@ class _Binder:
         return need
 
 
-def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Artifact]:
+def run_pipeline(
+    pipeline: Pipeline, *, address: str | None = None, on_begin: Callable[[], None] = lambda: None
+) -> list[Artifact]:
     """Do every job whose artifact does not stand, in order, in one Ray session; the artifacts of all.
 
-    Says first what that will take. Raises ValueError with every error of every stage, and for stages that this
-    machine's memory or the store's disk cannot hold, before anything is started.
+    Says first what that will take; `on_begin` is called when all checks are passed.
+    Raises ValueError with every error of every stage, and for stages that this machine's memory or the store's disk
+    cannot hold, before anything is started.
     """
     with working("checking the store, the sources and the inputs"):
         if not pipeline.errors:
@@ -268,13 +283,13 @@ def run_pipeline(pipeline: Pipeline, *, address: str | None = None) -> list[Arti
     if found := find_shortages(pipeline, expected, address=address):
         raise ValueError("\n".join(found))
     done: list[Artifact] = []
-    # In a submitted job these are set already, for the driver too.
-    environment = {} if os.environ.get("RAYMILL_SUBMITTED_VERSION") else dict(pipeline.environment)
-    os.environ.update(environment)
+    # In a submitted job every worker has these already.
+    environment = {} if os.environ.get(SUBMITTED_VERSION) else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if artifacts[name] is None]
     sources = [url for job in pending for url in _urls_of(job)]
     with connect(address, environment=environment), visible_everywhere(pipeline.store, sources):
         _check_rooms(pending)
+        on_begin()
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
             artifact = artifacts[name]
             if artifact is None:

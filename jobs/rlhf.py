@@ -45,7 +45,8 @@ class RlhfConfig:
     """A reward model that scores the answers. Either this or a verifier."""
     verifier: str | None = source_files(default=None)
     """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record).
-    Modules in its folder that it imports belong to it: they are shipped, and part of the identity."""
+    Modules in its folder that it imports belong to it: they are shipped, and part of the identity. Other files there
+    are not: keep its data in such a module, or where every node sees it."""
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`; a verifier sees the whole line."""
     heldout_prompts: list[str] = source_files(default=[])

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,16 +20,20 @@ from typing import Any
 import yaml
 
 from cluster import ledger
+from cluster.progress import working
 from cluster.session import assert_own_packages
 from cluster.storage import Storage, absolute, local_path
-from cluster.submission import Sent, Submission, submit_once
+from cluster.submission import Sent, Submission, Told, ask, submit_once
 from cluster.user_cache import UserCache
 from jobs.config import load_yaml, parse_override
-from jobs.job import Artifact, Job, code_digest, file_of, marked_inputs, marked_sources, open_artifact
+from jobs.job import Artifact, Job, code_variables, file_of, marked_inputs, marked_sources, open_artifact
 from jobs.pipeline import Pipeline, find_errors, load_pipeline, load_stage
-from jobs.user_code import read_siblings
+from jobs.user_code import read_siblings, refuse_own_place
 
 PIPELINE = "pipeline.yaml"
+_START_S = 30.0
+"""So long a submit looks at what becomes of the job."""
+_POLL_S = 1.0
 _remembered = UserCache("submissions")
 
 
@@ -55,24 +60,37 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
             Path(folder),
             id=f"{stage}-{digest.hexdigest()[:12]}",
             address=address,
-            env={
-                **pipeline.environment,
-                "RAYMILL_SUBMITTED_VERSION": version("raymill"),
-                "RAYMILL_SUBMITTED_CODE": code_digest(),
-            },
-            metadata={"raymill": version("raymill"), "store": absolute(pipeline.store.url)},
+            env={**pipeline.environment, **code_variables()},
+            metadata={"raymill": version("raymill"), "store": pipeline.store.url},
             still_stands=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
             before_sending=lambda id: ledger.sent(pipeline.store, id),
         )
-    _remembered.put(result.submission.id, {"store": absolute(pipeline.store.url), "address": address})
+    remembered = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}
+    _remembered.put(result.submission.id, remembered)
     return result
+
+
+def follow_start(submission: Submission, store: Storage) -> Told:
+    """What is known of a job once its run has passed all checks, or has ended, or after `_START_S`.
+
+    A run that is refused, because the cluster sees another store or has another Raymill, is so within seconds.
+    """
+    until = time.monotonic() + _START_S
+    with working(lambda: f"waiting for job {submission.id} to begin"):
+        while True:
+            told = ask(submission, store)
+            is_running = told.run is not None and told.run.state == "running"
+            if told.has_ended or is_running or time.monotonic() > until:
+                return told
+            time.sleep(_POLL_S)
 
 
 def find_submission(id: str, *, address: str | None, store: str | None) -> tuple[Submission, Storage | None]:
     """A job that was submitted, and the store that its run writes to; what is not given as this user's last submit of
-    it had it, where it was submitted from this machine."""
+    it had it, where it was submitted from this machine. So are the variables that the store may need."""
     known = _remembered.get(id) or {}
     store = store or known.get("store")
+    os.environ.update(known.get("environment", {}))
     return Submission(id, address or known.get("address")), Storage(store) if store else None
 
 
@@ -96,7 +114,7 @@ def stage_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pi
                     target.write_bytes(file.read_bytes())
     shipped = [_moved_override(override, stage, pipeline, moved) for override in overrides]
     # The store is always named: `runs` in the working directory of a job would be lost with it.
-    words = ["raymill", "run", stage, str(shipped_config), *shipped, "--store", absolute(pipeline.store.url)]
+    words = ["raymill", "run", stage, str(shipped_config), *shipped, "--store", pipeline.store.url]
     return shlex.join(words)
 
 
@@ -109,7 +127,8 @@ def local_program(value: str) -> Path | None:
 
 
 def program_files(program: Path) -> list[Path]:
-    """A program and the modules beside it that it imports."""
+    """A program and the modules beside it that it imports. Raises ValueError for one that wants other files as well."""
+    refuse_own_place(str(program))
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 

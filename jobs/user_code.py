@@ -55,6 +55,19 @@ def read_siblings(path: str) -> dict[str, str]:
     return dict(sorted(sources.items()))
 
 
+def refuse_own_place(path: str) -> None:
+    """Raises ValueError for a program that is to be shipped and uses `__file__`, as if it could look for files beside
+    itself there: only the modules that it imports are shipped."""
+    for name, source in {path.rpartition("/")[2]: _read(path), **read_siblings(path)}.items():
+        for node in ast.walk(_parse(source, name)):
+            if isinstance(node, ast.Name) and node.id == "__file__":
+                raise ValueError(
+                    f"verifier: {beside(path, name)}: line {node.lineno}: __file__ leads nowhere on the cluster, where "
+                    "a program comes with the modules that it imports and with no other file; keep its data in such a "
+                    "module (WORDS = [...] in words.py), or read them from a URL or a path that all machines see"
+                )
+
+
 def beside(path: str, name: str) -> str:
     """The path or URL of a file in the folder of another."""
     folder, slash, _ = path.rpartition("/")

@@ -1,10 +1,22 @@
-"""A job is sent to a head that is still coming up; what is refused for another reason is refused at once."""
+"""A job is sent to a head that is still coming up, and followed however the head or its streams fail."""
 
-from collections.abc import Callable
+import asyncio
+import http.server
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster.submission import once_an_agent_is_up
+from cluster import submission as module
+from cluster.ledger import sent
+from cluster.storage import Storage
+from cluster.submission import HeadSilent, Submission, ask, job_client, once_an_agent_is_up
 
 NO_AGENT = "Request failed with status code 500: No available agent to submit job, please try again later.."
 
@@ -39,3 +51,181 @@ def test_an_agent_that_never_comes_ends_the_wait_at_its_limit() -> None:
     with pytest.raises(RuntimeError, match="No available agent"):
         once_an_agent_is_up(send, limit_s=0.05, pause_s=0.01)
     assert len(given) > 1
+
+
+class Head:
+    """A Jobs API with one job, whose log is five pieces in a stream that breaks after each two; the job ends with the
+    last piece."""
+
+    pieces = ("one\n", "two\n", "three\nfour\n", "five\n", "six\n")
+
+    def __init__(self) -> None:
+        self.status, self.streams = JobStatus.RUNNING, 0
+        self.stopped: list[str] = []
+
+    def list_jobs(self) -> list[JobDetails]:
+        message = f"Job is {self.status.value}"
+        given = {"type": JobType.SUBMISSION, "submission_id": "a", "entrypoint": "raymill"}
+        return [JobDetails(**given, status=self.status, message=message, driver_exit_code=3)]
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self.streams += 1
+        for number, piece in enumerate(self.pieces):
+            if number == 2 * self.streams:
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield piece
+        self.status = JobStatus.SUCCEEDED
+
+    def stop_job(self, id: str) -> bool:
+        self.stopped.append(id)
+        return True
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Head], Head]:
+    """Makes a head the one that is reached; what is waited for is short."""
+    for name, value in {
+        "_STATUS_POLL_S": 0.01,
+        "_SILENT_HEAD_S": 0.3,
+        "_QUIET_S": 0.1,
+        "_QUIET_IN_A_LOG_S": 0.1,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+
+    def reach(head: Head) -> Head:
+        monkeypatch.setattr(module, "job_client", lambda address: head)
+        return head
+
+    return reach
+
+
+def test_a_log_whose_stream_breaks_goes_on_where_it_was_and_says_so(
+    reached: Callable[[Head], Head], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    head = reached(Head())
+    assert "".join(Submission("a").logs()) == "".join(head.pieces)
+    assert head.streams == 3
+    assert caplog.text.count("the stream of the log broke (RuntimeError: WebSocket connection closed") == 2
+    assert (told := ask(Submission("a"), None)).code == 0 and told.ending() == "job a succeeded"
+
+
+def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Callable[[Head], Head]) -> None:
+    class Breaking(Head):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            self.streams += 1
+            raise RuntimeError("no such agent")
+            yield
+
+    for status in (JobStatus.RUNNING, JobStatus.FAILED):
+        head = reached(Breaking())
+        head.status = status
+        with pytest.raises(HeadSilent, match=r"the log of job a cannot be read: its stream broke 6 times in a row"):
+            list(Submission("a").logs())
+        assert head.streams == 6
+    assert ask(Submission("a"), None).ending() == "job a FAILED: Job is FAILED"
+    assert ask(Submission("a"), None).code == 3
+
+
+def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Callable[[Head], Head]) -> None:
+    class Closed(Head):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            return
+            yield
+
+    class Open(Head):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            self.status = JobStatus.SUCCEEDED
+            await asyncio.sleep(600)
+            yield ""
+
+    reached(Closed())
+    with pytest.raises(HeadSilent, match="it was closed, though the job is RUNNING"):
+        list(Submission("a").logs())
+    reached(Open())
+    with pytest.raises(HeadSilent, match="it stayed open after the end of the job"):
+        list(Submission("a").logs())
+
+
+def test_a_head_that_vanishes_under_a_silent_stream_is_noticed(reached: Callable[[Head], Head]) -> None:
+    class Vanishing(Head):
+        def list_jobs(self) -> list[JobDetails]:
+            if self.streams:
+                raise ConnectionError("timed out")
+            return super().list_jobs()
+
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            self.streams += 1
+            await asyncio.sleep(600)
+            yield ""
+
+    reached(Vanishing())
+    with pytest.raises(HeadSilent, match="head has not answered for 0 s, so it is gone or cut off"):
+        list(Submission("a").logs())
+
+
+def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
+    reached: Callable[[Head], Head], tmp_path: Path
+) -> None:
+    class Troubled(Head):
+        def list_jobs(self) -> list[JobDetails]:
+            raise RuntimeError("Request failed with status code 500: Internal Server Error.")
+
+    reached(Troubled())
+    store = Storage(str(tmp_path))
+    for call in (lambda: ask(Submission("a"), store), Submission("a").stop):
+        with pytest.raises(HeadSilent, match=r"the cluster's head does not tell \(RuntimeError: .* 500"):
+            call()
+    sent(store, "a")
+    told = ask(Submission("a"), store)
+    assert (told.status, told.code, told.is_known) == ("UNKNOWN", 1, False)
+    assert "status code 500" in told.ending() and "its run: sent, " in told.ending()
+
+
+def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:
+    head = reached(Head())
+    assert Submission("a").stop().startswith("job a was asked to stop, which takes up to 20 s")
+    assert head.stopped == ["a"]
+    head.status = JobStatus.STOPPED
+    assert Submission("a").stop() == "job a had ended already: STOPPED"
+    assert head.stopped == ["a"]
+
+
+def test_a_machine_that_takes_a_connection_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CALL_S", (0.3, 0.3))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="--address: no Jobs API to be used at"):
+            job_client(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def dashboard() -> Iterator[int]:
+    """The port of a server on loopback that says which Ray it is."""
+
+    class Version(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ray_version": "2.60.0"}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Version) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_dashboard_on_this_machine_is_reached_without_the_proxy(
+    dashboard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    job_client(f"127.0.0.1:{dashboard}")

@@ -1,16 +1,21 @@
 """The command line says what it did, and what the user did wrong, with exit codes that scripts can read."""
 
+import argparse
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.ledger import SUBMISSION, read_ledger, sent
+from cluster.storage import Storage
 from jobs import pipeline as pipeline_module
 from jobs.cli import main, parse
 from jobs.job import Context, Stage, input_artifact, source_files
@@ -137,7 +142,62 @@ def test_a_job_sent_by_another_version_is_refused(
     monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", "0.0.1")
     assert main(["run", "corpus", "corpus.yaml"]) == 2
     assert "submitted by raymill 0.0.1, but the cluster runs" in capsys.readouterr().err
+    monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", version("raymill"))
+    monkeypatch.setenv("RAYMILL_SUBMITTED_CODE", "0" * 64)
+    assert main(["run", "corpus", "corpus.yaml"]) == 2
+    assert re.search(r"with sources 000000000000, but the cluster's raymill .* has sources", capsys.readouterr().err)
     assert not (folder / "runs").exists()
+
+
+def test_a_submitted_run_that_is_refused_says_so_in_the_ledger(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Storage("runs")
+    monkeypatch.setenv(SUBMISSION, "corpus-ab")
+    assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 2  # not the store in which it was noted
+    assert read_ledger(store, "corpus-ab") is None
+    for config, words in (("corpus.yaml", "submitted by raymill 0.0.1"), ("no.yaml", "config 'no.yaml' is not a file")):
+        sent(store, "corpus-ab")
+        monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", "0.0.1" if config == "corpus.yaml" else version("raymill"))
+        assert main(["run", "corpus", config, "--store", "runs"]) == 2
+        entry = read_ledger(store, "corpus-ab")
+        assert entry is not None and entry.state == "failed" and words in entry.says
+    assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 0
+    entry = read_ledger(store, "corpus-ab")
+    assert entry is not None and entry.state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("command", "last_words"),
+    [
+        ("run", "stopped by SIGINT; the same command goes on from here"),
+        ("logs", "stopped by SIGINT; the job goes on; the same command follows it again"),
+        ("serve", "stopped by SIGINT; the server has ended"),
+        ("status", "stopped by SIGINT"),
+    ],
+)
+def test_a_stopped_command_says_what_became_of_its_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, last_words: str
+):
+    def interrupt(options: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    options = argparse.Namespace(command=interrupt, name=command, traceback=False)
+    monkeypatch.setattr("jobs.cli.parse", lambda arguments: options)
+    assert main() == 130
+    said = capsys.readouterr().err
+    assert last_words in said and (command != "status" or said.endswith("SIGINT\n"))
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(tmp_path: Path):
+    for number in range(3000):
+        (tmp_path / f"corpus-{number}").mkdir()
+        (tmp_path / f"corpus-{number}/artifact.json").write_text(f'{{"id": "{number}", "wall_s": 1, "started": 1}}')
+    command = [sys.executable, "-m", "jobs.cli", "ls", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None and process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None and process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_a_command_whose_reader_got_the_same_signal_ends_with_the_code_of_that_signal() -> None:
@@ -149,7 +209,7 @@ def work(options):
     print("begun", flush=True)
     time.sleep(600)
 
-cli.parse = lambda arguments: argparse.Namespace(command=work, traceback=False)
+cli.parse = lambda arguments: argparse.Namespace(command=work, name="run", traceback=False)
 sys.exit(cli.main())
 """
     root = Path(__file__).parents[2]

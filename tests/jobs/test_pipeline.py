@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -267,6 +268,8 @@ def test_jobs_of_one_need_share_it(folder: Path):
 def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_no_identity(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # to be taken away again
+        monkeypatch.setenv(name, "")
     plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
     with (folder / "pipeline.yaml").open("a") as file:
         file.write("environment: {NCCL_SOCKET_IFNAME: eth0, AWS_ENDPOINT_URL: null}\n")
@@ -281,6 +284,36 @@ def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_
     }
     assert pipeline.jobs["pretrain"].id == plain
     assert load_stage("corpus", folder / "corpus.yaml").environment["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
+@pytest.mark.parametrize("what", ["pipeline", "stage"])
+def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write("environment: {AWS_ENDPOINT_URL: 'http://minio:9000'}\n")
+    endpoints: list[str | None] = []
+    look = dataclasses.replace(
+        STAGES["corpus"], check_sources=lambda config: endpoints.append(os.environ.get("AWS_ENDPOINT_URL"))
+    )
+    monkeypatch.setitem(STAGES, "corpus", look)
+    if what == "pipeline":
+        load_pipeline(folder / "pipeline.yaml")
+    else:
+        load_stage("corpus", folder / "corpus.yaml")
+    assert endpoints == ["http://minio:9000"]
+
+
+def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 1.0})
+    begun: list[bool] = []
+    with pytest.raises(ValueError, match=r"corpus: execution \(placement\): does not fit: needs 2 CPUs"):
+        run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
+    assert not begun
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
+    run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
+    assert begun == [True]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is shipped binds to the same artifacts, is sent once, and holds no secret."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,11 +28,12 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as submission_module
-from cluster.ledger import read_ledger, require_sent, telling
-from cluster.progress import working
+from cluster.ledger import SUBMISSION, read_ledger, telling
 from cluster.storage import Storage
-from cluster.submission import Submission, _tries, dashboard_address
+from cluster.submission import _tries, dashboard_address
 from jobs import pipeline as pipeline_module
+from jobs import submit as submit_module
+from jobs.cli import main
 from jobs.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
 from jobs.pipeline import load_pipeline, load_stage
 from jobs.submit import stage_files, submit
@@ -254,6 +256,7 @@ class FakeCluster:
 
     def submit_job(self, *, submission_id: str, **rest: Any) -> None:
         self.jobs[submission_id] = JobStatus.RUNNING
+        self.variables = rest["runtime_env"]["env_vars"] if rest else {}
 
     def finish(self, id: str) -> None:
         self.jobs[id] = JobStatus.SUCCEEDED
@@ -276,6 +279,8 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
         return sent.submission.id
 
     first = send()
+    assert fake.variables[SUBMISSION] == first
+    assert int(fake.variables["RAY_JOB_STOP_WAIT_TIME_S"]) > 13  # Ray's 3 s cut an orderly end off
     assert send() == first  # while it runs
     fake.finish(first)
     assert send() == first and list(fake.jobs) == [first]
@@ -292,53 +297,6 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
     assert changed not in (first, f"{first}-2", f"{first}-3") and fake.jobs[changed] == JobStatus.RUNNING
 
 
-class BreakingStream(FakeCluster):
-    """A log of five pieces whose stream breaks after each two, while the job runs; it ends with the last piece."""
-
-    pieces = ("one\n", "two\n", "three\nfour\n", "five\n", "six\n")
-    streams = 0
-
-    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
-        self.streams += 1
-        for number, piece in enumerate(self.pieces):
-            if number == 2 * self.streams:
-                raise RuntimeError("WebSocket connection closed unexpectedly")
-            yield piece
-        self.jobs[id] = JobStatus.SUCCEEDED
-
-
-def test_a_log_whose_stream_breaks_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch):
-    fake = BreakingStream()
-    fake.jobs["pipeline-ab"] = JobStatus.RUNNING
-    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
-    assert "".join(Submission("pipeline-ab").logs()) == "".join(fake.pieces)
-    assert fake.streams == 3
-    assert Submission("pipeline-ab").result() == (0, "job pipeline-ab succeeded")
-
-
-def test_a_head_that_answers_no_more_ends_the_log_with_a_sentence(monkeypatch: pytest.MonkeyPatch):
-    class Gone(BreakingStream):
-        def list_jobs(self) -> list[JobDetails]:
-            if self.streams:
-                raise ConnectionError("refused")
-            return super().list_jobs()
-
-    fake = Gone()
-    fake.jobs["pipeline-ab"] = JobStatus.RUNNING
-    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
-    monkeypatch.setattr(submission_module, "_SILENT_HEAD_S", 1.0)
-    with pytest.raises(ConnectionError, match="head has not answered for 1 s, so it is gone or cut off"):
-        list(Submission("pipeline-ab").logs())
-
-
-def test_a_failed_job_gives_its_own_exit_code(monkeypatch: pytest.MonkeyPatch):
-    fake = FakeCluster()
-    details = job_details("a", JobStatus.FAILED).copy(update={"driver_exit_code": 3, "message": "exit code 3"})
-    monkeypatch.setattr(fake, "list_jobs", lambda: [details])
-    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
-    assert Submission("a").result() == (3, "job a FAILED: exit code 3")
-
-
 @pytest.mark.parametrize(
     ("address", "expected"),
     [("10.0.0.1:8265", "http://10.0.0.1:8265"), ("head:80", "http://head:80"), ("https://a.b", "https://a.b")],
@@ -347,16 +305,142 @@ def test_a_bare_host_and_port_is_a_dashboard(address: str, expected: str):
     assert dashboard_address(address) == expected
 
 
-def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(tmp_path: Path):
-    store = Storage(str(tmp_path))
-    with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
-        require_sent(store, "a")
-    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), telling(store, "a"):
-        wait_for(lambda: "s ago: sft  step 3 of 10  loss 2.1" in str(read_ledger(store, "a")), "it says nothing")
-        raise RuntimeError("no more")
-    assert str(read_ledger(store, "a")).endswith("s ago: RuntimeError: no more")
-    store.write_json("submissions/a.json", {"state": "running", "time": time.time() - 300, "says": "sft"})
-    assert "silent since, so it is gone" in str(read_ledger(store, "a"))
+class RefusingCluster(FakeCluster):
+    """A Jobs API whose jobs are refused by their own run: with its ledger kept, or before that."""
+
+    keeps_ledger = True
+
+    def list_jobs(self) -> list[JobDetails]:
+        failed = {
+            "driver_exit_code": 2,
+            "message": "Job entrypoint command failed with exit code 2, last available logs (truncated):\n"
+            "raymill: store: runs is a path of the machine",
+        }
+        return [job.copy(update=failed) for job in super().list_jobs()]
+
+    def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+        self.jobs[submission_id] = JobStatus.FAILED
+        if self.keeps_ledger:
+            with contextlib.suppress(ValueError), telling(Storage("runs"), submission_id):
+                raise ValueError("source: /home/me/a.txt is not seen on node 10.0.0.2")
+
+
+SUBMIT = ["submit", "pipeline", str(CONFIG), "--address", "http://127.0.0.1:1"]
+
+
+def test_a_submit_ends_with_the_reason_and_the_code_of_a_run_that_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert main(SUBMIT) == 2
+    printed = capsys.readouterr()
+    assert printed.out.strip() in fake.jobs
+    assert "FAILED: its run failed: ValueError: source: /home/me/a.txt is not seen on node 10.0.0.2" in printed.err
+
+
+def test_a_submit_whose_run_tells_nothing_ends_with_the_last_lines_of_its_log(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(RefusingCluster, "keeps_ledger", False)
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert main(SUBMIT) == 2
+    printed = capsys.readouterr()
+    assert "raymill: store: runs is a path of the machine" in printed.err
+    assert main(["status", printed.out.strip()]) == 0
+    assert "it ended before it could say anything" in capsys.readouterr().out
+
+
+def test_a_submit_whose_job_runs_or_waits_ends_well(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Running(FakeCluster):
+        def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+            super().submit_job(submission_id=submission_id)
+            entry = {"state": "running", "time": time.time(), "says": "corpus: waiting for room"}
+            Storage("runs").write_json(f"submissions/{submission_id}.json", entry)
+
+    class Pending(FakeCluster):
+        def list_jobs(self) -> list[JobDetails]:
+            details = {"status": JobStatus.PENDING, "message": "Job has not started yet."}
+            return [job.copy(update=details) for job in super().list_jobs()]
+
+    running, pending = Running(), Pending()
+    started = time.monotonic()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: running)
+    assert main(SUBMIT) == 0
+    assert "its run: running, 0 s ago: corpus: waiting for room" in capsys.readouterr().err
+    assert time.monotonic() - started < 10
+
+    monkeypatch.setattr(submit_module, "_START_S", 0.1)
+    monkeypatch.setattr(submission_module, "job_client", lambda address: pending)
+    assert main(SUBMIT) == 0
+    assert "PENDING: Job has not started yet.\nits run: sent, " in capsys.readouterr().err
+
+
+def test_the_variables_of_the_config_tell_where_w_and_b_and_the_store_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in (("WANDB_MODE", "online"), ("WANDB_PROJECT", "other"), ("WANDB_BASE_URL", ""), ("ENDPOINT", "")):
+        monkeypatch.setenv(name, value)
+    with (project / CONFIG).open("a") as file:
+        file.write("environment: {WANDB_PROJECT: mine, WANDB_BASE_URL: 'https://api.wandb.here', ENDPOINT: there}\n")
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    main(SUBMIT)
+    printed = capsys.readouterr()
+    assert "W&B: https://wandb.here, project mine" in printed.err
+    monkeypatch.setenv("ENDPOINT", "elsewhere")
+    main(["status", printed.out.strip()])
+    assert os.environ["ENDPOINT"] == "there"
+
+
+def test_logs_do_not_repeat_what_they_have_shown(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Logging(RefusingCluster):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            yield "raymill: store: runs is a path of the machine\n"
+
+    fake = Logging()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    main(SUBMIT)
+    id = capsys.readouterr().out.strip()
+    assert main(["logs", id]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "raymill: store: runs is a path of the machine\n"
+    assert printed.err == f"raymill: job {id} FAILED: Job entrypoint command failed with exit code 2\n"
+
+
+def test_a_head_that_has_lost_its_jobs_leaves_the_word_to_the_store(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Forgetful(FakeCluster):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            raise RuntimeError("Request failed with status code 404")
+            yield
+
+    fake = Forgetful()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    id = submit("pipeline", CONFIG, [], store=None, address=None).submission.id
+    with telling(Storage("runs"), id):
+        pass
+    fake.jobs.clear()
+    assert main(["logs", id]) == 0
+    said = capsys.readouterr().err
+    assert f"no job '{id}' on this cluster, or no longer" in said and "its run: succeeded, " in said
+    assert main(["status", id]) == 0
+    assert capsys.readouterr().out.startswith("UNKNOWN\nno job ")
+
+    def unreachable(address: str | None) -> FakeCluster:
+        raise ValueError("--address: no Jobs API to be used at http://head:8265")
+
+    monkeypatch.setattr(submission_module, "job_client", unreachable)
+    assert main(["logs", id]) == 0
+    assert "no Jobs API to be used" in capsys.readouterr().err
+    assert main(["logs", "pipeline-unknown"]) == 2  # neither knows it
+    assert capsys.readouterr().err.count("no Jobs API to be used") == 1
 
 
 def test_attempts_are_ordered_by_number():
@@ -545,16 +629,16 @@ def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_projec
 @pytest.mark.slow
 def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
     submit_as_other = (
-        "import jobs.submit, pathlib; jobs.submit.version = lambda name: '0.0.1'; sent = jobs.submit.submit("
-        f"'corpus', pathlib.Path('configs/tiny/corpus.yaml'), [], store=None, address={cluster.address!r}); "
-        "print(sent.submission.id)"
+        "import sys, jobs.cli, jobs.job; jobs.job.package_version = lambda name: '0.0.1'; "
+        f"sys.exit(jobs.cli.main(['submit', 'corpus', 'configs/tiny/corpus.yaml', '--address', {cluster.address!r}]))"
     )
 
     def send() -> str:
         command = [sys.executable, "-P", "-c", submit_as_other]
-        return subprocess.run(
-            command, env=dict(cluster.environment), capture_output=True, text=True, check=True, timeout=300
-        ).stdout.strip()
+        done = subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2, done.stderr
+        assert "its run failed: ValueError: submitted by raymill 0.0.1, but the cluster runs" in done.stderr
+        return done.stdout.strip()
 
     first = send()
     told = call(cluster, "logs", first, "--address", cluster.address, code=2)  # as the job's own
@@ -564,6 +648,27 @@ def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: 
     assert "no job 'corpus-unknown' on this cluster" in call(
         cluster, "status", "corpus-unknown", "--address", cluster.address, code=2
     )
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_has_the_time_for_an_orderly_end(cluster: Cluster, text_project: Path):
+    (text_project / "job.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(number, frame):\n    time.sleep(6)\n    pathlib.Path(sys.argv[1]).write_text('done')\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('begun', flush=True)\ntime.sleep(600)\n"
+    )
+    send = (
+        "import pathlib, cluster.submission as s; s.submit_once('python job.py {}', pathlib.Path('.'), id='orderly', "
+        "address={!r}, env={{}}, metadata={{}}, still_stands=lambda: True)"
+    ).format(text_project / "ended", cluster.address)
+    subprocess.run([sys.executable, "-P", "-c", send], env=dict(cluster.environment), check=True, timeout=300)
+    where = ("orderly", "--address", cluster.address)
+    log = follow(cluster, *where)
+    assert log.stdout is not None and any(line == "begun\n" for line in log.stdout)
+    assert "job orderly was asked to stop" in call(cluster, "stop", *where)
+    assert "STOPPED" in log.communicate(timeout=120)[0]
+    assert (text_project / "ended").read_text() == "done"
+    assert "job orderly had ended already: STOPPED" in call(cluster, "stop", *where)
 
 
 @pytest.mark.slow
@@ -597,8 +702,8 @@ def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: 
         assert status.startswith("UNKNOWN") and "its run: " in status
 
 
-def follow(cluster: Cluster, id: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).with_name("raymill")), "logs", id]
+def follow(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("raymill")), "logs", *arguments]
     return subprocess.Popen(
         command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from actors.program import Program, load_program
-from jobs.user_code import read_program, read_siblings
+from jobs.user_code import read_program, read_siblings, refuse_own_place
 
 FILES = {
     "checks/verifier.py": """
@@ -125,3 +125,15 @@ def test_what_is_optional_or_installed_passes(tmp_path: Path, monkeypatch: pytes
     write(tmp_path, {"it.py": source})
     assert read_siblings("it.py") == {}
     load_program(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
+
+
+def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Path) -> None:
+    refuse_own_place("checks/verifier.py")
+    (project / "checks/words.py").write_text(
+        "from pathlib import Path\n\nWORDS = Path(__file__).parent / 'words.txt'\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"verifier: checks/words.py: line 3: __file__ leads nowhere .* keep its data in"
+    ):
+        refuse_own_place("checks/verifier.py")
+    read_program("checks/verifier.py:score")  # where it is not shipped it may

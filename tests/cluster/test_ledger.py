@@ -1,0 +1,79 @@
+"""What a run says of itself in the store: that it is there, what it does, and how it ended."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import ledger
+from cluster.ledger import Entry, read_ledger, require_sent, sent, telling
+from cluster.progress import working
+from cluster.signals import Stopped
+from cluster.storage import Storage
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+def entry(store: Storage) -> Entry:
+    found = read_ledger(store, "a")
+    assert found is not None
+    return found
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> None:
+    with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
+        require_sent(store, "a")
+    sent(store, "a")
+    require_sent(store, "a")
+    assert str(entry(store)).startswith("sent, 0 s ago")
+
+
+def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -> None:
+    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), telling(store, "a") as begin:
+        wait_for(lambda: read_ledger(store, "a") is not None)
+        assert entry(store).state == "checking"
+        begin()  # is told at once
+        wait_for(lambda: "running, 0 s ago: sft  step 3 of 10  loss 2.1" in str(entry(store)))
+        raise RuntimeError("no more")
+    assert str(entry(store)).endswith("s ago: RuntimeError: no more")
+    store.write_json("submissions/a.json", {"state": "running", "time": time.time() - 300, "says": "sft"})
+    assert "silent since, so it is gone" in str(entry(store))
+
+
+def test_a_stopped_run_is_told_with_the_signal_and_where_it_goes_on(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "received", lambda: signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), telling(store, "a"):
+        raise Stopped("sft goes on from step 3 of 10")
+    assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM; sft goes on from step 3 of 10"
+    with pytest.raises(KeyboardInterrupt), telling(store, "a"):
+        raise KeyboardInterrupt
+    assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM"
+
+
+def test_a_store_that_refuses_does_not_hide_how_the_run_ended(
+    store: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Storage, name: str, value: Any) -> None:
+        raise TypeError("no such bucket")
+
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(Storage, "write_json", refuse)
+    with pytest.raises(ValueError, match="steps: 0"), telling(store, "a"):
+        raise ValueError("steps: 0 must be at least 1")
+    assert caplog.text.count("no such bucket") == 1
