@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import watch
 from cluster.placement import Placement
-from cluster.room import hold_room
+from cluster.room import hold_room, wait_for_group
 from cluster.session import worker_env
 from cluster.watched import watched_class
 
@@ -23,8 +23,15 @@ class Reservation:
     """Resources held for a graph, and which bundle of them each worker of each group takes."""
 
     group: PlacementGroup
+    bundles: Sequence[Mapping[str, float]]
     bundle_of: Mapping[tuple[str, int], int]
     """By (group name, worker)."""
+    field: str
+    """What in the config asks for it."""
+
+    def wait(self) -> None:
+        """Return once all of it is there, also after a node of it was lost. ValueError where it does not come again."""
+        wait_for_group(self.group, self.bundles, self.field)
 
     def release(self) -> None:
         """End every actor that runs in it and give the resources back."""
@@ -56,8 +63,8 @@ def plan_bundles(
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     """Hold the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
     bundles, bundle_of = plan_bundles(groups, colocate=colocate)
-    group = hold_room(bundles, f"execution ({', '.join(groups)})")
-    return Reservation(group, bundle_of)
+    field = f"execution ({', '.join(groups)})"
+    return Reservation(hold_room(bundles, field), bundles, bundle_of, field)
 
 
 class Spawner:
@@ -79,9 +86,10 @@ class Spawner:
         """Worker `index` of the group `name`; it runs `cls(*arguments)`.
 
         A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call,
-        up to the placement's max_failures times.
+        up to the placement's max_failures times. Raises ValueError when the room was lost and does not come again.
         """
         placement = self._groups[name]
+        self._place.wait()
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if pure else {}
         handle: Any = (

@@ -40,6 +40,8 @@ from tiny_pipeline import STAGES, copy_store, prepare  # noqa: E402
 
 MARK = "RAYMILL_FAULTS"
 """Environment variable that every process of a run inherits."""
+RAY_FOLDER = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+"""Where Ray puts what belongs to a session, as `ray._common.utils.get_default_ray_temp_dir` says."""
 TOLD_S, END_S = 30.0, 15.0
 KEY, CLOSED = "0" * 40, "http://127.0.0.1:9"
 START_LIMIT_S = 600.0
@@ -158,7 +160,7 @@ class Run:
     def watched(self, role: str) -> int | None:
         """The process id of the run's first watched process of a role; None while there is none."""
         pids = {one.pid for one in self.others()}
-        for file in sorted(Path(tempfile.gettempdir()).glob("raymill-watch-*/*.json")):
+        for file in sorted(RAY_FOLDER.glob("session_*/raymill-watch-*/*.json")):
             with suppress(OSError, ValueError):
                 place = json.loads(file.read_text())["place"]
                 if place["role"] == role and place["pid"] in pids:

@@ -3,7 +3,6 @@
 Ray names three guesses where a process is gone; here one is said, from evidence.
 """
 
-import os
 import pickle
 import re
 import signal
@@ -30,6 +29,8 @@ _FATAL = {
 }
 """What faulthandler writes into a worker's log before the signal ends it."""
 
+LOST_WITH_NODE = "was lost with its node"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -40,6 +41,8 @@ class Place:
     index: int
     node: str = ""
     pid: int = 0
+    ip: str = ""
+    """Its node's, as Ray says it in its reports: process ids alone are the same in many containers."""
     log: str = ""
     """Path of its log on its node."""
 
@@ -48,23 +51,31 @@ class Place:
         pid = f" (pid {self.pid})" if self.pid else ""
         return f"{self.stage}: {self.role} {self.index}{node}{pid}"
 
+    def fits(self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = "") -> bool:
+        """Whether it is what is asked for; what is None or empty may be anything."""
+        is_one = role in (None, self.role) and index in (None, self.index)
+        return is_one and pid in (None, self.pid) and (ip in ("", self.ip) or not self.ip)
+
 
 class WorkerError(Exception):
-    """What was raised in another process, with its traceback, which an exception loses on its way."""
+    """What was raised in another process, with whose it was and its traceback, which an exception loses on its way."""
 
-    def __init__(self, error: Exception, traceback: str, pid: int) -> None:
-        super().__init__(error, traceback, pid)
-        self.error, self.traceback, self.pid = error, traceback, pid
+    def __init__(self, error: Exception, traceback: str, place: Place | None) -> None:
+        super().__init__(error, traceback, place)
+        self.error, self.traceback, self.place = error, traceback, place
 
 
-def to_bring(error: Exception) -> WorkerError:
-    """An exception that is being handled, for another process; what does not pickle is told by its type and text."""
+def to_bring(error: Exception, place: Place | None) -> WorkerError:
+    """An exception that is being handled, for another process; what does not pickle is told by its type and text.
+
+    place: what this process did; None where it is not watched.
+    """
     try:
         pickle.loads(pickle.dumps(error))
         brought = error
     except Exception as reason:  # whatever a class of the user's does when it is pickled
         brought = RuntimeError(f"{type(error).__name__}: {error} (it does not pickle: {reason})")
-    return WorkerError(brought, traceback.format_exc(), os.getpid())
+    return WorkerError(brought, traceback.format_exc(), place)
 
 
 def sentence(place: Place, cause: str) -> str:
@@ -152,9 +163,11 @@ def ray_says(report: str) -> str | None:
     if found := re.search(r"exits? with an? (?:exit )?code[ =]*(-?\d+)", report):
         return exited(int(found[1]))
     if re.search(
-        r"node (?:was|has been|is) (?:terminated|dead|lost)|Node .* failed|missed too many heartbeats", report
+        r"[Nn]ode (?:it was running on is|was|has been|has|is) (?:terminated|dead|died|lost|crashed|preempted)", report
     ):
-        return "was lost with its node"
+        return LOST_WITH_NODE
+    if re.search(r"lost due to node failure|local raylet died", report):
+        return LOST_WITH_NODE
     return None
 
 
@@ -162,3 +175,9 @@ def pid_in(report: str) -> int | None:
     """The process id in Ray's report of a death or of an exception; of several, where one met another's, the last."""
     found = re.findall(r"\bpid: (\d+)|Worker PID: (\d+)|\(pid=(\d+), ip=", report)
     return int(next(filter(None, found[-1]))) if found else None
+
+
+def ip_in(report: str) -> str:
+    """The node's address in the same report; empty where it has none."""
+    found = re.findall(r"(?:\bip|\bIP|IP address)(?:: |=)([\w.:]+)", report)
+    return found[-1] if found else ""

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from cluster.causes import (
+    LOST_WITH_NODE,
     Place,
     WorkerError,
+    ip_in,
     is_from_worker,
     original,
     pid_in,
@@ -53,14 +55,13 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
         return Explanation(f"{_place(stage, role, index)} cannot be made: {_last_line(error)}", str(error))
     if _is_death(error):
         report = str(error)
-        death = watch.death_of(role=role, index=index, pid=pid_in(report)) if watch else None
-        if death is None:
-            place, cause = _place(stage, role, index), ray_says(report) or "died, and nothing was seen of why"
-            return Explanation(f"{place} {cause}", _end(report))
-        return explain_death(report, death)
+        pid, ip = pid_in(report), ip_in(report)
+        death = watch.death_of(role=role, index=index, pid=pid, ip=ip) if watch else None
+        return explain_death(report, death) if death else _explain_unseen_death(report, stage, role, index)
     text = traceback_text(error)
-    pid = error.pid if isinstance(error, WorkerError) else pid_in(text) if is_from_worker(error) else None
-    place = watch.place_of(pid) if watch and pid else None
+    place = error.place if isinstance(error, WorkerError) else None
+    if watch and is_from_worker(error) and (pid := pid_in(text)):
+        place = watch.place_of(pid=pid, ip=ip_in(text))
     if place is not None:
         return explain_raised(place, error, text)
     who = (f"{stage}: " if stage else "") + "the driver" if role is None else _place(stage, role, index)
@@ -78,18 +79,31 @@ def explain_death(report: str, death: Sighting) -> Explanation:
     return Explanation(sentence(death.place, cause), _end(death.log_tail))
 
 
+def _explain_unseen_death(report: str, stage: str, role: str | None, index: int | None) -> Explanation:
+    """What is said of a death that no watch has seen, as of one with its node and the watch there."""
+    watch, pid, ip = current(), pid_in(report), ip_in(report)
+    place = watch.place_of(role=role, index=index, pid=pid, ip=ip) if watch and (pid or role) else None
+    who = str(place) if place else _place(stage, role, index) + (f" on node {ip}" if ip else "")
+    cause = ray_says(report) or "died, and nothing was seen of why"
+    if cause == LOST_WITH_NODE and watch and (memory := watch.memory_of(place.ip if place else ip)):
+        cause += f", whose control group had used {memory} when it was last seen"
+    return Explanation(f"{who} {cause}", _end(report))
+
+
 def _is_death(error: BaseException) -> bool:
     """Whether Ray says that a process is gone, rather than that it raised something."""
     from ray.exceptions import (
         LocalRayletDiedError,
+        NodeDiedError,
         ObjectLostError,
         OutOfMemoryError,
         RayActorError,
         WorkerCrashedError,
     )
 
-    kinds = (RayActorError, WorkerCrashedError, OutOfMemoryError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(original(error), kinds)
+    processes = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+    nodes = (NodeDiedError, LocalRayletDiedError, ObjectLostError)
+    return isinstance(original(error), processes + nodes)
 
 
 def _place(stage: str, role: str | None, index: int | None) -> str:

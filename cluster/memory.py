@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _GIB = 1024**3
 _NO_LIMIT = 1 << 60
@@ -39,6 +40,16 @@ def group_of(pid: int, controller: str = "memory") -> Path | None:
     return None
 
 
+class GroupUse(NamedTuple):
+    """What a group may use, and uses of it without the file pages that can be dropped, in bytes."""
+
+    used: int
+    limit: int
+
+    def __str__(self) -> str:
+        return f"{gib(self.used)} of {gib(self.limit)}"
+
+
 def read_group(folder: Path) -> GroupMemory | None:
     """What a memory control group says now; None when it is gone."""
     try:
@@ -61,8 +72,18 @@ def left_in(folder: Path) -> int | None:
 
     Those above it count too: a pod's or a batch job's limit may stand there.
     """
-    left = [found for group in _with_parents(folder) if (found := _left_in_one(group)) is not None]
-    return min(left, default=None)
+    return min((max(0, use.limit - use.used) for use in _uses(folder)), default=None)
+
+
+def use_of(folder: Path) -> GroupUse | None:
+    """What a group and all beside it use of the smallest limit, its own or one above it; None without a limit."""
+    return min(_uses(folder), key=lambda use: use.limit, default=None)
+
+
+def limiting(folder: Path) -> GroupMemory | None:
+    """The group with the smallest limit, of this one and those above it; None where none has one."""
+    groups = [group for one in _with_parents(folder) if (group := read_group(one)) and group.limit is not None]
+    return min(groups, key=lambda group: group.limit or 0, default=None)
 
 
 def cores_of(folder: Path) -> float | None:
@@ -88,14 +109,22 @@ def _cores_of_one(folder: Path) -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def _left_in_one(folder: Path) -> int | None:
+def _uses(folder: Path) -> list[GroupUse]:
+    """Of a group and those above it, where there is a limit."""
+    return [use for group in _with_parents(folder) if (use := _use_of_one(group)) is not None]
+
+
+def _use_of_one(folder: Path) -> GroupUse | None:
     is_v1 = (folder / "memory.oom_control").exists()
     use_name, droppable = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
     group = read_group(folder)
     if group is None or group.limit is None:
         return None
-    use = _number(folder / f"memory.{use_name}") or 0
-    return max(0, group.limit - use + _named(folder / "memory.stat", droppable))
+    try:
+        use = _number(folder / f"memory.{use_name}") or 0
+        return GroupUse(max(0, use - _named(folder / "memory.stat", droppable)), group.limit)
+    except OSError:
+        return None  # it is gone
 
 
 def peak_of(pid: int) -> int:

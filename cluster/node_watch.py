@@ -5,11 +5,12 @@ its log says) has been seen here while it lived.
 """
 
 import contextlib
-import json
+import logging
 import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from cluster.causes import Place, fatal_signal, killed_by
-from cluster.memory import GroupMemory, gib, group_of, peak_of, read_group
-from cluster.watched import STACK_SIGNAL, STOP, node_folder
+from cluster.memory import GroupMemory, GroupUse, gib, group_of, limiting, peak_of, read_group, use_of
+from cluster.watched import STACK_SIGNAL, STOP, About, node_folder, read_about
 
 DEAD, STOPPED, CONTINUED = "dead", "stopped", "continued"
 _STOPPED_S = 6.0
@@ -26,6 +27,8 @@ _STOPPED_S = 6.0
 _ASLEEP = 0.02
 """Processes that take less than this share of one core are asleep."""
 _TAIL_BYTES = 16 << 10
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Sighting:
 class _Seen:
     """What is known of a process while it lives."""
 
-    place: Place
-    is_told: bool
-    log_from: int
+    about: About
     process: psutil.Process | None
     """None when it was gone before it was first looked at."""
     groups: dict[str, int] = field(default_factory=dict)
@@ -59,6 +60,10 @@ class _Seen:
     stopped_s: float | None = None
     """Since when it is stopped."""
     is_stop_told: bool = False
+
+    @property
+    def place(self) -> Place:
+        return self.about.place
 
 
 class Look(NamedTuple):
@@ -69,6 +74,12 @@ class Look(NamedTuple):
     """Whether a process has come to another step, begun or ended."""
     is_busy: bool
     """Whether the processes compute."""
+    found: Sequence[Place] = ()
+    """Who was not watched before, gone by now or not."""
+    at_work: Sequence[Place] = ()
+    """Who is watched now."""
+    memory: GroupUse | None = None
+    """Of the control group that is nearest to its limit, the node's or of a process; None without a limit."""
 
 
 class NodeWatch:
@@ -77,51 +88,51 @@ class NodeWatch:
     def __init__(self, folder: Path | None = None) -> None:
         """`folder` is where the processes leave their files; None for this job's own on this node."""
         self.folder = folder or node_folder()
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:  # as in `register`: the work needs no watch
+            log.warning("the processes of this node are not watched, their deaths would have no cause: %s", error)
         self._seen: dict[int, _Seen] = {}
-        self._places: dict[int, Place] = {}
+        self._found: list[Place] = []
         self._moves: tuple[Any, ...] = ()
         self._cpu_s, self._looked_s = 0.0, time.monotonic()
 
     def look(self) -> Look:
         """What is new since the last look."""
         self._find_new()
-        sightings = [found for pid in list(self._seen) if (found := self._look_at(pid))]
-        beats = sorted((path.name, path.stat().st_mtime) for path in self.folder.glob("*.beat"))
-        moves = (tuple(sorted(self._seen)), tuple(beats))
+        sightings = [sighting for pid in list(self._seen) if (sighting := self._look_at(pid))]
+        moves = (sorted((pid, str(seen.place)) for pid, seen in self._seen.items()), self._beats())
         has_moved, self._moves = moves != self._moves, moves
         cpu_s, now = sum(map(_cpu_s, self._seen.values())), time.monotonic()
         is_busy = cpu_s - self._cpu_s > _ASLEEP * (now - self._looked_s)
         self._cpu_s, self._looked_s = cpu_s, now
-        return Look(sightings, has_moved, is_busy)
+        found, self._found = self._found, []
+        return Look(sightings, has_moved, is_busy, found, [seen.place for seen in self._seen.values()], self._memory())
 
     def request_stop(self) -> None:
         """Ask the processes to come to a good end (`stop_requested`)."""
-        (self.folder / STOP).touch()
+        try:
+            (self.folder / STOP).touch()
+        except OSError as error:
+            log.warning("the processes of this node cannot be asked to end: %s", error)
 
-    def stacks(self) -> dict[int, str]:
-        """The Python stacks of all watched processes, by process id; one that is stopped by a signal has none."""
-        asked = {pid: seen for pid, seen in self._seen.items() if (self.folder / f"{pid}.stack").exists()}
-        sizes = {pid: (self.folder / f"{pid}.stack").stat().st_size for pid in asked}
-        for pid in asked:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, STACK_SIGNAL)
+    def stacks(self) -> list[tuple[Place, str]]:
+        """The Python stacks of all watched processes that can tell them; one that is stopped by a signal has none."""
+        asked = [(seen.place, self.folder / f"{pid}.stack", seen) for pid, seen in self._seen.items()]
+        asked = [one for one in asked if one[2].about.has_stack and one[1].exists()]
+        sizes = [file.stat().st_size for _, file, _ in asked]
+        for _, _, seen in asked:
+            with contextlib.suppress(psutil.Error):
+                if seen.process is not None:
+                    seen.process.send_signal(STACK_SIGNAL)
         time.sleep(0.5)  # the handler runs at once in a process that runs at all
-        return {pid: (self.folder / f"{pid}.stack").read_text()[sizes[pid] :] for pid in asked}
-
-    def places(self) -> dict[int, Place]:
-        """Who is or was watched, by process id."""
-        return self._places
-
-    def roles_at_work(self) -> list[str]:
-        """The role of each process that is watched now."""
-        return [seen.place.role for seen in self._seen.values()]
+        return [(place, file.read_text()[size:]) for (place, file, _), size in zip(asked, sizes, strict=True)]
 
     def dismiss(self, role: str | None = None, index: int | None = None) -> None:
         """Forget the processes of a role, or all of them: what ends them now is meant to."""
         self._find_new()
         for pid, seen in list(self._seen.items()):
-            if role in (None, seen.place.role) and index in (None, seen.place.index):
+            if seen.place.fits(role=role, index=index):
                 (self.folder / f"{pid}.json").unlink(missing_ok=True)
                 del self._seen[pid]
 
@@ -135,37 +146,52 @@ class NodeWatch:
             if pid in self._seen:
                 continue
             try:
-                said = json.loads(file.read_text())
+                about = read_about(file)
             except FileNotFoundError:
                 continue  # it ended well between two calls
-            self._places[pid] = place = Place(**said["place"])
             process = None
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
-            self._seen[pid] = _Seen(place, said["is_told"], said["log_from"], process)
+            self._seen[pid] = _Seen(about, process)
+            self._found.append(about.place)
 
     def _look_at(self, pid: int) -> Sighting | None:
         seen, file = self._seen[pid], self.folder / f"{pid}.json"
         try:
-            has_raised = json.loads(file.read_text())["has_raised"]
+            about = read_about(file)
         except FileNotFoundError:
             del self._seen[pid]
             return None
-        if has_raised or not _lives(seen.process):
+        if about.place != seen.place:  # the process has ended one task and begun another
+            self._found.append(about.place)
+        seen.about = about
+        if about.has_raised or not _lives(seen.process):
             del self._seen[pid]
             file.unlink(missing_ok=True)
-            return None if has_raised else self._death(seen)
+            return None if about.has_raised else self._death(seen)
         seen.peak = max(seen.peak, peak_of(pid))
         if (group := group_of(pid)) and str(group) not in seen.groups and (memory := read_group(group)):
             seen.groups[str(group)] = memory.kills
         return self._stopped(seen)
 
+    def _beats(self) -> list[tuple[str, float]]:
+        beats = []
+        for path in self.folder.glob("*.beat"):
+            with contextlib.suppress(FileNotFoundError):
+                beats.append((path.name, path.stat().st_mtime))
+        return sorted(beats)
+
+    def _memory(self) -> GroupUse | None:
+        groups = {group_of(os.getpid()), *(Path(folder) for seen in self._seen.values() for folder in seen.groups)}
+        uses = [use for group in groups if group is not None and (use := use_of(group)) is not None]
+        return min(uses, key=lambda use: use.limit - use.used, default=None)
+
     def _stopped(self, seen: _Seen) -> Sighting | None:
         assert seen.process is not None, "it lives"
         try:
             is_stopped = seen.process.status() == psutil.STATUS_STOPPED
-        except psutil.NoSuchProcess:
-            return None  # the next look says it
+        except psutil.Error:
+            return None  # it is gone, as the next look says, or not ours to see
         if not is_stopped:
             was_told, seen.stopped_s, seen.is_stop_told = seen.is_stop_told, None, False
             return Sighting(seen.place, CONTINUED) if was_told else None
@@ -176,7 +202,7 @@ class NodeWatch:
         return Sighting(seen.place, STOPPED)
 
     def _death(self, seen: _Seen) -> Sighting:
-        tail = _tail(seen.place.log, seen.log_from)
+        tail, is_told = _tail(seen.place.log, seen.about.log_from), seen.about.is_told
         killers = [
             memory
             for folder, kills in seen.groups.items()
@@ -186,17 +212,24 @@ class NodeWatch:
             # Another process of the group may die of the next one; this kill is accounted for.
             for other in self._seen.values():
                 other.groups.update({memory.path: memory.kills for memory in killers if memory.path in other.groups})
-            return Sighting(seen.place, DEAD, out_of_memory(killers[0], seen.peak), log_tail=tail, is_told=seen.is_told)
+            cause = out_of_memory(killers[0], limiting(Path(killers[0].path)), seen.peak)
+            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=is_told)
         if cause := fatal_signal(tail):
-            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=seen.is_told)
+            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=is_told)
         cause = killed_by(signal.SIGKILL)
-        return Sighting(seen.place, DEAD, cause, is_certain=False, log_tail=tail, is_told=seen.is_told)
+        return Sighting(seen.place, DEAD, cause, is_certain=False, log_tail=tail, is_told=is_told)
 
 
-def out_of_memory(group: GroupMemory, peak: int) -> str:
-    """What is said of a process that the kernel killed for want of memory."""
-    limit = f"limit {gib(group.limit)}" if group.limit else "no limit of its own"
-    group_peak = f", its peak {gib(group.peak)}" if group.peak else ""
+def out_of_memory(group: GroupMemory, limiting: GroupMemory | None, peak: int) -> str:
+    """What is said of a process that the kernel killed for want of memory.
+
+    group: where it was; limiting: that or one above it, whose limit was reached, None where there is no limit but the
+    machine's memory; peak: the process's own.
+    """
+    limit, limited = "no limit but the machine's memory", limiting or group
+    if limiting is not None and limiting.limit is not None:
+        limit = f"limit {gib(limiting.limit)}" + (f" of {limiting.path}" if limiting.path != group.path else "")
+    group_peak = f", its peak {gib(limited.peak)}" if limited.peak else ""
     own = f"; this process's peak was {gib(peak)}" if peak > 0 else ""
     return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){own}"
 
@@ -215,6 +248,8 @@ def _lives(process: psutil.Process | None) -> bool:
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _tail(path: str, start: int) -> str:

@@ -5,6 +5,7 @@ A placement group is what asks: Ray's own scheduler says when it fits, and an au
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,22 +30,38 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Patience:
+class _Stage:
+    """What the stage that this process runs waits for; without a stage, nothing."""
+
     limit_s: float = 0.0
+    asked: dict[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
+    """What it has had so far, by the field that says so: any of it may be lost again, with a node."""
+    num_waits: int = 0
 
 
-_patience = _Patience()
-"""Of the stage that this process runs; 0 outside of one."""
+_stage = _Stage()
 
 
 @contextmanager
 def waiting_for_room(limit_s: float) -> Iterator[None]:
     """Inside, whatever needs resources waits so long for nodes that are to come (a stage's `execution.wait_s`)."""
-    before, _patience.limit_s = _patience.limit_s, limit_s
+    global _stage
+    before, _stage = _stage, _Stage(limit_s)
     try:
         yield
     finally:
-        _patience.limit_s = before
+        _stage = before
+
+
+def is_waiting() -> bool:
+    """Whether this process is waiting for room now."""
+    return _stage.num_waits > 0
+
+
+def missing() -> str:
+    """What the cluster has no more of the room that this stage has had; empty where nothing is missing."""
+    lacking = {field: _lacking(bundles) for field, bundles in _stage.asked.items()}
+    return "; ".join(f"{field}: {what}" for field, what in lacking.items() if what)
 
 
 def wait_for_room(bundles: Sequence[Mapping[str, float]], field: str) -> None:
@@ -70,8 +87,7 @@ def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGr
     refuse_impossible(bundles, field)
     group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
     try:
-        _wait(group, bundles, field)
-        ask_new_nodes()
+        wait_for_group(group, bundles, field)
     except BaseException:
         remove_placement_group(group)
         raise
@@ -87,8 +103,23 @@ def refuse_impossible(bundles: Sequence[Mapping[str, float]], field: str) -> Non
         raise ValueError(f"{field}: does not fit: {lacking}; give each worker less")
 
 
+def wait_for_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
+    """Return once a placement group has its room: at first, or again after some of it was lost with a node.
+
+    Raises ValueError when it had not within the limit, or a new node does not see what the run needs.
+    """
+    stage = _stage
+    stage.num_waits += 1
+    try:
+        _wait(group, bundles, field)
+    finally:
+        stage.num_waits -= 1
+    stage.asked[field] = bundles
+    ask_new_nodes()
+
+
 def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    limit_s = 0.0 if cluster_is_whole() else _patience.limit_s
+    limit_s = 0.0 if cluster_is_whole() else _stage.limit_s
     started = time.monotonic()
     said = ""
     with working(lambda: said or f"{field}: taking its room"):

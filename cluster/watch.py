@@ -4,13 +4,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cluster.causes import Place, sentence
+from cluster.memory import GroupUse
 from cluster.node_watch import CONTINUED, DEAD, STOPPED, Look, NodeWatch, Sighting
+from cluster.other_nodes import Cluster, OtherNodes, RayCluster
 from cluster.progress import num_changes
-from cluster.watched import leave_file
+from cluster.room import is_waiting, missing
+from cluster.signals import received
+from cluster.watched import leave_file, node_ip
 
 _LOOK_S = 1.0
 _IDLE_S, _BUSY_S = 180.0, 1800.0
@@ -54,7 +58,7 @@ def register_child(place: Place, *, is_told: bool = False) -> None:
     """Have a process watched that the driver has started itself; nothing where no stage is watched."""
     if _current is None:
         return
-    leave_file(place, is_told=is_told)
+    leave_file(replace(place, ip=node_ip()), is_told=is_told)
 
 
 class Stillness:
@@ -87,12 +91,17 @@ class Watch:
     stands still and of deaths that nobody else tells, and the deaths for those who ask.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, own: NodeWatch | None = None, cluster: Cluster | None = None) -> None:
+        """`own` is the watch of this node, `cluster` the other nodes; None for those of the Ray session."""
         self.stage = stage
+        self._lock = threading.RLock()
         self._deaths: list[Sighting] = []
-        self._lock = threading.Lock()
-        self._own = NodeWatch()
-        self._nodes: dict[str, Any] = {}
+        self._places: dict[tuple[str, int], Place] = {}
+        """By address of the node and process id, the newest last: what each process does, or did last."""
+        self._memory: dict[str, GroupUse | None] = {}
+        """By address of a node: what its control group used when it was last seen."""
+        self._own = own or NodeWatch()
+        self._others = OtherNodes(cluster or RayCluster())
         self._stillness = Stillness(time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="watch")
@@ -104,6 +113,7 @@ class Watch:
         role: str | None = None,
         index: int | None = None,
         pid: int | None = None,
+        ip: str = "",
         patience_s: float = 3.0,
         is_first: bool = False,
     ) -> Sighting | None:
@@ -113,93 +123,77 @@ class Watch:
             self._look()
             with self._lock:
                 for death in self._deaths if is_first else reversed(self._deaths):
-                    place = death.place
-                    if pid in (None, place.pid) and role in (None, place.role) and index in (None, place.index):
+                    if death.place.fits(role=role, index=index, pid=pid, ip=ip):
                         self._deaths.remove(death)
                         return death
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.2)
 
-    def place_of(self, pid: int) -> Place | None:
-        """Whose process it is or was; None when it was never watched."""
+    def place_of(
+        self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = ""
+    ) -> Place | None:
+        """The newest process that fits, whether it still runs or not; None when there was none."""
         self._look()
-        return next((places[pid] for places in self._on_all(NodeWatch.places) if pid in places), None)
+        with self._lock:
+            newest_first = reversed(self._places.values())
+            return next((one for one in newest_first if one.fits(role=role, index=index, pid=pid, ip=ip)), None)
 
-    def place_at(self, role: str, index: int) -> Place | None:
-        """The newest process of a role and index; None when there was none."""
-        self._look()
-        found = [place for places in self._on_all(NodeWatch.places) for place in places.values()]
-        return next((place for place in reversed(found) if (place.role, place.index) == (role, index)), None)
+    def memory_of(self, ip: str) -> GroupUse | None:
+        """What the control group of a node's processes used when it was last seen; None without a limit."""
+        with self._lock:
+            return self._memory.get(ip)
 
     def wait_for_end(self, role: str) -> None:
-        """Return when no process of a role is at work any more."""
-        while any(role in roles for roles in self._on_all(NodeWatch.roles_at_work)):
+        """Return when no process of a role is at work any more, on any node that answers."""
+        while any(place.role == role for look in self._look() for place in look.at_work):
             time.sleep(0.1)
-            self._look()
 
     def request_stop(self) -> None:
         """Ask all processes to come to a good end."""
-        self._on_all(NodeWatch.request_stop)
+        self._own.request_stop()
+        self._others.ask(NodeWatch.request_stop)
 
     def dismiss(self, role: str | None = None, index: int | None = None) -> None:
         """Say that the processes of a role, or all, are about to be ended on purpose, and forget deaths of theirs."""
         with self._lock:
-            self._deaths = [one for one in self._deaths if role not in (None, one.place.role)]
-        self._on_all(NodeWatch.dismiss, role, index)
+            self._deaths = [death for death in self._deaths if not death.place.fits(role=role, index=index)]
+            self._own.dismiss(role, index)
+            self._others.dismiss(role, index)
 
     def close(self) -> None:
         """End the watch."""
-        import ray
-
         self._over.set()
-        self._thread.join(10)
-        self._on_all(NodeWatch.close)
-        for node in self._nodes.values():
-            ray.kill(node)
+        self._thread.join(2 if received() else 10)
+        self._own.close()
+        self._others.close()
 
     def _follow(self) -> None:
-        from ray.exceptions import RayError
-
+        failure = ""
         while not self._over.wait(_LOOK_S):
             try:
-                self._meet_nodes()
-                looks = self._look()
-            except (RayError, OSError) as error:
-                log.debug("a look at the processes failed: %s", error)  # the next one tries again
-                continue
-            self._tell_stillness(looks)
-
-    def _meet_nodes(self) -> None:
-        """Start a watch on every node that has come since the last look, and forget those that are gone."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        own = ray.get_runtime_context().get_node_id()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {own}
-        self._nodes = {name: watch for name, watch in self._nodes.items() if name in alive}
-        for name in alive - self._nodes.keys():
-            strategy = NodeAffinitySchedulingStrategy(name, soft=False)
-            self._nodes[name] = ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=strategy).remote()
+                self._others.meet()
+                self._tell_stillness(self._look())
+            except Exception as error:  # whatever it was: without this thread no death and no stall would be told
+                said, failure = failure, f"{type(error).__name__}: {error}"
+                if said != failure:
+                    log.warning("a look at the processes failed, the next one tries again: %s", failure)
+                    log.debug("where", exc_info=True)
 
     def _look(self) -> list[Look]:
         """What every node that answers has seen; deaths are kept, and what else is new is told."""
-        import ray
-        from ray.exceptions import RayError
-
         with self._lock:
-            asked = [node.look.remote() for node in self._nodes.values()]
-            answers = [self._own.look()]
-            if asked:
-                ready, _ = ray.wait(asked, num_returns=len(asked), timeout=5.0)
-                for answer in ready:
-                    with contextlib.suppress(RayError):  # the node is gone; Ray says so to whoever waits for its work
-                        answers.append(ray.get(answer))
-            sightings = [sighting for look in answers for sighting in look.sightings]
-            self._deaths += [sighting for sighting in sightings if sighting.kind == DEAD]
-        for sighting in sightings:
-            self._tell(sighting)
-        return answers
+            looks = [self._own.look(), *self._others.looks()]
+            for look in looks:
+                self._deaths += [sighting for sighting in look.sightings if sighting.kind == DEAD]
+                for place in look.found:
+                    self._places.pop((place.ip, place.pid), None)
+                    self._places[place.ip, place.pid] = place
+                self._memory.update({place.ip: look.memory for place in look.at_work})
+        for look in looks:
+            for sighting in look.sightings:
+                self._tell(sighting)
+        return looks
 
     def _tell(self, sighting: Sighting) -> None:
         if sighting.kind == DEAD and sighting.is_told:
@@ -211,26 +205,22 @@ class Watch:
             log.info("%s goes on after its stop", sighting.place)
 
     def _tell_stillness(self, looks: Sequence[Look]) -> None:
+        if is_waiting():  # it says itself for what, and until when
+            self._stillness = Stillness(time.monotonic())
+            return
         pause_s = self._stillness.note(looks, num_changes(), time.monotonic())
-        if pause_s is not None:
-            for place, stack in self._all_stacks():
-                log.warning("%s has made no progress for %.0f s; it stands at:\n%s", place, pause_s, stack.strip())
+        if pause_s is None:
+            return
+        num = sum(len(look.at_work) for look in looks)
+        who = "no process is at work" if num == 0 else f"{num} {'process is' if num == 1 else 'processes are'} at work"
+        lacking = missing()
+        log.warning(
+            "%s: no progress for %.0f s; %s%s", self.stage, pause_s, who, f"; missing: {lacking}" if lacking else ""
+        )
+        for place, stack in self._stacks():
+            log.warning("%s has made no progress for %.0f s; it stands at:\n%s", place, pause_s, stack.strip())
 
-    def _all_stacks(self) -> list[tuple[Place, str]]:
-        found: list[tuple[Place, str]] = []
-        for places, stacks in zip(self._on_all(NodeWatch.places), self._on_all(NodeWatch.stacks), strict=True):
-            found += [(places[pid], stack) for pid, stack in stacks.items() if pid in places and stack]
-        return found
-
-    def _on_all(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The answers of every node's watch that answers to a method of `NodeWatch`."""
-        import ray
-        from ray.exceptions import RayError
-
+    def _stacks(self) -> list[tuple[Place, str]]:
         with self._lock:
-            asked = [node.__ray_call__.remote(method, *arguments) for node in self._nodes.values()]
-            answers = [method(self._own, *arguments)]
-            for answer in asked:
-                with contextlib.suppress(RayError):
-                    answers.append(ray.get(answer, timeout=5.0))
-        return answers
+            stacks = [self._own.stacks(), *self._others.ask(NodeWatch.stacks)]
+        return [(place, stack) for node in stacks for place, stack in node if stack]

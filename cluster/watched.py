@@ -11,10 +11,9 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +28,33 @@ _BEAT_S = 1.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class About:
+    """What a process's file says."""
+
+    place: Place
+    is_told: bool
+    log_from: int
+    has_stack: bool
+    has_raised: bool = False
+
+
+def read_about(file: Path) -> About:
+    """What a process's file says. Raises FileNotFoundError once the process has ended well."""
+    said = json.loads(file.read_text())
+    return About(**{**said, "place": Place(**said["place"])})
+
+
 class _Post:
     """This process's file in its node's folder."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.place: Place | None = None
         self.beat_s = 0.0
         self.stack: IO[str] | None = None
+        self.stack_pid = 0
+        """The process that has the handler which writes to `stack`; a forked child has none of its own yet."""
 
 
 _post = _Post()
@@ -55,7 +74,7 @@ def watched(stage: str | None, role: str, index: int, *, is_told: bool = False) 
         yield
     except BaseException:  # it is told by whoever gets it; the file stays, to say whose it was
         with contextlib.suppress(OSError):
-            _write(file, json.dumps({**json.loads(file.read_text()), "has_raised": True}))
+            _write(file, json.dumps(asdict(replace(read_about(file), has_raised=True))))
         raise
     with contextlib.suppress(OSError):
         file.unlink()
@@ -74,27 +93,35 @@ def register(stage: str, role: str, index: int, *, is_told: bool = False) -> Pat
 
 
 def _register(stage: str, role: str, index: int, is_told: bool) -> Path:
-    folder = node_folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    pid = os.getpid()
-    if not (folder / f"{pid}.stack").exists():
-        # By signal, for a thread that stands still in a call never comes to answer any other way.
-        _post.stack = (folder / f"{pid}.stack").open("w")
-        faulthandler.register(STACK_SIGNAL, file=_post.stack, all_threads=True)
     error_log = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
     error_log = error_log if error_log.startswith("/") and os.path.isfile(error_log) else ""
-    place = Place(stage=stage, role=role, index=index, node=socket.gethostname(), pid=pid, log=error_log)
-    _post.folder = folder
-    return leave_file(place, is_told=is_told, log_from=os.path.getsize(error_log) if error_log else 0)
+    pid = os.getpid()
+    _post.place = Place(
+        stage=stage, role=role, index=index, node=socket.gethostname(), pid=pid, ip=node_ip(), log=error_log
+    )
+    _post.folder = folder = node_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stack = folder / f"{pid}.stack"
+    # A file may be one that an earlier process of this id has left, or gone with an earlier stage.
+    if _post.stack_pid != pid or not stack.exists():
+        # By signal, for a thread that stands still in a call never comes to answer any other way.
+        _post.stack = stack.open("w")
+        faulthandler.register(STACK_SIGNAL, file=_post.stack, all_threads=True)
+        _post.stack_pid = pid
+    log_from = os.path.getsize(error_log) if error_log else 0
+    return leave_file(_post.place, is_told=is_told, log_from=log_from, has_stack=True)
 
 
-def leave_file(place: Place, *, is_told: bool, log_from: int = 0) -> Path:
-    """Write the file of a process on this node, which its watch finds there; its log counts from `log_from` bytes."""
+def leave_file(place: Place, *, is_told: bool, log_from: int = 0, has_stack: bool = False) -> Path:
+    """Write the file of a process on this node, which its watch finds there.
+
+    Its log counts from `log_from` bytes; `has_stack` says that it writes its stack when it is asked: of any other
+    process the signal would be the end.
+    """
     folder = node_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{place.pid}.json"
-    about = {"place": asdict(place), "is_told": is_told, "log_from": log_from, "has_raised": False}
-    _write(file, json.dumps(about))
+    _write(file, json.dumps(asdict(About(place, is_told, log_from, has_stack))))
     return file
 
 
@@ -124,12 +151,30 @@ def watched_class(cls: type, stage: str | None, role: str, index: int, *, is_tol
     return type(cls.__name__, (cls,), {"__init__": __init__, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
 
-def node_folder() -> Path:
-    """The folder of this job on this node; Ray's node id tells several nodes on one machine apart."""
-    import ray  # late: `plan` need not wait for it
+def own_place() -> Place | None:
+    """What this process does, or did last; None where it was never watched."""
+    return _post.place if _post.place is not None and _post.place.pid == os.getpid() else None
 
-    here = ray.get_runtime_context()
-    return Path(tempfile.gettempdir()) / f"raymill-watch-{here.get_node_id()[:20]}-{here.get_job_id()}"
+
+def node_folder() -> Path:
+    """The folder of this job on this node.
+
+    It lies in Ray's own folder, which all processes of a node agree on whatever their TMPDIR; Ray's node id tells
+    several nodes on one machine apart.
+    """
+    import ray  # late: `plan` need not wait for it
+    from ray._private import worker
+
+    here, node = ray.get_runtime_context(), worker._global_node
+    assert node is not None, "there is a Ray session"
+    return Path(node.get_session_dir_path()) / f"raymill-watch-{here.get_node_id()[:20]}-{here.get_job_id()}"
+
+
+def node_ip() -> str:
+    """This node's address, as Ray says it in its reports."""
+    import ray
+
+    return ray.util.get_node_ip_address()
 
 
 def _write(path: Path, text: str) -> None:

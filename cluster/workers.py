@@ -17,7 +17,7 @@ from cluster.placement import Placement
 from cluster.room import wait_for_room
 from cluster.session import assert_own_packages, worker_env
 from cluster.signals import deferred, received
-from cluster.watched import watched
+from cluster.watched import own_place, watched
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -146,7 +146,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
     if here and _PEER_LOST.search(str(failure.error)) and (death := here.death_of(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
-    place = (here.place_at("rank", rank) if here else None) or Place(stage=name, role="rank", index=rank)
+    place = failure.place or Place(stage=name, role="rank", index=rank)
     return explain_raised(place, failure.error, failure.traceback)
 
 
@@ -169,4 +169,4 @@ def _work_in_group(config: dict[str, Any]) -> None:
         try:
             config["work"](spot, config["payload"])
         except Exception as error:
-            raise to_bring(error) from None
+            raise to_bring(error, own_place()) from None

@@ -19,7 +19,7 @@ from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
 from cluster.visibility import ask_new_nodes
-from cluster.watched import watched
+from cluster.watched import own_place, watched
 
 
 def run_tasks(
@@ -81,7 +81,7 @@ def _on_ray(
             with watched(stage, "task", row["index"], is_told=True):
                 given = json.dumps(function(json.loads(row["task"])))
         except Exception as error:
-            return {"index": row["index"], "answer": "", "error": pickle.dumps(to_bring(error))}
+            return {"index": row["index"], "answer": "", "error": pickle.dumps(to_bring(error, own_place()))}
         return {"index": row["index"], "answer": given, "error": b""}
 
     wait_for_room([{"CPU": 1.0}], label)

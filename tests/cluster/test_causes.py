@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayTaskError
+import ray
+from ray.exceptions import LocalRayletDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
 
-from cluster.causes import exited, fatal_signal, original, own_frame, pid_in, raised, ray_says, to_bring, traceback_text
+from cluster.causes import (
+    Place,
+    exited,
+    fatal_signal,
+    ip_in,
+    original,
+    own_frame,
+    pid_in,
+    raised,
+    ray_says,
+    to_bring,
+    traceback_text,
+)
 from model.optim import warmup_cosine
 
 GUESS = (
@@ -21,6 +33,12 @@ GUESS = (
     "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
     "unexpectedly due to SIGSEGV or another unexpected error. If the process was killed by the kernel OOM killer, "
     "consider enabling resource isolation to prevent node deaths by resource contention."
+)
+NODE_DIED = (
+    "Task failed because the node it was running on is dead or unavailable. Node IP: {0}, node ID: {1}. This can "
+    "happen if the node was preempted, had a hardware failure, or its raylet crashed unexpectedly. To see node death "
+    "information, use `ray list nodes --filter node_id={1}`, check the Ray dashboard cluster page, search the node ID "
+    "in the GCS logs, or use `ray logs raylet.out -ip {0}`."
 )
 
 
@@ -44,7 +62,7 @@ def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
         "score", text, KeyError(4), "ray::Verifier.score", pid=77, ip="192.0.2.2"
     ).as_instanceof_cause()
     brought = traceback_text(error)
-    assert isinstance(original(error), KeyError) and pid_in(brought) == 77
+    assert isinstance(original(error), KeyError) and (pid_in(brought), ip_in(brought)) == (77, "192.0.2.2")
     assert raised(error, brought) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
 
 
@@ -58,12 +76,51 @@ def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
             "Task was killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was high",
             "ran out of memory: Ray's memory monitor ended it",
         ),
-        ("The actor died because its node has been terminated", "was lost with its node"),
+        (NODE_DIED.format("192.0.2.3", "04d3"), "was lost with its node"),
+        (
+            "The actor died because its node has died. Node Id: 04d3\n\tthe actor's node was terminated unexpectedly: "
+            "health check failed due to missing too many heartbeats",
+            "was lost with its node",
+        ),
+        (str(LocalRayletDiedError()), "was lost with its node"),
+        (str(ObjectLostError("00ff", None, "")), "was lost with its node"),
+        (str(WorkerCrashedError()), None),
     ],
 )
 def test_only_what_ray_knows_is_taken_from_it(report: str, cause: str | None) -> None:
     assert ray_says(report) == cause
-    assert pid_in(GUESS) == 5525
+
+
+def test_whose_death_a_report_tells_is_known_by_process_and_node() -> None:
+    assert (pid_in(GUESS), ip_in(GUESS)) == (5525, "192.0.2.2")
+    node = NODE_DIED.format("192.0.2.3", "04d3")
+    assert (pid_in(node), ip_in(node)) == (None, "192.0.2.3")
+    here, there = (Place(stage="sft", role="rank", index=index, pid=7, ip=f"192.0.2.{index}") for index in (1, 2))
+    assert [place.fits(pid=7, ip="192.0.2.2") for place in (here, there)] == [False, True]
+    assert here.fits(pid=7) and here.fits() and not here.fits(role="rank", index=2)
+
+
+@pytest.mark.parametrize(
+    ("binary", "texts"),
+    [
+        (
+            "_raylet.so",
+            ["Task failed because the node it was running on is dead or unavailable. Node IP: %s, node ID: %s."],
+        ),
+        (
+            "core/src/ray/gcs/gcs_server",
+            [
+                "The actor died because its node has died. Node Id: ",
+                "the actor's node was terminated unexpectedly: ",
+                "The actor is dead because its worker process has died. Worker exit type: ",
+            ],
+        ),
+        ("core/src/ray/raylet/raylet", ["Memory on the node (IP: %s", "running low on memory"]),
+    ],
+)
+def test_ray_says_it_in_the_words_that_are_looked_for(binary: str, texts: list[str]) -> None:
+    content = (Path(ray.__file__).parent / binary).read_bytes()
+    assert [text for text in texts if text.encode() not in content] == []
 
 
 @pytest.mark.parametrize(
@@ -92,9 +149,10 @@ class Unpicklable(Exception):
     ],
 )
 def test_an_exception_keeps_its_type_and_traceback_from_one_process_to_another(error: Exception, told: str) -> None:
+    place = Place(stage="corpus", role="task", index=3, pid=7)
     try:
         raise error
     except Exception as caught:
-        brought = pickle.loads(pickle.dumps(to_bring(caught)))
+        brought = pickle.loads(pickle.dumps(to_bring(caught, place)))
     assert raised(brought, traceback_text(brought)).startswith(told)
-    assert "in test_an_exception_keeps" in traceback_text(brought) and brought.pid == os.getpid()
+    assert "in test_an_exception_keeps" in traceback_text(brought) and brought.place == place

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import footprint, memory
 from cluster.footprint import look, num_cores
-from cluster.memory import cores_of, left_in
+from cluster.memory import cores_of, left_in, limiting, use_of
 
 NAMED = """
 import ctypes, sys
@@ -49,7 +49,8 @@ def test_the_limit_of_a_group_above_counts(groups: Path):
     pod = write(groups / "pod", **unlimited | {"memory__max": "2000", "memory__current": "900"})
     leaf = write(pod / "step" / "task", **unlimited, memory__max="max")
     write(pod / "step", **unlimited, memory__max="max")
-    assert left_in(leaf) == 2000 - 900 + 10
+    assert left_in(leaf) == 2000 - 900 + 10 and use_of(leaf) == (900 - 10, 2000)
+    assert (found := limiting(leaf)) and found.path == str(pod)
     (leaf / "memory.max").write_text("600\n")
     assert left_in(leaf) == 600 - 500 + 10
 

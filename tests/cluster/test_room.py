@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -14,7 +16,7 @@ from ray.util.placement_group import remove_placement_group
 
 from cluster import room
 from cluster.placement import Execution, Placement
-from cluster.room import hold_room, wait_for_room, waiting_for_room
+from cluster.room import hold_room, is_waiting, missing, wait_for_group, wait_for_room, waiting_for_room
 from cluster.session import connect
 
 
@@ -105,3 +107,16 @@ def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
 def test_a_negative_wait_is_refused() -> None:
     with pytest.raises(ValueError, match="execution.wait_s: -1 must not be negative"):
         Execution(wait_s=-1)
+
+
+def test_what_a_stage_has_had_and_the_cluster_has_no_more_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    group: Any = SimpleNamespace(wait=lambda timeout_seconds: True)
+    with waiting_for_room(5):
+        wait_for_group(group, [{"CPU": 1.0}], "cleaning")
+        wait_for_group(group, [{"CPU": 2.0}] * 2, "execution (generators)")
+        assert missing() == "" and not is_waiting()
+        nodes[0]["Alive"] = False
+        assert missing() == "execution (generators): needs 4 CPUs, the cluster has 1"
+    assert missing() == ""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,16 +19,18 @@ from cluster.causes import Place
 from cluster.memory import GroupMemory, group_of, peak_of, read_group
 from cluster.node_watch import Look, NodeWatch, Sighting, out_of_memory
 from cluster.watch import Stillness
+from cluster.watched import About
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from cluster import watched
-watched.node_folder = lambda: Path(sys.argv[1])
+watched.node_folder, watched.node_ip = lambda: Path(sys.argv[1]), lambda: "192.0.2.1"
 def stand():
     open(sys.argv[1] + "/begun", "w").close()
     while True: time.sleep(0.1)
+{before}
 with watched.watched("rlhf", "generator", 2):
     {body}
 """
@@ -39,11 +41,12 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
     """Starts a watched program whose stderr is a log, and returns when it has begun."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(body: str = "stand()") -> subprocess.Popen[bytes]:
+    def begin(body: str = "stand()", before: str = "") -> subprocess.Popen[bytes]:
         folder = tmp_path / "watch"
         folder.mkdir(exist_ok=True)
         with (tmp_path / "log").open("wb") as log:
-            command = [sys.executable, "-X", "faulthandler", "-c", PROGRAM.format(body=body), str(folder)]
+            program = PROGRAM.format(body=body, before=before)
+            command = [sys.executable, "-X", "faulthandler", "-c", program, str(folder)]
             started.append(subprocess.Popen(command, stderr=log, cwd=ROOT))
         while body == "stand()" and not (folder / "begun").exists():
             time.sleep(0.05)
@@ -53,6 +56,11 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
     for process in started:
         process.kill()
         process.wait()
+
+
+def leave(folder: Path, place: Place) -> None:
+    """The file of a process that tells no stack."""
+    (folder / f"{place.pid}.json").write_text(json.dumps(asdict(About(place, False, 0, has_stack=False))))
 
 
 def look(node: NodeWatch, until: Callable[[list[Sighting]], bool], *, limit_s: float = 60) -> list[Sighting]:
@@ -87,8 +95,9 @@ def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) 
     ended, raised = start("pass"), start("raise RuntimeError('its own way of being told')")
     ended.wait(), raised.wait()
     node = NodeWatch(tmp_path / "watch")
-    assert node.look().sightings == [] and node.look().sightings == []
-    assert node.places()[raised.pid].role == "generator"  # whose exception it was is still known
+    first = node.look()
+    assert first.sightings == [] and node.look().sightings == []
+    assert [place.pid for place in first.found] == [raised.pid]  # whose exception it was is still known
 
 
 def test_a_stopped_process_is_told_once_and_when_it_goes_on(
@@ -107,7 +116,42 @@ def test_a_stopped_process_is_told_once_and_when_it_goes_on(
 def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable, tmp_path: Path) -> None:
     process, node = start(), NodeWatch(tmp_path / "watch")
     node.look()
-    assert "in stand" in node.stacks()[process.pid]
+    ((place, stack),) = node.stacks()
+    assert place.pid == process.pid and "in stand" in stack
+
+
+def test_a_process_is_asked_for_its_stack_only_where_that_is_not_its_end(start: Callable, tmp_path: Path) -> None:
+    """Files of a process that had the same id before may lie there."""
+    old = "Path(sys.argv[1], f'{os.getpid()}.stack').write_text('of another process')"
+    process, node = start(before=old), NodeWatch(tmp_path / "watch")
+    with subprocess.Popen(["sleep", "600"]) as other:  # as a server that we start and did not write
+        leave(tmp_path / "watch", Place(stage="serve", role="server", index=0, pid=other.pid))
+        (tmp_path / "watch" / f"{other.pid}.stack").write_text("of another process")
+        node.look()
+        ((place, stack),) = node.stacks()
+        assert place.pid == process.pid and "in stand" in stack
+        assert process.poll() is None and other.poll() is None
+        other.kill()
+
+
+def test_a_later_task_of_the_same_process_is_known_by_its_own_number(start: Callable, tmp_path: Path) -> None:
+    wait = "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)"
+    later = "with watched.watched('rlhf', 'generator', 3):\n    stand()"
+    process = start("pass", before=f"with watched.watched('rlhf', 'generator', 1):\n    {wait}\n{later}")
+    node = NodeWatch(tmp_path / "watch")
+    while not (first := node.look()).at_work:
+        time.sleep(0.05)
+    node.look()
+    (tmp_path / "watch" / "go").touch()
+    while not (tmp_path / "watch" / "begun").exists():
+        time.sleep(0.05)
+    second = node.look()
+    assert [place.index for place in (*first.at_work, *second.found, *second.at_work)] == [1, 3, 3]
+    assert second.has_moved
+    process.kill()
+    process.wait()
+    (death,) = look(node, bool)
+    assert death.place.index == 3
 
 
 def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -> None:
@@ -119,11 +163,15 @@ def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -
 
 
 def test_a_kill_for_want_of_memory_is_told_with_limit_and_peak() -> None:
-    group = GroupMemory("/sys/fs/cgroup/memory/pod", kills=1, limit=2 << 30, peak=2 << 30)
-    assert out_of_memory(group, peak=1_500 << 20) == (
-        "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/memory/pod (limit 2.00 GiB, its peak "
+    group = GroupMemory("/sys/fs/cgroup/pod/one", kills=1, limit=2 << 30, peak=2 << 30)
+    assert out_of_memory(group, group, peak=1_500 << 20) == (
+        "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/pod/one (limit 2.00 GiB, its peak "
         "2.00 GiB); this process's peak was 1.46 GiB"
     )
+    above = GroupMemory("/sys/fs/cgroup/pod", kills=1, limit=8 << 30, peak=None)
+    group = replace(group, limit=None)
+    assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory(group, above, peak=0)
+    assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory(group, None, peak=0)
 
 
 def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
@@ -164,8 +212,7 @@ def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Cal
 def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:
     node = NodeWatch(tmp_path)
     place = Place(stage="serve", role="server", index=0, pid=2**22 + 1, log=str(tmp_path / "gone"))
-    described = {"place": asdict(place), "is_told": False, "log_from": 0, "has_raised": False}
-    (tmp_path / f"{place.pid}.json").write_text(json.dumps(described))
+    leave(tmp_path, place)
     (death,) = look(node, bool)
     assert death.log_tail == "" and death.place == place
 

@@ -22,6 +22,7 @@ from cluster import node_watch, watch
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
+from cluster.watched import node_folder
 from data.encode import fast_encoder
 from data.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
 from data.tokenizer import fingerprint, save_tokenizer, train_tokenizer
@@ -222,8 +223,8 @@ def wait_for_rank(rank: int) -> int:
 
     def is_at_work() -> bool:
         here = watch.current()
-        place = here.place_at("rank", rank) if here else None
-        found[:] = [place.pid] if place and list(Path("/tmp").glob(f"raymill-watch-*/{place.pid}.beat")) else []
+        place = here.place_of(role="rank", index=rank) if here else None
+        found[:] = [place.pid] if place and (node_folder() / f"{place.pid}.beat").exists() else []
         return bool(found)
 
     wait_for(is_at_work)

@@ -1,0 +1,169 @@
+"""The watches on the cluster's other nodes, asked all at once: a slow node delays nobody twice and nothing is lost."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.node_watch import Look, NodeWatch
+from cluster.signals import received
+
+_ANSWER_S, _HURRY_S = 5.0, 1.0
+"""How long an answer is waited for, and how long once a signal has come."""
+_POLL_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Node(Protocol):
+    """The watch on one node."""
+
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """The answer of a method of `NodeWatch`; RayActorError in it when the watch is gone."""
+        ...
+
+    def end(self) -> None:
+        """End the watch."""
+        ...
+
+
+class Cluster(Protocol):
+    """Which other nodes there are."""
+
+    def alive(self) -> set[str]:
+        """Their names."""
+        ...
+
+    def watch(self, name: str) -> Node:
+        """Start a watch on one of them."""
+        ...
+
+
+@dataclass
+class _Known:
+    node: Node
+    look: "Future[Look] | None" = None
+    """What it was asked and has not answered yet; the next look collects it."""
+    dismissed: list[tuple[str | None, int | None]] = field(default_factory=list)
+    """Whose processes were ended on purpose while that look was under way."""
+
+
+class OtherNodes:
+    """The watches on the other nodes.
+
+    consumes: each node's answers; waits for: those asked now, some seconds in all; is unblocked by: the answers or the
+    clock; produces: what has come, also of what was asked before.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._nodes: dict[str, _Known] = {}
+        self._lock = threading.RLock()
+
+    def meet(self) -> None:
+        """Start a watch on every node that has none, and forget the nodes that are gone."""
+        alive = self._cluster.alive()
+        with self._lock:
+            self._nodes = {name: known for name, known in self._nodes.items() if name in alive}
+            for name in alive - self._nodes.keys():
+                self._nodes[name] = _Known(self._cluster.watch(name))
+
+    def looks(self) -> list[Look]:
+        """What the nodes have seen."""
+        with self._lock:
+            asked = []
+            for known in self._nodes.values():
+                if known.look is None:
+                    known.look, known.dismissed = known.node.ask(NodeWatch.look), []
+                    asked.append(known.look)
+            _wait(asked)
+            answers = [self._collect(name, known) for name, known in list(self._nodes.items())]
+        return [look for look in answers if look is not None]
+
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The answers of a method of `NodeWatch`; a node that still owes a look gets the call and is not waited for."""
+        with self._lock:
+            asked = [(known, known.node.ask(method, *arguments)) for known in self._nodes.values()]
+            _wait([answer for known, answer in asked if known.look is None])
+            return [answer.result() for _, answer in asked if answer.done() and answer.exception() is None]
+
+    def dismiss(self, role: str | None, index: int | None) -> None:
+        """`NodeWatch.dismiss` on all nodes."""
+        with self._lock:
+            for known in self._nodes.values():
+                known.dismissed.append((role, index))
+            self.ask(NodeWatch.dismiss, role, index)
+
+    def close(self) -> None:
+        """End all watches."""
+        with self._lock:
+            self.ask(NodeWatch.close)
+            for known in self._nodes.values():
+                known.node.end()
+            self._nodes = {}
+
+    def _collect(self, name: str, known: _Known) -> Look | None:
+        from ray.exceptions import RayActorError
+
+        if known.look is None or not known.look.done():
+            return None
+        answer, known.look = known.look, None
+        error = answer.exception()
+        if error is None:
+            return _without(answer.result(), known.dismissed)
+        if isinstance(error, RayActorError):
+            del self._nodes[name]  # `meet` starts another where the node is still there
+        else:
+            log.warning("the watch of a node failed, the next look asks it again: %s", error)
+        return None
+
+
+def _without(look: Look, dismissed: Sequence[tuple[str | None, int | None]]) -> Look:
+    sightings = [
+        sighting
+        for sighting in look.sightings
+        if not any(sighting.place.fits(role=role, index=index) for role, index in dismissed)
+    ]
+    return look._replace(sightings=sightings)
+
+
+def _wait(answers: "Sequence[Future[Any]]") -> None:
+    began = time.monotonic()
+    while answers and time.monotonic() - began < (_HURRY_S if received() else _ANSWER_S):
+        if not wait(answers, timeout=_POLL_S).not_done:
+            return
+
+
+class RayCluster:
+    """The nodes of the Ray cluster that this driver is in."""
+
+    def alive(self) -> set[str]:
+        """Ray's ids of the other nodes."""
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {own}
+
+    def watch(self, name: str) -> Node:
+        """Start a `NodeWatch` there, as an actor."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        strategy = NodeAffinitySchedulingStrategy(name, soft=False)
+        return _Actor(ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=strategy).remote())
+
+
+class _Actor:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        return self._actor.__ray_call__.remote(method, *arguments).future()
+
+    def end(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
