@@ -2,11 +2,11 @@
 
 Each fault happens once, in the process that the table names: it is killed, stopped, runs out of memory in a control
 group, meets a full disk or a closed port, or raises. Within 30 s the run's output must name stage, process and cause,
-each of them right. Then the run gets SIGTERM: it must end within 15 s, with exit code 143 (or 1, where the fault was
-final), and no process of it may be left. `term` is that signal alone, in every stage at work: exit code 143. What W&B
-meets (unreachable, a refused key, its disk full) must be one warning in a stage that ends well, with all its metrics in
-the offline run of its artifact, as `wandb sync` brings them to a server. Exit code 1 on a miss. A fault that this
-machine does not allow is skipped.
+each of them right. A run that cannot go on must end by itself, with its exit code; any other gets SIGTERM and must end
+within 15 s, with exit code 143. No process of it may be left. `term` is that signal alone, in every stage at work. What
+W&B meets (unreachable, a refused key, its disk full) must be one warning in a stage that ends well, with all its
+metrics in the offline run of its artifact, as `wandb sync` brings them to a server. Exit code 1 on a miss. A fault that
+this machine does not allow is skipped.
 
     python benchmarks/faults.py [--only pretrain rlhf:generator:kill] [--list]
 """
@@ -66,13 +66,12 @@ CAUSES = {
     "memory": r"ran out of memory: .*limit 256 MiB",
     "raise": r"raised RuntimeError: planted fault, at ",
     "disk": r"No space left on device",
-    "port": r"Connect|connect|refused",
-    "term": r"raymill: stopped by SIGTERM; the same command goes on from here",
-    "wandb-unreachable": r"W&B failed \(",
-    "wandb-401": r"W&B failed \(",
-    "wandb-disk": r"W&B failed \(",
+    "wandb-unreachable": r"it has not answered in time|CommError: Run initialization has timed out",
+    "wandb-401": r"CommError: [^;]*\b401\b",
+    "wandb-disk": r"[^;]*no space left on device",
 }
 """What must be told of a fault of each kind."""
+PORT = rf"raymill: store: cannot write to s3://nowhere/store \(.*Could not connect to the endpoint URL: .{CLOSED}/"
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,24 @@ class Fault:
     @property
     def name(self) -> str:
         return f"{self.stage}:{self.role}:{self.kind}"
+
+    @property
+    def code(self) -> int:
+        """The exit code of an end by itself: 0 where the run has gone on, as after the death of a rank or a task."""
+        if self.kind == "port":
+            return 2
+        is_raised = self.kind == "raise" and self.role != "rank"
+        return int(is_raised or self.kind == "disk" or (self.stage, self.kind) == ("serve", "kill"))
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run must end by itself; ranks are started again several times, which may take longer."""
+        return self.code != 0 and self.role != "rank"
+
+    @property
+    def limit_s(self) -> float:
+        """Within how long it must be told: W&B is slow until its client gives up a first answer."""
+        return TOLD_S + (60.0 if self.kind == "wandb-unreachable" else 0.0)
 
 
 def faults() -> list[Fault]:
@@ -113,7 +130,10 @@ def faults() -> list[Fault]:
         found += [Fault("rlhf", role, kind, at, 2) for kind in kinds]
     found += [Fault("evaluate", "generator", kind, "actors.generator:Generator.generate") for kind in ("kill", "raise")]
     found += [Fault("serve", "server", "kill"), Fault("serve", "engine", "kill"), Fault("serve", "engine", "stop")]
-    found += [Fault("corpus", "task", "disk"), Fault("pretrain", "rank", "disk")]
+    found += [
+        Fault("corpus", "task", "disk", AT_WORK["corpus"]),
+        Fault("pretrain", "rank", "disk", AT_WORK["pretrain"], 4),
+    ]
     found += [Fault("shards", "", "port")]
     found += [Fault(stage, "", kind) for stage in ("pretrain", "reward", "rlhf") for kind in WANDB_KINDS]
     found += [Fault(stage, "server" if stage == "serve" else "", "term", AT_WORK[stage]) for stage in STAGES]
@@ -130,6 +150,7 @@ class Run:
     folder: Path
     mark: str
     process: subprocess.Popen[str]
+    started_s: float = field(default_factory=time.time)
     lines: list[tuple[float, str]] = field(default_factory=list)
     terminated_s: float | None = None
     """When the driver was sent SIGTERM."""
@@ -190,7 +211,14 @@ def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environm
     if fault.at:
         module, _, function = fault.at.partition(":")
         given["RAYMILL_FAULT"] = json.dumps(
-            {"module": module, "function": function, "call": fault.call, "kind": fault.kind, "planted": str(planted)}
+            {
+                "module": module,
+                "function": function,
+                "call": fault.call,
+                "kind": fault.kind,
+                "planted": str(planted),
+                "disk": str(store),
+            }
         )
     process = subprocess.Popen(
         command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
@@ -206,10 +234,19 @@ def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environm
     return run
 
 
+Sign = Callable[[Run], float | None]
+"""When a fault that is there from the start was first met, not by the line that tells it; None before."""
+
+
+def stage_began(run: Run) -> float | None:
+    """When the only stage of a run began."""
+    return next((at for at, line in run.lines if re.search(r" \[1/1\] \S+$", line.rstrip())), None)
+
+
 FROM_OUTSIDE = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
-def wait_until_planted(run: Run, fault: Fault, planted: Path) -> float:
+def wait_until_planted(run: Run, fault: Fault, planted: Path, sign: Sign) -> float:
     """When the fault happened. Raises RuntimeError when the run ended before, or did not come to it in time."""
     deadline = time.time() + START_LIMIT_S
     while time.time() < deadline:
@@ -220,21 +257,22 @@ def wait_until_planted(run: Run, fault: Fault, planted: Path) -> float:
             if fault.kind != "term":  # which the driver gets
                 os.kill(pid, FROM_OUTSIDE[fault.kind])
             return time.time()
-        if not fault.at and fault.kind not in FROM_OUTSIDE and re.search(pattern_of(fault), run.text):
-            return next(at for at, line in run.lines if re.search(pattern_of(fault), line))
+        if not fault.at and fault.kind not in FROM_OUTSIDE and (at := sign(run)) is not None:
+            return at
         if run.process.poll() is not None:
-            time.sleep(0.5)
-            if fault.kind in FROM_OUTSIDE or fault.at:
-                raise RuntimeError(f"the run ended before its fault:\n{run.text[-3000:]}")
-            return time.time()
+            raise RuntimeError(f"the run ended before its fault:\n{run.text[-3000:]}")
         time.sleep(0.05)
     raise RuntimeError(f"the run did not come to its fault within {START_LIMIT_S:.0f} s:\n{run.text[-3000:]}")
 
 
 def pattern_of(fault: Fault) -> str:
     """What a line that tells the fault looks like."""
-    if fault.kind in WANDB_KINDS or fault.kind in ("port", "term"):
-        return CAUSES[fault.kind]
+    if fault.kind in WANDB_KINDS:
+        return rf"W&B failed \((?:{CAUSES[fault.kind]}).*\); {fault.stage} goes on without it"
+    if fault.kind == "port":
+        return PORT
+    if fault.kind == "term":
+        return rf"raymill: stopped by SIGTERM; the same command goes on from here: {fault.stage} "
     who = "the driver" if fault.role == "driver" else rf"{fault.role} \d+ on node \S+ \(pid \d+\)"
     if fault.role == "engine" and fault.kind == "kill":
         who = r"server 0 on node \S+ \(pid \d+\) failed: its engine \(pid \d+\)"
@@ -242,11 +280,12 @@ def pattern_of(fault: Fault) -> str:
     return rf"{fault.stage}: {who}{between}{CAUSES[fault.kind]}"
 
 
-def end(run: Run) -> tuple[str, bool]:
-    """End a run by SIGTERM, if it has not got that; how it went, and whether that is right."""
-    if run.terminated_s is None and any(said.startswith("raymill: ") for _, said in run.lines):  # its last words
+def end(run: Run, fault: Fault) -> tuple[str, bool]:
+    """End a run by SIGTERM, if it has not got that and may go on; how it went, and whether that is right."""
+    has_last_words = any(said.startswith("raymill: ") for _, said in run.lines)
+    if run.terminated_s is None and (fault.is_final or has_last_words):
         with suppress(subprocess.TimeoutExpired):
-            run.process.wait(END_S)
+            run.process.wait(END_S if has_last_words else TOLD_S)
     was_over = run.terminated_s is None and run.process.poll() is not None
     began = run.terminated_s or time.time()
     if not was_over and run.terminated_s is None:
@@ -256,7 +295,11 @@ def end(run: Run) -> tuple[str, bool]:
     took_s = time.time() - began
     left = run.kill_what_is_left()
     code = run.process.returncode
-    ends_well = code in (0, 1) if was_over else took_s <= END_S and code == 143
+    ends_well = (
+        (code == fault.code and fault.kind != "stop")
+        if was_over
+        else took_s <= END_S and code == 143 and not fault.is_final
+    )
     names = f", left: {left}" if left else ""
     return (f"{code} by itself" if was_over else f"{code} after {took_s:.1f} s") + names, ends_well and not left
 
@@ -283,60 +326,65 @@ def finish(run: Run, store: Path, stage: str) -> tuple[str, bool]:
 def plant(world: Path, fault: Fault, scratch: Path) -> Outcome:
     """Run the stage with the fault, in a copy of the store without the stage's artifact."""
     planted = scratch / "planted"
-    with surroundings(fault, scratch) as (store, environment):
+    with surroundings(fault, scratch) as (store, environment, sign):
         if isinstance(store, Path):
             copy_store(world / "store", store, without=fault.stage)
         run = start(world, store, fault, planted, environment)
         told_s, line = None, ""
         try:
-            happened = wait_until_planted(run, fault, planted)
+            happened = wait_until_planted(run, fault, planted, sign)
             if fault.kind == "term":
                 run.process.send_signal(signal.SIGTERM)
                 run.terminated_s = happened = time.time()
-            told_s, line = first_line(run, pattern_of(fault), happened)
+            told_s, line = first_line(run, fault, happened)
         finally:
             if fault.kind in WANDB_KINDS and told_s is not None and isinstance(store, Path):
                 ended, ends_well = finish(run, store, fault.stage)
             else:
-                ended, ends_well = end(run)
+                ended, ends_well = end(run, fault)
     guesses = [one for one in ("root cause", "common causes") if one in run.text]
     first = next((said for _, said in run.lines if said.startswith("raymill: ") or "Traceback" in said), "")
-    is_right = told_s is not None and told_s <= TOLD_S and ends_well and not guesses and "Traceback" not in first
+    is_right = told_s is not None and told_s <= fault.limit_s and ends_well and not guesses and "Traceback" not in first
     if not is_right:
         (Path(tempfile.gettempdir()) / f"raymill-fault-{fault.name.replace(':', '-')}.log").write_text(run.text)
     return Outcome(fault, told_s, line, ended, is_right)
 
 
-def first_line(run: Run, pattern: str, happened: float) -> tuple[float | None, str]:
+def first_line(run: Run, fault: Fault, happened: float) -> tuple[float | None, str]:
     """When a line of the run's output first told the fault, in seconds after it, and the line; None when none has."""
-    while time.time() - happened <= TOLD_S + 1:
+    pattern = re.compile(pattern_of(fault))
+    while time.time() - happened <= fault.limit_s + 1:
         for at, said in list(run.lines):
-            if re.search(pattern, said):
+            if pattern.search(said):
                 return max(0.0, at - happened), said.strip()
         time.sleep(0.1)
     return None, ""
 
 
 @contextmanager
-def surroundings(fault: Fault, scratch: Path) -> Iterator[tuple[Path | str, dict[str, str]]]:
-    """What a fault from outside needs: the store, and environment."""
+def surroundings(fault: Fault, scratch: Path) -> Iterator[tuple[Path | str, dict[str, str], Sign]]:
+    """What a fault from outside needs: the store, and environment; and what shows that it was met."""
     store, online = scratch / "store", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}
     if fault.kind == "disk":
-        with small_disk(scratch, "3m") as disk:
-            yield disk, {}
+        with small_disk(scratch, "400m") as disk:  # more than a store must have free; it is filled at work
+            yield disk, {}, stage_began
     elif fault.kind == "port":
-        yield "s3://nowhere/store", {"AWS_ENDPOINT_URL": CLOSED, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        yield "s3://nowhere/store", {"AWS_ENDPOINT_URL": CLOSED, **keys}, lambda run: run.started_s
     elif fault.kind == "wandb-unreachable":
-        yield store, {**online, "WANDB_BASE_URL": CLOSED}
+        yield store, {**online, "WANDB_BASE_URL": CLOSED}, stage_began
     elif fault.kind in WANDB_KINDS:
         with ExitStack() as stack:
             server = stack.enter_context(wandb_server.serving("unauthorized" if fault.kind == "wandb-401" else "good"))
             environment = {**online, "WANDB_BASE_URL": server.url}
-            if fault.kind == "wandb-disk":
-                environment["WANDB_DIR"] = str(stack.enter_context(small_disk(scratch, "16k")))
-            yield store, environment
+            if fault.kind == "wandb-401":
+                yield store, environment, lambda run: server.refused_s
+            else:
+                disk = stack.enter_context(small_disk(scratch, "16k"))
+                environment["WANDB_DIR"] = str(disk)
+                yield store, environment, lambda run: time.time() if shutil.disk_usage(disk).free <= 4096 else None
     else:
-        yield store, {}
+        yield store, {}, stage_began
 
 
 @contextmanager
@@ -378,6 +426,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the faults and end")
     parser.add_argument("--world", help="keep the undisturbed pipeline here and use it again")
     options = parser.parse_args()
+    known = {name for one in faults() for name in (one.name, one.stage)}
+    if unknown := set(options.only or ()) - known:
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; --list names all")
     chosen = [one for one in faults() if not options.only or {one.name, one.stage} & set(options.only)]
     if options.list:
         print("\n".join(one.name for one in chosen))

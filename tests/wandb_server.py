@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class Server:
     """System metrics by run."""
     clients: dict[str, set[str]] = field(default_factory=dict)
     summaries: dict[str, str] = field(default_factory=dict)
+    refused_s: float | None = None
+    """When a key was first refused."""
 
     def steps(self, run: str) -> list[float]:
         """The steps that the run has, in the order of its lines."""
@@ -87,6 +90,7 @@ def serving(behaviour: Literal["good", "unauthorized", "crashing"] = "good") -> 
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             if server.behaviour == "unauthorized":
+                server.refused_s = server.refused_s or time.time()
                 return self.reply(401, {"errors": [{"message": "user is not logged in"}]})
             if self.path == "/graphql":
                 return self.reply(200, {"data": server.answer(json.loads(body))})

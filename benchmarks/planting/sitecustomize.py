@@ -4,6 +4,7 @@ Python imports this by its name before anything else, when its folder is on PYTH
 says what, where and at which call; the fault happens once in all.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -31,6 +32,8 @@ def fail(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "memory":
         exhaust_memory()
+    elif kind == "disk":
+        fill(Path(FAULT["disk"]))
     elif kind == "raise":
         raise RuntimeError("planted fault")
 
@@ -54,6 +57,15 @@ def exhaust_memory() -> None:
     time.sleep(3)  # as long as it takes to be seen there; a container has its group from the start
     held = [bytearray(os.urandom(1 << 20)) for _ in range(4 * (_LIMIT_BYTES >> 20))]
     raise AssertionError(f"{len(held)} MiB fit into a control group of {_LIMIT_BYTES >> 20}")
+
+
+def fill(folder: Path) -> None:
+    """Take all the room of a small file system."""
+    with open(folder / ".filler", "wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
