@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from cluster.signals import received
 _ANSWER_S, _HURRY_S = 5.0, 1.0
 """How long an answer is waited for, and how long once a signal has come."""
 _POLL_S = 0.2
+_MAX_STARTS = 3
+"""How often the watch of a node is started: where it always dies, no further processes are spent on it."""
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ class Node(Protocol):
     """The watch on one node."""
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """The answer of a method of `NodeWatch`; RayActorError in it when the watch is gone."""
+        """The answer of a method of `NodeWatch`; an exception in it other than RayTaskError when the watch is gone."""
         ...
 
     def end(self) -> None:
@@ -61,6 +64,7 @@ class OtherNodes:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._nodes: dict[str, _Known] = {}
+        self._starts: Counter[str] = Counter()
         self._lock = threading.RLock()
 
     def meet(self) -> None:
@@ -69,7 +73,9 @@ class OtherNodes:
         with self._lock:
             self._nodes = {name: known for name, known in self._nodes.items() if name in alive}
             for name in alive - self._nodes.keys():
-                self._nodes[name] = _Known(self._cluster.watch(name))
+                if self._starts[name] < _MAX_STARTS:
+                    self._starts[name] += 1
+                    self._nodes[name] = _Known(self._cluster.watch(name))
 
     def looks(self) -> list[Look]:
         """What the nodes have seen."""
@@ -106,7 +112,7 @@ class OtherNodes:
             self._nodes = {}
 
     def _collect(self, name: str, known: _Known) -> Look | None:
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayTaskError
 
         if known.look is None or not known.look.done():
             return None
@@ -114,10 +120,12 @@ class OtherNodes:
         error = answer.exception()
         if error is None:
             return _without(answer.result(), known.dismissed)
-        if isinstance(error, RayActorError):
-            del self._nodes[name]  # `meet` starts another where the node is still there
-        else:
-            log.warning("the watch of a node failed, the next look asks it again: %s", error)
+        if isinstance(error, RayTaskError):  # the watch is there
+            log.warning("the watch of node %s failed, the next look asks it again: %s", name, error)
+            return None
+        del self._nodes[name]  # `meet` starts another where the node is still there
+        if self._starts[name] == _MAX_STARTS:
+            log.warning("node %s is watched no more, deaths there would have no cause: %s", name, error)
         return None
 
 

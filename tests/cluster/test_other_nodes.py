@@ -151,6 +151,11 @@ def test_a_watch_that_is_gone_is_replaced_and_a_node_that_is_gone_is_forgotten(
     three.names.remove("c")
     others.meet()
     assert len(others.looks()) == 2
+    for _ in range(5):
+        three.nodes["b"].is_gone = True
+        others.looks()
+        others.meet()
+    assert three.started.count("b") == 3  # no more processes are spent on what always dies
 
 
 def test_silent_nodes_are_waited_for_together_and_shortly_once_a_signal_has_come(
