@@ -53,6 +53,7 @@ JOB_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
 """For every job: Ray reads here how long after SIGTERM it sends SIGKILL. Its 3 s are less than an orderly end takes."""
 
 log = logging.getLogger(__name__)
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # how each stream was closed, we say
 
 
 class HeadSilent(WorkFailed):
