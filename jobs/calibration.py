@@ -4,6 +4,7 @@ Everything is measured in processor time of one thread, so that other work on th
 """
 
 import json
+import os
 import platform
 import re
 import time
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _VERSION = 2
 """Raised when what is measured changes."""
+_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+"""What holds the libraries of matrix products to older instructions than the processor has."""
 _KEPT_S = 7 * 24 * 3600.0
 """How long figures count: those of a throttled or busy hour are not for ever."""
 _PRODUCT_SIZE = 768
@@ -47,8 +50,9 @@ class Machine:
 
 def calibrate() -> Machine:
     """This machine's figures. They take about three seconds the first time on a machine, and again after a week."""
+    held_to = [os.environ.get(name) for name in _INSTRUCTIONS]
     names = (processor(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
-    key = json.dumps(names)
+    key = json.dumps([*names, *held_to])
     known = _cache.get(key)
     if known is None or not 0 <= time.time() - known["at"] < _KEPT_S:
         with working("measuring this machine, for forecasts"):

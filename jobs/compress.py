@@ -121,10 +121,12 @@ def work(config: CompressConfig, needs: Needs) -> Work:
     tokens = 2 * min(config.text_bytes, held_out_bytes_of(needs["text"])) / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
     held_gib = activation_gib(sizes, tokens=SCORED_TOKENS, length=window) / 2  # no backward
+    scorer_gib, engine_gib = 2 * mib(sizes, 4) / 1024 + held_gib, mib(sizes, 4) / 1024 + 0.5
     return Work(
         processes=[
-            Processes(kind="actor", number=2, own_gib=2 * mib(sizes, 4) / 1024 + held_gib),
-            Processes(kind="engine", own_gib=mib(sizes, 4) / 1024 + 0.5),
+            # They have ended before the engine, which starts meanwhile, holds what is its own.
+            Processes(kind="actor", number=2, own_gib=max(0.0, scorer_gib - engine_gib / 2)),
+            Processes(kind="engine", own_gib=engine_gib),
         ],
         flop=tokens * forward_flop(sizes, window),
         width=sizes.width,

@@ -84,8 +84,8 @@ _STAGED = f"{STAGED}/staged.json"  # written last, before anything changes that 
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
 _EXPANSION = 4  # bytes of text in a byte of a compressed file, about; only the number of parts rests on it
-_READ_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.forecast`
-_STEP_S_PER_MB = 0.145  # the mean over the demo's steps
+_READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.forecast`
+_STEP_S_PER_MB = 0.108  # the mean over the demo's steps
 _COMPRESSED = 0.6  # of text in Parquet
 _MAX_PART_MIB = 1024  # a task holds a part several times over
 

@@ -24,21 +24,23 @@ from jobs.precision import precisions_of, with_precisions
 from jobs.work import Kind, Work
 
 REFERENCE_PYTHON_S = 0.0193
-"""`Machine.python_s` of the machine on which the constants below were measured: two cores of an AMD EPYC 7001.
+"""`Machine.python_s` of the processor in whose seconds the constants below are: two cores of an AMD EPYC 7001.
 
-They are from one run of the demo with few steps, of which `artifact.json` has the peak memory and the processor time;
-`benchmarks/forecast.py` prints both beside the forecast, for whoever tunes them.
+They were tuned on whole demos on that one and on an EPYC of Zen 4, with AVX-512 and held to AVX2. `artifact.json` has a
+run's peak memory and processor time; `benchmarks/forecast.py` prints both beside the forecast, for whoever tunes them.
 """
 
 SESSION_GIB = 1.05
 """Ray's own processes and the driver."""
-PROCESS_GIB: Mapping[Kind, float] = {"task": 0.15, "trainer": 0.57, "actor": 0.4, "engine": 1.0, "server": 1.3}
+PROCESS_GIB: Mapping[Kind, float] = {"task": 0.2, "trainer": 0.57, "actor": 0.36, "engine": 0.6, "server": 2.95}
 """What a process of each kind takes before it holds anything of the stage's own."""
-TRAIN_GROUP_GIB = 0.3
+TRAIN_GROUP_GIB = 0.5
 TRAIN_GROUP_CPU_S = 40.0
 """Ray Train's controller and helper actors, about nine processes, in all."""
-START_CPU_S: Mapping[Kind, float] = {"task": 3.0, "trainer": 13.0, "actor": 9.0, "engine": 25.0, "server": 40.0}
+START_CPU_S: Mapping[Kind, float] = {"task": 3.0, "trainer": 13.0, "actor": 9.0, "engine": 35.0, "server": 72.0}
 """Processor seconds until a process of each kind is ready: imports, process group, engine warm-up."""
+RL_START_CPU_S = 50.0
+"""Until the actors of a graph are connected and its first weights are proved."""
 START_WAIT_S: Mapping[Kind, float] = {"task": 2.0, "trainer": 6.0, "actor": 3.0, "engine": 3.0, "server": 4.0}
 """Seconds of waiting beside it: polls, handshakes, worker pools."""
 STEP_S = 0.08
@@ -47,7 +49,7 @@ RL_STEP_S = 0.8
 """Of each step of an actor graph beside FLOP and generation: messages, scoring's tokens, weight sync and its check."""
 ENGINE_STEP_S = 0.012
 """Of each forward pass of an engine beside its FLOP: scheduling and sampling, in Python."""
-THREAD_EFFICIENCY = 0.9
+THREAD_EFFICIENCY = 0.75
 """Speed of each of several threads against one alone: memory and caches are shared."""
 WIDE_EFFICIENCY = 0.8
 """Part of a large matrix product's speed that a wide model's training reaches."""
@@ -87,7 +89,8 @@ def predict(work: Work, machine: Machine) -> Forecast:
         return Forecast(None, None, work.disk_gib, "not known on GPUs before a first run")
     slowness = machine.python_s / REFERENCE_PYTHON_S
     has_group = any(group.kind == "trainer" for group in work.processes)
-    starts_s = TRAIN_GROUP_CPU_S * has_group + sum(START_CPU_S[group.kind] * group.number for group in work.processes)
+    starts_s = sum(START_CPU_S[group.kind] * group.number for group in work.processes)
+    starts_s += TRAIN_GROUP_CPU_S * has_group + RL_START_CPU_S * (work.rl_steps > 0)
     at_once = min(machine.cores, has_group + max(1, sum(group.number for group in work.processes)))
     waits_s = max((START_WAIT_S[group.kind] for group in work.processes), default=0.0)
     python_s = work.python_s / max(1, min(work.python_processes, machine.cores))

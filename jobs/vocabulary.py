@@ -43,8 +43,8 @@ from jobs.work import Processes, Work
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
 _BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
-_COUNT_S_PER_MB = 0.7  # of Python, on the reference processor of `jobs.forecast`
-_LEARN_S_PER_TOKEN = 0.0015
+_COUNT_S_PER_MB = 1.1  # of Python, on the reference processor of `jobs.forecast`
+_LEARN_S_PER_TOKEN = 0.003
 _DEFAULTS = TokenizerRecipe()
 
 
