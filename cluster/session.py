@@ -75,6 +75,8 @@ def connect(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = cluster_address(address)
+    if address == "local":  # nobody gives notice before this machine goes; watching for it is a process a stage
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     what = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
     with working(what), around_other_handlers():
         ray.init(
