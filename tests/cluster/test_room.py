@@ -113,6 +113,8 @@ def test_what_a_stage_has_had_and_the_cluster_has_no_more_is_missing(monkeypatch
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     group: Any = SimpleNamespace(wait=lambda timeout_seconds: True)
+    wait_for_group(group, [{"CPU": 9.0}], "outside of a stage")
+    assert missing() == ""
     with waiting_for_room(5):
         wait_for_group(group, [{"CPU": 1.0}], "cleaning")
         wait_for_group(group, [{"CPU": 2.0}] * 2, "execution (generators)")
