@@ -84,7 +84,8 @@ def _explain_unseen_death(report: str, stage: str, role: str | None, index: int 
     watch, pid, ip = current(), pid_in(report), ip_in(report)
     place = watch.place_of(role=role, index=index, pid=pid, ip=ip) if watch and (pid or role) else None
     who = str(place) if place else _place(stage, role, index) + (f" on node {ip}" if ip else "")
-    cause = ray_says(report) or "died, and nothing was seen of why"
+    is_lost = watch is not None and place is not None and watch.is_lost(place.ip)
+    cause = ray_says(report) or (LOST_WITH_NODE if is_lost else "died, and nothing was seen of why")
     if cause == LOST_WITH_NODE and watch and (memory := watch.memory_of(place.ip if place else ip)):
         cause += f", whose control group had used {memory} when it was last seen"
     return Explanation(f"{who} {cause}", _end(report))

@@ -52,6 +52,8 @@ class _Known:
     """What it was asked and has not answered yet; the next look collects it."""
     dismissed: list[tuple[str | None, int | None]] = field(default_factory=list)
     """Whose processes were ended on purpose while that look was under way."""
+    ip: str = ""
+    """Its address, once a process was seen there."""
 
 
 class OtherNodes:
@@ -65,13 +67,15 @@ class OtherNodes:
         self._cluster = cluster
         self._nodes: dict[str, _Known] = {}
         self._starts: Counter[str] = Counter()
+        self._lost: set[str] = set()
         self._lock = threading.RLock()
 
     def meet(self) -> None:
         """Start a watch on every node that has none, and forget the nodes that are gone."""
         alive = self._cluster.alive()
         with self._lock:
-            self._nodes = {name: known for name, known in self._nodes.items() if name in alive}
+            for name in self._nodes.keys() - alive:
+                self._lost.add(self._nodes.pop(name).ip)
             for name in alive - self._nodes.keys():
                 if self._starts[name] < _MAX_STARTS:
                     self._starts[name] += 1
@@ -96,6 +100,14 @@ class OtherNodes:
             _wait([answer for known, answer in asked if known.look is None])
             return [answer.result() for _, answer in asked if answer.done() and answer.exception() is None]
 
+    def is_lost(self, ip: str) -> bool:
+        """Whether the watch of the node with this address is gone and no other has answered since.
+
+        Ray itself knows only after some missed heartbeats; until then it calls an actor there unavailable.
+        """
+        with self._lock:
+            return ip != "" and ip in self._lost
+
     def dismiss(self, role: str | None, index: int | None) -> None:
         """`NodeWatch.dismiss` on all nodes."""
         with self._lock:
@@ -119,10 +131,14 @@ class OtherNodes:
         answer, known.look = known.look, None
         error = answer.exception()
         if error is None:
-            return _without(answer.result(), known.dismissed)
+            look: Look = answer.result()
+            known.ip = next((place.ip for place in (*look.at_work, *look.found)), known.ip)
+            self._lost.discard(known.ip)
+            return _without(look, known.dismissed)
         if isinstance(error, RayTaskError):  # the watch is there
             log.warning("the watch of node %s failed, the next look asks it again: %s", name, error)
             return None
+        self._lost.add(known.ip)
         del self._nodes[name]  # `meet` starts another where the node is still there
         if self._starts[name] == _MAX_STARTS:
             log.warning("node %s is watched no more, deaths there would have no cause: %s", name, error)

@@ -144,6 +144,10 @@ class Watch:
         with self._lock:
             return self._memory.get(ip)
 
+    def is_lost(self, ip: str) -> bool:
+        """Whether the node with this address is out of reach: its watch is gone, and no other has answered since."""
+        return self._others.is_lost(ip)
+
     def wait_for_end(self, role: str) -> None:
         """Return when no process of a role is at work any more, on any node that answers."""
         while any(place.role == role for look in self._look() for place in look.at_work):

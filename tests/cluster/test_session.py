@@ -58,7 +58,7 @@ def work(options):
         finally:
             print("Ray answers", ray.get(ray.remote(lambda: 1).remote()), flush=True)
 
-cli.parse = lambda arguments: argparse.Namespace(command=work, traceback=False)
+cli.parse = lambda arguments: argparse.Namespace(command=work, name="run", traceback=False)
 sys.exit(cli.main())
 """
 
