@@ -115,8 +115,13 @@ def traceback_text(error: BaseException) -> str:
     if isinstance(error, WorkerError):
         return error.traceback
     if is_from_worker(error):
-        return re.sub(r"\x1b\[\d*m", "", str(error))
+        return uncoloured(str(error))
     return "".join(traceback.format_exception(error))
+
+
+def uncoloured(text: str) -> str:
+    """A text of Ray's without the colours that it has for terminals."""
+    return re.sub(r"\x1b\[\d*m", "", text)
 
 
 def own_frame(text: str, *, is_innermost_first: bool = False) -> str | None:

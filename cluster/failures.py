@@ -9,11 +9,13 @@ from cluster.causes import (
     ip_in,
     is_from_worker,
     original,
+    own_frame,
     pid_in,
     raised,
     ray_says,
     sentence,
     traceback_text,
+    uncoloured,
 )
 from cluster.node_watch import Sighting
 from cluster.watch import current
@@ -52,7 +54,7 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     watch = current()
     stage = watch.stage if watch else stage
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return Explanation(f"{_place(stage, role, index)} cannot be made: {_last_line(error)}", str(error))
+        return _explain_failed_start(error, stage, role, index)
     if _is_death(error):
         report = str(error)
         pid, ip = pid_in(report), ip_in(report)
@@ -66,6 +68,15 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
         return explain_raised(place, error, text)
     who = (f"{stage}: " if stage else "") + "the driver" if role is None else _place(stage, role, index)
     return Explanation(f"{who} {raised(error, text)}", text)
+
+
+def _explain_failed_start(error: BaseException, stage: str, role: str | None, index: int | None) -> Explanation:
+    """What is said of an actor that raised while it was made: Ray gives its traceback as text only."""
+    watch, text = current(), uncoloured(str(error))
+    pid, frame = pid_in(text), own_frame(text)
+    place = watch.place_of(pid=pid, ip=ip_in(text)) if watch and pid else None
+    cause = f"raised {_last_line(text)}" + (f", at {frame}" if frame else "") + ", when it was made"
+    return Explanation(sentence(place, cause) if place else f"{_place(stage, role, index)} {cause}", text)
 
 
 def explain_raised(place: Place, error: BaseException, text: str) -> Explanation:
@@ -118,5 +129,5 @@ def _end(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_SHOWN_LINES:])
 
 
-def _last_line(error: BaseException) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "an exception without a text")

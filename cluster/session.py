@@ -74,6 +74,7 @@ def connect(
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn of what is set here
     address = cluster_address(address)
     if address == "local":  # nobody gives notice before this machine goes; watching for it is a process a stage
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

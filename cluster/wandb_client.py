@@ -10,11 +10,14 @@ import json
 import os
 import queue
 import shutil
+import socket
 import struct
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ WANDB_FOLDER = "wandb"
 """In an output: the files of an offline run."""
 _POLL_S = 2.0
 _INIT_TIMEOUT_S = 60.0
+_CONNECT_S = 15.0
 
 
 def main() -> None:
@@ -58,6 +62,7 @@ def main() -> None:
 def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: Any) -> None:
     """Send every line of a metrics log once, those from before a kill included, until told to finish."""
     storage = Storage(task["storage"])
+    require_reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     with scratch_folder() as scratch:
         run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
         tell({"event": "started", "url": run.url})
@@ -74,6 +79,18 @@ def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: 
                 continue
         send(run, unsent.take(read_lines(storage)))
         run.finish()
+
+
+def require_reachable(server: str) -> None:
+    """Raises OSError at once for a server to which there is no way; W&B itself would try for a minute."""
+    url = urllib.parse.urlsplit(server)
+    host = url.hostname or ""
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return  # what the proxy reaches, only a request tells
+    try:
+        socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_S).close()
+    except OSError as error:
+        raise OSError(f"{server} cannot be reached: {error}") from error
 
 
 class Unsent:

@@ -95,7 +95,7 @@ class Checkpoints:
         try:
             load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:
-            raise CheckpointError(f"checkpoint {reader.path} could not be read: {error}") from error
+            raise CheckpointError(f"checkpoint {reader.path} could not be read: {_causes(error)}") from error
         state.step = found
         return record["extra"]
 
@@ -114,7 +114,7 @@ class Checkpoints:
         try:
             save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
-            raise CheckpointError(f"checkpoint {folder} could not be written: {error}") from error
+            raise CheckpointError(f"checkpoint {folder} could not be written: {_causes(error)}") from error
         try:
             if self._is_first:
                 _write_json(self.fs, f"{folder}/{RECORD}", record)
@@ -126,6 +126,14 @@ class Checkpoints:
     @property
     def _is_first(self) -> bool:
         return self._group is None or dist.get_rank(self._group) == 0
+
+
+def _causes(failed: BaseException) -> str:
+    """What each rank met, in one line, the same only once: `OSError: [Errno 28] No space left on device (rank 0, 1)`."""
+    ranks: dict[str, list[str]] = {}
+    for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
+        ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
+    return "; ".join(f"{cause} (rank {', '.join(own)})" for cause, own in ranks.items())
 
 
 def latest(fs: AbstractFileSystem, path: str) -> int | None:

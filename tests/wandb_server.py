@@ -22,7 +22,6 @@ class Server:
     """By run and offset: a line that is sent again under its offset replaces the first."""
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """System metrics by run."""
-    clients: dict[str, set[str]] = field(default_factory=dict)
     summaries: dict[str, str] = field(default_factory=dict)
     refused_s: float | None = None
     """When a key was first refused."""
@@ -30,6 +29,11 @@ class Server:
     def steps(self, run: str) -> list[float]:
         """The steps that the run has, in the order of its lines."""
         return [line["step"] for _, line in sorted(self.history.get(run, {}).items()) if "step" in line]
+
+    def labels(self, run: str) -> set[str]:
+        """Of the clients that have sent system metrics of the run, which W&B tells apart by what follows `/l:`."""
+        keys = [key for line in self.events.get(run, []) for key in line]
+        return {key.partition("/l:")[2] for key in keys if "/l:" in key}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         name, variables = request.get("operationName"), request.get("variables") or {}
@@ -68,7 +72,6 @@ class Server:
         }
 
     def stream(self, run: str, body: dict[str, Any]) -> None:
-        self.clients.setdefault(run, set()).add(body.get("clientId", ""))
         for name, part in body.get("files", {}).items():
             if name == "wandb-history.jsonl":
                 for number, line in enumerate(part["content"], start=part["offset"]):

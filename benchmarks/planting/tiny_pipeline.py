@@ -108,5 +108,5 @@ def _configs(store: Path, files: Mapping[str, Any]) -> dict[str, Any]:
             "num_resamples": 100,
         },
         "compress": {"model": "sft", "text": "shards"},
-        "serve": {"model": "sft", "max_new_tokens": 8, "questions": [files["question"]] * 40},
+        "serve": {"model": "sft", "max_new_tokens": 8, "questions": [files["question"]] * 400},
     }
