@@ -129,7 +129,7 @@ class Checkpoints:
 
 
 def _causes(failed: BaseException) -> str:
-    """What each rank met, in one line, the same only once: `OSError: [Errno 28] No space left on device (rank 0, 1)`."""
+    """What each rank met, in one line and the same only once: `OSError: No space left on device (rank 0, 1)`."""
     ranks: dict[str, list[str]] = {}
     for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
         ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
