@@ -66,7 +66,7 @@ CAUSES = {
     "memory": r"ran out of memory: .*limit 256 MiB",
     "raise": r"raised RuntimeError: planted fault, at ",
     "disk": r"No space left on device",
-    "wandb-unreachable": r"http://127\.0\.0\.1:9 cannot be reached: .*refused",
+    "wandb-unreachable": r"OSError: http://127\.0\.0\.1:9 cannot be reached: .*refused",
     "wandb-401": r"CommError: [^;]*\b401\b",
     "wandb-disk": r"[^;]*no space left on device",
 }

@@ -207,8 +207,10 @@ def running_server(
 
 
 def _watch_engines(server: Place) -> None:
-    """Have the server's own processes watched too: the model is in one of them."""
-    for index, process in enumerate(psutil.Process(server.pid).children(recursive=True)):
+    """Have the server's engines watched too, the processes that hold the model; Python's own helper is none of them."""
+    children = psutil.Process(server.pid).children(recursive=True)
+    engines = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    for index, process in enumerate(engines):
         watch.register_child(replace(server, role="engine", index=index, pid=process.pid))
 
 
