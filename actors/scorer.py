@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 
 from actors.program import Program, load_program
 from actors.ranks import own_device, pid
+from cluster.causes import own_frame
 from cluster.storage import Storage
 from model.batch import pad
 from model.huggingface import load_scalar_folder
@@ -80,7 +82,8 @@ class Verifier:
             value = float(self._function(sample.prompt, sample.response, dict(sample.record)))
         except Exception as error:
             raise RuntimeError(
-                f"verifier {self._name} failed with {type(error).__name__}: {error}; "
+                f"verifier {self._name} failed with {type(error).__name__}: {error}, "
+                f"at {own_frame(traceback.format_exc())}; "
                 f"prompt {sample.prompt[:200]!r}, response {sample.response[:200]!r}"
             ) from error
         if not math.isfinite(value):

@@ -147,6 +147,7 @@ class Run:
     process: subprocess.Popen[str]
     started_s: float = field(default_factory=time.time)
     lines: list[tuple[float, str]] = field(default_factory=list)
+    known: set[psutil.Process] = field(default_factory=set)
     terminated_s: float | None = None
     """When the driver was sent SIGTERM."""
 
@@ -155,11 +156,15 @@ class Run:
         return "".join(line for _, line in self.lines)
 
     def others(self) -> list[psutil.Process]:
-        """Everything that the driver has started and that still runs."""
-        found = psutil.process_iter(["environ"])
-        return [
-            one for one in found if (one.info["environ"] or {}).get(MARK) == self.mark and one.pid != self.process.pid
-        ]
+        """Everything that the driver has started and that still runs.
+
+        Some write their title over their environment: they are known from when they stood below one with the mark.
+        """
+        for one in psutil.process_iter(["environ"]):
+            if (one.info["environ"] or {}).get(MARK) == self.mark:
+                with suppress(psutil.Error):
+                    self.known |= {one, *one.children(recursive=True)}
+        return [one for one in self.known if one.is_running() and one.pid != self.process.pid]
 
     def kill_what_is_left(self) -> list[int]:
         """The process ids of what still runs a second after the driver's end, which is the end of them too."""
@@ -277,6 +282,7 @@ def pattern_of(fault: Fault) -> str:
 
 def end(run: Run, fault: Fault) -> tuple[str, bool]:
     """End a run by SIGTERM, if it has not got that and may go on; how it went, and whether that is right."""
+    run.others()
     has_last_words = any(said.startswith("raymill: ") for _, said in run.lines)
     if run.terminated_s is None and (fault.is_final or has_last_words):
         with suppress(subprocess.TimeoutExpired):

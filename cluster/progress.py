@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ _TERMINAL_S = 2.0
 _LOG_S = 25.0
 """Longest silences in a terminal and in a log; below the 10 s and 30 s that are promised, as a machine may be busy."""
 _REDRAW_S = 0.2
+_RATE_OF = 12
 _POLL_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -186,15 +188,19 @@ class Progress:
 
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._first = self._done = done
+        self._done = done
         self._note = ""
-        self._started_s = self._updated_s = time.monotonic()
+        self._updated_s = time.monotonic()
+        self._recent: deque[tuple[float, float]] = deque([(self._updated_s, done)], maxlen=_RATE_OF)
+        """(time, done) of the last updates, of which the rate is taken: a wait long ago does not count for ever."""
+        self._started_s = self._updated_s
         self._number = 0
         self.has_failed = False
         """Then its end is not a line of the log; an exception in the block says the same."""
 
     def __enter__(self) -> "Progress":
-        self._started_s = self._updated_s = time.monotonic()
+        self._started_s = time.monotonic()
+        self.count_from(self._done)
         self._number = _line.open(self._describe)
         return self
 
@@ -208,21 +214,24 @@ class Progress:
         if done < self._done:  # it has gone back to a checkpoint
             self.count_from(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
+        self._recent.append((self._updated_s, done))
         _line.num_changes += 1
         if _is_terminal():
             _line.draw()
 
     def count_from(self, done: float) -> None:
         """Take rate and time left from here on: what is done was there before, and the time until now was no work."""
-        self._first = self._done = done
-        self._started_s = self._updated_s = time.monotonic()
+        self._done, self._updated_s = done, time.monotonic()
+        self._recent.clear()
+        self._recent.append((self._updated_s, done))
 
     def _describe(self) -> str:
         now = time.monotonic()
         share = self._done / self._total if self._total else 1.0
         words = [f"{self._label}  {share:.0%}  {self._done:,.0f}/{self._total:,.0f} {self._unit}"]
-        if self._done > self._first:
-            each_s = (self._updated_s - self._started_s) / (self._done - self._first)
+        first_s, first = self._recent[0]
+        if self._done > first:
+            each_s = (self._updated_s - first_s) / (self._done - first)
             words.append(f"{1 / each_s:,.1f}/s" if each_s < 1 else f"{each_s:,.1f} s each")
             left_s = (self._total - self._done) * each_s - (now - self._updated_s)
             words.append(f"{duration(max(0.0, left_s))} left" if self._done < self._total else "ending")

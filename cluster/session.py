@@ -21,7 +21,10 @@ _OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 # Ray prints guesses at why a worker died on stdout, whatever the settings; we say it (cluster/watch.py). It reads this
 # variable when it is imported.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    r"A worker died or was killed while executing a task|There are \d+ retries remaining",
+)
 
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -51,6 +54,11 @@ class _Session:
 _session = _Session()
 
 
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Ray advises to switch its tokens off, in every run, where they are in use."""
+    return "Token authentication is enabled" not in record.getMessage()
+
+
 def cluster_address(address: str | None) -> str:
     """The cluster that a command means: the one that is named, else that of `RAY_ADDRESS`, else `local`, its own."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
@@ -74,6 +82,7 @@ def connect(
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_no_advice)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn of what is set here
     address = cluster_address(address)
     if address == "local":  # nobody gives notice before this machine goes; watching for it is a process a stage

@@ -19,7 +19,7 @@ from typing import Any
 from cluster.lifeline import start_module, stop
 from cluster.progress import working
 from cluster.session import cluster_is_whole, is_connected
-from cluster.tracking import Tracker
+from cluster.tracking import METRICS_LOG, Tracker
 from cluster.wandb_client import WANDB_FOLDER, scratch_folder, start
 
 _FINISH_S = 30.0
@@ -236,7 +236,9 @@ def _write_offline(tracker: Tracker, limit_s: float) -> None:
         task.why = f"not done within {limit_s:.0f} s"
     if task.why:
         _client.stop()
-        log.warning("%s: no offline run for W&B was written (%s); its metrics are in its log", tracker.name, task.why)
+        metrics = tracker.storage.path(METRICS_LOG)
+        text = "%s: no offline run for W&B was written (%s); all metrics are in %s, and whoever goes on writes it"
+        log.warning(text, tracker.name, task.why, metrics)
 
 
 # System metrics of the nodes that the client above is not on.

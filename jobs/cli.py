@@ -4,12 +4,14 @@ import argparse
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -124,8 +126,28 @@ def _run(options: argparse.Namespace) -> None:
     with _telling(options.store) as begin:
         require_same_code()
         pipeline = _load(options)
-        artifacts = run_pipeline(pipeline, address=options.address, on_begin=begin)
+        with _own_working_directory():
+            artifacts = run_pipeline(pipeline, address=options.address, on_begin=begin)
         _print_results(options, pipeline, artifacts)
+
+
+@contextmanager
+def _own_working_directory() -> Iterator[None]:
+    """In a submitted job, work in a copy of the folder that came with it.
+
+    When a node joins on the driver's machine, Ray unpacks the package anew and removes it below whoever stands in it.
+    """
+    if not os.environ.get(SUBMISSION):
+        yield
+        return
+    sent = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="raymill-job-", ignore_cleanup_errors=True) as own:
+        shutil.copytree(sent, own, dirs_exist_ok=True)
+        os.chdir(own)
+        try:
+            yield
+        finally:
+            os.chdir(sent)
 
 
 def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: list[Artifact]) -> None:

@@ -88,6 +88,8 @@ def _to_object(schema: type[T], plain: Mapping[str, Any], where: str, prefix: st
         raise ValueError(f"{where}: {name} is missing and has no default; add it") from error
     except OmegaConfBaseException as error:
         message = str(error.msg or error).splitlines()[0]
+        if "is not a ListConfig" in message:
+            message = "one value is given where a list is needed; write [value]"
         raise ValueError(f"{where}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)
 

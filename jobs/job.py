@@ -288,7 +288,8 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 f"{job.name}: {field}: {need.id} does not stand in {store.url}; "
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
-    job.stage.check_inputs(job.config, inputs)
+    with working("checking the inputs"):
+        job.stage.check_inputs(job.config, inputs)
     with lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited

@@ -18,9 +18,10 @@ from typing import Any
 
 from cluster.placement import check_room, total_resources
 from cluster.progress import working
-from cluster.session import connect, largest_resources
+from cluster.session import assert_own_packages, connect, largest_resources
 from cluster.storage import Storage, refuse_credentials
 from cluster.visibility import visible_everywhere
+from cluster.wandb_mirror import wandb_mode
 from jobs.config import build, load_yaml, parse_override
 from jobs.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.job import (
@@ -328,6 +329,11 @@ def _check_rooms(jobs: Sequence[Job]) -> None:
 def find_errors(pipeline: Pipeline) -> list[str]:
     """Every mistake that can be found without starting anything: in configs, files, and inputs that stand."""
     found = list(pipeline.errors.values())
+    for check in (wandb_mode, assert_own_packages):
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
     for name, job in pipeline.jobs.items():
         inputs = inputs_of(job, pipeline.store)
         if open_artifact(pipeline.store / job.id) or len(inputs) < len(job.needs):

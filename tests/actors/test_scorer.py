@@ -27,7 +27,7 @@ def test_a_verifier_sees_the_record_of_its_prompt() -> None:
 
 def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
     broken = Verifier(Program("def f(prompt, response, record):\n    return record['no']", "v.py", "f"))
-    with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*response 'hello'"):
+    with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; prompt .*response 'hello'"):
         broken.score([sample("hello")])
 
 

@@ -204,3 +204,15 @@ def test_a_resumed_run_has_the_rate_of_its_own_steps_and_one_that_failed_has_no_
         assert "2.0/s  44 s left" in shown(111)
         raise RuntimeError("a worker died")
     assert "training: " not in caplog.text
+
+
+def test_the_rate_is_that_of_the_last_updates_not_of_a_wait_long_ago(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress("training", 100, "steps") as steps:
+        now[0] = 600.0  # its workers were started again
+        steps.update(1)
+        for done in range(2, 15):
+            now[0] += 2.0
+            steps.update(done)
+        assert "2.0 s each  2 min 52 s left" in steps._describe()

@@ -16,6 +16,7 @@ import pytest
 
 from cluster.ledger import SUBMISSION, read_ledger, sent
 from cluster.storage import Storage
+from jobs import cli
 from jobs import pipeline as pipeline_module
 from jobs.cli import main, parse
 from jobs.job import Context, Stage, input_artifact, source_files
@@ -219,3 +220,20 @@ sys.exit(cli.main())
     process.stdout.close()  # `… 2>&1 | tee log`
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+
+
+def test_a_submitted_run_outlives_the_package_that_it_came_in(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when Ray unpacks it anew for a node that joins on the same machine."""
+    store, package, seen = Storage("runs"), Path.cwd(), list[bool]()
+    monkeypatch.setenv(SUBMISSION, "corpus-ab")
+    sent(store, "corpus-ab")
+
+    def run(*_: object, **__: object) -> list[Any]:
+        (package / "corpus.yaml").unlink()
+        seen.append(Path("corpus.yaml").exists())
+        return []
+
+    monkeypatch.setattr(cli, "run_pipeline", run)
+    monkeypatch.setattr(cli, "_print_results", lambda *_: None)
+    assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 0
+    assert seen == [True] and Path.cwd() == package
