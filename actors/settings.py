@@ -71,7 +71,8 @@ class RolloutConfig:
             )
         if self.prompts_per_step % self.lot_prompts:
             raise ValueError(
-                f"{field}.prompts_per_step: {self.prompts_per_step} is no multiple of lot_prompts={self.lot_prompts}"
+                f"{field}.prompts_per_step: {self.prompts_per_step} must be a multiple of lot_prompts, which is "
+                f"{self.lot_prompts}; set lot_prompts to {math.gcd(self.prompts_per_step, self.lot_prompts)}"
             )
 
 

@@ -8,6 +8,7 @@ from data.document import ReadRange, Source, columns
 from data.opening import utf8_blocks
 from data.records import Bad, Records, decoded, is_too_long, lines, too_long
 
+_OTHER_DELIMITERS = (";", "\t", "|")
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -33,7 +34,9 @@ def csv_records(source: Source, piece: ReadRange) -> Records:
 
 
 def _width(row: list[str], header: list[str]) -> Bad:
-    return Bad(f"malformed CSV: {len(row)} fields where the header has {len(header)}")
+    seen = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
+    advice = f"; the header looks separated by {seen!r}: give the source delimiter: {seen!r}" if seen else ""
+    return Bad(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
 
 
 class _Lines:

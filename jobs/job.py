@@ -154,6 +154,20 @@ class Stage:
     """Its groups of workers by name, in sets that run at the same time: the cluster must have room for each set."""
 
 
+def match_sources(config: Any) -> dict[str, list[str]]:
+    """The files that the config's source fields match, by path. Raises ValueError naming one that matches nothing."""
+    found: dict[str, list[str]] = {}
+    for path, value in _marked(config, "source"):
+        try:
+            found[path] = expand([file_of(value)])
+            if file_of(value) != value:  # a program: what it imports from beside it is part of it
+                siblings = read_siblings(file_of(value))
+                found[path] += [url for name in siblings for url in expand([beside(file_of(value), name)])]
+        except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
+            raise ValueError(f"{path}: {error}") from error
+    return found
+
+
 @dataclass(frozen=True)
 class Job:
     """A stage bound to its config and inputs. `needs` are jobs still to be done or artifacts that stand."""
@@ -191,17 +205,11 @@ class Job:
 
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
-        """The files that the config's source fields match. Raises ValueError for a path that matches nothing."""
-        found: dict[str, list[str]] = {}
-        for path, value in _marked(self.config, "source"):
-            try:
-                found[path] = expand([file_of(value)])
-                if file_of(value) != value:  # a program: what it imports from beside it is part of it
-                    siblings = read_siblings(file_of(value))
-                    found[path] += [url for name in siblings for url in expand([beside(file_of(value), name)])]
-            except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
-                raise ValueError(f"{self.name}: {path}: {error}") from error
-        return found
+        """`match_sources` of the config."""
+        try:
+            return match_sources(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
 
 Needs = Mapping[str, Job | Artifact]

@@ -32,6 +32,7 @@ from jobs.job import (
     Stage,
     inputs_of,
     marked_inputs,
+    match_sources,
     open_artifact,
     recorded_precisions,
     run_job,
@@ -227,7 +228,7 @@ class _Binder:
         config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), where=str(path))
         try:
             stage.check(config)
-            stage.check_sources(config)
+            _check_sources(stage, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         needs = {at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)}
@@ -307,6 +308,15 @@ def run_pipeline(
                 )
             done.append(artifact)
     return done
+
+
+def _check_sources(stage: Stage, config: Any) -> None:
+    """`Stage.check_sources`; a path that matches nothing is told by its field, which readers do not know."""
+    try:
+        stage.check_sources(config)
+    except ValueError:
+        match_sources(config)
+        raise
 
 
 def _urls_of(job: Job) -> list[str]:

@@ -20,7 +20,10 @@ LEARNING = LearningConfig()
         ({"temperature": 0.0}, "rollouts.temperature: 0.0 must be above 0"),
         ({"top_p": 0.9}, "rollouts.top_p=0.9, top_k=0: must be 1 and 0"),
         ({"top_k": 20}, "top_k=20: must be 1 and 0"),
-        ({"lot_prompts": 3}, "rollouts.prompts_per_step: 8 is no multiple of lot_prompts=3"),
+        (
+            {"lot_prompts": 3},
+            "rollouts.prompts_per_step: 8 must be a multiple of lot_prompts, which is 3; set lot",
+        ),
         ({"group_size": 0}, "rollouts.group_size: 0 must be at least 1"),
     ],
 )

@@ -3,7 +3,9 @@
 import csv
 import io
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,12 @@ def test_a_header_that_is_missing_doubled_or_of_other_columns_is_told(tmp_path: 
         check_source(source)
     path.write_bytes(b"te\xffxt\nx\n")
     assert [bad.reason[:39] for bad in find(path, "csv").bad] == ["header that cannot be read, so the file"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_delimiter_is_named_with_its_remedy(mark: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"Nr{mark}Text\n1{mark}Erstens, zweitens\n")
+    source = Source(name="made", path=str(tmp_path / "a.csv"), format="csv", text="Text")
+    with pytest.raises(ValueError, match=re.escape(f"give the source delimiter: {mark!r}")):
+        check_source(source)
+    check_source(replace(source, delimiter=mark))

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -133,6 +134,12 @@ def test_every_stage_tells_its_own_mistake_at_once(folder: Path):
     assert "text: 'nowhere/*.txt' matches no file" in errors["corpus"]
     assert errors["pretrain"].endswith("pretrain.yaml: steps: 0 must be at least 1")
     assert "did you mean models?" in errors["evaluate"]
+
+
+def test_a_path_that_a_reader_does_not_find_is_told_by_its_field(tmp_path: Path):
+    (tmp_path / "sft.yaml").write_text("chats: [nowhere.jsonl]\ninit: x\n")
+    (error,) = load_stage("sft", tmp_path / "sft.yaml", store=str(tmp_path)).errors.values()
+    assert re.search(r"sft.yaml: chats\S*: 'nowhere.jsonl' matches no file", error)
 
 
 def test_a_stage_whose_input_is_wrong_says_so_and_no_more(folder: Path):
