@@ -9,7 +9,7 @@ holds one, its measured time is scaled by the work, and its measured memory is m
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ def forecasts(jobs: Mapping[str, Job], store: Storage, *, address: str | None = 
         if artifact := artifacts[name]:
             result[name] = measured(artifact)
         elif (work := works.get(name)) and is_own:
-            result[name] = forecast(job.stage.name, work, machine, known)
+            told = forecast(job.stage.name, work, machine, known)
+            is_begun = (store / job.id).exists()
+            result[name] = replace(told, basis=f"{told.basis}; all of it, some is done") if is_begun else told
         elif work:
             result[name] = Forecast(None, None, work.disk_gib, "a cluster's time and memory are not forecast")
     return result

@@ -570,8 +570,9 @@ def lease(output: Storage) -> Iterator[Callable[[], None]]:
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     if not _take_lease(output, holder):
-        log.info("waiting: another run is making %s", output.url)
-        with working(f"waiting for another run, which is making {output.url}"):
+        other = _holder(output)
+        log.info("waiting: another run%s is making %s", other, output.url)
+        with working(f"waiting for another run{other}, which is making {output.url}"):
             while not _take_lease(output, holder):
                 time.sleep(1.0)
     stop = threading.Event()
@@ -608,6 +609,15 @@ def _holds(output: Storage, holder: str) -> bool:
         return output.read_json(_LEASE)["holder"] == holder
     except FileNotFoundError:
         return False
+
+
+def _holder(output: Storage) -> str:
+    """` (pid 17 on node-1)`: who holds the lease, for a reader; empty when it is free by now."""
+    try:
+        lease = output.read_json(_LEASE)
+    except FileNotFoundError:
+        return ""
+    return f" (pid {lease['pid']} on {lease['host']})"
 
 
 def _take_lease(output: Storage, holder: str) -> bool:

@@ -264,12 +264,14 @@ def test_the_lease_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, host: s
     assert not (tmp_path / one.id / "lease.json").exists()
 
 
-def test_a_living_run_elsewhere_is_waited_for(tmp_path: Path):
+def test_a_living_run_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     one = job()
     lease(tmp_path / one.id, host="elsewhere", pid=1, age_s=0.0)
     thread = threading.Thread(target=run, args=(one, tmp_path), daemon=True)
     thread.start()
     thread.join(0.3)
+    assert "another run (pid 1 on elsewhere) is making" in caplog.text
     assert thread.is_alive() and open_artifact(str(tmp_path / one.id)) is None
     (tmp_path / one.id / "lease.json").unlink()
     thread.join(10)
