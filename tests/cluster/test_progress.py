@@ -104,7 +104,8 @@ def test_a_terminal_that_goes_away_ends_no_work(tmp_path: Path):
     while not (tmp_path / "file").exists() and process.poll() is None:
         time.sleep(0.05)
     os.close(main)
-    assert process.wait() == 0 and (tmp_path / "file").read_text() == "done"
+    assert process.wait() in (0, 120)  # Python's own for a stderr that it cannot flush at the end
+    assert (tmp_path / "file").read_text() == "done"
 
 
 def test_a_closed_stderr_ends_no_work(tmp_path: Path):
