@@ -169,7 +169,7 @@ def engine_gap(engine: Sequence[np.ndarray], ours: Sequence[np.ndarray], origina
         return gap
     ratio = gap / max(float(np.abs(ours_N - original_N).mean()), _SMALLEST)
     unexplained = float(np.square(engine_N - ours_N).mean() / max(float(ours_N.var()), _SMALLEST))
-    if ratio > MAX_GAP_RATIO or unexplained > MAX_UNEXPLAINED:
+    if not (ratio <= MAX_GAP_RATIO and unexplained <= MAX_UNEXPLAINED):  # so that what is no number is refused too
         raise RuntimeError(
             f"compress: vLLM's logprobs of the compressed model are {gap:.3f} nats from ours on average, {ratio:.0f} "
             f"times what rounding has changed (at most {MAX_GAP_RATIO:.0f}), and leave {unexplained:.0%} of their "
