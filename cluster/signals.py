@@ -153,12 +153,17 @@ def _end_now(number: signal.Signals, why: str) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         text = f"raymill: stopped by {number.name}; {why}, so everything was ended at once"
-        # In a thread, for the main one may be writing, or wait in vain for a pipe that nobody reads.
-        speaker = threading.Thread(target=say, args=(text,), daemon=True)
+        # Not through stderr's buffer, in whose midst the signal may have come; in a thread, as nobody may read the pipe.
+        speaker = threading.Thread(target=_write_at_once, args=(text,), daemon=True)
         speaker.start()
         speaker.join(_LAST_WORDS_S)
     finally:
         os._exit(128 + number)
+
+
+def _write_at_once(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def say(text: str) -> None:
