@@ -153,7 +153,7 @@ def _end_now(number: signal.Signals, why: str) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         text = f"raymill: stopped by {number.name}; {why}, so everything was ended at once"
-        # Not through the buffer of stderr, which the signal may have interrupted; in a thread: nobody may read the pipe.
+        # Not through the buffer of stderr, which the signal may have met; in a thread: nobody may read the pipe.
         speaker = threading.Thread(target=_write_at_once, args=(text,), daemon=True)
         speaker.start()
         speaker.join(_LAST_WORDS_S)
