@@ -32,7 +32,7 @@ run's peak memory and processor time; `benchmarks/forecast.py` prints both besid
 
 SESSION_GIB = 1.05
 """Ray's own processes and the driver."""
-PROCESS_GIB: Mapping[Kind, float] = {"task": 0.2, "trainer": 0.57, "actor": 0.36, "engine": 0.6, "server": 2.95}
+PROCESS_GIB: Mapping[Kind, float] = {"task": 0.2, "trainer": 0.57, "actor": 0.36, "engine": 0.55, "server": 2.95}
 """What a process of each kind takes before it holds anything of the stage's own."""
 TRAIN_GROUP_GIB = 0.5
 TRAIN_GROUP_CPU_S = 40.0
