@@ -343,7 +343,7 @@ def plant(world: Path, fault: Fault, scratch: Path) -> Outcome:
                 ended, ends_well = finish(run, store, fault.stage)
             else:
                 ended, ends_well = end(run, fault)
-    guesses = [one for one in ("root cause", "common causes") if one in run.text]
+    guesses = [one for one in ("potential root cause", "common causes") if one in run.text]
     first = next((said for _, said in run.lines if said.startswith("raymill: ") or "Traceback" in said), "")
     is_right = told_s is not None and told_s <= TOLD_S and ends_well and not guesses and "Traceback" not in first
     if not is_right:
