@@ -81,9 +81,10 @@ class Verifier:
         try:
             value = float(self._function(sample.prompt, sample.response, dict(sample.record)))
         except Exception as error:
+            frame = own_frame(traceback.format_exc())
+            where = f", at {frame}" if frame else ""
             raise RuntimeError(
-                f"verifier {self._name} failed with {type(error).__name__}: {error}, "
-                f"at {own_frame(traceback.format_exc())}; "
+                f"verifier {self._name} failed with {type(error).__name__}: {error}{where}; "
                 f"prompt {sample.prompt[:200]!r}, response {sample.response[:200]!r}"
             ) from error
         if not math.isfinite(value):

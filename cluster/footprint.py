@@ -133,6 +133,11 @@ def processor() -> str:
     return fields.get("model name") or " ".join([os.uname().machine, *numbers])
 
 
+def tasks_at_once(asked: int | None, num_tasks: int) -> int:
+    """How many of a data stage's tasks run at the same time on this machine; `asked` is its `execution.workers`."""
+    return min(asked or num_cores(), num_cores(), num_tasks)
+
+
 def num_cores() -> int:
     """Cores that this process may use: those it is bound to, and no more than its control group's share of them."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.node_watch import Look, NodeWatch
+from cluster.session import on_node, other_living_nodes
 from cluster.signals import received
 
 _ANSWER_S, _HURRY_S = 5.0, 1.0
@@ -166,18 +167,13 @@ class RayCluster:
 
     def alive(self) -> set[str]:
         """Ray's ids of the other nodes."""
-        import ray
-
-        own = ray.get_runtime_context().get_node_id()
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {own}
+        return set(other_living_nodes())
 
     def watch(self, name: str) -> Node:
         """Start a `NodeWatch` there, as an actor."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        strategy = NodeAffinitySchedulingStrategy(name, soft=False)
-        return _Actor(ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=strategy).remote())
+        return _Actor(ray.remote(NodeWatch).options(**on_node(name)).remote())
 
 
 class _Actor:

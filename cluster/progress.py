@@ -188,11 +188,10 @@ class Progress:
 
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done = done
         self._note = ""
-        self._updated_s = time.monotonic()
-        self._recent: deque[tuple[float, float]] = deque([(self._updated_s, done)], maxlen=_RATE_OF)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_OF)
         """(time, done) of the last updates, of which the rate is taken: a wait long ago does not count for ever."""
+        self.count_from(done)
         self._started_s = self._updated_s
         self._number = 0
         self.has_failed = False
@@ -266,23 +265,25 @@ class FollowMetrics:
         self._thread.join()
 
     def _follow(self) -> None:
+        with Progress(self._label, self._total, "steps", done=self._before.get("step", 0.0)) as progress:
+            self._show(progress)
+            progress.has_failed = self._has_failed
+
+    def _show(self, progress: Progress) -> None:
         last = self._before
-        with Progress(self._label, self._total, "steps", done=last.get("step", 0.0)) as progress:
-            with working("starting its workers; no step is logged yet"):
-                while (now := self._last()) == last:
-                    if self._stop.wait(_POLL_S):
-                        progress.has_failed = self._has_failed
-                        return
-            progress.count_from(now.get("step", 0.0))  # not from its workers' start, and a resume does some steps again
-            while True:
-                if now and now != last:
-                    shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
-                    progress.update(now["step"], "  ".join(shown))
-                if self._stop.is_set():
-                    progress.has_failed = self._has_failed
+        with working("starting its workers; no step is logged yet"):
+            while not (now := self._last()) or now == last:
+                if self._stop.wait(_POLL_S):
                     return
-                self._stop.wait(_POLL_S)
-                last, now = now, self._last()
+        progress.count_from(now["step"])  # not from its workers' start, and a resume does some steps again
+        while True:
+            if now and now != last:
+                shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
+                progress.update(now["step"], "  ".join(shown))
+            if self._stop.is_set():
+                return
+            self._stop.wait(_POLL_S)
+            last, now = now, self._last()
 
     def _last(self) -> Mapping[str, float]:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -156,6 +157,28 @@ def available_resources() -> dict[str, float]:
 def is_connected() -> bool:
     """Whether this process is in a Ray session, by `connect` or otherwise."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def living_nodes() -> dict[str, str]:
+    """The address of every node of the cluster by its id."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def other_living_nodes() -> dict[str, str]:
+    """The same without the node that this process is on."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return {id: address for id, address in living_nodes().items() if id != own}
+
+
+def on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
+    """Options of a Ray task or actor that runs on one node and takes nothing of its room; soft may run elsewhere."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(id, soft=soft)}
 
 
 def cluster_is_whole() -> bool:

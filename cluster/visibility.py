@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cluster.progress import working
-from cluster.session import cluster_is_whole, is_connected
+from cluster.session import cluster_is_whole, is_connected, living_nodes, on_node
 from cluster.storage import Storage, absolute, local_path
 
 
@@ -48,7 +48,7 @@ def ask_new_nodes() -> None:
     """
     if _run.store is None or not is_connected() or cluster_is_whole():
         return
-    nodes = {id: address for id, address in _living_nodes().items() if id not in _run.seen_by}
+    nodes = {id: address for id, address in living_nodes().items() if id not in _run.seen_by}
     paths = sorted({path for url in _run.sources if (path := local_path(absolute(url)))})
     if nodes and (paths or _run.store.is_local):
         with working(f"asking {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for the store and the sources"):
@@ -81,30 +81,18 @@ def _require(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> 
     return set(answers)
 
 
-def _living_nodes() -> dict[str, str]:
-    """The address of every node by its id."""
-    import ray
-
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-
-
 def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
     """By the node's id, which of the paths are not there."""
     import ray
     from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0)(_missing)
-    futures = {
-        id: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote(paths)
-        for id in nodes
-    }
+    futures = {id: ray.remote(_missing).options(**on_node(id)).remote(paths) for id in nodes}
     answers: dict[str, list[str]] = {}
     for id, future in futures.items():
         try:
             answers[id] = ray.get(future)
         except RayError:  # the node is lost again; should it come back, it is asked again
-            if id in _living_nodes():
+            if id in living_nodes():
                 raise
     return answers
 

@@ -62,7 +62,7 @@ def main() -> None:
 def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: Any) -> None:
     """Send every line of a metrics log once, those from before a kill included, until told to finish."""
     storage = Storage(task["storage"])
-    require_reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    require_reachable(server_url())
     with scratch_folder() as scratch:
         run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
         tell({"event": "started", "url": run.url})
@@ -79,6 +79,11 @@ def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: 
                 continue
         send(run, unsent.take(read_lines(storage)))
         run.finish()
+
+
+def server_url() -> str:
+    """The W&B server in use."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def require_reachable(server: str) -> None:

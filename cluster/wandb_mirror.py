@@ -18,9 +18,9 @@ from typing import Any
 
 from cluster.lifeline import start_module, stop
 from cluster.progress import working
-from cluster.session import cluster_is_whole, is_connected
+from cluster.session import cluster_is_whole, is_connected, on_node, other_living_nodes
 from cluster.tracking import METRICS_LOG, Tracker
-from cluster.wandb_client import WANDB_FOLDER, scratch_folder, start
+from cluster.wandb_client import WANDB_FOLDER, scratch_folder, server_url, start
 
 _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
@@ -55,7 +55,7 @@ def wandb_mode() -> str:
 
 def _has_logged_in() -> bool:
     """Whether `wandb login` has left a key for the server in use."""
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urllib.parse.urlsplit(server_url()).hostname
     try:
         return bool(host and netrc.netrc().authenticators(host))
     except (OSError, netrc.NetrcParseError):
@@ -66,7 +66,7 @@ def wandb_link(group: str) -> str | None:
     """Where W&B shows the runs of a group; None unless they are logged online."""
     if wandb_mode() != "online":
         return None
-    base = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("://api.", "://").rstrip("/")
+    base = server_url().replace("://api.", "://").rstrip("/")
     project, entity = os.environ.get("WANDB_PROJECT", "raymill"), os.environ.get("WANDB_ENTITY")
     return f"{base}/{entity}/{project}/groups/{group}" if entity else f"{base}, project {project}, group {group}"
 
@@ -294,12 +294,8 @@ class _Samplers:
 
     def _meet_nodes(self) -> None:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = ray.get_runtime_context().get_node_id()
-        for node in ray.nodes():
-            name = node["NodeID"]
-            if node["Alive"] and name != here and name not in self._actors:
-                strategy = NodeAffinitySchedulingStrategy(name, soft=False)
-                sampler = ray.remote(NodeSampler).options(num_cpus=0, scheduling_strategy=strategy)
-                self._actors[name] = sampler.remote(self._run, node["NodeManagerAddress"])
+        for name, address in other_living_nodes().items():
+            if name not in self._actors:
+                sampler = ray.remote(NodeSampler).options(**on_node(name))
+                self._actors[name] = sampler.remote(self._run, address)

@@ -83,7 +83,7 @@ def watched(stage: str | None, role: str, index: int, *, is_told: bool = False) 
 def register(stage: str, role: str, index: int, *, is_told: bool = False) -> Path | None:
     """Have this process watched from now on, until the file that is returned is gone or the process is.
 
-    None where it cannot be, as where temporary files have no room: the work needs no watch.
+    None where it cannot be, as where the disk of Ray's folder is full: the work needs no watch.
     """
     try:
         return _register(stage, role, index, is_told)

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from cluster.footprint import num_cores
+from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.storage import Storage, expand_sized, json_line
 from data.clean import (
@@ -263,7 +263,7 @@ def work(config: CorpusConfig, needs: Needs) -> Work:
     num_mb = sum(size * (_EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
-    workers = min(config.execution.workers or num_cores(), num_cores(), tasks)
+    workers = tasks_at_once(config.execution.workers, tasks)
     held_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Work(
         processes=[Processes(kind="task", number=workers, own_gib=held_gib)],

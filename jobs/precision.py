@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.placement import Placement
 from cluster.room import wait_for_room
-from cluster.session import cluster_is_whole, is_connected
+from cluster.session import cluster_is_whole, is_connected, on_node
 from model.precision import COMPUTED_BY, ComputePrecision, bfloat16_emulation, gpu_multiplies_bfloat16
 
 Groups = Sequence[Mapping[str, Placement]]
@@ -89,12 +89,10 @@ def _emulation(path: str, group: str, groups: Groups) -> float | None:
 
 def _emulation_on_nodes() -> list[float | None]:
     import ray  # late: a plan need not wait for it
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask = ray.remote(num_cpus=0)(bfloat16_emulation)
+    ask = ray.remote(bfloat16_emulation)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    on_node = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    return ray.get([ask.options(scheduling_strategy=node).remote() for node in on_node])
+    return ray.get([ask.options(**on_node(node, soft=True)).remote() for node in nodes])
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.footprint import num_cores
+from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.storage import Storage
 from data.document import unit_hash
@@ -179,7 +179,7 @@ def work(config: ShardsConfig, needs: Needs) -> Work:
     from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = text_bytes_of(needs["corpus"]) / 1e6
-    workers = min(config.execution.workers or num_cores(), num_cores(), num_parts_of(needs["corpus"]))
+    workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))
     return Work(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _ENCODE_S_PER_MB,

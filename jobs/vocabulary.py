@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from cluster.footprint import num_cores
+from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
@@ -141,7 +141,7 @@ def work(config: VocabularyConfig, needs: Needs) -> Work:
     from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = min(text_bytes_of(needs["corpus"]), config.sample_mib << 20) / 1e6
-    workers = min(config.execution.workers or num_cores(), num_cores(), num_parts_of(needs["corpus"]))
+    workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))
     return Work(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,

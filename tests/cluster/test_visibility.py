@@ -35,7 +35,7 @@ class FakeNodes:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
     fake = FakeNodes()
     monkeypatch.setattr(visibility, "is_connected", lambda: True)
-    monkeypatch.setattr(visibility, "_living_nodes", fake.living)
+    monkeypatch.setattr(visibility, "living_nodes", fake.living)
     monkeypatch.setattr(visibility, "_missing_by_node", fake.missing)
     return fake
 
