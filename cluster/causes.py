@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+from cluster.session import OWN_PACKAGES
+
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
 
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+),? in (?P<function>\S+)', re.MULTILINE)
 _LIBRARIES = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _HOME = Path(__file__).resolve().parent.parent
+_OWN = tuple(f"{_HOME}/{name}/" for name in OWN_PACKAGES)
 _FATAL = {
     "Segmentation fault": signal.SIGSEGV,
     "Aborted": signal.SIGABRT,
@@ -126,14 +129,18 @@ def uncoloured(text: str) -> str:
 
 def own_frame(text: str, *, is_innermost_first: bool = False) -> str | None:
     """`file.py:12 in function` of the innermost frame of a traceback that is in no library; None without one."""
-    frames = [match for match in _FRAME.finditer(text) if not match["file"].startswith(_LIBRARIES)]
-    frames = [match for match in frames if not match["file"].startswith("<")]
+    frames = [match for match in _FRAME.finditer(text) if _is_own(match["file"])]
     if not frames:
         return None
     frame = frames[0 if is_innermost_first else -1]
     file = Path(frame["file"])
     shown = file.relative_to(_HOME) if file.is_relative_to(_HOME) else file
     return f"{shown}:{frame['line']} in {frame['function']}"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is ours, also where we are installed among the libraries, or the user's."""
+    return file.startswith(_OWN) or not file.startswith((*_LIBRARIES, "<"))
 
 
 def killed_by(number: int) -> str:

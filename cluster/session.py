@@ -18,7 +18,7 @@ from cluster.progress import working
 from cluster.signals import around_other_handlers
 
 _SESSION_END_S = 3.0
-_OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 # Ray prints guesses at why a worker died on stdout, whatever the settings; we say it (cluster/watch.py). It reads this
 # variable when it is imported.
@@ -132,7 +132,7 @@ def assert_own_packages() -> None:
     be imported in our place, in the workers only. A mere folder `data/` does no harm.
     """
     home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
-    for name in _OWN_PACKAGES:
+    for name in OWN_PACKAGES:
         shadows = [here / name / "__init__.py", here / f"{name}.py"] if here != home else []
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None

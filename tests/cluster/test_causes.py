@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.exceptions import LocalRayletDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
 
+from cluster import causes
 from cluster.causes import (
     Place,
     exited,
@@ -54,6 +55,12 @@ def test_frames_of_libraries_and_of_the_interpreter_are_passed_over() -> None:
     text = f'Traceback:\n  File "/home/ann/verify.py", line 12, in score\n    …\n{library}ValueError: x'
     assert own_frame(text) == "/home/ann/verify.py:12 in score"
     assert own_frame(library) is None
+
+
+def test_our_own_frame_is_found_where_we_are_installed_among_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causes, "_LIBRARIES", (str(causes._HOME),))
+    ours, theirs = (f'  File "{causes._HOME}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn"))
+    assert own_frame(ours + theirs) == "jobs/sft.py:3 in run" and own_frame(theirs) is None
 
 
 def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
