@@ -20,6 +20,7 @@ _LOG_S = 25.0
 """Longest silences in a terminal and in a log; below the 10 s and 30 s that are promised, as a machine may be busy."""
 _REDRAW_S = 0.2
 _RATE_OF = 12
+"""So many updates the rate is taken over."""
 _POLL_S = 2.0
 
 log = logging.getLogger(__name__)

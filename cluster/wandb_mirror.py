@@ -26,9 +26,10 @@ _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
 _START_S, _START_AGAIN_S = 15.0, 3.0
 """So long a stage that has ended waits for W&B's first answer, and when the stage before had none."""
-_NODES_S = 10.0
 _FINISH_WHEN_STOPPED_S = 2.0
 """The same when a signal has stopped the command, which must end within seconds; a resume sends what is missing."""
+_NODES_S = 10.0
+"""Between two looks for nodes that have no sampler yet."""
 
 _MODES = {
     **dict.fromkeys(("online", "run", "shared"), "online"),
