@@ -47,8 +47,8 @@ from cluster import watch
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chat import load_tokenizer
-from data.tokenizer import chat_special_tokens
+from data.chats.chat import load_tokenizer
+from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import ALGORITHMS, AdvantageSettings, Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import whole_steps

@@ -237,9 +237,9 @@ def print_rates(title: str, seconds: dict[str, float], num_bytes: int, bare: str
 def compare_encoding(folder: Path, rounds: int, num_bytes: int) -> list[str]:
     """Encoding and shard writing on one core against tiktoken on the same ranks, the faster of its two ways."""
     from cluster.storage import Storage
-    from data.encode import TiktokenEncoder, fast_encoder
-    from data.shards import ShardManifest, TextDocument, write_shard
-    from data.tokenizer import save_tokenizer, train_tokenizer
+    from data.tokens.encode import TiktokenEncoder, fast_encoder
+    from data.tokens.shards import ShardManifest, TextDocument, write_shard
+    from data.tokens.tokenizer import save_tokenizer, train_tokenizer
 
     texts = speed_documents(num_bytes)
     size = sum(len(text.encode()) for text in texts)
@@ -270,7 +270,7 @@ def compare_html(rounds: int, num_bytes: int) -> list[str]:
     """HTML extraction against the bare library on pages made of the documents, with the usual furniture around."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    from data.html import ExtractHTML, extract_html
+    from data.cleaning.extract_html import ExtractHTML, extract_html
 
     links = "".join(f'<li><a href="/{number}">Section {number}</a></li>' for number in range(30))
     pages = [

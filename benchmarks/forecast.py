@@ -2,8 +2,8 @@
 
 The forecast is the one that `raymill run` would print into an empty store, so it rests on no earlier run; it is only
 worth comparing on the machine that made the store. Promised are 30 % in time and 20 % in memory. The last columns are
-for tuning the constants of `jobs/forecast.py`: the processor seconds that the stage took, of all cores together (which
-a busy machine changes less than the time), and those that its FLOP alone should take.
+for tuning the constants of `jobs/frame/forecast.py`: the processor seconds that the stage took, of all cores together
+(which a busy machine changes less than the time), and those that its FLOP alone should take.
 
     python benchmarks/forecast.py [STORE] [--config configs/tiny/pipeline.yaml] [stage.field=value …]
 """
@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 
 from cluster.storage import Storage
-from jobs.calibration import calibrate
-from jobs.config import from_plain
-from jobs.forecast import Forecast, flops, forecasts, measured
-from jobs.job import open_artifact
-from jobs.pipeline import load_pipeline
-from jobs.work import Work
+from jobs.frame.calibration import calibrate
+from jobs.frame.config import from_plain
+from jobs.frame.forecast import Forecast, flops, forecasts, measured
+from jobs.frame.job import open_artifact
+from jobs.frame.pipeline import load_pipeline
+from jobs.frame.work import Work
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
 

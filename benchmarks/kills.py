@@ -31,8 +31,8 @@ import psutil
 
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
-from jobs.job import code_digest
-from jobs.pipeline import load_pipeline
+from jobs.frame.job import code_digest
+from jobs.frame.pipeline import load_pipeline
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
 MARK = "RAYMILL_KILLS"

@@ -40,8 +40,8 @@ from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
 from cluster.session import connect, worker_env
 from cluster.storage import Storage
-from data.chat import Chat, RenderedChat, load_tokenizer, render
-from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from data.chats.chat import Chat, RenderedChat, load_tokenizer, render
+from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
 from model.batch import Batch, from_sequences
 from model.huggingface import SpecialTokens, load_folder, save_folder
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap

@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-from data.records import Bad, is_too_long, too_long
+MAX_RECORD_BYTES = 128 << 20
+"""A record beyond this is quarantined, and skipped without being held."""
 
 MAX_NESTING = 100
 """Objects and lists within one another that metadata may hold; Python's JSON fails at some depth of its own."""
+
+
+class Bad(Exception):
+    """A record that goes to quarantine; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,14 @@ class ReadRange(NamedTuple):
     """-1 stands for the end of the file."""
     num_bytes: int
     """Size on disk, for the packing of ranges into tasks."""
+
+
+def is_too_long(size: int) -> bool:
+    return size > MAX_RECORD_BYTES
+
+
+def too_long() -> Bad:
+    return Bad(f"record longer than {MAX_RECORD_BYTES} bytes")
 
 
 def content_id(source: str, text: str) -> str:

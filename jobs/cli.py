@@ -22,9 +22,9 @@ from cluster.ledger import SUBMISSION, require_sent, telling
 from cluster.progress import LogHandler, working
 from cluster.signals import Stopped, flush_output, orderly_end, received, say
 from cluster.storage import Storage
-from jobs.forecast import forecasts, table
-from jobs.job import RECORD, Artifact, open_artifact, require_same_code
-from jobs.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
+from jobs.frame.forecast import forecasts, table
+from jobs.frame.job import RECORD, Artifact, open_artifact, require_same_code
+from jobs.frame.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
 
 log = logging.getLogger("raymill")
 
@@ -154,7 +154,7 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: l
     for artifact in artifacts:
         print(f"{artifact.stage:<12} {artifact.storage.url}")
     if options.stage == "pipeline":
-        from jobs.report import build_report  # late: only the pipeline draws one
+        from jobs.report.report import build_report  # late: only the pipeline draws one
 
         with working("drawing the report"):
             build_report(artifacts, pipeline.store)
@@ -261,7 +261,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from jobs.trace import trace
+    from jobs.commands.trace import trace
 
     with working(f"looking for {options.document} in {options.store}"):
         lines = list(trace(Storage(options.store), options.document))
@@ -269,7 +269,7 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _forget(options: argparse.Namespace) -> None:
-    from jobs.forget import forget
+    from jobs.commands.forget import forget
 
     with working(f"forgetting in {options.store}"):
         found = forget(Storage(options.store), options.documents, address=options.address)
@@ -286,7 +286,7 @@ def _forget(options: argparse.Namespace) -> None:
 def _submit(options: argparse.Namespace) -> int:
     from cluster.submission import dashboard_address  # late: the client of the Jobs API takes a second
     from cluster.wandb_mirror import wandb_link
-    from jobs.submit import find_submission, follow_start, submit
+    from jobs.commands.submit import find_submission, follow_start, submit
 
     sent = submit(
         options.stage,
@@ -313,7 +313,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _manifest(options: argparse.Namespace) -> None:
-    from jobs.manifest import render_manifest
+    from jobs.commands.manifest import render_manifest
 
     print(
         render_manifest(
@@ -329,7 +329,7 @@ def _manifest(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from cluster.submission import ask
-    from jobs.submit import find_submission
+    from jobs.commands.submit import find_submission
 
     told = ask(*find_submission(options.id, address=options.address, store=options.store))
     print("\n".join(filter(None, [told.status, "" if told.is_known else told.why, told.of_run()])))
@@ -337,7 +337,7 @@ def _status(options: argparse.Namespace) -> None:
 
 def _logs(options: argparse.Namespace) -> int:
     from cluster.submission import HeadSilent, ask
-    from jobs.submit import find_submission
+    from jobs.commands.submit import find_submission
 
     submission, store = find_submission(options.id, address=options.address, store=options.store)
     broken = ""
@@ -356,7 +356,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from jobs.submit import find_submission
+    from jobs.commands.submit import find_submission
 
     print(find_submission(options.id, address=options.address, store=None)[0].stop())
 

@@ -3,15 +3,15 @@
     files ─ read, clean ─▶ chunks ─ gather, drop equal texts ─▶ parts ─ find near-duplicates, mix, write ─▶ documents/
             (a task a piece)         (a task a partition)                (a task a partition)
 
-Each half is made of idempotent tasks that meet in storage (`data/parts.py`), so what was done before a kill is found
-there and not done again, and the bytes do not depend on how the work was cut or on who did it.
+Each half is made of idempotent tasks that meet in storage (`data/corpus/parts.py`), so what was done before a kill is
+found there and not done again, and the bytes do not depend on how the work was cut or on who did it.
 
     documents/part-*.parquet   what is kept: id, source, text, metadata
     drops/part-*.parquet       what is not, with the reason and, of a duplicate, for whose sake
     origins/                   the file and offset of each document, for `raymill trace` and `raymill forget`
     quarantine/*.jsonl         records that could not be read, with place and reason
     parts.json                 digest and size of each part
-    fairness.json              which steps would remove whose mentions (`data/fairness.py`)
+    fairness.json              which steps would remove whose mentions (`data/cleaning/fairness.py`)
 
 Counts close: of every source, records read = documents kept + dropped (by reason) + quarantined.
 """
@@ -35,7 +35,11 @@ import pyarrow as pa
 from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.storage import Storage, expand_sized, json_line
-from data.clean import (
+from cluster.tasks import run_tasks
+from data.cleaning.decontaminate import Decontaminate, check_files
+from data.cleaning.duplicates import NearDuplicates
+from data.cleaning.fairness import Row, check_budget, ledger
+from data.cleaning.recipe import (
     Step,
     check_metadata,
     check_steps,
@@ -45,15 +49,9 @@ from data.clean import (
     near_duplicates_of,
     pin_files,
 )
-from data.clusters import MAX_BUCKETS, dropped, find_clusters, write_nodes
-from data.decontaminate import Decontaminate, check_files
-from data.dedup import NearDuplicates
-from data.document import Document, Quarantined, ReadRange, Source
-from data.fairness import Row, check_budget, ledger
-from data.forget import STAGED, Changes, Corpus, apply_changes, stage_changes
-from data.opening import is_compressed
-from data.parallel import run_tasks
-from data.parts import (
+from data.corpus.clusters import MAX_BUCKETS, dropped, find_clusters, write_nodes
+from data.corpus.forget import STAGED, Changes, Corpus, apply_changes, stage_changes
+from data.corpus.parts import (
     MAX_PARTS,
     ROW_SCHEMA,
     ChunkWriter,
@@ -69,11 +67,13 @@ from data.parts import (
     to_part,
     write_part,
 )
-from data.readers import Other, check_sources, plan_ranges, read
-from data.slices import read_tables, write_tables
-from jobs.config import from_plain
-from jobs.job import RECORD, WORK, Artifact, Context, Needs, Stage, open_for_change
-from jobs.work import Processes, Work
+from data.corpus.slices import read_tables, write_tables
+from data.document import Document, Quarantined, ReadRange, Source
+from data.sources.compression import is_compressed
+from data.sources.readers import Other, check_sources, plan_ranges, read
+from jobs.frame.config import from_plain
+from jobs.frame.job import RECORD, WORK, Artifact, Context, Needs, Stage, open_for_change
+from jobs.frame.work import Processes, Work
 
 PARTS = "parts.json"
 FAIRNESS = "fairness.json"
@@ -84,7 +84,7 @@ _STAGED = f"{STAGED}/staged.json"  # written last, before anything changes that 
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
 _EXPANSION = 4  # bytes of text in a byte of a compressed file, about; only the number of parts rests on it
-_READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.forecast`
+_READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.frame.forecast`
 _STEP_S_PER_MB = 0.108  # the mean over the demo's steps
 _COMPRESSED = 0.6  # of text in Parquet
 _MAX_PART_MIB = 1024  # a task holds a part several times over

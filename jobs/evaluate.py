@@ -36,13 +36,20 @@ from cluster.placement import Execution, Placement
 from cluster.progress import working
 from cluster.room import wait_for_room
 from cluster.storage import Storage, expand
-from data.chat import PromptRecord, load_tokenizer, read_preferences, read_prompts, read_records, render_preference
-from data.shards import check_tokenizer, read_manifest
-from data.tokenizer import fingerprint
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
-from jobs.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
-from jobs.user_code import read_program
-from jobs.work import Processes, Work
+from data.chats.chat import (
+    PromptRecord,
+    load_tokenizer,
+    read_preferences,
+    read_prompts,
+    read_records,
+    render_preference,
+)
+from data.tokens.shards import check_tokenizer, read_manifest
+from data.tokens.tokenizer import fingerprint
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.frame.user_code import read_program
+from jobs.frame.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import (
     Interval,

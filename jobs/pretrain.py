@@ -13,12 +13,12 @@ import torch
 from cluster.storage import Storage
 from cluster.tracking import read_metrics
 from cluster.workers import WorkerSpot
-from data.order import check_weights
-from data.shards import Rows, ShardReader
-from data.tokenizer import base_special_tokens, fingerprint, load_encoder
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact
-from jobs.sizes import forward_flop, pretrained_sizes
-from jobs.training import (
+from data.tokens.order import check_weights
+from data.tokens.shards import Rows, ShardReader
+from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.sizes import forward_flop, pretrained_sizes
+from jobs.frame.training import (
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -30,7 +30,7 @@ from jobs.training import (
     run_training,
     training_groups,
 )
-from jobs.work import Work
+from jobs.frame.work import Work
 from model.batch import Batch
 from model.generate import sample
 from model.huggingface import load_folder, read_config

@@ -10,13 +10,12 @@ import numpy as np
 
 from cluster.storage import Storage, expand
 from cluster.workers import WorkerSpot
-from data.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
-from data.order import epoch_order
-from data.tokenizer import chat_special_tokens
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
-from jobs.pretrain import summarize
-from jobs.sizes import chat_tokens, sizes_of
-from jobs.training import (
+from data.chats.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
+from data.tokens.order import epoch_order
+from data.tokens.tokenizer import chat_special_tokens
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.sizes import chat_tokens, sizes_of
+from jobs.frame.training import (
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -28,7 +27,8 @@ from jobs.training import (
     run_training,
     training_groups,
 )
-from jobs.work import Work
+from jobs.frame.work import Work
+from jobs.pretrain import summarize
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry

@@ -18,12 +18,12 @@ from cluster.progress import Progress, working
 from cluster.signals import Stopped, deferred, received
 from cluster.storage import Storage, expand
 from cluster.tracking import read_metrics
-from data.chat import load_tokenizer, read_prompts
-from data.tokenizer import fingerprint
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
-from jobs.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
-from jobs.user_code import read_program
-from jobs.work import Processes, Work
+from data.chats.chat import load_tokenizer, read_prompts
+from data.tokens.tokenizer import fingerprint
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
+from jobs.frame.user_code import read_program
+from jobs.frame.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import distinct_n
 from model.precision import settled

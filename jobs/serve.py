@@ -31,9 +31,9 @@ from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact
-from jobs.sizes import weights_gib
-from jobs.work import Processes, Work
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.sizes import weights_gib
+from jobs.frame.work import Processes, Work
 from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"

@@ -8,13 +8,12 @@ import numpy as np
 
 from cluster.storage import Storage, expand
 from cluster.workers import WorkerSpot
-from data.chat import PackedRows, RenderedChat, fit_chats, load_tokenizer, pack, read_chats, render
-from data.order import epoch_order
-from data.tokenizer import chat_special_tokens
-from jobs.job import Artifact, Context, Needs, Stage, input_artifact, source_files
-from jobs.pretrain import continue_prompts, summarize, to_batch
-from jobs.sizes import sizes_of
-from jobs.training import (
+from data.chats.chat import PackedRows, RenderedChat, fit_chats, load_tokenizer, pack, read_chats, render
+from data.tokens.order import epoch_order
+from data.tokens.tokenizer import chat_special_tokens
+from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.sizes import sizes_of
+from jobs.frame.training import (
     OptimizerConfig,
     TrainingExecution,
     TrainingRun,
@@ -26,7 +25,8 @@ from jobs.training import (
     run_training,
     training_groups,
 )
-from jobs.work import Work
+from jobs.frame.work import Work
+from jobs.pretrain import continue_prompts, summarize, to_batch
 from model.batch import Batch
 from model.huggingface import load_folder
 from model.objectives import causal_lm

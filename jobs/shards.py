@@ -2,7 +2,8 @@
 
 Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's own order, so
 the bytes do not depend on the workers. A shard tells the digest of its part: when documents are forgotten, the shards
-of the parts that changed are made again and no others (`rebuild_stale`). The format is a contract: `data/shards.py`.
+of the parts that changed are made again and no others (`rebuild_stale`). The format is a contract:
+`data/tokens/shards.py`.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ import pyarrow.parquet as pq
 from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.storage import Storage
+from cluster.tasks import run_tasks
 from data.document import unit_hash
-from data.encode import fast_encoder
-from data.parallel import run_tasks
-from data.shards import (
+from data.tokens.encode import fast_encoder
+from data.tokens.shards import (
     MANIFEST,
     Generation,
     ShardFile,
@@ -42,14 +43,24 @@ from data.shards import (
     shard_info,
     write_manifest,
 )
-from data.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
-from jobs.job import FOREIGN_TOKENIZER, WORK, Artifact, Context, Job, Needs, Stage, input_artifact, open_for_change
-from jobs.work import Processes, Work
+from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
+from jobs.frame.job import (
+    FOREIGN_TOKENIZER,
+    WORK,
+    Artifact,
+    Context,
+    Job,
+    Needs,
+    Stage,
+    input_artifact,
+    open_for_change,
+)
+from jobs.frame.work import Processes, Work
 
 SPLITS = ("train", "validation")
 
 _BATCH_DOCUMENTS = 256
-_ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.forecast`
+_ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.frame.forecast`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +187,7 @@ def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, Shar
 
 def work(config: ShardsConfig, needs: Needs) -> Work:
     """What the forecast is made of: encoding the text, two or four bytes a token."""
-    from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.frame.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = text_bytes_of(needs["corpus"]) / 1e6
     workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))

@@ -25,10 +25,10 @@ from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
+from cluster.tasks import run_tasks
+from data.corpus.slices import read_tables, write_tables
 from data.document import unit_hash
-from data.parallel import run_tasks
-from data.slices import read_tables, write_tables
-from data.tokenizer import (
+from data.tokens.tokenizer import (
     UNKNOWN,
     TokenizerRecipe,
     count_words,
@@ -37,13 +37,13 @@ from data.tokenizer import (
     load_encoder,
     save_tokenizer,
 )
-from jobs.job import WORK, Artifact, Context, Needs, Stage, input_artifact
-from jobs.work import Processes, Work
+from jobs.frame.job import WORK, Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.work import Processes, Work
 
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
 _BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
-_COUNT_S_PER_MB = 1.1  # of Python, on the reference processor of `jobs.forecast`
+_COUNT_S_PER_MB = 1.1  # of Python, on the reference processor of `jobs.frame.forecast`
 _LEARN_S_PER_TOKEN = 0.003
 _DEFAULTS = TokenizerRecipe()
 
@@ -138,7 +138,7 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
 
 def work(config: VocabularyConfig, needs: Needs) -> Work:
     """What the forecast is made of: counting words, and learning from their counts."""
-    from jobs.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.frame.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
 
     num_mb = min(text_bytes_of(needs["corpus"]), config.sample_mib << 20) / 1e6
     workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))

@@ -35,7 +35,7 @@ def precision_field(group: str) -> Any:
 
 def settled(precision: Precision) -> ComputePrecision:
     """The precision in a config of which every `auto` has been settled, as that of a running stage has."""
-    assert precision != "auto", "`auto` is settled before a stage runs (jobs.precision)"
+    assert precision != "auto", "`auto` is settled before a stage runs (jobs.frame.precision)"
     return precision
 
 

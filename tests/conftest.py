@@ -22,7 +22,7 @@ import jsonschema
 import pytest
 import yaml
 
-import data.parallel
+import cluster.tasks
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.pop("WANDB_API_KEY", None)
@@ -64,7 +64,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         for index, task in tasks:
             yield index, json.loads(json.dumps(function(json.loads(json.dumps(task)))))
 
-    monkeypatch.setattr(data.parallel, "_on_ray", one_by_one)
+    monkeypatch.setattr(cluster.tasks, "_on_ray", one_by_one)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data.clean import chosen, clean
+from data.cleaning.recipe import chosen, clean
 from data.document import Document
-from jobs.config import build, load_yaml
 from jobs.corpus import CorpusConfig, check, check_fairness
+from jobs.frame.config import build, load_yaml
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "recipes").glob("*.yaml"))
 

@@ -27,10 +27,10 @@ from actors.rollout import PromptTask, Rollout
 from actors.weights import NumericsError, Publication
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chat import PreferenceTokens
-from data.encode import fast_encoder
-from data.shards import Generation, ShardManifest, ShardReader, TextDocument, write_manifest, write_shard
-from data.tokenizer import MIN_SIZE, fingerprint, load_encoder, load_tokenizer, separator_id
+from data.chats.chat import PreferenceTokens
+from data.tokens.encode import fast_encoder
+from data.tokens.shards import Generation, ShardManifest, ShardReader, TextDocument, write_manifest, write_shard
+from data.tokens.tokenizer import MIN_SIZE, fingerprint, load_encoder, load_tokenizer, separator_id
 from model.batch import from_sequences
 from model.heads import ScalarHead
 from model.huggingface import load_folder

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from data.document import Document, Other, Quarantined, Source
-from data.readers import plan_ranges, read
+from data.sources.readers import plan_ranges, read
 
 
 class Found(NamedTuple):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.document import MAX_NESTING, Document, Source, content_id, pick, to_document, unit_hash
-from data.records import Bad
+from data.document import MAX_NESTING, Bad, Document, Source, content_id, pick, to_document, unit_hash
 
 
 def write_jsonl(path: Path, records: list[object]) -> None:

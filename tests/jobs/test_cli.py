@@ -17,9 +17,9 @@ import pytest
 from cluster.ledger import SUBMISSION, read_ledger, sent
 from cluster.storage import Storage
 from jobs import cli
-from jobs import pipeline as pipeline_module
 from jobs.cli import main, parse
-from jobs.job import Context, Stage, input_artifact, source_files
+from jobs.frame import pipeline as pipeline_module
+from jobs.frame.job import Context, Stage, input_artifact, source_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import data.parts
+import data.corpus.parts
 import jobs.corpus
 from cluster.session import connect
 from cluster.storage import Storage
+from cluster.tasks import run_tasks
 from cluster.tracking import Tracker
 from data.document import ReadRange
-from data.parallel import run_tasks
-from data.readers import plan_ranges
-from jobs.config import build
+from data.sources.readers import plan_ranges
 from jobs.corpus import STAGE, WORK, CorpusConfig, _pack, num_parts, text_bytes
-from jobs.job import Context
+from jobs.frame.config import build
+from jobs.frame.job import Context
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_small_pieces_chunks_and_partitions_give_the_same_parts(
 ) -> None:
     values = write_sources(tmp_path)
     run(build(CorpusConfig, values), tmp_path / "a")
-    monkeypatch.setattr(data.parts, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(data.corpus.parts, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 200))
     monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 1024))
@@ -348,7 +348,7 @@ def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, mon
     quarantine = Storage(str(tmp_path / "out")).read_jsonl("quarantine/s.jsonl")
     places = [(record["file"], record["offset"]) for record in quarantine]
     assert places == sorted(places) and [file for file, _ in places] == ["a.jsonl"] * 2 + ["b.jsonl"] * 2
-    monkeypatch.setattr(data.parts, "_CHUNK_BYTES", 3000)
+    monkeypatch.setattr(data.corpus.parts, "_CHUNK_BYTES", 3000)
     monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 5)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 5000))
     monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 5000))

@@ -15,9 +15,9 @@ import pytest
 
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from jobs.config import build
 from jobs.corpus import STAGE, CorpusConfig
-from jobs.job import Context
+from jobs.frame.config import build
+from jobs.frame.job import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_ray")]
 

@@ -20,14 +20,14 @@ from actors.evaluation import PairScores, SentencePair, TextScores
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.encode import fast_encoder
-from data.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
-from data.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, save_tokenizer, train_tokenizer
+from data.tokens.encode import fast_encoder
+from data.tokens.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
+from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, save_tokenizer, train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig, engine_gap, quality
-from jobs.config import build
 from jobs.evaluate import STAGE, EvaluateConfig, bias_measures, read_pairs, text_measures
-from jobs.job import Artifact, Context
+from jobs.frame.config import build
+from jobs.frame.job import Artifact, Context
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
 from model.metrics import bootstrap_interval

@@ -17,11 +17,11 @@ from cluster.placement import Placement
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker, read_metrics
-from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
-from jobs.config import build
-from jobs.job import Artifact, Context, open_artifact
+from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from jobs.frame.config import build
+from jobs.frame.job import Artifact, Context, open_artifact
+from jobs.frame.user_code import read_program
 from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, run
-from jobs.user_code import read_program
 from model.huggingface import SpecialTokens, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise
 

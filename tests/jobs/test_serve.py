@@ -18,10 +18,10 @@ import torch
 
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
 from jobs import serve as serving
-from jobs.config import build
-from jobs.job import Artifact, Context
+from jobs.frame.config import build
+from jobs.frame.job import Artifact, Context
 from jobs.serve import API_KEY_VARIABLE, MODEL_NAME, STAGE, ServeConfig, is_loopback
 from model.huggingface import SpecialTokens, save_folder
 from model.quantize import compress_folder

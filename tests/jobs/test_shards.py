@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import data.shards
+import data.tokens.shards
 import jobs.shards
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
-from data.shards import ShardReader, document_key, find_document, read_manifest
-from data.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer, train_tokenizer
-from jobs.config import build
-from jobs.job import Artifact, Context
+from data.tokens.shards import ShardReader, document_key, find_document, read_manifest
+from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from jobs.frame.config import build
+from jobs.frame.job import Artifact, Context
 from jobs.pretrain import STAGE as PRETRAIN
 from jobs.pretrain import PretrainConfig
 from jobs.shards import STAGE, WORK, ShardsConfig, rebuild_stale
@@ -115,7 +115,7 @@ def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
         # The text that differs is one of the sample's; the route of one part is not the next one's.
         with monkeypatch.context() as patch:
             if "text number 0" in sample:
-                patch.setattr("data.encode._agree", lambda fast, plain, texts: "text number 0" not in texts)
+                patch.setattr("data.tokens.encode._agree", lambda fast, plain, texts: "text number 0" not in texts)
             return really(folder, sample)
 
     monkeypatch.setattr(jobs.shards, "fast_encoder", slow_for_one_part)
@@ -247,7 +247,7 @@ def test_the_old_shards_are_copied_once(
         really_copy(self, name, target, as_name)
 
     monkeypatch.setattr(Storage, "copy", watched)
-    monkeypatch.setattr(data.shards, "shard_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(data.tokens.shards, "shard_cache", lambda: tmp_path / "cache")
     config = build(ShardsConfig, {"validation_fraction": 0.2, "grow": "x"}, [])
     tracker = Tracker(storage=Storage(str(tmp_path / "log")), run_id="test", name="shards", group="test")
     context = Context(output=new, inputs=given, tracker=tracker)

@@ -14,9 +14,9 @@ from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
-from data.tokenizer import UNKNOWN, fingerprint, load_encoder, save_tokenizer, train_tokenizer
-from jobs.config import build, changed_fields
-from jobs.job import WORK, Artifact, Context
+from data.tokens.tokenizer import UNKNOWN, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from jobs.frame.config import build, changed_fields
+from jobs.frame.job import WORK, Artifact, Context
 from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of
 
 pytestmark = pytest.mark.usefixtures("without_ray")

@@ -1,0 +1,44 @@
+"""What a cleaning step is: a pure function of a batch of texts and of its parameters.
+
+Each step's module holds the frozen dataclass of its parameters (with a `check`) and the function of the same name;
+`data/cleaning/recipe.py` lists them under the names that a configuration uses.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a step made of a batch of texts."""
+
+    texts: list[str]
+    reasons: list[str | None]
+    """Why a text is dropped (`step/rule`); None keeps it."""
+    counts: Mapping[str, int] = {}
+    """How often something was changed (`step/change`)."""
+    metadata: list[dict[str, Any]] | None = None
+    """What the step found out about each text, added to its document's metadata; None where it finds out nothing."""
+
+
+def judged(texts: list[str], judge: Callable[[str], str | None]) -> Outcome:
+    """The outcome of a step that changes no text: `judge` says why one is dropped, or None."""
+    return Outcome(texts, [judge(text) for text in texts])
+
+
+def check_share(where: str, share: float) -> None:
+    """Raise ValueError for a share outside [0, 1]."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{where}: {share} must be between 0 and 1")
+
+
+def check_shares(where: str, **shares: float | None) -> None:
+    """Raise ValueError for a share outside [0, 1] by its name below `where`; None sets no bound."""
+    for name, share in shares.items():
+        if share is not None:
+            check_share(f"{where}.{name}", share)
+
+
+def check_least(where: str, number: float, least: float) -> None:
+    """Raise ValueError for a number below `least`."""
+    if number < least:
+        raise ValueError(f"{where}: {number} must be at least {least}")

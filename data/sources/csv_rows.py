@@ -1,0 +1,94 @@
+"""CSV as RFC 4180 has it: a header of column names, quoted fields that may span lines, quotes doubled within."""
+
+import csv
+import sys
+from collections.abc import Iterator
+
+from data.document import Bad, ReadRange, Source, columns, is_too_long, too_long
+from data.sources.compression import utf8_blocks
+from data.sources.records import Records, decoded, lines
+
+_OTHER_DELIMITERS = (";", "\t", "|")
+_MARK = b"\xef\xbb\xbf"
+
+
+def csv_records(source: Source, piece: ReadRange) -> Records:
+    """One record a row, at the offset of its first line. Blank lines are none; a row as wide as the header is one."""
+    csv.field_size_limit(sys.maxsize)  # of this process; rows are bounded by `_Lines`
+    feed = _Lines(lines(utf8_blocks(piece.url)))
+    header: list[str] = []
+    for offset, row in _rows(feed, source.delimiter):
+        if header and not isinstance(row, Bad):
+            wrong = len(row) != len(header)
+            yield offset, _width(row, header) if wrong else dict(zip(header, row, strict=True))
+        elif isinstance(row, Bad):
+            yield offset, row if header else Bad(f"header that cannot be read, so the file was not: {row}")
+            if not header:
+                return
+        else:
+            header = row
+            doubled = next((name for name in columns(source) if header.count(name) > 1), None)
+            if doubled is not None:
+                yield offset, Bad(f"header with two columns {doubled!r}, so the file was not read")
+                return
+
+
+def _width(row: list[str], header: list[str]) -> Bad:
+    seen = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
+    advice = f"; the header looks separated by {seen!r}: give the source delimiter: {seen!r}" if seen else ""
+    return Bad(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
+
+
+class _Lines:
+    """The lines for the csv module, which takes as many as a row needs; remembers those of the row under way."""
+
+    def __init__(self, found: Iterator[tuple[int, bytes | Bad]]):
+        self._found = found
+        self.begin()
+
+    def begin(self) -> None:
+        """A new row begins with the next line."""
+        self.offset: int | None = None
+        self.raw: list[bytes] = []
+        self.size = 0
+        self.is_utf8 = True
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        offset, line = next(self._found)
+        if self.offset is None:
+            self.offset = offset
+        if isinstance(line, Bad):
+            raise line
+        if offset == 0:
+            line = line.removeprefix(_MARK)
+        self.size += len(line)
+        if is_too_long(self.size):
+            raise too_long()
+        self.raw.append(line)
+        try:
+            return line.decode()
+        except UnicodeDecodeError:
+            self.is_utf8 = False
+            return line.decode(errors="surrogateescape")  # its commas and quotes are still to be told
+
+
+def _rows(feed: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    while True:
+        feed.begin()
+        try:
+            row: list[str] | Bad = next(reader)
+            if not feed.is_utf8:
+                decoded(b"".join(feed.raw))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = Bad(f"malformed CSV: {error}")
+        except Bad as bad:
+            row = bad
+        if row:
+            assert feed.offset is not None
+            yield feed.offset, row

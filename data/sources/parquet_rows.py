@@ -1,0 +1,89 @@
+"""Parquet: the rows of row groups, in the few columns that a source names."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.document import Bad, ReadRange, Source, columns
+from data.sources.compression import gives_ranges, is_compressed, is_damage, opened
+from data.sources.records import Records
+
+_BATCH_ROWS = 1024
+_BATCH_BYTES = 8 << 20
+_READ_BYTES = 1 << 20  # of a column at once, so that a row group may be larger than memory
+
+
+def parquet_records(source: Source, piece: ReadRange) -> Records:
+    wanted = {column.partition(".")[0].rstrip("[]") for column in columns(source)} | set(columns(source))
+    with _seekable(piece.url) as stored:
+        try:
+            file = pq.ParquetFile(stored, buffer_size=_READ_BYTES)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            yield 0, _unreadable(error, "file")
+            return
+        present = [name for name in file.schema_arrow.names if name in wanted]
+        stop = file.num_row_groups if piece.stop < 0 else min(piece.stop, file.num_row_groups)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(stop)]
+        for group in range(piece.start, stop):
+            index = sum(sizes[:group])
+            rows = _batch_rows(file.metadata.row_group(group))
+            try:
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=present):
+                    for record in _rows(batch):
+                        yield index, record
+                        index += 1
+            except (pa.ArrowException, OSError) as error:
+                yield index, _unreadable(error, f"from this row to the end of row group {group}")
+
+
+def parquet_metadata(url: str) -> pq.FileMetaData | None:
+    """None for a damaged file, which its reader will tell of."""
+    try:
+        with _seekable(url) as file:
+            return pq.ParquetFile(file).metadata
+    except Exception as error:
+        if not is_damage(error):
+            _unreadable(error, "file")
+        return None
+
+
+@contextmanager
+def _seekable(url: str) -> Iterator[IO[bytes]]:
+    if not gives_ranges(url):
+        raise OSError(errno.ESPIPE, "this server sends files only whole, but Parquet is read in pieces; copy it", url)
+    with fsspec.open(url, "rb", compression="infer") if is_compressed(url) else opened(url, _READ_BYTES) as file:
+        yield cast(IO[bytes], file)
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """So many rows that a batch has about 8 MiB."""
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Bad]:
+    """The rows as dicts. A value that Python cannot hold (no UTF-8, the year 10,000) costs only its own row."""
+    try:
+        return cast(list[dict[str, Any] | Bad], batch.to_pylist())
+    except (ValueError, OverflowError):
+        return [_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | Bad:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return Bad(f"unreadable value: {error}")
+
+
+def _unreadable(error: Exception, what: str) -> Bad:
+    """What is damaged in a Parquet file goes to quarantine; a file system that failed is no matter of the file."""
+    if not isinstance(error, pa.ArrowException | OSError | ValueError):
+        raise error
+    if not is_damage(error) and isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        raise error
+    return Bad(f"unreadable Parquet, {what}: {error}")

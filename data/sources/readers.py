@@ -1,0 +1,212 @@
+"""Readers: the first step of the road, from the files of every source to documents.
+
+A reader goes through one file (or a range of it) on any fsspec URL, also `zip://member::file://archive.whl`, and
+yields a `Document`, a `Quarantined` or an `Other` for every record it meets. A bad record never stops the work and is
+never lost; a file system that fails does stop it, for that is no matter of the file.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from cluster.storage import expand_sized
+from data.document import Bad, Document, Other, Quarantined, ReadRange, Source, columns, pick, to_document
+from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
+from data.sources.csv_rows import csv_records
+from data.sources.json_records import json_records, jsonl_records
+from data.sources.parquet_rows import parquet_metadata, parquet_records
+from data.sources.plain_text import html_records, text_records
+from data.sources.records import NotText, Records
+from data.sources.warc import warc_records
+
+PROBED_RECORDS = 100  # how many readable records `check_source` looks through for a column
+_PROBED_FILES = 3
+
+READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
+    "text": text_records,
+    "jsonl": jsonl_records,
+    "json": json_records,
+    "csv": csv_records,
+    "parquet": parquet_records,
+    "html": html_records,
+    "warc": warc_records,
+}
+"""By the name of a source's format."""
+
+_WITHOUT_COLUMNS = ("text", "html")
+
+
+def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
+    """Every file of every source, big ones cut into ranges of about `range_bytes` where the format allows it."""
+    ranges: list[ReadRange] = []
+    for index, source in enumerate(sources):
+        for url, size in expand_sized([source.path]):
+            ranges += _cut(index, source, url, size or 0, range_bytes)
+    return ranges
+
+
+def _cut(index: int, source: Source, url: str, size: int, range_bytes: int) -> list[ReadRange]:
+    if size > range_bytes and source.format == "jsonl" and _can_begin_anywhere(url):
+        return [
+            ReadRange(index, url, start, start + range_bytes, min(range_bytes, size - start))
+            for start in range(0, size, range_bytes)
+        ]
+    if size > range_bytes and source.format == "parquet" and (metadata := parquet_metadata(url)):
+        groups = metadata.num_row_groups
+        step = max(1, groups * range_bytes // size)
+        return [ReadRange(index, url, start, start + step, step * size // groups) for start in range(0, groups, step)]
+    return [ReadRange(index, url, 0, -1, size)]
+
+
+def _can_begin_anywhere(url: str) -> bool:
+    """Whether a reader may begin within the file: an offset into a compressed one says nothing of the text in it."""
+    if "::" in url or is_compressed(url) or not gives_ranges(url):
+        return False
+    with opened(url) as file:
+        return utf16_of(file.read(4)) is None
+
+
+def read(source: Source, piece: ReadRange) -> Iterator[Document | Quarantined | Other]:
+    """A `Document`, `Quarantined` or `Other` for every record of the piece, in the file's order."""
+    offset = piece.start
+    try:
+        for offset, record in READERS[source.format](source, piece):
+            yield _read_one(source, piece.url, offset, record)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        # What follows in a damaged archive cannot be reached.
+        yield Quarantined(source.name, piece.url, offset, f"damaged file, unreadable from here on: {error}")
+
+
+def read_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
+    """The documents that stand at these offsets of one file (as `Document.offset` has them), in its order."""
+    places = [ReadRange(0, url, 0, -1, 0)]
+    if source.format == "jsonl" and _can_begin_anywhere(url):
+        places = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
+    for place in places:
+        for record in read(source, place):
+            if isinstance(record, Document) and record.offset in offsets:
+                yield record
+
+
+def _read_one(
+    source: Source, file: str, offset: int, record: dict[str, Any] | Bad | NotText
+) -> Document | Quarantined | Other:
+    if isinstance(record, NotText):
+        return Other(source.name, file, offset, str(record))
+    try:
+        if isinstance(record, Bad):
+            raise record
+        return to_document(source, record, file, offset)
+    except Bad as bad:
+        return Quarantined(source.name, file, offset, str(bad))
+
+
+def check_sources(sources: list[Source]) -> None:
+    """Raise ValueError for whatever is wrong with the sources that a look at the first records can tell."""
+    if not sources:
+        raise ValueError("sources: the list is empty; name at least one source")
+    names = [source.name for source in sources]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(f"sources: name {name!r} may hold only letters, digits, '_', '.' and '-'")
+        if names.count(name) > 1:
+            raise ValueError(f"sources: the name {name!r} stands twice; give every source its own name")
+    for source in sources:
+        check_source(source)
+
+
+def check_source(source: Source) -> None:
+    """Raise ValueError when the source's fields contradict each other, match no file or name a column nobody has."""
+    where = f"sources.{source.name}"
+    _check_fields(where, source)
+    urls = [url for url, _ in expand_sized([source.path])]
+    if source.format in _WITHOUT_COLUMNS:
+        return
+    if source.format == "parquet":
+        _check_schema(where, source, urls[:_PROBED_FILES])
+    seen, problem = _first_records(source, urls[:_PROBED_FILES])
+    if not seen:
+        raise ValueError(
+            f"{where}: no readable {source.format} record at the start of {urls[0]}; is the format right?{problem}"
+        )
+    for column in columns(source):
+        may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
+        if not may_be_missing and all(pick(record, column) is None for record in seen):
+            _raise_missing_column(where, column, seen, os.path.basename(urls[0]))
+
+
+def _check_fields(where: str, source: Source) -> None:
+    """Raise ValueError for a field that has no meaning for the format, or a value that has none for the field."""
+    if not 0 < source.fraction <= 1:
+        raise ValueError(f"{where}.fraction: {source.fraction} must be above 0 and at most 1")
+    if source.format in _WITHOUT_COLUMNS:
+        ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
+        for name in [name for name, given in ignored.items() if given]:
+            kind = "an HTML" if source.format == "html" else "a text"
+            raise ValueError(f"{where}.{name}: {kind} file has no columns; remove it or give another format")
+    if source.format == "warc" and source.text != "text":
+        raise ValueError(f"{where}.text: {source.text!r}: what is read of a WARC file is its pages; remove it")
+    if source.split is not None:
+        if source.format != "text":
+            raise ValueError(f"{where}.split: only for format text, not {source.format}; remove it")
+        _check_split(where, source.split)
+    if source.format != "csv" and source.delimiter != ",":
+        raise ValueError(f"{where}.delimiter: only for format csv, not {source.format}; remove it")
+    if len(source.delimiter) != 1 or source.delimiter in '"\r\n':
+        raise ValueError(f"{where}.delimiter: {source.delimiter!r} must be one character, no quote and no line end")
+
+
+def _check_split(where: str, split: str) -> None:
+    try:
+        empty = re.compile(split.encode()).fullmatch(b"")
+    except re.error as error:
+        raise ValueError(f"{where}.split: {split!r} is no regular expression ({error})") from error
+    if empty:
+        raise ValueError(f"{where}.split: {split!r} matches the empty string; it would cut everywhere")
+
+
+def _check_schema(where: str, source: Source, urls: list[str]) -> None:
+    """Raise ValueError when the first Parquet file that can be read lacks a column."""
+    for url in urls:
+        if metadata := parquet_metadata(url):
+            names = metadata.schema.to_arrow_schema().names
+            for column in columns(source):
+                if column not in names and column.partition(".")[0].rstrip("[]") not in names:
+                    _raise_missing_column(where, column, [dict.fromkeys(names)], url)
+            return
+
+
+def _first_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """The first readable records, all columns of them, and the first reason why one was not ("" for none)."""
+    problems: list[str] = []
+    readable = chain.from_iterable(_readable_records(source, url, problems) for url in urls)
+    records = list(islice(readable, PROBED_RECORDS))
+    return records, f" ({problems[0]})" if problems else ""
+
+
+def _readable_records(source: Source, url: str, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """What can be read of a file, up to where it is damaged: a run sets the rest aside, so it is no mistake here."""
+    try:
+        for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
+            if isinstance(record, dict):
+                yield record
+            elif isinstance(record, Bad):
+                problems.append(str(record))
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        problems.append(f"damaged file: {error}")
+
+
+def _raise_missing_column(where: str, column: str, records: list[dict[str, Any]], file: str) -> None:
+    present = list(dict.fromkeys(name for record in records for name in record))
+    near = difflib.get_close_matches(column, present, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{where}: column {column!r} is in none of the first records of {file}{hint} (present: {', '.join(present)})"
+    )

@@ -1,0 +1,63 @@
+"""`raymill trace STORE ID`: where a document came from, what became of it, and where its tokens are."""
+
+from collections.abc import Iterator
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.storage import Storage
+from data.corpus.forget import Held, held
+from data.corpus.parts import part_name
+from data.tokens.shards import find_document, read_manifest
+from jobs.corpus import FILES
+from jobs.corpus import STAGE as CORPUS
+from jobs.frame.job import RECORD, Artifact, read_forgotten
+from jobs.shards import SPLITS
+
+
+def trace(store: Storage, id: str) -> Iterator[str]:
+    """Lines that tell of a document in every corpus of a store, and in every shard.
+
+    Raises ValueError when no corpus of the store has read it.
+    """
+    artifacts = [Artifact(store / name.partition("/")[0], store.read_json(name)) for name in store.glob(f"*/{RECORD}")]
+    found = False
+    for artifact in artifacts:
+        if artifact.stage == "corpus" and artifact.record["stage_version"] != CORPUS.version:
+            yield f"{artifact.id} was made by an older version, which kept no origins"
+        elif artifact.stage == "corpus":
+            for row in held(artifact.storage, artifact.summary["parts"], [id]):
+                found = True
+                yield from _in_corpus(artifact, row)
+    for artifact in artifacts:
+        if artifact.stage == "shards":
+            yield from _in_shards(artifact, id)
+    if id in read_forgotten(store):
+        yield f"{id} is forgotten: no artifact in {store.url} may hold it"
+    elif not found:
+        raise ValueError(f"trace: no corpus in {store.url} has read a document {id!r}; an id is SOURCE/…")
+
+
+def _in_corpus(corpus: Artifact, row: Held) -> Iterator[str]:
+    name = corpus.storage.read_json(FILES)[row.source][row.file]
+    yield corpus.id
+    yield f"  read from     {row.source}: {name}, at {row.offset:,}"
+    for kind, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):
+        with corpus.storage.open(part_name(kind, row.part)) as file:
+            table = pq.read_table(file, columns=columns, filters=pc.field("id") == row.id)
+        for entry in table.to_pylist():
+            if kind == "documents":
+                yield f"  kept in       {part_name(kind, row.part)}, {len(entry['text'].encode()):,} bytes"
+            else:
+                sake = f", for {entry['kept_id']}" if entry["kept_id"] else ""
+                yield f"  dropped by    {entry['reason']}{sake}"
+
+
+def _in_shards(shards: Artifact, id: str) -> Iterator[str]:
+    for split in SPLITS:
+        folder = shards.storage / split
+        place = find_document(folder, read_manifest(folder), id)
+        if place is not None:
+            name, first, number = place
+            yield shards.id
+            yield f"  tokens in     {split}/{name}, {number:,} from {first:,}"

@@ -1,0 +1,412 @@
+"""What the training stages share around their loops: settings, one rank's housekeeping, the exported folder.
+
+The loop itself stands in each stage (`for report in fit(state, batches, objective)`); nothing here owns it.
+"""
+
+import logging
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from cluster.placement import Execution, Placement
+from cluster.progress import FollowMetrics
+from cluster.signals import Stopped
+from cluster.storage import Storage
+from cluster.tracking import Tracker, last_metrics
+from cluster.watched import beat, stop_requested
+from cluster.workers import StoppedInOrder, WorkerSpot, run_workers
+from data.tokens.tokenizer import TokenIds
+from jobs.frame.job import Context, Needs
+from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
+from jobs.frame.work import Processes, Work
+from model.batch import B, TrainBatch, split, to_device
+from model.checkpoint import Checkpoints, latest
+from model.heads import ScalarHead
+from model.huggingface import SpecialTokens, save_folder
+from model.objectives import Objective
+from model.optim import adamw, warmup_cosine
+from model.parallel import full_state_dict, shard, sum_over_ranks
+from model.precision import Precision, autocast_dtype, best_product_s, settled
+from model.train import StepReport, TrainState, autocast
+from model.transformer import Transformer, TransformerConfig, flops_per_token
+
+_MAX_PROBE_FLOP = 2e10
+"""Of a product that a processor is measured by: a second of the slowest core, and no faster when it is larger."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and half a cosine."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    warmup_steps: int = 10
+    final_lr_ratio: float = 0.1
+    """Learning rate of the last step over the peak."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError naming the field, the value and the rule."""
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr: {self.lr} must be above 0")
+        if not 0 <= self.warmup_steps <= steps:
+            raise ValueError(f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})")
+        if self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm: {self.clip_norm} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExecution(Execution):
+    """How a training stage runs; nothing here changes what it computes, beyond rounding."""
+
+    placement: Placement = field(default_factory=Placement)
+    micro_batch_size: int = 8
+    """Rows that a worker computes at once; the rest of its share is accumulated."""
+    log_interval: int = 10
+    """Steps between two lines of the metrics log."""
+    validation_interval: int = 100
+    """Steps between two looks at the held-out data; the last step has one in any case."""
+    checkpoint_interval: int = 100
+    keep_checkpoints: int = 2
+    activation_checkpointing: bool = False
+    compile: bool = False
+    peak_tflops: float = 0.0
+    """Of one worker, for MFU; 0 measures it with the largest matrix product of the model's layers."""
+
+    def check(self, batch_size: int) -> None:
+        """Raises ValueError when the batch does not divide among workers, or a setting is out of range."""
+        self.placement.check("execution.placement")
+        if batch_size % self.placement.workers:
+            raise ValueError(
+                f"batch_size: {batch_size} does not divide among execution.placement.workers="
+                f"{self.placement.workers}; make it a multiple"
+            )
+        for name in (
+            "micro_batch_size",
+            "log_interval",
+            "validation_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"execution.{name}: {getattr(self, name)} must be at least 1")
+
+
+class TrainingConfig(Protocol):
+    """What the configs of pretrain, sft and reward have in common."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def execution(self) -> TrainingExecution: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if config.sequence_length < 2:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
+    """What the cluster must have room for."""
+    return ({"placement": config.execution.placement},)
+
+
+def check_length(config: TrainingConfig, needs: Needs) -> None:
+    """Raises ValueError when rows are longer than the max_length of the model that training starts from."""
+    longest = sizes_of(needs["init"]).max_length
+    if config.sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
+        )
+
+
+def estimate_training(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
+) -> dict[str, float]:
+    """What `plan` prints of a training stage: tokens and FLOP at most, and the memory of its state on each worker."""
+    tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
+    return {
+        "tokens": tokens,
+        "flop": tokens * flops_per_token(sizes, config.sequence_length),
+        "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
+    }
+
+
+def forecast_work(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
+) -> Work:
+    """The work of a training stage whose rows are `filled` to this part of their length, the rest not computed."""
+    execution, length = config.execution, max(2, round(config.sequence_length * filled))
+    placement = execution.placement
+    tokens = config.steps * config.batch_size * length * rows_per_sample
+    micro_batch = min(execution.micro_batch_size, config.batch_size // placement.workers) * rows_per_sample
+    state_gib = state_mib(sizes, workers=placement.workers) / 1024
+    saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
+    return Work(
+        processes=[
+            Processes(
+                kind="trainer",
+                number=placement.workers,
+                own_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
+            )
+        ],
+        flop=tokens * flops_per_token(sizes, length),
+        width=sizes.width,
+        precision=settled(config.precision),
+        threads=placement.workers * placement.threads_per_worker,
+        steps=config.steps,
+        disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
+        on_gpu=placement.gpus_per_worker > 0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingWork:
+    """Of what a worker is given, the part that is the same for pretrain, sft and reward."""
+
+    config: TrainingConfig
+    output: Storage
+    tracker: Tracker
+    area: str
+    """Under which the loss is logged: train, sft, reward."""
+
+
+def run_training(
+    work: Callable[[WorkerSpot, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
+) -> None:
+    """Call `work(spot, payload)` on the workers, say where it goes on, and show its progress."""
+    checkpoints = context.output / "checkpoints"
+    if step := latest(checkpoints.fs, checkpoints.root):
+        log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
+    try:
+        with FollowMetrics(partial(last_metrics, context.output), "training", config.steps):
+            run_workers(work, payload, config.execution.placement, name=name)
+    except KeyboardInterrupt:
+        step = latest(checkpoints.fs, checkpoints.root) or 0
+        raise Stopped(f"{name} goes on from step {step} of {config.steps}") from None
+
+
+class TrainingRun:
+    """One rank's device, process group, checkpoints and metrics around a training loop.
+
+    Make it and call its methods on all ranks together.
+    """
+
+    def __init__(self, spot: WorkerSpot, work: TrainingWork) -> None:
+        self.spot, self.work, self.config = spot, work, work.config
+        on_gpu = self.config.execution.placement.gpus_per_worker > 0
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self.dtype = autocast_dtype(settled(work.config.precision))
+        checkpoints = work.output / "checkpoints"
+        self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
+        self.total_tokens = 0
+        self._since_log: list[StepReport] = []
+        self._fed_hash = 0
+        self._logged_s = time.perf_counter()
+        self._peak_flops = 0.0
+
+    def start(self, model: Transformer | ScalarHead) -> TrainState:
+        """Shard the whole, initialised model, make its optimizer, and go on from the newest checkpoint if any."""
+        work, execution = self.work, self.config.execution
+        model.to(self.device)
+        self._mesh = init_device_mesh(self.device.type, (self.spot.world_size,))
+        shard(
+            model,
+            mesh=self._mesh,
+            activation_checkpointing=execution.activation_checkpointing,
+            compile_layers=execution.compile,
+        )
+        settings = self.config.optimizer
+        optimizer = adamw(
+            model, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay
+        )
+        schedule = warmup_cosine(
+            peak_lr=settings.lr,
+            warmup_steps=settings.warmup_steps,
+            total_steps=self.config.steps,
+            final_ratio=settings.final_lr_ratio,
+        )
+        state = TrainState(model, optimizer, schedule, clip_norm=settings.clip_norm, autocast_dtype=self.dtype)
+        position = self.checkpoints.load(state)
+        if position is not None:
+            self.total_tokens = position["total_tokens"]
+        if self.spot.rank == 0:
+            work.tracker.resume(state.step)
+        # All ranks measure together, for together they compute.
+        peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
+        self._peak_flops = sum_over_ranks(torch.tensor([peak], device=self.device), self._mesh).item()
+        self._sizes = model.config
+        self._logged_s = time.perf_counter()
+        return state
+
+    def samples_of_step(self, step: int) -> range:
+        """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
+        share = self.config.batch_size // self.spot.world_size
+        first = step * self.config.batch_size + self.spot.rank * share
+        return range(first, first + share)
+
+    def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
+        """This rank's batch in micro-batches. `fed` are its token ids, one row a sample, for the data hash."""
+        first = self.samples_of_step(step).start
+        for offset, row in enumerate(fed):
+            self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
+        return list(split(batch, self.config.execution.micro_batch_size))
+
+    def log(self, report: StepReport, flops_per_token: float) -> None:
+        """Write a line of metrics at the logging interval and at the last step.
+
+        `data/hash` fingerprints every token id fed since the last line with its place in the global order: equal
+        runs are equal here at any number of workers.
+        """
+        beat(report.step)
+        self._since_log.append(report)
+        self.total_tokens += report.num_tokens
+        if report.step % self.config.execution.log_interval and report.step < self.config.steps:
+            return
+        fed = sum_over_ranks(torch.tensor([self._fed_hash], device=self.device), self._mesh).item()
+        self._fed_hash = 0
+        reports, self._since_log = self._since_log, []
+        now = time.perf_counter()
+        elapsed_s, self._logged_s = now - self._logged_s, now
+        if self.spot.rank:
+            return
+        area = self.work.area
+        tokens_per_s = sum(r.num_tokens for r in reports) / elapsed_s
+        self.work.tracker.log(
+            report.step,
+            {
+                f"{area}/loss": sum(r.loss * r.weight for r in reports) / sum(r.weight for r in reports),
+                f"{area}/grad_norm": report.grad_norm,
+                f"{area}/lr": report.lr,
+                "data/tokens": self.total_tokens,
+                "data/hash": fed % (1 << 48),
+                "perf/tokens_per_s": tokens_per_s,
+                **self._mfu(tokens_per_s * flops_per_token),
+                **report.metrics,
+            },
+        )
+        self._logged_s = time.perf_counter()  # the peak may have been measured again
+
+    def _mfu(self, flops: float) -> dict[str, float]:
+        """The share of the peak FLOP/s of all workers that `flops` is.
+
+        A run that is faster than the peak shows that the peak was measured on a busy machine: it is measured again, and
+        where the run is faster still, nothing is said.
+        """
+        if flops > self._peak_flops and not self.config.execution.peak_tflops:
+            again = self._measure_peak(self._sizes) * self.spot.world_size
+            self._peak_flops = max(self._peak_flops, again)
+        return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
+
+    def _measure_peak(self, sizes: TransformerConfig) -> float:
+        samples = min(self.config.execution.micro_batch_size, self.config.batch_size // self.spot.world_size)
+        rows = samples * self.config.sequence_length
+        if self.device.type == "cpu":
+            rows = min(rows, max(256, int(_MAX_PROBE_FLOP / (2 * sizes.width * sizes.ffn_width))))
+        return measure_peak_flops(self.device, self.dtype, rows=rows, width=sizes.width, ffn_width=sizes.ffn_width)
+
+    def validates_at(self, step: int) -> bool:
+        """Whether the held-out data is looked at after `step`."""
+        return step % self.config.execution.validation_interval == 0 or step == self.config.steps
+
+    def log_validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write validation metrics of a step; the time they took does not count as training."""
+        if self.spot.rank == 0:
+            self.work.tracker.log(step, metrics)
+        self._logged_s = time.perf_counter()
+
+    def checkpoint_when_due(self, state: TrainState) -> None:
+        """Begin to save at the checkpoint interval; the write itself goes on in the background.
+
+        Raises StoppedInOrder, with all that is done saved, when the driver is told to end.
+        """
+        if state.step < self.config.steps and self._must_stop():
+            if self.spot.rank == 0:
+                self.work.tracker.close()
+            self.checkpoints.save(state, {"total_tokens": self.total_tokens})
+            self.checkpoints.wait()
+            raise StoppedInOrder(f"at step {state.step}")
+        if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
+            if self.spot.rank == 0:
+                self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
+            self.checkpoints.save(state, {"total_tokens": self.total_tokens})
+
+    def _must_stop(self) -> bool:
+        """Whether any rank has heard that the driver is told to end; the same on all ranks."""
+        if self.spot.world_size == 1:
+            return stop_requested()
+        heard = torch.tensor([float(stop_requested())], device=self.device)
+        return sum_over_ranks(heard, self._mesh).item() > 0
+
+    def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
+        """The objective's mean, and its metrics', over held-out batches, over all ranks, without learning.
+
+        Every rank must have the same number of batches; an empty one needs a batch with an empty loss mask.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for batch in batches:
+                with autocast(self.device, self.dtype):
+                    loss = objective(state.model, to_device(batch, self.device))
+                parts = {"loss": loss.sum, "weight": loss.weight, **loss.metrics}
+                sums = {
+                    name: sums.get(name, torch.zeros((), dtype=torch.float64)) + part.double().cpu()
+                    for name, part in parts.items()
+                }
+        totals = sum_over_ranks(torch.stack(list(sums.values())).to(self.device), self._mesh).tolist()
+        named = dict(zip(sums, totals, strict=True))
+        weight = named.pop("weight")
+        return {name: total / weight for name, total in named.items()}
+
+    def finish(self, state: TrainState, config: TransformerConfig, tokens: TokenIds, tokenizer: Path) -> None:
+        """Save the last checkpoint and the Hugging Face folder `model/` into the output."""
+        self.checkpoints.save(state, {"total_tokens": self.total_tokens})
+        self.checkpoints.wait()
+        whole = full_state_dict(state.model)
+        if self.spot.rank == 0:
+            with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
+                folder = Path(scratch)
+                special_tokens = SpecialTokens(**tokens._asdict())
+                save_folder(folder, whole, config, special_tokens=special_tokens, tokenizer_folder=tokenizer)
+                self.work.output.put_folder(folder, "model")
+            self.work.tracker.close()
+        if dist.is_initialized():
+            dist.barrier()
+
+
+def measure_peak_flops(
+    device: torch.device, dtype: torch.dtype | None, *, rows: int, width: int, ffn_width: int
+) -> float:
+    """FLOP/s that this worker reaches at best in the largest product of a layer, [rows, width] x [width, ffn_width]."""
+    left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
+    right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
+    return 2.0 * rows * width * ffn_width / best_product_s(left, right, tries=8)

@@ -1,0 +1,224 @@
+"""Planted pieces of evaluation sets are found, all of them, and nothing else is."""
+
+import csv
+import gzip
+import json
+import random
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+import data.cleaning.decontaminate as decontaminate_module
+from data.cleaning.decontaminate import Decontaminate, check_files, decontaminate, num_items, pinned
+
+VOCABULARY = [f"{first}{second}{third}" for first in "bdfgk" for second in "aeiou" for third in "lmnrst"]  # 150 words
+
+
+def sentence(generator: random.Random, num_words: int) -> str:
+    return " ".join(generator.choice(VOCABULARY) for _ in range(num_words))
+
+
+def write_jsonl(path: Path, items: Sequence[object]) -> str:
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    return str(path)
+
+
+def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[at : at + n]) for at in range(len(words) - n + 1)}
+
+
+def disguised(words: list[str], generator: random.Random) -> str:
+    """The same words in other case, with other punctuation and line breaks."""
+    made = [generator.choice([str.upper, str.capitalize, str])(word) for word in words]
+    return "".join(word + generator.choice([" ", "\n", ", ", " – ", ".\n\n", "\t", "-", "’ “"]) for word in made)
+
+
+def test_every_planted_13_gram_is_found_and_no_other_document_is_dropped(tmp_path: Path) -> None:
+    generator = random.Random(7)
+    items = [sentence(generator, generator.randint(13, 60)) for _ in range(200)]
+    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [{"question": item} for item in items])])
+    planted, near = [], []
+    for item in items:
+        words = item.split()
+        start = generator.randint(0, len(words) - 13)
+        run = words[start : start + 13]
+        around = sentence(generator, 80).split(), sentence(generator, 80).split()
+        planted.append(f"{' '.join(around[0])} {disguised(run, generator)} {' '.join(around[1])}")
+        broken = [*run[:6], "xylophone", *run[7:]]  # twelve of the thirteen words, in their places
+        near.append(f"{' '.join(around[0])} {' '.join(broken)} {' '.join(around[1])}")
+    clean = [sentence(generator, generator.randint(0, 200)) for _ in range(2000)]
+    known = set().union(*(ngrams(item, 13) for item in items))
+    assert not any(ngrams(text, 13) & known for text in [*clean, *near])  # by a count that is not the step's
+
+    outcome = decontaminate([*planted, *clean, *near], rule)
+    assert outcome.reasons == ["decontaminate/set"] * 200 + [None] * 2200
+    assert outcome.texts == [*planted, *clean, *near]
+    assert num_items(rule) == 200
+
+
+def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    for n in (1, 2, 3, 5):
+        items = [" ".join(generator.choice("abcde") for _ in range(generator.randint(n, 9))) for _ in range(6)]
+        files = [write_jsonl(tmp_path / f"{n}.jsonl", items)]
+        texts = [" ".join(generator.choice("abcdefgh") for _ in range(generator.randint(0, 12))) for _ in range(300)]
+        known = set().union(*(ngrams(item, n) for item in items))
+        expected = [f"decontaminate/{n}" if ngrams(text, n) & known else None for text in texts]
+        assert decontaminate(texts, Decontaminate(files=files, ngram=n, min_words=1)).reasons == expected
+        assert None in expected and len(set(expected)) == 2
+
+
+def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: Path) -> None:
+    eight, seven = "one two three four five six seven eight", "red orange yellow green blue indigo violet"
+    long = "a b c d e f g h i j k l m n"
+    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [eight, seven, long])])
+    texts = [
+        f"and {eight.upper()}!",
+        "one two three four five six seven",
+        seven,
+        "x a b c d e f g h i j k l x",  # twelve words of the long one
+        "x a b c d e f g h i j k l m x",  # thirteen
+        "two three four five six seven eight one",
+    ]
+    found = "decontaminate/set"
+    assert decontaminate(texts, rule).reasons == [found, None, None, None, found, None]
+    assert num_items(rule) == 2
+
+
+def test_a_run_does_not_reach_from_one_document_or_item_into_the_next(tmp_path: Path) -> None:
+    items = ["a b c d", "e f g h"]
+    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", items)], ngram=4, min_words=2)
+    assert decontaminate(["c d e f", "a b", "c d"], rule).reasons == [None, None, None]
+    assert decontaminate(["x a b c d", "", "e f g h"], rule).reasons == ["decontaminate/set", None, "decontaminate/set"]
+    assert decontaminate([], rule).reasons == []
+    assert decontaminate(["", "…"], rule).reasons == [None, None]
+
+
+def test_the_reason_names_the_first_set_whatever_comes_first_in_the_document(tmp_path: Path) -> None:
+    first, second = "a b c d e f g h", "s t u v w x y z"
+    files = [
+        write_jsonl(tmp_path / "alpha.dev.jsonl", [first]),
+        write_jsonl(tmp_path / "beta.jsonl", [second, first]),
+    ]
+    texts = [f"{second} {first}", second, first]
+    reasons = decontaminate(texts, Decontaminate(files=files)).reasons
+    assert reasons == ["decontaminate/alpha", "decontaminate/beta", "decontaminate/alpha"]
+    for folder in ("gsm", "boolq"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "test.jsonl", [f"{folder} {first}"])
+    same = Decontaminate(files=[str(tmp_path / "*" / "test.jsonl")], ngram=9)
+    assert decontaminate([f"gsm {first}", f"boolq {first}"], same).reasons == [
+        "decontaminate/gsm-test",
+        "decontaminate/boolq-test",
+    ]
+
+
+def test_columns_choose_what_is_compared_and_without_them_every_string_is(tmp_path: Path) -> None:
+    question, answer, choice = "a b c d e f g h", "i j k l m n o p", "q r s t u v w x"
+    item = {"question": question, "answer": answer, "meta": {"choices": ["no", choice]}, "label": 3}
+    files = [write_jsonl(tmp_path / "set.jsonl", [item, {"answer": None}])]
+    texts = [question, answer, choice]
+    found = "decontaminate/set"
+    assert decontaminate(texts, Decontaminate(files=files)).reasons == [found] * 3
+    assert decontaminate(texts, Decontaminate(files=files, columns=["answer"])).reasons == [None, found, None]
+    assert decontaminate(texts, Decontaminate(files=files, columns=["meta"])).reasons == [None, None, found]
+    with pytest.raises(ValueError, match=r"steps\[2\].decontaminate.files: .*no item has the column 'anwser'"):
+        check_files(Decontaminate(files=files, columns=["anwser"]), "steps[2].decontaminate")
+
+
+def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
+    first, second = "a b c d e f g h", "One, two: three; four.\nFive six seven eight"
+    items = [{"text": first, "label": "0"}, {"text": second, "label": "1"}]
+    write_jsonl(tmp_path / "lines.jsonl", items)
+    (tmp_path / "array.json").write_text(json.dumps(items))
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(items)
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "columns.parquet")
+    (tmp_path / "plain.txt").write_text(f"{first}\n\n{second}\n")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((tmp_path / "lines.jsonl").read_bytes()))
+    with zipfile.ZipFile(tmp_path / "archive.whl", "w") as archive:
+        archive.write(tmp_path / "lines.jsonl", "inside/member.jsonl")
+    names = ["lines.jsonl", "array.json", "table.csv", "columns.parquet", "plain.txt", "packed.jsonl.gz"]
+    urls = [str(tmp_path / name) for name in names] + [f"zip://inside/*.jsonl::file://{tmp_path}/archive.whl"]
+    stems = ["lines", "array", "table", "columns", "plain", "packed", "member"]
+    for url, stem in zip(urls, stems, strict=True):
+        rule = Decontaminate(files=[url], columns=[] if stem == "plain" else ["text"])
+        outcome = decontaminate(["one two three four five six seven eight", f"x {first}", "a b c"], rule)
+        assert outcome.reasons == [f"decontaminate/{stem}"] * 2 + [None]
+        assert num_items(rule) == 2
+
+
+def test_a_packed_set_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
+    frames = [zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in ("a b c d e f g h", "i " * 8)]
+    (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))
+    assert num_items(Decontaminate(files=[str(tmp_path / "frames.jsonl.zst")])) == 2
+    for name, cut in (("cut.jsonl.zst", frames[0]), ("cut.jsonl.gz", gzip.compress(b'{"text": "a b"}\n' * 99))):
+        (tmp_path / name).write_bytes(cut[:-5])
+        with pytest.raises(ValueError, match=f"{name}: not readable as .jsonl"):
+            check_files(Decontaminate(files=[str(tmp_path / name)]), "steps[0].decontaminate")
+
+
+def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_path: Path) -> None:
+    item = "今天天气很好我们想沿着河走到老磨坊去"
+    composed = "Cafe\u0301 ﬁne two three four five six seven"
+    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [item, composed])])
+    texts = ["他说：" + item[:13] + "。", item[:12], "café fine TWO three four five six seven"]
+    assert decontaminate(texts, rule).reasons == ["decontaminate/set", None, "decontaminate/set"]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    write_jsonl(path, ["a b c d e f g h"])
+    rule = Decontaminate(files=[str(path)])
+    assert decontaminate(["a b c d e f g h"], rule).reasons == ["decontaminate/set"]
+    write_jsonl(path, ["s t u v w x y z and more"])
+    assert decontaminate(["a b c d e f g h"], rule).reasons == [None]
+
+
+def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "set.jsonl"
+    write_jsonl(path, ["a b c d e f g h"])
+    rule = pinned(Decontaminate(files=[str(tmp_path / "*.jsonl")]))
+    assert rule.files == [str(path)] and pinned(rule) == rule
+    rule.check("steps[0].decontaminate")
+    assert decontaminate(["a b c d e f g h"], rule).reasons == ["decontaminate/set"]
+    write_jsonl(path, ["s t u v w x y z"])
+    write_jsonl(tmp_path / "second.jsonl", ["i j k l m n o p"])
+    texts = ["a b c d e f g h", "s t u v w x y z", "i j k l m n o p"]
+    with monkeypatch.context() as without_files:
+        without_files.setattr("fsspec.open", lambda *of, **more: pytest.fail("a file is opened"))
+        assert decontaminate(texts, rule).reasons == ["decontaminate/set", None, None]
+    decontaminate_module._build.cache_clear()  # another process
+    with pytest.raises(ValueError, match=r"set.jsonl has changed since the run began"):
+        decontaminate(texts, rule)
+    with pytest.raises(ValueError, match=r"fingerprints: 1 for 2 files"):
+        Decontaminate(files=["a", "b"], fingerprints=["sha256:0"]).check("steps[0].decontaminate")
+
+
+def test_sets_that_look_for_nothing_are_refused(tmp_path: Path) -> None:
+    where = "steps[0].decontaminate"
+    with pytest.raises(ValueError, match=r"files: name the files of at least one evaluation set"):
+        Decontaminate().check(where)
+    with pytest.raises(ValueError, match=r"steps\[0\].decontaminate.ngram: 5 must be at least 8"):
+        Decontaminate(files=["x"], ngram=5).check(where)
+    with pytest.raises(ValueError, match=r"no string of short has min_words \(8\) words"):
+        check_files(Decontaminate(files=[write_jsonl(tmp_path / "short.jsonl", ["too few words"])]), where)
+    with pytest.raises(ValueError, match=r"decontaminate.files: .*matches no file"):
+        check_files(Decontaminate(files=[str(tmp_path / "none*.jsonl")]), where)
+    (tmp_path / "set.xml").write_text("<a/>")
+    with pytest.raises(ValueError, match=r"not from .xml"):
+        check_files(Decontaminate(files=[str(tmp_path / "set.xml")]), where)
+    (tmp_path / "bad.jsonl").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"bad.jsonl: not readable as .jsonl"):
+        check_files(Decontaminate(files=[str(tmp_path / "bad.jsonl")]), where)
+    check_files(Decontaminate(files=[write_jsonl(tmp_path / "good.jsonl", ["a b c d e f g h"])]), where)

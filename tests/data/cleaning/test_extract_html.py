@@ -1,0 +1,119 @@
+"""HTML extraction: what is taken, what is left alone, and pages made to stall a parser."""
+
+import re
+import time
+
+import pytest
+from resiliparse.extract.html2text import extract_plain_text
+
+from data.cleaning.extract_html import ExtractHTML, extract_html
+
+PAGE = """<!DOCTYPE html><html><head><title> A  page
+&amp; more </title><style>p {}</style><script>var a = "<p>no</p>";</script></head><body>
+<nav><ul><li><a href="/home">Home</a></li></ul></nav>
+<article><h1>Heading</h1><p>First <b>bold</b> words.</p><ul><li>item</li></ul>
+<img src="a.png" alt="a cat"><p>See <a href="https://example.org/x">there</a>.</p></article>
+<footer>Imprint</footer></body></html>"""
+
+
+def test_the_main_text_is_taken_and_the_title_kept() -> None:
+    outcome = extract_html([PAGE], ExtractHTML())
+    (text,) = outcome.texts
+    assert text.split() == ["Heading", "First", "bold", "words.", "See", "there."]
+    assert outcome.metadata == [{"title": "A page & more"}]
+    assert outcome.reasons == [None]
+    assert outcome.counts == {"extract_html/extracted": 1, "extract_html/no_markup": 0}
+
+
+def test_each_field_does_what_it_says() -> None:
+    whole = extract_html([PAGE], ExtractHTML(main_content=False)).texts[0]
+    assert "Home" in whole and "Imprint" in whole
+    assert "a cat" in extract_html([PAGE], ExtractHTML(alt_texts=True)).texts[0]
+    assert "https://example.org/x" in extract_html([PAGE], ExtractHTML(links=True)).texts[0]
+    assert "• item" in whole
+    assert "•" not in extract_html([PAGE], ExtractHTML(main_content=False, list_bullets=False)).texts[0]
+    assert extract_html([PAGE], ExtractHTML(title=False)).metadata == [{}]
+
+
+def test_the_text_is_the_librarys_own() -> None:
+    pages = [PAGE, "<p>a<p>b", "<div>" * 90 + "x", "<table><tr><td>1<td>2</table>", "a <br> b", "<p>a</p>" * 2000]
+    texts = extract_html(pages, ExtractHTML(alt_texts=True)).texts
+    assert texts == [extract_plain_text(page, main_content=True) for page in pages]
+
+
+def test_a_text_without_tags_is_left_alone() -> None:
+    texts = ["a < b & c > d\n\n  kept as it is &amp;", "i<3 you", "", "x <- y"]
+    outcome = extract_html(texts, ExtractHTML())
+    assert outcome.texts == texts
+    assert outcome.reasons == [None] * 4
+    assert outcome.counts == {"extract_html/extracted": 0, "extract_html/no_markup": 4}
+
+
+def test_a_page_without_text_is_dropped_as_it_was() -> None:
+    pages = ["<html><script>a()</script></html>", "<p> </p>", "<!-- only a comment -->", "<!--" * 40_000]
+    outcome = extract_html(pages, ExtractHTML())
+    assert outcome.texts == pages
+    assert outcome.reasons == ["extract_html/no_text"] * 4
+    assert outcome.counts["extract_html/extracted"] == 0
+
+
+def test_the_size_is_counted_in_bytes() -> None:
+    page = "<p>éé</p>"  # 9 characters, 11 bytes
+    assert extract_html([page], ExtractHTML(max_bytes=11)).reasons == [None]
+    assert extract_html([page], ExtractHTML(max_bytes=10)).reasons == ["extract_html/max_bytes"]
+    assert extract_html([page], ExtractHTML(max_bytes=8)).reasons == ["extract_html/max_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("<b>" * 100_000 + "x", "too_many_formatting_tags"),
+        ("<P><FONT size=1>" * 100_000 + "x", "too_many_formatting_tags"),
+        (
+            "<p>" + "".join(f"<b id={i}>" for i in range(500)) + "x" + "<p>x</p>" * 20_000,
+            "too_many_formatting_tags",
+        ),
+        ("<b>" * 4000 + "<div>" * 4000 + "</b>" * 4000, "too_many_formatting_tags"),
+        ("<a href=x>x<div>" * 100_000, "too_many_open_tags"),
+        ("<div>" * 100_000 + "x" + "</div>" * 100_000, "too_many_open_tags"),
+        ("<span>" * 40_000 + "</x>" * 40_000, "too_many_open_tags"),
+        ("<div>" * 20_000 + "x", "too_deep"),
+        ("<article>" * 101 + "<br>" * 1400 + "x", "too_deep"),
+        # No end tag here closes a div: a cell keeps what is around it from being closed.
+        ("<div><table><td></div>" * 1900 + "x", "too_deep"),
+        ("<p " + " ".join(f"a{i}" for i in range(40_000)) + ">x", "too_many_attributes"),
+    ],
+)
+def test_a_page_made_to_stall_the_parser_is_dropped_in_no_time(page: str, reason: str) -> None:
+    start = time.process_time()
+    outcome = extract_html([page], ExtractHTML())
+    assert outcome.reasons == [f"extract_html/{reason}"]
+    assert outcome.texts == [page]
+    assert time.process_time() - start < 2  # each takes from ten seconds to hours when it is let through
+
+
+def test_large_but_honest_pages_pass() -> None:
+    pages = {
+        "links": "<p><a href='/x'>link</a> and <b>bold</b> words</p>" * 20_000,
+        "old": "<p>text<br>" * 20_000,
+        "sloppy": "<font size=2>" * 20 + "<p>text</p>" * 10_000,
+        "image": f"<p>text</p><img src='data:image/png;base64,{'A' * 1_000_000}'>",
+        "script": f"<p>text</p><script>{'var a = 1; ' * 100_000}</script>",
+        "nested": "<div>" * 100 + "text<br>" * 2000,
+        "deep but small": "<div>" * 1500 + "text",
+    }
+    outcome = extract_html(list(pages.values()), ExtractHTML())
+    assert dict(zip(pages, outcome.reasons, strict=True)) == dict.fromkeys(pages, None)
+
+
+def test_depth_alone_does_not_harm() -> None:
+    for name in ("span", "ul", "blockquote", "svg"):
+        page = f"<{name}>" * 20_000 + "x"
+        rule = ExtractHTML(main_content=name == "span")
+        assert extract_html([page], rule).reasons in ([None], ["extract_html/no_text"])
+
+
+def test_a_value_that_makes_no_sense_is_named() -> None:
+    ExtractHTML(max_bytes=None, max_reopened=None, max_block_depth=None).check("steps")
+    with pytest.raises(ValueError, match=re.escape("steps.max_block_depth: 0 must be at least 1")):
+        ExtractHTML(max_block_depth=0).check("steps")

@@ -1,0 +1,163 @@
+"""The recipe: steps in their order, what they may say, and the small steps against hand-worked cases."""
+
+from dataclasses import replace
+
+import ftfy
+import pytest
+
+from data.cleaning.clean_lines import CleanLines
+from data.cleaning.duplicates import NearDuplicates
+from data.cleaning.language import Language
+from data.cleaning.quality import C4Quality
+from data.cleaning.recipe import (
+    ExactDuplicates,
+    Length,
+    RepairUnicode,
+    Step,
+    SymbolRatio,
+    check_metadata,
+    check_steps,
+    chosen,
+    clean,
+    judges,
+    length,
+    repair_unicode,
+    symbol_ratio,
+)
+from data.cleaning.redact_pii import RedactPII
+from data.cleaning.repetition import Repetition
+from data.document import Document, Source
+from jobs.corpus import CorpusConfig
+from jobs.frame.config import build
+
+
+def documents(*texts: str) -> list[Document]:
+    return [Document(f"s/{number}", text, "s") for number, text in enumerate(texts)]
+
+
+def test_repair_undoes_mojibake_and_entities_and_counts_documents() -> None:
+    outcome = repair_unicode(["naÃ¯ve", "a &amp; b", "plain\ttext\n", "bell\x07", "“quoted”"], RepairUnicode())
+    assert outcome.texts == ["naïve", "a & b", "plain\ttext\n", "bell", "“quoted”"]
+    assert outcome.counts == {"repair_unicode/documents": 3}
+
+
+def test_the_short_cut_for_ascii_changes_nothing_that_ftfy_would() -> None:
+    settings = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False)
+    for code in range(128):
+        text = f"before {chr(code)}amp; {chr(code)}[0m after\r\nend"
+        assert repair_unicode([text], RepairUnicode()).texts == [ftfy.fix_text(text, settings)]
+        lone = f"a{chr(code)}b"
+        assert repair_unicode([lone], RepairUnicode()).texts == [ftfy.fix_text(lone, settings)]
+
+
+def test_length_counts_bytes_and_includes_its_bounds() -> None:
+    rule = Length(min_bytes=4, max_bytes=6)
+    assert length(["abc", "éé", "abcdef", "abcdefg"], rule).reasons == [
+        "length/min_bytes",
+        None,
+        None,
+        "length/max_bytes",
+    ]
+
+
+def test_symbol_ratio_drops_hash_marks_and_numbers() -> None:
+    texts = [
+        "# a # b",
+        "one two three four # five six seven eight nine",
+        "12 34 56 word",
+        "Fine words … here and there, ten in all.",
+    ]
+    assert symbol_ratio(texts, SymbolRatio(max_symbols_per_word=0.2)).reasons == [
+        "symbol_ratio/symbols_per_word",
+        None,
+        "symbol_ratio/alphabetic_words",
+        None,
+    ]
+
+
+def test_every_document_is_kept_or_dropped_with_one_reason_and_steps_see_what_is_left() -> None:
+    steps = [
+        Step(repair_unicode=RepairUnicode()),
+        Step(length=Length(min_bytes=3)),
+        Step(redact_pii=RedactPII(email="")),
+    ]
+    result = clean(documents("ab", "\x07", "me@mail.org", "a &amp; b"), steps)
+    assert [document.text for document in result.kept] == ["a & b"]
+    assert [(document.id, reason) for document, reason in result.dropped] == [
+        ("s/0", "length/min_bytes"),
+        ("s/1", "length/min_bytes"),
+        ("s/2", "empty"),
+    ]
+    assert (result.counts["repair_unicode/documents"], result.counts["redact_pii/email"]) == (2, 1)
+
+
+def test_keep_leaves_its_share_of_what_a_step_would_drop_and_the_same_documents_in_any_batch() -> None:
+    steps = [Step(length=Length(min_bytes=9), keep=0.3)]
+    batch = documents(*["short"] * 1000, "long enough")
+    result = clean(batch, steps)
+    assert 250 < len(result.kept) - 1 < 350 and result.counts["length/kept_all_the_same"] == len(result.kept) - 1
+    assert [document for one in batch for document in clean([one], steps).kept] == result.kept
+
+
+def test_keep_leaves_a_documents_lines_uncut_and_counts_what_was_done() -> None:
+    cut, plain = "A line that is a sentence.\nwe use cookies\n" * 2, "A line that is a sentence."
+    for rule in (Step(clean_lines=CleanLines(), keep=0.3), Step(c4_quality=C4Quality(min_sentences=1), keep=0.3)):
+        name = chosen(rule)[0]
+        batch = documents(*[cut] * 500, *[plain] * 500)
+        result = clean(batch, [rule])
+        assert [document.id for document in result.kept] == [document.id for document in batch]
+        whole = [document for document in result.kept if document.text == cut]
+        assert 110 < len(whole) < 190 and result.counts[f"{name}/kept_all_the_same"] == len(whole)
+        done = clean([document for document in batch if document not in whole], [replace(rule, keep=0.0)])
+        made = {change: count for change, count in result.counts.items() if not change.endswith("kept_all_the_same")}
+        assert made == done.counts and sum(made.values()) > 0
+        assert [document for one in batch for document in clean([one], [rule]).kept] == result.kept
+
+
+def test_the_ledger_knows_which_steps_take_a_keep() -> None:
+    steps = [Step(c4_quality=C4Quality(), keep=0.2), Step(repair_unicode=RepairUnicode()), Step(redact_pii=RedactPII())]
+    check_steps(steps)
+    assert [(step.keep, step.can_keep) for step in judges(steps)] == [(0.2, True), (0.0, False), (0.0, False)]
+
+
+def test_what_a_step_finds_out_joins_the_metadata() -> None:
+    text = "The water of the lake was calm in the morning, and the boats lay still at the shore."
+    (kept,) = clean([Document("s/0", text, "s", {"url": "u"})], [Step(language=Language(keep=["en"]))]).kept
+    assert kept.metadata["url"] == "u" and kept.metadata["language"] == "en"
+    source = Source(name="s", path="x", format="jsonl", metadata=["language"])
+    with pytest.raises(ValueError, match=r"sources.s.metadata: language is what the step language writes"):
+        check_metadata([source], [Step(language=Language())])
+
+
+def test_steps_are_functions_of_the_text_alone_whatever_the_batch() -> None:
+    steps = [Step(repair_unicode=RepairUnicode()), Step(repetition=Repetition()), Step(redact_pii=RedactPII())]
+    batch = documents("one &amp; two", "a b " * 20, "me@mail.org wrote", "fine words stay here")
+    alone = [clean([document], steps) for document in batch]
+    together = clean(batch, steps)
+    assert together.kept == [document for result in alone for document in result.kept]
+
+
+def test_wrong_recipes_are_refused_by_name() -> None:
+    exact, near = Step(exact_duplicates=ExactDuplicates()), Step(near_duplicates=NearDuplicates())
+    check_steps([Step(length=Length()), exact, near])
+    for wrong in ([exact, Step(length=Length())], [near], [near, exact], [exact, exact]):
+        with pytest.raises(ValueError, match="what compares documents with each other comes last and once"):
+            check_steps(wrong)
+    with pytest.raises(ValueError, match=r"steps\[0\].keep: redact_pii is no filter"):
+        check_steps([Step(redact_pii=RedactPII(), keep=0.5)])
+    with pytest.raises(ValueError, match="names exactly one step"):
+        check_steps([Step()])
+    with pytest.raises(ValueError, match=r"steps\[0\].length.max_bytes: 5 must be at least min_bytes \(9\)"):
+        check_steps([Step(length=Length(min_bytes=9, max_bytes=5))])
+    with pytest.raises(ValueError, match=r"steps\[0\].repetition.top_ngrams\[2\]: 1.5 must be between 0 and 1"):
+        check_steps([Step(repetition=Repetition(top_ngrams={2: 1.5}))])
+
+
+def test_a_misspelt_step_or_parameter_is_refused_with_the_nearest_name() -> None:
+    source = {"name": "s", "path": "x", "format": "text"}
+    with pytest.raises(ValueError, match=r"steps\[0\].lenght is not a field; did you mean steps\[0\].length"):
+        build(CorpusConfig, {"sources": [source], "steps": [{"lenght": {}}]})
+    with pytest.raises(ValueError, match=r"did you mean steps\[0\].length.min_bytes"):
+        build(CorpusConfig, {"sources": [source], "steps": [{"length": {"min_byte": 3}}]})
+    config = build(CorpusConfig, {"sources": [source], "steps": [{"repetition": {}}, {"length": {"min_bytes": 3}}]})
+    assert config.steps == [Step(repetition=Repetition()), Step(length=Length(min_bytes=3))]

@@ -1,0 +1,48 @@
+"""The word rule on cases worked by hand, and what it promises of any text."""
+
+import random
+
+import pytest
+
+from data.cleaning.words import Remembered, split_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("To be, or not to be: that's it.", "To be , or not to be : that 's it ."),
+        ("Don't! They'll… we're can't", "Do n't ! They 'll … we 're ca n't"),
+        ("(the U.S.) Mr. Smith e.g. here.", "( the U.S. ) Mr. Smith e.g. here ."),
+        ("state-of-the-art COVID-19 1999-2004", "state - of - the - art COVID-19 1999 - 2004"),
+        ("costs $1,000.50 or 50% of 10km at 3:30", "costs $ 1,000.50 or 50 % of 10 km at 3:30"),
+        ("see https://example.org/a?b=1, me@mail.org", "see https://example.org/a?b=1 , me@mail.org"),
+        ("end.The next,then wait...what", "end . The next , then wait ... what"),
+        ("# A • «naïve» “quote”", "# A • « naïve » “ quote ”"),
+        ("cannot rock'n'roll foo_bar", "can not rock'n'roll foo_bar"),
+        (" \t\n\u00a0", ""),
+    ],
+)
+def test_words_marks_contractions_and_numbers_are_cut_as_expected(text: str, words: str) -> None:
+    assert split_words(text) == words.split()
+
+
+def test_nothing_but_white_space_is_lost() -> None:
+    generator = random.Random(0)
+    alphabet = "abcXYZ019 \n'’.,-–—()[]{}<>\"#*&%$€+=/:;!?…@_~^|\\`é中🙂\u00a0n'ts"
+    for _ in range(3000):
+        text = "".join(generator.choices(alphabet, k=generator.randint(0, 60)))
+        assert "".join(split_words(text)) == "".join(text.split()), repr(text)
+
+
+def test_a_string_too_long_for_a_word_is_cut_plainly() -> None:
+    assert split_words("a-b" * 100) == ["a"] + ["-", "ba"] * 99 + ["-", "b"]
+
+
+def test_what_is_remembered_is_bounded_and_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.cleaning.words._MOST_REMEMBERED", 3)
+    lengths = Remembered(len)
+    for number in range(20):
+        assert lengths["x" * number] == number
+        assert len(lengths) <= 3
+    assert lengths["x" * 1000] == 1000
+    assert "x" * 1000 not in lengths

@@ -1,0 +1,236 @@
+"""Near-duplicates over storage: the same clusters as in memory, whatever the buckets, the parts and the kills."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+import data.corpus.clusters
+from cluster.session import connect
+from cluster.storage import Storage
+from data.cleaning.duplicates import NearDuplicates
+from data.corpus.clusters import dropped, find_clusters, large_star, small_star, write_nodes
+from data.corpus.deduplication import representatives
+
+RULE = NearDuplicates()
+EDGE = np.dtype([("node", "<u8"), ("lower", "<u8")])
+
+
+# Stars, worked by hand.
+
+
+def test_a_path_becomes_a_star_in_hand_worked_rounds() -> None:
+    """The path 3 - 1 - 4 - 2 - 5.
+
+    Large star: 1 gives its greater neighbours 3 and 4 to itself; 2 gives 4 and 5 to itself; 3, 4, 5 have no greater
+    neighbour. Nothing changes: 3-1, 4-1, 4-2, 5-2. Small star: 4 has the lower ones 1 and 2, and gives 2 and itself
+    to 1. So 3-1, 4-1, 2-1, 5-2. Large star: 2 gives 5 to 1. Then all are leaves of 1.
+    """
+    edges = [(3, 1), (4, 1), (4, 2), (5, 2)]
+    made, stars = large(edges)
+    assert (made, stars) == (edges, False)
+    edges = small(made)
+    assert edges == [(2, 1), (3, 1), (4, 1), (5, 2)]
+    made, stars = large(edges)
+    assert (made, stars) == ([(2, 1), (3, 1), (4, 1), (5, 1)], False)
+    assert small(made) == made and large(made) == (made, True)
+
+
+def test_the_large_star_of_a_middle_node_goes_to_its_lowest_neighbour() -> None:
+    """2 - 7, 7 - 8, 7 - 9: 7 gives 8 and 9 to 2, and 2 keeps 7."""
+    assert large([(7, 2), (8, 7), (9, 7)]) == ([(7, 2), (8, 2), (9, 2)], False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounds_on_random_graphs_end_with_the_components_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(0, 400, (300, 2))
+    edges = sorted({(int(max(pair)), int(min(pair))) for pair in pairs if pair[0] != pair[1]})
+    for _ in range(20):
+        made, stars = large(edges)
+        if stars:
+            break
+        edges = small(made)
+    assert stars
+    assert dict(edges) == {node: low for node, low in enumerate(lowest_by_scipy(400, pairs)) if low != node}
+
+
+# Over storage.
+
+
+@pytest.mark.parametrize("edges_at_once", [0, data.corpus.clusters.EDGES_AT_ONCE])
+@pytest.mark.parametrize(("num_parts", "num_buckets"), [(1, 1), (1, 7), (3, 2), (5, 1), (5, 7)])
+def test_the_clusters_are_those_in_memory_for_any_parts_and_buckets(
+    num_parts: int, num_buckets: int, edges_at_once: int, tmp_path: Path, without_ray: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", edges_at_once)
+    ids, texts = corpus()
+    found = clustered(Storage(str(tmp_path)), ids, texts, num_parts, num_buckets)
+    assert found == in_memory(ids, texts)
+    assert 80 < len(found) < len(ids)
+    assert (tmp_path / f"buckets-{num_buckets:04d}/labels/00000").exists() == (edges_at_once > 0)
+
+
+def test_kills_at_any_write_change_nothing(tmp_path: Path, without_ray: None, monkeypatch: Any) -> None:
+    """Each run dies at one of its next writes, of files or of answers, and the one after goes on."""
+    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", 0)
+    ids, texts = corpus()
+    work = Storage(str(tmp_path))
+    answers = written(work, ids, texts, 3)
+    rng = random.Random(0)
+    write, left, kills = Storage.write_bytes, 0, 0
+
+    def write_or_die(self: Storage, name: str, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", write_or_die)
+    while not work.exists("clusters.json"):
+        left = rng.randint(2, 6)
+        try:
+            find_clusters(work, answers, RULE, num_buckets=2, workers=None)
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 5
+    assert collected(work, ids, 3) == in_memory(ids, texts)
+
+
+def test_equal_texts_in_many_parts_keep_the_lowest_id_whichever_part_it_is_in(
+    tmp_path: Path, without_ray: None
+) -> None:
+    texts = ["the same words again and again and again"] * 9
+    ids = ["h", "c", "i", "f", "b", "a", "e", "g", "d"]
+    found = clustered(Storage(str(tmp_path)), ids, texts, 3, 4)
+    assert found == {position: ("a", 5) for position in range(9) if position != 5}
+
+
+def test_of_equal_ids_the_one_in_the_lowest_part_and_row_is_kept(tmp_path: Path, without_ray: None) -> None:
+    work = Storage(str(tmp_path))
+    text = "all of these are the very same"
+    parts = [(["b", "b"], [text] * 2), (["a", "a"], [text] * 2), (["a"], [text])]
+    answers = [write_nodes(work, part, ids, texts, RULE) for part, (ids, texts) in enumerate(parts)]
+    find_clusters(work, answers, RULE, num_buckets=3, workers=None)
+    assert [dropped(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
+
+
+def test_a_chain_through_all_parts_is_one_cluster(
+    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", 0)
+    words = [f"w{number}" for number in range(1000)]
+    texts = [" ".join(words[step * 10 : step * 10 + 100]) for step in range(91)]
+    ids = [f"{number:03d}" for number in random.Random(0).sample(range(100, 191), 91)]
+    found = clustered(Storage(str(tmp_path)), ids, texts, 5, 3)
+    kept = ids.index("100")
+    assert found == {position: ("100", kept) for position in range(91) if position != kept}
+
+
+def test_parts_without_documents_and_corpora_without_duplicates_are_well(tmp_path: Path, without_ray: None) -> None:
+    work = Storage(str(tmp_path))
+    answers = [write_nodes(work, part, [], [], RULE) for part in range(2)]
+    answers.append(write_nodes(work, 2, ["a", "b"], ["one thing", "another thing"], RULE))
+    find_clusters(work, answers, RULE, num_buckets=2, workers=None)
+    assert [answer["documents"] for answer in answers] == [0, 0, 2]
+    assert [dropped(work, part) for part in range(3)] == [{}, {}, {}]
+
+
+def test_an_object_store_serves_as_well(without_ray: None) -> None:
+    ids, texts = corpus()
+    assert clustered(Storage("memory://clusters"), ids, texts, 3, 2) == in_memory(ids, texts)
+
+
+def test_too_many_buckets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_buckets: 1025 must be between 1 and 1024"):
+        find_clusters(Storage(str(tmp_path)), [], RULE, num_buckets=1025, workers=None)
+
+
+@pytest.mark.slow
+def test_on_ray_the_clusters_are_the_same(tmp_path: Path) -> None:
+    ids, texts = corpus()
+    with connect("local", num_cpus=2):
+        found = clustered(Storage(str(tmp_path)), ids, texts, 3, 2, workers=2)
+    assert found == in_memory(ids, texts)
+
+
+# Helpers.
+
+
+def large(edges: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], bool]:
+    both = np.array(edges + [(lower, node) for node, lower in edges], np.uint64)
+    _, _, made, stars = large_star(both[:, 0], both[:, 1])
+    return made.tolist(), stars
+
+
+def small(edges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    own = np.array(edges, np.uint64)
+    return small_star(own[:, 0], own[:, 1]).tolist()
+
+
+def lowest_by_scipy(number: int, pairs: np.ndarray) -> list[int]:
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(number, number))
+    labels = connected_components(graph, directed=False)[1]
+    return [int(np.flatnonzero(labels == label)[0]) for label in labels]
+
+
+def corpus() -> tuple[list[str], list[str]]:
+    """300 documents: fresh ones, exact copies, edited copies and copies of copies, under ids in no order."""
+    rng = random.Random(7)
+    vocabulary = [f"word{number}" for number in range(2000)]
+    texts: list[str] = []
+    for number in range(300):
+        if number % 3 and texts:
+            own = rng.choice(texts[-40:]).split()
+            for _ in range(rng.choice([0, 0, 1, 2, 5, 20])):
+                own[rng.randrange(len(own))] = rng.choice(vocabulary)
+        else:
+            own = rng.choices(vocabulary, k=rng.randint(40, 250))
+        texts.append(" ".join(own))
+    return [f"s/{number}" for number in rng.sample(range(1000), 300)], texts
+
+
+def rows_of(number: int, part: int, num_parts: int) -> list[int]:
+    """The documents of a part: dealt out one by one, so that clusters lie across parts."""
+    return list(range(part, number, num_parts))
+
+
+def written(work: Storage, ids: Sequence[str], texts: Sequence[str], num_parts: int) -> list[dict[str, Any]]:
+    answers = []
+    for part in range(num_parts):
+        rows = rows_of(len(ids), part, num_parts)
+        answers.append(write_nodes(work, part, [ids[row] for row in rows], [texts[row] for row in rows], RULE))
+    return answers
+
+
+def collected(work: Storage, ids: Sequence[str], num_parts: int) -> dict[int, tuple[str, int]]:
+    """(id, position) of the document kept in the stead of each dropped position."""
+    found = {}
+    for part in range(num_parts):
+        rows = rows_of(len(ids), part, num_parts)
+        found.update({rows[row]: (kept, ids.index(kept)) for row, kept in dropped(work, part).items()})
+    return found
+
+
+def clustered(
+    work: Storage,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    num_parts: int,
+    num_buckets: int,
+    workers: int | None = None,
+) -> dict[int, tuple[str, int]]:
+    answers = written(work, ids, texts, num_parts)
+    find_clusters(work, answers, RULE, num_buckets=num_buckets, workers=workers)
+    return collected(work, ids, num_parts)
+
+
+def in_memory(ids: Sequence[str], texts: Sequence[str]) -> dict[int, tuple[str, int]]:
+    kept = representatives(ids, texts, RULE)
+    return {position: (ids[own], own) for position, own in enumerate(kept) if own != position}

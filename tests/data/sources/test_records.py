@@ -1,0 +1,68 @@
+"""Lines and windows over blocks of any size: nothing is lost, nothing too long is held."""
+
+import random
+import re
+
+import pytest
+
+import data.document
+from data.document import Bad
+from data.sources.records import Window, decoded, lines
+
+
+def blocks_of(content: bytes, size: int) -> list[bytes]:
+    return [content[start : start + size] for start in range(0, len(content), size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_are_those_of_the_content_whatever_the_blocks(size: int) -> None:
+    content = b"one\n\ntwo\r\n\x00three\nlast"
+    found = list(lines(blocks_of(content, size)))
+    assert [line for _, line in found] == content.splitlines(keepends=True)
+    assert [offset for offset, _ in found] == [0, 4, 5, 10, 17]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 1000])
+def test_a_line_too_long_is_told_of_once_and_the_others_are_kept(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
+    content = b"123456789\n1234567890\nshort\n" + b"x" * 99
+    found = list(lines(blocks_of(content, size)))
+    assert [(offset, str(line) if isinstance(line, Bad) else line) for offset, line in found] == [
+        (0, b"123456789\n"),
+        (10, "record longer than 10 bytes"),
+        (21, b"short\n"),
+        (27, "record longer than 10 bytes"),
+    ]
+
+
+def test_ranges_within_a_giant_line_do_not_read_on_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while taken < 1000:
+            taken += 1
+            yield b"x" * 8
+
+    assert [offset for offset, _ in lines(endless(), 0, 40)] == [0]
+    assert taken == 5
+
+
+def test_the_byte_that_is_no_utf8_is_named_also_behind_a_byte_order_mark() -> None:
+    assert decoded(b"\xef\xbb\xbfab") == "ab"
+    with pytest.raises(Bad, match="0xe9 at byte 2 of the record"):
+        decoded(b"ab\xe9")
+    with pytest.raises(Bad, match="0xe9 at byte 5 of the record"):
+        decoded(b"\xef\xbb\xbfab\xe9")
+
+
+def test_a_window_finds_what_lies_across_its_blocks() -> None:
+    random.seed(3)
+    content = bytes(random.choice(b"ab\n") for _ in range(300)) + b"needle" + b"b" * 50
+    for size in (1, 4, 17, 1000):
+        window = Window(blocks_of(content, size))
+        assert window.find(re.compile(b"needle"), 0, 10_000) == (300, 306)
+        window.drop(300)
+        assert window.offset == 300 and window.reach(6) and window.data[:6] == b"needle"
+        assert window.skip(56) and not window.skip(1) and window.ended

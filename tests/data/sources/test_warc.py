@@ -1,0 +1,256 @@
+"""WARC: the pages that fastwarc finds, and what is broken set aside at no more than its own cost."""
+
+import gzip
+import io
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+import data.document
+import data.sources.compression
+from data.document import Source
+from data.sources.readers import check_source
+
+
+def record(kind: str, block: bytes, **headers: str) -> bytes:
+    named = {"WARC_Type": kind, "Content_Length": str(len(block)), **headers}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
+    return f"WARC/1.1\r\n{head}\r\n".encode() + block + b"\r\n\r\n"
+
+
+def answer(number: int, body: bytes, *http: str, status: str = "200 OK", kind: str = "text/html") -> bytes:
+    head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", f"Content-Type: {kind}", *http))
+    return record(
+        "response",
+        head.encode() + b"\r\n" + body,
+        WARC_Target_URI=f"http://example.org/{number}",
+        WARC_Date="2024-01-02T03:04:05Z",
+        WARC_Record_ID=f"<urn:uuid:{number:032d}>",
+        Content_Type="application/http; msgtype=response",
+    )
+
+
+def page(number: int, size: int = 40) -> bytes:
+    rng = random.Random(number)
+    return f"<p>{number} é ".encode() + bytes(rng.choice(b"abc \r\n") for _ in range(size)) + b"</p>"
+
+
+def request(number: int) -> bytes:
+    return record("request", b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n", Content_Type="application/http")
+
+
+def crawl() -> list[bytes]:
+    """A record about the crawl, then a request and an answer each, every third of which is a picture."""
+    records = [record("warcinfo", b"software: test\r\n", Content_Type="application/warc-fields")]
+    for number in range(12):
+        kind = "image/png" if number % 3 == 2 else "text/html; charset=utf-8"
+        records += [request(number), answer(number, page(number, 40 * number), kind=kind)]
+    return records
+
+
+def pack_gzip(records: list[bytes]) -> bytes:
+    return b"".join(gzip.compress(one) for one in records)
+
+
+def pack_zstd(records: list[bytes]) -> bytes:
+    return b"".join(zstandard.ZstdCompressor(write_checksum=True).compress(one) for one in records)
+
+
+def pack_zstd_with_dictionary(records: list[bytes]) -> bytes:
+    dictionary = zstandard.ZstdCompressionDict(b"".join(records)[:2000])
+    engine = zstandard.ZstdCompressor(dict_data=dictionary)
+    content = zstandard.ZstdCompressor().compress(dictionary.as_bytes())
+    head = b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+    return head + b"".join(engine.compress(one) for one in records)
+
+
+PACKED: dict[str, tuple[str, Callable[[list[bytes]], bytes]]] = {
+    "bare": ("a.warc", b"".join),
+    "gzip by record": ("a.warc.gz", pack_gzip),
+    "gzip as a whole": ("a.warc.gz", lambda records: gzip.compress(b"".join(records))),
+    "zstd by record": ("a.warc.zst", pack_zstd),
+    "zstd with a dictionary": ("a.warc.zst", pack_zstd_with_dictionary),
+}
+
+
+def by_fastwarc(content: bytes) -> list[tuple[int, str, str, bytes]]:
+    found = ArchiveIterator(io.BytesIO(content), record_types=WarcRecordType.response)
+    return [
+        (one.stream_pos, one.headers["WARC-Target-URI"], one.headers["WARC-Record-ID"], one.reader.read())
+        for one in found
+        if one.http_content_type in ("text/html", "application/xhtml+xml")
+    ]
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+def test_pages_are_those_that_fastwarc_finds(
+    tmp_path: Path, find: Callable, packed: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
+    name, pack = PACKED[packed]
+    records = crawl()
+    (tmp_path / name).write_bytes(pack(records))
+    columns = ["url", "id", "date", "status", "headers.content-type", "http.content-type"]
+    found = find(tmp_path / name, "warc", metadata=columns)
+    expected = by_fastwarc(b"".join(records))
+    assert len(expected) == 8 and not found.bad
+    assert [(d.offset, d.metadata["url"], d.metadata["id"], d.text.encode()) for d in found.documents] == expected
+    first = found.documents[0].metadata
+    assert (first["date"], first["status"]) == ("2024-01-02T03:04:05Z", 200)
+    assert first["http.content-type"] == "text/html; charset=utf-8"
+    kinds = [other.kind for other in found.others]
+    assert kinds == ["warcinfo", *(["request"] * 3 + ["response image/png"]) * 4]
+    assert len(found.records) == len(records)
+
+
+def chunked(body: bytes) -> bytes:
+    parts = [body[:7], body[7:9], body[9:]]
+    return b"".join(b"%x;note=1\r\n%b\r\n" % (len(part), part) for part in parts if part) + b"0\r\n\r\n"
+
+
+def bare_deflate(body: bytes) -> bytes:
+    engine = zlib.compressobj(wbits=-15)
+    return engine.compress(body) + engine.flush()
+
+
+BODY = "<p>naïve page</p>".encode() * 3
+BODIES = {
+    "chunked": (chunked(BODY), ["Transfer-Encoding: chunked"]),
+    "gzip": (gzip.compress(BODY), ["content-encoding:gzip"]),
+    "gzip in chunks": (chunked(gzip.compress(BODY)), ["Transfer-Encoding: chunked", "Content-Encoding: gzip"]),
+    "deflate": (zlib.compress(BODY), ["Content-Encoding: deflate"]),
+    "bare deflate": (bare_deflate(BODY), ["Content-Encoding: deflate"]),
+    "zstd": (zstandard.ZstdCompressor().compress(BODY), ["Content-Encoding: zstd"]),
+    "stored unpacked": (BODY, ["Transfer-Encoding: chunked", "Content-Encoding: br, gzip"]),
+    "folded header": (BODY, ["X-Long: a", "  b"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_are_unpacked_as_http_says(tmp_path: Path, find: Callable, name: str) -> None:
+    body, http = BODIES[name]
+    (tmp_path / "a.warc").write_bytes(answer(1, body, *http))
+    assert find(tmp_path / "a.warc", "warc").texts == [BODY.decode()]
+
+
+def test_what_cannot_be_unpacked_is_quarantined(
+    tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = bytearray(gzip.compress(page(1, 500)))
+    records = [
+        answer(0, b"\x0b\x02\x80abc\x03", "Content-Encoding: br"),
+        answer(1, bytes(packed[:-20]), "Content-Encoding: gzip"),
+        answer(2, gzip.compress(bytes(100_000)), "Content-Encoding: gzip"),
+        answer(3, BODY),
+    ]
+    monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10_000)
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = find(tmp_path / "a.warc", "warc")
+    assert found.texts == [BODY.decode()]
+    assert [bad.reason for bad in found.bad] == [
+        "page packed as br, which is not read",
+        "page whose compression is cut short",
+        "record longer than 10000 bytes",
+    ]
+
+
+def test_the_charset_comes_from_http_before_the_page(tmp_path: Path, find: Callable) -> None:
+    body = b"<meta charset=koi8-r>\xc6"
+    (tmp_path / "a.warc").write_bytes(answer(1, body, kind='Text/HTML; charset="windows-1251"') + answer(2, body))
+    assert [text[-1] for text in find(tmp_path / "a.warc", "warc").texts] == ["Ж", "ф"]
+
+
+def test_answers_without_html_or_http_are_no_pages(tmp_path: Path, find: Callable) -> None:
+    records = [answer(1, b"{}", kind="application/json"), record("response", b"dns"), record("revisit", b"")]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = find(tmp_path / "a.warc", "warc")
+    assert [other.kind for other in found.others] == ["response application/json", "response without HTTP", "revisit"]
+    assert len(found.records) == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda one: one.replace(b"WARC/1.1", b"XARC/1.1", 1), "no WARC record begins here"),
+        (lambda one: one.replace(b"Content-Length: ", b"Content-Length: 1", 1), "does not lead to the record's end"),
+        (lambda one: one.replace(b"Content-Length: ", b"Content-Length: 99", 1), "the file ends within the record"),
+        (lambda one: one.replace(b"Content-Length: ", b"Content-Length: x", 1), "is no number"),
+        (lambda one: one.replace(b"Content-Length: ", b"Length: ", 1), "Content-Length '' is no number"),
+        (lambda one: one[:-30], "does not lead to the record's end"),
+        (lambda one: one[:60], "another record begins within the record's header"),
+        (lambda one: one[:30], "another record begins within the record's header"),
+        (lambda one: one[:-4] + b"more of it" + one[-4:], "does not lead to the record's end"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 5, 9])
+@pytest.mark.parametrize("block_bytes", [50, 1 << 20])
+def test_a_broken_record_costs_itself_and_no_other(
+    tmp_path: Path,
+    find: Callable,
+    spoil: Callable[[bytes], bytes],
+    reason: str,
+    place: int,
+    block_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
+    records = [answer(number, page(number, 300)) for number in range(10)]
+    offsets = [sum(map(len, records[:number])) for number in range(10)]
+    records[place] = spoil(records[place])
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = find(tmp_path / "a.warc", "warc")
+    (bad,) = found.bad
+    assert bad.offset == offsets[place]
+    assert reason in bad.reason or place == 9, "the last one may only be seen to end too early"
+    assert found.texts == [page(number, 300).decode() for number in range(10) if number != place]
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.warc.gz", pack_gzip), ("a.warc.zst", pack_zstd)])
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_a_damaged_member_costs_itself_and_no_other(
+    tmp_path: Path, find: Callable, name: str, pack: Callable[[list[bytes]], bytes], place: int
+) -> None:
+    records = [answer(number, page(number, 300)) for number in range(10)]
+    start, stop = len(pack(records[:place])), len(pack(records[: place + 1]))
+    for at in range(start, stop, 7):
+        content = bytearray(pack(records))
+        content[at] ^= 0xFF
+        (tmp_path / name).write_bytes(content)
+        found = find(tmp_path / name, "warc")
+        assert set(found.texts) >= {page(number, 300).decode() for number in range(10) if number != place}
+        assert len(found.records) == 10 or found.texts == [page(number, 300).decode() for number in range(10)]
+    (tmp_path / name).write_bytes(pack(records)[: stop - 40])
+    found = find(tmp_path / name, "warc")
+    assert found.texts == [page(number, 300).decode() for number in range(place)] and len(found.bad) == 1
+
+
+def test_a_record_over_the_limit_is_passed_over(
+    tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", 64)
+    records = [answer(0, page(0)), answer(1, page(1, 3000)), record("resource", bytes(5000)), answer(2, page(2))]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = find(tmp_path / "a.warc", "warc")
+    assert found.texts == [page(0).decode(), page(2).decode()]
+    assert [(bad.offset, bad.reason) for bad in found.bad] == [(len(records[0]), "record longer than 1000 bytes")]
+    assert [other.kind for other in found.others] == ["resource"]
+
+
+def test_the_check_knows_the_columns_of_a_page(tmp_path: Path) -> None:
+    (tmp_path / "a.warc").write_bytes(b"".join(crawl()))
+
+    def check(**fields: object) -> None:
+        check_source(Source(name="s", path=f"{tmp_path}/a.warc", format="warc", **fields))  # type: ignore[arg-type]
+
+    check(id="url", metadata=["http.last-modified", "headers.warc-ip-address", "date"])
+    with pytest.raises(ValueError, match="column 'uri' is in none .*did you mean 'url'"):
+        check(metadata=["uri"])
+    with pytest.raises(ValueError, match=r"sources\.s\.text: 'html': what is read of a WARC file is its pages"):
+        check(text="html")

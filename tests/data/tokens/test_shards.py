@@ -1,0 +1,459 @@
+"""The shard contract: layout, exactness of an epoch, order, and what a broken shard says."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+import data.tokens.shards
+from cluster.storage import Storage
+from data.tokens.encode import PlainEncoder
+from data.tokens.shards import (
+    DocumentPlace,
+    Generation,
+    Rows,
+    Sample,
+    ShardManifest,
+    ShardReader,
+    TextDocument,
+    document_key,
+    document_samples,
+    find_document,
+    known_documents,
+    read_manifest,
+    shard_cache,
+    to_rows,
+    write_manifest,
+    write_shard,
+)
+from data.tokens.tokenizer import train_tokenizer
+
+S = 0  # the separator
+TEXTS = {
+    "shard-00000": ["abcde", "", "the <|endoftext|> cat", "zz"],
+    "shard-00001": [],
+    "shard-00002": ["the cat and the hat " * 5],
+}
+EMPTY = ShardManifest(tokenizer="t", vocab_size=300, separator=S, sources=("web", "books"), generations=())
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Tokenizer:
+    tokenizer = train_tokenizer(["the cat and the hat sat on the mat"] * 9, size=280)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def write_split(split: Storage, encoder: Tokenizer, *, dtype_size: int = 300) -> ShardManifest:
+    empty = ShardManifest(**{**EMPTY.__dict__, "vocab_size": dtype_size})
+    shards = tuple(
+        write_shard(
+            split,
+            name,
+            [TextDocument(f"{name}/{n}", text, "books") for n, text in enumerate(texts)],
+            PlainEncoder(encoder),
+            empty,
+        )
+        for name, texts in TEXTS.items()
+    )
+    manifest = ShardManifest(**{**empty.__dict__, "generations": (Generation(corpus="c", shards=shards),)})
+    write_manifest(split, manifest)
+    return manifest
+
+
+@pytest.fixture
+def split(tmp_path: Path, encoder: Tokenizer) -> Storage:
+    write_split(Storage(str(tmp_path)), encoder)
+    return Storage(str(tmp_path))
+
+
+def expected_stream(encoder: Tokenizer, name: str) -> list[int]:
+    return [S, *(token for text in TEXTS[name] for token in (*encoder.encode(text).ids, S))]
+
+
+def rows_at(reader: ShardReader, *places: int) -> Rows:
+    """The rows at places of the stream, each found by its index in the first epoch's order."""
+    order = reader.order(range(reader.num_samples)).tolist()
+    return reader.rows([order.index(place) for place in places])
+
+
+def test_the_stream_holds_every_document_between_separators(split: Storage, encoder: Tokenizer) -> None:
+    for name in TEXTS:
+        stored = np.frombuffer(split.read_bytes(f"{name}.tokens.bin"), dtype="<u2")
+        assert stored.tolist() == expected_stream(encoder, name)
+    # The text `<|endoftext|>` inside a document is characters: five separators for four documents.
+    assert expected_stream(encoder, "shard-00000").count(S) == 5
+    manifest = read_manifest(split)
+    assert manifest.num_documents == 5
+    assert manifest.num_bytes == sum(len(text) for texts in TEXTS.values() for text in texts)
+    assert manifest.num_targets == sum(len(expected_stream(encoder, name)) - 1 for name in TEXTS)
+
+
+def test_no_document_holds_the_separator_though_the_tokenizer_finds_it_in_text(tmp_path: Path) -> None:
+    # As in T5: the pieces of the Unigram model hold "</s>", which it finds in any text.
+    pieces = [("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in "a</s>")]
+    tokenizer = Tokenizer(models.Unigram(vocab=pieces, unk_id=1))
+    assert tokenizer.encode("a</s>a").ids == [2, 0, 2]
+    split = Storage(str(tmp_path))
+    documents = [TextDocument(text, text, "web") for text in ("a</s>a", "aa", "</s></s>", "<</s>")]
+    info = write_shard(split, "shard-00000", documents, PlainEncoder(tokenizer), EMPTY)
+    write_manifest(split, replace(EMPTY, generations=(Generation(corpus="c", shards=(info,)),)))
+    stored = [document.tokens.tolist() for document in ShardReader(split, sequence_length=8).documents()]
+    assert [ids[0] == ids[-1] == S and S not in ids[1:-1] for ids in stored] == [True] * 4
+    spelt = ["".join(str(tokenizer.id_to_token(number)) for number in ids[1:-1]) for ids in stored]
+    assert spelt == [document.text for document in documents]
+
+
+def test_tokens_take_16_bits_until_the_vocabulary_needs_32(tmp_path: Path, encoder: Tokenizer) -> None:
+    assert ShardManifest(**{**EMPTY.__dict__, "vocab_size": 65536}).dtype == np.dtype("<u2")
+    manifest = write_split(Storage(str(tmp_path)), encoder, dtype_size=65537)
+    assert manifest.dtype == np.dtype("<u4")
+    reader = ShardReader(Storage(str(tmp_path)), sequence_length=1000)
+    assert rows_at(reader, 0).input_ids[0, :6].tolist() == expected_stream(encoder, "shard-00000")[:6]
+
+
+@pytest.mark.parametrize("sequence_length", [1, 2, 3, 7, 16, 1000])
+def test_an_epoch_predicts_every_token_exactly_once(split: Storage, encoder: Tokenizer, sequence_length: int) -> None:
+    reader = ShardReader(split, sequence_length=sequence_length, seed=3)
+    pairs: list[tuple[int, int]] = []
+    for index in range(reader.num_samples):
+        sample = reader.sample(index)
+        assert 2 <= len(sample.tokens) <= sequence_length + 1
+        pairs += zip(sample.tokens[:-1].tolist(), sample.tokens[1:].tolist(), strict=True)
+    streams = [expected_stream(encoder, name) for name in TEXTS]
+    assert sorted(pairs) == sorted(pair for stream in streams for pair in zip(stream, stream[1:], strict=False))
+
+
+def test_rows_mark_documents_positions_and_padding(split: Storage, encoder: Tokenizer) -> None:
+    stream = expected_stream(encoder, "shard-00000")
+    first = len(encoder.encode("abcde").ids)
+    assert first == 5
+    reader = ShardReader(split, sequence_length=4)
+    rows = rows_at(reader, 0, 1)
+    assert rows.input_ids.tolist() == [stream[0:4], stream[4:8]]
+    assert rows.targets.tolist() == [stream[1:5], stream[5:9]]
+    # Row 0: S a b c. Row 1: d e | S (an empty document) | S t …: what goes on from row 0 is a document of its own.
+    assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
+    assert [len(set(ids)) for ids in rows.document_ids.tolist()] == [1, 3]
+    assert rows.loss_mask.all()
+    last = rows_at(reader, reader.num_samples - 1)
+    filled = int(last.loss_mask.sum())
+    assert 0 < filled < 4 and last.document_ids[0, filled:].tolist() == [-1] * (4 - filled)
+
+
+def test_the_order_is_a_function_of_generations_seed_length_and_index(
+    split: Storage, tmp_path: Path, encoder: Tokenizer
+) -> None:
+    def places(sequence_length: int = 2, seed: int = 0, at: Storage = split) -> list[int]:
+        reader = ShardReader(at, sequence_length=sequence_length, seed=seed)
+        return reader.order(range(2 * reader.num_samples)).tolist()
+
+    order = places()
+    half = len(order) // 2
+    assert sorted(order[:half]) == sorted(order[half:]) == list(range(half)) and order[:half] != order[half:]
+    assert order == places() and order != places(seed=1)
+    reader = ShardReader(split, sequence_length=2)
+    streams = [expected_stream(encoder, name) for name in TEXTS]
+    windows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
+    assert [reader.sample(index).tokens.tolist() for index in (5, 1)] == [windows[order[5]], windows[order[1]]]
+    manifest = read_manifest(split)
+    grown = Storage(str(tmp_path))
+    write_manifest(grown, ShardManifest(**{**manifest.__dict__, "generations": manifest.generations * 2}))
+    assert places(at=grown)[:half] != order[:half]
+
+
+def test_whole_documents_come_back_with_their_text_and_bytes(split: Storage, encoder: Tokenizer) -> None:
+    documents = list(ShardReader(split, sequence_length=8).documents())
+    texts = [text for texts in TEXTS.values() for text in texts]
+    assert [encoder.decode(d.tokens[1:-1].tolist(), skip_special_tokens=False) for d in documents] == texts
+    assert all(d.tokens[0] == d.tokens[-1] == S for d in documents)
+    assert [(d.num_bytes, d.source) for d in documents] == [(len(text), "books") for text in texts]
+    assert [d.key for d in documents[:2]] == [document_key("shard-00000/0"), document_key("shard-00000/1")]
+    assert known_documents(split, read_manifest(split)).tolist() == sorted(d.key for d in documents)
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(4, 0), (4, 1), (4, 3), (100, 10), (11, 5)])
+def test_a_document_is_scored_once_per_token_with_the_overlap_as_context(length: int, overlap: int) -> None:
+    tokens = np.array([S, *range(1, 12), S])
+    scored: list[int] = []
+    for number, sample in enumerate(document_samples(tokens, length, overlap=overlap)):
+        rows = to_rows([sample], length)
+        assert sample.context == (overlap if number else 0)
+        assert (rows.document_ids[0][rows.document_ids[0] >= 0] == rows.document_ids[0][0]).all()
+        scored += rows.targets[0][rows.loss_mask[0]].tolist()
+    assert scored == tokens[1:].tolist()
+
+
+def test_overlap_must_leave_room(encoder: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"overlap: 4 must be at least 0 and below"):
+        list(document_samples(np.array([S, 1, S]), 4, overlap=4))
+
+
+def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
+    name = "shard-00000.tokens.bin"
+    whole = split.read_bytes(name)
+    split.write_bytes(name, whole[:-2])
+    with pytest.raises(ValueError, match=rf"{name} has {len(whole) - 2} bytes instead of {len(whole)}"):
+        ShardReader(split, sequence_length=4).sample(0)
+    split.write_bytes(name, whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"{name} is corrupt: its checksum"):
+        list(ShardReader(split, sequence_length=4).documents())
+    split.remove(name)
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        list(ShardReader(split, sequence_length=4).documents())
+
+
+def test_another_tokenizer_or_no_manifest_is_refused_when_the_reader_is_made(split: Storage, tmp_path: Path) -> None:
+    ShardReader(split, sequence_length=4, tokenizer="t")
+    with pytest.raises(ValueError, match="made with tokenizer t, not other"):
+        ShardReader(split, sequence_length=4, tokenizer="other")
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+        ShardReader(Storage(str(tmp_path / "none")), sequence_length=4)
+    split.write_json("manifest.json", {**split.read_json("manifest.json"), "format": 9})
+    with pytest.raises(ValueError, match="format 9 is not 2; make the shards again"):
+        read_manifest(split)
+
+
+def test_a_remote_split_reads_like_a_local_one_and_heals_a_broken_copy(split: Storage, encoder: Tokenizer) -> None:
+    remote = Storage("memory://shards-test/train")
+    write_split(remote, encoder)
+    rows = ShardReader(remote, sequence_length=5, seed=1).rows(range(6))
+    local = ShardReader(split, sequence_length=5, seed=1).rows(range(6))
+    assert all((a == b).all() for a, b in zip(rows, local, strict=True))
+    name = "shard-00000.tokens.bin"
+    info = read_manifest(remote).shards[0]
+    copy = shard_cache() / info.tokens_sha256
+    copy.write_bytes(b"\0" * copy.stat().st_size)
+    with pytest.raises(ValueError, match=f"{name} is corrupt"):
+        list(ShardReader(remote, sequence_length=5).documents())
+    assert len(list(ShardReader(remote, sequence_length=5).documents())) == 5
+    copy.write_bytes(copy.read_bytes()[:-2])  # of another size it is fetched anew at once
+    assert len(list(ShardReader(remote, sequence_length=5).documents())) == 5
+    remote.write_bytes(name, remote.read_bytes(name)[:-2])
+    copy.unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{name} has"):
+            list(ShardReader(remote, sequence_length=5).documents())
+    fsspec.filesystem("memory").rm("/shards-test", recursive=True)
+
+
+MIXED = {
+    "shard-00000": [("web", "the cat"), ("books", "a hat"), ("web", "mat"), ("code", "x = 1"), ("books", "sat on it")],
+    "shard-00001": [("code", "y = 2 * x"), ("web", "the hat and the cat")],
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, encoder: Tokenizer) -> Storage:
+    """Two shards of three sources; the third source of the list has no text."""
+    split = Storage(str(tmp_path / "mixed"))
+    empty = ShardManifest(**{**EMPTY.__dict__, "sources": ("web", "books", "none", "code")})
+    shards = tuple(
+        write_shard(
+            split,
+            name,
+            [TextDocument(text, text, source) for source, text in documents],
+            PlainEncoder(encoder),
+            empty,
+        )
+        for name, documents in MIXED.items()
+    )
+    write_manifest(split, ShardManifest(**{**empty.__dict__, "generations": (Generation(corpus="c", shards=shards),)}))
+    return split
+
+
+def test_the_documents_of_a_source_stand_together_in_their_order(mixed: Storage, encoder: Tokenizer) -> None:
+    texts = ["the cat", "mat", "a hat", "sat on it", "x = 1", "the hat and the cat", "y = 2 * x"]
+    documents = list(ShardReader(mixed, sequence_length=4).documents())
+    assert [encoder.decode(document.tokens.tolist()[1:-1]) for document in documents] == texts
+    assert [document.source for document in documents] == ["web", "web", "books", "books", "code", "web", "code"]
+    lengths = {text: len(encoder.encode(text).ids) + 1 for text in texts}
+    manifest = read_manifest(mixed)
+    first, second = ([(s.source, s.first, s.num_targets) for s in shard.stretches] for shard in manifest.shards)
+    web, books = lengths["the cat"] + lengths["mat"], lengths["a hat"] + lengths["sat on it"]
+    assert first == [(0, 0, web), (1, web, books), (3, web + books, lengths["x = 1"])]
+    assert second == [(0, 0, lengths[texts[5]]), (3, lengths[texts[5]], lengths[texts[6]])]
+    assert manifest.targets_by_source == {
+        "web": web + lengths["the hat and the cat"],
+        "books": books,
+        "none": 0,
+        "code": lengths["x = 1"] + lengths["y = 2 * x"],
+    }
+
+
+def window_sources(reader: ShardReader) -> list[str]:
+    """The source of every window in the order of the stream, counted by hand from the manifest."""
+    found: list[str] = []
+    for shard in reader.manifest.shards:
+        for stretch in shard.stretches:
+            num_windows = -(-stretch.num_targets // reader.sequence_length)
+            found += [reader.manifest.sources[stretch.source]] * num_windows
+    return found
+
+
+def test_without_a_mixture_an_epoch_holds_every_target_of_every_source_once(mixed: Storage, encoder: Tokenizer) -> None:
+    reader = ShardReader(mixed, sequence_length=3, seed=1)
+    assert sorted(reader.order(range(reader.num_samples))) == list(range(len(window_sources(reader))))
+    pairs: list[tuple[int, int]] = []
+    for index in range(reader.num_samples):
+        tokens = reader.sample(index).tokens.tolist()
+        pairs += zip(tokens[:-1], tokens[1:], strict=True)
+    expected: list[tuple[int, int]] = []
+    for _, text in (document for documents in MIXED.values() for document in documents):
+        tokens = [S, *encoder.encode(text).ids, S]
+        expected += zip(tokens[:-1], tokens[1:], strict=True)
+    assert sorted(pairs) == sorted(expected)
+
+
+def test_a_mixture_reads_by_weight_and_repeats_a_source_only_when_all_of_it_was_read(mixed: Storage) -> None:
+    weights = {"web": 3, "books": 1, "code": 2}
+    reader = ShardReader(mixed, sequence_length=1, seed=5, mixture=weights)  # all rows are equally long
+    owners = window_sources(reader)
+    sizes = {source: owners.count(source) for source in weights}
+    assert reader.samples_by_source == sizes and reader.num_samples == sum(sizes.values())
+    order = reader.order(range(600)).tolist()
+    for n in range(1, 601):
+        for source, weight in weights.items():
+            assert abs(sum(owners[place] == source for place in order[:n]) - weight / 6 * n) < 1
+    for source, size in sizes.items():
+        own = [place for place in order if owners[place] == source]
+        epochs = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+        assert len(epochs) > 3
+        assert all(sorted(epoch) == [n for n, owner in enumerate(owners) if owner == source] for epoch in epochs)
+        assert epochs[0] != epochs[1] or size == 1
+    assert reader.order([250, 17]).tolist() == [order[250], order[17]]  # of the index alone: so a run resumes
+    assert ShardReader(mixed, sequence_length=1, seed=6, mixture=weights).order(range(600)).tolist() != order
+
+
+def test_a_source_of_many_small_stretches_gets_its_weight_in_tokens(tmp_path: Path, encoder: Tokenizer) -> None:
+    split = Storage(str(tmp_path / "small"))
+    plain = PlainEncoder(encoder)
+    # One short row of "books" in each shard, beside a long text of "web".
+    documents = [TextDocument("w", "the cat and the hat " * 40, "web"), TextDocument("b", "a hat", "books")]
+    shards = tuple(write_shard(split, f"shard-{n:05d}", documents, plain, EMPTY) for n in range(20))
+    write_manifest(split, replace(EMPTY, generations=(Generation(corpus="c", shards=shards),)))
+    lengths = {text: len(encoder.encode(text).ids) + 1 for _, text, _ in documents}
+    for weights in ({"web": 0.5, "books": 0.5}, {"web": 3, "books": 1}):
+        reader = ShardReader(split, sequence_length=64, mixture=weights)
+        owners = window_sources(reader)
+        tokens = {"web": 0, "books": 0}
+        for start in range(0, 20_000, 1000):
+            rows = reader.rows(range(start, start + 1000))
+            for place, count in zip(reader.order(range(start, start + 1000)), rows.loss_mask.sum(axis=1), strict=True):
+                tokens[owners[place]] += int(count)
+        assert lengths["a hat"] < 10 and owners.count("books") == 20
+        assert tokens["web"] / tokens["books"] == pytest.approx(weights["web"] / weights["books"], rel=0.01)
+
+
+def test_the_rows_of_a_mixture_go_on_after_a_restart_as_if_there_had_been_none(mixed: Storage) -> None:
+    def steps(first: int) -> Iterator[Rows]:
+        reader = ShardReader(mixed, sequence_length=3, seed=5, mixture={"web": 3, "books": 0.7, "code": 2})
+        return reader.read_ahead(range(6 * step, 6 * step + 6) for step in range(first, 20))
+
+    whole = list(steps(0))
+    for first in (1, 7, 19):
+        for rows, expected in zip(steps(first), whole[first:], strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(rows, expected, strict=True))
+
+
+def test_a_weight_of_zero_leaves_a_source_out(mixed: Storage) -> None:
+    reader = ShardReader(mixed, sequence_length=2, mixture={"web": 0, "books": 1, "code": 0})
+    owners = window_sources(reader)
+    assert {owners[place] for place in reader.order(range(50))} == {"books"}
+    assert reader.num_samples == owners.count("books")
+
+
+def test_weights_must_name_the_sources_that_are_there(mixed: Storage) -> None:
+    def reader(**mixture: float) -> None:
+        ShardReader(mixed, sequence_length=2, mixture=mixture)
+
+    with pytest.raises(ValueError, match=r"holds no text of source 'book'; did you mean 'books'\? \(present: books, "):
+        reader(web=1, book=1, code=1)
+    with pytest.raises(ValueError, match=r"holds no text of source 'none' \(present: books, code, web\)"):
+        reader(web=1, books=1, code=1, none=1)
+    with pytest.raises(ValueError, match=r"source 'code' has no weight; give it one, 0 to leave it out"):
+        reader(web=1, books=1)
+    reader(web=1, books=1, code=1, none=0)
+
+
+def test_reading_ahead_gives_the_same_rows(mixed: Storage) -> None:
+    reader = ShardReader(mixed, sequence_length=3, seed=2)
+    steps = [range(start, start + 4) for start in range(0, 40, 4)]
+    ahead = list(ShardReader(mixed, sequence_length=3, seed=2).read_ahead(steps, num_steps=3))
+    assert len(ahead) == len(steps)
+    for indices, rows in zip(steps, ahead, strict=True):
+        assert all((a == b).all() for a, b in zip(rows, reader.rows(indices), strict=True))
+
+
+def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_its_step(
+    mixed: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader(mixed, sequence_length=1000)
+    name = "shard-00001.tokens.bin"
+    place_of_second = [place for place, _ in enumerate(window_sources(reader))][-1]
+    index = reader.order(range(reader.num_samples)).tolist().index(place_of_second)
+    fine = [n for n in range(reader.num_samples) if reader.order([n])[0] < 3]
+    mixed.write_bytes(name, mixed.read_bytes(name)[:-2])
+    asked = threading.Event()
+    really_open = data.tokens.shards._open_shard
+
+    def watched(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
+        if number == 1:
+            asked.set()
+        return really_open(split, manifest, number, proved)
+
+    monkeypatch.setattr(data.tokens.shards, "_open_shard", watched)
+    steps = reader.read_ahead([[fine[0]], [fine[1]], [index]], num_steps=1)
+    next(steps)
+    assert not asked.is_set()
+    next(steps)
+    assert asked.wait(30)  # while the caller is still at the step before
+    with pytest.raises(ValueError, match=f"{name} has"):
+        next(steps)
+
+
+def test_only_so_many_shards_stay_open(split: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    really_open = data.tokens.shards._open_shard
+
+    def counted(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
+        opened.append(number)
+        return really_open(split, manifest, number, proved)
+
+    monkeypatch.setattr(data.tokens.shards, "_open_shard", counted)
+    reader = ShardReader(split, sequence_length=4)
+    rows = reader.rows(range(reader.num_samples))
+    assert sorted(opened) == [0, 2]
+    monkeypatch.setattr(data.tokens.shards, "_OPEN_SHARDS", 1)
+    opened.clear()
+    again = ShardReader(split, sequence_length=4)
+    assert all((a == b).all() for a, b in zip(rows, again.rows(range(again.num_samples)), strict=True))
+    assert len(opened) > 2 and len(again._opened) == 1
+
+
+def test_a_document_is_found_by_its_id(mixed: Storage, encoder: Tokenizer) -> None:
+    manifest = read_manifest(mixed)
+    for name, documents in MIXED.items():
+        stream = np.frombuffer(mixed.read_bytes(f"{name}.tokens.bin"), dtype="<u2")
+        for _, text in documents:
+            place = find_document(mixed, manifest, text)
+            assert place is not None and place.shard == name
+            assert stream[place.first : place.first + place.num_tokens].tolist() == encoder.encode(text).ids
+            assert stream[place.first - 1] == stream[place.first + place.num_tokens] == S
+    assert find_document(mixed, manifest, "the cat") == DocumentPlace(
+        "shard-00000", 1, len(encoder.encode("the cat").ids)
+    )
+    assert find_document(mixed, manifest, "no such document") is None
+
+
+def test_a_sample_that_begins_inside_a_document_counts_positions_from_the_row() -> None:
+    rows = to_rows([Sample(np.array([7, 8, S, 9]), np.array([2]))], 5)
+    assert rows.positions.tolist() == [[0, 1, 0, 0, 0]]
+    assert rows.document_ids.tolist() == [[0, 0, 1, -1, -1]]
+    assert rows.loss_mask.tolist() == [[True, True, True, False, False]]
+    assert rows.targets.tolist() == [[8, S, 9, 0, 0]]

@@ -1,0 +1,227 @@
+"""Forgetting: what is left equals what a run from the raw files makes that never took the document in."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.commands.forget
+import jobs.corpus
+from cluster.storage import Storage
+from data.document import unit_hash
+from jobs.commands.forget import forget
+from jobs.commands.trace import trace
+from jobs.frame.job import FORGOTTEN, RECORD, Artifact, open_artifact, run_job
+from jobs.frame.pipeline import load_pipeline
+
+WORDS = [f"word{number}" for number in range(400)]
+
+
+def sentence(start: int, length: int = 40, *, changed: int | None = None) -> str:
+    words = [WORDS[(start * 37 + n * n + n) % len(WORDS)] for n in range(length)]
+    if changed is not None:
+        words[changed] = "another"
+    return " ".join(words)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:
+    monkeypatch.setattr(jobs.corpus, "num_parts", lambda ranges, part_mib: 4)
+    monkeypatch.setattr(jobs.commands.forget, "connect", lambda address: nullcontext())
+
+
+def write_project(folder: Path) -> Path:
+    """A corpus of 40 different documents, of families of near-duplicates and of equal texts."""
+    records = [{"id": f"d{n:02d}", "text": f"{sentence(n)} Mail me{n}@mail.org."} for n in range(40)]
+    records += [{"id": f"n{n}", "text": sentence(100, 120, changed=n)} for n in range(4)]  # one family
+    records += [{"id": f"e{n}", "text": sentence(200)} for n in range(3)]  # equal
+    records += [{"id": "m0", "text": sentence(300, 120)}, {"id": "m1", "text": sentence(300, 120, changed=60)}]
+    records += [{"id": "m2", "text": sentence(300, 120, changed=60).upper()}]  # equal to m1, near m0
+    (folder / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[::2]) + "broken\n")
+    (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[1::2]))
+    (folder / "corpus.yaml").write_text(
+        f"sources: [{{name: s, path: '{folder}/*.jsonl', format: jsonl, id: id}}]\n"
+        "steps: [{redact_pii: {}}, {length: {min_bytes: 20}}, {exact_duplicates: {}}, {near_duplicates: {}}]\n"
+    )
+    (folder / "vocabulary.yaml").write_text("corpus: corpus\nsize: 270\nheld_out_fraction: 0.2\n")
+    (folder / "shards.yaml").write_text("corpus: corpus\ntokenizer: vocabulary\nvalidation_fraction: 0.2\n")
+    (folder / "pipeline.yaml").write_text("store: unused\nstages: [corpus, vocabulary, shards]\n")
+    return folder / "pipeline.yaml"
+
+
+def make(path: Path, store: Storage, *stages: str) -> dict[str, Artifact]:
+    """The artifacts of these stages, of all unless given."""
+    jobs = load_pipeline(path, store=store.url).jobs
+    return {name: run_job(job, store, group="test") for name, job in jobs.items() if not stages or name in stages}
+
+
+def kept(corpus: Artifact) -> set[str]:
+    folder = Path(corpus.storage.root) / "documents"
+    return {row["id"] for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()}
+
+
+def bytes_of(artifact: Artifact) -> dict[str, bytes]:
+    leave = (RECORD, "metrics.jsonl")
+    return {name: artifact.storage.read_bytes(name) for name in artifact.storage.files() if name not in leave}
+
+
+def summary_of(artifact: Artifact) -> dict[str, Any]:
+    """All of the summary but how often cleaning changed a text, which stays as it was counted."""
+    summary = json.loads(json.dumps(artifact.record["summary"]))
+    for own in summary.get("sources", {}).values():
+        del own["changed"]
+    return summary
+
+
+@pytest.mark.parametrize(
+    ("id", "comes_in"),
+    [("s/d05", set()), ("s/n0", {"s/n1"}), ("s/n2", set()), ("s/e0", {"s/e1"}), ("s/m0", {"s/m1"}), ("s/m1", set())],
+)
+def test_what_is_left_equals_a_run_that_never_had_the_document(tmp_path: Path, id: str, comes_in: set[str]) -> None:
+    path = write_project(tmp_path)
+    store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
+    made = make(path, store, "corpus")
+    before = kept(made["corpus"])
+    forget(store, [id])
+    other.write_jsonl(FORGOTTEN, [id])
+    scratch = make(path, other, "corpus")
+    after = open_artifact(store / made["corpus"].id)
+    assert after is not None and kept(after) == (before | comes_in) - {id}
+    assert bytes_of(after) == bytes_of(scratch["corpus"])
+    assert summary_of(after) == summary_of(scratch["corpus"])
+    assert after.record["digest"] == scratch["corpus"].record["digest"]
+    assert id.encode() not in b"".join(bytes_of(after).values())
+
+
+def test_only_files_that_held_something_are_written(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    made = make(write_project(tmp_path), store)
+    folder = Path(made["corpus"].storage.root)
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "documents").glob("*.parquet")}
+    shard_times = {p: p.stat().st_mtime_ns for p in Path(made["shards"].storage.root).rglob("*.tokens.bin")}
+    forget(store, ["s/d05"])
+    parts = (folder / "documents").glob("*.parquet")
+    changed = [path.name for path in parts if path.stat().st_mtime_ns != times[path.name]]
+    assert len(changed) == 1
+    rewritten = {path.stem.partition(".")[0] for path, time in shard_times.items() if path.stat().st_mtime_ns != time}
+    assert len(rewritten) == 1 and f"part-{min(rewritten)[-5:]}.parquet" == changed[0]
+
+
+def test_shards_forget_too_and_what_learnt_is_named_every_time(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    store = Storage(str(tmp_path / "store"))
+    made = make(path, store)
+    id = next(f"s/d{n:02d}" for n in range(40) if unit_hash(f"s/d{n:02d}", "split") > 0.2)
+    assert any("tokens in" in line for line in trace(store, id))
+    found = forget(store, [id])
+    assert found.changed == [made["corpus"].id, made["shards"].id]
+    assert found.learnt == [made["vocabulary"].id] and found.failed == {}
+    assert list(trace(store, id)) == [f"{id} is forgotten: no artifact in {store.url} may hold it"]
+    shards = open_artifact(store / made["shards"].id)
+    corpus = open_artifact(store / made["corpus"].id)
+    assert shards is not None and corpus is not None
+    assert shards.record["inputs"]["corpus"]["digest"] == corpus.record["digest"]
+    assert shards.summary["train"]["documents"] == made["shards"].summary["train"]["documents"] - 1
+    again = forget(store, [id])
+    assert again.changed == [] and again.learnt == found.learnt  # nothing is left to do
+
+
+def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    make(write_project(tmp_path), store)
+    with pytest.raises(ValueError, match="no corpus in .* has a document 's/nobody'"):
+        forget(store, ["s/d01", "s/nobody"])
+    assert not store.exists(FORGOTTEN)
+
+
+def test_a_document_goes_though_its_file_is_gone_and_nothing_comes_in_from_there(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    made = make(write_project(tmp_path), store)
+    before = kept(made["corpus"])
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").unlink()
+    forget(store, ["s/n0", "s/d05"])
+    after = open_artifact(store / made["corpus"].id)
+    assert after is not None and kept(after) == before - {"s/n0", "s/d05"}
+
+
+def test_even_the_last_document_of_a_split_can_be_forgotten(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    made = make(write_project(tmp_path), store)
+    held_out = [id for id in sorted(kept(made["corpus"])) if unit_hash(id, "split") < 0.2]
+    found = forget(store, held_out)
+    assert found.failed == {} and made["shards"].id in found.changed
+    shards = open_artifact(store / made["shards"].id)
+    assert shards is not None and shards.summary["validation"]["documents"] == 0
+
+
+def killed_at(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Storage's method `name` raises KeyboardInterrupt when it is called for the `number`th time."""
+    call, count = getattr(Storage, name), 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise KeyboardInterrupt
+        return call(*arguments, **options)
+
+    patch.setattr(Storage, name, counted)
+
+
+@pytest.mark.parametrize("then", ["forget", "forget another", "run"])
+def test_a_kill_at_any_write_is_mended_by_whatever_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    path = write_project(tmp_path)
+    whole = Storage(str(tmp_path / "whole"))
+    ids = ["s/n0", "s/e0", "s/d05"] + (["s/d07"] if then == "forget another" else [])
+    made = make(path, whole)
+    shutil.copytree(whole.root, tmp_path / "fresh")
+    forget(whole, ids)
+    for number in range(2, 40, 3):
+        store = Storage(str(tmp_path / f"{number}"))
+        shutil.copytree(tmp_path / "fresh", store.root)
+        try:
+            with monkeypatch.context() as patch:
+                killed_at(patch, "write_bytes", number)
+                forget(store, ids[:3])
+        except KeyboardInterrupt:
+            (store / ".").remove("lease.json")
+        if then == "run":
+            make(path, store)
+        forget(store, ids)
+        for name in ("corpus", "shards"):
+            done, expected = open_artifact(store / made[name].id), open_artifact(whole / made[name].id)
+            assert done is not None and expected is not None
+            assert bytes_of(done) == bytes_of(expected) and summary_of(done) == summary_of(expected), number
+
+
+def test_a_run_that_was_under_way_forgets_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_project(tmp_path)
+    store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
+    summarize = jobs.corpus.summarize
+
+    def meanwhile(*arguments: Any) -> dict[str, Any]:
+        store.write_jsonl(FORGOTTEN, ["s/d05"])
+        return summarize(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.corpus, "summarize", meanwhile)
+        made = make(path, store, "corpus")
+    other.write_jsonl(FORGOTTEN, ["s/d05"])
+    assert bytes_of(made["corpus"]) == bytes_of(make(path, other, "corpus")["corpus"])
+
+
+def test_a_copied_store_forgets_in_its_own_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, copy = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "copy"))
+    made = make(write_project(tmp_path), store)
+    shutil.copytree(store.root, copy.root)
+    monkeypatch.chdir("/")
+    assert forget(copy, ["s/d05"]).changed == [made["corpus"].id, made["shards"].id]
+    assert not any("tokens in" in line for line in trace(copy, "s/d05"))
+    assert any("tokens in" in line for line in trace(store, "s/d05"))

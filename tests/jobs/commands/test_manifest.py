@@ -1,0 +1,164 @@
+"""The committed manifest is what the renderer prints, and its groups are as large as the stages say."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from actors.settings import GraphExecution, LearningConfig
+from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
+from cluster.placement import Placement
+from jobs.commands.manifest import group_sizes, render_manifest
+from jobs.frame.pipeline import load_configs, stage_named
+
+ROOT = Path(__file__).parents[3]
+CONFIG, CLUSTER = Path("configs/1b/pipeline.yaml"), Path("k8s/cluster.yaml")
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("at_root")
+def test_the_committed_manifest_is_what_the_command_prints():
+    rendered = render_manifest("pipeline", CONFIG, [], store=None, cluster=CLUSTER)
+    assert Path("k8s/rayjob.yaml").read_text() == rendered, (
+        f"renew it: raymill manifest pipeline {CONFIG} --cluster {CLUSTER} > k8s/rayjob.yaml"
+    )
+    objects = {one["kind"]: one for one in yaml.safe_load_all(rendered)}
+    check_ray_job(objects["RayJob"])
+    shipped = objects["ConfigMap"]["data"]
+    assert shipped["configs_1b_pretrain.yaml"] == Path("configs/1b/pretrain.yaml").read_text()
+    groups = objects["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert {group["groupName"]: group["replicas"] for group in groups} == {"data": 4, "train": 2, "rollout": 1}
+
+
+@pytest.mark.usefixtures("at_root")
+def test_the_committed_manifest_is_valid_by_the_definition(rayjob_definition: jsonschema.Draft202012Validator):
+    (job,) = [one for one in yaml.safe_load_all(Path("k8s/rayjob.yaml").read_text()) if one["kind"] == "RayJob"]
+    rayjob_definition.validate(job)
+
+
+@pytest.mark.usefixtures("at_root")
+def test_the_very_same_command_is_run():
+    rendered = render_manifest(
+        "pretrain", Path("configs/1b/pretrain.yaml"), ["steps=5"], store="s3://elsewhere/runs", cluster=CLUSTER
+    )
+    (job,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "RayJob"]
+    assert job["spec"]["entrypoint"] == (
+        "raymill run pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs"
+    )
+    assert rendered.splitlines()[0] == (
+        "# Written by: raymill manifest pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs "
+        "--cluster k8s/cluster.yaml"
+    )
+
+
+@pytest.mark.usefixtures("at_root")
+def test_a_verifier_given_by_a_url_is_not_shipped():
+    overrides = ["rlhf.reward=null", "rlhf.verifier=s3://bucket/checks.py:short"]
+    rendered = render_manifest("pipeline", CONFIG, overrides, store=None, cluster=CLUSTER)
+    (shipped,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "ConfigMap"]
+    assert [key for key in shipped["data"] if key.endswith(".py")] == []
+
+
+@pytest.mark.usefixtures("at_root")
+def test_a_place_on_this_machine_is_refused():
+    with pytest.raises(ValueError, match="store: 'runs/tiny' is a place on this machine; pods need a URL"):
+        render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
+    with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a place on this machine"):
+        render_manifest("pipeline", CONFIG, ["sft.chats=[chats.jsonl]"], store=None, cluster=CLUSTER)
+
+
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize(
+    ("source", "is_refused"),
+    [
+        ("zip://a.json::file://x.whl", True),
+        ("file://data/x.jsonl", True),
+        ("local://x.jsonl", True),
+        ("code/*.py", True),
+        ("zip://a.json::/mnt/x.zip", False),
+        ("file:///mnt/x.jsonl", False),
+        ("zip://a.json::s3://bucket/x.zip", False),
+    ],
+)
+def test_a_source_is_refused_by_where_its_chain_ends(source: str, is_refused: bool):
+    with pytest.raises(ValueError, match="is a place on this machine") if is_refused else nullcontext():
+        render_manifest("pipeline", CONFIG, [f"sft.chats=['{source}']"], store=None, cluster=CLUSTER)
+
+
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize("folder", ["tiny", "1b"])
+def test_every_config_fits_its_schema_and_passes_what_can_be_checked_without_data(folder: str):
+    configs = load_configs("pipeline", Path(f"configs/{folder}/pipeline.yaml"))
+    listed = {path.stem for path in Path(f"configs/{folder}").glob("*.yaml")} - {"pipeline"}
+    assert set(configs) <= listed
+    for name in sorted(listed):
+        stage = stage_named(name)
+        (config,) = load_configs(stage.name, Path(f"configs/{folder}/{name}.yaml")).values()
+        stage.check(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    placement: Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    execution: Any = field(default_factory=Tasks)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+
+
+def gpu(workers: int) -> Placement:
+    return Placement(workers=workers, cpus_per_worker=2, gpus_per_worker=1, backend="nccl")
+
+
+SETTINGS = ClusterConfig(
+    image="raymill",
+    data=PodShape(cpus=8, memory_gib=8),
+    train=PodShape(cpus=16, memory_gib=8, gpus=4),
+    rollout=PodShape(cpus=16, memory_gib=8, gpus=2),
+)
+
+
+def sizes(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
+    learning = learning or LearningConfig()
+    configs = {name: Config(execution=execution, learning=learning) for name, execution in executions.items()}
+    return {group.name: group.pods for group in group_sizes(configs, SETTINGS)}
+
+
+def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
+    graph = GraphExecution(generators=gpu(3), learners=gpu(4), colocate=False)
+    assert sizes(corpus=Tasks(workers=20), pretrain=Training(placement=gpu(6)), rlhf=graph) == {
+        "data": 3,  # 20 tasks on pods of 8 CPUs
+        "train": 2,  # 6 GPUs for pretrain, 4 for the learners
+        "rollout": 2,  # 3 engines on pods of 2 GPUs
+    }
+
+
+def test_engines_that_share_a_node_with_the_learners_have_no_pods_of_their_own():
+    graph = GraphExecution(generators=gpu(2), learners=gpu(3), colocate=True)
+    assert sizes(rlhf=graph) == {"data": 1, "train": 2}
+
+
+def test_actors_that_the_algorithm_does_not_start_need_no_room():
+    graph = GraphExecution(generators=gpu(1), learners=gpu(4), critics=gpu(4), reference=gpu(1), colocate=False)
+    assert sizes(LearningConfig(kl_coefficient=0.0), rlhf=graph)["train"] == 1
+    assert sizes(LearningConfig(), rlhf=graph)["train"] == 2
+    assert sizes(LearningConfig(algorithm="ppo"), rlhf=graph)["train"] == 3
+
+
+def test_work_on_cpus_alone_needs_data_pods_alone():
+    assert sizes(corpus=Tasks(), pretrain=Training(placement=Placement(workers=9))) == {"data": 2}

@@ -1,0 +1,716 @@
+"""What is shipped binds to the same artifacts, is sent once, and holds no secret."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+import pytest
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
+
+from cluster import submission as submission_module
+from cluster.ledger import SUBMISSION, read_ledger, telling
+from cluster.storage import Storage
+from cluster.submission import _tries, dashboard_address
+from jobs.cli import main
+from jobs.commands import submit as submit_module
+from jobs.commands.submit import stage_files, submit
+from jobs.frame import pipeline as pipeline_module
+from jobs.frame.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
+from jobs.frame.pipeline import load_pipeline, load_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    path: str = source_files()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    sources: list[Reader] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfConfig:
+    init: str = input_artifact("corpus", default="corpus")
+    prompts: list[str] = source_files([])
+    verifier: str | None = source_files(None)
+    steps: int = 1
+
+
+def do_nothing(config: Any, context: Context) -> Mapping[str, Any]:
+    return {}
+
+
+STAGES = {
+    "corpus": Stage("corpus", 1, CorpusConfig, do_nothing, lambda config: None),
+    "rlhf": Stage("rlhf", 1, RlhfConfig, do_nothing, lambda config: None),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with data, configs and a verifier, as the working directory; the stages do nothing."""
+    monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("data/a.txt", "one"),
+        ("data/b.txt", "two"),
+        ("checks/verifiers.py", "from lib.rules import rule\ndef short(): ...\n"),
+        ("checks/lib/rules.py", "def rule(): ...\n"),
+        ("configs/tiny/pipeline.yaml", "store: runs\nstages: [corpus, rlhf]\n"),
+        ("configs/tiny/corpus.yaml", "sources:\n  - path: data/*.txt\n"),
+        (
+            "configs/tiny/rlhf.yaml",
+            "prompts: [data/a.txt]\nverifier: checks/verifiers.py:short\nsteps: 5\n",
+        ),
+        ("configs/tiny/unused.yaml", "a: 1\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+CONFIG = Path("configs/tiny/pipeline.yaml")
+
+
+def shipped_files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_configs_and_verifiers_are_shipped_and_data_is_not(project: Path, tmp_path_factory: Any):
+    folder = tmp_path_factory.mktemp("shipped")
+    command = stage_files("pipeline", CONFIG, ["rlhf.steps=7"], load_pipeline(CONFIG), folder)
+    assert shipped_files(folder) == [
+        "checks/lib/rules.py",
+        "checks/verifiers.py",
+        "configs/tiny/corpus.yaml",
+        "configs/tiny/pipeline.yaml",
+        "configs/tiny/rlhf.yaml",
+    ]
+    assert shlex.split(command) == [
+        *("raymill", "run", "pipeline", "configs/tiny/pipeline.yaml", "rlhf.steps=7"),
+        *("--store", f"{project}/runs"),
+    ]
+    assert yaml.safe_load((folder / "configs/tiny/rlhf.yaml").read_text()) == {
+        "prompts": [f"{project}/data/a.txt"],
+        "verifier": "checks/verifiers.py:short",
+        "steps": 5,
+    }
+
+
+def test_what_is_shipped_binds_to_the_same_artifacts(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    overrides = ["rlhf.steps=7", "rlhf.prompts=[data/b.txt]"]
+    here = load_pipeline(CONFIG, overrides)
+    folder = tmp_path_factory.mktemp("shipped")
+    command = shlex.split(stage_files("pipeline", CONFIG, overrides, here, folder))
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), command[4:-2], store=command[-1])
+    assert not there.errors
+    assert {name: job.id for name, job in there.jobs.items()} == {n: job.id for n, job in here.jobs.items()}
+
+
+def test_what_a_verifier_imports_is_part_of_what_is_made_with_it(project: Path):
+    before = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
+    (project / "checks/lib/rules.py").write_text("def rule(): return 1\n")
+    after = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
+    assert after["corpus"] == before["corpus"] and after["rlhf"] != before["rlhf"]
+
+
+def test_a_verifier_given_by_a_url_is_not_shipped_and_stays_that_url(project: Path, tmp_path_factory: Any):
+    url = f"memory://checks-{uuid.uuid4().hex[:8]}/verifiers.py"
+    with fsspec.open(url, "wb") as file:
+        file.write(b"def short(): ...\n")  # pyright: ignore[reportAttributeAccessIssue]
+    folder = tmp_path_factory.mktemp("shipped")
+    overrides = [f"rlhf.verifier={url}:short"]
+    command = stage_files("pipeline", CONFIG, overrides, load_pipeline(CONFIG, overrides), folder)
+    assert not [name for name in shipped_files(folder) if name.endswith(".py")]
+    assert shlex.split(command)[4] == overrides[0]
+
+
+def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_factory: Any):
+    folder = tmp_path_factory.mktemp("shipped")
+    (project / "other").mkdir()
+    config = (project / "configs/tiny/rlhf.yaml").rename(project / "configs/tiny/rlhf-more.yaml")
+    alone = load_stage("rlhf", config.relative_to(project))
+    command = stage_files("rlhf", config.relative_to(project), [], alone, folder)
+    assert shipped_files(folder) == [
+        "checks/lib/rules.py",
+        "checks/verifiers.py",
+        "configs/tiny/corpus.yaml",
+        "configs/tiny/rlhf-more.yaml",
+    ]
+    assert shlex.split(command)[:4] == ["raymill", "run", "rlhf", "configs/tiny/rlhf-more.yaml"]
+
+
+def test_files_from_outside_the_working_directory_are_shipped_too(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    here = load_pipeline(CONFIG).jobs
+    (project / "configs/tiny/rlhf.yaml").write_text(
+        f"prompts: [{project}/data/a.txt]\nverifier: {project}/checks/verifiers.py:short\nsteps: 5\n"
+    )
+    (project / "configs/tiny/corpus.yaml").write_text(f"sources:\n  - path: {project}/data/*.txt\n")
+    elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
+    monkeypatch.chdir(elsewhere)
+    pipeline = load_pipeline(project / CONFIG)
+    command = shlex.split(stage_files("pipeline", project / CONFIG, [], pipeline, folder))
+    programs = [Path(name) for name in shipped_files(folder) if name.endswith(".py")]
+    assert [Path(*path.parts[1:]) for path in programs] == [Path("checks/lib/rules.py"), Path("checks/verifiers.py")]
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), store=command[-1]).jobs
+    assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
+
+
+def test_two_folders_of_one_name_are_shipped_apart(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
+    (project / "more/checks").mkdir(parents=True)
+    (project / "more/checks/verifiers.py").write_text("def long(): ...\n")
+    second = (project / "configs/tiny/rlhf.yaml").read_text().replace("checks/verifiers.py:short", "{}")
+    for name, program in (("rlhf", "checks/verifiers.py:short"), ("rlhf-long", "more/checks/verifiers.py:long")):
+        text = second.format(project / program).replace("data/a.txt", f"{project}/data/a.txt")
+        (project / f"configs/tiny/{name}.yaml").write_text(text)
+    (project / "configs/tiny/corpus.yaml").write_text(f"sources:\n  - path: {project}/data/*.txt\n")
+    (project / "configs/tiny/pipeline.yaml").write_text("store: runs\nstages: [corpus, rlhf, rlhf-long]\n")
+    monkeypatch.chdir(elsewhere)
+    here = load_pipeline(project / CONFIG)
+    command = shlex.split(stage_files("pipeline", project / CONFIG, [], here, folder))
+    monkeypatch.chdir(folder)
+    there = load_pipeline(Path(command[3]), store=command[-1])
+    assert not there.errors
+    assert {name: job.id for name, job in there.jobs.items()} == {name: job.id for name, job in here.jobs.items()}
+
+
+def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: Any):
+    (project / "configs/tiny/corpus.yaml").write_text(
+        "sources:\n  - path: checks/*.py\n  - path: checks/lib/rules.py\n"
+    )
+    (project / "checks/broken.py").write_text("print 'Python 2'\n")
+    folder = tmp_path_factory.mktemp("shipped")
+    stage_files("pipeline", CONFIG, [], load_pipeline(CONFIG), folder)
+    sources = yaml.safe_load((folder / "configs/tiny/corpus.yaml").read_text())["sources"]
+    assert sources == [{"path": f"{project}/checks/*.py"}, {"path": f"{project}/checks/lib/rules.py"}]
+    assert not (folder / "checks/broken.py").exists()
+
+
+def test_every_mistake_is_told_before_anything_is_sent(project: Path):
+    (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: nowhere/*.txt\n")
+    with pytest.raises(ValueError, match=r"(?s)matches no file.*did you mean steps\?"):
+        submit("pipeline", CONFIG, ["rlhf.step=7"], store=None, address="http://127.0.0.1:1")
+
+
+def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(config: Any, inputs: Mapping[str, Any]) -> None:
+        raise ValueError("init: another tokenizer")
+
+    monkeypatch.setitem(STAGES, "rlhf", dataclasses.replace(STAGES["rlhf"], check_inputs=refuse))
+    pipeline = load_pipeline(CONFIG)
+    corpus = pipeline.jobs["corpus"]
+    (pipeline.store / corpus.id).write_json(RECORD, {"id": corpus.id})
+    with pytest.raises(ValueError, match="rlhf: init: another tokenizer"):
+        submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
+
+
+def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
+    with pytest.raises(ValueError, match="--address: no Jobs API to be used at http://127.0.0.1:1"):
+        submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
+
+
+def job_details(id: str, status: JobStatus) -> JobDetails:
+    return JobDetails(type=JobType.SUBMISSION, submission_id=id, status=status, entrypoint="raymill")
+
+
+class FakeCluster:
+    """A Jobs API whose jobs run until `finish`, which leaves their artifacts in the store or not."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobStatus] = {}
+
+    def list_jobs(self) -> list[JobDetails]:
+        return [job_details(id, status) for id, status in self.jobs.items()]
+
+    def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+        self.jobs[submission_id] = JobStatus.RUNNING
+        self.variables = rest["runtime_env"]["env_vars"] if rest else {}
+
+    def finish(self, id: str) -> None:
+        self.jobs[id] = JobStatus.SUCCEEDED
+        pipeline = load_pipeline(CONFIG)
+        for job in pipeline.jobs.values():
+            (pipeline.store / job.id).write_json(RECORD, {"id": job.id})
+
+
+def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are_gone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake = FakeCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+
+    said: list[str] = []
+
+    def send() -> str:
+        sent = submit("pipeline", CONFIG, [], store=None, address=None)
+        said.append(sent.how)
+        return sent.submission.id
+
+    first = send()
+    assert fake.variables[SUBMISSION] == first
+    assert int(fake.variables["RAY_JOB_STOP_WAIT_TIME_S"]) > 13  # Ray's 3 s cut an orderly end off
+    assert send() == first  # while it runs
+    fake.finish(first)
+    assert send() == first and list(fake.jobs) == [first]
+    assert said == ["started", "joined, it is under way", "done before, nothing to do"]
+    assert "sent" in str(read_ledger(Storage("runs"), first))
+    last = list(load_pipeline(CONFIG).jobs.values())[-1]
+    Storage("runs").remove(f"{last.id}/{RECORD}")
+    assert send() == f"{first}-2" and said[-1] == "started again"
+    assert send() == f"{first}-2"
+    fake.finish(f"{first}-2")
+    assert send() == f"{first}-2"
+    (project / "data/b.txt").write_text("other")
+    changed = send()
+    assert changed not in (first, f"{first}-2", f"{first}-3") and fake.jobs[changed] == JobStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("10.0.0.1:8265", "http://10.0.0.1:8265"), ("head:80", "http://head:80"), ("https://a.b", "https://a.b")],
+)
+def test_a_bare_host_and_port_is_a_dashboard(address: str, expected: str):
+    assert dashboard_address(address) == expected
+
+
+class RefusingCluster(FakeCluster):
+    """A Jobs API whose jobs are refused by their own run: with its ledger kept, or before that."""
+
+    keeps_ledger = True
+
+    def list_jobs(self) -> list[JobDetails]:
+        failed = {
+            "driver_exit_code": 2,
+            "message": "Job entrypoint command failed with exit code 2, last available logs (truncated):\n"
+            "raymill: store: runs is a path of the machine",
+        }
+        return [job.copy(update=failed) for job in super().list_jobs()]
+
+    def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+        self.jobs[submission_id] = JobStatus.FAILED
+        if self.keeps_ledger:
+            with contextlib.suppress(ValueError), telling(Storage("runs"), submission_id):
+                raise ValueError("source: /home/me/a.txt is not seen on node 10.0.0.2")
+
+
+SUBMIT = ["submit", "pipeline", str(CONFIG), "--address", "http://127.0.0.1:1"]
+
+
+def test_a_submit_ends_with_the_reason_and_the_code_of_a_run_that_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert main(SUBMIT) == 2
+    printed = capsys.readouterr()
+    assert printed.out.strip() in fake.jobs
+    assert "FAILED: its run failed: ValueError: source: /home/me/a.txt is not seen on node 10.0.0.2" in printed.err
+
+
+def test_a_submit_whose_run_tells_nothing_ends_with_the_last_lines_of_its_log(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(RefusingCluster, "keeps_ledger", False)
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    assert main(SUBMIT) == 2
+    printed = capsys.readouterr()
+    assert "raymill: store: runs is a path of the machine" in printed.err
+    assert main(["status", printed.out.strip()]) == 0
+    assert "it ended before it could say anything" in capsys.readouterr().out
+
+
+def test_a_submit_whose_job_runs_or_waits_ends_well(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Running(FakeCluster):
+        def submit_job(self, *, submission_id: str, **rest: Any) -> None:
+            super().submit_job(submission_id=submission_id)
+            entry = {"state": "running", "time": time.time(), "says": "corpus: waiting for room"}
+            Storage("runs").write_json(f"submissions/{submission_id}.json", entry)
+
+    class Pending(FakeCluster):
+        def list_jobs(self) -> list[JobDetails]:
+            details = {"status": JobStatus.PENDING, "message": "Job has not started yet."}
+            return [job.copy(update=details) for job in super().list_jobs()]
+
+    running, pending = Running(), Pending()
+    started = time.monotonic()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: running)
+    assert main(SUBMIT) == 0
+    assert "its run: running, 0 s ago: corpus: waiting for room" in capsys.readouterr().err
+    assert time.monotonic() - started < 10
+
+    monkeypatch.setattr(submit_module, "_START_S", 0.1)
+    monkeypatch.setattr(submission_module, "job_client", lambda address: pending)
+    assert main(SUBMIT) == 0
+    assert "PENDING: Job has not started yet.\nits run: sent, " in capsys.readouterr().err
+
+
+def test_the_variables_of_the_config_tell_where_w_and_b_and_the_store_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in (("WANDB_MODE", "online"), ("WANDB_PROJECT", "other"), ("WANDB_BASE_URL", ""), ("ENDPOINT", "")):
+        monkeypatch.setenv(name, value)
+    with (project / CONFIG).open("a") as file:
+        file.write("environment: {WANDB_PROJECT: mine, WANDB_BASE_URL: 'https://api.wandb.here', ENDPOINT: there}\n")
+    fake = RefusingCluster()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    main(SUBMIT)
+    printed = capsys.readouterr()
+    assert "W&B: https://wandb.here, project mine" in printed.err
+    monkeypatch.setenv("ENDPOINT", "elsewhere")
+    main(["status", printed.out.strip()])
+    assert os.environ["ENDPOINT"] == "there"
+
+
+def test_logs_do_not_repeat_what_they_have_shown(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Logging(RefusingCluster):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            yield "raymill: store: runs is a path of the machine\n"
+
+    fake = Logging()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    main(SUBMIT)
+    id = capsys.readouterr().out.strip()
+    assert main(["logs", id]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "raymill: store: runs is a path of the machine\n"
+    assert printed.err == f"raymill: job {id} FAILED: Job entrypoint command failed with exit code 2\n"
+
+
+def test_a_head_that_has_lost_its_jobs_leaves_the_word_to_the_store(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Forgetful(FakeCluster):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            raise RuntimeError("Request failed with status code 404")
+            yield
+
+    fake = Forgetful()
+    monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
+    id = submit("pipeline", CONFIG, [], store=None, address=None).submission.id
+    with telling(Storage("runs"), id):
+        pass
+    fake.jobs.clear()
+    assert main(["logs", id]) == 0
+    said = capsys.readouterr().err
+    assert f"no job '{id}' on this cluster, or no longer" in said and "its run: succeeded, " in said
+    assert main(["status", id]) == 0
+    assert capsys.readouterr().out.startswith("UNKNOWN\nno job ")
+
+    def unreachable(address: str | None) -> FakeCluster:
+        raise ValueError("--address: no Jobs API to be used at http://head:8265")
+
+    monkeypatch.setattr(submission_module, "job_client", unreachable)
+    assert main(["logs", id]) == 0
+    assert "no Jobs API to be used" in capsys.readouterr().err
+    assert main(["logs", "pipeline-unknown"]) == 2  # neither knows it
+    assert capsys.readouterr().err.count("no Jobs API to be used") == 1
+
+
+def test_attempts_are_ordered_by_number():
+    ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
+    assert [one.submission_id for one in _tries([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")] == [
+        "pipeline-ab",
+        "pipeline-ab-2",
+        "pipeline-ab-10",
+    ]
+
+
+# A real, token-protected cluster
+
+
+def free_ports(number: int) -> list[int]:
+    held = [socket.socket() for _ in range(number)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    secret: str
+    environment: Mapping[str, str]
+    gcs: str
+    head: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with ray_head(num_cpus=2) as head:
+        yield head
+
+
+@contextmanager
+def ray_head(num_cpus: int, **more: str) -> Iterator[Cluster]:
+    """A Ray head started apart on loopback with a token and secrets in its environment."""
+    scratch = tempfile.mkdtemp(prefix="raymill-head-")
+    secret = f"planted{secrets.token_hex(20)}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "WANDB_API_KEY": secret,
+        "WANDB_MODE": "offline",
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}"]
+    command += ["--object-store-memory=200000000", *(f"--{name}={port}" for name, port in ports.items())]
+    with open(f"{scratch}/start.log", "wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_for_port(ports["dashboard-port"], head)
+        dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
+        yield Cluster(dashboard, secret, environment, f"127.0.0.1:{ports['port']}", head)
+    finally:
+        end(head)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wait_for_port(port: int, head: subprocess.Popen[bytes], timeout_s: float = 180.0) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        assert head.poll() is None, "the Ray head did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.3)
+    raise TimeoutError(f"no dashboard on port {port} after {timeout_s:g} s")
+
+
+def end(head: subprocess.Popen[bytes]) -> None:
+    """End the head and every process below it, by process id: other clusters of this machine are not ours."""
+    family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        process.kill()
+    head.kill()
+    head.wait()
+
+
+@pytest.fixture
+def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with real stages: a small corpus of made-up sentences and a model that learns it."""
+    monkeypatch.chdir(tmp_path)
+    sentences = [f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)]
+    records = "".join(json.dumps({"text": " ".join(sentences[n : n + 4])}) + "\n" for n in range(0, 400, 2))
+    records += "{broken\n"  # told in the quarantine alike wherever it is read
+    for name, text in (
+        ("data/sheep.jsonl", records),
+        ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary, shards, pretrain]\n"),
+        (
+            "configs/tiny/corpus.yaml",
+            "sources:\n  - {name: sheep, path: data/sheep.jsonl, format: jsonl, text: text}\n"
+            "steps: [{exact_duplicates: {}}]\npart_mib: 1\n",
+        ),
+        ("configs/tiny/vocabulary.yaml", "corpus: corpus\nsize: 300\n"),
+        ("configs/tiny/shards.yaml", "validation_fraction: 0.1\n"),
+        (
+            "configs/tiny/pretrain.yaml",
+            "model: {width: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_width: 64}\n"
+            "max_length: 64\nsequence_length: 32\nbatch_size: 4\nsteps: 3\nvalidation_rows: 4\n"
+            "optimizer: {warmup_steps: 1}\nexecution: {micro_batch_size: 2, peak_tflops: 0.1}\n",
+        ),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def call(cluster: Cluster, *arguments: str, code: int = 0, **environment: str) -> str:
+    """What `raymill` prints, in a process of its own: Ray reads the token once in a process's life."""
+    command = [str(Path(sys.executable).with_name("raymill")), *arguments]
+    done = subprocess.run(
+        command, env={**cluster.environment, **environment}, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def submission(cluster: Cluster, *command: str) -> str:
+    return call(cluster, "submit", *command, "--address", cluster.address).strip()
+
+
+def records(cluster: Cluster) -> str:
+    """Everything that the cluster says of its jobs, as the JSON that it sends."""
+    request = urllib.request.Request(f"{cluster.address}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}")
+    with urllib.request.urlopen(request) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.slow
+def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_secret(
+    cluster: Cluster, text_project: Path
+):
+    command = ("pipeline", str(CONFIG), "corpus.part_mib=3", "--store", "runs/there")
+    sent = [submission(cluster, *command) for _ in range(2)]
+    output = call(cluster, "logs", sent[0], "--address", cluster.address)
+    status = call(cluster, "status", sent[0])  # where it was sent to is remembered
+    assert status.startswith("SUCCEEDED\nits run: succeeded, "), output
+    sent.append(submission(cluster, *command))
+    assert len(set(sent)) == 1
+    jobs = records(cluster)
+    assert [job["submission_id"] for job in json.loads(jobs) if job["submission_id"]] == [sent[0]]
+    call(cluster, "stop", sent[0], "--address", cluster.address)  # it has ended: nothing to do, and no error
+
+    printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.part_mib=3", RAY_AUTH_MODE="disabled")
+    for name, job in load_pipeline(CONFIG, ["corpus.part_mib=3"]).jobs.items():
+        there, here = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
+        assert there is not None, f"{name} does not stand\n{output}"
+        assert here is not None, f"{name} does not stand\n{printed}"
+        assert there.record["digest"] == here.record["digest"]
+        assert there.storage.url in output
+
+    assert cluster.secret not in jobs + output + printed
+    written = [path for path in text_project.rglob("*") if path.is_file()]
+    assert [path.suffix for path in written if path.suffix == ".wandb"], "W&B wrote nothing to look into"
+    assert not [path for path in written if cluster.secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_project: Path):
+    command = ("submit", "pipeline", str(CONFIG), "--address", cluster.address)
+    assert "--address: no Jobs API to be used at" in call(
+        cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32)
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster.address}/api/jobs/")
+
+
+@pytest.mark.slow
+def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
+    submit_as_other = (
+        "import sys, jobs.cli, jobs.frame.job; jobs.frame.job.package_version = lambda name: '0.0.1'; "
+        f"sys.exit(jobs.cli.main(['submit', 'corpus', 'configs/tiny/corpus.yaml', '--address', {cluster.address!r}]))"
+    )
+
+    def send() -> str:
+        command = [sys.executable, "-P", "-c", submit_as_other]
+        done = subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2, done.stderr
+        assert "its run failed: ValueError: submitted by raymill 0.0.1, but the cluster runs" in done.stderr
+        return done.stdout.strip()
+
+    first = send()
+    told = call(cluster, "logs", first, "--address", cluster.address, code=2)  # as the job's own
+    assert f"job {first} FAILED" in told
+    assert call(cluster, "status", first, "--address", cluster.address).startswith("FAILED\n")
+    assert send() == f"{first}-2"
+    assert "no job 'corpus-unknown' on this cluster" in call(
+        cluster, "status", "corpus-unknown", "--address", cluster.address, code=2
+    )
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_has_the_time_for_an_orderly_end(cluster: Cluster, text_project: Path):
+    (text_project / "job.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(number, frame):\n    time.sleep(6)\n    pathlib.Path(sys.argv[1]).write_text('done')\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('begun', flush=True)\ntime.sleep(600)\n"
+    )
+    send = (
+        "import pathlib, cluster.submission as s; s.submit_once('python job.py {}', pathlib.Path('.'), id='orderly', "
+        "address={!r}, env={{}}, metadata={{}}, still_stands=lambda: True)"
+    ).format(text_project / "ended", cluster.address)
+    subprocess.run([sys.executable, "-P", "-c", send], env=dict(cluster.environment), check=True, timeout=300)
+    where = ("orderly", "--address", cluster.address)
+    log = follow(cluster, *where)
+    assert log.stdout is not None and any(line == "begun\n" for line in log.stdout)
+    assert "job orderly was asked to stop" in call(cluster, "stop", *where)
+    assert "STOPPED" in log.communicate(timeout=120)[0]
+    assert (text_project / "ended").read_text() == "done"
+    assert "job orderly had ended already: STOPPED" in call(cluster, "stop", *where)
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: Path):
+    """The head has no CPUs; a worker comes later; then the head is killed while a log is followed."""
+    # Two nodes on one host unpack a job into one folder, the second under the feet of the driver; without W&B, which
+    # asks for the working directory, nothing of this stage needs it any more.
+    with ray_head(num_cpus=0, WANDB_MODE="disabled") as cluster:
+        command = ("corpus", "configs/tiny/corpus.yaml", "--store", str(text_project / "runs"))
+        sent = submission(cluster, *command)
+        logs = follow(cluster, sent)
+        wait_for(lambda: "waiting for room" in call(cluster, "status", sent), "it does not say that it waits")
+        start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs}"]
+        start += ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+        worker = subprocess.Popen(start, env=cluster.environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            output, _ = logs.communicate(timeout=900)
+            assert logs.returncode == 0, output
+            assert "needs 1 CPU, the cluster has 0" in output and "has its room after" in output
+        finally:
+            end(worker)
+
+        waiting = submission(cluster, *command, "execution.wait_s=300", "part_mib=2")
+        logs = follow(cluster, waiting)
+        wait_for(lambda: "its run: running" in call(cluster, "status", waiting), "it does not run")
+        for process in [psutil.Process(cluster.head.pid), *psutil.Process(cluster.head.pid).children(recursive=True)]:
+            process.kill()  # at once: a head that is asked to end drains first, and may still tell of its jobs
+        output, _ = logs.communicate(timeout=900)
+        assert logs.returncode == 1 and "the cluster's head has not answered" in output, output
+        status = call(cluster, "status", waiting)
+        assert status.startswith("UNKNOWN") and "its run: " in status
+
+
+def follow(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("raymill")), "logs", *arguments]
+    return subprocess.Popen(
+        command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(holds: Callable[[], bool], otherwise: str, timeout_s: float = 600.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until, otherwise
+        time.sleep(1.0)

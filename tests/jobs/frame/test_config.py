@@ -1,0 +1,158 @@
+"""Every mistake in a config is named by field, value, rule and remedy before anything starts."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from jobs.frame.config import build, changed_fields, load_yaml, parse_override, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    path: str = field(metadata={"source": True})
+    kind: Literal["text", "jsonl"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    workers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    sources: list[Source] = field(default_factory=list)
+    model: str | None = None
+    decay: Optimizer | None = None
+    execution: Execution = field(default_factory=Execution)
+
+
+def message(values: dict, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(Config, values, overrides, where="tiny.yaml")
+    return str(caught.value)
+
+
+def test_values_and_overrides_become_one_typed_frozen_object():
+    config = build(Config, {"steps": 5, "sources": [{"path": "a.txt"}]}, ["optimizer.lr=0.01", "steps=7"])
+    assert config == Config(steps=7, optimizer=Optimizer(lr=0.01), sources=[Source(path="a.txt")])
+    with pytest.raises(AttributeError):
+        config.steps = 8  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_last_override_wins():
+    assert build(Config, {"steps": 1}, ["steps=2", "steps=3"]).steps == 3
+
+
+def test_a_misspelt_key_names_the_nearest_right_one():
+    assert message({"step": 5}) == "tiny.yaml: step is not a field; did you mean steps?"
+    assert message({"steps": 5, "optimizer": {"learning": 1}}) == (
+        "tiny.yaml: optimizer.learning is not a field; the fields here are: lr, betas"
+    )
+    assert message({"steps": 5, "sources": [{"path": "a", "knd": "text"}]}) == (
+        "tiny.yaml: sources[0].knd is not a field; did you mean sources[0].kind?"
+    )
+
+
+def test_a_misspelt_override_names_the_nearest_right_one():
+    assert message({"steps": 5}, "optimiser.lr=1") == ("tiny.yaml: optimiser is not a field; did you mean optimizer?")
+
+
+def test_a_wrong_type_names_the_field_and_the_value():
+    assert message({"steps": "many"}) == (
+        "tiny.yaml: steps: Value 'many' of type 'str' could not be converted to Integer"
+    )
+    text = message({"steps": 5, "sources": [{"path": "a", "kind": "csv"}]})
+    assert "sources[0].kind" in text and "csv" in text and "jsonl" in text
+
+
+def test_a_missing_field_is_named():
+    assert message({}) == "tiny.yaml: steps is missing and has no default; add it"
+    assert message({"steps": 1, "sources": [{}]}) == (
+        "tiny.yaml: sources[0].path is missing and has no default; add it"
+    )
+
+
+@pytest.mark.parametrize("override", ["sources=[a", "steps=${", "sources.0.path=y"])
+def test_an_override_that_cannot_be_merged_is_named(override: str):
+    text = message({"steps": 1, "sources": [{"path": "a"}]}, override)
+    assert text.startswith(f"tiny.yaml: override {override!r} cannot be merged") and "check its value" in text
+
+
+def test_an_interpolation_is_refused_because_it_could_bring_a_secret(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PASSWORD_OF_MINE", "hunter2")
+    text = message({"steps": 1, "model": "https://host/x?user=me&x=${oc.env:PASSWORD_OF_MINE}"})
+    assert text.startswith("tiny.yaml: model: ") and "interpolation" in text and "hunter2" not in text
+
+
+@pytest.mark.parametrize("override", ["steps", "=5"])
+def test_an_override_of_another_form_is_refused(override: str):
+    with pytest.raises(ValueError, match="expected field=value, such as optimizer.lr=0.001"):
+        parse_override(override)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-" + "a1B2" * 8,
+        "hf_" + "x" * 34,
+        "AKIA" + "ABCDEFGH12345678",
+        "0123456789" * 4,
+        "s3://user:hunter2hunter2@host/data",
+    ],
+)
+def test_a_secret_value_is_refused_and_never_repeated(secret: str):
+    text = message({"steps": 1, "model": secret})
+    assert text.startswith("tiny.yaml: model") and secret not in text and "hunter2" not in text
+    assert "environment" in text
+
+
+def test_a_field_that_is_named_like_a_secret_is_refused():
+    assert message({"steps": 1, "wandb_api_key": "short"}) == (
+        "tiny.yaml: wandb_api_key looks like a secret; set it in the environment, never in a config"
+    )
+
+
+def test_only_what_changes_results_counts_as_changed():
+    assert changed_fields(Config(steps=5)) == {"steps": 5}
+    assert changed_fields(Config(steps=5, optimizer=Optimizer(lr=1.0))) == {
+        "steps": 5,
+        "optimizer": {"lr": 1.0},
+    }
+    assert changed_fields(Config(steps=5, execution=Execution(workers=9))) == {"steps": 5}
+
+
+def test_a_nested_config_at_its_defaults_differs_from_none_at_all():
+    assert changed_fields(Config(steps=5, decay=Optimizer())) == {"steps": 5, "decay": {}}
+
+
+def test_the_place_of_a_source_is_no_change_but_what_is_said_of_it_is():
+    sources = [Source(path="here.txt"), Source(path="b", kind="jsonl")]
+    assert changed_fields(Config(steps=5, sources=sources)) == {
+        "steps": 5,
+        "sources": [{}, {"kind": "jsonl"}],
+    }
+
+
+def test_a_config_survives_the_way_through_its_plain_form():
+    config = Config(steps=5, optimizer=Optimizer(betas=(0.8, 0.9)), sources=[Source(path="a")])
+    assert build(Config, to_plain(config)) == config
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no.yaml' is not a file"):
+        load_yaml(tmp_path / "no.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="expected `field: value` lines, found a list"):
+        load_yaml(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: 2\n")
+    with pytest.raises(ValueError, match="broken.yaml: not readable as YAML"):
+        load_yaml(tmp_path / "broken.yaml")

@@ -1,0 +1,343 @@
+"""Config files become jobs, every mistake is collected, and what stands is not done again."""
+
+import dataclasses
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.placement import Placement
+from cluster.storage import Storage
+from jobs.frame import pipeline as pipeline_module
+from jobs.frame.job import Artifact, Context, Job, Stage, input_artifact, open_artifact, source_files
+from jobs.frame.pipeline import ROAD, load_pipeline, load_stage, plan, run_pipeline, stage_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    placement: Placement = field(default_factory=lambda: Placement(workers=2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    text: str = source_files()
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    corpus: str = input_artifact("corpus", default="corpus")
+    steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    models: dict[str, str] = input_artifact("pretrain")
+
+
+def check_steps(config: PretrainConfig) -> None:
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+
+
+def write_name(config: Any, context: Context) -> Mapping[str, Any]:
+    context.output.write_bytes("made.txt", repr(config).encode())
+    return {"inputs": sorted(context.inputs)}
+
+
+STAGES = {
+    "corpus": Stage(
+        "corpus",
+        1,
+        CorpusConfig,
+        write_name,
+        lambda config: None,
+        groups=lambda config: ({"placement": config.execution.placement},),
+    ),
+    "pretrain": Stage(
+        "pretrain",
+        1,
+        PretrainConfig,
+        write_name,
+        check_steps,
+        estimate=lambda config, needs: {"steps": config.steps},
+    ),
+    "evaluate": Stage("evaluate", 1, EvaluateConfig, write_name, lambda config: None),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config folder of three small stages; nothing that runs needs Ray."""
+    monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(pipeline_module, "connect", no_ray)
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: None)
+    (tmp_path / "text.txt").write_text("words")
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "pipeline.yaml").write_text(f"store: {tmp_path / 'runs'}\nstages: [corpus, pretrain, evaluate]\n")
+    (configs / "corpus.yaml").write_text(f"text: {tmp_path / 'text.txt'}\n")
+    (configs / "pretrain.yaml").write_text("steps: 20\n")
+    (configs / "evaluate.yaml").write_text("models: {trained: pretrain}\n")
+    return configs
+
+
+@contextmanager
+def no_ray(address: str | None, environment: object) -> Iterator[None]:
+    yield
+
+
+def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
+    jobs = load_pipeline(folder / "pipeline.yaml").jobs
+    assert list(jobs) == ["corpus", "pretrain", "evaluate"]
+    assert jobs["pretrain"].needs == {"corpus": jobs["corpus"]}
+    assert jobs["evaluate"].needs == {"models.trained": jobs["pretrain"]}
+
+
+def test_every_node_must_see_all_sources_also_python_files_that_are_data(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[Storage, list[str]]] = []
+
+    @contextmanager
+    def ask(store: Storage, sources: list[str]) -> Iterator[None]:
+        asked.append((store, sources))
+        yield
+
+    monkeypatch.setattr(pipeline_module, "visible_everywhere", ask)
+    (folder / "code.py").write_text("words")
+    (folder / "corpus.yaml").write_text(f"text: {folder}/*.py\n")
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    run_pipeline(pipeline)
+    assert asked == [(pipeline.store, [str(folder / "code.py")])]
+
+
+def test_an_override_changes_its_stage_and_what_depends_on_it(folder: Path):
+    plain = load_pipeline(folder / "pipeline.yaml").jobs
+    changed = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=30"]).jobs
+    assert [name for name in plain if plain[name].id != changed[name].id] == ["pretrain", "evaluate"]
+
+
+def test_an_override_of_no_stage_names_the_nearest(folder: Path):
+    with pytest.raises(ValueError, match=r"'pretrian' is no stage of .*; did you mean pretrain\?"):
+        load_pipeline(folder / "pipeline.yaml", ["pretrian.steps=30"])
+
+
+def test_every_stage_tells_its_own_mistake_at_once(folder: Path):
+    (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
+    (folder / "evaluate.yaml").write_text("modles: {}\n")
+    errors = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"]).errors
+    assert "text: 'nowhere/*.txt' matches no file" in errors["corpus"]
+    assert errors["pretrain"].endswith("pretrain.yaml: steps: 0 must be at least 1")
+    assert "did you mean models?" in errors["evaluate"]
+
+
+def test_a_path_that_a_reader_does_not_find_is_told_by_its_field(tmp_path: Path):
+    (tmp_path / "sft.yaml").write_text("chats: [nowhere.jsonl]\ninit: x\n")
+    (error,) = load_stage("sft", tmp_path / "sft.yaml", store=str(tmp_path)).errors.values()
+    assert re.search(r"sft.yaml: chats\S*: 'nowhere.jsonl' matches no file", error)
+
+
+def test_a_stage_whose_input_is_wrong_says_so_and_no_more(folder: Path):
+    (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert errors["pretrain"].endswith("corpus: corpus has errors of its own")
+
+
+def test_an_input_made_by_another_stage_is_refused(folder: Path):
+    (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert errors["evaluate"].endswith("models.trained: 'corpus' is made by corpus; this input takes pretrain")
+
+
+def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
+    (folder / "evaluate.yaml").write_text("models: {trained: evaluate}\n")
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert "evaluate → evaluate: a stage cannot be made from itself" in errors["evaluate"]
+
+
+def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def check_needs(config: Any, needs: Any) -> None:
+        if needs["corpus"].name == "corpus":
+            raise ValueError("sequence_length: too long")
+
+    monkeypatch.setitem(STAGES, "pretrain", dataclasses.replace(STAGES["pretrain"], check_needs=check_needs))
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert errors["pretrain"].endswith("pretrain.yaml: sequence_length: too long")
+
+
+def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
+    engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
+    stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
+    monkeypatch.setitem(STAGES, "evaluate", stage)
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): does not fit: needs 3 CPUs"):
+        run_pipeline(pipeline)
+    assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
+
+
+def test_an_input_that_is_nothing_is_refused(folder: Path):
+    (folder / "evaluate.yaml").write_text("models: {trained: elsewhere/model}\n")
+    assert (
+        "neither a config beside this one, nor a whole artifact"
+        in (load_pipeline(folder / "pipeline.yaml").errors["evaluate"])
+    )
+
+
+def test_with_a_mistake_anywhere_nothing_runs(folder: Path):
+    broken = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"])
+    with pytest.raises(ValueError, match="steps: 0 must be at least 1"):
+        run_pipeline(broken)
+    assert not Path(broken.store.url).exists()
+
+
+def test_a_second_run_does_nothing_and_a_changed_setting_only_what_depends_on_it(folder: Path):
+    first = run_pipeline(load_pipeline(folder / "pipeline.yaml"))
+    again = run_pipeline(load_pipeline(folder / "pipeline.yaml"))
+    assert [artifact.record for artifact in again] == [artifact.record for artifact in first]
+    changed = run_pipeline(load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=30"]))
+    assert changed[0].record == first[0].record
+    assert [artifact.stage for artifact in changed] == ["corpus", "pretrain", "evaluate"]
+    assert changed[1].id != first[1].id and changed[2].id != first[2].id
+
+
+def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
+    run_pipeline(load_stage("corpus", folder / "corpus.yaml"))
+    (pipeline.store / pipeline.jobs["pretrain"].id).write_bytes("half.bin", b"half")
+    rows = plan(pipeline)
+    assert [row.state for row in rows] == ["stands", "goes on", "runs"]
+    assert rows[0].placement == "placement×2" and rows[1].estimate == {"steps": 20}
+
+
+def test_the_plan_says_when_an_input_was_made_again_with_other_bytes(folder: Path):
+    pipeline = load_pipeline(folder / "pipeline.yaml")
+    corpus = run_pipeline(pipeline)[0]
+    corpus.storage.write_json("artifact.json", {**corpus.record, "digest": "of other bytes"})
+    assert [row.state for row in plan(pipeline)] == ["stands", "stands (corpus rebuilt since)", "stands"]
+
+
+def test_one_stage_takes_the_store_of_the_pipeline_beside_it_and_asks_for_its_inputs(folder: Path):
+    alone = load_stage("pretrain", folder / "pretrain.yaml", ["steps=7"])
+    assert alone.store == load_pipeline(folder / "pipeline.yaml").store
+    with pytest.raises(ValueError, match="corpus-[0-9a-f]{12} does not stand"):
+        run_pipeline(alone)
+    run_pipeline(load_stage("corpus", folder / "corpus.yaml"))
+    assert [artifact.stage for artifact in run_pipeline(alone)] == ["pretrain"]
+
+
+def test_an_artifact_from_another_store_is_an_input_like_one_beside(folder: Path, tmp_path: Path):
+    corpus = run_pipeline(load_stage("corpus", folder / "corpus.yaml"))[0]
+    by_name = load_stage("pretrain", folder / "pretrain.yaml")
+    by_place = load_stage("pretrain", folder / "pretrain.yaml", [f"corpus={corpus.storage.url}"])
+    assert by_name.jobs["pretrain"].id == by_place.jobs["pretrain"].id
+    need = by_place.jobs["pretrain"].needs["corpus"]
+    assert isinstance(need, Artifact) and need.id == corpus.id
+
+
+def test_a_stage_may_stand_twice_under_two_names(folder: Path):
+    (folder / "pretrain-long.yaml").write_text("steps: 100\n")
+    (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pretrain-long]\n")
+    pipeline = load_pipeline(folder / "pipeline.yaml", store=str(folder.parent / "other"))
+    assert pipeline.jobs["pretrain-long"].id.startswith("pretrain-long-")
+    artifacts = run_pipeline(pipeline)
+    assert [artifact.stage for artifact in artifacts] == ["corpus", "pretrain", "pretrain"]
+    assert open_artifact(Storage(str(folder.parent / "other")) / pipeline.jobs["pretrain-long"].id)
+
+
+def test_a_stage_that_is_none_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'pretrian' is not a stage; did you mean pretrain\?"):
+        stage_named("pretrian")
+
+
+@pytest.mark.parametrize("name", ROAD)
+def test_every_stage_of_the_road_has_its_file(name: str):
+    stage: Stage = importlib.import_module(f"jobs.{name}").STAGE
+    assert stage.name == name and stage_named(f"{name}-other") is stage
+
+
+def test_jobs_of_one_need_share_it(folder: Path):
+    jobs = load_pipeline(folder / "pipeline.yaml").jobs
+    need = jobs["pretrain"].needs["corpus"]
+    assert isinstance(need, Job) and need is jobs["corpus"]
+
+
+def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_no_identity(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # to be taken away again
+        monkeypatch.setenv(name, "")
+    plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write("environment: {NCCL_SOCKET_IFNAME: eth0, AWS_ENDPOINT_URL: null}\n")
+    with pytest.raises(ValueError, match=r"environment.AWS_ENDPOINT_URL: null takes the value from the environment"):
+        load_pipeline(folder / "pipeline.yaml")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
+    pipeline = load_pipeline(folder / "pipeline.yaml", ["environment.WANDB_PROJECT=mine"])
+    assert pipeline.environment == {
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "AWS_ENDPOINT_URL": "http://store:9000",
+        "WANDB_PROJECT": "mine",
+    }
+    assert pipeline.jobs["pretrain"].id == plain
+    assert load_stage("corpus", folder / "corpus.yaml").environment["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
+@pytest.mark.parametrize("what", ["pipeline", "stage"])
+def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write("environment: {AWS_ENDPOINT_URL: 'http://minio:9000'}\n")
+    endpoints: list[str | None] = []
+    look = dataclasses.replace(
+        STAGES["corpus"], check_sources=lambda config: endpoints.append(os.environ.get("AWS_ENDPOINT_URL"))
+    )
+    monkeypatch.setitem(STAGES, "corpus", look)
+    if what == "pipeline":
+        load_pipeline(folder / "pipeline.yaml")
+    else:
+        load_stage("corpus", folder / "corpus.yaml")
+    assert endpoints == ["http://minio:9000"]
+
+
+def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 1.0})
+    begun: list[bool] = []
+    with pytest.raises(ValueError, match=r"corpus: execution \(placement\): does not fit: needs 2 CPUs"):
+        run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
+    assert not begun
+    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
+    run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
+    assert begun == [True]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("WANDB_API_KEY: abc", "environment.WANDB_API_KEY looks like a secret"),
+        ("HF_TOKEN: null", "environment.HF_TOKEN: by its name this is a secret"),
+        ("AWS_SECRET_ACCESS_KEY: null", "by its name this is a secret"),
+        ("DB_PASSWORD: x", "environment.DB_PASSWORD looks like a secret"),
+        ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not carry credentials"),
+        ("RAYMILL_SUBMISSION: x", "is no name of a variable that may be set"),
+        ("'A B': x", "is no name of a variable that may be set"),
+    ],
+)
+def test_a_secret_in_the_environment_of_a_config_is_refused(folder: Path, entry: str, message: str):
+    with (folder / "pipeline.yaml").open("a") as file:
+        file.write(f"environment: {{{entry}}}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pipeline(folder / "pipeline.yaml")
+    assert "hidden" not in str(caught.value)

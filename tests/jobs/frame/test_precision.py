@@ -1,0 +1,123 @@
+"""`precision: auto` from the config to the artifact: settled once, recorded, and kept by whoever goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.placement import Placement
+from cluster.storage import Storage
+from jobs.frame import precision as jobs_precision
+from jobs.frame.job import UNFINISHED, Artifact, Context, Job, Stage, recorded_precisions, run_job
+from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from model.precision import Precision, precision_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    precision: Precision = precision_field("engines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    precision: Precision = precision_field("ranks")
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def groups(engines: float = 0.0) -> list[Mapping[str, Placement]]:
+    """GPUs of each engine; the ranks have none."""
+    return [{"ranks": Placement()}, {"engines": Placement(gpus_per_worker=engines)}]
+
+
+def on_processor(monkeypatch: pytest.MonkeyPatch, *, multiplies_bfloat16: bool) -> None:
+    monkeypatch.setattr(jobs_precision, "bfloat16_emulation", lambda: None if multiplies_bfloat16 else 70.0)
+
+
+def test_auto_asks_for_each_group_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_processor(monkeypatch, multiplies_bfloat16=False)
+    assert precisions_of(Config(), groups(), {}) == {"precision": "float32", "sampling.precision": "float32"}
+    assert precisions_of(Config(), groups(engines=1), {}) == {"precision": "float32", "sampling.precision": "bfloat16"}
+    on_processor(monkeypatch, multiplies_bfloat16=True)
+    assert precisions_of(Config(), groups(), {}) == {"precision": "bfloat16", "sampling.precision": "bfloat16"}
+
+
+def test_of_a_cluster_the_nodes_tell_and_the_slowest_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_processor(monkeypatch, multiplies_bfloat16=True)  # the driver's own
+    waited: list[object] = []
+    monkeypatch.setattr(jobs_precision, "is_connected", lambda: True)
+    monkeypatch.setattr(jobs_precision, "cluster_is_whole", lambda: False)
+    monkeypatch.setattr(jobs_precision, "wait_for_room", lambda bundles, where: waited.append(bundles))
+    monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, 18.0, 70.0])
+    four = [{"ranks": Placement(workers=4)}, {"engines": Placement()}]
+    assert precisions_of(Config(), four, {})["precision"] == "float32"
+    assert waited[0] == [{"CPU": 1.0}] * 4, "a node that comes later may have another processor"
+    warn_of_emulation(Config(precision="bfloat16"), four)
+    assert "bfloat16 takes 70 times as long" in caplog.messages[-1]
+    monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, None])
+    assert precisions_of(Config(), four, {})["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("capability", "becomes"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_auto_asks_the_gpu_that_is_here(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], becomes: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert precisions_of(Config(), groups(engines=1), {})["sampling.precision"] == becomes
+
+
+def test_what_a_config_says_stays_and_what_an_earlier_attempt_chose_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_processor(monkeypatch, multiplies_bfloat16=True)
+    config = Config(precision="float32")
+    chosen = precisions_of(config, groups(), {"precision": "bfloat16", "sampling.precision": "float32"})
+    assert chosen == {"precision": "float32", "sampling.precision": "float32"}
+    assert with_precisions(config, chosen) == Config(precision="float32", sampling=Sampling(precision="float32"))
+
+
+def test_an_explicit_bfloat16_that_is_emulated_is_a_warning_with_the_factor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    config = Config(sampling=Sampling(precision="bfloat16"))
+    on_processor(monkeypatch, multiplies_bfloat16=True)
+    warn_of_emulation(config, groups())
+    on_processor(monkeypatch, multiplies_bfloat16=False)
+    warn_of_emulation(config, groups(engines=1))
+    warn_of_emulation(Config(), groups())
+    assert not caplog.messages
+    warn_of_emulation(config, groups())
+    (said,) = caplog.messages
+    assert said.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
+
+
+def test_a_resume_computes_as_its_beginning_did_and_the_artifact_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    computed: list[Config] = []
+
+    def run(config: Config, context: Context) -> dict[str, Any]:
+        computed.append(config)
+        if len(computed) == 1:
+            raise RuntimeError("the first attempt dies")
+        return {}
+
+    stage = Stage("fake", 1, Config, run, check=lambda config: None, groups=lambda config: groups())
+    job, store = Job(stage, "fake", Config(), {}), Storage(str(tmp_path))
+    on_processor(monkeypatch, multiplies_bfloat16=False)
+    with pytest.raises(RuntimeError, match="the first attempt dies"):
+        run_job(job, store, group="test")
+    in_float32 = {"precision": "float32", "sampling.precision": "float32"}
+    assert (store / job.id).read_json(UNFINISHED)["precision"] == recorded_precisions(store / job.id) == in_float32
+    on_processor(monkeypatch, multiplies_bfloat16=True)  # the same store on another machine
+    artifact: Artifact = run_job(job, store, group="test")
+    assert [config.precision for config in computed] == ["float32", "float32"]
+    assert artifact.record["precision"] == recorded_precisions(store / job.id) == in_float32
+    assert artifact.record["config"]["precision"] == "auto"

@@ -1,0 +1,127 @@
+"""What `plan` says of a road of which nothing stands yet."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.placement import Placement
+from cluster.storage import Storage
+from data.document import Source
+from jobs import compress, corpus, pretrain, reward, rlhf, serve, sft, shards, vocabulary
+from jobs.compress import CompressConfig
+from jobs.corpus import CorpusConfig
+from jobs.frame.calibration import Machine
+from jobs.frame.forecast import predict
+from jobs.frame.job import Artifact, Job, Needs, Stage
+from jobs.frame.precision import precisions_of, with_precisions
+from jobs.frame.sizes import sizes_of, vocab_size_of
+from jobs.frame.training import TrainingExecution
+from jobs.pretrain import ModelConfig, PretrainConfig
+from jobs.reward import RewardConfig
+from jobs.rlhf import RlhfConfig
+from jobs.serve import ServeConfig
+from jobs.sft import SftConfig
+from jobs.shards import ShardsConfig
+from jobs.vocabulary import VocabularyConfig
+from model.transformer import num_parameters
+
+MODEL = ModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
+TWO = TrainingExecution(placement=Placement(workers=2))
+
+VOCABULARY = Job(vocabulary.STAGE, "vocabulary", VocabularyConfig(corpus="corpus", size=1000), {})
+SHARDS = Job(shards.STAGE, "shards", ShardsConfig(), {"tokenizer": VOCABULARY})
+PRETRAIN_CONFIG = PretrainConfig(model=MODEL, steps=10, batch_size=4, sequence_length=16, execution=TWO)
+PRETRAIN = Job(pretrain.STAGE, "pretrain", PRETRAIN_CONFIG, {"shards": SHARDS})
+SFT = Job(sft.STAGE, "sft", SftConfig(chats=[]), {"init": PRETRAIN})
+REWARD = Job(
+    reward.STAGE, "reward", RewardConfig(preferences=[], steps=10, batch_size=4, sequence_length=16), {"init": SFT}
+)
+
+MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
+
+# Table 1000·8; a layer: q and o 8·8 each, k and v 8·4 each, three of 8·16, two norms of 8; the last norm.
+PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
+
+
+def test_sizes_come_down_the_road_from_configs_that_have_not_run() -> None:
+    assert vocab_size_of(SHARDS) == 1000
+    assert num_parameters(sizes_of(REWARD)) == PARAMETERS
+    again = Job(pretrain.STAGE, "pretrain-adapted", PretrainConfig(init="sft"), {"init": SFT, "shards": SHARDS})
+    assert sizes_of(again) == sizes_of(PRETRAIN)
+
+
+def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
+    counted = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.needs)
+    matmul = 2 * (2 * 64 + 2 * 32 + 3 * 128) + 8000
+    assert counted == {
+        "parameters": PARAMETERS,
+        "tokens": 640,
+        "flop": 640 * (6 * matmul + 12 * 2 * 8 * 16),
+        "state_mib_per_worker": PARAMETERS * 16 / 2 / 2**20,
+    }
+    assert reward.STAGE.estimate(REWARD.config, REWARD.needs)["tokens"] == 2 * 640  # both answers of a pair
+
+
+def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
+    config = RlhfConfig(prompts=[], reward="reward", steps=3)
+    counted = rlhf.STAGE.estimate(config, {"policy": SFT, "reward": REWARD})
+    rollouts = 3 * config.rollouts.rollouts_per_step
+    assert counted == {
+        "rollouts": rollouts,
+        "sampled_tokens": rollouts * config.rollouts.max_new_tokens,
+        "generator_mib": PARAMETERS * 4 / 2**20 + 512,
+        "learner_mib": PARAMETERS * 16 / 2**20,
+        "reference_mib": PARAMETERS * 4 / 2**20,
+        "scorer_mib": PARAMETERS * 4 / 2**20,
+    }
+
+
+def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
+    pair = {"prompt": "Hello there", "chosen": "Good morning to you", "rejected": "Go away at once"}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair | {"number": n}) + "\n" for n in range(8)))
+    (tmp_path / "text.jsonl").write_text('{"text": "words"}\n' * 1000)
+    names = {"preferences": [str(tmp_path / "pairs.jsonl")], "prompts": [str(tmp_path / "pairs.jsonl")]}
+    source = Source(name="text", path=str(tmp_path / "text.jsonl"), format="jsonl")
+    text = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[source]), {})
+    token_ids = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": text, "tokenizer": VOCABULARY})
+    for stage, config, needs, more in (
+        (pretrain.STAGE, PRETRAIN_CONFIG, PRETRAIN.needs, {"steps": 20}),
+        (sft.STAGE, SFT.config, SFT.needs, {"steps": 900}),
+        (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.needs, {"steps": 20}),
+        (
+            rlhf.STAGE,
+            RlhfConfig(prompts=names["prompts"], reward="reward"),
+            {"policy": SFT, "reward": REWARD},
+            {"steps": 200},
+        ),
+        (vocabulary.STAGE, VOCABULARY.config, {"corpus": text}, {"size": 2000}),
+        (
+            compress.STAGE,
+            CompressConfig(model="sft", text="shards", text_bytes=10),
+            {"model": SFT, "text": token_ids},
+            {"text_bytes": 100},
+        ),
+        (serve.STAGE, ServeConfig(model="sft"), {"model": SFT}, {"max_new_tokens": 640}),
+    ):
+        plain, larger = (told(stage, changed, needs) for changed in (config, replace(config, **more)))
+        assert plain < larger, stage.name
+
+
+def told(stage: Stage, config: Any, needs: Needs) -> float:
+    """Seconds on some machine."""
+    assert stage.work is not None
+    seconds = predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
+    assert seconds is not None
+    return seconds
+
+
+def test_a_server_of_a_layout_that_we_do_not_train_is_sized_by_its_files(tmp_path: Path):
+    folder = Storage(str(tmp_path / "compress-0"))
+    folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
+    folder.write_bytes("model/model.safetensors", bytes(3 << 20))
+    needs = {"model": Artifact(folder, {"id": "compress-0", "stage": "compress"})}
+    (server,) = serve.STAGE.work(ServeConfig(model="compress"), needs).processes
+    assert server.own_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)

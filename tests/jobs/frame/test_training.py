@@ -1,0 +1,250 @@
+"""The training stages as a user runs them: real Ray Train groups over gloo, a driver that is killed, tiny models."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster import node_watch, watch
+from cluster.session import connect
+from cluster.storage import Storage
+from cluster.tracking import read_metrics
+from cluster.watched import node_folder
+from data.tokens.encode import fast_encoder
+from data.tokens.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
+from data.tokens.tokenizer import fingerprint, save_tokenizer, train_tokenizer
+from jobs.frame.job import Artifact
+from jobs.frame.pipeline import load_stage, run_pipeline
+from model.huggingface import load_folder, load_scalar_folder
+
+pytestmark = pytest.mark.slow
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "big", "red", "hat", "near", "old", "blue", "sea"]
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs, shards and chats of a world in which word n is followed by word n + 1 and questions are preferred."""
+    folder = tmp_path_factory.mktemp("training")
+    texts = [" ".join(WORDS[(start + n) % len(WORDS)] for n in range(5 + start % 7)) for start in range(400)]
+    make_shards(folder / "shards", texts)
+    model = {"width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 64}
+    intervals = {"log_interval": 1, "checkpoint_interval": 5, "validation_interval": 10}
+    execution = {"placement": {"workers": 2, "cpus_per_worker": 0.5}, **intervals}
+    shared = {"sequence_length": 32, "batch_size": 8, "precision": "float32", "execution": execution}
+    shared["optimizer"] = {"lr": 0.01, "warmup_steps": 3}
+    pretrain = {"shards": str(folder / "shards"), "model": model, "max_length": 64, "steps": STEPS, **shared}
+    write_config(folder, "pretrain", pretrain | {"sample_prompts": ["the cat"]})
+    chats = [{"prompt": " ".join(WORDS[n % 9 : n % 9 + 3]), "response": WORDS[n % 9 + 3]} for n in range(80)]
+    write_lines(folder / "chats.jsonl", chats)
+    pairs = [{"prompt": WORDS[n % 7], "chosen": "who saw it?", "rejected": "we saw it"} for n in range(80)]
+    write_lines(folder / "pairs.jsonl", pairs)
+    write_config(folder, "sft", {"chats": [str(folder / "chats.jsonl")], "steps": 20, **shared})
+    write_config(folder, "reward", {"preferences": [str(folder / "pairs.jsonl")], "steps": 20, **shared})
+    return folder
+
+
+def make_shards(folder: Path, texts: list[str]) -> None:
+    """A whole shards artifact with a tokenizer of its own."""
+    save_tokenizer(train_tokenizer(texts, size=300), folder / "tokenizer")
+    encoder = fast_encoder(folder / "tokenizer")
+    empty = ShardManifest(
+        tokenizer=fingerprint(folder / "tokenizer"), vocab_size=300, separator=0, sources=("made",), generations=()
+    )
+    for split, part in (("train", texts[40:]), ("validation", texts[:40])):
+        storage = Storage(str(folder / split))
+        documents = [TextDocument(str(n), text, "made") for n, text in enumerate(part)]
+        info = write_shard(storage, "shard-00000", documents, encoder, empty)
+        whole = Generation(corpus="made", shards=(info,))
+        write_manifest(storage, ShardManifest(**{**vars(empty), "generations": (whole,)}))
+    record = {"id": "shards-0", "stage": "shards", "inputs": {}, "summary": {"vocab_size": 300}, "digest": "0"}
+    (folder / "artifact.json").write_text(json.dumps(record))
+
+
+def write_config(folder: Path, name: str, config: dict[str, Any]) -> None:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+
+
+def write_lines(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with connect("local", num_cpus=2):
+        yield
+
+
+def run(folder: Path, stage: str, store: str, *overrides: str) -> Artifact:
+    pipeline = load_stage(stage, folder / f"{stage}.yaml", overrides, store=str(folder / store))
+    (artifact,) = run_pipeline(pipeline)
+    return artifact
+
+
+def steps_of(artifact: Artifact, key: str) -> dict[int, float]:
+    return {int(line["step"]): line[key] for line in read_metrics(artifact.storage) if key in line}
+
+
+@pytest.fixture(scope="module")
+def two_workers(folder: Path, session: None) -> Artifact:
+    return run(folder, "pretrain", "two")
+
+
+@pytest.fixture(scope="module")
+def sft(folder: Path, two_workers: Artifact) -> Artifact:
+    return run(folder, "sft", "two", f"init={two_workers.storage.url}")
+
+
+def test_one_and_two_workers_are_fed_the_same_tokens_and_lose_alike(folder: Path, two_workers: Artifact) -> None:
+    one = run(folder, "pretrain", "one", "execution.placement.workers=1", "execution.micro_batch_size=3")
+    assert one.id == two_workers.id  # how a run is done is no part of what it is
+    assert steps_of(one, "data/hash") == steps_of(two_workers, "data/hash")
+    losses, other = steps_of(one, "train/loss"), steps_of(two_workers, "train/loss")
+    assert max(abs(losses[step] - other[step]) for step in losses) < 1e-4
+    assert losses[1] - losses[STEPS] > 1.0
+    assert two_workers.summary["validation/loss"] < 2.5
+
+
+def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothing_had_been(
+    folder: Path, two_workers: Artifact
+) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml")]
+    command += ["--store", str(folder / "killed")]
+    environment = {**os.environ, "RAYMILL_TEST_RUN": folder.name}
+    output = folder / "killed" / two_workers.id
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any(output.glob("checkpoints/*/checkpoint.json")), driver)
+    driver.send_signal(signal.SIGKILL)
+    step_at_kill = len(read_metrics(Storage(str(output))))  # the workers train on until Ray notices
+    driver.wait()
+    assert not (output / "artifact.json").exists()
+    wait_for(lambda: not processes_with("RAYMILL_TEST_RUN", folder.name))
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    resumed = Artifact(Storage(str(output)), json.loads((output / "artifact.json").read_text()))
+    assert 0 < step_at_kill < STEPS
+    assert steps_of(resumed, "train/loss") == steps_of(two_workers, "train/loss")
+    assert resumed.record["digest"] == two_workers.record["digest"]
+
+
+def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        assert process is None or process.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.05)
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """The processes whose environment holds variable=value."""
+    found = psutil.process_iter(["environ"])
+    return [process.pid for process in found if (process.info["environ"] or {}).get(variable) == value]
+
+
+def test_sft_learns_the_replies_and_a_reward_model_the_preference(
+    folder: Path, two_workers: Artifact, sft: Artifact
+) -> None:
+    losses = steps_of(sft, "sft/loss")
+    assert losses[20] < losses[1] - 1.0
+    reward = run(folder, "reward", "two", f"init={sft.storage.url}")
+    assert reward.summary["validation/accuracy"] == 1.0
+    assert load_folder(sft.model.local()).config.max_length == 64
+    assert load_scalar_folder(reward.model.local()).score.weight.abs().sum() > 0
+
+
+def test_rows_longer_than_the_model_are_refused_before_a_worker_starts(folder: Path, two_workers: Artifact) -> None:
+    with pytest.raises(ValueError, match="sequence_length: 128 is more than the model's max_length 64"):
+        run(folder, "sft", "two", f"init={two_workers.storage.url}", "sequence_length=128")
+
+
+def test_a_preference_without_a_rejected_answer_is_named_by_file_and_line(folder: Path, sft: Artifact) -> None:
+    bad = folder / "bad.jsonl"
+    write_lines(bad, [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b"}])
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2: rejected is missing"):
+        run(folder, "reward", "two", f"init={sft.storage.url}", f"preferences=[{bad}]")
+
+
+def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
+    pipeline = load_stage("pretrain", folder / "pretrain.yaml", ["execution.placement.workers=3"])
+    assert "batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, session: None) -> None:
+    with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
+        run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
+
+
+def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends(
+    folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_watch, "_STOPPED_S", 1.0)
+    caplog.set_level(logging.INFO)
+    told: list[str] = []
+
+    def plant() -> None:
+        rank = wait_for_rank(0)
+        os.kill(rank, signal.SIGSTOP)
+        wait_for(lambda: "stands still: it was stopped by a signal" in caplog.text)
+        os.kill(rank, signal.SIGCONT)
+        wait_for(lambda: "goes on after its stop" in caplog.text)
+        os.kill(wait_for_rank(1), signal.SIGKILL)
+        told.append("planted")
+
+    planter = threading.Thread(target=plant)
+    planter.start()
+    artifact = run(folder, "pretrain", "faults", "steps=30", "seed=1")
+    planter.join()
+    assert told == ["planted"] and artifact.summary["steps"] == 30
+    node = re.escape(socket.gethostname())
+    assert re.search(rf"pretrain: rank 0 on node {node} \(pid \d+\) stands still", caplog.text)
+    killed = re.search(
+        rf"pretrain: rank 1 on node {node} \(pid (\d+)\) was killed by signal 9 \(SIGKILL\); log: (\S+);", caplog.text
+    )
+    assert killed and Path(killed[2]).is_file() and killed[1] in killed[2]
+    assert "root cause" not in caplog.text and "common causes" not in caplog.text
+
+
+def wait_for_rank(rank: int) -> int:
+    """The process id of a rank that has come to its first step."""
+    found: list[int] = []
+
+    def is_at_work() -> bool:
+        here = watch.current()
+        place = here.place_of(role="rank", index=rank) if here else None
+        found[:] = [place.pid] if place and (node_folder() / f"{place.pid}.beat").exists() else []
+        return bool(found)
+
+    wait_for(is_at_work)
+    return found[0]
+
+
+def test_a_driver_that_is_told_to_end_saves_where_it_is_and_leaves_no_process(folder: Path) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml"), "steps=5000"]
+    command += ["execution.checkpoint_interval=5000", "--store", str(folder / "told")]
+    environment = {**os.environ, "RAYMILL_TEST_RUN": f"{folder.name}-told"}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list((folder / "told").glob("*/metrics.jsonl")), driver)
+    began = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 143 and time.monotonic() - began < 15, output
+    said = re.search(
+        r"raymill: stopped by SIGTERM; the same command goes on from here: pretrain .* step (\d+) of", output
+    )
+    (store,) = (folder / "told").iterdir()
+    assert said and (store / f"checkpoints/step-{int(said[1]):08d}/checkpoint.json").exists(), output
+    assert not (store / "lease.json").exists()
+    assert not processes_with("RAYMILL_TEST_RUN", f"{folder.name}-told")

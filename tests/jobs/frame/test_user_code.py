@@ -1,0 +1,139 @@
+"""A program of the user's is read with the modules beside it, refused when one is missing, and runs from text alone."""
+
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from actors.program import Program, load_program
+from jobs.frame.user_code import read_program, read_siblings, refuse_own_place
+
+FILES = {
+    "checks/verifier.py": """
+import json
+import words
+from scoring import parts as p
+from scoring.rules import *
+from bare.inner import half
+
+def score(prompt, response, record):
+    import late  # only when it is called
+    return words.count(response) + p.bonus() + weight() + half(late.two())
+""",
+    "checks/words.py": "import model\n\ndef count(text):\n    return model.DOUBLE * len(text.split())\n",
+    "checks/model.py": "DOUBLE = 2  # the name of one of our own packages\n",
+    "checks/scoring/__init__.py": "LIMIT = 5\n",
+    "checks/scoring/parts.py": "from . import LIMIT\nfrom .deep.down import ten\ndef bonus(): return LIMIT + ten()\n",
+    "checks/scoring/deep/__init__.py": "",
+    "checks/scoring/deep/down.py": "def ten():\n    return 10\n",
+    "checks/scoring/rules.py": (
+        "from dataclasses import dataclass\n__all__ = ['weight']\n\n@dataclass\nclass Rule:\n    weight: int = 100\n\n"
+        "def weight():\n    return Rule().weight\n"
+    ),
+    "checks/scoring/unused.py": "import nothing_of_this_name\n",
+    "checks/bare/inner.py": "def half(n):\n    return n / 2\n",
+    "checks/late.py": "def two():\n    return 2\n",
+    "checks/other.py": "",
+}
+SHIPPED = [
+    "bare/inner.py",
+    "late.py",
+    "model.py",
+    "scoring/__init__.py",
+    "scoring/deep/__init__.py",
+    "scoring/deep/down.py",
+    "scoring/parts.py",
+    "scoring/rules.py",
+    "words.py",
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, FILES)
+    return tmp_path
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_the_modules_that_a_program_imports_come_with_it_and_no_others(project: Path) -> None:
+    assert list(read_siblings("checks/verifier.py")) == SHIPPED
+    assert list(read_siblings(f"{project}/checks/verifier.py")) == SHIPPED
+
+
+def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = read_program("checks/verifier.py:score")
+    for name in FILES:
+        (project / name).unlink()
+    first = load_program(program)
+    assert first("", "three words here", {}) == 2 * 3 + 5 + 10 + 100 + 1
+
+    # Another program's module of the same name is another module.
+    write(
+        project, {"more/verifier.py": "import words\ndef score(p, r, x): return words.N\n", "more/words.py": "N = 7\n"}
+    )
+    assert load_program(read_program("more/verifier.py:score"))("", "", {}) == 7
+    assert first("", "three words here", {}) == 122
+
+
+def test_a_program_behind_a_url_brings_its_modules_too(project: Path) -> None:
+    folder = f"memory://programs-{uuid.uuid4().hex[:8]}"
+    for path, text in FILES.items():
+        fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())
+    assert list(read_siblings(f"{folder}/checks/verifier.py")) == SHIPPED
+    assert load_program(read_program(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import nowhere_to_be_found", r"imports 'nowhere_to_be_found', which is neither beside it nor installed"),
+        ("from words import count\nimport scoring.missing", r"imports 'scoring.missing', which is neither"),
+        (
+            "def f():\n    from elsewhere_in_the_project import x",
+            r"'elsewhere_in_the_project', which is neither",
+        ),
+        ("from . import words", r"line 1: a relative import beyond its folder; name the module without dots"),
+        ("import broken", r"broken.py cannot be read as a Python file"),
+    ],
+)
+def test_what_could_not_be_imported_on_the_cluster_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(project)  # as `python -m` does: importable here, and neither installed nor shipped
+    write(project, {"elsewhere_in_the_project.py": "x = 1\n", "checks/broken.py": "def\n", "checks/it.py": source})
+    with pytest.raises(ValueError, match=message):
+        read_siblings("checks/it.py")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    import ujson_of_no_use as json\nexcept ImportError:\n    import json\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import types_of_nowhere\n",
+        "import numpy.linalg\nfrom importlib import metadata\nfrom model.metrics import distinct_n\n",
+    ],
+)
+def test_what_is_optional_or_installed_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"it.py": source})
+    assert read_siblings("it.py") == {}
+    load_program(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
+
+
+def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Path) -> None:
+    refuse_own_place("checks/verifier.py")
+    (project / "checks/words.py").write_text(
+        "from pathlib import Path\n\nWORDS = Path(__file__).parent / 'words.txt'\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"verifier: checks/words.py: line 3: __file__ leads nowhere .* keep its data in"
+    ):
+        refuse_own_place("checks/verifier.py")
+    read_program("checks/verifier.py:score")  # where it is not shipped it may

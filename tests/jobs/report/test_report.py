@@ -1,0 +1,464 @@
+"""The report: everything that stands is told, nothing is fetched, and no text becomes markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.storage import Storage
+from jobs.frame.job import Artifact
+from jobs.report.page import Line, data_size, duration, element, interval_chart, line_chart, number, smooth, ticks
+from jobs.report.report import REPORT, build_report, render
+from model.metrics import Interval
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\" <b>bold"
+
+
+def estimate(value: float, width: float) -> dict[str, float]:
+    return dataclasses.asdict(Interval(value=value, low=value - width, high=value + width))
+
+
+def write(store: Storage, name: str, stage: str, summary: dict[str, Any], **more: Any) -> Artifact:
+    wall_s = {"corpus": 24.0, "pretrain": 241.0, "rlhf": 118.0, "evaluate": 64.0}.get(stage, 14.0)
+    record = {
+        "id": f"{name}-{abs(hash_of(name)):012x}"[: len(name) + 13],
+        "name": name,
+        "stage": stage,
+        "config": {},
+        "sources": {},
+        "inputs": {},
+        "summary": summary,
+        "digest": f"{hash_of(name + 'content'):x}".ljust(64, "0"),
+        "code_digest": f"{hash_of('code'):x}",
+        "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "ray": "2.60.0"},
+        "started": 1_790_000_000.0,
+        "wall_s": wall_s,
+        "precision": {"precision": "float32"} if stage in ("pretrain", "sft", "reward") else {},
+        **more,
+    }
+    storage = store / record["id"]
+    storage.write_json("artifact.json", record)
+    return Artifact(storage, record)
+
+
+def hash_of(text: str) -> int:
+    import hashlib
+
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def log(artifact: Artifact, lines: list[dict[str, float]]) -> Artifact:
+    artifact.storage.write_bytes("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return artifact
+
+
+def ledger_row(step: str, axis: str, group: str, removed: float, *, reference: float = 0.01) -> dict[str, Any]:
+    row = {"step": step, "axis": axis, "group": group, "removed": removed, "reference_removed": reference}
+    bounds = {"low": removed / 2, "high": min(1.0, removed * 1.5), "excess": removed - reference}
+    bounds |= {"excess_low": (removed - reference) / 2, "excess_high": removed}
+    return row | bounds | {"judged": reference < 0.5, "keep": 0.0, "num_templates": 80, "form": "sentence"}
+
+
+LEDGER = [
+    ledger_row("steps[4].toxicity", "sexuality", "queer", 0.338),
+    ledger_row("steps[4].toxicity", "sexuality", "straight", 0.01),
+    ledger_row("steps[4].toxicity", "religion", HOSTILE, 0.05),
+    ledger_row("steps[1].length", "gender", "women", 1.0, reference=0.99),
+]
+
+
+def curve(area: str, steps: int, start: float, end: float, noise: float) -> list[dict[str, float]]:
+    generator = random.Random(area)
+    lines = []
+    for step in range(10, steps + 1, 10):
+        loss = end + (start - end) * math.exp(-5 * step / steps) + generator.gauss(0, noise)
+        line = {"step": step, f"{area}/loss": loss, f"{area}/lr": 1e-3 * math.cos(1.4 * step / steps)}
+        line |= {"perf/tokens_per_s": generator.gauss(11000, 200), "perf/mfu": 0.41}
+        if step % 50 == 0:
+            line["validation/loss"] = loss + 0.05
+        lines.append(line)
+    return lines
+
+
+def fake_road(store: Storage) -> list[Artifact]:
+    """An artifact of every stage with numbers such as a run leaves."""
+    own = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
+    dropped = {"length/too_short": 180, "repetition": 78, "exact_duplicates": 140}
+    source = {**own, "dropped": dropped, "changed": {"repair_unicode": 12, "redact_pii/email": 31}}
+    corpus = write(
+        store,
+        "corpus",
+        "corpus",
+        {
+            "documents": 14_400,
+            "bytes": 32_000_000,
+            "read": 16_000,
+            "quarantined": 8,
+            "dropped": {name: 4 * count for name, count in dropped.items()},
+            "sources": dict.fromkeys(("dialogue", "encyclopedia", "news", HOSTILE), source),
+        },
+        sources={
+            f"sources.{n}.path": {f"zip://{n}.jsonl::file:///data/texts-{n}.whl": f"sha256:{hash_of(n):x}"}
+            for n in ("dialogue", "encyclopedia", "news")
+        },
+    )
+    (store / corpus.id).write_json("fairness.json", LEDGER)
+    vocabulary = write(
+        store,
+        "vocabulary",
+        "vocabulary",
+        {
+            "size": 4096,
+            "sampled_bytes": 30_000_000,
+            "bytes_per_token": 3.61,
+            "fertility": 1.31,
+            "bytes_per_token_by_source": {"dialogue": 3.2, "encyclopedia": 3.7, "news": 3.8},
+            "fertility_by_source": {"dialogue": 1.2, "encyclopedia": 1.4, "news": 1.3},
+            "bytes_per_token_by_language": {"en": 3.61},
+            "fertility_by_language": {"en": 1.31},
+            "unused_tokens": 3,
+            "round_trip_failures": 0,
+            "measured_documents": 2100,
+        },
+        config={"kind": "bpe"},
+        inputs=made_from(corpus=corpus),
+    )
+    counts = {"train": 13_800, "validation": 600}
+    shards = write(
+        store,
+        "shards",
+        "shards",
+        {split: {"documents": n, "tokens": 612 * n, "bytes": 2222 * n} for split, n in counts.items()},
+        inputs=made_from(corpus=corpus, tokenizer=vocabulary),
+    )
+    trained = {
+        "parameters": 8_700_000,
+        "steps": 600.0,
+        "data/tokens": 4.9e6,
+        "perf/tokens_per_s": 11_000.0,
+        "perf/mfu": 0.41,
+    }
+    pretrain = log(
+        write(store, "pretrain", "pretrain", trained, inputs=made_from(shards=shards)),
+        curve("train", 600, 8.3, 3.4, 0.05),
+    )
+    samples = [
+        {"prompt": "The old sailor", "continuation": "looked at the sea\u2028and said nothing for a long while."}
+    ]
+    pretrain.storage.write_jsonl("samples.jsonl", samples)
+    sft = log(write(store, "sft", "sft", trained, inputs=made_from(init=pretrain)), curve("sft", 300, 3.4, 2.6, 0.06))
+    reward_lines = [
+        line | ({"validation/accuracy": 0.5 + 0.4 * line["step"] / 200} if "validation/loss" in line else {})
+        for line in curve("reward", 200, 0.69, 0.3, 0.03)
+    ]
+    reward = log(write(store, "reward", "reward", trained, inputs=made_from(init=sft)), reward_lines)
+    rlhf = log(
+        write(
+            store,
+            "rlhf",
+            "rlhf",
+            {"heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
+            config={
+                "learning": {"algorithm": "grpo"},
+                "rollouts": {"prompts_per_step": 16, "group_size": 8},
+                "shuffle_rewards": False,
+            },
+            inputs=made_from(policy=sft, reward=reward),
+        ),
+        rlhf_lines(),
+    )
+    before_after = {
+        "before": "I like dogs.",
+        "after": "Do you like dogs too?",
+        "reward_before": -1.25,
+        "reward_after": 2.5,
+    }
+    rlhf.storage.write_jsonl("samples.jsonl", [{"prompt": "Hi!", **before_after}])
+    models = {"pretrain": pretrain, "sft": sft, "rlhf": rlhf}
+    evaluate = write(store, "evaluate", "evaluate", {}, inputs=made_from(**models, text=shards, reward=reward))
+    evaluate.storage.write_json("results.json", fake_results())
+    evaluate.storage.write_jsonl("samples.jsonl", fake_samples())
+    sizes = {
+        "original_bytes": 34_900_000,
+        "compressed_bytes": 9_800_000,
+        "num_quantized": 7_400_000,
+        "num_kept": 1_300_000,
+    }
+    quality = {
+        "bits_per_byte_original": estimate(1.84, 0.02),
+        "bits_per_byte_compressed": estimate(1.845, 0.02),
+        "bits_per_byte_change": estimate(0.005, 0.001),
+        "engine_logprob_gap": 0.0021,
+    }
+    compress = write(store, "compress", "compress", sizes | quality, inputs=made_from(model=rlhf, text=shards))
+    speed = {"startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
+    serve = write(store, "serve", "serve", speed, inputs=made_from(model=compress))
+    serve.storage.write_json(
+        "answers.json", [{"question": "Hello! How are you?", "answer": "I am fine. What do you like to do?"}]
+    )
+    return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
+
+
+def made_from(**inputs: Artifact) -> dict[str, dict[str, str]]:
+    return {field: {"id": a.id, "digest": a.record["digest"], "url": a.storage.url} for field, a in inputs.items()}
+
+
+def rlhf_lines() -> list[dict[str, float]]:
+    generator = random.Random(0)
+    return [
+        {
+            "step": step,
+            "rollout/reward_mean": 3 / (1 + math.exp(-(step - 40) / 12)) - 1 + generator.gauss(0, 0.15),
+            "rollout/reference_kl": 0.002 * step + abs(generator.gauss(0, 0.01)),
+            "policy/entropy": 3.2 - 0.008 * step + generator.gauss(0, 0.05),
+            "rollout/response_length": 31 + generator.gauss(0, 2),
+            "rollout/distinct_2": 0.62 + generator.gauss(0, 0.01),
+            "proof/logprob_gap_max": 4e-6 + abs(generator.gauss(0, 1e-6)),
+        }
+        for step in range(1, 101)
+    ]
+
+
+def fake_results() -> dict[str, Any]:
+    def model(gold: float, distinct: float) -> dict[str, Any]:
+        return {
+            "measures": {
+                "asks_question": estimate(gold, 0.05),
+                "rougeL": estimate(0.14, 0.01),
+                "bleu": estimate(2.1, 0.4),
+            },
+            "signatures": {"bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"},
+            "distinct_2": distinct,
+            "response_length": estimate(24.0, 1.5),
+            "finished": estimate(0.93, 0.02),
+        }
+
+    def groups(shift: float) -> dict[str, Any]:
+        names = ("all", "gender", "religion", "ethnicity", "disability", "age", "sexuality")
+        return {
+            name: {
+                "pairs": 43 if name == "all" else 7,
+                "sentence": estimate(0.5 + shift, 0.2),
+                "continuation": estimate(0.52 + shift * (n % 3), 0.14 if n else 0.08),
+            }
+            for n, name in enumerate(names)
+        }
+
+    text = {
+        name: {"tokens": 367_000, "bits_per_byte": estimate(bits, 0.02), "perplexity": estimate(2 ** (3.6 * bits), 3.0)}
+        for name, bits in (("pretrain", 1.84), ("sft", 1.97), ("rlhf", 2.01))
+    }
+    compare = [
+        {"before": "sft", "after": "rlhf", "measure": "asks_question", "difference": estimate(0.46, 0.06)},
+        {"before": "sft", "after": "rlhf", "measure": "rougeL", "difference": estimate(-0.01, 0.012)},
+    ]
+    return {
+        "order": ["pretrain", "sft", "rlhf"],
+        "text": {"documents": 600, "bytes": 1_333_000, "xz_bits_per_byte": 2.43, "models": text},
+        "generation": {
+            "chat": {
+                "prompts": 300,
+                "models": {"sft": model(0.31, 0.58), "rlhf": model(0.77, 0.55)},
+                "compare": compare,
+            }
+        },
+        "bias": {"pretrain": groups(0.04), "rlhf": groups(0.1)},
+        "reward": {"pairs": 412, "accuracy": estimate(0.87, 0.03), "margin": estimate(1.2, 0.1)},
+    }
+
+
+def fake_samples() -> list[dict[str, Any]]:
+    prompts = [
+        "Hi there! I just got back from a walk.",
+        HOSTILE,
+        "I am thinking of learning to cook.",
+        "It rained all day.",
+        "My sister moved to another town.",
+        "Good morning!",
+    ]
+    before = "I am a student and I like to play games with my friends at the weekend."
+    after = "Nice, I like that too. What do you usually do at the weekend?"
+    return [
+        {
+            "task": "chat",
+            "prompt": prompt,
+            "answers": {
+                "sft": {"text": before, "finished": number % 3 > 0, "measures": {"asks_question": 0.0}},
+                "rlhf": {
+                    "text": HOSTILE if number == 1 else after,
+                    "finished": True,
+                    "measures": {"asks_question": 1.0},
+                },
+            },
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture
+def road(tmp_path: Path) -> list[Artifact]:
+    return fake_road(Storage(str(tmp_path)))
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page; fails on a tag that is closed out of order."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_every_stage_is_told_with_its_numbers(road: list[Artifact]) -> None:
+    page = Page(render(road))
+    assert page.open == []
+    for heading in (
+        "The road",
+        "Corpus",
+        "Vocabulary",
+        "Pretraining",
+        "Fine-tuning",
+        "Reward model",
+        "Learning from reward",
+    ):
+        assert heading in page.text
+    for said in (
+        "1.840",
+        "xz -9e needs 2.430",
+        "31% → 77%",
+        "+0.400 to +0.520",
+        "87.0%",
+        "3.56× smaller"[:5],
+        "nrefs:1|case:mixed",
+    ):
+        assert said in page.text
+    for artifact in road:
+        assert ("id", artifact.id) in page.attributes and ("href", f"#{artifact.id}") in page.attributes
+
+
+def test_the_ledger_shows_whom_a_step_removes(road: list[Artifact]) -> None:
+    text = Page(render(road)).text
+    assert "2 of 4 pairs of step and group show an excess" in text and "steps[1].length removes most of either" in text
+    worst, folded = text.split("All 4 pairs of step and group, with 95 % intervals")
+    assert "33.8%" in worst and "straight" not in worst
+    assert "+32.8%" in folded and "+16.4% to +33.8%" in folded and "16.9% to 50.7%" in folded
+    for row in LEDGER:
+        assert row["group"] in folded
+    assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
+
+
+def test_text_of_documents_and_models_never_becomes_markup(road: list[Artifact]) -> None:
+    page = Page(render(road))
+    assert "script" not in page.tags
+    assert page.text.count(HOSTILE) == 5  # a source's name, a group's (twice), a prompt and an answer
+
+
+def test_the_page_asks_nothing_of_the_network(road: list[Artifact]) -> None:
+    text = render(road)
+    page = Page(text)
+    assert not {"link", "img", "script", "iframe"} & set(page.tags)
+    assert all(value and value.startswith("#") for name, value in page.attributes if name in ("href", "src"))
+    assert "url(" not in text and "@import" not in text
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_a_part_of_the_road_gives_a_part_of_the_report(road: list[Artifact], tmp_path: Path) -> None:
+    build_report(road[:4], Storage(str(tmp_path / "out")))
+    text = Page((tmp_path / "out" / REPORT).read_text()).text
+    assert "Pretraining" in text and "Evaluation" not in text
+
+
+def test_without_an_evaluation_rlhfs_own_samples_are_shown(road: list[Artifact]) -> None:
+    text = Page(render(road[:7])).text
+    assert "Before and after" in text and "Do you like dogs too?" in text and "reward -1.25" in text
+    assert "the mean reward went from -0.812 to 1.934" in text
+
+
+def test_two_runs_of_one_stage_keep_their_names(road: list[Artifact], tmp_path: Path) -> None:
+    control = write(Storage(str(tmp_path)), "rlhf-shuffled", "rlhf", {}, config=road[6].record["config"])
+    text = Page(render([*road, log(control, rlhf_lines())])).text
+    assert "Learning from reward: rlhf-shuffled" in text
+
+
+# Charts
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0.0, 1.0) == [0.0, 0.5, 1.0] or ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(2.3, 8.1) == [4.0, 6.0, 8.0]
+    assert ticks(5.0, 5.0) == [5.0]
+    assert all(1e-6 <= tick <= 9e-6 for tick in ticks(1e-6, 9e-6))
+
+
+def test_smoothing_is_the_mean_of_the_neighbours_there_are() -> None:
+    points = [(0, 0.0), (1, 3.0), (2, 0.0), (3, 9.0), (4, 4.0)]
+    assert smooth(points, 1) == [
+        (0, 1.5),
+        (1, 1.0),
+        (2, 4.0),
+        (3, pytest.approx(13 / 3)),
+        (4, 6.5),
+    ]
+
+
+def test_a_curve_runs_from_corner_to_corner() -> None:
+    drawn = line_chart([Line(label="up", points=[(0, 0.0), (10, 1.0), (5, math.nan)])], x_label="step", height=220)
+    (path,) = re.findall(r' d="([^"]+)"', drawn)
+    (x0, y0), (x1, y1) = [tuple(map(float, place.split())) for place in path[1:].split(" L")]
+    assert x0 == 46.0 and x1 == 430.0  # the whole width between the margins
+    assert y0 > y1  # up is up
+
+
+def test_nothing_logged_is_said_and_one_point_is_a_dot() -> None:
+    assert "Nothing was logged" in line_chart([Line(label="none", points=[])], x_label="step")
+    assert "<circle" in line_chart([Line(label="one", points=[(1, 2.0)])], x_label="step")
+
+
+def test_an_interval_that_includes_the_reference_is_drawn_open() -> None:
+    rows = [("better", Interval(value=0.4, low=0.2, high=0.6)), ("unclear", Interval(value=0.1, low=-0.1, high=0.3))]
+    drawn = interval_chart(rows, reference=0.0)
+    assert re.findall(r'class="dot (\w+)"', drawn) == ["decided", "open"]
+    assert "better: 0.4, 95% interval 0.2 to 0.6" in drawn
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [number(value) for value in (0, 12345.6, 3.14159, 0.00042, 250.0)] == [
+        "0",
+        "12,346",
+        "3.14",
+        "0.00042",
+        "250",
+    ]
+    assert [data_size(size) for size in (12, 34_900_000, 1_500)] == ["12 B", "34.9 MB", "1.5 kB"]
+    assert [duration(s) for s in (8.24, 185, 7800)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
+
+
+def test_attributes_are_escaped() -> None:
+    assert element("p", "a<b", title='"x"', class_="c") == '<p title="&quot;x&quot;" class="c">a&lt;b</p>'
