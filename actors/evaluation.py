@@ -31,8 +31,9 @@ from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
 from cluster.watched import watched, watched_class
-from data.chats.chat import PreferenceTokens
-from data.tokens.shards import Sample, ShardReader, document_samples, to_rows
+from data.chats.template import PreferenceTokens
+from data.tokens.samples import Sample, document_samples, to_rows
+from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
 from model.batch import Batch, from_sequences, pair_batch, to_device
 from model.huggingface import load_folder, load_scalar_folder, read_config

@@ -9,7 +9,8 @@ from typing import Any
 
 from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling, request_seed
 from actors.settings import whole_prompts
-from actors.weights import OBJECT_STORE, Backend, LoadReport, Publication, StaleWeightsError, register
+from actors.vllm_plugin import register
+from actors.weights import OBJECT_STORE, Backend, LoadReport, Publication, StaleWeightsError
 from cluster.storage import Storage
 from model.precision import ComputePrecision
 

@@ -47,7 +47,7 @@ from cluster import watch
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chats.chat import load_tokenizer
+from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import ALGORITHMS, AdvantageSettings, Scores
 from model.batch import Batch, PolicyBatch, ValueBatch

@@ -15,14 +15,7 @@ from actors import ranks
 from actors.logprobs import batch_logprobs
 from actors.ranks import RankSettings
 from actors.rollout import minibatch_rows, policy_micro_batches, rank_rows
-from actors.weights import (
-    OBJECT_STORE,
-    Backend,
-    DevicePublisher,
-    ObjectStorePublisher,
-    Publication,
-    Publisher,
-)
+from actors.weights import OBJECT_STORE, Backend, DevicePublisher, ObjectStorePublisher, Publication, Publisher
 from cluster.storage import Storage
 from model.batch import Batch, PolicyBatch
 from model.huggingface import SpecialTokens, load_folder, save_folder

@@ -14,14 +14,7 @@ from torch import Tensor
 from actors.logprobs import logprobs_under
 from actors.rollout import PromptTask, RolloutGroup
 from actors.settings import Gap
-from actors.weights import (
-    LoadReport,
-    NumericsError,
-    Publication,
-    StaleWeightsError,
-    TokenizationError,
-    read_weights,
-)
+from actors.weights import LoadReport, NumericsError, Publication, StaleWeightsError, TokenizationError, read_weights
 from model.batch import Batch
 from model.transformer import TransformerConfig
 

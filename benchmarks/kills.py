@@ -29,10 +29,10 @@ from pathlib import Path
 
 import psutil
 
+from cluster.metrics_log import read_metrics
 from cluster.storage import Storage
-from cluster.tracking import read_metrics
-from jobs.frame.job import code_digest
 from jobs.frame.pipeline import load_pipeline
+from jobs.frame.same_code import code_digest
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
 MARK = "RAYMILL_KILLS"

@@ -40,8 +40,11 @@ from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
 from cluster.session import connect, worker_env
 from cluster.storage import Storage
-from data.chats.chat import Chat, RenderedChat, load_tokenizer, render
-from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from data.chats.records import Chat
+from data.chats.template import RenderedChat, load_tokenizer, render
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.batch import Batch, from_sequences
 from model.huggingface import SpecialTokens, load_folder, save_folder
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap

@@ -14,8 +14,9 @@ from typing import cast
 
 import fsspec
 
+from cluster.files import local_path
 from cluster.progress import Progress
-from cluster.storage import insist, local_path
+from cluster.retry import insist
 from cluster.user_cache import UserCache
 
 _BLOCK_BYTES = 1 << 22

@@ -7,134 +7,27 @@ a name becomes visible only when all of its bytes are there, and an answer that 
 
 import contextlib
 import errno
-import fnmatch
 import hashlib
 import io
 import json
-import logging
 import os
-import re
 import shutil
-import tarfile
 import tempfile
-import time
 import uuid
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
+from cluster.credentials import refuse_credentials
+from cluster.files import absolute
 from cluster.progress import working
-
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-_BLOCK_BYTES = 8 << 20
-"""Of an object store: what is read ahead at once, and the part of a multipart upload (10,000 of them make 78 GiB)."""
-
-# Every S3 file system of the process is made with these, also the ones inside chained URLs and those that pyarrow or a
-# reader makes; what a user's fsspec configuration says goes first. A listing is never answered from memory: another
-# process may have written since. Five attempts to send a request, spaced by up to 8 s; of one that never answers 25.
-fsspec.config.conf["s3"] = {
-    "use_listings_cache": False,
-    "default_block_size": _BLOCK_BYTES,
-    "config_kwargs": {
-        "retries": {"mode": "standard", "total_max_attempts": 5},
-        "connect_timeout": 5,
-        "read_timeout": 20,
-    },
-    **fsspec.config.conf.get("s3", {}),
-}
-
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
-_NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""Schemes of which no user's name belongs into a URL: what stands before the @ is a token or a key."""
-_SIGNATURE = re.compile(
-    r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
-    r"(api_?|access_?|secret_?)?key|secret|password|passwd|pwd)=",
-    re.IGNORECASE,
-)
-
-
-def refuse_credentials(url: str) -> None:
-    """Raise ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
-    if any(_carries_credentials(*link.groups()) for link in _URL.finditer(url)):
-        raise ValueError(
-            "a URL must not carry credentials (scheme://user:secret@host, ?token=…): give them in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …), where they are neither stored nor shipped"
-        )
-
-
-def _carries_credentials(scheme: str, rest: str) -> bool:
-    scheme, authority = scheme.lower(), re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, _ = authority.rpartition("@")
-    if at and (":" in user or scheme in _NO_USERS):
-        return True
-    # A secret may hold a slash, so that the @ comes late; s3 takes arn:…, and a web host may have a port.
-    _, colon, after = authority.partition(":")
-    has_secret = colon and not authority.startswith("arn:") and not (scheme.startswith("http") and after.isdigit())
-    if has_secret and scheme in _NO_USERS and "@" in rest:
-        return True
-    return bool(_SIGNATURE.search(rest))
-
-
-_LOCAL = ("file://", "local://", "file:", "local:")
-
-
-def local_path(url: str) -> str | None:
-    """The path of this machine that a URL ends in, as it is written: a plain path, or one after `file://`, also as the
-    last link of a chain (`zip://member::file:///x.zip`). None for a place elsewhere."""
-    link = url.rpartition("::")[2]
-    prefix = next((prefix for prefix in _LOCAL if link.startswith(prefix)), "")
-    return None if "://" in link and not prefix else link.removeprefix(prefix)
-
-
-def absolute(url: str) -> str:
-    """The same place for a process with another working directory: a path of this machine in full, any other as is."""
-    path = local_path(url)
-    return url if path is None else url.removesuffix(path) + os.path.abspath(os.path.expanduser(path))
-
-
-_PASSING = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
-"""Numbers of errors that may be gone at the next try. s3fs says EREMOTEIO for 500, EBUSY for 503 and 409."""
-_WAITS_S = (0.5, 1.0, 2.0)
-
-
-def insist(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """What the call returns, tried up to four times in all while its error is one that may pass.
-
-    For reads, listings and writes that may be made twice. Most errors are gone before by botocore's own attempts; here
-    are those it lets through, such as a body that breaks off. Raises OSError also for what is none by its class.
-    """
-    for wait_s in (*_WAITS_S, None):
-        try:
-            return call(*arguments, **options)
-        except Exception as error:
-            if wait_s is None or not _may_pass(error):
-                if isinstance(error, OSError) or not _is_of_transport(error):
-                    raise
-                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
-            logger.warning("storage: %s; tried again in %.1f s", error, wait_s)
-            time.sleep(wait_s)
-    raise AssertionError("the last try returns or raises")
-
-
-def _may_pass(error: Exception) -> bool:
-    if _is_of_transport(error):
-        return not type(error).__module__.startswith("botocore")  # of these s3fs has tried again what may pass
-    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING)
-
-
-def _is_of_transport(error: Exception) -> bool:
-    """Whether it comes from a library below the file system, which has classes of errors of its own."""
-    return type(error).__module__.partition(".")[0] in ("aiohttp", "botocore", "urllib3")
-
+from cluster.retry import BLOCK_BYTES, WAITS_S, insist
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """What file systems call the size, the checksum and the time of the last write of a file."""
@@ -211,7 +104,7 @@ class Storage:
         options: dict[str, Any] = {}
         if self.fs.async_impl and "r" in mode:
             options = (
-                {"cache_type": "background", "block_size": _BLOCK_BYTES, "cache_options": {"maxblocks": 4}}
+                {"cache_type": "background", "block_size": BLOCK_BYTES, "cache_options": {"maxblocks": 4}}
                 if read_ahead
                 else {"cache_type": "readahead", "block_size": 256 << 10}
             )
@@ -285,7 +178,7 @@ class Storage:
             insist(self.fs.cp_file, self.path(name), target.path(goal))
             return
         with self.open(name, read_ahead=True) as source, target.writing(goal) as file:
-            shutil.copyfileobj(source, file, _BLOCK_BYTES)
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -321,7 +214,7 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole directory below this one; nothing happens where there is none."""
         path = self.path(name) if name else self.root
-        for _ in _WAITS_S:
+        for _ in WAITS_S:
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -414,7 +307,7 @@ def _writing_beside(path: str) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _uploading(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
     """A file on an object store that is committed when the block ends and discarded when it raises."""
-    file: Any = fs.open(path, "wb", block_size=_BLOCK_BYTES, autocommit=False)
+    file: Any = fs.open(path, "wb", block_size=BLOCK_BYTES, autocommit=False)
     try:
         yield file
         file.close()
@@ -448,56 +341,3 @@ def _is_taken(error: OSError) -> bool:
     return isinstance(error, FileExistsError) or (
         isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "PreconditionFailed"
     )
-
-
-def expand(patterns: list[str]) -> list[str]:
-    """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
-
-    Raises ValueError naming the pattern that matches nothing or whose archive is none, or for one with credentials.
-    """
-    return [url for url, _ in expand_sized(patterns)]
-
-
-def expand_sized(patterns: list[str]) -> list[tuple[str, int | None]]:
-    """`expand`, each URL with its size in bytes as the listing has it; None where that does not tell."""
-    found: list[tuple[str, int | None]] = []
-    for pattern in patterns:
-        refuse_credentials(pattern)
-        try:
-            matched = _expand_one(pattern)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-            raise ValueError(
-                f"{pattern!r}: a file that it looks into is no archive or a damaged one ({error}); fetch it anew"
-            ) from error
-        if not matched:
-            raise ValueError(
-                f"{pattern!r} matches no file; check the path (relative ones start at the working directory)"
-            )
-        found.extend(matched)
-    return found
-
-
-def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
-    member, chain, container = pattern.partition("::")
-    if not chain:
-        fs, path = fsspec.core.url_to_fs(pattern)
-        fs.invalidate_cache()
-        found = cast(dict[str, dict[str, Any]], insist(fs.glob, path, detail=True))
-        return [
-            (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
-            for name, info in sorted(found.items())
-            if info["type"] == "file" or (info["type"] != "directory" and fs.isfile(name))  # a link to a file
-        ]
-    urls: list[tuple[str, int | None]] = []
-    scheme, _, inner = member.partition("://")
-    for outer, _ in _expand_one(container):
-        outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
-        fs, _ = insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
-        found = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
-        sizes = {str(name).lstrip("/"): info["size"] for name, info in found.items()}
-        urls += [
-            (f"{scheme}://{name}::{outer_url}", size)
-            for name, size in sorted(sizes.items())
-            if fnmatch.fnmatchcase(name, inner)
-        ]
-    return urls

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from cluster.metrics_log import METRICS_LOG, read_lines
 from cluster.storage import Storage
 
-METRICS_LOG = "metrics.jsonl"
 _UPLOAD_INTERVAL_S = 15.0
-_TAIL_BYTES = 1 << 16
 
 
 @dataclass
@@ -80,24 +79,3 @@ class Tracker:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def read_lines(storage: Storage) -> list[str]:
-    """The whole lines of a metrics log; a last line torn by a kill is left out."""
-    if not storage.exists(METRICS_LOG):
-        return []
-    text = storage.read_bytes(METRICS_LOG).decode()
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def read_metrics(storage: Storage) -> list[dict[str, float]]:
-    """Every step that was logged, in order."""
-    return [json.loads(line) for line in read_lines(storage)]
-
-
-def last_metrics(storage: Storage) -> dict[str, float]:
-    """The newest step that was logged; empty where there is none. Reads the end of the log only."""
-    if not storage.exists(METRICS_LOG):
-        return {}
-    lines = storage.read_bytes(METRICS_LOG, -_TAIL_BYTES).decode(errors="replace").split("\n")
-    return json.loads(lines[-2]) if len(lines) > 1 and lines[-2].startswith("{") else {}

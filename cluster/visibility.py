@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cluster.files import absolute, local_path
 from cluster.progress import working
 from cluster.session import cluster_is_whole, is_connected, living_nodes, on_node
-from cluster.storage import Storage, absolute, local_path
+from cluster.storage import Storage
 
 
 @dataclass

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.metrics_log import read_lines
 from cluster.storage import Storage
-from cluster.tracking import read_lines
 
 WANDB_FOLDER = "wandb"
 """In an output: the files of an offline run."""

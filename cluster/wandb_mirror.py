@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.lifeline import start_module, stop
+from cluster.metrics_log import METRICS_LOG
 from cluster.progress import working
 from cluster.session import cluster_is_whole, is_connected, on_node, other_living_nodes
-from cluster.tracking import METRICS_LOG, Tracker
+from cluster.tracking import Tracker
 from cluster.wandb_client import WANDB_FOLDER, scratch_folder, server_url, start
 
 _FINISH_S = 30.0

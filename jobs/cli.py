@@ -22,9 +22,10 @@ from cluster.ledger import SUBMISSION, require_sent, telling
 from cluster.progress import LogHandler, working
 from cluster.signals import Stopped, flush_output, orderly_end, received, say
 from cluster.storage import Storage
+from jobs.frame.artifact import RECORD, Artifact, open_artifact
 from jobs.frame.forecast import forecasts, table
-from jobs.frame.job import RECORD, Artifact, open_artifact, require_same_code
 from jobs.frame.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
+from jobs.frame.same_code import require_same_code
 
 log = logging.getLogger("raymill")
 

@@ -26,10 +26,13 @@ from cluster.placement import Execution, Placement
 from cluster.progress import working
 from cluster.room import wait_for_room
 from cluster.storage import Storage
-from data.tokens.shards import ShardReader, check_tokenizer, read_manifest
+from data.tokens.shard_format import read_manifest
+from data.tokens.shard_reader import ShardReader, check_tokenizer
 from data.tokens.tokenizer import fingerprint
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import bootstrap_interval

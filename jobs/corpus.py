@@ -32,9 +32,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from cluster.files import expand_sized
 from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
-from cluster.storage import Storage, expand_sized, json_line
+from cluster.storage import Storage, json_line
 from cluster.tasks import run_tasks
 from data.cleaning.decontaminate import Decontaminate, check_files
 from data.cleaning.duplicates import NearDuplicates
@@ -71,8 +72,9 @@ from data.corpus.slices import read_tables, write_tables
 from data.document import Document, Quarantined, ReadRange, Source
 from data.sources.compression import is_compressed
 from data.sources.readers import Other, check_sources, plan_ranges, read
+from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
 from jobs.frame.config import from_plain
-from jobs.frame.job import RECORD, WORK, Artifact, Context, Needs, Stage, open_for_change
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 
 PARTS = "parts.json"

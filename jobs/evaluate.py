@@ -32,22 +32,20 @@ from actors.evaluation import (
 )
 from actors.rollout import PromptTask, Rollout
 from actors.scorer import Sample, Verifier
+from cluster.files import expand
 from cluster.placement import Execution, Placement
 from cluster.progress import working
 from cluster.room import wait_for_room
-from cluster.storage import Storage, expand
-from data.chats.chat import (
-    PromptRecord,
-    load_tokenizer,
-    read_preferences,
-    read_prompts,
-    read_records,
-    render_preference,
-)
-from data.tokens.shards import check_tokenizer, read_manifest
+from cluster.storage import Storage
+from data.chats.records import PromptRecord, read_preferences, read_prompts, read_records
+from data.chats.template import load_tokenizer, render_preference
+from data.tokens.shard_format import read_manifest
+from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
 from model.huggingface import read_config

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cluster.metrics_log import read_metrics
 from cluster.storage import Storage
-from cluster.tracking import read_metrics
 from cluster.workers import WorkerSpot
 from data.tokens.order import check_weights
-from data.tokens.shards import Rows, ShardReader
+from data.tokens.samples import Rows
+from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import forward_flop, pretrained_sizes
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.training import (
     OptimizerConfig,
     TrainingExecution,

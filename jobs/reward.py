@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.storage import Storage, expand
+from cluster.files import expand
+from cluster.storage import Storage
 from cluster.workers import WorkerSpot
-from data.chats.chat import PreferenceTokens, load_tokenizer, read_preferences, render_preference
+from data.chats.records import read_preferences
+from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
 from data.tokens.order import epoch_order
 from data.tokens.tokenizer import chat_special_tokens
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.sizes import chat_tokens, sizes_of
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.training import (
     OptimizerConfig,
     TrainingExecution,

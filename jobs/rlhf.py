@@ -14,14 +14,18 @@ from actors.graph import Graph, GraphConfig, Scored, build_graph
 from actors.ranks import RanksDied
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.files import expand
+from cluster.metrics_log import read_metrics
 from cluster.progress import Progress, working
 from cluster.signals import Stopped, deferred, received
-from cluster.storage import Storage, expand
-from cluster.tracking import read_metrics
-from data.chats.chat import load_tokenizer, read_prompts
+from cluster.storage import Storage
+from data.chats.records import read_prompts
+from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import fingerprint
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact, source_files
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
 from model.huggingface import read_config

@@ -31,8 +31,10 @@ from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage
-from jobs.frame.job import Artifact, Context, Needs, Stage, input_artifact
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import weights_gib
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
 

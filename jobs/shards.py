@@ -3,7 +3,7 @@
 Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's own order, so
 the bytes do not depend on the workers. A shard tells the digest of its part: when documents are forgotten, the shards
 of the parts that changed are made again and no others (`rebuild_stale`). The format is a contract:
-`data/tokens/shards.py`.
+`data/tokens/shard_format.py`.
 """
 
 import hashlib
@@ -26,35 +26,25 @@ from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.document import unit_hash
 from data.tokens.encode import fast_encoder
-from data.tokens.shards import (
+from data.tokens.shard_cache import local_file
+from data.tokens.shard_format import (
     MANIFEST,
     Generation,
     ShardFile,
     ShardInfo,
     ShardManifest,
-    ShardWriter,
-    TextDocument,
-    check_tokenizer,
     document_key,
-    known_documents,
-    local_file,
     read_manifest,
     shard_files,
     shard_info,
     write_manifest,
 )
+from data.tokens.shard_reader import check_tokenizer, known_documents
+from data.tokens.shard_writer import ShardWriter, TextDocument
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
-from jobs.frame.job import (
-    FOREIGN_TOKENIZER,
-    WORK,
-    Artifact,
-    Context,
-    Job,
-    Needs,
-    Stage,
-    input_artifact,
-    open_for_change,
-)
+from jobs.frame.artifact import FOREIGN_TOKENIZER, WORK, Artifact, open_for_change
+from jobs.frame.fields import input_artifact
+from jobs.frame.stage import Context, Job, Needs, Stage
 from jobs.frame.work import Processes, Work
 
 SPLITS = ("train", "validation")

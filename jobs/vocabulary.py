@@ -28,16 +28,12 @@ from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.corpus.slices import read_tables, write_tables
 from data.document import unit_hash
-from data.tokens.tokenizer import (
-    UNKNOWN,
-    TokenizerRecipe,
-    count_words,
-    fingerprint,
-    learn_tokenizer,
-    load_encoder,
-    save_tokenizer,
-)
-from jobs.frame.job import WORK, Artifact, Context, Needs, Stage, input_artifact
+from data.tokens.learning import count_words, learn_tokenizer
+from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
+from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
+from jobs.frame.artifact import WORK, Artifact
+from jobs.frame.fields import input_artifact
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on

@@ -20,8 +20,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from cluster.files import expand
 from cluster.fingerprints import fingerprint
-from cluster.storage import expand
 from data.cleaning.step import Outcome, check_least
 from data.sources.compression import blocks, is_compressed, is_damage
 

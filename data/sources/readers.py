@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from cluster.storage import expand_sized
+from cluster.files import expand_sized
 from data.document import Bad, Document, Other, Quarantined, ReadRange, Source, columns, pick, to_document
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
 from data.sources.csv_rows import csv_records

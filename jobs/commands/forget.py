@@ -10,12 +10,14 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cluster.lease import lease
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.visibility import visible_everywhere
 from data.corpus.forget import held
-from jobs.frame.job import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, lease, read_forgotten, renew
+from jobs.frame.artifact import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, read_forgotten
 from jobs.frame.pipeline import ROAD, stage_named
+from jobs.frame.run import renew
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 
 from actors.settings import GraphExecution
+from cluster.files import local_path
 from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_needed
 from cluster.placement import Placement
-from cluster.storage import local_path
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.submit import local_program, program_files
 from jobs.frame.config import build, load_yaml
-from jobs.frame.job import code_variables, file_of, marked_inputs, marked_sources
+from jobs.frame.fields import file_of, marked_inputs, marked_sources
 from jobs.frame.pipeline import load_configs, settings_of
+from jobs.frame.same_code import code_variables
 
 HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f FILE\n"
 

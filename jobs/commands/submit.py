@@ -20,14 +20,18 @@ from typing import Any
 import yaml
 
 from cluster import ledger
+from cluster.files import absolute, local_path
 from cluster.progress import working
 from cluster.session import assert_own_packages
-from cluster.storage import Storage, absolute, local_path
+from cluster.storage import Storage
 from cluster.submission import Sent, Submission, Told, ask, submit_once
 from cluster.user_cache import UserCache
+from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import load_yaml, parse_override
-from jobs.frame.job import Artifact, Job, code_variables, file_of, marked_inputs, marked_sources, open_artifact
+from jobs.frame.fields import file_of, marked_inputs, marked_sources
 from jobs.frame.pipeline import Pipeline, find_errors, load_pipeline, load_stage
+from jobs.frame.same_code import code_variables
+from jobs.frame.stage import Job
 from jobs.frame.user_code import read_siblings, refuse_own_place
 
 PIPELINE = "pipeline.yaml"

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 from cluster.storage import Storage
 from data.corpus.forget import Held, held
 from data.corpus.parts import part_name
-from data.tokens.shards import find_document, read_manifest
+from data.tokens.shard_format import read_manifest
+from data.tokens.shard_reader import find_document
 from jobs.corpus import FILES
 from jobs.corpus import STAGE as CORPUS
-from jobs.frame.job import RECORD, Artifact, read_forgotten
+from jobs.frame.artifact import RECORD, Artifact, read_forgotten
 from jobs.shards import SPLITS
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cluster.storage import refuse_credentials
+from cluster.credentials import refuse_credentials
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _SECRET_VALUES = (
     re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
     re.compile(r"^[0-9a-f]{40}$"),  # a W&B key of the older kind
 )
-# The marks that jobs.frame.job.input_artifact and source_files put on a field.
+# The marks that input_artifact and source_files of fields.py put on a field.
 _KNOWN_BY_CONTENT = ("stages", "source")
 _SECRET_NAMES = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
 

@@ -16,28 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.credentials import refuse_credentials
 from cluster.placement import check_room, total_resources
 from cluster.progress import working
 from cluster.session import assert_own_packages, connect, largest_resources
-from cluster.storage import Storage, refuse_credentials
+from cluster.storage import Storage
 from cluster.visibility import visible_everywhere
 from cluster.wandb_mirror import wandb_mode
+from jobs.frame.artifact import FOREIGN, Artifact, open_artifact, recorded_precisions
 from jobs.frame.config import build, load_yaml, parse_override
+from jobs.frame.fields import marked_functions, marked_inputs, match_sources
 from jobs.frame.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
-from jobs.frame.job import (
-    FOREIGN,
-    SUBMITTED_VERSION,
-    Artifact,
-    Job,
-    Stage,
-    inputs_of,
-    marked_inputs,
-    match_sources,
-    open_artifact,
-    recorded_precisions,
-    run_job,
-)
 from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.frame.run import run_job
+from jobs.frame.same_code import SUBMITTED_VERSION
+from jobs.frame.stage import Job, Stage, inputs_of
 
 ROAD = (
     "corpus",
@@ -321,7 +314,9 @@ def _check_sources(stage: Stage, config: Any) -> None:
 
 def _urls_of(job: Job) -> list[str]:
     """Everything that the job reads and that no stage of this pipeline makes; programs travel as text."""
-    sources = [url for path, urls in job.source_urls.items() if path not in job.functions for url in urls]
+    sources = [
+        url for path, urls in job.source_urls.items() if path not in marked_functions(job.config) for url in urls
+    ]
     return sources + [need.storage.url for need in job.needs.values() if isinstance(need, Artifact)]
 
 

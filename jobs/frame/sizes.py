@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from cluster.storage import expand_sized
+from cluster.files import expand_sized
 from data.tokens.tokenizer import vocab_size
-from jobs.frame.job import FOREIGN_TOKENIZER, Artifact, Job, Needs
+from jobs.frame.artifact import FOREIGN_TOKENIZER, Artifact
+from jobs.frame.stage import Job, Needs
 from model.huggingface import read_config
 from model.transformer import TransformerConfig, flops_per_token, num_parameters
 

@@ -18,16 +18,17 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from cluster.metrics_log import last_metrics
 from cluster.placement import Execution, Placement
 from cluster.progress import FollowMetrics
 from cluster.signals import Stopped
 from cluster.storage import Storage
-from cluster.tracking import Tracker, last_metrics
+from cluster.tracking import Tracker
 from cluster.watched import beat, stop_requested
 from cluster.workers import StoppedInOrder, WorkerSpot, run_workers
 from data.tokens.tokenizer import TokenIds
-from jobs.frame.job import Context, Needs
 from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
+from jobs.frame.stage import Context, Needs
 from jobs.frame.work import Processes, Work
 from model.batch import B, TrainBatch, split, to_device
 from model.checkpoint import Checkpoints, latest

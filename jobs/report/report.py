@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
+from cluster.metrics_log import read_metrics
 from cluster.storage import Storage
-from cluster.tracking import read_metrics
 from jobs.corpus import FAIRNESS
-from jobs.frame.job import Artifact
+from jobs.frame.artifact import Artifact
 from jobs.report.page import (
     Content,
     Html,

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from cluster.session import connect
-from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, load_scalar_folder, save_folder
 from model.transformer import Transformer, TransformerConfig, initialise

@@ -27,10 +27,13 @@ from actors.rollout import PromptTask, Rollout
 from actors.weights import NumericsError, Publication
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chats.chat import PreferenceTokens
+from data.chats.template import PreferenceTokens
 from data.tokens.encode import fast_encoder
-from data.tokens.shards import Generation, ShardManifest, ShardReader, TextDocument, write_manifest, write_shard
-from data.tokens.tokenizer import MIN_SIZE, fingerprint, load_encoder, load_tokenizer, separator_id
+from data.tokens.shard_format import Generation, ShardManifest, write_manifest
+from data.tokens.shard_reader import ShardReader
+from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, separator_id
+from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.batch import from_sequences
 from model.heads import ScalarHead
 from model.huggingface import load_folder

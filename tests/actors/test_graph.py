@@ -19,7 +19,7 @@ from actors.rollout import Prompt, Rollout, RolloutGroup
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chats.chat import load_tokenizer
+from data.chats.template import load_tokenizer
 
 VERIFIER = """
 def share_of_e(prompt, response, record):

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from cluster import progress
+from cluster.metrics_log import last_metrics
 from cluster.progress import FollowMetrics, Progress, duration
 from cluster.storage import Storage
-from cluster.tracking import Tracker, last_metrics
+from cluster.tracking import Tracker
 
 SCRIPT = """
 import logging, sys, time

@@ -21,9 +21,12 @@ import fsspec
 import pytest
 from botocore.exceptions import ClientError
 
+import cluster.retry
 import cluster.storage
+from cluster.credentials import refuse_credentials
+from cluster.files import absolute, expand, expand_sized, local_path
 from cluster.fingerprints import fingerprint
-from cluster.storage import Storage, absolute, expand, expand_sized, local_path, refuse_credentials
+from cluster.storage import Storage
 
 
 @pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -467,22 +470,22 @@ class Failing:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.storage, "_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(cluster.retry, "WAITS_S", (0.0, 0.0, 0.0))
 
 
 @pytest.mark.usefixtures("impatient")
 def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
     passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
     call = Failing(*passing)
-    assert cluster.storage.insist(call) == "answer" and call.calls == 4
+    assert cluster.retry.insist(call) == "answer" and call.calls == 4
     with pytest.raises(OSError, match="500"):
-        cluster.storage.insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
+        cluster.retry.insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
     with pytest.raises(OSError, match="ClientPayloadError: broken off"):
-        cluster.storage.insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
+        cluster.retry.insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
     for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
         call = Failing(final)
         with pytest.raises(type(final)):
-            cluster.storage.insist(call)
+            cluster.retry.insist(call)
         assert call.calls == 1
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.metrics_log import METRICS_LOG, last_metrics, read_lines, read_metrics
 from cluster.storage import Storage
-from cluster.tracking import METRICS_LOG, Tracker, last_metrics, read_lines, read_metrics
+from cluster.tracking import Tracker
 
 
 def tracker(storage: Storage) -> Tracker:

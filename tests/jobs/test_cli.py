@@ -19,7 +19,8 @@ from cluster.storage import Storage
 from jobs import cli
 from jobs.cli import main, parse
 from jobs.frame import pipeline as pipeline_module
-from jobs.frame.job import Context, Stage, input_artifact, source_files
+from jobs.frame.fields import input_artifact, source_files
+from jobs.frame.stage import Context, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

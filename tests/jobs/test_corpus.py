@@ -18,7 +18,7 @@ from data.document import ReadRange
 from data.sources.readers import plan_ranges
 from jobs.corpus import STAGE, WORK, CorpusConfig, _pack, num_parts, text_bytes
 from jobs.frame.config import build
-from jobs.frame.job import Context
+from jobs.frame.stage import Context
 
 
 @pytest.fixture(scope="module")

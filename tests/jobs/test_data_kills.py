@@ -17,8 +17,8 @@ import yaml
 
 from cluster.session import connect
 from cluster.storage import Storage
-from jobs.frame.job import run_job
 from jobs.frame.pipeline import load_pipeline, run_pipeline
+from jobs.frame.run import run_job
 
 pytestmark = pytest.mark.slow
 

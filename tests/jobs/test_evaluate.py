@@ -21,13 +21,17 @@ from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
-from data.tokens.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
-from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, fingerprint, save_tokenizer, train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.shard_format import Generation, ShardManifest, write_manifest
+from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.tokenizer import chat_special_tokens, fingerprint, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig, engine_gap, quality
 from jobs.evaluate import STAGE, EvaluateConfig, bias_measures, read_pairs, text_measures
+from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
-from jobs.frame.job import Artifact, Context
+from jobs.frame.stage import Context
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
 from model.metrics import bootstrap_interval

@@ -13,13 +13,17 @@ from actors.graph import Scored
 from actors.program import Program
 from actors.ranks import RanksDied
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from cluster.metrics_log import read_metrics
 from cluster.placement import Placement
 from cluster.session import connect
 from cluster.storage import Storage
-from cluster.tracking import Tracker, read_metrics
-from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from cluster.tracking import Tracker
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
+from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
-from jobs.frame.job import Artifact, Context, open_artifact
+from jobs.frame.stage import Context
 from jobs.frame.user_code import read_program
 from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, run
 from model.huggingface import SpecialTokens, save_folder

@@ -18,10 +18,13 @@ import torch
 
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.tokens.tokenizer import MIN_SIZE, chat_special_tokens, save_tokenizer, train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
 from jobs import serve as serving
+from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
-from jobs.frame.job import Artifact, Context
+from jobs.frame.stage import Context
 from jobs.serve import API_KEY_VARIABLE, MODEL_NAME, STAGE, ServeConfig, is_loopback
 from model.huggingface import SpecialTokens, save_folder
 from model.quantize import compress_folder

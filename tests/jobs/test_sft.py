@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.chats.chat import RenderedChat
+from data.chats.template import RenderedChat
 from jobs.sft import SftConfig, check_chats, split_chats
 
 

@@ -12,16 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import data.tokens.shards
+import data.tokens.shard_cache
 import jobs.shards
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
-from data.tokens.shards import ShardReader, document_key, find_document, read_manifest
-from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.shard_format import document_key, read_manifest
+from data.tokens.shard_reader import ShardReader, find_document
+from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer
+from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
-from jobs.frame.job import Artifact, Context
+from jobs.frame.stage import Context
 from jobs.pretrain import STAGE as PRETRAIN
 from jobs.pretrain import PretrainConfig
 from jobs.shards import STAGE, WORK, ShardsConfig, rebuild_stale
@@ -247,7 +250,7 @@ def test_the_old_shards_are_copied_once(
         really_copy(self, name, target, as_name)
 
     monkeypatch.setattr(Storage, "copy", watched)
-    monkeypatch.setattr(data.tokens.shards, "shard_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(data.tokens.shard_cache, "shard_cache", lambda: tmp_path / "cache")
     config = build(ShardsConfig, {"validation_fraction": 0.2, "grow": "x"}, [])
     tracker = Tracker(storage=Storage(str(tmp_path / "log")), run_id="test", name="shards", group="test")
     context = Context(output=new, inputs=given, tracker=tracker)

@@ -14,9 +14,12 @@ from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.document import unit_hash
-from data.tokens.tokenizer import UNKNOWN, fingerprint, load_encoder, save_tokenizer, train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
+from data.tokens.tokenizer_recipe import UNKNOWN
+from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.config import build, changed_fields
-from jobs.frame.job import WORK, Artifact, Context
+from jobs.frame.stage import Context
 from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of
 
 pytestmark = pytest.mark.usefixtures("without_ray")

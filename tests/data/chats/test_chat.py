@@ -7,21 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.chats.chat import (
-    Chat,
-    ChatTokenizer,
-    Preference,
-    RenderedChat,
-    fit_chats,
-    load_tokenizer,
-    pack,
-    read_chats,
-    read_preferences,
-    read_prompts,
-    render,
-    render_preference,
-)
-from data.tokens.tokenizer import save_tokenizer, train_tokenizer
+from data.chats.packing import fit_chats, pack
+from data.chats.records import Chat, Preference, read_chats, read_preferences, read_prompts
+from data.chats.template import ChatTokenizer, RenderedChat, load_tokenizer, render, render_preference
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import save_tokenizer
 
 USER = {"role": "user", "content": "Hi"}
 REPLY = {"role": "assistant", "content": "Hello you"}

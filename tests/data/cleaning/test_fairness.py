@@ -5,17 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from data.cleaning.fairness import (
-    _DIALECTS,
-    _STANDARD,
-    BoundStep,
-    Row,
-    _trials,
-    check_budget,
-    ledger,
-    smallest_keep,
-    wilson,
-)
+from data.cleaning.fairness import BoundStep, Row, check_budget, ledger, smallest_keep, wilson
+from data.cleaning.fairness_sentences import _DIALECTS, _STANDARD, _trials
 from data.cleaning.language import Language, identify, language
 from data.cleaning.step import Outcome, judged
 from data.cleaning.toxicity import Toxicity, toxicity

@@ -10,28 +10,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-import data.tokens.shards
+import data.tokens.shard_reader
 from cluster.storage import Storage
 from data.tokens.encode import PlainEncoder
-from data.tokens.shards import (
-    DocumentPlace,
-    Generation,
-    Rows,
-    Sample,
-    ShardManifest,
-    ShardReader,
-    TextDocument,
-    document_key,
-    document_samples,
-    find_document,
-    known_documents,
-    read_manifest,
-    shard_cache,
-    to_rows,
-    write_manifest,
-    write_shard,
-)
-from data.tokens.tokenizer import train_tokenizer
+from data.tokens.learning import train_tokenizer
+from data.tokens.samples import Rows, Sample, document_samples, to_rows
+from data.tokens.shard_cache import shard_cache
+from data.tokens.shard_format import Generation, ShardManifest, document_key, read_manifest, write_manifest
+from data.tokens.shard_reader import DocumentPlace, ShardReader, find_document, known_documents
+from data.tokens.shard_writer import TextDocument, write_shard
 
 S = 0  # the separator
 TEXTS = {
@@ -400,14 +387,14 @@ def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_i
     fine = [n for n in range(reader.num_samples) if reader.order([n])[0] < 3]
     mixed.write_bytes(name, mixed.read_bytes(name)[:-2])
     asked = threading.Event()
-    really_open = data.tokens.shards._open_shard
+    really_open = data.tokens.shard_reader._open_shard
 
     def watched(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
         if number == 1:
             asked.set()
         return really_open(split, manifest, number, proved)
 
-    monkeypatch.setattr(data.tokens.shards, "_open_shard", watched)
+    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", watched)
     steps = reader.read_ahead([[fine[0]], [fine[1]], [index]], num_steps=1)
     next(steps)
     assert not asked.is_set()
@@ -419,17 +406,17 @@ def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_i
 
 def test_only_so_many_shards_stay_open(split: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    really_open = data.tokens.shards._open_shard
+    really_open = data.tokens.shard_reader._open_shard
 
     def counted(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
         opened.append(number)
         return really_open(split, manifest, number, proved)
 
-    monkeypatch.setattr(data.tokens.shards, "_open_shard", counted)
+    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", counted)
     reader = ShardReader(split, sequence_length=4)
     rows = reader.rows(range(reader.num_samples))
     assert sorted(opened) == [0, 2]
-    monkeypatch.setattr(data.tokens.shards, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(data.tokens.shard_reader, "_OPEN_SHARDS", 1)
     opened.clear()
     again = ShardReader(split, sequence_length=4)
     assert all((a == b).all() for a, b in zip(rows, again.rows(range(again.num_samples)), strict=True))

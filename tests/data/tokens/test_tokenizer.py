@@ -11,30 +11,22 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data.tokens.learning import count_words, train_tokenizer
 from data.tokens.tokenizer import (
-    END,
-    END_OF_TEXT,
-    MASK,
-    MIN_SIZE,
-    PAD,
-    SPECIAL_TOKENS,
-    UNKNOWN,
-    TokenizerRecipe,
     base_special_tokens,
     chat_end_id,
     chat_special_tokens,
-    count_words,
     end_token_ids,
     fingerprint,
     load_encoder,
     load_tokenizer,
     pad_id,
     save_tokenizer,
-    sentencepiece_model,
     separator_id,
-    train_tokenizer,
     vocab_size,
 )
+from data.tokens.tokenizer_recipe import END, END_OF_TEXT, MASK, MIN_SIZE, PAD, SPECIAL_TOKENS, UNKNOWN, TokenizerRecipe
+from data.tokens.unigram import sentencepiece_model
 
 TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
 CHATML = (

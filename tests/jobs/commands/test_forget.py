@@ -15,8 +15,9 @@ from cluster.storage import Storage
 from data.document import unit_hash
 from jobs.commands.forget import forget
 from jobs.commands.trace import trace
-from jobs.frame.job import FORGOTTEN, RECORD, Artifact, open_artifact, run_job
+from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, open_artifact
 from jobs.frame.pipeline import load_pipeline
+from jobs.frame.run import run_job
 
 WORDS = [f"word{number}" for number in range(400)]
 

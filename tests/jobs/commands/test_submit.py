@@ -35,8 +35,10 @@ from jobs.cli import main
 from jobs.commands import submit as submit_module
 from jobs.commands.submit import stage_files, submit
 from jobs.frame import pipeline as pipeline_module
-from jobs.frame.job import RECORD, Context, Stage, input_artifact, open_artifact, source_files
+from jobs.frame.artifact import RECORD, open_artifact
+from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import load_pipeline, load_stage
+from jobs.frame.stage import Context, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -629,7 +631,7 @@ def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_projec
 @pytest.mark.slow
 def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
     submit_as_other = (
-        "import sys, jobs.cli, jobs.frame.job; jobs.frame.job.package_version = lambda name: '0.0.1'; "
+        "import sys, jobs.cli, jobs.frame.same_code; jobs.frame.same_code.package_version = lambda name: '0.0.1'; "
         f"sys.exit(jobs.cli.main(['submit', 'corpus', 'configs/tiny/corpus.yaml', '--address', {cluster.address!r}]))"
     )
 

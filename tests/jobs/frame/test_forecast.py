@@ -16,9 +16,11 @@ from cluster import footprint
 from cluster.failures import WorkFailed
 from cluster.storage import Storage
 from jobs.frame import calibration, pipeline
+from jobs.frame.artifact import RECORD, open_artifact
 from jobs.frame.calibration import Machine, calibrate
 from jobs.frame.forecast import Earlier, Forecast, forecast, forecasts, measured, predict, shortages, table
-from jobs.frame.job import RECORD, Context, Job, Stage, open_artifact, run_job
+from jobs.frame.run import run_job
+from jobs.frame.stage import Context, Job, Stage
 from jobs.frame.work import Processes, Work
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)

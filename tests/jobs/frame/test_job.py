@@ -15,20 +15,10 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
-from jobs.frame.job import (
-    FORGOTTEN,
-    RECORD,
-    Artifact,
-    Context,
-    Job,
-    Stage,
-    content_digest,
-    input_artifact,
-    marked_inputs,
-    open_artifact,
-    run_job,
-    source_files,
-)
+from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, content_digest, open_artifact
+from jobs.frame.fields import input_artifact, marked_inputs, source_files
+from jobs.frame.run import run_job
+from jobs.frame.stage import Context, Job, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

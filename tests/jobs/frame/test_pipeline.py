@@ -15,8 +15,10 @@ import pytest
 from cluster.placement import Placement
 from cluster.storage import Storage
 from jobs.frame import pipeline as pipeline_module
-from jobs.frame.job import Artifact, Context, Job, Stage, input_artifact, open_artifact, source_files
+from jobs.frame.artifact import Artifact, open_artifact
+from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import ROAD, load_pipeline, load_stage, plan, run_pipeline, stage_named
+from jobs.frame.stage import Context, Job, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ from data.document import Source
 from jobs import compress, corpus, pretrain, reward, rlhf, serve, sft, shards, vocabulary
 from jobs.compress import CompressConfig
 from jobs.corpus import CorpusConfig
+from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
 from jobs.frame.forecast import predict
-from jobs.frame.job import Artifact, Job, Needs, Stage
 from jobs.frame.precision import precisions_of, with_precisions
 from jobs.frame.sizes import sizes_of, vocab_size_of
+from jobs.frame.stage import Job, Needs, Stage
 from jobs.frame.training import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig

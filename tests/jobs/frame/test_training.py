@@ -19,14 +19,16 @@ import pytest
 import yaml
 
 from cluster import node_watch, watch
+from cluster.metrics_log import read_metrics
 from cluster.session import connect
 from cluster.storage import Storage
-from cluster.tracking import read_metrics
 from cluster.watched import node_folder
 from data.tokens.encode import fast_encoder
-from data.tokens.shards import Generation, ShardManifest, TextDocument, write_manifest, write_shard
-from data.tokens.tokenizer import fingerprint, save_tokenizer, train_tokenizer
-from jobs.frame.job import Artifact
+from data.tokens.learning import train_tokenizer
+from data.tokens.shard_format import Generation, ShardManifest, write_manifest
+from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.tokenizer import fingerprint, save_tokenizer
+from jobs.frame.artifact import Artifact
 from jobs.frame.pipeline import load_stage, run_pipeline
 from model.huggingface import load_folder, load_scalar_folder
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
-from jobs.frame.job import Artifact
+from jobs.frame.artifact import Artifact
 from jobs.report.page import Line, data_size, duration, element, interval_chart, line_chart, number, smooth, ticks
 from jobs.report.report import REPORT, build_report, render
 from model.metrics import Interval

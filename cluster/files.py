@@ -1,0 +1,82 @@
+"""Paths and globs on any fsspec location, expanded to URLs of files."""
+
+import fnmatch
+import os
+import tarfile
+import zipfile
+from typing import Any, cast
+
+import fsspec
+import fsspec.config
+
+from cluster.credentials import refuse_credentials
+from cluster.retry import insist
+
+_LOCAL = ("file://", "local://", "file:", "local:")
+
+
+def local_path(url: str) -> str | None:
+    """The path of this machine that a URL ends in, as it is written: a plain path, or one after `file://`, also as the
+    last link of a chain (`zip://member::file:///x.zip`). None for a place elsewhere."""
+    link = url.rpartition("::")[2]
+    prefix = next((prefix for prefix in _LOCAL if link.startswith(prefix)), "")
+    return None if "://" in link and not prefix else link.removeprefix(prefix)
+
+
+def absolute(url: str) -> str:
+    """The same place for a process with another working directory: a path of this machine in full, any other as is."""
+    path = local_path(url)
+    return url if path is None else url.removesuffix(path) + os.path.abspath(os.path.expanduser(path))
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
+
+    Raises ValueError naming the pattern that matches nothing or whose archive is none, or for one with credentials.
+    """
+    return [url for url, _ in expand_sized(patterns)]
+
+
+def expand_sized(patterns: list[str]) -> list[tuple[str, int | None]]:
+    """`expand`, each URL with its size in bytes as the listing has it; None where that does not tell."""
+    found: list[tuple[str, int | None]] = []
+    for pattern in patterns:
+        refuse_credentials(pattern)
+        try:
+            matched = _expand_one(pattern)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            raise ValueError(
+                f"{pattern!r}: a file that it looks into is no archive or a damaged one ({error}); fetch it anew"
+            ) from error
+        if not matched:
+            raise ValueError(
+                f"{pattern!r} matches no file; check the path (relative ones start at the working directory)"
+            )
+        found.extend(matched)
+    return found
+
+
+def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
+    member, chain, container = pattern.partition("::")
+    if not chain:
+        fs, path = fsspec.core.url_to_fs(pattern)
+        fs.invalidate_cache()
+        found = cast(dict[str, dict[str, Any]], insist(fs.glob, path, detail=True))
+        return [
+            (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
+            for name, info in sorted(found.items())
+            if info["type"] == "file" or (info["type"] != "directory" and fs.isfile(name))  # a link to a file
+        ]
+    urls: list[tuple[str, int | None]] = []
+    scheme, _, inner = member.partition("://")
+    for outer, _ in _expand_one(container):
+        outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
+        fs, _ = insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
+        found = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
+        sizes = {str(name).lstrip("/"): info["size"] for name, info in found.items()}
+        urls += [
+            (f"{scheme}://{name}::{outer_url}", size)
+            for name, size in sorted(sizes.items())
+            if fnmatch.fnmatchcase(name, inner)
+        ]
+    return urls

@@ -1,0 +1,105 @@
+"""Learning a tokenizer from counted words, so that many can count and one can learn."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from data.tokens.bpe import learn_subwords
+
+if TYPE_CHECKING:
+    pass
+from data.tokens.tokenizer_recipe import TokenizerRecipe
+from data.tokens.unigram import learn_unigram
+from data.tokens.wordpiece import learn_wordpiece
+
+
+def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe | None = None) -> Tokenizer:
+    """A tokenizer of at most `size` tokens, special ones included (a bpe unless a recipe says otherwise); the same
+    texts in any order give the same bytes."""
+    recipe = recipe or TokenizerRecipe()
+    words = count_words(texts, recipe)
+    return learn_tokenizer(list(words), list(words.values()), size=size, recipe=recipe)
+
+
+# Counting.
+
+
+_SAFE_BREAK = re.compile(r"(?=[ \n])(?<=\w)")
+"""Where a text may be cut without cutting a word of any kind: after a letter or digit, before a space or line end."""
+
+_MANY_PIECES = 1 << 18
+
+
+def count_words(texts: Iterable[str], recipe: TokenizerRecipe) -> Counter[str]:
+    """How often each word occurs: what a token can never reach beyond, spelt as the model will see it."""
+    blank = _blank(recipe)
+    normalize = blank.normalizer.normalize_str if blank.normalizer else str
+    words: Counter[str] = Counter()
+    pieces: Counter[str] = Counter()  # most pieces come again and again, and cutting one into words is what costs
+    for text in texts:
+        pieces.update(_SAFE_BREAK.split(normalize(text)))
+        if len(pieces) > _MANY_PIECES:
+            _count_pieces(pieces, blank, words)
+            pieces.clear()
+    _count_pieces(pieces, blank, words)
+    return words
+
+
+def _count_pieces(pieces: Counter[str], blank: Tokenizer, words: Counter[str]) -> None:
+    for piece, count in pieces.items():
+        for word, _ in blank.pre_tokenizer.pre_tokenize_str(piece):
+            words[word] += count
+
+
+def _blank(recipe: TokenizerRecipe) -> Tokenizer:
+    """The tokenizer around the model: what comes before it and what comes after."""
+    tokenizer = Tokenizer(models.BPE())
+    parts: list[Any] = [] if recipe.normalization == "none" else [_NORMALIZERS[recipe.normalization]()]
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.split_digits else []
+    if recipe.kind == "bpe":
+        cuts = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.decoder = decoders.ByteLevel()
+    elif recipe.kind == "wordpiece":
+        parts.append(normalizers.BertNormalizer(strip_accents=False, lowercase=recipe.lowercase))
+        cuts = [pre_tokenizers.BertPreTokenizer(), *digits]
+        tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # a clean-up would turn "do not" to "don't"
+    else:
+        cuts = [pre_tokenizers.Split(_UNIGRAM_WORD, behavior="isolated"), *digits]
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    if parts:
+        tokenizer.normalizer = normalizers.Sequence(parts) if len(parts) > 1 else parts[0]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    return tokenizer
+
+
+_NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
+
+_UNIGRAM_WORD = Regex(r" *[^ \n\t<]*<| *[^ \n\t<]+| +|[\n\t]")
+"""A word with the spaces before it; line ends and tabs by themselves. Spaces stay spaces, for sentencepiece's sign for
+them, U+2581, may stand in a text too. A Unigram model finds all of its vocabulary in a word, also <|end|> and the bytes
+<0x00> to <0xFF>, so no word goes on after a <: a document cannot speak in them."""
+
+
+# Learning.
+
+
+def learn_tokenizer(words: Sequence[str], counts: Sequence[int], *, size: int, recipe: TokenizerRecipe) -> Tokenizer:
+    """A tokenizer of at most `size` tokens from distinct words and their counts, in any order.
+
+    Raises ValueError when `size` has no room for the characters that need a token.
+    """
+    tokenizer = _blank(recipe)
+    learn = {"bpe": _learn_bpe, "wordpiece": learn_wordpiece, "unigram": learn_unigram}[recipe.kind]
+    tokenizer.model = learn(words, counts, size, recipe)
+    tokenizer.add_special_tokens(list(recipe.special_tokens))
+    return tokenizer
+
+
+def _learn_bpe(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.BPE:
+    """Byte-level BPE; the same as `tokenizers.trainers.BpeTrainer` learns."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learnt = learn_subwords(words, counts, size=size, special_tokens=recipe.special_tokens, alphabet=alphabet)
+    return models.BPE(vocab={token: number for number, token in enumerate(learnt.tokens)}, merges=learnt.merges)

@@ -1,0 +1,93 @@
+"""Config fields that hold more than a setting: artifacts that a stage is made from, and source files."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cluster.files import expand
+from jobs.frame.user_code import beside, read_siblings
+
+
+def input_artifact(*stages: str, default: Any = dataclasses.MISSING) -> Any:
+    """A config field whose value is an artifact: a sibling stage's name, or the location of an artifact.
+
+    Where a stage takes any Hugging Face folder as well, that folder's path will do. With `dict[str, str]` or
+    `list[str]` as the field's type every value is an artifact.
+    """
+    return dataclasses.field(default=default, metadata={"stages": stages})
+
+
+def source_files(default: Any = dataclasses.MISSING) -> Any:
+    """A config field of file paths or globs whose content, not whose place, is part of the identity.
+
+    A value such as `path/to/verifier.py:function` names a function in a file; the file is fingerprinted.
+    """
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: default, metadata={"source": True})
+    return dataclasses.field(default=default, metadata={"source": True})
+
+
+def match_sources(config: Any) -> dict[str, list[str]]:
+    """The files that the config's source fields match, by path. Raises ValueError naming one that matches nothing."""
+    found: dict[str, list[str]] = {}
+    for path, value in _marked(config, "source"):
+        try:
+            found[path] = expand([file_of(value)])
+            if file_of(value) != value:  # a program: what it imports from beside it is part of it
+                siblings = read_siblings(file_of(value))
+                found[path] += [url for name in siblings for url in expand([beside(file_of(value), name)])]
+        except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
+            raise ValueError(f"{path}: {error}") from error
+    return found
+
+
+def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, value) of every string under a field that carries `mark` in its metadata, nested dataclasses included."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if mark in field.metadata:
+            yield from ((at, text) for at, text in _strings(value, path))
+        elif dataclasses.is_dataclass(value):
+            yield from _marked(value, mark, f"{path}.")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from _marked(item, mark, f"{path}.{index}.")
+
+
+def marked_inputs(config: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(config path, value, stages that may make it) of every input that is set."""
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    for field in dataclasses.fields(config):
+        if "stages" in field.metadata:
+            strings = _strings(getattr(config, field.name), field.name)
+            found += [(path, value, field.metadata["stages"]) for path, value in strings]
+    return found
+
+
+def marked_sources(config: Any) -> list[str]:
+    """The value of every source field: a path, a glob, or `path/file.py:function`."""
+    return [value for _, value in _marked(config, "source")]
+
+
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{path}.{index}")
+
+
+def marked_functions(config: Any) -> dict[str, str]:
+    """`:function` of each program, `path/file.py:function`, by config path."""
+    named = {path: value[len(file_of(value)) :] for path, value in _marked(config, "source")}
+    return {path: function for path, function in named.items() if function}
+
+
+def file_of(value: str) -> str:
+    """`path/file.py:function`, which makes it a program, -> `path/file.py`; any other value is a path as it stands."""
+    path, colon, name = value.rpartition(":")
+    return path if colon and path.endswith(".py") and name.isidentifier() else value
