@@ -2,6 +2,7 @@
 # make test   the tests
 # make lint   ruff and pyright            make bench  the comparisons in benchmarks/
 # make lock   renew requirements/cpu.lock make env    only the environment, in .venv
+# make schemas  renew configs/schema, by which editors complete and check the configs
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -15,7 +16,7 @@ INSTALL := $(PIP) install --no-deps --no-compile
 # Where a shell or an image sets it, no bytecode would be kept, and every process would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env demo test lint bench lock text
+.PHONY: env demo test lint bench lock schemas text
 .DELETE_ON_ERROR:
 
 env: .venv/installed
@@ -38,6 +39,9 @@ bench: .cache/demo/written
 
 lock:
 	$(PYTHON) requirements/lock.py
+
+schemas: .venv/installed
+	$(BIN)/raymill fields --schema configs/schema
 
 .venv/installed: requirements/cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }

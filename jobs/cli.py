@@ -24,7 +24,16 @@ from cluster.signals import Stopped, flush_output, orderly_end, received, say
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
 from jobs.frame.forecast import forecasts, table
-from jobs.frame.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
+from jobs.frame.pipeline import (
+    ROAD,
+    Pipeline,
+    find_errors,
+    find_shortages,
+    load_pipeline,
+    load_stage,
+    plan,
+    run_pipeline,
+)
 from jobs.frame.same_code import require_same_code
 
 log = logging.getLogger("raymill")
@@ -284,6 +293,19 @@ def _forget(options: argparse.Namespace) -> None:
         raise ValueError("\n".join(f"{name} may hold a document still: {why}" for name, why in found.failed.items()))
 
 
+def _fields(options: argparse.Namespace) -> None:
+    from jobs.commands.fields import describe
+    from jobs.commands.json_schema import write_schemas
+
+    if options.schema:
+        names = write_schemas(Storage(options.schema), [options.stage] if options.stage else (*ROAD, "pipeline"))
+        print("\n".join(f"{options.schema}/{name}" for name in names))
+    elif options.stage:
+        print(describe(options.stage))
+    else:
+        raise ValueError(f"fields: give a stage ({', '.join(ROAD)}), or pipeline")
+
+
 def _submit(options: argparse.Namespace) -> int:
     from cluster.submission import dashboard_address  # late: the client of the Jobs API takes a second
     from cluster.wandb_mirror import wandb_link
@@ -397,6 +419,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--cluster", default="k8s/cluster.yaml", help="the pods' sizes and image (default: k8s/cluster.yaml)"
     )
+    added = command("fields", _fields, "every field of a stage's config: its type, its default and what it means")
+    added.add_argument("stage", nargs="?", help="a stage (corpus … serve), or pipeline")
+    added.add_argument("--schema", help="write JSON Schemas for editors into this folder instead", metavar="FOLDER")
     command("ls", _ls, "list the artifacts that stand in a store").add_argument("store", nargs="?")
     command("show", _show, "an artifact's measures, and its lineage down to the sources").add_argument("artifact")
     added = command("trace", _trace, "where a document came from, what became of it, and where its tokens are")

@@ -74,6 +74,7 @@ from data.sources.compression import is_compressed
 from data.sources.readers import Other, check_sources, plan_ranges, read
 from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
 from jobs.frame.config import from_plain
+from jobs.frame.fields import list_of_choices
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 
@@ -109,7 +110,7 @@ class CorpusConfig:
     """`corpus.yaml`."""
 
     sources: list[Source]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step] = list_of_choices()
     """The cleaning recipe, applied in order."""
     mixture: dict[str, float] | None = None
     """Weight of each source in the bytes that are kept; as much is kept as these weights allow, nothing is repeated.

@@ -43,7 +43,7 @@ from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact, source_files
+from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
@@ -83,7 +83,7 @@ class GenerationTask:
     prompts: str = source_files()
     """JSONL of `{"prompt": …}` or `{"messages": […]}`. A field `answer` is what the metrics compare with: a text, or
     for exact_match and f1 a list of accepted ones."""
-    measures: list[str] = source_files([])
+    measures: list[str] = user_function([])
     """Programs `path/to/file.py:function`, each function(prompt, response, record) -> float: the same form as an RLHF
     verifier's, so a verifier's mean here is its accuracy."""
     metrics: list[str] = field(default_factory=list)

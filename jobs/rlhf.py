@@ -23,7 +23,7 @@ from data.chats.records import read_prompts
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact, source_files
+from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
@@ -47,7 +47,7 @@ class RlhfConfig:
     """The chat model that learns: a stage, an artifact or a Llama-family Hugging Face folder."""
     reward: str | None = input_artifact("reward", default=None)
     """A reward model that scores the answers. Either this or a verifier."""
-    verifier: str | None = source_files(default=None)
+    verifier: str | None = user_function(default=None)
     """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record).
     Modules in its folder that it imports belong to it: they are shipped, and part of the identity. Other files there
     are not: keep its data in such a module, or where every node sees it."""

@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cluster.files import expand
 from jobs.frame.user_code import beside, read_siblings
+
+Meaning = Literal["artifact", "files", "function"]
+"""What the text in a field names: an artifact, source files, or a function that the user wrote."""
 
 
 def input_artifact(*stages: str, default: Any = dataclasses.MISSING) -> Any:
@@ -25,6 +28,34 @@ def source_files(default: Any = dataclasses.MISSING) -> Any:
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: default, metadata={"source": True})
     return dataclasses.field(default=default, metadata={"source": True})
+
+
+def user_function(default: Any = dataclasses.MISSING) -> Any:
+    """A config field of functions that the user wrote, each `path/to/file.py:function`; a source field as well."""
+    field = source_files(default)
+    return dataclasses.field(
+        default=field.default, default_factory=field.default_factory, metadata={"source": True, "function": True}
+    )
+
+
+def list_of_choices() -> Any:
+    """A config field of a list of dataclass objects, empty by default. Each item sets exactly one of the fields that
+    are null by default, and the name of that field says what the item is."""
+    return dataclasses.field(default_factory=list, metadata={"choice": True})
+
+
+def is_choice(field: dataclasses.Field[Any]) -> bool:
+    """Whether it was made by `list_of_choices`."""
+    return "choice" in field.metadata
+
+
+def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
+    """What the text in a field names, where it is more than a setting."""
+    if "stages" in field.metadata:
+        return "artifact"
+    if "function" in field.metadata:
+        return "function"
+    return "files" if "source" in field.metadata else None
 
 
 def match_sources(config: Any) -> dict[str, list[str]]:

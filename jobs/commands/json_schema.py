@@ -1,0 +1,95 @@
+"""`raymill fields --schema`: a JSON Schema of each config, by which editors complete and check the YAML.
+
+Each config file names its schema in its first line, `# yaml-language-server: $schema=../schema/pretrain.json`. What a
+type cannot say, such as bounds, is checked by `raymill plan`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from cluster.storage import Storage
+from jobs.commands.fields import LEGEND, config_named, default_of
+from jobs.frame.field_docs import class_doc, field_docs
+from jobs.frame.fields import is_choice, meaning_of
+
+JsonSchema = dict[str, Any]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+
+
+def write_schemas(folder: Storage, names: Sequence[str]) -> list[str]:
+    """Write `NAME.json` into the folder for each name; the files' names."""
+    files = [f"{name}.json" for name in names]
+    for name, file in zip(names, files, strict=True):
+        folder.write_json(file, {"$schema": _DIALECT, "title": f"{name}.yaml", **json_schema(config_named(name))})
+    return files
+
+
+def json_schema(config: type, default: Any = None, *, one_of_them: bool = False) -> JsonSchema:
+    """The schema of a YAML mapping that gives the fields of the dataclass.
+
+    `default` is the object that the field above has by default. With `one_of_them` the mapping sets exactly one of
+    the fields that are null by default.
+    """
+    annotations, docs = typing.get_type_hints(config), field_docs(config)
+    fields = dataclasses.fields(config)
+    properties: dict[str, JsonSchema] = {}
+    for field in fields:
+        value = default_of(field) if default is None else getattr(default, field.name)
+        annotation = annotations[field.name]
+        if one_of_them and value is None:
+            annotation = _without_null(annotation)
+        properties[field.name] = _property(field, annotation, value, docs.get(field.name, ""))
+    schema: JsonSchema = {"type": "object", "additionalProperties": False, "properties": properties}
+    if doc := class_doc(config):
+        schema["description"] = doc
+    if required := [field.name for field in fields if default is None and default_of(field) is dataclasses.MISSING]:
+        schema["required"] = required
+    if one_of_them:
+        schema["oneOf"] = [{"required": [field.name]} for field in fields if default_of(field) is None]
+    return schema
+
+
+def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
+    """The schema of one field's value, with what is said of it."""
+    schema = _of_type(annotation, value, one_of_them=is_choice(field))
+    meaning = meaning_of(field)
+    parts = [doc or schema.get("description", ""), f"({meaning}: {LEGEND[meaning]})" if meaning else ""]
+    if text := " ".join(filter(None, parts)):
+        schema["description"] = text
+    if value is not dataclasses.MISSING and not dataclasses.is_dataclass(value):
+        schema["default"] = value
+    return schema
+
+
+def _of_type(annotation: Any, value: Any, *, one_of_them: bool = False) -> JsonSchema:
+    """The schema of a type; `value` is the default where it holds a dataclass's object."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        default = value if isinstance(value, typing.cast(type, annotation)) else None
+        return json_schema(typing.cast(type, annotation), default, one_of_them=one_of_them)
+    if origin is Literal:
+        return {"enum": list(inside)}
+    if origin in (types.UnionType, Union):
+        kinds = [_of_type(one, value, one_of_them=one_of_them) for one in inside]
+        if all(set(kind) == {"type"} for kind in kinds):
+            return {"type": [kind["type"] for kind in kinds]}
+        return {"anyOf": kinds}
+    if origin is list:
+        return {"type": "array", "items": _of_type(inside[0], None, one_of_them=one_of_them)}
+    if origin is dict:
+        values = _of_type(inside[1], None)
+        if inside[0] is int:
+            return {"type": "object", "patternProperties": {r"^\d+$": values}, "additionalProperties": False}
+        return {"type": "object", "additionalProperties": values}
+    return {"type": _TYPES[annotation]}
+
+
+def _without_null(annotation: Any) -> Any:
+    """`X | None` -> `X`."""
+    (kind,) = [one for one in get_args(annotation) if one is not type(None)]
+    return kind

@@ -1,0 +1,96 @@
+"""`raymill fields` tells of every field what a user needs to set it."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from jobs.commands.fields import Field, describe, fields_of
+from jobs.frame.field_docs import class_doc, field_docs
+from jobs.frame.fields import input_artifact, source_files, user_function
+from jobs.frame.pipeline import ROAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    seed: int = 0
+    """Seed of the
+    whole run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Some workers."""
+
+    workers: int = 1
+    """How many."""
+    backend: Literal["gloo", "nccl"] = "gloo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    name: str
+    pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Base):
+    corpus: str = input_artifact("corpus")
+    """Text to read."""
+    prompts: list[str] = source_files()
+    verifier: str | None = user_function(None)
+    items: list[Item] = field(default_factory=list)
+    weights: dict[str, float | None] = field(default_factory=lambda: {"a": 2.0})
+    learners: Group = field(default_factory=lambda: Group(workers=4))
+    engines: Group = field(default_factory=Group)
+    """Those that generate."""
+
+
+FIELDS = {one.path: one for one in fields_of(Config)}
+
+
+def test_a_field_is_told_with_type_meaning_default_and_docstring():
+    assert FIELDS["corpus"] == Field("corpus", "str", "artifact", "", "Text to read.")
+    assert FIELDS["verifier"] == Field("verifier", "str or null", "function", "null", "")
+    assert FIELDS["prompts"] == Field("prompts", "list of str", "files", "", "")
+    assert FIELDS["weights"] == Field("weights", "mapping of str to (float or null)", None, "{a: 2}", "")
+
+
+def test_inherited_docstrings_are_found_and_set_on_one_line():
+    assert field_docs(Config)["seed"] == "Seed of the whole run."
+    assert class_doc(Group) == "Some workers." and class_doc(Item) == ""
+
+
+def test_nested_fields_have_the_default_of_where_they_stand():
+    assert FIELDS["learners"].default == "" and FIELDS["learners"].doc == "Some workers."
+    assert (FIELDS["learners.workers"].default, FIELDS["engines.workers"].default) == ("4", "1")
+    assert FIELDS["learners.backend"].type == "one of gloo, nccl"
+    assert (FIELDS["items[].name"].default, FIELDS["items[].pattern"].default) == ("", "null")
+
+
+def test_what_occurs_again_is_documented_once():
+    assert FIELDS["learners.workers"].doc == "How many." and FIELDS["engines.workers"].doc == ""
+    assert FIELDS["engines"].doc == "Those that generate."
+
+
+@pytest.mark.parametrize("name", [*ROAD, "pipeline"])
+def test_every_config_is_described_within_120_columns(name: str):
+    lines = describe(name).splitlines()
+    assert lines[0] == f"{name}.yaml" and len(lines) > 5
+    too_wide = [line for line in lines if len(line) > 120 and " = " not in line]  # a default is not broken
+    assert not too_wide
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="did you mean pretrain"):
+        describe("pretain")
+
+
+def test_the_command_prints_the_fields_and_refuses_to_guess_a_stage():
+    run = [sys.executable, "-m", "jobs.cli", "fields"]
+    answer = subprocess.run([*run, "vocabulary"], capture_output=True, text=True, check=True)
+    assert "kind: one of bpe, wordpiece, unigram = bpe" in answer.stdout.splitlines()
+    refused = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "fields: give a stage (corpus, vocabulary," in refused.stderr
