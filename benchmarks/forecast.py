@@ -14,10 +14,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from cluster.plain import from_plain
 from cluster.storage import Storage
 from jobs.frame.artifact import open_artifact
 from jobs.frame.calibration import calibrate
-from jobs.frame.config import from_plain
 from jobs.frame.forecast import Forecast, flops, forecasts, measured
 from jobs.frame.pipeline import load_pipeline
 from jobs.frame.work import Work

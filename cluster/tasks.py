@@ -1,7 +1,7 @@
 """One function over many independent tasks, as a Ray Data pipeline.
 
 Stages with shuffles meet in storage, not in memory: each task writes its own files and answers with their description.
-The answers are kept beside the files, so a task that was done before a kill is not done again, and what a later half
+The answers are kept beside the files, so a task that was done before a kill is not done again, and what a later task
 reads never depends on the workers.
 """
 
@@ -9,90 +9,105 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from cluster import watch
 from cluster.causes import to_bring
+from cluster.plain import from_plain, to_plain
 from cluster.progress import Progress
 from cluster.room import wait_for_room
 from cluster.storage import Storage
 from cluster.visibility import ask_new_nodes
 from cluster.watched import own_place, watched
 
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+class _Numbered(NamedTuple):
+    """A task or its answer, as JSON, with the task's number in the list."""
+
+    number: int
+    json: str
+
 
 def run_tasks(
-    function: Callable[[Any], dict[str, Any]],
-    tasks: Sequence[Any],
+    function: Callable[[Task], Answer],
+    tasks: Sequence[Task],
     *,
+    returns: type[Answer],
     workers: int | None,
     label: str,
     answers: Storage | None = None,
-) -> list[dict[str, Any]]:
-    """`function(task)` for every task, in the tasks' order. Tasks and answers are JSON values.
+) -> list[Answer]:
+    """`function(task)` for every task, in the tasks' order.
 
-    `workers` bounds how many run at once, each on one CPU; None leaves it to the cluster's size. With `answers` each
-    answer is written there when its task is done, named by the task's content, and a task that has one is not done
-    again. Whoever removes the files that answers speak of must remove the answers first.
+    Tasks are of one type, answers of the type `returns`; both travel as JSON (`cluster.plain`). `workers` bounds how
+    many tasks run at once, each on one CPU; None leaves it to the cluster's size. With `answers` each answer is written
+    there when its task is done, named by the task's content, and a task that has one is not done again. Whoever removes
+    the files that answers describe must remove the answers first.
     """
-    there = set() if answers is None else set(answers.files())
-    found: dict[int, dict[str, Any]] = {}
-    missing: list[tuple[int, Any]] = []
-    for index, task in enumerate(tasks):
-        name = _answer_name(task)
-        if answers is not None and name in there:
-            found[index] = answers.read_json(name)
-        else:
-            missing.append((index, task))
-    with Progress(label, len(tasks), "tasks", done=len(found)) as progress:
-        for index, answer in _on_ray(partial(_answer, function, answers), missing, workers, label):
-            found[index] = answer
-            progress.update(len(found))
-    return [found[index] for index in range(len(tasks))]
+    done: dict[int, Answer] = {}
+    pending: list[_Numbered] = []
+    stored = set() if answers is None else set(answers.files())
+    for number, task in enumerate(tasks):
+        content = json.dumps(to_plain(task))
+        if answers is not None and _answer_name(content) in stored:
+            with suppress(ValueError):  # another version of the code may have written it in another form
+                done[number] = from_plain(returns, answers.read_json(_answer_name(content)))
+        if number not in done:
+            pending.append(_Numbered(number, content))
+    with Progress(label, len(tasks), "tasks", done=len(done)) as progress:
+        kind = type(tasks[0]) if tasks else object
+        for number, answer in _on_ray(partial(_call, function, kind, answers), pending, workers, label):
+            done[number] = from_plain(returns, json.loads(answer))
+            progress.update(len(done))
+    return [done[number] for number in range(len(tasks))]
 
 
-def _answer(function: Callable[[Any], dict[str, Any]], answers: Storage | None, task: Any) -> dict[str, Any]:
-    answer = function(task)
+def _call(function: Callable[[Any], Any], kind: type, answers: Storage | None, content: str) -> str:
+    """The answer, as JSON, to a task of this type, given as JSON."""
+    answer = to_plain(function(from_plain(kind, json.loads(content))))
     if answers is not None:
-        answers.write_json(_answer_name(task), answer)
-    return answer
+        answers.write_json(_answer_name(content), answer)
+    return json.dumps(answer)
 
 
-def _answer_name(task: Any) -> str:
-    return f"{hashlib.sha256(json.dumps(task).encode()).hexdigest()[:24]}.json"
+def _answer_name(content: str) -> str:
+    return f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
 
 
 def _on_ray(
-    function: Callable[[Any], dict[str, Any]], tasks: Iterable[tuple[int, Any]], workers: int | None, label: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, answer) of every numbered task, in whatever order they end."""
-    rows = [{"index": index, "task": json.dumps(task)} for index, task in tasks]
-    if not rows:
+    call: Callable[[str], str], tasks: Sequence[_Numbered], workers: int | None, label: str
+) -> Iterator[_Numbered]:
+    """The numbered answer to every task, in the order in which they finish."""
+    if not tasks:
         return
 
-    import ray.data  # late: it brings pandas, a second and a half for all who plan
+    import ray.data  # late: it imports pandas, a second and a half for all who plan
 
     stage = watch.current_stage()
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         # Ray Data would bring the text of an exception, without its type.
         try:
-            with watched(stage, "task", row["index"], is_told=True):
-                given = json.dumps(function(json.loads(row["task"])))
+            with watched(stage, "task", row["number"], is_told=True):
+                return {"number": row["number"], "json": call(row["json"]), "error": b""}
         except Exception as error:
-            return {"index": row["index"], "answer": "", "error": pickle.dumps(to_bring(error, own_place()))}
-        return {"index": row["index"], "answer": given, "error": b""}
+            return {"number": row["number"], "json": "", "error": pickle.dumps(to_bring(error, own_place()))}
 
     wait_for_room([{"CPU": 1.0}], label)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    size = None if workers is None else min(workers, len(rows))
+    dataset = ray.data.from_items([task._asdict() for task in tasks], override_num_blocks=len(tasks))
+    size = None if workers is None else min(workers, len(tasks))
     # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
     dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
     for row in dataset.iter_rows():
         ask_new_nodes()  # an autoscaler adds them while tasks wait, and they take tasks at once
         if row["error"]:
             raise pickle.loads(row["error"])
-        yield row["index"], json.loads(row["answer"])
+        yield _Numbered(row["number"], row["json"])

@@ -35,6 +35,7 @@ import pyarrow as pa
 from cluster.files import expand_sized
 from cluster.footprint import tasks_at_once
 from cluster.placement import Execution
+from cluster.plain import from_plain
 from cluster.storage import Storage, json_line
 from cluster.tasks import run_tasks
 from data.cleaning.decontaminate import Decontaminate, check_files
@@ -73,7 +74,6 @@ from data.document import Document, Quarantined, ReadRange, Source
 from data.sources.compression import is_compressed
 from data.sources.readers import Other, check_sources, plan_ranges, read
 from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
-from jobs.frame.config import from_plain
 from jobs.frame.fields import list_of_choices
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
@@ -192,6 +192,7 @@ def run(config: CorpusConfig, context: Context) -> dict[str, Any]:
             partial(_clean_piece, work=work),
             _pack(files, ranges, config.execution.task_mib << 20),
             workers=config.execution.workers,
+            returns=dict[str, Any],
             label="corpus: read and clean",
             answers=output / _ANSWERS / "pieces",
         )
@@ -340,7 +341,7 @@ def num_parts(num_bytes: int, part_mib: int) -> int:
     return min(MAX_PARTS, wanted)
 
 
-def _pack(files: Sequence[Mapping[str, int]], ranges: Sequence[ReadRange], task_bytes: int) -> list[list[list[Any]]]:
+def _pack(files: Sequence[Mapping[str, int]], ranges: Sequence[ReadRange], task_bytes: int) -> list[Any]:
     """Runs of consecutive (file number, range) of about `task_bytes` together, so that many small files make few
     tasks. A file counts at least 1 KiB, for opening it takes as long as reading so much."""
     pieces: list[list[list[Any]]] = []
@@ -436,7 +437,9 @@ def _write_parts(work: PartsWork, chunks: Sequence[str]) -> tuple[list[dict[str,
 
     def over_parts(task: Any, label: str) -> list[dict[str, Any]]:
         folder = work.output / _ANSWERS / label.replace(" ", "-")
-        made = run_tasks(task, partitions, workers=workers, label=f"corpus: {label}", answers=folder)
+        made = run_tasks(
+            task, partitions, returns=dict[str, Any], workers=workers, label=f"corpus: {label}", answers=folder
+        )
         return [answer for partition in made for answer in partition["parts"]]
 
     if rule is None and mixture is None:

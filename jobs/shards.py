@@ -152,7 +152,11 @@ def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, Shar
         _write_shards, output=output, corpus=corpus.storage, manifests=manifests, fraction=config.validation_fraction
     )
     workers = config.execution.workers
-    answers = iter(run_tasks(write, missing, workers=workers, label="shards: tokenise", answers=output / WORK))
+    answers = iter(
+        run_tasks(
+            write, missing, returns=dict[str, Any], workers=workers, label="shards: tokenise", answers=output / WORK
+        )
+    )
     made = [shards or {split: shard_info(raw) for split, raw in next(answers).items()} for shards in whole]
     for split in SPLITS:
         new = Generation(

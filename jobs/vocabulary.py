@@ -172,13 +172,19 @@ def _count(
     count_task = partial(_count_part, corpus=corpus.storage, output=output, recipe=recipe)
     tasks = _part_tasks(corpus, first=first)
     counted = run_tasks(
-        count_task, tasks, workers=workers, label="vocabulary: count words", answers=output / WORK / "count"
+        count_task,
+        tasks,
+        returns=dict[str, Any],
+        workers=workers,
+        label="vocabulary: count words",
+        answers=output / WORK / "count",
     )
     files = [answer["words"] for answer in counted]
     merge_tasks = [{"corpus": corpus.record["digest"], "bucket": bucket, "files": files} for bucket in range(_BUCKETS)]
     merged = run_tasks(
         partial(_merge_bucket, output=output),
         merge_tasks,
+        returns=dict[str, Any],
         workers=workers,
         label="vocabulary: add counts",
         answers=output / WORK / "merge",
@@ -245,6 +251,7 @@ def _measure(
     answers = run_tasks(
         task,
         _part_tasks(corpus, tokenizer=identity, share=share),
+        returns=dict[str, Any],
         workers=workers,
         label="vocabulary: measure",
         answers=output / WORK / "measure",

@@ -59,10 +59,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tasks of the data stages one after another in this process; their answers travel as JSON all the same."""
 
     def one_by_one(
-        function: Callable[[Any], Any], tasks: Iterable[tuple[int, Any]], workers: int | None, label: str
-    ) -> Iterator[tuple[int, Any]]:
-        for index, task in tasks:
-            yield index, json.loads(json.dumps(function(json.loads(json.dumps(task)))))
+        call: Callable[[str], str], tasks: Iterable[tuple[int, str]], workers: int | None, label: str
+    ) -> Iterator[tuple[int, str]]:
+        for number, task in tasks:
+            yield number, call(task)
 
     monkeypatch.setattr(cluster.tasks, "_on_ray", one_by_one)
 

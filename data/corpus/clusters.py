@@ -158,6 +158,7 @@ def find_clusters(
         return run_tasks(
             task,
             list(range(number)),
+            returns=dict[str, Any],
             workers=workers,
             label=f"near-duplicates: {name}",
             answers=layout.folder / "answers" / name,

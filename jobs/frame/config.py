@@ -116,33 +116,6 @@ def changed_fields(config: Any) -> dict[str, Any]:
     return changed
 
 
-def to_plain(config: Any) -> dict[str, Any]:
-    """All of a config as plain values, for `artifact.json` and the report."""
-    return dataclasses.asdict(config)
-
-
-def from_plain(schema: type[T], values: Mapping[str, Any]) -> T:
-    """The config that `to_plain` gave these values, which may have been through JSON (all keys strings) since."""
-    return typing.cast(T, _typed(schema, values))
-
-
-def _typed(annotation: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    if dataclasses.is_dataclass(annotation):
-        kinds = typing.get_type_hints(annotation)
-        return typing.cast(type, annotation)(**{name: _typed(kinds[name], item) for name, item in value.items()})
-    origin, inside = get_origin(annotation), get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        (only,) = [kind for kind in inside if kind is not type(None)] if len(inside) == 2 else (Any,)
-        return _typed(only, value)
-    if origin is list:
-        return [_typed(inside[0], item) for item in value]
-    if origin is dict:
-        return {(int(key) if inside[0] is int else key): _typed(inside[1], item) for key, item in value.items()}
-    return value
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return changed_fields(value)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.footprint import free_memory_bytes, num_cores, processor
+from cluster.plain import from_plain
 from cluster.progress import duration
 from cluster.session import cluster_address
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, Artifact, open_artifact, recorded_precisions
 from jobs.frame.calibration import Machine, calibrate
-from jobs.frame.config import from_plain
 from jobs.frame.precision import precisions_of, with_precisions
 from jobs.frame.stage import Job, inputs_of
 from jobs.frame.work import Kind, Work

@@ -15,6 +15,7 @@ from cluster.failures import WorkFailed, explain
 from cluster.footprint import Footprint, num_cores, processor
 from cluster.lease import lease
 from cluster.placement import Execution
+from cluster.plain import from_plain, to_plain
 from cluster.progress import working
 from cluster.room import waiting_for_room
 from cluster.signals import Stopped
@@ -34,7 +35,6 @@ from jobs.frame.artifact import (
     open_artifact,
     read_forgotten,
 )
-from jobs.frame.config import from_plain, to_plain
 from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
 from jobs.frame.same_code import code_digest
 from jobs.frame.stage import Context, Job, Stage, inputs_of

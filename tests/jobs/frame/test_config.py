@@ -5,7 +5,8 @@ from typing import Literal
 
 import pytest
 
-from jobs.frame.config import build, changed_fields, load_yaml, parse_override, to_plain
+from cluster.plain import to_plain
+from jobs.frame.config import build, changed_fields, load_yaml, parse_override
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.plain import from_plain
 from jobs.frame.calibration import Machine
-from jobs.frame.config import from_plain
 from jobs.frame.forecast import predict
 from jobs.frame.work import Work
 

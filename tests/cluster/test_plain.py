@@ -1,0 +1,56 @@
+"""Typed values go through JSON and come back equal; anything else is refused."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+
+from cluster.plain import from_plain, to_plain
+
+
+class Place(NamedTuple):
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    places: list[Place]
+    counts: dict[str, int] = field(default_factory=dict)
+    shares: dict[int, float] = field(default_factory=dict)
+    pair: tuple[int, float] = (0, 0.0)
+    names: tuple[str, ...] = ()
+    nested: "Answer | None" = None
+    anything: Any = None
+
+
+WHOLE = Answer(
+    [Place("a", 1)], {"x": 2}, {3: 0.5}, (4, 0.25), ("n", "m"), Answer([], anything={"as": ["it", "is"]}), [1]
+)
+
+
+def test_a_value_comes_back_from_json_as_it_was() -> None:
+    assert from_plain(Answer, json.loads(json.dumps(to_plain(WHOLE)))) == WHOLE
+    assert from_plain(list[Place], [["b", 2]]) == [Place("b", 2)]
+    assert from_plain(int, to_plain(7)) == 7
+
+
+def test_a_dataclass_is_an_object_and_a_named_tuple_an_array() -> None:
+    assert to_plain(WHOLE)["places"] == [["a", 1]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (Answer, {"places": [], "color": 1}, "Answer: its fields are places, .*, not places, color"),
+        (Answer, {}, "Answer: its fields are places"),
+        (Answer, [1], "expected .*Answer.*, found list"),
+        (Place, ["a"], "Place: its fields are file, offset, not 1 values"),
+        (list[int], {"a": 1}, "found dict"),
+        (int, {"edges": 1}, "expected int, found dict"),
+    ],
+)
+def test_what_is_of_another_form_is_refused(kind: Any, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_plain(kind, value)
