@@ -26,11 +26,11 @@ from actors.proof import check_gap, check_rollouts, logprob_gap
 from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
 from actors.settings import LOGPROB_BOUNDS, Gap
 from actors.weights import ObjectStorePublisher, Publication
-from cluster import watch
+from cluster import stage_monitor
+from cluster.heartbeat import monitored, monitored_class
 from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
-from cluster.watched import watched, watched_class
 from data.chats.template import PreferenceTokens
 from data.tokens.samples import Sample, document_samples, to_rows
 from data.tokens.shard_reader import ShardReader
@@ -56,10 +56,10 @@ def remote(
 ) -> Callable[..., ray.ObjectRef]:
     """`function` as a Ray task on one worker's share; it may be repeated after a death, being pure."""
     environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
-    stage, numbers = watch.current_stage(), itertools.count()
+    stage, numbers = stage_monitor.current_stage(), itertools.count()
 
     def call(number: int, *arguments: Any, **named: Any) -> Any:
-        with watched(stage, function.__name__, number, is_told=True):
+        with monitored(stage, function.__name__, number, log_death=True):
             return function(*arguments, **named)
 
     task = (
@@ -306,7 +306,7 @@ def answer(
                 previous = current
                 progress(name)
         finally:
-            if (here := watch.current()) is not None:
+            if (here := stage_monitor.current_monitor()) is not None:
                 here.dismiss("generator")
             for engine in pool.engines:
                 ray.kill(engine)
@@ -358,7 +358,7 @@ def prove_answers(
 def _start_engine(settings: EngineSettings, placement: Placement, index: int) -> Any:
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     return (
-        ray.remote(watched_class(Generator, watch.current_stage(), "generator", index))
+        ray.remote(monitored_class(Generator, stage_monitor.current_stage(), "generator", index))
         .options(
             num_cpus=placement.cpus_per_worker,
             num_gpus=placement.gpus_per_worker,

@@ -43,7 +43,7 @@ from actors.settings import Gap, GraphExecution, LearningConfig, RolloutConfig
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metrics
 from actors.weights import OBJECT_STORE, Publication
-from cluster import watch
+from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
@@ -53,7 +53,7 @@ from model.advantages import ALGORITHMS, AdvantageSettings, Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import whole_steps
 from model.huggingface import SpecialTokens, read_config
-from model.precision import settled
+from model.precision import resolved
 from model.train import StepReport
 
 log = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class Graph:
         log.warning("%s; all training ranks start again from the last checkpoint", found.sentence)
         self._current = None  # what a dead learner had published went with it
         for role, group in zip(("learner", "critic"), self._trained, strict=False):
-            if (here := watch.current()) is not None:
+            if (here := stage_monitor.current_monitor()) is not None:
                 here.dismiss(role)
             group.restart()
 
@@ -400,7 +400,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.lot_prompts * config.rollouts.group_size,
-        precision=settled(config.learning.precision),
+        precision=resolved(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
         transfer=execution.weight_transfer,
@@ -419,7 +419,7 @@ def policy_settings(config: GraphConfig, execution: GraphExecution) -> PolicySet
         epochs=learning.epochs,
         minibatches=learning.minibatches,
         seed=config.seed,
-        engine_precision=settled(learning.precision),
+        engine_precision=resolved(learning.precision),
         transfer=execution.weight_transfer,
     )
 
@@ -448,7 +448,7 @@ def rank_settings(
         warmup_steps=learning.warmup_steps,
         weight_decay=learning.weight_decay,
         clip_norm=learning.clip_norm,
-        precision=settled(learning.precision),
+        precision=resolved(learning.precision),
         micro_batch_rows=execution.micro_batch_size,
         checkpoints=config.checkpoints / name,
     )
@@ -462,7 +462,7 @@ def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecutio
         config.policy,
         config.rollouts.temperature,
         execution.micro_batch_size,
-        settled(config.learning.precision),
+        resolved(config.learning.precision),
         pure=True,
     )
 
@@ -477,7 +477,7 @@ def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) 
         RewardModel,
         config.reward,
         execution.micro_batch_size,
-        settled(config.learning.precision),
+        resolved(config.learning.precision),
         pure=True,
     )
 

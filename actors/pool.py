@@ -15,7 +15,7 @@ from actors.proof import check_loads
 from actors.ranks import RanksDied
 from actors.rollout import Lot, RolloutGroup
 from actors.weights import Publication
-from cluster import watch
+from cluster import stage_monitor
 from cluster.failures import explain
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class GeneratorPool:
         self._failures_left -= 1
         self.restarts += 1
         log.warning("%s; another is started and its work done again", found.sentence)
-        if (here := watch.current()) is not None:
+        if (here := stage_monitor.current_monitor()) is not None:
             here.dismiss("generator", index)
         ray.kill(self.engines[index])  # what only seemed dead must not keep the place
         self.engines[index] = self._make_engine(index)

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from cluster.storage import Storage
 from model.checkpoint import Checkpoints
 from model.heads import ScalarHead
-from model.optim import adamw, constant
+from model.optim import adamw, constant_schedule
 from model.parallel import shard
 from model.precision import ComputePrecision, autocast_dtype
 from model.train import TrainState
@@ -86,7 +86,7 @@ def make_state(model: Transformer | ScalarHead, settings: RankSettings) -> Train
     return TrainState(
         model,
         adamw(model, lr=settings.lr, weight_decay=settings.weight_decay),
-        constant(settings.lr, warmup_steps=settings.warmup_steps),
+        constant_schedule(settings.lr, warmup_steps=settings.warmup_steps),
         clip_norm=settings.clip_norm,
         autocast_dtype=autocast_dtype(settings.precision),
     )

@@ -12,9 +12,9 @@ import torch
 
 from actors.program import Program, load_program
 from actors.ranks import own_device, pid
-from cluster.causes import own_frame
 from cluster.storage import Storage
-from model.batch import pad
+from cluster.worker_errors import innermost_frame
+from model.batch import pad_sequences
 from model.huggingface import load_scalar_folder
 from model.objectives import rewards
 from model.precision import ComputePrecision, autocast_dtype
@@ -56,7 +56,7 @@ class RewardModel:
         scores: list[float] = []
         for start in range(0, len(samples), self._micro_batch_rows):
             sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_rows]]
-            ids, last = pad(sequences, length=max(map(len, sequences)), pad_id=0)
+            ids, last = pad_sequences(sequences, length=max(map(len, sequences)), pad_id=0)
             with autocast(self._device, self._dtype):
                 scores += rewards(self._model, ids.to(self._device), last.to(self._device)).tolist()
         if not all(map(math.isfinite, scores)):
@@ -81,7 +81,7 @@ class Verifier:
         try:
             value = float(self._function(sample.prompt, sample.response, dict(sample.record)))
         except Exception as error:
-            frame = own_frame(traceback.format_exc())
+            frame = innermost_frame(traceback.format_exc())
             where = f", at {frame}" if frame else ""
             raise RuntimeError(
                 f"verifier {self._name} failed with {type(error).__name__}: {error}{where}; "

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cluster.placement import Execution, Placement
 from model.advantages import ALGORITHMS
-from model.precision import ComputePrecision, Precision, precision_field, settled
+from model.precision import ComputePrecision, Precision, precision_field, resolved
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class LearningConfig:
     @property
     def logprob_bound(self) -> Gap:
         """What is set of it, the rest as the precision allows."""
-        allowed = LOGPROB_BOUNDS[settled(self.precision)]
+        allowed = LOGPROB_BOUNDS[resolved(self.precision)]
         return Gap(
             max=allowed.max if self.max_logprob_gap is None else self.max_logprob_gap,
             mean=allowed.mean if self.mean_logprob_gap is None else self.mean_logprob_gap,

@@ -11,11 +11,11 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import watch
+from cluster import stage_monitor
+from cluster.capacity import reserve_capacity, wait_for_placement_group
+from cluster.heartbeat import monitored_class
 from cluster.placement import Placement
-from cluster.room import hold_room, wait_for_group
 from cluster.session import worker_env
-from cluster.watched import watched_class
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Reservation:
 
     def wait(self) -> None:
         """Return once all of it is there, also after a node of it was lost. ValueError where it does not come again."""
-        wait_for_group(self.group, self.bundles, self.field)
+        wait_for_placement_group(self.group, self.bundles, self.field)
 
     def release(self) -> None:
         """End every actor that runs in it and give the resources back."""
-        if (here := watch.current()) is not None:
+        if (here := stage_monitor.current_monitor()) is not None:
             here.dismiss()
         remove_placement_group(self.group)
 
@@ -64,7 +64,7 @@ def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     """Hold the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
     bundles, bundle_of = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
-    return Reservation(hold_room(bundles, field), bundles, bundle_of, field)
+    return Reservation(reserve_capacity(bundles, field), bundles, bundle_of, field)
 
 
 class Spawner:
@@ -93,7 +93,7 @@ class Spawner:
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if pure else {}
         handle: Any = (
-            ray.remote(watched_class(cls, watch.current_stage(), role_of(name), index, is_told=pure))
+            ray.remote(monitored_class(cls, stage_monitor.current_stage(), role_of(name), index, log_death=pure))
             .options(
                 num_cpus=placement.cpus_per_worker,
                 num_gpus=placement.gpus_per_worker,

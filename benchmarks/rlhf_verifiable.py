@@ -49,9 +49,9 @@ from model.batch import Batch, from_sequences
 from model.huggingface import SpecialTokens, load_folder, save_folder
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap
 from model.objectives import causal_lm
-from model.optim import adamw, constant, warmup_cosine
+from model.optim import adamw, constant_schedule, warmup_cosine
 from model.train import TrainState, fit
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 NUM_DIGITS = 5
 WRONG_SHARE = 2 / 3
@@ -131,7 +131,7 @@ class Benchmark:
     def sft(self) -> tuple[Path, list[float]]:
         """Train from nothing on the demonstrations; the model's folder and the validation losses along the way."""
         model = Transformer(self.sizes)
-        initialise(model, self.seed)
+        initialize(model, self.seed)
         schedule = warmup_cosine(peak_lr=3e-3, warmup_steps=50, total_steps=SFT_STEPS, final_ratio=0.05)
         state = TrainState(model, adamw(model, lr=3e-3), schedule)
         validation = self._batch(self.demonstrations[-1024:])
@@ -147,7 +147,7 @@ class Benchmark:
         """As many further steps and sequences of demonstrations as GRPO's."""
         model = load_folder(start)
         steps = RL_STEPS * GRPO.optimizer_steps
-        state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant(GRPO.lr))
+        state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant_schedule(GRPO.lr))
         batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
         for _ in fit(state, self._batches(steps, batch_size, "more"), causal_lm):
             pass

@@ -2,23 +2,19 @@
 
 from dataclasses import dataclass
 
-from cluster.causes import (
-    LOST_WITH_NODE,
-    Place,
+from cluster.death_causes import LOST_WITH_NODE, cause_in_report, ip_in_report, pid_in_report
+from cluster.node_monitor import ProcessEvent
+from cluster.process_info import ProcessInfo, sentence
+from cluster.stage_monitor import current_monitor
+from cluster.worker_errors import (
     WorkerError,
-    ip_in,
-    is_from_worker,
-    original,
-    own_frame,
-    pid_in,
-    raised,
-    ray_says,
-    sentence,
+    describe_error,
+    innermost_frame,
+    is_ray_task_error,
+    original_error,
+    strip_colors,
     traceback_text,
-    uncoloured,
 )
-from cluster.node_watch import Sighting
-from cluster.watch import current
 
 _SHOWN_LINES = 12
 
@@ -51,52 +47,52 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     """What happened to the process that died or raised; `role` and `index` name it where they are known."""
     from ray.exceptions import RayActorError  # late: `plan` need not wait for Ray
 
-    watch = current()
+    watch = current_monitor()
     stage = watch.stage if watch else stage
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return _explain_failed_start(error, stage, role, index)
     if _is_death(error):
         report = str(error)
-        pid, ip = pid_in(report), ip_in(report)
+        pid, ip = pid_in_report(report), ip_in_report(report)
         death = watch.death_of(role=role, index=index, pid=pid, ip=ip) if watch else None
         return explain_death(report, death) if death else _explain_unseen_death(report, stage, role, index)
     text = traceback_text(error)
     place = error.place if isinstance(error, WorkerError) else None
-    if watch and is_from_worker(error) and (pid := pid_in(text)):
-        place = watch.place_of(pid=pid, ip=ip_in(text))
+    if watch and is_ray_task_error(error) and (pid := pid_in_report(text)):
+        place = watch.place_of(pid=pid, ip=ip_in_report(text))
     if place is not None:
         return explain_raised(place, error, text)
     who = (f"{stage}: " if stage else "") + "the driver" if role is None else _place(stage, role, index)
-    return Explanation(f"{who} {raised(error, text)}", text)
+    return Explanation(f"{who} {describe_error(error, text)}", text)
 
 
 def _explain_failed_start(error: BaseException, stage: str, role: str | None, index: int | None) -> Explanation:
     """What is said of an actor that raised while it was made: Ray gives its traceback as text only."""
-    watch, text = current(), uncoloured(str(error))
-    pid, frame = pid_in(text), own_frame(text)
-    place = watch.place_of(pid=pid, ip=ip_in(text)) if watch and pid else None
+    watch, text = current_monitor(), strip_colors(str(error))
+    pid, frame = pid_in_report(text), innermost_frame(text)
+    place = watch.place_of(pid=pid, ip=ip_in_report(text)) if watch and pid else None
     cause = f"raised {_last_line(text)}" + (f", at {frame}" if frame else "") + ", when it was made"
     return Explanation(sentence(place, cause) if place else f"{_place(stage, role, index)} {cause}", text)
 
 
-def explain_raised(place: Place, error: BaseException, text: str) -> Explanation:
+def explain_raised(place: ProcessInfo, error: BaseException, text: str) -> Explanation:
     """What is said of an exception in a process that is known, with its traceback as that process wrote it."""
-    return Explanation(sentence(place, raised(error, text)), text)
+    return Explanation(sentence(place, describe_error(error, text)), text)
 
 
-def explain_death(report: str, death: Sighting) -> Explanation:
+def explain_death(report: str, death: ProcessEvent) -> Explanation:
     """What is said of a death that was seen, and of which Ray or a survivor gives a report."""
-    cause = death.cause if death.is_certain else ray_says(report) or death.cause
+    cause = death.cause if death.is_certain else cause_in_report(report) or death.cause
     return Explanation(sentence(death.place, cause), _end(death.log_tail))
 
 
 def _explain_unseen_death(report: str, stage: str, role: str | None, index: int | None) -> Explanation:
     """What is said of a death that no watch has seen, as of one with its node and the watch there."""
-    watch, pid, ip = current(), pid_in(report), ip_in(report)
+    watch, pid, ip = current_monitor(), pid_in_report(report), ip_in_report(report)
     place = watch.place_of(role=role, index=index, pid=pid, ip=ip) if watch and (pid or role) else None
     who = str(place) if place else _place(stage, role, index) + (f" on node {ip}" if ip else "")
     is_lost = watch is not None and place is not None and watch.is_lost(place.ip)
-    cause = ray_says(report) or (LOST_WITH_NODE if is_lost else "died, and nothing was seen of why")
+    cause = cause_in_report(report) or (LOST_WITH_NODE if is_lost else "died, and nothing was seen of why")
     if cause == LOST_WITH_NODE and watch and (memory := watch.memory_of(place.ip if place else ip)):
         cause += f", whose control group had used {memory} when it was last seen"
     return Explanation(f"{who} {cause}", _end(report))
@@ -115,7 +111,7 @@ def _is_death(error: BaseException) -> bool:
 
     processes = (RayActorError, WorkerCrashedError, OutOfMemoryError)
     nodes = (NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(original(error), processes + nodes)
+    return isinstance(original_error(error), processes + nodes)
 
 
 def _place(stage: str, role: str | None, index: int | None) -> str:

@@ -14,9 +14,9 @@ from typing import cast
 
 import fsspec
 
-from cluster.files import local_path
+from cluster.paths import local_path
 from cluster.progress import Progress
-from cluster.retry import insist
+from cluster.retry import with_retries
 from cluster.user_cache import UserCache
 
 _BLOCK_BYTES = 1 << 22
@@ -60,10 +60,10 @@ def _fingerprint(url: str, count: Callable[[int], None]) -> str:
     if known is not None:
         return known
     fs, path = fsspec.core.url_to_fs(url)
-    etag = insist(fs.info, path).get("ETag")
+    etag = with_retries(fs.info, path).get("ETag")
     if etag:
         return f"etag:{str(etag).strip(chr(34))}"
-    content = insist(_sha256, fs, path, count if key else lambda num_bytes: None)
+    content = with_retries(_sha256, fs, path, count if key else lambda num_bytes: None)
     if key and _version(url) == key:  # else it was written to meanwhile
         _cache.put(key, content)
     return content

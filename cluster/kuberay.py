@@ -107,7 +107,7 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class Group:
+class PodGroup:
     """Equal worker pods; their number is fixed, for a stage refuses to start before its workers have room."""
 
     name: str
@@ -115,7 +115,7 @@ class Group:
     pods: int
 
 
-def pods_needed(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
+def num_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
     """How many pods of `shape` hold these workers (each {"CPU": …, "GPU": …}), packed first fit, largest first.
 
     Raises ValueError when one worker alone is larger than a pod.
@@ -139,9 +139,9 @@ def pods_needed(workers: Sequence[Mapping[str, float]], shape: PodShape, field: 
     return len(pods)
 
 
-def manifest(
+def build_manifest(
     config: ClusterConfig,
-    groups: Sequence[Group],
+    groups: Sequence[PodGroup],
     *,
     command: str,
     files: Mapping[str, str],
@@ -189,7 +189,7 @@ class _Pods:
     """Of the ConfigMap, by the file's path."""
 
 
-def _ray_job(config: ClusterConfig, groups: Sequence[Group], command: str, pods: _Pods) -> dict[str, Any]:
+def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, pods: _Pods) -> dict[str, Any]:
     cluster: dict[str, Any] = {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
@@ -294,7 +294,7 @@ def _network_policy(config: ClusterConfig) -> dict[str, Any]:
     }
 
 
-def _disruption_budget(config: ClusterConfig, groups: Sequence[Group]) -> dict[str, Any]:
+def _disruption_budget(config: ClusterConfig, groups: Sequence[PodGroup]) -> dict[str, Any]:
     """No voluntary eviction of the head or of a trainer: the whole group would go back to its last checkpoint."""
     kept = ["head", *(group.name for group in groups if group.name == "train")]
     number = 1 + sum(group.pods for group in groups if group.name == "train")

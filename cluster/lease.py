@@ -1,4 +1,4 @@
-"""The only right to write a folder, held by a file in it."""
+"""The exclusive right to write a folder: a small file in it that its holder keeps renewing."""
 
 import contextlib
 import json
@@ -7,9 +7,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 from cluster.progress import working
 from cluster.storage import Storage
@@ -17,99 +17,123 @@ from cluster.storage import Storage
 log = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-_LEASE_BEAT_S = 5.0
-_LEASE_STALE_S = 30.0
-_LEASE_SETTLE_S = 0.5
+_RENEWAL_INTERVAL_S = 5.0
+_EXPIRY_S = 30.0
+"""A lease that was not renewed for so long may be taken over."""
+_SETTLE_S = 0.5
+"""How long to wait after overwriting a lease, so that of several processes that do so the last writer wins."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """What lease.json says."""
+
+    holder: str
+    """Names one acquisition: host, process, thread and time."""
+    host: str
+    pid: int
+    time: float
+    """Unix time of the last renewal."""
+
+    @staticmethod
+    def now(holder: str) -> "_Lease":
+        """A lease that this process holds and renews now."""
+        return _Lease(holder, socket.gethostname(), os.getpid(), time.time())
+
+    @staticmethod
+    def read(folder: Storage) -> "_Lease":
+        """The lease of a folder. Raises FileNotFoundError when nobody holds it."""
+        return _Lease(**folder.read_json(LEASE))
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its holder is gone: not renewed for long, or a process of this machine that has ended."""
+        if time.time() - self.time > _EXPIRY_S:
+            return True
+        return self.host == socket.gethostname() and not _is_alive(self.pid)
 
 
 @contextlib.contextmanager
-def lease(output: Storage) -> Iterator[Callable[[], None]]:
-    """Hold the only right to write an artifact; wait while another living run holds it.
+def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
+    """Hold the exclusive right to write an artifact; wait while another living run holds it.
 
-    What it yields raises RuntimeError when the right was lost meanwhile; to be called before the artifact is declared.
+    Yields a function that raises RuntimeError when another run has taken the lease over; call it right before the
+    artifact is declared complete. The lease of a process of this machine that has ended is taken over at once, any
+    other after `_EXPIRY_S` without renewal, so a killed run blocks nobody for long.
 
-    A lease is a small file that its holder renews. It is taken over at once when the holder was a process of this
-    machine that is gone, and after `_LEASE_STALE_S` without renewal otherwise, so a killed run blocks nobody for long.
+    The renewal thread consumes: nothing; waits for: its interval; is unblocked by: the clock or the end of the block;
+    produces: a lease file with the present time, until another run has taken it over.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
-    if not _take_lease(output, holder):
-        other = _holder(output)
-        log.info("waiting: another run%s is making %s", other, output.url)
-        with working(f"waiting for another run{other}, which is making {output.url}"):
-            while not _take_lease(output, holder):
+    if not _acquire(output, holder):
+        other_run = _describe_holder(output)
+        log.info("waiting: another run%s is making %s", other_run, output.url)
+        with working(f"waiting for another run{other_run}, which is making {output.url}"):
+            while not _acquire(output, holder):
                 time.sleep(1.0)
     stop = threading.Event()
 
-    def beat() -> None:
-        while not stop.wait(_LEASE_BEAT_S):
-            with contextlib.suppress(OSError):  # a store that fails for a while; the next beat tries again
-                if not _holds(output, holder):
+    def renew() -> None:
+        while not stop.wait(_RENEWAL_INTERVAL_S):
+            with contextlib.suppress(OSError):  # a store that fails for a while; the next renewal tries again
+                if not _is_held_by(output, holder):
                     return
-                output.write_bytes(LEASE, _lease_of(holder))
+                output.write_bytes(LEASE, _Lease.now(holder).encode())
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
     thread.start()
     try:
-        yield partial(_require_lease, output, holder)
+        yield partial(_require_held, output, holder)
     finally:
         stop.set()
         thread.join()
-        if _holds(output, holder):
+        if _is_held_by(output, holder):
             output.remove(LEASE)
 
 
-def _require_lease(output: Storage, holder: str) -> None:
-    """Raise RuntimeError when another run has taken the lease over, so that only one says what the artifact is."""
-    if not _holds(output, holder):
+def _require_held(output: Storage, holder: str) -> None:
+    """Raises RuntimeError when another run has taken the lease over, so that only one declares the artifact."""
+    if not _is_held_by(output, holder):
         raise RuntimeError(
-            f"this run stood still for more than {_LEASE_STALE_S:.0f} s and another one has taken {output.url} over; "
+            f"this run made no progress for more than {_EXPIRY_S:.0f} s and another one has taken {output.url} over; "
             "wait for that one"
         )
 
 
-def _holds(output: Storage, holder: str) -> bool:
+def _is_held_by(output: Storage, holder: str) -> bool:
     try:
-        return output.read_json(LEASE)["holder"] == holder
+        return _Lease.read(output).holder == holder
     except FileNotFoundError:
         return False
 
 
-def _holder(output: Storage) -> str:
-    """` (pid 17 on node-1)`: who holds the lease, for a reader; empty when it is free by now."""
+def _describe_holder(output: Storage) -> str:
+    """` (pid 17 on node-1)`: who holds the lease, for a message; empty when it is free by now."""
     try:
-        lease = output.read_json(LEASE)
+        lease = _Lease.read(output)
     except FileNotFoundError:
         return ""
-    return f" (pid {lease['pid']} on {lease['host']})"
+    return f" (pid {lease.pid} on {lease.host})"
 
 
-def _take_lease(output: Storage, holder: str) -> bool:
+def _acquire(output: Storage, holder: str) -> bool:
     """Whether `holder` now holds the lease: it was free, or its holder is gone."""
-    if output.create_bytes(LEASE, _lease_of(holder)):
+    if output.create_bytes(LEASE, _Lease.now(holder).encode()):
         return True
     try:
-        lease = output.read_json(LEASE)
-        if not _abandoned(lease):
+        if not _Lease.read(output).is_abandoned:
             return False
-        output.write_bytes(LEASE, _lease_of(holder))
-        time.sleep(_LEASE_SETTLE_S)  # of several that take it over at once the last writer has it
-        return output.read_json(LEASE)["holder"] == holder
-    except FileNotFoundError:  # released or taken over between two looks
+        output.write_bytes(LEASE, _Lease.now(holder).encode())
+        time.sleep(_SETTLE_S)
+        return _is_held_by(output, holder)
+    except FileNotFoundError:  # released or taken over between two reads
         return False
 
 
-def _lease_of(holder: str) -> bytes:
-    lease = {"holder": holder, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    return json.dumps(lease).encode()
-
-
-def _abandoned(lease: Mapping[str, Any]) -> bool:
-    if time.time() - lease["time"] > _LEASE_STALE_S:
-        return True
-    return lease["host"] == socket.gethostname() and not _process_lives(lease["pid"])
-
-
-def _process_lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -84,17 +84,17 @@ def sum_resources(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def amount_of(name: str, amount: float) -> str:
+def format_amount(name: str, amount: float) -> str:
     """`1 CPU`, `8 GPUs`."""
     return f"{amount:g} {name}{'' if amount == 1 else 's'}"
 
 
-def check_room(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
+def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
     """Raises ValueError when the cluster as a whole has less than `needed`."""
     for name, amount in needed.items():
         having = available.get(name, 0.0)
         if amount > having + 1e-9:
             raise ValueError(
-                f"{field}: does not fit: needs {amount_of(name, amount)}, the cluster has {having:g}; "
+                f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has {having:g}; "
                 "lower the number of workers or the share of each, or take a larger cluster"
             )

@@ -147,7 +147,7 @@ def _width(text: str) -> int:
 _line = _Line()
 
 
-def said() -> str:
+def current_activity() -> str:
     """All that this process does now, as its line in a log: stage, step, rate, time left, what it waits for."""
     return _line._text()
 
@@ -175,7 +175,7 @@ def working(what: str | Callable[[], str]) -> Iterator[None]:
 
     def describe() -> str:
         text = what if isinstance(what, str) else what()
-        return f"{text} ({duration(time.monotonic() - started_s)})"
+        return f"{text} ({format_duration(time.monotonic() - started_s)})"
 
     number = _line.open(describe)
     try:
@@ -207,7 +207,7 @@ class Progress:
     def __exit__(self, failed: object, *_: object) -> None:
         _line.close(self._number)
         if failed is None and not self.has_failed:
-            log.info("%s: %s %s", self._label, duration(time.monotonic() - self._started_s), self._note)
+            log.info("%s: %s %s", self._label, format_duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
         """Say that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
@@ -234,15 +234,15 @@ class Progress:
             each_s = (self._updated_s - first_s) / (self._done - first)
             words.append(f"{1 / each_s:,.1f}/s" if each_s < 1 else f"{each_s:,.1f} s each")
             left_s = (self._total - self._done) * each_s - (now - self._updated_s)
-            words.append(f"{duration(max(0.0, left_s))} left" if self._done < self._total else "ending")
+            words.append(f"{format_duration(max(0.0, left_s))} left" if self._done < self._total else "ending")
         if self._note:
             words.append(self._note)
         if now - self._updated_s > 10:
-            words.append(f"(for {duration(now - self._updated_s)})")
+            words.append(f"(for {format_duration(now - self._updated_s)})")
         return "  ".join(words)
 
 
-class FollowMetrics:
+class MetricsProgress:
     """Shows the progress of a run in other processes from the newest line of its metrics log, as a context manager.
 
     consumes: that line, empty before the first; waits for: another one; is unblocked by: a poll; produces: progress.
@@ -255,7 +255,7 @@ class FollowMetrics:
         self._before: Mapping[str, float] = {}
         self._has_failed = False
 
-    def __enter__(self) -> "FollowMetrics":
+    def __enter__(self) -> "MetricsProgress":
         self._before = self._last()
         self._thread.start()
         return self
@@ -296,7 +296,7 @@ class FollowMetrics:
 _SHOWN = ("/loss", "/reward_mean")
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -36,7 +36,7 @@ _PASSING = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
 WAITS_S = (0.5, 1.0, 2.0)
 
 
-def insist(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """What the call returns, tried up to four times in all while its error is one that may pass.
 
     For reads, listings and writes that may be made twice. Most errors are gone before by botocore's own attempts; here

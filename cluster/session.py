@@ -13,15 +13,15 @@ from typing import Any
 
 import psutil
 
-from cluster.footprint import num_cores
+from cluster.machine import num_cores
 from cluster.progress import working
-from cluster.signals import around_other_handlers
+from cluster.signals import keep_own_handlers
 
 _SESSION_END_S = 3.0
-OWN_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
-# Ray prints guesses at why a worker died on stdout, whatever the settings; we say it (cluster/watch.py). It reads this
-# variable when it is imported.
+# Ray prints guesses at why a worker died on stdout, whatever the settings; `cluster.stage_monitor` reports the cause.
+# Ray reads this variable when it is imported.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     r"A worker died or was killed while executing a task|There are \d+ retries remaining",
@@ -77,7 +77,7 @@ def connect(
     """
     import ray  # late, as below: it takes a second, which `raymill --help` and `plan` need not wait for
 
-    assert_own_packages()
+    refuse_shadowed_packages()
     if ray.is_initialized():
         yield
         return
@@ -89,7 +89,7 @@ def connect(
     if address == "local":  # nobody gives notice before this machine goes; watching for it is a process a stage
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     what = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
-    with working(what), around_other_handlers():
+    with working(what), keep_own_handlers():
         ray.init(
             address=address,
             num_cpus=num_cpus or num_cores() if address == "local" else None,
@@ -125,14 +125,14 @@ def _name(process: psutil.Process) -> str:
         return ""  # it has ended
 
 
-def assert_own_packages() -> None:
+def refuse_shadowed_packages() -> None:
     """Raises ValueError when a folder or file of the user shadows one of Raymill's packages.
 
     Ray puts the driver's working directory first on its workers' path, so a `model.py` or a package `data/` there would
     be imported in our place, in the workers only. A mere folder `data/` does no harm.
     """
     home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
-    for name in OWN_PACKAGES:
+    for name in PACKAGES:
         shadows = [here / name / "__init__.py", here / f"{name}.py"] if here != home else []
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
@@ -147,7 +147,7 @@ def assert_own_packages() -> None:
             )
 
 
-def available_resources() -> dict[str, float]:
+def cluster_resources() -> dict[str, float]:
     """What the whole cluster has, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
     import ray
 
@@ -159,42 +159,42 @@ def is_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def living_nodes() -> dict[str, str]:
+def alive_nodes() -> dict[str, str]:
     """The address of every node of the cluster by its id."""
     import ray
 
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
-def other_living_nodes() -> dict[str, str]:
+def other_alive_nodes() -> dict[str, str]:
     """The same without the node that this process is on."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
-    return {id: address for id, address in living_nodes().items() if id != own}
+    return {id: address for id, address in alive_nodes().items() if id != own}
 
 
-def on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
+def options_on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
     """Options of a Ray task or actor that runs on one node and takes nothing of its room; soft may run elsewhere."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(id, soft=soft)}
 
 
-def cluster_is_whole() -> bool:
+def is_local_cluster() -> bool:
     """Whether the cluster gets no further nodes: `connect` has started it inside this process."""
     return _session.started_here
 
 
-def largest_resources() -> dict[str, float] | None:
+def max_cluster_resources() -> dict[str, float] | None:
     """What the cluster can ever have: as it is where it is whole, as large as an autoscaler may make it, else None.
 
     Only an autoscaler that has told Ray its limits is known (KubeRay's and Ray's own do).
     """
     from ray._private.state import state as ray_state
 
-    having = available_resources()
-    if cluster_is_whole():
+    having = cluster_resources()
+    if is_local_cluster():
         return having
     limits = ray_state.get_max_resources_from_cluster_config()
     if not limits:

@@ -25,7 +25,7 @@ _LAST_WORDS_S = 1.0
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Stopped(KeyboardInterrupt):
+class StoppedBySignal(KeyboardInterrupt):
     """A signal has stopped a piece of work; its text says where the work goes on."""
 
 
@@ -35,7 +35,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.handled: tuple[signal.Signals, ...] = ()
-        """Those of `_HANDLED` that are not ignored; empty outside of `orderly_end`."""
+        """Those of `_HANDLED` that are not ignored; empty outside of `orderly_shutdown`."""
         self.is_deferred = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -62,8 +62,8 @@ _signals = _Signals()
 
 
 @contextlib.contextmanager
-def orderly_end() -> Iterator[None]:
-    """Within, the signals raise KeyboardInterrupt, once; `received` tells which it was. For the main thread."""
+def orderly_shutdown() -> Iterator[None]:
+    """Within, the signals raise KeyboardInterrupt, once; `received_signal` tells which it was. For the main thread."""
     before = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGALRM)}
     is_hangup_ignored = before[signal.SIGHUP] == signal.SIG_IGN  # `nohup`
     _signals.handled = tuple(number for number in _HANDLED if number != signal.SIGHUP or not is_hangup_ignored)
@@ -85,11 +85,11 @@ def orderly_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def around_other_handlers() -> Iterator[None]:
+def keep_own_handlers() -> Iterator[None]:
     """For a call of a library that sets its own signal handlers (ray.init): ours hold again afterwards.
 
     Ray's raises SystemExit(SIGTERM); that signal too becomes a KeyboardInterrupt. What the library starts inside is not
-    ended by a closed terminal but by us. Nothing outside `orderly_end`.
+    ended by a closed terminal but by us. Nothing outside `orderly_shutdown`.
     """
     if not _signals.handled or threading.current_thread() is not threading.main_thread():
         yield
@@ -108,14 +108,14 @@ def around_other_handlers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def received() -> signal.Signals | None:
+def received_signal() -> signal.Signals | None:
     """The signal that ends this process, None while none has come."""
     return _signals.received
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Within, a signal is only noted in `received`, for work that can leave more behind if it comes to a good end.
+def defer_signals() -> Iterator[None]:
+    """Within, a signal is only noted (`received_signal`), for work that keeps more if it can finish properly.
 
     KeyboardInterrupt comes at the end of the block, in place of what it may have raised, which is mostly a consequence:
     the actors of a run are often sent the same signal. It comes earlier if the block goes on for some seconds.
@@ -134,7 +134,7 @@ def _watch_end(reader: int) -> None:
     """End the process when an orderly end takes too long, or when its handlers cannot run.
 
     consumes: signal numbers from the interpreter's wake-up pipe; waits for: the first; is unblocked by: it, or the end
-    of `orderly_end`; produces: the end of the process after `_ORDER_S`, unless it has ended by then.
+    of `orderly_shutdown`; produces: the end of the process after `_ORDER_S`, unless it has ended by then.
     """
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         number = 0
@@ -166,7 +166,7 @@ def _write_at_once(text: str) -> None:
         os.write(2, f"{text}\n".encode())
 
 
-def say(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write a line to stderr. Where nobody reads it any more (`| tee` got the same Ctrl-C) it is lost, which must not
     change how the command ends."""
     with contextlib.suppress(OSError, ValueError):

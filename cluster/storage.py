@@ -25,9 +25,9 @@ import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.credentials import refuse_credentials
-from cluster.files import absolute
+from cluster.paths import absolute_url
 from cluster.progress import working
-from cluster.retry import BLOCK_BYTES, WAITS_S, insist
+from cluster.retry import BLOCK_BYTES, WAITS_S, with_retries
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """What file systems call the size, the checksum and the time of the last write of a file."""
@@ -41,7 +41,9 @@ class Storage:
 
     def __post_init__(self) -> None:
         refuse_credentials(self.url)
-        object.__setattr__(self, "url", absolute(self.url))  # workers have other working directories than the driver
+        object.__setattr__(
+            self, "url", absolute_url(self.url)
+        )  # workers have other working directories than the driver
 
     @cached_property
     def _located(self) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -80,7 +82,7 @@ class Storage:
         """
         path = self.path(name) if name else self.root
         try:
-            info = insist(self.fs.info, path)
+            info = with_retries(self.fs.info, path)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return self.is_local or info["type"] != "directory" or bool(self._found(path))
@@ -88,7 +90,7 @@ class Storage:
     def _found(self, path: str) -> dict[str, dict[str, Any]]:
         """What the file system tells of every file below a path; what only stands for a directory is left out."""
         self.fs.invalidate_cache(path)
-        found = cast(dict[str, dict[str, Any]], insist(self.fs.find, path, detail=True))
+        found = cast(dict[str, dict[str, Any]], with_retries(self.fs.find, path, detail=True))
         return {
             name: info for name, info in found.items() if info["type"] != "directory" and not str(name).endswith("/")
         }
@@ -108,16 +110,16 @@ class Storage:
                 if read_ahead
                 else {"cache_type": "readahead", "block_size": 256 << 10}
             )
-        return insist(self.fs.open, self.path(name), mode, **options)
+        return with_retries(self.fs.open, self.path(name), mode, **options)
 
     def read_bytes(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes of a file, or those from `start` up to `stop`."""
-        return cast(bytes, insist(self.fs.cat_file, self.path(name), start=start, end=stop))
+        return cast(bytes, with_retries(self.fs.cat_file, self.path(name), start=start, end=stop))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
         if not self.is_local:
-            insist(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
+            with_retries(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
             return
         with self.writing(name) as file:
             file.write(data)
@@ -140,7 +142,7 @@ class Storage:
         else:
             buffer = io.BytesIO()
             yield buffer
-            insist(self.fs.pipe_file, path, buffer.getvalue())
+            with_retries(self.fs.pipe_file, path, buffer.getvalue())
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write `name` at once unless it is there already; whether this call wrote it, also against other writers.
@@ -150,7 +152,7 @@ class Storage:
         """
         if not self.is_local:
             try:
-                insist(self.fs.pipe_file, self.path(name), data, mode="create")
+                with_retries(self.fs.pipe_file, self.path(name), data, mode="create")
             except OSError as error:
                 if not _is_taken(error):
                     raise
@@ -175,7 +177,7 @@ class Storage:
         """
         goal = as_name or name
         if self.fs.async_impl and self.fs is target.fs:
-            insist(self.fs.cp_file, self.path(name), target.path(goal))
+            with_retries(self.fs.cp_file, self.path(name), target.path(goal))
             return
         with self.open(name, read_ahead=True) as source, target.writing(goal) as file:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
@@ -199,7 +201,7 @@ class Storage:
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
         self.fs.invalidate_cache(self.root)
-        found = cast(list[str], insist(self.fs.glob, self.path(pattern)))
+        found = cast(list[str], with_retries(self.fs.glob, self.path(pattern)))
         return sorted(path[len(self.root) + 1 :] for path in found)
 
     def files(self) -> list[str]:
@@ -218,7 +220,7 @@ class Storage:
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                insist(self.fs.rm, path, recursive=True)
+                with_retries(self.fs.rm, path, recursive=True)
             if self.is_local:
                 return
             # s3fs does not tell which keys of a bulk delete the store has refused: look again.
@@ -237,7 +239,7 @@ class Storage:
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
             with working(f"fetching {self.url}"):
-                insist(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
+                with_retries(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
             try:
                 partial.rename(target)
             except OSError:  # another process on this node was first
@@ -264,7 +266,7 @@ class Storage:
         made = _missing_folders(self.root) if self.is_local else []
         try:
             self.write_bytes(probe, b"raymill")
-            insist(self.fs.rm, self.path(probe))
+            with_retries(self.fs.rm, self.path(probe))
             if self.is_local and shutil.disk_usage(self.root).free < 2**28:
                 raise ValueError(f"store: less than 256 MiB is free at {self.url}; free space or give another location")
         except OSError as error:
@@ -321,9 +323,9 @@ def _uploading(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
 def _commit(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
     """Complete an upload; one whose completion was done while its answer got lost is no longer there to complete."""
     try:
-        insist(file.commit)
+        with_retries(file.commit)
     except FileNotFoundError:
-        if not file.parts or str(insist(fs.info, path)["ETag"]).strip('"') != _etag(file.parts):
+        if not file.parts or str(with_retries(fs.info, path)["ETag"]).strip('"') != _etag(file.parts):
             raise
 
 

@@ -23,9 +23,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.failures import WorkFailed
-from cluster.ledger import SUBMISSION, Entry, read_ledger
 from cluster.progress import working
 from cluster.storage import Storage
+from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_status
 
 _UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # how each stream was closed, we say
 
 
-class HeadSilent(WorkFailed):
+class HeadUnreachable(WorkFailed):
     """The cluster's head does not answer, or not with what was asked for."""
 
 
@@ -97,7 +97,7 @@ class Submission:
                     given += len(new)
                     if new:
                         yield new
-            except HeadSilent:
+            except HeadUnreachable:
                 raise
             except (RuntimeError, OSError, ClientError) as error:
                 broken = f"{type(error).__name__}: {error}"
@@ -109,7 +109,7 @@ class Submission:
             is_new = given > before or (time.monotonic() - started_s > _LASTING_S and not has_ended)
             num_breaks = 0 if is_new else num_breaks + 1
             if num_breaks > _MAX_BREAKS:
-                raise HeadSilent(
+                raise HeadUnreachable(
                     f"the log of job {self.id} cannot be read: its stream broke {num_breaks} times in a row ({broken})"
                 )
             log.info("the stream of the log broke (%s); it is taken up again", broken)
@@ -142,9 +142,9 @@ class Submission:
             while True:
                 try:
                     return self.details()
-                except HeadSilent as error:
+                except HeadUnreachable as error:
                     if time.monotonic() > until:
-                        raise HeadSilent(
+                        raise HeadUnreachable(
                             f"the cluster's head has not answered for {_SILENT_HEAD_S:.0f} s, so it is gone or cut "
                             f"off, and with it the driver of job {self.id} (last: {error})"
                         ) from error
@@ -183,11 +183,11 @@ def _asking() -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, AuthenticationError) as error:
-            raise HeadSilent(f"the cluster's head does not tell ({type(error).__name__}: {error})") from error
+            raise HeadUnreachable(f"the cluster's head does not tell ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
-class Told:
+class JobReport:
     """What is known of a job."""
 
     id: str
@@ -197,7 +197,7 @@ class Told:
     """What the head says of the status, of a failure with the last lines of the log; or why it says nothing."""
     code: int
     """0 for a job that has succeeded, its own exit code for one that has failed, 1 for all else."""
-    run: Entry | None
+    run: RunStatus | None
     """What its run has left in the store."""
 
     @property
@@ -239,28 +239,28 @@ class Told:
         return f"its run: {self.run}"
 
 
-def ask(submission: Submission, store: Storage | None) -> Told:
+def query_job(submission: Submission, store: Storage | None) -> JobReport:
     """What the cluster's head says of a job, or where it does not, what the store does.
 
     Raises what `Submission.details` does when neither knows the job.
     """
     run = None
     try:
-        run = read_ledger(store, submission.id) if store else None
+        run = read_status(store, submission.id) if store else None
     except OSError as error:
         log.warning("store: %s does not tell of the run (%s)", store.url if store else "", error)
     try:
         job = submission.details()
-    except (ValueError, HeadSilent) as error:
+    except (ValueError, HeadUnreachable) as error:
         if run is None:
             raise
-        return Told(submission.id, _UNKNOWN, str(error), 0 if run.state == "succeeded" else 1, run)
+        return JobReport(submission.id, _UNKNOWN, str(error), 0 if run.state == "succeeded" else 1, run)
     code = 0 if job.status == JobStatus.SUCCEEDED else max(job.driver_exit_code or 0, 0) or 1
-    return Told(submission.id, job.status.value, job.message or "", code, run)
+    return JobReport(submission.id, job.status.value, job.message or "", code, run)
 
 
 @dataclass(frozen=True)
-class Sent:
+class SubmitResult:
     """What became of a submit."""
 
     submission: Submission
@@ -277,7 +277,7 @@ def submit_once(
     metadata: Mapping[str, str],
     still_stands: Callable[[], bool],
     before_sending: Callable[[str], None] = lambda id: None,
-) -> Sent:
+) -> SubmitResult:
     """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
 
     A job that failed or was stopped, or whose result no longer stands, is submitted again as `<id>-2`, `<id>-3`, …;
@@ -291,11 +291,11 @@ def submit_once(
     if earlier:
         last = earlier[-1]
         if last.status in _UNDER_WAY:
-            return Sent(Submission(str(last.submission_id), address), "joined, it is under way")
+            return SubmitResult(Submission(str(last.submission_id), address), "joined, it is under way")
         if last.status == JobStatus.SUCCEEDED and still_stands():
-            return Sent(Submission(str(last.submission_id), address), "done before, nothing to do")
+            return SubmitResult(Submission(str(last.submission_id), address), "done before, nothing to do")
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
-    runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, **JOB_VARIABLES, SUBMISSION: attempt}}
+    runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, **JOB_VARIABLES, SUBMISSION_VARIABLE: attempt}}
     before_sending(attempt)
     send = partial(
         client.submit_job,
@@ -305,19 +305,19 @@ def submit_once(
         metadata=dict(metadata),
     )
     try:
-        once_an_agent_is_up(send)
+        send_when_agent_ready(send)
     except (RuntimeError, OSError) as error:
         # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours. So it is
         # when only the answer was lost.
         with _asking():
             is_there = any(job.submission_id == attempt for job in client.list_jobs())
         if not is_there:
-            raise HeadSilent(f"the cluster's head does not take the job ({error})") from error
-        return Sent(Submission(attempt, address), "joined, it is under way")
-    return Sent(Submission(attempt, address), "started again" if earlier else "started")
+            raise HeadUnreachable(f"the cluster's head does not take the job ({error})") from error
+        return SubmitResult(Submission(attempt, address), "joined, it is under way")
+    return SubmitResult(Submission(attempt, address), "started again" if earlier else "started")
 
 
-def once_an_agent_is_up(send: Callable[[], object], *, limit_s: float = _NO_AGENT_S, pause_s: float = 2.0) -> None:
+def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AGENT_S, pause_s: float = 2.0) -> None:
     """Send a job to a head whose dashboard answers before its job agent is there, as one that comes up does.
 
     Raises RuntimeError when it is refused for another reason, or when no agent has come within the limit.

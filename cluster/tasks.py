@@ -14,14 +14,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from cluster import watch
-from cluster.causes import to_bring
+from cluster import stage_monitor
+from cluster.capacity import wait_for_capacity
+from cluster.heartbeat import monitored, own_process_info
 from cluster.plain import from_plain, to_plain
 from cluster.progress import Progress
-from cluster.room import wait_for_room
+from cluster.shared_paths import check_new_nodes
 from cluster.storage import Storage
-from cluster.visibility import ask_new_nodes
-from cluster.watched import own_place, watched
+from cluster.worker_errors import wrap_error
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -89,17 +89,17 @@ def _on_ray(
 
     import ray.data  # late: it imports pandas, a second and a half for all who plan
 
-    stage = watch.current_stage()
+    stage = stage_monitor.current_stage()
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         # Ray Data would bring the text of an exception, without its type.
         try:
-            with watched(stage, "task", row["number"], is_told=True):
+            with monitored(stage, "task", row["number"], log_death=True):
                 return {"number": row["number"], "json": call(row["json"]), "error": b""}
         except Exception as error:
-            return {"number": row["number"], "json": "", "error": pickle.dumps(to_bring(error, own_place()))}
+            return {"number": row["number"], "json": "", "error": pickle.dumps(wrap_error(error, own_process_info()))}
 
-    wait_for_room([{"CPU": 1.0}], label)
+    wait_for_capacity([{"CPU": 1.0}], label)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items([task._asdict() for task in tasks], override_num_blocks=len(tasks))
@@ -107,7 +107,7 @@ def _on_ray(
     # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
     dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
     for row in dataset.iter_rows():
-        ask_new_nodes()  # an autoscaler adds them while tasks wait, and they take tasks at once
+        check_new_nodes()  # an autoscaler adds them while tasks wait, and they take tasks at once
         if row["error"]:
             raise pickle.loads(row["error"])
         yield _Numbered(row["number"], row["json"])

@@ -64,20 +64,20 @@ def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: 
     storage = Storage(task["storage"])
     require_reachable(server_url())
     with scratch_folder() as scratch:
-        run = start(task["run"], scratch, mode="shared" if task["shared"] else "online")
+        run = start_run(task["run"], scratch, mode="shared" if task["shared"] else "online")
         tell({"event": "started", "url": run.url})
-        unsent = Unsent(float(run.summary.get("step", -1.0)))
+        unsent = UnsentLines(float(run.summary.get("step", -1.0)))
         finishing = False
         while not finishing:
             began_s = time.monotonic()
             lines = read_lines(storage)
-            send(run, unsent.take(lines))
+            log_lines(run, unsent.take(lines))
             try:
                 # A long log is read less often.
                 finishing = tasks.get(timeout=max(_POLL_S, 20 * (time.monotonic() - began_s)))["do"] == "finish"
             except queue.Empty:
                 continue
-        send(run, unsent.take(read_lines(storage)))
+        log_lines(run, unsent.take(read_lines(storage)))
         run.finish()
 
 
@@ -98,7 +98,7 @@ def require_reachable(server: str) -> None:
         raise OSError(f"{server} cannot be reached: {error}") from error
 
 
-class Unsent:
+class UnsentLines:
     """Which lines of a growing log are still to be sent, though a resume cuts it back and may log other steps then."""
 
     def __init__(self, last_step: float) -> None:
@@ -135,8 +135,8 @@ def write_offline(task: Mapping[str, Any]) -> None:
     storage.remove(WANDB_FOLDER)
     with tempfile.TemporaryDirectory(prefix="raymill-wandb-") as scratch:
         folder = storage.root if storage.is_local else scratch
-        run, lines = start(task["run"], folder, mode="offline"), read_lines(storage)
-        send(run, lines)
+        run, lines = start_run(task["run"], folder, mode="offline"), read_lines(storage)
+        log_lines(run, lines)
         run.finish()
         written = Path(folder) / WANDB_FOLDER
         for path in [*written.glob("offline-run-*/*"), *written.glob("logs")]:
@@ -173,7 +173,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     return history
 
 
-def send(run: Any, lines: Sequence[str]) -> None:
+def log_lines(run: Any, lines: Sequence[str]) -> None:
     """Log lines of a metrics log under our own steps: W&B drops what is logged under a step of its own it has seen."""
     for line in lines:
         values = json.loads(line)
@@ -181,7 +181,7 @@ def send(run: Any, lines: Sequence[str]) -> None:
         run.log({**values, "_timestamp": time_s})
 
 
-def start(run: Mapping[str, Any], folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
+def start_run(run: Mapping[str, Any], folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
     """A started W&B run. Raises what wandb raises when the server cannot be reached or refuses.
 
     Each client samples its node's processors, memory and GPUs.

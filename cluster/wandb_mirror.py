@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.lifeline import start_module, stop
+from cluster.child_process import start_module, stop_process
 from cluster.metrics_log import METRICS_LOG
 from cluster.progress import working
-from cluster.session import cluster_is_whole, is_connected, on_node, other_living_nodes
+from cluster.session import is_connected, is_local_cluster, options_on_node, other_alive_nodes
 from cluster.tracking import Tracker
-from cluster.wandb_client import WANDB_FOLDER, scratch_folder, server_url, start
+from cluster.wandb_client import WANDB_FOLDER, scratch_folder, server_url, start_run
 
 _FINISH_S = 30.0
 """So long the last lines may take, and an offline run; then W&B counts as failed."""
@@ -133,7 +133,7 @@ class _Client:
     def stop(self) -> None:
         """End a client that does not answer; the next task gets another."""
         if self._process is not None:
-            stop(self._process, grace_s=0.5)
+            stop_process(self._process, grace_s=0.5)
             self._process = None
 
 
@@ -186,7 +186,7 @@ class _Mirror:
     """A run that is being sent to W&B while it goes on."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self.shared = is_connected() and not cluster_is_whole()
+        self.shared = is_connected() and not is_local_cluster()
         self._tracker, self._warned = tracker, threading.Lock()
         task = {"do": "mirror", "shared": self.shared, **_task_of(tracker)}
         self._task = _client.begin(task)
@@ -251,7 +251,7 @@ class NodeSampler:
 
     def __init__(self, run: dict[str, Any], label: str) -> None:
         self._folder = scratch_folder()
-        self._run = start(run, self._folder.name, mode="shared", label=label, primary=False)
+        self._run = start_run(run, self._folder.name, mode="shared", label=label, primary=False)
 
     def finish(self) -> None:
         """Send what is left and remove the client's files."""
@@ -297,7 +297,7 @@ class _Samplers:
     def _meet_nodes(self) -> None:
         import ray
 
-        for name, address in other_living_nodes().items():
+        for name, address in other_alive_nodes().items():
             if name not in self._actors:
-                sampler = ray.remote(NodeSampler).options(**on_node(name))
+                sampler = ray.remote(NodeSampler).options(**options_on_node(name))
                 self._actors[name] = sampler.remote(self._run, address)

@@ -16,12 +16,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.causes import traceback_text
 from cluster.failures import WorkFailed
-from cluster.ledger import SUBMISSION, require_sent, telling
 from cluster.progress import LogHandler, working
-from cluster.signals import Stopped, flush_output, orderly_end, received, say
+from cluster.signals import StoppedBySignal, flush_output, orderly_shutdown, received_signal, write_stderr
 from cluster.storage import Storage
+from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, require_same_store
+from cluster.worker_errors import traceback_text
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
 from jobs.frame.forecast import forecasts, table
 from jobs.frame.pipeline import (
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for noisy in ("httpx", "httpx2", "botocore", "aiobotocore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with orderly_end():
+    with orderly_shutdown():
         code = _run_command(options)
     flush_output()
     return code
@@ -70,13 +70,13 @@ def _run_command(options: argparse.Namespace) -> int:
     except ValueError as error:
         if options.traceback:
             log.error("refused", exc_info=True)
-        say(f"raymill: {error}")
+        write_stderr(f"raymill: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        number = received() or signal.SIGINT
+        number = received_signal() or signal.SIGINT
         rest = f"; {_AFTER_A_SIGNAL[options.name]}" if options.name in _AFTER_A_SIGNAL else ""
-        where = f": {stop}" if isinstance(stop, Stopped) else ""
-        say(f"raymill: stopped by {number.name}{rest}{where}")
+        where = f": {stop}" if isinstance(stop, StoppedBySignal) else ""
+        write_stderr(f"raymill: stopped by {number.name}{rest}{where}")
         return 128 + number
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_gone():  # `raymill ls | head` has seen enough
@@ -89,7 +89,7 @@ def _run_command(options: argparse.Namespace) -> int:
         goes_on = (
             "The same command goes on from the last finished stage or checkpoint." if options.name == "run" else ""
         )
-        say("\n".join(filter(None, [f"raymill: {error}", textwrap.indent(detail.strip(), "    "), goes_on])))
+        write_stderr("\n".join(filter(None, [f"raymill: {error}", textwrap.indent(detail.strip(), "    "), goes_on])))
         return 1
     return code or 0
 
@@ -147,7 +147,7 @@ def _own_working_directory() -> Iterator[None]:
 
     When a node joins on the driver's machine, Ray unpacks the package anew and removes it below whoever stands in it.
     """
-    if not os.environ.get(SUBMISSION):
+    if not os.environ.get(SUBMISSION_VARIABLE):
         yield
         return
     sent = Path.cwd()
@@ -173,11 +173,11 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: l
 
 def _telling(store: str | None) -> AbstractContextManager[Callable[[], None]]:
     """Keeps the ledger of a submitted run, whose command always names the store, from before anything is refused."""
-    id = os.environ.get(SUBMISSION)
+    id = os.environ.get(SUBMISSION_VARIABLE)
     if id is None or store is None:
         return nullcontext(lambda: None)
-    require_sent(Storage(store), id)
-    return telling(Storage(store), id)
+    require_same_store(Storage(store), id)
+    return reporting_status(Storage(store), id)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -319,19 +319,19 @@ def _submit(options: argparse.Namespace) -> int:
         address=options.address,
     )
     id = sent.submission.id
-    say(f"job {id}: {sent.how}")
+    write_stderr(f"job {id}: {sent.how}")
     if dashboard := dashboard_address(options.address):
-        say(f"dashboard: {dashboard}/#/jobs/{id}")
+        write_stderr(f"dashboard: {dashboard}/#/jobs/{id}")
     if link := wandb_link(Path(options.config).parent.name):
-        say(f"W&B: {link}")
+        write_stderr(f"W&B: {link}")
     print(id, flush=True)
     submission, store = find_submission(id, address=options.address, store=options.store)
     assert store is not None
     told = follow_start(submission, store)
     if told.has_failed:
-        say(f"raymill: {told.ending()}")
+        write_stderr(f"raymill: {told.ending()}")
         return told.code
-    say("\n".join(filter(None, [f"{told.status}: {told.why}", told.of_run()])))
+    write_stderr("\n".join(filter(None, [f"{told.status}: {told.why}", told.of_run()])))
     return 0
 
 
@@ -351,15 +351,15 @@ def _manifest(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from cluster.submission import ask
+    from cluster.submission import query_job
     from jobs.commands.submit import find_submission
 
-    told = ask(*find_submission(options.id, address=options.address, store=options.store))
+    told = query_job(*find_submission(options.id, address=options.address, store=options.store))
     print("\n".join(filter(None, [told.status, "" if told.is_known else told.why, told.of_run()])))
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from cluster.submission import HeadSilent, ask
+    from cluster.submission import HeadUnreachable, query_job
     from jobs.commands.submit import find_submission
 
     submission, store = find_submission(options.id, address=options.address, store=options.store)
@@ -367,14 +367,14 @@ def _logs(options: argparse.Namespace) -> int:
     try:
         for lines in submission.logs():
             print(lines, end="", flush=True)
-    except (HeadSilent, ValueError) as error:
+    except (HeadUnreachable, ValueError) as error:
         broken = str(error)
-    told = ask(submission, store)
+    told = query_job(submission, store)
     if broken and told.is_known:
-        say(f"raymill: {broken}")
+        write_stderr(f"raymill: {broken}")
     elif broken:
         told = replace(told, why=broken)
-    say(f"raymill: {told.ending(is_log_shown=not broken)}")
+    write_stderr(f"raymill: {told.ending(is_log_shown=not broken)}")
     return told.code
 
 

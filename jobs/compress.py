@@ -22,9 +22,9 @@ from actors.evaluation import (
     sequence_logprobs,
 )
 from actors.generator import engine_env
+from cluster.capacity import wait_for_capacity
 from cluster.placement import Execution, Placement
 from cluster.progress import working
-from cluster.room import wait_for_room
 from cluster.storage import Storage
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import ShardReader, check_tokenizer
@@ -97,7 +97,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     """Write model/, and measure it beside the original."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
-    wait_for_room(worker.bundles, "compress: execution.worker")
+    wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
     with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
         with working("rounding the weights to int8"):

@@ -32,8 +32,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from cluster.files import expand_sized
-from cluster.footprint import tasks_at_once
+from cluster.machine import tasks_at_once
+from cluster.paths import list_files_with_sizes
 from cluster.placement import Execution
 from cluster.plain import from_plain
 from cluster.storage import Storage, json_line
@@ -263,7 +263,7 @@ def _summary_without(
 
 def work(config: CorpusConfig, needs: Needs) -> Work:
     """What the forecast is made of: reading and each step take their time of every byte of text."""
-    sizes = [(url, size or 0) for source in config.sources for url, size in expand_sized([source.path])]
+    sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (_EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))

@@ -32,10 +32,10 @@ from actors.evaluation import (
 )
 from actors.rollout import PromptTask, Rollout
 from actors.scorer import Sample, Verifier
-from cluster.files import expand
+from cluster.capacity import wait_for_capacity
+from cluster.paths import list_files
 from cluster.placement import Execution, Placement
 from cluster.progress import working
-from cluster.room import wait_for_room
 from cluster.storage import Storage
 from data.chats.records import PromptRecord, read_preferences, read_prompts, read_records
 from data.chats.template import load_tokenizer, render_preference
@@ -60,7 +60,7 @@ from model.metrics import (
     rouge,
     token_f1,
 )
-from model.precision import Precision, precision_field, settled
+from model.precision import Precision, precision_field, resolved
 from model.transformer import num_parameters
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
@@ -217,7 +217,7 @@ def check_records(config: EvaluateConfig) -> None:
     if config.stereotype_pairs is not None:
         read_pairs(config.stereotype_pairs)
     if config.reward is not None:
-        for _ in read_preferences(expand(config.preferences)):
+        for _ in read_preferences(list_files(config.preferences)):
             pass
 
 
@@ -241,7 +241,7 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
     """The task's prompts. Raises ValueError for one without the answer that a metric needs."""
-    records = list(read_prompts(expand([task.prompts])))[: task.max_prompts]
+    records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
         found = record.record.get("answer")
         if task.metrics and not found:
@@ -270,7 +270,7 @@ def _check_room_for_answers(
 def read_pairs(path: str) -> list[SentencePair]:
     """The sentence pairs of a file. Raises ValueError naming file, line and rule for a record that is none."""
     pairs = []
-    for where, record in read_records(expand([path])):
+    for where, record in read_records(list_files([path])):
         for name in SentencePair._fields:
             if not isinstance(record.get(name), str) or not record[name].strip():
                 raise ValueError(f"{where}: {name} must be a text; a pair has {', '.join(SentencePair._fields)}")
@@ -288,7 +288,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     """Measure everything that the config asks for; write results.json and samples.jsonl."""
     execution = config.execution
     for name in ("scorers", "generators"):  # they may wait for each other, so each must fit alone
-        wait_for_room(getattr(execution, name).bundles, f"evaluate: execution.{name}")
+        wait_for_capacity(getattr(execution, name).bundles, f"evaluate: execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
     waiting = _Waiting()
@@ -339,7 +339,7 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
         processes=processes,
         flop=tokens * forward_flop(largest, window),
         width=largest.width,
-        precision=settled(config.precision),
+        precision=resolved(config.precision),
         threads=scorers,
         engine_steps=config.sampling.max_new_tokens * batches / execution.generators.workers,
         python_s=answers * _ANSWER_S + (tokens and held_out_bytes_of(needs["text"]) * _XZ_S * config.compare_with_xz),
@@ -397,7 +397,7 @@ def _begin_text(
                     part=part,
                     num_parts=scorers.workers,
                     overlap=config.overlap,
-                    precision=settled(config.precision),
+                    precision=resolved(config.precision),
                     device=device_of(scorers),
                 )
                 for part in range(scorers.workers)
@@ -480,13 +480,13 @@ def _begin_reward(
 ) -> Callable[[], dict[str, Any]]:
     tokenizer = load_tokenizer(model.local())
     longest = read_config(model.local()).max_length
-    pairs = [render_preference(tokenizer, record) for record in read_preferences(expand(config.preferences))]
+    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
     task, device = remote(preference_margins, config.execution.scorers), device_of(config.execution.scorers)
     futures = waiting.begin(
-        [task(model, fitting, pad_id=tokenizer.pad_id, precision=settled(config.precision), device=device)]
+        [task(model, fitting, pad_id=tokenizer.pad_id, precision=resolved(config.precision), device=device)]
     )
 
     def collect() -> dict[str, Any]:
@@ -559,7 +559,7 @@ def _answer_all(
             temperature=config.sampling.temperature,
             max_new_tokens=config.sampling.max_new_tokens,
             seed=config.sampling.seed,
-            precision=settled(config.sampling.precision),
+            precision=resolved(config.sampling.precision),
             placement=config.execution.generators,
             kv_cache_gib=config.execution.kv_cache_gib,
             progress=model_done,

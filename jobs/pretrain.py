@@ -12,7 +12,7 @@ import torch
 
 from cluster.metrics_log import read_metrics
 from cluster.storage import Storage
-from cluster.workers import WorkerSpot
+from cluster.worker_group import RankContext
 from data.tokens.order import check_weights
 from data.tokens.samples import Rows
 from data.tokens.shard_reader import ShardReader
@@ -40,7 +40,7 @@ from model.huggingface import load_folder, read_config
 from model.objectives import causal_lm
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
-from model.transformer import Transformer, TransformerConfig, flops_per_token, initialise, num_parameters
+from model.transformer import Transformer, TransformerConfig, flops_per_token, initialize, num_parameters
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class PretrainWork:
     init: Storage | None
 
 
-def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
+def pretrain(spot: RankContext, work: PretrainWork) -> None:
     """One worker's whole training."""
     config = work.config
     training = TrainingRun(spot, work.training)
@@ -180,7 +180,7 @@ def pretrain(spot: WorkerSpot, work: PretrainWork) -> None:
     if work.init is None:
         sizes = config.model.transformer(reader.manifest.vocab_size, config.max_length)
         model = Transformer(sizes)
-        initialise(model, config.seed)
+        initialize(model, config.seed)
     else:
         model = load_folder(work.init.local())
         sizes = model.config

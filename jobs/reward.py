@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.files import expand
+from cluster.paths import list_files
 from cluster.storage import Storage
-from cluster.workers import WorkerSpot
+from cluster.worker_group import RankContext
 from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
 from data.tokens.order import epoch_order
@@ -74,7 +74,7 @@ def check(config: RewardConfig) -> None:
 
 def check_preferences(config: RewardConfig) -> None:
     """Raises ValueError naming file and line of a malformed record."""
-    for _ in read_preferences(expand(config.preferences)):
+    for _ in read_preferences(list_files(config.preferences)):
         pass
 
 
@@ -91,7 +91,7 @@ def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
 def work(config: RewardConfig, needs: Needs) -> Work:
     """What the forecast is made of: pairs are computed up to the longest of their batch."""
     sizes = sizes_of(needs["init"])
-    first = itertools.islice(read_preferences(expand(config.preferences)), 50 * config.batch_size)
+    first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.batch_size)
     lengths = [
         chat_tokens(
             [*(message["content"] for message in pair.prompt), max(pair.chosen, pair.rejected, key=len)],
@@ -109,7 +109,7 @@ def run(config: RewardConfig, context: Context) -> dict[str, float]:
     """Train and leave `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
-    pairs = [render_preference(tokenizer, record) for record in read_preferences(expand(config.preferences))]
+    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
     num_held_out = max(1, round(len(fitting) * config.validation_fraction))
     if len(fitting) <= num_held_out:
@@ -145,7 +145,7 @@ class RewardWork:
     held_out: list[PreferenceTokens]
 
 
-def learn_preferences(spot: WorkerSpot, work: RewardWork) -> None:
+def learn_preferences(spot: RankContext, work: RewardWork) -> None:
     """One worker's whole training."""
     config = work.config
     training = TrainingRun(spot, work.training)

@@ -14,10 +14,10 @@ from actors.graph import Graph, GraphConfig, Scored, build_graph
 from actors.ranks import RanksDied
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, LearningConfig, RolloutConfig
-from cluster.files import expand
 from cluster.metrics_log import read_metrics
+from cluster.paths import list_files
 from cluster.progress import Progress, working
-from cluster.signals import Stopped, deferred, received
+from cluster.signals import StoppedBySignal, defer_signals, received_signal
 from cluster.storage import Storage
 from data.chats.records import read_prompts
 from data.chats.template import load_tokenizer
@@ -30,7 +30,7 @@ from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
 from model.huggingface import read_config
 from model.metrics import distinct_n
-from model.precision import settled
+from model.precision import resolved
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def check(config: RlhfConfig) -> None:
 
 def check_prompts(config: RlhfConfig) -> None:
     """Raises ValueError naming file and line of a malformed prompt."""
-    for _ in read_prompts(expand([*config.prompts, *config.heldout_prompts])):
+    for _ in read_prompts(list_files([*config.prompts, *config.heldout_prompts])):
         pass
 
 
@@ -161,7 +161,7 @@ def learn_through_deaths(config: RlhfConfig, context: Context, graph: Graph, pro
         except RanksDied as error:
             graph.recover(error)
         except KeyboardInterrupt:
-            raise Stopped(f"rlhf goes on from step {graph.saved_step()} of {config.steps}") from None
+            raise StoppedBySignal(f"rlhf goes on from step {graph.saved_step()} of {config.steps}") from None
 
 
 def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
@@ -169,10 +169,10 @@ def learn(config: RlhfConfig, context: Context, graph: Graph, prompts: Prompts, 
     execution = config.execution
     with Progress("learning", config.steps, "steps", done=step) as progress:
         while step < config.steps:
-            with deferred():  # a step that is cut short is lost, so one that ends in time is waited for and kept
+            with defer_signals():  # a step that is cut short is lost, so one that ends in time is waited for and kept
                 metrics = graph.step(step)
                 step += 1
-                if received() is not None:
+                if received_signal() is not None:
                     context.tracker.log(step, metrics)
                     context.tracker.flush()
                     graph.save()
@@ -210,7 +210,7 @@ def read_all(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> Prompts:
     room = read_config(folder).max_length - config.rollouts.max_new_tokens
 
     def read(patterns: Sequence[str]) -> list[Prompt]:
-        found = read_prompts(expand(list(patterns))) if patterns else ()
+        found = read_prompts(list_files(list(patterns))) if patterns else ()
         return [
             Prompt(prompt.text, tuple(tokenizer.prompt_ids(prompt.messages, where=prompt.where)), prompt.record)
             for prompt in found
@@ -298,11 +298,11 @@ def work(config: RlhfConfig, needs: Needs) -> Work:
     Completions are taken to reach two thirds of max_new_tokens, and prompts to be as long as the first thousand.
     """
     execution, sizes, rollouts = config.execution, sizes_of(needs["policy"]), config.rollouts
-    first = itertools.islice(read_prompts(expand([*config.prompts, *config.heldout_prompts])), 1000)
+    first = itertools.islice(read_prompts(list_files([*config.prompts, *config.heldout_prompts])), 1000)
     prompt_tokens = statistics.fmean(
         chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
     )
-    heldout = sum(1 for _ in read_prompts(expand(config.heldout_prompts))) if config.heldout_prompts else 0
+    heldout = sum(1 for _ in read_prompts(list_files(config.heldout_prompts))) if config.heldout_prompts else 0
     looks = 2 + (config.steps // execution.heldout_interval if execution.heldout_interval else 0)
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
     groups = execution.groups(config.learning)
@@ -328,7 +328,7 @@ def work(config: RlhfConfig, needs: Needs) -> Work:
         processes=processes,
         flop=(trained * passes + scored + looks * heldout * length) * forward_flop(sizes, length),
         width=sizes.width,
-        precision=settled(config.learning.precision),
+        precision=resolved(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,

@@ -24,11 +24,12 @@ from typing import Any
 import psutil
 
 from actors.settings import whole_prompts
-from cluster import watch
-from cluster.causes import Place, exited, sentence
+from cluster import stage_monitor
+from cluster.child_process import start_module, stop_process
+from cluster.death_causes import exit_cause
 from cluster.failures import WorkFailed
-from cluster.lifeline import start_module, stop
 from cluster.placement import Execution
+from cluster.process_info import ProcessInfo, sentence
 from cluster.progress import working
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
@@ -36,7 +37,7 @@ from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import weights_gib
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
-from model.precision import ComputePrecision, Precision, choose_precision, precision_field, settled
+from model.precision import ComputePrecision, Precision, choose_precision, precision_field, resolved
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
 """The environment variable that holds the key which clients must send; required beyond loopback."""
@@ -118,7 +119,7 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
         context.inputs["model"].model.local(),
         host="127.0.0.1",
         port=port,
-        precision=settled(config.precision),
+        precision=resolved(config.precision),
         execution=config.execution,
     ) as url:
         startup_s = time.monotonic() - started
@@ -171,7 +172,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
         process.wait()
         raise RuntimeError(f"the server ended by itself with exit code {process.returncode}; its log is above")
     finally:
-        stop(process)
+        stop_process(process)
 
 
 @contextlib.contextmanager
@@ -187,10 +188,12 @@ def running_server(
 
     with os.fdopen(descriptor, "wb") as output:
         process = _start(folder, host=host, port=port, precision=precision, execution=execution, output=output)
-        place = Place(stage=watch.current_stage() or "serve", role="server", index=0, pid=process.pid, log=name)
+        place = ProcessInfo(
+            stage=stage_monitor.current_stage() or "serve", role="server", index=0, pid=process.pid, log=name
+        )
         place = replace(place, node=socket.gethostname())
         try:
-            watch.register_child(place)
+            stage_monitor.register_child(place)
             with working("starting the vLLM server"):
                 _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
             _watch_engines(place)
@@ -203,31 +206,31 @@ def running_server(
         else:
             log_file.unlink()
         finally:
-            if (here := watch.current()) is not None:
+            if (here := stage_monitor.current_monitor()) is not None:
                 here.dismiss()
-            stop(process, grace_s=_SERVER_END_S)
+            stop_process(process, grace_s=_SERVER_END_S)
 
 
-def _watch_engines(server: Place) -> None:
+def _watch_engines(server: ProcessInfo) -> None:
     """Have the server's engines watched too, the processes that hold the model; Python's own helper is none of them."""
     children = psutil.Process(server.pid).children(recursive=True)
     engines = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     for index, process in enumerate(engines):
-        watch.register_child(replace(server, role="engine", index=index, pid=process.pid))
+        stage_monitor.register_child(replace(server, role="engine", index=index, pid=process.pid))
 
 
 def _death(process: subprocess.Popen[bytes]) -> str | None:
     """What happened to the server, if anything did."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_SERVER_DEATH_S)
-    here, code = watch.current(), process.returncode
+    here, code = stage_monitor.current_monitor(), process.returncode
     if code is not None and code < 0:
         seen = here.death_of(role="server", patience_s=2.0) if here else None
-        return seen.cause if seen and seen.is_certain else exited(code)
+        return seen.cause if seen and seen.is_certain else exit_cause(code)
     engine = here.death_of(role="engine", patience_s=2.0) if here else None
     if engine is not None:
         return f"failed: its engine (pid {engine.place.pid}) {engine.cause}"
-    return None if code is None else exited(code)
+    return None if code is None else exit_cause(code)
 
 
 def server_key(host: str) -> str | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.files import expand
+from cluster.paths import list_files
 from cluster.storage import Storage
-from cluster.workers import WorkerSpot
+from cluster.worker_group import RankContext
 from data.chats.packing import PackedRows, fit_chats, pack
 from data.chats.records import read_chats
 from data.chats.template import RenderedChat, load_tokenizer, render
@@ -77,7 +77,7 @@ def check(config: SftConfig) -> None:
 
 def check_chats(config: SftConfig) -> None:
     """Raises ValueError naming file and line of a malformed record, or for fewer than two chats."""
-    number = sum(1 for _ in read_chats(expand(config.chats)))
+    number = sum(1 for _ in read_chats(list_files(config.chats)))
     if number < 2:
         raise ValueError(f"chats: {number} in all, but one is needed to learn from and one to hold out; add chats")
 
@@ -101,7 +101,7 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
     """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
-    chats = [render(tokenizer, chat) for chat in read_chats(expand(config.chats))]
+    chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
     fitting = fit_chats(chats, length=config.sequence_length)
     train, held_out = split_chats(fitting.chats, config)
     work = SftWork(
@@ -144,7 +144,7 @@ class SftWork:
     held_out: PackedRows
 
 
-def fine_tune(spot: WorkerSpot, work: SftWork) -> None:
+def fine_tune(spot: RankContext, work: SftWork) -> None:
     """One worker's whole training."""
     config = work.config
     training = TrainingRun(spot, work.training)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.footprint import tasks_at_once
+from cluster.machine import tasks_at_once
 from cluster.placement import Execution
 from cluster.storage import Storage
 from cluster.tasks import run_tasks

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from cluster.footprint import tasks_at_once
+from cluster.machine import tasks_at_once
 from cluster.placement import Execution
 from cluster.progress import working
 from cluster.storage import Storage

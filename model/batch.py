@@ -102,7 +102,7 @@ def to_device(batch: B, device: torch.device) -> B:
     return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def split(batch: B, num_rows: int) -> Iterator[B]:
+def split_rows(batch: B, num_rows: int) -> Iterator[B]:
     """Micro-batches of `num_rows` rows in order; the last may be smaller."""
     total = _num_rows(cast(tuple, batch))
     for start in range(0, total, num_rows):
@@ -142,10 +142,12 @@ def pair_batch(
     """A `PairBatch` of whole sequences (prompt and answer), padded on the right to `length`."""
     if len(chosen) != len(rejected):
         raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected sequences: they come in pairs")
-    return PairBatch(*pad(chosen, length=length, pad_id=pad_id), *pad(rejected, length=length, pad_id=pad_id))
+    return PairBatch(
+        *pad_sequences(chosen, length=length, pad_id=pad_id), *pad_sequences(rejected, length=length, pad_id=pad_id)
+    )
 
 
-def pad(sequences: Sequence[Sequence[int]], *, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_sequences(sequences: Sequence[Sequence[int]], *, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """Token ids [B, length] padded on the right, and the index [B] of each row's last real token."""
     ids = torch.full((len(sequences), length), pad_id)
     for row, sequence in enumerate(sequences):

@@ -80,7 +80,7 @@ class Checkpoints:
 
         from model.checkpoint_files import CheckpointReader
 
-        found = latest(self.fs, self.path) if step is None else step
+        found = latest_step(self.fs, self.path) if step is None else step
         if found is None:
             return None
         record = read_record(self.fs, self.path, found)
@@ -136,7 +136,7 @@ def _causes(failed: BaseException) -> str:
     return "; ".join(f"{cause} (rank {', '.join(own)})" for cause, own in ranks.items())
 
 
-def latest(fs: AbstractFileSystem, path: str) -> int | None:
+def latest_step(fs: AbstractFileSystem, path: str) -> int | None:
     """The step of the newest whole checkpoint under `path`, None when there is none."""
     return max(whole_steps(fs, path), default=None)
 

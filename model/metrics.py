@@ -164,7 +164,7 @@ def _require_pairs(predictions: Sequence[str], references: Sequence[str]) -> Non
         raise ValueError(f"got {len(predictions)} predictions for {len(references)} references: each needs one")
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (arXiv 1606.05250)."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
@@ -172,7 +172,7 @@ def normalise_answer(text: str) -> str:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 when the prediction is one of the accepted answers in SQuAD's normal form, else 0.0."""
-    return float(normalise_answer(prediction) in {normalise_answer(answer) for answer in answers})
+    return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers})
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -181,7 +181,7 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _token_f1(prediction: str, answer: str) -> float:
-    predicted, expected = normalise_answer(prediction).split(), normalise_answer(answer).split()
+    predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
         return float(predicted == expected)
     shared = (Counter(predicted) & Counter(expected)).total()

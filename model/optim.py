@@ -52,6 +52,6 @@ def warmup_cosine(*, peak_lr: float, warmup_steps: int, total_steps: int, final_
     return rate
 
 
-def constant(lr: float, *, warmup_steps: int = 0) -> Schedule:
+def constant_schedule(lr: float, *, warmup_steps: int = 0) -> Schedule:
     """A linear rise over `warmup_steps`, then `lr` for ever."""
     return lambda step: lr * min(1.0, (step + 1) / max(1, warmup_steps))

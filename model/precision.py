@@ -33,7 +33,7 @@ def precision_field(group: str) -> Any:
     return dataclasses.field(default="auto", metadata={COMPUTED_BY: group})
 
 
-def settled(precision: Precision) -> ComputePrecision:
+def resolved(precision: Precision) -> ComputePrecision:
     """The precision in a config of which every `auto` has been settled, as that of a running stage has."""
     assert precision != "auto", "`auto` is settled before a stage runs (jobs.frame.precision)"
     return precision
@@ -83,13 +83,13 @@ def bfloat16_slowdown() -> float:
     factor, threads = torch.randn(_PROBE_SIZE, _PROBE_SIZE), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        bfloat16_s = best_product_s(factor.bfloat16(), factor.bfloat16(), tries=4)
-        return bfloat16_s / best_product_s(factor, factor, tries=40)
+        bfloat16_s = fastest_matmul_s(factor.bfloat16(), factor.bfloat16(), tries=4)
+        return bfloat16_s / fastest_matmul_s(factor, factor, tries=40)
     finally:
         torch.set_num_threads(threads)
 
 
-def best_product_s(left: torch.Tensor, right: torch.Tensor, *, tries: int) -> float:
+def fastest_matmul_s(left: torch.Tensor, right: torch.Tensor, *, tries: int) -> float:
     """Seconds that a matrix product takes at best; the first try, which prepares kernels, is the longest."""
     import torch
 

@@ -255,7 +255,7 @@ def _attend_by_matrices(query_BHTC: Tensor, key_BKTC: Tensor, value_BKTC: Tensor
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
+def initialize(model: nn.Module, seed: int) -> None:
     """Fill every parameter of an unsharded model, each from a generator seeded by (seed, its name).
 
     So a parameter depends neither on the order of construction nor on the number of ranks. Matrices are normal

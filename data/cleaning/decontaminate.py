@@ -20,8 +20,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.files import expand
 from cluster.fingerprints import fingerprint
+from cluster.paths import list_files
 from data.cleaning.step import Outcome, check_least
 from data.sources.compression import blocks, is_compressed, is_damage
 
@@ -58,7 +58,7 @@ def pinned(rule: Decontaminate) -> Decontaminate:
     looks at the files only where an index is built. Raises ValueError for a pattern that matches nothing."""
     if rule.fingerprints:
         return rule
-    urls = expand(rule.files)
+    urls = list_files(rule.files)
     return replace(rule, files=urls, fingerprints=[fingerprint(url) for url in urls])
 
 

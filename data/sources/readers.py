@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from cluster.files import expand_sized
+from cluster.paths import list_files_with_sizes
 from data.document import Bad, Document, Other, Quarantined, ReadRange, Source, columns, pick, to_document
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
 from data.sources.csv_rows import csv_records
@@ -43,7 +43,7 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
     """Every file of every source, big ones cut into ranges of about `range_bytes` where the format allows it."""
     ranges: list[ReadRange] = []
     for index, source in enumerate(sources):
-        for url, size in expand_sized([source.path]):
+        for url, size in list_files_with_sizes([source.path]):
             ranges += _cut(index, source, url, size or 0, range_bytes)
     return ranges
 
@@ -124,7 +124,7 @@ def check_source(source: Source) -> None:
     """Raise ValueError when the source's fields contradict each other, match no file or name a column nobody has."""
     where = f"sources.{source.name}"
     _check_fields(where, source)
-    urls = [url for url, _ in expand_sized([source.path])]
+    urls = [url for url, _ in list_files_with_sizes([source.path])]
     if source.format in _WITHOUT_COLUMNS:
         return
     if source.format == "parquet":

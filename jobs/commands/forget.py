@@ -10,10 +10,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.lease import lease
+from cluster.lease import hold_lease
 from cluster.session import connect
+from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
-from cluster.visibility import visible_everywhere
 from data.corpus.forget import held
 from jobs.frame.artifact import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, read_forgotten
 from jobs.frame.pipeline import ROAD, stage_named
@@ -40,7 +40,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
-    with lease(store), connect(address), visible_everywhere(store, []):  # one at a time in a store
+    with hold_lease(store), connect(address), require_shared_paths(store, []):  # one at a time in a store
         records = _records(store)
         forgotten = read_forgotten(store)
         if unknown := _unknown([own for own in ids if own not in forgotten], store, records):
@@ -91,7 +91,7 @@ def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
     for name in store.glob(f"*/{UNFINISHED}"):
         output, inputs = store / name.partition("/")[0], store.read_json(name)
         if not inputs or any(need["id"] in changed for need in inputs.values()):
-            with lease(output):  # once the run that makes it, if one does, has ended
+            with hold_lease(output):  # once the run that makes it, if one does, has ended
                 if not output.exists(RECORD):
                     clear_output(output)
                     log.info("emptied %s, which was not finished", output.url)

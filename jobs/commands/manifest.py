@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from actors.settings import GraphExecution
-from cluster.files import local_path
-from cluster.kuberay import ClusterConfig, Group, PodShape, manifest, pods_needed
+from cluster.kuberay import ClusterConfig, PodGroup, PodShape, build_manifest, num_pods
+from cluster.paths import local_path
 from cluster.placement import Placement
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.submit import local_program, program_files
@@ -40,7 +40,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
     files = {_shipped(path): path.read_text() for path in _files(stage, config, configs)}
     _refuse_local_places(configs, store)
     words = ["raymill", "run", stage, _shipped(config), *overrides, "--store", store]
-    objects = manifest(
+    objects = build_manifest(
         settings,
         group_sizes(configs, settings),
         command=shlex.join(words),
@@ -52,15 +52,15 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
     return HEADER.format(command=shlex.join(called)) + "---\n" + "---\n".join(documents)
 
 
-def group_sizes(configs: Mapping[str, Any], settings: ClusterConfig) -> list[Group]:
+def group_sizes(configs: Mapping[str, Any], settings: ClusterConfig) -> list[PodGroup]:
     """The worker groups and how many pods each needs; a group that no stage uses is left out."""
     pods = {"data": settings.data_pods, "train": 0, "rollout": 0}
     shapes: dict[str, PodShape] = {name: getattr(settings, name) for name in pods}
     for stage, config in configs.items():
         for group, workers in _demand(config).items():
-            needed = pods_needed(workers, shapes[group], f"{stage}: execution on {group} pods")
+            needed = num_pods(workers, shapes[group], f"{stage}: execution on {group} pods")
             pods[group] = max(pods[group], needed)
-    return [Group(name, shapes[name], number) for name, number in pods.items() if number]
+    return [PodGroup(name, shapes[name], number) for name, number in pods.items() if number]
 
 
 def _execution(config: Any) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from cluster import ledger
-from cluster.files import absolute, local_path
+from cluster import submission_status
+from cluster.paths import absolute_url, local_path
 from cluster.progress import working
-from cluster.session import assert_own_packages
+from cluster.session import refuse_shadowed_packages
 from cluster.storage import Storage
-from cluster.submission import Sent, Submission, Told, ask, submit_once
+from cluster.submission import JobReport, Submission, SubmitResult, query_job, submit_once
 from cluster.user_cache import UserCache
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import load_yaml, parse_override
@@ -41,7 +41,9 @@ _POLL_S = 1.0
 _remembered = UserCache("submissions")
 
 
-def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None) -> Sent:
+def submit(
+    stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None
+) -> SubmitResult:
     """The job that runs this command on the cluster whose dashboard is at `address`.
 
     Submitting twice does the work once: the id is a hash of the command, the shipped files, Raymill's version and the
@@ -49,7 +51,7 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
     Raises ValueError with every mistake that can be found here, before anything is sent.
     """
     load = load_pipeline if stage == "pipeline" else lambda *a, **k: load_stage(stage, *a, **k)
-    assert_own_packages()  # the shipped files are the workers' directory, as this one is here
+    refuse_shadowed_packages()  # the shipped files are the workers' directory, as this one is here
     pipeline: Pipeline = load(config, overrides, store=store)
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
@@ -67,14 +69,14 @@ def submit(stage: str, config: Path, overrides: Sequence[str], *, store: str | N
             env={**pipeline.environment, **code_variables()},
             metadata={"raymill": version("raymill"), "store": pipeline.store.url},
             still_stands=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
-            before_sending=lambda id: ledger.sent(pipeline.store, id),
+            before_sending=lambda id: submission_status.note_sent(pipeline.store, id),
         )
     remembered = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}
     _remembered.put(result.submission.id, remembered)
     return result
 
 
-def follow_start(submission: Submission, store: Storage) -> Told:
+def follow_start(submission: Submission, store: Storage) -> JobReport:
     """What is known of a job once its run has passed all checks, or has ended, or after `_START_S`.
 
     A run that is refused, because the cluster sees another store or has another Raymill, is so within seconds.
@@ -82,7 +84,7 @@ def follow_start(submission: Submission, store: Storage) -> Told:
     until = time.monotonic() + _START_S
     with working(lambda: f"waiting for job {submission.id} to begin"):
         while True:
-            told = ask(submission, store)
+            told = query_job(submission, store)
             is_running = told.run is not None and told.run.state == "running"
             if told.has_ended or is_running or time.monotonic() > until:
                 return told
@@ -160,10 +162,10 @@ def _moved_values(job: Job) -> dict[str, str]:
     moved: dict[str, str] = {}
     for value in marked_sources(job.config):
         program = local_program(value)
-        moved[value] = f"{_place(program)}{value[len(file_of(value)) :]}" if program else absolute(value)
+        moved[value] = f"{_place(program)}{value[len(file_of(value)) :]}" if program else absolute_url(value)
     for path, value, _ in marked_inputs(job.config):
         if isinstance(job.needs[path], Artifact):
-            moved[value] = absolute(value)
+            moved[value] = absolute_url(value)
     return {value: new for value, new in moved.items() if new != value}
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cluster.footprint import num_cores, processor
+from cluster.machine import num_cores, processor
 from cluster.progress import working
 from cluster.user_cache import UserCache
 
@@ -112,13 +112,13 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     from model.batch import from_sequences
     from model.objectives import causal_lm
     from model.train import autocast
-    from model.transformer import Transformer, TransformerConfig, flops_per_token, initialise
+    from model.transformer import Transformer, TransformerConfig, flops_per_token, initialize
 
     sizes = TransformerConfig(
         vocab_size=4096, width=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=640, max_length=_LENGTH
     )
     model = Transformer(sizes)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     rows, mask = [list(range(_LENGTH + 1))] * _ROWS, [True] * (_LENGTH + 1)
     batch = from_sequences(rows, [mask] * _ROWS, length=_LENGTH, pad_id=0)
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from cluster.files import expand
+from cluster.paths import list_files
 from jobs.frame.user_code import beside, read_siblings
 
 Meaning = Literal["artifact", "files", "function"]
@@ -63,10 +63,10 @@ def match_sources(config: Any) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, value in _marked(config, "source"):
         try:
-            found[path] = expand([file_of(value)])
+            found[path] = list_files([file_of(value)])
             if file_of(value) != value:  # a program: what it imports from beside it is part of it
                 siblings = read_siblings(file_of(value))
-                found[path] += [url for name in siblings for url in expand([beside(file_of(value), name)])]
+                found[path] += [url for name in siblings for url in list_files([beside(file_of(value), name)])]
         except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
             raise ValueError(f"{path}: {error}") from error
     return found

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.footprint import free_memory_bytes, num_cores, processor
+from cluster.machine import free_memory_bytes, num_cores, processor
 from cluster.plain import from_plain
-from cluster.progress import duration
+from cluster.progress import format_duration
 from cluster.session import cluster_address
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, Artifact, open_artifact, recorded_precisions
@@ -260,7 +260,7 @@ def _total(values: Sequence[float | None], together: Any) -> float | None:
 
 
 def _cells(one: Forecast) -> str:
-    seconds = "?" if one.seconds is None else duration(one.seconds)
+    seconds = "?" if one.seconds is None else format_duration(one.seconds)
     memory = "?" if one.memory_gib is None else f"{one.memory_gib:.1f} GiB"
     disk = "?" if one.disk_gib is None else _size(one.disk_gib)
     return f"{seconds:>12} {memory:>10} {disk:>10}"

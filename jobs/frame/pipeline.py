@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.credentials import refuse_credentials
-from cluster.placement import check_room, total_resources
+from cluster.placement import check_fits, total_resources
 from cluster.progress import working
-from cluster.session import assert_own_packages, connect, largest_resources
+from cluster.session import connect, max_cluster_resources, refuse_shadowed_packages
+from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
-from cluster.visibility import visible_everywhere
 from cluster.wandb_mirror import wandb_mode
 from jobs.frame.artifact import FOREIGN, Artifact, open_artifact, recorded_precisions
 from jobs.frame.config import build, load_yaml, parse_override
@@ -282,7 +282,7 @@ def run_pipeline(
     environment = {} if os.environ.get(SUBMITTED_VERSION) else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if artifacts[name] is None]
     sources = [url for job in pending for url in _urls_of(job)]
-    with connect(address, environment=environment), visible_everywhere(pipeline.store, sources):
+    with connect(address, environment=environment), require_shared_paths(pipeline.store, sources):
         _check_rooms(pending)
         on_begin()
         for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
@@ -322,19 +322,19 @@ def _urls_of(job: Job) -> list[str]:
 
 def _check_rooms(jobs: Sequence[Job]) -> None:
     """Raises ValueError for the first job whose workers can never fit; what may still come is waited for later."""
-    limits = largest_resources()
+    limits = max_cluster_resources()
     if limits is None:
         return
     for job in jobs:
         for groups in job.stage.groups(job.config):
             where = f"{job.name}: execution ({', '.join(groups)})"
-            check_room(total_resources(groups.values()), limits, where)
+            check_fits(total_resources(groups.values()), limits, where)
 
 
 def find_errors(pipeline: Pipeline) -> list[str]:
     """Every mistake that can be found without starting anything: in configs, files, and inputs that stand."""
     found = list(pipeline.errors.values())
-    for check in (wandb_mode, assert_own_packages):
+    for check in (wandb_mode, refuse_shadowed_packages):
         try:
             check()
         except ValueError as error:

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cluster.capacity import wait_for_capacity
 from cluster.placement import Placement
-from cluster.room import wait_for_room
-from cluster.session import cluster_is_whole, is_connected, on_node
+from cluster.session import is_connected, is_local_cluster, options_on_node
 from model.precision import COMPUTED_BY, ComputePrecision, bfloat16_emulation, gpu_multiplies_bfloat16
 
 Groups = Sequence[Mapping[str, Placement]]
@@ -81,9 +81,9 @@ def _emulation(path: str, group: str, groups: Groups) -> float | None:
     if _is_on_gpu(group, groups):
         return None
     placement = _placement(group, groups)
-    if placement is None or not is_connected() or cluster_is_whole():
+    if placement is None or not is_connected() or is_local_cluster():
         return bfloat16_emulation()
-    wait_for_room(placement.bundles, path)  # all of it: a node that comes later may have another processor
+    wait_for_capacity(placement.bundles, path)  # all of it: a node that comes later may have another processor
     return max((factor for factor in _emulation_on_nodes() if factor is not None), default=None)
 
 
@@ -92,7 +92,7 @@ def _emulation_on_nodes() -> list[float | None]:
 
     ask = ray.remote(bfloat16_emulation)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return ray.get([ask.options(**on_node(node, soft=True)).remote() for node in nodes])
+    return ray.get([ask.options(**options_on_node(node, soft=True)).remote() for node in nodes])
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -10,19 +10,20 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version as package_version
 from typing import Any
 
-from cluster.causes import original
+from cluster.capacity import capacity_wait_limit
 from cluster.failures import WorkFailed, explain
-from cluster.footprint import Footprint, num_cores, processor
-from cluster.lease import lease
+from cluster.lease import hold_lease
+from cluster.machine import num_cores, processor
 from cluster.placement import Execution
 from cluster.plain import from_plain, to_plain
 from cluster.progress import working
-from cluster.room import waiting_for_room
-from cluster.signals import Stopped
+from cluster.resource_usage import ResourceUsage
+from cluster.signals import StoppedBySignal
+from cluster.stage_monitor import monitoring
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.wandb_mirror import mirrored
-from cluster.watch import watching
+from cluster.worker_errors import original_error
 from jobs.frame.artifact import (
     BEFORE,
     RECORD,
@@ -57,7 +58,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
             )
     with working("checking the inputs"):
         job.stage.check_inputs(job.config, inputs)
-    with lease(output) as require_lease:
+    with hold_lease(output) as require_lease:
         if artifact := open_artifact(output):
             return artifact  # another run made it while this one waited
         forgotten = read_forgotten(store)
@@ -89,7 +90,7 @@ def _do(job: Job, context: Context, unfinished: Mapping[str, Any]) -> dict[str, 
     """Run the stage, from where an earlier attempt has left it; what its record says."""
     output, inputs = context.output, context.inputs
     started, start_s = time.time(), time.monotonic()
-    with waiting_for_room(_wait_s(job.config)), Footprint() as footprint, _watched(job.name):
+    with capacity_wait_limit(_wait_s(job.config)), ResourceUsage() as footprint, _watched(job.name):
         groups = job.stage.groups(job.config)
         precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
         warn_of_emulation(job.config, groups)
@@ -118,20 +119,24 @@ def _watched(name: str) -> Iterator[None]:
 
     Raises ValueError for mistakes of the user, also for those found in a worker, WorkFailed for everything else.
     """
-    with watching(name):
+    with monitoring(name):
         try:
             yield
         except WorkFailed:
             raise
         except Exception as error:
-            inner = original(error)
+            inner = original_error(error)
             if inner is error and isinstance(error, ValueError):
                 raise
             if isinstance(inner, ValueError):  # a worker has found it; Ray's text would be its traceback
                 raise ValueError(f"{name}: {inner}") from error
             raise explain(error, stage=name).error() from error
         except KeyboardInterrupt as stop:
-            raise (stop if isinstance(stop, Stopped) else Stopped(f"{name} goes on from what is done of it")) from None
+            raise (
+                stop
+                if isinstance(stop, StoppedBySignal)
+                else StoppedBySignal(f"{name} goes on from what is done of it")
+            ) from None
 
 
 def renew(stage: Stage, output: Storage, store: Storage) -> bool:
@@ -141,7 +146,7 @@ def renew(stage: Stage, output: Storage, store: Storage) -> bool:
     """
     assert stage.forget is not None
     changed = False
-    with lease(output) as require_lease:
+    with hold_lease(output) as require_lease:
         while True:
             standing = output.exists(RECORD)
             record = output.read_json(RECORD if standing else BEFORE)
@@ -214,7 +219,7 @@ def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: 
     }
 
 
-def _measured(output: Storage, footprint: Footprint) -> dict[str, Any]:
+def _measured(output: Storage, footprint: ResourceUsage) -> dict[str, Any]:
     """What the run took of this machine; with the work that it was for, `forecast.py` tells of later ones from it."""
     return {
         "machine": {"processor": processor(), "cores": num_cores()},

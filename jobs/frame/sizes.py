@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from cluster.files import expand_sized
+from cluster.paths import list_files_with_sizes
 from data.tokens.tokenizer import vocab_size
 from jobs.frame.artifact import FOREIGN_TOKENIZER, Artifact
 from jobs.frame.stage import Job, Needs
@@ -64,7 +64,7 @@ def text_bytes_of(need: Job | Artifact) -> float:
         return sum(need.summary[split]["bytes"] for split in ("train", "validation"))
     if need.stage.name == "shards":
         return text_bytes_of(need.needs["corpus"])
-    sizes = expand_sized([source.path for source in need.config.sources])
+    sizes = list_files_with_sizes([source.path for source in need.config.sources])
     return _KEPT_TEXT * sum(size or 0 for _, size in sizes)
 
 

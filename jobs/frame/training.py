@@ -18,26 +18,26 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from cluster.heartbeat import beat, stop_requested
 from cluster.metrics_log import last_metrics
 from cluster.placement import Execution, Placement
-from cluster.progress import FollowMetrics
-from cluster.signals import Stopped
+from cluster.progress import MetricsProgress
+from cluster.signals import StoppedBySignal
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from cluster.watched import beat, stop_requested
-from cluster.workers import StoppedInOrder, WorkerSpot, run_workers
+from cluster.worker_group import RankContext, StoppedOnRequest, run_worker_group
 from data.tokens.tokenizer import TokenIds
 from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
 from jobs.frame.stage import Context, Needs
 from jobs.frame.work import Processes, Work
-from model.batch import B, TrainBatch, split, to_device
-from model.checkpoint import Checkpoints, latest
+from model.batch import B, TrainBatch, split_rows, to_device
+from model.checkpoint import Checkpoints, latest_step
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
-from model.precision import Precision, autocast_dtype, best_product_s, settled
+from model.precision import Precision, autocast_dtype, fastest_matmul_s, resolved
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer, TransformerConfig, flops_per_token
 
@@ -182,7 +182,7 @@ def forecast_work(
         ],
         flop=tokens * flops_per_token(sizes, length),
         width=sizes.width,
-        precision=settled(config.precision),
+        precision=resolved(config.precision),
         threads=placement.workers * placement.threads_per_worker,
         steps=config.steps,
         disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
@@ -202,18 +202,18 @@ class TrainingWork:
 
 
 def run_training(
-    work: Callable[[WorkerSpot, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
+    work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
     """Call `work(spot, payload)` on the workers, say where it goes on, and show its progress."""
     checkpoints = context.output / "checkpoints"
-    if step := latest(checkpoints.fs, checkpoints.root):
+    if step := latest_step(checkpoints.fs, checkpoints.root):
         log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
     try:
-        with FollowMetrics(partial(last_metrics, context.output), "training", config.steps):
-            run_workers(work, payload, config.execution.placement, name=name)
+        with MetricsProgress(partial(last_metrics, context.output), "training", config.steps):
+            run_worker_group(work, payload, config.execution.placement, name=name)
     except KeyboardInterrupt:
-        step = latest(checkpoints.fs, checkpoints.root) or 0
-        raise Stopped(f"{name} goes on from step {step} of {config.steps}") from None
+        step = latest_step(checkpoints.fs, checkpoints.root) or 0
+        raise StoppedBySignal(f"{name} goes on from step {step} of {config.steps}") from None
 
 
 class TrainingRun:
@@ -222,11 +222,11 @@ class TrainingRun:
     Make it and call its methods on all ranks together.
     """
 
-    def __init__(self, spot: WorkerSpot, work: TrainingWork) -> None:
+    def __init__(self, spot: RankContext, work: TrainingWork) -> None:
         self.spot, self.work, self.config = spot, work, work.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = autocast_dtype(settled(work.config.precision))
+        self.dtype = autocast_dtype(resolved(work.config.precision))
         checkpoints = work.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
@@ -280,7 +280,7 @@ class TrainingRun:
         first = self.samples_of_step(step).start
         for offset, row in enumerate(fed):
             self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
-        return list(split(batch, self.config.execution.micro_batch_size))
+        return list(split_rows(batch, self.config.execution.micro_batch_size))
 
     def log(self, report: StepReport, flops_per_token: float) -> None:
         """Write a line of metrics at the logging interval and at the last step.
@@ -355,7 +355,7 @@ class TrainingRun:
                 self.work.tracker.close()
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
             self.checkpoints.wait()
-            raise StoppedInOrder(f"at step {state.step}")
+            raise StoppedOnRequest(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             if self.spot.rank == 0:
                 self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
@@ -410,4 +410,4 @@ def measure_peak_flops(
     """FLOP/s that this worker reaches at best in the largest product of a layer, [rows, width] x [width, ffn_width]."""
     left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
     right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
-    return 2.0 * rows * width * ffn_width / best_product_s(left, right, tries=8)
+    return 2.0 * rows * width * ffn_width / fastest_matmul_s(left, right, tries=8)

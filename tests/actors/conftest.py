@@ -15,7 +15,7 @@ from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, load_scalar_folder, save_folder
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,7 +28,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
     """Save a random policy; `scale` enlarges its matrices so that its distributions are far from uniform."""
     config = TransformerConfig(vocab_size=MIN_SIZE, tie_embeddings=tied, **SIZES)
     model = Transformer(config)
-    initialise(model, seed)
+    initialize(model, seed)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.8, 1.2, generator=torch.Generator().manual_seed(seed))

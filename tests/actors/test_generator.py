@@ -19,7 +19,7 @@ from actors.settings import Gap, LearningConfig
 from actors.weights import ObjectStorePublisher, Publication, StaleWeightsError
 from cluster.storage import Storage
 from model.huggingface import load_folder
-from model.precision import autocast_dtype, settled, torch_dtype
+from model.precision import autocast_dtype, resolved, torch_dtype
 from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ class Engine:
         batch = rollout_batch(rollouts, pad_id=0)
         engine = behaviour_logprobs(rollouts, batch)
         rows = torch.arange(len(rollouts))
-        dtype = autocast_dtype(settled(self.learning.precision))
+        dtype = autocast_dtype(resolved(self.learning.precision))
         learner = batch_logprobs(model, batch, rows, temperature=temperature, num_rows=8, dtype=dtype)
         gap = logprob_gap(batch, engine, learner)
         check_gap(

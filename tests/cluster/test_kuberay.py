@@ -10,13 +10,13 @@ import pytest
 from cluster.kuberay import (
     MOUNT,
     ClusterConfig,
-    Group,
+    PodGroup,
     PodShape,
     Redis,
     SecretVariable,
+    build_manifest,
     check_ray_job,
-    manifest,
-    pods_needed,
+    num_pods,
 )
 
 SHAPE = PodShape(cpus=8, memory_gib=32, gpus=4)
@@ -29,9 +29,9 @@ def config(**changes: Any) -> ClusterConfig:
 
 def objects(**changes: Any) -> dict[str, dict[str, Any]]:
     """The manifest by kind: two train pods and one rollout pod."""
-    made = manifest(
+    made = build_manifest(
         config(**changes),
-        [Group("train", SHAPE, 2), Group("rollout", SHAPE, 1)],
+        [PodGroup("train", SHAPE, 2), PodGroup("rollout", SHAPE, 1)],
         command="raymill run pipeline configs/a.yaml",
         files={"configs/a.yaml": "steps: 1\n"},
         env={"A": "1"},
@@ -114,7 +114,7 @@ def test_shipped_files_lie_where_everything_runs():
 
 def test_files_whose_keys_would_be_alike_are_both_shipped():
     files = {"a.yaml": "a", "pkg/words.py": "one", "pkg_words.py": "two"}
-    made = {one["kind"]: one for one in manifest(config(), [], command="raymill", files=files, env={})}
+    made = {one["kind"]: one for one in build_manifest(config(), [], command="raymill", files=files, env={})}
     (spec,) = pod_specs(made["RayJob"])
     (volume,) = [one["configMap"] for one in spec["volumes"] if "configMap" in one]
     data = made["ConfigMap"]["data"]
@@ -196,12 +196,12 @@ def test_what_the_server_takes_and_the_operator_refuses_is_refused_here(
 
 def test_workers_are_packed_into_pods_first_fit():
     one = {"CPU": 2.0, "GPU": 1.0}
-    assert pods_needed([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
-    assert pods_needed([one] * 5, SHAPE, "train") == 2
-    assert pods_needed([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
-    assert pods_needed([], SHAPE, "data") == 0
+    assert num_pods([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
+    assert num_pods([one] * 5, SHAPE, "train") == 2
+    assert num_pods([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
+    assert num_pods([], SHAPE, "data") == 0
 
 
 def test_a_worker_larger_than_a_pod_is_refused():
     with pytest.raises(ValueError, match="train: a worker needs 8 GPU, but one pod has 4; enlarge the pod"):
-        pods_needed([{"GPU": 8.0}], SHAPE, "train")
+        num_pods([{"GPU": 8.0}], SHAPE, "train")

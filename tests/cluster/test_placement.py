@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.placement import Placement, check_room, total_resources
+from cluster.placement import Placement, check_fits, total_resources
 
 
 def test_resources_are_those_of_all_workers_together():
@@ -50,17 +50,17 @@ def test_a_placement_that_can_be_passes():
 
 def test_more_than_the_cluster_has_is_refused():
     with pytest.raises(ValueError) as caught:
-        check_room({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
+        check_fits({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
     assert str(caught.value) == (
         "execution.placement: does not fit: needs 3 CPUs, the cluster has 2; lower the number of workers or the "
         "share of each, or take a larger cluster"
     )
     with pytest.raises(ValueError, match="needs 1 GPU, the cluster has 0"):
-        check_room({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
+        check_fits({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
 
 
 def test_exactly_what_the_cluster_has_fits_in_spite_of_rounding():
-    check_room({"CPU": 0.1 + 0.2}, {"CPU": 0.3}, "execution")
+    check_fits({"CPU": 0.1 + 0.2}, {"CPU": 0.3}, "execution")
 
 
 def test_groups_that_run_together_need_the_sum_of_each_resource() -> None:

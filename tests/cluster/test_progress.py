@@ -16,7 +16,7 @@ import pytest
 
 from cluster import progress
 from cluster.metrics_log import last_metrics
-from cluster.progress import FollowMetrics, Progress, duration
+from cluster.progress import MetricsProgress, Progress, format_duration
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 
@@ -159,7 +159,7 @@ def test_the_time_left_is_that_of_what_was_done_here(monkeypatch: pytest.MonkeyP
     ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (7199.9, "2 h 0 min")]
 )
 def test_durations_are_read_without_arithmetic(seconds: float, text: str):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
@@ -169,7 +169,7 @@ def test_a_run_elsewhere_is_followed_from_its_log(place: str, tmp_path: Path, mo
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = Tracker(storage=storage, run_id="r", name="n", group="g")
     seen = set()
-    with FollowMetrics(partial(last_metrics, storage), "pretrain", total_steps=4) as following:
+    with MetricsProgress(partial(last_metrics, storage), "pretrain", total_steps=4) as following:
         seen.add(progress._line._text())
         for step in (1, 2):
             tracker.log(step, {"train/loss": 3.0 - step})
@@ -197,7 +197,7 @@ def test_a_resumed_run_has_the_rate_of_its_own_steps_and_one_that_failed_has_no_
             time.sleep(0.01)
         return text
 
-    with caplog.at_level("INFO"), pytest.raises(RuntimeError), FollowMetrics(lambda: metrics[-1], "training", 200):
+    with caplog.at_level("INFO"), pytest.raises(RuntimeError), MetricsProgress(lambda: metrics[-1], "training", 200):
         now[0] = 60.0  # of workers that start
         metrics.append({"step": 101.0})
         shown(101)

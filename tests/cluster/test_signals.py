@@ -14,17 +14,17 @@ import pytest
 PROGRAM = """
 import signal, subprocess, sys, time
 from cluster import signals
-from cluster.signals import around_other_handlers, deferred, orderly_end, received, say
+from cluster.signals import keep_own_handlers, defer_signals, orderly_shutdown, received_signal, write_stderr
 
 signals._ORDER_S, signals._DEFER_S = {order_s}, 1.0
 {before}
-with orderly_end():
+with orderly_shutdown():
     try:
 {body}
     except KeyboardInterrupt:
-        say("interrupted by " + received().name)
+        write_stderr("interrupted by " + received_signal().name)
         {cleanup}
-        sys.exit(128 + received())
+        sys.exit(128 + received_signal())
 """
 WAIT = "print('begun', flush=True); time.sleep(60)"
 
@@ -103,14 +103,14 @@ def test_an_end_that_takes_too_long_is_cut_short_also_where_no_handler_runs() ->
 
 
 def test_a_deferred_signal_waits_for_the_end_of_the_block() -> None:
-    body = "with deferred():\n    print('begun', flush=True)\n    while received() is None: time.sleep(0.05)\n"
+    body = "with defer_signals():\n    print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)\n"
     process = start(body + "    print('kept', flush=True)\nprint('not reached')")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "kept\ninterrupted by SIGTERM\n"
 
 
 def test_a_block_that_takes_too_long_is_interrupted() -> None:
-    process = start(f"with deferred():\n    {WAIT}")
+    process = start(f"with defer_signals():\n    {WAIT}")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n"
@@ -118,8 +118,8 @@ def test_a_block_that_takes_too_long_is_interrupted() -> None:
 
 
 def test_a_signal_is_not_lost_where_the_deferred_work_fails_of_it_too() -> None:
-    wait = "print('begun', flush=True)\n    while received() is None: time.sleep(0.05)"
-    process = start(f"with deferred():\n    {wait}\n    raise RuntimeError('the actors got the same signal')")
+    wait = "print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)"
+    process = start(f"with defer_signals():\n    {wait}\n    raise RuntimeError('the actors got the same signal')")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
 
@@ -128,12 +128,12 @@ def test_a_signal_under_the_handler_of_a_library_is_ours_all_the_same() -> None:
     """ray.init's ends the process with the number of the signal as its exit code."""
     child = "sleeper = subprocess.Popen(['sleep', '600'])"
     set_handler = "signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))"
-    process = start(f"with around_other_handlers():\n    {set_handler}\n    {WAIT}")
+    process = start(f"with keep_own_handlers():\n    {set_handler}\n    {WAIT}")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
     # A closed terminal takes its processes with it, but not those that an orderly end needs.
     process = start(
-        f"with around_other_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
+        f"with keep_own_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
     )
     (sleeper,) = psutil.Process(process.pid).children()
     sleeper.send_signal(signal.SIGHUP)

@@ -24,8 +24,8 @@ from botocore.exceptions import ClientError
 import cluster.retry
 import cluster.storage
 from cluster.credentials import refuse_credentials
-from cluster.files import absolute, expand, expand_sized, local_path
 from cluster.fingerprints import fingerprint
+from cluster.paths import absolute_url, list_files, list_files_with_sizes, local_path
 from cluster.storage import Storage
 
 
@@ -219,7 +219,7 @@ def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: 
 )
 def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
     whole = expected.format(here=os.getcwd(), home=os.path.expanduser("~"))
-    assert absolute(location) == whole
+    assert absolute_url(location) == whole
     if "::" not in location and "*" not in location:
         assert Storage(location).url == whole  # a worker has another working directory
 
@@ -254,20 +254,20 @@ def test_globs_expand_to_sorted_files(tmp_path: Path):
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.txt").mkdir()
-    assert expand([f"{tmp_path}/*.txt"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
+    assert list_files([f"{tmp_path}/*.txt"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
 
 
 def test_globs_expand_on_an_object_store():
     storage = Storage(f"memory://sources-{uuid.uuid4().hex[:8]}")
     storage.write_bytes("a.txt", b"a")
     storage.write_bytes("b.txt", b"b")
-    urls = expand([f"{storage.url}/*.txt"])
+    urls = list_files([f"{storage.url}/*.txt"])
     assert [url.rsplit("/", 1)[1] for url in urls] == ["a.txt", "b.txt"]
     assert [storage.fs.cat_file(url) for url in urls] == [b"a", b"b"]
 
 
 def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archive: Path):
-    urls = expand([f"zip://package/data/*.jsonl::file://{archive}"])
+    urls = list_files([f"zip://package/data/*.jsonl::file://{archive}"])
     assert urls == [f"zip://package/data/{name}.jsonl::file://{archive}" for name in "ab"]
     with fsspec.open(urls[1]) as file:
         assert file.read() == b"bb"  # pyright: ignore[reportAttributeAccessIssue]
@@ -275,7 +275,9 @@ def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archiv
 
 def test_a_relative_archive_is_found_from_the_working_directory(archive: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(archive.parent)
-    assert expand(["zip://package/readme.txt::file://archive.whl"]) == [f"zip://package/readme.txt::file://{archive}"]
+    assert list_files(["zip://package/readme.txt::file://archive.whl"]) == [
+        f"zip://package/readme.txt::file://{archive}"
+    ]
 
 
 def test_a_pattern_that_matches_nothing_is_named(archive: Path):
@@ -285,7 +287,7 @@ def test_a_pattern_that_matches_nothing_is_named(archive: Path):
         f"{archive.parent}/no/a.txt",
     ):
         with pytest.raises(ValueError, match="matches no file; check the path") as caught:
-            expand([pattern])
+            list_files([pattern])
         assert repr(pattern) in str(caught.value)
 
 
@@ -294,7 +296,7 @@ def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Pa
     (tmp_path / "not-an-archive").write_text("text " * 200)
     pattern = f"{scheme}://x::file://{tmp_path}/not-an-archive"
     with pytest.raises(ValueError, match="is no archive or a damaged one") as caught:
-        expand([pattern])
+        list_files([pattern])
     assert repr(pattern) in str(caught.value)
 
 
@@ -376,7 +378,7 @@ def test_a_listing_tells_the_sizes(storage: Storage):
     for number in range(3):
         storage.write_bytes(f"in/{number}.txt", b"x" * number)
     storage.write_bytes("in/below/3.txt", b"xxx")
-    found = expand_sized([f"{storage.url}/in/*"])
+    found = list_files_with_sizes([f"{storage.url}/in/*"])
     assert [(url.rsplit("/in/")[1], size) for url, size in found] == [(f"{number}.txt", number) for number in range(3)]
 
 
@@ -385,8 +387,8 @@ def test_a_listing_follows_links_and_looks_into_archives(archive: Path, tmp_path
     (tmp_path / "folder").mkdir()
     for name, goal in (("link.txt", "a.txt"), ("folder.txt", "folder"), ("nowhere.txt", "none")):
         (tmp_path / name).symlink_to(tmp_path / goal)
-    assert expand_sized([f"{tmp_path}/*.txt"]) == [(f"{tmp_path}/a.txt", 4), (f"{tmp_path}/link.txt", 4)]
-    assert [size for _, size in expand_sized([f"zip://package/data/*::file://{archive}"])] == [1, 2]
+    assert list_files_with_sizes([f"{tmp_path}/*.txt"]) == [(f"{tmp_path}/a.txt", 4), (f"{tmp_path}/link.txt", 4)]
+    assert [size for _, size in list_files_with_sizes([f"zip://package/data/*::file://{archive}"])] == [1, 2]
 
 
 @pytest.mark.slow
@@ -409,7 +411,10 @@ def test_every_operation_outlives_a_fault(s3: str, fault: str):
             assert b"".join(iter(lambda: file.read(1 << 20), b"")) == large
     storage.copy("a", storage / "copy")
     assert storage.glob("*") == ["a", "copy", "large", "lease"]
-    assert expand_sized([f"{storage.url}/l*"]) == [(f"{storage.url}/large", 12 << 20), (f"{storage.url}/lease", 4)]
+    assert list_files_with_sizes([f"{storage.url}/l*"]) == [
+        (f"{storage.url}/large", 12 << 20),
+        (f"{storage.url}/lease", 4),
+    ]
     assert fingerprint(f"{storage.url}/a") == f"etag:{hashlib.md5(b'bytes').hexdigest()}"
     assert (storage / "copy").local().joinpath("a").read_bytes() == b"bytes"
     storage.remove("copy")
@@ -440,7 +445,7 @@ def test_what_another_process_writes_is_seen_at_once(s3: str):
 
 
 @pytest.mark.slow
-def test_a_refused_or_missing_key_is_told_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_refused_or_missing_key_log_death_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
     files = fsspec.get_filesystem_class("s3")
     for answer in ("signature", "Unable to locate credentials"):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -477,15 +482,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
     passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
     call = Failing(*passing)
-    assert cluster.retry.insist(call) == "answer" and call.calls == 4
+    assert cluster.retry.with_retries(call) == "answer" and call.calls == 4
     with pytest.raises(OSError, match="500"):
-        cluster.retry.insist(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
+        cluster.retry.with_retries(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
     with pytest.raises(OSError, match="ClientPayloadError: broken off"):
-        cluster.retry.insist(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
+        cluster.retry.with_retries(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
     for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
         call = Failing(final)
         with pytest.raises(type(final)):
-            cluster.retry.insist(call)
+            cluster.retry.with_retries(call)
         assert call.calls == 1
 
 

@@ -14,9 +14,9 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as module
-from cluster.ledger import sent
 from cluster.storage import Storage
-from cluster.submission import HeadSilent, Submission, ask, job_client, once_an_agent_is_up
+from cluster.submission import HeadUnreachable, Submission, job_client, query_job, send_when_agent_ready
+from cluster.submission_status import note_sent
 
 NO_AGENT = "Request failed with status code 500: No available agent to submit job, please try again later.."
 
@@ -35,21 +35,21 @@ def answering(*answers: str | None) -> tuple[Callable[[], None], list[str | None
 
 def test_a_head_without_an_agent_is_waited_for() -> None:
     send, given = answering(NO_AGENT, NO_AGENT, None)
-    once_an_agent_is_up(send, pause_s=0.0)
+    send_when_agent_ready(send, pause_s=0.0)
     assert given == [NO_AGENT, NO_AGENT, None]
 
 
-def test_another_refusal_is_told_at_once() -> None:
+def test_another_refusal_log_death_at_once() -> None:
     send, given = answering("Request failed with status code 400: this id is taken", None)
     with pytest.raises(RuntimeError, match="this id is taken"):
-        once_an_agent_is_up(send, pause_s=0.0)
+        send_when_agent_ready(send, pause_s=0.0)
     assert len(given) == 1
 
 
 def test_an_agent_that_never_comes_ends_the_wait_at_its_limit() -> None:
     send, given = answering(NO_AGENT)
     with pytest.raises(RuntimeError, match="No available agent"):
-        once_an_agent_is_up(send, limit_s=0.05, pause_s=0.01)
+        send_when_agent_ready(send, limit_s=0.05, pause_s=0.01)
     assert len(given) > 1
 
 
@@ -107,7 +107,7 @@ def test_a_log_whose_stream_breaks_goes_on_where_it_was_and_says_so(
     assert "".join(Submission("a").logs()) == "".join(head.pieces)
     assert head.streams == 3
     assert caplog.text.count("the stream of the log broke (RuntimeError: WebSocket connection closed") == 2
-    assert (told := ask(Submission("a"), None)).code == 0 and told.ending() == "job a succeeded"
+    assert (told := query_job(Submission("a"), None)).code == 0 and told.ending() == "job a succeeded"
 
 
 def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Callable[[Head], Head]) -> None:
@@ -120,11 +120,13 @@ def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Ca
     for status in (JobStatus.RUNNING, JobStatus.FAILED):
         head = reached(Breaking())
         head.status = status
-        with pytest.raises(HeadSilent, match=r"the log of job a cannot be read: its stream broke 6 times in a row"):
+        with pytest.raises(
+            HeadUnreachable, match=r"the log of job a cannot be read: its stream broke 6 times in a row"
+        ):
             list(Submission("a").logs())
         assert head.streams == 6
-    assert ask(Submission("a"), None).ending() == "job a FAILED: Job is FAILED"
-    assert ask(Submission("a"), None).code == 3
+    assert query_job(Submission("a"), None).ending() == "job a FAILED: Job is FAILED"
+    assert query_job(Submission("a"), None).code == 3
 
 
 def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Callable[[Head], Head]) -> None:
@@ -140,10 +142,10 @@ def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Calla
             yield ""
 
     reached(Closed())
-    with pytest.raises(HeadSilent, match="it was closed, though the job is RUNNING"):
+    with pytest.raises(HeadUnreachable, match="it was closed, though the job is RUNNING"):
         list(Submission("a").logs())
     reached(Open())
-    with pytest.raises(HeadSilent, match="it stayed open after the end of the job"):
+    with pytest.raises(HeadUnreachable, match="it stayed open after the end of the job"):
         list(Submission("a").logs())
 
 
@@ -160,7 +162,7 @@ def test_a_head_that_vanishes_under_a_silent_stream_is_noticed(reached: Callable
             yield ""
 
     reached(Vanishing())
-    with pytest.raises(HeadSilent, match="head has not answered for 0 s, so it is gone or cut off"):
+    with pytest.raises(HeadUnreachable, match="head has not answered for 0 s, so it is gone or cut off"):
         list(Submission("a").logs())
 
 
@@ -173,11 +175,11 @@ def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
 
     reached(Troubled())
     store = Storage(str(tmp_path))
-    for call in (lambda: ask(Submission("a"), store), Submission("a").stop):
-        with pytest.raises(HeadSilent, match=r"the cluster's head does not tell \(RuntimeError: .* 500"):
+    for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
+        with pytest.raises(HeadUnreachable, match=r"the cluster's head does not tell \(RuntimeError: .* 500"):
             call()
-    sent(store, "a")
-    told = ask(Submission("a"), store)
+    note_sent(store, "a")
+    told = query_job(Submission("a"), store)
     assert (told.status, told.code, told.is_known) == ("UNKNOWN", 1, False)
     assert "status code 500" in told.ending() and "its run: sent, " in told.ending()
 

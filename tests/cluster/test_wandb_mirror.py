@@ -18,7 +18,7 @@ from cluster import wandb_mirror
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from cluster.wandb_client import Unsent, read_history, require_reachable
+from cluster.wandb_client import UnsentLines, read_history, require_reachable
 from cluster.wandb_mirror import mirrored, wandb_mode
 
 _spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).parents[1] / "wandb_server.py")
@@ -103,7 +103,7 @@ def lines_of(steps: range, keys: str = "a") -> list[str]:
 
 
 def test_a_log_that_grows_and_is_cut_back_is_sent_once():
-    unsent = Unsent(-1.0)
+    unsent = UnsentLines(-1.0)
     first = lines_of(range(10, 200, 10))
     assert unsent.take(first[:5]) == first[:5] and unsent.take(first) == first[5:] and unsent.take(first) == []
     both = [*first, json.dumps({"step": 190, "validation": 1})]  # another line of the same step
@@ -112,7 +112,7 @@ def test_a_log_that_grows_and_is_cut_back_is_sent_once():
     again = lines_of(range(10, 101, 10)) + lines_of(range(101, 230), "b")
     assert unsent.take(again[:10]) == []
     assert [json.loads(line)["step"] for line in unsent.take(again)] == list(range(191, 230))
-    late = Unsent(190.0)
+    late = UnsentLines(190.0)
     assert late.take(first) == [] and len(late.take(again)) == 39
 
 
@@ -232,7 +232,7 @@ def synced(storage: Storage) -> list[float]:
         return server.steps("run-1")
 
 
-def test_a_server_without_a_way_to_it_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_a_server_without_a_way_to_it_log_death_at_once(monkeypatch: pytest.MonkeyPatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     closed = closed_port()

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster.ledger import SUBMISSION, read_ledger, sent
 from cluster.storage import Storage
+from cluster.submission_status import SUBMISSION_VARIABLE, note_sent, read_status
 from jobs import cli
 from jobs.cli import main, parse
 from jobs.frame import pipeline as pipeline_module
@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs of small stages; nothing that runs needs Ray."""
     monkeypatch.setattr(pipeline_module, "stage_named", STAGES.__getitem__)
     monkeypatch.setattr(pipeline_module, "connect", no_ray)
-    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: None)
+    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: None)
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("text.txt", "words"),
@@ -153,17 +153,17 @@ def test_a_job_sent_by_another_version_is_refused(
 
 def test_a_submitted_run_that_is_refused_says_so_in_the_ledger(folder: Path, monkeypatch: pytest.MonkeyPatch):
     store = Storage("runs")
-    monkeypatch.setenv(SUBMISSION, "corpus-ab")
+    monkeypatch.setenv(SUBMISSION_VARIABLE, "corpus-ab")
     assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 2  # not the store in which it was noted
-    assert read_ledger(store, "corpus-ab") is None
+    assert read_status(store, "corpus-ab") is None
     for config, words in (("corpus.yaml", "submitted by raymill 0.0.1"), ("no.yaml", "config 'no.yaml' is not a file")):
-        sent(store, "corpus-ab")
+        note_sent(store, "corpus-ab")
         monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", "0.0.1" if config == "corpus.yaml" else version("raymill"))
         assert main(["run", "corpus", config, "--store", "runs"]) == 2
-        entry = read_ledger(store, "corpus-ab")
+        entry = read_status(store, "corpus-ab")
         assert entry is not None and entry.state == "failed" and words in entry.says
     assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 0
-    entry = read_ledger(store, "corpus-ab")
+    entry = read_status(store, "corpus-ab")
     assert entry is not None and entry.state == "succeeded"
 
 
@@ -226,8 +226,8 @@ sys.exit(cli.main())
 def test_a_submitted_run_outlives_the_package_that_it_came_in(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """As when Ray unpacks it anew for a node that joins on the same machine."""
     store, package, seen = Storage("runs"), Path.cwd(), list[bool]()
-    monkeypatch.setenv(SUBMISSION, "corpus-ab")
-    sent(store, "corpus-ab")
+    monkeypatch.setenv(SUBMISSION_VARIABLE, "corpus-ab")
+    note_sent(store, "corpus-ab")
 
     def run(*_: object, **__: object) -> list[Any]:
         (package / "corpus.yaml").unlink()

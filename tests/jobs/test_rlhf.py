@@ -27,7 +27,7 @@ from jobs.frame.stage import Context
 from jobs.frame.user_code import read_program
 from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, run
 from model.huggingface import SpecialTokens, save_folder
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 SIZES = TransformerConfig(
     vocab_size=MIN_SIZE, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=96
@@ -44,7 +44,7 @@ def two_arguments(prompt, response):
 def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = "") -> Artifact:
     """A random chat model; `digits` is text that its tokenizer learns from, to make another one."""
     model = Transformer(sizes)
-    initialise(model, 0)
+    initialize(model, 0)
     folder.mkdir(parents=True)
     save_tokenizer(train_tokenizer([digits], size=MIN_SIZE + (10 if digits else 0)), folder)
     ids = chat_special_tokens(folder)

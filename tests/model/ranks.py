@@ -18,15 +18,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from model.batch import Batch, PairBatch, split
+from model.batch import Batch, PairBatch, split_rows
 from model.checkpoint import Checkpoints
 from model.heads import Model, ScalarHead
 from model.huggingface import hf_tensors
 from model.objectives import Loss, bradley_terry, causal_lm, nll_by_row
-from model.optim import adamw, constant
+from model.optim import adamw, constant_schedule
 from model.parallel import full_state_dict, shard
 from model.train import NonFiniteError, TrainState, train_step
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 CONFIG = TransformerConfig(
     vocab_size=64, width=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_width=48, max_length=32
@@ -60,15 +60,15 @@ class Rank:
         self.found: dict[str, Any] = {}
 
     def state(self, model: Model, *, seed: int = 0, lr: float = 1e-2, **options: Any) -> TrainState:
-        initialise(model, seed)
+        initialize(model, seed)
         if self.world:
             shard(model, mesh=init_device_mesh("cpu", (self.world,)), **options)
-        return TrainState(model, adamw(model, lr=lr), constant(lr))
+        return TrainState(model, adamw(model, lr=lr), constant_schedule(lr))
 
     def mine(self, batch: Any) -> Iterator[Any]:
         """This rank's share of eight rows, in two micro-batches."""
-        share = list(split(batch, 8 // max(1, self.world)))[self.rank]
-        return split(share, 4 // max(1, self.world))
+        share = list(split_rows(batch, 8 // max(1, self.world)))[self.rank]
+        return split_rows(share, 4 // max(1, self.world))
 
     def train(self, name: str, state: TrainState, objective: Any, make_batch: Any, *, until: int) -> None:
         reports = self.found.setdefault(name, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.batch import Batch, PolicyBatch, from_sequences, pair_batch, split, to_device
+from model.batch import Batch, PolicyBatch, from_sequences, pair_batch, split_rows, to_device
 
 
 def test_targets_are_the_next_tokens_and_the_mask_follows_them() -> None:
@@ -34,7 +34,7 @@ def test_padding_documents_are_no_tokens() -> None:
 def test_split_cuts_every_tensor_and_keeps_none() -> None:
     tokens = from_sequences([[1, 2], [3, 4], [5, 6]], [[True, True]] * 3, length=2, pad_id=0)
     batch = PolicyBatch(tokens, torch.arange(6.0).view(3, 2), torch.zeros(3, 2), None)
-    first, second = split(to_device(batch, torch.device("cpu")), 2)
+    first, second = split_rows(to_device(batch, torch.device("cpu")), 2)
     assert first.tokens.input_ids[:, 0].tolist() == [1, 3]
     assert second.tokens.targets[:, 0].tolist() == [6]
     assert second.behaviour_logprobs.tolist() == [[4.0, 5.0]]

@@ -14,12 +14,12 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from model.batch import from_sequences
-from model.checkpoint import CheckpointError, Checkpoints, latest, read_record, step_folder, whole_steps
+from model.checkpoint import CheckpointError, Checkpoints, latest_step, read_record, step_folder, whole_steps
 from model.heads import ScalarHead
 from model.objectives import causal_lm
-from model.optim import adamw, constant
+from model.optim import adamw, constant_schedule
 from model.train import StepReport, TrainState, train_step
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -30,8 +30,8 @@ CONFIG = TransformerConfig(
 
 def make_state(config: TransformerConfig = CONFIG, *, seed: int = 0) -> TrainState:
     model = Transformer(config)
-    initialise(model, seed)
-    return TrainState(model, adamw(model, lr=1e-2), constant(1e-2))
+    initialize(model, seed)
+    return TrainState(model, adamw(model, lr=1e-2), constant_schedule(1e-2))
 
 
 def train(state: TrainState, num_steps: int) -> list[StepReport]:
@@ -96,10 +96,10 @@ def test_a_checkpoint_is_invisible_until_whole_and_later_training_does_not_reach
     checkpoints = Checkpoints(fs, path)
     checkpoints.save(state, {})
     train(state, 1)
-    assert latest(fs, path) is None
+    assert latest_step(fs, path) is None
     release.set()
     checkpoints.wait()
-    assert latest(fs, path) == 2
+    assert latest_step(fs, path) == 2
     loaded = make_state(seed=5)
     checkpoints.load(loaded)
     assert_equal(tensors(loaded), expected)
@@ -118,7 +118,7 @@ def test_the_newest_stay_and_unfinished_ones_before_them_go(tmp_path: Path) -> N
     assert whole_steps(fs, path) == [3, 4]
     assert sorted(Path(path).iterdir()) == [Path(step_folder(path, 3)), Path(step_folder(path, 4))]
     fs.rm_file(f"{step_folder(path, 4)}/checkpoint.json")
-    assert latest(fs, path) == 3
+    assert latest_step(fs, path) == 3
     # A step that a kill left unfinished is written again over its remains.
     checkpoints.save(state, {"again": True})
     checkpoints.wait()
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         checkpoints.load(make_state(dataclasses.replace(CONFIG, num_layers=1)))
     critic = ScalarHead(CONFIG)
     with pytest.raises(ValueError, match="another model"):
-        checkpoints.load(TrainState(critic, adamw(critic, lr=1e-2), constant(1e-2)))
+        checkpoints.load(TrainState(critic, adamw(critic, lr=1e-2), constant_schedule(1e-2)))
 
 
 def test_a_failed_save_is_raised_by_wait_and_not_visible(tmp_path: Path) -> None:

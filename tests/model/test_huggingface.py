@@ -21,7 +21,7 @@ from model.huggingface import (
     save_folder,
 )
 from model.parallel import full_state_dict
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 SPECIAL = SpecialTokens(bos=1, eos=2, pad=0)
 
@@ -43,7 +43,7 @@ def make_config(*, tie_embeddings: bool = True, num_kv_heads: int = 2) -> Transf
 
 def make_model(config: TransformerConfig) -> Transformer:
     model = Transformer(config)
-    initialise(model, seed=3)
+    initialize(model, seed=3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Larger than at the start of training, so that a wrong rotation or norm would show.
@@ -121,7 +121,7 @@ def test_bfloat16_folder_loads_as_float32_of_the_same_values(tmp_path: Path) -> 
 def test_exported_scalar_head_gives_transformers_our_rewards(tmp_path: Path) -> None:
     config = make_config(tie_embeddings=False)
     model = ScalarHead(config)
-    initialise(model, seed=5)
+    initialize(model, seed=5)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-1, 1, config.width)[None])
     save_folder(tmp_path, full_state_dict(model), model.config, special_tokens=SPECIAL, tokenizer_folder=None)

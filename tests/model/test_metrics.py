@@ -24,7 +24,7 @@ def test_empty_text_has_no_bits_per_byte() -> None:
 
 
 def test_squad_normal_form_drops_case_punctuation_articles_and_spaces() -> None:
-    assert metrics.normalise_answer("The  Eiffel Tower, a   landmark!") == "eiffel tower landmark"
+    assert metrics.normalize_answer("The  Eiffel Tower, a   landmark!") == "eiffel tower landmark"
     assert metrics.exact_match("the Answer.", ["an answer"]) == 1.0
     assert metrics.exact_match("answers", ["answer", "reply"]) == 0.0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, from_sequences, pair_batch, split
+from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, from_sequences, pair_batch, split_rows
 from model.heads import ScalarHead
 from model.objectives import (
     bradley_terry,
@@ -22,7 +22,7 @@ from model.objectives import (
     value_loss,
     values,
 )
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 CONFIG = TransformerConfig(
     vocab_size=13, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
@@ -31,7 +31,7 @@ CONFIG = TransformerConfig(
 
 def make_model() -> Transformer:
     model = Transformer(CONFIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
@@ -40,7 +40,7 @@ def make_model() -> Transformer:
 
 def make_scalar() -> ScalarHead:
     model = ScalarHead(CONFIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-0.3, 0.4, CONFIG.width)[None])
     return model
@@ -189,7 +189,7 @@ def test_bradley_terry_by_hand() -> None:
 
 def test_bradley_terry_of_a_new_head_is_log_two_and_half_right() -> None:
     model = ScalarHead(CONFIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     loss = bradley_terry(model, pair_batch([[1, 2]], [[3, 4, 5]], length=4, pad_id=0))
     assert loss.sum.item() == pytest.approx(math.log(2))
     assert loss.metrics["reward/accuracy"].item() == 0.5
@@ -214,7 +214,7 @@ def test_micro_batches_add_up_to_the_whole(kind: str) -> None:
         "pairs": (make_scalar(), pairs, bradley_terry),
     }[kind]
     whole = objective(network, batch)
-    parts = [objective(network, part) for part in split(batch, 2)]
+    parts = [objective(network, part) for part in split_rows(batch, 2)]
     assert len(parts) == 2
     torch.testing.assert_close(sum(part.sum for part in parts), whole.sum)
     torch.testing.assert_close(sum(part.weight for part in parts), whole.weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.optim import adamw, constant, warmup_cosine
+from model.optim import adamw, constant_schedule, warmup_cosine
 from model.transformer import Transformer, TransformerConfig
 
 
@@ -20,8 +20,8 @@ def test_warmup_rises_evenly_and_cosine_ends_at_the_final_ratio() -> None:
 def test_no_warmup_and_no_decay_are_allowed() -> None:
     assert warmup_cosine(peak_lr=1.0, warmup_steps=0, total_steps=1, final_ratio=0.5)(0) == 0.5
     assert warmup_cosine(peak_lr=1.0, warmup_steps=2, total_steps=2)(1) == 1.0
-    assert constant(3.0)(0) == 3.0
-    assert constant(3.0, warmup_steps=2)(0) == 1.5
+    assert constant_schedule(3.0)(0) == 3.0
+    assert constant_schedule(3.0, warmup_steps=2)(0) == 1.5
 
 
 def test_more_warmup_than_steps_is_refused() -> None:

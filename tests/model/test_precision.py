@@ -51,9 +51,9 @@ def test_the_measurement_agrees_with_the_processor_that_runs_this_test() -> None
 
 
 def test_auto_must_be_settled_before_anything_computes() -> None:
-    assert precision.settled("bfloat16") == "bfloat16"
+    assert precision.resolved("bfloat16") == "bfloat16"
     with pytest.raises(AssertionError, match="settled before a stage runs"):
-        precision.settled("auto")
+        precision.resolved("auto")
 
 
 def test_torch_is_told_by_its_own_names() -> None:

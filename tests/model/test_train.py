@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch, from_sequences, row_positions, split
+from model.batch import Batch, from_sequences, row_positions, split_rows
 from model.objectives import Loss, causal_lm
-from model.optim import adamw, constant
+from model.optim import adamw, constant_schedule
 from model.train import NonFiniteError, TrainState, fit, train_step
-from model.transformer import Transformer, TransformerConfig, initialise
+from model.transformer import Transformer, TransformerConfig, initialize
 
 CONFIG = TransformerConfig(
     vocab_size=32, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
@@ -22,9 +22,9 @@ CONFIG = TransformerConfig(
 
 def make_state(*, clip_norm: float = 1.0, lr: float = 1e-2, autocast_dtype: torch.dtype | None = None) -> TrainState:
     model = Transformer(CONFIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     optimizer = adamw(model, lr=lr)
-    return TrainState(model, optimizer, constant(lr), clip_norm=clip_norm, autocast_dtype=autocast_dtype)
+    return TrainState(model, optimizer, constant_schedule(lr), clip_norm=clip_norm, autocast_dtype=autocast_dtype)
 
 
 def make_batch(seed: int = 0) -> Batch:
@@ -44,7 +44,8 @@ def test_the_step_does_not_depend_on_micro_batches() -> None:
     states = {rows: make_state() for rows in (8, 4, 3, 1)}
     for seed in range(10):
         reports = {
-            rows: train_step(state, list(split(make_batch(seed), rows)), causal_lm) for rows, state in states.items()
+            rows: train_step(state, list(split_rows(make_batch(seed), rows)), causal_lm)
+            for rows, state in states.items()
         }
         for report in reports.values():
             assert report.loss == pytest.approx(reports[8].loss, abs=1e-5)
@@ -100,7 +101,7 @@ def test_metrics_are_divided_by_the_total_weight() -> None:
         loss = causal_lm(model, batch)
         return Loss(loss.sum, loss.weight, {"x/twos": 2.0 * loss.weight})
 
-    report = train_step(make_state(), list(split(make_batch(), 3)), objective)
+    report = train_step(make_state(), list(split_rows(make_batch(), 3)), objective)
     assert report.metrics == {"x/twos": pytest.approx(2.0)}
 
 

@@ -15,7 +15,7 @@ from model.transformer import (
     attend,
     document_mask,
     flops_per_token,
-    initialise,
+    initialize,
     num_parameters,
 )
 
@@ -26,7 +26,7 @@ CONFIG = TransformerConfig(
 
 def make_model(config: TransformerConfig = CONFIG) -> Transformer:
     model = Transformer(config)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5.0)
@@ -82,14 +82,14 @@ def test_cpu_bfloat16_attention_equals_the_kernel_within_its_rounding(num_kv_hea
 def test_initial_parameters_depend_on_seed_and_name_alone() -> None:
     small, deep = Transformer(CONFIG), Transformer(dataclasses.replace(CONFIG, num_layers=3))
     torch.manual_seed(1)
-    initialise(small, seed=7)
+    initialize(small, seed=7)
     torch.manual_seed(2)
-    initialise(deep, seed=7)
+    initialize(deep, seed=7)
     shared = small.layers[1].attention.query.weight
     assert torch.equal(shared, deep.layers[1].attention.query.weight)
     assert not torch.equal(shared, small.layers[0].attention.query.weight)
     other_seed = Transformer(CONFIG)
-    initialise(other_seed, seed=8)
+    initialize(other_seed, seed=8)
     assert not torch.equal(shared, other_seed.layers[1].attention.query.weight)
     assert shared.std().item() == pytest.approx(0.02, rel=0.1)
     # Two layers: 0.02 / sqrt(4).
@@ -99,7 +99,7 @@ def test_initial_parameters_depend_on_seed_and_name_alone() -> None:
 
 def test_scalar_head_starts_at_zero_for_every_token() -> None:
     model = ScalarHead(CONFIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     ids = torch.randint(0, 50, (2, 9))
     assert torch.equal(model(ids, row_positions(ids)), torch.zeros(2, 9))
 

@@ -28,9 +28,9 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as submission_module
-from cluster.ledger import SUBMISSION, read_ledger, telling
 from cluster.storage import Storage
 from cluster.submission import _tries, dashboard_address
+from cluster.submission_status import SUBMISSION_VARIABLE, read_status, reporting_status
 from jobs.cli import main
 from jobs.commands import submit as submit_module
 from jobs.commands.submit import stage_files, submit
@@ -281,13 +281,13 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
         return sent.submission.id
 
     first = send()
-    assert fake.variables[SUBMISSION] == first
+    assert fake.variables[SUBMISSION_VARIABLE] == first
     assert int(fake.variables["RAY_JOB_STOP_WAIT_TIME_S"]) > 13  # Ray's 3 s cut an orderly end off
     assert send() == first  # while it runs
     fake.finish(first)
     assert send() == first and list(fake.jobs) == [first]
     assert said == ["started", "joined, it is under way", "done before, nothing to do"]
-    assert "sent" in str(read_ledger(Storage("runs"), first))
+    assert "sent" in str(read_status(Storage("runs"), first))
     last = list(load_pipeline(CONFIG).jobs.values())[-1]
     Storage("runs").remove(f"{last.id}/{RECORD}")
     assert send() == f"{first}-2" and said[-1] == "started again"
@@ -323,7 +323,7 @@ class RefusingCluster(FakeCluster):
     def submit_job(self, *, submission_id: str, **rest: Any) -> None:
         self.jobs[submission_id] = JobStatus.FAILED
         if self.keeps_ledger:
-            with contextlib.suppress(ValueError), telling(Storage("runs"), submission_id):
+            with contextlib.suppress(ValueError), reporting_status(Storage("runs"), submission_id):
                 raise ValueError("source: /home/me/a.txt is not seen on node 10.0.0.2")
 
 
@@ -426,7 +426,7 @@ def test_a_head_that_has_lost_its_jobs_leaves_the_word_to_the_store(
     fake = Forgetful()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
     id = submit("pipeline", CONFIG, [], store=None, address=None).submission.id
-    with telling(Storage("runs"), id):
+    with reporting_status(Storage("runs"), id):
         pass
     fake.jobs.clear()
     assert main(["logs", id]) == 0

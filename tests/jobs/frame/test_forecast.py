@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster import footprint
+from cluster import machine, resource_usage
 from cluster.failures import WorkFailed
 from cluster.storage import Storage
 from jobs.frame import calibration, pipeline
@@ -178,7 +178,7 @@ def test_a_store_on_a_small_file_system_is_refused(tmp_path: Path):
 
 def test_what_is_done_shows_what_it_took_and_tells_of_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Storage(str(tmp_path))
-    monkeypatch.setattr(footprint, "look", lambda root: None)  # as where no raylet is below this process
+    monkeypatch.setattr(resource_usage, "sample_usage", lambda root: None)  # as where no raylet is below this process
     artifact = run_job(job(), store, group="test")
     taken = artifact.record["measured"]
     assert taken["disk_gib"] * GIB >= 1000 and taken["machine"]["cores"] >= 1 and not taken["resumed"]
@@ -223,12 +223,12 @@ def test_the_memory_of_a_session_is_that_of_all_its_processes(tmp_path: Path):
     child = subprocess.Popen([str(raylet), "-c", program], stdout=subprocess.PIPE, env=environment)
     try:
         assert child.stdout is not None and child.stdout.readline()
-        with footprint.Footprint() as during:
+        with resource_usage.ResourceUsage() as during:
             time.sleep(1.5)
     finally:
         child.kill()
         child.wait()
-    assert footprint.look(child.pid) is None  # it has ended, and there is no raylet below it
+    assert resource_usage.sample_usage(child.pid) is None  # it has ended, and there is no raylet below it
     assert during.peak_bytes is not None and during.peak_bytes > 200 << 20
     assert during.cpu_s is not None and 0 <= during.cpu_s < 60
 
@@ -248,10 +248,10 @@ def test_a_control_group_bounds_what_is_free(
     (tmp_path / use_name).write_text(f"{200 << 20}\n")
     (tmp_path / "memory.stat").write_text(f"{droppable} {50 << 20}\n")
     (tmp_path / kills_name).write_text("oom_kill 0\n")
-    monkeypatch.setattr(footprint, "group_of", lambda pid: tmp_path)
-    assert footprint.free_memory_bytes() == 150 << 20
+    monkeypatch.setattr(machine, "cgroup_of", lambda pid: tmp_path)
+    assert machine.free_memory_bytes() == 150 << 20
     (tmp_path / limit_name).write_text("max\n" if limit_name == "memory.max" else "9223372036854771712\n")
-    free = footprint.free_memory_bytes()
+    free = machine.free_memory_bytes()
     assert free is not None and free > 150 << 20
 
 

@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config folder of three small stages; nothing that runs needs Ray."""
     monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.setattr(pipeline_module, "connect", no_ray)
-    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: None)
+    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: None)
     (tmp_path / "text.txt").write_text("words")
     configs = tmp_path / "configs"
     configs.mkdir()
@@ -110,7 +110,7 @@ def test_every_node_must_see_all_sources_also_python_files_that_are_data(folder:
         asked.append((store, sources))
         yield
 
-    monkeypatch.setattr(pipeline_module, "visible_everywhere", ask)
+    monkeypatch.setattr(pipeline_module, "require_shared_paths", ask)
     (folder / "code.py").write_text("words")
     (folder / "corpus.yaml").write_text(f"text: {folder}/*.py\n")
     pipeline = load_pipeline(folder / "pipeline.yaml")
@@ -177,7 +177,7 @@ def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
 def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 2.0})
     engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
     stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
     monkeypatch.setitem(STAGES, "evaluate", stage)
@@ -315,12 +315,12 @@ def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatc
 def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 1.0})
     begun: list[bool] = []
     with pytest.raises(ValueError, match=r"corpus: execution \(placement\): does not fit: needs 2 CPUs"):
         run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
     assert not begun
-    monkeypatch.setattr(pipeline_module, "largest_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 2.0})
     run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
     assert begun == [True]
 

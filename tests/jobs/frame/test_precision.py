@@ -55,8 +55,8 @@ def test_of_a_cluster_the_nodes_tell_and_the_slowest_is_named(
     on_processor(monkeypatch, multiplies_bfloat16=True)  # the driver's own
     waited: list[object] = []
     monkeypatch.setattr(jobs_precision, "is_connected", lambda: True)
-    monkeypatch.setattr(jobs_precision, "cluster_is_whole", lambda: False)
-    monkeypatch.setattr(jobs_precision, "wait_for_room", lambda bundles, where: waited.append(bundles))
+    monkeypatch.setattr(jobs_precision, "is_local_cluster", lambda: False)
+    monkeypatch.setattr(jobs_precision, "wait_for_capacity", lambda bundles, where: waited.append(bundles))
     monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, 18.0, 70.0])
     four = [{"ranks": Placement(workers=4)}, {"engines": Placement()}]
     assert precisions_of(Config(), four, {})["precision"] == "float32"

@@ -18,11 +18,11 @@ import psutil
 import pytest
 import yaml
 
-from cluster import node_watch, watch
+from cluster import node_monitor, stage_monitor
+from cluster.heartbeat import node_folder
 from cluster.metrics_log import read_metrics
 from cluster.session import connect
 from cluster.storage import Storage
-from cluster.watched import node_folder
 from data.tokens.encode import fast_encoder
 from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
@@ -192,7 +192,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, se
 def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends(
     folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_watch, "_STOPPED_S", 1.0)
+    monkeypatch.setattr(node_monitor, "_STOPPED_S", 1.0)
     caplog.set_level(logging.INFO)
     told: list[str] = []
 
@@ -224,7 +224,7 @@ def wait_for_rank(rank: int) -> int:
     found: list[int] = []
 
     def is_at_work() -> bool:
-        here = watch.current()
+        here = stage_monitor.current_monitor()
         place = here.place_of(role="rank", index=rank) if here else None
         found[:] = [place.pid] if place and (node_folder() / f"{place.pid}.beat").exists() else []
         return bool(found)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.placement import amount_of, check_room, sum_resources
-from cluster.progress import duration, working
-from cluster.session import available_resources, cluster_is_whole, largest_resources
-from cluster.visibility import ask_new_nodes
+from cluster.placement import check_fits, format_amount, sum_resources
+from cluster.progress import format_duration, working
+from cluster.session import cluster_resources, is_local_cluster, max_cluster_resources
+from cluster.shared_paths import check_new_nodes
 
 _SOON_S = 2.0
 """What a cluster with free room needs at most to give it; only a longer wait is spoken of."""
@@ -43,7 +43,7 @@ _no_stage = _stage = _Stage()
 
 
 @contextmanager
-def waiting_for_room(limit_s: float) -> Iterator[None]:
+def capacity_wait_limit(limit_s: float) -> Iterator[None]:
     """Inside, whatever needs resources waits so long for nodes that are to come (a stage's `execution.wait_s`)."""
     global _stage
     before, _stage = _stage, _Stage(limit_s)
@@ -53,18 +53,18 @@ def waiting_for_room(limit_s: float) -> Iterator[None]:
         _stage = before
 
 
-def is_waiting() -> bool:
+def is_waiting_for_capacity() -> bool:
     """Whether this process is waiting for room now."""
     return _stage.num_waits > 0
 
 
-def missing() -> str:
+def missing_capacity() -> str:
     """What the cluster has no more of the room that this stage has had; empty where nothing is missing."""
     lacking = {field: _lacking(bundles) for field, bundles in _stage.asked.items()}
     return "; ".join(f"{field}: {what}" for field, what in lacking.items() if what)
 
 
-def wait_for_room(bundles: Sequence[Mapping[str, float]], field: str) -> None:
+def wait_for_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> None:
     """Return once the cluster has `bundles` free, each of them on one node.
 
     Raises ValueError when they can never fit, or did not within the limit.
@@ -73,10 +73,10 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]], field: str) -> None:
 
     needed = [bundle for bundle in bundles if bundle]
     if needed:
-        remove_placement_group(hold_room(needed, field))
+        remove_placement_group(reserve_capacity(needed, field))
 
 
-def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
+def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
     """A placement group that holds `bundles`, each on one node; waits for it, and says what it waits for.
 
     Raises ValueError when they can never fit, or did not within the limit, or a node that has joined meanwhile does not
@@ -87,7 +87,7 @@ def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGr
     refuse_impossible(bundles, field)
     group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
     try:
-        wait_for_group(group, bundles, field)
+        wait_for_placement_group(group, bundles, field)
     except BaseException:
         remove_placement_group(group)
         raise
@@ -96,14 +96,14 @@ def hold_room(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGr
 
 def refuse_impossible(bundles: Sequence[Mapping[str, float]], field: str) -> None:
     """Raises ValueError for more than a cluster started here has, or than its autoscaler may ever add."""
-    limits = largest_resources()
+    limits = max_cluster_resources()
     if limits is not None:
-        check_room(sum_resources(bundles), limits, field)
-    if cluster_is_whole() and (lacking := _lacking(bundles)):
+        check_fits(sum_resources(bundles), limits, field)
+    if is_local_cluster() and (lacking := _lacking(bundles)):
         raise ValueError(f"{field}: does not fit: {lacking}; give each worker less")
 
 
-def wait_for_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
+def wait_for_placement_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
     """Return once a placement group has its room: at first, or again after some of it was lost with a node.
 
     Raises ValueError when it had not within the limit, or a new node does not see what the run needs.
@@ -116,11 +116,11 @@ def wait_for_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]]
         stage.num_waits -= 1
     if stage is not _no_stage:  # whose room nobody would ever have forgotten
         stage.asked[field] = bundles
-    ask_new_nodes()
+    check_new_nodes()
 
 
 def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    limit_s = 0.0 if cluster_is_whole() else _stage.limit_s
+    limit_s = 0.0 if is_local_cluster() else _stage.limit_s
     started = time.monotonic()
     said = ""
     with working(lambda: said or f"{field}: taking its room"):
@@ -135,11 +135,11 @@ def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: 
                     "workers or the share of each, or raise execution.wait_s"
                 )
             if waited_s > _SOON_S:
-                before, said = said, f"{field}: waiting for room, at most {duration(patience_s)}: {why}"
+                before, said = said, f"{field}: waiting for room, at most {format_duration(patience_s)}: {why}"
                 if said != before:
                     log.info("%s", said)
     if said:
-        log.info("%s: has its room after %s", field, duration(time.monotonic() - started))
+        log.info("%s: has its room after %s", field, format_duration(time.monotonic() - started))
 
 
 def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
@@ -150,13 +150,13 @@ def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
     having = sum_resources(nodes)
     for name, amount in sum_resources(bundles).items():
         if amount > having.get(name, 0.0) + 1e-9:
-            return f"needs {amount_of(name, amount)}, the cluster has {having.get(name, 0.0):g}"
+            return f"needs {format_amount(name, amount)}, the cluster has {having.get(name, 0.0):g}"
     free = [dict(node) for node in nodes]
     for bundle in sorted(bundles, key=lambda one: (-one.get("GPU", 0.0), -one.get("CPU", 0.0))):
         fitting = (node for node in free if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
         node = next(fitting, None)
         if node is None:
-            each = " and ".join(amount_of(name, amount) for name, amount in bundle.items())
+            each = " and ".join(format_amount(name, amount) for name, amount in bundle.items())
             return f"{len(bundles)} times at most {each}, each on one node, is more than the {len(nodes)} nodes hold"
         for name, amount in bundle.items():
             node[name] -= amount
@@ -166,9 +166,9 @@ def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
 def _busy(bundles: Sequence[Mapping[str, float]]) -> str:
     import ray
 
-    having, free = available_resources(), ray.available_resources()
+    having, free = cluster_resources(), ray.available_resources()
     parts = [
-        f"needs {amount_of(name, amount)}, of the cluster's {having.get(name, 0.0):g} only {free.get(name, 0.0):g} "
+        f"needs {format_amount(name, amount)}, of the cluster's {having.get(name, 0.0):g} only {free.get(name, 0.0):g} "
         f"{'is' if free.get(name, 0.0) == 1 else 'are'} free"
         for name, amount in sum_resources(bundles).items()
     ]

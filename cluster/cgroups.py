@@ -12,7 +12,7 @@ _FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_qu
 
 
 @dataclass(frozen=True)
-class GroupMemory:
+class MemoryGroup:
     """A memory control group at a moment, in bytes."""
 
     path: str
@@ -24,7 +24,7 @@ class GroupMemory:
     """The most that the group has used; None where the kernel does not tell."""
 
 
-def group_of(pid: int, controller: str = "memory") -> Path | None:
+def cgroup_of(pid: int, controller: str = "memory") -> Path | None:
     """The folder of a process's control group for `memory` or `cpu`; None without one, or when the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -40,34 +40,34 @@ def group_of(pid: int, controller: str = "memory") -> Path | None:
     return None
 
 
-class GroupUse(NamedTuple):
+class MemoryUse(NamedTuple):
     """What a group may use, and uses of it without the file pages that can be dropped, in bytes."""
 
     used: int
     limit: int
 
     def __str__(self) -> str:
-        return f"{gib(self.used)} of {gib(self.limit)}"
+        return f"{format_gib(self.used)} of {format_gib(self.limit)}"
 
 
-def read_group(folder: Path) -> GroupMemory | None:
+def read_memory_group(folder: Path) -> MemoryGroup | None:
     """What a memory control group says now; None when it is gone."""
     try:
         if (folder / "memory.oom_control").exists():
             kills = _named(folder / "memory.oom_control", "oom_kill")
-            return GroupMemory(
+            return MemoryGroup(
                 str(folder),
                 kills,
                 _number(folder / "memory.limit_in_bytes"),
                 _number(folder / "memory.max_usage_in_bytes"),
             )
         kills = _named(folder / "memory.events", "oom_kill")
-        return GroupMemory(str(folder), kills, _number(folder / "memory.max"), _number(folder / "memory.peak"))
+        return MemoryGroup(str(folder), kills, _number(folder / "memory.max"), _number(folder / "memory.peak"))
     except OSError:
         return None
 
 
-def left_in(folder: Path) -> int | None:
+def free_memory_in(folder: Path) -> int | None:
     """Bytes that a memory control group may still take, dropping file pages that can be; None without a limit.
 
     Those above it count too: a pod's or a batch job's limit may stand there.
@@ -75,18 +75,18 @@ def left_in(folder: Path) -> int | None:
     return min((max(0, use.limit - use.used) for use in _uses(folder)), default=None)
 
 
-def use_of(folder: Path) -> GroupUse | None:
+def memory_use_of(folder: Path) -> MemoryUse | None:
     """What a group and all beside it use of the smallest limit, its own or one above it; None without a limit."""
     return min(_uses(folder), key=lambda use: use.limit, default=None)
 
 
-def limiting(folder: Path) -> GroupMemory | None:
+def limiting_group(folder: Path) -> MemoryGroup | None:
     """The group with the smallest limit, of this one and those above it; None where none has one."""
-    groups = [group for one in _with_parents(folder) if (group := read_group(one)) and group.limit is not None]
+    groups = [group for one in _with_parents(folder) if (group := read_memory_group(one)) and group.limit is not None]
     return min(groups, key=lambda group: group.limit or 0, default=None)
 
 
-def cores_of(folder: Path) -> float | None:
+def core_limit_of(folder: Path) -> float | None:
     """How many cores' time a group and those above it may take in all; None without a limit."""
     shares = [share for group in _with_parents(folder) if (share := _cores_of_one(group)) is not None]
     return min(shares, default=None)
@@ -109,25 +109,25 @@ def _cores_of_one(folder: Path) -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def _uses(folder: Path) -> list[GroupUse]:
+def _uses(folder: Path) -> list[MemoryUse]:
     """Of a group and those above it, where there is a limit."""
     return [use for group in _with_parents(folder) if (use := _use_of_one(group)) is not None]
 
 
-def _use_of_one(folder: Path) -> GroupUse | None:
+def _use_of_one(folder: Path) -> MemoryUse | None:
     is_v1 = (folder / "memory.oom_control").exists()
     use_name, droppable = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
-    group = read_group(folder)
+    group = read_memory_group(folder)
     if group is None or group.limit is None:
         return None
     try:
         use = _number(folder / f"memory.{use_name}") or 0
-        return GroupUse(max(0, use - _named(folder / "memory.stat", droppable)), group.limit)
+        return MemoryUse(max(0, use - _named(folder / "memory.stat", droppable)), group.limit)
     except OSError:
         return None  # it is gone
 
 
-def peak_of(pid: int) -> int:
+def peak_memory_of(pid: int) -> int:
     """The most resident memory that a process has had, in bytes; 0 when it is gone."""
     try:
         return _named(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
@@ -135,7 +135,7 @@ def peak_of(pid: int) -> int:
         return 0
 
 
-def gib(num_bytes: int) -> str:
+def format_gib(num_bytes: int) -> str:
     """A size for a reader: `1.25 GiB`, or `40 MiB` where it is small."""
     return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / 1024**2:.0f} MiB"
 

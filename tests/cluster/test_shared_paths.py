@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import visibility
+from cluster import shared_paths
+from cluster.shared_paths import check_new_nodes, require_shared_paths
 from cluster.storage import Storage
-from cluster.visibility import ask_new_nodes, visible_everywhere
 
 
 @dataclass
@@ -34,9 +34,9 @@ class FakeNodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
     fake = FakeNodes()
-    monkeypatch.setattr(visibility, "is_connected", lambda: True)
-    monkeypatch.setattr(visibility, "living_nodes", fake.living)
-    monkeypatch.setattr(visibility, "_missing_by_node", fake.missing)
+    monkeypatch.setattr(shared_paths, "is_connected", lambda: True)
+    monkeypatch.setattr(shared_paths, "alive_nodes", fake.living)
+    monkeypatch.setattr(shared_paths, "_missing_by_node", fake.missing)
     return fake
 
 
@@ -48,44 +48,44 @@ def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, nodes: 
     nodes.hidden = {"/data/x.whl"}
     with (
         pytest.raises(ValueError, match=r"source: /data/x.whl is not seen on node 10.0.0.1: it is a path of another"),
-        visible_everywhere(store, [SOURCE, "s3://bucket/a"]),
+        require_shared_paths(store, [SOURCE, "s3://bucket/a"]),
     ):
         raise AssertionError("the block is entered")
     nodes.hidden, nodes.hides_store = set(), {"id-10.0.0.1"}
     with (
         pytest.raises(ValueError, match=r"store: .*runs.* is not seen on node 10.0.0.1"),
-        visible_everywhere(store, [SOURCE]),
+        require_shared_paths(store, [SOURCE]),
     ):
         raise AssertionError("the block is entered")
     nodes.hides_store = set()
-    with visible_everywhere(store, [SOURCE]):
+    with require_shared_paths(store, [SOURCE]):
         pass
     assert "/data/x.whl" in nodes.asked[-1][0] and len(nodes.asked[-1][0]) == 2
     assert not list((tmp_path / "runs").iterdir())  # the probe is taken away
 
 
 def test_a_node_that_joins_later_is_asked_once_too(tmp_path: Path, nodes: FakeNodes) -> None:
-    with visible_everywhere(Storage(str(tmp_path / "runs")), [SOURCE]):
-        ask_new_nodes()
+    with require_shared_paths(Storage(str(tmp_path / "runs")), [SOURCE]):
+        check_new_nodes()
         nodes.names.append("10.0.0.2")
-        ask_new_nodes()
-        ask_new_nodes()
+        check_new_nodes()
+        check_new_nodes()
         assert [asked for _, asked in nodes.asked] == [["id-10.0.0.1"], ["id-10.0.0.2"]]
         nodes.names.append("10.0.0.3")
         nodes.hides_store = {"id-10.0.0.3"}
         with pytest.raises(ValueError, match=r"store: .* is not seen on node 10.0.0.3"):
-            ask_new_nodes()
+            check_new_nodes()
     nodes.names.append("10.0.0.4")
-    ask_new_nodes()  # the run is over
+    check_new_nodes()  # the run is over
     assert len(nodes.asked) == 3
 
 
 def test_nothing_is_asked_for_urls_or_in_a_session_started_here(
     tmp_path: Path, nodes: FakeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with visible_everywhere(Storage("memory://runs"), ["s3://bucket/a"]):
+    with require_shared_paths(Storage("memory://runs"), ["s3://bucket/a"]):
         pass
-    monkeypatch.setattr(visibility, "cluster_is_whole", lambda: True)
-    with visible_everywhere(Storage(str(tmp_path)), [SOURCE]):
+    monkeypatch.setattr(shared_paths, "is_local_cluster", lambda: True)
+    with require_shared_paths(Storage(str(tmp_path)), [SOURCE]):
         pass
     assert nodes.asked == []

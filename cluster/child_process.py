@@ -34,7 +34,7 @@ def start_module(
     long as the process is needed: the kernel counts the end of the starting thread as the parent's death.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster.lifeline", module, *arguments],
+        [sys.executable, "-m", "cluster.child_process", module, *arguments],
         env={**environment, _PARENT: str(os.getpid())},
         stdin=subprocess.PIPE if talks else None,
         stdout=subprocess.PIPE if talks else output,
@@ -43,7 +43,7 @@ def start_module(
     )
 
 
-def stop(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> None:
+def stop_process(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> None:
     """End a started process and all of its own: politely first, by SIGKILL of the whole group after the grace time."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

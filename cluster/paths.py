@@ -10,7 +10,7 @@ import fsspec
 import fsspec.config
 
 from cluster.credentials import refuse_credentials
-from cluster.retry import insist
+from cluster.retry import with_retries
 
 _LOCAL = ("file://", "local://", "file:", "local:")
 
@@ -23,22 +23,22 @@ def local_path(url: str) -> str | None:
     return None if "://" in link and not prefix else link.removeprefix(prefix)
 
 
-def absolute(url: str) -> str:
+def absolute_url(url: str) -> str:
     """The same place for a process with another working directory: a path of this machine in full, any other as is."""
     path = local_path(url)
     return url if path is None else url.removesuffix(path) + os.path.abspath(os.path.expanduser(path))
 
 
-def expand(patterns: list[str]) -> list[str]:
+def list_files(patterns: list[str]) -> list[str]:
     """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
 
     Raises ValueError naming the pattern that matches nothing or whose archive is none, or for one with credentials.
     """
-    return [url for url, _ in expand_sized(patterns)]
+    return [url for url, _ in list_files_with_sizes(patterns)]
 
 
-def expand_sized(patterns: list[str]) -> list[tuple[str, int | None]]:
-    """`expand`, each URL with its size in bytes as the listing has it; None where that does not tell."""
+def list_files_with_sizes(patterns: list[str]) -> list[tuple[str, int | None]]:
+    """`list_files`, each URL with its size in bytes as the listing has it; None where that does not tell."""
     found: list[tuple[str, int | None]] = []
     for pattern in patterns:
         refuse_credentials(pattern)
@@ -61,7 +61,7 @@ def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
     if not chain:
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()
-        found = cast(dict[str, dict[str, Any]], insist(fs.glob, path, detail=True))
+        found = cast(dict[str, dict[str, Any]], with_retries(fs.glob, path, detail=True))
         return [
             (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
             for name, info in sorted(found.items())
@@ -71,7 +71,7 @@ def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
     scheme, _, inner = member.partition("://")
     for outer, _ in _expand_one(container):
         outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
-        fs, _ = insist(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
+        fs, _ = with_retries(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
         found = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
         sizes = {str(name).lstrip("/"): info["size"] for name, info in found.items()}
         urls += [

@@ -9,9 +9,9 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cluster.node_watch import Look, NodeWatch
-from cluster.session import on_node, other_living_nodes
-from cluster.signals import received
+from cluster.node_monitor import NodeMonitor, NodeReport
+from cluster.session import options_on_node, other_alive_nodes
+from cluster.signals import received_signal
 
 _ANSWER_S, _HURRY_S = 5.0, 1.0
 """How long an answer is waited for, and how long once a signal has come."""
@@ -22,11 +22,11 @@ _MAX_STARTS = 3
 log = logging.getLogger(__name__)
 
 
-class Node(Protocol):
+class MonitorHandle(Protocol):
     """The watch on one node."""
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """The answer of a method of `NodeWatch`; an exception in it other than RayTaskError when the watch is gone."""
+        """The answer of a method of `NodeMonitor`; an exception in it other than RayTaskError when it is gone."""
         ...
 
     def end(self) -> None:
@@ -34,22 +34,22 @@ class Node(Protocol):
         ...
 
 
-class Cluster(Protocol):
+class ClusterNodes(Protocol):
     """Which other nodes there are."""
 
     def alive(self) -> set[str]:
         """Their names."""
         ...
 
-    def watch(self, name: str) -> Node:
+    def watch(self, name: str) -> MonitorHandle:
         """Start a watch on one of them."""
         ...
 
 
 @dataclass
 class _Known:
-    node: Node
-    look: "Future[Look] | None" = None
+    node: MonitorHandle
+    look: "Future[NodeReport] | None" = None
     """What it was asked and has not answered yet; the next look collects it."""
     dismissed: list[tuple[str | None, int | None]] = field(default_factory=list)
     """Whose processes were ended on purpose while that look was under way."""
@@ -57,14 +57,14 @@ class _Known:
     """Its address, once a process was seen there."""
 
 
-class OtherNodes:
+class RemoteMonitors:
     """The watches on the other nodes.
 
     consumes: each node's answers; waits for: those asked now, some seconds in all; is unblocked by: the answers or the
     clock; produces: what has come, also of what was asked before.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ClusterNodes) -> None:
         self._cluster = cluster
         self._nodes: dict[str, _Known] = {}
         self._starts: Counter[str] = Counter()
@@ -82,20 +82,20 @@ class OtherNodes:
                     self._starts[name] += 1
                     self._nodes[name] = _Known(self._cluster.watch(name))
 
-    def looks(self) -> list[Look]:
+    def looks(self) -> list[NodeReport]:
         """What the nodes have seen."""
         with self._lock:
             asked = []
             for known in self._nodes.values():
                 if known.look is None:
-                    known.look, known.dismissed = known.node.ask(NodeWatch.look), []
+                    known.look, known.dismissed = known.node.ask(NodeMonitor.look), []
                     asked.append(known.look)
             _wait(asked)
             answers = [self._collect(name, known) for name, known in list(self._nodes.items())]
         return [look for look in answers if look is not None]
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The answers of a method of `NodeWatch`; a node that still owes a look gets the call and is not waited for."""
+        """The answers of a method of `NodeMonitor`; a node that still owes a report is not waited for."""
         with self._lock:
             asked = [(known, known.node.ask(method, *arguments)) for known in self._nodes.values()]
             _wait([answer for known, answer in asked if known.look is None])
@@ -114,17 +114,17 @@ class OtherNodes:
         with self._lock:
             for known in self._nodes.values():
                 known.dismissed.append((role, index))
-            self.ask(NodeWatch.dismiss, role, index)
+            self.ask(NodeMonitor.dismiss, role, index)
 
     def close(self) -> None:
         """End all watches."""
         with self._lock:
-            self.ask(NodeWatch.close)
+            self.ask(NodeMonitor.close)
             for known in self._nodes.values():
                 known.node.end()
             self._nodes = {}
 
-    def _collect(self, name: str, known: _Known) -> Look | None:
+    def _collect(self, name: str, known: _Known) -> NodeReport | None:
         from ray.exceptions import RayTaskError
 
         if known.look is None or not known.look.done():
@@ -132,7 +132,7 @@ class OtherNodes:
         answer, known.look = known.look, None
         error = answer.exception()
         if error is None:
-            look: Look = answer.result()
+            look: NodeReport = answer.result()
             known.ip = next((place.ip for place in (*look.at_work, *look.found)), known.ip)
             self._lost.discard(known.ip)
             return _without(look, known.dismissed)
@@ -146,7 +146,7 @@ class OtherNodes:
         return None
 
 
-def _without(look: Look, dismissed: Sequence[tuple[str | None, int | None]]) -> Look:
+def _without(look: NodeReport, dismissed: Sequence[tuple[str | None, int | None]]) -> NodeReport:
     sightings = [
         sighting
         for sighting in look.sightings
@@ -157,23 +157,23 @@ def _without(look: Look, dismissed: Sequence[tuple[str | None, int | None]]) -> 
 
 def _wait(answers: "Sequence[Future[Any]]") -> None:
     began = time.monotonic()
-    while answers and time.monotonic() - began < (_HURRY_S if received() else _ANSWER_S):
+    while answers and time.monotonic() - began < (_HURRY_S if received_signal() else _ANSWER_S):
         if not wait(answers, timeout=_POLL_S).not_done:
             return
 
 
-class RayCluster:
+class RayClusterNodes:
     """The nodes of the Ray cluster that this driver is in."""
 
     def alive(self) -> set[str]:
         """Ray's ids of the other nodes."""
-        return set(other_living_nodes())
+        return set(other_alive_nodes())
 
-    def watch(self, name: str) -> Node:
-        """Start a `NodeWatch` there, as an actor."""
+    def watch(self, name: str) -> MonitorHandle:
+        """Start a `NodeMonitor` there, as an actor."""
         import ray
 
-        return _Actor(ray.remote(NodeWatch).options(**on_node(name)).remote())
+        return _Actor(ray.remote(NodeMonitor).options(**options_on_node(name)).remote())
 
 
 class _Actor:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cluster import ledger
-from cluster.ledger import Entry, read_ledger, require_sent, sent, telling
+from cluster import submission_status
 from cluster.progress import working
-from cluster.signals import Stopped
+from cluster.signals import StoppedBySignal
 from cluster.storage import Storage
+from cluster.submission_status import RunStatus, note_sent, read_status, reporting_status, require_same_store
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def store(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def entry(store: Storage) -> Entry:
-    found = read_ledger(store, "a")
+def entry(store: Storage) -> RunStatus:
+    found = read_status(store, "a")
     assert found is not None
     return found
 
@@ -36,15 +36,15 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> None:
     with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
-        require_sent(store, "a")
-    sent(store, "a")
-    require_sent(store, "a")
+        require_same_store(store, "a")
+    note_sent(store, "a")
+    require_same_store(store, "a")
     assert str(entry(store)).startswith("sent, 0 s ago")
 
 
 def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -> None:
-    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), telling(store, "a") as begin:
-        wait_for(lambda: read_ledger(store, "a") is not None)
+    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), reporting_status(store, "a") as begin:
+        wait_for(lambda: read_status(store, "a") is not None)
         assert entry(store).state == "checking"
         begin()  # is told at once
         wait_for(lambda: "running, 0 s ago: sft  step 3 of 10  loss 2.1" in str(entry(store)))
@@ -54,14 +54,14 @@ def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -
     assert "silent since, so it is gone" in str(entry(store))
 
 
-def test_a_stopped_run_is_told_with_the_signal_and_where_it_goes_on(
+def test_a_stopped_run_log_death_with_the_signal_and_where_it_goes_on(
     store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "received", lambda: signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), telling(store, "a"):
-        raise Stopped("sft goes on from step 3 of 10")
+    monkeypatch.setattr(submission_status, "received_signal", lambda: signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), reporting_status(store, "a"):
+        raise StoppedBySignal("sft goes on from step 3 of 10")
     assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM; sft goes on from step 3 of 10"
-    with pytest.raises(KeyboardInterrupt), telling(store, "a"):
+    with pytest.raises(KeyboardInterrupt), reporting_status(store, "a"):
         raise KeyboardInterrupt
     assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM"
 
@@ -74,6 +74,6 @@ def test_a_store_that_refuses_does_not_hide_how_the_run_ended(
 
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(Storage, "write_json", refuse)
-    with pytest.raises(ValueError, match="steps: 0"), telling(store, "a"):
+    with pytest.raises(ValueError, match="steps: 0"), reporting_status(store, "a"):
         raise ValueError("steps: 0 must be at least 1")
     assert caplog.text.count("no such bucket") == 1

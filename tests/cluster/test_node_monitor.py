@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from cluster import node_watch
-from cluster.causes import Place
-from cluster.memory import GroupMemory, group_of, peak_of, read_group
-from cluster.node_watch import Look, NodeWatch, Sighting, out_of_memory
-from cluster.watch import Stillness
-from cluster.watched import About
+from cluster import node_monitor
+from cluster.cgroups import MemoryGroup, cgroup_of, peak_memory_of, read_memory_group
+from cluster.heartbeat import ProcessRecord
+from cluster.node_monitor import NodeMonitor, NodeReport, ProcessEvent, out_of_memory
+from cluster.process_info import ProcessInfo
+from cluster.stage_monitor import StallDetector
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from cluster import watched
-watched.node_folder, watched.node_ip = lambda: Path(sys.argv[1]), lambda: "192.0.2.1"
+from cluster import heartbeat
+heartbeat.node_folder, heartbeat.node_ip = lambda: Path(sys.argv[1]), lambda: "192.0.2.1"
 def stand():
     open(sys.argv[1] + "/begun", "w").close()
     while True: time.sleep(0.1)
 {before}
-with watched.watched("rlhf", "generator", 2):
+with heartbeat.monitored("rlhf", "generator", 2):
     {body}
 """
 
@@ -58,14 +58,14 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def leave(folder: Path, place: Place) -> None:
+def leave(folder: Path, place: ProcessInfo) -> None:
     """The file of a process that tells no stack."""
-    (folder / f"{place.pid}.json").write_text(json.dumps(asdict(About(place, False, 0, has_stack=False))))
+    (folder / f"{place.pid}.json").write_text(json.dumps(asdict(ProcessRecord(place, False, 0, has_stack=False))))
 
 
-def look(node: NodeWatch, until: Callable[[list[Sighting]], bool], *, limit_s: float = 60) -> list[Sighting]:
+def look(node: NodeMonitor, until: Callable[[list[ProcessEvent]], bool], *, limit_s: float = 60) -> list[ProcessEvent]:
     """All that is seen until it is enough."""
-    seen: list[Sighting] = []
+    seen: list[ProcessEvent] = []
     deadline = time.monotonic() + limit_s
     while not until(seen):
         assert time.monotonic() < deadline, seen
@@ -75,7 +75,7 @@ def look(node: NodeWatch, until: Callable[[list[Sighting]], bool], *, limit_s: f
 
 
 def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeWatch(tmp_path / "watch")
+    process, node = start(), NodeMonitor(tmp_path / "watch")
     node.look()
     process.kill()
     process.wait()
@@ -85,26 +85,26 @@ def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_pa
     assert death.place.log == str(tmp_path / "log")
 
 
-def test_a_crash_is_told_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
+def test_a_crash_log_death_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
     start("os.kill(os.getpid(), 11)").wait()
-    (death,) = look(NodeWatch(tmp_path / "watch"), bool)
+    (death,) = look(NodeMonitor(tmp_path / "watch"), bool)
     assert death.is_certain and death.cause.startswith("was killed by signal 11 (SIGSEGV)")
 
 
 def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) -> None:
     ended, raised = start("pass"), start("raise RuntimeError('its own way of being told')")
     ended.wait(), raised.wait()
-    node = NodeWatch(tmp_path / "watch")
+    node = NodeMonitor(tmp_path / "watch")
     first = node.look()
     assert first.sightings == [] and node.look().sightings == []
     assert [place.pid for place in first.found] == [raised.pid]  # whose exception it was is still known
 
 
-def test_a_stopped_process_is_told_once_and_when_it_goes_on(
+def test_a_stopped_process_log_death_once_and_when_it_goes_on(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_watch, "_STOPPED_S", 0.5)
-    process, node = start(), NodeWatch(tmp_path / "watch")
+    monkeypatch.setattr(node_monitor, "_STOPPED_S", 0.5)
+    process, node = start(), NodeMonitor(tmp_path / "watch")
     process.send_signal(signal.SIGSTOP)
     assert [one.kind for one in look(node, bool)] == ["stopped"]
     time.sleep(0.7)
@@ -114,7 +114,7 @@ def test_a_stopped_process_is_told_once_and_when_it_goes_on(
 
 
 def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeWatch(tmp_path / "watch")
+    process, node = start(), NodeMonitor(tmp_path / "watch")
     node.look()
     ((place, stack),) = node.stacks()
     assert place.pid == process.pid and "in stand" in stack
@@ -123,9 +123,9 @@ def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable
 def test_a_process_is_asked_for_its_stack_only_where_that_is_not_its_end(start: Callable, tmp_path: Path) -> None:
     """Files of a process that had the same id before may lie there."""
     old = "Path(sys.argv[1], f'{os.getpid()}.stack').write_text('of another process')"
-    process, node = start(before=old), NodeWatch(tmp_path / "watch")
+    process, node = start(before=old), NodeMonitor(tmp_path / "watch")
     with subprocess.Popen(["sleep", "600"]) as other:  # as a server that we start and did not write
-        leave(tmp_path / "watch", Place(stage="serve", role="server", index=0, pid=other.pid))
+        leave(tmp_path / "watch", ProcessInfo(stage="serve", role="server", index=0, pid=other.pid))
         (tmp_path / "watch" / f"{other.pid}.stack").write_text("of another process")
         node.look()
         ((place, stack),) = node.stacks()
@@ -136,9 +136,9 @@ def test_a_process_is_asked_for_its_stack_only_where_that_is_not_its_end(start: 
 
 def test_a_later_task_of_the_same_process_is_known_by_its_own_number(start: Callable, tmp_path: Path) -> None:
     wait = "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)"
-    later = "with watched.watched('rlhf', 'generator', 3):\n    stand()"
-    process = start("pass", before=f"with watched.watched('rlhf', 'generator', 1):\n    {wait}\n{later}")
-    node = NodeWatch(tmp_path / "watch")
+    later = "with heartbeat.monitored('rlhf', 'generator', 3):\n    stand()"
+    process = start("pass", before=f"with heartbeat.monitored('rlhf', 'generator', 1):\n    {wait}\n{later}")
+    node = NodeMonitor(tmp_path / "watch")
     while not (first := node.look()).at_work:
         time.sleep(0.05)
     node.look()
@@ -155,20 +155,20 @@ def test_a_later_task_of_the_same_process_is_known_by_its_own_number(start: Call
 
 
 def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeWatch(tmp_path / "watch")
+    process, node = start(), NodeMonitor(tmp_path / "watch")
     node.dismiss("generator", 2)
     process.kill()
     process.wait()
     assert node.look().sightings == []
 
 
-def test_a_kill_for_want_of_memory_is_told_with_limit_and_peak() -> None:
-    group = GroupMemory("/sys/fs/cgroup/pod/one", kills=1, limit=2 << 30, peak=2 << 30)
+def test_a_kill_for_want_of_memory_log_death_with_limit_and_peak() -> None:
+    group = MemoryGroup("/sys/fs/cgroup/pod/one", kills=1, limit=2 << 30, peak=2 << 30)
     assert out_of_memory(group, group, peak=1_500 << 20) == (
         "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/pod/one (limit 2.00 GiB, its peak "
         "2.00 GiB); this process's peak was 1.46 GiB"
     )
-    above = GroupMemory("/sys/fs/cgroup/pod", kills=1, limit=8 << 30, peak=None)
+    above = MemoryGroup("/sys/fs/cgroup/pod", kills=1, limit=8 << 30, peak=None)
     group = replace(group, limit=None)
     assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory(group, above, peak=0)
     assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory(group, None, peak=0)
@@ -183,14 +183,14 @@ def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
-    one, two = read_group(tmp_path / "v1"), read_group(tmp_path / "v2")
+    one, two = read_memory_group(tmp_path / "v1"), read_memory_group(tmp_path / "v2")
     assert one and two and (one.kills, one.limit, one.peak) == (2, 1024, 1000)
     assert (two.kills, two.limit, two.peak) == (2, None, 1000)
-    assert read_group(tmp_path / "gone") is None and peak_of(os.getpid()) > 1 << 20
+    assert read_memory_group(tmp_path / "gone") is None and peak_memory_of(os.getpid()) > 1 << 20
 
 
 def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Callable, tmp_path: Path) -> None:
-    own = group_of(os.getpid())
+    own = cgroup_of(os.getpid())
     group = own / f"raymill-test-{os.getpid()}" if own else None
     try:
         assert group is not None
@@ -202,7 +202,7 @@ def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Cal
     process = start(
         f"stand_in = [open('{group}/cgroup.procs', 'w').write(str(os.getpid())), time.sleep(2), os.urandom(1 << 28)]"
     )
-    node = NodeWatch(tmp_path / "watch")
+    node = NodeMonitor(tmp_path / "watch")
     (death,) = look(node, bool)
     process.wait()
     group.rmdir()
@@ -210,21 +210,21 @@ def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Cal
 
 
 def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:
-    node = NodeWatch(tmp_path)
-    place = Place(stage="serve", role="server", index=0, pid=2**22 + 1, log=str(tmp_path / "gone"))
+    node = NodeMonitor(tmp_path)
+    place = ProcessInfo(stage="serve", role="server", index=0, pid=2**22 + 1, log=str(tmp_path / "gone"))
     leave(tmp_path, place)
     (death,) = look(node, bool)
     assert death.log_tail == "" and death.place == place
 
 
-def test_stillness_is_told_once_and_only_where_nothing_computes_for_minutes_or_moves_for_half_an_hour() -> None:
-    asleep, busy, moves = Look([], False, False), Look([], False, True), Look([], True, True)
-    clock = Stillness(0.0)
+def test_stillness_log_death_once_and_only_where_nothing_computes_for_minutes_or_moves_for_half_an_hour() -> None:
+    asleep, busy, moves = NodeReport([], False, False), NodeReport([], False, True), NodeReport([], True, True)
+    clock = StallDetector(0.0)
     assert clock.note([asleep, moves], 1, 10.0) is None
     assert clock.note([asleep, busy], 1, 600.0) is None  # it computes, on a machine that may be slow
     assert clock.note([asleep], 1, 700.0) is None
     assert clock.note([asleep], 1, 790.0) == 780.0 and clock.note([asleep], 1, 900.0) is None
     assert clock.note([asleep], 2, 910.0) is None  # the driver has come on
     assert clock.note([asleep], 2, 910.0 + 2000.0) is None  # not ten times its longest pause, 900 s
-    endless = Stillness(0.0)
+    endless = StallDetector(0.0)
     assert [endless.note([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]

@@ -20,15 +20,16 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
 
-from cluster import other_nodes, signals, watch
-from cluster.causes import Place, WorkerError
+from cluster import remote_monitors, signals, stage_monitor
+from cluster.cgroups import MemoryUse
 from cluster.failures import explain
-from cluster.memory import GroupUse
-from cluster.node_watch import NodeWatch
-from cluster.other_nodes import OtherNodes
+from cluster.heartbeat import ProcessRecord, monitored_class
+from cluster.node_monitor import NodeMonitor
+from cluster.process_info import ProcessInfo
+from cluster.remote_monitors import RemoteMonitors
 from cluster.session import connect
-from cluster.watch import Watch
-from cluster.watched import About, watched_class
+from cluster.stage_monitor import StageMonitor
+from cluster.worker_errors import WorkerError
 
 NO_PID = 2**22 + 1
 """No process has it, so what is said to have it is dead."""
@@ -38,7 +39,7 @@ class StandIn:
     """A node whose watch answers one call after another, as an actor does, while it is let to."""
 
     def __init__(self, folder: Path) -> None:
-        self.watch = NodeWatch(folder)
+        self.watch = NodeMonitor(folder)
         self.answers = threading.Event()
         self.answers.set()
         self.is_gone = False
@@ -77,16 +78,18 @@ class Nodes:
         self.nodes[name] = StandIn(self.folder / name)
         return self.nodes[name]
 
-    def leave(self, name: str, index: int, *, pid: int = NO_PID) -> Place:
+    def leave(self, name: str, index: int, *, pid: int = NO_PID) -> ProcessInfo:
         """The file of a process on a node."""
-        place = Place(stage="rlhf", role="generator", index=index, node=name, pid=pid, ip=f"192.0.2.{ord(name)}")
-        (self.folder / name / f"{pid}.json").write_text(json.dumps(asdict(About(place, False, 0, has_stack=False))))
+        place = ProcessInfo(stage="rlhf", role="generator", index=index, node=name, pid=pid, ip=f"192.0.2.{ord(name)}")
+        (self.folder / name / f"{pid}.json").write_text(
+            json.dumps(asdict(ProcessRecord(place, False, 0, has_stack=False)))
+        )
         return place
 
 
 @pytest.fixture
 def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    monkeypatch.setattr(other_nodes, "_ANSWER_S", 0.6)
+    monkeypatch.setattr(remote_monitors, "_ANSWER_S", 0.6)
     nodes = Nodes(tmp_path, "abc")
     yield nodes
     for node in nodes.nodes.values():
@@ -94,28 +97,28 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def others(three: Nodes) -> OtherNodes:
-    found = OtherNodes(three)
+def others(three: Nodes) -> RemoteMonitors:
+    found = RemoteMonitors(three)
     found.meet()
     return found
 
 
 @pytest.fixture
-def driver(three: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+def driver(three: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageMonitor]:
     """A watch of all of them, which looks when it is asked and not by itself."""
-    monkeypatch.setattr(watch, "_LOOK_S", 3600.0)
-    found = Watch("rlhf", own=NodeWatch(tmp_path / "own"), cluster=three)
+    monkeypatch.setattr(stage_monitor, "_LOOK_S", 3600.0)
+    found = StageMonitor("rlhf", own=NodeMonitor(tmp_path / "own"), cluster=three)
     found._others.meet()
-    monkeypatch.setattr(watch, "_current", found)
+    monkeypatch.setattr(stage_monitor, "_current_monitor", found)
     yield found
     found.close()
 
 
-def deaths(others: OtherNodes) -> list[Place]:
+def deaths(others: RemoteMonitors) -> list[ProcessInfo]:
     return [sighting.place for look in others.looks() for sighting in look.sightings]
 
 
-def test_a_death_that_a_slow_node_tells_late_is_not_lost(three: Nodes, others: OtherNodes) -> None:
+def test_a_death_that_a_slow_node_tells_late_is_not_lost(three: Nodes, others: RemoteMonitors) -> None:
     place, slow = three.leave("b", 1), three.nodes["b"]
     slow.answers.clear()
     assert deaths(others) == []
@@ -128,7 +131,7 @@ def test_a_death_that_a_slow_node_tells_late_is_not_lost(three: Nodes, others: O
 
 
 def test_what_a_slow_node_has_seen_of_processes_that_were_ended_on_purpose_is_no_death(
-    three: Nodes, others: OtherNodes
+    three: Nodes, others: RemoteMonitors
 ) -> None:
     three.leave("b", 1)
     other = three.leave("b", 2, pid=NO_PID + 1)
@@ -142,7 +145,7 @@ def test_what_a_slow_node_has_seen_of_processes_that_were_ended_on_purpose_is_no
 
 
 def test_a_watch_that_is_gone_is_replaced_and_a_node_that_is_gone_is_forgotten(
-    three: Nodes, others: OtherNodes
+    three: Nodes, others: RemoteMonitors
 ) -> None:
     three.nodes["a"].is_gone = True
     others.looks()
@@ -160,22 +163,22 @@ def test_a_watch_that_is_gone_is_replaced_and_a_node_that_is_gone_is_forgotten(
 
 
 def test_silent_nodes_are_waited_for_together_and_shortly_once_a_signal_has_come(
-    three: Nodes, others: OtherNodes, monkeypatch: pytest.MonkeyPatch
+    three: Nodes, others: RemoteMonitors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for node in three.nodes.values():
         node.answers.clear()
     began = time.monotonic()
-    others.ask(NodeWatch.request_stop)
+    others.ask(NodeMonitor.request_stop)
     assert 0.5 < time.monotonic() - began < 1.2
-    monkeypatch.setattr(other_nodes, "_ANSWER_S", 60.0)
-    monkeypatch.setattr(other_nodes, "_HURRY_S", 0.2)
+    monkeypatch.setattr(remote_monitors, "_ANSWER_S", 60.0)
+    monkeypatch.setattr(remote_monitors, "_HURRY_S", 0.2)
     monkeypatch.setattr(signals._signals, "received", signals.signal.SIGTERM)
     began = time.monotonic()
-    others.ask(NodeWatch.request_stop), others.looks(), others.dismiss(None, None), others.looks()
+    others.ask(NodeMonitor.request_stop), others.looks(), others.dismiss(None, None), others.looks()
     assert time.monotonic() - began < 1.5
 
 
-def test_the_same_process_id_on_two_nodes_is_two_processes(three: Nodes, driver: Watch) -> None:
+def test_the_same_process_id_on_two_nodes_is_two_processes(three: Nodes, driver: StageMonitor) -> None:
     first, second = three.leave("a", 1), three.leave("b", 2)
     text = f"ray::Generator.generate() (pid={NO_PID}, ip={first.ip}, actor_id=0f)\nKeyError: 4"
     error = RayTaskError("generate", text, KeyError(4), "ray::Generator", pid=NO_PID, ip=first.ip).as_instanceof_cause()
@@ -187,13 +190,13 @@ def test_the_same_process_id_on_two_nodes_is_two_processes(three: Nodes, driver:
     assert driver.death_of(pid=NO_PID, ip=first.ip, patience_s=0.0)
 
 
-def test_whose_exception_it_was_comes_with_it(driver: Watch) -> None:
-    place = Place(stage="rlhf", role="task", index=4, node="a", pid=5)
+def test_whose_exception_it_was_comes_with_it(driver: StageMonitor) -> None:
+    place = ProcessInfo(stage="rlhf", role="task", index=4, node="a", pid=5)
     said = explain(WorkerError(KeyError("x"), "", place)).sentence
     assert said == "rlhf: task 4 on node a (pid 5) raised KeyError: 'x'"
 
 
-def test_only_the_deaths_of_who_is_dismissed_are_forgotten(three: Nodes, driver: Watch) -> None:
+def test_only_the_deaths_of_who_is_dismissed_are_forgotten(three: Nodes, driver: StageMonitor) -> None:
     places = [three.leave(name, index) for index, name in enumerate("ab")]
     driver._look()
     driver.dismiss("generator", 0)
@@ -201,10 +204,10 @@ def test_only_the_deaths_of_who_is_dismissed_are_forgotten(three: Nodes, driver:
     assert death is not None and death.place == places[1]
 
 
-def test_a_node_that_is_lost_is_told_with_what_its_group_had_used(
-    three: Nodes, driver: Watch, monkeypatch: pytest.MonkeyPatch
+def test_a_node_that_is_lost_log_death_with_what_its_group_had_used(
+    three: Nodes, driver: StageMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NodeWatch, "_memory", lambda self: GroupUse(used=8 * 1000**3, limit=8 << 30))
+    monkeypatch.setattr(NodeMonitor, "_memory", lambda self: MemoryUse(used=8 * 1000**3, limit=8 << 30))
     monkeypatch.setattr(driver, "death_of", lambda **asked: None)
     with subprocess.Popen(["sleep", "600"]) as process:
         place = three.leave("b", 1, pid=process.pid)
@@ -228,12 +231,12 @@ def test_a_node_that_is_lost_is_told_with_what_its_group_had_used(
     assert explain(NodeDiedError(report)).sentence == f"rlhf: a worker on node {place.ip} {used}"
 
 
-def test_a_stall_of_nobody_is_told_with_what_is_missing(
-    driver: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_stall_of_nobody_log_death_with_what_is_missing(
+    driver: StageMonitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_IDLE_S", 0.0)
-    monkeypatch.setattr(watch, "_STILL_FACTOR", 0.0)
-    monkeypatch.setattr(watch, "missing", lambda: "cleaning: needs 1 CPU, the cluster has 0")
+    monkeypatch.setattr(stage_monitor, "_IDLE_S", 0.0)
+    monkeypatch.setattr(stage_monitor, "_STILL_FACTOR", 0.0)
+    monkeypatch.setattr(stage_monitor, "missing_capacity", lambda: "cleaning: needs 1 CPU, the cluster has 0")
     driver._tell_stillness(driver._look())
     time.sleep(0.01)
     driver._tell_stillness(driver._look())
@@ -241,18 +244,18 @@ def test_a_stall_of_nobody_is_told_with_what_is_missing(
         caplog.text
     )
     caplog.clear()
-    monkeypatch.setattr(watch, "is_waiting", lambda: True)  # which says for what by itself
+    monkeypatch.setattr(stage_monitor, "is_waiting_for_capacity", lambda: True)  # which says for what by itself
     driver._tell_stillness(driver._look())
     assert caplog.text == ""
 
 
-def test_whatever_a_look_meets_the_next_one_comes_and_it_is_told_once(
+def test_whatever_a_look_meets_the_next_one_comes_and_it_log_death_once(
     three: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_LOOK_S", 0.01)
+    monkeypatch.setattr(stage_monitor, "_LOOK_S", 0.01)
     caplog.set_level(logging.WARNING)
     three.error = KeyError("whatever")
-    found = Watch("rlhf", own=NodeWatch(tmp_path / "own"), cluster=three)
+    found = StageMonitor("rlhf", own=NodeMonitor(tmp_path / "own"), cluster=three)
     time.sleep(0.5)
     assert caplog.text.count("a look at the processes failed, the next one tries again: KeyError: 'whatever'") == 1
     three.error = None
@@ -268,7 +271,7 @@ def test_a_death_and_the_loss_of_a_node_are_told_of_another_node_of_a_real_clust
             return os.getpid()
 
     def start() -> Any:
-        watched: Any = ray.remote(watched_class(Generator, "rlhf", "generator", 0)).options(resources={"there": 1.0})
+        watched: Any = ray.remote(monitored_class(Generator, "rlhf", "generator", 0)).options(resources={"there": 1.0})
         return watched.remote()
 
     def told(actor: Any) -> str:
@@ -277,20 +280,20 @@ def test_a_death_and_the_loss_of_a_node_are_told_of_another_node_of_a_real_clust
                 time.sleep(0.1)
         return explain(caught.value, role="generator", index=0).sentence
 
-    def wait_until_watched(pid: int) -> Place:
-        while (here := watch.current()) is None or (place := here.place_of(pid=pid)) is None:
+    def wait_until_watched(pid: int) -> ProcessInfo:
+        while (here := stage_monitor.current_monitor()) is None or (place := here.place_of(pid=pid)) is None:
             time.sleep(0.1)
         return place
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     try:
         there = cluster.add_node(num_cpus=1, resources={"there": 1.0}, object_store_memory=100_000_000)
-        with connect(cluster.address), watch.watching("rlhf"):
+        with connect(cluster.address), stage_monitor.monitoring("rlhf"):
             actor: Any = start()
             pid: Any = ray.get(actor.pid.remote())
             place = wait_until_watched(pid)
             assert place.ip == ray.util.get_node_ip_address()
-            others = watch.current()._others  # pyright: ignore[reportOptionalMemberAccess]
+            others = stage_monitor.current_monitor()._others  # pyright: ignore[reportOptionalMemberAccess]
             (known,) = others._nodes.values()
             known.node.end()  # another watch is started, and it sees the death
             while known in others._nodes.values() or not others.looks():

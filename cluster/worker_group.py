@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster import watch
-from cluster.causes import Place, WorkerError, to_bring
+from cluster import stage_monitor
+from cluster.capacity import wait_for_capacity
 from cluster.failures import Explanation, explain, explain_death, explain_raised
+from cluster.heartbeat import monitored, own_process_info
 from cluster.placement import Placement
-from cluster.room import wait_for_room
-from cluster.session import assert_own_packages, worker_env
-from cluster.signals import deferred, received
-from cluster.watched import own_place, watched
+from cluster.process_info import ProcessInfo
+from cluster.session import refuse_shadowed_packages, worker_env
+from cluster.signals import defer_signals, received_signal
+from cluster.worker_errors import WorkerError, wrap_error
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -30,19 +31,21 @@ _PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.dis
 log = logging.getLogger(__name__)
 
 
-class StoppedInOrder(Exception):
+class StoppedOnRequest(Exception):
     """Raised by `work` when it has kept all it has done because the driver is told to end (`stop_requested`)."""
 
 
 @dataclass(frozen=True)
-class WorkerSpot:
+class RankContext:
     """Where in the group a worker stands."""
 
     rank: int
     world_size: int
 
 
-def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, *, name: str) -> None:
+def run_worker_group(
+    work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, *, name: str
+) -> None:
     """Call `work(spot, payload)` in every worker of the group, inside an initialised process group.
 
     A worker that dies takes the group with it; the group is started again up to `placement.max_failures` times, and
@@ -53,7 +56,9 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
     from ray.train import TrainingFailedError  # late, as below: it takes a second that `plan` need not wait for
 
     for attempt in range(placement.max_failures + 1):
-        wait_for_room(placement.bundles, f"{name}: execution.placement")  # each time: a node may be gone with a worker
+        wait_for_capacity(
+            placement.bundles, f"{name}: execution.placement"
+        )  # each time: a node may be gone with a worker
         try:
             _run_once(work, payload, placement, name)
             return
@@ -68,7 +73,7 @@ def run_workers(work: Callable[[WorkerSpot, Any], None], payload: Any, placement
             log.warning("%s; all ranks start again from the last checkpoint", first.sentence)
 
 
-def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: Placement, name: str) -> None:
+def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -80,7 +85,7 @@ def _run_once(work: Callable[[WorkerSpot, Any], None], payload: Any, placement: 
             "work": work,
             "payload": payload,
             "threads": placement.threads_per_worker,
-            "stage": watch.current_stage(),
+            "stage": stage_monitor.current_stage(),
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=600),
         scaling_config=ray.train.ScalingConfig(
@@ -110,14 +115,14 @@ def _fit(trainer: "TorchTrainer") -> None:
         except BaseException as error:  # raised again below, in the thread that waits
             errors.append(error)
 
-    if (here := watch.current()) is not None:
+    if (here := stage_monitor.current_monitor()) is not None:
         here.dismiss("rank")  # what was left of the attempt before has been ended
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
-    with deferred():
-        while thread.is_alive() and received() is None:
+    with defer_signals():
+        while thread.is_alive() and received_signal() is None:
             thread.join(_POLL_S)
-        if received() is not None and here is not None:
+        if received_signal() is not None and here is not None:
             here.request_stop()
             here.wait_for_end("rank")
     if errors:
@@ -135,7 +140,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     """Of several ranks' failures the one that came first: a death makes the others fail in a collective."""
     from ray.train import ControllerError
 
-    failures, here = _failures(error), watch.current()
+    failures, here = _failures(error), stage_monitor.current_monitor()
     raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
     for rank, failure in failures.items():
         if rank not in raised:
@@ -146,7 +151,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
     if here and _PEER_LOST.search(str(failure.error)) and (death := here.death_of(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
-    place = failure.place or Place(stage=name, role="rank", index=rank)
+    place = failure.place or ProcessInfo(stage=name, role="rank", index=rank)
     return explain_raised(place, failure.error, failure.traceback)
 
 
@@ -161,12 +166,12 @@ def _work_in_group(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    assert_own_packages()
+    refuse_shadowed_packages()
     torch.set_num_threads(config["threads"])
     here = ray.train.get_context()
-    spot = WorkerSpot(rank=here.get_world_rank(), world_size=here.get_world_size())
-    with watched(config["stage"], "rank", spot.rank):
+    spot = RankContext(rank=here.get_world_rank(), world_size=here.get_world_size())
+    with monitored(config["stage"], "rank", spot.rank):
         try:
             config["work"](spot, config["payload"])
         except Exception as error:
-            raise to_bring(error, own_place()) from None
+            raise wrap_error(error, own_process_info()) from None

@@ -11,20 +11,10 @@ import pytest
 import ray
 from ray.exceptions import LocalRayletDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
 
-from cluster import causes
-from cluster.causes import (
-    Place,
-    exited,
-    fatal_signal,
-    ip_in,
-    original,
-    own_frame,
-    pid_in,
-    raised,
-    ray_says,
-    to_bring,
-    traceback_text,
-)
+from cluster import worker_errors
+from cluster.death_causes import cause_in_report, exit_cause, fatal_signal_in_log, ip_in_report, pid_in_report
+from cluster.process_info import ProcessInfo
+from cluster.worker_errors import describe_error, innermost_frame, original_error, traceback_text, wrap_error
 from model.optim import warmup_cosine
 
 GUESS = (
@@ -43,34 +33,37 @@ NODE_DIED = (
 )
 
 
-def test_an_exception_is_told_with_the_innermost_frame_that_is_ours() -> None:
+def test_an_exception_log_death_with_the_innermost_frame_that_is_ours() -> None:
     with pytest.raises(TypeError) as caught:
         warmup_cosine(peak_lr=1.0, warmup_steps=0, total_steps=4, final_ratio=0.1)("three")  # pyright: ignore[reportArgumentType]
-    told = raised(caught.value, traceback_text(caught.value))
+    told = describe_error(caught.value, traceback_text(caught.value))
     assert told.startswith("raised TypeError: ") and ", at model/optim.py:" in told
 
 
 def test_frames_of_libraries_and_of_the_interpreter_are_passed_over() -> None:
     library = f'  File "{subprocess.__file__}", line 7, in run\n    …\n  File "<frozen runpy>", line 198, in _run\n'
     text = f'Traceback:\n  File "/home/ann/verify.py", line 12, in score\n    …\n{library}ValueError: x'
-    assert own_frame(text) == "/home/ann/verify.py:12 in score"
-    assert own_frame(library) is None
+    assert innermost_frame(text) == "/home/ann/verify.py:12 in score"
+    assert innermost_frame(library) is None
 
 
 def test_our_own_frame_is_found_where_we_are_installed_among_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "_LIBRARIES", (str(causes._HOME),))
-    ours, theirs = (f'  File "{causes._HOME}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn"))
-    assert own_frame(ours + theirs) == "jobs/sft.py:3 in run" and own_frame(theirs) is None
+    monkeypatch.setattr(worker_errors, "_LIBRARIES", (str(worker_errors._HOME),))
+    ours, theirs = (f'  File "{worker_errors._HOME}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn"))
+    assert innermost_frame(ours + theirs) == "jobs/sft.py:3 in run" and innermost_frame(theirs) is None
 
 
-def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
+def test_what_a_worker_raised_log_death_and_not_how_ray_brought_it() -> None:
     text = 'Traceback (most recent call last):\n  File "/home/ann/verify.py", line 3, in score\n    …\nKeyError: 4'
     error = RayTaskError(
         "score", text, KeyError(4), "ray::Verifier.score", pid=77, ip="192.0.2.2"
     ).as_instanceof_cause()
     brought = traceback_text(error)
-    assert isinstance(original(error), KeyError) and (pid_in(brought), ip_in(brought)) == (77, "192.0.2.2")
-    assert raised(error, brought) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
+    assert isinstance(original_error(error), KeyError) and (pid_in_report(brought), ip_in_report(brought)) == (
+        77,
+        "192.0.2.2",
+    )
+    assert describe_error(error, brought) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
 
 
 @pytest.mark.parametrize(
@@ -95,14 +88,14 @@ def test_what_a_worker_raised_is_told_and_not_how_ray_brought_it() -> None:
     ],
 )
 def test_only_what_ray_knows_is_taken_from_it(report: str, cause: str | None) -> None:
-    assert ray_says(report) == cause
+    assert cause_in_report(report) == cause
 
 
 def test_whose_death_a_report_tells_is_known_by_process_and_node() -> None:
-    assert (pid_in(GUESS), ip_in(GUESS)) == (5525, "192.0.2.2")
+    assert (pid_in_report(GUESS), ip_in_report(GUESS)) == (5525, "192.0.2.2")
     node = NODE_DIED.format("192.0.2.3", "04d3")
-    assert (pid_in(node), ip_in(node)) == (None, "192.0.2.3")
-    here, there = (Place(stage="sft", role="rank", index=index, pid=7, ip=f"192.0.2.{index}") for index in (1, 2))
+    assert (pid_in_report(node), ip_in_report(node)) == (None, "192.0.2.3")
+    here, there = (ProcessInfo(stage="sft", role="rank", index=index, pid=7, ip=f"192.0.2.{index}") for index in (1, 2))
     assert [place.fits(pid=7, ip="192.0.2.2") for place in (here, there)] == [False, True]
     assert here.fits(pid=7) and here.fits() and not here.fits(role="rank", index=2)
 
@@ -137,10 +130,10 @@ def test_a_fatal_signal_is_read_from_what_python_leaves_in_the_log(number: int, 
     program = f"import os\ndef crash():\n    os.kill(os.getpid(), {number})\ncrash()"
     (tmp_path / "program.py").write_text(program)
     ended = subprocess.run([sys.executable, "-X", "faulthandler", tmp_path / "program.py"], stderr=subprocess.PIPE)
-    cause = fatal_signal(ended.stderr.decode())
+    cause = fatal_signal_in_log(ended.stderr.decode())
     assert cause is not None and cause.startswith(f"was killed by {named}") and "program.py:" in cause
-    assert exited(ended.returncode) == f"was killed by {named}"
-    assert fatal_signal("an ordinary line\n") is None
+    assert exit_cause(ended.returncode) == f"was killed by {named}"
+    assert fatal_signal_in_log("an ordinary line\n") is None
 
 
 class Unpicklable(Exception):
@@ -151,15 +144,15 @@ class Unpicklable(Exception):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (KeyError("x"), "raised KeyError: 'x', at tests/cluster/test_causes.py:"),
+        (KeyError("x"), "raised KeyError: 'x', at tests/cluster/test_worker_errors.py:"),
         (Unpicklable("bad", "luck"), "raised RuntimeError: Unpicklable: bad (it does not pickle: "),
     ],
 )
 def test_an_exception_keeps_its_type_and_traceback_from_one_process_to_another(error: Exception, told: str) -> None:
-    place = Place(stage="corpus", role="task", index=3, pid=7)
+    place = ProcessInfo(stage="corpus", role="task", index=3, pid=7)
     try:
         raise error
     except Exception as caught:
-        brought = pickle.loads(pickle.dumps(to_bring(caught, place)))
-    assert raised(brought, traceback_text(brought)).startswith(told)
+        brought = pickle.loads(pickle.dumps(wrap_error(caught, place)))
+    assert describe_error(brought, traceback_text(brought)).startswith(told)
     assert "in test_an_exception_keeps" in traceback_text(brought) and brought.place == place

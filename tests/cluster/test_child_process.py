@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lifeline import start_module, stop
+from cluster.child_process import start_module, stop_process
 
 # A program like an inference server: it has a child of each kind, each of which has nothing to say.
 NAP = """
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 """
 STARTER = """
 import os, sys, time
-from cluster.lifeline import start_module
+from cluster.child_process import start_module
 start_module("napper", sys.argv[1:], environment=os.environ)
 time.sleep(120)
 """
@@ -106,7 +106,7 @@ def test_stop_ends_a_program_that_listens_and_one_that_does_not(
 ) -> None:
     program = start_module("napper", [str(tmp_path / "pids"), "settled", manners], environment=environment)
     pids = pids_in(tmp_path / "pids")
-    stop(program, grace_s=0.5)
+    stop_process(program, grace_s=0.5)
     assert program.returncode == (-signal.SIGTERM if manners == "polite" else -signal.SIGKILL)
     assert wait_for(lambda: not any(map(lives, pids)), 10.0)
-    stop(program)  # once more does no harm
+    stop_process(program)  # once more does no harm

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cluster.files import absolute, local_path
+from cluster.paths import absolute_url, local_path
 from cluster.progress import working
-from cluster.session import cluster_is_whole, is_connected, living_nodes, on_node
+from cluster.session import alive_nodes, is_connected, is_local_cluster, options_on_node
 from cluster.storage import Storage
 
 
@@ -26,31 +26,31 @@ _run = _Run()
 
 
 @contextmanager
-def visible_everywhere(store: Storage, sources: Sequence[str]) -> Iterator[None]:
+def require_shared_paths(store: Storage, sources: Sequence[str]) -> Iterator[None]:
     """For as long as the block lasts, every node that takes work must see the store and the sources.
 
-    The nodes that there are now are asked at once, those that join later by `ask_new_nodes`. Raises ValueError for a
+    The nodes that there are now are asked at once, those that join later by `check_new_nodes`. Raises ValueError for a
     plain path that one of them does not see.
     """
     global _run
     before, _run = _run, _Run(store, sources)
     try:
-        ask_new_nodes()
+        check_new_nodes()
         yield
     finally:
         _run = before
 
 
-def ask_new_nodes() -> None:
-    """Raises ValueError when a node that was not asked before lacks the store or a source of `visible_everywhere`.
+def check_new_nodes() -> None:
+    """Raises ValueError when a node that was not asked before lacks the store or a source of `require_shared_paths`.
 
     To be called whenever nodes may have joined: without new ones it is one question to the head. It asks nothing
     outside of such a block, nor in a session that was started here, which has the one node.
     """
-    if _run.store is None or not is_connected() or cluster_is_whole():
+    if _run.store is None or not is_connected() or is_local_cluster():
         return
-    nodes = {id: address for id, address in living_nodes().items() if id not in _run.seen_by}
-    paths = sorted({path for url in _run.sources if (path := local_path(absolute(url)))})
+    nodes = {id: address for id, address in alive_nodes().items() if id not in _run.seen_by}
+    paths = sorted({path for url in _run.sources if (path := local_path(absolute_url(url)))})
     if nodes and (paths or _run.store.is_local):
         with working(f"asking {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for the store and the sources"):
             _run.seen_by |= _require(_run.store, paths, nodes)
@@ -87,13 +87,13 @@ def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, li
     import ray
     from ray.exceptions import RayError
 
-    futures = {id: ray.remote(_missing).options(**on_node(id)).remote(paths) for id in nodes}
+    futures = {id: ray.remote(_missing).options(**options_on_node(id)).remote(paths) for id in nodes}
     answers: dict[str, list[str]] = {}
     for id, future in futures.items():
         try:
             answers[id] = ray.get(future)
         except RayError:  # the node is lost again; should it come back, it is asked again
-            if id in living_nodes():
+            if id in alive_nodes():
                 raise
     return answers
 

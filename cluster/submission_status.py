@@ -11,45 +11,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.progress import duration, said
-from cluster.signals import received
+from cluster.progress import current_activity, format_duration
+from cluster.signals import received_signal
 from cluster.storage import Storage
 
 _BEAT_S = 10.0
 _SILENT_S = 60.0
 """From then on a run that says nothing is taken for gone."""
 
-SUBMISSION = "RAYMILL_SUBMISSION"
+SUBMISSION_VARIABLE = "RAYMILL_SUBMISSION"
 """The variable in which a submitted job finds its id."""
 
-State = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
+RunState = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
 """Of a run: `checking` is all that comes before its first stage, which may yet be refused."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunStatus:
     """What the store knows of a run."""
 
-    state: State
+    state: RunState
     says: str
     """What the run does, or how it ended."""
     age_s: float
 
     def __str__(self) -> str:
-        text = f"{self.state}, {duration(self.age_s)} ago: {self.says}"
+        text = f"{self.state}, {format_duration(self.age_s)} ago: {self.says}"
         if self.state in ("checking", "running") and self.age_s > _SILENT_S:
             text += "\nit has been silent since, so it is gone; the same submit goes on from what it has finished"
         return text
 
 
-def sent(store: Storage, id: str) -> None:
+def note_sent(store: Storage, id: str) -> None:
     """Note that a job was sent: what its run must find, or it sees another store than the one who submits."""
     _write(store, id, "sent", "it has not begun")
 
 
-def require_sent(store: Storage, id: str) -> None:
+def require_same_store(store: Storage, id: str) -> None:
     """Raises ValueError when the store that this process sees is not the one in which the submission was noted."""
     if store.is_local and not store.exists(_name(id)):
         raise ValueError(
@@ -59,12 +59,12 @@ def require_sent(store: Storage, id: str) -> None:
 
 
 @contextmanager
-def telling(store: Storage, id: str) -> Iterator[Callable[[], None]]:
+def reporting_status(store: Storage, id: str) -> Iterator[Callable[[], None]]:
     """Keep the ledger of a run for as long as the block lasts, and how it ended.
 
     What it yields is to be called when all checks are passed and the first stage begins.
     """
-    state: State = "checking"
+    state: RunState = "checking"
     trouble = ""
     wake, ended = threading.Event(), threading.Event()
 
@@ -73,7 +73,7 @@ def telling(store: Storage, id: str) -> Iterator[Callable[[], None]]:
         state = "running"
         wake.set()
 
-    def write(state: State, says: str) -> None:
+    def write(state: RunState, says: str) -> None:
         nonlocal trouble
         try:
             _write(store, id, state, says)
@@ -84,17 +84,17 @@ def telling(store: Storage, id: str) -> Iterator[Callable[[], None]]:
 
     def beat() -> None:
         while not ended.is_set():
-            write(state, said() or "it has begun")
+            write(state, current_activity() or "it has begun")
             wake.wait(_BEAT_S)
             wake.clear()
 
     thread = threading.Thread(target=beat, daemon=True, name="ledger")
     thread.start()
-    end: tuple[State, str] = ("succeeded", "all of it stands")
+    end: tuple[RunState, str] = ("succeeded", "all of it stands")
     try:
         yield begin
     except KeyboardInterrupt as stop:
-        number, where = received(), str(stop)
+        number, where = received_signal(), str(stop)
         end = ("stopped", f"by {number.name if number else 'KeyboardInterrupt'}{where and f'; {where}'}")
         raise
     except BaseException as error:
@@ -107,15 +107,15 @@ def telling(store: Storage, id: str) -> Iterator[Callable[[], None]]:
         write(*end)
 
 
-def read_ledger(store: Storage, id: str) -> Entry | None:
+def read_status(store: Storage, id: str) -> RunStatus | None:
     """What the run last said; None where the store knows nothing of it."""
     if not store.exists(_name(id)):
         return None
     entry: dict[str, Any] = store.read_json(_name(id))
-    return Entry(entry["state"], entry["says"], max(0.0, time.time() - entry["time"]))
+    return RunStatus(entry["state"], entry["says"], max(0.0, time.time() - entry["time"]))
 
 
-def _write(store: Storage, id: str, state: State, says: str) -> None:
+def _write(store: Storage, id: str, state: RunState, says: str) -> None:
     store.write_json(_name(id), {"state": state, "time": time.time(), "says": says})
 
 

@@ -17,9 +17,19 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from cluster.causes import Place, fatal_signal, killed_by
-from cluster.memory import GroupMemory, GroupUse, gib, group_of, limiting, peak_of, read_group, use_of
-from cluster.watched import STACK_SIGNAL, STOP, About, node_folder, read_about
+from cluster.cgroups import (
+    MemoryGroup,
+    MemoryUse,
+    cgroup_of,
+    format_gib,
+    limiting_group,
+    memory_use_of,
+    peak_memory_of,
+    read_memory_group,
+)
+from cluster.death_causes import fatal_signal_in_log, killed_by_signal
+from cluster.heartbeat import STACK_SIGNAL, STOP_FILE, ProcessRecord, node_folder, read_record
+from cluster.process_info import ProcessInfo
 
 DEAD, STOPPED, CONTINUED = "dead", "stopped", "continued"
 _STOPPED_S = 6.0
@@ -32,10 +42,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sighting:
+class ProcessEvent:
     """What a node's watch has seen of a process."""
 
-    place: Place
+    place: ProcessInfo
     kind: str
     """`DEAD`, `STOPPED` or `CONTINUED`."""
     cause: str = ""
@@ -43,7 +53,7 @@ class Sighting:
     is_certain: bool = True
     """False where SIGKILL is said because nothing else is known; Ray may know better."""
     log_tail: str = ""
-    is_told: bool = False
+    log_death: bool = False
     """Whether nobody but the watch will say that it died: Ray does the work of such a process again by itself."""
 
 
@@ -51,7 +61,7 @@ class Sighting:
 class _Seen:
     """What is known of a process while it lives."""
 
-    about: About
+    about: ProcessRecord
     process: psutil.Process | None
     """None when it was gone before it was first looked at."""
     groups: dict[str, int] = field(default_factory=dict)
@@ -59,30 +69,30 @@ class _Seen:
     peak: int = 0
     stopped_s: float | None = None
     """Since when it is stopped."""
-    is_stop_told: bool = False
+    is_stop_reported: bool = False
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ProcessInfo:
         return self.about.place
 
 
-class Look(NamedTuple):
+class NodeReport(NamedTuple):
     """What a node's watch has seen since its last look."""
 
-    sightings: list[Sighting]
+    sightings: list[ProcessEvent]
     has_moved: bool
     """Whether a process has come to another step, begun or ended."""
     is_busy: bool
     """Whether the processes compute."""
-    found: Sequence[Place] = ()
+    found: Sequence[ProcessInfo] = ()
     """Who was not watched before, gone by now or not."""
-    at_work: Sequence[Place] = ()
+    at_work: Sequence[ProcessInfo] = ()
     """Who is watched now."""
-    memory: GroupUse | None = None
+    memory: MemoryUse | None = None
     """Of the control group that is nearest to its limit, the node's or of a process; None without a limit."""
 
 
-class NodeWatch:
+class NodeMonitor:
     """Looks at the watched processes of its node; a plain class, in the driver for its own node, an actor elsewhere."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -93,11 +103,11 @@ class NodeWatch:
         except OSError as error:  # as in `register`: the work needs no watch
             log.warning("the processes of this node are not watched, their deaths would have no cause: %s", error)
         self._seen: dict[int, _Seen] = {}
-        self._found: list[Place] = []
+        self._found: list[ProcessInfo] = []
         self._moves: tuple[Any, ...] = ()
         self._cpu_s, self._looked_s = 0.0, time.monotonic()
 
-    def look(self) -> Look:
+    def look(self) -> NodeReport:
         """What is new since the last look."""
         self._find_new()
         sightings = [sighting for pid in list(self._seen) if (sighting := self._look_at(pid))]
@@ -107,16 +117,18 @@ class NodeWatch:
         is_busy = cpu_s - self._cpu_s > _ASLEEP * (now - self._looked_s)
         self._cpu_s, self._looked_s = cpu_s, now
         found, self._found = self._found, []
-        return Look(sightings, has_moved, is_busy, found, [seen.place for seen in self._seen.values()], self._memory())
+        return NodeReport(
+            sightings, has_moved, is_busy, found, [seen.place for seen in self._seen.values()], self._memory()
+        )
 
     def request_stop(self) -> None:
         """Ask the processes to come to a good end (`stop_requested`)."""
         try:
-            (self.folder / STOP).touch()
+            (self.folder / STOP_FILE).touch()
         except OSError as error:
             log.warning("the processes of this node cannot be asked to end: %s", error)
 
-    def stacks(self) -> list[tuple[Place, str]]:
+    def stacks(self) -> list[tuple[ProcessInfo, str]]:
         """The Python stacks of all watched processes that can tell them; one that is stopped by a signal has none."""
         asked = [(seen.place, self.folder / f"{pid}.stack", seen) for pid, seen in self._seen.items()]
         asked = [one for one in asked if one[2].about.has_stack and one[1].exists()]
@@ -146,7 +158,7 @@ class NodeWatch:
             if pid in self._seen:
                 continue
             try:
-                about = read_about(file)
+                about = read_record(file)
             except FileNotFoundError:
                 continue  # it ended well between two calls
             process = None
@@ -155,10 +167,10 @@ class NodeWatch:
             self._seen[pid] = _Seen(about, process)
             self._found.append(about.place)
 
-    def _look_at(self, pid: int) -> Sighting | None:
+    def _look_at(self, pid: int) -> ProcessEvent | None:
         seen, file = self._seen[pid], self.folder / f"{pid}.json"
         try:
-            about = read_about(file)
+            about = read_record(file)
         except FileNotFoundError:
             del self._seen[pid]
             return None
@@ -169,8 +181,8 @@ class NodeWatch:
             del self._seen[pid]
             file.unlink(missing_ok=True)
             return None if about.has_raised else self._death(seen)
-        seen.peak = max(seen.peak, peak_of(pid))
-        if (group := group_of(pid)) and str(group) not in seen.groups and (memory := read_group(group)):
+        seen.peak = max(seen.peak, peak_memory_of(pid))
+        if (group := cgroup_of(pid)) and str(group) not in seen.groups and (memory := read_memory_group(group)):
             seen.groups[str(group)] = memory.kills
         return self._stopped(seen)
 
@@ -181,46 +193,46 @@ class NodeWatch:
                 beats.append((path.name, path.stat().st_mtime))
         return sorted(beats)
 
-    def _memory(self) -> GroupUse | None:
-        groups = {group_of(os.getpid()), *(Path(folder) for seen in self._seen.values() for folder in seen.groups)}
-        uses = [use for group in groups if group is not None and (use := use_of(group)) is not None]
+    def _memory(self) -> MemoryUse | None:
+        groups = {cgroup_of(os.getpid()), *(Path(folder) for seen in self._seen.values() for folder in seen.groups)}
+        uses = [use for group in groups if group is not None and (use := memory_use_of(group)) is not None]
         return min(uses, key=lambda use: use.limit - use.used, default=None)
 
-    def _stopped(self, seen: _Seen) -> Sighting | None:
+    def _stopped(self, seen: _Seen) -> ProcessEvent | None:
         assert seen.process is not None, "it lives"
         try:
             is_stopped = seen.process.status() == psutil.STATUS_STOPPED
         except psutil.Error:
             return None  # it is gone, as the next look says, or not ours to see
         if not is_stopped:
-            was_told, seen.stopped_s, seen.is_stop_told = seen.is_stop_told, None, False
-            return Sighting(seen.place, CONTINUED) if was_told else None
+            was_told, seen.stopped_s, seen.is_stop_reported = seen.is_stop_reported, None, False
+            return ProcessEvent(seen.place, CONTINUED) if was_told else None
         seen.stopped_s = seen.stopped_s or time.monotonic()
-        if seen.is_stop_told or time.monotonic() - seen.stopped_s < _STOPPED_S:
+        if seen.is_stop_reported or time.monotonic() - seen.stopped_s < _STOPPED_S:
             return None
-        seen.is_stop_told = True
-        return Sighting(seen.place, STOPPED)
+        seen.is_stop_reported = True
+        return ProcessEvent(seen.place, STOPPED)
 
-    def _death(self, seen: _Seen) -> Sighting:
-        tail, is_told = _tail(seen.place.log, seen.about.log_from), seen.about.is_told
+    def _death(self, seen: _Seen) -> ProcessEvent:
+        tail, log_death = _tail(seen.place.log, seen.about.log_from), seen.about.log_death
         killers = [
             memory
             for folder, kills in seen.groups.items()
-            if (memory := read_group(Path(folder))) and memory.kills > kills
+            if (memory := read_memory_group(Path(folder))) and memory.kills > kills
         ]
         if killers:
             # Another process of the group may die of the next one; this kill is accounted for.
             for other in self._seen.values():
                 other.groups.update({memory.path: memory.kills for memory in killers if memory.path in other.groups})
-            cause = out_of_memory(killers[0], limiting(Path(killers[0].path)), seen.peak)
-            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=is_told)
-        if cause := fatal_signal(tail):
-            return Sighting(seen.place, DEAD, cause, log_tail=tail, is_told=is_told)
-        cause = killed_by(signal.SIGKILL)
-        return Sighting(seen.place, DEAD, cause, is_certain=False, log_tail=tail, is_told=is_told)
+            cause = out_of_memory(killers[0], limiting_group(Path(killers[0].path)), seen.peak)
+            return ProcessEvent(seen.place, DEAD, cause, log_tail=tail, log_death=log_death)
+        if cause := fatal_signal_in_log(tail):
+            return ProcessEvent(seen.place, DEAD, cause, log_tail=tail, log_death=log_death)
+        cause = killed_by_signal(signal.SIGKILL)
+        return ProcessEvent(seen.place, DEAD, cause, is_certain=False, log_tail=tail, log_death=log_death)
 
 
-def out_of_memory(group: GroupMemory, limiting: GroupMemory | None, peak: int) -> str:
+def out_of_memory(group: MemoryGroup, limiting: MemoryGroup | None, peak: int) -> str:
     """What is said of a process that the kernel killed for want of memory.
 
     group: where it was; limiting: that or one above it, whose limit was reached, None where there is no limit but the
@@ -228,9 +240,9 @@ def out_of_memory(group: GroupMemory, limiting: GroupMemory | None, peak: int) -
     """
     limit, limited = "no limit but the machine's memory", limiting or group
     if limiting is not None and limiting.limit is not None:
-        limit = f"limit {gib(limiting.limit)}" + (f" of {limiting.path}" if limiting.path != group.path else "")
-    group_peak = f", its peak {gib(limited.peak)}" if limited.peak else ""
-    own = f"; this process's peak was {gib(peak)}" if peak > 0 else ""
+        limit = f"limit {format_gib(limiting.limit)}" + (f" of {limiting.path}" if limiting.path != group.path else "")
+    group_peak = f", its peak {format_gib(limited.peak)}" if limited.peak else ""
+    own = f"; this process's peak was {format_gib(peak)}" if peak > 0 else ""
     return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){own}"
 
 

@@ -4,18 +4,15 @@ Counted is what the kernel cannot take back: each process's private memory, and 
 once. Pages of files that are mapped, such as libraries, are left out: they are shared and can be dropped.
 """
 
-import math
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.memory import cores_of, group_of, left_in
-
 _INTERVAL_S = 1.0
 
 
-class Footprint:
+class ResourceUsage:
     """What this process and all below it take together while the block lasts: their most memory, and processor time.
 
     Linux only; both stay None elsewhere, and where the session's raylet is no descendant: then its workers are not
@@ -36,8 +33,8 @@ class Footprint:
             return None
         return sum(now - self._before_s.get(pid, 0.0) for pid, now in self._cpu_s.items())
 
-    def __enter__(self) -> "Footprint":
-        now = look(os.getpid())
+    def __enter__(self) -> "ResourceUsage":
+        now = sample_usage(os.getpid())
         self._before_s = now.cpu_s if now else {}
         self._thread.start()
         return self
@@ -48,7 +45,7 @@ class Footprint:
 
     def _sample(self) -> None:
         while True:
-            now = look(os.getpid())
+            now = sample_usage(os.getpid())
             if now is not None:
                 self.peak_bytes = max(now.num_bytes, self.peak_bytes or 0)
                 self._cpu_s |= {pid: s for pid, s in now.cpu_s.items() if s >= self._cpu_s.get(pid, 0.0)}
@@ -57,7 +54,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Look:
+class UsageSample:
     """A process and all below it at a moment."""
 
     num_bytes: int
@@ -65,7 +62,7 @@ class Look:
     """By process id."""
 
 
-def look(root: int) -> Look | None:
+def sample_usage(root: int) -> UsageSample | None:
     """What a process and all below it take now; None where no raylet is among them."""
     statuses = {status["Pid"]: status for status in _statuses()}
     below: dict[str, list[str]] = {}
@@ -80,7 +77,7 @@ def look(root: int) -> Look | None:
         shared = max(shared, _bytes(status, "RssShmem"))  # every process maps the same store
         has_raylet |= status.get("Name") == "raylet"
         cpu_s[pid] = _cpu_s(pid)
-    return Look(private + shared, cpu_s) if has_raylet else None
+    return UsageSample(private + shared, cpu_s) if has_raylet else None
 
 
 def _cpu_s(pid: str) -> float:
@@ -105,42 +102,3 @@ def _statuses() -> list[dict[str, str]]:
 
 def _bytes(status: dict[str, str], name: str) -> int:
     return int(status[name].split()[0]) * 1024 if name in status else 0
-
-
-def free_memory_bytes() -> int | None:
-    """What this machine, or the control group that this process is in, can still give; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines)
-    if "MemAvailable" not in fields:
-        return None
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = group_of(os.getpid())
-    left = None if group is None else left_in(group)
-    return free if left is None else min(free, left)
-
-
-def processor() -> str:
-    """The processor's model as the kernel has it (on ARM its numbers); the machine type elsewhere than on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return os.uname().machine
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    numbers = [fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields]
-    return fields.get("model name") or " ".join([os.uname().machine, *numbers])
-
-
-def tasks_at_once(asked: int | None, num_tasks: int) -> int:
-    """How many of a data stage's tasks run at the same time on this machine; `asked` is its `execution.workers`."""
-    return min(asked or num_cores(), num_cores(), num_tasks)
-
-
-def num_cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than its control group's share of them."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    group = group_of(os.getpid(), "cpu")
-    share = cores_of(group) if group else None
-    return bound if share is None else max(1, min(bound, math.ceil(share)))
