@@ -103,8 +103,8 @@ def test_an_end_that_takes_too_long_is_cut_short_also_where_no_handler_runs() ->
 
 
 def test_a_deferred_signal_waits_for_the_end_of_the_block() -> None:
-    body = "with defer_signals():\n    print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)\n"
-    process = start(body + "    print('kept', flush=True)\nprint('not reached')")
+    wait = "print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)\n"
+    process = start(f"with defer_signals():\n    {wait}" + "    print('kept', flush=True)\nprint('not reached')")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "kept\ninterrupted by SIGTERM\n"
 
@@ -132,9 +132,7 @@ def test_a_signal_under_the_handler_of_a_library_is_ours_all_the_same() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
     # A closed terminal takes its processes with it, but not those that an orderly end needs.
-    process = start(
-        f"with keep_own_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
-    )
+    process = start(f"with keep_own_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()")
     (sleeper,) = psutil.Process(process.pid).children()
     sleeper.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
