@@ -24,17 +24,10 @@ from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, req
 from cluster.worker_errors import traceback_text
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
 from jobs.frame.forecast import forecasts, table
-from jobs.frame.pipeline import (
-    ROAD,
-    Pipeline,
-    find_errors,
-    find_shortages,
-    load_pipeline,
-    load_stage,
-    plan,
-    run_pipeline,
-)
+from jobs.frame.kinds import HUGGING_FACE_KINDS
+from jobs.frame.pipeline import Pipeline, find_errors, find_shortages, load_pipeline, load_stage, plan, run_pipeline
 from jobs.frame.same_code import require_same_code
+from jobs.frame.stages import STAGES
 
 log = logging.getLogger("raymill")
 
@@ -248,10 +241,8 @@ def _show_lineage(artifact: Artifact, indent: str, shown: set[str]) -> None:
 
 def _model_artifact(location: str) -> Artifact:
     artifact = _artifact(location)
-    if not artifact.model.exists("config.json"):
-        raise ValueError(
-            f"{artifact.id} holds no model (made by {artifact.stage}); take pretrain, sft, reward, rlhf or compress"
-        )
+    if artifact.kind not in HUGGING_FACE_KINDS:
+        raise ValueError(f"{artifact.id} is a {artifact.kind}, not a model; take a {' or '.join(HUGGING_FACE_KINDS)}")
     return artifact
 
 
@@ -298,12 +289,12 @@ def _fields(options: argparse.Namespace) -> None:
     from jobs.commands.json_schema import write_schemas
 
     if options.schema:
-        names = write_schemas(Storage(options.schema), [options.stage] if options.stage else (*ROAD, "pipeline"))
+        names = write_schemas(Storage(options.schema), [options.stage] if options.stage else (*STAGES, "pipeline"))
         print("\n".join(f"{options.schema}/{name}" for name in names))
     elif options.stage:
         print(describe(options.stage))
     else:
-        raise ValueError(f"fields: give a stage ({', '.join(ROAD)}), or pipeline")
+        raise ValueError(f"fields: give a stage ({', '.join(STAGES)}), or pipeline")
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -31,12 +31,14 @@ from data.tokens.shard_reader import ShardReader, check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
-from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, mib, model_sizes, shards_sizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
+from jobs.report.evaluation import report_compression
 from model.huggingface import read_config
 from model.metrics import bootstrap_interval
 from model.quantize import FloatType, compress_folder
+from model.transformer import TransformerConfig
 
 _NATS_PER_BIT = float(np.log(2))
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
@@ -63,7 +65,7 @@ class CompressExecution(Execution):
 class CompressConfig:
     """`compress.yaml`."""
 
-    model: str = input_artifact("rlhf", "sft", "pretrain")
+    model: str = input_artifact("model")
     text: str = input_artifact("shards")
     """Shards whose validation documents both models are measured on."""
     text_bytes: int = 200_000
@@ -118,10 +120,16 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     return summary
 
 
+def sizes(config: CompressConfig, needs: Needs) -> TransformerConfig:
+    """The sizes of the model, those of the original."""
+    return model_sizes(needs["model"])
+
+
 def work(config: CompressConfig, needs: Needs) -> Work:
     """What the forecast is made of: the likelihoods of original and compressed model, side by side, and an engine."""
-    sizes, worker = sizes_of(needs["model"]), config.execution.worker
-    tokens = 2 * min(config.text_bytes, held_out_bytes_of(needs["text"])) / bytes_per_token(sizes.vocab_size)
+    sizes, worker = model_sizes(needs["model"]), config.execution.worker
+    num_bytes = min(config.text_bytes, shards_sizes(needs["text"]).validation_bytes)
+    tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
     held_gib = activation_gib(sizes, tokens=SCORED_TOKENS, length=window) / 2  # no backward
     scorer_gib, engine_gib = 2 * mib(sizes, 4) / 1024 + held_gib, mib(sizes, 4) / 1024 + 0.5
@@ -142,11 +150,14 @@ def work(config: CompressConfig, needs: Needs) -> Work:
 STAGE = Stage(
     name="compress",
     version=1,
+    kind="compressed_model",
     config=CompressConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_inputs=check_inputs,
     work=work,
+    report=report_compression,
     groups=lambda config: ({"worker": config.execution.worker},),
 )
 

@@ -75,8 +75,10 @@ from data.sources.compression import is_compressed
 from data.sources.readers import Other, check_sources, plan_ranges, read
 from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
 from jobs.frame.fields import list_of_choices
+from jobs.frame.kinds import CorpusSizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
+from jobs.report.corpus import report_corpus
 
 PARTS = "parts.json"
 FAIRNESS = "fairness.json"
@@ -89,6 +91,7 @@ _BATCH_BYTES = 16 << 20
 _EXPANSION = 4  # bytes of text in a byte of a compressed file, about; only the number of parts rests on it
 _READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.frame.forecast`
 _STEP_S_PER_MB = 0.108  # the mean over the demo's steps
+_KEPT_TEXT = 0.45  # of the bytes of source files that become text: the rest is other fields, markup, drops (the demo's)
 _COMPRESSED = 0.6  # of text in Parquet
 _MAX_PART_MIB = 1024  # a task holds a part several times over
 
@@ -261,6 +264,14 @@ def _summary_without(
     return dict(summary) | close_accounts(sources) | {"content_digest": digest}
 
 
+def sizes(config: CorpusConfig, needs: Needs) -> CorpusSizes:
+    """About the sizes that the corpus will have, by its source files."""
+    num_bytes = _KEPT_TEXT * sum(
+        size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
+    )
+    return CorpusSizes(num_bytes=num_bytes, num_parts=max(1, math.ceil(num_bytes / (config.part_mib << 20))))
+
+
 def work(config: CorpusConfig, needs: Needs) -> Work:
     """What the forecast is made of: reading and each step take their time of every byte of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
@@ -280,11 +291,14 @@ def work(config: CorpusConfig, needs: Needs) -> Work:
 STAGE = Stage(
     name="corpus",
     version=3,
+    kind="corpus",
     config=CorpusConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_sources=check_first_records,
     work=work,
+    report=report_corpus,
     forget=forget,
 )
 

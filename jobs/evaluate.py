@@ -44,10 +44,18 @@ from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact, source_files, user_function
-from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, held_out_bytes_of, mib, sizes_of
+from jobs.frame.sizes import (
+    activation_gib,
+    bytes_per_token,
+    forward_flop,
+    mib,
+    model_sizes,
+    shards_sizes,
+)
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
+from jobs.report.evaluation import report_evaluation
 from model.huggingface import read_config
 from model.metrics import (
     Interval,
@@ -130,7 +138,7 @@ class EvaluateExecution(Execution):
 class EvaluateConfig:
     """`evaluate.yaml`."""
 
-    models: dict[str, str] = input_artifact("pretrain", "sft", "rlhf")
+    models: dict[str, str] = input_artifact("model")
     """Name in the results → stage, artifact or Llama-family Hugging Face folder."""
     text: str | None = input_artifact("shards", default=None)
     """Shards whose validation documents are the held-out text; no text is measured without."""
@@ -148,7 +156,7 @@ class EvaluateConfig:
     """Pairs [before, after] of models, compared prompt by prompt in every task that both answer."""
     stereotype_pairs: str | None = source_files(None)
     """JSONL of `{"group", "stereotype", "counterpart"}`: sentences alike but for the group they name."""
-    reward: str | None = input_artifact("reward", default=None)
+    reward: str | None = input_artifact("reward_model", default=None)
     """A reward model, measured on `preferences`."""
     preferences: list[str] = source_files([])
     """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model has not learned from."""
@@ -317,12 +325,11 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
 
 def work(config: EvaluateConfig, needs: Needs) -> Work:
     """What the forecast is made of: likelihoods of the text, answers, and the measures of the answers."""
-    execution, sizes = config.execution, [sizes_of(needs[f"models.{name}"]) for name in config.models]
+    execution, sizes = config.execution, [model_sizes(needs[f"models.{name}"]) for name in config.models]
     largest = max(sizes, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
-    tokens, texts = 0.0, len(config.text_models or config.models)
-    if config.text is not None:
-        tokens = texts * held_out_bytes_of(needs["text"]) / bytes_per_token(largest.vocab_size)
+    num_bytes = 0.0 if config.text is None else shards_sizes(needs["text"]).validation_bytes
+    tokens = len(config.text_models or config.models) * num_bytes / bytes_per_token(largest.vocab_size)
     batches, answers = 0, 0
     for task in config.generation:
         number = len(_records(task)) * len(task.models or config.models)
@@ -342,7 +349,7 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
         precision=resolved(config.precision),
         threads=scorers,
         engine_steps=config.sampling.max_new_tokens * batches / execution.generators.workers,
-        python_s=answers * _ANSWER_S + (tokens and held_out_bytes_of(needs["text"]) * _XZ_S * config.compare_with_xz),
+        python_s=answers * _ANSWER_S + num_bytes * _XZ_S * config.compare_with_xz,
         on_gpu=execution.scorers.gpus_per_worker > 0 or execution.generators.gpus_per_worker > 0,
     )
 
@@ -350,12 +357,14 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
 STAGE = Stage(
     name="evaluate",
     version=1,
+    kind="evaluation",
     config=EvaluateConfig,
     run=run,
     check=check,
     check_sources=check_records,
     check_inputs=check_inputs,
     work=work,
+    report=report_evaluation,
     groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
 )
 

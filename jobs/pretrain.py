@@ -5,38 +5,32 @@ Adaptation to a domain is the same stage from another model (`init`) on another 
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from cluster.metrics_log import read_metrics
 from cluster.storage import Storage
 from cluster.worker_group import RankContext
 from data.tokens.order import check_weights
-from data.tokens.samples import Rows
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact
-from jobs.frame.sizes import forward_flop, pretrained_sizes
+from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.sizes import forward_flop, model_sizes, shards_sizes
 from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.training import (
+from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
-    TrainingRun,
-    TrainingWork,
     check_length,
     check_training,
     estimate_training,
     forecast_work,
-    run_training,
     training_groups,
 )
+from jobs.frame.training_run import TrainingRun, TrainingWork, continue_prompts, run_training, summarize, to_batch
 from jobs.frame.work import Work
+from jobs.report.training import report_pretraining
 from model.batch import Batch
-from model.generate import sample
-from model.huggingface import load_folder, read_config
+from model.huggingface import load_folder
 from model.objectives import causal_lm
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
@@ -71,12 +65,12 @@ class ModelConfig:
 class PretrainConfig:
     """`pretrain.yaml`."""
 
-    shards: str = input_artifact("shards", default="shards")
+    shards: str = input_artifact("shards", default=PREVIOUS)
     """Training and validation tokens."""
     mixture: dict[str, float] | None = None
     """Weight of each source of the shards, its part of the tokens that are trained on; 0 leaves one out. A source is
     read again only after all of it was read. Without weights every source has its natural share."""
-    init: str | None = input_artifact("pretrain", "sft", default=None)
+    init: str | None = input_artifact("model", default=None)
     """Go on from this model (its sizes replace `model`) rather than from random parameters."""
     model: ModelConfig = field(default_factory=ModelConfig)
     max_length: int = 1024
@@ -132,18 +126,25 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
 
+def sizes(config: PretrainConfig, needs: Needs) -> TransformerConfig:
+    """The sizes that the model will have: those of `init`, or of the config and the shards' vocabulary."""
+    if "init" in needs:
+        return model_sizes(needs["init"])
+    return config.model.transformer(shards_sizes(needs["shards"]).vocab_size, config.max_length)
+
+
 def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
     """Parameters, tokens and FLOP of the run, and the memory of its state."""
-    sizes = pretrained_sizes(config, needs)
-    return {"parameters": num_parameters(sizes)} | estimate_training(config, sizes)
+    model = sizes(config, needs)
+    return {"parameters": num_parameters(model)} | estimate_training(config, model)
 
 
 def work(config: PretrainConfig, needs: Needs) -> Work:
     """What the forecast is made of; validation is forward only."""
-    sizes = pretrained_sizes(config, needs)
-    training = forecast_work(config, sizes)
+    model = sizes(config, needs)
+    training = forecast_work(config, model)
     looks = 1 + config.steps // config.execution.validation_interval
-    validation = looks * config.validation_rows * config.sequence_length * forward_flop(sizes, config.sequence_length)
+    validation = looks * config.validation_rows * config.sequence_length * forward_flop(model, config.sequence_length)
     return dataclasses.replace(training, flop=training.flop + validation)
 
 
@@ -217,47 +218,18 @@ def validation_batches(training: TrainingRun, shards: Storage, config: PretrainC
         yield to_batch(reader.rows(own[start : start + size]))
 
 
-def to_batch(rows: Rows) -> Batch:
-    """Reader rows (numpy) as the model's batch (torch)."""
-    return Batch(*(torch.from_numpy(array) for array in rows))
-
-
-def continue_prompts(
-    output: Storage,
-    prompts: Sequence[tuple[str, Sequence[int]]],
-    decode: Callable[[Sequence[int]], str],
-    *,
-    stop_id: int,
-    seed: int,
-) -> None:
-    """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
-    model = load_folder((output / "model").local())
-    samples: list[dict[str, str]] = []
-    for number, (text, ids) in enumerate(prompts):
-        new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)
-        samples.append({"prompt": text, "continuation": decode(new)})
-    output.write_jsonl("samples.jsonl", samples)
-
-
-def summarize(output: Storage, *, area: str) -> dict[str, float]:
-    """The last value of each metric that a reader of `artifact.json` wants."""
-    summary: dict[str, float] = {}
-    for line in read_metrics(output):
-        shown = (f"{area}/", "validation/", "data/tokens", "perf/")
-        summary |= {key: value for key, value in line.items() if key.startswith(shown)}
-        summary["steps"] = line["step"]
-    return summary | {"parameters": num_parameters(read_config((output / "model").local()))}
-
-
 STAGE = Stage(
     name="pretrain",
     version=1,
+    kind="model",
     config=PretrainConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
     work=work,
+    report=report_pretraining,
     groups=training_groups,
 )

@@ -5,6 +5,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,29 +17,27 @@ from data.chats.template import PreferenceTokens, load_tokenizer, render_prefere
 from data.tokens.order import epoch_order
 from data.tokens.tokenizer import chat_special_tokens
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact, source_files
-from jobs.frame.sizes import chat_tokens, sizes_of
+from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.sizes import chat_tokens, model_sizes
 from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.training import (
+from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
-    TrainingRun,
-    TrainingWork,
     check_length,
     check_training,
     estimate_training,
     forecast_work,
-    run_training,
     training_groups,
 )
+from jobs.frame.training_run import TrainingRun, TrainingWork, run_training, summarize
 from jobs.frame.work import Work
-from jobs.pretrain import summarize
+from jobs.report.training import report_training
 from model.batch import PairBatch, pair_batch
 from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
-from model.transformer import flops_per_token
+from model.transformer import TransformerConfig, flops_per_token
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class RewardConfig:
 
     preferences: list[str] = source_files()
     """JSONL files of `{"prompt", "chosen", "rejected"}`; the prompt is a string or a list of messages."""
-    init: str = input_artifact("sft", "pretrain", default="sft")
+    init: str = input_artifact("model", default=PREVIOUS)
     """The model whose decoder the reward model starts from."""
     sequence_length: int = 256
     """Tokens of prompt and answer together; a pair that is longer on either side is left out and counted."""
@@ -83,14 +82,19 @@ def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
     load_tokenizer(inputs["init"].model.local())
 
 
+def sizes(config: RewardConfig, needs: Needs) -> TransformerConfig:
+    """The sizes of the model, those of `init`."""
+    return model_sizes(needs["init"])
+
+
 def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
-    return estimate_training(config, sizes_of(needs["init"]), rows_per_sample=2)
+    return estimate_training(config, model_sizes(needs["init"]), rows_per_sample=2)
 
 
 def work(config: RewardConfig, needs: Needs) -> Work:
     """What the forecast is made of: pairs are computed up to the longest of their batch."""
-    sizes = sizes_of(needs["init"])
+    sizes = model_sizes(needs["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.batch_size)
     lengths = [
         chat_tokens(
@@ -197,13 +201,16 @@ def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
 STAGE = Stage(
     name="reward",
     version=1,
+    kind="reward_model",
     config=RewardConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_sources=check_preferences,
     check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
     work=work,
+    report=partial(report_training, title="Reward model", area="reward", loss_unit="nats per pair; chance is 0.693"),
     groups=training_groups,
 )

@@ -23,14 +23,24 @@ from data.chats.records import read_prompts
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact, source_files, user_function
-from jobs.frame.sizes import activation_gib, chat_tokens, checkpoint_gib, forward_flop, mib, sizes_of, state_mib
+from jobs.frame.fields import PREVIOUS, input_artifact, source_files, user_function
+from jobs.frame.sizes import (
+    activation_gib,
+    chat_tokens,
+    checkpoint_gib,
+    forward_flop,
+    mib,
+    model_sizes,
+    state_mib,
+)
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
+from jobs.report.rlhf import report_rlhf
 from model.huggingface import read_config
 from model.metrics import distinct_n
 from model.precision import resolved
+from model.transformer import TransformerConfig
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +53,9 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class RlhfConfig:
     """`rlhf.yaml`."""
 
-    policy: str = input_artifact("sft", "pretrain", "rlhf", default="sft")
+    policy: str = input_artifact("model", default=PREVIOUS)
     """The chat model that learns: a stage, an artifact or a Llama-family Hugging Face folder."""
-    reward: str | None = input_artifact("reward", default=None)
+    reward: str | None = input_artifact("reward_model", default=None)
     """A reward model that scores the answers. Either this or a verifier."""
     verifier: str | None = user_function(default=None)
     """A program that scores the answers: `path/to/file.py:function`, called as function(prompt, response, record).
@@ -104,7 +114,7 @@ def check_inputs(config: RlhfConfig, inputs: Mapping[str, Artifact]) -> None:
 
 def check_needs(config: RlhfConfig, needs: Needs) -> None:
     """Raises ValueError for a policy whose sizes the engines or the answers do not fit."""
-    sizes = sizes_of(needs["policy"])
+    sizes = model_sizes(needs["policy"])
     if config.rollouts.max_new_tokens >= sizes.max_length:
         raise ValueError(
             f"rollouts.max_new_tokens: {config.rollouts.max_new_tokens} must be below the policy's max_length "
@@ -274,9 +284,14 @@ def summarize(output: Storage, prompts: Prompts) -> dict[str, float]:
     }
 
 
+def sizes(config: RlhfConfig, needs: Needs) -> TransformerConfig:
+    """The sizes of the model, those of `policy`."""
+    return model_sizes(needs["policy"])
+
+
 def estimate(config: RlhfConfig, needs: Needs) -> dict[str, float]:
     """Rollouts and sampled tokens, at most, and the memory of each actor's models and of the engine's cache."""
-    execution, sizes = config.execution, sizes_of(needs["policy"])
+    execution, sizes = config.execution, model_sizes(needs["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
     groups = execution.groups(config.learning)
     engine = mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
@@ -286,7 +301,7 @@ def estimate(config: RlhfConfig, needs: Needs) -> dict[str, float]:
         "learner_mib": state_mib(sizes, workers=execution.learners.workers),
         "critic_mib": state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
         "reference_mib": mib(sizes, 4) if "reference" in groups else 0,
-        "scorer_mib": mib(sizes_of(needs["reward"]), 4) if "reward" in needs else 0,
+        "scorer_mib": mib(model_sizes(needs["reward"]), 4) if "reward" in needs else 0,
     }
     sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
     return {**sampled, **{name: size for name, size in memory.items() if size}}
@@ -297,7 +312,7 @@ def work(config: RlhfConfig, needs: Needs) -> Work:
 
     Completions are taken to reach two thirds of max_new_tokens, and prompts to be as long as the first thousand.
     """
-    execution, sizes, rollouts = config.execution, sizes_of(needs["policy"]), config.rollouts
+    execution, sizes, rollouts = config.execution, model_sizes(needs["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.heldout_prompts])), 1000)
     prompt_tokens = statistics.fmean(
         chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
@@ -341,13 +356,16 @@ def work(config: RlhfConfig, needs: Needs) -> Work:
 STAGE = Stage(
     name="rlhf",
     version=2,
+    kind="model",
     config=RlhfConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_sources=check_prompts,
     check_needs=check_needs,
     check_inputs=check_inputs,
     estimate=estimate,
     work=work,
+    report=report_rlhf,
     groups=lambda config: (config.execution.groups(config.learning),),
 )

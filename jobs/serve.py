@@ -37,6 +37,7 @@ from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import weights_gib
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
+from jobs.report.serving import report_serving
 from model.precision import ComputePrecision, Precision, choose_precision, precision_field, resolved
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
@@ -72,7 +73,7 @@ class ServeExecution(Execution):
 class ServeConfig:
     """`serve.yaml`: what the served model is asked."""
 
-    model: str = input_artifact("pretrain", "sft", "rlhf", "compress")
+    model: str = input_artifact("model", "compressed_model")
     questions: list[str] = field(default_factory=lambda: ["Hello! How are you today?"])
     """Each is a chat of its own."""
     max_new_tokens: int = 64
@@ -151,7 +152,17 @@ def work(config: ServeConfig, needs: Needs) -> Work:
     )
 
 
-STAGE = Stage(name="serve", version=1, config=ServeConfig, run=run, check=check, check_inputs=check_inputs, work=work)
+STAGE = Stage(
+    name="serve",
+    version=1,
+    kind="served_model",
+    config=ServeConfig,
+    run=run,
+    check=check,
+    check_inputs=check_inputs,
+    work=work,
+    report=report_serving,
+)
 
 
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:

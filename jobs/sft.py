@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -15,29 +16,27 @@ from data.chats.template import RenderedChat, load_tokenizer, render
 from data.tokens.order import epoch_order
 from data.tokens.tokenizer import chat_special_tokens
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import input_artifact, source_files
-from jobs.frame.sizes import sizes_of
+from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.sizes import model_sizes
 from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.training import (
+from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
-    TrainingRun,
-    TrainingWork,
     check_length,
     check_training,
     estimate_training,
     forecast_work,
-    run_training,
     training_groups,
 )
+from jobs.frame.training_run import TrainingRun, TrainingWork, continue_prompts, run_training, summarize, to_batch
 from jobs.frame.work import Work
-from jobs.pretrain import continue_prompts, summarize, to_batch
+from jobs.report.training import report_training
 from model.batch import Batch
 from model.huggingface import load_folder
 from model.objectives import causal_lm
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
-from model.transformer import flops_per_token
+from model.transformer import TransformerConfig, flops_per_token
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class SftConfig:
 
     chats: list[str] = source_files()
     """JSONL files (globs on any fsspec URL) of `{"messages": [{"role", "content"}, …]}` or `{"prompt", "response"}`."""
-    init: str = input_artifact("pretrain", "sft", default="pretrain")
+    init: str = input_artifact("model", default=PREVIOUS)
     """The model to start from: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
     """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end,
@@ -87,14 +86,19 @@ def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
     load_tokenizer(inputs["init"].model.local())
 
 
+def sizes(config: SftConfig, needs: Needs) -> TransformerConfig:
+    """The sizes of the model, those of `init`."""
+    return model_sizes(needs["init"])
+
+
 def estimate(config: SftConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: the end of a row may be padding."""
-    return estimate_training(config, sizes_of(needs["init"]))
+    return estimate_training(config, model_sizes(needs["init"]))
 
 
 def work(config: SftConfig, needs: Needs) -> Work:
     """What the forecast is made of: packed rows are full, and padding is computed as well."""
-    return forecast_work(config, sizes_of(needs["init"]))
+    return forecast_work(config, model_sizes(needs["init"]))
 
 
 def run(config: SftConfig, context: Context) -> dict[str, float]:
@@ -190,13 +194,16 @@ def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
 STAGE = Stage(
     name="sft",
     version=2,
+    kind="model",
     config=SftConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_sources=check_chats,
     check_needs=check_length,
     check_inputs=check_inputs,
     estimate=estimate,
     work=work,
+    report=partial(report_training, title="Fine-tuning", area="sft", loss_unit="nats per token of the assistant"),
     groups=training_groups,
 )

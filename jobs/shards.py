@@ -42,10 +42,12 @@ from data.tokens.shard_format import (
 from data.tokens.shard_reader import check_tokenizer, known_documents
 from data.tokens.shard_writer import ShardWriter, TextDocument
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
-from jobs.frame.artifact import FOREIGN_TOKENIZER, WORK, Artifact, open_for_change
-from jobs.frame.fields import input_artifact
-from jobs.frame.stage import Context, Job, Needs, Stage
+from jobs.frame.artifact import WORK, Artifact, open_for_change
+from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.kinds import ShardsSizes
+from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
+from jobs.report.tokens import report_shards
 
 SPLITS = ("train", "validation")
 
@@ -63,8 +65,8 @@ class ShardsExecution(Execution):
 class ShardsConfig:
     """`shards.yaml`."""
 
-    corpus: str = input_artifact("corpus", default="corpus")
-    tokenizer: str = input_artifact("vocabulary", "pretrain", "sft", "rlhf", FOREIGN_TOKENIZER, default="vocabulary")
+    corpus: str = input_artifact("corpus", default=PREVIOUS)
+    tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS)
     """Where the tokenizer comes from: a vocabulary, or the model that will be trained further."""
     validation_fraction: float = 0.01
     """Part of the documents kept out of training, chosen by a hash of the id: a document never changes sides."""
@@ -84,25 +86,22 @@ def check(config: ShardsConfig) -> None:
 
 def check_needs(config: ShardsConfig, needs: Needs) -> None:
     """Raise ValueError when the vocabulary may learn from documents that these shards hold out."""
-    tokenizer, corpus = needs["tokenizer"], needs["corpus"]
-    if isinstance(tokenizer, Job):
-        if tokenizer.stage.name != "vocabulary" or tokenizer.needs["corpus"].id != corpus.id:
-            return
-        held_out = tokenizer.config.held_out_fraction
-    else:
-        if tokenizer.stage != "vocabulary" or tokenizer.record["inputs"]["corpus"]["id"] != corpus.id:
-            return
-        held_out = tokenizer.record["config"]["held_out_fraction"]
-    if config.validation_fraction > held_out:
+    from jobs.frame.sizes import tokenizer_sizes  # late: it imports torch, which the tasks need not load
+
+    if needs["tokenizer"].kind != "tokenizer":
+        return
+    tokenizer = tokenizer_sizes(needs["tokenizer"])
+    if tokenizer.corpus_id == needs["corpus"].id and config.validation_fraction > tokenizer.held_out_fraction:
         raise ValueError(
-            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction {held_out} of the "
+            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction "
+            f"{tokenizer.held_out_fraction} of the "
             "vocabulary, which may learn from some of these documents; raise that one, or lower this one"
         )
 
 
 def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raise ValueError when there is no usable tokenizer, or another one than that of the shards to grow."""
-    folder = _tokenizer_folder(inputs["tokenizer"]).local()
+    folder = inputs["tokenizer"].tokenizer.local()
     separator_id(load_tokenizer(folder))
     _corpus_parts(inputs["corpus"])
     if config.grow is not None:
@@ -138,7 +137,7 @@ def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> dict[s
 def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, ShardManifest]) -> dict[str, Any]:
     """Write the shards that do not stand already, then the manifests."""
     output, corpus = context.output, context.inputs["corpus"]
-    source = _tokenizer_folder(context.inputs["tokenizer"])
+    source = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(source, output / "tokenizer")
     manifests, known = _empty_manifests(source.local(), corpus), None
     if config.grow is not None:
@@ -179,12 +178,25 @@ def _make(config: ShardsConfig, context: Context, *, standing: Mapping[str, Shar
     return summary
 
 
+def sizes(config: ShardsConfig, needs: Needs) -> ShardsSizes:
+    """The sizes that the shards will have."""
+    from jobs.frame.sizes import corpus_sizes, tokenizer_sizes  # late: it imports torch, which the tasks need not load
+
+    num_bytes = corpus_sizes(needs["corpus"]).num_bytes
+    return ShardsSizes(
+        vocab_size=tokenizer_sizes(needs["tokenizer"]).vocab_size,
+        num_bytes=num_bytes,
+        validation_bytes=num_bytes * config.validation_fraction,
+    )
+
+
 def work(config: ShardsConfig, needs: Needs) -> Work:
     """What the forecast is made of: encoding the text, two or four bytes a token."""
-    from jobs.frame.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
 
-    num_mb = text_bytes_of(needs["corpus"]) / 1e6
-    workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))
+    corpus = corpus_sizes(needs["corpus"])
+    num_mb = corpus.num_bytes / 1e6
+    workers = tasks_at_once(config.execution.workers, corpus.num_parts)
     return Work(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _ENCODE_S_PER_MB,
@@ -196,18 +208,17 @@ def work(config: ShardsConfig, needs: Needs) -> Work:
 STAGE = Stage(
     name="shards",
     version=2,
+    kind="shards",
     config=ShardsConfig,
     run=run,
+    sizes=sizes,
     check=check,
     check_needs=check_needs,
     check_inputs=check_inputs,
     work=work,
+    report=report_shards,
     forget=forget,
 )
-
-
-def _tokenizer_folder(artifact: Artifact) -> Storage:
-    return artifact.storage / "tokenizer" if artifact.stage == "vocabulary" else artifact.model
 
 
 def _copy_tokenizer(source: Storage, target: Storage) -> None:

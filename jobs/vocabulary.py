@@ -32,9 +32,11 @@ from data.tokens.learning import count_words, learn_tokenizer
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 from jobs.frame.artifact import WORK, Artifact
-from jobs.frame.fields import input_artifact
+from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.kinds import TokenizerSizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
+from jobs.report.tokens import report_tokenizer
 
 REPORT_BYTES = 4 << 20  # how much text the measures at the end are taken on
 _BUCKETS = 16  # files that a part's words are spread over, by hash, so that tasks can merge them side by side
@@ -54,7 +56,7 @@ class VocabularyExecution(Execution):
 class VocabularyConfig:
     """`vocabulary.yaml`."""
 
-    corpus: str = input_artifact("corpus")
+    corpus: str = input_artifact("corpus", default=PREVIOUS)
     size: int = 32768
     """Tokens, special ones included."""
     kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
@@ -132,12 +134,23 @@ def run(config: VocabularyConfig, context: Context) -> dict[str, Any]:
     return {"size": config.size, "kind": config.kind, "fingerprint": identity, **taken, **measures}
 
 
+def sizes(config: VocabularyConfig, needs: Needs) -> TokenizerSizes:
+    """The sizes that the tokenizer will have."""
+    corpus = needs.get("corpus")
+    return TokenizerSizes(
+        vocab_size=config.size,
+        corpus_id=corpus.id if corpus else None,
+        held_out_fraction=config.held_out_fraction,
+    )
+
+
 def work(config: VocabularyConfig, needs: Needs) -> Work:
     """What the forecast is made of: counting words, and learning from their counts."""
-    from jobs.frame.sizes import num_parts_of, text_bytes_of  # late: it brings torch, which the tasks need not load
+    from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
 
-    num_mb = min(text_bytes_of(needs["corpus"]), config.sample_mib << 20) / 1e6
-    workers = tasks_at_once(config.execution.workers, num_parts_of(needs["corpus"]))
+    corpus = corpus_sizes(needs["corpus"])
+    num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6
+    workers = tasks_at_once(config.execution.workers, corpus.num_parts)
     return Work(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,
@@ -146,7 +159,17 @@ def work(config: VocabularyConfig, needs: Needs) -> Work:
     )
 
 
-STAGE = Stage(name="vocabulary", version=1, config=VocabularyConfig, run=run, check=check, work=work)
+STAGE = Stage(
+    name="vocabulary",
+    version=1,
+    kind="tokenizer",
+    config=VocabularyConfig,
+    run=run,
+    sizes=sizes,
+    check=check,
+    work=work,
+    report=report_tokenizer,
+)
 
 
 def _remove_work(output: Storage) -> None:

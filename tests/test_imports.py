@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.frame.pipeline import ROAD
+from jobs.frame.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "cluster", "data", "jobs", "model")
@@ -134,7 +134,7 @@ def test_the_lock_holds_what_pyproject_asks_for():
     [
         (["jobs.cli"], ["ray", "torch", "pyarrow", "wandb", "transformers"]),
         (
-            [f"jobs.{stage}" for stage in ROAD],
+            [f"jobs.{stage}" for stage in STAGES],
             ["ray.data", "ray.train", "pandas", "sympy", "nltk", "sklearn", "wandb", "transformers", "vllm"],
         ),
     ],

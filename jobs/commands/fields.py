@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import Meaning, meaning_of
-from jobs.frame.pipeline import PipelineConfig, stage_named
+from jobs.frame.pipeline import PipelineConfig
+from jobs.frame.stages import stage_named
 
 _WIDTH = 116
 _PLAIN_TEXT = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")

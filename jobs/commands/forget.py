@@ -16,8 +16,8 @@ from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
 from data.corpus.forget import held
 from jobs.frame.artifact import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, read_forgotten
-from jobs.frame.pipeline import ROAD, stage_named
 from jobs.frame.run import renew
+from jobs.frame.stages import STAGES, stage_named
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
 def _records(store: Storage) -> list[dict[str, Any]]:
     """The records of a store's artifacts, each after its inputs; also of those that a kill has left half-changed."""
     found = {name.partition("/")[0]: name for kind in (BEFORE, RECORD) for name in store.glob(f"*/{kind}")}
-    records = [record for record in map(store.read_json, found.values()) if record["stage"] in ROAD]
+    records = [record for record in map(store.read_json, found.values()) if record["stage"] in STAGES]
     by_id = {record["id"]: record for record in records}
     ordered: dict[str, dict[str, Any]] = {}
 
@@ -81,7 +81,7 @@ def _records(store: Storage) -> list[dict[str, Any]]:
 def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Mapping[str, Any]]) -> list[str]:
     left = set(ids)
     for record in records:
-        if record["stage"] == "corpus" and "parts" in record["summary"] and left:
+        if stage_named(record["stage"]).kind == "corpus" and "parts" in record["summary"] and left:
             left -= {row.id for row in held(store / record["id"], record["summary"]["parts"], left)}
     return [own for own in ids if own in left]
 

@@ -11,8 +11,8 @@ from data.corpus.parts import part_name
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import find_document
 from jobs.corpus import FILES
-from jobs.corpus import STAGE as CORPUS
 from jobs.frame.artifact import RECORD, Artifact, read_forgotten
+from jobs.frame.stages import stage_named
 from jobs.shards import SPLITS
 
 
@@ -24,14 +24,14 @@ def trace(store: Storage, id: str) -> Iterator[str]:
     artifacts = [Artifact(store / name.partition("/")[0], store.read_json(name)) for name in store.glob(f"*/{RECORD}")]
     found = False
     for artifact in artifacts:
-        if artifact.stage == "corpus" and artifact.record["stage_version"] != CORPUS.version:
+        if artifact.kind == "corpus" and artifact.record["stage_version"] != stage_named(artifact.stage).version:
             yield f"{artifact.id} was made by an older version, which kept no origins"
-        elif artifact.stage == "corpus":
+        elif artifact.kind == "corpus":
             for row in held(artifact.storage, artifact.summary["parts"], [id]):
                 found = True
                 yield from _in_corpus(artifact, row)
     for artifact in artifacts:
-        if artifact.stage == "shards":
+        if artifact.kind == "shards":
             yield from _in_shards(artifact, id)
     if id in read_forgotten(store):
         yield f"{id} is forgotten: no artifact in {store.url} may hold it"

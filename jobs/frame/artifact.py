@@ -11,6 +11,8 @@ from cluster.lease import LEASE
 from cluster.metrics_log import METRICS_LOG
 from cluster.progress import working
 from cluster.storage import Storage
+from jobs.frame.kinds import Kind, foreign_kind
+from jobs.frame.stages import stage_named
 from model.precision import ComputePrecision
 
 RECORD = "artifact.json"
@@ -51,16 +53,29 @@ class Artifact:
         return self.record["summary"]
 
     @property
+    def kind(self) -> Kind:
+        """What it is, by which inputs ask for it."""
+        # Records of earlier versions name the stage alone.
+        return self.record.get("kind") or stage_named(self.stage).kind
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a folder from elsewhere, without a record of ours."""
+        return self.stage in _FOREIGN
+
+    @property
     def model(self) -> Storage:
-        """The Hugging Face folder of a model artifact (a foreign folder is one itself)."""
-        return self.storage if self.stage in (FOREIGN, FOREIGN_TOKENIZER) else self.storage / "model"
+        """The Hugging Face folder of a model artifact."""
+        return self.storage if self.is_foreign else self.storage / "model"
+
+    @property
+    def tokenizer(self) -> Storage:
+        """The folder with the tokenizer of a tokenizer or model artifact."""
+        return self.storage / "tokenizer" if self.kind == "tokenizer" and not self.is_foreign else self.model
 
 
-FOREIGN = "huggingface"
-"""The stage name of a Hugging Face folder that came from elsewhere."""
-
-FOREIGN_TOKENIZER = "tokenizer"
-"""The stage name of a folder with a tokenizer and no model."""
+_FOREIGN = ("huggingface", "tokenizer")
+"""What stands in place of a stage's name for a folder from elsewhere: one with a model, one with a tokenizer alone."""
 
 
 def open_artifact(location: str | Storage) -> Artifact | None:
@@ -68,21 +83,23 @@ def open_artifact(location: str | Storage) -> Artifact | None:
     storage = location if isinstance(location, Storage) else Storage(location)
     if storage.exists(RECORD):
         return Artifact(storage, storage.read_json(RECORD))
-    stage = _foreign_stage(storage)
-    if stage is None:
+    foreign = _foreign(storage)
+    if foreign is None:
         return None
+    stage, kind = foreign
     names = [name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))]
     content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    record = {"id": f"{stage}-{digest[:12]}", "stage": stage, "inputs": {}, "summary": {}, "digest": digest}
-    return Artifact(storage, record)
+    empty: dict[str, Any] = {"inputs": {}, "summary": {}}
+    return Artifact(storage, {"id": f"{stage}-{digest[:12]}", "stage": stage, "kind": kind, "digest": digest, **empty})
 
 
-def _foreign_stage(storage: Storage) -> str | None:
-    """What a folder from elsewhere holds: a model, a tokenizer alone, or nothing of use."""
+def _foreign(storage: Storage) -> tuple[str, Kind] | None:
+    """What a folder from elsewhere holds, as an entry of `_FOREIGN` and its kind; None for nothing of use."""
     if storage.exists("config.json"):
-        return FOREIGN if storage.glob("*.safetensors") else None
-    return FOREIGN_TOKENIZER if storage.exists("tokenizer.json") else None
+        kind = foreign_kind(storage.read_json("config.json"))
+        return ("huggingface", kind) if storage.glob("*.safetensors") else None
+    return ("tokenizer", "tokenizer") if storage.exists("tokenizer.json") else None
 
 
 def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:

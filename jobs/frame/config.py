@@ -28,7 +28,7 @@ _SECRET_VALUES = (
     re.compile(r"^[0-9a-f]{40}$"),  # a W&B key of the older kind
 )
 # The marks that input_artifact and source_files of fields.py put on a field.
-_KNOWN_BY_CONTENT = ("stages", "source")
+_KNOWN_BY_CONTENT = ("kinds", "source")
 _SECRET_NAMES = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
 
 

@@ -2,22 +2,26 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cluster.paths import list_files
+from jobs.frame.kinds import Kind
 from jobs.frame.user_code import beside, read_siblings
 
 Meaning = Literal["artifact", "files", "function"]
 """What the text in a field names: an artifact, source files, or a function that the user wrote."""
 
+PREVIOUS = "previous"
+"""The value of an input that takes the last config before this one in the pipeline that makes what it asks for."""
 
-def input_artifact(*stages: str, default: Any = dataclasses.MISSING) -> Any:
-    """A config field whose value is an artifact: a sibling stage's name, or the location of an artifact.
 
-    Where a stage takes any Hugging Face folder as well, that folder's path will do. With `dict[str, str]` or
-    `list[str]` as the field's type every value is an artifact.
+def input_artifact(*kinds: Kind, default: Any = dataclasses.MISSING) -> Any:
+    """A config field whose value is an artifact of one of these kinds.
+
+    The value is the name of a config beside this one, `previous`, or the location of an artifact or of a Hugging Face
+    folder. With `dict[str, str]` or `list[str]` as the field's type every value is an artifact.
     """
-    return dataclasses.field(default=default, metadata={"stages": stages})
+    return dataclasses.field(default=default, metadata={"kinds": kinds})
 
 
 def source_files(default: Any = dataclasses.MISSING) -> Any:
@@ -51,7 +55,7 @@ def is_choice(field: dataclasses.Field[Any]) -> bool:
 
 def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     """What the text in a field names, where it is more than a setting."""
-    if "stages" in field.metadata:
+    if "kinds" in field.metadata:
         return "artifact"
     if "function" in field.metadata:
         return "function"
@@ -86,14 +90,24 @@ def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str
                     yield from _marked(item, mark, f"{path}.{index}.")
 
 
-def marked_inputs(config: Any) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(config path, value, stages that may make it) of every input that is set."""
-    found: list[tuple[str, str, tuple[str, ...]]] = []
+class MarkedInput(NamedTuple):
+    """An input that a config sets."""
+
+    path: str
+    """In the config: `init`, `models.before`."""
+    value: str
+    kinds: tuple[Kind, ...]
+    """That it accepts."""
+
+
+def marked_inputs(config: Any) -> list[MarkedInput]:
+    """Every input that is set."""
+    inputs: list[MarkedInput] = []
     for field in dataclasses.fields(config):
-        if "stages" in field.metadata:
+        if kinds := field.metadata.get("kinds"):
             strings = _strings(getattr(config, field.name), field.name)
-            found += [(path, value, field.metadata["stages"]) for path, value in strings]
-    return found
+            inputs += [MarkedInput(path, value, kinds) for path, value in strings]
+    return inputs
 
 
 def marked_sources(config: Any) -> list[str]:

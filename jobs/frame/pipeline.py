@@ -6,7 +6,6 @@ A stage's inputs name sibling files (`shards: shards`) or the location of an art
 
 import dataclasses
 import difflib
-import importlib
 import logging
 import os
 import re
@@ -23,44 +22,20 @@ from cluster.session import connect, max_cluster_resources, refuse_shadowed_pack
 from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
 from cluster.wandb_mirror import wandb_mode
-from jobs.frame.artifact import FOREIGN, Artifact, open_artifact, recorded_precisions
+from jobs.frame.artifact import Artifact, open_artifact, recorded_precisions
 from jobs.frame.config import build, load_yaml, parse_override
-from jobs.frame.fields import marked_functions, marked_inputs, match_sources
+from jobs.frame.fields import PREVIOUS, MarkedInput, marked_functions, marked_inputs, match_sources
 from jobs.frame.forecast import MEASURED, Forecast, forecasts, free_disk_bytes, own_free_memory, shortages, table
 from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
 from jobs.frame.run import run_job
 from jobs.frame.same_code import SUBMITTED_VERSION
 from jobs.frame.stage import Job, Stage, inputs_of
-
-ROAD = (
-    "corpus",
-    "vocabulary",
-    "shards",
-    "pretrain",
-    "sft",
-    "reward",
-    "rlhf",
-    "evaluate",
-    "compress",
-    "serve",
-)
-"""Every stage, each in `jobs/<stage>.py`."""
+from jobs.frame.stages import STAGES, stage_named, stage_of
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|PAT)(_|$)|ACCESS_KEY")
 
 log = logging.getLogger(__name__)
-
-
-def stage_named(name: str) -> Stage:
-    """The stage `name`, or that of `name` before its first dash: `rlhf-ppo` is the stage rlhf under another name."""
-    stage = name.partition("-")[0]
-    if stage not in ROAD:
-        close = difflib.get_close_matches(stage, ROAD, n=1)
-        raise ValueError(
-            f"{name!r} is not a stage; " + (f"did you mean {close[0]}?" if close else f"stages: {', '.join(ROAD)}")
-        )
-    return importlib.import_module(f"jobs.{stage}").STAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +44,7 @@ class PipelineConfig:
 
     store: str = "runs"
     """Where artifacts go: a folder or any fsspec URL. Not part of any identity."""
-    stages: list[str] = field(default_factory=lambda: list(ROAD))
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Names of config files beside this one, in the order in which they run."""
     environment: dict[str, str | None] = field(default_factory=dict)
     """Variables that a job needs and that are no secret (AWS_ENDPOINT_URL, WANDB_PROJECT, HTTPS_PROXY, NCCL_…), with
@@ -117,7 +92,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
     """
     config, by_stage = _read_pipeline(path, overrides)
     environment = _set_environment(config)
-    binder = _Binder(path.parent, by_stage)
+    binder = _Binder(path.parent, by_stage, order=config.stages)
     for name in config.stages:
         binder.try_bind(name)
     return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, environment)
@@ -145,8 +120,8 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
     stage_named(stage)
     beside = settings_of(path)
     environment = _set_environment(beside)
-    name = path.stem if path.stem.partition("-")[0] == stage else stage
-    binder = _Binder(path.parent, {name: list(overrides)}, {name: path})
+    name = path.stem if stage_of(path.stem) == stage else stage
+    binder = _Binder(path.parent, {name: list(overrides)}, order=beside.stages, files={name: path})
     binder.try_bind(name)
     own = {name: binder.jobs[name]} if name in binder.jobs else {}
     return Pipeline(path.parent.name, Storage(store or beside.store), own, binder.errors, environment)
@@ -193,9 +168,15 @@ class _Binder:
     """Binds each config file once, its inputs before it, and collects what is wrong."""
 
     def __init__(
-        self, folder: Path, overrides: Mapping[str, list[str]], files: Mapping[str, Path] | None = None
+        self,
+        folder: Path,
+        overrides: Mapping[str, list[str]],
+        *,
+        order: Sequence[str],
+        files: Mapping[str, Path] | None = None,
     ) -> None:
-        self._folder, self._overrides, self._files = folder, overrides, files or {}
+        """`order` are the names of a pipeline's configs as it runs them; `files` are configs under other names."""
+        self._folder, self._overrides, self._order, self._files = folder, overrides, order, files or {}
         self.jobs: dict[str, Job] = {}
         self.errors: dict[str, str] = {}
         self._binding: list[str] = []
@@ -224,7 +205,7 @@ class _Binder:
             _check_sources(stage, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        needs = {at: self._need(f"{path}: {at}", value, allowed) for at, value, allowed in marked_inputs(config)}
+        needs = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in marked_inputs(config)}
         try:
             stage.check_needs(config, needs)
         except ValueError as error:
@@ -233,25 +214,41 @@ class _Binder:
         job.id  # noqa: B018 - touches every source file, so that a path that matches nothing is found here
         return job
 
-    def _need(self, where: str, value: str, allowed: Sequence[str]) -> Job | Artifact:
-        sibling = "/" not in value and (self._folder / f"{value}.yaml").is_file()
-        if sibling:
+    def _need(self, where: str, name: str, marked: MarkedInput) -> Job | Artifact:
+        value = self._previous(where, name, marked) if marked.value == PREVIOUS else marked.value
+        if self._has_config(value):
             self.try_bind(value)
             if value in self.errors:
                 raise ValueError(f"{where}: {value} has errors of its own")
-            need: Job | Artifact = self.jobs[value]
-            made_by = self.jobs[value].stage.name
+            need: Job | Artifact | None = self.jobs[value]
         else:
-            found = open_artifact(value)
-            if found is None:
-                raise ValueError(
-                    f"{where}: {value!r} is neither a config beside this one, nor a whole artifact (no artifact.json), "
-                    "nor a Hugging Face folder (no config.json; for a tokenizer alone, no tokenizer.json)"
-                )
-            need, made_by = found, found.stage
-        if made_by not in (*allowed, FOREIGN):
-            raise ValueError(f"{where}: {value!r} is made by {made_by}; this input takes {', '.join(allowed)}")
+            need = open_artifact(value)
+        if need is None:
+            raise ValueError(
+                f"{where}: {value!r} is neither a config beside this one, nor a whole artifact (no artifact.json), "
+                "nor a Hugging Face folder (no config.json; for a tokenizer alone, no tokenizer.json)"
+            )
+        if need.kind not in marked.kinds:
+            raise ValueError(f"{where}: {value!r} is a {need.kind}; this input takes {' or '.join(marked.kinds)}")
         return need
+
+    def _has_config(self, value: str) -> bool:
+        return "/" not in value and (self._folder / f"{value}.yaml").is_file()
+
+    def _previous(self, where: str, name: str, marked: MarkedInput) -> str:
+        """The last config before `name` in the pipeline that makes one of the kinds."""
+        if name in self._order:
+            before = self._order[: self._order.index(name)]
+        else:
+            place = STAGES.index(stage_of(name))
+            before = [other for other in self._order if STAGES.index(stage_of(other)) < place]
+        makers = [other for other in before if self._has_config(other) and stage_named(other).kind in marked.kinds]
+        if not makers:
+            raise ValueError(
+                f"{where}: no config before {name} makes a {' or '.join(marked.kinds)}; "
+                "name a config beside this one, or give the location of an artifact or of a Hugging Face folder"
+            )
+        return makers[-1]
 
 
 def run_pipeline(

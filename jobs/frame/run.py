@@ -206,6 +206,7 @@ def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: 
         "id": job.id,
         "name": job.name,
         "stage": job.stage.name,
+        "kind": job.stage.kind,
         "stage_version": job.stage.version,
         "config": to_plain(job.config),
         "sources": {

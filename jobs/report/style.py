@@ -39,15 +39,15 @@ section { padding-top: 56px; }
 .card small { margin-top: 6px; color: var(--soft); font-size: 13px; line-height: 1.45; }
 .card.good { border-top-color: var(--good); } .card.open { border-top-color: var(--c1); }
 
-.road { list-style: none; margin: 0; padding: 0; border-left: 2px solid var(--line); }
-.road li { display: grid; grid-template-columns: 120px 210px 1fr 96px; gap: 14px; align-items: center;
+.pipeline { list-style: none; margin: 0; padding: 0; border-left: 2px solid var(--line); }
+.pipeline li { display: grid; grid-template-columns: 120px 210px 1fr 96px; gap: 14px; align-items: center;
   padding: 7px 0 7px 20px; position: relative; }
-.road li::before { content: ""; position: absolute; left: -6px; width: 10px; height: 10px; border-radius: 50%;
+.pipeline li::before { content: ""; position: absolute; left: -6px; width: 10px; height: 10px; border-radius: 50%;
   background: var(--good); border: 2px solid var(--paper); box-sizing: border-box; outline: 1px solid var(--good); }
-.road code { color: var(--soft); }
+.pipeline code { color: var(--soft); }
 .time { display: block; height: 6px; border-radius: 3px; background: var(--line); overflow: hidden; }
 .time i { display: block; height: 100%; min-width: 2px; background: var(--c0); border-radius: 3px; }
-.road .bounds { text-align: right; }
+.pipeline .bounds { text-align: right; }
 
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; }
@@ -106,8 +106,9 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
 @media (max-width: 720px) {
   main { padding: 0 16px 48px; }
   header { padding-top: 40px; }
-  .road li { grid-template-columns: 1fr auto; gap: 2px 12px; }
-  .road code { grid-column: 1; } .road .time { display: none; } .road .bounds { grid-column: 2; grid-row: 1; }
+  .pipeline li { grid-template-columns: 1fr auto; gap: 2px 12px; }
+  .pipeline code { grid-column: 1; } .pipeline .time { display: none; }
+  .pipeline .bounds { grid-column: 2; grid-row: 1; }
 }
 @media print { body { background: #fff; } figure, .card, .sample { break-inside: avoid; } }
 """

@@ -45,9 +45,15 @@ def fail(config: Any, context: Context) -> Mapping[str, Any]:
 
 
 STAGES = {
-    "corpus": Stage("corpus", 1, CorpusConfig, lambda config, context: {"documents": 3}, lambda config: None),
-    "pretrain": Stage("pretrain", 1, PretrainConfig, write_model, lambda config: None),
-    "sft": Stage("sft", 1, PretrainConfig, fail, lambda config: None),
+    "corpus": Stage(
+        name="corpus",
+        version=1,
+        kind="corpus",
+        config=CorpusConfig,
+        run=lambda config, context: {"documents": 3},
+    ),
+    "pretrain": Stage(name="pretrain", version=1, kind="model", config=PretrainConfig, run=write_model),
+    "sft": Stage(name="sft", version=1, kind="model", config=PretrainConfig, run=fail),
 }
 
 
@@ -113,7 +119,7 @@ def test_what_was_made_is_listed_shown_and_exported(folder: Path, capsys: pytest
     assert main(["export", pretrain[1], "out"]) == 2
     assert "out already holds a model" in capsys.readouterr().err
     assert main(["export", corpus[1], "other"]) == 2
-    assert "holds no model (made by corpus)" in capsys.readouterr().err
+    assert "is a corpus, not a model" in capsys.readouterr().err
 
 
 def test_a_plan_starts_nothing_and_tells_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):

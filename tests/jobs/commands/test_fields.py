@@ -10,7 +10,7 @@ import pytest
 from jobs.commands.fields import Field, describe, fields_of
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import input_artifact, source_files, user_function
-from jobs.frame.pipeline import ROAD
+from jobs.frame.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def test_what_occurs_again_is_documented_once():
     assert FIELDS["engines"].doc == "Those that generate."
 
 
-@pytest.mark.parametrize("name", [*ROAD, "pipeline"])
+@pytest.mark.parametrize("name", [*STAGES, "pipeline"])
 def test_every_config_is_described_within_120_columns(name: str):
     lines = describe(name).splitlines()
     assert lines[0] == f"{name}.yaml" and len(lines) > 5

@@ -10,7 +10,7 @@ import pytest
 from cluster.storage import Storage
 from jobs.commands.json_schema import write_schemas
 from jobs.frame.config import load_yaml
-from jobs.frame.pipeline import ROAD
+from jobs.frame.stages import STAGES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 COMMITTED = CONFIGS / "schema"
@@ -39,7 +39,7 @@ def schema_of(path: Path) -> str:
 
 
 def test_the_committed_schemas_are_those_of_the_dataclasses(tmp_path: Path):
-    names = write_schemas(Storage(str(tmp_path)), [*ROAD, "pipeline"])
+    names = write_schemas(Storage(str(tmp_path)), [*STAGES, "pipeline"])
     assert sorted(names) == sorted(path.name for path in COMMITTED.iterdir())
     for name in names:
         assert (tmp_path / name).read_text() == (COMMITTED / name).read_text(), "run `make schemas`"
@@ -78,7 +78,7 @@ def test_a_field_without_default_is_required_and_the_others_say_theirs():
     assert errors("corpus") == ["'sources' is a required property"]
     properties = json.loads((COMMITTED / "rlhf.json").read_text())["properties"]
     assert properties["rollouts"]["properties"]["temperature"]["default"] == 1.0
-    assert properties["policy"]["default"] == "sft" and "config file beside" in properties["policy"]["description"]
+    assert properties["policy"]["default"] == "previous" and "config file beside" in properties["policy"]["description"]
     groups = properties["execution"]["properties"]
     shares = {name: groups[name]["properties"]["cpus_per_worker"]["default"] for name in ("learners", "scorer")}
     assert shares == {"learners": 0.5, "scorer": 0.1}

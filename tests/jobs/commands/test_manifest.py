@@ -13,7 +13,8 @@ from actors.settings import GraphExecution, LearningConfig
 from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
 from cluster.placement import Placement
 from jobs.commands.manifest import group_sizes, render_manifest
-from jobs.frame.pipeline import load_configs, stage_named
+from jobs.frame.pipeline import load_configs
+from jobs.frame.stages import stage_named
 
 ROOT = Path(__file__).parents[3]
 CONFIG, CLUSTER = Path("configs/1b/pipeline.yaml"), Path("k8s/cluster.yaml")

@@ -64,8 +64,8 @@ def do_nothing(config: Any, context: Context) -> Mapping[str, Any]:
 
 
 STAGES = {
-    "corpus": Stage("corpus", 1, CorpusConfig, do_nothing, lambda config: None),
-    "rlhf": Stage("rlhf", 1, RlhfConfig, do_nothing, lambda config: None),
+    "corpus": Stage(name="corpus", version=1, kind="corpus", config=CorpusConfig, run=do_nothing),
+    "rlhf": Stage(name="rlhf", version=1, kind="model", config=RlhfConfig, run=do_nothing),
 }
 
 

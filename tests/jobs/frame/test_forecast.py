@@ -21,6 +21,7 @@ from jobs.frame.calibration import Machine, calibrate
 from jobs.frame.forecast import Earlier, Forecast, forecast, forecasts, measured, predict, shortages, table
 from jobs.frame.run import run_job
 from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.stages import STAGES, stage_named
 from jobs.frame.work import Processes, Work
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
@@ -132,7 +133,7 @@ def stage(name: str = "sft") -> Stage:
     def work(config: Config, needs: Any) -> Work:
         return Work(processes=[Processes(kind="trainer", own_gib=config.gib)], disk_gib=config.gib)
 
-    return Stage(name, 1, Config, write_file, lambda config: None, work=work)
+    return Stage(name=name, version=1, kind="model", config=Config, run=write_file, work=work)
 
 
 def job(gib: float = 1.0, name: str = "sft") -> Job:
@@ -256,4 +257,4 @@ def test_a_control_group_bounds_what_is_free(
 
 
 def test_every_stage_tells_its_work():
-    assert all(pipeline.stage_named(name).work is not None for name in pipeline.ROAD)
+    assert all(stage_named(name).work is not None for name in STAGES)

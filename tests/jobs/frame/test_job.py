@@ -31,7 +31,7 @@ class Config:
     words: int = 3
     text: str | None = source_files(None)
     verifier: str | None = source_files(None)
-    upstream: str | None = input_artifact("fake", default=None)
+    upstream: str | None = input_artifact("corpus", default=None)
     execution: Execution = field(default_factory=Execution)
 
 
@@ -46,7 +46,7 @@ def write_words(config: Config, context: Context) -> dict[str, Any]:
 
 
 def fake(run: Callable[[Any, Context], Mapping[str, Any]] = write_words, version: int = 1) -> Stage:
-    return Stage(name="fake", version=version, config=Config, run=run, check=lambda config: None)
+    return Stage(name="fake", version=version, kind="corpus", config=Config, run=run)
 
 
 def job(config: Config | None = None, *, stage: Stage | None = None, **needs: Job | Artifact) -> Job:
@@ -108,9 +108,9 @@ def test_a_path_that_matches_nothing_names_its_field():
 def test_an_input_given_by_default_and_one_written_out_are_the_same():
     @dataclass(frozen=True, kw_only=True)
     class Defaulted:
-        upstream: str = input_artifact("fake", default="fake")
+        upstream: str = input_artifact("corpus", default="fake")
 
-    stage = Stage(name="late", version=1, config=Defaulted, run=write_words, check=lambda config: None)
+    stage = Stage(name="late", version=1, kind="corpus", config=Defaulted, run=write_words)
     need = {"upstream": job()}
     by_name, by_place = (Job(stage, "late", Defaulted(upstream=value), need) for value in ("fake", "s3://b/fake-1"))
     assert by_name.id == by_place.id
@@ -119,8 +119,8 @@ def test_an_input_given_by_default_and_one_written_out_are_the_same():
 def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
     @dataclass(frozen=True, kw_only=True)
     class Many:
-        models: dict[str, str] = input_artifact("sft", "rlhf")
-        more: list[str] = input_artifact("fake")
+        models: dict[str, str] = input_artifact("model", "reward_model")
+        more: list[str] = input_artifact("corpus")
 
     found = marked_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
     assert [(path, value) for path, value, _ in found] == [
@@ -177,9 +177,9 @@ def test_check_inputs_is_asked_before_anything_is_written(tmp_path: Path):
     stage = Stage(
         name="fake",
         version=1,
+        kind="corpus",
         config=Config,
         run=write_words,
-        check=lambda config: None,
         check_inputs=refuse,
     )
     with pytest.raises(ValueError, match="sizes do not fit"):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.frame import training
-from jobs.frame.training import TrainingRun
+from jobs.frame import training_run
+from jobs.frame.training_run import TrainingRun
 
 SIZES: Any = SimpleNamespace(width=64, ffn_width=128)
 
@@ -20,7 +20,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: flo
         asked.append(shape)
         return peaks[len(asked)]
 
-    monkeypatch.setattr(training, "measure_peak_flops", measure)
+    monkeypatch.setattr(training_run, "measure_peak_flops", measure)
     made = TrainingRun.__new__(TrainingRun)
     made.device, made.dtype, made._sizes, made._peak_flops = torch.device("cpu"), None, SIZES, 2 * peaks[0]
     made.spot = SimpleNamespace(world_size=2)  # pyright: ignore[reportAttributeAccessIssue]

@@ -17,8 +17,10 @@ from cluster.storage import Storage
 from jobs.frame import pipeline as pipeline_module
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.fields import input_artifact, source_files
-from jobs.frame.pipeline import ROAD, load_pipeline, load_stage, plan, run_pipeline, stage_named
+from jobs.frame.pipeline import load_pipeline, load_stage, plan, run_pipeline
 from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.stages import STAGES as ALL_STAGES
+from jobs.frame.stages import stage_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    models: dict[str, str] = input_artifact("pretrain")
+    models: dict[str, str] = input_artifact("model")
 
 
 def check_steps(config: PretrainConfig) -> None:
@@ -55,22 +57,23 @@ def write_name(config: Any, context: Context) -> Mapping[str, Any]:
 
 STAGES = {
     "corpus": Stage(
-        "corpus",
-        1,
-        CorpusConfig,
-        write_name,
-        lambda config: None,
+        name="corpus",
+        version=1,
+        kind="corpus",
+        config=CorpusConfig,
+        run=write_name,
         groups=lambda config: ({"placement": config.execution.placement},),
     ),
     "pretrain": Stage(
-        "pretrain",
-        1,
-        PretrainConfig,
-        write_name,
-        check_steps,
+        name="pretrain",
+        version=1,
+        kind="model",
+        config=PretrainConfig,
+        run=write_name,
+        check=check_steps,
         estimate=lambda config, needs: {"steps": config.steps},
     ),
-    "evaluate": Stage("evaluate", 1, EvaluateConfig, write_name, lambda config: None),
+    "evaluate": Stage(name="evaluate", version=1, kind="evaluation", config=EvaluateConfig, run=write_name),
 }
 
 
@@ -150,10 +153,33 @@ def test_a_stage_whose_input_is_wrong_says_so_and_no_more(folder: Path):
     assert errors["pretrain"].endswith("corpus: corpus has errors of its own")
 
 
-def test_an_input_made_by_another_stage_is_refused(folder: Path):
+def test_an_input_of_another_kind_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
-    assert errors["evaluate"].endswith("models.trained: 'corpus' is made by corpus; this input takes pretrain")
+    assert errors["evaluate"].endswith("models.trained: 'corpus' is a corpus; this input takes model")
+
+
+def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
+    (folder / "pretrain-2.yaml").write_text("steps: 30\n")
+    (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
+    (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pretrain-2, evaluate]\n")
+    assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].needs["models.trained"].name == "pretrain-2"
+    (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, evaluate, pretrain-2]\n")
+    by_name = load_pipeline(folder / "pipeline.yaml", ["evaluate.models.trained=pretrain"]).jobs["evaluate"]
+    assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].id == by_name.id
+
+
+def test_previous_without_a_maker_says_what_to_write(folder: Path):
+    (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
+    (folder / "pipeline.yaml").write_text("stages: [corpus, evaluate]\n")
+    error = load_pipeline(folder / "pipeline.yaml").errors["evaluate"]
+    assert "no config before evaluate makes a model; name a config beside this one" in error
+
+
+def test_previous_of_a_config_that_no_pipeline_lists_follows_the_stages(folder: Path):
+    (folder / "evaluate-other.yaml").write_text("models: {trained: previous}\n")
+    job = load_stage("evaluate", folder / "evaluate-other.yaml").jobs["evaluate-other"]
+    assert job.needs["models.trained"].name == "pretrain"
 
 
 def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
@@ -262,7 +288,7 @@ def test_a_stage_that_is_none_names_the_nearest():
         stage_named("pretrian")
 
 
-@pytest.mark.parametrize("name", ROAD)
+@pytest.mark.parametrize("name", ALL_STAGES)
 def test_every_stage_of_the_road_has_its_file(name: str):
     stage: Stage = importlib.import_module(f"jobs.{name}").STAGE
     assert stage.name == name and stage_named(f"{name}-other") is stage

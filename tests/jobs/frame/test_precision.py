@@ -111,7 +111,14 @@ def test_a_resume_computes_as_its_beginning_did_and_the_artifact_says_how(
             raise RuntimeError("the first attempt dies")
         return {}
 
-    stage = Stage("fake", 1, Config, run, check=lambda config: None, groups=lambda config: groups())
+    stage = Stage(
+        name="fake",
+        version=1,
+        kind="model",
+        config=Config,
+        run=run,
+        groups=lambda config: groups(),
+    )
     job, store = Job(stage, "fake", Config(), {}), Storage(str(tmp_path))
     on_processor(monkeypatch, multiplies_bfloat16=False)
     with pytest.raises(RuntimeError, match="the first attempt dies"):

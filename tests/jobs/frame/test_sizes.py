@@ -17,9 +17,9 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
 from jobs.frame.forecast import predict
 from jobs.frame.precision import precisions_of, with_precisions
-from jobs.frame.sizes import sizes_of, vocab_size_of
+from jobs.frame.sizes import model_sizes, shards_sizes
 from jobs.frame.stage import Job, Needs, Stage
-from jobs.frame.training import TrainingExecution
+from jobs.frame.training_config import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
 from jobs.rlhf import RlhfConfig
@@ -33,7 +33,8 @@ MODEL = ModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_widt
 TWO = TrainingExecution(placement=Placement(workers=2))
 
 VOCABULARY = Job(vocabulary.STAGE, "vocabulary", VocabularyConfig(corpus="corpus", size=1000), {})
-SHARDS = Job(shards.STAGE, "shards", ShardsConfig(), {"tokenizer": VOCABULARY})
+CORPUS = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[]), {})
+SHARDS = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": CORPUS, "tokenizer": VOCABULARY})
 PRETRAIN_CONFIG = PretrainConfig(model=MODEL, steps=10, batch_size=4, sequence_length=16, execution=TWO)
 PRETRAIN = Job(pretrain.STAGE, "pretrain", PRETRAIN_CONFIG, {"shards": SHARDS})
 SFT = Job(sft.STAGE, "sft", SftConfig(chats=[]), {"init": PRETRAIN})
@@ -47,11 +48,11 @@ MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, produc
 PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
 
 
-def test_sizes_come_down_the_road_from_configs_that_have_not_run() -> None:
-    assert vocab_size_of(SHARDS) == 1000
-    assert num_parameters(sizes_of(REWARD)) == PARAMETERS
+def test_sizes_come_from_configs_that_have_not_run() -> None:
+    assert shards_sizes(SHARDS).vocab_size == 1000
+    assert num_parameters(model_sizes(REWARD)) == PARAMETERS
     again = Job(pretrain.STAGE, "pretrain-adapted", PretrainConfig(init="sft"), {"init": SFT, "shards": SHARDS})
-    assert sizes_of(again) == sizes_of(PRETRAIN)
+    assert model_sizes(again) == model_sizes(PRETRAIN)
 
 
 def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:

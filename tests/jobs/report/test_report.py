@@ -15,7 +15,8 @@ import pytest
 
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
-from jobs.report.page import Line, data_size, duration, element, interval_chart, line_chart, number, smooth, ticks
+from jobs.report.charts import Line, interval_chart, line_chart, smooth, ticks
+from jobs.report.page import data_size, duration, element, number
 from jobs.report.report import REPORT, build_report, render
 from model.metrics import Interval
 
@@ -340,7 +341,7 @@ def test_every_stage_is_told_with_its_numbers(road: list[Artifact]) -> None:
     page = Page(render(road))
     assert page.open == []
     for heading in (
-        "The road",
+        "The pipeline",
         "Corpus",
         "Vocabulary",
         "Pretraining",

@@ -1,17 +1,17 @@
-"""What the training stages share around their loops: settings, one rank's housekeeping, the exported folder.
+"""What the training stages share around their loops: one rank's device, checkpoints and metrics, and the result.
 
-The loop itself stands in each stage (`for report in fit(state, batches, objective)`); nothing here owns it.
+The loop itself is written in each stage: `for report in fit(state, batches, objective)`.
 """
 
 import logging
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,175 +19,33 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.heartbeat import beat, stop_requested
-from cluster.metrics_log import last_metrics
-from cluster.placement import Execution, Placement
+from cluster.metrics_log import last_metrics, read_metrics
 from cluster.progress import MetricsProgress
 from cluster.signals import StoppedBySignal
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.worker_group import RankContext, StoppedOnRequest, run_worker_group
+from data.tokens.samples import Rows
 from data.tokens.tokenizer import TokenIds
-from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, sizes_of, state_mib
-from jobs.frame.stage import Context, Needs
-from jobs.frame.work import Processes, Work
-from model.batch import B, TrainBatch, split_rows, to_device
+from jobs.frame.stage import Context
+from jobs.frame.training_config import TrainingConfig
+from model.batch import B, Batch, TrainBatch, split_rows, to_device
 from model.checkpoint import Checkpoints, latest_step
+from model.generate import sample
 from model.heads import ScalarHead
-from model.huggingface import SpecialTokens, save_folder
+from model.huggingface import SpecialTokens, load_folder, read_config, save_folder
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
-from model.precision import Precision, autocast_dtype, fastest_matmul_s, resolved
+from model.precision import autocast_dtype, fastest_matmul_s, resolved
 from model.train import StepReport, TrainState, autocast
-from model.transformer import Transformer, TransformerConfig, flops_per_token
+from model.transformer import Transformer, TransformerConfig, num_parameters
 
 _MAX_PROBE_FLOP = 2e10
 """Of a product that a processor is measured by: a second of the slowest core, and no faster when it is larger."""
 
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with a linear warm-up and half a cosine."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-    warmup_steps: int = 10
-    final_lr_ratio: float = 0.1
-    """Learning rate of the last step over the peak."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    """Largest norm of the whole gradient."""
-
-    def check(self, steps: int) -> None:
-        """Raises ValueError naming the field, the value and the rule."""
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr: {self.lr} must be above 0")
-        if not 0 <= self.warmup_steps <= steps:
-            raise ValueError(f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})")
-        if self.clip_norm <= 0:
-            raise ValueError(f"optimizer.clip_norm: {self.clip_norm} must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingExecution(Execution):
-    """How a training stage runs; nothing here changes what it computes, beyond rounding."""
-
-    placement: Placement = field(default_factory=Placement)
-    micro_batch_size: int = 8
-    """Rows that a worker computes at once; the rest of its share is accumulated."""
-    log_interval: int = 10
-    """Steps between two lines of the metrics log."""
-    validation_interval: int = 100
-    """Steps between two looks at the held-out data; the last step has one in any case."""
-    checkpoint_interval: int = 100
-    keep_checkpoints: int = 2
-    activation_checkpointing: bool = False
-    compile: bool = False
-    peak_tflops: float = 0.0
-    """Of one worker, for MFU; 0 measures it with the largest matrix product of the model's layers."""
-
-    def check(self, batch_size: int) -> None:
-        """Raises ValueError when the batch does not divide among workers, or a setting is out of range."""
-        self.placement.check("execution.placement")
-        if batch_size % self.placement.workers:
-            raise ValueError(
-                f"batch_size: {batch_size} does not divide among execution.placement.workers="
-                f"{self.placement.workers}; make it a multiple"
-            )
-        for name in (
-            "micro_batch_size",
-            "log_interval",
-            "validation_interval",
-            "checkpoint_interval",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"execution.{name}: {getattr(self, name)} must be at least 1")
-
-
-class TrainingConfig(Protocol):
-    """What the configs of pretrain, sft and reward have in common."""
-
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-    @property
-    def execution(self) -> TrainingExecution: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def precision(self) -> Precision: ...
-
-
-def check_training(config: TrainingConfig) -> None:
-    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
-    if config.steps < 1:
-        raise ValueError(f"steps: {config.steps} must be at least 1")
-    if config.sequence_length < 2:
-        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
-    config.optimizer.check(config.steps)
-    config.execution.check(config.batch_size)
-
-
-def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
-    """What the cluster must have room for."""
-    return ({"placement": config.execution.placement},)
-
-
-def check_length(config: TrainingConfig, needs: Needs) -> None:
-    """Raises ValueError when rows are longer than the max_length of the model that training starts from."""
-    longest = sizes_of(needs["init"]).max_length
-    if config.sequence_length > longest:
-        raise ValueError(
-            f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
-        )
-
-
-def estimate_training(
-    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
-) -> dict[str, float]:
-    """What `plan` prints of a training stage: tokens and FLOP at most, and the memory of its state on each worker."""
-    tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
-    return {
-        "tokens": tokens,
-        "flop": tokens * flops_per_token(sizes, config.sequence_length),
-        "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
-    }
-
-
-def forecast_work(
-    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
-) -> Work:
-    """The work of a training stage whose rows are `filled` to this part of their length, the rest not computed."""
-    execution, length = config.execution, max(2, round(config.sequence_length * filled))
-    placement = execution.placement
-    tokens = config.steps * config.batch_size * length * rows_per_sample
-    micro_batch = min(execution.micro_batch_size, config.batch_size // placement.workers) * rows_per_sample
-    state_gib = state_mib(sizes, workers=placement.workers) / 1024
-    saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
-    return Work(
-        processes=[
-            Processes(
-                kind="trainer",
-                number=placement.workers,
-                own_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
-            )
-        ],
-        flop=tokens * flops_per_token(sizes, length),
-        width=sizes.width,
-        precision=resolved(config.precision),
-        threads=placement.workers * placement.threads_per_worker,
-        steps=config.steps,
-        disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
-        on_gpu=placement.gpus_per_worker > 0,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +206,7 @@ class TrainingRun:
     def checkpoint_when_due(self, state: TrainState) -> None:
         """Begin to save at the checkpoint interval; the write itself goes on in the background.
 
-        Raises StoppedInOrder, with all that is done saved, when the driver is told to end.
+        Raises StoppedOnRequest, with all that is done saved, when the driver is told to end.
         """
         if state.step < self.config.steps and self._must_stop():
             if self.spot.rank == 0:
@@ -411,3 +269,35 @@ def measure_peak_flops(
     left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
     right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
     return 2.0 * rows * width * ffn_width / fastest_matmul_s(left, right, tries=8)
+
+
+def to_batch(rows: Rows) -> Batch:
+    """Reader rows (numpy) as the model's batch (torch)."""
+    return Batch(*(torch.from_numpy(array) for array in rows))
+
+
+def continue_prompts(
+    output: Storage,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    stop_id: int,
+    seed: int,
+) -> None:
+    """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
+    model = load_folder((output / "model").local())
+    samples: list[dict[str, str]] = []
+    for number, (text, ids) in enumerate(prompts):
+        new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)
+        samples.append({"prompt": text, "continuation": decode(new)})
+    output.write_jsonl("samples.jsonl", samples)
+
+
+def summarize(output: Storage, *, area: str) -> dict[str, float]:
+    """The last value of each metric that a reader of `artifact.json` wants."""
+    summary: dict[str, float] = {}
+    for line in read_metrics(output):
+        shown = (f"{area}/", "validation/", "data/tokens", "perf/")
+        summary |= {key: value for key, value in line.items() if key.startswith(shown)}
+        summary["steps"] = line["step"]
+    return summary | {"parameters": num_parameters(read_config((output / "model").local()))}

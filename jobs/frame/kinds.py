@@ -1,0 +1,52 @@
+"""Kinds: what a stage makes and what an input asks for. Stages know each other by kind, never by name.
+
+The sizes of what a job will make are computed by its stage from its config, those of a finished artifact are read.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal[
+    "corpus", "tokenizer", "shards", "model", "reward_model", "compressed_model", "evaluation", "served_model"
+]
+
+HUGGING_FACE_KINDS: tuple[Kind, ...] = ("model", "reward_model", "compressed_model")
+"""Artifacts of these kinds hold a Hugging Face folder with weights, which `export` and `serve` take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSizes:
+    """About how large a corpus is or will be."""
+
+    num_bytes: float
+    """Of text."""
+    num_parts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSizes:
+    """What the stages after a tokenizer need to know of it."""
+
+    vocab_size: int
+    corpus_id: str | None = None
+    """The artifact that it was learned from, where Raymill learned it."""
+    held_out_fraction: float = 0.0
+    """Fraction of that corpus's documents that it did not learn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsSizes:
+    """About how large shards are or will be."""
+
+    vocab_size: int
+    num_bytes: float
+    """Of text, training and validation together."""
+    validation_bytes: float
+
+
+def foreign_kind(config: dict[str, Any]) -> Kind:
+    """The kind of a Hugging Face folder from elsewhere, by its config.json."""
+    if "quantization_config" in config:
+        return "compressed_model"
+    heads = config.get("architectures") or []
+    return "reward_model" if any(head.endswith("ForSequenceClassification") for head in heads) else "model"

@@ -1,0 +1,155 @@
+"""The settings that every training stage has, their checks, and what they amount to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cluster.placement import Execution, Placement
+from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, model_sizes, state_mib
+from jobs.frame.stage import Needs
+from jobs.frame.work import Processes, Work
+from model.precision import Precision, resolved
+from model.transformer import TransformerConfig, flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and half a cosine."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    warmup_steps: int = 10
+    final_lr_ratio: float = 0.1
+    """Learning rate of the last step over the peak."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError naming the field, the value and the rule."""
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr: {self.lr} must be above 0")
+        if not 0 <= self.warmup_steps <= steps:
+            raise ValueError(f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})")
+        if self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm: {self.clip_norm} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExecution(Execution):
+    """How a training stage runs; nothing here changes what it computes, beyond rounding."""
+
+    placement: Placement = field(default_factory=Placement)
+    micro_batch_size: int = 8
+    """Rows that a worker computes at once; the rest of its share is accumulated."""
+    log_interval: int = 10
+    """Steps between two lines of the metrics log."""
+    validation_interval: int = 100
+    """Steps between two looks at the held-out data; the last step has one in any case."""
+    checkpoint_interval: int = 100
+    keep_checkpoints: int = 2
+    activation_checkpointing: bool = False
+    compile: bool = False
+    peak_tflops: float = 0.0
+    """Of one worker, for MFU; 0 measures it with the largest matrix product of the model's layers."""
+
+    def check(self, batch_size: int) -> None:
+        """Raises ValueError when the batch does not divide among workers, or a setting is out of range."""
+        self.placement.check("execution.placement")
+        if batch_size % self.placement.workers:
+            raise ValueError(
+                f"batch_size: {batch_size} does not divide among execution.placement.workers="
+                f"{self.placement.workers}; make it a multiple"
+            )
+        for name in (
+            "micro_batch_size",
+            "log_interval",
+            "validation_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"execution.{name}: {getattr(self, name)} must be at least 1")
+
+
+class TrainingConfig(Protocol):
+    """What the configs of pretrain, sft and reward have in common."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def execution(self) -> TrainingExecution: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} must be at least 1")
+    if config.sequence_length < 2:
+        raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    config.optimizer.check(config.steps)
+    config.execution.check(config.batch_size)
+
+
+def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
+    """What the cluster must have room for."""
+    return ({"placement": config.execution.placement},)
+
+
+def check_length(config: TrainingConfig, needs: Needs) -> None:
+    """Raises ValueError when rows are longer than the max_length of the model that training starts from."""
+    longest = model_sizes(needs["init"]).max_length
+    if config.sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
+        )
+
+
+def estimate_training(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
+) -> dict[str, float]:
+    """What `plan` prints of a training stage: tokens and FLOP at most, and the memory of its state on each worker."""
+    tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
+    return {
+        "tokens": tokens,
+        "flop": tokens * flops_per_token(sizes, config.sequence_length),
+        "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
+    }
+
+
+def forecast_work(
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
+) -> Work:
+    """The work of a training stage whose rows are `filled` to this part of their length, the rest not computed."""
+    execution, length = config.execution, max(2, round(config.sequence_length * filled))
+    placement = execution.placement
+    tokens = config.steps * config.batch_size * length * rows_per_sample
+    micro_batch = min(execution.micro_batch_size, config.batch_size // placement.workers) * rows_per_sample
+    state_gib = state_mib(sizes, workers=placement.workers) / 1024
+    saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
+    return Work(
+        processes=[
+            Processes(
+                kind="trainer",
+                number=placement.workers,
+                own_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
+            )
+        ],
+        flop=tokens * flops_per_token(sizes, length),
+        width=sizes.width,
+        precision=resolved(config.precision),
+        threads=placement.workers * placement.threads_per_worker,
+        steps=config.steps,
+        disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
+        on_gpu=placement.gpus_per_worker > 0,
+    )

@@ -1,0 +1,63 @@
+"""The report on RLHF: its curves, and completions before and after."""
+
+from typing import Any
+
+from cluster.metrics_log import read_metrics
+from jobs.frame.artifact import Artifact
+from jobs.report.charts import Line, line_chart, smooth
+from jobs.report.page import figure, grid, section
+from jobs.report.part import ReportPart, points, titled
+from jobs.report.samples import side_by_side
+
+
+def report_rlhf(artifact: Artifact) -> ReportPart:
+    """The curves of the run, and completions of the held-out prompts before and after it."""
+    log = read_metrics(artifact.storage)
+    charts = []
+    for key, title, note in _CURVES:
+        if curve := points(log, key):
+            mean = smooth(curve, half_window=max(1, len(curve) // 16))
+            lines = [Line(label="each step", points=curve, faint=True), Line(label="mean", points=mean)]
+            charts.append(figure(title, line_chart(lines, x_label="step"), note))
+    config = artifact.record["config"]
+    algorithm = config["learning"]["algorithm"].upper()
+    lead = (
+        f"{algorithm}: {len(log)} logged steps of {config['rollouts']['prompts_per_step']} prompts, "
+        f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "
+        "are proved, after every update, to be the learner's."
+    )
+    if config["shuffle_rewards"]:
+        lead = f"The control: each step's rewards are permuted over its answers, so nothing is to be learned. {lead}"
+    found = artifact.summary
+    if "heldout_prompts" in found:
+        lead += (
+            f" On {found['heldout_prompts']:,} held-out prompts the mean reward went from "
+            f"{found['reward_before']:.3f} to {found['reward_after']:.3f}."
+        )
+    return ReportPart(
+        section=section(artifact.record["name"], titled("Learning from reward", artifact), lead, grid(charts)),
+        samples=side_by_side(_samples(artifact), ["before", "after"]) if found.get("heldout_prompts") else None,
+    )
+
+
+_CURVES = (
+    ("rollout/reward_mean", "Reward", "mean over the step's answers"),
+    ("rollout/reference_kl", "Distance to the start", "KL to the reference, nats per token"),
+    ("policy/entropy", "Entropy", "nats per token"),
+    ("rollout/response_length", "Length of answers", "tokens"),
+    ("rollout/distinct_2", "Variety", "distinct pairs of tokens over all pairs"),
+    ("proof/logprob_gap_max", "Engine against learner", "largest distance of logprobs, nats"),
+)
+
+
+def _samples(artifact: Artifact) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": line["prompt"],
+            "answers": {
+                side: {"text": line[side], "finished": True, "measures": {"reward": line[f"reward_{side}"]}}
+                for side in ("before", "after")
+            },
+        }
+        for line in artifact.storage.read_jsonl("samples.jsonl")
+    ]

@@ -1,0 +1,46 @@
+"""Completions of several models to the same prompts, side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.report.page import Html, element, number, section
+from jobs.report.part import words
+
+_OPEN_SAMPLES = 4
+_MAX_SAMPLES = 24
+_SHOWN_MEASURES = 1
+
+
+def side_by_side(samples: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> Html:
+    """The completions of the compared models (else of the first two) to the first prompts, not chosen ones."""
+    names = list(compared or list(samples[0]["answers"])[:2])
+    shown = [sample for sample in samples if all(name in sample["answers"] for name in names)][:_MAX_SAMPLES]
+    drawn = [_sample(sample, names) for sample in shown]
+    first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
+    summary = element("summary", f"{len(more)} more")
+    lead = f"The first prompts of the held-out file, as they come, answered by {' and '.join(names)}."
+    return section(
+        "words",
+        "Before and after",
+        lead,
+        element("div", first, class_="samples"),
+        element("details", summary, element("div", more, class_="samples")) if more else None,
+    )
+
+
+def _sample(sample: Mapping[str, Any], names: Sequence[str]) -> Html:
+    answers = []
+    for name in names:
+        answer = sample["answers"][name]
+        marks = [_mark(measure, value) for measure, value in list(answer["measures"].items())[:_SHOWN_MEASURES]]
+        if not answer["finished"]:
+            marks.append(element("span", "cut at the longest length", class_="mark"))
+        said = answer["text"].strip() or "(nothing)"
+        answers.append(element("div", element("small", name), element("p", said), marks, class_="answer"))
+    prompt = element("p", sample["prompt"], class_="prompt")
+    return element("div", prompt, element("div", answers, class_="answers"), class_="sample")
+
+
+def _mark(measure: str, value: float) -> Html:
+    shown = {0.0: "✗", 1.0: "✓"}.get(value, number(value))
+    return element("span", f"{words(measure)} {shown}", class_="mark good" if value > 0 else "mark")

@@ -1,0 +1,51 @@
+"""The report on a training run: its curves and its speed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.metrics_log import read_metrics
+from jobs.frame.artifact import Artifact
+from jobs.report.charts import Line, line_chart
+from jobs.report.page import Html, element, figure, grid, join, section
+from jobs.report.part import ReportPart, points, titled
+
+
+def report_training(artifact: Artifact, *, title: str, area: str, loss_unit: str) -> ReportPart:
+    """The curves and figures of a training run whose metrics begin with `area/`."""
+    log = read_metrics(artifact.storage)
+    found = artifact.summary
+    loss = [
+        Line(label="training", points=points(log, f"{area}/loss"), colour=0),
+        Line(label="held out", points=points(log, "validation/loss"), colour=1),
+    ]
+    charts = [
+        figure("Loss", line_chart(loss, x_label="step"), loss_unit),
+        figure("Learning rate", line_chart([Line(label="lr", points=points(log, f"{area}/lr"))], x_label="step")),
+    ]
+    if accuracy := points(log, "validation/accuracy"):
+        line = Line(label="held out", points=accuracy, colour=1)
+        charts.insert(1, figure("Held-out accuracy", line_chart([line], x_label="step"), "share of pairs in order"))
+    facts = [f"{found['parameters'] / 1e6:.3g} million parameters", f"{found['steps']:.0f} steps"]
+    facts += [f"{found['data/tokens']:,.0f} tokens seen", f"{found['perf/tokens_per_s']:,.0f} tokens/s"]
+    facts += [f"{found['perf/mfu']:.0%} of the measured peak"] if "perf/mfu" in found else []
+    facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record["precision"].values())]
+    lead = ", ".join(facts) + "."
+    return ReportPart(section=section(artifact.record["name"], titled(title, artifact), lead, grid(charts)))
+
+
+def report_pretraining(artifact: Artifact) -> ReportPart:
+    """`report_training`, with the continuations that the finished model wrote."""
+    part = report_training(artifact, title="Pretraining", area="train", loss_unit="nats per token")
+    samples = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
+    continued = _continuations(samples) if samples else None
+    return replace(
+        part,
+        section=join(part.section, continued),
+        facts=[f"{artifact.summary['parameters'] / 1e6:.3g} million parameters"],
+    )
+
+
+def _continuations(samples: Sequence[Mapping[str, Any]]) -> Html:
+    said = (element("blockquote", element("b", sample["prompt"]), " ", sample["continuation"]) for sample in samples)
+    return element("div", element("h3", "It continues"), said, class_="continuations")

@@ -1,0 +1,21 @@
+"""What a folder from elsewhere is, by its own config.json."""
+
+from typing import Any
+
+import pytest
+
+from jobs.frame.kinds import Kind, foreign_kind
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "reward_model"),
+        ({"architectures": ["LlamaForCausalLM"], "quantization_config": {"bits": 8}}, "compressed_model"),
+        ({}, "model"),
+        ({"architectures": None}, "model"),
+    ],
+)
+def test_a_foreign_folder_has_a_kind(config: dict[str, Any], kind: Kind) -> None:
+    assert foreign_kind(config) == kind
