@@ -35,7 +35,7 @@ def processor() -> str:
 
 def tasks_at_once(asked: int | None, num_tasks: int) -> int:
     """How many of a data stage's tasks run at the same time on this machine; `asked` is its `execution.workers`."""
-    return min(asked or num_cores(), num_cores(), num_tasks)
+    return min(num_cores() if asked is None else max(1, asked), num_cores(), num_tasks)
 
 
 def num_cores() -> int:

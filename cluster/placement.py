@@ -19,6 +19,23 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TasksExecution(Execution):
+    """The `execution:` settings of a stage whose work is many independent tasks."""
+
+    workers: int | None = None
+    """Tasks at once, one CPU each; null takes all CPUs of the cluster. 0 runs the tasks one after another in the
+    command's own process, where `breakpoint()` opens the debugger."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(
+                f"execution.workers: {self.workers} must not be negative; leave it out for all CPUs, 0 runs the tasks "
+                "in this process"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """A group of equal workers."""
 

@@ -8,7 +8,9 @@ reads never depends on the workers.
 import hashlib
 import json
 import logging
+import pdb
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -46,9 +48,10 @@ def run_tasks(
     """`function(task)` for every task, in the tasks' order.
 
     Tasks are of one type, answers of the type `returns`; both travel as JSON (`cluster.plain`). `workers` bounds how
-    many tasks run at once, each on one CPU; None leaves it to the cluster's size. With `answers` each answer is written
-    there when its task is done, named by the task's content, and a task that has one is not done again. Whoever removes
-    the files that answers describe must remove the answers first.
+    many tasks run at once, each on one CPU; None leaves it to the cluster's size, and 0 runs them one after another in
+    this process, where a debugger stops at their breakpoints. With `answers` each answer is written there when its task
+    is done, named by the task's content, and a task that has one is not done again. Whoever removes the files that
+    answers describe must remove the answers first.
     """
     done: dict[int, Answer] = {}
     pending: list[_Numbered] = []
@@ -62,7 +65,9 @@ def run_tasks(
             pending.append(_Numbered(number, content))
     with Progress(label, len(tasks), "tasks", done=len(done)) as progress:
         kind = type(tasks[0]) if tasks else object
-        for number, answer in _on_ray(partial(_call, function, kind, answers), pending, workers, label):
+        call = partial(_call, function, kind, answers)
+        finished = _in_this_process(call, pending) if workers == 0 else _on_ray(call, pending, workers, label)
+        for number, answer in finished:
             done[number] = from_plain(returns, json.loads(answer))
             progress.update(len(done))
     return [done[number] for number in range(len(tasks))]
@@ -78,6 +83,13 @@ def _call(function: Callable[[Any], Any], kind: type, answers: Storage | None, c
 
 def _answer_name(content: str) -> str:
     return f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
+
+
+def _in_this_process(call: Callable[[str], str], tasks: Sequence[_Numbered]) -> Iterator[_Numbered]:
+    """The numbered answer to every task, one after another. What a task raises comes out as it was raised."""
+    sys.breakpointhook = pdb.set_trace  # Ray has put one in its place that opens no prompt in this terminal
+    for number, content in tasks:
+        yield _Numbered(number, call(content))
 
 
 def _on_ray(

@@ -34,7 +34,7 @@ import pyarrow as pa
 
 from cluster.machine import tasks_at_once
 from cluster.paths import list_files_with_sizes
-from cluster.placement import Execution
+from cluster.placement import TasksExecution
 from cluster.plain import from_plain
 from cluster.storage import Storage, json_line
 from cluster.tasks import run_tasks
@@ -99,9 +99,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusExecution(Execution):
-    workers: int | None = None
-    """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
+class CorpusExecution(TasksExecution):
     task_mib: int = 32
     """About how much of the input one reading task takes."""
     partitions: int | None = None
@@ -129,7 +127,7 @@ def check(config: CorpusConfig) -> None:
     """Raise ValueError for every mistake that the config shows."""
     if not 1 <= config.part_mib <= _MAX_PART_MIB:
         raise ValueError(f"part_mib: {config.part_mib} must be at least 1 and at most {_MAX_PART_MIB}")
-    for name in ("task_mib", "workers", "partitions"):
+    for name in ("task_mib", "partitions"):
         value = getattr(config.execution, name)
         if value is not None and value < 1:
             raise ValueError(f"execution.{name}: {value} must be at least 1; leave it out for the default")

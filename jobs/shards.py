@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.machine import tasks_at_once
-from cluster.placement import Execution
+from cluster.placement import TasksExecution
 from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.document import unit_hash
@@ -56,12 +56,6 @@ _ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.frame.f
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsExecution(Execution):
-    workers: int | None = None
-    """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShardsConfig:
     """`shards.yaml`."""
 
@@ -73,15 +67,13 @@ class ShardsConfig:
     grow: str | None = input_artifact("shards", default=None)
     """Shards to add a generation to: those of this corpus's documents that are not in them yet, by their ids, nor are
     kept in the stead of a duplicate that is."""
-    execution: ShardsExecution = field(default_factory=ShardsExecution)
+    execution: TasksExecution = field(default_factory=TasksExecution)
 
 
 def check(config: ShardsConfig) -> None:
     """Raise ValueError for a field out of its range."""
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1")
-    if config.execution.workers is not None and config.execution.workers < 1:
-        raise ValueError(f"execution.workers: {config.execution.workers} must be at least 1; leave it out for all CPUs")
 
 
 def check_needs(config: ShardsConfig, needs: Needs) -> None:

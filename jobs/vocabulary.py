@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from cluster.machine import tasks_at_once
-from cluster.placement import Execution
+from cluster.placement import TasksExecution
 from cluster.progress import working
 from cluster.storage import Storage
 from cluster.tasks import run_tasks
@@ -44,12 +44,6 @@ _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 _COUNT_S_PER_MB = 1.1  # of Python, on the reference processor of `jobs.frame.forecast`
 _LEARN_S_PER_TOKEN = 0.003
 _DEFAULTS = TokenizerRecipe()
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyExecution(Execution):
-    workers: int | None = None
-    """Tasks at once, one CPU each; all CPUs of the cluster unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +70,7 @@ class VocabularyConfig:
     held_out_fraction: float = 0.1
     """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation; at
     least the validation_fraction of the shards, so that no document that they hold out is seen."""
-    execution: VocabularyExecution = field(default_factory=VocabularyExecution)
+    execution: TasksExecution = field(default_factory=TasksExecution)
 
 
 def check(config: VocabularyConfig) -> None:
@@ -93,8 +87,6 @@ def check(config: VocabularyConfig) -> None:
             f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; take the "
             "validation_fraction of the shards or more"
         )
-    if config.execution.workers is not None and config.execution.workers < 1:
-        raise ValueError(f"execution.workers: {config.execution.workers} must be at least 1; leave it out for all CPUs")
 
 
 def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tasks of the data stages one after another in this process; their answers travel as JSON all the same."""
-
-    def one_by_one(
-        call: Callable[[str], str], tasks: Iterable[tuple[int, str]], workers: int | None, label: str
-    ) -> Iterator[tuple[int, str]]:
-        for number, task in tasks:
-            yield number, call(task)
-
-    monkeypatch.setattr(cluster.tasks, "_on_ray", one_by_one)
+    """Every stage's tasks as with `execution.workers: 0`: one after another in this process."""
+    in_this_process = cluster.tasks._in_this_process
+    monkeypatch.setattr(cluster.tasks, "_on_ray", lambda call, tasks, workers, label: in_this_process(call, tasks))
 
 
 @dataclass(frozen=True)

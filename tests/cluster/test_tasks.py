@@ -51,6 +51,20 @@ def test_a_task_whose_answer_has_another_form_is_done_again(tmp_path: Path) -> N
     assert run_tasks(power, TASKS, returns=Answer, workers=None, label="powers", answers=answers) == EXPECTED
 
 
+def test_without_workers_tasks_run_in_this_process_for_a_debugger() -> None:
+    seen: list[int] = []
+
+    def remember(task: Task) -> Answer:
+        seen.append(task.base)
+        return power(task)
+
+    assert run_tasks(remember, TASKS, returns=Answer, workers=0, label="powers") == EXPECTED
+    assert seen == [5, 2, 4]
+    with pytest.raises(ValueError, match="base 5: done already") as raised:
+        run_tasks(refuse, TASKS, returns=Answer, workers=0, label="powers")
+    assert raised.traceback[-1].name == "refuse"
+
+
 @pytest.mark.usefixtures("without_ray")
 def test_no_task_gives_no_answer() -> None:
     assert run_tasks(power, [], returns=Answer, workers=None, label="powers") == []
