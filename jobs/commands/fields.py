@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, meaning_of
+from jobs.frame.fields import Meaning, kinds_of, meaning_of
 from jobs.frame.pipeline import PipelineConfig
 from jobs.frame.stages import stage_named
 
@@ -18,7 +18,8 @@ _WIDTH = 116
 _PLAIN_TEXT = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
 
 LEGEND: Mapping[Meaning, str] = {
-    "artifact": "the name of a config file beside this one, whose artifact is meant, or an artifact's location",
+    "artifact": "the name of a config beside this one that makes it, `previous` for the last one before this in the "
+    "pipeline that does, or the location of an artifact or of a Hugging Face folder",
     "files": "paths, globs or fsspec URLs; what they hold is part of the artifact's id, not where they are",
     "function": "an extension point: path/to/file.py:function, a function that you wrote",
 }
@@ -33,6 +34,8 @@ class Field(NamedTuple):
     type: str
     """In words: `int or null`, `list of str`; empty for a group of further fields."""
     meaning: Meaning | None
+    kinds: tuple[str, ...]
+    """Of the artifacts that an input takes."""
     default: str
     """As YAML; empty where the field must be given."""
     doc: str
@@ -51,15 +54,18 @@ def describe(name: str) -> str:
         lines.append(_headline(field))
         lines += textwrap.wrap(field.doc, _WIDTH, initial_indent="    ", subsequent_indent="    ")
     used = {field.meaning for field in fields}
-    lines += ["", *(f"({name}): {text}" for name, text in LEGEND.items() if name in used)]
+    lines.append("")
+    for name, text in LEGEND.items():
+        if name in used:
+            lines += textwrap.wrap(f"({name}): {text}", _WIDTH, subsequent_indent="    ")
     if any(field.path == "execution" for field in fields):
         lines.append("execution: says how the stage runs and is no part of the artifact's id")
     return "\n".join(lines).rstrip()
 
 
 def _headline(field: Field) -> str:
-    """`init: str or null (artifact) = null`."""
-    meaning = f" ({field.meaning})" if field.meaning else ""
+    """`init: str or null (artifact: model) = null`."""
+    meaning = f" ({': '.join(filter(None, [field.meaning, ' or '.join(field.kinds)]))})" if field.meaning else ""
     default = f" = {field.default}" if field.default else ", required" if field.type else ""
     return f"{field.path}: {field.type}{meaning}{default}".rstrip()
 
@@ -80,7 +86,7 @@ def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[ty
         is_group = inner is not None and not suffix and value is not None
         doc = docs.get(field.name) or (class_doc(inner) if inner and inner not in shown else "")
         words = "" if is_group else type_in_words(annotation)
-        yield Field(path, words, meaning_of(field), "" if is_group else yaml_of(value), doc)
+        yield Field(path, words, meaning_of(field), kinds_of(field), "" if is_group else yaml_of(value), doc)
         if inner is not None:
             yield from fields_of(inner, value if is_group else None, f"{path}{suffix}.", shown)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from cluster.storage import Storage
 from jobs.commands.fields import LEGEND, config_named, default_of
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import is_choice, meaning_of
+from jobs.frame.fields import is_choice, kinds_of, meaning_of
 
 JsonSchema = dict[str, Any]
 
@@ -57,8 +57,11 @@ def json_schema(config: type, default: Any = None, *, one_of_them: bool = False)
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
     """The schema of one field's value, with what is said of it."""
     schema = _of_type(annotation, value, one_of_them=is_choice(field))
-    meaning = meaning_of(field)
-    parts = [doc or schema.get("description", ""), f"({meaning}: {LEGEND[meaning]})" if meaning else ""]
+    meaning, kinds = meaning_of(field), f" ({' or '.join(kinds_of(field))})" if kinds_of(field) else ""
+    parts = [
+        doc or schema.get("description", ""),
+        f"{meaning.capitalize()}{kinds}: {LEGEND[meaning]}." if meaning else "",
+    ]
     if text := " ".join(filter(None, parts)):
         schema["description"] = text
     if value is not dataclasses.MISSING and not dataclasses.is_dataclass(value):

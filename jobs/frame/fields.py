@@ -53,9 +53,14 @@ def is_choice(field: dataclasses.Field[Any]) -> bool:
     return "choice" in field.metadata
 
 
+def kinds_of(field: dataclasses.Field[Any]) -> tuple[Kind, ...]:
+    """The kinds of artifact that an input takes; none where the field is no input."""
+    return field.metadata.get("kinds", ())
+
+
 def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     """What the text in a field names, where it is more than a setting."""
-    if "kinds" in field.metadata:
+    if kinds_of(field):
         return "artifact"
     if "function" in field.metadata:
         return "function"
@@ -104,7 +109,7 @@ def marked_inputs(config: Any) -> list[MarkedInput]:
     """Every input that is set."""
     inputs: list[MarkedInput] = []
     for field in dataclasses.fields(config):
-        if kinds := field.metadata.get("kinds"):
+        if kinds := kinds_of(field):
             strings = _strings(getattr(config, field.name), field.name)
             inputs += [MarkedInput(path, value, kinds) for path, value in strings]
     return inputs

@@ -78,7 +78,7 @@ def test_a_field_without_default_is_required_and_the_others_say_theirs():
     assert errors("corpus") == ["'sources' is a required property"]
     properties = json.loads((COMMITTED / "rlhf.json").read_text())["properties"]
     assert properties["rollouts"]["properties"]["temperature"]["default"] == 1.0
-    assert properties["policy"]["default"] == "previous" and "config file beside" in properties["policy"]["description"]
+    assert properties["policy"]["default"] == "previous" and "config beside" in properties["policy"]["description"]
     groups = properties["execution"]["properties"]
     shares = {name: groups[name]["properties"]["cpus_per_worker"]["default"] for name in ("learners", "scorer")}
     assert shares == {"learners": 0.5, "scorer": 0.1}
