@@ -20,7 +20,6 @@ from typing import Any
 import fsspec
 import jsonschema
 import pytest
-import yaml
 
 import cluster.tasks
 
@@ -33,7 +32,6 @@ STILL_RUNNING_S = 8.0 if sys.stderr.isatty() else 25.0
 """After so long without a test's end the one that runs is named, and again."""
 
 SERVER = Path(__file__).parent / "s3_server.py"
-DEFINITIONS = Path(__file__).parents[2] / "shared" / "data" / "kuberay-crds-v1.7.0"
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -106,12 +104,8 @@ def s3(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def rayjob_definition() -> jsonschema.Draft202012Validator:
     """KubeRay's schema of a RayJob, closed: a field that it does not name is an error."""
-    path = DEFINITIONS / "ray.io_rayjobs.yaml"
-    if not path.exists():
-        pytest.skip("KubeRay's definitions are not beside the project (../shared/data/kuberay-crds-v1.7.0)")
-    loaded = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    (served,) = [one for one in loaded["spec"]["versions"] if one["name"] == "v1"]
-    return jsonschema.Draft202012Validator(_closed(served["schema"]["openAPIV3Schema"]))
+    schema = json.loads((Path(__file__).parent / "kuberay" / "rayjob.json").read_text())
+    return jsonschema.Draft202012Validator(_closed(schema))
 
 
 def _closed(schema: Any) -> Any:
@@ -119,9 +113,9 @@ def _closed(schema: Any) -> Any:
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: _closed(value) for key, value in schema.items()}
+    closed = {key: _closed(value) for key, value in schema.items()}
     if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:
-        made["additionalProperties"] = False
+        closed["additionalProperties"] = False
     if schema.get("x-kubernetes-int-or-string"):
-        made.pop("type", None)
-    return made
+        closed.pop("type", None)
+    return closed
