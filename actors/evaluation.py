@@ -306,8 +306,7 @@ def answer(
                 previous = current
                 progress(name)
         finally:
-            if (here := stage_monitor.current_monitor()) is not None:
-                here.dismiss("generator")
+            stage_monitor.expect_end("generator")
             for engine in pool.engines:
                 ray.kill(engine)
     return answers

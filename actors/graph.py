@@ -268,8 +268,7 @@ class Graph:
         log.warning("%s; all training ranks start again from the last checkpoint", found.sentence)
         self._current = None  # what a dead learner had published went with it
         for role, group in zip(("learner", "critic"), self._trained, strict=False):
-            if (here := stage_monitor.current_monitor()) is not None:
-                here.dismiss(role)
+            stage_monitor.expect_end(role)
             group.restart()
 
     @property

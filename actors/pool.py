@@ -115,8 +115,7 @@ class GeneratorPool:
         self._failures_left -= 1
         self.restarts += 1
         log.warning("%s; another is started and its work done again", found.sentence)
-        if (here := stage_monitor.current_monitor()) is not None:
-            here.dismiss("generator", index)
+        stage_monitor.expect_end("generator", index)
         ray.kill(self.engines[index])  # what only seemed dead must not keep the place
         self.engines[index] = self._make_engine(index)
         return self.engines[index].load.remote(self._held())

@@ -35,8 +35,7 @@ class Reservation:
 
     def release(self) -> None:
         """End every actor that runs in it and give the resources back."""
-        if (here := stage_monitor.current_monitor()) is not None:
-            here.dismiss()
+        stage_monitor.expect_end()
         remove_placement_group(self.group)
 
 

@@ -61,7 +61,7 @@ WANDB_KINDS = ("wandb-unreachable", "wandb-401", "wandb-disk")
 
 CAUSES = {
     "kill": r"was killed by signal 9 \(SIGKILL\)",
-    "stop": r"stands still: it was stopped by a signal \(SIGSTOP\)",
+    "stop": r"was stopped by a signal \(SIGSTOP\)",
     "crash": r"was killed by signal 11 \(SIGSEGV\)",
     "memory": r"ran out of memory: .*limit 256 MiB",
     "raise": r"raised RuntimeError: planted fault, at ",
@@ -183,7 +183,7 @@ class Run:
         pids = {one.pid for one in self.others()}
         for file in sorted(RAY_FOLDER.glob("session_*/raymill-watch-*/*.json")):
             with suppress(OSError, ValueError):
-                place = json.loads(file.read_text())["place"]
+                place = json.loads(file.read_text())["process"]
                 if place["role"] == role and place["pid"] in pids:
                     return place["pid"]
         return None

@@ -1,7 +1,7 @@
-"""What a process of a run leaves for the watch of its node: who it is, how far it has come, where it stands.
+"""What a monitored process leaves on its node: a record of who it is, its progress, and its stack on request.
 
-Each process of ours leaves a small file in a folder of its node when it starts (`monitored`) and takes it away when it
-ends well. `cluster/node_monitor.py` looks at these processes, and `cluster/stage_monitor.py` at the nodes.
+Every process of a stage writes a small record into a folder of its node when it starts and removes it when it ends
+well (`monitored`). `cluster.node_monitor` looks at the processes on one node, `cluster.stage_monitor` at all nodes.
 """
 
 import contextlib
@@ -13,134 +13,81 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.plain import from_plain, to_plain
 from cluster.process_info import ProcessInfo
 
 STACK_SIGNAL = signal.SIGUSR2
-"""Makes a watched process write its Python stacks beside its file."""
+"""Makes a monitored process write its Python stacks into `<pid>.stack` beside its record."""
 STOP_FILE = "stop"
-"""The file in a node's folder by which processes are asked to come to a good end."""
-_BEAT_S = 1.0
+"""Its presence in a node's folder asks all processes there to stop after saving their work."""
+_BEAT_INTERVAL_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """What a process's file says."""
+    """The content of `<pid>.json`."""
 
-    place: ProcessInfo
+    process: ProcessInfo
     log_death: bool
+    """Whether the monitor logs its death as a warning: true where nobody else reports it, as Ray silently repeats the
+    work."""
     log_from: int
+    """Bytes of its log that were there before it was registered, by an earlier user of the same worker process."""
     has_stack: bool
+    """Whether it handles `STACK_SIGNAL`, which would kill any other process."""
     has_raised: bool = False
+    """Whether it ended by an exception, which whoever receives it reports."""
+
+    @staticmethod
+    def read(file: Path) -> "ProcessRecord":
+        """The record in a file. Raises FileNotFoundError once the process has ended well."""
+        return from_plain(ProcessRecord, json.loads(file.read_text()))
+
+    def write(self, file: Path) -> None:
+        _write_atomically(file, json.dumps(to_plain(self)))
 
 
-def read_record(file: Path) -> ProcessRecord:
-    """What a process's file says. Raises FileNotFoundError once the process has ended well."""
-    said = json.loads(file.read_text())
-    return ProcessRecord(**{**said, "place": ProcessInfo(**said["place"])})
-
-
-class _Post:
-    """This process's file in its node's folder."""
+class _Registration:
+    """This process's own registration."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
-        self.place: ProcessInfo | None = None
-        self.beat_s = 0.0
-        self.stack: IO[str] | None = None
+        """The node's folder; None as long as this process is not monitored."""
+        self.process: ProcessInfo | None = None
+        self.last_beat_s = 0.0
+        self.stack_file: IO[str] | None = None
         self.stack_pid = 0
-        """The process that has the handler which writes to `stack`; a forked child has none of its own yet."""
+        """The process that has the handler which writes to `stack_file`: a forked child has none of its own yet."""
 
 
-_post = _Post()
+_registration = _Registration()
 
 
 @contextlib.contextmanager
 def monitored(stage: str | None, role: str, index: int, *, log_death: bool = False) -> Iterator[None]:
-    """Have this process watched for the length of the block; without a stage, nothing."""
-    if stage is None:
-        yield
-        return
-    file = register(stage, role, index, log_death=log_death)
+    """Have this process monitored for the length of the block; without a stage, do nothing."""
+    file = None if stage is None else register(stage, role, index, log_death=log_death)
     if file is None:
         yield
         return
     try:
         yield
-    except BaseException:  # it is told by whoever gets it; the file stays, to say whose it was
+    except BaseException:  # reported by whoever receives it; the record stays, to name the process
         with contextlib.suppress(OSError):
-            _write(file, json.dumps(asdict(replace(read_record(file), has_raised=True))))
+            replace(ProcessRecord.read(file), has_raised=True).write(file)
         raise
     with contextlib.suppress(OSError):
         file.unlink()
 
 
-def register(stage: str, role: str, index: int, *, log_death: bool = False) -> Path | None:
-    """Have this process watched from now on, until the file that is returned is gone or the process is.
-
-    None where it cannot be, as where the disk of Ray's folder is full: the work needs no watch.
-    """
-    try:
-        return _register(stage, role, index, log_death)
-    except OSError as error:
-        log.warning("%s: %s %d is not watched, its death would have no cause: %s", stage, role, index, error)
-        return None
-
-
-def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
-    error_log = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
-    error_log = error_log if error_log.startswith("/") and os.path.isfile(error_log) else ""
-    pid = os.getpid()
-    _post.place = ProcessInfo(
-        stage=stage, role=role, index=index, node=socket.gethostname(), pid=pid, ip=node_ip(), log=error_log
-    )
-    _post.folder = folder = node_folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    stack = folder / f"{pid}.stack"
-    # A file may be one that an earlier process of this id has left, or gone with an earlier stage.
-    if _post.stack_pid != pid or not stack.exists():
-        # By signal, for a thread that stands still in a call never comes to answer any other way.
-        _post.stack = stack.open("w")
-        faulthandler.register(STACK_SIGNAL, file=_post.stack, all_threads=True)
-        _post.stack_pid = pid
-    log_from = os.path.getsize(error_log) if error_log else 0
-    return write_record(_post.place, log_death=log_death, log_from=log_from, has_stack=True)
-
-
-def write_record(place: ProcessInfo, *, log_death: bool, log_from: int = 0, has_stack: bool = False) -> Path:
-    """Write the file of a process on this node, which its watch finds there.
-
-    Its log counts from `log_from` bytes; `has_stack` says that it writes its stack when it is asked: of any other
-    process the signal would be the end.
-    """
-    folder = node_folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    file = folder / f"{place.pid}.json"
-    _write(file, json.dumps(asdict(ProcessRecord(place, log_death, log_from, has_stack))))
-    return file
-
-
-def beat(step: int) -> None:
-    """Say that this process has come to a step. Cheap: written at most once a second."""
-    now = time.monotonic()
-    if _post.folder is not None and now - _post.beat_s > _BEAT_S:
-        _post.beat_s = now
-        with contextlib.suppress(OSError):  # the watch is over, or the disk is full: not this process's trouble
-            _write(_post.folder / f"{os.getpid()}.beat", str(step))
-
-
-def stop_requested() -> bool:
-    """Whether the driver has been told to end and asks this process to come to a good end."""
-    return _post.folder is not None and (_post.folder / STOP_FILE).exists()
-
-
 def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_death: bool = False) -> type:
-    """The class, for an actor that is watched for as long as it lives."""
+    """The class, changed so that an actor made of it is monitored for as long as it lives."""
     if stage is None:
         return cls
 
@@ -151,33 +98,89 @@ def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_
     return type(cls.__name__, (cls,), {"__init__": __init__, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
 
+def register(stage: str, role: str, index: int, *, log_death: bool = False) -> Path | None:
+    """Have this process monitored until the record that is returned is removed, or the process ends.
+
+    Returns None where the record cannot be written (a full disk, for example): the work does not need a monitor.
+    """
+    try:
+        return _register(stage, role, index, log_death)
+    except OSError as error:
+        log.warning("%s: %s %d is not monitored, its death would have no cause: %s", stage, role, index, error)
+        return None
+
+
+def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
+    stderr_path = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
+    log_path = stderr_path if stderr_path.startswith("/") and os.path.isfile(stderr_path) else ""
+    pid = os.getpid()
+    _registration.process = ProcessInfo(
+        stage=stage, role=role, index=index, node=socket.gethostname(), pid=pid, ip=node_ip(), log=log_path
+    )
+    _registration.folder = folder = node_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stack_path = folder / f"{pid}.stack"
+    # The file may be missing (an earlier stage removed the folder) or belong to an earlier process with this id.
+    if _registration.stack_pid != pid or not stack_path.exists():
+        # By signal, because a thread that hangs in a call would never answer a question.
+        _registration.stack_file = stack_path.open("w")
+        faulthandler.register(STACK_SIGNAL, file=_registration.stack_file, all_threads=True)
+        _registration.stack_pid = pid
+    log_from = os.path.getsize(log_path) if log_path else 0
+    return write_record(_registration.process, log_death=log_death, log_from=log_from, has_stack=True)
+
+
+def write_record(process: ProcessInfo, *, log_death: bool, log_from: int = 0, has_stack: bool = False) -> Path:
+    """Write the record of a process on this node, where the node's monitor finds it; the record's path."""
+    folder = node_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = folder / f"{process.pid}.json"
+    ProcessRecord(process, log_death, log_from, has_stack).write(file)
+    return file
+
+
+def beat(step: int) -> None:
+    """Report that this process has reached a step. Cheap: written at most once a second."""
+    now = time.monotonic()
+    if _registration.folder is not None and now - _registration.last_beat_s > _BEAT_INTERVAL_S:
+        _registration.last_beat_s = now
+        with contextlib.suppress(OSError):  # the folder is gone or the disk full: the work does not depend on it
+            _write_atomically(_registration.folder / f"{os.getpid()}.beat", str(step))
+
+
+def stop_requested() -> bool:
+    """Whether the driver asks this process to save its work and stop."""
+    return _registration.folder is not None and (_registration.folder / STOP_FILE).exists()
+
+
 def own_process_info() -> ProcessInfo | None:
-    """What this process does, or did last; None where it was never watched."""
-    return _post.place if _post.place is not None and _post.place.pid == os.getpid() else None
+    """What this process does, or did last; None where it was never monitored."""
+    process = _registration.process
+    return process if process is not None and process.pid == os.getpid() else None
 
 
 def node_folder() -> Path:
-    """The folder of this job on this node.
+    """The folder of this job's records on this node.
 
-    It lies in Ray's own folder, which all processes of a node agree on whatever their TMPDIR; Ray's node id tells
+    It lies in Ray's session folder, on which all processes of a node agree whatever their TMPDIR; Ray's node id tells
     several nodes on one machine apart.
     """
     import ray  # late: `plan` need not wait for it
     from ray._private import worker
 
-    here, node = ray.get_runtime_context(), worker._global_node
-    assert node is not None, "there is a Ray session"
-    return Path(node.get_session_dir_path()) / f"raymill-watch-{here.get_node_id()[:20]}-{here.get_job_id()}"
+    context, node = ray.get_runtime_context(), worker._global_node
+    assert node is not None, "node_folder needs a Ray session"
+    return Path(node.get_session_dir_path()) / f"raymill-watch-{context.get_node_id()[:20]}-{context.get_job_id()}"
 
 
 def node_ip() -> str:
-    """This node's address, as Ray says it in its reports."""
+    """This node's address, as Ray's reports give it."""
     import ray
 
     return ray.util.get_node_ip_address()
 
 
-def _write(path: Path, text: str) -> None:
-    half = path.with_suffix(f"{path.suffix}.tmp")
-    half.write_text(text)
-    half.replace(path)
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_suffix(f"{path.suffix}.tmp")
+    partial.write_text(text)
+    partial.replace(path)

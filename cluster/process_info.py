@@ -1,23 +1,22 @@
-"""Who a process of a run is: its stage, role, index, node, process id and log."""
+"""Which process of a run one is: stage, role, index, node, process id and log."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessInfo:
-    """A process of a run, for a reader: `rlhf: generator 0 on node n1 (pid 17)`."""
+    """The identity of a process; as text `rlhf: generator 0 on node n1 (pid 17)`."""
 
     stage: str
     role: str
+    """What it does in the stage: `rank`, `generator`, `task`, …"""
     index: int
+    """Its number among the processes of its role."""
     node: str = ""
+    """Host name."""
     pid: int = 0
     ip: str = ""
-    """Its node's, as Ray says it in its reports: process ids alone are the same in many containers."""
+    """Address of its node, as Ray's reports give it. Process ids alone repeat across containers."""
     log: str = ""
     """Path of its log on its node."""
 
@@ -26,12 +25,16 @@ class ProcessInfo:
         pid = f" (pid {self.pid})" if self.pid else ""
         return f"{self.stage}: {self.role} {self.index}{node}{pid}"
 
-    def fits(self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = "") -> bool:
-        """Whether it is what is asked for; what is None or empty may be anything."""
-        is_one = role in (None, self.role) and index in (None, self.index)
-        return is_one and pid in (None, self.pid) and (ip in ("", self.ip) or not self.ip)
+    def matches(
+        self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = ""
+    ) -> bool:
+        """Whether every value that is given equals this process's; None and an empty `ip` match anything.
 
+        A process whose own address is unknown matches any `ip`.
+        """
+        has_role = role in (None, self.role) and index in (None, self.index)
+        return has_role and pid in (None, self.pid) and (ip in ("", self.ip) or not self.ip)
 
-def sentence(place: ProcessInfo, cause: str) -> str:
-    """`<place> <cause>; log: PATH`."""
-    return f"{place} {cause}" + (f"; log: {place.log}" if place.log else "")
+    def sentence(self, cause: str) -> str:
+        """The message `<process> <cause>; log: PATH`."""
+        return f"{self} {cause}" + (f"; log: {self.log}" if self.log else "")

@@ -1,4 +1,4 @@
-"""The watches on the cluster's other nodes, asked all at once: a slow node delays nobody twice and nothing is lost."""
+"""The node monitors on the other nodes, polled all at once: a slow node neither delays the others nor loses a report."""
 
 import logging
 import threading
@@ -7,180 +7,187 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cluster.node_monitor import NodeMonitor, NodeReport
 from cluster.session import options_on_node, other_alive_nodes
 from cluster.signals import received_signal
 
-_ANSWER_S, _HURRY_S = 5.0, 1.0
+_ANSWER_S, _HURRIED_ANSWER_S = 5.0, 1.0
 """How long an answer is waited for, and how long once a signal has come."""
 _POLL_S = 0.2
 _MAX_STARTS = 3
-"""How often the watch of a node is started: where it always dies, no further processes are spent on it."""
+"""How often the monitor of a node is started: where it always dies, no further processes are spent on it."""
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class MonitorHandle(Protocol):
-    """The watch on one node."""
+    """The monitor on one node."""
 
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """The answer of a method of `NodeMonitor`; an exception in it other than RayTaskError when it is gone."""
+    def call(self, method: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """The answer of a method of `NodeMonitor`; an exception other than RayTaskError when the monitor is gone."""
         ...
 
     def end(self) -> None:
-        """End the watch."""
+        """End the monitor."""
         ...
 
 
 class ClusterNodes(Protocol):
-    """Which other nodes there are."""
+    """The other nodes of the cluster."""
 
-    def alive(self) -> set[str]:
-        """Their names."""
+    def alive_ids(self) -> set[str]:
+        """Ids of the nodes that are alive."""
         ...
 
-    def watch(self, name: str) -> MonitorHandle:
-        """Start a watch on one of them."""
+    def start_monitor(self, node_id: str) -> MonitorHandle:
+        """Start a monitor on a node."""
         ...
 
 
 @dataclass
-class _Known:
-    node: MonitorHandle
-    look: "Future[NodeReport] | None" = None
-    """What it was asked and has not answered yet; the next look collects it."""
-    dismissed: list[tuple[str | None, int | None]] = field(default_factory=list)
-    """Whose processes were ended on purpose while that look was under way."""
+class _Remote:
+    """A node's monitor and what it still owes."""
+
+    monitor: MonitorHandle
+    pending: "Future[NodeReport] | None" = None
+    """A poll without an answer so far; the next poll collects it."""
+    expected_ends: list[tuple[str | None, int | None]] = field(default_factory=list)
+    """(role, index) of the processes that were ended on purpose while that poll was under way."""
     ip: str = ""
     """Its address, once a process was seen there."""
 
 
 class RemoteMonitors:
-    """The watches on the other nodes.
+    """The monitors on the other nodes.
 
-    consumes: each node's answers; waits for: those asked now, some seconds in all; is unblocked by: the answers or the
-    clock; produces: what has come, also of what was asked before.
+    consumes: each node's answers; waits for: the answers to this poll, some seconds in all; is unblocked by: the
+    answers or the clock; produces: the reports that have come, including late ones to earlier polls.
     """
 
-    def __init__(self, cluster: ClusterNodes) -> None:
-        self._cluster = cluster
-        self._nodes: dict[str, _Known] = {}
-        self._starts: Counter[str] = Counter()
-        self._lost: set[str] = set()
+    def __init__(self, nodes: ClusterNodes) -> None:
+        self._nodes = nodes
+        self._remotes: dict[str, _Remote] = {}
+        self._num_starts: Counter[str] = Counter()
+        self._lost_ips: set[str] = set()
         self._lock = threading.RLock()
 
-    def meet(self) -> None:
-        """Start a watch on every node that has none, and forget the nodes that are gone."""
-        alive = self._cluster.alive()
+    def follow_nodes(self) -> None:
+        """Start a monitor on every node that has none, and forget the nodes that are gone."""
+        alive = self._nodes.alive_ids()
         with self._lock:
-            for name in self._nodes.keys() - alive:
-                self._lost.add(self._nodes.pop(name).ip)
-            for name in alive - self._nodes.keys():
-                if self._starts[name] < _MAX_STARTS:
-                    self._starts[name] += 1
-                    self._nodes[name] = _Known(self._cluster.watch(name))
+            for node_id in self._remotes.keys() - alive:
+                self._lost_ips.add(self._remotes.pop(node_id).ip)
+            for node_id in alive - self._remotes.keys():
+                if self._num_starts[node_id] < _MAX_STARTS:
+                    self._num_starts[node_id] += 1
+                    self._remotes[node_id] = _Remote(self._nodes.start_monitor(node_id))
 
-    def looks(self) -> list[NodeReport]:
-        """What the nodes have seen."""
+    def poll(self) -> list[NodeReport]:
+        """The reports of all nodes that answer in time."""
         with self._lock:
             asked = []
-            for known in self._nodes.values():
-                if known.look is None:
-                    known.look, known.dismissed = known.node.ask(NodeMonitor.look), []
-                    asked.append(known.look)
+            for remote in self._remotes.values():
+                if remote.pending is None:
+                    remote.pending, remote.expected_ends = remote.monitor.call(NodeMonitor.poll), []
+                    asked.append(remote.pending)
             _wait(asked)
-            answers = [self._collect(name, known) for name, known in list(self._nodes.items())]
-        return [look for look in answers if look is not None]
+            reports = [self._collect(node_id, remote) for node_id, remote in list(self._remotes.items())]
+        return [report for report in reports if report is not None]
 
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def call(self, method: Callable[..., T], *arguments: Any) -> list[T]:
         """The answers of a method of `NodeMonitor`; a node that still owes a report is not waited for."""
         with self._lock:
-            asked = [(known, known.node.ask(method, *arguments)) for known in self._nodes.values()]
-            _wait([answer for known, answer in asked if known.look is None])
+            asked = [(remote, remote.monitor.call(method, *arguments)) for remote in self._remotes.values()]
+            _wait([answer for remote, answer in asked if remote.pending is None])
             return [answer.result() for _, answer in asked if answer.done() and answer.exception() is None]
 
-    def is_lost(self, ip: str) -> bool:
-        """Whether the watch of the node with this address is gone and no other has answered since.
+    def is_node_lost(self, ip: str) -> bool:
+        """Whether the monitor of the node with this address is gone and no other has answered since.
 
         Ray itself knows only after some missed heartbeats; until then it calls an actor there unavailable.
         """
         with self._lock:
-            return ip != "" and ip in self._lost
+            return ip != "" and ip in self._lost_ips
 
-    def dismiss(self, role: str | None, index: int | None) -> None:
-        """`NodeWatch.dismiss` on all nodes."""
+    def expect_end(self, role: str | None, index: int | None) -> None:
+        """`NodeMonitor.expect_end` on all nodes."""
         with self._lock:
-            for known in self._nodes.values():
-                known.dismissed.append((role, index))
-            self.ask(NodeMonitor.dismiss, role, index)
+            for remote in self._remotes.values():
+                remote.expected_ends.append((role, index))
+            self.call(NodeMonitor.expect_end, role, index)
 
     def close(self) -> None:
-        """End all watches."""
+        """End all monitors."""
         with self._lock:
-            self.ask(NodeMonitor.close)
-            for known in self._nodes.values():
-                known.node.end()
-            self._nodes = {}
+            self.call(NodeMonitor.close)
+            for remote in self._remotes.values():
+                remote.monitor.end()
+            self._remotes = {}
 
-    def _collect(self, name: str, known: _Known) -> NodeReport | None:
+    def _collect(self, node_id: str, remote: _Remote) -> NodeReport | None:
+        """The report that a node owed; None when it has not answered, or its monitor failed or is gone."""
         from ray.exceptions import RayTaskError
 
-        if known.look is None or not known.look.done():
+        if remote.pending is None or not remote.pending.done():
             return None
-        answer, known.look = known.look, None
+        answer, remote.pending = remote.pending, None
         error = answer.exception()
         if error is None:
-            look: NodeReport = answer.result()
-            known.ip = next((place.ip for place in (*look.at_work, *look.found)), known.ip)
-            self._lost.discard(known.ip)
-            return _without(look, known.dismissed)
-        if isinstance(error, RayTaskError):  # the watch is there
-            log.warning("the watch of node %s failed, the next look asks it again: %s", name, error)
+            report = answer.result()
+            remote.ip = next((process.ip for process in (*report.running, *report.new_processes)), remote.ip)
+            self._lost_ips.discard(remote.ip)
+            return _without(report, remote.expected_ends)
+        if isinstance(error, RayTaskError):  # the monitor is there
+            log.warning("the monitor of node %s failed, the next poll asks it again: %s", node_id, error)
             return None
-        self._lost.add(known.ip)
-        del self._nodes[name]  # `meet` starts another where the node is still there
-        if self._starts[name] == _MAX_STARTS:
-            log.warning("node %s is watched no more, deaths there would have no cause: %s", name, error)
+        self._lost_ips.add(remote.ip)
+        del self._remotes[node_id]  # `follow_nodes` starts another where the node is still there
+        if self._num_starts[node_id] == _MAX_STARTS:
+            log.warning("node %s is not monitored any more, deaths there would have no cause: %s", node_id, error)
         return None
 
 
-def _without(look: NodeReport, dismissed: Sequence[tuple[str | None, int | None]]) -> NodeReport:
-    sightings = [
-        sighting
-        for sighting in look.sightings
-        if not any(sighting.place.fits(role=role, index=index) for role, index in dismissed)
+def _without(report: NodeReport, expected_ends: Sequence[tuple[str | None, int | None]]) -> NodeReport:
+    """The report without events of processes that were ended on purpose."""
+    events = [
+        event
+        for event in report.events
+        if not any(event.process.matches(role=role, index=index) for role, index in expected_ends)
     ]
-    return look._replace(sightings=sightings)
+    return report._replace(events=events)
 
 
 def _wait(answers: "Sequence[Future[Any]]") -> None:
-    began = time.monotonic()
-    while answers and time.monotonic() - began < (_HURRY_S if received_signal() else _ANSWER_S):
+    """Wait for the answers, less patiently once a signal has come."""
+    started_s = time.monotonic()
+    while answers and time.monotonic() - started_s < (_HURRIED_ANSWER_S if received_signal() else _ANSWER_S):
         if not wait(answers, timeout=_POLL_S).not_done:
             return
 
 
 class RayClusterNodes:
-    """The nodes of the Ray cluster that this driver is in."""
+    """The other nodes of the Ray cluster that this driver is in."""
 
-    def alive(self) -> set[str]:
+    def alive_ids(self) -> set[str]:
         """Ray's ids of the other nodes."""
         return set(other_alive_nodes())
 
-    def watch(self, name: str) -> MonitorHandle:
+    def start_monitor(self, node_id: str) -> MonitorHandle:
         """Start a `NodeMonitor` there, as an actor."""
         import ray
 
-        return _Actor(ray.remote(NodeMonitor).options(**options_on_node(name)).remote())
+        return _ActorHandle(ray.remote(NodeMonitor).options(**options_on_node(node_id)).remote())
 
 
-class _Actor:
+class _ActorHandle:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+    def call(self, method: Callable[..., T], *arguments: Any) -> "Future[T]":
         return self._actor.__ray_call__.remote(method, *arguments).future()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""The driver's view of a stage's processes on all nodes: deaths with their causes, and what makes no progress."""
+"""The driver's monitor of all processes of a stage: deaths with their causes, and stalls."""
 
 import contextlib
 import logging
@@ -10,17 +10,18 @@ from dataclasses import replace
 from cluster.capacity import is_waiting_for_capacity, missing_capacity
 from cluster.cgroups import MemoryUse
 from cluster.heartbeat import node_ip, write_record
-from cluster.node_monitor import CONTINUED, DEAD, STOPPED, NodeMonitor, NodeReport, ProcessEvent
-from cluster.process_info import ProcessInfo, sentence
+from cluster.node_monitor import EventKind, NodeMonitor, NodeReport, ProcessEvent
+from cluster.process_info import ProcessInfo
 from cluster.progress import num_changes
 from cluster.remote_monitors import ClusterNodes, RayClusterNodes, RemoteMonitors
 from cluster.signals import received_signal
 
-_LOOK_S = 1.0
-_IDLE_S, _BUSY_S = 180.0, 1800.0
-"""How long a run may make no progress before it is told: while its processes sleep, and while they compute."""
-_STILL_FACTOR = 10.0
-"""And at least so many times its longest pause so far, so that a busy machine raises no alarm."""
+_POLL_INTERVAL_S = 1.0
+_IDLE_LIMIT_S, _BUSY_LIMIT_S = 180.0, 1800.0
+"""How long a run may make no progress before that is reported: while its processes are idle, and while they compute."""
+_STALL_FACTOR = 10.0
+"""A pause is only a stall when it is also this many times the longest pause so far: a slow machine raises no alarm."""
+_TAKE_DEATH_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ _current_monitor: "StageMonitor | None" = None
 
 @contextlib.contextmanager
 def monitoring(stage: str) -> Iterator[None]:
-    """Watch the processes of a stage for the length of the block; nothing where there is no Ray."""
-    global _current
+    """Monitor the processes of a stage for the length of the block; do nothing without a Ray session."""
+    global _current_monitor
     import ray
 
     if not ray.is_initialized():
@@ -40,74 +41,84 @@ def monitoring(stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        over, _current_monitor = _current_monitor, None
-        over.close()
+        monitor, _current_monitor = _current_monitor, None
+        monitor.close()
 
 
 def current_monitor() -> "StageMonitor | None":
-    """The watch of the stage that runs in this driver."""
+    """The monitor of the stage that runs in this driver."""
     return _current_monitor
 
 
 def current_stage() -> str | None:
-    """The name of the stage that is watched; what `watched` and `watched_class` take."""
+    """The name of the stage that is monitored, which `heartbeat.monitored` takes."""
     return _current_monitor.stage if _current_monitor else None
 
 
-def register_child(place: ProcessInfo, *, log_death: bool = False) -> None:
-    """Have a process watched that the driver has started itself; nothing where no stage is watched."""
-    if _current_monitor is None:
-        return
-    write_record(replace(place, ip=node_ip()), log_death=log_death)
+def expect_end(role: str | None = None, index: int | None = None) -> None:
+    """`StageMonitor.expect_end` of the stage that runs in this driver; nothing where no stage is monitored."""
+    if _current_monitor is not None:
+        _current_monitor.expect_end(role, index)
+
+
+def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
+    """Have a process monitored that the driver itself has started; nothing where no stage is monitored."""
+    if _current_monitor is not None:
+        write_record(replace(process, ip=node_ip()), log_death=log_death)
 
 
 class StallDetector:
-    """Judges by the clock whether a run makes no progress."""
+    """Decides from the clock whether a run makes no progress."""
 
     def __init__(self, now_s: float) -> None:
-        self._moved_s = self._busy_s = now_s
-        self._longest_s, self._num_changes, self._is_reported = 0.0, 0, False
+        self._progress_s = self._busy_s = now_s
+        """When there was last progress, and when the processes last computed or progressed."""
+        self._longest_pause_s, self._num_changes, self._is_reported = 0.0, 0, False
 
-    def note(self, looks: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
-        """How long there has been no progress, where that is to be told now; None where it is not, or was."""
-        pause_s = now_s - self._moved_s
-        if num_changes != self._num_changes or any(look.has_moved for look in looks):
-            self._longest_s, self._num_changes, self._is_reported = max(self._longest_s, pause_s), num_changes, False
-            self._moved_s = self._busy_s = now_s
+    def update(self, reports: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
+        """Seconds without progress, once, when they amount to a stall; None otherwise.
+
+        `num_changes` counts the driver's own progress (`progress.num_changes`).
+        """
+        pause_s = now_s - self._progress_s
+        if num_changes != self._num_changes or any(report.has_progress for report in reports):
+            self._longest_pause_s = max(self._longest_pause_s, pause_s)
+            self._num_changes, self._is_reported = num_changes, False
+            self._progress_s = self._busy_s = now_s
             return None
-        if any(look.is_busy for look in looks):
+        if any(report.is_busy for report in reports):
             self._busy_s = now_s
-        is_long = pause_s > _BUSY_S or now_s - self._busy_s > _IDLE_S
-        if self._is_reported or not is_long or pause_s <= _STILL_FACTOR * self._longest_s:
+        is_over_limit = pause_s > _BUSY_LIMIT_S or now_s - self._busy_s > _IDLE_LIMIT_S
+        if self._is_reported or not is_over_limit or pause_s <= _STALL_FACTOR * self._longest_pause_s:
             return None
         self._is_reported = True
         return pause_s
 
 
 class StageMonitor:
-    """The driver's view of the watched processes of one stage, on all nodes.
+    """The monitored processes of one stage, on all nodes.
 
-    consumes: each node's sightings; waits for: a second to pass; is unblocked by: the clock; produces: warnings of what
-    stands still and of deaths that nobody else tells, and the deaths for those who ask.
+    consumes: each node's report; waits for: a second to pass; is unblocked by: the clock; produces: warnings of
+    processes that are stopped or stalled and of deaths that nobody else reports; the other deaths for those who ask.
     """
 
-    def __init__(self, stage: str, *, own: NodeMonitor | None = None, cluster: ClusterNodes | None = None) -> None:
-        """`own` is the watch of this node, `cluster` the other nodes; None for those of the Ray session."""
+    def __init__(self, stage: str, *, own_node: NodeMonitor | None = None, nodes: ClusterNodes | None = None) -> None:
+        """`own_node` monitors this node, `nodes` are the others; None for those of the Ray session."""
         self.stage = stage
         self._lock = threading.RLock()
         self._deaths: list[ProcessEvent] = []
-        self._places: dict[tuple[str, int], ProcessInfo] = {}
-        """By address of the node and process id, the newest last: what each process does, or did last."""
+        self._processes: dict[tuple[str, int], ProcessInfo] = {}
+        """What each process does, or did last, by (address of the node, process id); the newest last."""
         self._memory: dict[str, MemoryUse | None] = {}
-        """By address of a node: what its control group used when it was last seen."""
-        self._own = own or NodeMonitor()
-        self._others = RemoteMonitors(cluster or RayClusterNodes())
-        self._stillness = StallDetector(time.monotonic())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True, name="watch")
+        """What a node's control group used when it was last seen, by the node's address."""
+        self._own_node = own_node or NodeMonitor()
+        self._remote = RemoteMonitors(nodes or RayClusterNodes())
+        self._stall_detector = StallDetector(time.monotonic())
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="stage-monitor")
         self._thread.start()
 
-    def death_of(
+    def take_death(
         self,
         *,
         role: str | None = None,
@@ -117,114 +128,118 @@ class StageMonitor:
         patience_s: float = 3.0,
         is_first: bool = False,
     ) -> ProcessEvent | None:
-        """The newest death that fits and was not asked for, or the first; None when none is seen within the time."""
+        """The newest death of a matching process (the first with `is_first`) that was not returned before.
+
+        Returns None when none is seen within `patience_s`.
+        """
         deadline = time.monotonic() + patience_s
         while True:
-            self._look()
+            self._poll()
             with self._lock:
                 for death in self._deaths if is_first else reversed(self._deaths):
-                    if death.place.fits(role=role, index=index, pid=pid, ip=ip):
+                    if death.process.matches(role=role, index=index, pid=pid, ip=ip):
                         self._deaths.remove(death)
                         return death
             if time.monotonic() > deadline:
                 return None
-            time.sleep(0.2)
+            time.sleep(_TAKE_DEATH_POLL_S)
 
-    def place_of(
+    def find_process(
         self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = ""
     ) -> ProcessInfo | None:
-        """The newest process that fits, whether it still runs or not; None when there was none."""
-        self._look()
+        """The newest matching process, whether it still runs or not; None when there was none."""
+        self._poll()
         with self._lock:
-            newest_first = reversed(self._places.values())
-            return next((one for one in newest_first if one.fits(role=role, index=index, pid=pid, ip=ip)), None)
+            newest_first = reversed(self._processes.values())
+            return next((one for one in newest_first if one.matches(role=role, index=index, pid=pid, ip=ip)), None)
 
-    def memory_of(self, ip: str) -> MemoryUse | None:
+    def last_memory_use(self, ip: str) -> MemoryUse | None:
         """What the control group of a node's processes used when it was last seen; None without a limit."""
         with self._lock:
             return self._memory.get(ip)
 
-    def is_lost(self, ip: str) -> bool:
-        """Whether the node with this address is out of reach: its watch is gone, and no other has answered since."""
-        return self._others.is_lost(ip)
+    def is_node_lost(self, ip: str) -> bool:
+        """Whether the node with this address is out of reach: its monitor is gone and no other has answered since."""
+        return self._remote.is_node_lost(ip)
 
     def wait_for_end(self, role: str) -> None:
-        """Return when no process of a role is at work any more, on any node that answers."""
-        while any(place.role == role for look in self._look() for place in look.at_work):
+        """Return when no process of a role runs any more, on any node that answers."""
+        while any(process.role == role for report in self._poll() for process in report.running):
             time.sleep(0.1)
 
     def request_stop(self) -> None:
-        """Ask all processes to come to a good end."""
-        self._own.request_stop()
-        self._others.ask(NodeMonitor.request_stop)
+        """Ask all processes to save their work and stop."""
+        self._own_node.request_stop()
+        self._remote.call(NodeMonitor.request_stop)
 
-    def dismiss(self, role: str | None = None, index: int | None = None) -> None:
-        """Say that the processes of a role, or all, are about to be ended on purpose, and forget deaths of theirs."""
+    def expect_end(self, role: str | None = None, index: int | None = None) -> None:
+        """Stop monitoring the processes of a role, or all, which are about to be ended on purpose."""
         with self._lock:
-            self._deaths = [death for death in self._deaths if not death.place.fits(role=role, index=index)]
-            self._own.dismiss(role, index)
-            self._others.dismiss(role, index)
+            self._deaths = [death for death in self._deaths if not death.process.matches(role=role, index=index)]
+            self._own_node.expect_end(role, index)
+            self._remote.expect_end(role, index)
 
     def close(self) -> None:
-        """End the watch."""
-        self._over.set()
+        """End the monitors on all nodes."""
+        self._closed.set()
         self._thread.join(2 if received_signal() else 10)
-        self._own.close()
-        self._others.close()
+        self._own_node.close()
+        self._remote.close()
 
-    def _follow(self) -> None:
-        failure = ""
-        while not self._over.wait(_LOOK_S):
+    def _run(self) -> None:
+        last_failure = ""
+        while not self._closed.wait(_POLL_INTERVAL_S):
             try:
-                self._others.meet()
-                self._tell_stillness(self._look())
-            except Exception as error:  # whatever it was: without this thread no death and no stall would be told
-                said, failure = failure, f"{type(error).__name__}: {error}"
-                if said != failure:
-                    log.warning("a look at the processes failed, the next one tries again: %s", failure)
+                self._remote.follow_nodes()
+                self._warn_of_stall(self._poll())
+            except Exception as error:  # whatever it is: without this thread no death and no stall would be reported
+                failure = f"{type(error).__name__}: {error}"
+                if failure != last_failure:
+                    log.warning("the processes could not be checked, the next check tries again: %s", failure)
                     log.debug("where", exc_info=True)
+                last_failure = failure
 
-    def _look(self) -> list[NodeReport]:
-        """What every node that answers has seen; deaths are kept, and what else is new is told."""
+    def _poll(self) -> list[NodeReport]:
+        """The reports of all nodes that answer; their deaths are kept, their other events logged."""
         with self._lock:
-            looks = [self._own.look(), *self._others.looks()]
-            for look in looks:
-                self._deaths += [sighting for sighting in look.sightings if sighting.kind == DEAD]
-                for place in look.found:
-                    self._places.pop((place.ip, place.pid), None)
-                    self._places[place.ip, place.pid] = place
-                self._memory.update({place.ip: look.memory for place in look.at_work})
-        for look in looks:
-            for sighting in look.sightings:
-                self._tell(sighting)
-        return looks
+            reports = [self._own_node.poll(), *self._remote.poll()]
+            for report in reports:
+                self._deaths += [event for event in report.events if event.kind == EventKind.DEAD]
+                for process in report.new_processes:
+                    self._processes.pop((process.ip, process.pid), None)
+                    self._processes[process.ip, process.pid] = process
+                self._memory.update({process.ip: report.memory for process in report.running})
+        for report in reports:
+            for event in report.events:
+                _log_event(event)
+        return reports
 
-    def _tell(self, sighting: ProcessEvent) -> None:
-        if sighting.kind == DEAD and sighting.log_death:
-            log.warning("%s", sentence(sighting.place, sighting.cause))
-        elif sighting.kind == STOPPED:
-            cause = "stands still: it was stopped by a signal (SIGSTOP); `kill -CONT` lets it go on"
-            log.warning("%s", sentence(sighting.place, cause))
-        elif sighting.kind == CONTINUED:
-            log.info("%s goes on after its stop", sighting.place)
-
-    def _tell_stillness(self, looks: Sequence[NodeReport]) -> None:
-        if is_waiting_for_capacity():  # it says itself for what, and until when
-            self._stillness = StallDetector(time.monotonic())
+    def _warn_of_stall(self, reports: Sequence[NodeReport]) -> None:
+        if is_waiting_for_capacity():  # which says itself for what, and until when
+            self._stall_detector = StallDetector(time.monotonic())
             return
-        pause_s = self._stillness.note(looks, num_changes(), time.monotonic())
+        pause_s = self._stall_detector.update(reports, num_changes(), time.monotonic())
         if pause_s is None:
             return
-        num = sum(len(look.at_work) for look in looks)
-        who = "no process is at work" if num == 0 else f"{num} {'process is' if num == 1 else 'processes are'} at work"
-        lacking = missing_capacity()
-        log.warning(
-            "%s: no progress for %.0f s; %s%s", self.stage, pause_s, who, f"; missing: {lacking}" if lacking else ""
-        )
-        for place, stack in self._stacks():
-            log.warning("%s has made no progress for %.0f s; it stands at:\n%s", place, pause_s, stack.strip())
+        number = sum(len(report.running) for report in reports)
+        workers = "1 process is" if number == 1 else f"{number} processes are" if number else "no process is"
+        missing = missing_capacity()
+        suffix = f"; missing: {missing}" if missing else ""
+        log.warning("%s: no progress for %.0f s; %s at work%s", self.stage, pause_s, workers, suffix)
+        for process, stack in self._stacks():
+            log.warning("%s has made no progress for %.0f s; its stack:\n%s", process, pause_s, stack.strip())
 
     def _stacks(self) -> list[tuple[ProcessInfo, str]]:
         with self._lock:
-            stacks = [self._own.stacks(), *self._others.ask(NodeMonitor.stacks)]
-        return [(place, stack) for node in stacks for place, stack in node if stack]
+            stacks = [self._own_node.stacks(), *self._remote.call(NodeMonitor.stacks)]
+        return [(process, stack) for node in stacks for process, stack in node if stack]
+
+
+def _log_event(event: ProcessEvent) -> None:
+    if event.kind == EventKind.DEAD and event.log_death:
+        log.warning("%s", event.process.sentence(event.cause))
+    elif event.kind == EventKind.STOPPED:
+        cause = "was stopped by a signal (SIGSTOP) and makes no progress; `kill -CONT` lets it continue"
+        log.warning("%s", event.process.sentence(cause))
+    elif event.kind == EventKind.CONTINUED:
+        log.info("%s continues after its stop", event.process)

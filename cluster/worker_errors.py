@@ -8,55 +8,52 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+from cluster.process_info import ProcessInfo
 from cluster.session import PACKAGES
 
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
-from cluster.process_info import ProcessInfo
 
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+),? in (?P<function>\S+)', re.MULTILINE)
-
-
-_LIBRARIES = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
-
-
+_LIBRARY_FOLDERS = tuple(
+    dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+)
 _HOME = Path(__file__).resolve().parent.parent
-
-
-_OWN = tuple(f"{_HOME}/{name}/" for name in PACKAGES)
+_OWN_FOLDERS = tuple(f"{_HOME}/{name}/" for name in PACKAGES)
 
 
 class WorkerError(Exception):
-    """What was raised in another process, with whose it was and its traceback, which an exception loses on its way."""
+    """An exception of another process, with what pickling it would lose: its traceback and whose it was."""
 
-    def __init__(self, error: Exception, traceback: str, place: ProcessInfo | None) -> None:
-        super().__init__(error, traceback, place)
-        self.error, self.traceback, self.place = error, traceback, place
+    def __init__(self, error: Exception, traceback: str, process: ProcessInfo | None) -> None:
+        super().__init__(error, traceback, process)
+        self.error, self.traceback, self.process = error, traceback, process
 
 
-def wrap_error(error: Exception, place: ProcessInfo | None) -> WorkerError:
-    """An exception that is being handled, for another process; what does not pickle is told by its type and text.
+def wrap_error(error: Exception, process: ProcessInfo | None) -> WorkerError:
+    """The exception that is being handled, ready to be sent to another process.
 
-    place: what this process did; None where it is not watched.
+    One that does not pickle is replaced by a RuntimeError with its type and text. `process` is the one that raised
+    it, None where it is not monitored.
     """
     try:
         pickle.loads(pickle.dumps(error))
-        brought = error
+        sent = error
     except Exception as reason:  # whatever a class of the user's does when it is pickled
-        brought = RuntimeError(f"{type(error).__name__}: {error} (it does not pickle: {reason})")
-    return WorkerError(brought, traceback.format_exc(), place)
+        sent = RuntimeError(f"{type(error).__name__}: {error} (it does not pickle: {reason})")
+    return WorkerError(sent, traceback.format_exc(), process)
 
 
 def describe_error(error: BaseException, traceback: str) -> str:
-    """`raised Type: message, at file.py:12 in function`: the innermost frame that is ours or the user's."""
+    """`raised Type: message, at file.py:12 in function`; the frame is the innermost of our code or the user's."""
     inner, frame = original_error(error), innermost_frame(traceback)
     message = str(inner).strip().partition("\n")[0]
     return f"raised {type(inner).__name__}" + (f": {message}" if message else "") + (f", at {frame}" if frame else "")
 
 
 def is_ray_task_error(error: object) -> "TypeGuard[RayTaskError]":
-    """Whether an exception was raised in another process, and Ray has brought it."""
-    if "ray" not in sys.modules:  # then nothing did; and `plan` need not wait for the import
+    """Whether an exception was raised in another process and sent here by Ray."""
+    if "ray" not in sys.modules:  # then nothing was; and `plan` need not wait for the import
         return False
     from ray.exceptions import RayTaskError
 
@@ -64,7 +61,7 @@ def is_ray_task_error(error: object) -> "TypeGuard[RayTaskError]":
 
 
 def original_error(error: BaseException) -> BaseException:
-    """The exception that the work itself raised: Ray wraps it, also more than once."""
+    """The exception that the work itself raised, taken out of what Ray and `wrap_error` wrapped around it."""
     while True:
         if isinstance(error, WorkerError):
             error = error.error
@@ -75,7 +72,7 @@ def original_error(error: BaseException) -> BaseException:
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback of the work's own exception, from whichever process it came."""
+    """The traceback of the original exception, in whichever process it was raised."""
     if isinstance(error, WorkerError):
         return error.traceback
     if is_ray_task_error(error):
@@ -84,13 +81,13 @@ def traceback_text(error: BaseException) -> str:
 
 
 def strip_colors(text: str) -> str:
-    """A text of Ray's without the colours that it has for terminals."""
+    """The text without terminal color codes, which Ray writes into its messages."""
     return re.sub(r"\x1b\[\d*m", "", text)
 
 
-def innermost_frame(text: str, *, is_innermost_first: bool = False) -> str | None:
-    """`file.py:12 in function` of the innermost frame of a traceback that is in no library; None without one."""
-    frames = [match for match in _FRAME.finditer(text) if _is_own(match["file"])]
+def innermost_frame(traceback: str, *, is_innermost_first: bool = False) -> str | None:
+    """`file.py:12 in function` of the innermost frame that is not in a library; None when all are."""
+    frames = [match for match in _FRAME.finditer(traceback) if _is_outside_libraries(match["file"])]
     if not frames:
         return None
     frame = frames[0 if is_innermost_first else -1]
@@ -99,6 +96,6 @@ def innermost_frame(text: str, *, is_innermost_first: bool = False) -> str | Non
     return f"{shown}:{frame['line']} in {frame['function']}"
 
 
-def _is_own(file: str) -> bool:
-    """Whether a file is ours, also where we are installed among the libraries, or the user's."""
-    return file.startswith(_OWN) or not file.startswith((*_LIBRARIES, "<"))
+def _is_outside_libraries(file: str) -> bool:
+    """Whether a file is Raymill's (also where that is installed among the libraries) or the user's."""
+    return file.startswith(_OWN_FOLDERS) or not file.startswith((*_LIBRARY_FOLDERS, "<"))

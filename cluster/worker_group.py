@@ -116,7 +116,7 @@ def _fit(trainer: "TorchTrainer") -> None:
             errors.append(error)
 
     if (here := stage_monitor.current_monitor()) is not None:
-        here.dismiss("rank")  # what was left of the attempt before has been ended
+        here.expect_end("rank")  # what was left of the attempt before has been ended
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
     with defer_signals():
@@ -149,9 +149,9 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
         inner = error.controller_failure if isinstance(error, ControllerError) else error
         return explain(inner, stage=name, role="rank")
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
-    if here and _PEER_LOST.search(str(failure.error)) and (death := here.death_of(role="rank", is_first=True)):
+    if here and _PEER_LOST.search(str(failure.error)) and (death := here.take_death(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
-    place = failure.place or ProcessInfo(stage=name, role="rank", index=rank)
+    place = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
     return explain_raised(place, failure.error, failure.traceback)
 
 

@@ -29,7 +29,7 @@ from cluster.child_process import start_module, stop_process
 from cluster.death_causes import exit_cause
 from cluster.failures import WorkFailed
 from cluster.placement import Execution
-from cluster.process_info import ProcessInfo, sentence
+from cluster.process_info import ProcessInfo
 from cluster.progress import working
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
@@ -199,31 +199,28 @@ def running_server(
 
     with os.fdopen(descriptor, "wb") as output:
         process = _start(folder, host=host, port=port, precision=precision, execution=execution, output=output)
-        place = ProcessInfo(
-            stage=stage_monitor.current_stage() or "serve", role="server", index=0, pid=process.pid, log=name
-        )
-        place = replace(place, node=socket.gethostname())
+        stage, node = stage_monitor.current_stage() or "serve", socket.gethostname()
+        server = ProcessInfo(stage=stage, role="server", index=0, node=node, pid=process.pid, log=name)
         try:
-            stage_monitor.register_child(place)
+            stage_monitor.register_child(server)
             with working("starting the vLLM server"):
                 _wait_until_healthy(process, _url(host, port), execution.startup_timeout_s, tail)
-            _watch_engines(place)
+            _monitor_engines(server)
             yield _url(host, port)
         except Exception as error:
             cause = _death(process)
             if cause is None:
                 raise
-            raise WorkFailed(sentence(place, cause), tail()) from error
+            raise WorkFailed(server.sentence(cause), tail()) from error
         else:
             log_file.unlink()
         finally:
-            if (here := stage_monitor.current_monitor()) is not None:
-                here.dismiss()
+            stage_monitor.expect_end()
             stop_process(process, grace_s=_SERVER_END_S)
 
 
-def _watch_engines(server: ProcessInfo) -> None:
-    """Have the server's engines watched too, the processes that hold the model; Python's own helper is none of them."""
+def _monitor_engines(server: ProcessInfo) -> None:
+    """Have the processes that hold the model monitored too, and not Python's own helper among the server's children."""
     children = psutil.Process(server.pid).children(recursive=True)
     engines = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     for index, process in enumerate(engines):
@@ -236,11 +233,11 @@ def _death(process: subprocess.Popen[bytes]) -> str | None:
         process.wait(_SERVER_DEATH_S)
     here, code = stage_monitor.current_monitor(), process.returncode
     if code is not None and code < 0:
-        seen = here.death_of(role="server", patience_s=2.0) if here else None
+        seen = here.take_death(role="server", patience_s=2.0) if here else None
         return seen.cause if seen and seen.is_certain else exit_cause(code)
-    engine = here.death_of(role="engine", patience_s=2.0) if here else None
+    engine = here.take_death(role="engine", patience_s=2.0) if here else None
     if engine is not None:
-        return f"failed: its engine (pid {engine.place.pid}) {engine.cause}"
+        return f"failed: its engine (pid {engine.process.pid}) {engine.cause}"
     return None if code is None else exit_cause(code)
 
 

@@ -106,6 +106,16 @@ def test_the_packages_are_those_that_are_installed():
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(PACKAGES)
 
 
+def test_every_entry_point_is_a_function_of_ours():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["scripts"], *project["entry-points"].values()]
+    for module, _, function in (value.partition(":") for group in groups for value in group.values()):
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            f"{module}:{function}"
+        )
+
+
 @pytest.mark.parametrize("name", [name for name in files() if name.endswith("__init__.py")])
 def test_a_package_exports_nothing_of_its_own(name: str):
     assert (ROOT / name).read_text() == ""

@@ -1,34 +1,21 @@
-"""What this machine gives: whatever its processes are called, and wherever a control group's limit stands."""
+"""Limits, use and kills of control groups, of both versions and wherever in the hierarchy a limit is set."""
+
+from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cluster import cgroups, machine, resource_usage
-from cluster.cgroups import core_limit_of, free_memory_in, limiting_group, memory_use_of
-from cluster.machine import num_cores
-from cluster.resource_usage import sample_usage
-
-NAMED = """
-import ctypes, sys
-ctypes.CDLL(None).prctl(15, "обучение модели".encode()[:15], 0, 0, 0)  # as the kernel cuts it
-print("named", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_process_whose_name_ends_within_a_letter_is_no_obstacle():
-    with subprocess.Popen([sys.executable, "-c", NAMED], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"named\n"
-        with pytest.raises(UnicodeDecodeError):
-            Path(f"/proc/{process.pid}/status").read_text()
-        assert any(status["Pid"] == str(process.pid) for status in resource_usage._statuses())
-        assert sample_usage(os.getpid()) is None  # no Ray here
-        assert cgroups.peak_memory_of(process.pid) > 0
-        process.communicate(b"")
+from cluster import cgroups
+from cluster.cgroups import (
+    core_limit_of,
+    free_memory_in,
+    limiting_group,
+    memory_use_of,
+    peak_memory_of,
+    read_memory_group,
+)
 
 
 @pytest.fixture
@@ -76,11 +63,16 @@ def test_the_share_is_read_in_the_old_version_too(groups: Path):
     assert core_limit_of(group) == 2.5
 
 
-@pytest.mark.parametrize(("share", "cores"), [(None, 4), (1.5, 2), (0.1, 1), (64.0, 4)])
-def test_cores_are_those_bound_to_and_no_more_than_the_share(
-    share: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    monkeypatch.setattr(machine, "cgroup_of", lambda pid, controller: Path("/group"))
-    monkeypatch.setattr(machine, "core_limit_of", lambda folder: share)
-    assert num_cores() == cores
+def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
+    for name, files in {
+        "v1": {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.limit_in_bytes": "1024\n",
+               "memory.max_usage_in_bytes": "1000\n"},
+        "v2": {"memory.events": "low 0\noom 3\noom_kill 2\n", "memory.max": "max\n", "memory.peak": "1000\n"},
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    one, two = read_memory_group(tmp_path / "v1"), read_memory_group(tmp_path / "v2")
+    assert one and two and (one.kills, one.limit, one.peak) == (2, 1024, 1000)
+    assert (two.kills, two.limit, two.peak) == (2, None, 1000)
+    assert read_memory_group(tmp_path / "gone") is None and peak_memory_of(os.getpid()) > 1 << 20

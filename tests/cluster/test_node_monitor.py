@@ -1,25 +1,23 @@
-"""Who is gone, who stands still, and why: real processes, watched as those of a run are."""
+"""Deaths, stops and progress of real processes, monitored as those of a stage are."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import node_monitor
-from cluster.cgroups import MemoryGroup, cgroup_of, peak_memory_of, read_memory_group
+from cluster.cgroups import MemoryGroup, cgroup_of
 from cluster.heartbeat import ProcessRecord
-from cluster.node_monitor import NodeMonitor, NodeReport, ProcessEvent, out_of_memory
+from cluster.node_monitor import NodeMonitor, ProcessEvent, out_of_memory_cause
 from cluster.process_info import ProcessInfo
-from cluster.stage_monitor import StallDetector
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -38,11 +36,11 @@ with heartbeat.monitored("rlhf", "generator", 2):
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Starts a watched program whose stderr is a log, and returns when it has begun."""
+    """Starts a monitored program whose stderr is a log, and returns when it has begun."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(body: str = "stand()", before: str = "") -> subprocess.Popen[bytes]:
-        folder = tmp_path / "watch"
+        folder = tmp_path / "records"
         folder.mkdir(exist_ok=True)
         with (tmp_path / "log").open("wb") as log:
             program = PROGRAM.format(body=body, before=before)
@@ -60,62 +58,62 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
 
 def leave(folder: Path, place: ProcessInfo) -> None:
     """The file of a process that tells no stack."""
-    (folder / f"{place.pid}.json").write_text(json.dumps(asdict(ProcessRecord(place, False, 0, has_stack=False))))
+    ProcessRecord(place, log_death=False, log_from=0, has_stack=False).write(folder / f"{place.pid}.json")
 
 
-def look(node: NodeMonitor, until: Callable[[list[ProcessEvent]], bool], *, limit_s: float = 60) -> list[ProcessEvent]:
-    """All that is seen until it is enough."""
+def poll(node: NodeMonitor, until: Callable[[list[ProcessEvent]], bool], *, limit_s: float = 60) -> list[ProcessEvent]:
+    """The events that are reported until they are enough."""
     seen: list[ProcessEvent] = []
     deadline = time.monotonic() + limit_s
     while not until(seen):
         assert time.monotonic() < deadline, seen
-        seen += node.look().sightings
+        seen += node.poll().events
         time.sleep(0.05)
     return seen
 
 
 def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeMonitor(tmp_path / "watch")
-    node.look()
+    process, node = start(), NodeMonitor(tmp_path / "records")
+    node.poll()
     process.kill()
     process.wait()
-    (death,) = look(node, bool)
+    (death,) = poll(node, bool)
     assert (death.kind, death.cause, death.is_certain) == ("dead", "was killed by signal 9 (SIGKILL)", False)
-    assert str(death.place).startswith("rlhf: generator 2 on node ") and death.place.pid == process.pid
-    assert death.place.log == str(tmp_path / "log")
+    assert str(death.process).startswith("rlhf: generator 2 on node ") and death.process.pid == process.pid
+    assert death.process.log == str(tmp_path / "log")
 
 
-def test_a_crash_log_death_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
+def test_a_crash_is_reported_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
     start("os.kill(os.getpid(), 11)").wait()
-    (death,) = look(NodeMonitor(tmp_path / "watch"), bool)
+    (death,) = poll(NodeMonitor(tmp_path / "records"), bool)
     assert death.is_certain and death.cause.startswith("was killed by signal 11 (SIGSEGV)")
 
 
 def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) -> None:
     ended, raised = start("pass"), start("raise RuntimeError('its own way of being told')")
     ended.wait(), raised.wait()
-    node = NodeMonitor(tmp_path / "watch")
-    first = node.look()
-    assert first.sightings == [] and node.look().sightings == []
-    assert [place.pid for place in first.found] == [raised.pid]  # whose exception it was is still known
+    node = NodeMonitor(tmp_path / "records")
+    first = node.poll()
+    assert first.events == [] and node.poll().events == []
+    assert [place.pid for place in first.new_processes] == [raised.pid]  # whose exception it was is still known
 
 
-def test_a_stopped_process_log_death_once_and_when_it_goes_on(
+def test_a_stopped_process_is_reported_once_and_when_it_goes_on(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_monitor, "_STOPPED_S", 0.5)
-    process, node = start(), NodeMonitor(tmp_path / "watch")
+    process, node = start(), NodeMonitor(tmp_path / "records")
     process.send_signal(signal.SIGSTOP)
-    assert [one.kind for one in look(node, bool)] == ["stopped"]
+    assert [one.kind for one in poll(node, bool)] == ["stopped"]
     time.sleep(0.7)
-    assert node.look().sightings == []
+    assert node.poll().events == []
     process.send_signal(signal.SIGCONT)
-    assert [one.kind for one in look(node, bool)] == ["continued"]
+    assert [one.kind for one in poll(node, bool)] == ["continued"]
 
 
 def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeMonitor(tmp_path / "watch")
-    node.look()
+    process, node = start(), NodeMonitor(tmp_path / "records")
+    node.poll()
     ((place, stack),) = node.stacks()
     assert place.pid == process.pid and "in stand" in stack
 
@@ -123,11 +121,11 @@ def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable
 def test_a_process_is_asked_for_its_stack_only_where_that_is_not_its_end(start: Callable, tmp_path: Path) -> None:
     """Files of a process that had the same id before may lie there."""
     old = "Path(sys.argv[1], f'{os.getpid()}.stack').write_text('of another process')"
-    process, node = start(before=old), NodeMonitor(tmp_path / "watch")
+    process, node = start(before=old), NodeMonitor(tmp_path / "records")
     with subprocess.Popen(["sleep", "600"]) as other:  # as a server that we start and did not write
-        leave(tmp_path / "watch", ProcessInfo(stage="serve", role="server", index=0, pid=other.pid))
-        (tmp_path / "watch" / f"{other.pid}.stack").write_text("of another process")
-        node.look()
+        leave(tmp_path / "records", ProcessInfo(stage="serve", role="server", index=0, pid=other.pid))
+        (tmp_path / "records" / f"{other.pid}.stack").write_text("of another process")
+        node.poll()
         ((place, stack),) = node.stacks()
         assert place.pid == process.pid and "in stand" in stack
         assert process.poll() is None and other.poll() is None
@@ -138,58 +136,45 @@ def test_a_later_task_of_the_same_process_is_known_by_its_own_number(start: Call
     wait = "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)"
     later = "with heartbeat.monitored('rlhf', 'generator', 3):\n    stand()"
     process = start("pass", before=f"with heartbeat.monitored('rlhf', 'generator', 1):\n    {wait}\n{later}")
-    node = NodeMonitor(tmp_path / "watch")
-    while not (first := node.look()).at_work:
+    node = NodeMonitor(tmp_path / "records")
+    while not (first := node.poll()).running:
         time.sleep(0.05)
-    node.look()
-    (tmp_path / "watch" / "go").touch()
-    while not (tmp_path / "watch" / "begun").exists():
+    node.poll()
+    (tmp_path / "records" / "go").touch()
+    while not (tmp_path / "records" / "begun").exists():
         time.sleep(0.05)
-    second = node.look()
-    assert [place.index for place in (*first.at_work, *second.found, *second.at_work)] == [1, 3, 3]
-    assert second.has_moved
+    second = node.poll()
+    assert [place.index for place in (*first.running, *second.new_processes, *second.running)] == [1, 3, 3]
+    assert second.has_progress
     process.kill()
     process.wait()
-    (death,) = look(node, bool)
-    assert death.place.index == 3
+    (death,) = poll(node, bool)
+    assert death.process.index == 3
 
 
 def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -> None:
-    process, node = start(), NodeMonitor(tmp_path / "watch")
-    node.dismiss("generator", 2)
+    process, node = start(), NodeMonitor(tmp_path / "records")
+    node.expect_end("generator", 2)
     process.kill()
     process.wait()
-    assert node.look().sightings == []
+    assert node.poll().events == []
 
 
-def test_a_kill_for_want_of_memory_log_death_with_limit_and_peak() -> None:
+def test_a_kill_for_want_of_memory_is_reported_with_limit_and_peak() -> None:
     group = MemoryGroup("/sys/fs/cgroup/pod/one", kills=1, limit=2 << 30, peak=2 << 30)
-    assert out_of_memory(group, group, peak=1_500 << 20) == (
+    assert out_of_memory_cause(group, group, peak_bytes=1_500 << 20) == (
         "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/pod/one (limit 2.00 GiB, its peak "
         "2.00 GiB); this process's peak was 1.46 GiB"
     )
     above = MemoryGroup("/sys/fs/cgroup/pod", kills=1, limit=8 << 30, peak=None)
     group = replace(group, limit=None)
-    assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory(group, above, peak=0)
-    assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory(group, None, peak=0)
+    assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory_cause(group, above, peak_bytes=0)
+    assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory_cause(
+        group, None, peak_bytes=0
+    )
 
 
-def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
-    for name, files in {
-        "v1": {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.limit_in_bytes": "1024\n",
-               "memory.max_usage_in_bytes": "1000\n"},
-        "v2": {"memory.events": "low 0\noom 3\noom_kill 2\n", "memory.max": "max\n", "memory.peak": "1000\n"},
-    }.items():  # fmt: skip
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / file).write_text(text)
-    one, two = read_memory_group(tmp_path / "v1"), read_memory_group(tmp_path / "v2")
-    assert one and two and (one.kills, one.limit, one.peak) == (2, 1024, 1000)
-    assert (two.kills, two.limit, two.peak) == (2, None, 1000)
-    assert read_memory_group(tmp_path / "gone") is None and peak_memory_of(os.getpid()) > 1 << 20
-
-
-def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Callable, tmp_path: Path) -> None:
+def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory_cause(start: Callable, tmp_path: Path) -> None:
     own = cgroup_of(os.getpid())
     group = own / f"raymill-test-{os.getpid()}" if own else None
     try:
@@ -202,8 +187,8 @@ def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory(start: Cal
     process = start(
         f"stand_in = [open('{group}/cgroup.procs', 'w').write(str(os.getpid())), time.sleep(2), os.urandom(1 << 28)]"
     )
-    node = NodeMonitor(tmp_path / "watch")
-    (death,) = look(node, bool)
+    node = NodeMonitor(tmp_path / "records")
+    (death,) = poll(node, bool)
     process.wait()
     group.rmdir()
     assert death.is_certain and "ran out of memory" in death.cause and "(limit 64 MiB" in death.cause
@@ -213,18 +198,5 @@ def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:
     node = NodeMonitor(tmp_path)
     place = ProcessInfo(stage="serve", role="server", index=0, pid=2**22 + 1, log=str(tmp_path / "gone"))
     leave(tmp_path, place)
-    (death,) = look(node, bool)
-    assert death.log_tail == "" and death.place == place
-
-
-def test_stillness_log_death_once_and_only_where_nothing_computes_for_minutes_or_moves_for_half_an_hour() -> None:
-    asleep, busy, moves = NodeReport([], False, False), NodeReport([], False, True), NodeReport([], True, True)
-    clock = StallDetector(0.0)
-    assert clock.note([asleep, moves], 1, 10.0) is None
-    assert clock.note([asleep, busy], 1, 600.0) is None  # it computes, on a machine that may be slow
-    assert clock.note([asleep], 1, 700.0) is None
-    assert clock.note([asleep], 1, 790.0) == 780.0 and clock.note([asleep], 1, 900.0) is None
-    assert clock.note([asleep], 2, 910.0) is None  # the driver has come on
-    assert clock.note([asleep], 2, 910.0 + 2000.0) is None  # not ten times its longest pause, 900 s
-    endless = StallDetector(0.0)
-    assert [endless.note([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]
+    (death,) = poll(node, bool)
+    assert death.log_tail == "" and death.process == place

@@ -445,7 +445,7 @@ def test_what_another_process_writes_is_seen_at_once(s3: str):
 
 
 @pytest.mark.slow
-def test_a_refused_or_missing_key_log_death_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_refused_or_missing_key_is_reported_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
     files = fsspec.get_filesystem_class("s3")
     for answer in ("signature", "Unable to locate credentials"):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

@@ -39,7 +39,7 @@ def test_a_head_without_an_agent_is_waited_for() -> None:
     assert given == [NO_AGENT, NO_AGENT, None]
 
 
-def test_another_refusal_log_death_at_once() -> None:
+def test_another_refusal_is_reported_at_once() -> None:
     send, given = answering("Request failed with status code 400: this id is taken", None)
     with pytest.raises(RuntimeError, match="this id is taken"):
         send_when_agent_ready(send, pause_s=0.0)

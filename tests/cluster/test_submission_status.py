@@ -54,7 +54,7 @@ def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -
     assert "silent since, so it is gone" in str(entry(store))
 
 
-def test_a_stopped_run_log_death_with_the_signal_and_where_it_goes_on(
+def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(
     store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission_status, "received_signal", lambda: signal.SIGTERM)

@@ -232,7 +232,7 @@ def synced(storage: Storage) -> list[float]:
         return server.steps("run-1")
 
 
-def test_a_server_without_a_way_to_it_log_death_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_a_server_without_a_way_to_it_is_reported_at_once(monkeypatch: pytest.MonkeyPatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     closed = closed_port()

@@ -199,9 +199,9 @@ def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends
     def plant() -> None:
         rank = wait_for_rank(0)
         os.kill(rank, signal.SIGSTOP)
-        wait_for(lambda: "stands still: it was stopped by a signal" in caplog.text)
+        wait_for(lambda: "was stopped by a signal" in caplog.text)
         os.kill(rank, signal.SIGCONT)
-        wait_for(lambda: "goes on after its stop" in caplog.text)
+        wait_for(lambda: "continues after its stop" in caplog.text)
         os.kill(wait_for_rank(1), signal.SIGKILL)
         told.append("planted")
 
@@ -211,7 +211,7 @@ def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends
     planter.join()
     assert told == ["planted"] and artifact.summary["steps"] == 30
     node = re.escape(socket.gethostname())
-    assert re.search(rf"pretrain: rank 0 on node {node} \(pid \d+\) stands still", caplog.text)
+    assert re.search(rf"pretrain: rank 0 on node {node} \(pid \d+\) was stopped by a signal", caplog.text)
     killed = re.search(
         rf"pretrain: rank 1 on node {node} \(pid (\d+)\) was killed by signal 9 \(SIGKILL\); log: (\S+);", caplog.text
     )
@@ -225,7 +225,7 @@ def wait_for_rank(rank: int) -> int:
 
     def is_at_work() -> bool:
         here = stage_monitor.current_monitor()
-        place = here.place_of(role="rank", index=rank) if here else None
+        place = here.find_process(role="rank", index=rank) if here else None
         found[:] = [place.pid] if place and (node_folder() / f"{place.pid}.beat").exists() else []
         return bool(found)
 

@@ -1,0 +1,93 @@
+"""Nodes that stand in for those of a cluster, with real monitors on them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from cluster import remote_monitors, stage_monitor
+from cluster.heartbeat import ProcessRecord
+from cluster.node_monitor import NodeMonitor
+from cluster.process_info import ProcessInfo
+from cluster.stage_monitor import StageMonitor
+
+NO_PID = 2**22 + 1
+"""Larger than any process id of Linux, so that a process with it counts as dead."""
+
+
+class FakeNode:
+    """A node whose monitor answers one call after another, as an actor does, while `answers` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.monitor = NodeMonitor(folder)
+        self.answers = threading.Event()
+        self.answers.set()
+        self.is_gone = False
+        self._pool = ThreadPoolExecutor(1)
+
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        def answer() -> Any:
+            assert self.answers.wait(60)
+            if self.is_gone:
+                raise RayActorError
+            return method(self.monitor, *arguments)
+
+        return self._pool.submit(answer)
+
+    def end(self) -> None:
+        self.answers.set()
+        self._pool.shutdown(wait=False)
+
+
+class FakeNodes:
+    """Three fake nodes, `a`, `b` and `c`."""
+
+    def __init__(self, folder: Path, names: str) -> None:
+        self.names, self.folder = set(names), folder
+        self.started: list[str] = []
+        self.nodes: dict[str, FakeNode] = {}
+        self.error: Exception | None = None
+
+    def alive_ids(self) -> set[str]:
+        if self.error is not None:
+            raise self.error
+        return self.names
+
+    def start_monitor(self, node_id: str) -> FakeNode:
+        self.started.append(node_id)
+        self.nodes[node_id] = FakeNode(self.folder / node_id)
+        return self.nodes[node_id]
+
+    def add_process(self, name: str, index: int, *, pid: int = NO_PID) -> ProcessInfo:
+        """Write the record of a process on a node."""
+        process = ProcessInfo(
+            stage="rlhf", role="generator", index=index, node=name, pid=pid, ip=f"192.0.2.{ord(name)}"
+        )
+        ProcessRecord(process, log_death=False, log_from=0, has_stack=False).write(self.folder / name / f"{pid}.json")
+        return process
+
+
+@pytest.fixture
+def fake_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNodes]:
+    monkeypatch.setattr(remote_monitors, "_ANSWER_S", 0.6)
+    nodes = FakeNodes(tmp_path, "abc")
+    yield nodes
+    for node in nodes.nodes.values():
+        node.end()
+
+
+@pytest.fixture
+def monitor(fake_nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageMonitor]:
+    """The monitor of a stage on the fake nodes, which polls when it is asked and not by itself."""
+    monkeypatch.setattr(stage_monitor, "_POLL_INTERVAL_S", 3600.0)
+    monitor = StageMonitor("rlhf", own_node=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
+    monitor._remote.follow_nodes()
+    monkeypatch.setattr(stage_monitor, "_current_monitor", monitor)
+    yield monitor
+    monitor.close()
