@@ -1,4 +1,4 @@
-"""The node monitors on the other nodes, polled all at once: a slow node neither delays the others nor loses a report."""
+"""The node monitors on the other nodes, polled all at once; a late report is kept for the next poll."""
 
 import logging
 import threading
