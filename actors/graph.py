@@ -1,4 +1,4 @@
-"""The actor graph of RLHF: who there is, how they are wired, and what one step does.
+"""The actor graph of RLHF: its actors, their wiring, and one step of learning.
 
     prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
 
@@ -18,49 +18,53 @@ import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from actors.critic import Critic, CriticSettings
-from actors.generator import EngineSettings, Generator, engine_env
-from actors.learner import Learner, PolicySettings
-from actors.pool import GeneratorPool
+from actors.algorithm import load_algorithm
+from actors.critic import Critic, CriticGroup
+from actors.engine import OBJECT_STORE, EngineSettings, engine_env
+from actors.generator import Generator
+from actors.generator_pool import GeneratorPool
+from actors.learner import Learner, LearnerGroup, PolicySettings
 from actors.program import Program
-from actors.proof import check_gap, check_rollouts, logprob_gap
-from actors.ranks import RankGroup, RanksDied, RankSettings, whole_rows
+from actors.rank_group import RankGroup, RanksDied
 from actors.reference import Reference
 from actors.rollout import (
-    Lot,
+    GenerationBatch,
     Prompt,
     PromptTask,
     Rollout,
     RolloutGroup,
     Sampling,
-    behaviour_logprobs,
+    engine_logprobs,
     prompt_order,
     rollout_batch,
     seeded,
 )
 from actors.scorer import RewardModel, Sample, Verifier
-from actors.settings import Gap, GraphExecution, LearningConfig, RolloutConfig
+from actors.settings import GraphExecution, RolloutConfig
 from actors.spawn import Reservation, Spawner, reserve
-from actors.step_metrics import Timer, kl_metrics, rollout_metrics, update_metrics
-from actors.weights import OBJECT_STORE, Publication
+from actors.step_metrics import StepMetrics, Timer, reference_kl, rollout_metrics, update_metrics
+from actors.sync_check import LogprobDifference, check_logprobs, check_rollouts, logprob_bound
+from actors.training_rank import TrainingSettings
+from actors.weight_sync import WeightSnapshot
 from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
-from model.advantages import ALGORITHMS, AdvantageSettings, Scores
+from model.advantages import Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import whole_steps
 from model.huggingface import SpecialTokens, read_config
+from model.learning import LearningConfig
 from model.precision import resolved
-from model.train import StepReport
 
 log = logging.getLogger(__name__)
 
 _HELDOUT_STEP = -1
-"""The step in the seeds of held-out responses: the same draw before and after, so that they pair."""
+"""The step in the seeds of held-out completions: the same draw before and after learning, so that they pair."""
 _PROBE_STEP = -2
+"""The step in the seeds of the sync check's completions."""
 _NUM_PROBES = 4
 _PROBE_TOKENS = 16
 
@@ -77,9 +81,11 @@ class GraphConfig:
     """None when a reward model scores."""
     prompts: Sequence[Prompt]
     max_prompt_length: int
-    """In tokens, of any prompt that the graph will be given, held-out ones included."""
+    """Of all prompts that the graph will be given, held-out ones included, in tokens."""
     rollouts: RolloutConfig
     learning: LearningConfig
+    algorithm: str | Program
+    """A row of the table by its name, or a program of the user's that defines one."""
     seed: int
     shuffle_rewards: bool
     """A control experiment: rewards are permuted over the rollouts of a step."""
@@ -87,193 +93,192 @@ class GraphConfig:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Responses to some prompts with their texts and rewards."""
+class ScoredRollouts:
+    """Rollouts with their texts and rewards."""
 
     rollouts: list[Rollout]
-    responses: list[str]
-    """Without the stop token; other special tokens stay visible."""
+    texts: list[str]
+    """Completions without the stop token; other special tokens stay visible."""
     rewards: list[float]
 
 
-class Judged(NamedTuple):
-    """What the graph says of a step's rollouts."""
+class StepScores(NamedTuple):
+    """What the other actors compute of a step's rollouts."""
 
-    scored: Scored
+    scored: ScoredRollouts
     learner_NT: Tensor
-    """Logprobs under the policy that is about to learn: the engine's must be the same."""
+    """Logprobs under the policy before the update; the engine's must agree with them."""
     reference_NT: Tensor | None
     values_NT: Tensor | None
 
     @property
     def log_ratio_NT(self) -> Tensor:
-        """log policy - log reference, 0 without one. Both by our own model: what an engine rounds is no distance."""
+        """log policy - log reference, 0 without a reference. Both by our own model, so that an engine's rounding does
+        not count as distance."""
         return torch.zeros_like(self.learner_NT) if self.reference_NT is None else self.learner_NT - self.reference_NT
 
 
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
     """All actors of the graph, started side by side in one reservation and wired to each other.
 
-    Raises ValueError when the cluster has not the room.
+    Raises ValueError when they do not fit into the cluster.
     """
-    groups = execution.groups(config.learning)
-    place = reserve(groups, colocate=execution.colocate)
-    spawn = Spawner(place, groups)
+    groups = execution.groups(config.learning, load_algorithm(config.algorithm))
+    reservation = reserve(groups, colocate=execution.colocate)
+    spawn = Spawner(reservation, groups)
 
     def make_engine(index: int) -> ActorHandle:
         return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
 
     def make_learner(rank: int) -> ActorHandle:
-        group = rank_settings(config, execution, execution.learners, lr=config.learning.lr, name="learner")
-        return spawn("learners", rank, Learner, policy_settings(config, execution), group, rank)
+        return spawn("learners", rank, Learner, policy_settings(config, execution), rank)
 
     def make_critic(rank: int) -> ActorHandle:
-        group = rank_settings(config, execution, execution.critics, lr=config.learning.critic_lr, name="critic")
-        return spawn("critics", rank, Critic, critic_settings(config), group, rank)
+        return spawn("critics", rank, Critic, critic_settings(config, execution), rank)
 
+    generators, learners, critics = execution.generators, execution.learners, execution.critics
     return Graph(
         config,
         execution,
-        place=place,
-        generators=GeneratorPool(make_engine, execution.generators.workers, max_failures=execution.engine_restarts),
-        learner=RankGroup(make_learner, execution.learners.workers),
-        critic=RankGroup(make_critic, execution.critics.workers) if "critics" in groups else None,
+        reservation=reservation,
+        generators=GeneratorPool(make_engine, generators.workers, max_failures=execution.engine_restarts),
+        learner=LearnerGroup(RankGroup(make_learner, learners.workers)),
+        critic=CriticGroup(RankGroup(make_critic, critics.workers)) if "critics" in groups else None,
         reference=make_reference(spawn, config, execution) if "reference" in groups else None,
         scorer=make_scorer(spawn, config, execution),
     )
 
 
 class Graph:
-    """The running actors and one step of learning. As a context manager it ends every actor when left."""
+    """The running actors and one step of learning. Leaving it as a context manager kills every actor."""
 
     def __init__(
         self,
         config: GraphConfig,
         execution: GraphExecution,
         *,
-        place: Reservation,
+        reservation: Reservation,
         generators: GeneratorPool,
-        learner: RankGroup,
-        critic: RankGroup | None,
+        learner: LearnerGroup,
+        critic: CriticGroup | None,
         reference: ActorHandle | None,
         scorer: ActorHandle,
     ) -> None:
         self.generators, self.learner, self.critic = generators, learner, critic
         self.reference, self.scorer = reference, scorer
-        self._config, self._execution, self._place = config, execution, place
-        self._algorithm = ALGORITHMS[config.learning.algorithm]
+        self._config, self._execution, self._reservation = config, execution, reservation
+        self._algorithm = load_algorithm(config.algorithm)
         folder = config.policy.local()
         self._sizes = read_config(folder)
         self._tokenizer = load_tokenizer(folder)
-        self._current: Publication | None = None
-        self._previous: Publication | None = None
+        self._current: WeightSnapshot | None = None
+        self._previous: WeightSnapshot | None = None
         self._failures_left = execution.learners.max_failures
 
     def __enter__(self) -> Graph:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._place.release()
+        self._reservation.release()
 
     def start(self) -> int:
-        """Load every model, go back to the newest checkpoint if there is one, and prove the engines; the next step.
+        """Load every model and the newest checkpoint, if there is one, and check the engines; the next step.
 
-        Raises RanksDied when a training rank is gone, as `step`, `heldout`, `save` and `export` do: `recover` then.
+        Raises RanksDied when a training rank has died, as `step`, `heldout`, `save` and `export` do; call `recover`.
         """
-        for group in self._trained:
-            group.form()
+        for ranks in self._trained:
+            ranks.join()
         optimizer_step = self._newest_checkpoint()
-        for group in self._trained:
-            group.call("restore", optimizer_step)
+        for ranks in self._trained:
+            ranks.restore(optimizer_step)
         if self._execution.weight_transfer != OBJECT_STORE:
-            self.learner.call("connect", self.generators.engines, self.learner.free_address())
+            self.learner.connect(self.generators.engines)
         step = self.saved_step()
-        self._publish(step)
+        self._sync_weights(step)
         return step
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> StepMetrics:
         """One step of learning; its metrics."""
         timer = Timer()
         prompts = self._prompts_of(step)
         with timer("generate"):
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
-        batch, behaviour_NT = self._to_batch(groups)
-        with timer("judge"):
-            judged = self._judge(prompts, groups, batch)
-        scored, learner_NT, reference_NT, values_NT = judged
-        gap = self._prove(batch, behaviour_NT, learner_NT)
+        batch, engine_NT = self._to_batch(groups)
+        with timer("score"):
+            scores = self._score(prompts, groups, batch)
+        difference = self._check_sync(batch, engine_NT, scores.learner_NT)
 
-        rewards_N = self._rewards(scored, step)
-        scores = Scores(rewards_N, group_ids(groups), batch.loss_mask, judged.log_ratio_NT, values_NT)
-        advantages_NT, returns_NT = self._algorithm.estimate(scores, advantage_settings(self._config.learning))
-
+        rewards_N = self._rewards(scores.scored, step)
+        advantages_NT, returns_NT = self._algorithm.estimate(
+            Scores(rewards_N, group_ids(groups), batch.loss_mask, scores.log_ratio_NT, scores.values_NT),
+            self._config.learning,
+        )
         with timer("update"):
-            in_loss = reference_NT if self._algorithm.kl_place == "loss" else None
-            policy_batch = PolicyBatch(batch, behaviour_NT, advantages_NT, in_loss)
-            policy_reports = self.learner.start("update", policy_batch, step)
-            value_reports: list[StepReport] = []
+            policy_update = self.learner.update(PolicyBatch(batch, engine_NT, advantages_NT, scores.reference_NT), step)
+            value_metrics = None
             if self.critic is not None:
-                assert values_NT is not None and returns_NT is not None, "an algorithm with a critic gives returns"
-                value_reports = self.critic.call("update", ValueBatch(batch, values_NT, returns_NT), step)[0]
-            reports = self.learner.wait(policy_reports)[0]
-        with timer("publish"):
-            self._publish(step + 1)
+                assert scores.values_NT is not None and returns_NT is not None, "a critic needs returns to learn"
+                value_batch = ValueBatch(batch, scores.values_NT, returns_NT)
+                value_metrics = update_metrics(self.critic.update(value_batch, step).wait())
+            policy_metrics = update_metrics(policy_update.wait())
+        with timer("weight_sync"):
+            self._sync_weights(step + 1)
 
-        return {
-            **rollout_metrics(scored.rollouts, scored.responses, scored.rewards),
-            **({} if reference_NT is None else kl_metrics(judged.log_ratio_NT, batch)),
-            "proof/logprob_gap_max": gap.max,
-            "proof/logprob_gap_mean": gap.mean,
-            **update_metrics(reports, "policy"),
-            **update_metrics(value_reports, "value"),
-            "perf/generator_restarts": self.generators.restarts,
-            **timer.metrics(num_sampled=int(batch.loss_mask.sum())),
-        }
+        scored = scores.scored
+        return StepMetrics(
+            rollouts=rollout_metrics(scored.rollouts, scored.texts, scored.rewards),
+            reference_kl=None if scores.reference_NT is None else reference_kl(scores.log_ratio_NT, batch),
+            logprob_difference=difference,
+            policy=policy_metrics,
+            value=value_metrics,
+            generator_restarts=self.generators.restarts,
+            times=timer.times(num_sampled=int(batch.loss_mask.sum())),
+        )
 
-    def heldout(self, prompts: Sequence[Prompt]) -> Scored:
-        """One sampled and scored response to each prompt, by the same draw whenever it is asked."""
+    def heldout(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
+        """One sampled and scored completion of each prompt, by the same draw at every call."""
         groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
         scored, samples = self._to_samples(prompts, groups)
         return replace(scored, rewards=ray.get(self.scorer.score.remote(samples)))
 
     def save(self) -> None:
-        """Begin a checkpoint of learner and critic as they are; it is whole at the next save, or `export`."""
-        for group in self._trained:
-            group.call("save")
+        """Begin a checkpoint of learner and critic; it is whole after the next `save`, `finish_save` or `export`."""
+        for ranks in self._trained:
+            ranks.save()
 
     def finish_save(self) -> None:
-        """Return when the last checkpoint is whole."""
-        for group in self._trained:
-            group.call("finish_save")
+        """Wait until the last checkpoint is whole."""
+        for ranks in self._trained:
+            ranks.finish_save()
 
     def saved_step(self) -> int:
-        """The step from which a run would go on: that of the newest whole checkpoint, 0 without one."""
+        """The step that a resumed run begins with: that of the newest whole checkpoint, 0 without one."""
         return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
         ids = chat_special_tokens(self._config.policy.local())
-        self.learner.call("export", output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
+        self.learner.export(output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         self.finish_save()
 
     def recover(self, error: RanksDied) -> None:
-        """Bring up all training ranks anew; `start` goes back to the last checkpoint afterwards.
+        """Start all training ranks anew; `start` then loads the last checkpoint.
 
         Raises RuntimeError when ranks have died more than `execution.learners.max_failures` times.
         """
-        found = explain(error.__cause__ or error)
+        explanation = explain(error.__cause__ or error)
         if self._failures_left == 0:
-            raise found.error("; no restart is left (execution.learners.max_failures)") from error
+            raise explanation.error("; no restart is left (execution.learners.max_failures)") from error
         self._failures_left -= 1
-        log.warning("%s; all training ranks start again from the last checkpoint", found.sentence)
-        self._current = None  # what a dead learner had published went with it
-        for role, group in zip(("learner", "critic"), self._trained, strict=False):
+        log.warning("%s; all training ranks start again from the last checkpoint", explanation.sentence)
+        self._current = None  # a snapshot is lost with the learner that made it
+        for role, ranks in zip(("learner", "critic"), self._trained, strict=False):
             stage_monitor.expect_end(role)
-            group.restart()
+            ranks.restart()
 
     @property
     def _trained(self) -> list[RankGroup]:
-        return [self.learner] if self.critic is None else [self.learner, self.critic]
+        return [self.learner.ranks] if self.critic is None else [self.learner.ranks, self.critic.ranks]
 
     def _newest_checkpoint(self) -> int | None:
         """The newest optimizer step of which learner and critic both have a whole checkpoint."""
@@ -287,13 +292,14 @@ class Graph:
         return [self._config.prompts[index] for index in order]
 
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
-        """Every prompt's responses, in order, from the weights that the learner has."""
-        version = self._version
+        """Every prompt's completions, in order, from the learner's current weights."""
+        rollouts, version = self._config.rollouts, self._version
         tasks = [PromptTask(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        in_lot = self._config.rollouts.lot_prompts * self._config.rollouts.group_size // num_samples
-        sampling = self._sampling(self._config.rollouts.max_new_tokens)
-        lots = [Lot(step, version, part, sampling) for part in batched(tasks, in_lot)]
-        groups = self.generators.generate(lots)
+        size = rollouts.lot_prompts * rollouts.group_size // num_samples
+        sampling = self._sampling(rollouts.max_new_tokens)
+        groups = self.generators.generate(
+            [GenerationBatch(step, version, part, sampling) for part in batched(tasks, size)]
+        )
         check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
         return groups
 
@@ -309,83 +315,78 @@ class Graph:
         """All rollouts as rows in order, and the engine's logprobs [N, T] of them."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
-        return batch, behaviour_logprobs(rollouts, batch)
+        return batch, engine_logprobs(rollouts, batch)
 
-    def _to_samples(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]) -> tuple[Scored, list[Sample]]:
-        """All rollouts with their texts, still without rewards, and what a scorer is given."""
+    def _to_samples(
+        self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]
+    ) -> tuple[ScoredRollouts, list[Sample]]:
+        """All rollouts with their texts, still without rewards, and the samples for the scorer."""
         pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
-        texts = [self._tokenizer.decode(rollout.said_ids) for _, rollout in pairs]
+        texts = [self._tokenizer.decode(rollout.text_ids) for _, rollout in pairs]
         samples = [
             Sample(prompt.text, text, self._closed(rollout), prompt.record)
             for (prompt, rollout), text in zip(pairs, texts, strict=True)
         ]
-        return Scored([rollout for _, rollout in pairs], texts, []), samples
-
-    def _judge(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> Judged:
-        """What every other actor says of a step's rollouts, asked side by side."""
-        scored, samples = self._to_samples(prompts, groups)
-        shared = ray.put(batch)
-        scoring = self.scorer.score.remote(samples)
-        proving = self.learner.start("logprobs", shared)
-        referring = None if self.reference is None else self.reference.logprobs.remote(shared)
-        valuing = None if self.critic is None else self.critic.start("values", shared)
-        return Judged(
-            scored=replace(scored, rewards=ray.get(scoring)),
-            learner_NT=whole_rows(self.learner.wait(proving)),
-            reference_NT=None if referring is None else ray.get(referring),  # pyright: ignore[reportArgumentType]
-            values_NT=None if self.critic is None or valuing is None else whole_rows(self.critic.wait(valuing)),
-        )
+        return ScoredRollouts([rollout for _, rollout in pairs], texts, []), samples
 
     def _closed(self, rollout: Rollout) -> tuple[int, ...]:
-        """The whole sequence with its end token, which a response that was cut lacks."""
-        return rollout.prompt_ids + rollout.response_ids + (() if rollout.finished else (self._tokenizer.end_id,))
+        """Prompt and completion with the end token, which a completion that was cut lacks."""
+        end = () if rollout.finished else (self._tokenizer.end_id,)
+        return rollout.prompt_ids + rollout.completion_ids + end
 
-    def _rewards(self, scored: Scored, step: int) -> Tensor:
+    def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepScores:
+        """Rewards, logprobs and values of a step's rollouts, computed by the actors side by side."""
+        scored, samples = self._to_samples(prompts, groups)
+        shared = ray.put(batch)
+        rewards = self.scorer.score.remote(samples)
+        learner = self.learner.logprobs(shared)
+        reference = None if self.reference is None else self.reference.logprobs.remote(shared)
+        values = None if self.critic is None else self.critic.values(shared)
+        return StepScores(
+            scored=replace(scored, rewards=ray.get(rewards)),
+            learner_NT=learner.wait(),
+            reference_NT=None if reference is None else ray.get(reference),  # pyright: ignore[reportArgumentType]
+            values_NT=None if values is None else values.wait(),
+        )
+
+    def _rewards(self, scored: ScoredRollouts, step: int) -> Tensor:
         rewards_N = torch.tensor(scored.rewards, dtype=torch.float32)
         if self._config.shuffle_rewards:
             order = torch.randperm(len(rewards_N), generator=seeded(self._config.seed, "shuffle", step))
             return rewards_N[order]
         return rewards_N
 
-    def _publish(self, version: int) -> None:
-        """Give the engines the learner's weights, and let each prove it on a few prompts."""
-        self._previous, self._current = self._current, self.learner.call("publish", version)[0]
-        assert self._current is not None
+    def _sync_weights(self, version: int) -> None:
+        """Load the learner's weights into the engines, and check each engine on a few prompts."""
+        self._previous, self._current = self._current, self.learner.send_weights(version)
         self.generators.load(self._current)
         prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_probes)
         tasks = tuple(PromptTask(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
-        lot = Lot(
-            _PROBE_STEP,
-            version,
-            tasks,
-            self._sampling(min(_PROBE_TOKENS, self._config.rollouts.max_new_tokens)),
-        )
-        for groups in self.generators.generate_on_each(lot):
+        sampling = self._sampling(min(_PROBE_TOKENS, self._config.rollouts.max_new_tokens))
+        for groups in self.generators.generate_on_each(GenerationBatch(_PROBE_STEP, version, tasks, sampling)):
             check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
             batch, engine_NT = self._to_batch(groups)
-            self._prove(batch, engine_NT, whole_rows(self.learner.call("logprobs", batch)))
+            self._check_sync(batch, engine_NT, self.learner.logprobs(batch).wait())
 
     @property
     def _num_probes(self) -> int:
-        """A few, and a multiple of the learner's ranks, among which rows are shared out."""
+        """A few, and a multiple of the learner's ranks, among which the rows are divided."""
         ranks = self._execution.learners.workers
         return -(-_NUM_PROBES // ranks) * ranks
 
-    def _prove(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> Gap:
-        """The distance of engine and learner on sampled tokens. Raises a WeightSyncError beyond the bound."""
-        gap = logprob_gap(batch, engine_NT, learner_NT)
+    def _check_sync(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
+        """The logprob difference of engine and learner. Raises a WeightSyncError when it is beyond the bound."""
         assert self._current is not None
-        check_gap(
-            gap,
-            self._config.learning.logprob_bound,
+        return check_logprobs(
             batch,
             engine_NT,
+            learner_NT,
+            bound=logprob_bound(self._config.learning),
             sizes=self._sizes,
             temperature=self._config.rollouts.temperature,
             current=self._current,
             previous=self._previous,
         )
-        return gap
 
     @property
     def _version(self) -> int:
@@ -394,7 +395,7 @@ class Graph:
 
 
 def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSettings:
-    """What each generator's engine is made with."""
+    """The settings of every generator's engine."""
     return EngineSettings(
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
@@ -402,90 +403,55 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         precision=resolved(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
-        transfer=execution.weight_transfer,
+        weight_transfer=execution.weight_transfer,
         is_cuda=execution.generators.gpus_per_worker > 0,
     )
 
 
 def policy_settings(config: GraphConfig, execution: GraphExecution) -> PolicySettings:
-    """What an update of the policy is."""
-    learning, algorithm = config.learning, ALGORITHMS[config.learning.algorithm]
+    """The settings of the learner's ranks."""
     return PolicySettings(
-        folder=config.policy,
+        training=training_settings(config, execution, config.policy, execution.learners, name="learner"),
+        algorithm=config.algorithm,
         temperature=config.rollouts.temperature,
-        clip_range=learning.clip_range if algorithm.clips_ratio else None,
-        kl_in_loss=learning.kl_coefficient if algorithm.kl_place == "loss" else 0.0,
-        epochs=learning.epochs,
-        minibatches=learning.minibatches,
-        seed=config.seed,
-        engine_precision=resolved(learning.precision),
-        transfer=execution.weight_transfer,
+        weight_transfer=execution.weight_transfer,
     )
 
 
-def critic_settings(config: GraphConfig) -> CriticSettings:
-    """What an update of the critic is; it starts from the reward model where there is one."""
-    learning = config.learning
-    return CriticSettings(
-        folder=config.reward or config.policy,
-        clip_range=learning.value_clip_range,
-        epochs=learning.epochs,
-        minibatches=learning.minibatches,
-        seed=config.seed,
-    )
+def critic_settings(config: GraphConfig, execution: GraphExecution) -> TrainingSettings:
+    """The settings of the critic's ranks; the critic starts from the reward model where there is one."""
+    folder = config.reward or config.policy
+    return training_settings(config, execution, folder, execution.critics, name="critic")
 
 
-def rank_settings(
-    config: GraphConfig, execution: GraphExecution, placement: Placement, *, lr: float, name: str
-) -> RankSettings:
-    """How a training group works."""
-    learning = config.learning
-    return RankSettings(
-        num_ranks=placement.workers,
-        backend=placement.backend,
-        lr=lr,
-        warmup_steps=learning.warmup_steps,
-        weight_decay=learning.weight_decay,
-        clip_norm=learning.clip_norm,
-        precision=resolved(learning.precision),
-        micro_batch_rows=execution.micro_batch_size,
+def training_settings(
+    config: GraphConfig, execution: GraphExecution, folder: Storage, placement: Placement, *, name: str
+) -> TrainingSettings:
+    """The settings that the ranks of learner and critic share."""
+    return TrainingSettings(
+        folder=folder,
         checkpoints=config.checkpoints / name,
+        learning=config.learning,
+        seed=config.seed,
+        placement=placement,
+        micro_batch_size=execution.micro_batch_size,
     )
 
 
 def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
-    return spawn(
-        "reference",
-        0,
-        Reference,
-        config.policy,
-        config.rollouts.temperature,
-        execution.micro_batch_size,
-        resolved(config.learning.precision),
-        pure=True,
-    )
+    """The reference's actor."""
+    temperature, precision = config.rollouts.temperature, resolved(config.learning.precision)
+    arguments = (config.policy, temperature, execution.micro_batch_size, precision)
+    return spawn("reference", 0, Reference, *arguments, pure=True)
 
 
 def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
+    """The scorer's actor: a verifier or a reward model."""
     if config.verifier is not None:
         return spawn("scorer", 0, Verifier, config.verifier, pure=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
-    return spawn(
-        "scorer",
-        0,
-        RewardModel,
-        config.reward,
-        execution.micro_batch_size,
-        resolved(config.learning.precision),
-        pure=True,
-    )
-
-
-def advantage_settings(learning: LearningConfig) -> AdvantageSettings:
-    """The numbers that the estimators share."""
-    return AdvantageSettings(
-        kl_coefficient=learning.kl_coefficient, gamma=learning.gamma, gae_lambda=learning.gae_lambda
-    )
+    arguments = (config.reward, execution.micro_batch_size, resolved(config.learning.precision))
+    return spawn("scorer", 0, RewardModel, *arguments, pure=True)
 
 
 def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
@@ -494,6 +460,6 @@ def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
 
 
 def batched(tasks: Sequence[PromptTask], size: int) -> Iterator[tuple[PromptTask, ...]]:
-    """Tasks in order, `size` at a time."""
+    """The tasks in order, `size` at a time."""
     for start in range(0, len(tasks), size):
         yield tuple(tasks[start : start + size])

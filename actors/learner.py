@@ -1,140 +1,140 @@
-"""The learner: one rank of the group that owns the policy, improves it and publishes its weights."""
+"""The learner: it owns the policy, improves it and sends its weights to the engines."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from actors import ranks
-from actors.logprobs import batch_logprobs
-from actors.ranks import RankSettings
-from actors.rollout import minibatch_rows, policy_micro_batches, rank_rows
-from actors.weights import OBJECT_STORE, Backend, DevicePublisher, ObjectStorePublisher, Publication, Publisher
+from actors.algorithm import load_algorithm
+from actors.engine import OBJECT_STORE, TransferBackend
+from actors.process_group import free_address
+from actors.program import Program
+from actors.rank_group import Pending, RankGroup, first_rank, stored
+from actors.training_rank import TrainingRank, TrainingSettings
+from actors.weight_sync import DeviceSender, ObjectStoreSender, WeightSender, WeightSnapshot
 from cluster.storage import Storage
 from model.batch import Batch, PolicyBatch
 from model.huggingface import SpecialTokens, load_folder, save_folder
-from model.objectives import policy_loss
+from model.objectives import logprobs
 from model.parallel import full_state_dict
-from model.precision import ComputePrecision, torch_dtype
-from model.train import StepReport, fit
+from model.precision import resolved, torch_dtype
+from model.train import StepReport
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What an update of the policy is; see `actors.settings.LearningConfig` for the fields of the same names."""
+    """What the learner is given beside what it shares with the critic."""
 
-    folder: Storage
-    """The policy that training starts from."""
+    training: TrainingSettings
+    algorithm: str | Program
     temperature: float
-    clip_range: float | None
-    kl_in_loss: float
-    """Weight of the KL to the reference in the loss; 0 where it is in the reward, or nowhere."""
-    epochs: int
-    minibatches: int
-    seed: int
-    engine_precision: ComputePrecision
-    transfer: Backend
+    """Sampling temperature, by which the policy's logits are divided."""
+    weight_transfer: TransferBackend
 
 
 class Learner:
     """One rank.
 
-    consumes: whole batches of a step, of which it takes its own rows; waits for: the other ranks, in collectives;
-    is unblocked by: their arrival, or an error when one died; produces: logprobs, step reports, publications.
+    consumes: whole batches of a step, of which it takes its share of the rows; waits for: the other ranks, in
+    collectives; is unblocked by: their arrival, or an error when one died; produces: logprobs, step reports, weight
+    snapshots.
     """
 
-    def __init__(self, settings: PolicySettings, group: RankSettings, rank: int) -> None:
+    def __init__(self, settings: PolicySettings, rank: int) -> None:
         self._settings = settings
-        self._group = group
-        self._rank = rank
-        self._publisher: Publisher = ObjectStorePublisher(rank=rank, dtype=torch_dtype(settings.engine_precision))
+        self._loss = load_algorithm(settings.algorithm).loss
+        self._rank = TrainingRank(settings.training, rank)
+        precision = resolved(settings.training.learning.precision)
+        self._sender: WeightSender = ObjectStoreSender(rank=rank, dtype=torch_dtype(precision))
 
     def free_address(self) -> str:
-        return ranks.free_address()
-
-    def pid(self) -> int:
-        return ranks.pid()
+        """`host:port` on this node at which nothing listens."""
+        return free_address()
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the policy."""
-        ranks.join_group(rank=self._rank, num_ranks=self._group.num_ranks, backend=self._group.backend, address=address)
-        self._state = ranks.make_state(load_folder(self._settings.folder.local()), self._group)
-        self._checkpoints = ranks.open_checkpoints(self._group.checkpoints)
+        self._rank.join(address, load_folder, lr=self._settings.training.learning.lr)
 
-    def connect(self, generators: list[ActorHandle], address: str) -> None:
+    def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
         """Send through vLLM's own trainer engine to these generators from now on (nccl, ipc)."""
-        assert self._settings.transfer != OBJECT_STORE
+        backend = self._settings.weight_transfer
+        assert backend != OBJECT_STORE
         host, port = address.rsplit(":", 1)
-        self._publisher = DevicePublisher(
-            backend=self._settings.transfer, rank=self._rank, generators=generators, address=(host, int(port))
+        self._sender = DeviceSender(
+            backend=backend, rank=self._rank.context.rank, generators=generators, address=(host, int(port))
         )
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Logprobs of this rank's rows [n, T] of `batch` under the policy as it is, at the sampling temperature."""
-        rows = rank_rows(torch.arange(len(batch.input_ids)), self._rank, self._group.num_ranks)
-        return batch_logprobs(
-            self._state.model,
-            batch,
-            rows,
-            temperature=self._settings.temperature,
-            num_rows=self._group.micro_batch_rows,
-            dtype=self._state.autocast_dtype,
-        )
+        """Logprobs [n, T] of this rank's rows under the current policy, at the sampling temperature."""
+        return self._rank.compute(functools.partial(logprobs, temperature=self._settings.temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """One optimizer step for each minibatch of each epoch; their reports in order."""
         settings = self._settings
-        objective = functools.partial(
-            policy_loss,
-            temperature=settings.temperature,
-            clip_range=settings.clip_range,
-            kl_coefficient=settings.kl_in_loss,
-        )
-        batches = (
-            list(policy_micro_batches(batch, self._my(rows), self._group.micro_batch_rows))
-            for epoch in range(settings.epochs)
-            for rows in minibatch_rows(
-                len(batch.advantages), settings.minibatches, seed=settings.seed, step=step, epoch=epoch
-            )
-        )
-        return list(fit(self._state, batches, objective))
+        objective = functools.partial(self._loss, learning=settings.training.learning, temperature=settings.temperature)
+        return self._rank.update(batch, objective, step)
 
-    def publish(self, version: int) -> Publication:
-        """The weights as they are now, for the engines; rank 0's answer counts."""
-        return self._publisher.publish(self._state.model, version)
-
-    def save(self) -> None:
-        """Begin a checkpoint of the state as it is."""
-        self._checkpoints.save(self._state, {})
-
-    def finish_save(self) -> None:
-        """Return when the last checkpoint is whole."""
-        self._checkpoints.wait()
-
-    def restore(self, optimizer_step: int | None) -> None:
-        """Go back to a checkpoint; None leaves the policy that training starts from."""
-        if optimizer_step is not None:
-            self._checkpoints.load(self._state, step=optimizer_step)
+    def send_weights(self, version: int) -> WeightSnapshot:
+        """The current weights, for the engines; only rank 0's snapshot holds them."""
+        return self._sender.send(self._rank.state.model, version)
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
         """Write the policy as a Hugging Face folder, from rank 0."""
-        state = full_state_dict(self._state.model)
-        if self._rank == 0:
+        state, model = full_state_dict(self._rank.state.model), self._rank.state.model
+        if self._rank.context.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_folder(
                     Path(folder),
                     state,
-                    self._state.model.config,  # pyright: ignore[reportArgumentType]
+                    model.config,  # pyright: ignore[reportArgumentType]
                     special_tokens=special_tokens,
-                    tokenizer_folder=self._settings.folder.local(),
+                    tokenizer_folder=self._settings.training.folder.local(),
                 )
                 output.put_folder(Path(folder))
 
-    def _my(self, rows: Tensor) -> Tensor:
-        return rank_rows(rows, self._rank, self._group.num_ranks)
+    def save(self) -> None:
+        self._rank.save()
+
+    def finish_save(self) -> None:
+        self._rank.finish_save()
+
+    def restore(self, optimizer_step: int | None) -> None:
+        self._rank.restore(optimizer_step)
+
+
+class LearnerGroup:
+    """The driver's view of the learner's ranks."""
+
+    def __init__(self, ranks: RankGroup) -> None:
+        self.ranks = ranks
+
+    def connect(self, generators: Sequence[ActorHandle]) -> None:
+        """Send weights to these generators through vLLM's own trainer engine (nccl, ipc)."""
+        address = self.ranks.free_address()
+        self.ranks.start(lambda rank: rank.connect.remote(list(generators), address), list).wait()
+
+    def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
+        """Logprobs [N, T] of all rows under the current policy; 0 where loss_mask is false."""
+        shared = stored(batch)
+        return self.ranks.start(lambda rank: rank.logprobs.remote(shared), torch.cat)
+
+    def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
+        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        shared = stored(batch)
+        return self.ranks.start(lambda rank: rank.update.remote(shared, step), first_rank)
+
+    def send_weights(self, version: int) -> WeightSnapshot:
+        """A snapshot of the current weights, for the engines."""
+        return self.ranks.start(lambda rank: rank.send_weights.remote(version), first_rank).wait()
+
+    def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.ranks.start(lambda rank: rank.export.remote(output, special_tokens), list).wait()

@@ -1,46 +1,63 @@
-"""Logprobs of rollouts by a model at hand: what learner and reference answer with, and what a proof compares."""
+"""Logprobs and values of rollouts by a model at hand, in micro-batches and without gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from actors.rollout import token_micro_batches
+from actors.rollout import micro_batches
 from model.batch import Batch, to_device
 from model.huggingface import hf_name
 from model.objectives import logprobs
 from model.train import autocast
 from model.transformer import Transformer, TransformerConfig
 
+_SNAPSHOT_MICRO_BATCH_SIZE = 16
+
 
 @torch.no_grad()
-def batch_logprobs(
+def compute_by_row(
+    function: Callable[[Any, Batch], Tensor],
     model: nn.Module,
     batch: Batch,
     rows: Tensor,
     *,
-    temperature: float,
-    num_rows: int,
+    micro_batch_size: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Logprobs [len(rows), T], on CPU, of the chosen rows of `batch`; 0 where loss_mask is false."""
+    """`function(model, batch)` for the chosen rows [len(rows), T], on CPU; 0 where loss_mask is false."""
     device = next(model.parameters()).device
-    out = torch.zeros(len(rows), batch.targets.shape[1])
-    for start, part in zip(range(0, len(rows), num_rows), token_micro_batches(batch, rows, num_rows), strict=True):
+    result = torch.zeros(len(rows), batch.targets.shape[1])
+    start = 0
+    for part in micro_batches(batch, rows, micro_batch_size):
         with autocast(device, dtype):
-            part_logprobs = logprobs(model, to_device(part, device), temperature)  # pyright: ignore[reportArgumentType]
-        out[start : start + len(part_logprobs), : part_logprobs.shape[1]] = part_logprobs.cpu()
-    return out
+            values = function(model, to_device(part, device)).cpu()
+        num_rows, length = values.shape
+        result[start : start + num_rows, :length] = torch.where(part.loss_mask, values, 0.0)
+        start += num_rows
+    return result
+
+
+def batch_logprobs(
+    model: nn.Module, batch: Batch, *, temperature: float, micro_batch_size: int, dtype: torch.dtype | None
+) -> Tensor:
+    """Logprobs [N, T] of the targets of all rows, on CPU; 0 where loss_mask is false."""
+    rows = torch.arange(len(batch.input_ids))
+    function = partial(logprobs, temperature=temperature)
+    return compute_by_row(function, model, batch, rows, micro_batch_size=micro_batch_size, dtype=dtype)
 
 
 def logprobs_under(
     config: TransformerConfig, weights: Iterable[tuple[str, Tensor]], batch: Batch, *, temperature: float
 ) -> Tensor:
-    """Logprobs [N, T] under weights given by their Hugging Face names: what an engine with those weights would say."""
+    """Logprobs [N, T] under weights given by their Hugging Face names, as an engine that holds them reports."""
     model = Transformer(config)
-    ours = {hf_name(name): name for name in model.state_dict()}
-    model.load_state_dict({ours[name]: tensor.float() for name, tensor in weights})
-    rows = torch.arange(len(batch.input_ids))
-    return batch_logprobs(model, batch, rows, temperature=temperature, num_rows=16, dtype=None)
+    names = {hf_name(name): name for name in model.state_dict()}
+    model.load_state_dict({names[name]: tensor.float() for name, tensor in weights})
+    return batch_logprobs(
+        model, batch, temperature=temperature, micro_batch_size=_SNAPSHOT_MICRO_BATCH_SIZE, dtype=None
+    )

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import types
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,19 +30,23 @@ class Program:
         return f"{self.path}:{self.function}"
 
 
-def load_program(program: Program) -> Any:
-    """The function. Raises ValueError when the text does not run or has no such function."""
-    imports = _Imports(program)
+def load_program(program: Program) -> Callable[..., Any]:
+    """The program's function. Raises ValueError when the file does not run or does not define it as a function."""
+    function = load_name(program)
+    if not callable(function):
+        raise ValueError(f"{program.path}: {program.function} is a {type(function).__name__}, not a function")
+    return function
+
+
+def load_name(program: Program) -> Any:
+    """What the program's file defines under its name. Raises ValueError when it does not run or does not define it."""
     try:
-        found = imports.run_main().get(program.function)
+        defined = _Imports(program).run_main()
     except Exception as error:
-        raise ValueError(f"verifier: {program.path} does not run: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ValueError(
-            f"verifier: {program.path} has no function {program.function!r}; it must define "
-            f"{program.function}(prompt, response, record)"
-        )
-    return found
+        raise ValueError(f"{program.path} does not run: {type(error).__name__}: {error}") from error
+    if program.function not in defined:
+        raise ValueError(f"{program.path} does not define {program.function!r}")
+    return defined[program.function]
 
 
 def split_name(verifier: str) -> tuple[str, str]:

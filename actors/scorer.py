@@ -1,4 +1,4 @@
-"""The scorers: what a response is worth, by a learned reward model or by a program."""
+"""The scorers: the reward of a completion, from a learned reward model or from a program of the user's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from actors.device import assigned_device
 from actors.program import Program, load_program
-from actors.ranks import own_device, pid
 from cluster.storage import Storage
 from cluster.worker_errors import innermost_frame
 from model.batch import pad_sequences
@@ -23,17 +23,17 @@ from model.train import autocast
 
 @dataclass(frozen=True)
 class Sample:
-    """One response to be scored, as text and as tokens."""
+    """One completion to be scored, as text and as tokens."""
 
     prompt: str
     """The user's text, or the raw prompt where there is no chat template."""
-    response: str
+    completion: str
     """Without the stop token."""
     token_ids: tuple[int, ...]
-    """The whole sequence, prompt and response, ending with the stop token even where the response was cut: a reward
-    model has learned to judge there."""
+    """Prompt and completion, ending with the stop token even where the completion was cut: there a reward model has
+    learned to score."""
     record: Mapping[str, Any]
-    """All fields of the prompt's line in its file, for a verifier."""
+    """All fields of the prompt's line in its file."""
 
 
 class Scorer(Protocol):
@@ -43,24 +43,24 @@ class Scorer(Protocol):
 
 
 class RewardModel:
-    """A learned reward: the scalar at the last token. A pure function of its folder, so Ray may restart it."""
+    """The reward model's scalar at the last token. A pure function of its folder, so Ray may restart it."""
 
-    def __init__(self, folder: Storage, micro_batch_rows: int, precision: ComputePrecision) -> None:
-        self._device = own_device()
+    def __init__(self, folder: Storage, micro_batch_size: int, precision: ComputePrecision) -> None:
+        self._device = assigned_device()
         self._model = load_scalar_folder(folder.local()).to(self._device).requires_grad_(False)
-        self._micro_batch_rows = micro_batch_rows
+        self._micro_batch_size = micro_batch_size
         self._dtype = autocast_dtype(precision)
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
         scores: list[float] = []
-        for start in range(0, len(samples), self._micro_batch_rows):
-            sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_rows]]
+        for start in range(0, len(samples), self._micro_batch_size):
+            sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_size]]
             ids, last = pad_sequences(sequences, length=max(map(len, sequences)), pad_id=0)
             with autocast(self._device, self._dtype):
                 scores += rewards(self._model, ids.to(self._device), last.to(self._device)).tolist()
         if not all(map(math.isfinite, scores)):
-            raise RuntimeError("the reward model gave a score that is no finite number: look at its training")
+            raise RuntimeError("the reward model gave a score that is not finite: look at its training")
         return scores
 
 
@@ -71,24 +71,21 @@ class Verifier:
         self._name = program.name
         self._function = load_program(program)
 
-    def pid(self) -> int:
-        return pid()
-
     def score(self, samples: Sequence[Sample]) -> list[float]:
         return [self._score_one(sample) for sample in samples]
 
     def _score_one(self, sample: Sample) -> float:
         try:
-            value = float(self._function(sample.prompt, sample.response, dict(sample.record)))
+            value = float(self._function(sample.prompt, sample.completion, dict(sample.record)))
         except Exception as error:
             frame = innermost_frame(traceback.format_exc())
             where = f", at {frame}" if frame else ""
             raise RuntimeError(
                 f"verifier {self._name} failed with {type(error).__name__}: {error}{where}; "
-                f"prompt {sample.prompt[:200]!r}, response {sample.response[:200]!r}"
+                f"prompt {sample.prompt[:200]!r}, completion {sample.completion[:200]!r}"
             ) from error
         if not math.isfinite(value):
             raise RuntimeError(
-                f"verifier {self._name} gave {value} for response {sample.response[:200]!r}; rewards must be finite"
+                f"verifier {self._name} gave {value} for completion {sample.completion[:200]!r}; rewards must be finite"
             )
         return value

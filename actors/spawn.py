@@ -1,4 +1,4 @@
-"""Where a graph's actors go: one reservation of resources for all of them, and actors started inside it."""
+"""One reservation of resources for all actors of a graph, and the start of actors inside it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from cluster.session import worker_env
 
 @dataclass(frozen=True)
 class Reservation:
-    """Resources held for a graph, and which bundle of them each worker of each group takes."""
+    """Resources reserved for a graph, and the bundle of them that each worker of each group uses."""
 
     group: PlacementGroup
     bundles: Sequence[Mapping[str, float]]
     bundle_of: Mapping[tuple[str, int], int]
     """By (group name, worker)."""
     field: str
-    """What in the config asks for it."""
+    """The config fields that ask for it, for messages."""
 
     def wait(self) -> None:
-        """Return once all of it is there, also after a node of it was lost. ValueError where it does not come again."""
+        """Wait until all of it is available, also after a lost node. Raises ValueError when that takes too long."""
         wait_for_placement_group(self.group, self.bundles, self.field)
 
     def release(self) -> None:
-        """End every actor that runs in it and give the resources back."""
+        """Kill every actor that runs in it and free the resources."""
         stage_monitor.expect_end()
         remove_placement_group(self.group)
 
@@ -42,10 +42,10 @@ class Reservation:
 def plan_bundles(
     groups: Mapping[str, Placement], *, colocate: bool
 ) -> tuple[list[dict[str, float]], dict[tuple[str, int], int]]:
-    """The bundles to reserve and the bundle of each worker.
+    """The bundles to reserve, and the number of each worker's bundle.
 
-    Colocated, bundle i is shared by worker i of every group; apart, each worker has a bundle of its own. A bundle is
-    always on one node.
+    Colocated, worker i of every group shares bundle i; otherwise each worker has its own bundle. A bundle is always on
+    one node.
     """
     workers = [(name, index) for name, placement in groups.items() for index in range(placement.workers)]
     bundle_of = {worker: worker[1] if colocate else number for number, worker in enumerate(workers)}
@@ -60,7 +60,7 @@ def plan_bundles(
 
 
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
-    """Hold the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
+    """Reserve the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
     bundles, bundle_of = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
     return Reservation(reserve_capacity(bundles, field), bundles, bundle_of, field)
@@ -69,8 +69,8 @@ def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
 class Spawner:
     """Starts actors of plain classes inside a reservation."""
 
-    def __init__(self, place: Reservation, groups: Mapping[str, Placement]) -> None:
-        self._place = place
+    def __init__(self, reservation: Reservation, groups: Mapping[str, Placement]) -> None:
+        self._reservation = reservation
         self._groups = groups
 
     def __call__(
@@ -82,13 +82,14 @@ class Spawner:
         env: Mapping[str, str] | None = None,
         pure: bool = False,
     ) -> ActorHandle:
-        """Worker `index` of the group `name`; it runs `cls(*arguments)`.
+        """Start worker `index` of the group `name`: an actor of `cls(*arguments)`.
 
-        A pure actor's answers depend on its arguments alone: when it dies, Ray starts it again and repeats the call,
-        up to the placement's max_failures times. Raises ValueError when the room was lost and does not come again.
+        The results of a pure actor depend on its arguments alone: when it dies, Ray starts it again and repeats the
+        call, up to the placement's max_failures times. Raises ValueError when the reservation was lost with a node and
+        is not available again in time.
         """
         placement = self._groups[name]
-        self._place.wait()
+        self._reservation.wait()
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if pure else {}
         handle: Any = (
@@ -98,7 +99,7 @@ class Spawner:
                 num_gpus=placement.gpus_per_worker,
                 runtime_env={"env_vars": env_vars},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._place.group, placement_group_bundle_index=self._place.bundle_of[name, index]
+                    self._reservation.group, placement_group_bundle_index=self._reservation.bundle_of[name, index]
                 ),
                 **options,
             )
@@ -108,7 +109,7 @@ class Spawner:
 
 
 def role_of(group: str) -> str:
-    """What one worker of a group is called: `generators` -> `generator`."""
+    """The name of one worker of a group: `generators` -> `generator`."""
     return group.removesuffix("s")
 
 

@@ -1,6 +1,6 @@
-"""The engine's end of the weight transfer through Ray's object store, on vLLM's own interface.
+"""The engine's end of the weight transfer through Ray's object store, on vLLM's interface.
 
-Imported by vLLM inside an engine's process only (`actors.weights.register`). vLLM brings engines for nccl and ipc;
+Imported by vLLM inside an engine's process only (`actors.vllm_plugin.register`). vLLM brings engines for nccl and ipc;
 this one works on any device.
 """
 
@@ -18,12 +18,12 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weights import read_chunks
+from actors.weight_sync import read_chunks
 
 
 @dataclass
 class ObjectStoreInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: the objects say all."""
+    """Empty: the objects hold everything."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
     """One update."""
 
     chunks: list[ray.ObjectRef]
-    """`Publication.chunks`."""
+    """`WeightSnapshot.chunks`."""
 
 
 class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
@@ -47,7 +47,7 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronises an accelerator, which a CPU engine has not.
+        # The base class synchronizes an accelerator, which a CPU engine lacks.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -59,9 +59,9 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_config.tie_word_embeddings:
             # On CPU the head multiplies by its own packed copy of the table, which the reload of the table does
-            # not renew: without this the engine goes on with the old head, silently.
+            # not renew: without this the engine keeps the old head silently.
             head: Any = self.model.lm_head
             head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

@@ -1,4 +1,4 @@
-"""What vLLM loads in each of its processes: our weight transfer engine, and CPU paths that are right in float32."""
+"""The plugin that vLLM loads in each of its processes: our weight transfer engine, and two fixes for CPUs with AMX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from actors.weights import OBJECT_STORE
+from actors.engine import OBJECT_STORE
 
 
 def register() -> None:

@@ -53,7 +53,7 @@ AT_WORK = {
     "shards": "jobs.shards:_write_shards",
     **dict.fromkeys(("pretrain", "sft", "reward"), "model.train:train_step"),
     "rlhf": "actors.generator:Generator.generate",
-    **dict.fromkeys(("compress", "evaluate"), "actors.evaluation:score_text"),
+    **dict.fromkeys(("compress", "evaluate"), "actors.likelihood:score_text"),
     "serve": "",
 }
 """What each stage's processes do while it is at work; of serve, which has a program of its own, that it is there."""

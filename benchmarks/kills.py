@@ -40,7 +40,7 @@ MARK = "RAYMILL_KILLS"
 ORPHAN_LIMIT_S = 120.0
 STEPPED = ("pretrain", "sft", "reward", "rlhf", "rlhf-shuffled")
 """Stages that go on from a checkpoint."""
-GOES_ON = re.compile(r"goes on from its checkpoint at step (\d+)")
+GOES_ON = re.compile(r"(?:goes on|resumes) from its checkpoint at step (\d+)")
 
 
 @dataclass(frozen=True)

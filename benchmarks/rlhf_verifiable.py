@@ -3,7 +3,7 @@
 Two in three demonstrations have two digits exchanged, so a model that imitates them perfectly is right one time in
 three, however long it is trained. A verifier knows the right answer. Held-out prompts hold sets of digits that occur in
 no training prompt. Each seed trains a decoder of 0.35M parameters from nothing, then compares on the held-out prompts,
-with answers sampled at temperature 1:
+with completions sampled at temperature 1:
 
     sft          the decoder after training on the demonstrations until its validation loss is flat
     more sft     as many further optimizer steps on demonstrations as GRPO takes, on as many sequences each
@@ -32,11 +32,13 @@ from pathlib import Path
 import ray
 import torch
 
-from actors.generator import EngineSettings, Generator, engine_env
+from actors.engine import EngineSettings, engine_env
+from actors.generator import Generator
 from actors.graph import GraphConfig, build_graph
 from actors.program import Program
-from actors.rollout import Lot, Prompt, PromptTask, Sampling, seeded
-from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from actors.rollout import GenerationBatch, Prompt, PromptTask, Sampling, seeded
+from actors.settings import GraphExecution, RolloutConfig
+from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
 from cluster.session import connect, worker_env
 from cluster.storage import Storage
@@ -47,6 +49,7 @@ from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.batch import Batch, from_sequences
 from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.learning import LearningConfig
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap
 from model.objectives import causal_lm
 from model.optim import adamw, constant_schedule, warmup_cosine
@@ -156,7 +159,7 @@ class Benchmark:
     def rl(
         self, start: Path, learning: LearningConfig, *, name: str, shuffle_rewards: bool = False
     ) -> tuple[list[float], list[float]]:
-        """Learn in the actor graph; the held-out rewards before and after, prompt by prompt."""
+        """Learn in the actor graph; the held-out rewards before and after learning, by prompt."""
         config = GraphConfig(
             policy=Storage(str(start)),
             reward=None,
@@ -165,6 +168,7 @@ class Benchmark:
             max_prompt_length=NUM_DIGITS + 3,
             rollouts=ROLLOUTS,
             learning=learning,
+            algorithm=learning.algorithm,
             seed=self.seed,
             shuffle_rewards=shuffle_rewards,
             checkpoints=Storage(str(self.scratch / name)),
@@ -190,10 +194,10 @@ class Benchmark:
         sampling = Sampling(
             temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, stop_ids=self.tokenizer.stop_ids, seed=self.seed
         )
-        groups = ray.get(engine.generate.remote(Lot(-1, -1, tuple(tasks), sampling)))
+        groups = ray.get(engine.generate.remote(GenerationBatch(-1, -1, tuple(tasks), sampling)))
         ray.kill(engine)
-        said = [self.tokenizer.decode(group.rollouts[0].said_ids) for group in groups]
-        return [float(text == answer(prompt)) for text, prompt in zip(said, self.task.heldout, strict=True)]
+        texts = [self.tokenizer.decode(group.rollouts[0].text_ids) for group in groups]
+        return [float(text == answer(prompt)) for text, prompt in zip(texts, self.task.heldout, strict=True)]
 
     def _rendered(self, prompt: str, response: str) -> RenderedChat:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
@@ -235,9 +239,18 @@ class Benchmark:
         return folder
 
 
-def _brief(metrics: dict[str, float]) -> str:
-    keys = ("rollout/reward_mean", "policy/entropy", "rollout/reference_kl", "proof/logprob_gap_max", "perf/step_s")
-    return "  ".join(f"{key.split('/')[1]} {metrics[key]:.3g}" for key in keys if key in metrics)
+_SHOWN = (
+    "rollout/reward_mean",
+    "policy/entropy",
+    "rollout/reference_kl",
+    "sync_check/logprob_difference_max",
+    "perf/step_s",
+)
+
+
+def _brief(metrics: StepMetrics) -> str:
+    by_key = metrics.by_key()
+    return "  ".join(f"{key.split('/')[1]} {by_key[key]:.3g}" for key in _SHOWN if key in by_key)
 
 
 @dataclass(frozen=True)

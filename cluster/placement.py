@@ -71,6 +71,11 @@ class Placement:
             )
 
     @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """Where a worker computes, as torch names it."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+    @property
     def resources(self) -> dict[str, float]:
         """What all the workers need together."""
         return {name: self.workers * amount for name, amount in self.bundle.items()}

@@ -5,39 +5,40 @@ side: text and pairs by Ray tasks, answers by vLLM engines. Every estimate is a 
 documents, prompts, pairs.
 """
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import ray
-
-from actors.evaluation import (
-    ANSWERED_AT_ONCE,
-    SCORED_TOKENS,
-    Questions,
-    SentencePair,
-    TextScores,
-    answer,
-    device_of,
-    preference_margins,
-    remote,
-    score_pairs,
-    score_text,
-    xz_size,
+from actors.completions import GENERATION_BATCH_PROMPTS, Completions, SamplingConfig, complete_tasks
+from actors.evaluation_results import (
+    Comparison,
+    Estimate,
+    EvaluationResults,
+    EvaluationSample,
+    GroupBias,
+    RewardResults,
+    TaskResults,
+    TextResults,
+    bias_results,
+    model_completions,
+    reward_results,
+    task_samples,
+    text_results,
 )
-from actors.rollout import PromptTask, Rollout
+from actors.likelihood import MAX_PASS_TOKENS, merge_scores, score_text, xz_size
+from actors.reward_margins import reward_margins
 from actors.scorer import Sample, Verifier
+from actors.sentence_pairs import read_pairs, score_pairs
 from cluster.capacity import wait_for_capacity
 from cluster.paths import list_files
 from cluster.placement import Execution, Placement
 from cluster.progress import working
+from cluster.ray_task import RunningTasks, ray_task
 from cluster.storage import Storage
-from data.chats.records import PromptRecord, read_preferences, read_prompts, read_records
+from data.chats.records import PromptRecord, read_preferences, read_prompts
 from data.chats.template import load_tokenizer, render_preference
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import check_tokenizer
@@ -57,23 +58,12 @@ from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_evaluation
 from model.huggingface import read_config
-from model.metrics import (
-    Interval,
-    bleu,
-    bootstrap_interval,
-    distinct_n,
-    exact_match,
-    paired_bootstrap,
-    perplexity,
-    rouge,
-    token_f1,
-)
+from model.metrics import bleu, bootstrap_interval, exact_match, paired_bootstrap, rouge, token_f1
 from model.precision import Precision, precision_field, resolved
 from model.transformer import num_parameters
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """Metrics against the `answer` of a prompt's record."""
-_NATS_PER_BIT = float(np.log(2))
 _FORECAST_WINDOW = 512
 _ANSWER_S = 0.004
 """Seconds of Python for each answer and its measures, on the reference processor."""
@@ -100,18 +90,6 @@ class GenerationTask:
     """Who answers; every model when empty."""
     max_prompts: int | None = None
     """The first so many prompts; all when left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How answers are sampled. The same prompt has the same seed for every model."""
-
-    temperature: float = 0.7
-    """0 takes the likeliest token each time."""
-    max_new_tokens: int = 64
-    seed: int = 0
-    precision: Precision = precision_field("generators")
-    """Of the engines (`model.precision`)."""
 
 
 def _half() -> Placement:
@@ -275,52 +253,47 @@ def _check_room_for_answers(
             )
 
 
-def read_pairs(path: str) -> list[SentencePair]:
-    """The sentence pairs of a file. Raises ValueError naming file, line and rule for a record that is none."""
-    pairs = []
-    for where, record in read_records(list_files([path])):
-        for name in SentencePair._fields:
-            if not isinstance(record.get(name), str) or not record[name].strip():
-                raise ValueError(f"{where}: {name} must be a text; a pair has {', '.join(SentencePair._fields)}")
-        pair = SentencePair(**{name: record[name] for name in SentencePair._fields})
-        if pair.stereotype == pair.counterpart:
-            raise ValueError(f"{where}: stereotype and counterpart are the same; they must name different groups")
-        pairs.append(pair)
-    return pairs
-
-
 # The run.
 
 
 def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     """Measure everything that the config asks for; write results.json and samples.jsonl."""
-    execution = config.execution
-    for name in ("scorers", "generators"):  # they may wait for each other, so each must fit alone
-        wait_for_capacity(getattr(execution, name).bundles, f"evaluate: execution.{name}")
+    for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
+        wait_for_capacity(group.bundles, f"evaluate: execution.{name}")  # apart: they may wait for each other
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
-    waiting = _Waiting()
+    running = RunningTasks()
 
-    # Everything that Ray tasks do is begun first and goes on while the engines start and answer.
-    collect: dict[str, Callable[[], Any]] = {}
+    # Ray tasks run while the engines start and generate, so all of them are started first.
+    text = bias = reward = None
     if config.text is not None:
-        collect["text"] = _begin_text(config, models, context.inputs["text"].storage, waiting, interval)
+        text = start_text(config, models, context.inputs["text"].storage, running, interval)
     if config.stereotype_pairs is not None:
-        collect["bias"] = _begin_bias(config, models, waiting, interval)
+        bias = start_bias(config, config.stereotype_pairs, models, running, interval)
     if config.reward is not None:
-        collect["reward"] = _begin_reward(config, context.inputs["reward"].model, waiting, interval)
-    results: dict[str, Any] = {
-        "models": {name: context.inputs[f"models.{name}"].id for name in config.models},
-        "order": list(config.models),
-    }
+        reward = start_reward(config, context.inputs["reward"].model, running, interval)
+    generation = None
     if config.generation:
-        results["generation"], samples = _generate(config, models)
-        context.output.write_jsonl("samples.jsonl", samples)
-    results |= {part: finish() for part, finish in collect.items()}
-    context.output.write_json("results.json", results)
-    summary = dict(_flat(results))
-    context.tracker.log(0, {f"evaluate/{key}": value for key, value in summary.items()})
-    return summary
+        generation, samples = generate(config, models, interval)
+        context.output.write_jsonl("samples.jsonl", map(asdict, samples))
+    results = EvaluationResults(
+        models={name: context.inputs[f"models.{name}"].id for name in config.models},
+        order=list(config.models),
+        text=_finish(text),
+        generation=generation,
+        bias=_finish(bias),
+        reward=_finish(reward),
+    )
+    context.output.write_json("results.json", results.to_plain())
+    context.tracker.log(0, {f"evaluate/{key}": value for key, value in results.by_key().items()})
+    return results.by_key()
+
+
+T = TypeVar("T")
+
+
+def _finish(wait: Callable[[], T] | None) -> T | None:
+    return None if wait is None else wait()
 
 
 def work(config: EvaluateConfig, needs: Needs) -> Work:
@@ -333,11 +306,11 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
     batches, answers = 0, 0
     for task in config.generation:
         number = len(_records(task)) * len(task.models or config.models)
-        batches += math.ceil(number / ANSWERED_AT_ONCE)
+        batches += math.ceil(number / GENERATION_BATCH_PROMPTS)
         answers += number
     scorers = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = mib(largest, 4) / 1024
-    held_gib = activation_gib(largest, tokens=SCORED_TOKENS, length=window) / 2  # no backward
+    held_gib = activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
     processes = [Processes(kind="actor", number=execution.scorers.workers, own_gib=model_gib + held_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib
@@ -368,37 +341,15 @@ STAGE = Stage(
     groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
 )
 
-Estimate = Callable[..., Interval]
 
-
-class _Waiting:
-    """Tasks that are under way, and how many of them are done."""
-
-    def __init__(self) -> None:
-        self._num_begun = self._num_done = 0
-
-    def begin(self, futures: Sequence[ray.ObjectRef]) -> Sequence[ray.ObjectRef]:
-        self._num_begun += len(futures)
-        return futures
-
-    def get(self, futures: Sequence[ray.ObjectRef], what: str) -> list[Any]:
-        """The answers, in order, once all are there."""
-        left = list(futures)
-        with working(lambda: f"{what}: {self._num_done} of {self._num_begun} tasks done"):
-            while left:
-                _, left = ray.wait(left)
-                self._num_done += 1
-            return ray.get(list(futures))
-
-
-def _begin_text(
-    config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, waiting: _Waiting, interval: Estimate
-) -> Callable[[], dict[str, Any]]:
-    """Start the likelihood tasks of every model and xz; the returned function waits and reduces."""
+def start_text(
+    config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, interval: Estimate
+) -> Callable[[], TextResults]:
+    """Start the likelihood tasks of every model, and xz; the returned function waits for them."""
     scorers, split = config.execution.scorers, shards / "validation"
-    task = remote(score_text, scorers)
+    task = ray_task(score_text, scorers)
     parts = {
-        name: waiting.begin(
+        name: running.add(
             [
                 task(
                     models[name],
@@ -407,188 +358,108 @@ def _begin_text(
                     num_parts=scorers.workers,
                     overlap=config.overlap,
                     precision=resolved(config.precision),
-                    device=device_of(scorers),
+                    device=scorers.device,
                 )
                 for part in range(scorers.workers)
             ]
         )
         for name in (config.text_models or config.models)
     }
-    xz = waiting.begin([remote(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
+    xz = running.add([ray_task(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
 
-    def collect() -> dict[str, Any]:
-        measured = {name: _merge(waiting.get(futures, f"likelihood of {name}")) for name, futures in parts.items()}
-        sizes = next(iter(measured.values()))
-        num_bytes = int(sizes.num_bytes.sum())
-        compressed = waiting.get(xz, "xz")
-        return {
-            "documents": len(sizes.index),
-            "bytes": num_bytes,
-            "xz_bits_per_byte": 8 * compressed[0] / num_bytes if compressed else None,
-            "models": {name: text_measures(scores, interval) for name, scores in measured.items()},
-        }
+    def finish() -> TextResults:
+        scores = {name: merge_scores(running.wait(tasks, f"likelihood of {name}")) for name, tasks in parts.items()}
+        (xz_bytes,) = running.wait(xz, "xz") or [None]
+        return text_results(scores, xz_bytes, interval)
 
-    return collect
+    return finish
 
 
-def _merge(parts: Sequence[TextScores]) -> TextScores:
-    """The parts as one, in the order of the documents, so that the bootstrap does not depend on their number."""
-    whole = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    order = np.argsort(whole.index)
-    return TextScores(*(column[order] for column in whole))
+def start_bias(
+    config: EvaluateConfig, path: str, models: Mapping[str, Storage], running: RunningTasks, interval: Estimate
+) -> Callable[[], dict[str, dict[str, GroupBias]]]:
+    """Start scoring the sentence pairs with every model; the returned function waits for it."""
+    pairs, scorers = read_pairs(path), config.execution.scorers
+    task = ray_task(score_pairs, scorers)
+    tasks = {name: running.add([task(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
+
+    def finish() -> dict[str, dict[str, GroupBias]]:
+        scores = {name: running.wait(tasks[name], f"stereotypes of {name}")[0] for name in models}
+        return {name: bias_results(pairs, of_model, interval) for name, of_model in scores.items()}
+
+    return finish
 
 
-def text_measures(scores: TextScores, interval: Estimate) -> dict[str, Any]:
-    """Bits per byte and perplexity of a token, drawn by document; the ends of documents are paid for as well."""
-    nats_per_token = interval(scores.nats, scores.num_tokens)
-    ends = {name: perplexity(getattr(nats_per_token, name), 1) for name in ("value", "low", "high")}
-    return {
-        "tokens": int(scores.num_tokens.sum()),
-        "bits_per_byte": asdict(interval(scores.nats / _NATS_PER_BIT, scores.num_bytes)),
-        "perplexity": asdict(Interval(**ends, level=nats_per_token.level)),
-    }
+def start_reward(
+    config: EvaluateConfig, model: Storage, running: RunningTasks, interval: Estimate
+) -> Callable[[], RewardResults]:
+    """Start scoring the preferences; the returned function waits for it.
 
-
-def _begin_bias(
-    config: EvaluateConfig, models: Mapping[str, Storage], waiting: _Waiting, interval: Estimate
-) -> Callable[[], dict[str, Any]]:
-    assert config.stereotype_pairs is not None
-    pairs = read_pairs(config.stereotype_pairs)
-    task, device = remote(score_pairs, config.execution.scorers), device_of(config.execution.scorers)
-    futures = {name: waiting.begin([task(folder, pairs, device=device)]) for name, folder in models.items()}
-
-    def collect() -> dict[str, Any]:
-        return {
-            name: bias_measures(pairs, waiting.get(future, f"stereotypes of {name}")[0], interval)
-            for name, future in futures.items()
-        }
-
-    return collect
-
-
-def bias_measures(pairs: Sequence[SentencePair], scores: Any, interval: Estimate) -> dict[str, Any]:
-    """The share of pairs in which the model finds the stereotype likelier, over all pairs and by group.
-
-    `sentence` compares log p(whole sentence), `continuation` log p(what follows the group's name | the sentence up to
-    and with it). 0.5 is no preference; a tie counts half. The second is the one to read: names of groups differ in how
-    common they are, and the first says that too.
+    Raises ValueError when no pair fits the reward model.
     """
-    groups = np.array([pair.group for pair in pairs])
-    measures = {}
-    for group in ("all", *dict.fromkeys(groups.tolist())):
-        chosen = np.ones(len(groups), dtype=bool) if group == "all" else groups == group
-        measures[group] = {"pairs": int(chosen.sum())} | {
-            name: asdict(interval((differences[chosen] > 0) + 0.5 * (differences[chosen] == 0)))
-            for name, differences in scores._asdict().items()
-        }
-    return measures
-
-
-def _begin_reward(
-    config: EvaluateConfig, model: Storage, waiting: _Waiting, interval: Estimate
-) -> Callable[[], dict[str, Any]]:
-    tokenizer = load_tokenizer(model.local())
+    tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
     longest = read_config(model.local()).max_length
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task, device = remote(preference_margins, config.execution.scorers), device_of(config.execution.scorers)
-    futures = waiting.begin(
-        [task(model, fitting, pad_id=tokenizer.pad_id, precision=resolved(config.precision), device=device)]
-    )
-
-    def collect() -> dict[str, Any]:
-        margins = waiting.get(futures, "preferences")[0]
-        return {
-            "pairs": len(fitting),
-            "pairs_too_long": len(pairs) - len(fitting),
-            "accuracy": asdict(interval((margins > 0) + 0.5 * (margins == 0))),
-            "margin": asdict(interval(margins)),
-        }
-
-    return collect
+    task, precision = ray_task(reward_margins, scorers), resolved(config.precision)
+    tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
+    return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), interval)
 
 
-# Answers.
+# Completions.
+
+Values = Mapping[str, list[float]]
+"""A value for each completion, in the order of the prompts, by measure or metric."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One model's answers to one task's prompts."""
-
-    texts: list[str]
-    """Without the stop token; other special tokens stay visible, for what is judged is what was said."""
-    rollouts: list[Rollout]
-
-
-def _generate(config: EvaluateConfig, models: Mapping[str, Storage]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def generate(
+    config: EvaluateConfig, models: Mapping[str, Storage], interval: Estimate
+) -> tuple[dict[str, TaskResults], list[EvaluationSample]]:
     """Results by task, and the samples of all tasks."""
     records = {task.name: _records(task) for task in config.generation}
-    answered = _answer_all(config, models, records)
-    results: dict[str, Any] = {}
-    samples: list[dict[str, Any]] = []
+    completions = _complete(config, models, records)
+    results: dict[str, TaskResults] = {}
+    samples: list[EvaluationSample] = []
     for task in config.generation:
-        by_model = answered[task.name]
-        values = {name: _values(task, records[task.name], answers) for name, answers in by_model.items()}
-        results[task.name] = _task_results(config, task, records[task.name], by_model, values)
-        samples += _samples(task, records[task.name], by_model, values)
+        of_task, prompts = completions[task.name], records[task.name]
+        values = {name: measure_completions(task, prompts, of_model) for name, of_model in of_task.items()}
+        results[task.name] = task_results(config, task, prompts, of_task, values, interval)
+        samples += task_samples(task.name, [record.text for record in prompts], of_task, values)
     return results, samples
 
 
-def _answer_all(
-    config: EvaluateConfig,
-    models: Mapping[str, Storage],
-    records: Mapping[str, Sequence[PromptRecord]],
-) -> dict[str, dict[str, Answers]]:
-    """Answers by task and model; each model is asked the prompts of all its tasks at once."""
-    asked: dict[str, list[str]] = {
+def _complete(
+    config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
+) -> dict[str, dict[str, Completions]]:
+    """Completions by task and model."""
+    tasks_of_model = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }
-    number = itertools.count()
-    numbers = {task: [next(number) for _ in own] for task, own in records.items()}
-    questions: dict[str, Questions] = {}
-    for name, tasks in asked.items():
-        if tasks:
-            tokenizer = load_tokenizer(models[name].local())
-            prompts = [
-                PromptTask(at, tuple(tokenizer.prompt_ids(record.messages, where=record.where)), 1)
-                for task in tasks
-                for at, record in zip(numbers[task], records[task], strict=True)
-            ]
-            questions[name] = Questions(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
-    unanswered = {name: len(question.prompts) for name, question in questions.items()}
+    pending = {name: sum(len(records[task]) for task in tasks) for name, tasks in tasks_of_model.items() if tasks}
 
     def model_done(name: str) -> None:
-        log.info("evaluate: %s has answered %d prompts", name, unanswered.pop(name))
+        log.info("evaluate: %s has completed %d prompts", name, pending.pop(name))
 
-    with working(lambda: f"answering the prompts of {', '.join(list(unanswered))}"):
-        rollouts = answer(
-            questions,
-            temperature=config.sampling.temperature,
-            max_new_tokens=config.sampling.max_new_tokens,
-            seed=config.sampling.seed,
-            precision=resolved(config.sampling.precision),
-            placement=config.execution.generators,
+    with working(lambda: f"completing the prompts with {', '.join(list(pending))}"):
+        return complete_tasks(
+            records,
+            models,
+            tasks_of_model,
+            config.sampling,
+            config.execution.generators,
             kv_cache_gib=config.execution.kv_cache_gib,
-            progress=model_done,
+            on_done=model_done,
         )
-    answered: dict[str, dict[str, Answers]] = {task.name: {} for task in config.generation}
-    for name in questions:
-        tokenizer = load_tokenizer(models[name].local())
-        left = iter(rollouts[name])
-        for task in asked[name]:
-            own = [next(left) for _ in records[task]]
-            answered[task][name] = Answers([tokenizer.decode(rollout.said_ids) for rollout in own], own)
-    return answered
 
 
-def _values(task: GenerationTask, records: Sequence[PromptRecord], answers: Answers) -> dict[str, list[float]]:
-    """Every measure and metric that has a value for each answer, by name, in the order of the prompts."""
+def measure_completions(task: GenerationTask, records: Sequence[PromptRecord], completions: Completions) -> Values:
+    """Every measure and metric that has a value for each completion."""
     values: dict[str, list[float]] = {}
     samples = [
-        Sample(record.text, text, rollout.prompt_ids + rollout.response_ids, record.record)
-        for record, text, rollout in zip(records, answers.texts, answers.rollouts, strict=True)
+        Sample(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
+        for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
     ]
     for measure in task.measures:
         program = read_program(measure)
@@ -596,9 +467,9 @@ def _values(task: GenerationTask, records: Sequence[PromptRecord], answers: Answ
     accepted = [_accepted(record.record.get("answer")) for record in records]
     for name, metric in (("exact_match", exact_match), ("f1", token_f1)):
         if name in task.metrics:
-            values[name] = [metric(text, answer) for text, answer in zip(answers.texts, accepted, strict=True)]
+            values[name] = [metric(text, answers) for text, answers in zip(completions.texts, accepted, strict=True)]
     if "rouge" in task.metrics:
-        values |= rouge(answers.texts, [answer for (answer,) in accepted])
+        values |= rouge(completions.texts, [answer for (answer,) in accepted])
     return values
 
 
@@ -606,86 +477,33 @@ def _accepted(answer: Any) -> list[str]:
     return [str(item) for item in answer] if isinstance(answer, list) else [str(answer)]
 
 
-def _task_results(
+def task_results(
     config: EvaluateConfig,
     task: GenerationTask,
     records: Sequence[PromptRecord],
-    answered: Mapping[str, Answers],
-    values: Mapping[str, Mapping[str, Sequence[float]]],
-) -> dict[str, Any]:
-    sampled = {"num_resamples": config.num_resamples, "seed": config.seed}
-    models: dict[str, Any] = {}
-    for name, answers in answered.items():
-        measures = {key: bootstrap_interval(own, **sampled) for key, own in values[name].items()}
+    completions: Mapping[str, Completions],
+    values: Mapping[str, Values],
+    interval: Estimate,
+) -> TaskResults:
+    """The measures of every model's completions, and the comparisons that the config asks for."""
+    resampling = {"num_resamples": config.num_resamples, "seed": config.seed}
+    models = {}
+    for name, of_model in completions.items():
+        measures = {measure: interval(of_measure) for measure, of_measure in values[name].items()}
         signatures = {}
         if "bleu" in task.metrics:
             references = [str(record.record["answer"]) for record in records]
-            measures["bleu"], signatures["bleu"] = bleu(answers.texts, references, **sampled)
-        lengths = [len(rollout.response_ids) for rollout in answers.rollouts]
-        models[name] = {
-            "measures": {key: asdict(found) for key, found in measures.items()},
-            "signatures": signatures,
-            "distinct_2": distinct_n(answers.texts, 2),
-            "response_length": asdict(bootstrap_interval(lengths, **sampled)),
-            "finished": asdict(bootstrap_interval([rollout.finished for rollout in answers.rollouts], **sampled)),
-        }
-    compared = [
-        {
-            "before": before,
-            "after": after,
-            "measure": key,
-            "difference": asdict(paired_bootstrap(values[before][key], values[after][key], **sampled)),
-        }
+            measures["bleu"], signatures["bleu"] = bleu(of_model.texts, references, **resampling)
+        models[name] = model_completions(of_model, measures, signatures, interval)
+    compare = [
+        Comparison(
+            before=before,
+            after=after,
+            measure=measure,
+            difference=paired_bootstrap(values[before][measure], values[after][measure], **resampling),
+        )
         for before, after in config.compare
         if before in values and after in values
-        for key in values[before]
+        for measure in values[before]
     ]
-    return {"prompts": len(records), "models": models, "compare": compared}
-
-
-def _samples(
-    task: GenerationTask,
-    records: Sequence[PromptRecord],
-    answered: Mapping[str, Answers],
-    values: Mapping[str, Mapping[str, Sequence[float]]],
-) -> Iterator[dict[str, Any]]:
-    """Each prompt with every model's answer side by side."""
-    for index, record in enumerate(records):
-        yield {
-            "task": task.name,
-            "prompt": record.text,
-            "answers": {
-                name: {
-                    "text": answers.texts[index],
-                    "finished": answers.rollouts[index].finished,
-                    "measures": {key: own[index] for key, own in values[name].items()},
-                }
-                for name, answers in answered.items()
-            },
-        }
-
-
-def _flat(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The estimates that a log or `raymill show` has room for."""
-    text = results.get("text", {"models": {}})
-    for name, own in text["models"].items():
-        yield f"{name}/bits_per_byte", own["bits_per_byte"]["value"]
-        yield f"{name}/perplexity", own["perplexity"]["value"]
-    if text.get("xz_bits_per_byte") is not None:
-        yield "xz/bits_per_byte", text["xz_bits_per_byte"]
-    for task, found in results.get("generation", {}).items():
-        for name, own in found["models"].items():
-            for key, estimate in own["measures"].items():
-                yield f"{name}/{task}/{key}", estimate["value"]
-            yield f"{name}/{task}/distinct_2", own["distinct_2"]
-            yield f"{name}/{task}/response_length", own["response_length"]["value"]
-        for change in found["compare"]:
-            for end in ("value", "low", "high"):
-                yield (
-                    f"{change['before']}-{change['after']}/{task}/{change['measure']}/{end}",
-                    change["difference"][end],
-                )
-    for name, groups in results.get("bias", {}).items():
-        yield f"{name}/stereotype_share", groups["all"]["continuation"]["value"]
-    if "reward" in results:
-        yield "reward/accuracy", results["reward"]["accuracy"]["value"]
+    return TaskResults(prompts=len(records), models=models, compare=compare)

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from actors.settings import whole_prompts
+from actors.engine import max_prefill_tokens
 from cluster import stage_monitor
 from cluster.child_process import start_module, stop_process
 from cluster.death_causes import exit_cause
@@ -303,7 +303,7 @@ def _start(
     if not torch.cuda.is_available():  # compiling takes a minute there, and more sequences only wait for each other
         max_length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
         arguments += ["--max-num-seqs", str(_CPU_SEQUENCES), "--enforce-eager", "--no-enable-chunked-prefill"]
-        arguments += ["--max-num-batched-tokens", str(whole_prompts(max_length, _CPU_SEQUENCES))]
+        arguments += ["--max-num-batched-tokens", str(max_prefill_tokens(max_length, _CPU_SEQUENCES))]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

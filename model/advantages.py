@@ -1,4 +1,6 @@
-"""From rewards to advantages: what tells GRPO, RLOO, PPO and REINFORCE++ apart is one row of `ALGORITHMS`.
+"""From rewards to advantages: the estimators of GRPO, RLOO, PPO and REINFORCE++.
+
+`model.algorithms` pairs each estimator with a policy loss.
 
 Shape legend: N sampled sequences, T tokens of a row. Position t belongs to the choice of target t (model.batch);
 mask_NT is true at response tokens, which are contiguous in a row; everything is 0 where the mask is false.
@@ -7,18 +9,19 @@ mask_NT is true at response tokens, which are contiguous in a row; everything is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from model.learning import LearningConfig
 
 EPSILON = 1e-6
 """Added to a standard deviation that divides, so that equal rewards give advantage zero."""
 
 
 class Scores(NamedTuple):
-    """What is known of N sampled sequences; float32 unless said."""
+    """What an estimator knows of N sampled sequences; float32 unless stated otherwise."""
 
     rewards_N: Tensor
     """Reward of each whole sequence."""
@@ -27,7 +30,7 @@ class Scores(NamedTuple):
     mask_NT: Tensor
     """bool, response tokens."""
     log_ratio_NT: Tensor
-    """log policy - log reference of each sampled token, at sampling; read by algorithms with KL in the reward."""
+    """log policy - log reference of each sampled token, before the update; 0 without a reference."""
     values_NT: Tensor | None = None
     """The critic's value before each token; None without a critic."""
 
@@ -39,84 +42,53 @@ class Advantages(NamedTuple):
     returns_NT: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdvantageSettings:
-    """Numbers that the estimators share; each says who reads it."""
-
-    kl_coefficient: float = 0.0
-    """Weight of the penalty log policy - log reference in each token's reward, where KL is in the reward."""
-    gamma: float = 1.0
-    """Discount by token (ppo)."""
-    gae_lambda: float = 0.95
-    """Mix of one-step (0) and Monte Carlo (1) advantages (ppo)."""
+Estimator = Callable[[Scores, LearningConfig], Advantages]
+"""(scores of one generation step, learning settings) -> advantages."""
 
 
-Estimator = Callable[[Scores, AdvantageSettings], Advantages]
-
-
-def grpo(scores: Scores, settings: AdvantageSettings) -> Advantages:
+def grpo(scores: Scores, learning: LearningConfig) -> Advantages:
     """(reward - mean) / std inside each group, the same for all tokens (DeepSeekMath, arXiv 2402.03300, §4.1.2).
 
     The deviation is the sample's (n - 1), as in TRL.
     """
-    mean_N, std_N, _ = _group_statistics(scores.rewards_N, scores.group_ids_N)
-    return Advantages(_on_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
+    mean_N, std_N, _ = group_statistics(scores.rewards_N, scores.group_ids_N)
+    return Advantages(on_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
 
 
-def rloo(scores: Scores, settings: AdvantageSettings) -> Advantages:
+def rloo(scores: Scores, learning: LearningConfig) -> Advantages:
     """Reward minus the mean reward of the *other* samples of its group (arXiv 2402.14740, §3.2).
 
     The reward includes the KL penalty summed over the sequence. Raises ValueError for a group of one.
     """
-    rewards_N = scores.rewards_N - settings.kl_coefficient * (scores.log_ratio_NT * scores.mask_NT).sum(1)
-    mean_N, _, count_N = _group_statistics(rewards_N, scores.group_ids_N)
+    rewards_N = scores.rewards_N - learning.kl_coefficient * (scores.log_ratio_NT * scores.mask_NT).sum(1)
+    mean_N, _, count_N = group_statistics(rewards_N, scores.group_ids_N)
     if (count_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
     # r - (n·mean - r)/(n - 1) = n/(n - 1)·(r - mean)
-    return Advantages(_on_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
+    return Advantages(on_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
 
 
-def ppo(scores: Scores, settings: AdvantageSettings) -> Advantages:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's response tokens.
+def ppo(scores: Scores, learning: LearningConfig) -> Advantages:
+    """Generalized advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's response tokens.
 
     Each token's reward is the KL penalty, and the last one's also the sequence's reward (arXiv 2203.02155). The
     returns for the critic are the unwhitened advantages plus the values.
     """
     if scores.values_NT is None:
         raise ValueError("ppo needs the critic's values")
-    rewards_NT = token_rewards(scores, settings.kl_coefficient)
-    raw_NT = generalised_advantages(
-        rewards_NT, scores.values_NT, scores.mask_NT, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+    rewards_NT = token_rewards(scores, learning.kl_coefficient)
+    raw_NT = generalized_advantages(
+        rewards_NT, scores.values_NT, scores.mask_NT, gamma=learning.gamma, gae_lambda=learning.gae_lambda
     )
     returns_NT = torch.where(scores.mask_NT, raw_NT + scores.values_NT, 0.0)
     return Advantages(whiten(raw_NT, scores.mask_NT), returns_NT)
 
 
-def reinforce_plus_plus(scores: Scores, settings: AdvantageSettings) -> Advantages:
+def reinforce_plus_plus(scores: Scores, learning: LearningConfig) -> Advantages:
     """Reward to go, the KL penalty in it, whitened over the batch's response tokens (arXiv 2501.03262)."""
-    rewards_NT = token_rewards(scores, settings.kl_coefficient)
+    rewards_NT = token_rewards(scores, learning.kl_coefficient)
     to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
     return Advantages(whiten(to_go_NT, scores.mask_NT))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Algorithm:
-    """One row: how advantages are made and where the other parts of the update come from."""
-
-    estimate: Estimator
-    needs_critic: bool
-    kl_place: Literal["reward", "loss"]
-    """Where the KL penalty to the reference enters: each token's reward, or the policy loss."""
-    clips_ratio: bool
-    """Whether the policy loss clips the probability ratio, or is plain REINFORCE."""
-
-
-ALGORITHMS: dict[str, Algorithm] = {
-    "grpo": Algorithm(estimate=grpo, needs_critic=False, kl_place="loss", clips_ratio=True),
-    "rloo": Algorithm(estimate=rloo, needs_critic=False, kl_place="reward", clips_ratio=False),
-    "ppo": Algorithm(estimate=ppo, needs_critic=True, kl_place="reward", clips_ratio=True),
-    "reinforce++": Algorithm(estimate=reinforce_plus_plus, needs_critic=False, kl_place="reward", clips_ratio=True),
-}
 
 
 def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
@@ -125,7 +97,7 @@ def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
     return rewards_NT + last_token(scores.mask_NT) * scores.rewards_N[:, None]
 
 
-def generalised_advantages(
+def generalized_advantages(
     rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, *, gamma: float, gae_lambda: float
 ) -> Tensor:
     """A_t = delta_t + gamma·lambda·A_(t+1), delta_t = r_t + gamma·V_(t+1) - V_t, within each row's response [N, T].
@@ -145,7 +117,7 @@ def generalised_advantages(
 
 def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """x with mean 0 and deviation 1 over the masked tokens of the whole batch, 0 elsewhere."""
-    chosen = x_NT[mask_NT].double()  # see _group_statistics
+    chosen = x_NT[mask_NT].double()  # see group_statistics
     std = chosen.std(correction=0)
     return torch.where(mask_NT, (x_NT.double() - chosen.mean()) / (std + EPSILON), 0.0).float()
 
@@ -157,11 +129,12 @@ def last_token(mask_NT: Tensor) -> Tensor:
     return mask_NT & ~after_NT
 
 
-def _on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
+def on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
+    """Each sequence's advantage at all of its response tokens [N, T], float32, 0 elsewhere."""
     return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
 
 
-def _group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, sample deviation (0 for a group of one) and count of each sample's group, all [N] and float64."""
     # In float64 the mean of equal float32 rewards is exact. In float32 it is off by a rounding and so is the deviation,
     # and their ratio would make advantages of order one out of nothing.

@@ -99,14 +99,14 @@ B = TypeVar("B", bound=TrainBatch)
 
 def to_device(batch: B, device: torch.device) -> B:
     """The same batch with every tensor on `device`."""
-    return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def split_rows(batch: B, num_rows: int) -> Iterator[B]:
     """Micro-batches of `num_rows` rows in order; the last may be smaller."""
     total = _num_rows(cast(tuple, batch))
     for start in range(0, total, num_rows):
-        yield _map_tensors(batch, lambda tensor, start=start: tensor[start : start + num_rows])
+        yield map_tensors(batch, lambda tensor, start=start: tensor[start : start + num_rows])
 
 
 def from_sequences(
@@ -163,11 +163,13 @@ def row_positions(input_ids_BT: Tensor) -> Tensor:
     return torch.arange(length, device=input_ids_BT.device).expand(rows, length)
 
 
-def _map_tensors(batch: B, function: Callable[[Tensor], Tensor]) -> B:
+def map_tensors(batch: B, function: Callable[[Tensor], Tensor]) -> B:
+    """The same batch with the function applied to every tensor."""
+
     def apply(field: object) -> object:
         if isinstance(field, Tensor):
             return function(field)
-        return None if field is None else _map_tensors(cast(B, field), function)
+        return None if field is None else map_tensors(cast(B, field), function)
 
     return type(batch)(*(apply(field) for field in cast(tuple, batch)))
 

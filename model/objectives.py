@@ -80,15 +80,15 @@ def policy_loss(
 ) -> Loss:
     """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7), weight: response tokens.
 
-    With r the ratio of the new to the behaviour probability of a token and A its advantage, a token's loss is
-    -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A); with clip_range None it is -r·A, whose gradient on fresh
+    With r the ratio of a token's new probability to the one it was sampled with, and A its advantage, a token's loss
+    is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A); with clip_range None it is -r·A, whose gradient on fresh
     samples is REINFORCE's. kl_coefficient adds that multiple of the k3 estimate of KL(policy || reference)
     (Schulman, joschu.net/blog/kl-approx.html): exp(q) - 1 - q with q = log reference - log policy, which is never
-    negative. Raises ValueError when a KL penalty is asked of a batch without reference logprobs.
+    negative. Raises ValueError for a kl_coefficient above 0 and a batch without reference logprobs.
 
     Metrics, means over response tokens: policy/entropy of the temperature-scaled distribution,
-    policy/clip_fraction where clipping cut the gradient, policy/approx_kl to the behaviour policy (k3),
-    policy/ratio, and policy/reference_kl when the batch has reference logprobs.
+    policy/clip_fraction where clipping cut the gradient, policy/approx_kl to the policy that sampled (k3),
+    policy/ratio, and policy/reference_kl where kl_coefficient is above 0.
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_N, entropy_N = _token_logprobs(model, batch.tokens, temperature)
@@ -108,20 +108,20 @@ def policy_loss(
         "policy/approx_kl": kl_k3(behaviour_N, logprobs_N.detach()).sum(),
         "policy/ratio": ratio_N.detach().sum(),
     }
-    if batch.reference_logprobs is not None:
+    if kl_coefficient > 0:
+        if batch.reference_logprobs is None:
+            raise ValueError(f"kl_coefficient={kl_coefficient} needs reference_logprobs in the batch")
         reference_kl = kl_k3(logprobs_N, batch.reference_logprobs[mask_BT]).sum()
         loss_sum = loss_sum + kl_coefficient * reference_kl
         metrics["policy/reference_kl"] = reference_kl.detach()
-    elif kl_coefficient:
-        raise ValueError(f"kl_coefficient={kl_coefficient} needs reference_logprobs in the batch: set 0 or give them")
     return Loss(loss_sum, mask_BT.sum(), metrics)
 
 
-def value_loss(model: ScalarHead, batch: ValueBatch, *, clip_range: float | None = 0.2) -> Loss:
+def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float | None = 0.2) -> Loss:
     """Half the squared error of the critic to the returns, weight: response tokens.
 
-    As in PPO's own code, a value may not gain by moving further than clip_range from its old value: a token's loss
-    is ½ max((v - R)², (old + clip(v - old, ±clip_range) - R)²). None leaves the clipping out.
+    As in PPO's reference implementation, a value gains nothing by moving further than value_clip_range from its old
+    value: a token's loss is ½ max((v - R)², (old + clip(v - old, ±value_clip_range) - R)²). None does not clip.
 
     Metrics, means over response tokens: value/clip_fraction, value/mean, value/return_mean.
     """
@@ -130,8 +130,8 @@ def value_loss(model: ScalarHead, batch: ValueBatch, *, clip_range: float | None
     old_N, returns_N = batch.old_values[mask_BT], batch.returns[mask_BT]
     error_N = (values_N - returns_N).square()
     clipped_N = torch.zeros_like(error_N)
-    if clip_range is not None:
-        held_N = old_N + (values_N - old_N).clamp(-clip_range, clip_range)
+    if value_clip_range is not None:
+        held_N = old_N + (values_N - old_N).clamp(-value_clip_range, value_clip_range)
         held_error_N = (held_N - returns_N).square()
         clipped_N = (held_error_N > error_N).float()
         error_N = torch.maximum(error_N, held_error_N)

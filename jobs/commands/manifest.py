@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from actors.algorithm import load_algorithm
 from actors.settings import GraphExecution
 from cluster.kuberay import ClusterConfig, PodGroup, PodShape, build_manifest, num_pods
 from cluster.paths import local_path
@@ -70,7 +71,7 @@ def _execution(config: Any) -> dict[str, Any]:
         return {}
     settings = _fields(execution)
     if isinstance(execution, GraphExecution):
-        placements = execution.groups(config.learning)
+        placements = execution.groups(config.learning, load_algorithm(config.learning.algorithm))
         return placements | {name: value for name, value in settings.items() if not isinstance(value, Placement)}
     return settings
 

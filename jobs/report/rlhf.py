@@ -46,7 +46,7 @@ _CURVES = (
     ("policy/entropy", "Entropy", "nats per token"),
     ("rollout/response_length", "Length of answers", "tokens"),
     ("rollout/distinct_2", "Variety", "distinct pairs of tokens over all pairs"),
-    ("proof/logprob_gap_max", "Engine against learner", "largest distance of logprobs, nats"),
+    ("sync_check/logprob_difference_max", "Engine against learner", "largest difference of logprobs, nats"),
 )
 
 

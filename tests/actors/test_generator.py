@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
 from ray.actor import ActorHandle
 
-from actors.generator import EngineSettings, Generator, engine_env
+from actors.engine import EngineSettings, engine_env
+from actors.generator import Generator
 from actors.logprobs import batch_logprobs
-from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
-from actors.rollout import Lot, PromptTask, Rollout, Sampling, behaviour_logprobs, rollout_batch
-from actors.settings import Gap, LearningConfig
-from actors.weights import ObjectStorePublisher, Publication, StaleWeightsError
+from actors.rollout import GenerationBatch, PromptTask, Rollout, Sampling, engine_logprobs, rollout_batch
+from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts, logprob_bound
+from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnapshot
 from cluster.storage import Storage
 from model.huggingface import load_folder
+from model.learning import LearningConfig
 from model.precision import autocast_dtype, resolved, torch_dtype
 from model.transformer import Transformer
 
@@ -35,40 +35,36 @@ class Engine:
 
     actor: ActorHandle
     learning: LearningConfig
-    """Which says the precision of engine and learner, and how far apart they may be."""
+    """Has the precision of engine and learner, and how far apart their logprobs may be."""
     models: dict[int, Transformer]
     """By weight version."""
-    publications: dict[int, Publication]
+    snapshots: dict[int, WeightSnapshot]
 
     def load(self, version: int) -> None:
-        check_loads(self.publications[version], [ray.get(self.actor.load.remote(self.publications[version]))])
+        check_loads(self.snapshots[version], [ray.get(self.actor.load.remote(self.snapshots[version]))])
 
     def generate(self, version: int, temperature: float, *, step: int = 0, length: int = 24) -> list[Rollout]:
         sampling = Sampling(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
-        groups = ray.get(self.actor.generate.remote(Lot(step, version, TASKS, sampling)))
+        groups = ray.get(self.actor.generate.remote(GenerationBatch(step, version, TASKS, sampling)))
         check_rollouts(TASKS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
         return [rollout for group in groups for rollout in group.rollouts]
 
-    def check(self, rollouts: list[Rollout], version: int, temperature: float) -> Gap:
-        """The gap to the learner's model of that version; raises what a step would raise."""
+    def check(self, rollouts: list[Rollout], version: int, temperature: float) -> LogprobDifference:
+        """The difference to the learner's model of that version; raises what a step would raise."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
-        engine = behaviour_logprobs(rollouts, batch)
-        rows = torch.arange(len(rollouts))
         dtype = autocast_dtype(resolved(self.learning.precision))
-        learner = batch_logprobs(model, batch, rows, temperature=temperature, num_rows=8, dtype=dtype)
-        gap = logprob_gap(batch, engine, learner)
-        check_gap(
-            gap,
-            self.learning.logprob_bound,
+        learner = batch_logprobs(model, batch, temperature=temperature, micro_batch_size=8, dtype=dtype)
+        return check_logprobs(
             batch,
-            engine,
+            engine_logprobs(rollouts, batch),
+            learner,
+            bound=logprob_bound(self.learning),
             sizes=model.config,
             temperature=temperature,
-            current=self.publications[version],
-            previous=self.publications.get(version - 1),
+            current=self.snapshots[version],
+            previous=self.snapshots.get(version - 1),
         )
-        return gap
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +72,7 @@ def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, 
     """A tied and an untied engine in float32, and the same in bfloat16, started side by side."""
     engines: dict[str, Engine] = {}
     for kind, precision in KINDS:
-        publish = ObjectStorePublisher(rank=0, dtype=torch_dtype(precision)).publish
+        send = ObjectStoreSender(rank=0, dtype=torch_dtype(precision)).send
         settings = EngineSettings(
             model=Storage(str(policies[f"{kind}-1"])),
             max_length=64,
@@ -87,9 +83,9 @@ def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, 
         env = {**engine_env(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         actor = ray.remote(Generator).options(num_cpus=0.3, runtime_env={"env_vars": env}).remote(settings)
         models = {version: load_folder(policies[f"{kind}-{version + 1}"]) for version in (0, 1, 2)}
-        publications = {version: publish(model, version) for version, model in models.items()}
+        snapshots = {version: send(model, version) for version, model in models.items()}
         name = kind if precision == "float32" else f"{kind}-{precision}"
-        engines[name] = Engine(actor, LearningConfig(precision=precision), models, publications)
+        engines[name] = Engine(actor, LearningConfig(precision=precision), models, snapshots)
     yield engines
     for engine in engines.values():
         ray.kill(engine.actor)
@@ -101,9 +97,10 @@ def test_engine_and_learner_agree_after_every_sync(engines: dict[str, Engine], k
     for version in (0, 1, 2):
         engines[kind].load(version)
         rollouts = engines[kind].generate(version, temperature)
-        gap = engines[kind].check(rollouts, version, temperature)
-        print(f"{kind}, temperature {temperature}, version {version}: {gap}")
-        assert gap.max <= (0.2 if "bfloat16" in kind else 1e-4)  # of these tiny models; the bound is of larger ones too
+        difference = engines[kind].check(rollouts, version, temperature)
+        print(f"{kind}, temperature {temperature}, version {version}: {difference}")
+        # Of these tiny models; the bound in use allows for larger ones too.
+        assert difference.max <= (0.2 if "bfloat16" in kind else 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
@@ -117,48 +114,48 @@ def test_an_engine_that_only_says_it_has_the_new_weights_is_named_stale(engines:
 def test_its_checksums_tell_too(engines: dict[str, Engine]) -> None:
     engine = engines["untied"]
     engine.load(0)
-    report = ray.get(engine.actor.load.remote(Publication(1, [], {})))
+    report = ray.get(engine.actor.load.remote(WeightSnapshot(1, [], {})))
     assert report.version == 0
     ray.get(engine.actor.set_weight_version.remote(1))
-    report = ray.get(engine.actor.load.remote(Publication(1, [], {})))
-    with pytest.raises(StaleWeightsError, match="another checksum than what was published"):
-        check_loads(engine.publications[1], [report])
+    report = ray.get(engine.actor.load.remote(WeightSnapshot(1, [], {})))
+    with pytest.raises(StaleWeightsError, match="another checksum than in the snapshot"):
+        check_loads(engine.snapshots[1], [report])
 
 
-def test_an_engine_refuses_a_lot_of_other_weights(engines: dict[str, Engine]) -> None:
+def test_an_engine_refuses_a_batch_of_other_weights(engines: dict[str, Engine]) -> None:
     engines["tied"].load(1)
-    with pytest.raises(StaleWeightsError, match="a lot asks for version 2, the engine holds 1"):
+    with pytest.raises(StaleWeightsError, match="a generation batch asks for version 2, the engine holds 1"):
         engines["tied"].generate(2, 1.0)
 
 
-def test_a_lot_done_again_is_the_same_and_another_step_is_another_draw(engines: dict[str, Engine]) -> None:
+def test_a_batch_done_again_is_the_same_and_another_step_is_another_draw(engines: dict[str, Engine]) -> None:
     engines["tied"].load(0)
     once, again = (engines["tied"].generate(0, 1.0) for _ in range(2))
     assert once == again
     assert engines["tied"].generate(0, 1.0, step=1) != once
     # Two samples of one prompt are two draws.
     assert once[0].prompt_ids == once[1].prompt_ids
-    assert once[0].response_ids != once[1].response_ids
+    assert once[0].completion_ids != once[1].completion_ids
 
 
-def test_a_response_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict[str, Engine]) -> None:
+def test_a_completion_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict[str, Engine]) -> None:
     engines["tied"].load(0)
     rollouts = [r for step in range(20) for r in engines["tied"].generate(0, 1.0, step=step, length=48)]
     finished = [rollout for rollout in rollouts if rollout.finished]
     cut = [rollout for rollout in rollouts if not rollout.finished]
     assert finished
     assert cut
-    assert all(r.response_ids[-1] == STOP and STOP not in r.response_ids[:-1] for r in finished)
-    assert all(len(r.response_ids) == 48 and STOP not in r.response_ids for r in cut)
+    assert all(r.completion_ids[-1] == STOP and STOP not in r.completion_ids[:-1] for r in finished)
+    assert all(len(r.completion_ids) == 48 and STOP not in r.completion_ids for r in cut)
 
 
-def test_a_lot_of_more_prompt_tokens_than_one_prefill_takes_is_answered_alike(engines: dict[str, Engine]) -> None:
+def test_a_batch_of_more_prompt_tokens_than_one_prefill_takes_is_answered_alike(engines: dict[str, Engine]) -> None:
     """2,048 positions are read at a time, as by default: these 3,200 take two prefills, and a prompt in the middle."""
     engine = engines["tied"]
     engine.load(0)
     tasks = tuple(PromptTask(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
     sampling = Sampling(temperature=1.0, max_new_tokens=8, stop_ids=(STOP,), seed=1)
-    once, again = (ray.get(engine.actor.generate.remote(Lot(0, 0, tasks, sampling))) for _ in range(2))
+    once, again = (ray.get(engine.actor.generate.remote(GenerationBatch(0, 0, tasks, sampling))) for _ in range(2))
     check_rollouts(tasks, once, version=0, vocab_size=engine.models[0].config.vocab_size)
     assert once == again
     engine.check([rollout for group in once for rollout in group.rollouts], 0, 1.0)

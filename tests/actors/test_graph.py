@@ -12,14 +12,16 @@ import pytest
 import ray
 import torch
 
-from actors.graph import Graph, GraphConfig, Judged, Scored, build_graph, group_ids
+from actors.graph import Graph, GraphConfig, ScoredRollouts, StepScores, build_graph, group_ids
 from actors.program import Program
-from actors.ranks import RanksDied
+from actors.rank_group import RanksDied
 from actors.rollout import Prompt, Rollout, RolloutGroup
-from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from actors.settings import GraphExecution, RolloutConfig
+from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chats.template import load_tokenizer
+from model.learning import LearningConfig
 
 VERIFIER = """
 def share_of_e(prompt, response, record):
@@ -39,7 +41,8 @@ def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
         prompts=[Prompt(text, prompt_ids, {}) for text, prompt_ids in zip(texts, ids, strict=True)],
         max_prompt_length=24,
         rollouts=ROLLOUTS,
-        learning=LearningConfig(algorithm=algorithm, lr=1e-3, minibatches=2, precision="float32"),  # pyright: ignore[reportArgumentType]
+        learning=LearningConfig(algorithm=algorithm, lr=1e-3, minibatches=2, precision="float32"),
+        algorithm=algorithm,
         seed=1,
         shuffle_rewards=False,
         checkpoints=Storage(str(checkpoints)),
@@ -65,15 +68,16 @@ def graph(policies: dict[str, Path], ray_session: None, tmp_path_factory: pytest
 
 
 def kill(actor: ray.actor.ActorHandle) -> None:
-    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
 STEADY = ("rollout/reward_mean", "rollout/response_length", "policy/loss", "policy/grad_norm", "value/loss")
 """Metrics that tell of the numbers of a step and not of its speed."""
 
 
-def steady(metrics: dict[str, float]) -> list[float]:
-    return [metrics[name] for name in STEADY]
+def steady(metrics: StepMetrics) -> list[float]:
+    by_key = metrics.by_key()
+    return [by_key[name] for name in STEADY]
 
 
 @pytest.mark.slow
@@ -85,18 +89,18 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
     kill(graph.generators.engines[0])
     after = graph.heldout(prompts)
     assert graph.generators.restarts == 1
-    assert after == before  # the lot was done again whole, by another engine, with the same result
+    assert after == before  # the batch was done again whole, by another engine, with the same result
 
     first, second = graph.step(0), graph.step(1)
     graph.save()
     third = graph.step(2)
     for metrics in (first, second, third):
-        assert metrics["proof/logprob_gap_max"] <= 1e-4
-        assert 0.0 <= metrics["rollout/reward_mean"] <= 1.0
+        assert metrics.logprob_difference.max <= 1e-4
+        assert 0.0 <= metrics.rollouts.reward_mean <= 1.0
     assert steady(third) != steady(second)
-    assert first["rollout/reference_kl"] == pytest.approx(0.0, abs=1e-6)  # the policy is still the reference
+    assert first.reference_kl == pytest.approx(0.0, abs=1e-6)  # the policy is still the reference
 
-    kill(graph.learner.actors[1])
+    kill(graph.learner.ranks.actors[1])
     with pytest.raises(RanksDied) as death:
         graph.step(3)
     graph.recover(death.value)
@@ -114,7 +118,7 @@ def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tm
     config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
     with build_graph(config, execution(generators=1, learners=1)) as graph:
         graph.start()
-        rewards = [graph.step(step)["rollout/reward_mean"] for step in range(30)]
+        rewards = [graph.step(step).rollouts.reward_mean for step in range(30)]
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
 
 
@@ -123,23 +127,23 @@ def test_groups_number_the_rollouts_of_each_prompt() -> None:
 
 
 def test_the_distance_to_the_reference_is_that_of_our_own_two_models() -> None:
-    scored = Scored([], [], [])
+    scored = ScoredRollouts([], [], [])
     learner = torch.tensor([[-1.0, -2.0]])
-    assert not Judged(scored, learner, learner.clone(), None).log_ratio_NT.any()
-    assert Judged(scored, learner, learner - 0.5, None).log_ratio_NT.tolist() == [[0.5, 0.5]]
-    assert Judged(scored, learner, None, None).log_ratio_NT.tolist() == [[0.0, 0.0]]
+    assert not StepScores(scored, learner, learner.clone(), None).log_ratio_NT.any()
+    assert StepScores(scored, learner, learner - 0.5, None).log_ratio_NT.tolist() == [[0.5, 0.5]]
+    assert StepScores(scored, learner, None, None).log_ratio_NT.tolist() == [[0.0, 0.0]]
 
 
-def test_what_is_judged_is_what_was_said_special_tokens_included(policies: dict[str, Path], tmp_path: Path) -> None:
+def test_the_scorer_gets_special_tokens_too(policies: dict[str, Path], tmp_path: Path) -> None:
     config = make_config(policies["tied-1"], tmp_path, "grpo")
-    nobody = dict.fromkeys(("place", "generators", "learner", "critic", "reference", "scorer"))
+    nobody = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
     graph = Graph(config, execution(generators=1, learners=1), **nobody)  # pyright: ignore[reportArgumentType]
     tokenizer = load_tokenizer(policies["tied-1"])
-    said = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
-    ended = Rollout((1,), (*said, tokenizer.end_id), (0.0,) * 4, 0, True)
+    text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
+    ended = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
     cut = replace(ended, finished=False)
     scored, samples = graph._to_samples(config.prompts[:1], [RolloutGroup(0, (ended, cut))])
     ends = tokenizer.decode([tokenizer.end_id])
-    assert ends.strip() and tokenizer.decode(said).startswith(tokenizer.decode([tokenizer.pad_id]))
-    assert scored.responses == [tokenizer.decode(said), tokenizer.decode(said) + ends]
-    assert [sample.response for sample in samples] == scored.responses
+    assert ends.strip() and tokenizer.decode(text_ids).startswith(tokenizer.decode([tokenizer.pad_id]))
+    assert scored.texts == [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + ends]
+    assert [sample.completion for sample in samples] == scored.texts

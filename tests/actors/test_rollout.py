@@ -9,9 +9,9 @@ import torch
 
 from actors.rollout import (
     Rollout,
-    behaviour_logprobs,
+    engine_logprobs,
+    micro_batches,
     minibatch_rows,
-    policy_micro_batches,
     prompt_order,
     rank_rows,
     request_seed,
@@ -33,15 +33,15 @@ def test_a_logprob_stands_where_its_token_was_chosen() -> None:
     assert batch.input_ids.tolist() == [[1, 2, 3], [5, 6, 7]]
     assert batch.targets.tolist() == [[2, 3, 4], [6, 7, 8]]
     assert batch.loss_mask.tolist() == [[False, True, True], [True, True, True]]
-    assert behaviour_logprobs(TWO, batch).tolist() == [[0.0, -0.5, -0.25], [-1.0, -2.0, -3.0]]
+    assert engine_logprobs(TWO, batch).tolist() == [[0.0, -0.5, -0.25], [-1.0, -2.0, -3.0]]
 
 
 def test_micro_batches_hold_each_row_once_without_its_padding() -> None:
     rows = [rollout([1, 2], [3] * length, [-float(length)] * length) for length in (1, 5, 2, 4)]
     batch = rollout_batch(rows, pad_id=0)
-    behaviour = behaviour_logprobs(rows, batch)
+    behaviour = engine_logprobs(rows, batch)
     whole = PolicyBatch(batch, behaviour, behaviour * 2, None)
-    parts = list(policy_micro_batches(whole, torch.tensor([2, 0, 3, 1]), 2))
+    parts = list(micro_batches(whole, torch.tensor([2, 0, 3, 1]), 2))
     assert [part.tokens.input_ids.shape for part in parts] == [(2, 3), (2, 6)]  # longest rows: 2 + 2 - 1, 2 + 5 - 1
     assert [part.behaviour_logprobs.sum().item() for part in parts] == [-(2 * 2 + 1), -(4 * 4 + 5 * 5)]
     assert parts[0].advantages[0].tolist() == [0.0, -4.0, -4.0]
@@ -75,7 +75,7 @@ def test_seeds_differ_in_each_part_and_fit_the_engine() -> None:
     assert seeds[0] == request_seed(0, 0, 0, 0)
 
 
-def test_what_was_said_leaves_out_the_stop_token_and_nothing_of_a_cut_response() -> None:
+def test_a_text_leaves_out_the_stop_token_and_nothing_of_a_cut_completion() -> None:
     ended = rollout([1], [7, 8, 9], [-1.0] * 3)
-    assert ended.said_ids == (7, 8)
-    assert replace(ended, finished=False).said_ids == (7, 8, 9)
+    assert ended.text_ids == (7, 8)
+    assert replace(ended, finished=False).text_ids == (7, 8, 9)

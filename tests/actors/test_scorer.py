@@ -17,8 +17,8 @@ def length(prompt, response, record):
 """
 
 
-def sample(response: str, ids: tuple[int, ...] = (1, 2, 3)) -> Sample:
-    return Sample("prompt", response, ids, {"scale": 2})
+def sample(completion: str, ids: tuple[int, ...] = (1, 2, 3)) -> Sample:
+    return Sample("prompt", completion, ids, {"scale": 2})
 
 
 def test_a_verifier_sees_the_record_of_its_prompt() -> None:
@@ -27,7 +27,9 @@ def test_a_verifier_sees_the_record_of_its_prompt() -> None:
 
 def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
     broken = Verifier(Program("def f(prompt, response, record):\n    return record['no']", "v.py", "f"))
-    with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; prompt .*response 'hello'"):
+    with pytest.raises(
+        RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; prompt .*completion 'hello'"
+    ):
         broken.score([sample("hello")])
 
 
@@ -37,7 +39,7 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
 
 
 def test_a_source_without_the_function_is_refused() -> None:
-    with pytest.raises(ValueError, match="v.py has no function 'width'"):
+    with pytest.raises(ValueError, match="v.py does not define 'width'"):
         load_program(Program(SOURCE, "v.py", "width"))
     with pytest.raises(ValueError, match="does not run: SyntaxError"):
         load_program(Program("def", "v.py", "width"))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
 import json
-import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from actors.evaluation import PairScores, SentencePair, TextScores
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
@@ -27,76 +22,18 @@ from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import chat_special_tokens, fingerprint, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from jobs.compress import STAGE as COMPRESS
-from jobs.compress import CompressConfig, engine_gap, quality
-from jobs.evaluate import STAGE, EvaluateConfig, bias_measures, read_pairs, text_measures
+from jobs.compress import CompressConfig
+from jobs.evaluate import STAGE, EvaluateConfig
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
 from jobs.frame.stage import Context
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
-from model.metrics import bootstrap_interval
 from model.transformer import Transformer, TransformerConfig
 
 PAIRS = "configs/tiny/stereotype_pairs.jsonl"
 SIZES: Any = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
 TEXTS = [f"document number {number} says {number * number} and little else" for number in range(12)]
-
-interval = partial(bootstrap_interval, num_resamples=500)
-
-
-# The pure parts
-
-
-def test_bits_per_byte_and_perplexity_of_documents() -> None:
-    # Two documents: 8 and 24 nats·ln2 over 4 and 8 bytes, 2 and 4 tokens: 32 bits, 12 bytes, 6 tokens.
-    bits = np.array([8.0, 24.0])
-    scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
-    found = text_measures(scores, interval)
-    assert found["bits_per_byte"]["value"] == pytest.approx(32 / 12)
-    assert found["perplexity"]["value"] == pytest.approx(2 ** (32 / 6))
-    assert found["perplexity"]["low"] == pytest.approx(2**4) and found["perplexity"]["high"] == pytest.approx(2**6)
-
-
-def test_bias_is_the_share_of_pairs_where_the_stereotype_is_likelier_and_a_tie_is_half() -> None:
-    pairs = [SentencePair(group, "a", "b") for group in ("age", "age", "gender", "gender")]
-    scores = PairScores(sentence=np.array([1.0, -1.0, 2.0, 0.1]), continuation=np.array([0.5, 0.5, -0.5, 0.0]))
-    found = bias_measures(pairs, scores, interval)
-    assert found["all"]["pairs"] == 4 and found["age"]["pairs"] == 2
-    assert found["all"]["sentence"]["value"] == pytest.approx(0.75)
-    assert found["age"]["continuation"]["value"] == pytest.approx(1.0)
-    assert found["gender"]["continuation"]["value"] == pytest.approx(0.25)
-
-
-def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
-    pairs = read_pairs(PAIRS)
-    assert len(pairs) >= 40 and len(set(pairs)) == len(pairs)
-    groups = collections.Counter(pair.group for pair in pairs)
-    assert (
-        set(groups) == {"gender", "religion", "ethnicity", "disability", "age", "sexuality"}
-        and min(groups.values()) >= 7
-    )
-    for pair in pairs:
-        ours, theirs = pair.stereotype.split(), pair.counterpart.split()
-        same_start = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(ours, theirs, strict=False)))
-        reversed_pairs = zip(reversed(ours), reversed(theirs), strict=False)
-        same_end = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], reversed_pairs))
-        # Only the group's name differs, in one place, and most of what is said comes after it.
-        assert len(ours) - same_start - same_end <= 2 and same_end >= 3, pair
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are the same"),
-        ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
-        ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
-    ],
-)
-def test_a_pair_that_is_none_is_named_with_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"group": "age", "stereotype": "a c", "counterpart": "b c"}\n' + json.dumps(line) + "\n")
-    with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{said}"):
-        read_pairs(str(path))
 
 
 def config_of(**changes: Any) -> EvaluateConfig:
@@ -128,43 +65,6 @@ def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> N
     with pytest.raises(ValueError, match=said):
         STAGE.check(config_of(**changes))
     STAGE.check(config_of())
-
-
-@pytest.mark.parametrize(
-    ("rounding", "engine_differs", "is_sound"),
-    [
-        (0.01, 0.01, True),
-        (0.01, 0.04, True),  # so little needs no explanation
-        (0.02, 0.2, True),  # pairs that saturate in 16 bits, on random weights
-        (0.2, 0.25, True),  # a large model, whose rounding changes much
-        (0.002, 0.13, False),  # scales that are read as twice what they are, in a model that has learned little
-        (0.02, 0.4, False),
-        (0.2, 1.5, False),  # rows in another order
-        (0.01, math.nan, False),
-    ],
-)
-def test_a_compression_that_an_engine_reads_otherwise_is_refused(
-    rounding: float, engine_differs: float, is_sound: bool
-) -> None:
-    generator = np.random.default_rng(0)
-    ours = [generator.normal(-5.0, 1.2, size) for size in (300, 200)]
-    signs = [generator.choice([-1.0, 1.0], len(values)) for values in ours]
-    original = [values + rounding for values in ours]
-    engine = [values + engine_differs * sign for values, sign in zip(ours, signs, strict=True)]
-    if is_sound:
-        assert engine_gap(engine, ours, original) == pytest.approx(engine_differs)
-    else:
-        with pytest.raises(RuntimeError, match="reads the folder otherwise"):
-            engine_gap(engine, ours, original)
-
-
-def test_quality_of_a_compression_is_paired_by_document() -> None:
-    nats = np.array([100.0, 900.0, 50.0, 300.0])
-    before = TextScores(np.arange(4), nats, np.full(4, 10), np.full(4, 100))
-    found = quality(before, before._replace(nats=nats * 1.01))
-    change = found["bits_per_byte_change"]
-    assert change["value"] == pytest.approx(0.01 * found["bits_per_byte_original"]["value"])
-    assert change["low"] > 0  # though the documents differ far more than the models do
 
 
 # Whole runs

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.graph import Scored
+from actors.graph import ScoredRollouts
 from actors.program import Program
-from actors.ranks import RanksDied
-from actors.settings import GraphExecution, LearningConfig, RolloutConfig
+from actors.rank_group import RanksDied
+from actors.settings import GraphExecution, RolloutConfig
+from actors.step_metrics import RolloutMetrics, StepMetrics, StepTimes, UpdateMetrics
+from actors.sync_check import LogprobDifference
 from cluster.metrics_log import read_metrics
 from cluster.placement import Placement
 from cluster.session import connect
@@ -25,8 +27,9 @@ from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_program
-from jobs.rlhf import RlhfConfig, check, check_inputs, check_needs, learn, run
+from jobs.rlhf import RLHFConfig, check, check_inputs, check_needs, learn, run
 from model.huggingface import SpecialTokens, save_folder
+from model.learning import LearningConfig
 from model.transformer import Transformer, TransformerConfig, initialize
 
 SIZES = TransformerConfig(
@@ -56,13 +59,13 @@ def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = 
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> RlhfConfig:
+def config(tmp_path: Path) -> RLHFConfig:
     """Four steps on twelve prompts with a verifier."""
     (tmp_path / "verifier.py").write_text(VERIFIER)
     lines = [json.dumps({"prompt": f"say {number}", "letters": "aeiou"}) for number in range(16)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:12]))
     (tmp_path / "heldout.jsonl").write_text("\n".join(lines[12:]))
-    return RlhfConfig(
+    return RLHFConfig(
         policy="sft",
         verifier=f"{tmp_path}/verifier.py:letters",
         prompts=[f"{tmp_path}/prompts.jsonl"],
@@ -76,14 +79,14 @@ def config(tmp_path: Path) -> RlhfConfig:
     )
 
 
-def test_exactly_one_thing_scores(config: RlhfConfig) -> None:
+def test_exactly_one_thing_scores(config: RLHFConfig) -> None:
     check(config)
     for both_or_none in (replace(config, reward="reward"), replace(config, verifier=None)):
         with pytest.raises(ValueError, match="reward, verifier: give exactly one"):
             check(both_or_none)
 
 
-def test_a_verifier_must_be_a_function_of_three(config: RlhfConfig) -> None:
+def test_a_verifier_must_be_a_function_of_three(config: RLHFConfig) -> None:
     file = str(config.verifier).partition(":")[0]
     assert read_program(f"{file}:letters") == Program(VERIFIER, file, "letters")
     with pytest.raises(ValueError, match="has no function 'words'; it defines letters, two_arguments"):
@@ -94,53 +97,56 @@ def test_a_verifier_must_be_a_function_of_three(config: RlhfConfig) -> None:
         read_program("nowhere/verifier.py:f")
 
 
-def test_groups_of_one_cannot_be_compared(config: RlhfConfig) -> None:
+def test_groups_of_one_cannot_be_compared(config: RLHFConfig) -> None:
     alone = replace(config, rollouts=replace(config.rollouts, group_size=1))
     with pytest.raises(ValueError, match="rollouts.group_size: 1, but grpo compares"):
         check(alone)
     check(replace(alone, learning=replace(config.learning, algorithm="ppo")))
 
 
-def test_looking_at_heldout_prompts_needs_some(config: RlhfConfig) -> None:
+def test_looking_at_heldout_prompts_needs_some(config: RLHFConfig) -> None:
     execution = replace(config.execution, heldout_interval=2)
     with pytest.raises(ValueError, match="execution.heldout_interval"):
         check(replace(config, heldout_prompts=[], execution=execution))
 
 
-def test_a_yaml_names_a_wrong_key_with_the_right_one(config: RlhfConfig) -> None:
+def test_a_yaml_names_a_wrong_key_with_the_right_one(config: RLHFConfig) -> None:
     with pytest.raises(ValueError, match="group_size"):
-        build(RlhfConfig, {"prompts": ["p"], "rollouts": {"groupsize": 4}})
-    with pytest.raises(ValueError, match="algorithm"):
-        build(RlhfConfig, {"prompts": ["p"], "learning": {"algorithm": "dpo"}})
+        build(RLHFConfig, {"prompts": ["p"], "rollouts": {"groupsize": 4}})
 
 
-def test_a_reward_model_with_another_tokenizer_is_refused(config: RlhfConfig, tmp_path: Path) -> None:
+def test_an_unknown_algorithm_is_named_with_the_known_ones(config: RLHFConfig) -> None:
+    with pytest.raises(ValueError, match="algorithm: 'dpo' is not one of grpo, ppo, rloo, reinforce"):
+        check(replace(config, learning=replace(config.learning, algorithm="dpo")))
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy")
     other = save_model(tmp_path / "other", replace(SIZES, vocab_size=MIN_SIZE + 10), digits="hello hello hello " * 9)
     with pytest.raises(ValueError, match="reward: the tokenizer of huggingface-.* is not that of the policy"):
         check_inputs(replace(config, verifier=None, reward="r"), {"policy": policy, "reward": other})
 
 
-def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy", replace(SIZES, num_heads=4))
     with pytest.raises(ValueError, match="its heads have 16 channels"):
         check_needs(config, {"policy": policy})
 
 
-def test_answers_as_long_as_the_whole_context_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+def test_answers_as_long_as_the_whole_context_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=96))
     with pytest.raises(ValueError, match="max_new_tokens: 96 must be below the policy's max_length 96"):
         check_needs(long, {"policy": save_model(tmp_path / "policy")})
 
 
-def test_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+def test_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     inputs = {"policy": save_model(tmp_path / "policy")}
     long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=90))
     with pytest.raises(ValueError, match="none of 12 leaves room for rollouts.max_new_tokens=90"):
         check_inputs(long, inputs)
 
 
-def test_heldout_prompts_without_room_for_an_answer_are_refused(config: RlhfConfig, tmp_path: Path) -> None:
+def test_heldout_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     (tmp_path / "heldout.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
     with pytest.raises(ValueError, match="heldout_prompts: none of 1 leaves room for rollouts.max_new_tokens=12"):
         check_inputs(config, {"policy": save_model(tmp_path / "policy")})
@@ -175,16 +181,23 @@ class FakeGraph:
         self._done = self._saved
         return self._saved
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> StepMetrics:
         assert step == self._done
         self._reach("step")
         self._done += 1
-        metrics = ("rollout/reward_mean", "proof/logprob_gap_max", "perf/step_s", "perf/tokens_per_s")
-        return dict.fromkeys(metrics, float(step))
+        return StepMetrics(
+            rollouts=RolloutMetrics(reward_mean=step, reward_std=0, response_length=1, finished=1, distinct_2=1),
+            reference_kl=None,
+            logprob_difference=LogprobDifference(max=0, mean=0),
+            policy=UpdateMetrics(loss=0, grad_norm=0, lr=0, objective={}),
+            value=None,
+            generator_restarts=0,
+            times=StepTimes(seconds={}, step_s=1, tokens_per_s=1),
+        )
 
-    def heldout(self, prompts: list) -> Scored:
+    def heldout(self, prompts: list) -> ScoredRollouts:
         self._reach("heldout")
-        return Scored([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
+        return ScoredRollouts([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
 
     def save(self) -> None:
         self._reach("save")
@@ -213,7 +226,7 @@ class FakeGraph:
     ],
 )
 def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
-    config: RlhfConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, time: int
+    config: RLHFConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, time: int
 ) -> None:
     context = make_context(tmp_path / "output", save_model(tmp_path / "policy"))
     graph = FakeGraph(context, place, time)
@@ -232,7 +245,7 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
-    config: RlhfConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RLHFConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = save_model(tmp_path / "policy")
 

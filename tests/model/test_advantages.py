@@ -8,14 +8,20 @@ import pytest
 import torch
 
 from model.advantages import (
-    ALGORITHMS,
-    AdvantageSettings,
+    Estimator,
     Scores,
-    generalised_advantages,
+    generalized_advantages,
+    grpo,
     last_token,
+    ppo,
+    reinforce_plus_plus,
+    rloo,
     token_rewards,
     whiten,
 )
+from model.learning import LearningConfig
+
+DEFAULTS = LearningConfig(kl_coefficient=0.0)
 
 # Two prompts with two samples each, given out of order; responses of 2, 3, 1 and 2 tokens.
 MASK = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0]]).bool()
@@ -31,8 +37,8 @@ def on_tokens(*by_row: float) -> torch.Tensor:
     return MASK * torch.tensor(by_row)[:, None]
 
 
-def test_grpo_normalises_inside_each_group() -> None:
-    advantages, returns = ALGORITHMS["grpo"].estimate(SCORES, AdvantageSettings())
+def test_grpo_normalizes_inside_each_group() -> None:
+    advantages, returns = grpo(SCORES, DEFAULTS)
     # Group 9: mean 2, sample deviation sqrt(2); group 4: equal rewards carry no signal.
     a = 1 / math.sqrt(2)
     torch.testing.assert_close(advantages, on_tokens(-a, 0.0, a, 0.0), atol=1e-5, rtol=0)
@@ -41,25 +47,25 @@ def test_grpo_normalises_inside_each_group() -> None:
 
 def test_grpo_of_a_single_sample_is_zero() -> None:
     lone = Scores(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
-    assert not ALGORITHMS["grpo"].estimate(lone, AdvantageSettings()).advantages_NT.any()
+    assert not grpo(lone, DEFAULTS).advantages_NT.any()
 
 
 def test_rloo_subtracts_the_mean_of_the_others() -> None:
-    advantages, _ = ALGORITHMS["rloo"].estimate(SCORES, AdvantageSettings(kl_coefficient=0.1))
+    advantages, _ = rloo(SCORES, LearningConfig(kl_coefficient=0.1))
     # KL sums 3, 0, 0, 1 at 0.1: rewards 0.7, 5, 3, 4.9.
     torch.testing.assert_close(advantages, on_tokens(0.7 - 3, 5 - 4.9, 3 - 0.7, 4.9 - 5), atol=1e-5, rtol=0)
 
 
 def test_rloo_of_three_samples() -> None:
     scores = Scores(torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3).long(), torch.ones(3, 1).bool(), torch.zeros(3, 1))
-    advantages, _ = ALGORITHMS["rloo"].estimate(scores, AdvantageSettings())
+    advantages, _ = rloo(scores, DEFAULTS)
     torch.testing.assert_close(advantages[:, 0], torch.tensor([1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5]))
 
 
 def test_rloo_of_a_single_sample_is_refused() -> None:
     lone = Scores(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
     with pytest.raises(ValueError, match="at least 2 samples"):
-        ALGORITHMS["rloo"].estimate(lone, AdvantageSettings())
+        rloo(lone, DEFAULTS)
 
 
 def test_token_rewards_are_kl_everywhere_and_the_score_at_the_end() -> None:
@@ -72,11 +78,11 @@ def test_last_token_is_the_end_of_each_response() -> None:
     assert last_token(torch.ones(1, 3).bool()).tolist() == [[False, False, True]]
 
 
-def test_generalised_advantages_by_hand() -> None:
+def test_generalized_advantages_by_hand() -> None:
     rewards = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
     values = torch.tensor([[7.0, 0.5, 1.5, 7.0]])
     mask = torch.tensor([[False, True, True, False]])
-    advantages = generalised_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
+    advantages = generalized_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
     last = 2.0 - 1.5
     first = 1.0 + 0.9 * 1.5 - 0.5 + 0.9 * 0.8 * last
     torch.testing.assert_close(advantages, torch.tensor([[0.0, first, last, 0.0]]))
@@ -85,7 +91,7 @@ def test_generalised_advantages_by_hand() -> None:
 def test_ppo_with_lambda_one_has_the_reward_to_go_as_return() -> None:
     values = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     scores = SCORES._replace(values_NT=values)
-    advantages, returns = ALGORITHMS["ppo"].estimate(scores, AdvantageSettings(kl_coefficient=0.1, gae_lambda=1.0))
+    advantages, returns = ppo(scores, LearningConfig(kl_coefficient=0.1, gae_lambda=1.0))
     to_go = torch.tensor([[0.0, 0.7, 0.8, 0.0], [5.0, 5.0, 5.0, 0.0], [0.0, 0.0, 3.0, 0.0], [4.9, 4.95, 0.0, 0.0]])
     torch.testing.assert_close(returns, to_go)
     torch.testing.assert_close(advantages, whiten(to_go - values, MASK), atol=1e-5, rtol=1e-5)
@@ -93,11 +99,11 @@ def test_ppo_with_lambda_one_has_the_reward_to_go_as_return() -> None:
 
 def test_ppo_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match="critic"):
-        ALGORITHMS["ppo"].estimate(SCORES, AdvantageSettings())
+        ppo(SCORES, DEFAULTS)
 
 
 def test_reinforce_plus_plus_whitens_over_the_batch() -> None:
-    advantages, _ = ALGORITHMS["reinforce++"].estimate(SCORES, AdvantageSettings())
+    advantages, _ = reinforce_plus_plus(SCORES, DEFAULTS)
     # Rewards to go, one a token: 1 1 | 5 5 5 | 3 | 5 5, mean 30/8, mean square 136/8.
     mean, std = 3.75, math.sqrt(17 - 3.75**2)
     expected = on_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
@@ -112,15 +118,11 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one() -> None:
     assert not white[~MASK].any()
 
 
-def test_only_ppo_needs_a_critic() -> None:
-    assert [name for name, row in ALGORITHMS.items() if row.needs_critic] == ["ppo"]
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce++"])
+@pytest.mark.parametrize("estimate", [grpo, rloo, reinforce_plus_plus])
 @pytest.mark.parametrize(("reward", "count"), [(12.7, 12), (100.3, 6), (1e6 + 0.1, 7)])
-def test_equal_rewards_carry_no_signal_however_large(algorithm: str, reward: float, count: int) -> None:
+def test_equal_rewards_carry_no_signal_however_large(estimate: Estimator, reward: float, count: int) -> None:
     mask = torch.ones(count, 3).bool()
     scores = Scores(torch.full((count,), reward), torch.zeros(count).long(), mask, torch.zeros(count, 3))
-    advantages, _ = ALGORITHMS[algorithm].estimate(scores, AdvantageSettings())
+    advantages, _ = estimate(scores, DEFAULTS)
     assert advantages.dtype == torch.float32
     assert not advantages.any()

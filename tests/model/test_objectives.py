@@ -163,11 +163,11 @@ def test_value_loss_by_hand() -> None:
     old, returns = now.clone(), now.clone()
     returns[mask] += torch.tensor([0.3, 1.0, -1.0])
     old[mask] -= torch.tensor([0.1, 0.5, 0.5])
-    loss = value_loss(model, ValueBatch(tokens, old, returns), clip_range=0.2)
+    loss = value_loss(model, ValueBatch(tokens, old, returns), value_clip_range=0.2)
     # Errors 0.3, then held back at old + 0.2: 1.3, then the plain 1.0 beats the held back 0.7.
     assert loss.sum.item() == pytest.approx(0.5 * (0.3**2 + 1.3**2 + 1.0**2), rel=1e-5)
     assert loss.metrics["value/clip_fraction"].item() == 1
-    plain = value_loss(model, ValueBatch(tokens, old, returns), clip_range=None)
+    plain = value_loss(model, ValueBatch(tokens, old, returns), value_clip_range=None)
     assert plain.sum.item() == pytest.approx(0.5 * (0.3**2 + 1.0 + 1.0), rel=1e-5)
 
 

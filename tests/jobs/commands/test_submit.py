@@ -52,7 +52,7 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RlhfConfig:
+class RLHFConfig:
     init: str = input_artifact("corpus", default="corpus")
     prompts: list[str] = source_files([])
     verifier: str | None = source_files(None)
@@ -65,7 +65,7 @@ def do_nothing(config: Any, context: Context) -> Mapping[str, Any]:
 
 STAGES = {
     "corpus": Stage(name="corpus", version=1, kind="corpus", config=CorpusConfig, run=do_nothing),
-    "rlhf": Stage(name="rlhf", version=1, kind="model", config=RlhfConfig, run=do_nothing),
+    "rlhf": Stage(name="rlhf", version=1, kind="model", config=RLHFConfig, run=do_nothing),
 }
 
 

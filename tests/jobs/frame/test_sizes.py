@@ -22,7 +22,7 @@ from jobs.frame.stage import Job, Needs, Stage
 from jobs.frame.training_config import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
-from jobs.rlhf import RlhfConfig
+from jobs.rlhf import RLHFConfig
 from jobs.serve import ServeConfig
 from jobs.sft import SftConfig
 from jobs.shards import ShardsConfig
@@ -68,7 +68,7 @@ def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
 
 
 def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
-    config = RlhfConfig(prompts=[], reward="reward", steps=3)
+    config = RLHFConfig(prompts=[], reward="reward", steps=3)
     counted = rlhf.STAGE.estimate(config, {"policy": SFT, "reward": REWARD})
     rollouts = 3 * config.rollouts.rollouts_per_step
     assert counted == {
@@ -95,7 +95,7 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
         (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.needs, {"steps": 20}),
         (
             rlhf.STAGE,
-            RlhfConfig(prompts=names["prompts"], reward="reward"),
+            RLHFConfig(prompts=names["prompts"], reward="reward"),
             {"policy": SFT, "reward": REWARD},
             {"steps": 200},
         ),

@@ -222,7 +222,7 @@ def rlhf_lines() -> list[dict[str, float]]:
             "policy/entropy": 3.2 - 0.008 * step + generator.gauss(0, 0.05),
             "rollout/response_length": 31 + generator.gauss(0, 2),
             "rollout/distinct_2": 0.62 + generator.gauss(0, 0.01),
-            "proof/logprob_gap_max": 4e-6 + abs(generator.gauss(0, 1e-6)),
+            "sync_check/logprob_difference_max": 4e-6 + abs(generator.gauss(0, 1e-6)),
         }
         for step in range(1, 101)
     ]

@@ -1,9 +1,9 @@
-"""How the learner's weights reach the engines, and the proof that they did.
+"""How the learner's weights reach the engines.
 
-The learner publishes (`Publisher`), each generator loads the publication through vLLM's weight-transfer interface
-(`actors.transfer_engine` is the engine's end of the object store), and nothing is learned from a rollout before
-`actors.proof` has held. The proof is not a formality: on CPU a tied output head is repacked only when it is
-asked for, and without that the engine goes on with old weights and no error.
+The learner sends a snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer interface
+(`actors.transfer_engine` is the engine's end of the object store). Nothing is learned from a rollout before
+`actors.sync_check` has passed. The check is no formality: on CPU a tied output head is repacked only on request, and
+without that the engine samples from old weights and reports no error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -20,21 +20,19 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from torch import Tensor, nn
 
+from actors.engine import TransferBackend
 from model.huggingface import hf_tensors
 
-OBJECT_STORE = "object_store"
-Backend = Literal["object_store", "nccl", "ipc"]
-
 _CHUNK_BYTES = 256 * 2**20
-"""Weights travel in objects of about this size, so that publishing needs little memory beside the model."""
+"""Weights are stored in objects of about this size, so that a snapshot needs little memory beside the model."""
 
 
 class WeightSyncError(RuntimeError):
-    """The engine does not compute what the learner computes; learning has stopped before using its rollouts."""
+    """An engine does not compute what the learner computes; learning stops before using its rollouts."""
 
 
 class StaleWeightsError(WeightSyncError):
-    """The engine answers with weights, or a part of them, from before the last publication."""
+    """The engine holds weights, or a part of them, from before the last snapshot."""
 
 
 class TokenizationError(WeightSyncError):
@@ -46,39 +44,39 @@ class NumericsError(WeightSyncError):
 
 
 @dataclass(frozen=True)
-class Publication:
-    """One version of the policy's weights, ready to be loaded."""
+class WeightSnapshot:
+    """One version of the policy's weights, ready for engines to load."""
 
     version: int
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Each a list of (Hugging Face name, dtype name, array); empty for nccl and ipc, where nothing is stored."""
     digests: Mapping[str, str] = field(repr=False)
-    """sha256 of each parameter's bytes by Hugging Face name; empty where nothing is stored."""
+    """sha256 of each parameter's bytes, by Hugging Face name; empty where nothing is stored."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What an engine says of itself after an update."""
+    """What an engine reports after loading a snapshot."""
 
     version: int
     checksums: Mapping[str, str] = field(repr=False)
-    """sha256 by Hugging Face name of the parameters that it holds as they came (not fused, packed or padded)."""
+    """sha256 by Hugging Face name of the parameters that it holds unchanged (not fused, packed or padded)."""
 
 
-class Publisher(Protocol):
-    """The learner's end of a transfer. Called on every rank together; only rank 0's answer means something."""
+class WeightSender(Protocol):
+    """The learner's end of a transfer. All ranks call `send` together; only rank 0's snapshot holds the weights."""
 
-    def publish(self, model: nn.Module, version: int) -> Publication: ...
+    def send(self, model: nn.Module, version: int) -> WeightSnapshot: ...
 
 
-class ObjectStorePublisher:
-    """Puts whole weights into Ray's object store: works on any device, between any processes of a cluster."""
+class ObjectStoreSender:
+    """Puts whole weights into Ray's object store: for any device, between any processes of a cluster."""
 
     def __init__(self, *, rank: int, dtype: torch.dtype) -> None:
         self._rank = rank
         self._dtype = dtype
 
-    def publish(self, model: nn.Module, version: int) -> Publication:
+    def send(self, model: nn.Module, version: int) -> WeightSnapshot:
         chunks: list[ray.ObjectRef] = []
         digests: dict[str, str] = {}
         pending: list[tuple[str, str, NDArray]] = []
@@ -95,10 +93,10 @@ class ObjectStorePublisher:
                 pending, pending_bytes = [], 0
         if pending:
             chunks.append(ray.put(pending))
-        return Publication(version, chunks, digests)
+        return WeightSnapshot(version, chunks, digests)
 
 
-class DevicePublisher:
+class DeviceSender:
     """Sends through vLLM's own nccl or ipc trainer engine, straight from GPU to GPU.
 
     Written to vLLM 0.32's interface; it needs GPUs and has not been run on any. The generators' `load` is a
@@ -106,7 +104,7 @@ class DevicePublisher:
     """
 
     def __init__(
-        self, *, backend: Backend, rank: int, generators: Sequence[ActorHandle], address: tuple[str, int]
+        self, *, backend: TransferBackend, rank: int, generators: Sequence[ActorHandle], address: tuple[str, int]
     ) -> None:
         self._backend = backend
         self._rank = rank
@@ -114,13 +112,13 @@ class DevicePublisher:
         self._address = address
         self._engine: Any = None
 
-    def publish(self, model: nn.Module, version: int) -> Publication:
+    def send(self, model: nn.Module, version: int) -> WeightSnapshot:
         if self._engine is None:
             self._engine = self._connect(model)
         self._engine.send_weights()
         if self._rank == 0:
             ray.get([generator.set_weight_version.remote(version) for generator in self._generators])
-        return Publication(version, [], {})
+        return WeightSnapshot(version, [], {})
 
     def _connect(self, model: nn.Module) -> Any:
         from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient, WeightTransferTrainerFactory
@@ -153,13 +151,13 @@ def _hf_source(model: nn.Module) -> Any:
     return Source()
 
 
-def read_weights(publication: Publication) -> Iterator[tuple[str, Tensor]]:
-    """The published parameters by Hugging Face name."""
-    return read_chunks(publication.chunks)
+def read_weights(snapshot: WeightSnapshot) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a snapshot, by Hugging Face name."""
+    return read_chunks(snapshot.chunks)
 
 
 def read_chunks(chunks: Sequence[ray.ObjectRef]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters in objects of the store, by Hugging Face name; each tensor is a copy of its own."""
+    """The parameters in objects of the store, by Hugging Face name; each tensor is a copy."""
     for chunk in chunks:
         for name, dtype, array in ray.get(chunk):
             yield name, from_array(array, dtype)
@@ -172,6 +170,6 @@ def to_array(tensor: Tensor) -> NDArray:
 
 
 def from_array(array: NDArray, dtype: str) -> Tensor:
-    """The tensor that `to_array` took apart. Copied, for the store's memory is read-only."""
+    """The inverse of `to_array`. It copies, because the store's memory is read-only."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

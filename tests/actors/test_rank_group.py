@@ -8,8 +8,8 @@ import time
 import pytest
 import ray
 
-from actors import ranks
-from actors.ranks import RankGroup, RanksDied
+from actors import rank_group
+from actors.rank_group import RankGroup, RanksDied
 
 
 class FakeRank:
@@ -17,9 +17,6 @@ class FakeRank:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def update(self, dies: bool) -> None:
         if self._rank == 0:
@@ -32,7 +29,7 @@ class FakeRank:
 
 @pytest.fixture
 def group(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> RankGroup:
-    monkeypatch.setattr(ranks, "_DEATH_NOTICE_S", 3.0)
+    monkeypatch.setattr(rank_group, "_DEATH_NOTICE_S", 3.0)
     fake = ray.remote(FakeRank).options(num_cpus=0.1)
     return RankGroup(lambda rank: fake.remote(rank), 2)
 
@@ -40,10 +37,10 @@ def group(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> RankGroup:
 @pytest.mark.slow
 def test_an_error_is_no_death_though_another_rank_waits_in_a_collective(group: RankGroup) -> None:
     with pytest.raises(ValueError, match="no token to learn from"):
-        group.call("update", False)
+        group.start(lambda rank: rank.update.remote(False), list).wait()
 
 
 @pytest.mark.slow
 def test_an_error_beside_a_dead_rank_is_a_death(group: RankGroup) -> None:
     with pytest.raises(RanksDied):
-        group.call("update", True)
+        group.start(lambda rank: rank.update.remote(True), list).wait()

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from actors.logprobs import logprobs_under
-from actors.proof import check_gap, check_loads, check_rollouts, logprob_gap
 from actors.rollout import PromptTask, Rollout, RolloutGroup, rollout_batch
-from actors.settings import Gap
-from actors.weights import (
+from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts
+from actors.weight_sync import (
     LoadReport,
     NumericsError,
-    ObjectStorePublisher,
-    Publication,
+    ObjectStoreSender,
     StaleWeightsError,
     TokenizationError,
+    WeightSnapshot,
     read_weights,
 )
 from model.batch import Batch
@@ -38,55 +37,55 @@ def check(changed: Rollout) -> None:
 
 def test_a_rollout_of_another_version_is_stale() -> None:
     check(ROLLOUT)
-    with pytest.raises(StaleWeightsError, match="prompt 4 was made by version 4, the learner is at 5"):
+    with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from version 4, the learner is at 5"):
         check(replace(ROLLOUT, weight_version=4))
 
 
 def test_other_tokens_than_were_sent_are_named_tokenization() -> None:
     with pytest.raises(TokenizationError, match="prompt 4 was sent as"):
         check(replace(ROLLOUT, prompt_ids=(1, 9)))
-    with pytest.raises(TokenizationError, match="sampled token 10, the learner knows 10"):
-        check(replace(ROLLOUT, response_ids=(3, 10)))
+    with pytest.raises(TokenizationError, match="sampled token 10, the learner has 10"):
+        check(replace(ROLLOUT, completion_ids=(3, 10)))
     with pytest.raises(TokenizationError, match="1 logprobs for 2 tokens"):
         check(replace(ROLLOUT, logprobs=(-1.0,)))
 
 
 def test_an_engine_with_another_version_or_other_bytes_is_stale() -> None:
-    publication = Publication(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
-    check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"})])
+    snapshot = WeightSnapshot(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
+    check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"})])
     with pytest.raises(StaleWeightsError, match="engine 1 holds version 2 after version 3 was sent"):
-        check_loads(publication, [LoadReport(3, {"model.norm.weight": "aa"}), LoadReport(2, {})])
+        check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "aa"}), LoadReport(2, {})])
     with pytest.raises(StaleWeightsError, match=r"its model.norm.weight \(and 0 more\) has another checksum"):
-        check_loads(publication, [LoadReport(3, {"model.norm.weight": "old"})])
+        check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "old"})])
 
 
 def test_an_engine_of_which_nothing_can_be_compared_is_not_believed() -> None:
-    publication = Publication(3, [], {"model.norm.weight": "aa"})
-    with pytest.raises(StaleWeightsError, match="engine 0 says version 3, but names no parameter as it was published"):
-        check_loads(publication, [LoadReport(3, {"norm.weight": "aa"})])
-    check_loads(Publication(3, [], {}), [LoadReport(3, {})])  # nccl and ipc publish no digests
+    snapshot = WeightSnapshot(3, [], {"model.norm.weight": "aa"})
+    with pytest.raises(StaleWeightsError, match="engine 0 reports version 3, but no parameter of the snapshot"):
+        check_loads(snapshot, [LoadReport(3, {"norm.weight": "aa"})])
+    check_loads(WeightSnapshot(3, [], {}), [LoadReport(3, {})])  # nccl and ipc have no digests
 
 
 class Case:
-    """Two versions of a policy, published, and rollouts under temperature 0.7."""
+    """Snapshots of two versions of a policy, and rollouts under temperature 0.7."""
 
     def __init__(self, old: Transformer, new: Transformer) -> None:
-        publish = ObjectStorePublisher(rank=0, dtype=torch.float32).publish
-        self.old, self.new = publish(old, 1), publish(new, 2)
+        send = ObjectStoreSender(rank=0, dtype=torch.float32).send
+        self.old, self.new = send(old, 1), send(new, 2)
         self.model, self.sizes = new, new.config
         rollouts = [Rollout((5, 6, 7), tuple(range(10 + i, 26 + i)), (0.0,) * 16, 2, False) for i in range(4)]
         self.batch: Batch = rollout_batch(rollouts, pad_id=0)
         self.learner = self.under(self.new)
 
-    def under(self, publication: Publication) -> Tensor:
-        return logprobs_under(self.sizes, read_weights(publication), self.batch, temperature=0.7)
+    def under(self, snapshot: WeightSnapshot) -> Tensor:
+        return logprobs_under(self.sizes, read_weights(snapshot), self.batch, temperature=0.7)
 
     def check(self, engine: Tensor) -> None:
-        check_gap(
-            logprob_gap(self.batch, engine, self.learner),
-            Gap(max=1e-4, mean=1e-4),
+        check_logprobs(
             self.batch,
             engine,
+            self.learner,
+            bound=LogprobDifference(max=1e-4, mean=1e-4),
             sizes=self.sizes,
             temperature=0.7,
             current=self.new,
@@ -100,7 +99,7 @@ def case(request: pytest.FixtureRequest, policies: dict[str, Path], ray_session:
     return Case(*(load_folder(folder) for folder in folders))
 
 
-def test_published_weights_give_the_logprobs_of_the_model_that_was_published(case: Case) -> None:
+def test_a_snapshot_gives_the_logprobs_of_its_model(case: Case) -> None:
     with torch.no_grad():
         case.check(logprobs(case.model, case.batch, temperature=0.7))
 
@@ -120,7 +119,7 @@ def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> No
         case.check(engine)
 
 
-def test_a_gap_that_no_older_weights_explain_is_named_numerics(case: Case) -> None:
+def test_a_difference_that_no_older_weights_explain_is_named_numerics(case: Case) -> None:
     noise = torch.rand(case.learner.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     with pytest.raises(NumericsError, match="older weights do not explain it"):
         case.check(case.learner + noise)
@@ -132,15 +131,15 @@ def test_a_wrong_temperature_is_named_numerics(case: Case) -> None:
         case.check(at_one)
 
 
-def test_a_gap_that_is_no_number_breaks_the_bound(case: Case) -> None:
+def test_a_difference_that_is_not_a_number_breaks_the_bound(case: Case) -> None:
     with pytest.raises(NumericsError):
         case.check(torch.full_like(case.learner, float("nan")))
 
 
 def test_weights_travel_unchanged_in_bfloat16(ray_session: None, policies: dict[str, Path]) -> None:
     model = load_folder(policies["tied-1"])
-    published = ObjectStorePublisher(rank=0, dtype=torch.bfloat16).publish(model, 1)
-    received = dict(read_weights(published))
+    snapshot = ObjectStoreSender(rank=0, dtype=torch.bfloat16).send(model, 1)
+    received = dict(read_weights(snapshot))
     table = received["model.embed_tokens.weight"]
     assert table.dtype == torch.bfloat16
     assert torch.equal(table, model.embedding.weight.detach().bfloat16())

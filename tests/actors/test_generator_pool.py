@@ -1,4 +1,4 @@
-"""The pool of engines: every lot is done once and whole, in order, whoever dies. The engines are fakes without vLLM."""
+"""The pool of engines does every generation batch once and whole, in order, whoever dies. The engines are fakes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import pytest
 import ray
 from ray.exceptions import OwnerDiedError
 
-from actors.pool import GeneratorPool
-from actors.ranks import RanksDied
-from actors.rollout import Lot, PromptTask, Rollout, RolloutGroup, Sampling
-from actors.weights import LoadReport, Publication, StaleWeightsError
+from actors.generator_pool import GeneratorPool
+from actors.rank_group import RanksDied
+from actors.rollout import GenerationBatch, PromptTask, Rollout, RolloutGroup, Sampling
+from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
 
 pytestmark = pytest.mark.slow
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=1, stop_ids=(), seed=0)
-PUBLICATION = Publication(7, [], {})
+SNAPSHOT = WeightSnapshot(7, [], {})
 
 
 class FakeEngine:
-    """Answers each prompt with its own index; dies at the lots whose file still lies in `deaths`, and finds no weights
-    once a file `owner` does."""
+    """Completes each prompt with its own index. It dies at the batches that have a file in `deaths`, and finds no
+    weights when the file `owner` is there."""
 
     def __init__(self, deaths: Path, version_held: int | None = None) -> None:
         self._deaths, self._held, self._version = deaths, version_held, -1
 
-    def load(self, publication: Publication) -> LoadReport:
+    def load(self, snapshot: WeightSnapshot) -> LoadReport:
         if (self._deaths / "owner").exists():
             raise OwnerDiedError("00" * 28, b"", "")
-        self._version = publication.version if self._held is None else self._held
+        self._version = snapshot.version if self._held is None else self._held
         return LoadReport(self._version, {})
 
-    def generate(self, lot: Lot) -> list[RolloutGroup]:
-        first = self._deaths / str(lot.tasks[0].index)
+    def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:
+        first = self._deaths / str(batch.tasks[0].index)
         try:
             if first.read_text() == "once":
                 first.unlink()
@@ -43,19 +43,22 @@ class FakeEngine:
         else:
             os._exit(1)
         return [
-            RolloutGroup(t.index, (Rollout(t.prompt_ids, (t.index,), (0.0,), self._version, True),)) for t in lot.tasks
+            RolloutGroup(t.index, (Rollout(t.prompt_ids, (t.index,), (0.0,), self._version, True),))
+            for t in batch.tasks
         ]
 
 
 def pool(deaths: Path, num_engines: int, *, max_failures: int = 3) -> GeneratorPool:
     engine = ray.remote(FakeEngine).options(num_cpus=0.1)
     made = GeneratorPool(lambda index: engine.remote(deaths), num_engines, max_failures=max_failures)
-    made.load(PUBLICATION)
+    made.load(SNAPSHOT)
     return made
 
 
-def lots(count: int) -> list[Lot]:
-    return [Lot(0, 7, tuple(PromptTask(2 * i + j, (1,), 1) for j in range(2)), SAMPLING) for i in range(count)]
+def batches(count: int) -> list[GenerationBatch]:
+    return [
+        GenerationBatch(0, 7, tuple(PromptTask(2 * i + j, (1,), 1) for j in range(2)), SAMPLING) for i in range(count)
+    ]
 
 
 def indices(groups: list[RolloutGroup]) -> list[int]:
@@ -63,39 +66,39 @@ def indices(groups: list[RolloutGroup]) -> list[int]:
 
 
 @pytest.mark.parametrize("num_engines", [1, 3])
-def test_answers_come_in_the_order_of_the_lots(ray_session: None, tmp_path: Path, num_engines: int) -> None:
-    groups = pool(tmp_path, num_engines).generate(lots(5))
+def test_answers_come_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_engines: int) -> None:
+    groups = pool(tmp_path, num_engines).generate(batches(5))
     assert indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
 
 
-def test_a_dead_engines_lot_is_done_again_whole_and_by_the_same_weights(ray_session: None, tmp_path: Path) -> None:
+def test_a_dead_engines_batch_is_done_again_whole_and_by_the_same_weights(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "2").write_text("once")
     (tmp_path / "8").write_text("once")
     engines = pool(tmp_path, 2)
-    groups = engines.generate(lots(5))
+    groups = engines.generate(batches(5))
     assert indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
     assert engines.restarts == 2
-    assert indices(engines.generate(lots(2))) == [0, 1, 2, 3]
+    assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
 
 
-def test_a_lot_that_kills_every_engine_ends_the_run(ray_session: None, tmp_path: Path) -> None:
+def test_a_batch_that_kills_every_engine_ends_the_run(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("always")
     with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures"):
-        pool(tmp_path, 1, max_failures=1).generate(lots(1))
+        pool(tmp_path, 1, max_failures=1).generate(batches(1))
 
 
 def test_each_engine_answers_a_probe_also_after_a_death(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("once")
-    assert [indices(groups) for groups in pool(tmp_path, 2).generate_on_each(lots(1)[0])] == [[0, 1], [0, 1]]
+    assert [indices(groups) for groups in pool(tmp_path, 2).generate_on_each(batches(1)[0])] == [[0, 1], [0, 1]]
 
 
 def test_an_engine_that_keeps_its_old_weights_is_not_accepted(ray_session: None, tmp_path: Path) -> None:
     engine = ray.remote(FakeEngine).options(num_cpus=0.1)
     stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_failures=0)
     with pytest.raises(StaleWeightsError, match="holds version 6 after version 7 was sent"):
-        stale.load(PUBLICATION)
+        stale.load(SNAPSHOT)
 
 
 def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
@@ -104,18 +107,18 @@ def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
     engines = pool(tmp_path, 1)
     (tmp_path / "0").write_text("once")
     (tmp_path / "owner").touch()
-    with pytest.raises(RanksDied, match="the learner died with the weights that it had published"):
-        engines.generate(lots(2))
+    with pytest.raises(RanksDied, match="the learner died with the weight snapshot that it had made"):
+        engines.generate(batches(2))
     (tmp_path / "owner").unlink()
-    engines.load(PUBLICATION)
-    assert indices(engines.generate(lots(2))) == [0, 1, 2, 3]
+    engines.load(SNAPSHOT)
+    assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
 
 
 class ImpossibleEngine:
     def __init__(self) -> None:
         raise RuntimeError("no kernels for heads of 16 channels")
 
-    def load(self, publication: Publication) -> LoadReport:
+    def load(self, snapshot: WeightSnapshot) -> LoadReport:
         raise AssertionError("it was never made")
 
 
@@ -124,5 +127,5 @@ def test_an_engine_that_cannot_be_made_is_not_tried_again(ray_session: None) -> 
     impossible = GeneratorPool(lambda index: engine.remote(), 1, max_failures=3)
     told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, when it was made"
     with pytest.raises(RuntimeError, match=told):
-        impossible.load(PUBLICATION)
+        impossible.load(SNAPSHOT)
     assert impossible.restarts == 0

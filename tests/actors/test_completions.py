@@ -1,0 +1,58 @@
+"""Completions by shared engines are those of each model alone, and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.completions import CompletionRequest, SamplingConfig, check_completions, complete
+from actors.rollout import PromptTask, Rollout
+from actors.weight_sync import NumericsError, WeightSnapshot
+from cluster.placement import Placement
+from cluster.storage import Storage
+from model.batch import from_sequences
+from model.huggingface import load_folder
+from model.objectives import logprobs
+from model.transformer import Transformer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_completions_of_another_model_are_refused(policies: dict[str, Path], temperature: float) -> None:
+    model, other = (load_folder(policies[name]) for name in ("tied-1", "tied-2"))
+    prompt, completion = [10, 11, 12], [20, 21, 22, 23]
+    mask = [False] * len(prompt) + [True] * len(completion)
+    batch = from_sequences([prompt + completion], [mask], length=len(mask) - 1, pad_id=0)
+
+    def sampled_from(sampler: Transformer) -> list[Rollout]:
+        with torch.no_grad():
+            # An engine that takes the likeliest token reports the logprobs of temperature 1.
+            by_token = logprobs(sampler, batch, temperature or 1.0)[batch.loss_mask].tolist()
+        return [Rollout(tuple(prompt), tuple(completion), tuple(by_token), 0, False)]
+
+    snapshot = WeightSnapshot(0, [], {})
+    check_completions(model, sampled_from(model), temperature, "float32", snapshot, None)
+    with pytest.raises(NumericsError, match="engine and learner logprobs differ"):
+        check_completions(model, sampled_from(other), temperature, "float32", snapshot, None)
+
+
+@pytest.mark.slow
+def test_models_that_share_an_engine_complete_as_if_each_had_its_own(
+    policies: dict[str, Path], ray_session: None
+) -> None:
+    prompts = [PromptTask(index, tuple(range(10, 20 + index)), 1) for index in range(3)]
+
+    def ask(**models: str) -> dict[str, list[tuple[int, ...]]]:
+        requests = {
+            name: CompletionRequest(model=Storage(str(policies[policy])), prompts=prompts, stop_ids=(0,))
+            for name, policy in models.items()
+        }
+        sampling = SamplingConfig(temperature=1.0, max_new_tokens=12, seed=3, precision="float32")
+        completions = complete(requests, sampling, Placement(cpus_per_worker=0.5), kv_cache_gib=0.1)
+        return {name: [rollout.completion_ids for rollout in rollouts] for name, rollouts in completions.items()}
+
+    together = ask(first="tied-1", second="tied-2", first_again="tied-1")
+    alone = ask(second="tied-2")
+    assert together["second"] == alone["second"]
+    assert together["first"] == together["first_again"] != together["second"]

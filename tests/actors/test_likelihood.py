@@ -1,0 +1,112 @@
+"""Likelihoods are what the model says: against direct computation and closed forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import lzma
+from pathlib import Path
+
+import pytest
+
+from actors.likelihood import TextScores, merge_scores, score_text, xz_size
+from cluster.storage import Storage
+from data.tokens.encode import fast_encoder
+from data.tokens.shard_format import Generation, ShardManifest, write_manifest
+from data.tokens.shard_reader import ShardReader
+from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id
+from data.tokens.tokenizer_recipe import MIN_SIZE
+from model.batch import from_sequences
+from model.huggingface import load_folder
+from model.objectives import logprobs
+from model.quantize import compress_folder, simulate_int8
+
+TEXTS = [
+    "a short one",
+    "the second document is a little longer than that",
+    "x",
+    "wörds that are not ascii …",
+    "".join(chr(97 + 7 * place * place % 26) for place in range(300)),
+]
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory, policies: dict[str, Path]) -> Storage:
+    """The texts as a split, in the policies' byte tokenizer; the last one is longer than their context of 128."""
+    folder = policies["tied-1"]
+    storage = Storage(str(tmp_path_factory.mktemp("split")))
+    manifest = ShardManifest(
+        tokenizer=fingerprint(folder),
+        vocab_size=MIN_SIZE,
+        separator=separator_id(load_tokenizer(folder)),
+        sources=("test",),
+        generations=(),
+    )
+    documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
+    shard = write_shard(storage, "shard-00000", documents, fast_encoder(folder), manifest)
+    write_manifest(storage, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
+    return storage
+
+
+def scores(folder: Path, split: Storage, *, part: int = 0, num_parts: int = 1, overlap: int = 16) -> TextScores:
+    return score_text(
+        Storage(str(folder)),
+        split,
+        part=part,
+        num_parts=num_parts,
+        overlap=overlap,
+        precision="float32",
+        device="cpu",
+    )
+
+
+def test_text_costs_what_the_model_says_with_every_byte_and_every_end_counted(
+    policies: dict[str, Path], split: Storage
+) -> None:
+    found = scores(policies["tied-1"], split)
+    model = load_folder(policies["tied-1"])
+    documents = list(ShardReader(split, sequence_length=1).documents())
+    assert found.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    assert found.num_tokens.tolist() == [len(text.encode()) + 1 for text in TEXTS]  # bytes, and the end
+    for index, document in enumerate(documents[:4]):
+        ids = document.tokens.tolist()
+        batch = from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
+        assert found.nats[index] == pytest.approx(-logprobs(model, batch).sum().item(), rel=1e-5)
+
+
+def test_more_context_changes_only_documents_longer_than_the_model_takes(
+    policies: dict[str, Path], split: Storage
+) -> None:
+    little, much = (scores(policies["tied-1"], split, overlap=overlap) for overlap in (1, 100))
+    assert little.nats[:4] == pytest.approx(much.nats[:4], rel=1e-6)
+    assert little.nats[4] != pytest.approx(much.nats[4], rel=1e-3)
+    assert little.num_tokens[4] == much.num_tokens[4] == 301
+
+
+def test_parts_together_are_the_whole(policies: dict[str, Path], split: Storage) -> None:
+    whole, parts = (
+        scores(policies["tied-1"], split),
+        [scores(policies["tied-1"], split, part=p, num_parts=2) for p in (0, 1)],
+    )
+    merged = merge_scores(parts)
+    assert merged.index.tolist() == [0, 1, 2, 3, 4]
+    assert merged.nats == pytest.approx(whole.nats, rel=1e-6)
+
+
+def test_a_compressed_folder_is_scored_with_its_rounding(
+    policies: dict[str, Path], split: Storage, tmp_path: Path
+) -> None:
+    compress_folder(policies["tied-1"], tmp_path / "int8", kept_dtype="float32")
+    found = scores(tmp_path / "int8", split)
+    simulated = load_folder(policies["tied-1"])
+    simulate_int8(simulated)
+    ids = next(iter(ShardReader(split, sequence_length=1).documents())).tokens.tolist()
+    batch = from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
+    assert found.nats[0] == pytest.approx(-logprobs(simulated, batch).sum().item(), rel=1e-4)
+    assert found.nats[0] != pytest.approx(scores(policies["tied-1"], split).nats[0], rel=1e-5)
+
+
+def test_xz_reads_all_texts_as_one_stream(policies: dict[str, Path], split: Storage) -> None:
+    text = "".join(TEXTS).encode()
+    expected = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert xz_size(split, Storage(str(policies["tied-1"]))) == expected

@@ -1,0 +1,77 @@
+"""Scores of sentence pairs against direct computation."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.likelihood import sequence_logprobs
+from actors.sentence_pairs import SentencePair, common_suffix, read_pairs, score_pairs
+from cluster.storage import Storage
+from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
+
+PAIRS = "configs/tiny/stereotype_pairs.jsonl"
+
+
+def test_common_suffix_by_hand() -> None:
+    assert common_suffix([1, 2, 3, 4], [9, 3, 4]) == 2
+    assert common_suffix([1], [2]) == 0
+    assert common_suffix([5, 6], [6]) == 1
+
+
+def test_a_continuation_is_the_sentence_without_the_name(policies: dict[str, Path]) -> None:
+    folder = Storage(str(policies["untied-1"]))
+    pair = SentencePair("age", "The old man sat.", "The young man sat.")
+    found = score_pairs(folder, [pair, SentencePair("age", pair.counterpart, pair.stereotype)], device="cpu")
+    encoder, separator = load_encoder(policies["untied-1"]), separator_id(load_tokenizer(policies["untied-1"]))
+
+    def log_likelihood(text: str) -> float:
+        (values,) = sequence_logprobs(folder, [[separator, *encoder.encode(text).ids]], device="cpu")
+        return float(values.sum())
+
+    # log p(" man sat." | "The old") is the whole less its beginning. The tokens are bytes.
+    expected = (log_likelihood("The old man sat.") - log_likelihood("The old")) - (
+        log_likelihood("The young man sat.") - log_likelihood("The young")
+    )
+    assert found.continuation[0] == pytest.approx(expected, abs=1e-4)
+    assert found.sentence[0] == pytest.approx(
+        log_likelihood(pair.stereotype) - log_likelihood(pair.counterpart), abs=1e-4
+    )
+    assert found.continuation[1] == pytest.approx(-found.continuation[0], abs=1e-5)  # order is no preference
+
+
+def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
+    pairs = read_pairs(PAIRS)
+    assert len(pairs) >= 40 and len(set(pairs)) == len(pairs)
+    groups = collections.Counter(pair.group for pair in pairs)
+    assert (
+        set(groups) == {"gender", "religion", "ethnicity", "disability", "age", "sexuality"}
+        and min(groups.values()) >= 7
+    )
+    for pair in pairs:
+        ours, theirs = pair.stereotype.split(), pair.counterpart.split()
+        same_start = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(ours, theirs, strict=False)))
+        reversed_pairs = zip(reversed(ours), reversed(theirs), strict=False)
+        same_end = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], reversed_pairs))
+        # Only the group's name differs, in one place, and most of what is said comes after it.
+        assert len(ours) - same_start - same_end <= 2 and same_end >= 3, pair
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are the same"),
+        ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
+        ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
+    ],
+)
+def test_a_pair_that_is_none_is_named_with_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"group": "age", "stereotype": "a c", "counterpart": "b c"}\n' + json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{said}"):
+        read_pairs(str(path))

@@ -1,0 +1,25 @@
+"""Learning settings out of their range are refused by a message that names the field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from model.learning import LearningConfig
+
+LEARNING = LearningConfig()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr": 0.0}, "learning.lr: 0.0 must be above 0"),
+        ({"minibatches": 0}, "learning.minibatches: 0 must be at least 1"),
+        ({"gamma": 1.5}, "learning.gamma: 1.5 must be between 0 and 1"),
+        ({"kl_coefficient": -1.0}, "must not be negative"),
+    ],
+)
+def test_learning_numbers_out_of_range_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(LEARNING, **changed).check("learning")
