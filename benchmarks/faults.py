@@ -48,7 +48,7 @@ START_LIMIT_S = 600.0
 """How long a run may take to come to its fault, on a busy machine."""
 
 AT_WORK = {
-    "corpus": "jobs.corpus:_clean_piece",
+    "corpus": "data.corpus.cleaning_tasks:clean_ranges",
     "vocabulary": "jobs.vocabulary:_count_part",
     "shards": "jobs.shards:_write_shards",
     **dict.fromkeys(("pretrain", "sft", "reward"), "model.train:train_step"),

@@ -26,7 +26,7 @@ from cluster.placement import TasksExecution
 from cluster.progress import working
 from cluster.storage import Storage
 from cluster.tasks import run_tasks
-from data.corpus.slices import read_tables, write_tables
+from data.chunk_files import read_table, write_tables
 from data.document import unit_hash
 from data.tokens.learning import count_words, learn_tokenizer
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
@@ -204,7 +204,7 @@ def _count(
         label="vocabulary: add counts",
         answers=output / WORK / "merge",
     )
-    table = read_tables(output, [answer["words"] for answer in merged], 0, _WORD_SCHEMA)
+    table = read_table(output, [answer["words"] for answer in merged], 0, _WORD_SCHEMA)
     taken = {name: sum(answer[name] for answer in counted) for name in ("sampled_documents", "sampled_bytes")}
     return table["word"].to_pylist(), table["count"].to_pylist(), taken
 
@@ -231,7 +231,7 @@ def _count_part(
 
 def _merge_bucket(task: Mapping[str, Any], *, output: Storage) -> dict[str, Any]:
     """Add the counts of one bucket over all parts; the words come sorted."""
-    table = read_tables(output, task["files"], task["bucket"], _WORD_SCHEMA)
+    table = read_table(output, task["files"], task["bucket"], _WORD_SCHEMA)
     sums = table.group_by("word").aggregate([("count", "sum")]).sort_by("word")
     merged = pa.table([sums["word"], sums["count_sum"]], schema=_WORD_SCHEMA)
     name = f"{WORK}/merged/{task['bucket']:05d}.arrow"

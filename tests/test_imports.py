@@ -26,14 +26,15 @@ ARROWS = {
 
 DATA_ARROWS = {
     "document": set[str](),
+    "chunk_files": set[str](),
     "sources": {"document"},
     "cleaning": {"document", "sources"},
-    "corpus": {"document", "sources", "cleaning"},
-    "tokens": set[str](),
+    "corpus": {"document", "chunk_files", "sources", "cleaning"},
+    "tokens": {"document", "chunk_files"},
     "chats": {"document", "sources", "tokens"},
 }
-"""What each folder of `data/` (and `document.py`) may import of the others. Cleaning reads evaluation sets, so it uses
-the readers."""
+"""What each folder of `data/`, and each file beside them, may import of the others. Cleaning reads evaluation sets, so
+it uses the readers."""
 
 ONE_HOME = {
     "omegaconf": {"jobs/frame/config.py"},

@@ -15,6 +15,7 @@ another language or genre.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.cleaning.fairness_sentences import REFERENCE, Form, all_trials
@@ -41,7 +42,8 @@ class BoundStep(NamedTuple):
     """Whether the configuration takes a `keep` for this step."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class FairnessRow:
     """What one step does to one group, in that form (sentence or paragraph) in which it does most."""
 
     step: str
@@ -69,12 +71,12 @@ class Row(NamedTuple):
     """Whether a larger `keep` is a remedy."""
 
 
-def ledger(steps: Sequence[BoundStep]) -> list[Row]:
+def ledger(steps: Sequence[BoundStep]) -> list[FairnessRow]:
     """A row for every step and group, in the steps' order."""
     return [row for step in steps for row in _rows(step)]
 
 
-def check_budget(rows: Sequence[Row], budget: float) -> None:
+def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
     """Raise ValueError where a step removes a group more often than the reference by more than `budget` (a share).
 
     An excess that may be chance (its interval reaches down to 0) stands in the ledger and breaks no budget: of
@@ -97,7 +99,7 @@ def check_budget(rows: Sequence[Row], budget: float) -> None:
     )
 
 
-def smallest_keep(row: Row, budget: float) -> float:
+def smallest_keep(row: FairnessRow, budget: float) -> float:
     """The least `keep` in hundredths with which the step stays within the budget for this group.
 
     What is removed is proportional to 1 - keep, so 1 - keep may at most be (1 - row.keep) * budget / excess.
@@ -115,7 +117,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _rows(step: BoundStep) -> Iterator[Row]:
+def _rows(step: BoundStep) -> Iterator[FairnessRow]:
     trials = all_trials()
     outcome = step.run([trial.text for trial in trials])
     total, removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()
@@ -128,14 +130,14 @@ def _rows(step: BoundStep) -> Iterator[Row]:
         yield max(of_form, key=lambda row: (row.judged, row.excess))
 
 
-def _row(step: BoundStep, axis: str, group: str, form: Form, total: Counter, removed: Counter) -> Row:
+def _row(step: BoundStep, axis: str, group: str, form: Form, total: Counter, removed: Counter) -> FairnessRow:
     key, reference = (axis, group, form), (axis, REFERENCE, form)
     share, reference_share = removed[key] / total[key], removed[reference] / total[reference]
     low, high = wilson(removed[key], total[key])
     reference_low, reference_high = wilson(removed[reference], total[reference])
     excess = share - reference_share
     left = 1 - step.keep
-    return Row(
+    return FairnessRow(
         step=step.name,
         axis=axis,
         group=group,

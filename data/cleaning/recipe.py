@@ -11,17 +11,19 @@ Every step takes the texts that the steps before it have left and says, for each
 part of what the step would drop or cut stays as it is, chosen by a hash of the document's id.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+from cluster.plain import from_plain, to_plain
 from data.cleaning.clean_lines import CleanLines, clean_lines
 from data.cleaning.decontaminate import Decontaminate, decontaminate, pinned
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.extract_html import ExtractHTML, extract_html
-from data.cleaning.fairness import BoundStep
+from data.cleaning.fairness import BoundStep, FairnessRow, ledger
 from data.cleaning.language import Language, language
 from data.cleaning.length import Length, length
 from data.cleaning.quality import (
@@ -149,6 +151,17 @@ def judges(steps: Sequence[Step]) -> list[BoundStep]:
         for name, rule in [chosen(step)]
         if name not in CORPUS_WIDE
     ]
+
+
+def fairness_ledger(steps: Sequence[Step]) -> Sequence[FairnessRow]:
+    """The fairness ledger of a recipe."""
+    return _ledger(json.dumps(to_plain(steps)))
+
+
+@lru_cache(maxsize=4)
+def _ledger(recipe: str) -> Sequence[FairnessRow]:
+    """The ledger of a recipe in JSON: seconds of work, which a budget's check and the run after it do once."""
+    return ledger(judges(from_plain(list[Step], json.loads(recipe))))
 
 
 def _apply(name: str, rule: Any, texts: list[str]) -> Outcome:

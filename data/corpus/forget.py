@@ -1,9 +1,9 @@
-"""Forgetting documents: what else a corpus holds or lacks for their sake.
+"""Forgetting documents: which other documents a corpus then holds or lacks.
 
-A duplicate was dropped for the sake of the one that is kept. When that one goes, the next of them comes in, and a
-cluster of near-duplicates may fall apart: so all that hang together by `kept_id` are read again and judged anew, and
-nothing else is. The changed tables are written beside the corpus first (`stage_changes`), then over it
-(`apply_changes`), which may be done again: a kill leaves the corpus as it was, or on its way to what it shall be.
+A duplicate was dropped because another document was kept. When that one goes, the next of them comes in, and a cluster
+of near-duplicates may fall apart: so all documents that are connected by `kept_id` are read again and judged anew, and
+nothing else is. The changed tables are first written beside the corpus (`stage_changes`), then over it
+(`apply_changes`), which may be done again: a kill leaves the corpus as it was, or with the changes still staged.
 """
 
 # pyarrow.compute makes its functions while it is imported, where no type checker sees them.
@@ -13,7 +13,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,40 +21,32 @@ import pyarrow.parquet as pq
 
 from cluster.fingerprints import fingerprint
 from cluster.storage import Storage
+from data.chunk_files import read_many
 from data.cleaning.duplicates import NearDuplicates
 from data.cleaning.recipe import Step, drops_equal_texts, near_duplicates_of
-from data.corpus.deduplication import representatives
-from data.corpus.parts import (
-    ROW_SCHEMA,
-    Part,
-    clean_rows,
-    drop,
-    kept_places,
-    mix,
-    part_name,
-    read_part,
-    settle,
-    to_part,
-    write_part,
-)
-from data.corpus.slices import read_each
+from data.corpus.chunks import PartRow, clean_rows
+from data.corpus.exact_duplicates import settle
+from data.corpus.links import representatives
+from data.corpus.mixture import mix
+from data.corpus.parts import Part, WrittenPart, part_name, read_part, to_part, write_part
+from data.corpus.rows import ROW_SCHEMA, Drop, drop, kept_positions, to_table
 from data.document import Document, Source
 from data.sources.readers import read_at
-
-STAGED = "work/forget"
 
 log = logging.getLogger(__name__)
 
 
 class Corpus(NamedTuple):
-    """What a corpus was made of and how."""
+    """How a corpus was made."""
 
     output: Storage
+    staged: Storage
+    """Where changed tables are written before they replace the corpus's own."""
     sources: Sequence[Source]
     steps: Sequence[Step]
     num_parts: int
     mixture: Mapping[str, float]
-    """Share of each source's documents that the mixture kept; it stays as it was. Empty where there was none."""
+    """Share of each source's documents that the mixture kept; it stays as it was. Empty without a mixture."""
     files: Sequence[Sequence[str]]
     """The URLs of each source's files, in the order in which origins number them."""
     fingerprints: Mapping[str, str]
@@ -66,10 +58,10 @@ class Changes(NamedTuple):
 
     forgotten: dict[str, int]
     """Documents that go, by source."""
-    gaps: int
+    num_unreadable: int
     """Documents that may have come in, but whose file is gone or another by now."""
-    answers: list[dict[str, Any]]
-    """Of every changed part, as `write_part` gives it."""
+    parts: list[WrittenPart]
+    """Every changed part."""
 
 
 class Held(NamedTuple):
@@ -82,68 +74,78 @@ class Held(NamedTuple):
     offset: int
 
 
+class _FileDocument(NamedTuple):
+    """A document and the number of its file among its source's files."""
+
+    file: int
+    document: Document
+
+
+class _ReadAgain(NamedTuple):
+    documents: list[_FileDocument]
+    unreadable: set[str]
+    """Ids of the documents that could not be read: their file is gone or not what the corpus was made from."""
+
+
 def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
-    """Write the tables that change, as they shall be, below `STAGED`. None where the corpus holds none of the
+    """Write the tables that change into `corpus.staged`, as they will be. None where the corpus holds none of the
     forgotten."""
-    corpus.output.remove(STAGED)
-    gone = held(corpus.output, corpus.num_parts, forgotten)
-    if not gone:
+    corpus.staged.remove()
+    forgotten_rows = held(corpus.output, corpus.num_parts, forgotten)
+    if not forgotten_rows:
         return None
-    ids = {row.id for row in gone}
-    others = relatives(corpus.output, corpus.num_parts, ids) - ids
-    rows = held(corpus.output, corpus.num_parts, others)
-    documents, unreadable = _read_again(corpus, rows)
-    table = _judged(corpus, documents)
-    remove: dict[int, set[str]] = defaultdict(set)
-    for row in (*gone, *(row for row in rows if row.id not in unreadable)):
-        remove[row.part].add(row.id)
-    staged = corpus.output / STAGED
-    answers: list[dict[str, Any]] = []
-    for number, leaving in sorted(remove.items()):
+    ids = {row.id for row in forgotten_rows}
+    related_rows = held(corpus.output, corpus.num_parts, relatives(corpus.output, corpus.num_parts, ids) - ids)
+    documents, unreadable = _read_again(corpus, related_rows)
+    table = _judge(corpus, documents)
+    leaving: dict[int, set[str]] = defaultdict(set)
+    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable)):
+        leaving[row.part].add(row.id)
+    parts: list[WrittenPart] = []
+    for number, leaving_ids in sorted(leaving.items()):
         before = read_part(corpus.output, number)
-        more = table.filter(pc.equal(table["part"], number)).select(ROW_SCHEMA.names)
-        after = before.without(leaving).joined(to_part(more))
+        coming = table.filter(pc.equal(table["part"], number)).select(ROW_SCHEMA.names)
+        after = before.without(leaving_ids).joined(to_part(coming))
         if after != before:
-            answers.append(write_part(staged, number, after))
-            _remove_unchanged(staged, number, before, after)
-    return Changes(dict(Counter(row.source for row in gone)), len(unreadable), answers)
+            parts.append(write_part(corpus.staged, number, after))
+            _remove_unchanged(corpus.staged, number, before, after)
+    return Changes(dict(Counter(row.source for row in forgotten_rows)), len(unreadable), parts)
 
 
-def apply_changes(output: Storage) -> None:
-    """Put the staged tables in their places."""
-    staged = output / STAGED
+def apply_changes(output: Storage, staged: Storage) -> None:
+    """Copy the staged tables over those of the corpus."""
     for kind in Part._fields:
         for name in staged.glob(f"{kind}/*.parquet"):
             output.write_bytes(name, staged.read_bytes(name))
 
 
 def _remove_unchanged(staged: Storage, number: int, before: Part, after: Part) -> None:
-    for kind in Part._fields:
-        if getattr(before, kind) == getattr(after, kind):
+    for kind, table_before, table_after in zip(Part._fields, before, after, strict=True):
+        if table_before == table_after:
             staged.remove(part_name(kind, number))
 
 
 def relatives(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
-    """The ids, and those of every document that was dropped for their sake or for whose sake they were, and so on.
+    """The ids, and those of every document that is connected to one of them by `kept_id`, directly or not.
 
-    Each pass reads the ids in drops/ once; a cluster is closed after four at most, for its documents were dropped for
+    Each pass reads the ids in drops/ once; a cluster is complete after four at most, for its documents were dropped for
     one that is kept, or for one that was dropped for it.
     """
-    found: set[str] = set()
+    connected: set[str] = set()
     new = set(ids)
     while new:
-        found |= new
+        connected |= new
         links = partial(_links, output, ids=pa.array(sorted(new), pa.string()))
-        new = {own for pairs in read_each(links, range(num_parts)) for pair in pairs for own in pair} - found
-    return found
+        new = {end for pairs in read_many(links, range(num_parts)) for pair in pairs for end in pair} - connected
+    return connected
 
 
 def _links(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
     """(id, kept id) of every duplicate that is, or was dropped for, one of `ids`."""
     with output.open(part_name("drops", part)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
-    own, kept = table["id"], table["kept_id"]
-    table = table.filter(pc.and_(kept.is_valid(), pc.or_(pc.is_in(own, ids), pc.is_in(kept, ids))))
+    dropped, kept = table["id"], table["kept_id"]
+    table = table.filter(pc.and_(kept.is_valid(), pc.or_(pc.is_in(dropped, ids), pc.is_in(kept, ids))))
     return list(zip(table["id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
 
 
@@ -152,7 +154,7 @@ def held(output: Storage, num_parts: int, ids: Collection[str]) -> list[Held]:
     if not ids:
         return []
     rows = partial(_held, output, ids=sorted(ids))
-    return [row for rows_of_part in read_each(rows, range(num_parts)) for row in rows_of_part]
+    return [row for rows_of_part in read_many(rows, range(num_parts)) for row in rows_of_part]
 
 
 def _held(output: Storage, part: int, ids: list[str]) -> list[Held]:
@@ -161,21 +163,21 @@ def _held(output: Storage, part: int, ids: list[str]) -> list[Held]:
     return [Held(part, **row) for row in table.to_pylist()]
 
 
-def _read_again(corpus: Corpus, rows: Sequence[Held]) -> tuple[list[tuple[int, Document]], set[str]]:
-    """(number of its file, document) of every row, read from its source file; and the ids of those that cannot be read
-    because the file is gone or not what the corpus was made from."""
+def _read_again(corpus: Corpus, rows: Sequence[Held]) -> _ReadAgain:
+    """The documents of these rows, read from their source files."""
     wanted: dict[tuple[int, int], set[int]] = defaultdict(set)
     index = {source.name: number for number, source in enumerate(corpus.sources)}
     for row in rows:
         wanted[index[row.source], row.file].add(row.offset)
-    found: list[tuple[int, Document]] = []
+    read: list[_FileDocument] = []
     for (number, file), offsets in sorted(wanted.items()):
         url = corpus.files[number][file]
         if _is_unchanged(corpus, url):
-            found += [(file, document) for document in read_at(corpus.sources[number], url, offsets)]
-    places = {(document.source, file, document.offset) for file, document in found}
-    unreadable = {row.id for row in rows if (row.source, row.file, row.offset) not in places}
-    return [(file, document) for file, document in found if document.id not in unreadable], unreadable
+            documents = read_at(corpus.sources[number], url, offsets)
+            read += [_FileDocument(file, document) for document in documents]
+    origins = {(document.source, file, document.offset) for file, document in read}
+    unreadable = {row.id for row in rows if (row.source, row.file, row.offset) not in origins}
+    return _ReadAgain([one for one in read if one.document.id not in unreadable], unreadable)
 
 
 def _is_unchanged(corpus: Corpus, url: str) -> bool:
@@ -184,39 +186,38 @@ def _is_unchanged(corpus: Corpus, url: str) -> bool:
     except FileNotFoundError:
         same = False
     if not same:
-        log.warning("%s is gone or not what the corpus was made from: nothing can come in from it", url)
+        log.warning("%s is gone or not what the corpus was made from: no document can come in from it", url)
     return same
 
 
-def _judged(corpus: Corpus, documents: Sequence[tuple[int, Document]]) -> pa.Table:
+def _judge(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
     """The rows of these documents, with a column `part`, as the whole corpus would have them."""
-    rows: list[dict[str, Any]] = []
+    rows: list[PartRow] = []
     for source in corpus.sources:
-        own = [(file, document) for file, document in documents if document.source == source.name]
-        made, _ = clean_rows(
-            [document for _, document in own],
+        of_source = [one for one in documents if one.document.source == source.name]
+        rows += clean_rows(
+            [document for _, document in of_source],
             corpus.steps,
             fraction=source.fraction,
-            files={document.file: file for file, document in own},
+            files={document.file: file for file, document in of_source},
             num_parts=corpus.num_parts,
-        )
-        rows += [row | {"part": part} for part, row in made]
-    schema = ROW_SCHEMA.append(pa.field("part", pa.int64()))
-    table = judge_anew(
-        pa.Table.from_pylist(rows, schema=schema),
-        deduplicate=drops_equal_texts(corpus.steps),
-        near=near_duplicates_of(corpus.steps),
-    )
-    return mix(table, corpus.mixture)
+        ).rows
+    table = to_table([row for _, row in rows]).append_column("part", pa.array([part for part, _ in rows], pa.int64()))
+    deduplicate, near = drops_equal_texts(corpus.steps), near_duplicates_of(corpus.steps)
+    return mix(drop_duplicates(table, deduplicate=deduplicate, near=near), corpus.mixture)
 
 
-def judge_anew(rows: pa.Table, *, deduplicate: bool, near: NearDuplicates | None) -> pa.Table:
-    """The rows (of all parts together) with the duplicates among them dropped, as the whole corpus drops them."""
+def drop_duplicates(rows: pa.Table, *, deduplicate: bool, near: NearDuplicates | None) -> pa.Table:
+    """The rows (of all parts together) after the duplicates among them are dropped, as the whole corpus drops them."""
     rows = settle(rows, deduplicate=deduplicate)
     if near is None:
         return rows
-    places = kept_places(rows)
-    ids = rows["id"].take(places).to_pylist()
-    kept = representatives(ids, rows["text"].take(places).to_pylist(), near)
-    again = {int(places[own]): ids[first] for own, first in enumerate(kept) if first != own}
-    return drop(rows, {place: ("near_duplicates", first) for place, first in again.items()})
+    positions = kept_positions(rows)
+    ids = rows["id"].take(positions).to_pylist()
+    kept = representatives(ids, rows["text"].take(positions).to_pylist(), near)
+    drops = {
+        int(positions[number]): Drop("near_duplicates", ids[first])
+        for number, first in enumerate(kept)
+        if first != number
+    }
+    return drop(rows, drops)

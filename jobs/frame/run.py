@@ -171,7 +171,7 @@ def renew(stage: Stage, output: Storage, store: Storage) -> bool:
             if summary is None:
                 return changed
             require_lease()
-            more = {"summary": dict(summary), "inputs": record["inputs"] | inputs_record(present)}
+            more = {"summary": to_plain(summary), "inputs": record["inputs"] | inputs_record(present)}
             output.write_json(RECORD, record | more | {"digest": content_digest(output)})
             output.remove(BEFORE)
             output.remove(WORK)
@@ -201,7 +201,7 @@ def _digests(inputs: Mapping[str, Any]) -> dict[str, str]:
     return {field: need["digest"] for field, need in inputs.items()}
 
 
-def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: object) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
@@ -213,7 +213,7 @@ def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: 
             path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()
         },
         "inputs": inputs_record(inputs),
-        "summary": dict(summary),
+        "summary": to_plain(summary),
         "digest": content_digest(output),
         "code_digest": code_digest(),
         "versions": {name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},

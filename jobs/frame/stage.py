@@ -52,9 +52,9 @@ class Stage:
     """What it makes; inputs of other stages ask for it."""
     config: type
     """Its config, a frozen dataclass."""
-    run: Callable[[Any, Context], Mapping[str, Any]]
-    """Makes the artifact in `context.output` and returns its summary. After a kill it is called again, with part of the
-    output there."""
+    run: Callable[[Any, Context], object]
+    """Makes the artifact in `context.output` and returns its summary, a dataclass of plain values. After a kill it is
+    called again, with part of the output there."""
     check: Callable[[Any], None] = lambda config: None
     """Raises ValueError for every mistake that the config alone shows."""
     check_sources: Callable[[Any], None] = lambda config: None
@@ -75,7 +75,7 @@ class Stage:
     """Its groups of workers by name, in sets that run at the same time: each set must fit the cluster."""
     report: "Callable[[Artifact], ReportPart] | None" = None
     """What the HTML report shows of its artifact."""
-    forget: "Callable[[Any, Context, Artifact], Mapping[str, Any] | None] | None" = None
+    forget: "Callable[[Any, Context, Artifact], object | None] | None" = None
     """Makes an artifact, in place, what a run would make of it now that more documents are forgotten; returns the new
     summary, or None where nothing changes. It calls `open_for_change` after everything that can be refused and before
     the first change. After a kill it is called again on an output without a record."""

@@ -8,15 +8,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import data.corpus.parts
+import data.corpus.chunks
+import data.corpus.cleaning_tasks
 import jobs.corpus
 from cluster.session import connect
 from cluster.storage import Storage
-from cluster.tasks import run_tasks
 from cluster.tracking import Tracker
+from data.corpus.accounting import CorpusSummary
+from data.corpus.cleaning_tasks import CleanedRanges, CleaningTask, clean_all, cleaning_tasks, text_bytes
+from data.corpus.work import CorpusWork
 from data.document import ReadRange
 from data.sources.readers import plan_ranges
-from jobs.corpus import STAGE, WORK, CorpusConfig, _pack, num_parts, text_bytes
+from jobs.corpus import STAGE, WORK, CorpusConfig, num_parts
 from jobs.frame.config import build
 from jobs.frame.stage import Context
 
@@ -44,9 +47,11 @@ def context_for(folder: Path) -> Context:
     )
 
 
-def run(config: CorpusConfig, folder: Path) -> dict[str, Any]:
+def run(config: CorpusConfig, folder: Path) -> CorpusSummary:
     STAGE.check(config)
-    return dict(STAGE.run(config, context_for(folder)))
+    summary = STAGE.run(config, context_for(folder))
+    assert isinstance(summary, CorpusSummary)
+    return summary
 
 
 def write_sources(folder: Path) -> dict[str, Any]:
@@ -93,16 +98,16 @@ def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
     summary = run(build(CorpusConfig, values), tmp_path / "out")
-    web, book = summary["sources"]["web"], summary["sources"]["book"]
-    assert (web["read"], web["quarantined"], web["kept"]) == (60, 6, 47)
+    web, book = summary.sources["web"], summary.sources["book"]
+    assert (web.read, web.quarantined, web.kept) == (60, 6, 47)
     # 9 sayings, of which 3 texts remain, and one of these may be the book's.
-    assert web["dropped"]["exact_duplicates"] + book["dropped"].get("exact_duplicates", 0) == 7
-    assert book["dropped"]["length/min_bytes"] == 1
-    assert sum(number for reason, number in book["dropped"].items() if reason.startswith("repetition/")) == 1
-    assert book["changed"] == {"redact_pii/email": 1, "repair_unicode/documents": 1}
+    assert web.dropped["exact_duplicates"] + book.dropped.get("exact_duplicates", 0) == 7
+    assert book.dropped["length/min_bytes"] == 1
+    assert sum(number for reason, number in book.dropped.items() if reason.startswith("repetition/")) == 1
+    assert book.changed == {"redact_pii/email": 1, "repair_unicode/documents": 1}
     documents, drops = rows(tmp_path / "out", "documents"), rows(tmp_path / "out", "drops")
-    assert len(documents) == summary["documents"] and len(drops) == sum(summary["dropped"].values())
-    assert len(documents) + len(drops) + 6 == summary["read"] == 65
+    assert len(documents) == summary.documents and len(drops) == sum(summary.dropped.values())
+    assert len(documents) + len(drops) + 6 == summary.read == 65
     assert {"mail [EMAIL] now ok", "naïve people read."} <= {row["text"] for row in documents}
     quarantine = Storage(str(tmp_path / "out")).read_jsonl("quarantine/web.jsonl")
     assert [record["file"] for record in quarantine] == [f"{number}.jsonl" for number in (0, 0, 1, 1, 2, 2)]
@@ -115,14 +120,14 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monk
     first = run(build(CorpusConfig, values), tmp_path / "a")
     num_tasks: list[int] = []
 
-    def run_many(function: Callable[[Any], dict[str, Any]], tasks: Sequence[Any], **rest: Any) -> list[dict[str, Any]]:
+    def counted(work: CorpusWork, tasks: Sequence[CleaningTask], **rest: Any) -> list[CleanedRanges]:
         num_tasks.append(len(tasks))
-        return run_tasks(function, tasks, **rest)
+        return clean_all(work, tasks, **rest)
 
     with monkeypatch.context() as patch:  # pieces far smaller than a config allows
         patch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 300))
-        patch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 300))
-        patch.setattr(jobs.corpus, "run_tasks", run_many)
+        patch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 300))
+        patch.setattr(jobs.corpus, "clean_all", counted)
         second = run(build(CorpusConfig, values, ["execution.workers=1"]), tmp_path / "b")
     assert num_tasks[0] > 6  # files are cut, against one task for all of them in the first run
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and first == second
@@ -143,10 +148,10 @@ def test_small_pieces_chunks_and_partitions_give_the_same_parts(
 ) -> None:
     values = write_sources(tmp_path)
     run(build(CorpusConfig, values), tmp_path / "a")
-    monkeypatch.setattr(data.corpus.parts, "_CHUNK_BYTES", 100)
-    monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 200))
-    monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 1024))
+    monkeypatch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 1024))
     for partitions in (1, 2, 3, 7):
         run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
         assert contents(tmp_path / f"{partitions}") == contents(tmp_path / "a")
@@ -180,9 +185,10 @@ def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
     remove = Storage.remove
 
     def remove_some(storage: Storage, name: str = "") -> None:
-        if name != jobs.corpus.WORK:
+        chunks = [] if name else storage.glob("chunks/*.arrow")
+        if not chunks:
             return remove(storage, name)
-        for lost in storage.glob("work/chunks/*.arrow"):
+        for lost in chunks:
             remove(storage, lost)
         raise KeyboardInterrupt
 
@@ -196,7 +202,7 @@ def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
 
 def answer_of(folder: Path, part: int) -> Path:
     """The answer of the task that wrote this part."""
-    (found,) = [path for path in folder.glob("*.json") if json.loads(path.read_text())["parts"][0]["part"] == part]
+    (found,) = [path for path in folder.glob("*.json") if json.loads(path.read_text())[0]["part"] == part]
     return found
 
 
@@ -225,7 +231,7 @@ def test_a_lone_surrogate_in_metadata_costs_its_record_alone(tmp_path: Path) -> 
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "by": "x"}\n{"text": "good", "by": "\\ud800"}\n')
     source = {"name": "s", "path": f"{tmp_path}/a.jsonl", "format": "jsonl", "metadata": ["by"]}
     summary = run(build(CorpusConfig, {"sources": [source]}), tmp_path / "out")
-    assert (summary["documents"], summary["quarantined"]) == (1, 1)
+    assert (summary.documents, summary.quarantined) == (1, 1)
 
 
 @on_ray
@@ -246,7 +252,7 @@ def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
     values["sources"][0]["fraction"] = 0.5
     summary = run(build(CorpusConfig, values), tmp_path / "out")
-    left_out = summary["sources"]["web"]["dropped"]["fraction"]
+    left_out = summary.sources["web"].dropped["fraction"]
     assert 10 < left_out < 45 and {row["reason"] for row in rows(tmp_path / "out", "drops")} >= {"fraction"}
 
 
@@ -269,10 +275,10 @@ def test_near_duplicates_and_a_mixture_work_on_the_whole_corpus(tmp_path: Path) 
         "mixture": {"a": 1, "b": 1},
     }
     summary = run(build(CorpusConfig, values), tmp_path / "out")
-    a, b = summary["sources"]["a"], summary["sources"]["b"]
-    assert a["dropped"]["near_duplicates"] == 20 and "near_duplicates" not in b["dropped"]
-    assert (b["kept"], a["kept"] + a["dropped"]["mixture"]) == (100, 200)
-    assert 0.8 < a["bytes"] / b["bytes"] < 1.25 and 0.4 < summary["mixture"]["a"] < 0.6
+    a, b = summary.sources["a"], summary.sources["b"]
+    assert a.dropped["near_duplicates"] == 20 and "near_duplicates" not in b.dropped
+    assert (b.kept, a.kept + a.dropped["mixture"]) == (100, 200)
+    assert 0.8 < a.bytes / b.bytes < 1.25 and 0.4 < summary.mixture["a"] < 0.6
     taken = {row["id"]: row["kept_id"] for row in rows(tmp_path / "out", "drops") if row["reason"] == "near_duplicates"}
     assert taken == {f"a/{n:03d}x": f"a/{n:03d}" for n in range(0, 200, 10)}
     for partitions in (1, 2, 7):
@@ -344,13 +350,13 @@ def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, mon
     source = {"name": "s", "path": f"{tmp_path}/*.jsonl", "format": "jsonl", "id": "id"}
     values = {"sources": [source], "steps": [{"exact_duplicates": {}}]}
     summary = run(build(CorpusConfig, values), tmp_path / "out")
-    assert (summary["documents"], summary["dropped"], summary["quarantined"]) == (6, {"exact_duplicates": 994}, 4)
+    assert (summary.documents, summary.dropped, summary.quarantined) == (6, {"exact_duplicates": 994}, 4)
     quarantine = Storage(str(tmp_path / "out")).read_jsonl("quarantine/s.jsonl")
     places = [(record["file"], record["offset"]) for record in quarantine]
     assert places == sorted(places) and [file for file, _ in places] == ["a.jsonl"] * 2 + ["b.jsonl"] * 2
-    monkeypatch.setattr(data.corpus.parts, "_CHUNK_BYTES", 3000)
-    monkeypatch.setattr(jobs.corpus, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 3000)
+    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 5)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 5000))
-    monkeypatch.setattr(jobs.corpus, "_pack", lambda files, ranges, _: _pack(files, ranges, 5000))
+    monkeypatch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 5000))
     again = run(build(CorpusConfig, values), tmp_path / "again")
     assert again == summary and contents(tmp_path / "again") == contents(tmp_path / "out")

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from data.cleaning.fairness import BoundStep, Row, check_budget, ledger, smallest_keep, wilson
-from data.cleaning.fairness_sentences import _DIALECTS, _STANDARD, _trials
+from data.cleaning.fairness import BoundStep, FairnessRow, check_budget, ledger, smallest_keep, wilson
+from data.cleaning.fairness_sentences import _DIALECTS, _STANDARD, all_trials
 from data.cleaning.language import Language, identify, language
 from data.cleaning.step import Outcome, judged
 from data.cleaning.toxicity import Toxicity, toxicity
@@ -18,7 +19,7 @@ def dropping(drops: Callable[[str], bool]) -> Callable[[list[str]], Outcome]:
     return lambda texts: judged(texts, lambda text: "step/rule" if drops(text) else None)
 
 
-def by_group(rows: list[Row]) -> dict[str, Row]:
+def by_group(rows: list[FairnessRow]) -> dict[str, FairnessRow]:
     return {row.group: row for row in rows}
 
 
@@ -35,14 +36,14 @@ def test_every_axis_has_its_groups_each_judged_in_both_forms_on_thirty_sentences
     assert all(row.num_templates >= 30 for row in rows)
     assert all((row.removed, row.low, row.excess, row.judged) == (0.0, 0.0, 0.0, True) for row in rows)
     assert {"Muslim", "Christian", "women", "men", "gay", "straight", "Black", "white", "Deaf"} <= set(by_group(rows))
-    for trial in _trials():
+    for trial in all_trials():
         assert trial.mention.lower() in trial.text.lower() and "{" not in trial.text
         assert not re.search(r"\ba [aeio]|\ban [^aeihAEI]", trial.text), trial.text  # articles
     assert all(len(sentences) == len(_STANDARD) == 30 for sentences in _DIALECTS.values())
 
 
 def test_a_paragraph_is_long_enough_for_the_rules_that_drop_short_texts() -> None:
-    lengths = [len(trial.text.split()) for trial in _trials() if trial.form == "paragraph"]
+    lengths = [len(trial.text.split()) for trial in all_trials() if trial.form == "paragraph"]
     assert min(lengths) >= 60 and max(lengths) <= 160
 
 
@@ -54,7 +55,7 @@ def test_a_filter_of_one_word_is_seen_in_its_group_alone_with_its_interval() -> 
     assert (row.axis, row.removed, row.reference_removed, row.excess, row.judged) == ("sexuality", 1.0, 0.0, 1.0, True)
     assert (row.low, row.high) == wilson(row.num_templates, row.num_templates)
     # Newcombe's difference of n of n and 0 of m: 1 - sqrt((1 - low)^2 + high_m^2).
-    reference = sum(trial.axis == "sexuality" and not trial.group and trial.form == row.form for trial in _trials())
+    reference = sum(trial.axis == "sexuality" and not trial.group and trial.form == row.form for trial in all_trials())
     low = 1 - ((1 - row.low) ** 2 + wilson(0, reference)[1] ** 2) ** 0.5
     assert row.excess_low == pytest.approx(low, abs=1e-12) and row.excess_high == pytest.approx(1.0)
 
@@ -132,7 +133,7 @@ def test_smallest_keep_by_hand() -> None:
     assert smallest_keep(row, 0.0) == 1.0
     assert smallest_keep(row, 1.0) == 0.0
     # Half is kept already, so half is the excess: a tenth may be removed, so nine tenths have to be kept.
-    assert smallest_keep(row._replace(excess=0.5, keep=0.5), 0.1) == 0.9
+    assert smallest_keep(replace(row, excess=0.5, keep=0.5), 0.1) == 0.9
 
 
 def test_an_excess_that_may_be_chance_breaks_no_budget() -> None:

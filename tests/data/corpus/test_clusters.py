@@ -5,62 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 import data.corpus.clusters
 from cluster.session import connect
 from cluster.storage import Storage
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.clusters import dropped, find_clusters, large_star, small_star, write_nodes
-from data.corpus.deduplication import representatives
+from data.corpus.clusters import PartNodes, find_clusters, near_duplicates, write_nodes
+from data.corpus.links import representatives
 
 RULE = NearDuplicates()
-EDGE = np.dtype([("node", "<u8"), ("lower", "<u8")])
-
-
-# Stars, worked by hand.
-
-
-def test_a_path_becomes_a_star_in_hand_worked_rounds() -> None:
-    """The path 3 - 1 - 4 - 2 - 5.
-
-    Large star: 1 gives its greater neighbours 3 and 4 to itself; 2 gives 4 and 5 to itself; 3, 4, 5 have no greater
-    neighbour. Nothing changes: 3-1, 4-1, 4-2, 5-2. Small star: 4 has the lower ones 1 and 2, and gives 2 and itself
-    to 1. So 3-1, 4-1, 2-1, 5-2. Large star: 2 gives 5 to 1. Then all are leaves of 1.
-    """
-    edges = [(3, 1), (4, 1), (4, 2), (5, 2)]
-    made, stars = large(edges)
-    assert (made, stars) == (edges, False)
-    edges = small(made)
-    assert edges == [(2, 1), (3, 1), (4, 1), (5, 2)]
-    made, stars = large(edges)
-    assert (made, stars) == ([(2, 1), (3, 1), (4, 1), (5, 1)], False)
-    assert small(made) == made and large(made) == (made, True)
-
-
-def test_the_large_star_of_a_middle_node_goes_to_its_lowest_neighbour() -> None:
-    """2 - 7, 7 - 8, 7 - 9: 7 gives 8 and 9 to 2, and 2 keeps 7."""
-    assert large([(7, 2), (8, 7), (9, 7)]) == ([(7, 2), (8, 2), (9, 2)], False)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_rounds_on_random_graphs_end_with_the_components_of_scipy(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    pairs = rng.integers(0, 400, (300, 2))
-    edges = sorted({(int(max(pair)), int(min(pair))) for pair in pairs if pair[0] != pair[1]})
-    for _ in range(20):
-        made, stars = large(edges)
-        if stars:
-            break
-        edges = small(made)
-    assert stars
-    assert dict(edges) == {node: low for node, low in enumerate(lowest_by_scipy(400, pairs)) if low != node}
-
-
-# Over storage.
 
 
 @pytest.mark.parametrize("edges_at_once", [0, data.corpus.clusters.EDGES_AT_ONCE])
@@ -118,7 +72,7 @@ def test_of_equal_ids_the_one_in_the_lowest_part_and_row_is_kept(tmp_path: Path,
     parts = [(["b", "b"], [text] * 2), (["a", "a"], [text] * 2), (["a"], [text])]
     answers = [write_nodes(work, part, ids, texts, RULE) for part, (ids, texts) in enumerate(parts)]
     find_clusters(work, answers, RULE, num_buckets=3, workers=None)
-    assert [dropped(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
+    assert [near_duplicates(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
 
 
 def test_a_chain_through_all_parts_is_one_cluster(
@@ -138,8 +92,8 @@ def test_parts_without_documents_and_corpora_without_duplicates_are_well(tmp_pat
     answers = [write_nodes(work, part, [], [], RULE) for part in range(2)]
     answers.append(write_nodes(work, 2, ["a", "b"], ["one thing", "another thing"], RULE))
     find_clusters(work, answers, RULE, num_buckets=2, workers=None)
-    assert [answer["documents"] for answer in answers] == [0, 0, 2]
-    assert [dropped(work, part) for part in range(3)] == [{}, {}, {}]
+    assert [answer.documents for answer in answers] == [0, 0, 2]
+    assert [near_duplicates(work, part) for part in range(3)] == [{}, {}, {}]
 
 
 def test_an_object_store_serves_as_well(without_ray: None) -> None:
@@ -163,23 +117,6 @@ def test_on_ray_the_clusters_are_the_same(tmp_path: Path) -> None:
 # Helpers.
 
 
-def large(edges: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], bool]:
-    both = np.array(edges + [(lower, node) for node, lower in edges], np.uint64)
-    _, _, made, stars = large_star(both[:, 0], both[:, 1])
-    return made.tolist(), stars
-
-
-def small(edges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    own = np.array(edges, np.uint64)
-    return small_star(own[:, 0], own[:, 1]).tolist()
-
-
-def lowest_by_scipy(number: int, pairs: np.ndarray) -> list[int]:
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(number, number))
-    labels = connected_components(graph, directed=False)[1]
-    return [int(np.flatnonzero(labels == label)[0]) for label in labels]
-
-
 def corpus() -> tuple[list[str], list[str]]:
     """300 documents: fresh ones, exact copies, edited copies and copies of copies, under ids in no order."""
     rng = random.Random(7)
@@ -201,7 +138,7 @@ def rows_of(number: int, part: int, num_parts: int) -> list[int]:
     return list(range(part, number, num_parts))
 
 
-def written(work: Storage, ids: Sequence[str], texts: Sequence[str], num_parts: int) -> list[dict[str, Any]]:
+def written(work: Storage, ids: Sequence[str], texts: Sequence[str], num_parts: int) -> list[PartNodes]:
     answers = []
     for part in range(num_parts):
         rows = rows_of(len(ids), part, num_parts)
@@ -214,7 +151,7 @@ def collected(work: Storage, ids: Sequence[str], num_parts: int) -> dict[int, tu
     found = {}
     for part in range(num_parts):
         rows = rows_of(len(ids), part, num_parts)
-        found.update({rows[row]: (kept, ids.index(kept)) for row, kept in dropped(work, part).items()})
+        found.update({rows[row]: (kept, ids.index(kept)) for row, kept in near_duplicates(work, part).items()})
     return found
 
 

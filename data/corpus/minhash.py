@@ -1,12 +1,9 @@
-"""Duplicates: exact ones by a key of the text, near ones by MinHash (Broder 1997) with banding.
+"""MinHash signatures (Broder 1997) with banding, which find documents that share most of their text.
 
 Two documents are near-duplicates when they share most of their shingles, that is runs of `ngram` words. A signature
 holds the least value of K = bands * rows random orderings over a document's shingles; two documents agree in each
-place with the probability of their Jaccard similarity J. Documents that agree in all rows of a band are candidates
-(probability 1 - (1 - J^rows)^bands), and candidates whose signatures agree in a share of at least `threshold` are
-linked. What hangs together by links is a cluster, and the document with its lowest id is kept.
-
-This is the reference over one list in memory; `data/corpus/clusters.py` does the same over storage.
+value with the probability of their Jaccard similarity J. Documents that agree in all rows of a band are candidates
+(probability 1 - (1 - J^rows)^bands); `links.py` compares them.
 
 N documents, K values of a signature.
 """
@@ -20,33 +17,8 @@ import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
 
-WINDOW = 512
-"""With how many of its followers a member of a band's group is compared, besides the group's first."""
-
 _BLOCK_SHINGLES = 1 << 16  # as much as the processor's cache takes; half the time of blocks of 4,096
-_BLOCK_PAIRS = 1 << 14
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-
-
-# Exact duplicates.
-
-
-def text_key(text: str) -> bytes:
-    """128 bits that two texts share when they are the same apart from case, white space and Unicode form."""
-    normal = " ".join(unicodedata.normalize("NFC", text.casefold()).split())
-    return hashlib.blake2b(normal.encode(), digest_size=16).digest()
-
-
-def duplicates(keys: Sequence[bytes], ids: Sequence[str]) -> list[bool]:
-    """True for every document but the one with the lowest id among those with an equal key.
-
-    Documents that share the id too are ordered by position, so the caller's order has to be a function of content.
-    """
-    first: dict[bytes, int] = {}
-    for position, key in enumerate(keys):
-        if key not in first or ids[position] < ids[first[key]]:
-            first[key] = position
-    return [first[key] != position for position, key in enumerate(keys)]
 
 
 # Words and shingles.
@@ -173,79 +145,3 @@ def _folded(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
     for place in range(values.shape[-1]):
         folded = mixed(folded * _FACTOR + values[..., place])
     return folded
-
-
-# Links and clusters.
-
-
-def links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """Pairs of signatures, int64 [M, 2] of their rows, that share a key and agree in at least `threshold` of values.
-
-    Entry e says that signature `members[e]` (int64 [E]) has key `keys[e]` (uint64 [E]); the signatures, uint32 [N, K],
-    differ. Those with one key form a group, taken in the order of their digests, so that nothing depends on how the
-    documents are spread. Each is compared with the group's first and with its next `WINDOW`, but for pairs that the
-    first connects already: links enough to tell what hangs together, in a time linear in E.
-    """
-    order = np.lexsort((digests(signatures)[members], keys))
-    members = members[order]
-    starts, ends = _group_bounds(keys[order])
-    position = np.arange(len(order))
-    later = np.flatnonzero(position > starts)
-    with_first = np.ones(len(order), bool)
-    with_first[later] = _agree(signatures, members[starts[later]], members[later], rule)
-    linked = later[with_first[later]]
-    found = [np.stack([starts[linked], linked], axis=1)]
-    followed = later
-    for step in range(1, WINDOW + 1):
-        followed = followed[followed + step < ends[followed]]
-        left = followed[~(with_first[followed] & with_first[followed + step])]
-        left = left[_agree(signatures, members[left], members[left + step], rule)]
-        found.append(np.stack([left, left + step], axis=1))
-    return members[np.concatenate(found)]
-
-
-def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the run of equal keys begins and ends, for every position."""
-    new = np.ones(len(sorted_keys), bool)
-    new[1:] = sorted_keys[1:] != sorted_keys[:-1]
-    begins = np.flatnonzero(new)
-    group = np.cumsum(new) - 1
-    return begins[group], np.append(begins[1:], len(sorted_keys))[group]
-
-
-def _agree(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """Whether each pair of rows is equal in at least `threshold` of the values."""
-    made = np.empty(len(left), bool)
-    for begin in range(0, len(left), _BLOCK_PAIRS):
-        block = slice(begin, begin + _BLOCK_PAIRS)
-        equal = (signatures[left[block]] == signatures[right[block]]).mean(axis=1)
-        made[block] = equal >= rule.threshold
-    return made
-
-
-def components(number: int, pairs: np.ndarray) -> np.ndarray:
-    """The lowest member of each node's connected component, int64 [number], for `pairs` int64 [M, 2] of nodes."""
-    lowest = np.arange(number)
-    while True:
-        left, right = lowest[pairs[:, 0]], lowest[pairs[:, 1]]
-        apart = left != right
-        if not apart.any():
-            return lowest
-        left, right = left[apart], right[apart]
-        np.minimum.at(lowest, np.maximum(left, right), np.minimum(left, right))
-        while not np.array_equal(lowest, shorter := lowest[lowest]):
-            lowest = shorter
-
-
-def representatives(ids: Sequence[str], texts: Sequence[str], rule: NearDuplicates) -> list[int]:
-    """The position of the document that is kept of each document's cluster; of equal ids the first one counts."""
-    every = signatures(texts, rule)
-    _, first, which = np.unique(digests(every), return_index=True, return_inverse=True)
-    distinct = every[first]
-    members = np.repeat(np.arange(len(distinct)), rule.bands)
-    pairs = links(band_hashes(distinct, rule).ravel(), members, distinct, rule)
-    cluster = components(len(distinct), pairs)[which]
-    kept: dict[int, int] = {}
-    for position in sorted(range(len(ids)), key=lambda position: (ids[position], position)):
-        kept.setdefault(int(cluster[position]), position)
-    return [kept[int(own)] for own in cluster]

@@ -1,0 +1,59 @@
+"""What every task of a corpus is given, and the folder in which its two halves meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.storage import Storage
+from data.cleaning.duplicates import NearDuplicates
+from data.cleaning.recipe import Step, drops_equal_texts, near_duplicates_of
+from data.document import Source
+
+_CUT = "cut.json"  # how the work was cut into tasks: without it nothing in the folder is trusted
+_ANSWERS = "answers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusWork:
+    """What every task of a corpus is given."""
+
+    output: Storage
+    folder: Storage
+    """For chunks, rows and answers; removed at the end."""
+    sources: Sequence[Source]
+    steps: Sequence[Step]
+    num_parts: int
+    forgotten: frozenset[str] = frozenset()
+    """Ids of documents that the corpus must not hold."""
+
+    @property
+    def near_duplicates(self) -> NearDuplicates | None:
+        return near_duplicates_of(self.steps)
+
+    @property
+    def deduplicates(self) -> bool:
+        return drops_equal_texts(self.steps)
+
+    @property
+    def nodes(self) -> Storage:
+        """For the search for near-duplicates."""
+        return self.folder / "nodes"
+
+    def answers(self, name: str) -> Storage:
+        """For the answers of the tasks of one phase."""
+        return self.folder / _ANSWERS / name
+
+    def begin(self, cut: Any) -> None:
+        """Remove what a killed run has left if its work was cut in another way. `cut`, which JSON can hold, says how,
+        and all else that changes the tasks' files without changing the tasks."""
+        if not self.folder.exists(_CUT) or self.folder.read_json(_CUT) != cut:
+            self.remove()
+            self.folder.write_json(_CUT, cut)
+
+    def remove(self) -> None:
+        """Remove the folder; first whatever would have the next run trust its files.
+
+        A kill in between must not leave an answer whose files are gone: its task would not be done again.
+        """
+        for name in (_CUT, _ANSWERS, ""):
+            self.folder.remove(name)

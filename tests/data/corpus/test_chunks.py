@@ -1,0 +1,98 @@
+"""Chunks: every row comes back in its part, whatever the chunks, and a text travels once."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cluster.storage import Storage
+from data.chunk_files import read_table
+from data.corpus.chunks import ChunkWriter, PartRow, clean_rows, gather, part_of_text
+from data.corpus.exact_duplicates import settle, text_key
+from data.corpus.parts import Part, to_part
+from data.corpus.rows import ROW_SCHEMA, Row, to_table
+from data.document import Document
+
+
+def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
+    """A table of (id, text), each in a file of its own."""
+    return to_table(
+        [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
+    )
+
+
+def test_chunks_give_back_every_row_of_a_part_whatever_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document(f"s/{n}", f"text number {n}", "s", {}, "f", n) for n in range(50)]
+    made = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
+    tables: list[list[dict]] = []
+    for size in (1 << 20, 100):
+        monkeypatch.setattr("data.corpus.chunks._CHUNK_BYTES", size)
+        output = Storage(str(tmp_path / f"{size}"))
+        writer = ChunkWriter(output, "chunks/a", 3, deduplicate=True)
+        for row in made:
+            writer.add([row])
+        names = writer.close()
+        tables.append([row for part in range(3) for row in gather(output, names, part, deduplicate=True).to_pylist()])
+    assert len(names) == 50 and tables[0] == tables[1] and len(tables[0]) == 50
+    assert all(part_of_text(row["key"], 3) in (0, 1, 2) for row in tables[0])
+
+
+def test_of_a_chunks_equal_texts_one_travels_and_the_parts_are_the_same_for_any_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 documents of 7 texts in two spellings under ids of which every third is not the only one of its kind."""
+    documents = [
+        Document(f"s/{n * 37 % 200:03d}", (str.upper if n % 5 else str)(f"text {n % 7}"), "s", {"n": n % 2}, "f", n)
+        for n in range(300)
+    ]
+    made = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
+    parts: list[list[Part]] = []
+    for size, order in ((1 << 20, 1), (3000, 1), (1, 1), (3000, -1)):
+        monkeypatch.setattr("data.corpus.chunks._CHUNK_BYTES", size)
+        output = Storage(str(tmp_path / f"{size}{order}"))
+        writer = ChunkWriter(output, "chunks/a", 3, deduplicate=True)
+        for row in made[::order]:
+            writer.add([row])
+        names = writer.close()
+        parts.append([to_part(gather(output, names, part, deduplicate=True)) for part in range(3)])
+        chunk = pa.concat_tables([read_table(output, names[:1], part, ROW_SCHEMA) for part in range(3)])
+        assert len(chunk) - chunk["text"].null_count == len(set(chunk["key"].to_pylist()))
+    assert all(own == parts[0] for own in parts)
+    assert parts[0] == [to_part(settle(plain(made, part), deduplicate=True)) for part in range(3)]
+    assert sum(part.documents.num_rows for part in parts[0]) == 7
+
+
+def plain(rows: list[PartRow], part: int) -> pa.Table:
+    return to_table([row for of_part, row in rows if of_part == part])
+
+
+def test_without_deduplication_equal_texts_travel_and_stay(tmp_path: Path) -> None:
+    output = Storage(str(tmp_path))
+    writer = ChunkWriter(output, "chunks/a", 1, deduplicate=False)
+    writer.add([PartRow(0, Row(**row)) for row in rows(("b", "same"), ("a", "same")).to_pylist()])
+    table = gather(output, writer.close(), 0, deduplicate=False)
+    assert table["text"].to_pylist() == ["same", "same"] and table["reason"].null_count == 2
+
+
+def test_a_part_costs_two_small_reads_of_a_chunk_and_an_empty_one_a_single_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Storage(str(tmp_path))
+    writer = ChunkWriter(output, "a", 4096, deduplicate=True)
+    writer.add([PartRow(7, Row(**row)) for row in rows(("a", "x")).to_pylist()])
+    (name,) = writer.close()
+    assert (tmp_path / name).stat().st_size < 8 * 4097 + 4000
+    reads: list[int] = []
+    read = Storage.read_bytes
+
+    def counted(self: Storage, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        reads.append((stop or 0) - (start or 0))
+        return read(self, name, start, stop)
+
+    monkeypatch.setattr(Storage, "read_bytes", counted)
+    assert gather(output, [name], 7, deduplicate=True)["text"].to_pylist() == ["x"]
+    assert len(reads) == 2 and reads[0] == 16 and reads[1] < 4000
+    assert gather(output, [name], 6, deduplicate=True) == ROW_SCHEMA.empty_table()
+    assert reads[2:] == [16]

@@ -1,0 +1,113 @@
+"""MinHash: words, shingles and signatures, against the definition in plain integers."""
+
+import hashlib
+import random
+
+import numpy as np
+
+from data.cleaning.duplicates import NearDuplicates
+from data.corpus.minhash import signatures, words
+
+RULE = NearDuplicates()
+
+
+def test_words_leave_case_punctuation_and_invisible_characters_out() -> None:
+    assert words("Don\u2019t  STOP\u2014\ufb01ne, na\u00efve co\u00adop_x 3.5!") == (
+        ["don", "t", "stop", "fine", "na\u00efve", "coop", "x", "3", "5"]
+    )
+
+
+def test_scripts_without_spaces_are_read_by_character_and_vowel_signs_stay_in_their_word() -> None:
+    assert words("中文。カナ हिन्दी ok") == ["中", "文", "カ", "ナ", "हिन्दी", "ok"]
+
+
+def test_a_signature_holds_the_minima_over_the_shingles_one_by_one() -> None:
+    """The minimum over a text is the minimum over texts of one shingle each, whatever stands beside them in a block."""
+    text = random_text(random.Random(0), 40)
+    own = words(text)
+    shingles = [" ".join(own[at : at + 5]) for at in range(len(own) - 4)]
+    made = signatures([text, "a b", *shingles, text], RULE)
+    assert (made[0] == made[2:-1].min(axis=0)).all() and (made[0] == made[-1]).all()
+
+
+def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
+    made = signatures(["one two", "One, two!", "two one", "one two three"], RULE)
+    assert (made[0] == made[1]).all()
+    assert (made[0] != made[2]).all() and (made[0] != made[3]).all()
+
+
+def test_signatures_do_not_depend_on_the_batch() -> None:
+    rng = random.Random(1)
+    texts = [random_text(rng, rng.choice([0, 1, 3, 5, 50, 3000])) for _ in range(120)]
+    alone = np.concatenate([signatures([text], RULE) for text in texts])
+    assert (signatures(texts, RULE) == alone).all()
+
+
+def test_signatures_are_those_of_plain_integers() -> None:
+    """The whole definition once more; stored signatures are compared with later ones, so it must never change."""
+
+    def mixed(value: int) -> int:
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            value = (value ^ (value >> 33)) * factor % 2**64
+        return value ^ (value >> 33)
+
+    def shingle_hash(shingle: list[str]) -> int:
+        total = 0
+        for word in shingle:
+            digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+            total = (total * 0x9E3779B97F4A7C15 + int.from_bytes(digest, "little")) % 2**64
+        return mixed(total)
+
+    own = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    hashes = [shingle_hash(own[at : at + 5]) for at in range(5)]
+    stream = hashlib.shake_256(b"raymill minhash").digest(16 * 120)
+    numbers = [int.from_bytes(stream[at : at + 8], "little") for at in range(0, len(stream), 8)]
+    orderings = zip(numbers[::2], numbers[1::2], strict=True)
+    expected = [min(((a | 1) * one + b) % 2**64 >> 32 for one in hashes) for a, b in orderings]
+    assert signatures([" ".join(own)], RULE).tolist() == [expected]
+    assert expected[:2] == [361037417, 584266552]
+
+
+def test_distinct_texts_of_one_shingle_have_distinct_signatures() -> None:
+    """Of 300,000 hashes of 32 bits some 10 pairs would be equal, and with a hash the whole signature is."""
+    texts = [f"there are {number // 1000} and {number % 1000}" for number in range(300_000)]
+    made = signatures(texts, NearDuplicates(bands=1, rows=2))
+    assert len(np.unique(made.view(np.uint64))) == 300_000
+
+
+def test_agreement_estimates_the_jaccard_similarity() -> None:
+    """Mean error within four standard errors, and the spread that independent orderings would give."""
+    rng = random.Random(2)
+    errors = []
+    for share in [0.2, 0.5, 0.8] * 100:
+        one, other = pair_of_texts(rng, 300, share)
+        exact = jaccard(one, other)
+        first, second = signatures([one, other], RULE)
+        errors.append(((first == second).mean() - exact) / np.sqrt(exact * (1 - exact) / 120))
+    assert abs(np.mean(errors)) < 4 / np.sqrt(len(errors))
+    assert 0.85 < np.std(errors) < 1.15
+
+
+VOCABULARY = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=3 + seed % 6)) for seed in range(4000)]
+
+
+def random_text(rng: random.Random, num_words: int) -> str:
+    return " ".join(rng.choices(VOCABULARY, k=num_words))
+
+
+def shingle_set(text: str) -> set[tuple[str, ...]]:
+    own = words(text)
+    return {tuple(own[at : at + 5]) for at in range(max(len(own) - 4, 1))}
+
+
+def jaccard(one: str, other: str) -> float:
+    first, second = shingle_set(one), shingle_set(other)
+    return len(first & second) / len(first | second)
+
+
+def pair_of_texts(rng: random.Random, num_words: int, similarity: float) -> tuple[str, str]:
+    """Two texts with a common beginning, about so similar."""
+    common = int(num_words * 2 * similarity / (1 + similarity))
+    begin = rng.choices(VOCABULARY, k=common)
+    one, other = (" ".join(begin + rng.choices(VOCABULARY, k=num_words - common)) for _ in range(2))
+    return one, other

@@ -1,0 +1,32 @@
+"""The arithmetic of a mixture."""
+
+import pyarrow as pa
+import pytest
+
+from data.corpus.exact_duplicates import settle, text_key
+from data.corpus.mixture import mix, mixture_shares
+from data.corpus.rows import Row, bytes_by_source, to_table
+from data.document import unit_hash
+
+
+def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
+    """A table of (id, text), each in a file of its own."""
+    return to_table(
+        [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
+    )
+
+
+def test_a_mixture_keeps_as_much_as_its_weights_allow() -> None:
+    # 3 : 1 of 300 and 1,000 bytes: the first limits, 300 / 0.75 = 400 in all, so 100 of the second's 1,000.
+    assert mixture_shares({"a": 300, "b": 1000}, {"a": 3, "b": 1}) == {"a": 1.0, "b": pytest.approx(0.1)}
+    assert mixture_shares({"a": 300, "b": 1000}, {"a": 1, "b": 0}) == {"a": 1.0, "b": 0.0}
+    assert mixture_shares({"a": 0, "b": 1000}, {"a": 1, "b": 1}) == {"a": 0.0, "b": 1.0}
+
+
+def test_a_mixture_takes_documents_by_a_hash_of_their_ids() -> None:
+    table = settle(rows(*((f"s/{n}", f"text {n}") for n in range(2000))), deduplicate=False)
+    left = mix(table, {"s": 0.25})
+    kept = [row["id"] for row in left.to_pylist() if row["reason"] is None]
+    assert kept == [own for own in table["id"].to_pylist() if unit_hash(own, "mixture") < 0.25]
+    assert 430 < len(kept) < 570
+    assert bytes_by_source(left) == {"s": sum(len(row["text"]) for row in left.to_pylist() if row["text"])}
