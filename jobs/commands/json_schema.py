@@ -57,11 +57,10 @@ def json_schema(config: type, default: Any = None, *, one_of_them: bool = False)
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
     """The schema of one field's value, with what is said of it."""
     schema = _of_type(annotation, value, one_of_them=is_choice(field))
-    meaning, kinds = meaning_of(field), f" ({' or '.join(kinds_of(field))})" if kinds_of(field) else ""
-    parts = [
-        doc or schema.get("description", ""),
-        f"{meaning.capitalize()}{kinds}: {LEGEND[meaning]}." if meaning else "",
-    ]
+    parts = [doc or schema.get("description", "")]
+    if meaning := meaning_of(field):
+        kinds = f" ({' or '.join(kinds_of(field))})" if kinds_of(field) else ""
+        parts.append(f"{meaning.capitalize()}{kinds}: {LEGEND[meaning]}.")
     if text := " ".join(filter(None, parts)):
         schema["description"] = text
     if value is not dataclasses.MISSING and not dataclasses.is_dataclass(value):
