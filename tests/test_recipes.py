@@ -36,9 +36,9 @@ def test_a_recipe_is_a_config_without_mistakes(path: Path) -> None:
     check_fairness(config)
 
 
-def test_the_recipe_of_the_readme_is_a_config_without_mistakes(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (block,) = [text for text in re.findall(r"^```yaml\n(.*?)^```", readme, re.M | re.S) if "fairness_budget" in text]
+def test_the_recipe_of_the_page_on_corpora_is_a_config_without_mistakes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text()
+    block = "".join(re.findall(r"^```yaml\n# corpus.yaml\n(.*?)^```", page, re.M | re.S))
     evaluation_set = tmp_path / "set.txt"
     evaluation_set.write_text("Here stand the questions that the model must not have learnt from its corpus.")
     (tmp_path / "corpus.yaml").write_text(
