@@ -1,4 +1,4 @@
-"""A program of the user's own (a verifier) as text: its file, and the modules beside it that it imports.
+"""A program of the user's own as text: its file, and the modules beside it that it imports.
 
 It travels as text, so that what runs on the cluster is what was fingerprinted where the command was given.
 """
@@ -15,14 +15,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Program:
-    """`function` of a Python file. Picklable."""
+    """What a Python file of the user's defines under one name, as text that travels to the cluster."""
 
     source: str
     path: str
     """Of the file, for messages."""
     function: str
+    """Name of a function, or of another object that the file defines."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Source text of each module that it imports from beside it, by the path from its folder: `pkg/words.py`."""
+    """Source text of each module that it imports from its folder, by the path from there: `pkg/words.py`."""
 
     @property
     def name(self) -> str:
@@ -49,11 +50,11 @@ def load_name(program: Program) -> Any:
     return defined[program.function]
 
 
-def split_name(verifier: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """`path/to/file.py:function` as its two parts. Raises ValueError for another form."""
-    path, colon, function = verifier.rpartition(":")
+    path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
-        raise ValueError(f"verifier: {verifier!r} must have the form path/to/file.py:function")
+        raise ValueError(f"{name!r} must have the form path/to/file.py:function")
     return path, function
 
 
@@ -66,7 +67,7 @@ class _Imports:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._prefix = f"verifier_{uuid.uuid4().hex[:8]}"
+        self._prefix = f"program_{uuid.uuid4().hex[:8]}"
         self._paths = {_dotted(path): path for path in program.modules}
         self._packages = {
             ".".join(name.split(".")[:length]) for name in self._paths for length in range(1, len(name.split(".")))

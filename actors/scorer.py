@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +22,9 @@ from model.huggingface import load_scalar_folder
 from model.objectives import rewards
 from model.precision import ComputePrecision, autocast_dtype
 from model.train import autocast
+
+MAX_CONCURRENT = 64
+"""Calls of an `async def` verifier that are under way at the same time."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +71,43 @@ class RewardModel:
 
 
 class Verifier:
-    """A reward by a program of the user: `function(prompt: str, response: str, record: dict) -> float`."""
+    """A reward by a function of the user's: `function(prompt: str, completion: str, record: dict) -> float`.
+
+    An `async def` function scores up to MAX_CONCURRENT completions at the same time, as a client of a service can.
+    """
 
     def __init__(self, program: Program) -> None:
         self._name = program.name
         self._function = load_program(program)
+        self._event_loop = asyncio.Runner()  # the same for all calls, so that the function may keep a connection
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        return [self._score_one(sample) for sample in samples]
+        if inspect.iscoroutinefunction(self._function):
+            return self._event_loop.run(self._score_concurrently(samples))
+        rewards: list[float] = []
+        for sample in samples:
+            with self._errors_named(sample):
+                rewards.append(_finite(self._call(sample)))
+        return rewards
 
-    def _score_one(self, sample: Sample) -> float:
+    async def _score_concurrently(self, samples: Sequence[Sample]) -> list[float]:
+        free = asyncio.Semaphore(MAX_CONCURRENT)
+
+        async def score(sample: Sample) -> float:
+            async with free:
+                with self._errors_named(sample):
+                    return _finite(await self._call(sample))
+
+        return await asyncio.gather(*map(score, samples))
+
+    def _call(self, sample: Sample) -> Any:
+        return self._function(sample.prompt, sample.completion, dict(sample.record))
+
+    @contextlib.contextmanager
+    def _errors_named(self, sample: Sample) -> Iterator[None]:
+        """Errors of the block as RuntimeErrors that name the verifier, its line and the completion."""
         try:
-            value = float(self._function(sample.prompt, sample.completion, dict(sample.record)))
+            yield
         except Exception as error:
             frame = innermost_frame(traceback.format_exc())
             where = f", at {frame}" if frame else ""
@@ -84,8 +115,11 @@ class Verifier:
                 f"verifier {self._name} failed with {type(error).__name__}: {error}{where}; "
                 f"prompt {sample.prompt[:200]!r}, completion {sample.completion[:200]!r}"
             ) from error
-        if not math.isfinite(value):
-            raise RuntimeError(
-                f"verifier {self._name} gave {value} for completion {sample.completion[:200]!r}; rewards must be finite"
-            )
-        return value
+
+
+def _finite(value: Any) -> float:
+    """The value as a reward. Raises ValueError for one that is not finite."""
+    reward = float(value)
+    if not math.isfinite(reward):
+        raise ValueError(f"its reward {reward} must be finite")
+    return reward

@@ -54,7 +54,7 @@ from jobs.frame.sizes import (
     shards_sizes,
 )
 from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.user_code import read_program
+from jobs.frame.user_code import read_verifier
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_evaluation
 from model.huggingface import read_config
@@ -82,8 +82,8 @@ class GenerationTask:
     """JSONL of `{"prompt": …}` or `{"messages": […]}`. A field `answer` is what the metrics compare with: a text, or
     for exact_match and f1 a list of accepted ones."""
     measures: list[str] = user_function([])
-    """Programs `path/to/file.py:function`, each function(prompt, response, record) -> float: the same form as an RLHF
-    verifier's, so a verifier's mean here is its accuracy."""
+    """Functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float: the form of an
+    RLHF verifier, whose mean here is its accuracy."""
     metrics: list[str] = field(default_factory=list)
     """Of bleu, rouge, exact_match and f1; every prompt needs an `answer` then."""
     models: list[str] = field(default_factory=list)
@@ -191,7 +191,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         raise ValueError(f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it out for all")
     for measure in task.measures:
         try:
-            read_program(measure)
+            read_verifier(measure)
         except ValueError as error:
             raise ValueError(f"{where}.measures: {error}") from error
 
@@ -462,7 +462,7 @@ def measure_completions(task: GenerationTask, records: Sequence[PromptRecord], c
         for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
     ]
     for measure in task.measures:
-        program = read_program(measure)
+        program = read_verifier(measure)
         values[program.function] = Verifier(program).score(samples)
     accepted = [_accepted(record.record.get("answer")) for record in records]
     for name, metric in (("exact_match", exact_match), ("f1", token_f1)):

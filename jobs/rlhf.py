@@ -39,7 +39,7 @@ from jobs.frame.sizes import (
     state_mib,
 )
 from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.user_code import read_program
+from jobs.frame.user_code import read_algorithm, read_verifier
 from jobs.frame.work import Processes, Work
 from jobs.report.rlhf import report_rlhf
 from model.huggingface import read_config
@@ -89,11 +89,14 @@ def check(config: RLHFConfig) -> None:
         raise ValueError("reward, verifier: give exactly one of them; it scores the completions")
     config.rollouts.check("rollouts")
     config.learning.check("learning")
-    algorithm = load_algorithm(config.learning.algorithm)
+    algorithm = load_algorithm(read_algorithm(config.learning.algorithm))
     algorithm.check(config.learning, "learning")
     config.execution.check("execution", config.rollouts, config.learning, algorithm)
     if config.verifier is not None:
-        read_program(config.verifier)
+        try:
+            read_verifier(config.verifier)
+        except ValueError as error:
+            raise ValueError(f"verifier: {error}") from error
     if algorithm.needs_groups and config.rollouts.group_size < 2:
         raise ValueError(
             f"rollouts.group_size: 1, but {config.learning.algorithm} compares the completions of one prompt; "
@@ -270,12 +273,12 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
     return GraphConfig(
         policy=context.inputs["policy"].model,
         reward=context.inputs["reward"].model if "reward" in context.inputs else None,
-        verifier=None if config.verifier is None else read_program(config.verifier),
+        verifier=None if config.verifier is None else read_verifier(config.verifier),
         prompts=prompts.train,
         max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.heldout]),
         rollouts=config.rollouts,
         learning=config.learning,
-        algorithm=config.learning.algorithm,
+        algorithm=read_algorithm(config.learning.algorithm),
         seed=config.seed,
         shuffle_rewards=config.shuffle_rewards,
         checkpoints=context.output / "checkpoints",
@@ -358,7 +361,7 @@ def sizes(config: RLHFConfig, needs: Needs) -> TransformerConfig:
 
 def groups_of(config: RLHFConfig) -> dict[str, Placement]:
     """The placements of the graph's groups, by role."""
-    return config.execution.groups(config.learning, load_algorithm(config.learning.algorithm))
+    return config.execution.groups(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
 
 
 def estimate(config: RLHFConfig, needs: Needs) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: the config loader reads these types at run time.
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.precision import Precision, precision_field
 
@@ -11,8 +11,9 @@ from model.precision import Precision, precision_field
 class LearningConfig:
     """How the policy learns from scored completions."""
 
-    algorithm: str = "grpo"
-    """A row of `model.algorithms.ALGORITHMS`: grpo, ppo, rloo or reinforce++."""
+    algorithm: str = field(default="grpo", metadata={"user_code": True})
+    """grpo, ppo, rloo or reinforce++, or your own: `path/to/file.py:NAME` of a `model.algorithms.Algorithm`. Modules in
+    the file's folder that it imports are shipped with it, as for a verifier."""
     lr: float = 1e-5
     """Learning rate of the policy."""
     critic_lr: float = 1e-4
@@ -50,20 +51,20 @@ class LearningConfig:
         """Optimizer steps in each step of the graph."""
         return self.epochs * self.minibatches
 
-    def check(self, field: str) -> None:
+    def check(self, where: str) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
         for name in ("max_logprob_gap", "mean_logprob_gap"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{field}.{name}: {value} must be above 0, or null")
+                raise ValueError(f"{where}.{name}: {value} must be above 0, or null")
         for name in ("lr", "critic_lr", "clip_norm", "clip_range", "value_clip_range"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be above 0")
+                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be above 0")
         for name in ("epochs", "minibatches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
+                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be at least 1")
         if self.kl_coefficient < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(f"{field}: kl_coefficient, warmup_steps and weight_decay must not be negative")
+            raise ValueError(f"{where}: kl_coefficient, warmup_steps and weight_decay must not be negative")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be between 0 and 1")
+                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be between 0 and 1")

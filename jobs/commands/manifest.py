@@ -23,6 +23,7 @@ from jobs.frame.config import build, load_yaml
 from jobs.frame.fields import file_of, marked_inputs, marked_sources
 from jobs.frame.pipeline import load_configs, settings_of
 from jobs.frame.same_code import code_variables
+from jobs.frame.user_code import read_algorithm
 
 HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f FILE\n"
 
@@ -71,7 +72,7 @@ def _execution(config: Any) -> dict[str, Any]:
         return {}
     settings = _fields(execution)
     if isinstance(execution, GraphExecution):
-        placements = execution.groups(config.learning, load_algorithm(config.learning.algorithm))
+        placements = execution.groups(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
         return placements | {name: value for name, value in settings.items() if not isinstance(value, Placement)}
     return settings
 

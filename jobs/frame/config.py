@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.credentials import refuse_credentials
+from jobs.frame.fields import is_user_code
 
 T = TypeVar("T")
 
@@ -105,6 +106,8 @@ def changed_fields(config: Any) -> dict[str, Any]:
         if field.name == "execution" or any(mark in field.metadata for mark in _KNOWN_BY_CONTENT):
             continue
         value = getattr(config, field.name)
+        if "user_code" in field.metadata and is_user_code(value):
+            continue
         if field.default is not dataclasses.MISSING and value == field.default:
             continue
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():

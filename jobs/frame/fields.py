@@ -67,18 +67,29 @@ def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     return "files" if "source" in field.metadata else None
 
 
+def is_user_code(value: str) -> bool:
+    """Whether the value is `path/to/file.py:name`."""
+    return file_of(value) != value
+
+
 def match_sources(config: Any) -> dict[str, list[str]]:
     """The files that the config's source fields match, by path. Raises ValueError naming one that matches nothing."""
     found: dict[str, list[str]] = {}
-    for path, value in _marked(config, "source"):
+    for path, value in _sources(config):
         try:
             found[path] = list_files([file_of(value)])
-            if file_of(value) != value:  # a program: what it imports from beside it is part of it
+            if is_user_code(value):  # a program: what it imports from beside it is part of it
                 siblings = read_siblings(file_of(value))
                 found[path] += [url for name in siblings for url in list_files([beside(file_of(value), name)])]
         except Exception as error:  # every file system has errors of its own: no key, no bucket, no archive
             raise ValueError(f"{path}: {error}") from error
     return found
+
+
+def _sources(config: Any) -> list[tuple[str, str]]:
+    """(path, value) of every source field, and of the fields for a name that hold user code instead."""
+    own = [(path, value) for path, value in _marked(config, "user_code") if is_user_code(value)]
+    return [*_marked(config, "source"), *own]
 
 
 def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -117,7 +128,7 @@ def marked_inputs(config: Any) -> list[MarkedInput]:
 
 def marked_sources(config: Any) -> list[str]:
     """The value of every source field: a path, a glob, or `path/file.py:function`."""
-    return [value for _, value in _marked(config, "source")]
+    return [value for _, value in _sources(config)]
 
 
 def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -133,7 +144,7 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 def marked_functions(config: Any) -> dict[str, str]:
     """`:function` of each program, `path/file.py:function`, by config path."""
-    named = {path: value[len(file_of(value)) :] for path, value in _marked(config, "source")}
+    named = {path: value[len(file_of(value)) :] for path, value in _sources(config)}
     return {path: function for path, function in named.items() if function}
 
 

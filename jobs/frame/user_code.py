@@ -1,4 +1,4 @@
-"""Programs of the user's own, `path/to/file.py:function` in a config: what is read, checked, shipped and hashed.
+"""Programs of the user's own, `path/to/file.py:name` in a config: what is read, checked, shipped and hashed.
 
 With the file come the modules beside it that it imports, and those that they import. What is neither beside it nor
 installed would fail on the first completion, hours into a run, so it is refused here.
@@ -18,24 +18,45 @@ from actors.program import Program, split_name
 _HOME = Path(__file__).resolve().parents[2]
 
 
-def read_program(verifier: str) -> Program:
-    """The program of `path/to/file.py:function`.
+def read_function(name: str, parameters: tuple[str, ...]) -> Program:
+    """The program of `path/to/file.py:function`, for a function that may be `async def`.
 
-    Raises ValueError when there is no such function of (prompt, response, record), or one of the modules that it
-    imports is neither beside it nor installed. The text is parsed, not run: it runs in the scorer.
+    Raises ValueError when the file has no such function of these parameters, or imports a module that is neither beside
+    it nor installed. The text is parsed, not run: it runs on the cluster.
     """
-    path, function = split_name(verifier)
-    program = Program(_read(path), path, function, read_siblings(path))
-    defined = [node for node in _parse(program.source, path).body if isinstance(node, ast.FunctionDef)]
-    found = next((node for node in defined if node.name == function), None)
-    if found is None:
-        names = ", ".join(node.name for node in defined) or "none"
-        raise ValueError(f"verifier: {path} has no function {function!r}; it defines {names}")
-    arguments = found.args
-    required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
-    if arguments.vararg is None and not required <= 3 <= len(arguments.posonlyargs) + len(arguments.args):
-        raise ValueError(f"verifier: {function} of {path} must take (prompt, response, record)")
+    program = read_program(name)
+    functions = {
+        node.name: node.args
+        for node in _parse(program.source, program.path).body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    if program.function not in functions:
+        names = ", ".join(functions) or "none"
+        raise ValueError(f"{program.path} has no function {program.function!r}; it defines {names}")
+    arguments = functions[program.function]
+    most = len(arguments.posonlyargs) + len(arguments.args)
+    if arguments.vararg is None and not most - len(arguments.defaults) <= len(parameters) <= most:
+        raise ValueError(f"{program.function} of {program.path} must take ({', '.join(parameters)})")
     return program
+
+
+def read_verifier(name: str) -> Program:
+    """The program of a function that scores completions. Raises ValueError as `read_function` does."""
+    return read_function(name, ("prompt", "completion", "record"))
+
+
+def read_algorithm(name: str) -> str | Program:
+    """The name of an RL algorithm of the table, or the program that defines one. Raises as `read_program` does."""
+    return read_program(name) if name.rpartition(":")[0].endswith(".py") else name
+
+
+def read_program(name: str) -> Program:
+    """The program of `path/to/file.py:name`, with the modules that it imports from its folder.
+
+    Raises ValueError when a file cannot be read, or a module is neither beside the file nor installed.
+    """
+    path, function = split_name(name)
+    return Program(_read(path), path, function, read_siblings(path))
 
 
 def read_siblings(path: str) -> dict[str, str]:
@@ -62,7 +83,7 @@ def refuse_own_place(path: str) -> None:
         for node in ast.walk(_parse(source, name)):
             if isinstance(node, ast.Name) and node.id == "__file__":
                 raise ValueError(
-                    f"verifier: {beside(path, name)}: line {node.lineno}: __file__ leads nowhere on the cluster, where "
+                    f"{beside(path, name)}: line {node.lineno}: __file__ leads nowhere on the cluster, where "
                     "a program comes with the modules that it imports and with no other file; keep its data in such a "
                     "module (WORDS = [...] in words.py), or read them from a URL or a path that all machines see"
                 )
@@ -90,8 +111,7 @@ def _imported(tree: ast.Module, where: str) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             if node.level > len(package):
                 raise ValueError(
-                    f"verifier: {where}: line {node.lineno}: a relative import beyond its folder; name the module "
-                    "without dots"
+                    f"{where}: line {node.lineno}: a relative import beyond its folder; name the module without dots"
                 )
             base = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
@@ -127,7 +147,7 @@ def _find(path: str, name: str, where: str, *, is_required: bool) -> list[str]:
         if not here and not is_folder:
             if is_required:
                 raise ValueError(
-                    f"verifier: {path}: {where} imports {name!r}, which is neither beside it nor installed; put the "
+                    f"{path}: {where} imports {name!r}, which is neither beside it nor installed; put the "
                     "module into the file's folder, which is shipped, or install it here and on the cluster"
                 )
             break
@@ -163,7 +183,7 @@ def _read(path: str) -> str:
         fs, place = fsspec.core.url_to_fs(path)
         text: str = fs.read_text(place, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"verifier: {path} cannot be read as a Python file ({error})") from error
+        raise ValueError(f"{path} cannot be read as a Python file ({error})") from error
     return text
 
 
@@ -171,4 +191,4 @@ def _parse(source: str, path: str) -> ast.Module:
     try:
         return ast.parse(source, path)
     except SyntaxError as error:
-        raise ValueError(f"verifier: {path} cannot be read as a Python file ({error})") from error
+        raise ValueError(f"{path} cannot be read as a Python file ({error})") from error

@@ -20,7 +20,7 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
             lines = [Line(label="each step", points=curve, faint=True), Line(label="mean", points=mean)]
             charts.append(figure(title, line_chart(lines, x_label="step"), note))
     config = artifact.record["config"]
-    algorithm = config["learning"]["algorithm"].upper()
+    algorithm = config["learning"]["algorithm"].rpartition(":")[2].upper()  # a user's own is path.py:NAME
     lead = (
         f"{algorithm}: {len(log)} logged steps of {config['rollouts']['prompts_per_step']} prompts, "
         f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "

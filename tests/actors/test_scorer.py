@@ -34,7 +34,9 @@ def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="rewards must be finite"):
+    with pytest.raises(
+        RuntimeError, match="v.py:f failed with ValueError: its reward nan must be finite.*completion 'x'"
+    ):
         Verifier(Program("def f(p, r, record):\n    return float('nan')", "v.py", "f")).score([sample("x")])
 
 
@@ -77,3 +79,32 @@ def f(prompt, response, record):
     assert Verifier(Program(source, "v.py", "f")).score([sample("x")]) == [2.0]
     string_types = "from __future__ import annotations\n" + source.replace("is float", "== 'float'")
     assert Verifier(Program(string_types, "v.py", "f")).score([sample("x")]) == [2.0]
+
+
+def test_an_async_verifier_scores_completions_at_the_same_time_and_keeps_its_event_loop() -> None:
+    source = """
+import asyncio
+import helpers
+
+loops = set()
+waiting = 0
+all_here = asyncio.Event()
+
+async def f(prompt, completion, record):
+    global waiting
+    loops.add(id(asyncio.get_running_loop()))
+    waiting += 1
+    if waiting == 2:
+        all_here.set()
+    await all_here.wait()  # for ever, if the other call began only after this one
+    return helpers.size(completion) + 10 * len(loops)
+"""
+    verifier = Verifier(Program(source, "v.py", "f", {"helpers.py": "def size(text):\n    return len(text)\n"}))
+    assert verifier.score([sample("abc"), sample("a")]) == [13.0, 11.0]
+    assert verifier.score([sample("ab")]) == [12.0]
+
+
+def test_an_async_verifier_that_fails_is_named_with_what_it_was_given() -> None:
+    broken = Verifier(Program("async def f(prompt, completion, record):\n    return record['no']", "v.py", "f"))
+    with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; .*completion 'hello'"):
+        broken.score([sample("hello")])

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from actors.program import Program, load_program
-from jobs.frame.user_code import read_program, read_siblings, refuse_own_place
+from jobs.frame.user_code import read_siblings, read_verifier, refuse_own_place
 
 FILES = {
     "checks/verifier.py": """
@@ -68,7 +68,7 @@ def test_the_modules_that_a_program_imports_come_with_it_and_no_others(project: 
 
 
 def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = read_program("checks/verifier.py:score")
+    program = read_verifier("checks/verifier.py:score")
     for name in FILES:
         (project / name).unlink()
     first = load_program(program)
@@ -78,7 +78,7 @@ def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatc
     write(
         project, {"more/verifier.py": "import words\ndef score(p, r, x): return words.N\n", "more/words.py": "N = 7\n"}
     )
-    assert load_program(read_program("more/verifier.py:score"))("", "", {}) == 7
+    assert load_program(read_verifier("more/verifier.py:score"))("", "", {}) == 7
     assert first("", "three words here", {}) == 122
 
 
@@ -87,7 +87,7 @@ def test_a_program_behind_a_url_brings_its_modules_too(project: Path) -> None:
     for path, text in FILES.items():
         fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())
     assert list(read_siblings(f"{folder}/checks/verifier.py")) == SHIPPED
-    assert load_program(read_program(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
+    assert load_program(read_verifier(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,6 @@ def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Pa
     (project / "checks/words.py").write_text(
         "from pathlib import Path\n\nWORDS = Path(__file__).parent / 'words.txt'\n"
     )
-    with pytest.raises(
-        ValueError, match=r"verifier: checks/words.py: line 3: __file__ leads nowhere .* keep its data in"
-    ):
+    with pytest.raises(ValueError, match=r"checks/words.py: line 3: __file__ leads nowhere .* keep its data in"):
         refuse_own_place("checks/verifier.py")
-    read_program("checks/verifier.py:score")  # where it is not shipped it may
+    read_verifier("checks/verifier.py:score")  # where it is not shipped it may

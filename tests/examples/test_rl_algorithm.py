@@ -1,0 +1,106 @@
+"""The example of an RL algorithm: its arithmetic, one update by a learner, and a config that names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.algorithm import load_algorithm
+from actors.learner import Learner, PolicySettings
+from actors.training_rank import TrainingSettings
+from cluster.placement import Placement
+from cluster.storage import Storage
+from data.tokens.learning import train_tokenizer
+from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer_recipe import MIN_SIZE
+from jobs.frame.config import build, changed_fields
+from jobs.frame.fields import marked_functions, match_sources
+from jobs.frame.user_code import read_algorithm
+from jobs.rlhf import STAGE, RLHFConfig
+from model.advantages import Scores
+from model.batch import PolicyBatch, from_sequences
+from model.huggingface import SpecialTokens, save_folder
+from model.learning import LearningConfig
+from model.transformer import Transformer, TransformerConfig, initialize
+
+EXAMPLE = "examples/rl_algorithm/opo.py:OPO"
+
+
+def test_the_baseline_weighs_rewards_by_length() -> None:
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 1]]).bool()
+    scores = Scores(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
+    advantages, _ = load_algorithm(read_algorithm(EXAMPLE)).estimate(scores, LearningConfig())
+    # Lengths 1 and 3: the baseline of group 5 is 4 / 4. A group of one is its own baseline.
+    assert advantages.tolist() == [[3.0, 0.0, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
+    sizes = TransformerConfig(
+        vocab_size=MIN_SIZE, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
+    )
+    model = Transformer(sizes)
+    initialize(model, seed=0)
+    folder = tmp_path / "policy"
+    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    save_folder(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
+    training = TrainingSettings(
+        folder=Storage(str(folder)),
+        checkpoints=Storage(str(tmp_path / "checkpoints")),
+        learning=LearningConfig(algorithm=EXAMPLE, lr=1e-2, precision="float32"),
+        seed=0,
+        placement=Placement(),
+        micro_batch_size=1,
+    )
+    settings = PolicySettings(
+        training=training, algorithm=read_algorithm(EXAMPLE), temperature=1.0, weight_transfer="object_store"
+    )
+    learner = Learner(settings, 0)
+    learner.join("")
+    rows = [[10, 11, 12, 13], [10, 11, 14, 15]]
+    batch = from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)
+    before = learner.logprobs(batch)
+    advantages = torch.tensor([[1.0], [-1.0]]) * batch.loss_mask
+    (report,) = learner.update(PolicyBatch(batch, before, advantages, None), step=0)
+    assert report.loss == pytest.approx(-(advantages * before).sum().item() / 4, abs=1e-5)
+    favored, other = (learner.logprobs(batch) - before).sum(1).tolist()
+    assert favored > 0 > other
+
+
+def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "hi"}))
+    values = {"verifier": "configs/tiny/gold.py:asks_question", "prompts": [str(prompts)]}
+    config = build(RLHFConfig, {**values, "learning": {"algorithm": EXAMPLE}})
+    STAGE.check(config)
+    (groups,) = STAGE.groups(config)
+    assert "critics" not in groups
+    shutil.copy("examples/rl_algorithm/opo.py", tmp_path / "mine.py")
+    moved = build(RLHFConfig, {**values, "learning": {"algorithm": f"{tmp_path}/mine.py:OPO"}})
+    assert changed_fields(config) == changed_fields(moved) and "algorithm" not in json.dumps(changed_fields(config))
+    assert marked_functions(moved)["learning.algorithm"] == ":OPO"
+    assert match_sources(moved)["learning.algorithm"] == [f"{tmp_path}/mine.py"]
+    named = build(RLHFConfig, {**values, "learning": {"algorithm": "ppo"}})
+    assert changed_fields(named)["learning"] == {"algorithm": "ppo"} and "learning.algorithm" not in match_sources(
+        named
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("OPO = 3", "OPO is a int; it must be a model.algorithms.Algorithm"),
+        ("PPO = 3", "does not define 'OPO'"),
+        ("import nothing_of_this_name", "neither beside it nor installed"),
+    ],
+)
+def test_a_file_without_an_algorithm_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    config = RLHFConfig(prompts=[], verifier="configs/tiny/gold.py:asks_question")
+    with pytest.raises(ValueError, match=message):
+        STAGE.check(replace(config, learning=replace(config.learning, algorithm=f"{tmp_path}/mine.py:OPO")))
