@@ -20,6 +20,7 @@ from jobs.frame.artifact import open_artifact
 from jobs.frame.calibration import calibrate
 from jobs.frame.forecast import Forecast, flops, forecasts, measured
 from jobs.frame.pipeline import load_pipeline
+from jobs.frame.record import Measured
 from jobs.frame.work import Work
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
@@ -43,9 +44,9 @@ def main() -> None:
         if artifact is None or name not in expected:
             print(f"{name:<14} not in {pipeline.store.url}")
             continue
-        taken = artifact.record.get("measured", {})
+        taken = artifact.record.measured
         print(f"{name:<14} {row(expected[name], measured(artifact))}", end="")
-        print(f"   {cell(taken.get('cpu_s')):>7} {cell(flop_s(taken)):>7}")
+        print(f"   {cell(taken.cpu_s):>7} {cell(flop_s(taken)):>7}")
 
 
 def row(forecast: Forecast, truth: Forecast) -> str:
@@ -55,11 +56,11 @@ def row(forecast: Forecast, truth: Forecast) -> str:
     return f"{time}   {memory} {ratio(forecast.memory_gib, truth.memory_gib):>6}"
 
 
-def flop_s(taken: dict) -> float | None:
+def flop_s(measured: Measured) -> float | None:
     """Seconds of one thread for the FLOP of a recorded run."""
-    if not taken.get("work"):
+    if not measured.work:
         return None
-    work = from_plain(Work, taken["work"] | {"threads": 1})
+    work = from_plain(Work, {**measured.work, "threads": 1})
     return work.flop / flops(work, calibrate())
 
 

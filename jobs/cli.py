@@ -213,7 +213,7 @@ def _ls(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     artifact = _artifact(options.artifact)
-    for name, value in artifact.record["summary"].items():
+    for name, value in artifact.summary.items():
         if isinstance(value, (int, float, str)):
             print(f"{name}: {value}")
     print()
@@ -227,14 +227,14 @@ def _show_lineage(artifact: Artifact, indent: str, shown: set[str]) -> None:
         return
     shown.add(artifact.id)
     print(f"{indent}{artifact.id}  {artifact.storage.url}")
-    for path, files in artifact.record.get("sources", {}).items():
+    for path, files in artifact.record.sources.items():
         for url, content in files.items():
             print(f"{indent}    {path}: {url}  {content[:19]}")
-    for path, need in artifact.record["inputs"].items():
+    for path, need in artifact.record.inputs.items():
         print(f"{indent}    {path}:")
-        upstream = open_artifact(need["url"])
+        upstream = open_artifact(need.url)
         if upstream is None:
-            print(f"{indent}      {need['id']}  (no longer at {need['url']})")
+            print(f"{indent}      {need.id}  (no longer at {need.url})")
         else:
             _show_lineage(upstream, indent + "      ", shown)
 
@@ -278,8 +278,8 @@ def _forget(options: argparse.Namespace) -> None:
         print(f"forgot       {options.store}/{name}")
     if not found.changed and not found.failed:
         print(f"no artifact in {options.store} holds any of these documents")
-    for name in found.learnt:
-        print(f"learnt       {name} was made from what has changed, and stays as it is")
+    for name in found.learned:
+        print(f"unchanged    {name} learned from what has changed")
     if found.failed:
         raise ValueError("\n".join(f"{name} may hold a document still: {why}" for name, why in found.failed.items()))
 

@@ -228,7 +228,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
 
 def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
     """Stage the changes; None where no document goes."""
-    summary = from_plain(CorpusSummary, artifact.summary)
+    summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
         staged=context.output / _STAGED,
@@ -237,7 +237,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
         num_parts=summary.parts,
         mixture=summary.mixture,
         files=[_file_urls(artifact, number) for number in range(len(config.sources))],
-        fingerprints={url: digest for files in artifact.record["sources"].values() for url, digest in files.items()},
+        fingerprints={url: digest for files in artifact.record.sources.values() for url, digest in files.items()},
     )
     changes = stage_changes(corpus, context.forgotten)
     if changes is None:
@@ -252,7 +252,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:
     """The URLs of a source's files in the order in which they were read: the outermost archive's name counts first."""
-    return sorted(artifact.record["sources"][f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
+    return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 
 def sizes(config: CorpusConfig, needs: Needs) -> CorpusSizes:

@@ -119,8 +119,8 @@ def rebuild_stale(config: ShardsConfig, context: Context) -> dict[str, Any]:
 
 def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> dict[str, Any] | None:
     """Make the shards again whose documents have changed since; None where no input has."""
-    inputs = artifact.record["inputs"]
-    if all(inputs[name]["digest"] == need.record["digest"] for name, need in context.inputs.items()):
+    before = artifact.record.inputs
+    if all(before[name].digest == need.digest for name, need in context.inputs.items()):
         return None
     open_for_change(artifact)
     return rebuild_stale(config, context)

@@ -174,7 +174,7 @@ def _remove_work(output: Storage) -> None:
 def _part_tasks(corpus: Artifact, **more: Any) -> list[dict[str, Any]]:
     """A task for each part. It names the corpus's bytes, so that an answer about another corpus is never taken."""
     parts = corpus.storage.glob("documents/*.parquet")
-    return [{"corpus": corpus.record["digest"], "part": part, **more} for part in parts]
+    return [{"corpus": corpus.digest, "part": part, **more} for part in parts]
 
 
 # Counting: words of each part, in files of one slice per bucket; then the sums of each bucket.
@@ -195,7 +195,7 @@ def _count(
         answers=output / WORK / "count",
     )
     files = [answer["words"] for answer in counted]
-    merge_tasks = [{"corpus": corpus.record["digest"], "bucket": bucket, "files": files} for bucket in range(_BUCKETS)]
+    merge_tasks = [{"corpus": corpus.digest, "bucket": bucket, "files": files} for bucket in range(_BUCKETS)]
     merged = run_tasks(
         partial(_merge_bucket, output=output),
         merge_tasks,

@@ -11,7 +11,7 @@ from data.corpus.origins import FILES
 from data.corpus.parts import part_name
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import find_document
-from jobs.frame.artifact import RECORD, Artifact, read_forgotten
+from jobs.frame.artifact import RECORD, Artifact, read_forgotten, read_record
 from jobs.frame.stages import stage_named
 from jobs.shards import SPLITS
 
@@ -21,10 +21,11 @@ def trace(store: Storage, id: str) -> Iterator[str]:
 
     Raises ValueError when no corpus of the store has read it.
     """
-    artifacts = [Artifact(store / name.partition("/")[0], store.read_json(name)) for name in store.glob(f"*/{RECORD}")]
+    folders = [store / name.partition("/")[0] for name in store.glob(f"*/{RECORD}")]
+    artifacts = [Artifact(folder, read_record(folder)) for folder in folders]
     found = False
     for artifact in artifacts:
-        if artifact.kind == "corpus" and artifact.record["stage_version"] != stage_named(artifact.stage).version:
+        if artifact.kind == "corpus" and artifact.record.stage_version != stage_named(artifact.stage).version:
             yield f"{artifact.id} was made by an older version, which kept no origins"
         elif artifact.kind == "corpus":
             for row in held(artifact.storage, artifact.summary["parts"], [id]):

@@ -4,59 +4,83 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.fingerprints import fingerprint
 from cluster.lease import LEASE
 from cluster.metrics_log import METRICS_LOG
+from cluster.plain import from_plain, to_plain
 from cluster.progress import working
 from cluster.storage import Storage
 from jobs.frame.kinds import Kind, foreign_kind
+from jobs.frame.record import InputRecord, Record, Unfinished, to_record
 from jobs.frame.stages import stage_named
 from model.precision import ComputePrecision
+
+T = TypeVar("T")
 
 RECORD = "artifact.json"
 
 WORK = "work"
-"""In an output: what its tasks leave for each other; removed at the end."""
+"""In an output: files that its tasks leave for each other; removed at the end."""
 
 BEFORE = "forgetting.json"
-"""The record of an artifact whose files are being changed, for as long as it has no other."""
+"""In an output: the backup of artifact.json while `forget` rewrites the artifact."""
 
 UNFINISHED = "unfinished.json"
-"""In an output that is being made: the inputs that it is made from, and what `precision: auto` became."""
+"""In an output that is being made: its inputs, and what `precision: auto` became."""
 
 FORGOTTEN = "forgotten.jsonl"
-"""In a store: the ids of documents that no artifact in it may hold, one a line."""
+"""In a store: the ids of documents that none of its artifacts may hold, one a line."""
 
 _NOT_CONTENT = (RECORD, BEFORE, UNFINISHED, LEASE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
+
+_FOREIGN = ("huggingface", "tokenizer")
+"""What stands in place of a stage's name for a folder from elsewhere: one with a model, one with a tokenizer alone."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole, finished directory: its place and the record that was written last."""
+    """A whole, finished folder and its record."""
 
     storage: Storage
-    record: Mapping[str, Any]
+    record: Record
 
     @property
     def id(self) -> str:
-        return self.record["id"]
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        """That of its config."""
+        return self.record.name
 
     @property
     def stage(self) -> str:
-        return self.record["stage"]
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        """The counts and measures that the stage's `run` returned."""
-        return self.record["summary"]
+        return self.record.stage
 
     @property
     def kind(self) -> Kind:
-        """What it is, by which inputs ask for it."""
-        # Records of earlier versions name the stage alone.
-        return self.record.get("kind") or stage_named(self.stage).kind
+        return self.record.kind
+
+    @property
+    def digest(self) -> str:
+        """One hash over the names and bytes of its result."""
+        return self.record.digest
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The counts and measures that the stage's `run` returned, as plain values."""
+        return self.record.summary
+
+    def read_summary(self, kind: type[T]) -> T:
+        """The summary in the type that the stage returned it in."""
+        return from_plain(kind, self.record.summary)
+
+    @property
+    def config(self) -> Any:
+        """The config that it was made by, in its stage's type."""
+        return from_plain(stage_named(self.stage).config, self.record.config)
 
     @property
     def is_foreign(self) -> bool:
@@ -74,15 +98,11 @@ class Artifact:
         return self.storage / "tokenizer" if self.kind == "tokenizer" and not self.is_foreign else self.model
 
 
-_FOREIGN = ("huggingface", "tokenizer")
-"""What stands in place of a stage's name for a folder from elsewhere: one with a model, one with a tokenizer alone."""
-
-
 def open_artifact(location: str | Storage) -> Artifact | None:
-    """The artifact at a location; a foreign Hugging Face folder too; None where neither stands whole."""
+    """The artifact at a location, or the Hugging Face folder; None where there is no whole one."""
     storage = location if isinstance(location, Storage) else Storage(location)
     if storage.exists(RECORD):
-        return Artifact(storage, storage.read_json(RECORD))
+        return Artifact(storage, read_record(storage))
     foreign = _foreign(storage)
     if foreign is None:
         return None
@@ -90,8 +110,7 @@ def open_artifact(location: str | Storage) -> Artifact | None:
     names = [name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))]
     content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    empty: dict[str, Any] = {"inputs": {}, "summary": {}}
-    return Artifact(storage, {"id": f"{stage}-{digest[:12]}", "stage": stage, "kind": kind, "digest": digest, **empty})
+    return Artifact(storage, Record(id=f"{stage}-{digest[:12]}", stage=stage, kind=kind, digest=digest))
 
 
 def _foreign(storage: Storage) -> tuple[str, Kind] | None:
@@ -102,22 +121,39 @@ def _foreign(storage: Storage) -> tuple[str, Kind] | None:
     return ("tokenizer", "tokenizer") if storage.exists("tokenizer.json") else None
 
 
+def read_record(output: Storage, name: str = RECORD) -> Record:
+    """The record in an output; `name` may be that of its backup."""
+    return to_record(output.read_json(name))
+
+
+def write_record(output: Storage, record: Record) -> None:
+    """Write artifact.json, which declares the artifact whole."""
+    output.write_json(RECORD, to_plain(record))
+
+
+def read_unfinished(output: Storage) -> Unfinished | None:
+    """What an attempt that has not ended wrote, if there was one."""
+    return from_plain(Unfinished, output.read_json(UNFINISHED)) if output.exists(UNFINISHED) else None
+
+
 def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
     """What `precision: auto` became for an artifact, finished or begun; empty for one that is neither."""
-    record = next((name for name in (RECORD, UNFINISHED) if output.exists(name)), None)
-    return output.read_json(record).get("precision", {}) if record else {}
+    if output.exists(RECORD):
+        return read_record(output).precision
+    unfinished = read_unfinished(output)
+    return unfinished.precision if unfinished else {}
 
 
 def clear_output(output: Storage) -> None:
-    """Remove all that an unfinished output holds but for the lease on it."""
+    """Remove everything in an unfinished output but the lease on it."""
     for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
         if name != LEASE:
             output.remove(name)
 
 
 def open_for_change(artifact: Artifact) -> None:
-    """Take an artifact's record away for as long as its files change, so that nobody takes it for whole."""
-    artifact.storage.write_json(BEFORE, dict(artifact.record))
+    """Move an artifact's record to its backup while its files change, so that nobody takes it for whole."""
+    artifact.storage.write_json(BEFORE, to_plain(artifact.record))
     artifact.storage.remove(RECORD)
 
 
@@ -126,11 +162,11 @@ def read_forgotten(store: Storage) -> frozenset[str]:
     return frozenset(store.read_jsonl(FORGOTTEN)) if store.exists(FORGOTTEN) else frozenset()
 
 
-def inputs_record(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What a record says of the inputs, by config field."""
+def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
+    """What a record says of the inputs, by config path."""
     return {
-        field: {"id": artifact.id, "digest": artifact.record["digest"], "url": artifact.storage.url}
-        for field, artifact in inputs.items()
+        path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
+        for path, artifact in inputs.items()
     }
 
 

@@ -21,6 +21,7 @@ from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, Artifact, open_artifact, recorded_precisions
 from jobs.frame.calibration import Machine, calibrate
 from jobs.frame.precision import precisions_of, with_precisions
+from jobs.frame.record import Hardware, to_record
 from jobs.frame.stage import Job, inputs_of
 from jobs.frame.work import Kind, Work
 
@@ -169,23 +170,23 @@ def _distance(one: Forecast, other: Forecast) -> float:
 
 def measured(artifact: Artifact) -> Forecast:
     """What a finished stage has taken, as its record says."""
-    taken = artifact.record.get("measured", {})
-    seconds = artifact.record.get("wall_s") if not taken.get("resumed") else None
-    return Forecast(seconds, taken.get("peak_memory_gib"), taken.get("disk_gib"), MEASURED)
+    measured = artifact.record.measured
+    seconds = None if measured.resumed else artifact.record.wall_s
+    return Forecast(seconds, measured.peak_memory_gib, measured.disk_gib, MEASURED)
 
 
 def earlier_runs(store: Storage) -> list[Earlier]:
     """The runs of a store that can tell of later ones: whole in one go, on a processor like this one's."""
-    result = []
+    result: list[Earlier] = []
+    here = Hardware(processor=processor(), cores=num_cores())
     for name in store.glob(f"*/{RECORD}") if store.exists() else []:
-        record = store.read_json(name)
-        taken = record.get("measured", {})
-        here = {"processor": processor(), "cores": num_cores()}
-        ran_here = taken.get("machine") == here and taken["peak_memory_gib"] is not None  # None of a joined cluster
-        told = taken.get("work") or {}
-        if ran_here and set(told) == {field.name for field in fields(Work)} and not taken["resumed"]:
-            work = from_plain(Work, told)
-            result.append(Earlier(record["id"], record["stage"], record["wall_s"], taken["peak_memory_gib"], work))
+        record = to_record(store.read_json(name))
+        measured = record.measured
+        if measured.peak_memory_gib is None or measured.machine != here or measured.resumed:
+            continue
+        if set(measured.work or {}) == {field.name for field in fields(Work)}:
+            work = from_plain(Work, measured.work)
+            result.append(Earlier(record.id, record.stage, record.wall_s, measured.peak_memory_gib, work))
     return result
 
 

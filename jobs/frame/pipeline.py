@@ -414,7 +414,7 @@ def _state(job: Job, store: Storage) -> str:
         return "goes on" if (store / job.id).exists() else "runs"
     for field_path, need in job.needs.items():
         current = need if isinstance(need, Artifact) else open_artifact(store / need.id)
-        if current and current.record["digest"] != artifact.record["inputs"][field_path]["digest"]:
+        if current and current.digest != artifact.record.inputs[field_path].digest:
             return f"stands ({field_path} rebuilt since)"
     return "stands"
 

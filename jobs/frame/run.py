@@ -1,4 +1,4 @@
-"""Running a job: from where an earlier attempt left it to an artifact that is whole."""
+"""Running a job: from what an earlier attempt left to a whole artifact."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,8 @@ import hashlib
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -32,11 +33,15 @@ from jobs.frame.artifact import (
     Artifact,
     clear_output,
     content_digest,
-    inputs_record,
+    input_records,
     open_artifact,
     read_forgotten,
+    read_record,
+    read_unfinished,
+    write_record,
 )
 from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.frame.record import Hardware, InputRecord, Measured, Record, Unfinished
 from jobs.frame.same_code import code_digest
 from jobs.frame.stage import Context, Job, Stage, inputs_of
 
@@ -45,15 +50,15 @@ log = logging.getLogger(__name__)
 
 
 def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
-    """Do the job unless its artifact stands; needs must stand. Returns the artifact.
+    """Do the job unless its artifact is in the store, where its inputs must be. Returns the artifact.
 
     Raises ValueError for what is wrong with config or inputs, before any worker starts.
     """
     output, inputs = store / job.id, inputs_of(job, store)
-    for field, need in job.needs.items():
-        if field not in inputs:
+    for path, need in job.needs.items():
+        if path not in inputs:
             raise ValueError(
-                f"{job.name}: {field}: {need.id} does not stand in {store.url}; "
+                f"{job.name}: {path}: {need.id} is not in {store.url}; "
                 f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
             )
     with working("checking the inputs"):
@@ -76,48 +81,66 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
                 record = _do(job, context, unfinished)
             # Before W&B has all of it, which may take half a minute in which a signal would cost the stage.
             require_lease()
-            output.write_json(RECORD, record)
+            write_record(output, record)
             output.remove(UNFINISHED)
-    # Somebody may have forgotten more while this run was under way.
+    # More documents may have been forgotten during the run.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
         renew(job.stage, output, store)
     artifact = open_artifact(output)
-    assert artifact is not None, f"{output.url} does not stand"
+    assert artifact is not None, f"{output.url} is not whole"
     return artifact
 
 
-def _do(job: Job, context: Context, unfinished: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the stage, from where an earlier attempt has left it; what its record says."""
+def _do(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
+    """Run the stage, from where an earlier attempt left it. Returns the record of the artifact."""
     output, inputs = context.output, context.inputs
     started, start_s = time.time(), time.monotonic()
-    with capacity_wait_limit(_wait_s(job.config)), ResourceUsage() as footprint, _watched(job.name):
+    with capacity_wait_limit(_wait_s(job.config)), ResourceUsage() as usage, _explaining_failures(job.name):
         groups = job.stage.groups(job.config)
-        precisions = precisions_of(job.config, groups, unfinished.get("precision", {}))
+        precisions = precisions_of(job.config, groups, unfinished.precision if unfinished else {})
         warn_of_emulation(job.config, groups)
-        output.write_json(UNFINISHED, {"inputs": inputs_record(inputs), "precision": precisions})
+        begun = Unfinished(inputs=input_records(inputs), precision=precisions)
+        output.write_json(UNFINISHED, to_plain(begun))
         config = with_precisions(job.config, precisions)
         summary = job.stage.run(config, context)
-    wall_s = time.monotonic() - start_s  # not by a clock that may be set meanwhile
-    measured = {
-        "work": None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
-        "resumed": "precision" in unfinished,
-        **_measured(output, footprint),
-    }
-    times = {"started": round(started, 3), "wall_s": round(wall_s, 3)}
-    return {**_record(job, inputs, output, summary), **times, "precision": precisions, "measured": measured}
+    return Record(
+        id=job.id,
+        name=job.name,
+        stage=job.stage.name,
+        kind=job.stage.kind,
+        stage_version=job.stage.version,
+        config=to_plain(job.config),
+        sources={path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()},
+        inputs=input_records(inputs),
+        summary=to_plain(summary),
+        digest=content_digest(output),
+        code_digest=code_digest(),
+        versions={name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        started=round(started, 3),
+        wall_s=round(time.monotonic() - start_s, 3),  # not by a clock that may be set meanwhile
+        precision=precisions,
+        measured=Measured(
+            work=None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
+            resumed=unfinished is not None,
+            machine=Hardware(processor=processor(), cores=num_cores()),
+            cpu_s=usage.cpu_s,
+            peak_memory_gib=None if usage.peak_bytes is None else round(usage.peak_bytes / 2**30, 3),
+            disk_gib=round(output.num_bytes() / 2**30, 6),
+        ),
+    )
 
 
 def _wait_s(config: Any) -> float:
-    """How long a stage of this config waits for room; one without execution settings takes none."""
+    """How long a stage of this config waits until the cluster is large enough."""
     values = [getattr(config, field.name) for field in dataclasses.fields(config)]
     return next((value.wait_s for value in values if isinstance(value, Execution)), 0.0)
 
 
 @contextlib.contextmanager
-def _watched(name: str) -> Iterator[None]:
-    """Watch the processes of a stage, and tell what ends its work in a sentence that names process and cause.
+def _explaining_failures(name: str) -> Iterator[None]:
+    """Watch the processes of a stage, and say of a failure which process failed and why.
 
-    Raises ValueError for mistakes of the user, also for those found in a worker, WorkFailed for everything else.
+    Raises ValueError for mistakes of the user, also those that a worker found, and WorkFailed for everything else.
     """
     with monitoring(name):
         try:
@@ -128,103 +151,74 @@ def _watched(name: str) -> Iterator[None]:
             inner = original_error(error)
             if inner is error and isinstance(error, ValueError):
                 raise
-            if isinstance(inner, ValueError):  # a worker has found it; Ray's text would be its traceback
+            if isinstance(inner, ValueError):  # found by a worker; the text of Ray's error is a traceback
                 raise ValueError(f"{name}: {inner}") from error
             raise explain(error, stage=name).error() from error
         except KeyboardInterrupt as stop:
             raise (
-                stop
-                if isinstance(stop, StoppedBySignal)
-                else StoppedBySignal(f"{name} goes on from what is done of it")
+                stop if isinstance(stop, StoppedBySignal) else StoppedBySignal(f"{name} resumes from what is done")
             ) from None
 
 
 def renew(stage: Stage, output: Storage, store: Storage) -> bool:
-    """Have a whole artifact, or one that a kill has left on its way, forget what its store must not hold.
+    """Remove what its store has forgotten from an artifact, whole or half-changed by a kill.
 
-    Whether anything had to change. Raises ValueError when an older version of the stage has made it.
+    Returns whether anything changed. Raises ValueError when an older version of the stage made it.
     """
-    assert stage.forget is not None
     changed = False
     with hold_lease(output) as require_lease:
-        while True:
-            standing = output.exists(RECORD)
-            record = output.read_json(RECORD if standing else BEFORE)
-            if standing:
-                output.remove(BEFORE)
-            if record["stage_version"] != stage.version:
-                raise ValueError(
-                    f"{record['id']} was made by version {record['stage_version']} of {stage.name}, which cannot "
-                    "forget; remove it, or make it again"
-                )
-            inputs = {
-                field: open_artifact(store / need["id"]) or open_artifact(need["url"])
-                for field, need in record["inputs"].items()
-            }
-            present = {field: artifact for field, artifact in inputs.items() if artifact is not None}
-            tracker = Tracker(storage=output, run_id=f"{record['id']}-forget", name=record["name"], group="forget")
-            context = Context(output=output, inputs=present, tracker=tracker, forgotten=read_forgotten(store))
-            try:
-                summary = stage.forget(from_plain(stage.config, record["config"]), context, Artifact(output, record))
-            finally:
-                tracker.close()
-            if summary is None:
-                return changed
-            require_lease()
-            more = {"summary": to_plain(summary), "inputs": record["inputs"] | inputs_record(present)}
-            output.write_json(RECORD, record | more | {"digest": content_digest(output)})
-            output.remove(BEFORE)
-            output.remove(WORK)
-            changed = True
+        while _renew_once(stage, output, store, require_lease):
+            changed = True  # and documents may have been forgotten meanwhile
+    return changed
 
 
-def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> Mapping[str, Any]:
-    """What an earlier attempt wrote in UNFINISHED; empty where there was none, or none to go on from.
+def _renew_once(stage: Stage, output: Storage, store: Storage, require_lease: Callable[[], None]) -> bool:
+    assert stage.forget is not None
+    is_whole = output.exists(RECORD)
+    record = read_record(output, RECORD if is_whole else BEFORE)
+    if is_whole:
+        output.remove(BEFORE)
+    if record.stage_version != stage.version:
+        raise ValueError(
+            f"{record.id} was made by version {record.stage_version} of {stage.name}, which cannot forget; "
+            "remove it, or make it again"
+        )
+    inputs = {
+        path: artifact
+        for path, need in record.inputs.items()
+        if (artifact := open_artifact(store / need.id) or open_artifact(need.url))
+    }
+    tracker = Tracker(storage=output, run_id=f"{record.id}-forget", name=record.name, group="forget")
+    with contextlib.closing(tracker):
+        context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=read_forgotten(store))
+        summary = stage.forget(from_plain(stage.config, record.config), context, Artifact(output, record))
+    if summary is None:
+        return False
+    require_lease()
+    changed_inputs = {**record.inputs, **input_records(inputs)}
+    digest = content_digest(output)
+    write_record(output, replace(record, summary=to_plain(summary), inputs=changed_inputs, digest=digest))
+    output.remove(BEFORE)
+    output.remove(WORK)
+    return True
 
-    What a killed run has left here is kept only if it came from these very inputs and is no artifact that was to
-    forget something.
-    An input that was rebuilt in place since (`raymill forget`) has other samples in another order, so a training that
-    went on would skip some and repeat others, and what was made of the old one would still hold what is forgotten.
+
+def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
+    """What an earlier attempt left to continue from; None where there was none, or its files are of no use.
+
+    They are kept only if they came from these very inputs and are no artifact in which something was to be forgotten.
+    An input that was changed in place since (`raymill forget`) has other samples in another order: a training would
+    skip some and repeat others, and what was made of the old input would still hold what is forgotten.
     """
-    now = inputs_record(inputs)
-    before = output.read_json(UNFINISHED) if output.exists(UNFINISHED) else {"inputs": now}
-    # Where they stand is no matter: a store may have moved.
-    is_other = _digests(before["inputs"]) != _digests(now)
+    unfinished = read_unfinished(output)
+    # Where the inputs are does not matter: a store may have been moved.
+    is_other = unfinished is not None and _digests(unfinished.inputs) != _digests(input_records(inputs))
     if is_other or output.exists(BEFORE):
-        log.info("%s: it, or an input, has changed since this was begun; it begins anew", output.url)
+        log.info("%s: begun anew, because it or an input has changed since an earlier attempt", output.url)
         clear_output(output)
-        return {}
-    return before
+        return None
+    return unfinished
 
 
-def _digests(inputs: Mapping[str, Any]) -> dict[str, str]:
-    return {field: need["digest"] for field, need in inputs.items()}
-
-
-def _record(job: Job, inputs: Mapping[str, Artifact], output: Storage, summary: object) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "name": job.name,
-        "stage": job.stage.name,
-        "kind": job.stage.kind,
-        "stage_version": job.stage.version,
-        "config": to_plain(job.config),
-        "sources": {
-            path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()
-        },
-        "inputs": inputs_record(inputs),
-        "summary": to_plain(summary),
-        "digest": content_digest(output),
-        "code_digest": code_digest(),
-        "versions": {name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-    }
-
-
-def _measured(output: Storage, footprint: ResourceUsage) -> dict[str, Any]:
-    """What the run took of this machine; with the work that it was for, `forecast.py` tells of later ones from it."""
-    return {
-        "machine": {"processor": processor(), "cores": num_cores()},
-        "cpu_s": footprint.cpu_s,
-        "peak_memory_gib": None if footprint.peak_bytes is None else round(footprint.peak_bytes / 2**30, 3),
-        "disk_gib": round(output.num_bytes() / 2**30, 6),
-    }
+def _digests(inputs: Mapping[str, InputRecord]) -> dict[str, str]:
+    return {path: need.digest for path, need in inputs.items()}

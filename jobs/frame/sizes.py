@@ -40,8 +40,8 @@ def tokenizer_sizes(need: Job | Artifact) -> TokenizerSizes:
         return TokenizerSizes(vocab_size=size)
     return TokenizerSizes(
         vocab_size=size,
-        corpus_id=need.record["inputs"]["corpus"]["id"],
-        held_out_fraction=need.record["config"]["held_out_fraction"],
+        corpus_id=need.record.inputs["corpus"].id,
+        held_out_fraction=need.config.held_out_fraction,
     )
 
 

@@ -83,7 +83,7 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
     lead = "Beside an estimate stands the interval that 95 of 100 resamples of its records fall into."
     samples = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     return ReportPart(
-        section=section(artifact.record["name"], titled("Evaluation", artifact), lead, parts),
+        section=section(artifact.name, titled("Evaluation", artifact), lead, parts),
         cards=[*_text_cards(results), *_comparison_cards(results), *_reward_cards(results)],
         samples=side_by_side(samples, _compared_models(results)) if samples else None,
     )
@@ -180,8 +180,6 @@ def report_compression(artifact: Artifact) -> ReportPart:
     )
     header = ["", "weights on disk", "bits per byte"]
     return ReportPart(
-        section=section(
-            artifact.record["name"], titled("Compression", artifact), lead, table(header, rows, numeric=[1, 2])
-        ),
+        section=section(artifact.name, titled("Compression", artifact), lead, table(header, rows, numeric=[1, 2])),
         cards=[_compression_card(artifact)],
     )

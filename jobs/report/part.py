@@ -39,7 +39,7 @@ def ordered(by_model: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]
 
 def titled(title: str, artifact: Artifact) -> str:
     """The title, with the artifact's name where that is not its stage's: of a second RLHF run, say."""
-    name = artifact.record["name"]
+    name = artifact.name
     return title if name == artifact.stage else f"{title}: {name}"
 
 

@@ -46,9 +46,9 @@ def _part(artifact: Artifact) -> ReportPart | None:
 
 def header(artifacts: Sequence[Artifact], facts: Sequence[str]) -> Html:
     """What this is, of what, and when."""
-    started = min(artifact.record["started"] for artifact in artifacts)
+    started = min(artifact.record.started for artifact in artifacts)
     day = datetime.datetime.fromtimestamp(started, tz=datetime.UTC)
-    total = duration(sum(artifact.record["wall_s"] for artifact in artifacts))
+    total = duration(sum(artifact.record.wall_s for artifact in artifacts))
     return element(
         "header",
         element("p", "Raymill", class_="brand"),
@@ -59,18 +59,18 @@ def header(artifacts: Sequence[Artifact], facts: Sequence[str]) -> Html:
 
 def pipeline(artifacts: Sequence[Artifact]) -> Html:
     """Every stage with its artifact and how long it took."""
-    longest = max(artifact.record["wall_s"] for artifact in artifacts) or 1.0
+    longest = max(artifact.record.wall_s for artifact in artifacts) or 1.0
     steps = (
         element(
             "li",
-            element("b", artifact.record["name"]),
+            element("b", artifact.name),
             element("code", _link(artifact.id)),
             element(
                 "i",
-                element("i", style=f"width:{100 * artifact.record['wall_s'] / longest:.1f}%"),
+                element("i", style=f"width:{100 * artifact.record.wall_s / longest:.1f}%"),
                 class_="time",
             ),
-            element("span", duration(artifact.record["wall_s"]), class_="bounds"),
+            element("span", duration(artifact.record.wall_s), class_="bounds"),
         )
         for artifact in artifacts
     )
@@ -90,16 +90,16 @@ def lineage(artifacts: Sequence[Artifact]) -> Html:
     rows = []
     for artifact in artifacts:
         inputs = [
-            element("div", f"{field} ", element("code", _link(need["id"])))
-            for field, need in artifact.record["inputs"].items()
+            element("div", f"{field} ", element("code", _link(need.id)))
+            for field, need in artifact.record.inputs.items()
         ]
         files = [
             element("div", _short_name(url), " ", element("code", fingerprint.removeprefix("sha256:")[:12]))
-            for prints in artifact.record["sources"].values()
+            for prints in artifact.record.sources.values()
             for url, fingerprint in prints.items()
         ]
         place = element("code", artifact.id, id=artifact.id)
-        rows.append([place, element("code", artifact.record["digest"][:12]), inputs or "–", files or "–"])
+        rows.append([place, element("code", artifact.record.digest[:12]), inputs or "–", files or "–"])
     lead = "Each artifact names what it was made from, down to the bytes of the source files."
     return section("lineage", "Lineage", lead, table(["artifact", "content", "made from", "source files"], rows))
 
@@ -112,6 +112,6 @@ def _short_name(url: str) -> str:
 
 
 def footer(artifacts: Sequence[Artifact]) -> Html:
-    versions = artifacts[-1].record["versions"]
+    versions = artifacts[-1].record.versions
     said = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return element("footer", f"Made by Raymill, code {artifacts[-1].record['code_digest'][:12]}, with {said}.")
+    return element("footer", f"Made by Raymill, code {artifacts[-1].record.code_digest[:12]}, with {said}.")

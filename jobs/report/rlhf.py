@@ -19,14 +19,14 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
             mean = smooth(curve, half_window=max(1, len(curve) // 16))
             lines = [Line(label="each step", points=curve, faint=True), Line(label="mean", points=mean)]
             charts.append(figure(title, line_chart(lines, x_label="step"), note))
-    config = artifact.record["config"]
-    algorithm = config["learning"]["algorithm"].rpartition(":")[2].upper()  # a user's own is path.py:NAME
+    config = artifact.config
+    algorithm = config.learning.algorithm.rpartition(":")[2].upper()  # a user's own is path.py:NAME
     lead = (
-        f"{algorithm}: {len(log)} logged steps of {config['rollouts']['prompts_per_step']} prompts, "
-        f"{config['rollouts']['group_size']} answers to each. The answers come from a vLLM engine whose weights "
+        f"{algorithm}: {len(log)} logged steps of {config.rollouts.prompts_per_step} prompts, "
+        f"{config.rollouts.group_size} answers to each. The answers come from a vLLM engine whose weights "
         "are proved, after every update, to be the learner's."
     )
-    if config["shuffle_rewards"]:
+    if config.shuffle_rewards:
         lead = f"The control: each step's rewards are permuted over its answers, so nothing is to be learned. {lead}"
     found = artifact.summary
     if "heldout_prompts" in found:
@@ -35,7 +35,7 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
             f"{found['reward_before']:.3f} to {found['reward_after']:.3f}."
         )
     return ReportPart(
-        section=section(artifact.record["name"], titled("Learning from reward", artifact), lead, grid(charts)),
+        section=section(artifact.name, titled("Learning from reward", artifact), lead, grid(charts)),
         samples=side_by_side(_samples(artifact), ["before", "after"]) if found.get("heldout_prompts") else None,
     )
 

@@ -22,4 +22,4 @@ def report_serving(artifact: Artifact) -> ReportPart:
         for answer in artifact.storage.read_json("answers.json")
     )
     samples = element("div", answers, class_="samples")
-    return ReportPart(section=section(artifact.record["name"], titled("Serving", artifact), lead, samples))
+    return ReportPart(section=section(artifact.name, titled("Serving", artifact), lead, samples))

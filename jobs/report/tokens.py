@@ -10,7 +10,7 @@ _KINDS = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram
 def report_tokenizer(artifact: Artifact) -> ReportPart:
     """The size of the vocabulary, and how well it encodes the text of each source and language."""
     found = artifact.summary
-    kind = _KINDS[artifact.record["config"]["kind"]]
+    kind = _KINDS[artifact.config.kind]
     lead = (
         f"{found['size']:,} tokens of {kind}, learned from {data_size(found['sampled_bytes'])}. "
         f"A token stands for {found['bytes_per_token']:.2f} bytes and a word takes {found['fertility']:.2f} tokens on "

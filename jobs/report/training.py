@@ -29,9 +29,9 @@ def report_training(artifact: Artifact, *, title: str, area: str, loss_unit: str
     facts = [f"{found['parameters'] / 1e6:.3g} million parameters", f"{found['steps']:.0f} steps"]
     facts += [f"{found['data/tokens']:,.0f} tokens seen", f"{found['perf/tokens_per_s']:,.0f} tokens/s"]
     facts += [f"{found['perf/mfu']:.0%} of the measured peak"] if "perf/mfu" in found else []
-    facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record["precision"].values())]
+    facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record.precision.values())]
     lead = ", ".join(facts) + "."
-    return ReportPart(section=section(artifact.record["name"], titled(title, artifact), lead, grid(charts)))
+    return ReportPart(section=section(artifact.name, titled(title, artifact), lead, grid(charts)))
 
 
 def report_pretraining(artifact: Artifact) -> ReportPart:

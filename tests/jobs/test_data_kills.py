@@ -88,7 +88,7 @@ def contents(road: Path, store: Path, *, partitions: int | None = None, workers:
     artifacts = run_pipeline(load_pipeline(road, overrides, store=str(store)))
     storage = Storage(str(store))
     found = {name: storage.read_bytes(name) for name in storage.files() if Path(name).name not in VARYING}
-    return found | {artifact.stage: artifact.record["digest"].encode() for artifact in artifacts}
+    return found | {artifact.stage: artifact.digest.encode() for artifact in artifacts}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,9 @@ from jobs.compress import CompressConfig
 from jobs.evaluate import STAGE, EvaluateConfig
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
+from jobs.frame.record import Record
 from jobs.frame.stage import Context
+from jobs.frame.stages import stage_named
 from model.heads import ScalarHead
 from model.huggingface import SpecialTokens, save_folder
 from model.transformer import Transformer, TransformerConfig
@@ -83,7 +85,7 @@ def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
 
 
 def artifact(folder: Path, stage: str) -> Artifact:
-    return Artifact(Storage(str(folder)), {"id": f"{folder.name}-1", "stage": stage, "digest": "", "summary": {}})
+    return Artifact(Storage(str(folder)), Record(id=f"{folder.name}-1", stage=stage, kind=stage_named(stage).kind))
 
 
 @pytest.fixture(scope="module")

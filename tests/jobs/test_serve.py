@@ -24,6 +24,7 @@ from data.tokens.tokenizer_recipe import MIN_SIZE
 from jobs import serve as serving
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
+from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.serve import API_KEY_VARIABLE, MODEL_NAME, STAGE, ServeConfig, is_loopback
 from model.huggingface import SpecialTokens, save_folder
@@ -106,7 +107,7 @@ def test_a_port_in_use_is_named(folder: Path) -> None:
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
-    model = Artifact(Storage(str(tmp_path)), {"id": "sft-1", "stage": "sft"})
+    model = Artifact(Storage(str(tmp_path)), Record(id="sft-1", stage="sft", kind="model"))
     with pytest.raises(ValueError, match="has no chat template"):
         STAGE.check_inputs(build(ServeConfig, {"model": "sft"}), {"model": model})
 
@@ -129,7 +130,8 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compress_folder(folder, tmp_path / "int8" / "model")
-    model = Artifact(Storage(str(tmp_path / "int8")), {"id": "compress-1", "stage": "compress"})
+    record = Record(id="compress-1", stage="compress", kind="compressed_model")
+    model = Artifact(Storage(str(tmp_path / "int8")), record)
     config = build(
         ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8, "precision": "float32"}
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from data.tokens.shard_reader import ShardReader, find_document
 from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
+from jobs.frame.record import InputRecord, Record
 from jobs.frame.stage import Context
 from jobs.pretrain import STAGE as PRETRAIN
 from jobs.pretrain import PretrainConfig
@@ -49,13 +51,14 @@ def corpus_artifact(folder: Path, numbers: Iterable[int]) -> Artifact:
         parts.append({"name": f"documents/part-{part:05d}.parquet", "digest": digest})
     (folder / "parts.json").write_text(json.dumps(parts))
     summary = {"sources": dict.fromkeys(SOURCES, {}), "content_digest": f"digest of {[p['digest'] for p in parts]}"}
-    return Artifact(Storage(str(folder)), {"id": "corpus-1", "stage": "corpus", "digest": "", "summary": summary})
+    return Artifact(Storage(str(folder)), Record(id="corpus-1", stage="corpus", kind="corpus", summary=summary))
 
 
 def vocabulary_artifact(folder: Path, size: int = 285, text: str = "text number one two three and four") -> Artifact:
     save_tokenizer(train_tokenizer([text] * 5, size=size), folder / "tokenizer")
-    record = {"id": "vocabulary-1", "stage": "vocabulary", "digest": "", "summary": {}}
-    record |= {"inputs": {"corpus": {"id": "corpus-1"}}, "config": {"held_out_fraction": 0.2}}
+    corpus = InputRecord(id="corpus-1", digest="", url="")
+    config = {"size": 300, "held_out_fraction": 0.2}
+    record = Record(id="vocabulary-1", stage="vocabulary", kind="tokenizer", inputs={"corpus": corpus}, config=config)
     return Artifact(Storage(str(folder)), record)
 
 
@@ -154,7 +157,7 @@ def interrupt(*_: object) -> None:
 
 
 def as_artifact(folder: Path) -> Artifact:
-    return Artifact(Storage(str(folder)), {"id": "shards-1", "stage": "shards", "digest": "", "summary": {}})
+    return Artifact(Storage(str(folder)), Record(id="shards-1", stage="shards", kind="shards"))
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -212,7 +215,7 @@ def test_growth_does_not_take_in_again_what_a_duplicate_of_an_old_document_says(
         dropped: list[dict[str, str | None]] = [dict(zip(columns, row, strict=True)) for row in part]
         write_rows(folder, f"drops/part-{number:05d}.parquet", dropped, columns)
     (folder / "parts.json").write_text(json.dumps(parts))
-    record = {**inputs["corpus"].record, "summary": {"sources": {"a": {}, "b": {}}, "content_digest": "more"}}
+    record = replace(inputs["corpus"].record, summary={"sources": {"a": {}, "b": {}}, "content_digest": "more"})
     more = Artifact(Storage(str(folder)), record)
     grown = run({**inputs, "corpus": more, "grow": as_artifact(tmp_path / "old")}, tmp_path / "new")
     assert grown["train"]["documents"] + grown["validation"]["documents"] == 101
@@ -410,7 +413,7 @@ def foreign_artifact(folder: Path) -> Artifact:
     for name in ("special_tokens_map.json", "vocab.json", "config.json"):
         (folder / name).write_text("{}")
     (folder / "merges.txt").write_text("")
-    return Artifact(Storage(str(folder)), {"id": "huggingface-1", "stage": "huggingface", "digest": "", "summary": {}})
+    return Artifact(Storage(str(folder)), Record(id="huggingface-1", stage="huggingface", kind="model"))
 
 
 def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> None:
@@ -444,5 +447,5 @@ def test_a_vocabulary_that_may_have_learnt_from_held_out_documents_is_refused(in
     config = build(ShardsConfig, {"validation_fraction": 0.3})
     with pytest.raises(ValueError, match=r"validation_fraction: 0.3 is more than the held_out_fraction 0.2"):
         STAGE.check_needs(config, inputs)
-    of_another_corpus = Artifact(inputs["corpus"].storage, {**inputs["corpus"].record, "id": "corpus-2"})
+    of_another_corpus = Artifact(inputs["corpus"].storage, replace(inputs["corpus"].record, id="corpus-2"))
     STAGE.check_needs(config, {**inputs, "corpus": of_another_corpus})

@@ -19,6 +19,7 @@ from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.config import build, changed_fields
+from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of
 
@@ -41,8 +42,8 @@ def corpus_artifact(
         "sources": dict.fromkeys(sorted({source for _, _, source in documents})),
         "content_digest": "c",
     }
-    digest = hash_of(rows)
-    return Artifact(Storage(str(folder)), {"id": "corpus-1", "stage": "corpus", "digest": digest, "summary": summary})
+    record = Record(id="corpus-1", stage="corpus", kind="corpus", digest=hash_of(rows), summary=summary)
+    return Artifact(Storage(str(folder)), record)
 
 
 def _language(name: str, languages: dict[str, str]) -> dict[str, str]:

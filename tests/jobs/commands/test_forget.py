@@ -11,12 +11,14 @@ import pytest
 
 import jobs.commands.forget
 import jobs.corpus
+from cluster.plain import to_plain
 from cluster.storage import Storage
 from data.document import unit_hash
 from jobs.commands.forget import forget
 from jobs.commands.trace import trace
-from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, open_artifact
+from jobs.frame.artifact import FORGOTTEN, RECORD, UNFINISHED, Artifact, input_records, open_artifact
 from jobs.frame.pipeline import load_pipeline
+from jobs.frame.record import Unfinished
 from jobs.frame.run import run_job
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -72,7 +74,7 @@ def bytes_of(artifact: Artifact) -> dict[str, bytes]:
 
 def summary_of(artifact: Artifact) -> dict[str, Any]:
     """All of the summary but how often cleaning changed a text, which stays as it was counted."""
-    summary = json.loads(json.dumps(artifact.record["summary"]))
+    summary = json.loads(json.dumps(artifact.summary))
     for own in summary.get("sources", {}).values():
         del own["changed"]
     return summary
@@ -94,7 +96,7 @@ def test_what_is_left_equals_a_run_that_never_had_the_document(tmp_path: Path, i
     assert after is not None and kept(after) == (before | comes_in) - {id}
     assert bytes_of(after) == bytes_of(scratch["corpus"])
     assert summary_of(after) == summary_of(scratch["corpus"])
-    assert after.record["digest"] == scratch["corpus"].record["digest"]
+    assert after.digest == scratch["corpus"].digest
     assert id.encode() not in b"".join(bytes_of(after).values())
 
 
@@ -120,15 +122,15 @@ def test_shards_forget_too_and_what_learnt_is_named_every_time(tmp_path: Path) -
     assert any("tokens in" in line for line in trace(store, id))
     found = forget(store, [id])
     assert found.changed == [made["corpus"].id, made["shards"].id]
-    assert found.learnt == [made["vocabulary"].id] and found.failed == {}
+    assert found.learned == [made["vocabulary"].id] and found.failed == {}
     assert list(trace(store, id)) == [f"{id} is forgotten: no artifact in {store.url} may hold it"]
     shards = open_artifact(store / made["shards"].id)
     corpus = open_artifact(store / made["corpus"].id)
     assert shards is not None and corpus is not None
-    assert shards.record["inputs"]["corpus"]["digest"] == corpus.record["digest"]
+    assert shards.record.inputs["corpus"].digest == corpus.digest
     assert shards.summary["train"]["documents"] == made["shards"].summary["train"]["documents"] - 1
     again = forget(store, [id])
-    assert again.changed == [] and again.learnt == found.learnt  # nothing is left to do
+    assert again.changed == [] and again.learned == found.learned  # nothing is left to do
 
 
 def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -158,6 +160,17 @@ def test_even_the_last_document_of_a_split_can_be_forgotten(tmp_path: Path) -> N
     assert found.failed == {} and made["shards"].id in found.changed
     shards = open_artifact(store / made["shards"].id)
     assert shards is not None and shards.summary["validation"]["documents"] == 0
+
+
+def test_what_a_kill_left_half_made_of_the_old_corpus_is_emptied(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    made = make(write_project(tmp_path), store)
+    of_corpus, of_shards = (store / f"half-made-of-{name}" for name in ("corpus", "shards"))
+    for output, need in ((of_corpus, made["corpus"]), (of_shards, made["vocabulary"])):
+        output.write_json(UNFINISHED, to_plain(Unfinished(inputs=input_records({"from": need}))))
+        output.write_bytes("half.txt", b"half")
+    forget(store, ["s/n0"])
+    assert not of_corpus.exists("half.txt") and of_shards.exists("half.txt")
 
 
 def killed_at(patch: pytest.MonkeyPatch, name: str, number: int) -> None:

@@ -35,9 +35,10 @@ from jobs.cli import main
 from jobs.commands import submit as submit_module
 from jobs.commands.submit import stage_files, submit
 from jobs.frame import pipeline as pipeline_module
-from jobs.frame.artifact import RECORD, open_artifact
+from jobs.frame.artifact import RECORD, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import load_pipeline, load_stage
+from jobs.frame.record import Record
 from jobs.frame.stage import Context, Stage
 
 
@@ -233,7 +234,7 @@ def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
     monkeypatch.setitem(STAGES, "rlhf", dataclasses.replace(STAGES["rlhf"], check_inputs=refuse))
     pipeline = load_pipeline(CONFIG)
     corpus = pipeline.jobs["corpus"]
-    (pipeline.store / corpus.id).write_json(RECORD, {"id": corpus.id})
+    write_record(pipeline.store / corpus.id, Record(id=corpus.id, stage="corpus", kind="corpus"))
     with pytest.raises(ValueError, match="rlhf: init: another tokenizer"):
         submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
 
@@ -264,7 +265,7 @@ class FakeCluster:
         self.jobs[id] = JobStatus.SUCCEEDED
         pipeline = load_pipeline(CONFIG)
         for job in pipeline.jobs.values():
-            (pipeline.store / job.id).write_json(RECORD, {"id": job.id})
+            write_record(pipeline.store / job.id, Record(id=job.id, stage=job.stage.name, kind=job.kind))
 
 
 def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are_gone(
@@ -609,7 +610,7 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
         there, here = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
         assert there is not None, f"{name} does not stand\n{output}"
         assert here is not None, f"{name} does not stand\n{printed}"
-        assert there.record["digest"] == here.record["digest"]
+        assert there.digest == here.digest
         assert there.storage.url in output
 
     assert cluster.secret not in jobs + output + printed

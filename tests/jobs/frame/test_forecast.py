@@ -16,7 +16,7 @@ from cluster import machine, resource_usage
 from cluster.failures import WorkFailed
 from cluster.storage import Storage
 from jobs.frame import calibration, pipeline
-from jobs.frame.artifact import RECORD, open_artifact
+from jobs.frame.artifact import open_artifact, write_record
 from jobs.frame.calibration import Machine, calibrate
 from jobs.frame.forecast import Earlier, Forecast, forecast, forecasts, measured, predict, shortages, table
 from jobs.frame.run import run_job
@@ -181,14 +181,14 @@ def test_what_is_done_shows_what_it_took_and_tells_of_what_is_not(tmp_path: Path
     store = Storage(str(tmp_path))
     monkeypatch.setattr(resource_usage, "sample_usage", lambda root: None)  # as where no raylet is below this process
     artifact = run_job(job(), store, group="test")
-    taken = artifact.record["measured"]
-    assert taken["disk_gib"] * GIB >= 1000 and taken["machine"]["cores"] >= 1 and not taken["resumed"]
-    assert measured(artifact).seconds == artifact.record["wall_s"]
+    took = artifact.record.measured
+    assert took.disk_gib * GIB >= 1000 and took.machine.cores >= 1 and not took.resumed
+    assert measured(artifact).seconds == artifact.record.wall_s
     # Without its memory the run tells nothing; with it, it does.
-    assert taken["peak_memory_gib"] is None
+    assert took.peak_memory_gib is None
     assert forecasts({"sft": job(2.0)}, store)["sft"].basis == "calibration"
-    taken["peak_memory_gib"] = 1.5
-    store.write_json(f"{artifact.id}/{RECORD}", dict(artifact.record))
+    took = dataclasses.replace(took, peak_memory_gib=1.5)
+    write_record(artifact.storage, dataclasses.replace(artifact.record, measured=took))
     told = forecasts({"sft": job(), "other": job(2.0)}, store)
     assert told["sft"].basis == "measured" and told["other"].basis == f"like {artifact.id}"
     assert table(told)[-1].startswith("still to do")
@@ -201,7 +201,7 @@ def test_a_run_that_went_on_after_a_kill_has_no_time_of_its_own(tmp_path: Path):
         run_job(failing, store, group="test")
     run_job(one, store, group="test")
     artifact = open_artifact(store / one.id)
-    assert artifact is not None and artifact.record["measured"]["resumed"] and measured(artifact).seconds is None
+    assert artifact is not None and artifact.record.measured.resumed and measured(artifact).seconds is None
 
 
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

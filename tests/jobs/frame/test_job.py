@@ -8,15 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.storage import Storage
-from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, content_digest, open_artifact
+from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, content_digest, open_artifact, write_record
 from jobs.frame.fields import input_artifact, marked_inputs, source_files
+from jobs.frame.record import InputRecord
 from jobs.frame.run import run_job
 from jobs.frame.stage import Context, Job, Stage
 
@@ -146,7 +147,7 @@ def test_a_job_is_done_once_and_recorded(tmp_path: Path):
     assert len(calls) == 1
     assert first.record == second.record
     assert second.summary == {"num_words": 3}
-    assert second.record["config"]["execution"] == {"workers": 1}
+    assert second.record.config["execution"] == {"workers": 1}
     assert sorted(os.listdir(tmp_path / first.id)) == ["artifact.json", "words.txt"]
 
 
@@ -166,7 +167,7 @@ def test_what_failed_half_way_is_no_artifact_and_the_next_run_finds_its_files(tm
 
 
 def test_an_input_that_does_not_stand_says_how_to_make_it(tmp_path: Path):
-    with pytest.raises(ValueError, match="does not stand in .*run it first: raymill run fake"):
+    with pytest.raises(ValueError, match="is not in .*run it first: raymill run fake"):
         run(job(upstream=job(Config(words=9))), tmp_path)
 
 
@@ -193,12 +194,8 @@ def test_a_record_names_sources_and_inputs_down_to_their_bytes(tmp_path: Path):
     made = run(upstream, tmp_path / "store")
     below = run(job(Config(words=1), upstream=upstream), tmp_path / "store")
     abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert made.record["sources"] == {"text": {str(tmp_path / "a.txt"): abc}}
-    assert below.record["inputs"]["upstream"] == {
-        "id": made.id,
-        "digest": made.record["digest"],
-        "url": made.storage.url,
-    }
+    assert made.record.sources == {"text": {str(tmp_path / "a.txt"): abc}}
+    assert below.record.inputs["upstream"] == InputRecord(id=made.id, digest=made.digest, url=made.storage.url)
 
 
 def test_the_content_digest_is_of_results_only(tmp_path: Path):
@@ -327,7 +324,7 @@ def test_nothing_that_was_made_of_another_input_serves(tmp_path: Path):
     upstream = job(Config(words=4))
     made = run(upstream, tmp_path)
     interrupted(job(upstream=upstream), tmp_path)
-    made.storage.write_json(RECORD, dict(made.record) | {"digest": "rebuilt"})
+    write_record(made.storage, replace(made.record, digest="rebuilt"))
     assert run(job(stage=fake(go_on), upstream=upstream), tmp_path).summary == {"found": False}
 
 

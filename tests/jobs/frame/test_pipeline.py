@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from cluster.placement import Placement
 from cluster.storage import Storage
 from jobs.frame import pipeline as pipeline_module
-from jobs.frame.artifact import Artifact, open_artifact
+from jobs.frame.artifact import Artifact, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import load_pipeline, load_stage, plan, run_pipeline
 from jobs.frame.stage import Context, Job, Stage
@@ -251,14 +251,14 @@ def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
 def test_the_plan_says_when_an_input_was_made_again_with_other_bytes(folder: Path):
     pipeline = load_pipeline(folder / "pipeline.yaml")
     corpus = run_pipeline(pipeline)[0]
-    corpus.storage.write_json("artifact.json", {**corpus.record, "digest": "of other bytes"})
+    write_record(corpus.storage, replace(corpus.record, digest="of other bytes"))
     assert [row.state for row in plan(pipeline)] == ["stands", "stands (corpus rebuilt since)", "stands"]
 
 
 def test_one_stage_takes_the_store_of_the_pipeline_beside_it_and_asks_for_its_inputs(folder: Path):
     alone = load_stage("pretrain", folder / "pretrain.yaml", ["steps=7"])
     assert alone.store == load_pipeline(folder / "pipeline.yaml").store
-    with pytest.raises(ValueError, match="corpus-[0-9a-f]{12} does not stand"):
+    with pytest.raises(ValueError, match="corpus-[0-9a-f]{12} is not in"):
         run_pipeline(alone)
     run_pipeline(load_stage("corpus", folder / "corpus.yaml"))
     assert [artifact.stage for artifact in run_pipeline(alone)] == ["pretrain"]

@@ -128,5 +128,5 @@ def test_a_resume_computes_as_its_beginning_did_and_the_artifact_says_how(
     on_processor(monkeypatch, multiplies_bfloat16=True)  # the same store on another machine
     artifact: Artifact = run_job(job, store, group="test")
     assert [config.precision for config in computed] == ["float32", "float32"]
-    assert artifact.record["precision"] == recorded_precisions(store / job.id) == in_float32
-    assert artifact.record["config"]["precision"] == "auto"
+    assert artifact.record.precision == recorded_precisions(store / job.id) == in_float32
+    assert artifact.record.config["precision"] == "auto"

@@ -17,6 +17,7 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
 from jobs.frame.forecast import predict
 from jobs.frame.precision import precisions_of, with_precisions
+from jobs.frame.record import Record
 from jobs.frame.sizes import model_sizes, shards_sizes
 from jobs.frame.stage import Job, Needs, Stage
 from jobs.frame.training_config import TrainingExecution
@@ -124,6 +125,6 @@ def test_a_server_of_a_layout_that_we_do_not_train_is_sized_by_its_files(tmp_pat
     folder = Storage(str(tmp_path / "compress-0"))
     folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
     folder.write_bytes("model/model.safetensors", bytes(3 << 20))
-    needs = {"model": Artifact(folder, {"id": "compress-0", "stage": "compress"})}
+    needs = {"model": Artifact(folder, Record(id="compress-0", stage="compress", kind="compressed_model"))}
     (server,) = serve.STAGE.work(ServeConfig(model="compress"), needs).processes
     assert server.own_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)

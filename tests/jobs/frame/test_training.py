@@ -28,8 +28,9 @@ from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import fingerprint, save_tokenizer
-from jobs.frame.artifact import Artifact
+from jobs.frame.artifact import Artifact, read_record
 from jobs.frame.pipeline import load_stage, run_pipeline
+from jobs.frame.record import Record
 from model.huggingface import load_folder, load_scalar_folder
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ def make_shards(folder: Path, texts: list[str]) -> None:
         info = write_shard(storage, "shard-00000", documents, encoder, empty)
         whole = Generation(corpus="made", shards=(info,))
         write_manifest(storage, ShardManifest(**{**vars(empty), "generations": (whole,)}))
-    record = {"id": "shards-0", "stage": "shards", "inputs": {}, "summary": {"vocab_size": 300}, "digest": "0"}
+    record = Record(id="shards-0", stage="shards", kind="shards", summary={"vocab_size": 300}, digest="0")
     (folder / "artifact.json").write_text(json.dumps(record))
 
 
@@ -136,10 +137,10 @@ def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothin
     assert not (output / "artifact.json").exists()
     wait_for(lambda: not processes_with("RAYMILL_TEST_RUN", folder.name))
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    resumed = Artifact(Storage(str(output)), json.loads((output / "artifact.json").read_text()))
+    resumed = Artifact(Storage(str(output)), read_record(Storage(str(output))))
     assert 0 < step_at_kill < STEPS
     assert steps_of(resumed, "train/loss") == steps_of(two_workers, "train/loss")
-    assert resumed.record["digest"] == two_workers.record["digest"]
+    assert resumed.digest == two_workers.digest
 
 
 def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
+from jobs.frame.record import to_record
 from jobs.report.charts import Line, interval_chart, line_chart, smooth, ticks
 from jobs.report.page import data_size, duration, element, number
 from jobs.report.report import REPORT, build_report, render
@@ -47,7 +48,7 @@ def write(store: Storage, name: str, stage: str, summary: dict[str, Any], **more
     }
     storage = store / record["id"]
     storage.write_json("artifact.json", record)
-    return Artifact(storage, record)
+    return Artifact(storage, to_record(record))
 
 
 def hash_of(text: str) -> int:
@@ -168,6 +169,7 @@ def fake_road(store: Storage) -> list[Artifact]:
             "rlhf",
             {"heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
             config={
+                "prompts": ["prompts.jsonl"],
                 "learning": {"algorithm": "grpo"},
                 "rollouts": {"prompts_per_step": 16, "group_size": 8},
                 "shuffle_rewards": False,
@@ -209,7 +211,7 @@ def fake_road(store: Storage) -> list[Artifact]:
 
 
 def made_from(**inputs: Artifact) -> dict[str, dict[str, str]]:
-    return {field: {"id": a.id, "digest": a.record["digest"], "url": a.storage.url} for field, a in inputs.items()}
+    return {field: {"id": a.id, "digest": a.digest, "url": a.storage.url} for field, a in inputs.items()}
 
 
 def rlhf_lines() -> list[dict[str, float]]:
@@ -403,7 +405,7 @@ def test_without_an_evaluation_rlhfs_own_samples_are_shown(road: list[Artifact])
 
 
 def test_two_runs_of_one_stage_keep_their_names(road: list[Artifact], tmp_path: Path) -> None:
-    control = write(Storage(str(tmp_path)), "rlhf-shuffled", "rlhf", {}, config=road[6].record["config"])
+    control = write(Storage(str(tmp_path)), "rlhf-shuffled", "rlhf", {}, config=road[6].record.config)
     text = Page(render([*road, log(control, rlhf_lines())])).text
     assert "Learning from reward: rlhf-shuffled" in text
 
