@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     r"raymill fields \S+": HERE,
     r"raymill run pipeline configs/tiny/pipeline.yaml.*": "tests/test_wheel.py",
     r"raymill run (corpus|pretrain|evaluate|compress|serve) .*": "tests/jobs/frame/test_pipeline.py",
+    r"raymill run rlhf .* learning.algorithm=.*": "tests/examples/test_rl_algorithm.py",
     r"RAY_DEBUG=legacy raymill run .*": "not run: it waits at a breakpoint; tried by hand",
     r"raymill plan .*": "tests/jobs/test_cli.py",
     r"raymill (show|export) .*": "tests/jobs/test_cli.py",

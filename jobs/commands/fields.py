@@ -21,7 +21,7 @@ LEGEND: Mapping[Meaning, str] = {
     "artifact": "the name of a config beside this one that makes it, `previous` for the last one before this in the "
     "pipeline that does, or the location of an artifact or of a Hugging Face folder",
     "files": "paths, globs or fsspec URLs; what they hold is part of the artifact's id, not where they are",
-    "function": "an extension point: path/to/file.py:function, a function that you wrote",
+    "user code": "an extension point: path/to/file.py:name, a function or an object that you wrote",
 }
 """What a value stands for, where its type does not tell."""
 

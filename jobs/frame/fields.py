@@ -8,8 +8,8 @@ from cluster.paths import list_files
 from jobs.frame.kinds import Kind
 from jobs.frame.user_code import beside, read_siblings
 
-Meaning = Literal["artifact", "files", "function"]
-"""What the text in a field names: an artifact, source files, or a function that the user wrote."""
+Meaning = Literal["artifact", "files", "user code"]
+"""What the text in a field names: an artifact, source files, or code that the user wrote."""
 
 PREVIOUS = "previous"
 """The value of an input that takes the last config before this one in the pipeline that makes what it asks for."""
@@ -62,8 +62,8 @@ def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     """What the text in a field names, where it is more than a setting."""
     if kinds_of(field):
         return "artifact"
-    if "function" in field.metadata:
-        return "function"
+    if "function" in field.metadata or "user_code" in field.metadata:
+        return "user code"
     return "files" if "source" in field.metadata else None
 
 

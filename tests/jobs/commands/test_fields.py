@@ -53,7 +53,7 @@ FIELDS = {one.path: one for one in fields_of(Config)}
 
 def test_a_field_is_told_with_type_meaning_default_and_docstring():
     assert FIELDS["corpus"] == Field("corpus", "str", "artifact", ("corpus",), "", "Text to read.")
-    assert FIELDS["verifier"] == Field("verifier", "str or null", "function", (), "null", "")
+    assert FIELDS["verifier"] == Field("verifier", "str or null", "user code", (), "null", "")
     assert FIELDS["prompts"] == Field("prompts", "list of str", "files", (), "", "")
     assert FIELDS["weights"] == Field("weights", "mapping of str to (float or null)", None, (), "{a: 2}", "")
 
