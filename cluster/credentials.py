@@ -1,11 +1,11 @@
-"""URLs that carry credentials are refused: they would stand in configs, records and logs."""
+"""Refuses URLs that carry credentials, which would end up in configs, records and logs."""
 
 import re
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
 
 _NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""Schemes of which no user's name belongs into a URL: what stands before the @ is a token or a key."""
+"""Schemes whose URLs have no use for a user name: what stands before an @ is a token or a key."""
 
 _SIGNATURE = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
@@ -15,7 +15,7 @@ _SIGNATURE = re.compile(
 
 
 def refuse_credentials(url: str) -> None:
-    """Raise ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
+    """Raises ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
     if any(_carries_credentials(*link.groups()) for link in _URL.finditer(url)):
         raise ValueError(
             "a URL must not carry credentials (scheme://user:secret@host, ?token=…): give them in the environment "

@@ -1,7 +1,7 @@
-"""Identities of files by their content, remembered so that a file is read once and not once a command.
+"""Identities of files by their content, cached so that a file is read once rather than once per command.
 
-What is remembered of a local file holds as long as the file system says that nothing was written to it: same device,
-inode, size, and times of the last change of content and of status to the nanosecond.
+The cached identity of a local file holds as long as the file system reports no write to it: same device, inode, size,
+and times of the last change of content and of status, to the nanosecond.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from cluster.retry import with_retries
 from cluster.user_cache import UserCache
 
 _BLOCK_BYTES = 1 << 22
-_LEAST_BYTES = 64 << 10
-"""A smaller file is read as fast as it is looked up."""
+_MIN_CACHED_BYTES = 64 << 10
+"""A smaller file is read as fast as it is looked up in the cache."""
 _SETTLED_S = 2.0
-"""Age from which a file's times tell writes apart: some file systems keep them to the second."""
-_SAID_BYTES = 256 << 20
-"""So much to read takes a second or more, and progress is shown."""
+"""A file that changed more recently is not cached: some file systems keep times to the second only."""
+_PROGRESS_BYTES = 256 << 20
+"""From this much to read, which takes a second or more, progress is shown."""
 _THREADS = min(4, os.cpu_count() or 1)
 
 _cache = UserCache("fingerprints")
@@ -37,12 +37,12 @@ def fingerprint(url: str) -> str:
 
 
 def fingerprints(urls: Sequence[str], label: str) -> list[str]:
-    """`fingerprint` of each, several at once, with progress where there is much to read that is not remembered."""
+    """`fingerprint` of each URL, several at once, with progress where there is much to read that is not cached."""
     total = sum(size for url in urls if (size := _bytes_to_read(url)))
-    if total < _SAID_BYTES:
+    if total < _PROGRESS_BYTES:
         return [fingerprint(url) for url in urls]
     read, lock = 0, threading.Lock()
-    with Progress(f"{label}: reading its files once for their identity", total / 1e6, "MB") as progress:
+    with Progress(f"{label}: reading files to identify them", total / 1e6, "MB") as progress:
 
         def count(num_bytes: int) -> None:
             nonlocal read
@@ -55,16 +55,16 @@ def fingerprints(urls: Sequence[str], label: str) -> list[str]:
 
 
 def _fingerprint(url: str, count: Callable[[int], None]) -> str:
-    key = _version(url)
-    known = _cache.get(key) if key else None
-    if known is not None:
-        return known
+    key = _cache_key(url)
+    cached = _cache.get(key) if key else None
+    if cached is not None:
+        return cached
     fs, path = fsspec.core.url_to_fs(url)
     etag = with_retries(fs.info, path).get("ETag")
     if etag:
         return f"etag:{str(etag).strip(chr(34))}"
     content = with_retries(_sha256, fs, path, count if key else lambda num_bytes: None)
-    if key and _version(url) == key:  # else it was written to meanwhile
+    if key and _cache_key(url) == key:  # otherwise it was written to meanwhile
         _cache.put(key, content)
     return content
 
@@ -79,14 +79,14 @@ def _sha256(fs: fsspec.AbstractFileSystem, path: str, count: Callable[[int], Non
 
 
 def _bytes_to_read(url: str) -> int:
-    """The size of a local file whose content is not remembered; 0 for any other."""
-    key = _version(url)
+    """The size of a local file whose identity is not cached; 0 for any other URL."""
+    key = _cache_key(url)
     path = local_path(url)
     return os.stat(path).st_size if path and key and "::" not in url and _cache.get(key) is None else 0
 
 
-def _version(url: str) -> str:
-    """What names the present content of a local file, or of a member of a local archive; empty where nothing does."""
+def _cache_key(url: str) -> str:
+    """The cache key of a local file's present content, or of a member of a local archive; empty where there is none."""
     path = local_path(url)
     if not path:
         return ""
@@ -95,7 +95,7 @@ def _version(url: str) -> str:
     except OSError:
         return ""
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-    if status.st_size < _LEAST_BYTES or time.time_ns() - changed_ns < _SETTLED_S * 1e9:
+    if status.st_size < _MIN_CACHED_BYTES or time.time_ns() - changed_ns < _SETTLED_S * 1e9:
         return ""
     member = url.rpartition("::")[0]
     times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"

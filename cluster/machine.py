@@ -8,7 +8,7 @@ from cluster.cgroups import cgroup_of, core_limit_of, free_memory_in
 
 
 def free_memory_bytes() -> int | None:
-    """What this machine, or the control group that this process is in, can still give; None where it does not say."""
+    """Memory that the machine, or this process's control group, still has; None where the kernel does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -18,12 +18,12 @@ def free_memory_bytes() -> int | None:
         return None
     free = int(fields["MemAvailable"].split()[0]) * 1024
     group = cgroup_of(os.getpid())
-    left = None if group is None else free_memory_in(group)
-    return free if left is None else min(free, left)
+    free_in_group = None if group is None else free_memory_in(group)
+    return free if free_in_group is None else min(free, free_in_group)
 
 
 def processor() -> str:
-    """The processor's model as the kernel has it (on ARM its numbers); the machine type elsewhere than on Linux."""
+    """The processor's model as Linux names it (its numbers on ARM); the machine type on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -33,14 +33,14 @@ def processor() -> str:
     return fields.get("model name") or " ".join([os.uname().machine, *numbers])
 
 
-def tasks_at_once(asked: int | None, num_tasks: int) -> int:
-    """How many of a data stage's tasks run at the same time on this machine; `asked` is its `execution.workers`."""
-    return min(num_cores() if asked is None else max(1, asked), num_cores(), num_tasks)
+def tasks_at_once(workers: int | None, num_tasks: int) -> int:
+    """How many of a data stage's tasks run at the same time on this machine; `workers` is its `execution.workers`."""
+    return min(workers or num_cores(), num_cores(), num_tasks)
 
 
 def num_cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than its control group's share of them."""
+    """Cores that this process may use: those it is bound to, and no more than its control group's limit."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     group = cgroup_of(os.getpid(), "cpu")
-    share = core_limit_of(group) if group else None
-    return bound if share is None else max(1, min(bound, math.ceil(share)))
+    limit = core_limit_of(group) if group else None
+    return bound if limit is None else max(1, min(bound, math.ceil(limit)))

@@ -1,7 +1,7 @@
-"""How much memory and processor time the processes of this session take, and what this machine can still give.
+"""How much memory and processor time this process and its descendants use, for an artifact's record.
 
-Counted is what the kernel cannot take back: each process's private memory, and shared memory (Ray's object store)
-once. Pages of files that are mapped, such as libraries, are left out: they are shared and can be dropped.
+Counted is memory that the kernel cannot take back: each process's private memory, and shared memory (Ray's object
+store) once. Mapped files such as libraries are left out: they are shared and can be dropped.
 """
 
 import os
@@ -9,33 +9,33 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-_INTERVAL_S = 1.0
+_SAMPLE_INTERVAL_S = 1.0
 
 
 class ResourceUsage:
-    """What this process and all below it take together while the block lasts: their most memory, and processor time.
+    """Peak memory and processor time of this process and its descendants, as a context manager.
 
-    Linux only; both stay None elsewhere, and where the session's raylet is no descendant: then its workers are not
-    seen. consumes: /proc; waits for and is unblocked by: a timer; produces: the maximum and the sum.
+    Linux only. Both stay None elsewhere, and where the session's raylet is no descendant, because then the workers
+    are not seen. consumes: /proc; waits for and is unblocked by: a timer; produces: the maximum and the sum.
     """
 
     def __init__(self) -> None:
         self.peak_bytes: int | None = None
-        self._before_s: dict[str, float] = {}
+        self._cpu_s_before: dict[str, float] = {}
         self._cpu_s: dict[str, float] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True, name="footprint")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="resource-usage")
 
     @property
     def cpu_s(self) -> float | None:
-        """Processor seconds, of all cores together, up to the last look (one a second) at each process."""
+        """Processor seconds of all cores together, as of the last sample of each process."""
         if self.peak_bytes is None:
             return None
-        return sum(now - self._before_s.get(pid, 0.0) for pid, now in self._cpu_s.items())
+        return sum(seconds - self._cpu_s_before.get(pid, 0.0) for pid, seconds in self._cpu_s.items())
 
     def __enter__(self) -> "ResourceUsage":
-        now = sample_usage(os.getpid())
-        self._before_s = now.cpu_s if now else {}
+        sample = sample_usage(os.getpid())
+        self._cpu_s_before = sample.cpu_s if sample else {}
         self._thread.start()
         return self
 
@@ -43,35 +43,35 @@ class ResourceUsage:
         self._stop.set()
         self._thread.join()
 
-    def _sample(self) -> None:
+    def _run(self) -> None:
         while True:
-            now = sample_usage(os.getpid())
-            if now is not None:
-                self.peak_bytes = max(now.num_bytes, self.peak_bytes or 0)
-                self._cpu_s |= {pid: s for pid, s in now.cpu_s.items() if s >= self._cpu_s.get(pid, 0.0)}
-            if self._stop.wait(_INTERVAL_S):
+            sample = sample_usage(os.getpid())
+            if sample is not None:
+                self.peak_bytes = max(sample.num_bytes, self.peak_bytes or 0)
+                self._cpu_s |= {pid: s for pid, s in sample.cpu_s.items() if s >= self._cpu_s.get(pid, 0.0)}
+            if self._stop.wait(_SAMPLE_INTERVAL_S):
                 return
 
 
 @dataclass(frozen=True)
 class UsageSample:
-    """A process and all below it at a moment."""
+    """What a process and its descendants use at a moment."""
 
     num_bytes: int
     cpu_s: dict[str, float]
-    """By process id."""
+    """Processor seconds so far, by process id."""
 
 
 def sample_usage(root: int) -> UsageSample | None:
-    """What a process and all below it take now; None where no raylet is among them."""
+    """What a process and its descendants use now; None where no raylet is among them."""
     statuses = {status["Pid"]: status for status in _statuses()}
-    below: dict[str, list[str]] = {}
+    children: dict[str, list[str]] = {}
     for pid, status in statuses.items():
-        below.setdefault(status["PPid"], []).append(pid)
-    private, shared, has_raylet, left, cpu_s = 0, 0, False, [str(root)], {}
-    while left:
-        pid = left.pop()
-        left += below.get(pid, [])
+        children.setdefault(status["PPid"], []).append(pid)
+    private, shared, has_raylet, pending, cpu_s = 0, 0, False, [str(root)], {}
+    while pending:
+        pid = pending.pop()
+        pending += children.get(pid, [])
         status = statuses.get(pid, {})
         private += _bytes(status, "RssAnon")
         shared = max(shared, _bytes(status, "RssShmem"))  # every process maps the same store
@@ -89,15 +89,16 @@ def _cpu_s(pid: str) -> float:
 
 
 def _statuses() -> list[dict[str, str]]:
-    found = []
+    """The fields of /proc/<pid>/status of every process of the machine."""
+    statuses = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # Any process of the machine, whose name of at most 15 bytes may end within a character.
+            # A process's name is cut to 15 bytes, which may end within a character.
             lines = (folder / "status").read_text(errors="replace").splitlines()
         except OSError:  # it has ended, or is another user's
             continue
-        found.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
-    return found
+        statuses.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
+    return statuses
 
 
 def _bytes(status: dict[str, str], name: str) -> int:

@@ -1,4 +1,4 @@
-"""One Ray session for a command: the cluster that is named, or one started inside this process."""
+"""The Ray session of a command: it joins the named cluster, or starts one inside this process."""
 
 import contextlib
 import importlib.util
@@ -17,8 +17,10 @@ from cluster.machine import num_cores
 from cluster.progress import working
 from cluster.signals import keep_own_handlers
 
-_SESSION_END_S = 3.0
 PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+"""Raymill's own."""
+_SESSION_END_S = 3.0
+"""How long Ray's processes may take to end by themselves."""
 
 # Ray prints guesses at why a worker died on stdout, whatever the settings; `cluster.stage_monitor` reports the cause.
 # Ray reads this variable when it is imported.
@@ -32,18 +34,18 @@ WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Processes share cores and take turns, so a thread that waits must sleep: with the default, which spins, an update
-    # with two threads took 2.2 s on two busy cores, without 0.6 s.
+    # Processes share cores, so a thread that waits must sleep instead of spinning, which is the default: an update with
+    # two threads took 2.2 s on two busy cores when spinning, and 0.6 s when sleeping.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Empty is unset: where the user's shell or image has it set, every one of the many workers would compile torch, Ray
-    # and vLLM anew, 15 s of work on a slow core for what `plan` imports alone.
+    # Empty means unset: where the user's shell or image sets it, every worker would compile torch, Ray and vLLM anew,
+    # 15 s on a slow core for the imports of `plan` alone.
     "PYTHONDONTWRITEBYTECODE": "",
 }
-"""What every worker runs with. Secrets never go here: a runtime environment is printed in job records."""
+"""Environment variables of every worker. Never secrets: a runtime environment is printed in job records."""
 
 
 def worker_env(threads: int) -> dict[str, str]:
-    """The environment of a worker with so many OpenMP threads; Ray would set them from num_cpus, a fraction to 1."""
+    """The environment of a worker with this many OpenMP threads, which Ray would otherwise derive from num_cpus."""
     return {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
 
 
@@ -55,13 +57,13 @@ class _Session:
 _session = _Session()
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Ray advises to switch its tokens off, in every run, where they are in use."""
+def _is_not_token_advice(record: logging.LogRecord) -> bool:
+    """False for Ray's advice, in every run that uses tokens, to switch them off."""
     return "Token authentication is enabled" not in record.getMessage()
 
 
 def cluster_address(address: str | None) -> str:
-    """The cluster that a command means: the one that is named, else that of `RAY_ADDRESS`, else `local`, its own."""
+    """The address that a command uses: the given one, else `RAY_ADDRESS`, else `local` for a cluster of its own."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
@@ -71,11 +73,10 @@ def connect(
 ) -> Iterator[None]:
     """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
 
-    environment: variables of every worker beside `WORKER_ENV`.
-
-    A session that this call started ends with it; one that stood before is left as it was.
+    `environment` adds variables for every worker to `WORKER_ENV`. A session that this call started ends with the
+    block; one that existed before is left as it was.
     """
-    import ray  # late, as below: it takes a second, which `raymill --help` and `plan` need not wait for
+    import ray  # late, as below: a second that `raymill --help` and `plan` need not wait for
 
     refuse_shadowed_packages()
     if ray.is_initialized():
@@ -83,13 +84,13 @@ def connect(
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_no_advice)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn of what is set here
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_not_token_advice)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn of the setting above
     address = cluster_address(address)
-    if address == "local":  # nobody gives notice before this machine goes; watching for it is a process a stage
+    if address == "local":  # nobody announces the end of this machine, so a process that waits for it is useless
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    what = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
-    with working(what), keep_own_handlers():
+    activity = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
+    with working(activity), keep_own_handlers():
         ray.init(
             address=address,
             num_cpus=num_cpus or num_cores() if address == "local" else None,
@@ -104,21 +105,22 @@ def connect(
     finally:
         _session.started_here = False
         with working("ending Ray"):
-            started = psutil.Process().children(recursive=True) if address == "local" else []
+            children = psutil.Process().children(recursive=True) if address == "local" else []
             ray.shutdown()
-            _end(started)
+            _end(children)
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Wait for the processes of a session that is over, and kill what does not end by itself."""
-    _, alive = psutil.wait_procs([one for one in processes if "ray" in _name(one)], timeout=_SESSION_END_S)
+    """Wait for Ray's processes among those given to end, and kill the ones that do not end by themselves."""
+    of_ray = [process for process in processes if "ray" in _command(process)]
+    _, alive = psutil.wait_procs(of_ray, timeout=_SESSION_END_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _name(process: psutil.Process) -> str:
-    """The first words of a process's command line; what Ray starts has its name in them."""
+def _command(process: psutil.Process) -> str:
+    """The first words of a process's command line, which name Ray where Ray started it."""
     try:
         return " ".join(process.cmdline()[:3])
     except psutil.Error:
@@ -129,7 +131,7 @@ def refuse_shadowed_packages() -> None:
     """Raises ValueError when a folder or file of the user shadows one of Raymill's packages.
 
     Ray puts the driver's working directory first on its workers' path, so a `model.py` or a package `data/` there would
-    be imported in our place, in the workers only. A mere folder `data/` does no harm.
+    be imported instead of ours, in the workers only. A folder `data/` that is no package does no harm.
     """
     home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
     for name in PACKAGES:
@@ -148,7 +150,7 @@ def refuse_shadowed_packages() -> None:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What the whole cluster has, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
+    """The resources of the whole cluster, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
     import ray
 
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
@@ -160,43 +162,44 @@ def is_connected() -> bool:
 
 
 def alive_nodes() -> dict[str, str]:
-    """The address of every node of the cluster by its id."""
+    """The address of every living node of the cluster, by the node's id."""
     import ray
 
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def other_alive_nodes() -> dict[str, str]:
-    """The same without the node that this process is on."""
+    """`alive_nodes` without the node that this process is on."""
     import ray
 
-    own = ray.get_runtime_context().get_node_id()
-    return {id: address for id, address in alive_nodes().items() if id != own}
+    own_id = ray.get_runtime_context().get_node_id()
+    return {id: address for id, address in alive_nodes().items() if id != own_id}
 
 
 def options_on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
-    """Options of a Ray task or actor that runs on one node and takes nothing of its room; soft may run elsewhere."""
+    """Options of a Ray task or actor that runs on one node and reserves no resources; a soft one may run elsewhere."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(id, soft=soft)}
 
 
 def is_local_cluster() -> bool:
-    """Whether the cluster gets no further nodes: `connect` has started it inside this process."""
+    """Whether `connect` has started the cluster inside this process, so that no further nodes come."""
     return _session.started_here
 
 
 def max_cluster_resources() -> dict[str, float] | None:
-    """What the cluster can ever have: as it is where it is whole, as large as an autoscaler may make it, else None.
+    """The most resources that the cluster can ever have; None when that is unknown.
 
-    Only an autoscaler that has told Ray its limits is known (KubeRay's and Ray's own do).
+    A local cluster does not grow; any other may grow up to the limits that its autoscaler has told Ray (KubeRay's and
+    Ray's own do).
     """
     from ray._private.state import state as ray_state
 
-    having = cluster_resources()
+    present = cluster_resources()
     if is_local_cluster():
-        return having
+        return present
     limits = ray_state.get_max_resources_from_cluster_config()
     if not limits:
         return None
-    return having | {name: max(float(amount), having.get(name, 0.0)) for name, amount in limits.items()}
+    return present | {name: max(float(amount), present.get(name, 0.0)) for name, amount in limits.items()}

@@ -1,4 +1,4 @@
-"""Whether every node of a cluster sees the files of this machine that a run needs: asked of the nodes themselves."""
+"""Checks that every node of a cluster sees the local paths that a run needs, by asking the nodes themselves."""
 
 import os
 import uuid
@@ -13,53 +13,54 @@ from cluster.storage import Storage
 
 
 @dataclass
-class _Run:
-    """What every node must see for as long as a run lasts, and the ids of the nodes that do."""
+class _Requirement:
+    """What every node must see for as long as a run lasts."""
 
     store: Storage | None = None
     sources: Sequence[str] = ()
-    seen_by: set[str] = field(default_factory=set)
+    checked_nodes: set[str] = field(default_factory=set)
+    """Ids of the nodes that see all of it."""
 
 
-_run = _Run()
-"""Of this process; without a store outside of one."""
+_requirement = _Requirement()
+"""That of the run of this process; without a store when there is none."""
 
 
 @contextmanager
 def require_shared_paths(store: Storage, sources: Sequence[str]) -> Iterator[None]:
-    """For as long as the block lasts, every node that takes work must see the store and the sources.
+    """Within the block, every node that takes work must see the store and the sources.
 
-    The nodes that there are now are asked at once, those that join later by `check_new_nodes`. Raises ValueError for a
-    plain path that one of them does not see.
+    The present nodes are checked at once, those that join later by `check_new_nodes`. Raises ValueError for a plain
+    path that a node does not see.
     """
-    global _run
-    before, _run = _run, _Run(store, sources)
+    global _requirement
+    before, _requirement = _requirement, _Requirement(store, sources)
     try:
         check_new_nodes()
         yield
     finally:
-        _run = before
+        _requirement = before
 
 
 def check_new_nodes() -> None:
-    """Raises ValueError when a node that was not asked before lacks the store or a source of `require_shared_paths`.
+    """Raises ValueError when a node that was not checked before does not see what `require_shared_paths` requires.
 
-    To be called whenever nodes may have joined: without new ones it is one question to the head. It asks nothing
-    outside of such a block, nor in a session that was started here, which has the one node.
+    Call it whenever nodes may have joined: without new ones it costs one question to the head. It does nothing outside
+    of such a block, nor in a session that was started here, which has one node.
     """
-    if _run.store is None or not is_connected() or is_local_cluster():
+    if _requirement.store is None or not is_connected() or is_local_cluster():
         return
-    nodes = {id: address for id, address in alive_nodes().items() if id not in _run.seen_by}
-    paths = sorted({path for url in _run.sources if (path := local_path(absolute_url(url)))})
-    if nodes and (paths or _run.store.is_local):
+    nodes = {id: address for id, address in alive_nodes().items() if id not in _requirement.checked_nodes}
+    paths = sorted({path for url in _requirement.sources if (path := local_path(absolute_url(url)))})
+    if nodes and (paths or _requirement.store.is_local):
         with working(f"asking {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for the store and the sources"):
-            _run.seen_by |= _require(_run.store, paths, nodes)
+            _requirement.checked_nodes |= _require_seen(_requirement.store, paths, nodes)
 
 
-def _require(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
-    """The ids of the nodes (id: address) that see the store, probed with a file written for it, and the paths.
+def _require_seen(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
+    """The ids of the nodes (given as id: address) that see the store, probed with a temporary file, and the paths.
 
-    A node that is lost before it answers is in neither. Raises ValueError for the first that does not see something.
+    A node that is lost before it answers is left out. Raises ValueError for the first that does not see something.
     """
     probe = f".probe-{uuid.uuid4().hex[:12]}"
     if store.is_local:
@@ -73,17 +74,17 @@ def _require(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> 
     for node, unseen in answers.items():
         if not unseen:
             continue
-        what = f"store: {store.url}" if unseen[0].endswith(probe) else f"source: {unseen[0]}"
-        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        subject = f"store: {store.url}" if unseen[0].endswith(probe) else f"source: {unseen[0]}"
+        others = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
         raise ValueError(
-            f"{what}{more} is not seen on node {nodes[node]}: it is a path of another machine; take a URL such as "
+            f"{subject}{others} is not seen on node {nodes[node]}: it is a path of another machine; take a URL such as "
             "s3://bucket/path, or a path that all machines mount"
         )
     return set(answers)
 
 
 def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
-    """By the node's id, which of the paths are not there."""
+    """The paths that a node does not see, by the node's id."""
     import ray
     from ray.exceptions import RayError
 
@@ -92,7 +93,7 @@ def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, li
     for id, future in futures.items():
         try:
             answers[id] = ray.get(future)
-        except RayError:  # the node is lost again; should it come back, it is asked again
+        except RayError:  # the node is lost again; if it comes back, it is checked again
             if id in alive_nodes():
                 raise
     return answers

@@ -1,8 +1,8 @@
 """A directory on any fsspec location: where artifacts, checkpoints and shards live.
 
-Everything that Raymill writes goes through `Storage`, so that a laptop's folder and an S3 prefix behave alike:
-a name becomes visible only when all of its bytes are there, and an answer that a remote store owes for a moment
-(500, 503, a dropped connection) is asked for again.
+Everything that Raymill writes goes through `Storage`, so that a laptop's folder and an S3 prefix behave alike: a name
+becomes visible only when all of its bytes are there, and requests that fail for a moment (500, 503, a dropped
+connection) are tried again.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from cluster.progress import working
 from cluster.retry import BLOCK_BYTES, WAITS_S, with_retries
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
-"""What file systems call the size, the checksum and the time of the last write of a file."""
+"""The keys under which file systems give the size, the checksum and the time of the last write of a file."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Storage:
         return Storage(f"{self.url.rstrip('/')}/{name}")
 
     def __getstate__(self) -> dict[str, str]:
-        return {"url": self.url}  # a file system object (sockets, event loops) must not travel between processes
+        return {"url": self.url}  # a file system object has sockets and event loops, which do not pickle
 
     def __setstate__(self, state: dict[str, str]) -> None:
         object.__setattr__(self, "url", state["url"])
@@ -78,28 +78,28 @@ class Storage:
     def exists(self, name: str = "") -> bool:
         """Whether there is a file, or a directory: on an object store a prefix with at least one file below.
 
-        Raises OSError when the store does not say, instead of taking that for a no.
+        Raises OSError when the store does not tell, rather than returning False.
         """
         path = self.path(name) if name else self.root
         try:
             info = with_retries(self.fs.info, path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return self.is_local or info["type"] != "directory" or bool(self._found(path))
+        return self.is_local or info["type"] != "directory" or bool(self._file_infos(path))
 
-    def _found(self, path: str) -> dict[str, dict[str, Any]]:
-        """What the file system tells of every file below a path; what only stands for a directory is left out."""
+    def _file_infos(self, path: str) -> dict[str, dict[str, Any]]:
+        """The file system's description of every file below a path, by path; directory markers are left out."""
         self.fs.invalidate_cache(path)
-        found = cast(dict[str, dict[str, Any]], with_retries(self.fs.find, path, detail=True))
+        infos = cast(dict[str, dict[str, Any]], with_retries(self.fs.find, path, detail=True))
         return {
-            name: info for name, info in found.items() if info["type"] != "directory" and not str(name).endswith("/")
+            name: info for name, info in infos.items() if info["type"] != "directory" and not str(name).endswith("/")
         }
 
     def open(self, name: str, mode: str = "rb", *, read_ahead: bool = False) -> Any:
         """A file handle; writing through it is not atomic, so prefer `write_bytes` or `writing` for what others read.
 
-        From an object store, `read_ahead` fetches blocks of 8 MiB, the next while one is being used (up to 32 MiB are
-        held): for reading through a file in pieces. Without it a read takes little more than what it asks for.
+        `read_ahead` is for reading a whole file of an object store: blocks of 8 MiB, the next one fetched while one is
+        being used, with up to 32 MiB held. Without it a read fetches little more than it asks for.
         """
         if self.is_local and "r" not in mode:
             os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
@@ -117,7 +117,7 @@ class Storage:
         return cast(bytes, with_retries(self.fs.cat_file, self.path(name), start=start, end=stop))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write `name` at once: a reader sees all of the bytes or none, also after a kill."""
+        """Write `name` atomically: a reader sees all of the bytes or none, also after a kill."""
         if not self.is_local:
             with_retries(self.fs.pipe_file, self.path(name), data)  # a put is atomic on object stores
             return
@@ -126,11 +126,11 @@ class Storage:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write through that becomes `name` when the block ends, and leaves no trace when it raises.
+        """A file handle whose content becomes `name` when the block ends, or is discarded when the block raises.
 
-        Local: a file beside it, synced and renamed. Object store: a multipart upload in parts of 8 MiB, completed at
-        the end (of a process that is killed the parts stay until the bucket's lifecycle rule takes them). File systems
-        that are neither get the bytes at once from memory.
+        Local: a temporary file beside it, synced and renamed. Object store: a multipart upload in parts of 8 MiB,
+        completed at the end (parts of a killed process stay until the bucket's lifecycle rule removes them). Other file
+        systems get all bytes from memory at the end.
         """
         path = self.path(name)
         if self.is_local:
@@ -145,10 +145,10 @@ class Storage:
             with_retries(self.fs.pipe_file, path, buffer.getvalue())
 
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """Write `name` at once unless it is there already; whether this call wrote it, also against other writers.
+        """Write `name` atomically unless it exists; True when this call wrote it. At most one of several callers does.
 
-        On an object store the answer to a put may be lost and the put repeated: if what is there are these very bytes,
-        this call takes them for its own. So writers that compete must write different bytes.
+        On an object store the answer to a put may be lost and the put repeated, so a file that holds exactly these
+        bytes counts as written by this call. Competing writers must therefore write different bytes.
         """
         if not self.is_local:
             try:
@@ -171,15 +171,15 @@ class Storage:
         return True
 
     def copy(self, name: str, target: "Storage", as_name: str | None = None) -> None:
-        """Copy a file into another storage, under the same name unless another is given; atomic as a write is.
+        """Copy a file into another storage, under the same name unless `as_name` is given; atomic like a write.
 
-        Within one object store the server copies; otherwise the bytes go through this process in pieces.
+        Within one object store the server copies; otherwise the bytes go through this process block by block.
         """
-        goal = as_name or name
+        target_name = as_name or name
         if self.fs.async_impl and self.fs is target.fs:
-            with_retries(self.fs.cp_file, self.path(name), target.path(goal))
+            with_retries(self.fs.cp_file, self.path(name), target.path(target_name))
             return
-        with self.open(name, read_ahead=True) as source, target.writing(goal) as file:
+        with self.open(name, read_ahead=True) as source, target.writing(target_name) as file:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
 
     def read_json(self, name: str) -> Any:
@@ -190,31 +190,31 @@ class Storage:
         self.write_bytes(name, text.encode())
 
     def read_jsonl(self, name: str) -> list[Any]:
-        """One value a line."""
-        # Not splitlines, which also cuts at U+2028 and the like: JSON lets them stand inside a string.
+        """The values of a file that has one JSON value per line."""
+        # Not splitlines, which also splits at U+2028 and the like: JSON allows them inside a string.
         return [json.loads(line) for line in self.read_bytes(name).split(b"\n") if line]
 
     def write_jsonl(self, name: str, values: Iterable[Any]) -> None:
-        """One value a line, all of them or none."""
+        """Write one JSON value per line, atomically."""
         self.write_bytes(name, b"".join(map(json_line, values)))
 
     def glob(self, pattern: str) -> list[str]:
         """Sorted names below this directory that match; names are relative to it."""
         self.fs.invalidate_cache(self.root)
-        found = cast(list[str], with_retries(self.fs.glob, self.path(pattern)))
-        return sorted(path[len(self.root) + 1 :] for path in found)
+        paths = cast(list[str], with_retries(self.fs.glob, self.path(pattern)))
+        return sorted(path[len(self.root) + 1 :] for path in paths)
 
     def files(self) -> list[str]:
-        """Sorted names of every file below this directory, half-written ones left out."""
-        names = (path[len(self.root) + 1 :] for path in self._found(self.root))
+        """Sorted names of every file below this directory, except partly written ones."""
+        names = (path[len(self.root) + 1 :] for path in self._file_infos(self.root))
         return sorted(name for name in names if not name.endswith(".partial"))
 
     def num_bytes(self) -> int:
-        """Size of everything below this directory."""
-        return sum(info["size"] or 0 for info in self._found(self.root).values())
+        """Size in bytes of everything below this directory."""
+        return sum(info["size"] or 0 for info in self._file_infos(self.root).values())
 
     def remove(self, name: str = "") -> None:
-        """Remove a file or a whole directory below this one; nothing happens where there is none."""
+        """Remove a file, or this whole directory without a name; nothing happens where there is none."""
         path = self.path(name) if name else self.root
         for _ in WAITS_S:
             if not self.exists(name):
@@ -223,14 +223,14 @@ class Storage:
                 with_retries(self.fs.rm, path, recursive=True)
             if self.is_local:
                 return
-            # s3fs does not tell which keys of a bulk delete the store has refused: look again.
+            # s3fs does not tell which keys of a bulk delete the store has refused: check again.
         if self.exists(name):
-            raise OSError(errno.EIO, f"{path}: the store does not remove all of it")
+            raise OSError(errno.EIO, f"{path}: the store did not remove all of it")
 
     def local(self) -> Path:
-        """This directory on the local disk: itself, or a copy fetched for programs that read only files.
+        """This directory on the local disk: itself, or a downloaded copy for programs that read only local files.
 
-        A copy serves as long as the listing stays as it was: a file that was changed in place is fetched anew.
+        A copy is reused as long as the listing is unchanged (names, sizes, versions).
         """
         if self.is_local:
             return Path(self.root)
@@ -247,23 +247,23 @@ class Storage:
         return target
 
     def _listing(self) -> list[list[str]]:
-        """Name, size and whatever the file system tells of the version of every file."""
+        """Name, size and version of every file, as far as the file system tells."""
         return [
             [name, *(str(info[key]) for key in _VERSION_KEYS if key in info)]
-            for name, info in sorted(self._found(self.root).items())
+            for name, info in sorted(self._file_infos(self.root).items())
         ]
 
     def put_folder(self, folder: Path, name: str = "") -> None:
-        """Copy every file of a local folder here, or below `name`; config.json, which makes it a model, comes last."""
+        """Copy every file of a local folder here, or below `name`; config.json last, as it marks a whole model."""
         source = Storage(str(folder))
         with working(f"copying to {self.url}"):
             for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
                 source.copy(file, self, f"{name}/{file}" if name else file)
 
     def check_writable(self) -> None:
-        """Raise ValueError when nothing can be written here (permission, no space, no such bucket); leave no trace."""
+        """Raises ValueError when nothing can be written here (permission, no space, no bucket). Leaves no trace."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
-        made = _missing_folders(self.root) if self.is_local else []
+        new_folders = _missing_folders(self.root) if self.is_local else []
         try:
             self.write_bytes(probe, b"raymill")
             with_retries(self.fs.rm, self.path(probe))
@@ -274,25 +274,25 @@ class Storage:
                 f"store: cannot write to {self.url} ({error}); give a location with permission and free space"
             ) from error
         finally:
-            for folder in made:
-                with contextlib.suppress(OSError):  # not made after all, or another process writes there by now
+            for folder in new_folders:
+                with contextlib.suppress(OSError):  # not created after all, or another process writes there by now
                     os.rmdir(folder)
 
 
 def json_line(value: Any) -> bytes:
-    """A value as its line in a JSONL file."""
-    # A lone surrogate (of a file's name, or in a reason that quotes one) has no UTF-8, but JSON can escape it.
+    """A value as a line of a JSONL file."""
+    # A lone surrogate (in a file's name, or a message that quotes one) has no UTF-8, but JSON can escape it.
     return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _missing_folders(path: str) -> list[str]:
-    """The folders that have to be made for `path` to stand, innermost first."""
+    """The folders that have to be created for `path` to exist, innermost first."""
     return [str(folder) for folder in (Path(path), *Path(path).parents) if not os.path.exists(folder)]
 
 
 @contextlib.contextmanager
 def _writing_beside(path: str) -> Iterator[BinaryIO]:
-    """A local file that takes its place at `path` when all of it is on the disk."""
+    """A temporary local file that is renamed to `path` once all of it is on the disk."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -315,13 +315,13 @@ def _uploading(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
         file.close()
         _commit(fs, file, path)
     except BaseException:
-        file.closed = True  # else it is committed when it is collected
+        file.closed = True  # otherwise it is committed when it is garbage-collected
         file.discard()
         raise
 
 
 def _commit(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
-    """Complete an upload; one whose completion was done while its answer got lost is no longer there to complete."""
+    """Complete an upload. One whose completion succeeded although its answer was lost is not found any more."""
     try:
         with_retries(file.commit)
     except FileNotFoundError:
@@ -330,16 +330,16 @@ def _commit(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
 
 
 def _etag(parts: list[dict[str, Any]]) -> str:
-    """What S3 calls an object of these parts: the MD5 of their MD5 sums, and their number."""
+    """The ETag that S3 gives an object of these parts: the MD5 of their MD5 sums, and their number."""
     digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
     return f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
 
 
 def _is_taken(error: OSError) -> bool:
-    """Whether a store refused to create what is there already."""
+    """Whether a store refused to create a file because it exists."""
     from botocore.exceptions import ClientError
 
-    cause = error.__cause__  # of a store that does not repeat the condition in its answer s3fs says EINVAL
+    cause = error.__cause__  # s3fs gives EINVAL for a store whose answer does not repeat the condition
     return isinstance(error, FileExistsError) or (
         isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "PreconditionFailed"
     )

@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster through its Jobs API: submit a command, follow it, stop it.
+"""Jobs on a Ray cluster through its Jobs API: submit a command, follow its log, stop it.
 
-The cluster's token comes from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token) or from the file that Ray keeps it in; Ray's
-client sends it. Nothing secret enters a runtime environment, because job records show that to whoever may list jobs.
+Ray's client sends the cluster's token, from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token) or from Ray's token file. Nothing
+secret enters a runtime environment, which job records show to everybody who may list jobs.
 """
 
 import asyncio
@@ -31,112 +31,116 @@ _UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _UNKNOWN = "UNKNOWN"
 _STATUS_POLL_S = 0.5
-_CALL_S = (5.0, 20.0)
-"""Limits of one call, for a connection and for a silence in its answer: a machine that has vanished refuses nothing."""
+_CALL_LIMITS_S = (5.0, 20.0)
+"""Limits of one call, for connecting and for a pause in its answer: a machine that is gone refuses no connection."""
 _SILENT_HEAD_S = 30.0
+"""A head that has not answered for so long is taken to be gone."""
 _NO_AGENT_S = 300.0
-"""How long a head may be up without the agent that starts its jobs."""
+"""How long a head may be running without the agent that starts its jobs."""
 _MAX_BREAKS = 5
-"""So often in a row a log's stream may break at once and bring nothing new."""
+"""How often in a row a log's stream may break without bringing anything new."""
 _LASTING_S = 10.0
-"""A stream that has lasted so long was none that breaks at once."""
+"""A stream that has lasted so long does not count as broken without anything new."""
 _QUIET_S = 5.0
-"""So long a stream may bring nothing until the head is asked whether it is still there."""
-_QUIET_IN_A_LOG_S = 26.0
-"""So long until it is said where only whole lines can be; longer than a job itself is ever silent."""
+"""How long a stream may bring nothing until the head is asked whether it is still there."""
+_QUIET_IN_LOG_S = 26.0
+"""The same where stderr is no terminal; longer than a job itself is ever silent."""
 _STOP_WAIT_S = 20
 _DASHBOARD_PORT = ":8265"
 _HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 JOB_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-"""For every job: Ray reads here how long after SIGTERM it sends SIGKILL. Its 3 s are less than an orderly end takes."""
+"""Variables of every job: Ray waits so long from SIGTERM to SIGKILL; its 3 s are too short for an orderly shutdown."""
 
 log = logging.getLogger(__name__)
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # how each stream was closed, we say
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # we log how each stream ended
 
 
 class HeadUnreachable(WorkFailed):
-    """The cluster's head does not answer, or not with what was asked for."""
+    """The cluster's head gives no answer, or not the requested one."""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a limit for every call, and without a proxy for what is on this machine."""
+    """Ray's client with a time limit for every call, and without a proxy for addresses of this machine."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         if urlsplit(self._address).hostname in _LOOPBACK:
             options["proxies"] = {"http": None, "https": None, "all": None}
-        return super()._do_request(method, endpoint, timeout=_CALL_S, **options)
+        return super()._do_request(method, endpoint, timeout=_CALL_LIMITS_S, **options)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was submitted: `id` is what `submit` returned."""
+    """A job that was submitted."""
 
     id: str
     address: str | None = None
-    """Of the cluster's dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
+    """Of the dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
         return job_client(self.address)
 
     def logs(self) -> Iterator[str]:
-        """The job's output in pieces, from its first line on, until the job has ended.
+        """The job's output, from its first line until the job has ended.
 
-        A stream that breaks is taken up again where it broke. Raises HeadSilent when the head no longer answers or the
-        stream breaks again and again, and ValueError when the head does not know the job (any more).
+        A stream that breaks is opened again and continues where it broke. Raises HeadUnreachable when the head no
+        longer answers or the stream keeps breaking, and ValueError when the head does not know the job.
         """
-        given = num_breaks = 0
+        num_yielded = num_breaks = 0
         while True:
-            broken, skip, before, started_s = "", given, given, time.monotonic()
+            reason, skip, before, started_s = "", num_yielded, num_yielded, time.monotonic()
             try:
-                for piece in self._stream():
-                    new = piece[skip:] if skip < len(piece) else ""
-                    skip = max(0, skip - len(piece))
-                    given += len(new)
+                for text in self._stream():
+                    new = text[skip:] if skip < len(text) else ""
+                    skip = max(0, skip - len(text))
+                    num_yielded += len(new)
                     if new:
                         yield new
             except HeadUnreachable:
                 raise
             except (RuntimeError, OSError, ClientError) as error:
-                broken = f"{type(error).__name__}: {error}"
-            status = self._insist().status
+                reason = f"{type(error).__name__}: {error}"
+            status = self._details_with_patience().status
             has_ended = status in _FINAL
-            if has_ended and not broken:
+            if has_ended and not reason:
                 return
-            broken = broken or f"it was closed, though the job is {status.value}"
-            is_new = given > before or (time.monotonic() - started_s > _LASTING_S and not has_ended)
-            num_breaks = 0 if is_new else num_breaks + 1
+            reason = reason or f"it was closed, though the job is {status.value}"
+            has_advanced = num_yielded > before or (time.monotonic() - started_s > _LASTING_S and not has_ended)
+            num_breaks = 0 if has_advanced else num_breaks + 1
             if num_breaks > _MAX_BREAKS:
                 raise HeadUnreachable(
-                    f"the log of job {self.id} cannot be read: its stream broke {num_breaks} times in a row ({broken})"
+                    f"the log of job {self.id} cannot be read: its stream broke {num_breaks} times in a row ({reason})"
                 )
-            log.info("the stream of the log broke (%s); it is taken up again", broken)
-            with working("waiting to take the log up again"):
+            log.info("the stream of the log broke (%s); opening it again", reason)
+            with working("waiting to open the log again"):
                 time.sleep(_STATUS_POLL_S * 2**num_breaks)
 
     def _stream(self) -> Iterator[str]:
         lines = self._client.tail_job_logs(self.id)
         with asyncio.Runner() as runner:
-            while (piece := self._next_piece(runner, lines)) is not None:
-                yield piece
+            while (text := self._next_text(runner, lines)) is not None:
+                yield text
 
-    def _next_piece(self, runner: asyncio.Runner, lines: AsyncIterator[str]) -> str | None:
-        """What the stream brings next; None at its end. A stream can be silent because the head has vanished, so that
-        is asked meanwhile. Raises HeadSilent, and RuntimeError when the stream outlives the job."""
+    def _next_text(self, runner: asyncio.Runner, lines: AsyncIterator[str]) -> str | None:
+        """The next text of the stream; None at its end.
+
+        A silent stream may mean that the head is gone, so the head is asked meanwhile. Raises HeadUnreachable when it
+        is, and RuntimeError when the stream stays open after the end of the job.
+        """
         task = runner.get_loop().create_task(_next_or_none(lines))
-        if not _ends_within(runner, task, _QUIET_S if sys.stderr.isatty() else _QUIET_IN_A_LOG_S):
-            job = self._insist()
+        if not _ends_within(runner, task, _QUIET_S if sys.stderr.isatty() else _QUIET_IN_LOG_S):
+            job = self._details_with_patience()
             with working(lambda: f"job {self.id} is {job.status.value}, and its log brings nothing new"):
                 while not _ends_within(runner, task, _QUIET_S):
                     if job.status in _FINAL:
                         raise RuntimeError("it stayed open after the end of the job")
-                    job = self._insist()
+                    job = self._details_with_patience()
         return task.result()
 
-    def _insist(self) -> JobDetails:
-        """`details`, asked for again while the head does not answer. Raises HeadSilent when it stays silent."""
+    def _details_with_patience(self) -> JobDetails:
+        """`details`, asked again while the head does not answer. Raises HeadUnreachable when it stays silent."""
         until = time.monotonic() + _SILENT_HEAD_S
         with working("asking the cluster's head"):
             while True:
@@ -151,54 +155,56 @@ class Submission:
                 time.sleep(_STATUS_POLL_S)
 
     def details(self) -> JobDetails:
-        """What the head says of the job. Raises ValueError when it does not know it, or there is no head to be reached,
-        and HeadSilent when it does not answer."""
-        with _asking():
+        """The head's record of the job.
+
+        Raises ValueError when it knows no such job or cannot be connected to, HeadUnreachable when it does not answer.
+        """
+        with _asking_head():
             jobs = self._client.list_jobs()
-        found = [job for job in jobs if job.submission_id == self.id]
-        if not found:
+        matching = [job for job in jobs if job.submission_id == self.id]
+        if not matching:
             raise ValueError(
-                f"no job {self.id!r} on this cluster, or no longer: a head that was started anew has lost its jobs; "
+                f"no job {self.id!r} on this cluster, or no longer: a restarted head has lost its jobs; "
                 "`raymill submit` prints the id of what it sent"
             )
-        return found[0]
+        return matching[0]
 
     def stop(self) -> str:
-        """End the job, with SIGTERM first; says what became of that. Raises as `details` does."""
+        """Ask the job to stop, by SIGTERM first; a message about the result. Raises what `details` raises."""
         status = self.details().status
         if status in _FINAL:
             return f"job {self.id} had ended already: {status.value}"
-        with _asking():
+        with _asking_head():
             self._client.stop_job(self.id)
         return (
-            f"job {self.id} was asked to stop, which takes up to {_STOP_WAIT_S} s; `raymill status {self.id}` tells. "
-            "The same submit goes on from what it has finished."
+            f"job {self.id} was asked to stop, which takes up to {_STOP_WAIT_S} s; `raymill status {self.id}` shows "
+            "whether it has. Submit the same command again to resume."
         )
 
 
 @contextlib.contextmanager
-def _asking() -> Iterator[None]:
-    """A call to the head: it is said that one is made, and whatever it fails with is HeadSilent."""
+def _asking_head() -> Iterator[None]:
+    """Report a call to the head as the current activity, and raise its failures as HeadUnreachable."""
     with working("asking the cluster's head"):
         try:
             yield
         except (OSError, RuntimeError, AuthenticationError) as error:
-            raise HeadUnreachable(f"the cluster's head does not tell ({type(error).__name__}: {error})") from error
+            raise HeadUnreachable(f"the cluster's head gives no answer ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """What is known of a job."""
+    """What the head and the store know of a job."""
 
     id: str
     status: str
     """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`; `UNKNOWN` where only the store knows of it."""
     why: str
-    """What the head says of the status, of a failure with the last lines of the log; or why it says nothing."""
+    """The head's message about the status (with the last lines of the log after a failure), or why it has none."""
     code: int
-    """0 for a job that has succeeded, its own exit code for one that has failed, 1 for all else."""
+    """0 for a job that has succeeded, its own exit code for one that has failed, 1 otherwise."""
     run: RunStatus | None
-    """What its run has left in the store."""
+    """What its run last reported to the store."""
 
     @property
     def has_ended(self) -> bool:
@@ -206,18 +212,21 @@ class JobReport:
 
     @property
     def is_known(self) -> bool:
-        """Whether the head tells of it."""
+        """Whether the head knows the job."""
         return self.status != _UNKNOWN
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended before its work was done."""
+        """Whether it ended before its work was done."""
         has_run_failed = self.run is not None and self.run.state in ("failed", "stopped")
         return has_run_failed or (self.has_ended and self.status != JobStatus.SUCCEEDED.value)
 
     def ending(self, *, is_log_shown: bool = False) -> str:
-        """How it has ended and why: unless its log was shown, as the run has told it, else with the last lines of the
-        log. Or how it stands, as far as that is known."""
+        """How the job ended and why, or its present state.
+
+        The cause is the run's own report, or else the head's message; the log's last lines are left out when the log
+        was shown.
+        """
         if self.status == JobStatus.SUCCEEDED.value:
             return f"job {self.id} succeeded"
         if self.has_failed and self.run and self.run.state in ("failed", "stopped") and not is_log_shown:
@@ -227,28 +236,28 @@ class JobReport:
         if not self.has_ended:
             lines.append(self.of_run())
         if not self.is_known and self.code:
-            lines.append("The same submit goes on from what it has finished.")
+            lines.append("Submit the same command again to resume.")
         return "\n".join(filter(None, lines))
 
     def of_run(self) -> str:
-        """What the run says, as one or two lines; empty where nothing is known of it."""
+        """The run's last report, as one or two lines; empty where there is none."""
         if self.run is None:
             return ""
         if self.has_ended and self.run.state == "sent":
-            return f"its run: it ended before it could say anything; see `raymill logs {self.id}`"
+            return f"its run: it ended before it reported anything; see `raymill logs {self.id}`"
         return f"its run: {self.run}"
 
 
 def query_job(submission: Submission, store: Storage | None) -> JobReport:
-    """What the cluster's head says of a job, or where it does not, what the store does.
+    """What the cluster's head and the store know of a job.
 
-    Raises what `Submission.details` does when neither knows the job.
+    Raises what `Submission.details` raises when neither knows it.
     """
     run = None
     try:
         run = read_status(store, submission.id) if store else None
     except OSError as error:
-        log.warning("store: %s does not tell of the run (%s)", store.url if store else "", error)
+        log.warning("store: %s cannot be asked for the run (%s)", store.url if store else "", error)
     try:
         job = submission.details()
     except (ValueError, HeadUnreachable) as error:
@@ -261,7 +270,7 @@ def query_job(submission: Submission, store: Storage | None) -> JobReport:
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """What became of a submit."""
+    """The job of a submit, and whether it was started."""
 
     submission: Submission
     how: Literal["started", "started again", "joined, it is under way", "done before, nothing to do"]
@@ -275,24 +284,24 @@ def submit_once(
     address: str | None,
     env: Mapping[str, str],
     metadata: Mapping[str, str],
-    still_stands: Callable[[], bool],
+    has_result: Callable[[], bool],
     before_sending: Callable[[str], None] = lambda id: None,
 ) -> SubmitResult:
     """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
 
-    A job that failed or was stopped, or whose result no longer stands, is submitted again as `<id>-2`, `<id>-3`, …;
-    the last of them is the one that counts. `still_stands` is asked only after a success; `before_sending` is told the
-    id under which the job is about to be sent, which the job itself finds in RAYMILL_SUBMISSION.
-    Raises ValueError when the cluster cannot be reached or refuses the token.
+    A job that failed or was stopped, or whose result no longer exists, is submitted again as `<id>-2`, `<id>-3`, …;
+    the last of them counts. `has_result` is called only after a success. `before_sending` receives the id under which
+    the job is about to be sent, which the job itself finds in RAYMILL_SUBMISSION. Raises ValueError when the cluster
+    cannot be reached or refuses the token.
     """
     client = job_client(address)
-    with _asking():
+    with _asking_head():
         earlier = _tries(client.list_jobs(), id)
     if earlier:
         last = earlier[-1]
         if last.status in _UNDER_WAY:
             return SubmitResult(Submission(str(last.submission_id), address), "joined, it is under way")
-        if last.status == JobStatus.SUCCEEDED and still_stands():
+        if last.status == JobStatus.SUCCEEDED and has_result():
             return SubmitResult(Submission(str(last.submission_id), address), "done before, nothing to do")
     attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
     runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, **JOB_VARIABLES, SUBMISSION_VARIABLE: attempt}}
@@ -307,20 +316,20 @@ def submit_once(
     try:
         send_when_agent_ready(send)
     except (RuntimeError, OSError) as error:
-        # The same id twice is what the Jobs API refuses: then another submit was faster, and its job is ours. So it is
-        # when only the answer was lost.
-        with _asking():
+        # The Jobs API refuses the same id twice: then another submit was faster, and its job is ours. So it is when the
+        # job was accepted and only the answer was lost.
+        with _asking_head():
             is_there = any(job.submission_id == attempt for job in client.list_jobs())
         if not is_there:
-            raise HeadUnreachable(f"the cluster's head does not take the job ({error})") from error
+            raise HeadUnreachable(f"the cluster's head did not accept the job ({error})") from error
         return SubmitResult(Submission(attempt, address), "joined, it is under way")
     return SubmitResult(Submission(attempt, address), "started again" if earlier else "started")
 
 
 def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AGENT_S, pause_s: float = 2.0) -> None:
-    """Send a job to a head whose dashboard answers before its job agent is there, as one that comes up does.
+    """Call `send` until the head has an agent that starts jobs, which comes up later than its dashboard.
 
-    Raises RuntimeError when it is refused for another reason, or when no agent has come within the limit.
+    Raises RuntimeError when the job is refused for another reason, or when there is no agent within the limit.
     """
     until = time.monotonic() + limit_s
     with working("sending the job"):
@@ -342,13 +351,13 @@ def job_client(address: str | None) -> JobSubmissionClient:
     except (OSError, RuntimeError, AuthenticationError) as error:
         where = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
         raise ValueError(
-            f"--address: no Jobs API to be used at {where} ({error}); give the dashboard's address, such as "
+            f"--address: the Jobs API at {where} cannot be used ({error}); give the dashboard's address, such as "
             "http://127.0.0.1:8265, and the cluster's token in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
         ) from error
 
 
 def dashboard_address(address: str | None) -> str | None:
-    """The address as a URL: Ray takes a bare `host:8265` for that of its own protocol and waits a minute for it."""
+    """The address as a URL. Ray takes a bare `host:8265` for one of its own protocol and waits a minute for it."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address and os.environ.get("RAY_ADDRESS", "").endswith(_DASHBOARD_PORT):
         address = os.environ["RAY_ADDRESS"]
@@ -372,5 +381,5 @@ def _ends_within(runner: asyncio.Runner, task: asyncio.Task[Any], seconds: float
     return task.done()
 
 
-async def _next_or_none(pieces: AsyncIterator[str]) -> str | None:
-    return await anext(pieces, None)
+async def _next_or_none(texts: AsyncIterator[str]) -> str | None:
+    return await anext(texts, None)

@@ -120,7 +120,7 @@ class _Client:
         if self._process is None or self._process.poll() is not None:
             environment = {**os.environ, "WANDB_SILENT": "true"}
             try:
-                self._process = start_module("cluster.wandb_client", [], environment=environment, talks=True)
+                self._process = start_module("cluster.wandb_client", [], environment=environment, has_pipes=True)
             except OSError as error:  # no memory or process left for it
                 failed = _Task(None, why=f"its client cannot be started: {error}")
                 failed.ended.set()

@@ -68,7 +68,7 @@ def submit(
             address=address,
             env={**pipeline.environment, **code_variables()},
             metadata={"raymill": version("raymill"), "store": pipeline.store.url},
-            still_stands=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
+            has_result=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
             before_sending=lambda id: submission_status.note_sent(pipeline.store, id),
         )
     remembered = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}

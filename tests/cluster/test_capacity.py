@@ -93,8 +93,8 @@ def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
         head.add_node(num_cpus=2, object_store_memory=100_000_000)
         waiting.result()
     said = [record.getMessage() for record in caplog.records if record.name == "cluster.capacity"]
-    assert said[0].endswith("waiting for room, at most 2 min 0 s: needs 2 CPUs, the cluster has 0"), said
-    assert said[-1].startswith("sft: execution.placement: has its room after"), said
+    assert said[0].endswith("waiting for resources, at most 2 min 0 s: needs 2 CPUs, the cluster has 0"), said
+    assert said[-1].startswith("sft: execution.placement: has its resources after"), said
 
     # What is there and taken is waited for too, and named as that.
     held = reserve_capacity([{"CPU": 2.0}], "others")

@@ -105,11 +105,11 @@ def test_what_several_processes_put_at_once_is_all_there():
 def test_much_to_read_is_said_with_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(cluster.fingerprints, "_SAID_BYTES", 300_000)
+    monkeypatch.setattr(cluster.fingerprints, "_PROGRESS_BYTES", 300_000)
     expected = [write(tmp_path / name, number, 200_000) for number, name in enumerate("abc")]
     with caplog.at_level("INFO"):
         assert fingerprints([str(tmp_path / name) for name in "abc"], "corpus") == expected
-    assert "corpus: reading its files once" in caplog.text
+    assert "corpus: reading files to identify them" in caplog.text
 
 
 def test_a_user_without_a_home_has_no_cache_and_no_folder_of_that_name(

@@ -16,7 +16,7 @@ import signal, subprocess, sys, time
 from cluster import signals
 from cluster.signals import keep_own_handlers, defer_signals, orderly_shutdown, received_signal, write_stderr
 
-signals._ORDER_S, signals._DEFER_S = {order_s}, 1.0
+signals._SHUTDOWN_LIMIT_S, signals._DEFER_LIMIT_S = {order_s}, 1.0
 {before}
 with orderly_shutdown():
     try:

@@ -88,7 +88,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Head], Head]:
         "_STATUS_POLL_S": 0.01,
         "_SILENT_HEAD_S": 0.3,
         "_QUIET_S": 0.1,
-        "_QUIET_IN_A_LOG_S": 0.1,
+        "_QUIET_IN_LOG_S": 0.1,
     }.items():
         monkeypatch.setattr(module, name, value)
 
@@ -176,7 +176,7 @@ def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
     reached(Troubled())
     store = Storage(str(tmp_path))
     for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
-        with pytest.raises(HeadUnreachable, match=r"the cluster's head does not tell \(RuntimeError: .* 500"):
+        with pytest.raises(HeadUnreachable, match=r"the cluster's head gives no answer \(RuntimeError: .* 500"):
             call()
     note_sent(store, "a")
     told = query_job(Submission("a"), store)
@@ -194,12 +194,12 @@ def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:
 
 
 def test_a_machine_that_takes_a_connection_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CALL_S", (0.3, 0.3))
+    monkeypatch.setattr(module, "_CALL_LIMITS_S", (0.3, 0.3))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         started = time.monotonic()
-        with pytest.raises(ValueError, match="--address: no Jobs API to be used at"):
+        with pytest.raises(ValueError, match="--address: the Jobs API at .* cannot be used"):
             job_client(f"127.0.0.1:{silent.getsockname()[1]}")
     assert time.monotonic() - started < 10
 

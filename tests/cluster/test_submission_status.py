@@ -51,7 +51,7 @@ def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -
         raise RuntimeError("no more")
     assert str(entry(store)).endswith("s ago: RuntimeError: no more")
     store.write_json("submissions/a.json", {"state": "running", "time": time.time() - 300, "says": "sft"})
-    assert "silent since, so it is gone" in str(entry(store))
+    assert "not reported since, so it is gone" in str(entry(store))
 
 
 def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(

@@ -240,7 +240,7 @@ def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
 
 
 def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
-    with pytest.raises(ValueError, match="--address: no Jobs API to be used at http://127.0.0.1:1"):
+    with pytest.raises(ValueError, match="--address: the Jobs API at http://127.0.0.1:1 cannot be used"):
         submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
 
 
@@ -352,7 +352,7 @@ def test_a_submit_whose_run_tells_nothing_ends_with_the_last_lines_of_its_log(
     printed = capsys.readouterr()
     assert "raymill: store: runs is a path of the machine" in printed.err
     assert main(["status", printed.out.strip()]) == 0
-    assert "it ended before it could say anything" in capsys.readouterr().out
+    assert "it ended before it reported anything" in capsys.readouterr().out
 
 
 def test_a_submit_whose_job_runs_or_waits_ends_well(
@@ -361,7 +361,7 @@ def test_a_submit_whose_job_runs_or_waits_ends_well(
     class Running(FakeCluster):
         def submit_job(self, *, submission_id: str, **rest: Any) -> None:
             super().submit_job(submission_id=submission_id)
-            entry = {"state": "running", "time": time.time(), "says": "corpus: waiting for room"}
+            entry = {"state": "running", "time": time.time(), "says": "corpus: waiting for resources"}
             Storage("runs").write_json(f"submissions/{submission_id}.json", entry)
 
     class Pending(FakeCluster):
@@ -373,7 +373,7 @@ def test_a_submit_whose_job_runs_or_waits_ends_well(
     started = time.monotonic()
     monkeypatch.setattr(submission_module, "job_client", lambda address: running)
     assert main(SUBMIT) == 0
-    assert "its run: running, 0 s ago: corpus: waiting for room" in capsys.readouterr().err
+    assert "its run: running, 0 s ago: corpus: waiting for resources" in capsys.readouterr().err
     assert time.monotonic() - started < 10
 
     monkeypatch.setattr(submit_module, "_START_S", 0.1)
@@ -437,13 +437,13 @@ def test_a_head_that_has_lost_its_jobs_leaves_the_word_to_the_store(
     assert capsys.readouterr().out.startswith("UNKNOWN\nno job ")
 
     def unreachable(address: str | None) -> FakeCluster:
-        raise ValueError("--address: no Jobs API to be used at http://head:8265")
+        raise ValueError("--address: the Jobs API at http://head:8265 cannot be used")
 
     monkeypatch.setattr(submission_module, "job_client", unreachable)
     assert main(["logs", id]) == 0
-    assert "no Jobs API to be used" in capsys.readouterr().err
+    assert "the Jobs API at http://head:8265 cannot be used" in capsys.readouterr().err
     assert main(["logs", "pipeline-unknown"]) == 2  # neither knows it
-    assert capsys.readouterr().err.count("no Jobs API to be used") == 1
+    assert capsys.readouterr().err.count("the Jobs API at http://head:8265 cannot be used") == 1
 
 
 def test_attempts_are_ordered_by_number():
@@ -622,9 +622,7 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
 @pytest.mark.slow
 def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_project: Path):
     command = ("submit", "pipeline", str(CONFIG), "--address", cluster.address)
-    assert "--address: no Jobs API to be used at" in call(
-        cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32)
-    )
+    assert "--address: the Jobs API at" in call(cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32))
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{cluster.address}/api/jobs/")
 
@@ -662,7 +660,7 @@ def test_a_job_that_is_stopped_has_the_time_for_an_orderly_end(cluster: Cluster,
     )
     send = (
         "import pathlib, cluster.submission as s; s.submit_once('python job.py {}', pathlib.Path('.'), id='orderly', "
-        "address={!r}, env={{}}, metadata={{}}, still_stands=lambda: True)"
+        "address={!r}, env={{}}, metadata={{}}, has_result=lambda: True)"
     ).format(text_project / "ended", cluster.address)
     subprocess.run([sys.executable, "-P", "-c", send], env=dict(cluster.environment), check=True, timeout=300)
     where = ("orderly", "--address", cluster.address)
@@ -683,14 +681,14 @@ def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: 
         command = ("corpus", "configs/tiny/corpus.yaml", "--store", str(text_project / "runs"))
         sent = submission(cluster, *command)
         logs = follow(cluster, sent)
-        wait_for(lambda: "waiting for room" in call(cluster, "status", sent), "it does not say that it waits")
+        wait_for(lambda: "waiting for resources" in call(cluster, "status", sent), "it does not say that it waits")
         start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs}"]
         start += ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
         worker = subprocess.Popen(start, env=cluster.environment, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             output, _ = logs.communicate(timeout=900)
             assert logs.returncode == 0, output
-            assert "needs 1 CPU, the cluster has 0" in output and "has its room after" in output
+            assert "needs 1 CPU, the cluster has 0" in output and "has its resources after" in output
         finally:
             end(worker)
 
