@@ -62,7 +62,7 @@ _signals = _Signals()
 
 @contextlib.contextmanager
 def orderly_shutdown() -> Iterator[None]:
-    """Within the block, the first signal raises KeyboardInterrupt in the main thread (`received_signal` tells which)."""
+    """Within the block, the first signal raises KeyboardInterrupt in this thread (`received_signal` names it)."""
     before = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGALRM)}
     is_hangup_ignored = before[signal.SIGHUP] == signal.SIG_IGN  # `nohup`
     _signals.handled = tuple(number for number in _HANDLED if number != signal.SIGHUP or not is_hangup_ignored)
