@@ -1,4 +1,4 @@
-"""The RL algorithm of a run: a row of the table, or one that a file of the user's own defines."""
+"""The RL algorithm of a run: a row of the table, or one that a file of the user's defines."""
 
 from __future__ import annotations
 

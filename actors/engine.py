@@ -15,7 +15,7 @@ OBJECT_STORE: TransferBackend = "object_store"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What an engine is made with."""
+    """The settings of an engine."""
 
     model: Storage
     """Hugging Face folder."""
@@ -45,7 +45,7 @@ def engine_env() -> dict[str, str]:
 def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
     """The number of tokens of one prefill with which an engine never splits a prompt of up to `max_length` tokens.
 
-    For engines without chunked prefill. After a part of a prompt, a seeded request would have to undo the draw that its
-    random generator has made, which no generator on a CPU can: the engine ends.
+    For engines without chunked prefill: after a part of a prompt, a seeded request would have to undo a draw of its
+    random generator, which vLLM cannot do on a CPU; the engine would crash.
     """
     return max(2048, max_length) + max_sequences

@@ -1,4 +1,4 @@
-"""The results of an evaluation: what is made of scores and completions, each estimate with its bootstrap interval.
+"""The results of an evaluation, computed from scores and completions; each estimate has its bootstrap interval.
 
 `EvaluationResults` is results.json: the field names are its keys.
 """

@@ -31,7 +31,7 @@ from model.train import StepReport
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What the learner is given beside what it shares with the critic."""
+    """The settings of the learner: those that it shares with the critic, and its own."""
 
     training: TrainingSettings
     algorithm: str | Program

@@ -1,6 +1,6 @@
 """A program of the user's own as text: its file, and the modules beside it that it imports.
 
-It travels as text, so that what runs on the cluster is what was fingerprinted where the command was given.
+It travels as text, so that the cluster runs what was fingerprinted on the machine of the command.
 """
 
 import builtins
@@ -59,10 +59,10 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 class _Imports:
-    """The import statement inside one program: the modules beside it come first, as if its folder led `sys.path`.
+    """The import statement inside one program: modules in its folder come first, as if the folder led `sys.path`.
 
-    They live under names of their own in `sys.modules` (where dataclasses and pickle look for a class's module), so
-    neither another program's `helpers` nor our own packages are ever taken for them.
+    Their names in `sys.modules` (where dataclasses and pickle look for a class's module) have a prefix of the program,
+    so that they are never confused with another program's `helpers` or with our packages.
     """
 
     def __init__(self, program: Program) -> None:
@@ -88,7 +88,7 @@ class _Imports:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        """What `__import__` does, for the code of the program."""
+        """`__import__` for the code of the program."""
         if level:
             name = importlib.util.resolve_name("." * level + name, (globals or {}).get("__package__") or "")
         top = name.partition(".")[0]
@@ -102,13 +102,13 @@ class _Imports:
         return module if fromlist else self._loaded[top]
 
     def _load(self, name: str) -> types.ModuleType:
-        """The module beside the program, with the packages around it loaded first."""
+        """The module in the program's folder; the packages that contain it are loaded first."""
         if name in self._loaded:
             return self._loaded[name]
         if name not in self._paths and name not in self._packages:
             raise ModuleNotFoundError(f"No module named {name!r} beside {self._program.path}", name=name)
-        parent, _, own = name.rpartition(".")
-        around = self._load(parent) if parent else None
+        parent, _, last = name.rpartition(".")
+        package = self._load(parent) if parent else None
         path = self._paths.get(name, "")
         module = self._new_module(
             f"{self._prefix}.{name}", package=name if name in self._packages else parent, path=path or name
@@ -119,8 +119,8 @@ class _Imports:
         except BaseException:
             del self._loaded[name]
             raise
-        if around is not None:
-            setattr(around, own, module)
+        if package is not None:
+            setattr(package, last, module)
         return module
 
     def _new_module(self, name: str, *, package: str, path: str) -> types.ModuleType:
@@ -132,7 +132,7 @@ class _Imports:
         return module
 
     def _run(self, module: types.ModuleType, source: str, path: str) -> None:
-        # The user's own program, by request; without this file's own `from __future__`.
+        # The user asked to run this program; `dont_inherit` keeps this file's `from __future__` out of it.
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
 
 

@@ -1,4 +1,4 @@
-"""The driver's view of a group of training actors: one call goes to every rank, and a death is told from an error."""
+"""The driver's view of a group of training actors: one call goes to every rank, and a death differs from an error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RankGroup:
         return self.wait([self.actors[0].free_address.remote()])[0]
 
     def save(self) -> None:
-        """Begin a checkpoint of the state as it is."""
+        """Begin a checkpoint of the current state."""
         self.wait([rank.save.remote() for rank in self.actors])
 
     def finish_save(self) -> None:

@@ -1,4 +1,4 @@
-"""What generation hands to learning: sampled tokens with their logprobs, and the padded tensors made of them.
+"""Rollouts: sampled tokens with their logprobs, and the padded tensors that learning makes of them.
 
 Everything here is deterministic: the same rollouts give the same tensors, and a request's seed depends on what is
 sampled (run, step, prompt, sample), never on where or when.

@@ -94,7 +94,7 @@ class TrainingRank:
         return list(fit(self.state, batches, objective))
 
     def save(self) -> None:
-        """Begin a checkpoint of the state as it is."""
+        """Begin a checkpoint of the current state."""
         self._checkpoints.save(self.state, {})
 
     def finish_save(self) -> None:

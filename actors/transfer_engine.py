@@ -1,6 +1,6 @@
 """The engine's end of the weight transfer through Ray's object store, on vLLM's interface.
 
-Imported by vLLM inside an engine's process only (`actors.vllm_plugin.register`). vLLM brings engines for nccl and ipc;
+Imported by vLLM inside an engine's process only (`actors.vllm_plugin.register`). vLLM has engines for nccl and ipc;
 this one works on any device.
 """
 

@@ -36,7 +36,7 @@ class StaleWeightsError(WeightSyncError):
 
 
 class TokenizationError(WeightSyncError):
-    """The engine read other tokens than it was given."""
+    """The engine read or sampled other tokens than were asked for."""
 
 
 class NumericsError(WeightSyncError):

@@ -256,7 +256,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from jobs.serve import serve  # late: it brings vLLM
+    from actors.server import serve  # late: `help` need not wait for it
 
     serve(_model_artifact(options.artifact).model.local(), host=options.host, port=options.port)
 

@@ -1,19 +1,20 @@
-"""compress: an int8 twin of a model in a layout that vLLM loads, measured beside the original.
+"""compress: an int8 copy of a model in a layout that vLLM loads, measured beside the original.
+
+    raymill run compress compress.yaml
 
 original ─ round ─▶ model/ (compressed-tensors W8A8) ─▶ bits per byte of both, and vLLM's logprobs against ours
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
+from actors.compression import CompressSummary, bits_per_byte, check_engine
 from actors.engine import engine_env
-from actors.evaluation_results import NATS_PER_BIT
 from actors.likelihood import MAX_PASS_TOKENS, score_text, sequence_logprobs, vllm_sequence_logprobs
 from cluster.capacity import wait_for_capacity
 from cluster.placement import Execution, Placement
@@ -30,22 +31,10 @@ from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_compression
 from model.huggingface import read_config
-from model.metrics import Interval, bootstrap_interval
 from model.quantize import FloatType, compress_folder
 from model.transformer import TransformerConfig
 
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
-SMALL_DIFFERENCE = 0.05
-"""A mean difference of vLLM's logprobs and ours on the compressed folder, in nats, that is always accepted."""
-MAX_DIFFERENCE_RATIO = 15.0
-"""Largest mean difference over what rounding to int8 itself has changed. Where sums are exact, another order of them
-moves a few activations to the next step (ratio 1.5); a processor without int8 dot products (AVX2) adds pairs in 16
-bits, which saturate (7 to 11 on random weights). Wrongly read scales give 20 and more."""
-_SMALLEST = 1e-12
-"""Replaces a divisor of 0."""
-MAX_UNEXPLAINED = 0.25
-"""Largest share of the variance of our logprobs that vLLM's leave unexplained: 0.03 with saturation, 0.3 to 1.7 for
-rows or scales in another order. It decides where rounding itself changes much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,28 +78,6 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
     check_tokenizer(split, read_manifest(split), fingerprint(folder))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompressSummary:
-    """The sizes of both models, their likelihoods, and how well vLLM agrees with us."""
-
-    original_bytes: int
-    compressed_bytes: int
-    num_quantized: int
-    """Weights rounded to int8."""
-    num_kept: int
-    """Weights that stay floating point."""
-    bits_per_byte_original: Interval
-    bits_per_byte_compressed: Interval
-    bits_per_byte_change: Interval
-    engine_logprob_gap: float
-    """Mean difference of vLLM's logprobs and ours on the compressed model, in nats."""
-
-    def by_key(self) -> dict[str, float]:
-        """By metric key."""
-        values = {name: value.value if isinstance(value, Interval) else value for name, value in vars(self).items()}
-        return {f"compress/{name}": float(value) for name, value in values.items()}
-
-
 def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     """Write model/, and measure it beside the original."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
@@ -147,7 +114,7 @@ def sizes(config: CompressConfig, needs: Needs) -> TransformerConfig:
 
 
 def work(config: CompressConfig, needs: Needs) -> Work:
-    """What the forecast is made of: the likelihoods of original and compressed model, side by side, and an engine."""
+    """The work to forecast: the likelihoods of original and compressed model, side by side, and an engine."""
     sizes, worker = model_sizes(needs["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(needs["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
@@ -190,29 +157,3 @@ def _probes(split: Storage) -> list[list[int]]:
         document.tokens[:_PROBE_TOKENS].tolist()
         for document, _ in zip(documents, range(_PROBE_SEQUENCES), strict=False)
     ]
-
-
-def check_engine(engine: Sequence[np.ndarray], ours: Sequence[np.ndarray], original: Sequence[np.ndarray]) -> float:
-    """Mean difference, in nats, of vLLM's logprobs of the compressed folder and ours.
-
-    `original` are our logprobs of the model before it was compressed.
-    Raises RuntimeError when the difference is so large that vLLM must have misread the folder.
-    """
-    engine_N, ours_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, ours, original))
-    difference = float(np.abs(engine_N - ours_N).mean())
-    if difference <= SMALL_DIFFERENCE:
-        return difference
-    ratio = difference / max(float(np.abs(ours_N - original_N).mean()), _SMALLEST)
-    unexplained = float(np.square(engine_N - ours_N).mean() / max(float(ours_N.var()), _SMALLEST))
-    if not (ratio <= MAX_DIFFERENCE_RATIO and unexplained <= MAX_UNEXPLAINED):  # NaN is refused too
-        raise RuntimeError(
-            f"compress: vLLM's logprobs of the compressed model are {difference:.3f} nats from ours on average, "
-            f"{ratio:.0f} times what rounding has changed (at most {MAX_DIFFERENCE_RATIO:.0f}), and leave "
-            f"{unexplained:.0%} of their variance unexplained (at most {MAX_UNEXPLAINED:.0%}): vLLM misreads the folder"
-        )
-    return difference
-
-
-def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> Interval:
-    """Bits by byte of text, resampled by document."""
-    return bootstrap_interval(nats / NATS_PER_BIT, num_bytes)

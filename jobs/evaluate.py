@@ -1,8 +1,10 @@
-"""evaluate: how good the road's models are, and how much better one is than another, with intervals.
+"""evaluate: how good the pipeline's models are, and how much better one is than another, with intervals.
 
-Held-out text, answers to prompts, stereotypes and the reward model's order of held-out preferences are measured side by
-side: text and pairs by Ray tasks, answers by vLLM engines. Every estimate is a bootstrap interval over its own records:
-documents, prompts, pairs.
+    raymill run evaluate evaluate.yaml
+
+Held-out text, completions of prompts, stereotypes and the reward model's order of held-out preferences are measured
+side by side: text and pairs by Ray tasks, completions by vLLM engines. Every estimate has a bootstrap interval over its
+records: documents, prompts, pairs.
 """
 
 import logging
@@ -65,8 +67,8 @@ from model.transformer import num_parameters
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """Metrics against the `answer` of a prompt's record."""
 _FORECAST_WINDOW = 512
-_ANSWER_S = 0.004
-"""Seconds of Python for each answer and its measures, on the reference processor."""
+_COMPLETION_S = 0.004
+"""Seconds of Python for each completion and its measures, on the reference processor."""
 _XZ_S = 1e-6
 """Seconds of `xz -9e` for each byte there."""
 
@@ -75,7 +77,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
-    """Prompts that models answer, and what is measured of the answers."""
+    """Prompts that models complete, and what is measured of the completions."""
 
     name: str
     prompts: str = source_files()
@@ -85,11 +87,11 @@ class GenerationTask:
     """Functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float: the form of an
     RLHF verifier, whose mean here is its accuracy."""
     metrics: list[str] = field(default_factory=list)
-    """Of bleu, rouge, exact_match and f1; every prompt needs an `answer` then."""
+    """Any of bleu, rouge, exact_match and f1; every prompt then needs an `answer`."""
     models: list[str] = field(default_factory=list)
-    """Who answers; every model when empty."""
+    """Names of the models that complete them; every model when empty."""
     max_prompts: int | None = None
-    """The first so many prompts; all when left out."""
+    """Number of prompts, from the first on; all when left out."""
 
 
 def _half() -> Placement:
@@ -102,14 +104,14 @@ def _two_scorers() -> Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateExecution(Execution):
-    """Where the work goes; nothing here changes a result, beyond rounding."""
+    """Where the work runs; nothing here changes a result, beyond rounding."""
 
     generators: Placement = field(default_factory=_half)
     """The engines."""
     scorers: Placement = field(default_factory=_two_scorers)
-    """The tasks that compute likelihoods; the text of each model is shared out among `workers` of them."""
+    """The tasks that compute likelihoods; the documents are divided among `workers` of them for each model."""
     kv_cache_gib: float = 0.5
-    """Of each engine on CPU."""
+    """Memory for keys and values of each engine, on CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,27 +123,27 @@ class EvaluateConfig:
     text: str | None = input_artifact("shards", default=None)
     """Shards whose validation documents are the held-out text; no text is measured without."""
     text_models: list[str] = field(default_factory=list)
-    """Whose likelihood of the text is measured; every model's when empty."""
+    """Names of the models whose likelihood of the text is measured; every model when empty."""
     overlap: int = 64
-    """Tokens that each further window of a long document sees again, so that none is predicted from less."""
+    """Tokens that two windows of a long document share, so that each token is predicted from at least as many."""
     precision: Precision = precision_field("scorers")
-    """Of the matrix products of text and preferences (`model.precision`)."""
+    """Precision of the matrix products for text and preferences (`model.precision`)."""
     compare_with_xz: bool = False
     """Compress the held-out text by `xz -9e` in one stream as well, as a yardstick of bits per byte."""
     generation: list[GenerationTask] = field(default_factory=list)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     compare: list[list[str]] = field(default_factory=list)
-    """Pairs [before, after] of models, compared prompt by prompt in every task that both answer."""
+    """Pairs [before, after] of models, compared prompt by prompt in every task that both complete."""
     stereotype_pairs: str | None = source_files(None)
-    """JSONL of `{"group", "stereotype", "counterpart"}`: sentences alike but for the group they name."""
+    """JSONL of `{"group", "stereotype", "counterpart"}`: sentences that differ only in the group they name."""
     reward: str | None = input_artifact("reward_model", default=None)
     """A reward model, measured on `preferences`."""
     preferences: list[str] = source_files([])
     """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model has not learned from."""
     num_resamples: int = 2000
-    """Of each bootstrap."""
+    """Resamples of each bootstrap."""
     seed: int = 0
-    """Of the bootstraps."""
+    """Seed of the bootstrap resampling."""
     execution: EvaluateExecution = field(default_factory=EvaluateExecution)
 
 
@@ -186,7 +188,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         if metric not in METRICS:
             raise ValueError(f"{where}.metrics: {metric!r} is not one of {', '.join(METRICS)}")
     if not task.metrics and not task.measures:
-        raise ValueError(f"{where}: needs metrics or measures, or nothing would be said of the answers")
+        raise ValueError(f"{where}: needs metrics or measures, or nothing would be measured of the completions")
     if task.max_prompts is not None and task.max_prompts < 1:
         raise ValueError(f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it out for all")
     for measure in task.measures:
@@ -208,7 +210,7 @@ def check_records(config: EvaluateConfig) -> None:
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for text of another tokenizer, or prompts that leave no room for answers."""
+    """Raises ValueError for text of another tokenizer, or prompts that leave no room for completions."""
     for name in config.models:
         folder = inputs[f"models.{name}"].model.local()
         sizes = read_config(folder)
@@ -222,24 +224,24 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
     for task in config.generation:
         records = _records(task)
         for name in task.models or config.models:
-            _check_room_for_answers(config, task, records, name, inputs[f"models.{name}"].model)
+            _check_prompt_lengths(config, task, records, name, inputs[f"models.{name}"].model)
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
-    """The task's prompts. Raises ValueError for one without the answer that a metric needs."""
+    """The task's prompts. Raises ValueError for a prompt without the answer that a metric needs."""
     records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
-        found = record.record.get("answer")
-        if task.metrics and not found:
+        answer = record.record.get("answer")
+        if task.metrics and not answer:
             raise ValueError(f"{record.where}: answer is missing, which {', '.join(task.metrics)} compare with")
-        if isinstance(found, list) and {"bleu", "rouge"} & set(task.metrics):
+        if isinstance(answer, list) and {"bleu", "rouge"} & set(task.metrics):
             raise ValueError(
                 f"{record.where}: answer is a list, but bleu and rouge compare with one text; give a string"
             )
     return records
 
 
-def _check_room_for_answers(
+def _check_prompt_lengths(
     config: EvaluateConfig, task: GenerationTask, records: Sequence[PromptRecord], name: str, model: Storage
 ) -> None:
     room = read_config(model.local()).max_length - config.sampling.max_new_tokens
@@ -249,7 +251,7 @@ def _check_room_for_answers(
         if length > room:
             raise ValueError(
                 f"{record.where}: the prompt has {length} tokens, but {name} has room for {room} beside "
-                f"sampling.max_new_tokens={config.sampling.max_new_tokens}; shorten the prompt or the answers"
+                f"sampling.max_new_tokens={config.sampling.max_new_tokens}; shorten the prompt or the completions"
             )
 
 
@@ -297,17 +299,17 @@ def _finish(wait: Callable[[], T] | None) -> T | None:
 
 
 def work(config: EvaluateConfig, needs: Needs) -> Work:
-    """What the forecast is made of: likelihoods of the text, answers, and the measures of the answers."""
+    """The work to forecast: likelihoods of the text, completions, and their measures."""
     execution, sizes = config.execution, [model_sizes(needs[f"models.{name}"]) for name in config.models]
     largest = max(sizes, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
     num_bytes = 0.0 if config.text is None else shards_sizes(needs["text"]).validation_bytes
     tokens = len(config.text_models or config.models) * num_bytes / bytes_per_token(largest.vocab_size)
-    batches, answers = 0, 0
+    num_batches, num_completions = 0, 0
     for task in config.generation:
         number = len(_records(task)) * len(task.models or config.models)
-        batches += math.ceil(number / GENERATION_BATCH_PROMPTS)
-        answers += number
+        num_batches += math.ceil(number / GENERATION_BATCH_PROMPTS)
+        num_completions += number
     scorers = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = mib(largest, 4) / 1024
     held_gib = activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
@@ -321,8 +323,8 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
         width=largest.width,
         precision=resolved(config.precision),
         threads=scorers,
-        engine_steps=config.sampling.max_new_tokens * batches / execution.generators.workers,
-        python_s=answers * _ANSWER_S + num_bytes * _XZ_S * config.compare_with_xz,
+        engine_steps=config.sampling.max_new_tokens * num_batches / execution.generators.workers,
+        python_s=num_completions * _COMPLETION_S + num_bytes * _XZ_S * config.compare_with_xz,
         on_gpu=execution.scorers.gpus_per_worker > 0 or execution.generators.gpus_per_worker > 0,
     )
 

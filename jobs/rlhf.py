@@ -9,13 +9,14 @@ import itertools
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from actors.algorithm import load_algorithm
 from actors.graph import Graph, GraphConfig, ScoredRollouts, build_graph
 from actors.rank_group import RanksDied
+from actors.rlhf_results import HeldoutCompletion, heldout_samples, rlhf_summary
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, RolloutConfig
 from cluster.metrics_log import read_metrics
@@ -23,7 +24,6 @@ from cluster.paths import list_files
 from cluster.placement import Placement
 from cluster.progress import Progress, working
 from cluster.signals import StoppedBySignal, defer_signals, received_signal
-from cluster.storage import Storage
 from data.chats.records import read_prompts
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import fingerprint
@@ -44,7 +44,6 @@ from jobs.frame.work import Processes, Work
 from jobs.report.rlhf import report_rlhf
 from model.huggingface import read_config
 from model.learning import LearningConfig
-from model.metrics import distinct_n
 from model.precision import resolved
 from model.transformer import TransformerConfig
 
@@ -151,59 +150,6 @@ class Prompts:
     """Left out because max_new_tokens would not fit behind them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldoutCompletion:
-    """A held-out prompt with its completion and reward."""
-
-    prompt: str
-    completion: str
-    reward: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldoutSample:
-    """A line of samples.jsonl: a held-out prompt with its completions before and after learning."""
-
-    prompt: str
-    before: str
-    after: str
-    reward_before: float
-    reward_after: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldoutSummary:
-    """Means over the held-out prompts, before and after learning."""
-
-    heldout_prompts: int
-    reward_before: float
-    reward_after: float
-    distinct_2_before: float
-    distinct_2_after: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLHFSummary:
-    """Counts, and what the metrics log says of the whole run."""
-
-    prompts: int
-    prompts_too_long: int
-    steps: float
-    logprob_gap_max: float
-    """Largest difference of engine and learner logprobs of a sampled token, in nats."""
-    step_s: float
-    """Median seconds of a step."""
-    tokens_per_s: float
-    """Median of the sampled tokens by second."""
-    heldout: HeldoutSummary | None
-    """None without held-out prompts."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """What the artifact's record says, without a level for `heldout`."""
-        plain = asdict(self)
-        return plain | (plain.pop("heldout") or {})
-
-
 def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
     """Learn and leave `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl` in the output."""
     prompts = read_all(config, context.inputs)
@@ -211,7 +157,14 @@ def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
         after = learn_through_deaths(config, context, graph, prompts)
     before = [HeldoutCompletion(**line) for line in context.output.read_jsonl(_BEFORE)]
     context.output.write_jsonl("samples.jsonl", map(asdict, heldout_samples(before, after)))
-    return summarize(context.output, prompts, before, after).to_plain()
+    summary = rlhf_summary(
+        read_metrics(context.output),
+        before,
+        after,
+        num_prompts=len(prompts.train),
+        num_too_long=prompts.num_too_long,
+    )
+    return summary.to_plain()
 
 
 def learn_through_deaths(
@@ -317,43 +270,6 @@ def complete_heldout(graph: Graph, prompts: Prompts) -> list[HeldoutCompletion]:
     ]
 
 
-def heldout_samples(before: Sequence[HeldoutCompletion], after: Sequence[HeldoutCompletion]) -> Iterator[HeldoutSample]:
-    """Each held-out prompt with its completions before and after learning."""
-    for old, new in zip(before, after, strict=True):
-        yield HeldoutSample(
-            prompt=old.prompt,
-            before=old.completion,
-            after=new.completion,
-            reward_before=old.reward,
-            reward_after=new.reward,
-        )
-
-
-def summarize(
-    output: Storage, prompts: Prompts, before: Sequence[HeldoutCompletion], after: Sequence[HeldoutCompletion]
-) -> RLHFSummary:
-    """The summary of a finished run."""
-    metrics = read_metrics(output)
-    heldout = None
-    if before:
-        heldout = HeldoutSummary(
-            heldout_prompts=len(before),
-            reward_before=statistics.fmean(line.reward for line in before),
-            reward_after=statistics.fmean(line.reward for line in after),
-            distinct_2_before=distinct_n([line.completion for line in before], 2),
-            distinct_2_after=distinct_n([line.completion for line in after], 2),
-        )
-    return RLHFSummary(
-        prompts=len(prompts.train),
-        prompts_too_long=prompts.num_too_long,
-        steps=metrics[-1]["step"],
-        logprob_gap_max=max(line["sync_check/logprob_difference_max"] for line in metrics),
-        step_s=statistics.median(line["perf/step_s"] for line in metrics),
-        tokens_per_s=statistics.median(line["perf/tokens_per_s"] for line in metrics),
-        heldout=heldout,
-    )
-
-
 def sizes(config: RLHFConfig, needs: Needs) -> TransformerConfig:
     """The sizes of the model, those of `policy`."""
     return model_sizes(needs["policy"])
@@ -383,9 +299,9 @@ def estimate(config: RLHFConfig, needs: Needs) -> dict[str, float]:
 
 
 def work(config: RLHFConfig, needs: Needs) -> Work:
-    """What the forecast is made of: generation, the passes of scorer, reference and learner, and the update.
+    """The work to forecast: generation, the passes of scorer, reference and learner, and the update.
 
-    Completions are taken to reach two thirds of max_new_tokens, and prompts to be as long as the first thousand.
+    It assumes completions of two thirds of max_new_tokens, and prompts as long as the first thousand.
     """
     execution, sizes, rollouts = config.execution, model_sizes(needs["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.heldout_prompts])), 1000)

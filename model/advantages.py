@@ -3,7 +3,7 @@
 `model.algorithms` pairs each estimator with a policy loss.
 
 Shape legend: N sampled sequences, T tokens of a row. Position t belongs to the choice of target t (model.batch);
-mask_NT is true at response tokens, which are contiguous in a row; everything is 0 where the mask is false.
+mask_NT is true at completion tokens, which are contiguous in a row; everything is 0 where the mask is false.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     group_ids_N: Tensor
     """int64, equal for samples of the same prompt."""
     mask_NT: Tensor
-    """bool, response tokens."""
+    """bool, completion tokens."""
     log_ratio_NT: Tensor
     """log policy - log reference of each sampled token, before the update; 0 without a reference."""
     values_NT: Tensor | None = None
@@ -36,7 +36,7 @@ class Scores(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """Advantage of each response token, and for the critic the return it should have predicted."""
+    """Advantage of each completion token, and for the critic the return it should have predicted."""
 
     advantages_NT: Tensor
     returns_NT: Tensor | None = None
@@ -69,7 +69,7 @@ def rloo(scores: Scores, learning: LearningConfig) -> Advantages:
 
 
 def ppo(scores: Scores, learning: LearningConfig) -> Advantages:
-    """Generalized advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's response tokens.
+    """Generalized advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's completion tokens.
 
     Each token's reward is the KL penalty, and the last one's also the sequence's reward (arXiv 2203.02155). The
     returns for the critic are the unwhitened advantages plus the values.
@@ -85,14 +85,14 @@ def ppo(scores: Scores, learning: LearningConfig) -> Advantages:
 
 
 def reinforce_plus_plus(scores: Scores, learning: LearningConfig) -> Advantages:
-    """Reward to go, the KL penalty in it, whitened over the batch's response tokens (arXiv 2501.03262)."""
+    """Reward to go, the KL penalty in it, whitened over the batch's completion tokens (arXiv 2501.03262)."""
     rewards_NT = token_rewards(scores, learning.kl_coefficient)
     to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
     return Advantages(whiten(to_go_NT, scores.mask_NT))
 
 
 def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
-    """Reward [N, T] of each response token: -kl_coefficient · log_ratio, plus the sequence's reward at its last one."""
+    """Reward [N, T] of each completion token: -kl_coefficient · log_ratio, and the sequence's reward at the last."""
     rewards_NT = torch.where(scores.mask_NT, -kl_coefficient * scores.log_ratio_NT, 0.0)
     return rewards_NT + last_token(scores.mask_NT) * scores.rewards_N[:, None]
 
@@ -100,9 +100,9 @@ def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
 def generalized_advantages(
     rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, *, gamma: float, gae_lambda: float
 ) -> Tensor:
-    """A_t = delta_t + gamma·lambda·A_(t+1), delta_t = r_t + gamma·V_(t+1) - V_t, within each row's response [N, T].
+    """A_t = delta_t + gamma·lambda·A_(t+1), delta_t = r_t + gamma·V_(t+1) - V_t, within each row's completion [N, T].
 
-    The state after the last response token is terminal: its value is 0.
+    The state after the last completion token is terminal: its value is 0.
     """
     advantages_NT = torch.zeros_like(rewards_NT)
     following_N = torch.zeros_like(rewards_NT[:, 0])
@@ -123,14 +123,14 @@ def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 
 def last_token(mask_NT: Tensor) -> Tensor:
-    """Bool [N, T], true at the last response token of each row."""
+    """Bool [N, T], true at the last completion token of each row."""
     after_NT = torch.zeros_like(mask_NT)
     after_NT[:, :-1] = mask_NT[:, 1:]
     return mask_NT & ~after_NT
 
 
 def on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
-    """Each sequence's advantage at all of its response tokens [N, T], float32, 0 elsewhere."""
+    """Each sequence's advantage at all of its completion tokens [N, T], float32, 0 elsewhere."""
     return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
 
 

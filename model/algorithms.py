@@ -33,7 +33,7 @@ class Algorithm:
     """What tells one RL algorithm from another."""
 
     estimate: Estimator
-    """The advantage of each response token, from the rewards of a step's rollouts."""
+    """The advantage of each completion token, from the rewards of a step's rollouts."""
     loss: PolicyLoss
     needs_critic: bool = False
     """Whether `estimate` reads values; it must then return the critic's returns too."""

@@ -58,10 +58,10 @@ class PairBatch(NamedTuple):
 
 
 class PolicyBatch(NamedTuple):
-    """Sampled sequences with what the policy loss needs; tokens.loss_mask marks the response tokens."""
+    """Sampled sequences with what the policy loss needs; tokens.loss_mask marks the completion tokens."""
 
     tokens: Batch
-    behaviour_logprobs: Tensor
+    behavior_logprobs: Tensor
     """[B, T], of target t under the policy that sampled it, at the sampling temperature."""
     advantages: Tensor
     """[B, T]"""
@@ -74,7 +74,7 @@ class PolicyBatch(NamedTuple):
 
 
 class ValueBatch(NamedTuple):
-    """Sampled sequences with what the critic's loss needs; tokens.loss_mask marks the response tokens."""
+    """Sampled sequences with what the critic's loss needs; tokens.loss_mask marks the completion tokens."""
 
     tokens: Batch
     old_values: Tensor

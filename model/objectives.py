@@ -78,7 +78,7 @@ def policy_loss(
     clip_range: float | None = 0.2,
     kl_coefficient: float = 0.0,
 ) -> Loss:
-    """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7), weight: response tokens.
+    """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7), weight: completion tokens.
 
     With r the ratio of a token's new probability to the one it was sampled with, and A its advantage, a token's loss
     is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A); with clip_range None it is -r·A, whose gradient on fresh
@@ -86,15 +86,15 @@ def policy_loss(
     (Schulman, joschu.net/blog/kl-approx.html): exp(q) - 1 - q with q = log reference - log policy, which is never
     negative. Raises ValueError for a kl_coefficient above 0 and a batch without reference logprobs.
 
-    Metrics, means over response tokens: policy/entropy of the temperature-scaled distribution,
+    Metrics, means over completion tokens: policy/entropy of the temperature-scaled distribution,
     policy/clip_fraction where clipping cut the gradient, policy/approx_kl to the policy that sampled (k3),
     policy/ratio, and policy/reference_kl where kl_coefficient is above 0.
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_N, entropy_N = _token_logprobs(model, batch.tokens, temperature)
-    behaviour_N = batch.behaviour_logprobs[mask_BT]
+    behavior_N = batch.behavior_logprobs[mask_BT]
     advantages_N = batch.advantages[mask_BT]
-    ratio_N = (logprobs_N - behaviour_N).exp()
+    ratio_N = (logprobs_N - behavior_N).exp()
     gain_N = ratio_N * advantages_N
     clipped_N = torch.zeros_like(gain_N)
     if clip_range is not None:
@@ -105,7 +105,7 @@ def policy_loss(
     metrics = {
         "policy/entropy": entropy_N.sum(),
         "policy/clip_fraction": clipped_N.sum(),
-        "policy/approx_kl": kl_k3(behaviour_N, logprobs_N.detach()).sum(),
+        "policy/approx_kl": kl_k3(behavior_N, logprobs_N.detach()).sum(),
         "policy/ratio": ratio_N.detach().sum(),
     }
     if kl_coefficient > 0:
@@ -118,12 +118,12 @@ def policy_loss(
 
 
 def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float | None = 0.2) -> Loss:
-    """Half the squared error of the critic to the returns, weight: response tokens.
+    """Half the squared error of the critic to the returns, weight: completion tokens.
 
     As in PPO's reference implementation, a value gains nothing by moving further than value_clip_range from its old
     value: a token's loss is ½ max((v - R)², (old + clip(v - old, ±value_clip_range) - R)²). None does not clip.
 
-    Metrics, means over response tokens: value/clip_fraction, value/mean, value/return_mean.
+    Metrics, means over completion tokens: value/clip_fraction, value/mean, value/return_mean.
     """
     mask_BT = batch.tokens.loss_mask
     values_N = values(model, batch.tokens)[mask_BT]

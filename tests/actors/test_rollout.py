@@ -43,7 +43,7 @@ def test_micro_batches_hold_each_row_once_without_its_padding() -> None:
     whole = PolicyBatch(batch, behaviour, behaviour * 2, None)
     parts = list(micro_batches(whole, torch.tensor([2, 0, 3, 1]), 2))
     assert [part.tokens.input_ids.shape for part in parts] == [(2, 3), (2, 6)]  # longest rows: 2 + 2 - 1, 2 + 5 - 1
-    assert [part.behaviour_logprobs.sum().item() for part in parts] == [-(2 * 2 + 1), -(4 * 4 + 5 * 5)]
+    assert [part.behavior_logprobs.sum().item() for part in parts] == [-(2 * 2 + 1), -(4 * 4 + 5 * 5)]
     assert parts[0].advantages[0].tolist() == [0.0, -4.0, -4.0]
 
 

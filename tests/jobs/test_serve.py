@@ -1,32 +1,28 @@
-"""Serving: who may reach it, and a real server that answers the official client and leaves nothing behind."""
+"""The serve stage: a real server that answers the official client and leaves nothing behind."""
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 import torch
 
+from actors.server import API_KEY_VARIABLE, MODEL_NAME, TimedAnswer, ask
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
-from jobs import serve as serving
+from jobs import serve as stage
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
-from jobs.serve import API_KEY_VARIABLE, MODEL_NAME, STAGE, ServeConfig, is_loopback
+from jobs.serve import STAGE, ServeConfig
 from model.huggingface import SpecialTokens, save_folder
 from model.quantize import compress_folder
 from model.transformer import Transformer, TransformerConfig
@@ -49,59 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_folder=folder,
     )
     return folder
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("10.0.0.5", False),
-        ("localhost.example.org", False),
-    ],
-)
-def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
-
-
-def test_a_host_beyond_loopback_without_a_key_is_refused_before_a_server_starts(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
-    monkeypatch.setattr(serving, "start_module", lambda *a, **k: pytest.fail("a server was started"))
-    with pytest.raises(ValueError, match=f"environment variable {API_KEY_VARIABLE}"):
-        serving.serve(folder, host="0.0.0.0")
-
-
-def test_the_key_goes_through_the_environment_and_never_onto_the_command_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: dict[str, Any] = {}
-
-    def start_module(module: str, arguments: list[str], *, environment: dict[str, str], output: Any) -> Any:
-        started.update(arguments=arguments, environment=environment)
-        raise KeyboardInterrupt
-
-    monkeypatch.setenv(API_KEY_VARIABLE, "a-secret")
-    monkeypatch.setattr(serving, "start_module", start_module)
-    with pytest.raises(KeyboardInterrupt):
-        serving.serve(folder, host="0.0.0.0", port=1234)
-    assert started["environment"]["VLLM_API_KEY"] == "a-secret"
-    assert "a-secret" not in " ".join(started["arguments"])
-    assert started["arguments"][:2] == ["--model", str(folder)] and "0.0.0.0" in started["arguments"]
-
-
-def test_a_port_in_use_is_named(folder: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"port: {port} on 127.0.0.1 is in use"):
-            serving.serve(folder, port=port)
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
@@ -136,13 +79,13 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
         ServeConfig, {"model": "compress", "questions": ["hello", "hello"], "max_new_tokens": 8, "precision": "float32"}
     )
     output = Storage(str(tmp_path / "out"))
-    ask, group, answered = serving._ask, set[int](), list[str | None]()
+    group, answered = set[int](), list[str | None]()
 
     def complete(client: openai.OpenAI, prompt: list[int]) -> str | None:
         made = client.completions.create(model=MODEL_NAME, prompt=prompt, seed=1, max_tokens=4, temperature=1.0)
         return made.choices[0].finish_reason
 
-    def ask_after_others(url: str, question: str, config: ServeConfig) -> dict[str, Any]:
+    def ask_after_others(url: str, question: str, **settings: Any) -> TimedAnswer:
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="right", max_retries=0)
@@ -152,10 +95,10 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
             prompts = [[7 + number] * 100 for number in range(64)]
             with ThreadPoolExecutor(64) as pool:
                 answered.extend(pool.map(lambda one: complete(client, one), prompts))
-        return ask(url, question, config)
+        return ask(url, question, **settings)
 
     monkeypatch.setenv(API_KEY_VARIABLE, "right")
-    monkeypatch.setattr(serving, "_ask", ask_after_others)
+    monkeypatch.setattr(stage, "ask", ask_after_others)
     STAGE.check_inputs(config, {"model": model})
     tracker = Tracker(storage=output, run_id="test", name="serve", group="test")
     summary = STAGE.run(config, Context(output=output, inputs={"model": model}, tracker=tracker))
@@ -181,38 +124,3 @@ def processes_of(word: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
-
-
-def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks = [
-        {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]},
-        {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 2}},
-    ]
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            common = {"id": "a", "object": "chat.completion.chunk", "created": 0, "model": MODEL_NAME}
-            lines = [f"data: {json.dumps(common | chunk)}\n\n" for chunk in chunks]
-            self.wfile.write("".join([*lines, "data: [DONE]\n\n"]).encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    living = SimpleNamespace(poll=lambda: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        serving._wait_until_healthy(living, url, 5.0, lambda: "")  # pyright: ignore[reportArgumentType]
-        assert serving._ask(url, "Hello?", ServeConfig(model="sft"))["answer"] == "Hello"
-        server.shutdown()

@@ -37,7 +37,7 @@ def test_split_cuts_every_tensor_and_keeps_none() -> None:
     first, second = split_rows(to_device(batch, torch.device("cpu")), 2)
     assert first.tokens.input_ids[:, 0].tolist() == [1, 3]
     assert second.tokens.targets[:, 0].tolist() == [6]
-    assert second.behaviour_logprobs.tolist() == [[4.0, 5.0]]
+    assert second.behavior_logprobs.tolist() == [[4.0, 5.0]]
     assert first.reference_logprobs is None and first.tokens.document_ids is None
 
 

@@ -102,7 +102,7 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     loss = policy_loss(model, batch, temperature=0.7, clip_range=0.2, kl_coefficient=0.05)
     assert batch.reference_logprobs is not None
     new = torch.cat(naive_logprobs(model, 0.7)).tolist()
-    given = (batch.behaviour_logprobs, batch.advantages, batch.reference_logprobs)
+    given = (batch.behavior_logprobs, batch.advantages, batch.reference_logprobs)
     rows = [x[batch.tokens.loss_mask].tolist() for x in given]
     total, clipped = 0.0, 0
     for lp, old, advantage, reference in zip(new, *rows, strict=True):
@@ -121,7 +121,7 @@ def test_policy_loss_equals_a_naive_loop() -> None:
 def test_on_fresh_samples_the_clipped_and_plain_gradients_are_reinforces() -> None:
     model = make_model()
     batch = make_policy_batch(model)
-    batch = batch._replace(behaviour_logprobs=logprobs(model, batch.tokens, 0.7).detach(), reference_logprobs=None)
+    batch = batch._replace(behavior_logprobs=logprobs(model, batch.tokens, 0.7).detach(), reference_logprobs=None)
     reinforce = -(logprobs(model, batch.tokens, 0.7) * batch.advantages).sum()
     expected = torch.autograd.grad(reinforce, list(model.parameters()))
     for clip_range in (0.2, None):
@@ -210,7 +210,7 @@ def test_micro_batches_add_up_to_the_whole(kind: str) -> None:
     network, batch, objective = {
         "causal": (model, make_batch(), causal_lm),
         "policy": (model, policy, partial(policy_loss, temperature=0.7, kl_coefficient=0.1)),
-        "value": (make_scalar(), ValueBatch(policy.tokens, policy.advantages, policy.behaviour_logprobs), value_loss),
+        "value": (make_scalar(), ValueBatch(policy.tokens, policy.advantages, policy.behavior_logprobs), value_loss),
         "pairs": (make_scalar(), pairs, bradley_terry),
     }[kind]
     whole = objective(network, batch)

@@ -1,4 +1,4 @@
-"""The compress stage: an engine that misreads the folder is refused, and what is measured is paired."""
+"""An engine that misreads a compressed folder is refused, and the change of bits per byte is paired by document."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jobs.compress import bits_per_byte, check_engine
+from actors.compression import bits_per_byte, check_engine
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""A server beyond this machine needs a key, which no command line shows; our own requests use no proxy."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors import server
+from actors.server import API_KEY_VARIABLE, MODEL_NAME, ServerSettings, ask, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.5", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_host_beyond_loopback_without_a_key_is_refused_before_a_server_starts(
+    policies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(server, "start_module", lambda *a, **k: pytest.fail("a server was started"))
+    with pytest.raises(ValueError, match=f"environment variable {API_KEY_VARIABLE}"):
+        server.serve(policies["tied-1"], host="0.0.0.0")
+
+
+def test_the_key_goes_through_the_environment_and_never_onto_the_command_line(
+    policies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+
+    def start_module(module: str, arguments: list[str], *, environment: dict[str, str], output: Any) -> Any:
+        started.update(arguments=arguments, environment=environment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(API_KEY_VARIABLE, "a-secret")
+    monkeypatch.setattr(server, "start_module", start_module)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve(policies["tied-1"], host="0.0.0.0", port=1234)
+    assert started["environment"]["VLLM_API_KEY"] == "a-secret"
+    assert "a-secret" not in " ".join(started["arguments"])
+    assert started["arguments"][:2] == ["--model", str(policies["tied-1"])] and "0.0.0.0" in started["arguments"]
+
+
+def test_a_port_in_use_is_named(policies: dict[str, Path]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port: {port} on 127.0.0.1 is in use"):
+            server.serve(policies["tied-1"], port=port)
+
+
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 2}},
+    ]
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            common = {"id": "a", "object": "chat.completion.chunk", "created": 0, "model": MODEL_NAME}
+            lines = [f"data: {json.dumps(common | chunk)}\n\n" for chunk in chunks]
+            self.wfile.write("".join([*lines, "data: [DONE]\n\n"]).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    living = SimpleNamespace(poll=lambda: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as fake:
+        threading.Thread(target=fake.serve_forever, daemon=True).start()
+        settings = ServerSettings(folder=Path("/"), port=fake.server_address[1], precision="float32")
+        server._wait_until_healthy(living, settings, lambda: "")  # pyright: ignore[reportArgumentType]
+        timed = ask(settings.url, "Hello?", max_new_tokens=1, temperature=0.0, seed=0, timeout_s=5.0)
+        assert timed.answer.answer == "Hello"
+        fake.shutdown()
