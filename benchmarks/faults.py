@@ -108,7 +108,7 @@ def faults() -> list[Fault]:
     """All of them, by stage."""
     one_task = {stage: AT_WORK[stage] for stage in ("corpus", "vocabulary", "shards", "compress", "evaluate")}
     found = [
-        Fault(stage, "score_text" if "evaluation" in at else "task", kind, at)
+        Fault(stage, "score_text" if at.endswith(":score_text") else "task", kind, at)
         for stage, at in one_task.items()
         for kind in (("kill", "raise", "stop", "memory") if stage in ("corpus", "evaluate") else ("kill", "raise"))
     ]
@@ -268,7 +268,7 @@ def wait_until_planted(run: Run, fault: Fault, planted: Path, sign: Sign) -> flo
 def pattern_of(fault: Fault) -> str:
     """What a line that tells the fault looks like."""
     if fault.kind in WANDB_KINDS:
-        return rf"W&B failed \((?:{CAUSES[fault.kind]}).*\); {fault.stage} goes on without it"
+        return rf"W&B failed \((?:{CAUSES[fault.kind]}).*\); {fault.stage} continues without it"
     if fault.kind == "port":
         return PORT
     if fault.kind == "term":

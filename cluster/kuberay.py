@@ -1,8 +1,8 @@
-"""The manifest of one Ray cluster that runs one command on Kubernetes, and the operator's own rules for it.
+"""The Kubernetes manifest of a Ray cluster that runs one command, and a check by the operator's own rules.
 
-Group sizes are given from outside; this file knows KubeRay (v1.7) and no stage. Everything that a cluster should have
-and that the operator does not add by itself stands here: token authentication, no root, a NetworkPolicy (Ray's own
-ports listen on all interfaces, the metrics port without a token), and a PodDisruptionBudget.
+This file knows KubeRay (v1.7) and no stage; the caller gives the sizes of the pod groups. It adds what the operator
+does not: token authentication, no root, a NetworkPolicy (Ray's ports listen on all interfaces, the metrics port without
+a token), and a PodDisruptionBudget.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ from importlib.metadata import version
 from typing import Any
 
 MOUNT = "/job"
-"""Where the shipped files lie in every pod, and the working directory of everything that Ray starts there."""
+"""The folder of the shipped files in every pod, and the working directory of everything that Ray starts there."""
 
 _MAX_NAME = 47
 _LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")  # a DNS-1035 label
 _USER = 1000
-_MAX_SHIPPED_BYTES = 1 << 20  # of a ConfigMap
+_MAX_SHIPPED_BYTES = 1 << 20  # the limit of a ConfigMap
 _SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodShape:
-    """What one pod of a group has."""
+    """The resources of a pod."""
 
     cpus: int
     memory_gib: int
     gpus: int = 0
     node_selector: dict[str, str] = field(default_factory=dict)
-    """Labels of the nodes that may take it."""
+    """Labels that a Kubernetes node must have to run it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,15 @@ class SecretVariable:
     optional: bool = False
     """Whether pods start without it."""
 
-    def entry(self) -> dict[str, Any]:
+    def to_manifest(self) -> dict[str, Any]:
+        """The entry of a container's `env`."""
         source = {"name": self.secret_name, "key": self.key, "optional": self.optional}
         return {"name": self.variable, "valueFrom": {"secretKeyRef": source}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redis:
-    """Where the head keeps the cluster's state, so that a restart of it does not take the workers down."""
+    """A Redis in which the head keeps the cluster's state, so that the workers survive a restart of the head."""
 
     address: str
     """`host:6379`"""
@@ -63,7 +64,7 @@ class Redis:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """`cluster.yaml`: the Kubernetes side of a run. No secret stands in it, only the names of Secrets."""
+    """`cluster.yaml`: the Kubernetes side of a run. It holds no secret, only the names of Secrets."""
 
     image: str
     """An image with Raymill in it (k8s/Containerfile)."""
@@ -72,23 +73,23 @@ class ClusterConfig:
     """Runs the driver and no worker."""
     data: PodShape = field(default_factory=lambda: PodShape(cpus=16, memory_gib=64))
     data_pods: int = 1
-    """How many of them at least; stages that take all CPUs are faster with more."""
+    """The smallest number of data pods; stages that use all CPUs are faster with more."""
     train: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
     rollout: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
     secrets: list[SecretVariable] = field(default_factory=list)
     service_account: str | None = None
-    """For access to object storage by the pods' identity."""
+    """Service account of the pods, for access to object storage by their identity."""
     redis: Redis | None = None
-    """Keeps the cluster's state and its workers over a restart of the head. With it or without, a job whose head is
-    lost (the driver runs there) is tried again and goes on from its checkpoints."""
+    """Keeps the cluster's state and its workers across a restart of the head. With or without it, a job whose head is
+    lost (the driver runs there) is retried and resumes from its checkpoints."""
     grace_s: int = 120
-    """How long a pod may take to end: longer than a checkpoint takes."""
+    """How long a pod may take to end; it must be longer than a checkpoint takes."""
     retries: int = 3
-    """How often the whole command is started again; it goes on from what stands."""
+    """How often the whole command is retried; it resumes from what is done."""
     keep_s: int = 600
-    """How long a finished cluster stays, for a look at its dashboard."""
+    """How long a finished cluster is kept, for a look at its dashboard."""
     operator_namespace: str = "kuberay-system"
-    """Where KubeRay's operator runs; nobody else outside the cluster may speak to it."""
+    """The namespace of KubeRay's operator; nobody else outside of the cluster may connect to it."""
 
     def check(self) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
@@ -97,18 +98,23 @@ class ClusterConfig:
                 f"name: {self.name!r} must have at most {_MAX_NAME} characters, lower-case letters, digits and "
                 "dashes, a letter first; shorten or rename it"
             )
-        for name in ("head", "data", "train", "rollout"):
-            shape: PodShape = getattr(self, name)
+        shapes = {"head": self.head, "data": self.data, "train": self.train, "rollout": self.rollout}
+        for name, shape in shapes.items():
             if shape.cpus < 1 or shape.memory_gib < 1 or shape.gpus < 0:
                 raise ValueError(f"{name}: cpus and memory_gib must be at least 1, gpus not negative")
-        for name, least in (("data_pods", 1), ("grace_s", 31), ("retries", 0), ("keep_s", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least {least}")
+        for name, value, minimum in (
+            ("data_pods", self.data_pods, 1),
+            ("grace_s", self.grace_s, 31),
+            ("retries", self.retries, 0),
+            ("keep_s", self.keep_s, 0),
+        ):
+            if value < minimum:
+                raise ValueError(f"{name}: {value} must be at least {minimum}")
 
 
 @dataclass(frozen=True)
 class PodGroup:
-    """Equal worker pods; their number is fixed, for a stage refuses to start before its workers have room."""
+    """Equal worker pods; their number is fixed, because a stage does not start before all its workers fit."""
 
     name: str
     shape: PodShape
@@ -118,21 +124,21 @@ class PodGroup:
 def num_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
     """How many pods of `shape` hold these workers (each {"CPU": …, "GPU": …}), packed first fit, largest first.
 
-    Raises ValueError when one worker alone is larger than a pod.
+    `field` is the config field that asks for the workers. Raises ValueError when one worker is larger than a pod.
     """
-    room = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
+    capacity = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
     pods: list[dict[str, float]] = []
     for worker in sorted(workers, key=lambda needed: (-needed.get("GPU", 0.0), -needed.get("CPU", 0.0))):
         for name, amount in worker.items():
-            if amount > room[name]:
+            if amount > capacity[name]:
                 raise ValueError(
-                    f"{field}: a worker needs {amount:g} {name}, but one pod has {room[name]:g}; "
+                    f"{field}: a worker needs {amount:g} {name}, but one pod has {capacity[name]:g}; "
                     "enlarge the pod or give each worker less"
                 )
         fitting = (pod for pod in pods if all(amount <= pod[name] + 1e-9 for name, amount in worker.items()))
         pod = next(fitting, None)
         if pod is None:
-            pod = dict(room)
+            pod = dict(capacity)
             pods.append(pod)
         for name, amount in worker.items():
             pod[name] -= amount
@@ -147,11 +153,10 @@ def build_manifest(
     files: Mapping[str, str],
     env: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """The Kubernetes objects that run `command` beside `files` (path: content) on a cluster of `groups`.
+    """The Kubernetes objects that run `command` on a cluster of `groups`, with `files` (path: content) shipped.
 
-    env: variables of every pod beside the secret ones.
-
-    Raises ValueError for what Kubernetes or the operator would refuse.
+    `env` holds the variables of every pod, besides the secret ones. Raises ValueError for what Kubernetes or the
+    operator would refuse.
     """
     config.check()
     if sum(len(content.encode()) for content in files.values()) > _MAX_SHIPPED_BYTES:
@@ -170,7 +175,7 @@ def build_manifest(
 
 
 def _keys(paths: Iterable[str]) -> dict[str, str]:
-    """The key in a ConfigMap, which takes no slash, of each path; a digest tells those apart that would be alike."""
+    """The ConfigMap key of each path: slashes are not allowed, and a digest separates keys that would be equal."""
     plain = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(paths)}
     shared = {key for key, number in Counter(plain.values()).items() if number > 1}
     return {
@@ -181,12 +186,12 @@ def _keys(paths: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Pods:
-    """What all pods have alike."""
+    """What all pods have in common."""
 
     config: ClusterConfig
     env: list[dict[str, Any]]
     keys: Mapping[str, str]
-    """Of the ConfigMap, by the file's path."""
+    """Keys of the ConfigMap, by the file's path."""
 
 
 def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, pods: _Pods) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, po
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            # The head keeps the cluster together; a worker that eats its memory would take all of it down.
+            # The head holds the cluster together: a worker that used up its memory would end all of it.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _pod(pods, "head", config.head),
         },
@@ -239,9 +244,9 @@ def _pod(pods: _Pods, role: str, shape: PodShape) -> dict[str, Any]:
     container = {
         "name": "ray-head" if role == "head" else "ray-worker",
         "image": config.image,
-        # Ray's workers start where Ray was started: a verifier's relative path means the same in all of them.
+        # Ray's workers inherit the folder in which Ray was started, so a verifier's relative path works in all of them.
         "workingDir": MOUNT,
-        "env": [{"name": "HOME", "value": "/tmp"}, *pods.env, *(one.entry() for one in config.secrets)],
+        "env": [{"name": "HOME", "value": "/tmp"}, *pods.env, *(secret.to_manifest() for secret in config.secrets)],
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
@@ -276,18 +281,18 @@ def _pod(pods: _Pods, role: str, shape: PodShape) -> dict[str, Any]:
 
 
 def _network_policy(config: ClusterConfig) -> dict[str, Any]:
-    """Only the cluster's own pods reach each other; the operator reaches the dashboard."""
-    own = {"podSelector": {"matchLabels": _labels(config)}}
+    """Lets the cluster's own pods connect to each other, and the operator to the dashboard."""
+    own_pods = {"podSelector": {"matchLabels": _labels(config)}}
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.operator_namespace}}}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": _metadata(config, config.name),
         "spec": {
-            **own,
+            **own_pods,
             "policyTypes": ["Ingress"],
             "ingress": [
-                {"from": [own]},
+                {"from": [own_pods]},
                 {"from": [operator], "ports": [{"port": 8265, "protocol": "TCP"}]},
             ],
         },
@@ -295,18 +300,18 @@ def _network_policy(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _disruption_budget(config: ClusterConfig, groups: Sequence[PodGroup]) -> dict[str, Any]:
-    """No voluntary eviction of the head or of a trainer: the whole group would go back to its last checkpoint."""
-    kept = ["head", *(group.name for group in groups if group.name == "train")]
+    """Forbids evicting the head or a trainer, which would set the whole group back to its last checkpoint."""
+    protected = ["head", *(group.name for group in groups if group.name == "train")]
     number = 1 + sum(group.pods for group in groups if group.name == "train")
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(config, config.name),
         "spec": {
-            "minAvailable": number,  # pods of an operator's own kinds take a number only
+            "minAvailable": number,  # for pods that an operator owns it must be a number
             "selector": {
                 "matchLabels": _labels(config),
-                "matchExpressions": [{"key": "app.kubernetes.io/component", "operator": "In", "values": kept}],
+                "matchExpressions": [{"key": "app.kubernetes.io/component", "operator": "In", "values": protected}],
             },
         },
     }
@@ -321,23 +326,23 @@ def _labels(config: ClusterConfig) -> dict[str, str]:
 
 
 def check_ray_job(job: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first of the operator's own rules that a RayJob breaks.
+    """Raises ValueError for the first of the operator's own rules that a RayJob breaks.
 
-    The server accepts all of these by the definition's schema; the operator then fails the job, or silently does
-    something else (KubeRay's ray-operator/controllers/ray/utils/validation.go, v1.7).
+    The schema allows all of these; the operator then fails the job, or silently does something else
+    (ray-operator/controllers/ray/utils/validation.go of KubeRay v1.7).
     """
     spec, name = job["spec"], job["metadata"]["name"]
     cluster = spec.get("rayClusterSpec")
     _require(len(name) <= _MAX_NAME, f"metadata.name: {name!r} is longer than {_MAX_NAME} characters")
-    _require(bool(_LABEL.match(name)), f"metadata.name: {name!r} is no DNS-1035 label")
+    _require(bool(_LABEL.match(name)), f"metadata.name: {name!r} is not a DNS-1035 label")
     mode = spec.get("submissionMode", "K8sJobMode")
-    _require(mode in _SUBMISSION_MODES, f"submissionMode: {mode!r} is none of {', '.join(_SUBMISSION_MODES)}")
+    _require(mode in _SUBMISSION_MODES, f"submissionMode: {mode!r} must be one of {', '.join(_SUBMISSION_MODES)}")
     selected = bool(spec.get("clusterSelector"))
     _require(bool(cluster) != selected, "exactly one of rayClusterSpec and clusterSelector must be set")
     _require(spec.get("backoffLimit", 0) >= 0, "backoffLimit must not be negative")
     _require(
         not (spec.get("backoffLimit") and (selected or mode == "InteractiveMode")),
-        "backoffLimit: a job on a selected cluster, or an interactive one, cannot be tried again",
+        "backoffLimit: a job on a selected cluster, or an interactive one, cannot be retried",
     )
     ends, ttl = spec.get("shutdownAfterJobFinishes", False), spec.get("ttlSecondsAfterFinished", 0)
     _require(ttl >= 0, "ttlSecondsAfterFinished must not be negative")
@@ -357,7 +362,7 @@ def check_ray_job(job: Mapping[str, Any]) -> None:
 def _check_cluster(cluster: Mapping[str, Any]) -> None:
     groups = cluster.get("workerGroupSpecs", [])
     names = [group["groupName"] for group in groups]
-    _require(len(set(names)) == len(names), f"workerGroupSpecs: two groups of one name in {names}")
+    _require(len(set(names)) == len(names), f"workerGroupSpecs: two groups have the same name in {names}")
     for group in groups:
         least, most = group["minReplicas"], group["maxReplicas"]
         replicas = group.get("replicas", least)
@@ -370,7 +375,7 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
         _require(bool(containers), f"{name}: needs at least one container")
         parameters = group.get("rayStartParams", {})
         both = {"num-cpus", "num-gpus", "memory", "resources"} & parameters.keys() and group.get("resources")
-        _require(not both, f"{name}: resources and rayStartParams both say what a pod has")
+        _require(not both, f"{name}: resources and rayStartParams both give the pod's resources")
         _require("labels" not in parameters, f"{name}: labels belong to the group, not to rayStartParams")
     head_env = {entry["name"] for entry in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
     keeps_tables = "gcsFaultToleranceOptions" in cluster

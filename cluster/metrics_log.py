@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a stage logged, one line a step."""
+"""Reads metrics.jsonl, the log of a stage's metrics: one JSON object per step."""
 
 import json
 
@@ -9,7 +9,7 @@ _TAIL_BYTES = 1 << 16
 
 
 def read_lines(storage: Storage) -> list[str]:
-    """The whole lines of a metrics log; a last line torn by a kill is left out."""
+    """The complete lines of a metrics log; a last line that a kill cut off is left out."""
     if not storage.exists(METRICS_LOG):
         return []
     text = storage.read_bytes(METRICS_LOG).decode()
@@ -17,12 +17,12 @@ def read_lines(storage: Storage) -> list[str]:
 
 
 def read_metrics(storage: Storage) -> list[dict[str, float]]:
-    """Every step that was logged, in order."""
+    """The metrics of every logged step, in order."""
     return [json.loads(line) for line in read_lines(storage)]
 
 
 def last_metrics(storage: Storage) -> dict[str, float]:
-    """The newest step that was logged; empty where there is none. Reads the end of the log only."""
+    """The metrics of the last logged step; empty without one. Reads only the end of the log."""
     if not storage.exists(METRICS_LOG):
         return {}
     lines = storage.read_bytes(METRICS_LOG, -_TAIL_BYTES).decode(errors="replace").split("\n")

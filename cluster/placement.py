@@ -1,4 +1,4 @@
-"""Where the processes of a stage go: how many, and what each may use. Part of `execution:`, never of an identity."""
+"""How many processes a stage starts and what each may use. Part of `execution:`, never of an artifact's id."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What the `execution:` settings of every stage have in common."""
+    """The `execution:` settings that every stage has."""
 
     wait_s: float = 600.0
-    """How long the stage waits for nodes that its workers need and that are still to come; a cluster that the command
-    started itself gets none, so there nothing is waited for."""
+    """How long the stage waits for nodes that its workers need and that are still to come. Not used in a cluster that
+    the command started itself, which gets no further nodes."""
 
     def __post_init__(self) -> None:
         if self.wait_s < 0:
@@ -44,22 +44,22 @@ class Placement:
     """A fraction lets several actors share a core."""
     gpus_per_worker: float = 0.0
     backend: Literal["gloo", "nccl"] = "gloo"
-    """Of the workers' process group: gloo on CPUs, nccl on GPUs."""
+    """Communication backend of the workers' process group: gloo on CPUs, nccl on GPUs."""
     threads_per_worker: int = 1
-    """OpenMP threads; threads times workers on one node must not exceed its cores."""
+    """OpenMP threads of a worker; threads times workers on one node must not exceed its cores."""
     max_failures: int = 3
-    """How often the group is started again, from its last checkpoint, after a worker died."""
+    """How often the group is restarted from its last checkpoint after a worker died."""
 
     def check(self, field: str, *, forms_group: bool = True) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy.
 
-        `forms_group` is false for workers that never talk to each other: then their backend says nothing.
+        `forms_group` is false for workers that never communicate with each other: their backend is not checked.
         """
-        for name in ("workers", "threads_per_worker"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
+        for name, value in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
+            if value < 1:
+                raise ValueError(f"{field}.{name}: {value} must be at least 1")
         if self.max_failures < 0:
-            raise ValueError(f"{field}.max_failures: {self.max_failures} must not be negative; 0 starts nothing again")
+            raise ValueError(f"{field}.max_failures: {self.max_failures} must not be negative; 0 restarts nothing")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ValueError(f"{field}: cpus_per_worker and gpus_per_worker must not be negative")
         if self.backend == "nccl" and self.gpus_per_worker == 0:
@@ -77,28 +77,28 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What all the workers need together."""
+        """The resources of all workers together."""
         return {name: self.workers * amount for name, amount in self.bundle.items()}
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one worker needs, on one node."""
+        """The resources of one worker, on one node, as Ray takes them: {"CPU": …, "GPU": …} without zeros."""
         needed = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         return {name: amount for name, amount in needed.items() if amount}
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What each of the workers needs."""
+        """The resources of each worker."""
         return [self.bundle] * self.workers
 
 
 def total_resources(placements: Iterable[Placement]) -> dict[str, float]:
-    """What groups that run at the same time need together."""
+    """The resources of groups that run at the same time."""
     return sum_resources(placement.resources for placement in placements)
 
 
 def sum_resources(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The sum of each resource."""
+    """The sum of the bundles, resource by resource."""
     total: dict[str, float] = {}
     for bundle in bundles:
         for name, amount in bundle.items():
@@ -114,9 +114,9 @@ def format_amount(name: str, amount: float) -> str:
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
     """Raises ValueError when the cluster as a whole has less than `needed`."""
     for name, amount in needed.items():
-        having = available.get(name, 0.0)
-        if amount > having + 1e-9:
+        present = available.get(name, 0.0)
+        if amount > present + 1e-9:
             raise ValueError(
-                f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has {having:g}; "
+                f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has {present:g}; "
                 "lower the number of workers or the share of each, or take a larger cluster"
             )

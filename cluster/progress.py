@@ -1,8 +1,8 @@
-"""What a command says while it works or waits, on stderr: a redrawn line in a terminal, whole lines in a log.
+"""Progress on stderr while a command works or waits: a redrawn line in a terminal, whole lines in a log.
 
-Whoever counts uses `Progress`; whoever may take long without counting uses `working`. All that are open in a process
-make one line, outermost first, which a thread repeats with the time it has lasted whenever nothing else was written:
-so no command is silent for more than 10 s in a terminal or 30 s in a log.
+`Progress` is for work that counts steps, `working` for work that may take long without counting. All open activities of
+a process form one line, outermost first, which a thread repeats with the elapsed time whenever nothing else was
+written: so no command is silent for more than 10 s in a terminal or 30 s in a log.
 """
 
 import logging
@@ -17,19 +17,19 @@ from contextlib import contextmanager
 
 _TERMINAL_S = 2.0
 _LOG_S = 25.0
-"""Longest silences in a terminal and in a log; below the 10 s and 30 s that are promised, as a machine may be busy."""
+"""Longest silences in a terminal and in a log; below the promised 10 s and 30 s, as the machine may be busy."""
 _REDRAW_S = 0.2
-_RATE_OF = 12
-"""So many updates the rate is taken over."""
+_RATE_WINDOW = 12
+"""The number of updates over which the rate is computed."""
 _POLL_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
 class _Line:
-    """What this process says of itself: the activities that are open, and when something was last written.
+    """The progress line of this process: the open activities, and when something was last written.
 
-    consumes: the activities; waits for: silence; is unblocked by: a poll; produces: one line that tells them all.
+    consumes: the activities; waits for: silence; is unblocked by: a poll; produces: one line that names them all.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _Line:
         self._thread: threading.Thread | None = None
 
     def open(self, describe: Callable[[], str]) -> int:
-        """Add an activity; the number to close it by."""
+        """Add an activity; returns the number by which `close` removes it."""
         with self._writing:
             self._next += 1
             self.num_changes += 1
@@ -71,7 +71,7 @@ class _Line:
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
-        """Take the redrawn line away while something else is written."""
+        """Remove the redrawn line while something else is written."""
         with self._writing:
             self._clear()
             yield
@@ -87,13 +87,15 @@ class _Line:
             self._is_drawn = False
 
     def _text(self, width: int | None = None) -> str:
-        """All activities in one line. Of a line that is too wide, as wrapped it could not be redrawn, the outer ones go
-        first."""
+        """All activities in one line of at most `width` columns, leaving out the outermost ones first.
+
+        A line that wraps could not be redrawn.
+        """
         texts: list[str] = []
         for describe in list(self._activities.values()):
             try:
                 texts.append(" ".join(describe().splitlines()))
-            except Exception as error:  # it is the caller's: what goes on must be said whatever a description meets
+            except Exception as error:  # a failing description must not end the progress line
                 texts.append(f"({type(error).__name__}: {error})")
         while width is not None and len(texts) > 1 and _width(" · ".join(texts)) > width:
             texts.pop(0)
@@ -104,11 +106,11 @@ class _Line:
 
     def _repeat(self) -> None:
         while True:
-            terminal = _is_terminal()
+            is_terminal = _is_terminal()
             time.sleep(0.5)
-            if not self._activities or self.silence_s() < (_TERMINAL_S if terminal else _LOG_S):
+            if not self._activities or self.silence_s() < (_TERMINAL_S if is_terminal else _LOG_S):
                 continue
-            if terminal:
+            if is_terminal:
                 self.draw()
             else:
                 log.info("%s", self._text())  # without the lock: the handler takes it
@@ -116,7 +118,7 @@ class _Line:
 
 
 def _is_terminal() -> bool:
-    """Whether stderr is a terminal in which a line can be redrawn; it may also be closed, or never have been open."""
+    """Whether stderr is a terminal in which a line can be redrawn; it may also be closed or missing."""
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -128,7 +130,7 @@ def _columns() -> int:
 
 
 def _write(text: str) -> bool:
-    """Whether stderr took the text: a terminal may be gone while the work goes on."""
+    """Write to stderr; False when that failed, as a terminal may be closed while the work continues."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -138,7 +140,7 @@ def _write(text: str) -> bool:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal takes for a text: two for each wide character, none for a combining mark."""
+    """The width of a text in a terminal: two columns for a wide character, none for a combining mark."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
     )
@@ -148,12 +150,12 @@ _line = _Line()
 
 
 def current_activity() -> str:
-    """All that this process does now, as its line in a log: stage, step, rate, time left, what it waits for."""
+    """What this process is doing, as its line in a log: stage, step, rate, time left, what it waits for."""
     return _line._text()
 
 
 class LogHandler(logging.StreamHandler):
-    """Writes log records to stderr, above the redrawn line in a terminal; what is logged ends a silence."""
+    """Writes log records to stderr, above the redrawn line of a terminal, and counts them as progress output."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with _line.interrupted():
@@ -161,15 +163,16 @@ class LogHandler(logging.StreamHandler):
 
 
 def num_changes() -> int:
-    """How often anything here has begun, advanced or ended: a command whose number stands does not come on."""
+    """How often any activity has begun, advanced or ended; a command whose number does not change makes no progress."""
     return _line.num_changes
 
 
 @contextmanager
 def working(what: str | Callable[[], str]) -> Iterator[None]:
-    """Say what goes on, and for how long it has, for as long as the block lasts.
+    """Show an activity and its duration for as long as the block lasts.
 
-    A function is asked each time anew, from another thread; it must answer at once (`lambda: f"waiting for {name}"`).
+    `what` is its text, or a function that gives the present text: it is called from another thread and must return at
+    once (`lambda: f"waiting for {name}"`).
     """
     started_s = time.monotonic()
 
@@ -185,18 +188,18 @@ def working(what: str | Callable[[], str]) -> Iterator[None]:
 
 
 class Progress:
-    """Counts towards a total, with rate and time left, as a context manager; its end is a line of the log."""
+    """Progress towards a total, with rate and time left, as a context manager; its end is logged."""
 
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._note = ""
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_OF)
-        """(time, done) of the last updates, of which the rate is taken: a wait long ago does not count for ever."""
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW)
+        """(time, done) of the last updates, from which the rate is computed: old pauses are forgotten."""
         self.count_from(done)
         self._started_s = self._updated_s
         self._number = 0
         self.has_failed = False
-        """Then its end is not a line of the log; an exception in the block says the same."""
+        """Set it to leave the end out of the log; an exception in the block does the same."""
 
     def __enter__(self) -> "Progress":
         self._started_s = time.monotonic()
@@ -210,8 +213,8 @@ class Progress:
             log.info("%s: %s %s", self._label, format_duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
-        """Say that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
-        if done < self._done:  # it has gone back to a checkpoint
+        """Report that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
+        if done < self._done:  # it has resumed from a checkpoint
             self.count_from(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
         self._recent.append((self._updated_s, done))
@@ -220,7 +223,7 @@ class Progress:
             _line.draw()
 
     def count_from(self, done: float) -> None:
-        """Take rate and time left from here on: what is done was there before, and the time until now was no work."""
+        """Compute rate and time left from here on: `done` was done earlier, and the time until now was not work."""
         self._done, self._updated_s = done, time.monotonic()
         self._recent.clear()
         self._recent.append((self._updated_s, done))
@@ -243,13 +246,13 @@ class Progress:
 
 
 class MetricsProgress:
-    """Shows the progress of a run in other processes from the newest line of its metrics log, as a context manager.
+    """Shows the progress of a run in other processes from the last line of its metrics log, as a context manager.
 
-    consumes: that line, empty before the first; waits for: another one; is unblocked by: a poll; produces: progress.
+    consumes: that line, empty before the first; waits for: a new one; is unblocked by: a poll; produces: progress.
     """
 
-    def __init__(self, newest: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
-        self._newest, self._label, self._total = newest, label, total_steps
+    def __init__(self, read_last: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
+        self._read_last, self._label, self._total = read_last, label, total_steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._before: Mapping[str, float] = {}
@@ -276,7 +279,7 @@ class MetricsProgress:
             while not (now := self._last()) or now == last:
                 if self._stop.wait(_POLL_S):
                     return
-        progress.count_from(now["step"])  # not from its workers' start, and a resume does some steps again
+        progress.count_from(now["step"])  # not from the start of its workers, and a resume repeats some steps
         while True:
             if now and now != last:
                 shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
@@ -288,12 +291,13 @@ class MetricsProgress:
 
     def _last(self) -> Mapping[str, float]:
         try:
-            return self._newest()
-        except OSError:  # a store that fails for a while: the next poll asks again
+            return self._read_last()
+        except OSError:  # a store that fails for a while: the next poll tries again
             return {}
 
 
 _SHOWN = ("/loss", "/reward_mean")
+"""Metrics that are shown beside the steps, by the end of their keys."""
 
 
 def format_duration(seconds: float) -> str:

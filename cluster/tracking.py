@@ -1,4 +1,4 @@
-"""Metrics of a run: a log in its output, which is the truth; what W&B shows is a copy (`cluster.wandb_mirror`)."""
+"""Logs the metrics of a run to a file in its output. W&B shows a copy of it (`cluster.wandb_mirror`)."""
 
 import json
 import os
@@ -16,15 +16,15 @@ _UPLOAD_INTERVAL_S = 15.0
 
 @dataclass
 class Tracker:
-    """One run's metrics. Picklable until it is first used; only one process of a run logs.
+    """Writes the metrics of a run to `metrics.jsonl` in `storage`, from one process; picklable until first used.
 
-    `metrics.jsonl` in `storage` is the truth: one object a line with `step`, `time` and the metrics, kept in
-    step order over kills and resumes. Keys read `area/quantity`.
+    The log has one JSON object per line with `step`, `time` and the metrics, in step order across kills and resumes.
+    Metric keys read `area/quantity`.
     """
 
     storage: Storage
     run_id: str
-    """Deterministic (the artifact's id), so that a resumed run continues the same W&B run."""
+    """The artifact's id, so that a resumed run continues the same W&B run."""
     name: str
     group: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -32,13 +32,13 @@ class Tracker:
     _uploaded_s: float = field(default=0.0, repr=False)
 
     def resume(self, step: int) -> None:
-        """Forget what was logged after `step`: those steps will be done again."""
+        """Remove what was logged after `step`, as those steps will be repeated."""
         self._close_file()
         kept = [line for line in read_lines(self.storage) if json.loads(line)["step"] <= step]
         self.storage.write_bytes(METRICS_LOG, "".join(line + "\n" for line in kept).encode())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of one step (an optimizer step, or whatever the stage counts)."""
+        """Append the metrics of one step (an optimizer step, or whatever else the stage counts)."""
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {key: float(value) for key, value in metrics.items()}
         self._log_file().write(json.dumps(line) + "\n")
@@ -46,11 +46,11 @@ class Tracker:
         self._upload(force=False)
 
     def flush(self) -> None:
-        """Make all that was logged safe from a kill: on an object store the log is put there only now and then."""
+        """Make the log safe from a kill: to an object store it is otherwise uploaded only every few seconds."""
         self._upload(force=True)
 
     def close(self) -> None:
-        """Flush everything; the tracker opens again when something more is logged."""
+        """Flush and close the log; logging again reopens it."""
         self.flush()
         self._close_file()
 
@@ -60,8 +60,8 @@ class Tracker:
                 os.makedirs(self.storage.root, exist_ok=True)
                 self._file = open(self.storage.path(METRICS_LOG), "a+")  # noqa: SIM115 - held over many calls
                 whole = sum(len(line.encode()) + 1 for line in read_lines(self.storage))
-                self._file.truncate(whole)  # a line torn by a kill would spoil the one after it
-            else:  # object stores cannot append: a local copy is put there now and then
+                self._file.truncate(whole)  # a line that a kill cut off would corrupt the next one
+            else:  # object stores cannot append: a local copy is uploaded every few seconds
                 self._file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl")  # noqa: SIM115
                 self._file.write("".join(line + "\n" for line in read_lines(self.storage)))
         return self._file

@@ -1,7 +1,7 @@
-"""What this user's machine has found out before: small facts by key, kept between commands.
+"""A small cache of the user's on this machine, kept between commands: strings to JSON values.
 
-Only what can be found out again goes here: a cache that is missing, torn, full or not writable costs time and is never
-an error. Files lie in `$XDG_CACHE_HOME/raymill`, else `~/.cache/raymill`, and may be removed at any time.
+Only values that can be computed again belong here: a cache that is missing, damaged, full or not writable costs time
+and is never an error. Its files are in `$XDG_CACHE_HOME/raymill`, else `~/.cache/raymill`, and may be removed any time.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_BYTES = 32 << 20
-"""A file that has grown beyond this is begun anew."""
+"""A file that has grown beyond this is started afresh."""
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +25,21 @@ class UserCache:
         self._name = name
         self._lock = threading.Lock()
         self._path: Path | None = None
-        self._known: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
 
     def get(self, key: str) -> Any | None:
         """The value last put under a key; None where there is none."""
         with self._lock:
             self._load()
-            return self._known.get(key)
+            return self._values.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value for this and later processes."""
-        # With a line break before it too, so that it is whole also behind a line that a kill has torn.
+        """Store a value for this and later processes."""
+        # A line break comes first too, so that the line stays readable after one that a kill cut off.
         line = ("\n" + json.dumps([key, value]) + "\n").encode()
         with self._lock:
             self._load()
-            self._known[key] = value
+            self._values[key] = value
             if self._path is None:
                 return
             try:
@@ -53,26 +53,26 @@ class UserCache:
                 log.debug("%s is not written: %s", self._path, error)
 
     def _load(self) -> None:
-        """Read the file once in a process; read it again where the environment names another folder."""
+        """Read the file once per process, and again when the environment names another folder."""
         folder = _folder()
         path = folder and folder / f"{self._name}.jsonl"
         if path is None or path == self._path:
             return
-        self._path, self._known = path, {}
+        self._path, self._values = path, {}
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError:
             return
         for line in filter(None, lines):
-            with contextlib.suppress(ValueError, TypeError):  # torn by a kill or a full disk
+            with contextlib.suppress(ValueError, TypeError):  # cut off by a kill or a full disk
                 key, value = json.loads(line)
-                self._known[key] = value
+                self._values[key] = value
         with contextlib.suppress(OSError):
             if path.stat().st_size > _MAX_BYTES:
                 path.unlink()
 
 
 def _folder() -> Path | None:
-    """None for a user without a home, as in some containers: then nothing is kept beyond the process."""
+    """The folder of the cache; None for a user without a home, as in some containers: then nothing is kept."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "raymill" if os.path.isabs(home) else None

@@ -1,7 +1,7 @@
-"""The process that speaks to W&B for a command, so that nothing of W&B can hold up or end the work.
+"""The child process that talks to W&B for a command, so that W&B can neither delay nor end the work.
 
-    consumes: tasks on stdin, one JSON object a line; waits for: new lines of a metrics log, or {"do": "finish"};
-    is unblocked by: a poll; produces: events on stdout, one JSON object a line
+    consumes: requests on stdin, one JSON object per line; waits for: new lines of a metrics log, or a finish request;
+    is unblocked by: a poll; produces: events on stdout, one JSON object per line
 
 The only file that imports wandb.
 """
@@ -18,63 +18,104 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.metrics_log import read_lines
+from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 
 WANDB_FOLDER = "wandb"
-"""In an output: the files of an offline run."""
+"""The folder of an output that holds the files of an offline run."""
 _POLL_S = 2.0
 _INIT_TIMEOUT_S = 60.0
-_CONNECT_S = 15.0
+_CONNECT_LIMIT_S = 15.0
+_BLOCK_BYTES, _HEADER_BYTES = 32768, 7
+"""Of LevelDB's log format, in which W&B keeps an offline run."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How W&B shows a run."""
+
+    id: str
+    name: str
+    group: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of stdin."""
+
+    kind: Literal["mirror", "offline", "finish"]
+    """Send the log while it grows, write it as an offline run, or end a mirror."""
+    storage: str = ""
+    """URL of the output that holds the metrics log."""
+    run: RunInfo | None = None
+    is_shared: bool = False
+    """Whether clients on other nodes write to the same run."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of stdout."""
+
+    kind: Literal["started", "done", "failed"]
+    url: str = ""
+    """Of the run, when it has started."""
+    reason: str = ""
+    """Of a failure."""
 
 
 def main() -> None:
-    """Do tasks until stdin ends."""
+    """Handle requests until stdin ends."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever prints must not speak in our name
-    tasks: queue.Queue[dict[str, Any]] = queue.Queue()
+    os.dup2(2, 1)  # nothing else may print events
+    requests: queue.Queue[Request] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
-            tasks.put(json.loads(line))
-        os._exit(0)  # whoever started this is gone
+            requests.put(from_plain(Request, json.loads(line)))
+        os._exit(0)  # the command that started this process is gone
+
+    def emit(event: Event) -> None:
+        print(json.dumps(to_plain(event)), file=events)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        task = tasks.get()
-        if task["do"] == "finish":
-            continue  # of a run that has failed before
+        request = requests.get()
+        if request.kind == "finish":
+            continue  # of a mirror that has failed before
         try:
-            if task["do"] == "mirror":
-                mirror(task, tasks, lambda event: print(json.dumps(event), file=events))
+            if request.kind == "mirror":
+                mirror(request, requests, emit)
             else:
-                write_offline(task)
-            answer = {"event": "done"}
-        except Exception as error:  # whatever it is, the work goes on and the metrics are kept
-            answer = {"event": "failed", "why": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-        print(json.dumps(answer), file=events)
+                write_offline(request)
+            emit(Event("done"))
+        except Exception as error:  # whatever it is, the work continues and the metrics are kept
+            emit(Event("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0][:300]))
 
 
-def mirror(task: Mapping[str, Any], tasks: "queue.Queue[dict[str, Any]]", tell: Any) -> None:
-    """Send every line of a metrics log once, those from before a kill included, until told to finish."""
-    storage = Storage(task["storage"])
+def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[Event], None]) -> None:
+    """Send every line of a metrics log once, including those from before a kill, until a finish request comes."""
+    assert request.run is not None, "a mirror names its run"
+    storage = Storage(request.storage)
     require_reachable(server_url())
     with scratch_folder() as scratch:
-        run = start_run(task["run"], scratch, mode="shared" if task["shared"] else "online")
-        tell({"event": "started", "url": run.url})
+        run = start_run(request.run, scratch, mode="shared" if request.is_shared else "online")
+        emit(Event("started", url=run.url))
         unsent = UnsentLines(float(run.summary.get("step", -1.0)))
-        finishing = False
-        while not finishing:
-            began_s = time.monotonic()
-            lines = read_lines(storage)
-            log_lines(run, unsent.take(lines))
+        is_finishing = False
+        while not is_finishing:
+            started_s = time.monotonic()
+            log_lines(run, unsent.take(read_lines(storage)))
             try:
                 # A long log is read less often.
-                finishing = tasks.get(timeout=max(_POLL_S, 20 * (time.monotonic() - began_s)))["do"] == "finish"
+                next_request = requests.get(timeout=max(_POLL_S, 20 * (time.monotonic() - started_s)))
+                is_finishing = next_request.kind == "finish"
             except queue.Empty:
                 continue
         log_lines(run, unsent.take(read_lines(storage)))
@@ -87,86 +128,87 @@ def server_url() -> str:
 
 
 def require_reachable(server: str) -> None:
-    """Raises OSError at once for a server to which there is no way; W&B itself would try for a minute."""
+    """Raises OSError at once for a server that cannot be reached; W&B itself would try for a minute."""
     url = urllib.parse.urlsplit(server)
     host = url.hostname or ""
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return  # what the proxy reaches, only a request tells
+        return  # only a request shows what the proxy reaches
     try:
-        socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_S).close()
+        socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_LIMIT_S).close()
     except OSError as error:
         raise OSError(f"{server} cannot be reached: {error}") from error
 
 
 class UnsentLines:
-    """Which lines of a growing log are still to be sent, though a resume cuts it back and may log other steps then."""
+    """The lines of a growing log that are still to be sent. A resume may cut the log back and log other steps."""
 
     def __init__(self, last_step: float) -> None:
-        """`last_step` is the last that the server has of the run; -1 where it has none."""
-        self._last_step = self._had_step = last_step
-        self._number, self._last_line = 0, ""
+        """`last_step` is the last step of the run that the server has; -1 without any."""
+        self._last_step = self._sent_step = last_step
+        self._num_taken, self._last_line = 0, ""
 
     def take(self, lines: Sequence[str]) -> list[str]:
-        """The lines that were not taken before, and of steps done again none."""
-        if self._number and (len(lines) < self._number or lines[self._number - 1] != self._last_line):
-            self._number, self._had_step = 0, self._last_step  # cut back
-        steps = [json.loads(line)["step"] for line in lines[self._number :]]
-        new = [line for line, step in zip(lines[self._number :], steps, strict=True) if step > self._had_step]
+        """The lines that were not returned before, without those of repeated steps."""
+        if self._num_taken and (len(lines) < self._num_taken or lines[self._num_taken - 1] != self._last_line):
+            self._num_taken, self._sent_step = 0, self._last_step  # the log was cut back
+        steps = [json.loads(line)["step"] for line in lines[self._num_taken :]]
+        new = [line for line, step in zip(lines[self._num_taken :], steps, strict=True) if step > self._sent_step]
         if lines:
             self._last_step = max([self._last_step, *steps])
-            self._number, self._last_line = len(lines), lines[-1]
+            self._num_taken, self._last_line = len(lines), lines[-1]
         return new
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for what W&B's client keeps of a run that it sends: in `WANDB_DIR`, or where temporary files go."""
+    """A folder for W&B's files of a run that is sent: in `WANDB_DIR`, or where temporary files go."""
     base = os.environ.get("WANDB_DIR")
     if base:
         Path(base).mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="raymill-wandb-", dir=base, ignore_cleanup_errors=True)
 
 
-def write_offline(task: Mapping[str, Any]) -> None:
-    """Write the whole metrics log as one offline run into the output, in place of one that an earlier attempt left.
+def write_offline(request: Request) -> None:
+    """Write the whole metrics log as one offline run into the output, replacing that of an earlier attempt.
 
-    One run of all attempts: what `wandb sync` sends holds each line once.
+    As all attempts are in one run, `wandb sync` sends each line once.
     """
-    storage = Storage(task["storage"])
+    assert request.run is not None, "an offline run has a name"
+    storage = Storage(request.storage)
     storage.remove(WANDB_FOLDER)
     with tempfile.TemporaryDirectory(prefix="raymill-wandb-") as scratch:
         folder = storage.root if storage.is_local else scratch
-        run, lines = start_run(task["run"], folder, mode="offline"), read_lines(storage)
+        run, lines = start_run(request.run, folder, mode="offline"), read_lines(storage)
         log_lines(run, lines)
         run.finish()
         written = Path(folder) / WANDB_FOLDER
         for path in [*written.glob("offline-run-*/*"), *written.glob("logs")]:
             if path.is_dir():  # logs of the client, and empty folders
                 shutil.rmtree(path)
-        kept = sum(len(read_history(file)) for file in written.glob("offline-run-*/*.wandb"))
-        if kept != len(lines):  # W&B says nothing of a disk that is full
-            raise OSError(f"{written} holds {kept} of {len(lines)} lines; is the disk full?")
+        num_written = sum(len(read_history(file)) for file in written.glob("offline-run-*/*.wandb"))
+        if num_written != len(lines):  # W&B does not report a full disk
+            raise OSError(f"{written} holds {num_written} of {len(lines)} lines; is the disk full?")
         if not storage.is_local:
             storage.put_folder(written, WANDB_FOLDER)
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The logged values of an offline run, in order: records in LevelDB's log format, in blocks of 32 KiB."""
+    """The logged values of an offline run, in order, from records in LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
-    data, place, part = file.read_bytes(), 7, b""
+    data, position, fragment = file.read_bytes(), _HEADER_BYTES, b""
     history: list[dict[str, Any]] = []
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:  # too little for the head of another record
-            place += left
+    while position + _HEADER_BYTES <= len(data):
+        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
+        if left_in_block < _HEADER_BYTES:  # too little for the header of another record
+            position += left_in_block
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        part += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if place > len(data):  # torn
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        fragment += data[position + _HEADER_BYTES : position + _HEADER_BYTES + length]
+        position += _HEADER_BYTES + length
+        if position > len(data):  # the end is cut off
             break
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record, part = Record.FromString(part), b""
+        if kind in (1, 4):  # a whole record, or the last fragment of one
+            record, fragment = Record.FromString(fragment), b""
             if record.HasField("history"):
                 items = record.history.item
                 history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
@@ -174,21 +216,21 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def log_lines(run: Any, lines: Sequence[str]) -> None:
-    """Log lines of a metrics log under our own steps: W&B drops what is logged under a step of its own it has seen."""
+    """Send lines of a metrics log, with their step as a metric: W&B drops lines at a step of its own that it has seen."""
     for line in lines:
         values = json.loads(line)
         time_s = values.pop("time")
         run.log({**values, "_timestamp": time_s})
 
 
-def start_run(run: Mapping[str, Any], folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
-    """A started W&B run. Raises what wandb raises when the server cannot be reached or refuses.
+def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
+    """A started W&B run, whose client also samples this node's processors, memory and GPUs.
 
-    Each client samples its node's processors, memory and GPUs.
+    Raises what wandb raises when the server cannot be reached or refuses.
     """
-    import wandb  # late: seconds
+    import wandb  # late: it takes seconds
 
-    os.environ["WANDB_DISABLE_WEAVE"] = "true"  # or it advertises itself wherever openai is imported
+    os.environ["WANDB_DISABLE_WEAVE"] = "true"  # otherwise it advertises itself wherever openai is imported
     os.environ.update({f"WANDB_{kind}_DIR": folder for kind in ("CACHE", "DATA", "CONFIG", "ARTIFACT")})
     settings = wandb.Settings(
         silent=True,
@@ -206,10 +248,10 @@ def start_run(run: Mapping[str, Any], folder: str, *, mode: str, label: str = "d
     )
     started = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "raymill"),
-        id=run["id"],
-        name=run["name"],
-        group=run["group"],
-        config=run["config"] if primary else None,
+        id=run.id,
+        name=run.name,
+        group=run.group,
+        config=run.config if primary else None,
         dir=folder,
         mode=mode,  # pyright: ignore[reportArgumentType]
         resume="allow" if mode != "offline" and primary else None,

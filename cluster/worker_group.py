@@ -1,4 +1,4 @@
-"""A group of equal workers in one process group, run by Ray Train and started again when one dies."""
+"""A group of equal workers in one process group, run by Ray Train and restarted when a worker dies."""
 
 import logging
 import re
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.distributed|Socket")
-"""In an exception that a rank raises because another one is gone."""
+"""Matches the exceptions that a rank raises because another one is gone."""
 
 log = logging.getLogger(__name__)
 
 
 class StoppedOnRequest(Exception):
-    """Raised by `work` when it has kept all it has done because the driver is told to end (`stop_requested`)."""
+    """Raised by `work` once it has saved its progress, because the driver asked it to stop (`stop_requested`)."""
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """Where in the group a worker stands."""
+    """A worker's place in the group."""
 
     rank: int
     world_size: int
@@ -46,14 +46,14 @@ class RankContext:
 def run_worker_group(
     work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, *, name: str
 ) -> None:
-    """Call `work(spot, payload)` in every worker of the group, inside an initialised process group.
+    """Call `work(rank_context, payload)` in every worker of the group, inside an initialized process group.
 
-    A worker that dies takes the group with it; the group is started again up to `placement.max_failures` times, and
-    `work` itself finds the last whole checkpoint. Results are what `work` writes to storage.
-    Raises ValueError when the group does not fit into the cluster, or when `work` raised one (a mistake of the user's,
-    which no restart mends); RuntimeError when the group failed for good.
+    When a worker dies the whole group is restarted, up to `placement.max_failures` times, and `work` itself resumes
+    from the last whole checkpoint. Its results are what it writes to storage. Raises ValueError when the group does
+    not fit into the cluster or `work` raised one (a mistake of the user's, which no restart helps), RuntimeError when
+    the group failed for good.
     """
-    from ray.train import TrainingFailedError  # late, as below: it takes a second that `plan` need not wait for
+    from ray.train import TrainingFailedError  # late, as below: a second that `plan` need not wait for
 
     for attempt in range(placement.max_failures + 1):
         wait_for_capacity(
@@ -70,7 +70,7 @@ def run_worker_group(
             if attempt == placement.max_failures:
                 limit = f" (execution.placement.max_failures={placement.max_failures})"
                 raise first.error(f"; no restart is left{limit}") from error
-            log.warning("%s; all ranks start again from the last checkpoint", first.sentence)
+            log.warning("%s; all ranks restart from the last checkpoint", first.sentence)
 
 
 def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
@@ -106,57 +106,58 @@ def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement:
 
 
 def _fit(trainer: "TorchTrainer") -> None:
-    """`trainer.fit()`, in a thread: in the main one it would take SIGINT for itself. Its workers may stop in order."""
+    """Call `trainer.fit()` in a thread, as in the main thread it would handle SIGINT; let its workers stop in order."""
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # raised again below, in the thread that waits
+        except BaseException as error:  # raised again below, in the waiting thread
             errors.append(error)
 
-    if (here := stage_monitor.current_monitor()) is not None:
-        here.expect_end("rank")  # what was left of the attempt before has been ended
+    if (monitor := stage_monitor.current_monitor()) is not None:
+        monitor.expect_end("rank")  # the processes of the previous attempt have been ended
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
     with defer_signals():
         while thread.is_alive() and received_signal() is None:
             thread.join(_POLL_S)
-        if received_signal() is not None and here is not None:
-            here.request_stop()
-            here.wait_for_end("rank")
+        if received_signal() is not None and monitor is not None:
+            monitor.request_stop()
+            monitor.wait_for_end("rank")
     if errors:
         raise errors[0]
 
 
 def _failures(error: "TrainingFailedError") -> dict[int, Exception]:
-    """By rank; empty where the group never came up."""
+    """The failures by rank; empty when the group never started."""
     from ray.train import WorkerGroupError
 
     return dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
 
 
 def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
-    """Of several ranks' failures the one that came first: a death makes the others fail in a collective."""
+    """The failure that came first: a death makes the other ranks fail in a collective."""
     from ray.train import ControllerError
 
-    failures, here = _failures(error), stage_monitor.current_monitor()
+    failures, monitor = _failures(error), stage_monitor.current_monitor()
     raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
     for rank, failure in failures.items():
         if rank not in raised:
-            return explain(_health(failure), stage=name, role="rank", index=rank)
+            return explain(_health_check_failure(failure), stage=name, role="rank", index=rank)
     if not raised:
         inner = error.controller_failure if isinstance(error, ControllerError) else error
         return explain(inner, stage=name, role="rank")
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
-    if here and _PEER_LOST.search(str(failure.error)) and (death := here.take_death(role="rank", is_first=True)):
+    is_consequence = _PEER_LOST.search(str(failure.error)) is not None
+    if monitor and is_consequence and (death := monitor.take_death(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
-    place = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
-    return explain_raised(place, failure.error, failure.traceback)
+    process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
+    return explain_raised(process, failure.error, failure.traceback)
 
 
-def _health(failure: Exception) -> Exception:
-    """What Ray Train's poll of a worker met."""
+def _health_check_failure(failure: Exception) -> Exception:
+    """The failure that Ray Train's health check of a worker found, or the failure itself."""
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
@@ -168,10 +169,10 @@ def _work_in_group(config: dict[str, Any]) -> None:
 
     refuse_shadowed_packages()
     torch.set_num_threads(config["threads"])
-    here = ray.train.get_context()
-    spot = RankContext(rank=here.get_world_rank(), world_size=here.get_world_size())
-    with monitored(config["stage"], "rank", spot.rank):
+    train_context = ray.train.get_context()
+    rank_context = RankContext(rank=train_context.get_world_rank(), world_size=train_context.get_world_size())
+    with monitored(config["stage"], "rank", rank_context.rank):
         try:
-            config["work"](spot, config["payload"])
+            config["work"](rank_context, config["payload"])
         except Exception as error:
             raise wrap_error(error, own_process_info()) from None

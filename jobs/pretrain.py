@@ -170,10 +170,10 @@ class PretrainWork:
     init: Storage | None
 
 
-def pretrain(spot: RankContext, work: PretrainWork) -> None:
+def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work.training)
+    training = TrainingRun(rank_context, work.training)
     tokenizer = (work.shards / "tokenizer").local()
     reader = ShardReader(
         work.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
@@ -195,7 +195,7 @@ def pretrain(spot: RankContext, work: PretrainWork) -> None:
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
     training.finish(state, sizes, base_special_tokens(tokenizer), tokenizer)
-    if spot.rank == 0 and config.sample_prompts:
+    if rank_context.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator
         prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
         continue_prompts(work.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
@@ -211,8 +211,8 @@ def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) 
 def validation_batches(training: TrainingRun, shards: Storage, config: PretrainConfig) -> Iterator[Batch]:
     """The same held-out rows each time, shared out among the ranks."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
-    each = max(1, min(config.validation_rows, reader.num_samples) // training.spot.world_size)
-    own = range(training.spot.rank * each, (training.spot.rank + 1) * each)
+    each = max(1, min(config.validation_rows, reader.num_samples) // training.rank_context.world_size)
+    own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)
     size = config.execution.micro_batch_size
     for start in range(0, each, size):
         yield to_batch(reader.rows(own[start : start + size]))

@@ -149,10 +149,10 @@ class RewardWork:
     held_out: list[PreferenceTokens]
 
 
-def learn_preferences(spot: RankContext, work: RewardWork) -> None:
+def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work.training)
+    training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
     model = load_scalar_folder(folder)
     sizes = model.config
@@ -183,8 +183,8 @@ def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> 
 
 def held_out_batches(training: TrainingRun, work: RewardWork) -> Iterator[PairBatch]:
     """The held-out pairs shared out among the ranks; those that do not divide are left out."""
-    each = max(1, len(work.held_out) // training.spot.world_size)
-    first = training.spot.rank * each
+    each = max(1, len(work.held_out) // training.rank_context.world_size)
+    first = training.rank_context.rank * each
     own = [work.held_out[index % len(work.held_out)] for index in range(first, first + each)]
     for start in range(0, each, work.config.execution.micro_batch_size):
         yield to_pairs(own[start : start + work.config.execution.micro_batch_size], work)

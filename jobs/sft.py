@@ -148,10 +148,10 @@ class SftWork:
     held_out: PackedRows
 
 
-def fine_tune(spot: RankContext, work: SftWork) -> None:
+def fine_tune(rank_context: RankContext, work: SftWork) -> None:
     """One worker's whole training."""
     config = work.config
-    training = TrainingRun(spot, work.training)
+    training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
     model = load_folder(folder)
     sizes = model.config
@@ -164,7 +164,7 @@ def fine_tune(spot: RankContext, work: SftWork) -> None:
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
     training.finish(state, sizes, chat_special_tokens(folder), folder)
-    if spot.rank == 0 and config.sample_prompts:
+    if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
         continue_prompts(work.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
@@ -179,8 +179,8 @@ def step_batches(training: TrainingRun, rows: PackedRows, state: TrainState, see
 
 def held_out_batches(training: TrainingRun, rows: PackedRows) -> Iterator[Batch]:
     """The held-out rows shared out among the ranks; those that do not divide are left out."""
-    each = max(1, len(rows.input_ids) // training.spot.world_size)
-    own = np.arange(training.spot.rank * each, (training.spot.rank + 1) * each) % len(rows.input_ids)
+    each = max(1, len(rows.input_ids) // training.rank_context.world_size)
+    own = np.arange(training.rank_context.rank * each, (training.rank_context.rank + 1) * each) % len(rows.input_ids)
     size = training.config.execution.micro_batch_size
     for start in range(0, each, size):
         yield to_batch(take(rows, own[start : start + size]))

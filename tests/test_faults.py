@@ -1,5 +1,6 @@
 """The benchmark of faults cannot pass by finding nothing to do, or by any line at all."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -36,14 +37,14 @@ def test_a_name_that_is_no_fault_is_refused() -> None:
         (
             "pretrain::wandb-401",
             "12:00:00 W&B failed (CommError: Failed to get resume status for run x: returned error 401: {}); pretrain "
-            "goes on without it. All metrics",
-            "12:00:00 W&B failed (its client ended by itself); pretrain goes on without it. All metrics",
+            "continues without it. All metrics",
+            "12:00:00 W&B failed (its client ended by itself); pretrain continues without it. All metrics",
         ),
         (
             "pretrain::wandb-disk",
             "W&B failed (Error: Error initializing run: write /d/run-x1.wandb.syncstate: no space left on device); "
-            "pretrain goes on without it.",
-            "W&B failed (Error: no space left on device); reward goes on without it.",
+            "pretrain continues without it.",
+            "W&B failed (Error: no space left on device); reward continues without it.",
         ),
         (
             "rlhf::term",
@@ -56,3 +57,12 @@ def test_only_a_line_that_names_stage_and_cause_tells_a_fault(name: str, right: 
     find = f"next(faults.pattern_of(one) for one in faults.faults() if one.name == {name!r})"
     pattern = run_with_faults(f"print({find}, end='')")
     assert re.search(pattern, right) and not re.search(pattern, wrong)
+
+
+def test_every_place_where_a_fault_is_planted_exists() -> None:
+    """A function that moves must move here too; a fault at no function would wait for ever."""
+    for place in set(run_with_faults("print(*(one.at for one in faults.faults()))").split()):
+        module, _, function = place.partition(":")
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert set(function.split(".")) <= names, place

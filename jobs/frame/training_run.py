@@ -62,7 +62,7 @@ class TrainingWork:
 def run_training(
     work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
-    """Call `work(spot, payload)` on the workers, say where it goes on, and show its progress."""
+    """Call `work(rank_context, payload)` on the workers, say where it goes on, and show its progress."""
     checkpoints = context.output / "checkpoints"
     if step := latest_step(checkpoints.fs, checkpoints.root):
         log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
@@ -80,8 +80,8 @@ class TrainingRun:
     Make it and call its methods on all ranks together.
     """
 
-    def __init__(self, spot: RankContext, work: TrainingWork) -> None:
-        self.spot, self.work, self.config = spot, work, work.config
+    def __init__(self, rank_context: RankContext, work: TrainingWork) -> None:
+        self.rank_context, self.work, self.config = rank_context, work, work.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.dtype = autocast_dtype(resolved(work.config.precision))
@@ -97,7 +97,7 @@ class TrainingRun:
         """Shard the whole, initialised model, make its optimizer, and go on from the newest checkpoint if any."""
         work, execution = self.work, self.config.execution
         model.to(self.device)
-        self._mesh = init_device_mesh(self.device.type, (self.spot.world_size,))
+        self._mesh = init_device_mesh(self.device.type, (self.rank_context.world_size,))
         shard(
             model,
             mesh=self._mesh,
@@ -118,7 +118,7 @@ class TrainingRun:
         position = self.checkpoints.load(state)
         if position is not None:
             self.total_tokens = position["total_tokens"]
-        if self.spot.rank == 0:
+        if self.rank_context.rank == 0:
             work.tracker.resume(state.step)
         # All ranks measure together, for together they compute.
         peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
@@ -129,8 +129,8 @@ class TrainingRun:
 
     def samples_of_step(self, step: int) -> range:
         """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
-        share = self.config.batch_size // self.spot.world_size
-        first = step * self.config.batch_size + self.spot.rank * share
+        share = self.config.batch_size // self.rank_context.world_size
+        first = step * self.config.batch_size + self.rank_context.rank * share
         return range(first, first + share)
 
     def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
@@ -156,7 +156,7 @@ class TrainingRun:
         reports, self._since_log = self._since_log, []
         now = time.perf_counter()
         elapsed_s, self._logged_s = now - self._logged_s, now
-        if self.spot.rank:
+        if self.rank_context.rank:
             return
         area = self.work.area
         tokens_per_s = sum(r.num_tokens for r in reports) / elapsed_s
@@ -182,12 +182,12 @@ class TrainingRun:
         where the run is faster still, nothing is said.
         """
         if flops > self._peak_flops and not self.config.execution.peak_tflops:
-            again = self._measure_peak(self._sizes) * self.spot.world_size
+            again = self._measure_peak(self._sizes) * self.rank_context.world_size
             self._peak_flops = max(self._peak_flops, again)
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
     def _measure_peak(self, sizes: TransformerConfig) -> float:
-        samples = min(self.config.execution.micro_batch_size, self.config.batch_size // self.spot.world_size)
+        samples = min(self.config.execution.micro_batch_size, self.config.batch_size // self.rank_context.world_size)
         rows = samples * self.config.sequence_length
         if self.device.type == "cpu":
             rows = min(rows, max(256, int(_MAX_PROBE_FLOP / (2 * sizes.width * sizes.ffn_width))))
@@ -199,7 +199,7 @@ class TrainingRun:
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         """Write validation metrics of a step; the time they took does not count as training."""
-        if self.spot.rank == 0:
+        if self.rank_context.rank == 0:
             self.work.tracker.log(step, metrics)
         self._logged_s = time.perf_counter()
 
@@ -209,19 +209,19 @@ class TrainingRun:
         Raises StoppedOnRequest, with all that is done saved, when the driver is told to end.
         """
         if state.step < self.config.steps and self._must_stop():
-            if self.spot.rank == 0:
+            if self.rank_context.rank == 0:
                 self.work.tracker.close()
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
             self.checkpoints.wait()
             raise StoppedOnRequest(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
-            if self.spot.rank == 0:
+            if self.rank_context.rank == 0:
                 self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def _must_stop(self) -> bool:
         """Whether any rank has heard that the driver is told to end; the same on all ranks."""
-        if self.spot.world_size == 1:
+        if self.rank_context.world_size == 1:
             return stop_requested()
         heard = torch.tensor([float(stop_requested())], device=self.device)
         return sum_over_ranks(heard, self._mesh).item() > 0
@@ -251,7 +251,7 @@ class TrainingRun:
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()
         whole = full_state_dict(state.model)
-        if self.spot.rank == 0:
+        if self.rank_context.rank == 0:
             with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
                 folder = Path(scratch)
                 special_tokens = SpecialTokens(**tokens._asdict())

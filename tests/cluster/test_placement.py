@@ -20,7 +20,7 @@ def test_resources_are_those_of_all_workers_together():
         (Placement(threads_per_worker=0), "execution.placement.threads_per_worker: 0 must be at least 1"),
         (
             Placement(max_failures=-1),
-            "execution.placement.max_failures: -1 must not be negative; 0 starts nothing again",
+            "execution.placement.max_failures: -1 must not be negative; 0 restarts nothing",
         ),
         (
             Placement(cpus_per_worker=-1),

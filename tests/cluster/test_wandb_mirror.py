@@ -94,7 +94,7 @@ def test_wandb_is_online_only_with_a_key(
 def test_a_mode_that_wandb_does_not_have_is_refused_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     monkeypatch.setattr(wandb_mirror, "start_module", lambda *a, **k: pytest.fail("a client was started"))
-    with pytest.raises(ValueError, match="WANDB_MODE: 'onlin' is none of online, "):
+    with pytest.raises(ValueError, match="WANDB_MODE: 'onlin' must be one of online, "):
         attempt(Storage(str(tmp_path)), range(1))
 
 
@@ -268,7 +268,7 @@ def test_the_offline_run_of_an_output_on_object_storage_is_there(
 def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(wandb_mirror, "_NODES_S", 0.5)
+    monkeypatch.setattr(wandb_mirror, "_NODES_INTERVAL_S", 0.5)
     monkeypatch.setattr(wandb_mirror, "_FINISH_WHEN_STOPPED_S", 60.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     with serving() as server:

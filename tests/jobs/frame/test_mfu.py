@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: flo
     monkeypatch.setattr(training_run, "measure_peak_flops", measure)
     made = TrainingRun.__new__(TrainingRun)
     made.device, made.dtype, made._sizes, made._peak_flops = torch.device("cpu"), None, SIZES, 2 * peaks[0]
-    made.spot = SimpleNamespace(world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
+    made.rank_context = SimpleNamespace(world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
     execution = SimpleNamespace(micro_batch_size=16, peak_tflops=peak_tflops)
     made.config = SimpleNamespace(execution=execution, batch_size=8, sequence_length=32)  # pyright: ignore
     return made, asked
