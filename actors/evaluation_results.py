@@ -5,22 +5,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from actors.completions import Completions
 from actors.likelihood import TextScores
 from actors.sentence_pairs import PairScores, SentencePair
-from model.metrics import Interval, distinct_n, perplexity
+from model.metrics import Interval, bleu, bootstrap_interval, distinct_n, paired_bootstrap, perplexity
 
 NATS_PER_BIT = float(np.log(2))
 
-Estimate = Callable[..., Interval]
-"""`bootstrap_interval` with the evaluation's seed and number of resamples: (values, weights) -> interval."""
+Values = Mapping[str, Sequence[float]]
+"""A value of each completion, in the order of the prompts, by measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """The resampling from which all intervals of an evaluation come."""
+
+    num_resamples: int
+    seed: int
+
+    def interval(self, values_N: ArrayLike, weights_N: ArrayLike | None = None) -> Interval:
+        """`model.metrics.bootstrap_interval`"""
+        return bootstrap_interval(values_N, weights_N, num_resamples=self.num_resamples, seed=self.seed)
+
+    def change(self, before_N: ArrayLike, after_N: ArrayLike) -> Interval:
+        """`model.metrics.paired_bootstrap`"""
+        return paired_bootstrap(before_N, after_N, num_resamples=self.num_resamples, seed=self.seed)
+
+    def bleu(self, texts: Sequence[str], references: Sequence[str]) -> tuple[Interval, str]:
+        """Corpus BLEU and its signature."""
+        return bleu(texts, references, num_resamples=self.num_resamples, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +164,7 @@ class EvaluationSample:
     answers: dict[str, ModelSample]
 
 
-def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, interval: Estimate) -> TextResults:
+def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
     """Bits per byte and perplexity of every model."""
     one = next(iter(scores.values()))
     num_bytes = int(one.num_bytes.sum())
@@ -152,16 +172,16 @@ def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, interva
         documents=len(one.index),
         bytes=num_bytes,
         xz_bits_per_byte=None if xz_bytes is None else 8 * xz_bytes / num_bytes,
-        models={name: model_text(of_model, interval) for name, of_model in scores.items()},
+        models={name: model_text(of_model, bootstrap) for name, of_model in scores.items()},
     )
 
 
-def model_text(scores: TextScores, interval: Estimate) -> ModelText:
+def model_text(scores: TextScores, bootstrap: Bootstrap) -> ModelText:
     """Bits per byte and perplexity of a token, resampled by document; the ends of documents count as tokens."""
-    nats_per_token = interval(scores.nats, scores.num_tokens)
+    nats_per_token = bootstrap.interval(scores.nats, scores.num_tokens)
     return ModelText(
         tokens=int(scores.num_tokens.sum()),
-        bits_per_byte=interval(scores.nats / NATS_PER_BIT, scores.num_bytes),
+        bits_per_byte=bootstrap.interval(scores.nats / NATS_PER_BIT, scores.num_bytes),
         perplexity=Interval(
             value=perplexity(nats_per_token.value, 1),
             low=perplexity(nats_per_token.low, 1),
@@ -171,7 +191,7 @@ def model_text(scores: TextScores, interval: Estimate) -> ModelText:
     )
 
 
-def bias_results(pairs: Sequence[SentencePair], scores: PairScores, interval: Estimate) -> dict[str, GroupBias]:
+def bias_results(pairs: Sequence[SentencePair], scores: PairScores, bootstrap: Bootstrap) -> dict[str, GroupBias]:
     """The share of pairs in which the model finds the stereotype likelier, over all pairs and by group."""
     groups = np.array([pair.group for pair in pairs])
     results = {}
@@ -179,19 +199,19 @@ def bias_results(pairs: Sequence[SentencePair], scores: PairScores, interval: Es
         chosen = np.ones(len(groups), dtype=bool) if group == "all" else groups == group
         results[group] = GroupBias(
             pairs=int(chosen.sum()),
-            sentence=interval(share_above_zero(scores.sentence[chosen])),
-            continuation=interval(share_above_zero(scores.continuation[chosen])),
+            sentence=bootstrap.interval(share_above_zero(scores.sentence[chosen])),
+            continuation=bootstrap.interval(share_above_zero(scores.continuation[chosen])),
         )
     return results
 
 
-def reward_results(margins: NDArray[np.float64], num_too_long: int, interval: Estimate) -> RewardResults:
+def reward_results(margins: NDArray[np.float64], num_too_long: int, bootstrap: Bootstrap) -> RewardResults:
     """Accuracy and margin over the pairs that fit the reward model."""
     return RewardResults(
         pairs=len(margins),
         pairs_too_long=num_too_long,
-        accuracy=interval(share_above_zero(margins)),
-        margin=interval(margins),
+        accuracy=bootstrap.interval(share_above_zero(margins)),
+        margin=bootstrap.interval(margins),
     )
 
 
@@ -200,19 +220,52 @@ def share_above_zero(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     return (differences > 0) + 0.5 * (differences == 0)
 
 
+def task_results(
+    completions: Mapping[str, Completions],
+    values: Mapping[str, Values],
+    *,
+    references: Sequence[str] | None,
+    compare: Sequence[Sequence[str]],
+    bootstrap: Bootstrap,
+) -> TaskResults:
+    """The measures of every model's completions, and the change from one model to another for each pair in `compare`.
+
+    BLEU is of the whole task, so it has no values; it is computed where there are `references`.
+    """
+    return TaskResults(
+        prompts=len(next(iter(completions.values())).texts),
+        models={
+            name: model_completions(of_model, values[name], references, bootstrap)
+            for name, of_model in completions.items()
+        },
+        compare=[
+            Comparison(
+                before=before,
+                after=after,
+                measure=measure,
+                difference=bootstrap.change(values[before][measure], values[after][measure]),
+            )
+            for before, after in compare
+            if before in values and after in values
+            for measure in values[before]
+        ],
+    )
+
+
 def model_completions(
-    completions: Completions,
-    measures: Mapping[str, Interval],
-    signatures: Mapping[str, str],
-    interval: Estimate,
+    completions: Completions, values: Values, references: Sequence[str] | None, bootstrap: Bootstrap
 ) -> ModelCompletions:
     """The measures of one model's completions, with their variety and length."""
+    measures = {measure: bootstrap.interval(of_measure) for measure, of_measure in values.items()}
+    signatures = {}
+    if references is not None:
+        measures["bleu"], signatures["bleu"] = bootstrap.bleu(completions.texts, references)
     return ModelCompletions(
-        measures=dict(measures),
-        signatures=dict(signatures),
+        measures=measures,
+        signatures=signatures,
         distinct_2=distinct_n(completions.texts, 2),
-        response_length=interval([len(rollout.completion_ids) for rollout in completions.rollouts]),
-        finished=interval([rollout.finished for rollout in completions.rollouts]),
+        response_length=bootstrap.interval([len(rollout.completion_ids) for rollout in completions.rollouts]),
+        finished=bootstrap.interval([rollout.finished for rollout in completions.rollouts]),
     )
 
 
@@ -220,9 +273,9 @@ def task_samples(
     task: str,
     prompts: Sequence[str],
     completions: Mapping[str, Completions],
-    values: Mapping[str, Mapping[str, Sequence[float]]],
+    values: Mapping[str, Values],
 ) -> Iterator[EvaluationSample]:
-    """Each prompt with every model's completion and its measures. `values` are by model, measure and prompt."""
+    """Each prompt with every model's completion and its measures. `values` are by model."""
     for index, prompt in enumerate(prompts):
         yield EvaluationSample(
             task=task,

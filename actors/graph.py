@@ -23,7 +23,7 @@ from actors.critic import Critic, CriticGroup
 from actors.engine import OBJECT_STORE, EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
-from actors.learner import Learner, LearnerGroup, PolicySettings
+from actors.learner import Learner, LearnerGroup
 from actors.program import Program
 from actors.rank_group import RankGroup, RanksDied
 from actors.reference import Reference
@@ -126,17 +126,21 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
     groups = execution.groups(config.learning, load_algorithm(config.algorithm))
     reservation = reserve(groups, colocate=execution.colocate)
     spawn = Spawner(reservation, groups)
+    generators, learners, critics = execution.generators, execution.learners, execution.critics
 
     def make_engine(index: int) -> ActorHandle:
         return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
 
     def make_learner(rank: int) -> ActorHandle:
-        return spawn("learners", rank, Learner, policy_settings(config, execution), rank)
+        settings = training_settings(config, execution, config.policy, learners, name="learner")
+        arguments = (config.algorithm, config.rollouts.temperature, execution.weight_transfer)
+        return spawn("learners", rank, Learner, settings, rank, *arguments)
 
     def make_critic(rank: int) -> ActorHandle:
-        return spawn("critics", rank, Critic, critic_settings(config, execution), rank)
+        folder = config.reward or config.policy
+        settings = training_settings(config, execution, folder, critics, name="critic")
+        return spawn("critics", rank, Critic, settings, rank)
 
-    generators, learners, critics = execution.generators, execution.learners, execution.critics
     return Graph(
         config,
         execution,
@@ -408,26 +412,10 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
     )
 
 
-def policy_settings(config: GraphConfig, execution: GraphExecution) -> PolicySettings:
-    """The settings of the learner's ranks."""
-    return PolicySettings(
-        training=training_settings(config, execution, config.policy, execution.learners, name="learner"),
-        algorithm=config.algorithm,
-        temperature=config.rollouts.temperature,
-        weight_transfer=execution.weight_transfer,
-    )
-
-
-def critic_settings(config: GraphConfig, execution: GraphExecution) -> TrainingSettings:
-    """The settings of the critic's ranks; the critic starts from the reward model where there is one."""
-    folder = config.reward or config.policy
-    return training_settings(config, execution, folder, execution.critics, name="critic")
-
-
 def training_settings(
     config: GraphConfig, execution: GraphExecution, folder: Storage, placement: Placement, *, name: str
 ) -> TrainingSettings:
-    """The settings that the ranks of learner and critic share."""
+    """The settings of every rank of the learner, or of the critic."""
     return TrainingSettings(
         folder=folder,
         checkpoints=config.checkpoints / name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -29,17 +28,6 @@ from model.precision import resolved, torch_dtype
 from model.train import StepReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicySettings:
-    """The settings of the learner: those that it shares with the critic, and its own."""
-
-    training: TrainingSettings
-    algorithm: str | Program
-    temperature: float
-    """Sampling temperature, by which the policy's logits are divided."""
-    weight_transfer: TransferBackend
-
-
 class Learner:
     """One rank.
 
@@ -48,11 +36,21 @@ class Learner:
     snapshots.
     """
 
-    def __init__(self, settings: PolicySettings, rank: int) -> None:
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        rank: int,
+        algorithm: str | Program,
+        temperature: float,
+        weight_transfer: TransferBackend,
+    ) -> None:
+        """`temperature` is that of sampling, by which the policy's logits are divided."""
         self._settings = settings
-        self._loss = load_algorithm(settings.algorithm).loss
-        self._rank = TrainingRank(settings.training, rank)
-        precision = resolved(settings.training.learning.precision)
+        self._temperature = temperature
+        self._weight_transfer: TransferBackend = weight_transfer
+        self._loss = load_algorithm(algorithm).loss
+        self._rank = TrainingRank(settings, rank)
+        precision = resolved(settings.learning.precision)
         self._sender: WeightSender = ObjectStoreSender(rank=rank, dtype=torch_dtype(precision))
 
     def free_address(self) -> str:
@@ -61,25 +59,27 @@ class Learner:
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the policy."""
-        self._rank.join(address, load_folder, lr=self._settings.training.learning.lr)
+        self._rank.join(address, load_folder, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
         """Send through vLLM's own trainer engine to these generators from now on (nccl, ipc)."""
-        backend = self._settings.weight_transfer
+        backend = self._weight_transfer
         assert backend != OBJECT_STORE
         host, port = address.rsplit(":", 1)
         self._sender = DeviceSender(
-            backend=backend, rank=self._rank.context.rank, generators=generators, address=(host, int(port))
+            backend=self._weight_transfer,
+            rank=self._rank.context.rank,
+            generators=generators,
+            address=(host, int(port)),
         )
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Logprobs [n, T] of this rank's rows under the current policy, at the sampling temperature."""
-        return self._rank.compute(functools.partial(logprobs, temperature=self._settings.temperature), batch)
+        return self._rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """One optimizer step for each minibatch of each epoch; their reports in order."""
-        settings = self._settings
-        objective = functools.partial(self._loss, learning=settings.training.learning, temperature=settings.temperature)
+        objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._rank.update(batch, objective, step)
 
     def send_weights(self, version: int) -> WeightSnapshot:
@@ -96,7 +96,7 @@ class Learner:
                     state,
                     model.config,  # pyright: ignore[reportArgumentType]
                     special_tokens=special_tokens,
-                    tokenizer_folder=self._settings.training.folder.local(),
+                    tokenizer_folder=self._settings.folder.local(),
                 )
                 output.put_folder(Path(folder))
 

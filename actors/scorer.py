@@ -9,7 +9,7 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -42,14 +42,11 @@ class Sample:
     """All fields of the prompt's line in its file."""
 
 
-class Scorer(Protocol):
-    """consumes: samples; waits for: nothing; produces: one finite reward for each, in order."""
-
-    def score(self, samples: Sequence[Sample]) -> list[float]: ...
-
-
 class RewardModel:
-    """The reward model's scalar at the last token. A pure function of its folder, so Ray may restart it."""
+    """The reward model's scalar at the last token. A pure function of its folder, so Ray may restart it.
+
+    consumes: samples; waits for: nothing; produces: one finite reward for each, in order.
+    """
 
     def __init__(self, folder: Storage, micro_batch_size: int, precision: ComputePrecision) -> None:
         self._device = assigned_device()
@@ -74,6 +71,8 @@ class Verifier:
     """A reward by a function of the user's: `function(prompt: str, completion: str, record: dict) -> float`.
 
     An `async def` function scores up to MAX_CONCURRENT completions at the same time, as a client of a service can.
+
+    consumes: samples; waits for: the function; produces: one finite reward for each, in order.
     """
 
     def __init__(self, program: Program) -> None:

@@ -11,13 +11,12 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from actors.completion_measures import METRICS, measure_completions
 from actors.completions import GENERATION_BATCH_PROMPTS, Completions, SamplingConfig, complete_tasks
 from actors.evaluation_results import (
-    Comparison,
-    Estimate,
+    Bootstrap,
     EvaluationResults,
     EvaluationSample,
     GroupBias,
@@ -25,14 +24,14 @@ from actors.evaluation_results import (
     TaskResults,
     TextResults,
     bias_results,
-    model_completions,
     reward_results,
+    task_results,
     task_samples,
     text_results,
 )
 from actors.likelihood import MAX_PASS_TOKENS, merge_scores, score_text, xz_size
 from actors.reward_margins import reward_margins
-from actors.scorer import Sample, Verifier
+from actors.scorer import Verifier
 from actors.sentence_pairs import read_pairs, score_pairs
 from cluster.capacity import wait_for_capacity
 from cluster.paths import list_files
@@ -60,12 +59,9 @@ from jobs.frame.user_code import read_verifier
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_evaluation
 from model.huggingface import read_config
-from model.metrics import bleu, bootstrap_interval, exact_match, paired_bootstrap, rouge, token_f1
 from model.precision import Precision, precision_field, resolved
 from model.transformer import num_parameters
 
-METRICS = ("bleu", "rouge", "exact_match", "f1")
-"""Metrics against the `answer` of a prompt's record."""
 _FORECAST_WINDOW = 512
 _COMPLETION_S = 0.004
 """Seconds of Python for each completion and its measures, on the reference processor."""
@@ -263,20 +259,20 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
         wait_for_capacity(group.bundles, f"evaluate: execution.{name}")  # apart: they may wait for each other
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
-    interval = partial(bootstrap_interval, num_resamples=config.num_resamples, seed=config.seed)
+    bootstrap = Bootstrap(num_resamples=config.num_resamples, seed=config.seed)
     running = RunningTasks()
 
     # Ray tasks run while the engines start and generate, so all of them are started first.
     text = bias = reward = None
     if config.text is not None:
-        text = start_text(config, models, context.inputs["text"].storage, running, interval)
+        text = start_text(config, models, context.inputs["text"].storage, running, bootstrap)
     if config.stereotype_pairs is not None:
-        bias = start_bias(config, config.stereotype_pairs, models, running, interval)
+        bias = start_bias(config, config.stereotype_pairs, models, running, bootstrap)
     if config.reward is not None:
-        reward = start_reward(config, context.inputs["reward"].model, running, interval)
+        reward = start_reward(config, context.inputs["reward"].model, running, bootstrap)
     generation = None
     if config.generation:
-        generation, samples = generate(config, models, interval)
+        generation, samples = generate(config, models, bootstrap)
         context.output.write_jsonl("samples.jsonl", map(asdict, samples))
     results = EvaluationResults(
         models={name: context.inputs[f"models.{name}"].id for name in config.models},
@@ -296,6 +292,123 @@ T = TypeVar("T")
 
 def _finish(wait: Callable[[], T] | None) -> T | None:
     return None if wait is None else wait()
+
+
+def start_text(
+    config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, bootstrap: Bootstrap
+) -> Callable[[], TextResults]:
+    """Start the likelihood tasks of every model, and xz; the returned function waits for them."""
+    scorers, split = config.execution.scorers, shards / "validation"
+    task = ray_task(score_text, scorers)
+    parts = {
+        name: running.add(
+            [
+                task(
+                    models[name],
+                    split,
+                    part=part,
+                    num_parts=scorers.workers,
+                    overlap=config.overlap,
+                    precision=resolved(config.precision),
+                    device=scorers.device,
+                )
+                for part in range(scorers.workers)
+            ]
+        )
+        for name in (config.text_models or config.models)
+    }
+    xz = running.add([ray_task(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
+
+    def finish() -> TextResults:
+        scores = {name: merge_scores(running.wait(tasks, f"likelihood of {name}")) for name, tasks in parts.items()}
+        (xz_bytes,) = running.wait(xz, "xz") or [None]
+        return text_results(scores, xz_bytes, bootstrap)
+
+    return finish
+
+
+def start_bias(
+    config: EvaluateConfig, path: str, models: Mapping[str, Storage], running: RunningTasks, bootstrap: Bootstrap
+) -> Callable[[], dict[str, dict[str, GroupBias]]]:
+    """Start scoring the sentence pairs with every model; the returned function waits for it."""
+    pairs, scorers = read_pairs(path), config.execution.scorers
+    task = ray_task(score_pairs, scorers)
+    tasks = {name: running.add([task(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
+
+    def finish() -> dict[str, dict[str, GroupBias]]:
+        scores = {name: running.wait(tasks[name], f"stereotypes of {name}")[0] for name in models}
+        return {name: bias_results(pairs, of_model, bootstrap) for name, of_model in scores.items()}
+
+    return finish
+
+
+def start_reward(
+    config: EvaluateConfig, model: Storage, running: RunningTasks, bootstrap: Bootstrap
+) -> Callable[[], RewardResults]:
+    """Start scoring the preferences; the returned function waits for it.
+
+    Raises ValueError when no pair fits the reward model.
+    """
+    tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
+    longest = read_config(model.local()).max_length
+    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
+    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
+    if not fitting:
+        raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
+    task, precision = ray_task(reward_margins, scorers), resolved(config.precision)
+    tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
+    return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), bootstrap)
+
+
+# Completions.
+
+
+def generate(
+    config: EvaluateConfig, models: Mapping[str, Storage], bootstrap: Bootstrap
+) -> tuple[dict[str, TaskResults], list[EvaluationSample]]:
+    """Results by task, and the samples of all tasks."""
+    records = {task.name: _records(task) for task in config.generation}
+    completions = _complete(config, models, records)
+    results: dict[str, TaskResults] = {}
+    samples: list[EvaluationSample] = []
+    for task in config.generation:
+        of_task, prompts = completions[task.name], records[task.name]
+        programs = [read_verifier(measure) for measure in task.measures]
+        verifiers = {program.function: Verifier(program) for program in programs}
+        values = {
+            name: measure_completions(of_model, prompts, verifiers=verifiers, metrics=task.metrics)
+            for name, of_model in of_task.items()
+        }
+        references = [str(record.record["answer"]) for record in prompts] if "bleu" in task.metrics else None
+        results[task.name] = task_results(
+            of_task, values, references=references, compare=config.compare, bootstrap=bootstrap
+        )
+        samples += task_samples(task.name, [record.text for record in prompts], of_task, values)
+    return results, samples
+
+
+def _complete(
+    config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
+) -> dict[str, dict[str, Completions]]:
+    """Completions by task and model."""
+    tasks_of_model = {
+        name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
+    }
+    pending = {name: sum(len(records[task]) for task in tasks) for name, tasks in tasks_of_model.items() if tasks}
+
+    def model_done(name: str) -> None:
+        log.info("evaluate: %s has completed %d prompts", name, pending.pop(name))
+
+    with working(lambda: f"completing the prompts with {', '.join(list(pending))}"):
+        return complete_tasks(
+            records,
+            models,
+            tasks_of_model,
+            config.sampling,
+            config.execution.generators,
+            kv_cache_gib=config.execution.kv_cache_gib,
+            on_done=model_done,
+        )
 
 
 def work(config: EvaluateConfig, needs: Needs) -> Work:
@@ -342,170 +455,3 @@ STAGE = Stage(
     report=report_evaluation,
     groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
 )
-
-
-def start_text(
-    config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, interval: Estimate
-) -> Callable[[], TextResults]:
-    """Start the likelihood tasks of every model, and xz; the returned function waits for them."""
-    scorers, split = config.execution.scorers, shards / "validation"
-    task = ray_task(score_text, scorers)
-    parts = {
-        name: running.add(
-            [
-                task(
-                    models[name],
-                    split,
-                    part=part,
-                    num_parts=scorers.workers,
-                    overlap=config.overlap,
-                    precision=resolved(config.precision),
-                    device=scorers.device,
-                )
-                for part in range(scorers.workers)
-            ]
-        )
-        for name in (config.text_models or config.models)
-    }
-    xz = running.add([ray_task(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
-
-    def finish() -> TextResults:
-        scores = {name: merge_scores(running.wait(tasks, f"likelihood of {name}")) for name, tasks in parts.items()}
-        (xz_bytes,) = running.wait(xz, "xz") or [None]
-        return text_results(scores, xz_bytes, interval)
-
-    return finish
-
-
-def start_bias(
-    config: EvaluateConfig, path: str, models: Mapping[str, Storage], running: RunningTasks, interval: Estimate
-) -> Callable[[], dict[str, dict[str, GroupBias]]]:
-    """Start scoring the sentence pairs with every model; the returned function waits for it."""
-    pairs, scorers = read_pairs(path), config.execution.scorers
-    task = ray_task(score_pairs, scorers)
-    tasks = {name: running.add([task(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
-
-    def finish() -> dict[str, dict[str, GroupBias]]:
-        scores = {name: running.wait(tasks[name], f"stereotypes of {name}")[0] for name in models}
-        return {name: bias_results(pairs, of_model, interval) for name, of_model in scores.items()}
-
-    return finish
-
-
-def start_reward(
-    config: EvaluateConfig, model: Storage, running: RunningTasks, interval: Estimate
-) -> Callable[[], RewardResults]:
-    """Start scoring the preferences; the returned function waits for it.
-
-    Raises ValueError when no pair fits the reward model.
-    """
-    tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
-    longest = read_config(model.local()).max_length
-    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
-    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
-    if not fitting:
-        raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task, precision = ray_task(reward_margins, scorers), resolved(config.precision)
-    tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
-    return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), interval)
-
-
-# Completions.
-
-Values = Mapping[str, list[float]]
-"""A value for each completion, in the order of the prompts, by measure or metric."""
-
-
-def generate(
-    config: EvaluateConfig, models: Mapping[str, Storage], interval: Estimate
-) -> tuple[dict[str, TaskResults], list[EvaluationSample]]:
-    """Results by task, and the samples of all tasks."""
-    records = {task.name: _records(task) for task in config.generation}
-    completions = _complete(config, models, records)
-    results: dict[str, TaskResults] = {}
-    samples: list[EvaluationSample] = []
-    for task in config.generation:
-        of_task, prompts = completions[task.name], records[task.name]
-        values = {name: measure_completions(task, prompts, of_model) for name, of_model in of_task.items()}
-        results[task.name] = task_results(config, task, prompts, of_task, values, interval)
-        samples += task_samples(task.name, [record.text for record in prompts], of_task, values)
-    return results, samples
-
-
-def _complete(
-    config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
-) -> dict[str, dict[str, Completions]]:
-    """Completions by task and model."""
-    tasks_of_model = {
-        name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
-    }
-    pending = {name: sum(len(records[task]) for task in tasks) for name, tasks in tasks_of_model.items() if tasks}
-
-    def model_done(name: str) -> None:
-        log.info("evaluate: %s has completed %d prompts", name, pending.pop(name))
-
-    with working(lambda: f"completing the prompts with {', '.join(list(pending))}"):
-        return complete_tasks(
-            records,
-            models,
-            tasks_of_model,
-            config.sampling,
-            config.execution.generators,
-            kv_cache_gib=config.execution.kv_cache_gib,
-            on_done=model_done,
-        )
-
-
-def measure_completions(task: GenerationTask, records: Sequence[PromptRecord], completions: Completions) -> Values:
-    """Every measure and metric that has a value for each completion."""
-    values: dict[str, list[float]] = {}
-    samples = [
-        Sample(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
-        for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
-    ]
-    for measure in task.measures:
-        program = read_verifier(measure)
-        values[program.function] = Verifier(program).score(samples)
-    accepted = [_accepted(record.record.get("answer")) for record in records]
-    for name, metric in (("exact_match", exact_match), ("f1", token_f1)):
-        if name in task.metrics:
-            values[name] = [metric(text, answers) for text, answers in zip(completions.texts, accepted, strict=True)]
-    if "rouge" in task.metrics:
-        values |= rouge(completions.texts, [answer for (answer,) in accepted])
-    return values
-
-
-def _accepted(answer: Any) -> list[str]:
-    return [str(item) for item in answer] if isinstance(answer, list) else [str(answer)]
-
-
-def task_results(
-    config: EvaluateConfig,
-    task: GenerationTask,
-    records: Sequence[PromptRecord],
-    completions: Mapping[str, Completions],
-    values: Mapping[str, Values],
-    interval: Estimate,
-) -> TaskResults:
-    """The measures of every model's completions, and the comparisons that the config asks for."""
-    resampling = {"num_resamples": config.num_resamples, "seed": config.seed}
-    models = {}
-    for name, of_model in completions.items():
-        measures = {measure: interval(of_measure) for measure, of_measure in values[name].items()}
-        signatures = {}
-        if "bleu" in task.metrics:
-            references = [str(record.record["answer"]) for record in records]
-            measures["bleu"], signatures["bleu"] = bleu(of_model.texts, references, **resampling)
-        models[name] = model_completions(of_model, measures, signatures, interval)
-    compare = [
-        Comparison(
-            before=before,
-            after=after,
-            measure=measure,
-            difference=paired_bootstrap(values[before][measure], values[after][measure], **resampling),
-        )
-        for before, after in config.compare
-        if before in values and after in values
-        for measure in values[before]
-    ]
-    return TaskResults(prompts=len(records), models=models, compare=compare)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actors.algorithm import load_algorithm
-from actors.learner import Learner, PolicySettings
+from actors.learner import Learner
 from actors.training_rank import TrainingSettings
 from cluster.placement import Placement
 from cluster.storage import Storage
@@ -57,10 +57,7 @@ def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
         placement=Placement(),
         micro_batch_size=1,
     )
-    settings = PolicySettings(
-        training=training, algorithm=read_algorithm(EXAMPLE), temperature=1.0, weight_transfer="object_store"
-    )
-    learner = Learner(settings, 0)
+    learner = Learner(training, 0, read_algorithm(EXAMPLE), 1.0, "object_store")
     learner.join("")
     rows = [[10, 11, 12, 13], [10, 11, 14, 15]]
     batch = from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)
