@@ -216,7 +216,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def log_lines(run: Any, lines: Sequence[str]) -> None:
-    """Send lines of a metrics log, with the step as a metric: W    """Send lines of a metrics log, with their step as a metric: W&B drops lines at a step of its own that it has seen."""B drops lines at a step of its own that it has seen."""
+    """Send lines of a metrics log, with the step as a metric: W&B drops lines at a step of its own that it has seen."""
     for line in lines:
         values = json.loads(line)
         time_s = values.pop("time")
