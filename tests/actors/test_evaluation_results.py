@@ -8,8 +8,17 @@ import math
 import numpy as np
 import pytest
 
-from actors.evaluation_results import Bootstrap, EvaluationResults, TextResults, bias_results, model_text
+from actors.completions import Completions
+from actors.evaluation_results import (
+    Bootstrap,
+    EvaluationResults,
+    TextResults,
+    bias_results,
+    model_text,
+    task_results,
+)
 from actors.likelihood import TextScores
+from actors.rollout import Rollout
 from actors.sentence_pairs import PairScores, SentencePair
 from cluster.plain import from_plain
 
@@ -44,3 +53,20 @@ def test_results_come_back_from_json_as_they_were_without_what_was_not_measured(
     assert set(plain) == {"models", "order", "text"} and plain["text"]["xz_bits_per_byte"] is None
     assert from_plain(EvaluationResults, plain) == results
     assert set(results.by_key()) == {"sft/bits_per_byte", "sft/perplexity"}
+
+
+def test_a_task_compares_only_models_that_completed_it() -> None:
+    def completions(text: str) -> Completions:
+        return Completions([text] * 2, [Rollout((1,), (2, 3), (-1.0, -1.0), 0, True)] * 2)
+
+    results = task_results(
+        {"sft": completions("a b"), "rlhf": completions("a c")},
+        {"sft": {"gold": [0.0, 1.0]}, "rlhf": {"gold": [1.0, 1.0]}},
+        references=None,
+        compare=[["sft", "rlhf"], ["sft", "base"]],
+        bootstrap=bootstrap,
+    )
+    (change,) = results.compare
+    assert (change.before, change.after, change.measure, change.difference.value) == ("sft", "rlhf", "gold", 0.5)
+    assert results.prompts == 2 and results.models["sft"].measures["gold"].value == 0.5
+    assert results.models["rlhf"].response_length.value == 2.0 and not results.models["rlhf"].signatures

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actors.rollout import Rollout
-from actors.step_metrics import rollout_metrics
+from actors.step_metrics import StepMetrics, StepTimes, UpdateMetrics, rollout_metrics
+from actors.sync_check import LogprobDifference
 
 
 def test_variety_is_that_of_the_words_and_not_of_the_tokens() -> None:
@@ -12,3 +15,22 @@ def test_variety_is_that_of_the_words_and_not_of_the_tokens() -> None:
     assert metrics.distinct_2 == 2 / 3  # the cat, cat sat, the cat
     assert metrics.response_length == 2.5
     assert metrics.reward_mean == 0.5
+
+
+def test_keys_of_the_log_leave_out_what_a_graph_does_not_have() -> None:
+    update = UpdateMetrics(loss=1.0, grad_norm=2.0, lr=3.0, objective={"policy/entropy": 4.0})
+    metrics = StepMetrics(
+        rollouts=rollout_metrics([Rollout((1,), (2,), (0.0,), 0, True)], ["a"], [1.0]),
+        reference_kl=None,
+        logprob_difference=LogprobDifference(max=1e-5, mean=1e-6),
+        policy=update,
+        value=None,
+        generator_restarts=0,
+        times=StepTimes(seconds={"generate": 1.0}, step_s=2.0, tokens_per_s=0.5),
+    )
+    by_key = metrics.by_key()
+    assert by_key["policy/loss"] == 1.0 and by_key["policy/entropy"] == 4.0 and by_key["perf/generate_s"] == 1.0
+    assert by_key["sync_check/logprob_difference_max"] == 1e-5 and by_key["rollout/reward_mean"] == 1.0
+    assert not any(key.startswith("value/") or key == "rollout/reference_kl" for key in by_key)
+    with_critic = replace(metrics, value=update, reference_kl=0.5).by_key()
+    assert with_critic["value/loss"] == 1.0 and with_critic["rollout/reference_kl"] == 0.5
