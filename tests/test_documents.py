@@ -32,7 +32,8 @@ COMMANDS: Mapping[str, str] = {
     # A pattern of whole commands -> the test that runs it (on small configs of its own), or why none does.
     r"raymill fields \S+": HERE,
     r"raymill run pipeline configs/tiny/pipeline.yaml.*": "tests/test_wheel.py",
-    r"raymill run (corpus|pretrain|evaluate|compress|serve) .*": "tests/jobs/frame/test_pipeline.py",
+    r"raymill run corpus examples/.*": "tests/examples/test_corpus.py",
+    r"raymill run (corpus corpus.yaml|pretrain|evaluate|compress|serve) .*": "tests/jobs/frame/test_pipeline.py",
     r"raymill run rlhf .* learning.algorithm=.*": "tests/examples/test_rl_algorithm.py",
     r"RAY_DEBUG=legacy raymill run .*": "not run: it waits at a breakpoint; tried by hand",
     r"raymill plan .*": "tests/jobs/test_cli.py",
@@ -42,7 +43,7 @@ COMMANDS: Mapping[str, str] = {
     r"raymill (submit|status|logs|stop) .*": "tests/jobs/commands/test_submit.py",
     r"raymill run .* --address auto": "not run: it needs a cluster; tests/jobs/commands/test_submit.py joins one",
     r"raymill manifest .*": "tests/jobs/commands/test_manifest.py",
-    r"make (env|test|lint|demo|bench|lock|schemas)": "not run: it installs, or takes the whole suite or more",
+    r"make (env|text|test|lint|demo|bench|lock|schemas)": "not run: it installs, or takes the whole suite or more",
     r".venv/bin/python -m pytest .*": "not run: a test that runs tests; tried by hand",
     r"git worktree add .*|.venv/bin/python benchmarks/.*": "not run: minutes of two pipelines; tried by hand",
     r"python -m telnetlib .*|grep -h RemotePdb .*": "not run: it needs a process at a breakpoint; tried by hand",
