@@ -49,7 +49,7 @@ START_LIMIT_S = 600.0
 
 AT_WORK = {
     "corpus": "data.corpus.cleaning_tasks:clean_ranges",
-    "vocabulary": "jobs.vocabulary:_count_part",
+    "vocabulary": "data.tokens.word_counts:_count_part",
     "shards": "jobs.shards:_write_shards",
     **dict.fromkeys(("pretrain", "sft", "reward"), "model.train:train_step"),
     "rlhf": "actors.generator:Generator.generate",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.plain import to_plain
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
+from data.corpus.accounting import SourceCounts, summarize
 from data.document import unit_hash
 from data.tokens.learning import train_tokenizer
+from data.tokens.measures import VocabularySummary
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN
 from jobs.frame.artifact import WORK, Artifact
@@ -37,12 +41,12 @@ def corpus_artifact(
     ]
     for part in range(parts):
         pq.write_table(pa.Table.from_pylist(rows[part::parts]), folder / f"documents/part-{part:05d}.parquet")
-    summary = {
-        "bytes": sum(len(text.encode()) for _, text, _ in documents),
-        "sources": dict.fromkeys(sorted({source for _, _, source in documents})),
-        "content_digest": "c",
-    }
-    record = Record(id="corpus-1", stage="corpus", kind="corpus", digest=hash_of(rows), summary=summary)
+    counts = {source: SourceCounts() for source in sorted({source for _, _, source in documents})}
+    summary = replace(
+        summarize(counts, [], {}), bytes=sum(len(text.encode()) for _, text, _ in documents), content_digest="c"
+    )
+    digest = hash_of(rows)
+    record = Record(id="corpus-1", stage="corpus", kind="corpus", digest=digest, summary=to_plain(summary))
     return Artifact(Storage(str(folder)), record)
 
 
@@ -54,12 +58,14 @@ def hash_of(rows: list[dict[str, str]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def run(corpus: Artifact, folder: Path, **values: Any) -> dict[str, Any]:
+def run(corpus: Artifact, folder: Path, **values: Any) -> VocabularySummary:
     config = build(VocabularyConfig, {"corpus": "corpus", **values})
     STAGE.check(config)
     output = Storage(str(folder))
     tracker = Tracker(storage=output, run_id="test", name="vocabulary", group="test")
-    return dict(STAGE.run(config, Context(output=output, inputs={"corpus": corpus}, tracker=tracker)))
+    summary = STAGE.run(config, Context(output=output, inputs={"corpus": corpus}, tracker=tracker))
+    assert isinstance(summary, VocabularySummary)
+    return summary
 
 
 def documents(number: int, words: int = 40) -> list[tuple[str, str, str]]:
@@ -73,13 +79,13 @@ def test_the_summary_measures_the_tokenizer(tmp_path: Path) -> None:
     encoder = load_encoder(tmp_path / "out/tokenizer")
     texts = [text for _, text, _ in documents(40)]
     tokens = sum(len(encoder.encode(text).ids) for text in texts)
-    assert summary["bytes_per_token"] == pytest.approx(sum(len(text.encode()) for text in texts) / tokens)
-    assert set(summary["bytes_per_token_by_source"]) == {"prose", "talk"}
-    assert summary["round_trip_failures"] == 0 and summary["measured_documents"] == 40
-    assert summary["sampled_documents"] == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in documents(40)) < 40
+    assert summary.bytes_per_token == pytest.approx(sum(len(text.encode()) for text in texts) / tokens)
+    assert set(summary.bytes_per_token_by_source) == {"prose", "talk"}
+    assert summary.round_trip_failures == 0 and summary.measured_documents == 40
+    assert summary.sampled_documents == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in documents(40)) < 40
     used = {token for text in texts for token in encoder.encode(text).ids}
-    assert summary["unused_tokens"] == 300 - len(used)
-    assert summary["fingerprint"] == fingerprint(tmp_path / "out/tokenizer")
+    assert summary.unused_tokens == 300 - len(used)
+    assert summary.fingerprint == fingerprint(tmp_path / "out/tokenizer")
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
@@ -91,7 +97,7 @@ def test_a_sample_of_any_size_leaves_out_what_validation_takes(tmp_path: Path, s
     total = corpus.summary["bytes"]
     assert total > 2**21
     summary = run(corpus, tmp_path / "out", size=300, sample_mib=int(share * total / 2**20))
-    assert summary["sampled_bytes"] < min(0.8, share) * total if share < 1 else summary["sampled_bytes"] > 0.8 * total
+    assert summary.sampled_bytes < min(0.8, share) * total if share < 1 else summary.sampled_bytes > 0.8 * total
     encoder = load_encoder(tmp_path / "out/tokenizer")
     assert len(encoder.encode("ζξψ").ids) == 6  # two bytes each: never merged
 
@@ -117,14 +123,15 @@ def test_the_measures_are_told_by_source_and_language(tmp_path: Path) -> None:
         return sum(len(text.encode()) for text in chosen) / tokens, tokens / sum(len(text.split()) for text in chosen)
 
     everything = rates([text for _, text, _ in rows])
-    assert (summary["bytes_per_token"], summary["fertility"]) == pytest.approx(everything)
-    assert set(summary["fertility_by_source"]) == {"prose", "talk"}
-    assert set(summary["fertility_by_language"]) == {"en", "fr"}  # ten documents name none
+    assert (summary.bytes_per_token, summary.fertility) == pytest.approx(everything)
+    assert set(summary.fertility_by_source) == {"prose", "talk"}
+    assert set(summary.fertility_by_language) == {"en", "fr"}  # ten documents name none
     for by, name, chosen in (
         ("source", "talk", [text for _, text, source in rows if source == "talk"]),
         ("language", "fr", [text for own, text, _ in rows if languages.get(own) == "fr"]),
     ):
-        found = summary[f"bytes_per_token_by_{by}"][name], summary[f"fertility_by_{by}"][name]
+        measured = to_plain(summary)
+        found = measured[f"bytes_per_token_by_{by}"][name], measured[f"fertility_by_{by}"][name]
         assert found == pytest.approx(rates(chosen))
 
 
@@ -152,15 +159,15 @@ def test_any_number_of_parts_gives_the_bytes_of_training_in_one_process(tmp_path
             assert made == (tmp_path / "alone" / name).read_bytes()
         assert not (tmp_path / f"out-{parts}/work").exists()
     assert summaries[0] == summaries[1] == summaries[2]
-    assert summaries[0]["round_trip_failures"] == summaries[0]["unknown_tokens"] == 0
+    assert summaries[0].round_trip_failures == summaries[0].unknown_tokens == 0
 
 
 def test_unknown_characters_are_counted(tmp_path: Path) -> None:
     rows = [(name, f"{text} ζ" if name.endswith("0") else text, source) for name, text, source in various(300)]
     summary = run(corpus_artifact(tmp_path / "corpus", rows), tmp_path / "out", size=600, kind="wordpiece")
     encoder = load_encoder(tmp_path / "out/tokenizer")
-    assert summary["unknown_tokens"] == sum(encoder.encode(text).tokens.count(UNKNOWN) for _, text, _ in rows) == 30
-    assert summary["round_trip_failures"] == 30
+    assert summary.unknown_tokens == sum(encoder.encode(text).tokens.count(UNKNOWN) for _, text, _ in rows) == 30
+    assert summary.round_trip_failures == 30
 
 
 def test_answers_about_another_corpus_are_not_taken(tmp_path: Path) -> None:
@@ -181,10 +188,10 @@ def test_what_was_counted_before_a_kill_is_not_counted_again(tmp_path: Path, mon
         broken.setattr("jobs.vocabulary.learn_tokenizer", _fail)
         with pytest.raises(RuntimeError, match="killed"):
             run(corpus, tmp_path / "out", size=600)
-    monkeypatch.setattr("jobs.vocabulary.count_words", _fail)
+    monkeypatch.setattr("data.tokens.word_counts.count_words", _fail)
     summary = run(corpus, tmp_path / "out", size=600)
     monkeypatch.undo()
-    assert summary["sampled_documents"] == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in various(200))
+    assert summary.sampled_documents == sum(unit_hash(name, "split") >= 0.1 for name, _, _ in various(200))
 
 
 def _fail(*_: Any, **__: Any) -> None:

@@ -1,0 +1,130 @@
+"""How often each word occurs in a sample of a corpus, counted in tasks: what a tokenizer is learned from.
+
+    documents/part-* ─ count ─▶ words/<part> ─ merge ─▶ merged/<bucket>
+                     (a task for each part)   (a task for each bucket)
+
+Sums have no order, so the counts are the same for any parts and workers.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from cluster.storage import Storage
+from cluster.tasks import run_tasks
+from data.chunk_files import read_table, write_tables
+from data.tokens.documents import CorpusText, read_documents
+from data.tokens.learning import count_words
+from data.tokens.tokenizer_recipe import TokenizerRecipe
+
+_BUCKETS = 16  # that a part's words are in, by hash, so that tasks can merge them side by side
+_WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
+
+
+class WordCounts(NamedTuple):
+    words: list[str]
+    """Distinct."""
+    counts: list[int]
+    sampled_documents: int
+    sampled_bytes: int
+
+
+@dataclass(frozen=True)
+class _CountTask:
+    corpus: str
+    """`CorpusText.digest`."""
+    part: str
+    first: float
+    """`split_position` from which on documents are in the sample."""
+
+
+@dataclass(frozen=True)
+class _CountedPart:
+    words: str
+    """The chunk of its words."""
+    sampled_documents: int
+    sampled_bytes: int
+
+
+@dataclass(frozen=True)
+class _MergeTask:
+    corpus: str
+    bucket: int
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class _MergedBucket:
+    words: str
+    distinct: int
+
+
+def count_sample(
+    corpus: CorpusText, work: Storage, recipe: TokenizerRecipe, *, first: float, workers: int | None
+) -> WordCounts:
+    """The distinct words of the documents whose `split_position` is at least `first`, and their counts.
+
+    Answers and chunks are in `work`.
+    """
+    counted = run_tasks(
+        partial(_count_part, corpus=corpus.storage, work=work, recipe=recipe),
+        [_CountTask(corpus.digest, part, first) for part in corpus.parts],
+        returns=_CountedPart,
+        workers=workers,
+        label="vocabulary: count words",
+        answers=work / "count",
+    )
+    files = [part.words for part in counted]
+    merged = run_tasks(
+        partial(_merge_bucket, work=work),
+        [_MergeTask(corpus.digest, bucket, files) for bucket in range(_BUCKETS)],
+        returns=_MergedBucket,
+        workers=workers,
+        label="vocabulary: add counts",
+        answers=work / "merge",
+    )
+    table = read_table(work, [bucket.words for bucket in merged], 0, _WORD_SCHEMA)
+    return WordCounts(
+        words=table["word"].to_pylist(),
+        counts=table["count"].to_pylist(),
+        sampled_documents=sum(part.sampled_documents for part in counted),
+        sampled_bytes=sum(part.sampled_bytes for part in counted),
+    )
+
+
+def _count_part(task: _CountTask, *, corpus: Storage, work: Storage, recipe: TokenizerRecipe) -> _CountedPart:
+    """Count the words of a part's sampled documents."""
+    num_documents = num_bytes = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_documents, num_bytes
+        for document in read_documents(corpus, task.part, lambda position: position >= task.first):
+            num_documents += 1
+            num_bytes += len(document.text.encode())
+            yield document.text
+
+    words: list[list[str]] = [[] for _ in range(_BUCKETS)]
+    counts: list[list[int]] = [[] for _ in range(_BUCKETS)]
+    for word, count in sorted(count_words(texts(), recipe).items()):
+        bucket = zlib.crc32(word.encode()) % _BUCKETS
+        words[bucket].append(word)
+        counts[bucket].append(count)
+    name = f"words/{Path(task.part).stem}.arrow"
+    tables = [pa.table(list(columns), schema=_WORD_SCHEMA) for columns in zip(words, counts, strict=True)]
+    write_tables(work, name, tables)
+    return _CountedPart(name, num_documents, num_bytes)
+
+
+def _merge_bucket(task: _MergeTask, *, work: Storage) -> _MergedBucket:
+    """Add the counts of one bucket over all parts; the words come sorted."""
+    table = read_table(work, task.files, task.bucket, _WORD_SCHEMA)
+    sums = table.group_by("word").aggregate([("count", "sum")]).sort_by("word")
+    merged = pa.table([sums["word"], sums["count_sum"]], schema=_WORD_SCHEMA)
+    name = f"merged/{task.bucket:05d}.arrow"
+    write_tables(work, name, [merged])
+    return _MergedBucket(name, merged.num_rows)
