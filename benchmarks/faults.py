@@ -50,7 +50,7 @@ START_LIMIT_S = 600.0
 AT_WORK = {
     "corpus": "data.corpus.cleaning_tasks:clean_ranges",
     "vocabulary": "data.tokens.word_counts:_count_part",
-    "shards": "jobs.shards:_write_shards",
+    "shards": "data.tokens.shard_tasks:write_shards",
     **dict.fromkeys(("pretrain", "sft", "reward"), "model.train:train_step"),
     "rlhf": "actors.generator:Generator.generate",
     **dict.fromkeys(("compress", "evaluate"), "actors.likelihood:score_text"),

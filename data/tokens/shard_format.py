@@ -1,4 +1,4 @@
-"""Token shards: what training reads. A contract between `jobs/shards.py`, every reader, and every later corpus.
+"""Token shards: what training reads. A contract between `shard_writer.py`, every reader, and every later corpus.
 
 A split (train/, validation/) is a folder of shards and a manifest, which is written last:
 
@@ -10,26 +10,27 @@ The separator S ends one document and begins the next: as a target it is the doc
 the next one's first. So every token is predicted exactly once, a document's first token from S alone, its end from all
 of it, and nothing is masked or stored twice. `document_ids` keep attention inside a document.
 
-The documents of a source stand together in a shard, a `Stretch`. Sequence length is the reader's choice: sample w of a
-stretch from token f on is stream[f + w * T : f + w * T + T + 1], the last one shorter, so a sample belongs to one
-source and sources can be mixed by weight. A document never crosses shards, so that one that must be forgotten costs
-its shard alone, and a corpus grows by another generation of shards. The order of samples is a function of
+The documents of a source follow one another in a shard, in a `SourceRange`. Sequence length is the reader's choice:
+window w of a range from token f on is stream[f + w * T : f + w * T + T + 1], the last one shorter, so a sample belongs
+to one source and sources can be mixed by weight. A document never crosses shards, so that one that must be forgotten
+costs its shard alone, and a corpus grows by another generation of shards. The order of samples is a function of
 (generations, seed, sequence length, mixture), computed by index (`data/tokens/order.py`).
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
 
 DOCUMENT = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
 """Of one document: place of the separator before it, bytes of its text, `document_key` of its id, its source's place
@@ -37,7 +38,7 @@ in the manifest's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class SourceRange:
     """The documents of one source in a shard."""
 
     source: int
@@ -61,7 +62,7 @@ class ShardInfo:
     num_documents: int
     num_bytes: int
     """Bytes of the documents' texts."""
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[SourceRange, ...]
     """In the order of the stream, which is that of the manifest's sources; together they hold every target once."""
     tokens_sha256: str
     documents_sha256: str
@@ -113,11 +114,11 @@ class ShardManifest:
     @property
     def targets_by_source(self) -> dict[str, int]:
         """`num_targets` of each source."""
-        found = dict.fromkeys(self.sources, 0)
+        targets = dict.fromkeys(self.sources, 0)
         for shard in self.shards:
-            for stretch in shard.stretches:
-                found[self.sources[stretch.source]] += stretch.num_targets
-        return found
+            for source_range in shard.stretches:
+                targets[self.sources[source_range.source]] += source_range.num_targets
+        return targets
 
     @cached_property
     def digest(self) -> str:
@@ -126,9 +127,16 @@ class ShardManifest:
         return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
+class SplitManifests(NamedTuple):
+    """The manifests of both splits, in the order of `SPLITS`."""
+
+    train: ShardManifest
+    validation: ShardManifest
+
+
 def write_manifest(split: Storage, manifest: ShardManifest) -> None:
     """Write the manifest; from now on the split is whole."""
-    split.write_json(MANIFEST, asdict(manifest))
+    split.write_json(MANIFEST, to_plain(manifest))
 
 
 def read_manifest(split: Storage) -> ShardManifest:
@@ -139,15 +147,7 @@ def read_manifest(split: Storage) -> ShardManifest:
         raise ValueError(f"{split.url} holds no {MANIFEST}: it is no split of shards, or was never finished") from error
     if raw.get("format") != FORMAT:
         raise ValueError(f"{split.url}/{MANIFEST}: format {raw.get('format')} is not {FORMAT}; make the shards again")
-    generations = tuple(
-        Generation(**{**entry, "shards": tuple(map(shard_info, entry["shards"]))}) for entry in raw["generations"]
-    )
-    return ShardManifest(**{**raw, "sources": tuple(raw["sources"]), "generations": generations})
-
-
-def shard_info(raw: Mapping[str, Any]) -> ShardInfo:
-    """A shard's description from its JSON form."""
-    return ShardInfo(**{**raw, "stretches": tuple(Stretch(**stretch) for stretch in raw["stretches"])})
+    return from_plain(ShardManifest, raw)
 
 
 class ShardFile(NamedTuple):

@@ -19,7 +19,7 @@ from data.tokens.shard_format import (
     DOCUMENT,
     ShardInfo,
     ShardManifest,
-    Stretch,
+    SourceRange,
     document_key,
     read_manifest,
     shard_files,
@@ -58,7 +58,7 @@ class ShardReader:
         tokenizer: str | None = None,
     ) -> None:
         """`mixture` gives every source of the split a weight, its part of the targets that are read (more rows, then,
-        of a source whose rows are shorter, as the last of every stretch may be); without one the sources have their
+        of a source whose rows are shorter, as the last of every range may be); without one the sources have their
         natural shares. `tokenizer` is the fingerprint that the shards must have been made with.
 
         Raises ValueError for a missing or foreign manifest, another tokenizer, or weights of other sources.
@@ -69,9 +69,9 @@ class ShardReader:
         self.manifest = read_manifest(split)
         if tokenizer is not None:
             check_tokenizer(split, self.manifest, tokenizer)
-        stretches = [(shard, part) for shard, info in enumerate(self.manifest.shards) for part in info.stretches]
-        self._stretches: list[tuple[int, Stretch]] = stretches
-        self._windows = np.array([-(-part.num_targets // sequence_length) for _, part in stretches], dtype=np.int64)
+        ranges = [(shard, part) for shard, info in enumerate(self.manifest.shards) for part in info.stretches]
+        self._ranges: list[tuple[int, SourceRange]] = ranges
+        self._windows = np.array([-(-part.num_targets // sequence_length) for _, part in ranges], dtype=np.int64)
         self._ends = np.cumsum(self._windows)
         self._mixture = None
         if mixture is not None:
@@ -155,32 +155,32 @@ class ShardReader:
         return {name: Fraction(targets[name], self._num_windows(name)) for name in mixture if mixture[name]}
 
     def _num_windows(self, source: str) -> int:
-        return int(self._windows[self._own_stretches(source)].sum())
+        return int(self._windows[self._ranges_of(source)].sum())
 
-    def _own_stretches(self, source: str) -> np.ndarray:
-        """Places in `_stretches` of a source's."""
+    def _ranges_of(self, source: str) -> np.ndarray:
+        """Places in `_ranges` of a source's."""
         number = self.manifest.sources.index(source)
-        return np.array([n for n, (_, part) in enumerate(self._stretches) if part.source == number], dtype=np.int64)
+        return np.array([n for n, (_, part) in enumerate(self._ranges) if part.source == number], dtype=np.int64)
 
     @cached_property
     def _source_ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Of each source, its stretches and the running number of its samples at the end of each."""
-        owned = {source: self._own_stretches(source) for source in self.samples_by_source}
+        """Of each source, its ranges and the running number of its samples at the end of each."""
+        owned = {source: self._ranges_of(source) for source in self.samples_by_source}
         return {source: (own, np.cumsum(self._windows[own])) for source, own in owned.items()}
 
     def _place(self, source: str, own: int) -> int:
         """The place among all windows of a source's window number `own`."""
-        stretches, ends = self._source_ends[source]
+        ranges, ends = self._source_ends[source]
         number = int(np.searchsorted(ends, own, side="right"))
-        return int(self._ends[stretches[number]] - (ends[number] - own))
+        return int(self._ends[ranges[number]] - (ends[number] - own))
 
     def _window(self, place: int) -> Sample:
         number = int(np.searchsorted(self._ends, place, side="right"))
-        shard_number, stretch = self._stretches[number]
+        shard_number, source_range = self._ranges[number]
         shard = self._shard(shard_number)
         before = int(self._ends[number] - self._windows[number])
-        first = stretch.first + (place - before) * self.sequence_length
-        last = min(first + self.sequence_length, stretch.first + stretch.num_targets)
+        first = source_range.first + (place - before) * self.sequence_length
+        last = min(first + self.sequence_length, source_range.first + source_range.num_targets)
         low, high = np.searchsorted(shard.starts, [first, last])
         return Sample(shard.tokens[first : last + 1].astype(np.int64), shard.starts[low:high] - first)
 

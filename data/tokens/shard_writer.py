@@ -9,12 +9,9 @@ import numpy as np
 
 from cluster.storage import Storage
 from data.tokens.encode import Encoder
-from data.tokens.shard_format import DOCUMENT, ShardInfo, ShardManifest, Stretch, document_key
+from data.tokens.shard_format import DOCUMENT, ShardInfo, ShardManifest, SourceRange, document_key
 
 _ENCODE_DOCUMENTS = 256  # documents that the encoder gets at once
-
-
-# Writing.
 
 
 class TextDocument(NamedTuple):
@@ -72,20 +69,20 @@ class ShardWriter:
             num_tokens=len(tokens) // self.manifest.dtype.itemsize,
             num_documents=len(table),
             num_bytes=int(table["num_bytes"].sum()),
-            stretches=self._stretches(),
+            stretches=self._source_ranges(),
             tokens_sha256=hashlib.sha256(tokens).hexdigest(),
             documents_sha256=hashlib.sha256(table.tobytes()).hexdigest(),
         )
 
-    def _stretches(self) -> tuple[Stretch, ...]:
-        stretches: list[Stretch] = []
+    def _source_ranges(self) -> tuple[SourceRange, ...]:
+        ranges: list[SourceRange] = []
         first = 0
         for source, own in enumerate(self._written):
             if own:
                 num_targets = sum(len(written.tokens) + 1 for written in own)
-                stretches.append(Stretch(source=source, first=first, num_targets=num_targets))
+                ranges.append(SourceRange(source=source, first=first, num_targets=num_targets))
                 first += num_targets
-        return tuple(stretches)
+        return tuple(ranges)
 
 
 def write_shard(

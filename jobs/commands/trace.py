@@ -9,11 +9,10 @@ from cluster.storage import Storage
 from data.corpus.forget import Held, held
 from data.corpus.origins import FILES
 from data.corpus.parts import part_name
-from data.tokens.shard_format import read_manifest
+from data.tokens.shard_format import SPLITS, read_manifest
 from data.tokens.shard_reader import find_document
 from jobs.frame.artifact import RECORD, Artifact, read_forgotten, read_record
 from jobs.frame.stages import stage_named
-from jobs.shards import SPLITS
 
 
 def trace(store: Storage, id: str) -> Iterator[str]:

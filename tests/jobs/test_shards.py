@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -14,14 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import data.tokens.shard_cache
+import data.tokens.shard_tasks
 import jobs.shards
+from cluster.plain import to_plain
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
+from data.corpus.accounting import SourceCounts, summarize
+from data.corpus.parts import PartRecord
 from data.document import unit_hash
 from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import document_key, read_manifest
 from data.tokens.shard_reader import ShardReader, find_document
+from data.tokens.shards_summary import ShardsSummary
 from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
@@ -41,16 +45,21 @@ def document_id(number: int) -> str:
 def corpus_artifact(folder: Path, numbers: Iterable[int]) -> Artifact:
     """A corpus of three parts with one document for each number, of two sources in turn."""
     (folder / "documents").mkdir(parents=True, exist_ok=True)
-    parts: list[dict[str, str]] = []
+    parts: list[PartRecord] = []
     for part in range(3):
         ids = [(n, document_id(n)) for n in numbers if n % 3 == part]
         rows = [{"id": name, "text": f"text number {n}", "source": name.partition("/")[0]} for n, name in sorted(ids)]
         schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"documents/part-{part:05d}.parquet")
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        parts.append({"name": f"documents/part-{part:05d}.parquet", "digest": digest})
-    (folder / "parts.json").write_text(json.dumps(parts))
-    summary = {"sources": dict.fromkeys(SOURCES, {}), "content_digest": f"digest of {[p['digest'] for p in parts]}"}
+        parts.append(PartRecord(f"documents/part-{part:05d}.parquet", digest, len(rows), 0, {}))
+    return finished_corpus(folder, SOURCES, parts)
+
+
+def finished_corpus(folder: Path, sources: Iterable[str], parts: list[PartRecord]) -> Artifact:
+    """The artifact of a corpus of these parts."""
+    (folder / "parts.json").write_text(json.dumps(to_plain(parts)))
+    summary = to_plain(summarize({source: SourceCounts() for source in sources}, parts, {}))
     return Artifact(Storage(str(folder)), Record(id="corpus-1", stage="corpus", kind="corpus", summary=summary))
 
 
@@ -62,7 +71,7 @@ def vocabulary_artifact(folder: Path, size: int = 285, text: str = "text number 
     return Artifact(Storage(str(folder)), record)
 
 
-def run(inputs: dict[str, Artifact], folder: Path, *overrides: str, rebuild: bool = False) -> dict[str, Any]:
+def run(inputs: dict[str, Artifact], folder: Path, *overrides: str, rebuild: bool = False) -> ShardsSummary:
     grow = {"grow": "x"} if "grow" in inputs else {}
     config = build(ShardsConfig, {"validation_fraction": 0.2, **grow}, list(overrides))
     STAGE.check(config)
@@ -70,7 +79,9 @@ def run(inputs: dict[str, Artifact], folder: Path, *overrides: str, rebuild: boo
     make = rebuild_stale if rebuild else STAGE.run
     output = Storage(str(folder))
     tracker = Tracker(storage=output, run_id="test", name="shards", group="test")
-    return dict(make(config, Context(output=output, inputs=inputs, tracker=tracker)))
+    summary = make(config, Context(output=output, inputs=inputs, tracker=tracker))
+    assert isinstance(summary, ShardsSummary)
+    return summary
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +110,14 @@ def test_whole_documents_stand_on_one_side_by_a_hash_of_their_id(inputs: dict[st
     held_out = {f"text number {n}" for n in range(100) if unit_hash(document_id(n), "split") < 0.2}
     assert set(texts(tmp_path / "out", "validation")) == held_out
     assert set(texts(tmp_path / "out", "train")) == {f"text number {n}" for n in range(100)} - held_out
-    assert summary["train"]["documents"] + summary["validation"]["documents"] == 100
+    assert summary.train.documents + summary.validation.documents == 100
     everything = sum(len(f"text number {n}") for n in range(100))
-    assert summary["train"]["bytes"] + summary["validation"]["bytes"] == everything
-    assert summary["tokenizer"] == fingerprint(tmp_path / "out/tokenizer") and summary["vocab_size"] == 285
-    assert summary["encoder"] == {"tiktoken": 3}
-    train = [own["train"] for own in summary["tokens_by_source"].values()]
-    assert list(summary["tokens_by_source"]) == list(SOURCES) and sum(train) == summary["train"]["tokens"]
-    ShardReader(Storage(str(tmp_path / "out/train")), sequence_length=8, tokenizer=summary["tokenizer"])
+    assert summary.train.bytes + summary.validation.bytes == everything
+    assert summary.tokenizer == fingerprint(tmp_path / "out/tokenizer") and summary.vocab_size == 285
+    assert summary.encoder == {"tiktoken": 3}
+    train = [tokens.train for tokens in summary.tokens_by_source.values()]
+    assert list(summary.tokens_by_source) == list(SOURCES) and sum(train) == summary.train.tokens
+    ShardReader(Storage(str(tmp_path / "out/train")), sequence_length=8, tokenizer=summary.tokenizer)
     assert not (tmp_path / "out/work").exists()
 
 
@@ -115,7 +126,7 @@ def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(inputs, tmp_path / "fast")
-    really = jobs.shards.fast_encoder
+    really = data.tokens.shard_tasks.fast_encoder
 
     def slow_for_one_part(folder: Path, sample: list[str]) -> object:
         # The text that differs is one of the sample's; the route of one part is not the next one's.
@@ -124,8 +135,8 @@ def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
                 patch.setattr("data.tokens.encode._agree", lambda fast, plain, texts: "text number 0" not in texts)
             return really(folder, sample)
 
-    monkeypatch.setattr(jobs.shards, "fast_encoder", slow_for_one_part)
-    assert run(inputs, tmp_path / "slow")["encoder"] == {"tiktoken": 2, "tokenizers": 1}
+    monkeypatch.setattr(data.tokens.shard_tasks, "fast_encoder", slow_for_one_part)
+    assert run(inputs, tmp_path / "slow").encoder == {"tiktoken": 2, "tokenizers": 1}
     manifest = read_manifest(Storage(str(tmp_path / "slow/train")))
     assert [shard.encoder for shard in manifest.shards] == ["tokenizers", "tiktoken", "tiktoken"]
     assert manifest.digest == read_manifest(Storage(str(tmp_path / "fast/train"))).digest
@@ -169,7 +180,7 @@ def test_a_corpus_grows_by_a_generation_of_the_documents_that_are_new(
     old = as_artifact(tmp_path / "old")
     more = corpus_artifact(tmp_path / "more", range(90, 130))
     grown = run({**inputs, "corpus": more, "grow": old}, tmp_path / "new")
-    assert grown["train"]["documents"] + grown["validation"]["documents"] == 130
+    assert grown.train.documents + grown.validation.documents == 130
     manifest = read_manifest(Storage(str(tmp_path / "new/train")))
     assert [len(generation.shards) for generation in manifest.generations] == [3, 3]
     assert manifest.generations[0] == read_manifest(Storage(str(tmp_path / "old/train"))).generations[0]
@@ -186,12 +197,12 @@ def test_a_corpus_grows_by_a_generation_of_the_documents_that_are_new(
     assert len(list(ShardReader(Storage(str(tmp_path / "new/train")), sequence_length=8).documents())) == len(keys)
 
 
-def write_rows(folder: Path, name: str, rows: list[dict[str, str | None]], columns: tuple[str, ...]) -> dict[str, str]:
-    """Write a part of a corpus; its name and digest."""
+def write_rows(folder: Path, name: str, rows: list[dict[str, str | None]], columns: tuple[str, ...]) -> PartRecord:
+    """Write a part of a corpus; its record."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([(column, pa.string()) for column in columns])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / name)
-    return {"name": name, "digest": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
+    return PartRecord(name, hashlib.sha256(json.dumps(rows).encode()).hexdigest(), len(rows), 0, {})
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -214,11 +225,9 @@ def test_growth_does_not_take_in_again_what_a_duplicate_of_an_old_document_says(
     for number, part in enumerate(drops):
         dropped: list[dict[str, str | None]] = [dict(zip(columns, row, strict=True)) for row in part]
         write_rows(folder, f"drops/part-{number:05d}.parquet", dropped, columns)
-    (folder / "parts.json").write_text(json.dumps(parts))
-    record = replace(inputs["corpus"].record, summary={"sources": {"a": {}, "b": {}}, "content_digest": "more"})
-    more = Artifact(Storage(str(folder)), record)
+    more = finished_corpus(folder, ("a", "b"), parts)
     grown = run({**inputs, "corpus": more, "grow": as_artifact(tmp_path / "old")}, tmp_path / "new")
-    assert grown["train"]["documents"] + grown["validation"]["documents"] == 101
+    assert grown.train.documents + grown.validation.documents == 101
     assert "a/new of a" in texts(tmp_path / "new", "train") + texts(tmp_path / "new", "validation")
 
 
@@ -231,7 +240,7 @@ def test_what_a_killed_run_made_with_another_tokenizer_is_made_anew(
         run(inputs, tmp_path / "killed")
     other = {**inputs, "tokenizer": vocabulary_artifact(tmp_path / "other", text="number eleven, a text of words " * 2)}
     summary = run(other, tmp_path / "killed")
-    assert summary["vocab_size"] == 285 and summary == run(other, tmp_path / "whole")
+    assert summary.vocab_size == 285 and summary == run(other, tmp_path / "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
@@ -362,7 +371,7 @@ def test_grown_shards_are_made_anew_when_the_documents_they_left_out_changed(
     fewer = corpus_artifact(tmp_path / "fewer", range(95))
     run({**inputs, "corpus": fewer}, tmp_path / "old", rebuild=True)  # 95 to 99 now come in with the new corpus
     summary = run(given, tmp_path / "new", rebuild=True)
-    assert summary["train"]["documents"] + summary["validation"]["documents"] == 130
+    assert summary.train.documents + summary.validation.documents == 130
     run(given, tmp_path / "scratch")
     assert contents(tmp_path / "new") == contents(tmp_path / "scratch")
 
