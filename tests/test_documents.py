@@ -23,7 +23,7 @@ from jobs.frame.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("k8s/*.md"), *ROOT.glob("examples/**/*.md")]
 )
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 
@@ -105,7 +105,7 @@ def test_the_table_has_no_line_without_a_command():
 def raymill_commands() -> list[str]:
     """Every raymill command of the documents with its arguments, in blocks and in sentences."""
     inline = [code for name in NAMES for code in inline_code(name)]
-    return sorted({found for text in [*commands(), *inline] for found in re.findall(r"\braymill [a-z-].*", text)})
+    return sorted({found for text in [*commands(), *inline] for found in re.findall(r"\braymill [a-z-][^>|]*", text)})
 
 
 @pytest.mark.parametrize("command", raymill_commands())
