@@ -32,7 +32,7 @@ from jobs.frame.fields import file_of, marked_inputs, marked_sources
 from jobs.frame.pipeline import Pipeline, find_errors, load_pipeline, load_stage
 from jobs.frame.same_code import code_variables
 from jobs.frame.stage import Job
-from jobs.frame.user_code import read_siblings, refuse_own_place
+from jobs.frame.user_code import read_siblings, refuse_file_lookups
 
 PIPELINE = "pipeline.yaml"
 _START_S = 30.0
@@ -134,7 +134,7 @@ def local_program(value: str) -> Path | None:
 
 def program_files(program: Path) -> list[Path]:
     """A program and the modules beside it that it imports. Raises ValueError for one that wants other files as well."""
-    refuse_own_place(str(program))
+    refuse_file_lookups(str(program))
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 

@@ -1,7 +1,7 @@
 """Programs of the user's own, `path/to/file.py:name` in a config: what is read, checked, shipped and hashed.
 
-With the file come the modules beside it that it imports, and those that they import. What is neither beside it nor
-installed would fail on the first completion, hours into a run, so it is refused here.
+With the file go the modules in its folder that it imports, and those that they import. A module that is neither there
+nor installed would fail on the first completion, hours into a run, so it is refused here.
 """
 
 import ast
@@ -60,8 +60,9 @@ def read_program(name: str) -> Program:
 
 
 def read_siblings(path: str) -> dict[str, str]:
-    """Source text of every module beside the file that it imports, itself or through others, by the path from its
-    folder, in the order of these. Raises ValueError for a module that is neither there nor installed.
+    """Source text of every module in the file's folder that it imports, directly or not, by its path there, sorted.
+
+    Raises ValueError for a module that is neither there nor installed.
     """
     main = path.rpartition("/")[2]
     sources: dict[str, str] = {}
@@ -76,9 +77,8 @@ def read_siblings(path: str) -> dict[str, str]:
     return dict(sorted(sources.items()))
 
 
-def refuse_own_place(path: str) -> None:
-    """Raises ValueError for a program that is to be shipped and uses `__file__`, as if it could look for files beside
-    itself there: only the modules that it imports are shipped."""
+def refuse_file_lookups(path: str) -> None:
+    """Raises ValueError for a program that uses `__file__`, because only the modules that it imports are shipped."""
     for name, source in {path.rpartition("/")[2]: _read(path), **read_siblings(path)}.items():
         for node in ast.walk(_parse(source, name)):
             if isinstance(node, ast.Name) and node.id == "__file__":
@@ -96,9 +96,9 @@ def beside(path: str, name: str) -> str:
 
 
 def _imported(tree: ast.Module, where: str) -> Iterator[tuple[str, bool]]:
-    """(dotted name, whether the program needs it) of every import; what is tried or only for types is not needed.
+    """(dotted name, whether it is required) of every import; one in a try block or for types alone is not required.
 
-    Of `from a import b` both `a` and `a.b` are named: b may be a module.
+    `from a import b` gives both `a` and `a.b`, because b may be a module.
     """
     optional: set[ast.AST] = set()
     for node in ast.walk(tree):
@@ -132,9 +132,9 @@ def _catches_import(handler: ast.ExceptHandler) -> bool:
 
 
 def _find(path: str, name: str, where: str, *, is_required: bool) -> list[str]:
-    """The files of a module beside the program, those of the packages around it first; none where it is installed.
+    """The files of a module in the program's folder, after those of its packages; none for an installed module.
 
-    As Python has it, a folder without `__init__.py` gives way to an installed package.
+    As in Python, an installed package takes precedence over a folder without `__init__.py`.
     """
     files: list[str] = []
     parts = name.split(".")
@@ -161,7 +161,7 @@ def _exists(url: str) -> bool:
 
 
 def _is_installed(top: str) -> bool:
-    """Whether the cluster may have it too: a module of the working directory is not installed, though it imports."""
+    """Whether the cluster may have the module too, which it has not where only the working directory has it."""
     if top in sys.builtin_module_names or top in sys.stdlib_module_names:
         return True
     try:
