@@ -42,7 +42,9 @@ class SamplingConfig:
     temperature: float = 0.7
     """0 takes the likeliest token each time."""
     max_new_tokens: int = 64
+    """A longer completion is cut."""
     seed: int = 0
+    """Seed of every completion."""
     precision: Precision = precision_field("generators")
     """Precision of the engines (`model.precision`)."""
 

@@ -16,6 +16,7 @@ class RolloutConfig:
     """How completions are sampled for learning."""
 
     prompts_per_step: int = 16
+    """Prompts of a step, each with group_size completions."""
     group_size: int = 8
     """Completions of each prompt."""
     temperature: float = 1.0

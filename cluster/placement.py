@@ -40,9 +40,11 @@ class Placement:
     """A group of equal workers."""
 
     workers: int = 1
+    """Processes in the group."""
     cpus_per_worker: float = 1.0
     """A fraction lets several actors share a core."""
     gpus_per_worker: float = 0.0
+    """GPUs of each worker; 0 computes on CPUs."""
     backend: Literal["gloo", "nccl"] = "gloo"
     """Communication backend of the workers' process group: gloo on CPUs, nccl on GPUs."""
     threads_per_worker: int = 1

@@ -80,6 +80,7 @@ class CorpusConfig:
     """`corpus.yaml`."""
 
     sources: list[Source]
+    """The files to read, an item for each source."""
     steps: list[Step] = list_of_choices()
     """The cleaning recipe, applied in order."""
     mixture: dict[str, float] | None = None

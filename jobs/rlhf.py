@@ -71,6 +71,7 @@ class RLHFConfig:
     heldout_prompts: list[str] = source_files(default=[])
     """Prompts that are completed before and after learning and never learned from: JSONL files as above."""
     steps: int = 100
+    """Steps of learning, each from generation to weight sync."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     shuffle_rewards: bool = False

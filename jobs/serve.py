@@ -31,7 +31,9 @@ class ServeExecution(Execution):
     kv_cache_gib: int = 1
     """Memory for keys and values, on CPU."""
     startup_timeout_s: float = 600.0
+    """How long the server may take until it answers."""
     request_timeout_s: float = 120.0
+    """How long an answer may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,15 @@ class ServeConfig:
     """`serve.yaml`"""
 
     model: str = input_artifact("model", "compressed_model")
+    """The model to serve."""
     questions: list[str] = field(default_factory=lambda: ["Hello! How are you today?"])
     """Each begins a new chat."""
     max_new_tokens: int = 64
+    """A longer answer is cut."""
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     seed: int = 0
+    """Seed of every answer."""
     precision: Precision = precision_field("")
     """Precision of the engine (`model.precision`)."""
     execution: ServeExecution = field(default_factory=ServeExecution)

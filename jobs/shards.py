@@ -45,6 +45,7 @@ class ShardsConfig:
     """`shards.yaml`."""
 
     corpus: str = input_artifact("corpus", default=PREVIOUS)
+    """The corpus to tokenize."""
     tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS)
     """Where the tokenizer comes from: a vocabulary, or the model that will be trained further."""
     validation_fraction: float = 0.01

@@ -42,6 +42,7 @@ class VocabularyConfig:
     """`vocabulary.yaml`."""
 
     corpus: str = input_artifact("corpus", default=PREVIOUS)
+    """The corpus whose documents the tokenizer is learned from."""
     size: int = 32768
     """Tokens, special ones included."""
     kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
@@ -50,6 +51,7 @@ class VocabularyConfig:
     split_digits: bool = _DEFAULTS.split_digits
     """Digits stay single tokens, so that numbers of any length are spelt alike."""
     normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
+    """Unicode normalization of every text before it is tokenized."""
     lowercase: bool = _DEFAULTS.lowercase
     """For wordpiece."""
     byte_fallback: bool = _DEFAULTS.byte_fallback

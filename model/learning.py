@@ -21,6 +21,7 @@ class LearningConfig:
     warmup_steps: int = 0
     """Optimizer steps over which both learning rates rise from 0; constant afterwards."""
     weight_decay: float = 0.0
+    """AdamW's weight decay, of policy and critic."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
     kl_coefficient: float = 0.02
