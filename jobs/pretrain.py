@@ -1,6 +1,8 @@
-"""Pretraining: a decoder learns the next token of the shards, on 1..N workers (FSDP2 through Ray Train).
+"""pretrain: a decoder learns to predict the next token of shards, by FSDP2 on the workers of a Ray Train group.
 
-Adaptation to a domain is the same stage from another model (`init`) on another corpus's shards.
+    raymill run pretrain configs/tiny/pretrain.yaml
+
+Continued pretraining on a domain is the same stage with `init` and the shards of another corpus.
 """
 
 import dataclasses
@@ -68,26 +70,26 @@ class PretrainConfig:
     shards: str = input_artifact("shards", default=PREVIOUS)
     """Training and validation tokens."""
     mixture: dict[str, float] | None = None
-    """Weight of each source of the shards, its part of the tokens that are trained on; 0 leaves one out. A source is
-    read again only after all of it was read. Without weights every source has its natural share."""
+    """Weight of each source in the tokens trained on; 0 leaves a source out. A source is repeated only after all of it
+    was read. Without weights every source has its natural share."""
     init: str | None = input_artifact("model", default=None)
-    """Go on from this model (its sizes replace `model`) rather than from random parameters."""
+    """Model to continue from instead of random parameters; its sizes replace `model`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     max_length: int = 1024
-    """Longest sequence that the model will be served for; at least sequence_length."""
+    """Longest sequence that the model is built for; at least sequence_length."""
     sequence_length: int = 256
     """Tokens of a training row."""
     batch_size: int = 32
-    """Rows of one optimizer step, over all workers."""
+    """Samples of one optimizer step, over all workers."""
     steps: int = 1000
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Of matrix products (`model.precision`)."""
+    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
-    """Of the initial parameters and of the order of the samples."""
+    """Seed of the initial parameters and of the order of samples."""
     validation_rows: int = 64
     sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
-    """Beginnings that the finished model continues, for the eye."""
+    """Prompts that the finished model continues, shown in the report."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
@@ -104,7 +106,7 @@ def check(config: PretrainConfig) -> None:
 
 
 def check_needs(config: PretrainConfig, needs: Needs) -> None:
-    """Raises ValueError for rows longer than the model takes."""
+    """Raises ValueError for samples longer than the model takes."""
     if config.init is not None:
         check_length(config, needs)
 
@@ -140,7 +142,7 @@ def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
 
 
 def work(config: PretrainConfig, needs: Needs) -> Work:
-    """What the forecast is made of; validation is forward only."""
+    """The amount of work; validation is forward only."""
     model = sizes(config, needs)
     training = forecast_work(config, model)
     looks = 1 + config.steps // config.execution.validation_interval
@@ -149,7 +151,7 @@ def work(config: PretrainConfig, needs: Needs) -> Work:
 
 
 def run(config: PretrainConfig, context: Context) -> dict[str, float]:
-    """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
+    """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     work = PretrainWork(
         training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="train"),
         config=config,
@@ -162,7 +164,7 @@ def run(config: PretrainConfig, context: Context) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainWork:
-    """What a worker is given."""
+    """What every worker needs."""
 
     training: TrainingWork
     config: PretrainConfig
@@ -171,7 +173,7 @@ class PretrainWork:
 
 
 def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
-    """One worker's whole training."""
+    """The whole training on one rank."""
     config = work.config
     training = TrainingRun(rank_context, work.training)
     tokenizer = (work.shards / "tokenizer").local()
@@ -202,14 +204,14 @@ def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
 
 
 def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
-    """This rank's micro-batches of each step still to be done: a function of the step, so resuming needs no state."""
+    """This rank's micro-batches of each step still to be done. They depend on the step alone, so resuming is exact."""
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.samples_of_step, steps)), strict=True):
         yield training.micro_batches(to_batch(rows), rows.input_ids, step)
 
 
 def validation_batches(training: TrainingRun, shards: Storage, config: PretrainConfig) -> Iterator[Batch]:
-    """The same held-out rows each time, shared out among the ranks."""
+    """This rank's micro-batches of the validation samples, the same each time."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     each = max(1, min(config.validation_rows, reader.num_samples) // training.rank_context.world_size)
     own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)

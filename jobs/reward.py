@@ -1,9 +1,12 @@
-"""The reward model: a scalar head learns which of two answers people prefer (Bradley-Terry), by pretraining's loop."""
+"""reward: a scalar head learns which of two completions people prefer (Bradley and Terry 1952).
+
+raymill run reward configs/tiny/reward.yaml
+"""
 
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,17 +17,22 @@ from cluster.storage import Storage
 from cluster.worker_group import RankContext
 from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
-from data.tokens.order import epoch_order
 from data.tokens.tokenizer import chat_special_tokens
-from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.fine_tuning import (
+    check_chat_template,
+    check_fine_tuning,
+    epochs,
+    held_out_micro_batches,
+    sizes_of_init,
+    split_held_out,
+)
 from jobs.frame.sizes import chat_tokens, model_sizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
     check_length,
-    check_training,
     estimate_training,
     forecast_work,
     training_groups,
@@ -37,7 +45,7 @@ from model.huggingface import load_scalar_folder
 from model.objectives import bradley_terry
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
-from model.transformer import TransformerConfig, flops_per_token
+from model.transformer import flops_per_token
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +57,19 @@ class RewardConfig:
     preferences: list[str] = source_files()
     """JSONL files of `{"prompt", "chosen", "rejected"}`; the prompt is a string or a list of messages."""
     init: str = input_artifact("model", default=PREVIOUS)
-    """The model whose decoder the reward model starts from."""
+    """Model whose decoder the reward model starts from."""
     sequence_length: int = 256
-    """Tokens of prompt and answer together; a pair that is longer on either side is left out and counted."""
+    """Tokens of prompt and completion together; a pair with a longer side is left out and counted."""
     batch_size: int = 32
     """Pairs of one optimizer step, over all workers."""
     steps: int = 100
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Of matrix products (`model.precision`)."""
+    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
     validation_fraction: float = 0.1
-    """Share of the pairs, the last ones, kept out of training for the held-out accuracy."""
+    """Fraction of the pairs, the last ones, that is held out for the validation accuracy."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
-
-
-def check(config: RewardConfig) -> None:
-    """Raises ValueError for every mistake that shows without the inputs."""
-    check_training(config)
-    if not 0 < config.validation_fraction < 1:
-        raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
 
 
 def check_preferences(config: RewardConfig) -> None:
@@ -77,23 +78,13 @@ def check_preferences(config: RewardConfig) -> None:
         pass
 
 
-def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a tokenizer without a chat template."""
-    load_tokenizer(inputs["init"].model.local())
-
-
-def sizes(config: RewardConfig, needs: Needs) -> TransformerConfig:
-    """The sizes of the model, those of `init`."""
-    return model_sizes(needs["init"])
-
-
 def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
     return estimate_training(config, model_sizes(needs["init"]), rows_per_sample=2)
 
 
 def work(config: RewardConfig, needs: Needs) -> Work:
-    """What the forecast is made of: pairs are computed up to the longest of their batch."""
+    """The amount of work; pairs are computed up to the longest of their batch."""
     sizes = model_sizes(needs["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.batch_size)
     lengths = [
@@ -110,47 +101,43 @@ def work(config: RewardConfig, needs: Needs) -> Work:
 
 
 def run(config: RewardConfig, context: Context) -> dict[str, float]:
-    """Train and leave `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
+    """Train, and write `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
-    num_held_out = max(1, round(len(fitting) * config.validation_fraction))
-    if len(fitting) <= num_held_out:
-        raise ValueError(
-            f"preferences: {len(fitting)} pairs fit sequence_length={config.sequence_length}; lengthen it or add pairs"
-        )
+    train, held_out = split_held_out(fitting, config, field="preferences")
     work = RewardWork(
         training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="reward"),
         config=config,
         init=init,
         pad_id=tokenizer.pad_id,
-        train=fitting[:-num_held_out],
-        held_out=fitting[-num_held_out:],
+        train=train,
+        held_out=held_out,
     )
     run_training(learn_preferences, work, config, context, name="reward")
     counts = {
         "pairs": len(pairs),
         "pairs_too_long": len(pairs) - len(fitting),
-        "pairs_held_out": num_held_out,
+        "pairs_held_out": len(held_out),
     }
     return counts | summarize(context.output, area="reward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardWork:
-    """What a worker is given."""
+    """What every worker needs."""
 
     training: TrainingWork
     config: RewardConfig
     init: Storage
     pad_id: int
-    train: list[PreferenceTokens]
-    held_out: list[PreferenceTokens]
+    train: Sequence[PreferenceTokens]
+    held_out: Sequence[PreferenceTokens]
 
 
 def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
-    """One worker's whole training."""
+    """The whole training on one rank."""
     config = work.config
     training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
@@ -173,21 +160,17 @@ def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
 
 
 def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> Iterator[Sequence[PairBatch]]:
-    """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
-    for step in range(state.step, work.config.steps):
-        chosen = epoch_order(training.samples_of_step(step), len(work.train), seed=work.config.seed)
-        batch = to_pairs([work.train[index] for index in chosen], work)
+    """This rank's micro-batches of each step still to be done."""
+    for step, indices in epochs(training, state, len(work.train), seed=work.config.seed):
+        batch = to_pairs([work.train[index] for index in indices], work)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
 
 
 def held_out_batches(training: TrainingRun, work: RewardWork) -> Iterator[PairBatch]:
-    """The held-out pairs shared out among the ranks; those that do not divide are left out."""
-    each = max(1, len(work.held_out) // training.rank_context.world_size)
-    first = training.rank_context.rank * each
-    own = [work.held_out[index % len(work.held_out)] for index in range(first, first + each)]
-    for start in range(0, each, work.config.execution.micro_batch_size):
-        yield to_pairs(own[start : start + work.config.execution.micro_batch_size], work)
+    """This rank's micro-batches of the held-out pairs."""
+    for indices in held_out_micro_batches(training, len(work.held_out)):
+        yield to_pairs([work.held_out[index] for index in indices], work)
 
 
 def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
@@ -204,11 +187,11 @@ STAGE = Stage(
     kind="reward_model",
     config=RewardConfig,
     run=run,
-    sizes=sizes,
-    check=check,
+    sizes=sizes_of_init,
+    check=check_fine_tuning,
     check_sources=check_preferences,
     check_needs=check_length,
-    check_inputs=check_inputs,
+    check_inputs=check_chat_template,
     estimate=estimate,
     work=work,
     report=partial(report_training, title="Reward model", area="reward", loss_unit="nats per pair; chance is 0.693"),

@@ -1,7 +1,10 @@
-"""Supervised fine-tuning: a model learns the assistant's side of chats, with the step and loop of pretraining."""
+"""sft: supervised fine-tuning. The model learns the assistant's messages of chats.
+
+raymill run sft configs/tiny/sft.yaml
+"""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,18 +15,23 @@ from cluster.storage import Storage
 from cluster.worker_group import RankContext
 from data.chats.packing import PackedRows, fit_chats, pack
 from data.chats.records import read_chats
-from data.chats.template import RenderedChat, load_tokenizer, render
-from data.tokens.order import epoch_order
+from data.chats.template import load_tokenizer, render
 from data.tokens.tokenizer import chat_special_tokens
-from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.fine_tuning import (
+    check_chat_template,
+    check_fine_tuning,
+    epochs,
+    held_out_micro_batches,
+    sizes_of_init,
+    split_held_out,
+)
 from jobs.frame.sizes import model_sizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
     check_length,
-    check_training,
     estimate_training,
     forecast_work,
     training_groups,
@@ -36,7 +44,7 @@ from model.huggingface import load_folder
 from model.objectives import causal_lm
 from model.precision import Precision, precision_field
 from model.train import TrainState, fit
-from model.transformer import TransformerConfig, flops_per_token
+from model.transformer import flops_per_token
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +65,14 @@ class SftConfig:
     steps: int = 200
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Of matrix products (`model.precision`)."""
+    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
-    """Of the order of the rows."""
+    """Seed of the order of rows."""
     validation_fraction: float = 0.05
-    """Share of the chats, the last ones, kept out of training for the validation loss."""
+    """Fraction of the chats, the last ones, that is held out for the validation loss."""
     sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
-    """User messages that the finished model answers, for the eye."""
+    """User messages that the finished model answers, shown in the report."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
-
-
-def check(config: SftConfig) -> None:
-    """Raises ValueError for every mistake that shows without the inputs."""
-    check_training(config)
-    if not 0 < config.validation_fraction < 1:
-        raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
 
 
 def check_chats(config: SftConfig) -> None:
@@ -81,33 +82,23 @@ def check_chats(config: SftConfig) -> None:
         raise ValueError(f"chats: {number} in all, but one is needed to learn from and one to hold out; add chats")
 
 
-def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a tokenizer without a chat template."""
-    load_tokenizer(inputs["init"].model.local())
-
-
-def sizes(config: SftConfig, needs: Needs) -> TransformerConfig:
-    """The sizes of the model, those of `init`."""
-    return model_sizes(needs["init"])
-
-
 def estimate(config: SftConfig, needs: Needs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: the end of a row may be padding."""
     return estimate_training(config, model_sizes(needs["init"]))
 
 
 def work(config: SftConfig, needs: Needs) -> Work:
-    """What the forecast is made of: packed rows are full, and padding is computed as well."""
+    """The amount of work; packed rows are full, and padding is computed too."""
     return forecast_work(config, model_sizes(needs["init"]))
 
 
 def run(config: SftConfig, context: Context) -> dict[str, float]:
-    """Train and leave `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl` in the output."""
+    """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
     fitting = fit_chats(chats, length=config.sequence_length)
-    train, held_out = split_chats(fitting.chats, config)
+    train, held_out = split_held_out(fitting.chats, config, field="chats")
     work = SftWork(
         training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="sft"),
         config=config,
@@ -126,20 +117,9 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
     return counts | summarize(context.output, area="sft")
 
 
-def split_chats(chats: list[RenderedChat], config: SftConfig) -> tuple[list[RenderedChat], list[RenderedChat]]:
-    """(those to learn from, those to hold out, at least one of each). Raises ValueError for fewer than two chats."""
-    if len(chats) < 2:
-        raise ValueError(
-            f"chats: only {len(chats)} fit sequence_length={config.sequence_length} up to their first reply, but one "
-            "is needed to learn from and one to hold out; lengthen it or add chats"
-        )
-    num_held_out = min(max(1, round(len(chats) * config.validation_fraction)), len(chats) - 1)
-    return chats[:-num_held_out], chats[-num_held_out:]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SftWork:
-    """What a worker is given."""
+    """What every worker needs."""
 
     training: TrainingWork
     config: SftConfig
@@ -149,7 +129,7 @@ class SftWork:
 
 
 def fine_tune(rank_context: RankContext, work: SftWork) -> None:
-    """One worker's whole training."""
+    """The whole training on one rank."""
     config = work.config
     training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
@@ -171,19 +151,16 @@ def fine_tune(rank_context: RankContext, work: SftWork) -> None:
 
 
 def step_batches(training: TrainingRun, rows: PackedRows, state: TrainState, seed: int) -> Iterator[Sequence[Batch]]:
-    """This rank's micro-batches of each step still to be done, in a new seeded order each epoch."""
-    for step in range(state.step, training.config.steps):
-        chosen = take(rows, epoch_order(training.samples_of_step(step), len(rows.input_ids), seed=seed))
-        yield training.micro_batches(to_batch(chosen), chosen.input_ids, step)
+    """This rank's micro-batches of each step still to be done."""
+    for step, indices in epochs(training, state, len(rows.input_ids), seed=seed):
+        batch = take(rows, indices)
+        yield training.micro_batches(to_batch(batch), batch.input_ids, step)
 
 
 def held_out_batches(training: TrainingRun, rows: PackedRows) -> Iterator[Batch]:
-    """The held-out rows shared out among the ranks; those that do not divide are left out."""
-    each = max(1, len(rows.input_ids) // training.rank_context.world_size)
-    own = np.arange(training.rank_context.rank * each, (training.rank_context.rank + 1) * each) % len(rows.input_ids)
-    size = training.config.execution.micro_batch_size
-    for start in range(0, each, size):
-        yield to_batch(take(rows, own[start : start + size]))
+    """This rank's micro-batches of the held-out rows."""
+    for indices in held_out_micro_batches(training, len(rows.input_ids)):
+        yield to_batch(take(rows, indices))
 
 
 def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
@@ -197,11 +174,11 @@ STAGE = Stage(
     kind="model",
     config=SftConfig,
     run=run,
-    sizes=sizes,
-    check=check,
+    sizes=sizes_of_init,
+    check=check_fine_tuning,
     check_sources=check_chats,
     check_needs=check_length,
-    check_inputs=check_inputs,
+    check_inputs=check_chat_template,
     estimate=estimate,
     work=work,
     report=partial(report_training, title="Fine-tuning", area="sft", loss_unit="nats per token of the assistant"),

@@ -14,7 +14,7 @@ from model.transformer import TransformerConfig, flops_per_token
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and half a cosine."""
+    """AdamW with a linear warm-up and a half-cosine decay."""
 
     lr: float = 3e-4
     """Peak learning rate."""
@@ -25,7 +25,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient."""
+    """The whole gradient is scaled down to this norm."""
 
     def check(self, steps: int) -> None:
         """Raises ValueError naming the field, the value and the rule."""
@@ -39,24 +39,24 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingExecution(Execution):
-    """How a training stage runs; nothing here changes what it computes, beyond rounding."""
+    """How a training stage runs. Nothing here changes its result, beyond rounding."""
 
     placement: Placement = field(default_factory=Placement)
     micro_batch_size: int = 8
-    """Rows that a worker computes at once; the rest of its share is accumulated."""
+    """Samples of one forward and backward on a worker; gradients of its share of the batch are accumulated."""
     log_interval: int = 10
-    """Steps between two lines of the metrics log."""
+    """Steps between lines of the metrics log."""
     validation_interval: int = 100
-    """Steps between two looks at the held-out data; the last step has one in any case."""
+    """Steps between validations; the last step always has one."""
     checkpoint_interval: int = 100
     keep_checkpoints: int = 2
     activation_checkpointing: bool = False
     compile: bool = False
     peak_tflops: float = 0.0
-    """Of one worker, for MFU; 0 measures it with the largest matrix product of the model's layers."""
+    """Peak of one worker in TFLOP/s, for MFU; 0 measures it with the largest matrix product of a layer."""
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError when the batch does not divide among workers, or a setting is out of range."""
+        """Raises ValueError when the batch does not divide among the workers, or a setting is out of range."""
         self.placement.check("execution.placement")
         if batch_size % self.placement.workers:
             raise ValueError(
@@ -75,7 +75,7 @@ class TrainingExecution(Execution):
 
 
 class TrainingConfig(Protocol):
-    """What the configs of pretrain, sft and reward have in common."""
+    """What the configs of all training stages have in common."""
 
     @property
     def optimizer(self) -> OptimizerConfig: ...
@@ -102,12 +102,12 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
-    """What the cluster must have room for."""
+    """The workers that must fit the cluster."""
     return ({"placement": config.execution.placement},)
 
 
 def check_length(config: TrainingConfig, needs: Needs) -> None:
-    """Raises ValueError when rows are longer than the max_length of the model that training starts from."""
+    """Raises ValueError for a sequence length beyond the max_length of the model that training starts from."""
     longest = model_sizes(needs["init"]).max_length
     if config.sequence_length > longest:
         raise ValueError(
@@ -118,7 +118,7 @@ def check_length(config: TrainingConfig, needs: Needs) -> None:
 def estimate_training(
     config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
 ) -> dict[str, float]:
-    """What `plan` prints of a training stage: tokens and FLOP at most, and the memory of its state on each worker."""
+    """What `plan` prints of a training stage: at most so many tokens and FLOP, and each worker's state in MiB."""
     tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
     return {
         "tokens": tokens,
@@ -130,7 +130,7 @@ def estimate_training(
 def forecast_work(
     config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
 ) -> Work:
-    """The work of a training stage whose rows are `filled` to this part of their length, the rest not computed."""
+    """The work of a training stage. Rows are `filled` to this fraction of their length; the rest is not computed."""
     execution, length = config.execution, max(2, round(config.sequence_length * filled))
     placement = execution.placement
     tokens = config.steps * config.batch_size * length * rows_per_sample

@@ -42,42 +42,41 @@ from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer, TransformerConfig, num_parameters
 
 _MAX_PROBE_FLOP = 2e10
-"""Of a product that a processor is measured by: a second of the slowest core, and no faster when it is larger."""
-
+"""Largest matrix product that a CPU is measured by: a second of the slowest core, and a larger one is no faster."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingWork:
-    """Of what a worker is given, the part that is the same for pretrain, sft and reward."""
+    """What a worker of any training stage needs."""
 
     config: TrainingConfig
     output: Storage
     tracker: Tracker
     area: str
-    """Under which the loss is logged: train, sft, reward."""
+    """First part of the metrics' keys: `train` gives `train/loss`."""
 
 
 def run_training(
     work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
-    """Call `work(rank_context, payload)` on the workers, say where it goes on, and show its progress."""
+    """Call `work(rank_context, payload)` on every worker and show their progress."""
     checkpoints = context.output / "checkpoints"
     if step := latest_step(checkpoints.fs, checkpoints.root):
-        log.info("%s goes on from its checkpoint at step %d of %d", name, step, config.steps)
+        log.info("%s resumes from its checkpoint at step %d of %d", name, step, config.steps)
     try:
         with MetricsProgress(partial(last_metrics, context.output), "training", config.steps):
             run_worker_group(work, payload, config.execution.placement, name=name)
     except KeyboardInterrupt:
         step = latest_step(checkpoints.fs, checkpoints.root) or 0
-        raise StoppedBySignal(f"{name} goes on from step {step} of {config.steps}") from None
+        raise StoppedBySignal(f"{name} resumes from step {step} of {config.steps}") from None
 
 
 class TrainingRun:
     """One rank's device, process group, checkpoints and metrics around a training loop.
 
-    Make it and call its methods on all ranks together.
+    It is created, and its methods are called, on all ranks together.
     """
 
     def __init__(self, rank_context: RankContext, work: TrainingWork) -> None:
@@ -94,7 +93,7 @@ class TrainingRun:
         self._peak_flops = 0.0
 
     def start(self, model: Transformer | ScalarHead) -> TrainState:
-        """Shard the whole, initialised model, make its optimizer, and go on from the newest checkpoint if any."""
+        """Shard the initialized model, create its optimizer, and load the newest checkpoint if there is one."""
         work, execution = self.work, self.config.execution
         model.to(self.device)
         self._mesh = init_device_mesh(self.device.type, (self.rank_context.world_size,))
@@ -120,7 +119,7 @@ class TrainingRun:
             self.total_tokens = position["total_tokens"]
         if self.rank_context.rank == 0:
             work.tracker.resume(state.step)
-        # All ranks measure together, for together they compute.
+        # All ranks measure at the same time, because they compute at the same time.
         peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
         self._peak_flops = sum_over_ranks(torch.tensor([peak], device=self.device), self._mesh).item()
         self._sizes = model.config
@@ -134,7 +133,7 @@ class TrainingRun:
         return range(first, first + share)
 
     def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
-        """This rank's batch in micro-batches. `fed` are its token ids, one row a sample, for the data hash."""
+        """This rank's batch in micro-batches. `fed` [samples, T] are its token ids, for the data hash."""
         first = self.samples_of_step(step).start
         for offset, row in enumerate(fed):
             self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
@@ -143,8 +142,8 @@ class TrainingRun:
     def log(self, report: StepReport, flops_per_token: float) -> None:
         """Write a line of metrics at the logging interval and at the last step.
 
-        `data/hash` fingerprints every token id fed since the last line with its place in the global order: equal
-        runs are equal here at any number of workers.
+        `data/hash` fingerprints every token id since the last line with its place in the global order: equal runs have
+        equal hashes at any number of workers.
         """
         beat(report.step)
         self._since_log.append(report)
@@ -176,14 +175,14 @@ class TrainingRun:
         self._logged_s = time.perf_counter()  # the peak may have been measured again
 
     def _mfu(self, flops: float) -> dict[str, float]:
-        """The share of the peak FLOP/s of all workers that `flops` is.
+        """Model FLOP utilization: `flops` over the peak FLOP/s of all workers.
 
-        A run that is faster than the peak shows that the peak was measured on a busy machine: it is measured again, and
-        where the run is faster still, nothing is said.
+        A run faster than the peak shows that the peak was measured on a busy machine: it is measured again, and where
+        the run is still faster, nothing is logged.
         """
         if flops > self._peak_flops and not self.config.execution.peak_tflops:
-            again = self._measure_peak(self._sizes) * self.rank_context.world_size
-            self._peak_flops = max(self._peak_flops, again)
+            remeasured = self._measure_peak(self._sizes) * self.rank_context.world_size
+            self._peak_flops = max(self._peak_flops, remeasured)
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
     def _measure_peak(self, sizes: TransformerConfig) -> float:
@@ -194,19 +193,19 @@ class TrainingRun:
         return measure_peak_flops(self.device, self.dtype, rows=rows, width=sizes.width, ffn_width=sizes.ffn_width)
 
     def validates_at(self, step: int) -> bool:
-        """Whether the held-out data is looked at after `step`."""
+        """Whether the validation loss is computed after `step`."""
         return step % self.config.execution.validation_interval == 0 or step == self.config.steps
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write validation metrics of a step; the time they took does not count as training."""
+        """Write the validation metrics of a step. Their time does not count as training."""
         if self.rank_context.rank == 0:
             self.work.tracker.log(step, metrics)
         self._logged_s = time.perf_counter()
 
     def checkpoint_when_due(self, state: TrainState) -> None:
-        """Begin to save at the checkpoint interval; the write itself goes on in the background.
+        """Start to save at the checkpoint interval; the write continues in the background.
 
-        Raises StoppedOnRequest, with all that is done saved, when the driver is told to end.
+        Raises StoppedOnRequest, after a checkpoint, when the driver has been asked to stop.
         """
         if state.step < self.config.steps and self._must_stop():
             if self.rank_context.rank == 0:
@@ -216,20 +215,20 @@ class TrainingRun:
             raise StoppedOnRequest(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             if self.rank_context.rank == 0:
-                self.work.tracker.flush()  # no step before a checkpoint is done again, so its line must be safe
+                self.work.tracker.flush()  # steps before a checkpoint are not repeated, so their lines must be safe
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def _must_stop(self) -> bool:
-        """Whether any rank has heard that the driver is told to end; the same on all ranks."""
+        """Whether any rank knows that the driver was asked to stop; the same on all ranks."""
         if self.rank_context.world_size == 1:
             return stop_requested()
-        heard = torch.tensor([float(stop_requested())], device=self.device)
-        return sum_over_ranks(heard, self._mesh).item() > 0
+        requested = torch.tensor([float(stop_requested())], device=self.device)
+        return sum_over_ranks(requested, self._mesh).item() > 0
 
     def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
-        """The objective's mean, and its metrics', over held-out batches, over all ranks, without learning.
+        """Means of the objective (`loss`) and of its metrics over the batches of all ranks, without an update.
 
-        Every rank must have the same number of batches; an empty one needs a batch with an empty loss mask.
+        Every rank must have the same number of batches; one without samples needs a batch with an empty loss mask.
         """
         sums: dict[str, torch.Tensor] = {}
         with torch.no_grad():
@@ -247,15 +246,15 @@ class TrainingRun:
         return {name: total / weight for name, total in named.items()}
 
     def finish(self, state: TrainState, config: TransformerConfig, tokens: TokenIds, tokenizer: Path) -> None:
-        """Save the last checkpoint and the Hugging Face folder `model/` into the output."""
+        """Save the last checkpoint and the Hugging Face folder `model/` in the output."""
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()
-        whole = full_state_dict(state.model)
+        full = full_state_dict(state.model)
         if self.rank_context.rank == 0:
             with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
                 folder = Path(scratch)
                 special_tokens = SpecialTokens(**tokens._asdict())
-                save_folder(folder, whole, config, special_tokens=special_tokens, tokenizer_folder=tokenizer)
+                save_folder(folder, full, config, special_tokens=special_tokens, tokenizer_folder=tokenizer)
                 self.work.output.put_folder(folder, "model")
             self.work.tracker.close()
         if dist.is_initialized():
@@ -265,14 +264,14 @@ class TrainingRun:
 def measure_peak_flops(
     device: torch.device, dtype: torch.dtype | None, *, rows: int, width: int, ffn_width: int
 ) -> float:
-    """FLOP/s that this worker reaches at best in the largest product of a layer, [rows, width] x [width, ffn_width]."""
+    """Best FLOP/s of this worker in the largest product of a layer, [rows, width] x [width, ffn_width]."""
     left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
     right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
     return 2.0 * rows * width * ffn_width / fastest_matmul_s(left, right, tries=8)
 
 
 def to_batch(rows: Rows) -> Batch:
-    """Reader rows (numpy) as the model's batch (torch)."""
+    """Rows of numpy arrays as a batch of torch tensors, without a copy."""
     return Batch(*(torch.from_numpy(array) for array in rows))
 
 
@@ -294,7 +293,7 @@ def continue_prompts(
 
 
 def summarize(output: Storage, *, area: str) -> dict[str, float]:
-    """The last value of each metric that a reader of `artifact.json` wants."""
+    """The last value of each metric that belongs in `artifact.json`."""
     summary: dict[str, float] = {}
     for line in read_metrics(output):
         shown = (f"{area}/", "validation/", "data/tokens", "perf/")
