@@ -1,0 +1,82 @@
+"""lengths: how long the documents of a corpus are. A whole stage as an example, for jobs/lengths.py.
+
+raymill run lengths lengths.yaml
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.frame.artifact import Artifact
+from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.stage import Context, Needs, Stage
+from jobs.report.page import number, section, table
+from jobs.report.part import ReportPart
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthsConfig:
+    """`lengths.yaml`."""
+
+    corpus: str = input_artifact("corpus", default=PREVIOUS)
+    """The documents to measure."""
+    percentiles: tuple[float, ...] = (10.0, 50.0, 90.0)
+    """Each the percentage of documents that are at most as long as its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthsSummary:
+    """What the record of the artifact says."""
+
+    documents: int
+    bytes_by_percentile: Mapping[str, float]
+
+
+def check(config: LengthsConfig) -> None:
+    """Raises ValueError for a percentile outside [0, 100]."""
+    for percentile in config.percentiles:
+        if not 0 <= percentile <= 100:
+            raise ValueError(f"percentiles: {percentile} must be between 0 and 100")
+
+
+def estimate(config: LengthsConfig, needs: Needs) -> dict[str, float]:
+    """What `plan` prints."""
+    return {"percentiles": len(config.percentiles)}
+
+
+def run(config: LengthsConfig, context: Context) -> LengthsSummary:
+    """Write `lengths.json`, the bytes of every document."""
+    corpus = context.inputs["corpus"].storage
+    lengths: list[int] = []
+    for name in corpus.glob("documents/*.parquet"):
+        with corpus.open(name) as file:
+            lengths += pc.binary_length(pq.read_table(file, columns=["text"])["text"]).to_pylist()
+    context.output.write_json("lengths.json", lengths)
+    values = np.percentile(lengths, config.percentiles).tolist()
+    by_percentile = {f"{percentile:g}": value for percentile, value in zip(config.percentiles, values, strict=True)}
+    context.tracker.log(0, {f"lengths/p{name}": value for name, value in by_percentile.items()})
+    return LengthsSummary(documents=len(lengths), bytes_by_percentile=by_percentile)
+
+
+def report(artifact: Artifact) -> ReportPart:
+    """The percentiles as a table."""
+    summary = artifact.read_summary(LengthsSummary)
+    rows = [[f"{name} %", number(value)] for name, value in summary.bytes_by_percentile.items()]
+    lead = f"{summary.documents:,} documents."
+    lengths = table(["documents of at most", "bytes"], rows, numeric=[1])
+    return ReportPart(section=section("lengths", "Lengths", lead, lengths))
+
+
+STAGE = Stage(
+    name="lengths",
+    version=1,
+    kind="evaluation",
+    config=LengthsConfig,
+    run=run,
+    check=check,
+    estimate=estimate,
+    report=report,
+)
