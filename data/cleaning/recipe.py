@@ -19,21 +19,16 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from cluster.plain import from_plain, to_plain
+from data.cleaning.c4_quality import C4Quality, c4_quality
 from data.cleaning.clean_lines import CleanLines, clean_lines
 from data.cleaning.decontaminate import Decontaminate, decontaminate, pinned
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.extract_html import ExtractHTML, extract_html
 from data.cleaning.fairness import BoundStep, FairnessRow, ledger
+from data.cleaning.fineweb_quality import FineWebQuality, fineweb_quality
+from data.cleaning.gopher_quality import GopherQuality, gopher_quality
 from data.cleaning.language import Language, language
 from data.cleaning.length import Length, length
-from data.cleaning.quality import (
-    C4Quality,
-    FineWebQuality,
-    GopherQuality,
-    c4_quality,
-    fineweb_quality,
-    gopher_quality,
-)
 from data.cleaning.redact_pii import RedactPII, redact_pii
 from data.cleaning.repair_unicode import RepairUnicode, repair_unicode
 from data.cleaning.repetition import Repetition, repetition

@@ -42,3 +42,15 @@ def check_least(where: str, number: float, least: float) -> None:
     """Raise ValueError for a number below `least`."""
     if number < least:
         raise ValueError(f"{where}: {number} must be at least {least}")
+
+
+def check_range(where: str, name: str, low: float | None, high: float | None) -> None:
+    """Raise ValueError for a `min_{name}` below 0 or above `max_{name}`."""
+    check_least(f"{where}.min_{name}", low or 0, 0)
+    if high is not None and high < (low or 0):
+        raise ValueError(f"{where}.max_{name}: {high} must be at least min_{name} ({low or 0}); null sets no bound")
+
+
+def is_above(number: float, bound: float | None) -> bool:
+    """Whether the number is above the bound; None sets no bound."""
+    return bound is not None and number > bound

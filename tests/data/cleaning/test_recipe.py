@@ -1,30 +1,17 @@
-"""The recipe: steps in their order, what they may say, and the small steps against hand-worked cases."""
+"""The recipe: steps in their order, and what they may say."""
 
 from dataclasses import replace
 
-import ftfy
 import pytest
 
+from data.cleaning.c4_quality import C4Quality
 from data.cleaning.clean_lines import CleanLines
-from data.cleaning.duplicates import NearDuplicates
+from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.language import Language
-from data.cleaning.quality import C4Quality
-from data.cleaning.recipe import (
-    ExactDuplicates,
-    Length,
-    RepairUnicode,
-    Step,
-    SymbolRatio,
-    check_metadata,
-    check_steps,
-    chosen,
-    clean,
-    judges,
-    length,
-    repair_unicode,
-    symbol_ratio,
-)
+from data.cleaning.length import Length
+from data.cleaning.recipe import Step, check_metadata, check_steps, chosen, clean, judges
 from data.cleaning.redact_pii import RedactPII
+from data.cleaning.repair_unicode import RepairUnicode
 from data.cleaning.repetition import Repetition
 from data.document import Document, Source
 from jobs.corpus import CorpusConfig
@@ -33,46 +20,6 @@ from jobs.frame.config import build
 
 def documents(*texts: str) -> list[Document]:
     return [Document(f"s/{number}", text, "s") for number, text in enumerate(texts)]
-
-
-def test_repair_undoes_mojibake_and_entities_and_counts_documents() -> None:
-    outcome = repair_unicode(["naÃ¯ve", "a &amp; b", "plain\ttext\n", "bell\x07", "“quoted”"], RepairUnicode())
-    assert outcome.texts == ["naïve", "a & b", "plain\ttext\n", "bell", "“quoted”"]
-    assert outcome.counts == {"repair_unicode/documents": 3}
-
-
-def test_the_short_cut_for_ascii_changes_nothing_that_ftfy_would() -> None:
-    settings = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False)
-    for code in range(128):
-        text = f"before {chr(code)}amp; {chr(code)}[0m after\r\nend"
-        assert repair_unicode([text], RepairUnicode()).texts == [ftfy.fix_text(text, settings)]
-        lone = f"a{chr(code)}b"
-        assert repair_unicode([lone], RepairUnicode()).texts == [ftfy.fix_text(lone, settings)]
-
-
-def test_length_counts_bytes_and_includes_its_bounds() -> None:
-    rule = Length(min_bytes=4, max_bytes=6)
-    assert length(["abc", "éé", "abcdef", "abcdefg"], rule).reasons == [
-        "length/min_bytes",
-        None,
-        None,
-        "length/max_bytes",
-    ]
-
-
-def test_symbol_ratio_drops_hash_marks_and_numbers() -> None:
-    texts = [
-        "# a # b",
-        "one two three four # five six seven eight nine",
-        "12 34 56 word",
-        "Fine words … here and there, ten in all.",
-    ]
-    assert symbol_ratio(texts, SymbolRatio(max_symbols_per_word=0.2)).reasons == [
-        "symbol_ratio/symbols_per_word",
-        None,
-        "symbol_ratio/alphabetic_words",
-        None,
-    ]
 
 
 def test_every_document_is_kept_or_dropped_with_one_reason_and_steps_see_what_is_left() -> None:

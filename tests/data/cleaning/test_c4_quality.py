@@ -1,0 +1,91 @@
+"""C4's rules on lines and documents worked by hand."""
+
+import re
+
+import pytest
+
+from data.cleaning.c4_quality import C4Quality, c4_quality
+
+
+def test_c4_removes_lines_counts_them_and_keeps_the_rest() -> None:
+    text = (
+        "This line stays as it is.\n"
+        "Home | About | Contact\n"
+        "Too few.\n"
+        "  This one stays[1] too, without its mark.[citation needed]  \n"
+        "Please turn on JavaScript to go on.\n"
+        "By going on you accept our Privacy Policy.\n"
+        "It trails off at its end...\n"
+        f"One word is {'x' * 1001}.\n"
+        'He said "yes and no."'
+    )
+    outcome = c4_quality([text], C4Quality(min_sentences=3))
+    assert outcome.texts == ['This line stays as it is.\nThis one stays too, without its mark.\nHe said "yes and no."']
+    assert outcome.reasons == [None]
+    assert outcome.counts == {
+        "c4_quality/long_word": 1,
+        "c4_quality/terminal_punctuation": 2,
+        "c4_quality/few_words": 1,
+        "c4_quality/javascript": 1,
+        "c4_quality/policy": 1,
+        "c4_quality/citations": 2,
+    }
+
+
+def test_c4_drops_documents_as_they_were_and_counts_nothing_of_them() -> None:
+    texts = [
+        "Lorem ipsum dolor sit amet.",
+        "This is code { and more.",
+        "This { is no sentence\nBut this one is.",  # the bracket goes with its line
+        "One goes here. Two goes here.",
+    ]
+    outcome = c4_quality(texts, C4Quality(min_sentences=1))
+    assert outcome.reasons == ["c4_quality/lorem_ipsum", "c4_quality/curly_bracket", None, None]
+    assert outcome.texts == [*texts[:2], "But this one is.", texts[3]]
+    assert outcome.counts["c4_quality/terminal_punctuation"] == 1
+    dropped = c4_quality(["Menu\nOnly one is here.[2]"], C4Quality())
+    assert (dropped.texts, dropped.reasons) == (["Menu\nOnly one is here.[2]"], ["c4_quality/sentences"])
+    assert set(dropped.counts.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One is here. Two is here! Is three here? Yes it is.", 4),
+        ('Mr. Smith of the U.S. said: "I came... and I saw." Then he left.', 2),
+        ("It costs 3.50 at example.org today.", 1),
+        ("Really?! Yes, it is (so they say.) Fine by me.", 3),
+    ],
+)
+def test_c4_counts_sentences(text: str, sentences: int) -> None:
+    assert c4_quality([text], C4Quality(min_sentences=sentences)).reasons == [None]
+    assert c4_quality([text], C4Quality(min_sentences=sentences + 1)).reasons == ["c4_quality/sentences"]
+
+
+def test_every_c4_rule_can_be_left_out() -> None:
+    rule = C4Quality(
+        terminal_punctuation=False,
+        min_words_per_line=None,
+        max_word_length=None,
+        javascript=False,
+        policy_phrases=[],
+        citations=False,
+        lorem_ipsum=False,
+        curly_bracket=False,
+        min_sentences=None,
+    )
+    rule.check("here")
+    text = f"Menu [1]\nlorem ipsum {{\nJavascript terms of use\n{'x' * 2000}"
+    assert c4_quality([text, ""], rule)[:2] == ([text, ""], [None, None])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (C4Quality(max_word_length=0), "steps.max_word_length: 0 must be at least 1"),
+        (C4Quality(policy_phrases=[""]), "steps.policy_phrases: holds an empty phrase"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(rule: C4Quality, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rule.check("steps")

@@ -1,0 +1,13 @@
+"""Length in bytes."""
+
+from data.cleaning.length import Length, length
+
+
+def test_length_counts_bytes_and_includes_its_bounds() -> None:
+    rule = Length(min_bytes=4, max_bytes=6)
+    assert length(["abc", "éé", "abcdef", "abcdefg"], rule).reasons == [
+        "length/min_bytes",
+        None,
+        None,
+        "length/max_bytes",
+    ]
