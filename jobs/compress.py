@@ -31,7 +31,8 @@ from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_compression
 from model.huggingface import read_config
-from model.quantize import FloatType, compress_folder
+from model.precision import ComputePrecision
+from model.quantize import compress_folder
 from model.transformer import TransformerConfig
 
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
@@ -54,7 +55,7 @@ class CompressConfig:
     """About how many bytes of it, documents spread evenly over the whole."""
     overlap: int = 64
     """Tokens that two windows of a long document share."""
-    kept_dtype: FloatType = "bfloat16"
+    kept_dtype: ComputePrecision = "bfloat16"
     """Number format of embeddings, head and norms, which are not rounded to int8; engines compute in it by default."""
     execution: CompressExecution = field(default_factory=CompressExecution)
 

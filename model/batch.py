@@ -1,4 +1,4 @@
-"""What the objectives read: named tuples of tensors, the batch dimension first in every one.
+"""The batches that objectives read: named tuples of tensors, the batch dimension first in every one.
 
 Shape legend: B rows, T tokens of a row. Token ids, positions and indices are int64, masks bool, the rest float32.
 Position t of a row is the state after reading input t; its target is the next token. So a log-probability, an
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """[B, T], the token after input t; any valid id where loss_mask is false."""
     loss_mask: Tensor
-    """[B, T] bool, true where target t counts."""
+    """[B, T] bool, true where target t counts in the loss."""
     positions: Tensor
     """[B, T], from 0 inside each document."""
     document_ids: Tensor | None
@@ -43,11 +43,11 @@ class PairBatch(NamedTuple):
     """A preferred and a rejected sequence for each of B prompts, padded on the right."""
 
     chosen_ids: Tensor
-    """[B, T], prompt and preferred answer."""
+    """[B, T], prompt and preferred completion."""
     chosen_last: Tensor
     """[B], index of the last real token."""
     rejected_ids: Tensor
-    """[B, T], prompt and rejected answer."""
+    """[B, T], prompt and rejected completion."""
     rejected_last: Tensor
     """[B]"""
 
@@ -103,7 +103,7 @@ def to_device(batch: B, device: torch.device) -> B:
 
 
 def split_rows(batch: B, num_rows: int) -> Iterator[B]:
-    """Micro-batches of `num_rows` rows in order; the last may be smaller."""
+    """Micro-batches of `num_rows` rows, in order; the last may be smaller."""
     total = _num_rows(cast(tuple, batch))
     for start in range(0, total, num_rows):
         yield map_tensors(batch, lambda tensor, start=start: tensor[start : start + num_rows])
@@ -139,7 +139,10 @@ def from_sequences(
 def pair_batch(
     chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], *, length: int, pad_id: int
 ) -> PairBatch:
-    """A `PairBatch` of whole sequences (prompt and answer), padded on the right to `length`."""
+    """A `PairBatch` of whole sequences (prompt and completion), padded on the right to `length`.
+
+    Raises ValueError for unequal numbers of sequences, and for one that does not fit.
+    """
     if len(chosen) != len(rejected):
         raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected sequences: they come in pairs")
     return PairBatch(
@@ -148,7 +151,10 @@ def pair_batch(
 
 
 def pad_sequences(sequences: Sequence[Sequence[int]], *, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids [B, length] padded on the right, and the index [B] of each row's last real token."""
+    """Token ids [B, length] padded on the right, and the index [B] of each row's last real token.
+
+    Raises ValueError for a sequence that does not fit.
+    """
     ids = torch.full((len(sequences), length), pad_id)
     for row, sequence in enumerate(sequences):
         if not 1 <= len(sequence) <= length:

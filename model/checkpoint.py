@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00000100` of PyTorch's distributed checkpoint format: each rank writes its own
 shards, and they load at any other number of ranks. `checkpoint.json` is written last, after every rank is done; a
 folder without it is not a checkpoint. It holds the step, the model's kind and sizes, and whatever the caller needs
-to go on, such as the position in the data.
+to resume, such as the position in the data.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the folder that holds them and the save that is under way.
+    """The checkpoints of one run: the folder that holds them and the save in progress.
 
     Make one on every rank and call its methods on all ranks together.
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, keep: int = 2) -> None:
-        """`path` is a folder inside `fs`; the newest `keep` whole checkpoints stay, older ones are removed."""
+        """`path` is a folder inside `fs`; all but the newest `keep` whole checkpoints are removed."""
         if keep < 1:
-            raise ValueError(f"keep={keep}: must be at least 1, a run goes on from its newest checkpoint")
+            raise ValueError(f"keep={keep}: must be at least 1, as a run resumes from its newest checkpoint")
         self.fs = fs
         self.path = path.rstrip("/")
         self.keep = keep
@@ -55,7 +55,7 @@ class Checkpoints:
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
         """Copy the state to CPU memory and write it in the background; `extra` is any JSON.
 
-        Waits first for the save before it, and raises that one's error. Call `wait` before the process ends.
+        Waits first for the save before, and raises its error. Call `wait` before the process ends.
         """
         self.wait()
         tensors = _snapshot(_tensors(state))
@@ -64,7 +64,7 @@ class Checkpoints:
         self._saving = self._writer.submit(self._write, tensors, record)
 
     def wait(self) -> None:
-        """Return when the last save is whole and visible; raise its error if it failed."""
+        """Return when the last save is whole and visible. Raises its error when it failed."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             saving.result()
@@ -72,31 +72,31 @@ class Checkpoints:
     def load(self, state: TrainState, *, step: int | None = None) -> dict[str, Any] | None:
         """Fill the state from the newest whole checkpoint (or that of `step`) and return its `extra`.
 
-        Returns None, and leaves the state alone, when there is none. The number of ranks may differ from the one
-        that saved. Raises ValueError when the checkpoint is of another model, or `step` is not there.
+        Returns None, and leaves the state unchanged, when there is none. The number of ranks may differ from the one
+        that saved. Raises ValueError when the checkpoint is of another model, or `step` has none.
         """
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_loader import load
 
         from model.checkpoint_files import CheckpointReader
 
-        found = latest_step(self.fs, self.path) if step is None else step
-        if found is None:
+        loaded_step = latest_step(self.fs, self.path) if step is None else step
+        if loaded_step is None:
             return None
-        record = read_record(self.fs, self.path, found)
+        record = read_record(self.fs, self.path, loaded_step)
         if record["model"] != _describe(state):
             raise ValueError(
-                f"checkpoint {step_folder(self.path, found)} is of another model: it holds {record['model']}, "
+                f"checkpoint {step_folder(self.path, loaded_step)} is of another model: it holds {record['model']}, "
                 f"this run has {_describe(state)}. Use another output, or the configuration that wrote it"
             )
-        reader = CheckpointReader(self.fs, step_folder(self.path, found))
+        reader = CheckpointReader(self.fs, step_folder(self.path, loaded_step))
         _make_optimizer_state(state, reader.read_metadata())
         tensors = dict(_tensors(state))
         try:
             load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:
             raise CheckpointError(f"checkpoint {reader.path} could not be read: {_causes(error)}") from error
-        state.step = found
+        state.step = loaded_step
         return record["extra"]
 
     def _write(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ class Checkpoints:
 
         folder = step_folder(self.path, record["step"])
         if self._is_first and self.fs.exists(folder):
-            # A partial one from before a kill, or a whole one of a run that started over. Other ranks write
-            # only after planning together with this one, so the removal is over by then.
+            # A partial one from before a kill, or a whole one of a run that started over. Other ranks write only after
+            # planning together with this one, so the removal is complete by then.
             _remove(self.fs, folder)
         writer = CheckpointWriter(self.fs, folder)
         try:
@@ -119,7 +119,7 @@ class Checkpoints:
             if self._is_first:
                 _write_json(self.fs, f"{folder}/{RECORD}", record)
                 prune(self.fs, self.path, keep=self.keep)
-        finally:  # a first rank that fails must not leave the others waiting
+        finally:  # when the first rank fails, the others must not wait for ever
             if self._group is not None:
                 dist.barrier(group=self._group)
 
@@ -129,11 +129,11 @@ class Checkpoints:
 
 
 def _causes(failed: BaseException) -> str:
-    """What each rank met, in one line and the same only once: `OSError: No space left on device (rank 0, 1)`."""
+    """The ranks' errors in one line, equal ones once: `OSError: No space left on device (rank 0, 1)`."""
     ranks: dict[str, list[str]] = {}
     for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
         ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
-    return "; ".join(f"{cause} (rank {', '.join(own)})" for cause, own in ranks.items())
+    return "; ".join(f"{cause} (rank {', '.join(numbers)})" for cause, numbers in ranks.items())
 
 
 def latest_step(fs: AbstractFileSystem, path: str) -> int | None:
@@ -155,7 +155,7 @@ def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
 
 
 def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and what is left of unfinished ones before the newest."""
+    """Remove all but the newest `keep` whole checkpoints, and unfinished ones older than the newest."""
     whole = whole_steps(fs, path)
     kept = whole[-keep:]
     for step in _step_folders(fs, path):
@@ -170,7 +170,7 @@ def step_folder(path: str, step: int) -> str:
 
 def _tensors(state: TrainState) -> Mapping[str, Tensor]:
     """All tensors of the state by name: `model/NAME` and `optimizer/NAME/KEY`, sharing the state's memory."""
-    # state_dict() rather than named_parameters(): it first puts back shards that a forward left gathered.
+    # state_dict() rather than named_parameters(): it first reshards what a forward left gathered.
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     for group in state.optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -180,7 +180,7 @@ def _tensors(state: TrainState) -> Mapping[str, Tensor]:
 
 
 def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on CPU, shards still shards, that training cannot change any more."""
+    """Copies on CPU, each shard as a shard, which training does not change any more."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
     stager = DefaultStager(
@@ -190,12 +190,12 @@ def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
     copies = stager.stage(dict(tensors))
     stager.close()
-    assert not isinstance(copies, Future), "the stager copies in the background, though told not to"
+    assert not isinstance(copies, Future), "the stager copied in the background in spite of its options"
     return copies
 
 
 def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
-    """Give a new optimizer the tensors that the checkpoint will fill: it makes its own only in its first step."""
+    """Give a new optimizer empty tensors for the checkpoint to fill: it creates its own only in its first step."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     saved = metadata.state_dict_metadata
@@ -204,7 +204,7 @@ def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
             prefix = f"optimizer/{name}/"
             for key in (entry.removeprefix(prefix) for entry in saved if entry.startswith(prefix)):
                 entry = saved[prefix + key]
-                assert isinstance(entry, TensorStorageMetadata), f"{prefix}{key} is no tensor in the checkpoint"
+                assert isinstance(entry, TensorStorageMetadata), f"{prefix}{key} is not a tensor in the checkpoint"
                 is_like_parameter = entry.size == parameter.shape
                 state.optimizer.state[parameter][key] = (
                     torch.zeros_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
@@ -227,13 +227,13 @@ def _step_folders(fs: AbstractFileSystem, path: str) -> list[int]:
 
 
 def _remove(fs: AbstractFileSystem, folder: str) -> None:
-    """Remove a checkpoint, its record first: what is half removed must not look whole."""
+    """Remove a checkpoint, its record first, so that a half removed one does not look whole."""
     if fs.exists(f"{folder}/{RECORD}"):
         fs.rm_file(f"{folder}/{RECORD}")
     fs.rm(folder, recursive=True)
 
 
 def _write_json(fs: AbstractFileSystem, name: str, value: object) -> None:
-    """Write JSON under a temporary name and move it, so that no reader finds half of it."""
+    """Write JSON under a temporary name and rename it, so that no reader sees half of it."""
     fs.pipe_file(f"{name}.tmp", json.dumps(value, indent=2).encode())
     fs.mv(f"{name}.tmp", name)

@@ -1,7 +1,7 @@
-"""PyTorch's distributed checkpoint format on an fsspec filesystem that is given.
+"""Reader and writer of PyTorch's distributed checkpoint format on a given fsspec filesystem.
 
-In a file of its own, imported where a checkpoint is read or written: PyTorch's side brings DTensor and sympy and takes
-two seconds, which a command that only plans need not wait for.
+A separate file, imported only where a checkpoint is read or written: its imports from PyTorch include DTensor and sympy
+and take two seconds, which a command that only plans need not wait for.
 """
 
 from fsspec import AbstractFileSystem
@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 
 
 class CheckpointFiles(FileSystem):
-    """PyTorch's fsspec adapter, given a filesystem instead of finding one by URL."""
+    """PyTorch's fsspec adapter with a given filesystem instead of one found by URL."""
 
     def __init__(self, fs: AbstractFileSystem) -> None:
         super().__init__()
@@ -18,6 +18,8 @@ class CheckpointFiles(FileSystem):
 
 
 class CheckpointWriter(FsspecWriter):
+    """Writes a checkpoint into the folder `path` of a filesystem."""
+
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
         # Without fsync: visibility comes from the record, and only local files have a descriptor to sync.
         FileSystemWriter.__init__(self, path, sync_files=False)
@@ -26,6 +28,8 @@ class CheckpointWriter(FsspecWriter):
 
 
 class CheckpointReader(FsspecReader):
+    """Reads a checkpoint from the folder `path` of a filesystem."""
+
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
         FileSystemReader.__init__(self, path)
         self.fs = CheckpointFiles(fs)

@@ -1,4 +1,4 @@
-"""Plain sampling from a decoder, one token at a time and without a cache: for a look at a model, not for speed.
+"""Plain sampling from a decoder, one token at a time and without a cache: for showing samples, not for speed.
 
 Rollouts, evaluation and serving generate through vLLM.
 """
@@ -24,10 +24,11 @@ def sample(
 ) -> list[int]:
     """Up to `num_tokens` new token ids after the prompt, drawn at `temperature`.
 
-    The stop token ends them and is left out; the context is cut to the model's length.
+    Generation ends at the stop token, which is left out. The context is cut to the model's length. Raises ValueError
+    for an empty prompt.
     """
     if not prompt_ids:
-        raise ValueError("prompt_ids: an empty prompt gives nothing to continue; begin with one token at least")
+        raise ValueError("prompt_ids: an empty prompt has nothing to continue; give at least one token")
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     for _ in range(num_tokens):

@@ -1,4 +1,4 @@
-"""A scalar for every token: the head of the reward model and of the critic."""
+"""The network of the reward model and of the critic: a decoder with one scalar per token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.transformer import Transformer, TransformerConfig
 
 
 class ScalarHead(nn.Module):
-    """A decoder whose head gives one number a token; exported as `LlamaForSequenceClassification`.
+    """A decoder whose head gives one number per token; exported as `LlamaForSequenceClassification`.
 
     The reward of a sequence is the scalar at its last token; the critic's value of a state is the scalar at the
     last token of that state.
@@ -27,7 +27,7 @@ class ScalarHead(nn.Module):
     def forward(self, input_ids_BT: Tensor, positions_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
         """Scalars [B, T] in float32; the arguments are those of `Transformer.forward`."""
         hidden_BTD = self.transformer(input_ids_BT, positions_BT, document_ids_BT)
-        # One product a channel costs nothing, and bfloat16 would leave a reward less than three digits.
+        # One product per channel costs nothing, and in bfloat16 a reward would have less than three digits.
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             return hidden_BTD.float() @ self.score.weight[0].float()
 

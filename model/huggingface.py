@@ -1,4 +1,4 @@
-"""Interchange with Hugging Face folders: Llama-family models in, the same out, for transformers and vLLM.
+"""Reads and writes Llama-family models as Hugging Face folders, for transformers and vLLM.
 
 A folder holds config.json, the weights as safetensors (one file or several with an index) and the tokenizer's
 files. `LlamaForCausalLM` is our `Transformer`, `LlamaForSequenceClassification` with one label our `ScalarHead`.
@@ -37,11 +37,9 @@ NAMES = {
     "head.weight": "lm_head.weight",
     "score.weight": "score.weight",
 }
-"""Our parameter names and Hugging Face's; # stands for the layer."""
+"""Hugging Face's parameter names by ours; # stands for the layer's number."""
 
-# Settings of a Llama configuration that change the function in ways that we do not compute, and the only values
-# that do not. A missing one means the first.
-_UNSUPPORTED = {
+_COMPUTED_VALUES = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "hidden_act": ("silu",),
@@ -49,6 +47,7 @@ _UNSUPPORTED = {
     "quantization_config": (None,),
     "pretraining_tp": (1, None),
 }
+"""The only values that we compute of settings that change the network; a missing setting means the first."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -60,7 +59,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-"""What a tokenizer may consist of in a folder, ours or another's; all that is there is copied."""
+"""The files that a tokenizer may have in a model folder; those that exist are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def hf_name(name: str) -> str:
 def hf_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Whole parameters under their Hugging Face names, one at a time, on every rank: call it on all ranks together.
 
-    This is what travels to an inference engine. A tied head is not repeated.
+    These are what an inference engine is sent. A tied head is not repeated.
     """
     for name, tensor in full_tensors(model):
         yield hf_name(name), tensor
@@ -98,8 +97,8 @@ def save_folder(
 ) -> None:
     """Write a Hugging Face folder from a whole state (`parallel.full_state_dict`), on one rank.
 
-    A state with a score becomes a `LlamaForSequenceClassification`. config.json comes last, so a folder without it
-    is not whole. `tokenizer_folder`'s tokenizer files are copied in, None copies none.
+    A state with a score becomes a `LlamaForSequenceClassification`. config.json is written last, so a folder
+    without it is not whole. The tokenizer's files are copied from `tokenizer_folder`, if given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -152,14 +151,17 @@ def hf_config(
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The sizes of the Llama model in a folder; ValueError when it is none, or one that we do not compute exactly."""
+    """The sizes of the Llama model in a folder.
+
+    Raises ValueError for another kind of model, and for settings that we do not compute exactly.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json: it must be a Hugging Face model folder")
     raw = json.loads(path.read_text())
     if raw.get("model_type") != "llama":
         raise ValueError(f"{path}: model_type={raw.get('model_type')!r}, only 'llama' is supported")
-    for name, allowed in _UNSUPPORTED.items():
+    for name, allowed in _COMPUTED_VALUES.items():
         if raw.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {name}={raw[name]!r} is not supported, must be {allowed[0]!r}")
     rope = raw.get("rope_parameters") or {}
@@ -193,8 +195,8 @@ def load_folder(folder: Path) -> Transformer:
 def load_scalar_folder(folder: Path) -> ScalarHead:
     """The scalar model in a folder, float32 on CPU.
 
-    From a language model's folder it takes the decoder and starts its score at zero; a reward model's or critic's
-    folder brings its own score.
+    From a language model's folder it takes the decoder, with a score of zero; a reward model's or critic's folder has a
+    score of its own.
     """
     model = ScalarHead(read_config(folder))
     tensors = {name: tensor for name, tensor in _our_tensors(folder) if name != "head.weight"}
@@ -225,7 +227,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _load(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Fill every parameter of the model; ValueError names what is missing, left over or of another shape."""
+    """Fill every parameter of the model. Raises ValueError for tensors that are missing, unknown or misshapen."""
     state = dict(tensors)
     expected = model.state_dict()
     if "embedding.weight" in expected and "head.weight" not in expected:

@@ -1,4 +1,4 @@
-"""Numbers that say how good text or a model's probability of text is, each with its bootstrap interval.
+"""Metrics of generated text and of a model's probability of text, with bootstrap intervals.
 
 Pure functions on strings and arrays: no model runs here. BLEU and ROUGE are those of sacrebleu and rouge-score, so
 that they compare with published ones. Legend: N records, R bootstrap resamples.
@@ -27,13 +27,14 @@ class Interval:
     """An estimate and the percentile bootstrap interval around it."""
 
     value: float
-    """Computed on the records themselves, not the mean of the resamples."""
+    """Computed on the records themselves; not the mean of the resamples."""
     low: float
     high: float
     level: float = 0.95
     """Share of resamples inside [low, high]."""
 
     def excludes(self, number: float) -> bool:
+        """Whether a number is outside of the interval."""
         return number < self.low or number > self.high
 
 
@@ -65,9 +66,9 @@ def bootstrap_interval(
 ) -> Interval:
     """The mean of the values, or the ratio sum(values) / sum(weights), over N records drawn with replacement.
 
-    Weighted, it serves quantities such as bits per byte: values are a document's bits, weights its bytes, and the
-    document is what is drawn. With all values equal the interval has no width, however few the records: read a
-    share near 0 or 1 of few records with that in mind.
+    Weights are for quantities such as bits per byte: values are the documents' bits, weights their bytes, and documents
+    are drawn. With all values equal the interval has no width, however few the records, so a share near 0 or 1 of few
+    records looks more certain than it is.
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     weights_N = np.ones_like(values_N) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
@@ -86,8 +87,8 @@ def paired_bootstrap(
 ) -> Interval:
     """The mean of after - before over N records that both systems answered, drawn as pairs.
 
-    Drawing pairs takes out what makes a prompt hard for both; the change is significant at 1 - level when the
-    interval excludes zero.
+    Drawing pairs removes what makes a prompt hard for both. The change is significant at 1 - level when the interval
+    excludes zero.
     """
     before_N, after_N = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
     if before_N.shape != after_N.shape:
@@ -149,11 +150,13 @@ def bleu(
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """F-measures, 0 to 1, of rouge1, rouge2 and rougeL (Porter stemming on) for each of the N records."""
-    from rouge_score import rouge_scorer  # late: it brings nltk and scikit-learn, three seconds for all who plan
+    from rouge_score import (
+        rouge_scorer,  # late: it imports nltk and scikit-learn, three seconds that `plan` need not wait for
+    )
     from rouge_score.tokenizers import DefaultTokenizer
 
     _require_pairs(predictions, references)
-    # The default tokenizer, made here because the scorer would say in the log that it made it.
+    # The default tokenizer, created here because the scorer would log that it creates it.
     scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=DefaultTokenizer(use_stemmer=True))
     scores = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
     return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE_TYPES}

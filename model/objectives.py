@@ -1,6 +1,6 @@
-"""What is learned: each objective takes a model and a batch and returns a sum and its weight.
+"""Training objectives: each takes a model and a batch and returns a sum and its weight.
 
-Never a mean: `model.train` divides once, by the weight over all micro-batches and ranks, so that the loss and its
+It returns no mean: `model.train` divides once, by the weight over all micro-batches and ranks, so that the loss and its
 gradient do not depend on how a batch was cut. The head runs in the autocast dtype and only at rows that count;
 everything after the logits is float32.
 

@@ -1,8 +1,8 @@
 """Parallelism, applied to a model from outside: FSDP2 shards, activation checkpoints, compilation.
 
-The same calls serve gloo on CPU and NCCL on GPUs; the mesh says which. Nothing in `model.transformer` knows.
+The same calls work with gloo on CPU and NCCL on GPUs, as the mesh says. `model.transformer` knows nothing of it.
 
-FSDP and DTensor are imported where they are used: they bring sympy and take two seconds, which a command that only
+FSDP and DTensor are imported where they are used: they import sympy and take two seconds, which a command that only
 plans need not wait for.
 """
 
@@ -27,10 +27,10 @@ def shard(
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
 ) -> None:
-    """Spread the parameters of a whole, initialised model over `mesh`, in place, layer by layer.
+    """Shard the parameters of a whole, initialized model over `mesh`, in place, layer by layer.
 
     The mesh has one dimension. Parameters and the sums of gradients stay float32, and precision is left to autocast,
-    so the numbers are those of the unsharded model. Layers recompute their activations in backward with
+    so the results are those of the unsharded model. Layers recompute their activations in backward with
     `activation_checkpointing`, and are compiled one by one with `compile_layers`, so that compilation time does not
     grow with depth.
     """
@@ -55,7 +55,7 @@ def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer
 
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
-    """The mesh that `shard` spread the model over, None for an unsharded model."""
+    """The mesh over which `shard` has sharded the model; None for an unsharded model."""
     from torch.distributed.tensor import DTensor
 
     for tensor in model.state_dict().values():
@@ -64,7 +64,7 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
 
 
 def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
-    """The sum of `tensor` over all ranks of `mesh`, in place; as it is for an unsharded model."""
+    """The sum of `tensor` over all ranks of `mesh`, in place; unchanged without a mesh."""
     if mesh is not None:
         dist.all_reduce(tensor, group=mesh.get_group())
     return tensor
@@ -86,7 +86,7 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     from torch.distributed.tensor import DTensor
 
-    # state_dict() rather than named_parameters(): it first puts back shards that a forward left gathered.
+    # state_dict() rather than named_parameters(): it first reshards what a forward left gathered.
     for name, tensor in model.state_dict().items():
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

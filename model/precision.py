@@ -1,4 +1,4 @@
-"""The number format of matrix products: what `precision` may say, what `auto` becomes, and what torch calls it.
+"""The number format of matrix products: the values of `precision`, what `auto` becomes, and torch's dtypes.
 
 Parameters, gradients and optimizer state are float32 whatever the precision: bfloat16 is autocast over float32 masters.
 A processor without bfloat16 multiplication (AMX, AVX-512 BF16) emulates it, 20 to 70 times slower than float32.
@@ -15,12 +15,12 @@ if TYPE_CHECKING:  # imported where something is computed: reading a config take
     import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""What a config may say. `auto` is bfloat16 where the device multiplies it in hardware, and float32 elsewhere."""
+"""Values in a config. `auto` means bfloat16 where the device multiplies it in hardware, and float32 elsewhere."""
 ComputePrecision = Literal["float32", "bfloat16"]
-"""What `auto` has become before anything computes."""
+"""The precision that a stage computes in, once `auto` is resolved."""
 
 COMPUTED_BY = "computed_by"
-"""The mark that `precision_field` leaves: the name of the placement whose workers compute in this precision."""
+"""Key in the metadata of a precision field: the name of the placement whose workers compute in it."""
 _PROBE_SIZE = 256
 """Rows and columns of the measured product: 18 ms where bfloat16 is emulated, long enough to time where it is not."""
 
@@ -28,14 +28,14 @@ _PROBE_SIZE = 256
 def precision_field(group: str) -> Any:
     """A config field of type Precision, `auto` by default, for what the workers of the placement `group` compute.
 
-    An empty group is the machine of the driver itself.
+    An empty group means the driver's own machine.
     """
     return dataclasses.field(default="auto", metadata={COMPUTED_BY: group})
 
 
 def resolved(precision: Precision) -> ComputePrecision:
-    """The precision in a config of which every `auto` has been settled, as that of a running stage has."""
-    assert precision != "auto", "`auto` is settled before a stage runs (jobs.frame.precision)"
+    """The precision of a config in which `auto` has been replaced, as in that of a running stage."""
+    assert precision != "auto", "`auto` is replaced before a stage runs (jobs.frame.precision)"
     return precision
 
 
@@ -46,7 +46,7 @@ def choose_precision(*, on_gpu: bool) -> ComputePrecision:
 
 
 def gpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's GPUs do, as NVIDIA's from Ampere on; taken for granted where none is here to be asked."""
+    """Whether this machine's GPUs multiply bfloat16 in hardware (NVIDIA from Ampere on); True without a GPU to ask."""
     import torch
 
     if not torch.cuda.is_available() or torch.version.hip:
@@ -56,9 +56,9 @@ def gpu_multiplies_bfloat16() -> bool:
 
 @functools.cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, and a short measurement bears it out.
+    """Whether this processor multiplies bfloat16 in hardware, by its flags and a short measurement.
 
-    The measurement catches what the flags do not know: a library held to older instructions, an emulated processor.
+    The measurement catches what the flags miss: a library restricted to older instructions, an emulated processor.
     """
     import torch
 
@@ -68,15 +68,15 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def bfloat16_emulation() -> float | None:
-    """`bfloat16_slowdown` where this processor only emulates it; None where it multiplies bfloat16 in hardware."""
+    """`bfloat16_slowdown` where this processor emulates bfloat16; None where it multiplies it in hardware."""
     return None if cpu_multiplies_bfloat16() else bfloat16_slowdown()
 
 
 @functools.cache
 def bfloat16_slowdown() -> float:
-    """Time of a bfloat16 matrix product over that of the same product in float32, on this machine's processor.
+    """How many times longer a bfloat16 matrix product takes than the same in float32, on this machine's processor.
 
-    On one thread: several would wait for each other on a busy machine, and the shorter product would lose more by it.
+    On one thread: several would wait for each other on a busy machine, which would distort the shorter product more.
     """
     import torch
 
@@ -90,7 +90,7 @@ def bfloat16_slowdown() -> float:
 
 
 def fastest_matmul_s(left: torch.Tensor, right: torch.Tensor, *, tries: int) -> float:
-    """Seconds that a matrix product takes at best; the first try, which prepares kernels, is the longest."""
+    """Seconds of the fastest of several matrix products; the first one, which prepares kernels, is the slowest."""
     import torch
 
     best_s = float("inf")
@@ -104,14 +104,14 @@ def fastest_matmul_s(left: torch.Tensor, right: torch.Tensor, *, tries: int) -> 
 
 
 def autocast_dtype(precision: ComputePrecision) -> torch.dtype | None:
-    """What `model.train.autocast` takes: None computes in float32."""
+    """The dtype that `model.train.autocast` takes; None computes in float32."""
     import torch
 
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def torch_dtype(precision: ComputePrecision) -> torch.dtype:
-    """The type of weights that are stored or sent in this precision."""
+    """The dtype of weights that are stored or sent in this precision."""
     import torch
 
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -2,7 +2,7 @@
 
 Each linear layer inside the blocks keeps an int8 weight with one float scale per output channel; activations are
 rounded at run time with one scale per token, so no calibration text is needed. Embeddings, head and norms stay
-floating point: they are where int8 hurts most, and a lookup gains no speed from it.
+floating point: int8 harms these most, and a lookup does not get faster.
 
 Shape legend: O output channels, I input channels.
 """
@@ -14,7 +14,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.huggingface import hf_name, load_folder
+from model.precision import ComputePrecision, torch_dtype
 
 INT8_MAX = 127
 SCALE_SUFFIX = "_scale"
 """compressed-tensors stores the scale of `x.weight` as `x.weight_scale`."""
-
-FloatType = Literal["float32", "bfloat16"]
 
 _LINEAR_WEIGHT = re.compile(r"^model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 _WEIGHTS_FILE = "model.safetensors"
@@ -35,10 +34,10 @@ _WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedSize:
-    """What a compression saved."""
+    """The sizes of a model before and after compression."""
 
     original_bytes: int
-    """Of the weights files."""
+    """Bytes of the weight files."""
     compressed_bytes: int
     num_quantized: int
     """Parameters that are int8 now."""
@@ -58,12 +57,12 @@ def quantize_weight(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_weight(int8_OI: Tensor, scale_O1: Tensor) -> Tensor:
-    """The float32 weight [O, I] that the int8 one stands for."""
+    """The float32 weight [O, I] that an int8 one represents."""
     return int8_OI.float() * scale_O1.float()
 
 
 def round_activations(x: Tensor) -> Tensor:
-    """x [..., I] after the trip through int8 with one symmetric scale per token, in x's dtype."""
+    """x [..., I] rounded to int8 with one symmetric scale per token, and back in x's dtype."""
     x_float = x.float()
     scale = x_float.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
     return ((x_float / scale).round() * scale).to(x.dtype)
@@ -85,9 +84,9 @@ class Int8Linear(nn.Module):
 
 
 def simulate_int8(model: nn.Module) -> None:
-    """Replace every linear layer inside the blocks by its int8 self, in place; head and embeddings stay.
+    """Replace every linear layer inside the blocks by its int8 version, in place; head and embeddings stay.
 
-    Afterwards the model answers as the compressed folder does in an engine.
+    Afterwards the model computes what an engine computes with the compressed folder.
     """
     for block in model.get_submodule("layers").children():
         for name, module in list(block.named_modules()):
@@ -96,11 +95,11 @@ def simulate_int8(model: nn.Module) -> None:
                 setattr(parent, name.rpartition(".")[2], Int8Linear(*quantize_weight(module.weight.detach())))
 
 
-def compress_folder(source: Path, target: Path, *, kept_dtype: FloatType = "bfloat16") -> CompressedSize:
-    """Write the int8 twin of a Hugging Face Llama folder; tokenizer and other files are copied.
+def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision = "bfloat16") -> CompressedSize:
+    """Write the int8 version of a Hugging Face Llama folder; tokenizer and other files are copied.
 
-    kept_dtype: of the weights that stay floating point, and the type that an engine computes in by default.
-    Raises ValueError for a folder that is no float Llama model (`huggingface.read_config`), a compressed one too.
+    `kept_dtype` is the type of the weights that stay floating point, and the one that an engine computes in by default.
+    Raises ValueError for a folder that holds no float Llama model (`huggingface.read_config`), or a compressed one.
     """
     tensors = {hf_name(name): tensor for name, tensor in load_folder(source).state_dict().items()}
     linear = {name for name in tensors if _LINEAR_WEIGHT.match(name)}
@@ -110,7 +109,7 @@ def compress_folder(source: Path, target: Path, *, kept_dtype: FloatType = "bflo
         if name in linear:
             compressed[name], compressed[name + SCALE_SUFFIX] = quantize_weight(tensor)
         else:
-            compressed[name] = tensor.to(getattr(torch, kept_dtype))
+            compressed[name] = tensor.to(torch_dtype(kept_dtype))
     _write_folder(
         source,
         target,
@@ -126,7 +125,7 @@ def compress_folder(source: Path, target: Path, *, kept_dtype: FloatType = "bflo
 
 
 def decompress_folder(source: Path, target: Path) -> None:
-    """Write a compressed folder as a plain float32 one again, with what int8 lost left lost."""
+    """Write a compressed folder as a plain float32 one, with the rounding errors of int8."""
     stored = load_file(source / _WEIGHTS_FILE)
     tensors = {
         name: dequantize_weight(tensor, stored[name + SCALE_SUFFIX])

@@ -1,4 +1,4 @@
-"""The one training step and the one loop; pretraining, SFT, reward, policy and critic differ in what they pass.
+"""The only training step and loop; pretraining, SFT, reward, policy and critic pass different batches and objectives.
 
 A step consumes micro-batches and an objective's sums, and divides once by the weight over all micro-batches and
 ranks, so the update does not depend on how the batch was cut or on how many ranks took part.
@@ -31,7 +31,7 @@ class TrainState:
     """What a training run carries from step to step; a checkpoint holds its tensors and its step."""
 
     model: Model
-    """Whole on one rank, or sharded by `model.parallel.shard` before the optimizer was made."""
+    """Whole on one rank, or sharded by `model.parallel.shard` before the optimizer was created."""
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     step: int = 0
@@ -39,19 +39,19 @@ class TrainState:
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; it is scaled down to this. math.inf for no clipping."""
     autocast_dtype: torch.dtype | None = None
-    """torch.bfloat16 multiplies matrices in it over float32 masters; None computes in float32."""
+    """torch.bfloat16 multiplies matrices in bfloat16 over float32 parameters; None computes in float32."""
 
     def __post_init__(self) -> None:
         if mesh_of(self.model) is None and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
-                f"an unsharded model in a world of {dist.get_world_size()} ranks would train apart on each: "
-                f"call model.parallel.shard on it before making the optimizer"
+                f"an unsharded model in a world of {dist.get_world_size()} ranks would train separately on each: "
+                f"call model.parallel.shard on it before creating the optimizer"
             )
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did; every number is over all ranks."""
+    """The result of one optimizer step; every number is over all ranks."""
 
     step: int
     """Steps done after this one."""
@@ -59,7 +59,7 @@ class StepReport:
     """Sum divided by weight, before the update."""
     weight: float
     num_tokens: int
-    """Input positions read, as the batches count them (`model.batch`)."""
+    """Input positions read, as `num_tokens` of the batches counts them."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
     lr: float
@@ -133,7 +133,7 @@ def _divide_and_clip(state: TrainState, scale: float) -> float:
 
     FSDP has averaged the gradients over the ranks, so for a sharded model `scale` is ranks / weight.
     """
-    from torch.distributed.tensor import DTensor  # late: two seconds for all who only plan
+    from torch.distributed.tensor import DTensor  # late: two seconds that `plan` need not wait for
 
     # The optimizer's parameters are the shards; the model's may be gathered ones after an evaluation.
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])

@@ -1,6 +1,6 @@
-"""The Llama-family decoder: the one network that every stage of the road trains, scores or exports.
+"""The Llama-family decoder: the network that every stage trains, scores or exports.
 
-It computes what transformers' `LlamaForCausalLM` computes, to the last bits that float order allows. It knows
+It computes what transformers' `LlamaForCausalLM` computes, up to the order of float sums. It knows
 nothing of devices, shards or losses: precision comes from autocast, parallelism from `model.parallel`.
 
 Shape legend, used as suffix: B batch rows, T tokens of a row, D width, H query heads, K key-value heads,
@@ -25,7 +25,7 @@ CPU_MATRIX_ATTENTION_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of a decoder; everything that its parameters and its function depend on."""
+    """The sizes of a decoder, and everything else that determines its parameters and what it computes."""
 
     vocab_size: int
     """Rows of the embedding table."""
@@ -51,16 +51,17 @@ class TransformerConfig:
         return self.width // self.num_heads
 
     def check(self) -> None:
-        """Raise ValueError when the sizes do not fit together."""
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "ffn_width", "max_length"):
-            value: int = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        """Raises ValueError when the sizes do not fit together."""
+        sizes = (self.vocab_size, self.width, self.num_layers, self.num_heads, self.num_kv_heads, self.ffn_width)
+        names = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "ffn_width", "max_length")
+        for name, size in zip(names, (*sizes, self.max_length), strict=True):
+            if size < 1:
+                raise ValueError(f"{name}={size}: must be at least 1")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}: change either")
         if self.head_dim % 2:
             raise ValueError(
-                f"width/num_heads={self.head_dim} must be even, rotary embedding turns pairs of channels: "
+                f"width/num_heads={self.head_dim} must be even, as rotary embedding rotates pairs of channels: "
                 f"choose another num_heads for width={self.width}"
             )
         if self.num_heads % self.num_kv_heads:
@@ -98,7 +99,7 @@ def _layer_matmul_parameters(config: TransformerConfig) -> int:
 class Transformer(nn.Module):
     """Decoder from token ids to final hidden states; `logits` is its head.
 
-    The head is apart from `forward` because most uses need it at few positions: gather the rows first, then
+    The head is separate from `forward` because most uses need it at few positions: gather the rows first, then
     call `logits`. Under FSDP the root's parameters stay gathered from `forward` until backward ends, so `logits`
     may follow any `forward` of the same step.
     """
@@ -210,7 +211,7 @@ def rotary_cos_sin(positions_BT: Tensor, config: TransformerConfig) -> tuple[Ten
 
 
 def rotate(x_BHTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels (i, i + C/2) by its angle, in the dtype of x.
+    """Rotate each pair of channels (i, i + C/2) by its angle, in the dtype of x.
 
     The angle is computed in float32; its cosine is rounded to bfloat16 with x, as transformers and vLLM do.
     """
@@ -229,7 +230,7 @@ def attend(query_BHTC: Tensor, key_BKTC: Tensor, value_BKTC: Tensor, mask_B1TT: 
         return F.scaled_dot_product_attention(
             query_BHTC, key_BKTC, value_BKTC, is_causal=True, enable_gqa=num_shared > 1
         )
-    # The fused CUDA kernel that takes a mask knows no grouped heads; asking for them would materialise the scores.
+    # The fused CUDA kernel that takes a mask has no grouped heads; asking for them would materialize the scores.
     key_BHTC, value_BHTC = (x.repeat_interleave(num_shared, dim=1) for x in (key_BKTC, value_BKTC))
     return F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, attn_mask=mask_B1TT)
 

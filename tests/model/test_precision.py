@@ -50,9 +50,9 @@ def test_the_measurement_agrees_with_the_processor_that_runs_this_test() -> None
     assert precision.bfloat16_slowdown() > 1.5
 
 
-def test_auto_must_be_settled_before_anything_computes() -> None:
+def test_auto_must_be_replaced_before_anything_computes() -> None:
     assert precision.resolved("bfloat16") == "bfloat16"
-    with pytest.raises(AssertionError, match="settled before a stage runs"):
+    with pytest.raises(AssertionError, match="replaced before a stage runs"):
         precision.resolved("auto")
 
 
