@@ -97,7 +97,8 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def nested(annotation: Any) -> tuple[type | None, str]:
-    """The dataclass in `X`, `X | None`, `list[X]` or `dict[str, X]`, and what its path ends in: nothing, `[]`, `.NAME`.
+    """The dataclass in `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`, and the end of its path, which is
+    empty, `[]` or `.NAME`.
 
     None where there is no dataclass in it.
     """
@@ -106,9 +107,12 @@ def nested(annotation: Any) -> tuple[type | None, str]:
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
         return next((found for found in map(nested, inside) if found[0]), (None, ""))
-    if origin in (list, dict):
-        inner, suffix = nested(inside[-1])
-        return inner, ("[]" if origin is list else ".NAME") + suffix
+    if origin is dict:
+        inner, suffix = nested(inside[1])
+        return inner, f".NAME{suffix}"
+    if origin in (list, tuple):
+        inner, suffix = nested(inside[0])
+        return inner, f"[]{suffix}"
     return None, ""
 
 
@@ -119,7 +123,7 @@ def type_in_words(annotation: Any) -> str:
         return f"one of {', '.join(map(str, inside))}"
     if origin in (types.UnionType, Union):
         return " or ".join(type_in_words(one) for one in inside)
-    if origin is list:
+    if origin in (list, tuple):
         return f"list of {type_in_words(inside[0])}"
     if origin is dict:
         value = type_in_words(inside[1])

@@ -81,7 +81,7 @@ def _of_type(annotation: Any, value: Any, *, one_of_them: bool = False) -> JsonS
         if all(set(kind) == {"type"} for kind in kinds):
             return {"type": [kind["type"] for kind in kinds]}
         return {"anyOf": kinds}
-    if origin is list:
+    if origin in (list, tuple):
         return {"type": "array", "items": _of_type(inside[0], None, one_of_them=one_of_them)}
     if origin is dict:
         values = _of_type(inside[1], None)

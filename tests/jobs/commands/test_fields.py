@@ -42,6 +42,7 @@ class Config(Base):
     prompts: list[str] = source_files()
     verifier: str | None = user_function(None)
     items: list[Item] = field(default_factory=list)
+    sizes: tuple[int, ...] = (1, 2)
     weights: dict[str, float | None] = field(default_factory=lambda: {"a": 2.0})
     learners: Group = field(default_factory=lambda: Group(workers=4))
     engines: Group = field(default_factory=Group)
@@ -55,6 +56,7 @@ def test_a_field_is_told_with_type_meaning_default_and_docstring():
     assert FIELDS["corpus"] == Field("corpus", "str", "artifact", ("corpus",), "", "Text to read.")
     assert FIELDS["verifier"] == Field("verifier", "str or null", "user code", (), "null", "")
     assert FIELDS["prompts"] == Field("prompts", "list of str", "files", (), "", "")
+    assert FIELDS["sizes"] == Field("sizes", "list of int", None, (), "[1, 2]", "")
     assert FIELDS["weights"] == Field("weights", "mapping of str to (float or null)", None, (), "{a: 2}", "")
 
 

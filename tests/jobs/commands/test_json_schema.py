@@ -1,6 +1,7 @@
 """The JSON Schemas in configs/schema are those of the dataclasses, and take and refuse what the loader does."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jsonschema
 import pytest
 
 from cluster.storage import Storage
-from jobs.commands.json_schema import write_schemas
+from jobs.commands.json_schema import json_schema, write_schemas
 from jobs.frame.config import load_yaml
 from jobs.frame.stages import STAGES
 
@@ -72,6 +73,15 @@ def test_types_unions_and_choices_are_those_of_the_fields():
     assert errors("pretrain", precision="float16") == ["'float16' is not one of ['auto', 'float32', 'bfloat16']"]
     assert errors("pipeline", environment={"A": None, "B": "b"}) == [] and errors("pipeline", environment={"A": 1})
     assert errors("evaluate", models={"one": "sft"}, compare=[["one", "two"]]) == []
+
+
+def test_a_tuple_is_a_list():
+    @dataclass(frozen=True)
+    class Config:
+        percentiles: tuple[float, ...] = (50.0,)
+
+    (schema,) = json_schema(Config)["properties"].values()
+    assert schema == {"type": "array", "items": {"type": "number"}, "default": (50.0,)}
 
 
 def test_a_field_without_default_is_required_and_the_others_say_theirs():
