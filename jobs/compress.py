@@ -49,6 +49,7 @@ class CompressConfig:
     """`compress.yaml`."""
 
     model: str = input_artifact("model")
+    """The model to round to int8."""
     text: str = input_artifact("shards")
     """Shards whose validation documents both models are measured on."""
     text_bytes: int = 200_000

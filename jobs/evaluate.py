@@ -76,6 +76,7 @@ class GenerationTask:
     """Prompts that models complete, and what is measured of the completions."""
 
     name: str
+    """Name in the results."""
     prompts: str = source_files()
     """JSONL of `{"prompt": …}` or `{"messages": […]}`. A field `answer` is what the metrics compare with: a text, or
     for exact_match and f1 a list of accepted ones."""

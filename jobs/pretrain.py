@@ -46,12 +46,19 @@ class ModelConfig:
     """Sizes of a new model; the vocabulary's size comes with the shards."""
 
     width: int = 256
+    """Channels of the residual stream."""
     num_layers: int = 6
+    """Transformer layers."""
     num_heads: int = 4
+    """Query heads."""
     num_kv_heads: int = 2
+    """Key-value heads, each shared by num_heads / num_kv_heads query heads."""
     ffn_width: int = 704
+    """Channels inside SwiGLU."""
     rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies."""
     tie_embeddings: bool = True
+    """Whether the output layer uses the embedding's weights."""
 
     def transformer(self, vocab_size: int, max_length: int) -> TransformerConfig:
         """The transformer's own config; raises ValueError when sizes do not divide."""
@@ -82,12 +89,14 @@ class PretrainConfig:
     batch_size: int = 32
     """Samples of one optimizer step, over all workers."""
     steps: int = 1000
+    """Optimizer steps in all."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
     """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
     """Seed of the initial parameters and of the order of samples."""
     validation_rows: int = 64
+    """Rows of validation text in each measurement of the loss."""
     sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
     """Prompts that the finished model continues, shown in the report."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)

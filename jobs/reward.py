@@ -63,10 +63,12 @@ class RewardConfig:
     batch_size: int = 32
     """Pairs of one optimizer step, over all workers."""
     steps: int = 100
+    """Optimizer steps in all."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
     """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
+    """Seed of the order of the pairs."""
     validation_fraction: float = 0.1
     """Fraction of the pairs, the last ones, that is held out for the validation accuracy."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)

@@ -63,6 +63,7 @@ class SftConfig:
     batch_size: int = 32
     """Rows of one optimizer step, over all workers."""
     steps: int = 200
+    """Optimizer steps in all."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
     """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""

@@ -36,6 +36,7 @@ class NearDuplicates:
     """The part of shingles that two documents share (their Jaccard similarity, as the signatures estimate it) from
     which on they are near-duplicates."""
     bands: int = 20
+    """Bands of a signature; two documents are compared when they agree in a whole band."""
     rows: int = 6
     """Values in a band. With 20 bands of 6, documents at a similarity of 0.5, 0.7, 0.8 are compared with a
     probability of 0.27, 0.92, 0.998."""

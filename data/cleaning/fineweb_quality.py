@@ -19,6 +19,7 @@ class FineWebQuality:
     max_short_lines: float | None = 0.67
     """Part of the lines of at most `short_line` characters."""
     short_line: int = 30
+    """Characters of a line that counts as short, at most."""
     max_duplicate_characters: float | None = 0.1
     """Part of the characters (line breaks apart) in lines that repeat an earlier one. The paper's bound; datatrove's
     default is 0.01."""

@@ -19,9 +19,11 @@ class GopherQuality:
     min_words: int | None = 50
     """Words with a letter or a digit."""
     max_words: int | None = 100_000
+    """Words of a document, at most."""
     min_mean_word_length: float | None = 3
     """Characters, over the words with a letter or a digit."""
     max_mean_word_length: float | None = 10
+    """Largest mean of the same words."""
     max_symbols_per_word: float | None = 0.1
     """Number signs, and on their own ellipses, over the number of words and marks."""
     max_bullet_lines: float | None = 0.9
@@ -33,6 +35,7 @@ class GopherQuality:
     min_stop_words: int | None = 2
     """How many different ones of `stop_words` occur, as they are written."""
     stop_words: list[str] = field(default_factory=lambda: ["the", "be", "to", "of", "and", "that", "have", "with"])
+    """Words that good prose has."""
 
     def check(self, where: str) -> None:
         check_range(where, "words", self.min_words, self.max_words)

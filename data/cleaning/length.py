@@ -7,8 +7,12 @@ from data.cleaning.step import Outcome, check_least, judged
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
+    """Documents of a length within bounds, in bytes of UTF-8."""
+
     min_bytes: int = 0
+    """A shorter text is dropped."""
     max_bytes: int | None = None
+    """A longer text is dropped; null sets no bound."""
 
     def check(self, where: str) -> None:
         check_least(f"{where}.min_bytes", self.min_bytes, 0)

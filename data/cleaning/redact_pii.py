@@ -18,6 +18,7 @@ class RedactPII:
     """Put placeholders where personal data stood; any text will do, the empty one too, and null leaves that kind."""
 
     email: str | None = "[EMAIL]"
+    """Placeholder of e-mail addresses."""
     phone: str | None = "[PHONE]"
     """International numbers (+, 8 to 15 digits), and those of North America, Britain and France as they write them."""
     ip: str | None = "[IP]"

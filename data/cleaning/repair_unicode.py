@@ -14,6 +14,7 @@ class RepairUnicode:
     """Undo mojibake and HTML entities, drop control characters, bring line breaks and composition to one form."""
 
     normalization: Literal["NFC", "NFKC"] = "NFC"
+    """Unicode normalization form of the text."""
 
     def check(self, where: str) -> None:
         """Every value that the type allows is right."""

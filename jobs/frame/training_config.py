@@ -19,11 +19,15 @@ class OptimizerConfig:
     lr: float = 3e-4
     """Peak learning rate."""
     warmup_steps: int = 10
+    """Steps over which the learning rate rises to its peak."""
     final_lr_ratio: float = 0.1
     """Learning rate of the last step over the peak."""
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
     weight_decay: float = 0.1
+    """AdamW's weight decay."""
     clip_norm: float = 1.0
     """The whole gradient is scaled down to this norm."""
 
@@ -49,9 +53,13 @@ class TrainingExecution(Execution):
     validation_interval: int = 100
     """Steps between validations; the last step always has one."""
     checkpoint_interval: int = 100
+    """Steps between two checkpoints."""
     keep_checkpoints: int = 2
+    """How many checkpoints stay, the newest ones."""
     activation_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which saves memory and takes time."""
     compile: bool = False
+    """Whether layers are compiled by torch.compile: the first step is slow, the others are faster."""
     peak_tflops: float = 0.0
     """Peak of one worker in TFLOP/s, for MFU; 0 measures it with the largest matrix product of a layer."""
 

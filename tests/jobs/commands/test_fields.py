@@ -1,13 +1,15 @@
 """`raymill fields` tells of every field what a user needs to set it."""
 
+import dataclasses
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
-from jobs.commands.fields import Field, describe, fields_of
+from jobs.commands.fields import Field, config_named, describe, fields_of, nested
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.stages import STAGES
@@ -96,3 +98,17 @@ def test_the_command_prints_the_fields_and_refuses_to_guess_a_stage():
     assert "kind: one of bpe, wordpiece, unigram = bpe" in answer.stdout.splitlines()
     refused = subprocess.run(run, capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "fields: give a stage (corpus, vocabulary," in refused.stderr
+
+
+@pytest.mark.parametrize("name", [*STAGES, "pipeline"])
+def test_every_field_of_a_config_has_a_docstring(name: str):
+    pending, seen = [config_named(name)], set[type]()
+    while pending:
+        schema = pending.pop()
+        seen.add(schema)
+        docs, kinds = field_docs(schema), typing.get_type_hints(schema)
+        for one in dataclasses.fields(schema):
+            inner, _ = nested(kinds[one.name])
+            explained = one.name in docs or (inner is not None and (class_doc(inner) or one.name == "execution"))
+            assert explained, f"{schema.__name__}.{one.name} has no docstring"
+            pending += [inner] if inner is not None and inner not in seen else []
