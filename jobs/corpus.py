@@ -28,7 +28,7 @@ from cluster.paths import list_files_with_sizes
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
 from data.cleaning.decontaminate import Decontaminate, check_files
-from data.cleaning.fairness import check_budget
+from data.cleaning.fairness import FAIRNESS, check_budget
 from data.cleaning.recipe import Step, check_metadata, check_steps, chosen, fairness_ledger, pin_files
 from data.corpus.accounting import (
     CorpusSummary,
@@ -55,7 +55,6 @@ from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from jobs.report.corpus import report_corpus
 
-FAIRNESS = "fairness.json"
 _STAGED = f"{WORK}/forget"
 _CHANGES = "staged.json"  # in the staged tables' folder, written last
 _READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.frame.forecast`

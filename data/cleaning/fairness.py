@@ -21,6 +21,9 @@ from typing import NamedTuple
 from data.cleaning.fairness_sentences import REFERENCE, Form, all_trials
 from data.cleaning.step import Outcome
 
+FAIRNESS = "fairness.json"
+"""In a corpus: its `FairnessRow`s."""
+
 _FORMS: tuple[Form, ...] = ("sentence", "paragraph")
 
 _TELLING = 0.5

@@ -1,8 +1,9 @@
 """The report on RLHF: its curves, and completions before and after."""
 
-from typing import Any
-
+from actors.evaluation_results import EvaluationSample, ModelSample
+from actors.rlhf_results import HeldoutSample, RLHFSummary
 from cluster.metrics_log import read_metrics
+from cluster.plain import from_plain
 from jobs.frame.artifact import Artifact
 from jobs.report.charts import Line, line_chart, smooth
 from jobs.report.page import figure, grid, section
@@ -28,15 +29,15 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
     )
     if config.shuffle_rewards:
         lead = f"The control: each step's rewards are permuted over its answers, so nothing is to be learned. {lead}"
-    found = artifact.summary
-    if "heldout_prompts" in found:
+    summary = artifact.read_summary(RLHFSummary)
+    if summary.heldout_prompts:
         lead += (
-            f" On {found['heldout_prompts']:,} held-out prompts the mean reward went from "
-            f"{found['reward_before']:.3f} to {found['reward_after']:.3f}."
+            f" On {summary.heldout_prompts:,} held-out prompts the mean reward went from "
+            f"{summary.reward_before:.3f} to {summary.reward_after:.3f}."
         )
     return ReportPart(
         section=section(artifact.name, titled("Learning from reward", artifact), lead, grid(charts)),
-        samples=side_by_side(_samples(artifact), ["before", "after"]) if found.get("heldout_prompts") else None,
+        samples=side_by_side(_samples(artifact), ["before", "after"]) if summary.heldout_prompts else None,
     )
 
 
@@ -50,14 +51,17 @@ _CURVES = (
 )
 
 
-def _samples(artifact: Artifact) -> list[dict[str, Any]]:
+def _samples(artifact: Artifact) -> list[EvaluationSample]:
+    """The held-out prompts with the completions before and after learning."""
+    lines = [from_plain(HeldoutSample, line) for line in artifact.storage.read_jsonl("samples.jsonl")]
     return [
-        {
-            "prompt": line["prompt"],
-            "answers": {
-                side: {"text": line[side], "finished": True, "measures": {"reward": line[f"reward_{side}"]}}
-                for side in ("before", "after")
+        EvaluationSample(
+            task="held-out prompts",
+            prompt=line.prompt,
+            answers={
+                "before": ModelSample(text=line.before, finished=True, measures={"reward": line.reward_before}),
+                "after": ModelSample(text=line.after, finished=True, measures={"reward": line.reward_after}),
             },
-        }
-        for line in artifact.storage.read_jsonl("samples.jsonl")
+        )
+        for line in lines
     ]

@@ -1,8 +1,8 @@
 """Completions of several models to the same prompts, side by side."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from actors.evaluation_results import EvaluationSample
 from jobs.report.page import Html, element, number, section
 from jobs.report.part import words
 
@@ -11,10 +11,10 @@ _MAX_SAMPLES = 24
 _SHOWN_MEASURES = 1
 
 
-def side_by_side(samples: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> Html:
+def side_by_side(samples: Sequence[EvaluationSample], compared: Sequence[str]) -> Html:
     """The completions of the compared models (else of the first two) to the first prompts, not chosen ones."""
-    names = list(compared or list(samples[0]["answers"])[:2])
-    shown = [sample for sample in samples if all(name in sample["answers"] for name in names)][:_MAX_SAMPLES]
+    names = list(compared or list(samples[0].answers)[:2])
+    shown = [sample for sample in samples if all(name in sample.answers for name in names)][:_MAX_SAMPLES]
     drawn = [_sample(sample, names) for sample in shown]
     first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
     summary = element("summary", f"{len(more)} more")
@@ -28,16 +28,16 @@ def side_by_side(samples: Sequence[Mapping[str, Any]], compared: Sequence[str]) 
     )
 
 
-def _sample(sample: Mapping[str, Any], names: Sequence[str]) -> Html:
+def _sample(sample: EvaluationSample, names: Sequence[str]) -> Html:
     answers = []
     for name in names:
-        answer = sample["answers"][name]
-        marks = [_mark(measure, value) for measure, value in list(answer["measures"].items())[:_SHOWN_MEASURES]]
-        if not answer["finished"]:
+        answer = sample.answers[name]
+        marks = [_mark(measure, value) for measure, value in list(answer.measures.items())[:_SHOWN_MEASURES]]
+        if not answer.finished:
             marks.append(element("span", "cut at the longest length", class_="mark"))
-        said = answer["text"].strip() or "(nothing)"
-        answers.append(element("div", element("small", name), element("p", said), marks, class_="answer"))
-    prompt = element("p", sample["prompt"], class_="prompt")
+        text = answer.text.strip() or "(nothing)"
+        answers.append(element("div", element("small", name), element("p", text), marks, class_="answer"))
+    prompt = element("p", sample.prompt, class_="prompt")
     return element("div", prompt, element("div", answers, class_="answers"), class_="sample")
 
 

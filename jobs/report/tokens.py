@@ -1,5 +1,7 @@
 """The report on a tokenizer and on shards."""
 
+from data.tokens.measures import VocabularySummary
+from data.tokens.shards_summary import ShardsSummary
 from jobs.frame.artifact import Artifact
 from jobs.report.page import data_size, element, section, table
 from jobs.report.part import ReportPart
@@ -9,23 +11,21 @@ _KINDS = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram
 
 def report_tokenizer(artifact: Artifact) -> ReportPart:
     """The size of the vocabulary, and how well it encodes the text of each source and language."""
-    found = artifact.summary
-    kind = _KINDS[artifact.config.kind]
+    summary = artifact.read_summary(VocabularySummary)
+    kind = _KINDS[summary.kind]
     lead = (
-        f"{found['size']:,} tokens of {kind}, learned from {data_size(found['sampled_bytes'])}. "
-        f"A token stands for {found['bytes_per_token']:.2f} bytes and a word takes {found['fertility']:.2f} tokens on "
-        f"average; {found['unused_tokens']:,} tokens never occurred, and {found['round_trip_failures']} of "
-        f"{found['measured_documents']:,} texts failed to come back as they were."
+        f"{summary.size:,} tokens of {kind}, learned from {data_size(summary.sampled_bytes)}. "
+        f"A token stands for {summary.bytes_per_token:.2f} bytes and a word takes {summary.fertility:.2f} tokens on "
+        f"average; {summary.unused_tokens:,} tokens never occurred, and {summary.round_trip_failures} of "
+        f"{summary.measured_documents:,} texts failed to come back as they were."
     )
     rows = [
-        [
-            element("b", name),
-            by,
-            f"{found[f'bytes_per_token_by_{by}'][name]:.2f}",
-            f"{found[f'fertility_by_{by}'][name]:.2f}",
-        ]
-        for by in ("source", "language")
-        for name in found[f"fertility_by_{by}"]
+        [element("b", name), by, f"{bytes_per_token[name]:.2f}", f"{fertility[name]:.2f}"]
+        for by, bytes_per_token, fertility in (
+            ("source", summary.bytes_per_token_by_source, summary.fertility_by_source),
+            ("language", summary.bytes_per_token_by_language, summary.fertility_by_language),
+        )
+        for name in fertility
     ]
     header = ["text of", "", "bytes per token", "tokens per word"]
     return ReportPart(section=section("vocabulary", "Vocabulary", lead, table(header, rows, numeric=[2, 3])))
@@ -33,10 +33,10 @@ def report_tokenizer(artifact: Artifact) -> ReportPart:
 
 def report_shards(artifact: Artifact) -> ReportPart:
     """Documents and tokens of both splits."""
-    found = artifact.summary
+    summary = artifact.read_summary(ShardsSummary)
     rows = [
-        [element("b", split), *(f"{own[key]:,}" for key in ("documents", "tokens")), data_size(own["bytes"])]
-        for split, own in ((split, found[split]) for split in ("train", "validation"))
+        [element("b", split), f"{counts.documents:,}", f"{counts.tokens:,}", data_size(counts.bytes)]
+        for split, counts in (("train", summary.train), ("validation", summary.validation))
     ]
     lead = "Whole documents as token ids; the validation documents are held out of everything that follows."
     header = ["split", "documents", "tokens", "text"]

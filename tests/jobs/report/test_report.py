@@ -66,7 +66,11 @@ def ledger_row(step: str, axis: str, group: str, removed: float, *, reference: f
     row = {"step": step, "axis": axis, "group": group, "removed": removed, "reference_removed": reference}
     bounds = {"low": removed / 2, "high": min(1.0, removed * 1.5), "excess": removed - reference}
     bounds |= {"excess_low": (removed - reference) / 2, "excess_high": removed}
-    return row | bounds | {"judged": reference < 0.5, "keep": 0.0, "num_templates": 80, "form": "sentence"}
+    return (
+        row
+        | bounds
+        | {"judged": reference < 0.5, "keep": 0.0, "can_keep": True, "num_templates": 80, "form": "sentence"}
+    )
 
 
 LEDGER = [
@@ -75,6 +79,10 @@ LEDGER = [
     ledger_row("steps[4].toxicity", "religion", HOSTILE, 0.05),
     ledger_row("steps[1].length", "gender", "women", 1.0, reference=0.99),
 ]
+
+
+ANSWER = {"question": "Hello! How are you?", "answer": "I am fine. What do you like to do?"}
+ANSWER |= {"tokens": 9, "finish_reason": "stop"}
 
 
 def curve(area: str, steps: int, start: float, end: float, noise: float) -> list[dict[str, float]]:
@@ -104,6 +112,11 @@ def fake_road(store: Storage) -> list[Artifact]:
             "bytes": 32_000_000,
             "read": 16_000,
             "quarantined": 8,
+            "others": 0,
+            "bytes_read": 36_000_000,
+            "content_digest": "",
+            "parts": 1,
+            "mixture": {},
             "dropped": {name: 4 * count for name, count in dropped.items()},
             "sources": dict.fromkeys(("dialogue", "encyclopedia", "news", HOSTILE), source),
         },
@@ -119,6 +132,10 @@ def fake_road(store: Storage) -> list[Artifact]:
         "vocabulary",
         {
             "size": 4096,
+            "kind": "bpe",
+            "fingerprint": "",
+            "sampled_documents": 13_000,
+            "unknown_tokens": 0,
             "sampled_bytes": 30_000_000,
             "bytes_per_token": 3.61,
             "fertility": 1.31,
@@ -130,15 +147,18 @@ def fake_road(store: Storage) -> list[Artifact]:
             "round_trip_failures": 0,
             "measured_documents": 2100,
         },
-        config={"kind": "bpe"},
         inputs=made_from(corpus=corpus),
     )
     counts = {"train": 13_800, "validation": 600}
+    rest = {"bytes_per_token": 3.6, "shards": 1, "generations": 1}
     shards = write(
         store,
         "shards",
         "shards",
-        {split: {"documents": n, "tokens": 612 * n, "bytes": 2222 * n} for split, n in counts.items()},
+        {
+            **{split: {"documents": n, "tokens": 612 * n, "bytes": 2222 * n, **rest} for split, n in counts.items()},
+            **{"tokens_by_source": {}, "encoder": {}, "tokenizer": "", "vocab_size": 4096, "dtype": "uint16"},
+        },
         inputs=made_from(corpus=corpus, tokenizer=vocabulary),
     )
     trained = {
@@ -167,7 +187,10 @@ def fake_road(store: Storage) -> list[Artifact]:
             store,
             "rlhf",
             "rlhf",
-            {"heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
+            {
+                **{"prompts": 900, "prompts_too_long": 0, "steps": 100.0, "logprob_gap_max": 0.01, "step_s": 0.8},
+                **{"tokens_per_s": 900.0, "heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
+            },
             config={
                 "prompts": ["prompts.jsonl"],
                 "learning": {"algorithm": "grpo"},
@@ -202,11 +225,9 @@ def fake_road(store: Storage) -> list[Artifact]:
         "engine_logprob_gap": 0.0021,
     }
     compress = write(store, "compress", "compress", sizes | quality, inputs=made_from(model=rlhf, text=shards))
-    speed = {"startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
+    speed = {"questions": 1, "startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
     serve = write(store, "serve", "serve", speed, inputs=made_from(model=compress))
-    serve.storage.write_json(
-        "answers.json", [{"question": "Hello! How are you?", "answer": "I am fine. What do you like to do?"}]
-    )
+    serve.storage.write_json("answers.json", [ANSWER])
     return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
 
 
@@ -264,6 +285,7 @@ def fake_results() -> dict[str, Any]:
         {"before": "sft", "after": "rlhf", "measure": "rougeL", "difference": estimate(-0.01, 0.012)},
     ]
     return {
+        "models": {"pretrain": "pretrain-1", "sft": "sft-1", "rlhf": "rlhf-1"},
         "order": ["pretrain", "sft", "rlhf"],
         "text": {"documents": 600, "bytes": 1_333_000, "xz_bits_per_byte": 2.43, "models": text},
         "generation": {
@@ -274,7 +296,7 @@ def fake_results() -> dict[str, Any]:
             }
         },
         "bias": {"pretrain": groups(0.04), "rlhf": groups(0.1)},
-        "reward": {"pairs": 412, "accuracy": estimate(0.87, 0.03), "margin": estimate(1.2, 0.1)},
+        "reward": {"pairs": 412, "pairs_too_long": 3, "accuracy": estimate(0.87, 0.03), "margin": estimate(1.2, 0.1)},
     }
 
 
@@ -405,7 +427,13 @@ def test_without_an_evaluation_rlhfs_own_samples_are_shown(road: list[Artifact])
 
 
 def test_two_runs_of_one_stage_keep_their_names(road: list[Artifact], tmp_path: Path) -> None:
-    control = write(Storage(str(tmp_path)), "rlhf-shuffled", "rlhf", {}, config=road[6].record.config)
+    control = write(
+        Storage(str(tmp_path)),
+        "rlhf-shuffled",
+        "rlhf",
+        {**road[6].summary, "heldout_prompts": None},
+        config=road[6].record.config,
+    )
     text = Page(render([*road, log(control, rlhf_lines())])).text
     assert "Learning from reward: rlhf-shuffled" in text
 
