@@ -38,17 +38,6 @@ class Interval:
         return number < self.low or number > self.high
 
 
-def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Length in bits of an ideal code of the text, for each byte of it.
-
-    nats: the whole text's negative log-likelihood. Comparable between tokenizers and with compressors, which
-    perplexity is not.
-    """
-    if num_bytes < 1:
-        raise ValueError(f"num_bytes={num_bytes}: bits per byte needs text of at least one byte")
-    return nats / math.log(2) / num_bytes
-
-
 def perplexity(nats: float, num_tokens: int) -> float:
     """exp of the mean negative log-likelihood of a token: between equal tokenizers only."""
     if num_tokens < 1:

@@ -1,13 +1,16 @@
-"""Nodes that stand in for those of a cluster, with real monitors on them."""
+"""Stores of every kind, an archive, and fake nodes of a cluster with real monitors on them."""
 
 from __future__ import annotations
 
 import threading
+import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from ray.exceptions import RayActorError
 
@@ -16,6 +19,7 @@ from cluster.heartbeat import ProcessRecord
 from cluster.node_monitor import NodeMonitor
 from cluster.process_info import ProcessInfo
 from cluster.stage_monitor import StageMonitor
+from cluster.storage import Storage
 
 NO_PID = 2**22 + 1
 """Larger than any process id of Linux, so that a process with it counts as dead."""
@@ -91,3 +95,25 @@ def monitor(fake_nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stage_monitor, "_current_monitor", monitor)
     yield monitor
     monitor.close()
+
+
+@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """A local folder, then fsspec's in-memory file system, then an S3 server through a proxy that fails."""
+    name = uuid.uuid4().hex[:8]
+    if request.param == "s3":
+        yield Storage(request.getfixturevalue("s3"))
+        return
+    yield Storage(str(tmp_path / name) if request.param == "folder" else f"memory://bucket-{name}/runs")
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A zip file with three members, in a folder of its own."""
+    path = tmp_path / "archive.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("package/data/b.jsonl", "bb")
+        file.writestr("package/data/a.jsonl", "a")
+        file.writestr("package/readme.txt", "read me")
+    return path

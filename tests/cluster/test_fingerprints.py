@@ -121,3 +121,10 @@ def test_a_user_without_a_home_has_no_cache_and_no_folder_of_that_name(
     cache = UserCache("machines")
     cache.put("key", 1)
     assert cache.get("key") == 1 and list(tmp_path.iterdir()) == [] and UserCache("machines").get("key") is None
+
+
+def test_a_fingerprint_is_of_the_bytes_wherever_they_lie(archive: Path, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("a")
+    expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
+    assert fingerprint(str(tmp_path / "a.jsonl")) == expected
+    assert fingerprint(f"zip://package/data/a.jsonl::file://{archive}") == expected

@@ -10,34 +10,19 @@ import os
 import pickle
 import threading
 import uuid
-import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import fsspec
 import pytest
 from botocore.exceptions import ClientError
 
 import cluster.retry
 import cluster.storage
-from cluster.credentials import refuse_credentials
 from cluster.fingerprints import fingerprint
-from cluster.paths import absolute_url, list_files, list_files_with_sizes, local_path
+from cluster.paths import list_files_with_sizes
 from cluster.storage import Storage
-
-
-@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    """A local folder, then fsspec's in-memory file system, then an S3 server through a proxy that fails."""
-    name = uuid.uuid4().hex[:8]
-    if request.param == "s3":
-        yield Storage(request.getfixturevalue("s3"))
-        return
-    yield Storage(str(tmp_path / name) if request.param == "folder" else f"memory://bucket-{name}/runs")
-    fsspec.filesystem("memory").store.clear()
 
 
 def test_what_is_written_is_read_listed_and_removed(storage: Storage):
@@ -143,87 +128,6 @@ def test_a_check_of_a_store_leaves_nothing_behind(storage: Storage, tmp_path: Pa
     assert list((tmp_path / "stands").iterdir()) == []
 
 
-def test_credentials_in_a_url_are_refused_and_not_repeated():
-    for url in (
-        "s3://user:hunter2@bucket/x",
-        "zip://a::https://user:hunter2@host/b.zip",
-        "https://hunter2@host/a",
-        "HTTPS://hunter2@host",
-        "gs://hunter2@bucket/a",
-        "s3://KEY:hunter2/cd@bucket/a",
-        "s3://KEY:12/hunter2@bucket/a",
-        "sftp://user:hunter2@host/a",
-        "https://host/a?X-Amz-Signature=hunter2",
-        "https://host/a?x=1&sig=hunter2",
-        "zip://a::https://host/a.zip?token=hunter2",
-        "gs://bucket/a?X-Goog-Signature=hunter2",
-        "see https://host/a and https://user:hunter2@host/b",
-    ):
-        with pytest.raises(ValueError, match="must not carry credentials") as caught:
-            Storage(url)
-        assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "s3://bucket/a@b/c:d",
-        "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/b@c",
-        "https://host:8080/a@b",
-        "zip://a@b.jsonl::https://host/c@d.zip",
-        "zip://a::https://host:443/c@d.zip",
-        "sftp://user@host/a",
-        "abfs://container@account/a",
-        "s3://bucket/part-?.txt",
-        "/data/a:b@c",
-    ],
-)
-def test_a_url_with_signs_that_only_look_like_credentials_passes(url: str):
-    refuse_credentials(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("/data/a.txt", "/data/a.txt"),
-        ("data/*.txt", "data/*.txt"),
-        ("file:///data/a.txt", "/data/a.txt"),
-        ("file://data/a.txt", "data/a.txt"),
-        ("local://data/a.txt", "data/a.txt"),
-        ("file:/data/a.txt", "/data/a.txt"),
-        ("zip://a/b.json::file:///data/x.whl", "/data/x.whl"),
-        ("zip://a.json::file://x.whl", "x.whl"),
-        ("zip://a::gzip://b::/data/x.gz", "/data/x.gz"),
-        ("s3://bucket/a", None),
-        ("zip://a::s3://bucket/x.zip", None),
-        ("hf://datasets/a/b", None),
-    ],
-)
-def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: str | None):
-    assert local_path(url) == expected
-
-
-@pytest.mark.parametrize(
-    ("location", "expected"),
-    [
-        ("runs/tiny", "{here}/runs/tiny"),
-        ("/data/*.txt", "/data/*.txt"),
-        ("~/runs", "{home}/runs"),
-        ("file://x.jsonl", "file://{here}/x.jsonl"),
-        ("local://x.jsonl", "local://{here}/x.jsonl"),
-        ("s3://bucket/runs", "s3://bucket/runs"),
-        ("zip://a/*.json::file://x.whl", "zip://a/*.json::file://{here}/x.whl"),
-        ("zip://a/*.json::x.whl", "zip://a/*.json::{here}/x.whl"),
-        ("zip://a::s3://bucket/x.zip", "zip://a::s3://bucket/x.zip"),
-    ],
-)
-def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
-    whole = expected.format(here=os.getcwd(), home=os.path.expanduser("~"))
-    assert absolute_url(location) == whole
-    if "::" not in location and "*" not in location:
-        assert Storage(location).url == whole  # a worker has another working directory
-
-
 def test_a_remote_folder_that_changed_in_place_is_fetched_anew():
     remote = Storage(f"memory://changing-{uuid.uuid4().hex[:8]}/model")
     remote.write_bytes("config.json", b"one")
@@ -234,77 +138,6 @@ def test_a_remote_folder_that_changed_in_place_is_fetched_anew():
     assert (first / "config.json").read_bytes() == b"one"  # whoever reads the old copy keeps it
     remote.write_bytes("more.json", b"")
     assert {path.name for path in remote.local().iterdir()} == {"config.json", "more.json"}
-
-
-# Sources
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    """A zip file with three members, in a folder of its own."""
-    path = tmp_path / "archive.whl"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("package/data/b.jsonl", "bb")
-        file.writestr("package/data/a.jsonl", "a")
-        file.writestr("package/readme.txt", "read me")
-    return path
-
-
-def test_globs_expand_to_sorted_files(tmp_path: Path):
-    for name in ("b.txt", "a.txt", "c.md"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "folder.txt").mkdir()
-    assert list_files([f"{tmp_path}/*.txt"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
-
-
-def test_globs_expand_on_an_object_store():
-    storage = Storage(f"memory://sources-{uuid.uuid4().hex[:8]}")
-    storage.write_bytes("a.txt", b"a")
-    storage.write_bytes("b.txt", b"b")
-    urls = list_files([f"{storage.url}/*.txt"])
-    assert [url.rsplit("/", 1)[1] for url in urls] == ["a.txt", "b.txt"]
-    assert [storage.fs.cat_file(url) for url in urls] == [b"a", b"b"]
-
-
-def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archive: Path):
-    urls = list_files([f"zip://package/data/*.jsonl::file://{archive}"])
-    assert urls == [f"zip://package/data/{name}.jsonl::file://{archive}" for name in "ab"]
-    with fsspec.open(urls[1]) as file:
-        assert file.read() == b"bb"  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_a_relative_archive_is_found_from_the_working_directory(archive: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(archive.parent)
-    assert list_files(["zip://package/readme.txt::file://archive.whl"]) == [
-        f"zip://package/readme.txt::file://{archive}"
-    ]
-
-
-def test_a_pattern_that_matches_nothing_is_named(archive: Path):
-    for pattern in (
-        f"{archive.parent}/*.csv",
-        f"zip://*.csv::file://{archive}",
-        f"{archive.parent}/no/a.txt",
-    ):
-        with pytest.raises(ValueError, match="matches no file; check the path") as caught:
-            list_files([pattern])
-        assert repr(pattern) in str(caught.value)
-
-
-@pytest.mark.parametrize("scheme", ["zip", "tar"])
-def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Path, scheme: str):
-    (tmp_path / "not-an-archive").write_text("text " * 200)
-    pattern = f"{scheme}://x::file://{tmp_path}/not-an-archive"
-    with pytest.raises(ValueError, match="its archive is damaged or no archive at all") as caught:
-        list_files([pattern])
-    assert repr(pattern) in str(caught.value)
-
-
-def test_a_fingerprint_is_of_the_bytes_wherever_they_lie(archive: Path, tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text("a")
-    expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
-    assert fingerprint(str(tmp_path / "a.jsonl")) == expected
-    assert fingerprint(f"zip://package/data/a.jsonl::file://{archive}") == expected
 
 
 def test_a_line_of_json_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path: Path):
@@ -329,9 +162,6 @@ def test_a_folder_can_become_the_directory_itself(storage: Storage, tmp_path: Pa
     storage.put_folder(tmp_path / "from")
     assert storage.files() == ["below/a.bin"]  # on an object store `root//below/a.bin` would be another key
     assert storage.read_bytes("below/a.bin") == b"a"
-
-
-# Large files, listings that tell sizes, and a store that fails
 
 
 def test_a_file_is_written_in_pieces_and_seen_whole(storage: Storage):
@@ -372,23 +202,6 @@ def test_a_copy_goes_within_a_store_and_between_stores(storage: Storage, tmp_pat
     storage.copy("a", storage / "below", "b")
     storage.copy("a", Storage(str(tmp_path / "other")))
     assert storage.read_bytes("below/b") == (tmp_path / "other/a").read_bytes() == b"content"
-
-
-def test_a_listing_tells_the_sizes(storage: Storage):
-    for number in range(3):
-        storage.write_bytes(f"in/{number}.txt", b"x" * number)
-    storage.write_bytes("in/below/3.txt", b"xxx")
-    found = list_files_with_sizes([f"{storage.url}/in/*"])
-    assert [(url.rsplit("/in/")[1], size) for url, size in found] == [(f"{number}.txt", number) for number in range(3)]
-
-
-def test_a_listing_follows_links_and_looks_into_archives(archive: Path, tmp_path: Path):
-    (tmp_path / "a.txt").write_text("four")
-    (tmp_path / "folder").mkdir()
-    for name, goal in (("link.txt", "a.txt"), ("folder.txt", "folder"), ("nowhere.txt", "none")):
-        (tmp_path / name).symlink_to(tmp_path / goal)
-    assert list_files_with_sizes([f"{tmp_path}/*.txt"]) == [(f"{tmp_path}/a.txt", 4), (f"{tmp_path}/link.txt", 4)]
-    assert [size for _, size in list_files_with_sizes([f"zip://package/data/*::file://{archive}"])] == [1, 2]
 
 
 @pytest.mark.slow
@@ -458,47 +271,6 @@ def test_a_refused_or_missing_key_is_reported_as_a_refusal(s3: str, monkeypatch:
         with pytest.raises(OSError):
             Storage(s3).exists("a")
     files.clear_instance_cache()
-
-
-class Failing:
-    """A call that raises these errors one after another, and then answers."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors, self.calls = list(errors), 0
-
-    def __call__(self, *_: Any, **__: Any) -> str:
-        self.calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return "answer"
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.retry, "WAITS_S", (0.0, 0.0, 0.0))
-
-
-@pytest.mark.usefixtures("impatient")
-def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
-    passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
-    call = Failing(*passing)
-    assert cluster.retry.with_retries(call) == "answer" and call.calls == 4
-    with pytest.raises(OSError, match="500"):
-        cluster.retry.with_retries(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
-    with pytest.raises(OSError, match="ClientPayloadError: broken off"):
-        cluster.retry.with_retries(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
-    for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
-        call = Failing(final)
-        with pytest.raises(type(final)):
-            cluster.retry.with_retries(call)
-        assert call.calls == 1
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_store_that_does_not_say_is_not_taken_for_a_no(storage: Storage, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage.fs, "info", Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
-    with pytest.raises(OSError, match="500"):
-        storage.exists("a")
 
 
 def test_a_name_that_is_taken_is_known_by_any_store():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.metrics_log import METRICS_LOG, last_metrics, read_lines, read_metrics
+from cluster.metrics_log import METRICS_LOG, read_lines, read_metrics
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 
@@ -82,14 +82,3 @@ def test_it_travels_to_the_process_that_will_log(storage: Storage):
     sent.log(1, {"a": 1.0})
     sent.close()
     assert steps(storage) == [1]
-
-
-def test_the_newest_step_is_read_from_the_end_of_the_log(storage: Storage):
-    assert last_metrics(storage) == {}
-    one = tracker(storage)
-    for step in range(2000):
-        one.log(step, {"train/loss": 1.0})
-    one.close()
-    assert last_metrics(storage)["step"] == 1999
-    storage.write_bytes(METRICS_LOG, storage.read_bytes(METRICS_LOG) + b'{"step": 2')
-    assert last_metrics(storage)["step"] == 1999

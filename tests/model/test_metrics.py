@@ -9,16 +9,12 @@ from sacrebleu.metrics.bleu import BLEU
 from model import metrics
 
 
-def test_bits_per_byte_and_perplexity_of_a_uniform_guess() -> None:
-    # 8 tokens guessed from 16 equals cost 4 bits each; they spell 32 bytes, so one bit a byte.
+def test_perplexity_of_a_uniform_guess() -> None:
     nats = 8 * math.log(16)
-    assert metrics.bits_per_byte(nats, 32) == pytest.approx(1.0)
     assert metrics.perplexity(nats, 8) == pytest.approx(16.0)
 
 
-def test_empty_text_has_no_bits_per_byte() -> None:
-    with pytest.raises(ValueError, match="at least one byte"):
-        metrics.bits_per_byte(1.0, 0)
+def test_empty_text_has_no_perplexity() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         metrics.perplexity(1.0, 0)
 

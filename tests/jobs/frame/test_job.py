@@ -1,10 +1,8 @@
 """Identity and artifacts: what is done once is not done again, and nothing half done is taken for whole."""
 
 import dataclasses
-import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -227,42 +225,6 @@ def test_a_model_folder_without_its_weights_is_none(tmp_path: Path):
 
 
 # Leases
-
-
-def lease(folder: Path, *, host: str, pid: int, age_s: float) -> None:
-    content = {"holder": "other", "host": host, "pid": pid, "time": time.time() - age_s}
-    folder.mkdir(parents=True)
-    (folder / "lease.json").write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize(
-    ("host", "pid", "age_s"),
-    [
-        pytest.param(socket.gethostname(), 2**22 + 1, 1.0, id="a dead process of this machine"),
-        pytest.param("elsewhere", 1, 31.0, id="another machine, silent for 31 s"),
-    ],
-)
-def test_the_lease_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, host: str, pid: int, age_s: float):
-    one = job()
-    lease(tmp_path / one.id, host=host, pid=pid, age_s=age_s)
-    started = time.monotonic()
-    run(one, tmp_path)
-    assert time.monotonic() - started < 2.0
-    assert not (tmp_path / one.id / "lease.json").exists()
-
-
-def test_a_living_run_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO")
-    one = job()
-    lease(tmp_path / one.id, host="elsewhere", pid=1, age_s=0.0)
-    thread = threading.Thread(target=run, args=(one, tmp_path), daemon=True)
-    thread.start()
-    thread.join(0.3)
-    assert "another run (pid 1 on elsewhere) is making" in caplog.text
-    assert thread.is_alive() and open_artifact(str(tmp_path / one.id)) is None
-    (tmp_path / one.id / "lease.json").unlink()
-    thread.join(10)
-    assert open_artifact(str(tmp_path / one.id)) is not None
 
 
 def test_a_run_that_lost_its_lease_declares_no_artifact_and_leaves_the_new_holders_lease(tmp_path: Path):
