@@ -272,7 +272,7 @@ def pattern_of(fault: Fault) -> str:
     if fault.kind == "port":
         return PORT
     if fault.kind == "term":
-        return rf"raymill: stopped by SIGTERM; the same command goes on from here: {fault.stage} "
+        return rf"raymill: stopped by SIGTERM; the same command resumes from here: {fault.stage} "
     who = "the driver" if fault.role == "driver" else rf"{fault.role} \d+ on node \S+ \(pid \d+\)"
     if fault.role == "engine" and fault.kind == "kill":
         who = r"server 0 on node \S+ \(pid \d+\) failed: its engine \(pid \d+\)"

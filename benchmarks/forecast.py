@@ -18,7 +18,8 @@ from cluster.plain import from_plain
 from cluster.storage import Storage
 from jobs.frame.artifact import open_artifact
 from jobs.frame.calibration import calibrate
-from jobs.frame.forecast import Forecast, flops, forecasts, measured
+from jobs.frame.cost_model import flops
+from jobs.frame.forecast import Forecast, forecast_jobs, measured_forecast
 from jobs.frame.pipeline import load_pipeline
 from jobs.frame.record import Measured
 from jobs.frame.work import Work
@@ -34,7 +35,7 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     pipeline = load_pipeline(options.config, [*options.overrides, *rest], store=options.store)
     with tempfile.TemporaryDirectory() as empty:
-        expected = forecasts(pipeline.jobs, Storage(empty))
+        expected = forecast_jobs(pipeline.jobs, Storage(empty))
     print(
         f"{'stage':<14} {'forecast':>9} {'measured':>9} {'ratio':>6}   {'GiB':>5} {'measured':>9} {'ratio':>6}", end=""
     )
@@ -45,7 +46,7 @@ def main() -> None:
             print(f"{name:<14} not in {pipeline.store.url}")
             continue
         taken = artifact.record.measured
-        print(f"{name:<14} {row(expected[name], measured(artifact))}", end="")
+        print(f"{name:<14} {row(expected[name], measured_forecast(artifact))}", end="")
         print(f"   {cell(taken.cpu_s):>7} {cell(flop_s(taken)):>7}")
 
 

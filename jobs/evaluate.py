@@ -455,4 +455,5 @@ STAGE = Stage(
     work=work,
     report=report_evaluation,
     groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
+    engine_groups=lambda config: ("generators",),
 )

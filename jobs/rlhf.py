@@ -360,4 +360,5 @@ STAGE = Stage(
     work=work,
     report=report_rlhf,
     groups=lambda config: (groups_of(config),),
+    engine_groups=lambda config: () if config.execution.colocate else ("generators",),
 )

@@ -48,8 +48,8 @@ def test_a_name_that_is_no_fault_is_refused() -> None:
         ),
         (
             "rlhf::term",
-            "raymill: stopped by SIGTERM; the same command goes on from here: rlhf goes on from step 3 of 4",
-            "raymill: stopped by SIGTERM; the same command goes on from here",
+            "raymill: stopped by SIGTERM; the same command resumes from here: rlhf goes on from step 3 of 4",
+            "raymill: stopped by SIGTERM; the same command resumes from here",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`raymill fields STAGE`: every field of a stage's config with its type, its default and what it means."""
+"""`raymill fields STAGE`: every field of a stage's config with its type, its default and its docstring."""
 
 import dataclasses
 import json
@@ -11,34 +11,44 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import Meaning, kinds_of, meaning_of
-from jobs.frame.pipeline import PipelineConfig
+from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import stage_named
 
 _WIDTH = 116
 _PLAIN_TEXT = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
 
 LEGEND: Mapping[Meaning, str] = {
-    "artifact": "the name of a config beside this one that makes it, `previous` for the last one before this in the "
-    "pipeline that does, or the location of an artifact or of a Hugging Face folder",
-    "files": "paths, globs or fsspec URLs; what they hold is part of the artifact's id, not where they are",
+    "artifact": "the name of a config beside this one that makes it, `previous` for the last such config before this "
+    "one in the pipeline, or the location of an artifact or of a Hugging Face folder",
+    "files": "paths, globs or fsspec URLs; the files' content is part of the artifact's id, their location is not",
     "user code": "an extension point: path/to/file.py:name, a function or an object that you wrote",
 }
-"""What a value stands for, where its type does not tell."""
+"""Explanations of fields whose value is more than its type says."""
 
 
 class Field(NamedTuple):
-    """One field of a config, as a user meets it."""
+    """One field of a config as a user writes it."""
 
     path: str
     """Where it is in the YAML: `optimizer.lr`, `sources[].path`, `models.NAME`."""
     type: str
     """In words: `int or null`, `list of str`; empty for a group of further fields."""
     meaning: Meaning | None
+    """What the value names; None for a plain setting."""
     kinds: tuple[str, ...]
-    """Of the artifacts that an input takes."""
+    """The kinds of artifact that an input accepts."""
     default: str
     """As YAML; empty where the field must be given."""
     doc: str
+    """Its docstring on one line."""
+
+
+class Nested(NamedTuple):
+    """A dataclass inside the type of a field."""
+
+    dataclass: type
+    suffix: str
+    """What its path ends in: nothing for `X`, `[]` for a list or tuple, `.NAME` for a mapping."""
 
 
 def config_named(name: str) -> type:
@@ -59,7 +69,7 @@ def describe(name: str) -> str:
         if name in used:
             lines += textwrap.wrap(f"({name}): {text}", _WIDTH, subsequent_indent="    ")
     if any(field.path == "execution" for field in fields):
-        lines.append("execution: says how the stage runs and is no part of the artifact's id")
+        lines.append("execution: how the stage runs; not part of the artifact's id")
     return "\n".join(lines).rstrip()
 
 
@@ -73,8 +83,8 @@ def _headline(field: Field) -> str:
 def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[type] | None = None) -> Iterator[Field]:
     """The fields of a dataclass in the order of its source, nested ones after the field that holds them.
 
-    `default` is the object that the field above has by default, whose values are then the defaults here. A dataclass
-    that occurs again has its docstrings only the first time.
+    `default` is the default value of the field that holds this dataclass; its attributes are then the defaults.
+    `shown` are the dataclasses described so far, whose docstrings are not repeated.
     """
     shown = set() if shown is None else shown
     annotations, docs = typing.get_type_hints(schema), {} if schema in shown else field_docs(schema)
@@ -82,59 +92,53 @@ def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[ty
     for field in dataclasses.fields(schema):
         path, annotation = f"{prefix}{field.name}", annotations[field.name]
         value = default_of(field) if default is None else getattr(default, field.name)
-        inner, suffix = nested(annotation)
-        is_group = inner is not None and not suffix and value is not None
-        doc = docs.get(field.name) or (class_doc(inner) if inner and inner not in shown else "")
+        inner = nested(annotation)
+        is_group = inner is not None and not inner.suffix and value is not None
+        doc = docs.get(field.name) or (class_doc(inner.dataclass) if inner and inner.dataclass not in shown else "")
         words = "" if is_group else type_in_words(annotation)
         yield Field(path, words, meaning_of(field), kinds_of(field), "" if is_group else yaml_of(value), doc)
         if inner is not None:
-            yield from fields_of(inner, value if is_group else None, f"{path}{suffix}.", shown)
+            yield from fields_of(inner.dataclass, value if is_group else None, f"{path}{inner.suffix}.", shown)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The value that a field has when it is left out; `dataclasses.MISSING` where it must be given."""
+    """The value of a field that is left out; `dataclasses.MISSING` for one that must be given."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def nested(annotation: Any) -> tuple[type | None, str]:
-    """The dataclass in `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`, and the end of its path, which is
-    empty, `[]` or `.NAME`.
-
-    None where there is no dataclass in it.
-    """
+def nested(annotation: Any) -> Nested | None:
+    """The dataclass X in `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`; None for a type without one."""
     if dataclasses.is_dataclass(annotation):
-        return typing.cast(type, annotation), ""
-    origin, inside = get_origin(annotation), get_args(annotation)
+        return Nested(typing.cast(type, annotation), "")
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
-        return next((found for found in map(nested, inside) if found[0]), (None, ""))
-    if origin is dict:
-        inner, suffix = nested(inside[1])
-        return inner, f".NAME{suffix}"
-    if origin in (list, tuple):
-        inner, suffix = nested(inside[0])
-        return inner, f"[]{suffix}"
-    return None, ""
+        return next((inner for inner in map(nested, arguments) if inner), None)
+    if origin is dict and (inner := nested(arguments[1])):
+        return Nested(inner.dataclass, f".NAME{inner.suffix}")
+    if origin in (list, tuple) and (inner := nested(arguments[0])):
+        return Nested(inner.dataclass, f"[]{inner.suffix}")
+    return None
 
 
 def type_in_words(annotation: Any) -> str:
     """`int`, `int or null`, `list of str`, `mapping of str to float`, `one of NFC, NFKC`."""
-    origin, inside = get_origin(annotation), get_args(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inside))}"
+        return f"one of {', '.join(map(str, arguments))}"
     if origin in (types.UnionType, Union):
-        return " or ".join(type_in_words(one) for one in inside)
+        return " or ".join(map(type_in_words, arguments))
     if origin in (list, tuple):
-        return f"list of {type_in_words(inside[0])}"
+        return f"list of {type_in_words(arguments[0])}"
     if origin is dict:
-        value = type_in_words(inside[1])
-        return f"mapping of {type_in_words(inside[0])} to {f'({value})' if ' or ' in value else value}"
+        value = type_in_words(arguments[1])
+        return f"mapping of {type_in_words(arguments[0])} to {f'({value})' if ' or ' in value else value}"
     if annotation is type(None):
         return "null"
     return "group" if dataclasses.is_dataclass(annotation) else annotation.__name__
 
 
 def yaml_of(value: Any) -> str:
-    """A default as it would be written in YAML, on one line; empty where there is none."""
+    """A default value as one line of YAML; empty for `dataclasses.MISSING`."""
     if value is dataclasses.MISSING:
         return ""
     if isinstance(value, bool) or value is None:

@@ -1,9 +1,9 @@
-"""`raymill forget STORE ID…`: take documents out of every corpus and all shards that hold them.
+"""`raymill forget STORE ID…`: remove documents from every corpus and all shards that hold them.
 
 The ids are written into the store first, so that no later run reads the documents again. Then each artifact that can
-forget is changed in place to what a run from the raw files would now give; only files that held one are rewritten.
-Meanwhile the artifact has no artifact.json, so a kill leaves nothing that looks whole, and the same command, or a run,
-finishes the work. What learned from the documents (tokenizers, models) is listed, not changed.
+forget is changed in place to what a run from the raw files would now make; only files that held a document are
+rewritten. Meanwhile the artifact has no artifact.json, so after a kill it does not count as finished, and the same
+command, or a run, completes the change. Tokenizers and models that learned from the documents are listed, not changed.
 """
 
 import logging
@@ -15,29 +15,29 @@ from cluster.session import connect
 from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
 from data.corpus.forget import held
-from jobs.frame.artifact import BEFORE, FORGOTTEN, RECORD, UNFINISHED, clear_output, read_forgotten, read_unfinished
+from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, clear_output, read_unfinished
+from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten
 from jobs.frame.record import Record, to_record
-from jobs.frame.run import renew
 from jobs.frame.stages import STAGES, stage_named
 
 log = logging.getLogger(__name__)
 
 
-class Forgotten(NamedTuple):
-    """Ids of artifacts."""
+class ForgetResult(NamedTuple):
+    """The artifacts of a store, by their ids, after documents were forgotten."""
 
     changed: list[str]
-    """They no longer hold any of the documents."""
+    """Artifacts that held one of the documents and no longer do."""
     learned: list[str]
-    """Made from an artifact that held a forgotten document, and unchanged."""
+    """Artifacts that were made from one that held a forgotten document; they are not changed."""
     failed: dict[str, str]
-    """They may still hold one, and why."""
+    """Artifacts that may still hold one of the documents, and why."""
 
 
-def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) -> Forgotten:
-    """Forget the documents with these ids; shards are made again on the Ray cluster at `address`, or one of our own.
+def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) -> ForgetResult:
+    """Remove the documents with these ids. Shards are rewritten on the Ray cluster at `address`, or on a local one.
 
-    Raises ValueError when no corpus of the store has had one of them, before anything is changed.
+    Raises ValueError, before anything is changed, when no corpus of the store has read one of them.
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
@@ -46,24 +46,24 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
         forgotten = read_forgotten(store)
         if unknown := _unknown([id for id in ids if id not in forgotten], store, records):
             raise ValueError(
-                f"forget: no corpus in {store.url} has a document {unknown[0]!r}; an id is SOURCE/…, as documents/ and "
-                "drops/ have it (raymill trace STORE ID)"
+                f"forget: no corpus in {store.url} has read a document {unknown[0]!r}; ids look like SOURCE/… and are "
+                "in the column `id` of a corpus's documents/ and drops/"
             )
         store.write_jsonl(FORGOTTEN, sorted(forgotten | set(ids)))
         for record in records:
             stage = stage_named(record.stage)
             if stage.forget is not None:
                 try:
-                    changed += [record.id] if renew(stage, store / record.id, store) else []
-                except (ValueError, OSError) as error:  # the others can forget all the same
+                    changed += [record.id] if remove_forgotten(stage, store / record.id, store) else []
+                except (ValueError, OSError) as error:  # the other artifacts can still forget
                     failed[record.id] = str(error)
         _clear_unfinished(store, changed)
-        return Forgotten(changed, _learned(_records(store)), failed)
+        return ForgetResult(changed, _learned(_records(store)), failed)
 
 
 def _records(store: Storage) -> list[Record]:
-    """The records of a store's artifacts, each after its inputs; also of those that a kill left half-changed."""
-    paths = {name.partition("/")[0]: name for kind in (BEFORE, RECORD) for name in store.glob(f"*/{kind}")}
+    """The records of a store's artifacts, each after its inputs; those that a kill left half-changed included."""
+    paths = {name.partition("/")[0]: name for file in (BACKUP, RECORD) for name in store.glob(f"*/{file}")}
     stored = map(store.read_json, paths.values())
     records = {values["id"]: to_record(values) for values in stored if values["stage"] in STAGES}
     ordered: dict[str, Record] = {}
@@ -80,7 +80,7 @@ def _records(store: Storage) -> list[Record]:
 
 
 def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
-    """Those of the ids that no corpus has read."""
+    """The ids that no corpus has read."""
     unseen = set(ids)
     for record in records:
         if record.kind == "corpus" and "parts" in record.summary and unseen:
@@ -89,19 +89,19 @@ def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> l
 
 
 def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
-    """Empty the outputs that a killed run left half-made of a corpus as it was, or of the raw files."""
+    """Empty the unfinished outputs that were made from the raw files, or from an artifact that has now changed."""
     for name in store.glob(f"*/{UNFINISHED}"):
         output = store / name.partition("/")[0]
         unfinished = read_unfinished(output)
         if unfinished and (not unfinished.inputs or any(need.id in changed for need in unfinished.inputs.values())):
-            with hold_lease(output):  # after the run that makes it, if there is one
+            with hold_lease(output):  # waits for the run that makes it, if there is one
                 if not output.exists(RECORD):
                     clear_output(output)
-                    log.info("emptied %s, which was not finished", output.url)
+                    log.info("emptied the unfinished %s", output.url)
 
 
 def _learned(records: Sequence[Record]) -> list[str]:
-    """What was made, directly or not, from an artifact that has changed since."""
+    """Ids of the artifacts that cannot forget and were made, directly or not, from one that has changed since."""
     digests = {record.id: record.digest for record in records}
     stale: dict[str, None] = {}
     for record in records:  # each after its inputs

@@ -1,7 +1,7 @@
-"""`raymill fields --schema`: a JSON Schema of each config, by which editors complete and check the YAML.
+"""`raymill fields --schema FOLDER`: a JSON Schema of each config, with which editors complete and check the YAML.
 
-Each config file names its schema in its first line, `# yaml-language-server: $schema=../schema/pretrain.json`. What a
-type cannot say, such as bounds, is checked by `raymill plan`.
+Each config file names its schema in its first line, `# yaml-language-server: $schema=../schema/pretrain.json`. Rules
+that a type cannot express, such as bounds, are checked by `raymill plan`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(
 
 
 def write_schemas(folder: Storage, names: Sequence[str]) -> list[str]:
-    """Write `NAME.json` into the folder for each name; the files' names."""
+    """Write `NAME.json` into the folder for each stage, or `pipeline`. Returns the names of the files."""
     files = [f"{name}.json" for name in names]
     for name, file in zip(names, files, strict=True):
         folder.write_json(file, {"$schema": _DIALECT, "title": f"{name}.yaml", **json_schema(config_named(name))})
@@ -30,10 +30,10 @@ def write_schemas(folder: Storage, names: Sequence[str]) -> list[str]:
 
 
 def json_schema(config: type, default: Any = None, *, one_of_them: bool = False) -> JsonSchema:
-    """The schema of a YAML mapping that gives the fields of the dataclass.
+    """The schema of a YAML mapping with the fields of the dataclass.
 
-    `default` is the object that the field above has by default. With `one_of_them` the mapping sets exactly one of
-    the fields that are null by default.
+    `default` is the default value of the field that holds this dataclass; its attributes are then the defaults. With
+    `one_of_them` the mapping must set exactly one of the fields that are null by default.
     """
     annotations, docs = typing.get_type_hints(config), field_docs(config)
     fields = dataclasses.fields(config)
@@ -55,7 +55,7 @@ def json_schema(config: type, default: Any = None, *, one_of_them: bool = False)
 
 
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
-    """The schema of one field's value, with what is said of it."""
+    """The schema of one field's value, with its docstring as the description."""
     schema = _of_type(annotation, value, one_of_them=is_choice(field))
     parts = [doc or schema.get("description", "")]
     if meaning := meaning_of(field):
@@ -69,23 +69,23 @@ def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: s
 
 
 def _of_type(annotation: Any, value: Any, *, one_of_them: bool = False) -> JsonSchema:
-    """The schema of a type; `value` is the default where it holds a dataclass's object."""
-    origin, inside = get_origin(annotation), get_args(annotation)
+    """The schema of a type. `value` is the default, used where the type is a dataclass."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         default = value if isinstance(value, typing.cast(type, annotation)) else None
         return json_schema(typing.cast(type, annotation), default, one_of_them=one_of_them)
     if origin is Literal:
-        return {"enum": list(inside)}
+        return {"enum": list(arguments)}
     if origin in (types.UnionType, Union):
-        kinds = [_of_type(one, value, one_of_them=one_of_them) for one in inside]
-        if all(set(kind) == {"type"} for kind in kinds):
-            return {"type": [kind["type"] for kind in kinds]}
-        return {"anyOf": kinds}
+        schemas = [_of_type(one, value, one_of_them=one_of_them) for one in arguments]
+        if all(set(schema) == {"type"} for schema in schemas):
+            return {"type": [schema["type"] for schema in schemas]}
+        return {"anyOf": schemas}
     if origin in (list, tuple):
-        return {"type": "array", "items": _of_type(inside[0], None, one_of_them=one_of_them)}
+        return {"type": "array", "items": _of_type(arguments[0], None, one_of_them=one_of_them)}
     if origin is dict:
-        values = _of_type(inside[1], None)
-        if inside[0] is int:
+        values = _of_type(arguments[1], None)
+        if arguments[0] is int:
             return {"type": "object", "patternProperties": {r"^\d+$": values}, "additionalProperties": False}
         return {"type": "object", "additionalProperties": values}
     return {"type": _TYPES[annotation]}

@@ -11,54 +11,56 @@ from data.corpus.origins import FILES
 from data.corpus.parts import part_name
 from data.tokens.shard_format import SPLITS, read_manifest
 from data.tokens.shard_reader import find_document
-from jobs.frame.artifact import RECORD, Artifact, read_forgotten, read_record
+from jobs.frame.artifact import RECORD, Artifact, read_record
+from jobs.frame.forgetting import read_forgotten
 from jobs.frame.stages import stage_named
 
 
 def trace(store: Storage, id: str) -> Iterator[str]:
-    """Lines that tell of a document in every corpus of a store, and in every shard.
+    """Lines about a document in every corpus of a store, then in every shard.
 
     Raises ValueError when no corpus of the store has read it.
     """
     folders = [store / name.partition("/")[0] for name in store.glob(f"*/{RECORD}")]
     artifacts = [Artifact(folder, read_record(folder)) for folder in folders]
-    found = False
+    is_known = False
     for artifact in artifacts:
         if artifact.kind == "corpus" and artifact.record.stage_version != stage_named(artifact.stage).version:
             yield f"{artifact.id} was made by an older version, which kept no origins"
         elif artifact.kind == "corpus":
             for row in held(artifact.storage, artifact.summary["parts"], [id]):
-                found = True
+                is_known = True
                 yield from _in_corpus(artifact, row)
     for artifact in artifacts:
         if artifact.kind == "shards":
             yield from _in_shards(artifact, id)
     if id in read_forgotten(store):
         yield f"{id} is forgotten: no artifact in {store.url} may hold it"
-    elif not found:
-        raise ValueError(f"trace: no corpus in {store.url} has read a document {id!r}; an id is SOURCE/…")
+    elif not is_known:
+        raise ValueError(f"trace: no corpus in {store.url} has read a document {id!r}; ids look like SOURCE/…")
 
 
 def _in_corpus(corpus: Artifact, row: Held) -> Iterator[str]:
-    name = corpus.storage.read_json(FILES)[row.source][row.file]
+    """Lines about the document in one corpus: its source file, and whether it was kept or dropped."""
+    file_name = corpus.storage.read_json(FILES)[row.source][row.file]
     yield corpus.id
-    yield f"  read from     {row.source}: {name}, at {row.offset:,}"
-    for kind, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):
-        with corpus.storage.open(part_name(kind, row.part)) as file:
-            table = pq.read_table(file, columns=columns, filters=pc.field("id") == row.id)
-        for entry in table.to_pylist():
-            if kind == "documents":
-                yield f"  kept in       {part_name(kind, row.part)}, {len(entry['text'].encode()):,} bytes"
+    yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
+    for table, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):
+        with corpus.storage.open(part_name(table, row.part)) as file:
+            rows = pq.read_table(file, columns=columns, filters=pc.field("id") == row.id)
+        for entry in rows.to_pylist():
+            if table == "documents":
+                yield f"  kept in       {part_name(table, row.part)}, {len(entry['text'].encode()):,} bytes"
             else:
-                sake = f", for {entry['kept_id']}" if entry["kept_id"] else ""
-                yield f"  dropped by    {entry['reason']}{sake}"
+                kept = f", a duplicate of {entry['kept_id']}" if entry["kept_id"] else ""
+                yield f"  dropped by    {entry['reason']}{kept}"
 
 
 def _in_shards(shards: Artifact, id: str) -> Iterator[str]:
+    """Lines about the document in one artifact of shards: the range of its tokens."""
     for split in SPLITS:
         folder = shards.storage / split
-        place = find_document(folder, read_manifest(folder), id)
-        if place is not None:
-            name, first, number = place
+        location = find_document(folder, read_manifest(folder), id)
+        if location is not None:
             yield shards.id
-            yield f"  tokens in     {split}/{name}, {number:,} from {first:,}"
+            yield f"  tokens in     {split}/{location.shard}, {location.num_tokens:,} from {location.first:,}"

@@ -1,4 +1,5 @@
-"""Artifacts: folders that a stage has made, each with a record that is written last and says that it is whole."""
+"""Artifacts: the folder that a stage writes, and `artifact.json` in it, which is written last: with it an artifact is
+finished."""
 
 import hashlib
 import json
@@ -21,27 +22,26 @@ T = TypeVar("T")
 
 RECORD = "artifact.json"
 
-WORK = "work"
-"""In an output: files that its tasks leave for each other; removed at the end."""
+"""In an output: the record of the finished artifact."""
 
-BEFORE = "forgetting.json"
+BACKUP = "forgetting.json"
 """In an output: the backup of artifact.json while `forget` rewrites the artifact."""
 
 UNFINISHED = "unfinished.json"
-"""In an output that is being made: its inputs, and what `precision: auto` became."""
+"""In an output that is not finished: its inputs, and what `precision: auto` became."""
 
-FORGOTTEN = "forgotten.jsonl"
-"""In a store: the ids of documents that none of its artifacts may hold, one a line."""
+WORK = "work"
+"""In an output: folder of intermediate files of its tasks; removed at the end."""
 
-_NOT_CONTENT = (RECORD, BEFORE, UNFINISHED, LEASE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
+_NOT_CONTENT = (RECORD, BACKUP, UNFINISHED, LEASE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 
-_FOREIGN = ("huggingface", "tokenizer")
-"""What stands in place of a stage's name for a folder from elsewhere: one with a model, one with a tokenizer alone."""
+_FOREIGN_STAGES = ("huggingface", "tokenizer")
+"""The value of `Record.stage` for a folder that Raymill did not make: with a model, or with a tokenizer alone."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole, finished folder and its record."""
+    """A finished folder and its record."""
 
     storage: Storage
     record: Record
@@ -52,7 +52,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """That of its config."""
+        """Name of its config: `rlhf-ppo`."""
         return self.record.name
 
     @property
@@ -65,27 +65,27 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """One hash over the names and bytes of its result."""
+        """One hash over the names and bytes of its files, logs and checkpoints left out."""
         return self.record.digest
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The counts and measures that the stage's `run` returned, as plain values."""
+        """The counts and measurements that the stage's `run` returned, as plain values."""
         return self.record.summary
 
     def read_summary(self, kind: type[T]) -> T:
-        """The summary in the type that the stage returned it in."""
+        """The summary as the dataclass that the stage returned."""
         return from_plain(kind, self.record.summary)
 
     @property
     def config(self) -> Any:
-        """The config that it was made by, in its stage's type."""
+        """The config that it was made with, as its stage's config class."""
         return from_plain(stage_named(self.stage).config, self.record.config)
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is a folder from elsewhere, without a record of ours."""
-        return self.stage in _FOREIGN
+        """Whether it is a folder that Raymill did not make, which has no artifact.json."""
+        return self.stage in _FOREIGN_STAGES
 
     @property
     def model(self) -> Storage:
@@ -99,11 +99,11 @@ class Artifact:
 
 
 def open_artifact(location: str | Storage) -> Artifact | None:
-    """The artifact at a location, or the Hugging Face folder; None where there is no whole one."""
+    """The finished artifact, or the Hugging Face folder, at a location; None where there is neither."""
     storage = location if isinstance(location, Storage) else Storage(location)
     if storage.exists(RECORD):
         return Artifact(storage, read_record(storage))
-    foreign = _foreign(storage)
+    foreign = _foreign_stage_and_kind(storage)
     if foreign is None:
         return None
     stage, kind = foreign
@@ -113,8 +113,8 @@ def open_artifact(location: str | Storage) -> Artifact | None:
     return Artifact(storage, Record(id=f"{stage}-{digest[:12]}", stage=stage, kind=kind, digest=digest))
 
 
-def _foreign(storage: Storage) -> tuple[str, Kind] | None:
-    """What a folder from elsewhere holds, as an entry of `_FOREIGN` and its kind; None for nothing of use."""
+def _foreign_stage_and_kind(storage: Storage) -> tuple[str, Kind] | None:
+    """The entry of `_FOREIGN_STAGES` and the kind of a folder that Raymill did not make; None for any other folder."""
     if storage.exists("config.json"):
         kind = foreign_kind(storage.read_json("config.json"))
         return ("huggingface", kind) if storage.glob("*.safetensors") else None
@@ -122,22 +122,23 @@ def _foreign(storage: Storage) -> tuple[str, Kind] | None:
 
 
 def read_record(output: Storage, name: str = RECORD) -> Record:
-    """The record in an output; `name` may be that of its backup."""
+    """The record in an output; `name` may be BACKUP."""
     return to_record(output.read_json(name))
 
 
 def write_record(output: Storage, record: Record) -> None:
-    """Write artifact.json, which declares the artifact whole."""
+    """Write artifact.json, with which the artifact counts as finished."""
     output.write_json(RECORD, to_plain(record))
 
 
 def read_unfinished(output: Storage) -> Unfinished | None:
-    """What an attempt that has not ended wrote, if there was one."""
+    """What unfinished.json says; None when there is no such file."""
     return from_plain(Unfinished, output.read_json(UNFINISHED)) if output.exists(UNFINISHED) else None
 
 
 def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
-    """What `precision: auto` became for an artifact, finished or begun; empty for one that is neither."""
+    """What `precision: auto` became for an artifact, finished or unfinished, by config path; empty when there is
+    neither."""
     if output.exists(RECORD):
         return read_record(output).precision
     unfinished = read_unfinished(output)
@@ -145,25 +146,20 @@ def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
 
 
 def clear_output(output: Storage) -> None:
-    """Remove everything in an unfinished output but the lease on it."""
+    """Remove everything in an unfinished output except the lease on it."""
     for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
         if name != LEASE:
             output.remove(name)
 
 
 def open_for_change(artifact: Artifact) -> None:
-    """Move an artifact's record to its backup while its files change, so that nobody takes it for whole."""
-    artifact.storage.write_json(BEFORE, to_plain(artifact.record))
+    """Move an artifact's record to its backup while its files change, so that it does not count as finished."""
+    artifact.storage.write_json(BACKUP, to_plain(artifact.record))
     artifact.storage.remove(RECORD)
 
 
-def read_forgotten(store: Storage) -> frozenset[str]:
-    """Ids of the documents that a store must not hold."""
-    return frozenset(store.read_jsonl(FORGOTTEN)) if store.exists(FORGOTTEN) else frozenset()
-
-
 def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
-    """What a record says of the inputs, by config path."""
+    """The entries of a record for the inputs, by config path."""
     return {
         path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
         for path, artifact in inputs.items()
@@ -171,7 +167,7 @@ def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
 
 
 def content_digest(storage: Storage) -> str:
-    """One hash over the names and bytes of everything in an artifact that is its result (no logs, no checkpoints)."""
+    """One hash over the names and bytes of an artifact's files, logs and checkpoints left out."""
     digest = hashlib.sha256()
     for name in storage.files():
         if not name.startswith(_NOT_CONTENT):

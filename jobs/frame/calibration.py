@@ -1,6 +1,6 @@
-"""How fast this machine is, in a few figures that forecasts are made from: measured once, then remembered.
+"""The calibration of this machine: a few figures of its speed, from which forecasts are made; measured once a week.
 
-Everything is measured in processor time of one thread, so that other work on the machine does not spoil it.
+Everything is measured in processor time of one thread, so that other work on the machine does not distort it.
 """
 
 import json
@@ -21,56 +21,59 @@ if TYPE_CHECKING:
     import torch
 
 _VERSION = 2
-"""Raised when what is measured changes."""
-_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""What holds the libraries of matrix products to older instructions than the processor has."""
+"""Raised when the measurement changes."""
+_INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that limit the libraries of matrix products to older instructions of the processor."""
 _KEPT_S = 7 * 24 * 3600.0
-"""How long figures count: those of a throttled or busy hour are not for ever."""
+"""Age at which figures are measured again, because they may be those of a throttled or busy hour."""
 _PRODUCT_SIZE = 768
+"""Rows and columns of the matrices of the large product."""
 _ROWS, _LENGTH = 2, 128
+"""Size of the batch of the small decoder."""
 
 _cache = UserCache("machines")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What one node does in a second."""
+    """The speed of one node."""
 
     processor: str
     cores: int
     python_s: float
-    """Of a fixed piece of Python: JSON, regular expressions, dictionaries."""
+    """Seconds of a fixed Python program: JSON, regular expressions, dictionaries."""
     step_flops: float
     """FLOP/s of one thread in training steps of a small decoder (width 256) in float32."""
     product_flops: float
-    """FLOP/s of one thread in a large matrix product in float32: what wide models come near to."""
+    """FLOP/s of one thread in a large matrix product in float32, which wide models approach."""
     bfloat16_speed: float
-    """Speed of the same steps in bfloat16 over that in float32: where it is emulated that of a product, 0.02 to 0.1."""
+    """Speed of these training steps in bfloat16 relative to float32; on a processor that emulates bfloat16, that of a
+    product instead, 0.02 to 0.1."""
 
 
 def calibrate() -> Machine:
-    """This machine's figures. They take about three seconds the first time on a machine, and again after a week."""
-    held_to = [os.environ.get(name) for name in _INSTRUCTIONS]
+    """The speed of this machine. Measuring takes about three seconds, the first time and again after a week."""
+    instructions = [os.environ.get(name) for name in _INSTRUCTION_VARIABLES]
     names = (processor(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
-    key = json.dumps([*names, *held_to])
-    known = _cache.get(key)
-    if known is None or not 0 <= time.time() - known["at"] < _KEPT_S:
+    key = json.dumps([*names, *instructions])
+    cached = _cache.get(key)
+    if cached is None or not 0 <= time.time() - cached["at"] < _KEPT_S:
         with working("measuring this machine, for forecasts"):
-            known = {"at": time.time(), "machine": asdict(_measure())}
-        _cache.put(key, known)
-    return Machine(**known["machine"])
+            cached = {"at": time.time(), "machine": asdict(_measure())}
+        _cache.put(key, cached)
+    return Machine(**cached["machine"])
 
 
 def _measure() -> Machine:
-    import torch
+    import torch  # late: a remembered calibration does not need it
 
     from model.precision import bfloat16_emulation
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        single = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE)
-        product_s = _best_s(lambda: torch.mm(single, single), tries=6)
+        matrix = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE)
+        product_s = _best_s(lambda: torch.mm(matrix, matrix), tries=6)
         step_flops = _step_flops(None)
         slowdown = bfloat16_emulation()
         return Machine(
@@ -106,8 +109,8 @@ def _python_work() -> None:
 
 
 def _step_flops(dtype: "torch.dtype | None") -> float:
-    """FLOP/s, by the count that MFU uses, of forward and backward of a small decoder; None computes in float32."""
-    import torch  # late, as above
+    """FLOP/s (counted as for MFU) of a small decoder's forward and backward pass; None computes in float32."""
+    import torch  # late: a remembered calibration does not need it
 
     from model.batch import from_sequences
     from model.objectives import causal_lm

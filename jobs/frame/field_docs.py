@@ -1,4 +1,4 @@
-"""The docstrings under the fields of a config, read from its source for `raymill fields` and for editors."""
+"""The docstrings under the fields of a config, read from its source for `raymill fields` and the JSON Schemas."""
 
 import ast
 import dataclasses
@@ -7,7 +7,7 @@ import textwrap
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """The docstring of every documented field of a dataclass by the field's name, on one line each."""
+    """The docstring of every documented field of a dataclass, inherited ones included, each on one line."""
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if dataclasses.is_dataclass(base):
@@ -22,7 +22,7 @@ def class_doc(schema: type) -> str:
 
 
 def _docs_in_source(schema: type) -> dict[str, str]:
-    """Each `field: type = default` that is followed by a string literal -> that string."""
+    """The string literal after each `field: type = default` in the class's own source, by field name."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Kinds: what a stage makes and what an input asks for. Stages know each other by kind, never by name.
+"""Kinds of artifact: what a stage makes and what an input accepts. Stages know each other by kind, never by name.
 
-The sizes of what a job will make are computed by its stage from its config, those of a finished artifact are read.
+The sizes of what a job will make are computed by its stage from the config; those of a finished artifact are read.
 """
 
 from dataclasses import dataclass
@@ -11,41 +11,41 @@ Kind = Literal[
 ]
 
 HUGGING_FACE_KINDS: tuple[Kind, ...] = ("model", "reward_model", "compressed_model")
-"""Artifacts of these kinds hold a Hugging Face folder with weights, which `export` and `serve` take."""
+"""Artifacts of these kinds hold a Hugging Face folder with weights, which `export` and `serve` accept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSizes:
-    """About how large a corpus is or will be."""
+    """The approximate sizes of a corpus."""
 
     num_bytes: float
-    """Of text."""
+    """Bytes of text."""
     num_parts: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSizes:
-    """What the stages after a tokenizer need to know of it."""
+    """What later stages need to know of a tokenizer."""
 
     vocab_size: int
     corpus_id: str | None = None
-    """The artifact that it was learned from, where Raymill learned it."""
+    """Id of the corpus that it was learned from; None for a tokenizer that Raymill did not learn."""
     held_out_fraction: float = 0.0
     """Fraction of that corpus's documents that it did not learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsSizes:
-    """About how large shards are or will be."""
+    """The approximate sizes of shards."""
 
     vocab_size: int
     num_bytes: float
-    """Of text, training and validation together."""
+    """Bytes of text, training and validation together."""
     validation_bytes: float
 
 
 def foreign_kind(config: dict[str, Any]) -> Kind:
-    """The kind of a Hugging Face folder from elsewhere, by its config.json."""
+    """The kind of a Hugging Face folder that Raymill did not make, from its config.json."""
     if "quantization_config" in config:
         return "compressed_model"
     heads = config.get("architectures") or []

@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.capacity import wait_for_capacity
 from cluster.placement import Placement
 from cluster.session import is_connected, is_local_cluster, options_on_node
-from model.precision import COMPUTED_BY, ComputePrecision, bfloat16_emulation, gpu_multiplies_bfloat16
+from model.precision import COMPUTED_BY, ComputePrecision, Precision, bfloat16_emulation, gpu_multiplies_bfloat16
 
 Groups = Sequence[Mapping[str, Placement]]
 """A stage's groups of workers by name (`Stage.groups`)."""
@@ -16,25 +16,35 @@ Groups = Sequence[Mapping[str, Placement]]
 log = logging.getLogger(__name__)
 
 
-def precisions_of(config: Any, groups: Groups, kept: Mapping[str, ComputePrecision]) -> dict[str, ComputePrecision]:
-    """The precision of every `precision` field, by its path in the config: what it says, or what `auto` becomes.
+class PrecisionField(NamedTuple):
+    """A `precision` field of a config."""
 
-    In a Ray session the nodes are asked that workers may run on, once they are there; otherwise this machine alone.
-    `kept` is what `auto` became in an earlier attempt at the same artifact: a resume computes as its beginning did.
+    path: str
+    """Where it is in the config: `learning.precision`."""
+    value: Precision
+    group: str
+    """Name of the group of workers that computes in it."""
+
+
+def precisions_of(config: Any, groups: Groups, recorded: Mapping[str, ComputePrecision]) -> dict[str, ComputePrecision]:
+    """The precision of every `precision` field by its path in the config, with `auto` replaced by what it becomes.
+
+    In a Ray session this depends on the nodes that workers may run on, which are waited for; otherwise on this machine.
+    `recorded` is what `auto` became in an earlier attempt at the same artifact, so that a resume computes alike.
     """
-    chosen: dict[str, ComputePrecision] = {}
-    for path, value, group in _fields(config):
+    precisions: dict[str, ComputePrecision] = {}
+    for path, value, group in _precision_fields(config):
         if value != "auto":
-            chosen[path] = value
-        elif path in kept:
-            chosen[path] = kept[path]
+            precisions[path] = value
+        elif path in recorded:
+            precisions[path] = recorded[path]
         else:
-            chosen[path] = "bfloat16" if _multiplies_bfloat16(path, group, groups) else "float32"
-    return chosen
+            precisions[path] = "bfloat16" if _multiplies_bfloat16(path, group, groups) else "float32"
+    return precisions
 
 
 def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], prefix: str = "") -> Any:
-    """The config with every `precision` field set: past this point nothing is `auto`."""
+    """The config with every `precision` field replaced, so that none is `auto` any more."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         path, value = f"{prefix}{field.name}", getattr(config, field.name)
@@ -46,8 +56,8 @@ def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], pre
 
 
 def warn_of_emulation(config: Any, groups: Groups) -> None:
-    """Say how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
-    for path, value, group in _fields(config):
+    """Log how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
+    for path, value, group in _precision_fields(config):
         slowdown = _emulation(path, group, groups) if value == "bfloat16" else None
         if slowdown is not None and slowdown > 1.0:
             log.warning(
@@ -59,7 +69,7 @@ def warn_of_emulation(config: Any, groups: Groups) -> None:
 
 
 def _multiplies_bfloat16(path: str, group: str, groups: Groups) -> bool:
-    """Whether whatever a group's workers may compute on does so in hardware: all of them have to compute alike."""
+    """Whether every device that a group's workers may compute on multiplies bfloat16 in hardware."""
     return gpu_multiplies_bfloat16() if _is_on_gpu(group, groups) else _emulation(path, group, groups) is None
 
 
@@ -67,7 +77,7 @@ def _is_on_gpu(group: str, groups: Groups) -> bool:
     placement = _placement(group, groups)
     if placement is not None:
         return placement.gpus_per_worker > 0
-    import torch  # late: few stages ask for the driver's own machine, and a plan need not wait for it
+    import torch  # late: a plan rarely needs it
 
     return torch.cuda.is_available()
 
@@ -77,29 +87,32 @@ def _placement(group: str, groups: Groups) -> Placement | None:
 
 
 def _emulation(path: str, group: str, groups: Groups) -> float | None:
-    """How many times longer bfloat16 takes on the slowest processor that emulates it for a group; None without one."""
+    """How many times longer than float32 bfloat16 takes on the slowest processor that emulates it for a group.
+
+    None when no processor of the group emulates it.
+    """
     if _is_on_gpu(group, groups):
         return None
     placement = _placement(group, groups)
     if placement is None or not is_connected() or is_local_cluster():
         return bfloat16_emulation()
-    wait_for_capacity(placement.bundles, path)  # all of it: a node that comes later may have another processor
+    wait_for_capacity(placement.bundles, path)  # for all workers: a node that joins later may have another processor
     return max((factor for factor in _emulation_on_nodes() if factor is not None), default=None)
 
 
 def _emulation_on_nodes() -> list[float | None]:
-    import ray  # late: a plan need not wait for it
+    import ray  # late: a plan does not need it
 
     ask = ray.remote(bfloat16_emulation)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return ray.get([ask.options(**options_on_node(node, soft=True)).remote() for node in nodes])
 
 
-def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(path, value, group) of every precision field, nested configs included."""
+def _precision_fields(config: Any, prefix: str = "") -> Iterator[PrecisionField]:
+    """Every precision field, nested configs included."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
         if COMPUTED_BY in field.metadata:
-            yield path, value, field.metadata[COMPUTED_BY]
+            yield PrecisionField(path, value, field.metadata[COMPUTED_BY])
         elif dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{path}.")
+            yield from _precision_fields(value, f"{path}.")

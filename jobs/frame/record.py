@@ -1,4 +1,4 @@
-"""artifact.json, typed: what made an artifact, from what, when and with what result."""
+"""The record in artifact.json, typed: what made an artifact, from what, when, and with which results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from model.precision import ComputePrecision
 
 @dataclass(frozen=True, kw_only=True)
 class InputRecord:
-    """An artifact that another one was made from."""
+    """One input of an artifact."""
 
     id: str
     digest: str
-    """Of its content at that time."""
+    """Hash of the input's content when it was read."""
     url: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The machine that a stage was run from."""
+    """The machine of the driver."""
 
     processor: str
     cores: int
@@ -31,46 +31,46 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a run took; with the work that it was for, later runs are forecast from it."""
+    """The resources that a run used. Later runs are forecast from them and from the work that they were used for."""
 
     work: Mapping[str, Any] | None = None
-    """`Work` as plain values, whose fields may be those of another version."""
+    """`Work` as plain values; another version of Raymill may have other fields."""
     resumed: bool = False
-    """Whether it continued an earlier attempt, so that its time is not that of the whole."""
+    """Whether it continued an earlier attempt, so that its time is only a part of the whole."""
     machine: Hardware | None = None
     cpu_s: float | None = None
-    """Processor time of all processes together."""
+    """Processor seconds of all processes together."""
     peak_memory_gib: float | None = None
-    """None on a joined cluster, whose processes are elsewhere."""
+    """None when the run joined a cluster, whose processes are on other machines."""
     disk_gib: float | None = None
     """Size of the artifact, checkpoints included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What `artifact.json` says. Fields with a default were added after the first artifacts were written."""
+    """The content of `artifact.json`. Fields with a default may be missing in old artifacts."""
 
     id: str
     stage: str
-    """That made it; `huggingface` or `tokenizer` for a folder from elsewhere."""
+    """Stage that made it; `huggingface` or `tokenizer` for a folder that Raymill did not make."""
     kind: Kind
     digest: str = ""
-    """One hash over the names and bytes of its result."""
+    """One hash over the names and bytes of its files, logs and checkpoints left out."""
     name: str = ""
-    """Of its config: `rlhf-ppo`."""
+    """Name of its config: `rlhf-ppo`."""
     stage_version: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole config as plain values."""
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Fingerprints of the source files by URL, by config path."""
+    """Config path -> URL of each source file -> its fingerprint."""
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     """By config path."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """The counts and measures that the stage returned, as plain values."""
+    """The counts and measurements that the stage returned, as plain values."""
     code_digest: str = ""
-    """Of Raymill's sources."""
+    """Hash of Raymill's source files."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of Python and the main libraries."""
+    """Versions of Python and of the main libraries."""
     started: float = 0.0
     """Unix time."""
     wall_s: float = 0.0
@@ -81,14 +81,14 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """What `unfinished.json` says of an artifact that is being made."""
+    """The content of `unfinished.json`: what an artifact that is not finished is made from."""
 
     inputs: Mapping[str, InputRecord]
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
-    """Empty until the run has begun."""
+    """What `precision: auto` became, by config path; empty until the run has begun."""
 
 
 def to_record(values: Mapping[str, Any]) -> Record:
-    """The record that was stored as `values`. What another version of Raymill added to it is left out."""
+    """The record in these JSON values. Fields that only another version of Raymill knows are left out."""
     kept = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
     return from_plain(Record, {"kind": stage_named(values["stage"]).kind, **kept} if "kind" not in kept else kept)

@@ -1,4 +1,4 @@
-"""Which code made an artifact, and whether a job runs the code that it was submitted by."""
+"""Which code of Raymill runs: recorded in artifacts, and compared between a submitted job and its submitter."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def code_digest() -> str:
-    """A hash over Raymill's own sources, to tell afterwards which code made an artifact."""
+    """A hash over Raymill's source files, by which an artifact records the code that made it."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[2]
     for package in ("actors", "cluster", "data", "jobs", "model"):
@@ -17,31 +17,32 @@ def code_digest() -> str:
 
 
 SUBMITTED_VERSION = "RAYMILL_SUBMITTED_VERSION"
-"""The variable in which a job finds the version of Raymill that submitted it."""
+"""Environment variable that holds, in a submitted job, the version of Raymill that submitted it."""
 
 _SUBMITTED_CODE = "RAYMILL_SUBMITTED_CODE"
 
 
 def code_variables(*, with_digest: bool = True) -> dict[str, str]:
-    """The variables by which `require_same_code` knows, in a job, the Raymill that has submitted it.
+    """Environment variables for a job, with which `require_same_code` recognizes the Raymill that submitted it.
 
-    With the digest of its sources for a job that is sent at once. A manifest is a file that is kept, and its image is
-    built from any checkout of the version, so there the version alone must agree.
+    A job that is sent at once must run the same sources, hence the digest. A manifest is a file that is kept, and its
+    image may be built from another checkout of the same version, so there only the version must agree.
     """
     digest = {_SUBMITTED_CODE: code_digest()} if with_digest else {}
     return {SUBMITTED_VERSION: package_version("raymill"), **digest}
 
 
 def require_same_code() -> None:
-    """Raises ValueError when this process was submitted by another Raymill than it runs."""
-    theirs, ours = os.environ.get(SUBMITTED_VERSION), package_version("raymill")
-    code, own_code = os.environ.get(_SUBMITTED_CODE), code_digest()
-    if theirs and theirs != ours:
+    """Raises ValueError in a job that runs another version or other sources of Raymill than those that submitted it."""
+    submitted_version, this_version = os.environ.get(SUBMITTED_VERSION), package_version("raymill")
+    submitted_code = os.environ.get(_SUBMITTED_CODE)
+    if submitted_version and submitted_version != this_version:
         raise ValueError(
-            f"submitted by raymill {theirs}, but the cluster runs {ours}; install the same version on both"
+            f"submitted by raymill {submitted_version}, but the cluster runs {this_version}; "
+            "install the same version on both"
         )
-    if code and code != own_code:
+    if submitted_code and submitted_code != (this_code := code_digest()):
         raise ValueError(
-            f"submitted by raymill {theirs} with sources {code[:12]}, but the cluster's raymill {ours} has sources "
-            f"{own_code[:12]}; install the same sources on both"
+            f"submitted by raymill {submitted_version} with sources {submitted_code[:12]}, but the cluster's raymill "
+            f"{this_version} has sources {this_code[:12]}; install the same sources on both"
         )

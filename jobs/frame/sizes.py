@@ -1,6 +1,7 @@
-"""The sizes of inputs, finished or still to be made: what `plan` and the forecast count tokens, FLOP and memory with.
+"""Sizes of inputs, from which `plan` and the forecast compute tokens, FLOP and memory.
 
-Those of an artifact are read from it. Those of a job come from its stage, which asks for the sizes of its own inputs.
+The sizes of an artifact are read from it. Those of a job that has not run come from its stage, which computes them from
+its config and the sizes of its inputs.
 """
 
 import math
@@ -9,17 +10,17 @@ from typing import cast
 
 from data.tokens.tokenizer import vocab_size
 from jobs.frame.artifact import Artifact
+from jobs.frame.job import Job
 from jobs.frame.kinds import CorpusSizes, ShardsSizes, TokenizerSizes
-from jobs.frame.stage import Job
 from model.huggingface import read_config
 from model.transformer import TransformerConfig, flops_per_token, num_parameters
 
 _STATE_BYTES = 16
-"""Of each parameter in training: float32 weight, gradient and AdamW's two moments."""
+"""Bytes of one parameter in training: float32 weight, gradient and AdamW's two moments."""
 _BYTES_PER_TOKEN_4096 = 3.5
-"""Of English prose with a BPE vocabulary of 4,096, measured on the demo's corpus."""
-_MARKS_OF_MESSAGE = 3
-"""Tokens of a chat template around each message."""
+"""Bytes of English prose in one token of a BPE vocabulary of 4,096, measured on the demo's corpus."""
+_MARKERS_PER_MESSAGE = 3
+"""Tokens that a chat template adds to each message."""
 
 
 def corpus_sizes(need: Job | Artifact) -> CorpusSizes:
@@ -30,7 +31,7 @@ def corpus_sizes(need: Job | Artifact) -> CorpusSizes:
 
 
 def tokenizer_sizes(need: Job | Artifact) -> TokenizerSizes:
-    """The sizes of the tokenizer of a tokenizer or model."""
+    """The sizes of a tokenizer, or of the tokenizer of a model."""
     if need.kind != "tokenizer":
         return TokenizerSizes(vocab_size=model_sizes(need).vocab_size)
     if not isinstance(need, Artifact):
@@ -54,20 +55,20 @@ def shards_sizes(need: Job | Artifact) -> ShardsSizes:
 
 
 def model_sizes(need: Job | Artifact) -> TransformerConfig:
-    """The sizes of a model, whatever its head."""
+    """The sizes of a model with any head."""
     if isinstance(need, Artifact):
         return read_config(need.model.local())
     return cast(TransformerConfig, need.sizes)
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """About how many bytes of English a token of a vocabulary of this size holds."""
+    """The approximate number of bytes of English in one token of a vocabulary of this size."""
     return max(1.0, _BYTES_PER_TOKEN_4096 + 0.4 * math.log2(vocab_size / 4096))
 
 
 def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
-    """About how many tokens a chat of these messages has, its template's marks included."""
-    return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKS_OF_MESSAGE for text in texts)
+    """The approximate number of tokens in a chat of these messages, those that its template adds included."""
+    return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKERS_PER_MESSAGE for text in texts)
 
 
 def forward_flop(sizes: TransformerConfig, length: int) -> float:
@@ -81,10 +82,10 @@ def checkpoint_gib(sizes: TransformerConfig) -> float:
 
 
 def activation_gib(sizes: TransformerConfig, *, tokens: int, length: int) -> float:
-    """About what one forward and backward over so many tokens, in rows of `length`, holds beside the state, in GiB.
+    """The approximate memory, in GiB, of the activations of one forward and backward pass over rows of `length`.
 
-    Float32, as on CPU: of each layer the inputs of its products and norms, and below 1,024 tokens the attention's
-    matrix; of the head the logits and their gradient.
+    In float32, as on a CPU: for each layer the inputs of its products and norms, and below 1,024 tokens the matrix of
+    attention weights; for the head the logits and their gradient.
     """
     layer = 14 * sizes.width + 4 * sizes.ffn_width + 2 * sizes.num_heads * min(length, 1024)
     return tokens * 4 * (sizes.num_layers * layer + 3 * sizes.vocab_size) / 2**30
@@ -96,12 +97,12 @@ def mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:
 
 
 def weights_gib(need: Job | Artifact) -> float:
-    """What a model of any layout takes in memory: as much as its files, or float32 where it is not made yet."""
+    """The memory of a model's weights: the size of its files, or float32 where it is not made yet."""
     if isinstance(need, Artifact):
         return need.model.num_bytes() / 2**30
     return mib(model_sizes(need), 4) / 1024
 
 
 def state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
-    """What weights, gradients and optimizer take on each of the workers that share them; activations come on top."""
+    """The memory of weights, gradients and optimizer state on each of the workers that share them."""
     return mib(sizes, _STATE_BYTES) / workers

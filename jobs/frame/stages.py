@@ -1,4 +1,4 @@
-"""The pipeline as a list: every stage, each in `jobs/<stage>.py`, in the order of a whole run."""
+"""The list of all stages, each in `jobs/<stage>.py`, in the order of a whole pipeline."""
 
 import difflib
 import importlib
@@ -19,20 +19,20 @@ STAGES = (
     "compress",
     "serve",
 )
-"""A new stage is a file with a `STAGE` and a line here."""
+"""A new stage is a file that defines `STAGE`, and a line here."""
 
 
 def stage_of(name: str) -> str:
-    """The stage that a config's name says: `rlhf-ppo` is the stage rlhf under another name."""
+    """The name of the stage in a config's name: `rlhf` of `rlhf-ppo`."""
     return name.partition("-")[0]
 
 
 def stage_named(name: str) -> "Stage":
-    """The stage of a config's name, imported. Raises ValueError for another name, with the nearest right one."""
+    """The stage of the config with this name; its file is imported. Raises ValueError, with the nearest right name,
+    when there is no such stage."""
     stage = stage_of(name)
     if stage not in STAGES:
-        close = difflib.get_close_matches(stage, STAGES, n=1)
-        raise ValueError(
-            f"{name!r} is not a stage; " + (f"did you mean {close[0]}?" if close else f"stages: {', '.join(STAGES)}")
-        )
+        nearest = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"stages: {', '.join(STAGES)}"
+        raise ValueError(f"{name!r} is not a stage; {hint}")
     return importlib.import_module(f"jobs.{stage}").STAGE

@@ -91,6 +91,6 @@ def test_a_signal_while_ray_starts_or_to_all_that_a_terminal_has_ends_the_comman
         os.killpg(process.pid, number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == code, output
-    assert f"raymill: stopped by {number.name}; the same command goes on from here" in output
+    assert f"raymill: stopped by {number.name}; the same command resumes from here" in output
     assert "Traceback" not in output and ("Ray answers 1" in output) == (number == signal.SIGHUP)
     assert psutil.wait_procs(started, timeout=10)[1] == []

@@ -18,8 +18,9 @@ from cluster.storage import Storage
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
-from jobs.frame.config import build, changed_fields
-from jobs.frame.fields import marked_functions, match_sources
+from jobs.frame.config import build
+from jobs.frame.identity import changed_fields
+from jobs.frame.references import marked_functions, match_sources
 from jobs.frame.user_code import read_algorithm
 from jobs.rlhf import STAGE, RLHFConfig
 from model.advantages import Scores

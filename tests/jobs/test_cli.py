@@ -18,7 +18,7 @@ from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, note_sent, read_status
 from jobs import cli
 from jobs.cli import main, parse
-from jobs.frame import pipeline as pipeline_module
+from jobs.frame import binder, pipeline_run
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.stage import Context, Stage
 
@@ -65,9 +65,9 @@ def no_ray(address: str | None, environment: object) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs of small stages; nothing that runs needs Ray."""
-    monkeypatch.setattr(pipeline_module, "stage_named", STAGES.__getitem__)
-    monkeypatch.setattr(pipeline_module, "connect", no_ray)
-    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: None)
+    monkeypatch.setattr(binder, "stage_named", STAGES.__getitem__)
+    monkeypatch.setattr(pipeline_run, "connect", no_ray)
+    monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("text.txt", "words"),
@@ -124,12 +124,12 @@ def test_what_was_made_is_listed_shown_and_exported(folder: Path, capsys: pytest
 
 def test_a_plan_starts_nothing_and_tells_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "pipeline", "pipeline.yaml"]) == 0
-    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["runs", "runs"]
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["state", "pending", "pending"]
     (folder / "corpus.yaml").write_text("text: nowhere.txt\n")
     assert main(["plan", "pipeline", "pipeline.yaml", "pretrain.stps=1"]) == 2
     printed = capsys.readouterr()
     assert "'nowhere.txt' matches no file" in printed.out and "did you mean steps?" in printed.out
-    assert "2 mistakes to mend first" in printed.err
+    assert "2 mistakes to correct first" in printed.err
     assert not (folder / "runs").exists()
 
 
@@ -139,9 +139,9 @@ def test_a_mistake_of_the_user_exits_with_2_and_a_failure_with_1(folder: Path, c
     assert main(["run", "corpus", "corpus.yaml"]) == 0
     assert main(["run", "sft", "sft.yaml"]) == 1
     failed = capsys.readouterr().err
-    assert "a worker died for good" in failed and "The same command goes on from the last" in failed
+    assert "a worker died for good" in failed and "The same command resumes from the last" in failed
     assert main(["show", "runs/none"]) == 2
-    assert "is no whole artifact" in capsys.readouterr().err
+    assert "is not a finished artifact" in capsys.readouterr().err
 
 
 def test_a_job_sent_by_another_version_is_refused(
@@ -176,8 +176,8 @@ def test_a_submitted_run_that_is_refused_says_so_in_the_ledger(folder: Path, mon
 @pytest.mark.parametrize(
     ("command", "last_words"),
     [
-        ("run", "stopped by SIGINT; the same command goes on from here"),
-        ("logs", "stopped by SIGINT; the job goes on; the same command follows it again"),
+        ("run", "stopped by SIGINT; the same command resumes from here"),
+        ("logs", "stopped by SIGINT; the job continues; the same command follows it again"),
         ("serve", "stopped by SIGINT; the server has ended"),
         ("status", "stopped by SIGINT"),
     ],

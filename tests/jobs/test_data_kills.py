@@ -17,8 +17,9 @@ import yaml
 
 from cluster.session import connect
 from cluster.storage import Storage
-from jobs.frame.pipeline import load_pipeline, run_pipeline
-from jobs.frame.run import run_job
+from jobs.frame.job_run import run_job
+from jobs.frame.pipeline import load_pipeline
+from jobs.frame.pipeline_run import run_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +178,7 @@ def test_a_driver_that_is_told_to_end_goes_and_the_same_command_makes_the_same_b
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == 130 and "raymill: stopped by SIGINT; the same command goes on from here" in output
+    assert driver.returncode == 130 and "raymill: stopped by SIGINT; the same command resumes from here" in output
     assert not psutil.wait_procs(family, timeout=5)[1]
     assert differing(contents(road, tmp_path), expected) == []
 

@@ -22,7 +22,8 @@ from data.tokens.measures import VocabularySummary
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN
 from jobs.frame.artifact import WORK, Artifact
-from jobs.frame.config import build, changed_fields
+from jobs.frame.config import build
+from jobs.frame.identity import changed_fields
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.vocabulary import STAGE, VocabularyConfig, recipe_of

@@ -108,7 +108,8 @@ def test_every_field_of_a_config_has_a_docstring(name: str):
         seen.add(schema)
         docs, kinds = field_docs(schema), typing.get_type_hints(schema)
         for one in dataclasses.fields(schema):
-            inner, _ = nested(kinds[one.name])
+            field_type = nested(kinds[one.name])
+            inner = field_type.dataclass if field_type else None
             explained = one.name in docs or (inner is not None and (class_doc(inner) or one.name == "execution"))
             assert explained, f"{schema.__name__}.{one.name} has no docstring"
             pending += [inner] if inner is not None and inner not in seen else []

@@ -16,10 +16,11 @@ from cluster.storage import Storage
 from data.document import unit_hash
 from jobs.commands.forget import forget
 from jobs.commands.trace import trace
-from jobs.frame.artifact import FORGOTTEN, RECORD, UNFINISHED, Artifact, input_records, open_artifact
+from jobs.frame.artifact import RECORD, UNFINISHED, Artifact, input_records, open_artifact
+from jobs.frame.forgetting import FORGOTTEN
+from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import load_pipeline
 from jobs.frame.record import Unfinished
-from jobs.frame.run import run_job
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -136,7 +137,7 @@ def test_shards_forget_too_and_what_learnt_is_named_every_time(tmp_path: Path) -
 def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
     make(write_project(tmp_path), store)
-    with pytest.raises(ValueError, match="no corpus in .* has a document 's/nobody'"):
+    with pytest.raises(ValueError, match="no corpus in .* has read a document 's/nobody'"):
         forget(store, ["s/d01", "s/nobody"])
     assert not store.exists(FORGOTTEN)
 

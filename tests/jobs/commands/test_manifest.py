@@ -11,10 +11,11 @@ import yaml
 
 from actors.settings import GraphExecution, LearningConfig
 from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
-from cluster.placement import Placement
-from jobs.commands.manifest import group_sizes, render_manifest
-from jobs.frame.pipeline import load_configs
+from cluster.placement import Placement, TasksExecution
+from jobs.commands.manifest import pod_groups, render_manifest
+from jobs.frame.pipeline_config import load_configs
 from jobs.frame.stages import stage_named
+from jobs.frame.training_config import TrainingExecution
 
 ROOT = Path(__file__).parents[3]
 CONFIG, CLUSTER = Path("configs/1b/pipeline.yaml"), Path("k8s/cluster.yaml")
@@ -70,9 +71,9 @@ def test_a_verifier_given_by_a_url_is_not_shipped():
 
 @pytest.mark.usefixtures("at_root")
 def test_a_place_on_this_machine_is_refused():
-    with pytest.raises(ValueError, match="store: 'runs/tiny' is a place on this machine; pods need a URL"):
+    with pytest.raises(ValueError, match="store: 'runs/tiny' is a path on this machine; pods need a URL"):
         render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
-    with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a place on this machine"):
+    with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a path on this machine"):
         render_manifest("pipeline", CONFIG, ["sft.chats=[chats.jsonl]"], store=None, cluster=CLUSTER)
 
 
@@ -90,7 +91,7 @@ def test_a_place_on_this_machine_is_refused():
     ],
 )
 def test_a_source_is_refused_by_where_its_chain_ends(source: str, is_refused: bool):
-    with pytest.raises(ValueError, match="is a place on this machine") if is_refused else nullcontext():
+    with pytest.raises(ValueError, match="is a path on this machine") if is_refused else nullcontext():
         render_manifest("pipeline", CONFIG, [f"sft.chats=['{source}']"], store=None, cluster=CLUSTER)
 
 
@@ -107,18 +108,8 @@ def test_every_config_fits_its_schema_and_passes_what_can_be_checked_without_dat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks:
-    workers: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    placement: Placement
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
-    execution: Any = field(default_factory=Tasks)
+    execution: Any = field(default_factory=TasksExecution)
     learning: LearningConfig = field(default_factory=LearningConfig)
 
 
@@ -137,12 +128,12 @@ SETTINGS = ClusterConfig(
 def sizes(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
     learning = learning or LearningConfig()
     configs = {name: Config(execution=execution, learning=learning) for name, execution in executions.items()}
-    return {group.name: group.pods for group in group_sizes(configs, SETTINGS)}
+    return {group.name: group.pods for group in pod_groups(configs, SETTINGS)}
 
 
 def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
     graph = GraphExecution(generators=gpu(3), learners=gpu(4), colocate=False)
-    assert sizes(corpus=Tasks(workers=20), pretrain=Training(placement=gpu(6)), rlhf=graph) == {
+    assert sizes(corpus=TasksExecution(workers=20), pretrain=TrainingExecution(placement=gpu(6)), rlhf=graph) == {
         "data": 3,  # 20 tasks on pods of 8 CPUs
         "train": 2,  # 6 GPUs for pretrain, 4 for the learners
         "rollout": 2,  # 3 engines on pods of 2 GPUs
@@ -162,4 +153,4 @@ def test_actors_that_the_algorithm_does_not_start_need_no_room():
 
 
 def test_work_on_cpus_alone_needs_data_pods_alone():
-    assert sizes(corpus=Tasks(), pretrain=Training(placement=Placement(workers=9))) == {"data": 2}
+    assert sizes(corpus=TasksExecution(), pretrain=TrainingExecution(placement=Placement(workers=9))) == {"data": 2}

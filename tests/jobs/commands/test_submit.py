@@ -33,8 +33,9 @@ from cluster.submission import _tries, dashboard_address
 from cluster.submission_status import SUBMISSION_VARIABLE, read_status, reporting_status
 from jobs.cli import main
 from jobs.commands import submit as submit_module
-from jobs.commands.submit import stage_files, submit
-from jobs.frame import pipeline as pipeline_module
+from jobs.commands.shipping import write_shipped_files
+from jobs.commands.submit import submit
+from jobs.frame import binder
 from jobs.frame.artifact import RECORD, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import load_pipeline, load_stage
@@ -73,7 +74,7 @@ STAGES = {
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with data, configs and a verifier, as the working directory; the stages do nothing."""
-    monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(binder, "stage_named", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("data/a.txt", "one"),
@@ -102,7 +103,7 @@ def shipped_files(folder: Path) -> list[str]:
 
 def test_configs_and_verifiers_are_shipped_and_data_is_not(project: Path, tmp_path_factory: Any):
     folder = tmp_path_factory.mktemp("shipped")
-    command = stage_files("pipeline", CONFIG, ["rlhf.steps=7"], load_pipeline(CONFIG), folder)
+    command = write_shipped_files("pipeline", CONFIG, ["rlhf.steps=7"], load_pipeline(CONFIG), folder)
     assert shipped_files(folder) == [
         "checks/lib/rules.py",
         "checks/verifiers.py",
@@ -127,7 +128,7 @@ def test_what_is_shipped_binds_to_the_same_artifacts(
     overrides = ["rlhf.steps=7", "rlhf.prompts=[data/b.txt]"]
     here = load_pipeline(CONFIG, overrides)
     folder = tmp_path_factory.mktemp("shipped")
-    command = shlex.split(stage_files("pipeline", CONFIG, overrides, here, folder))
+    command = shlex.split(write_shipped_files("pipeline", CONFIG, overrides, here, folder))
     monkeypatch.chdir(folder)
     there = load_pipeline(Path(command[3]), command[4:-2], store=command[-1])
     assert not there.errors
@@ -147,7 +148,7 @@ def test_a_verifier_given_by_a_url_is_not_shipped_and_stays_that_url(project: Pa
         file.write(b"def short(): ...\n")  # pyright: ignore[reportAttributeAccessIssue]
     folder = tmp_path_factory.mktemp("shipped")
     overrides = [f"rlhf.verifier={url}:short"]
-    command = stage_files("pipeline", CONFIG, overrides, load_pipeline(CONFIG, overrides), folder)
+    command = write_shipped_files("pipeline", CONFIG, overrides, load_pipeline(CONFIG, overrides), folder)
     assert not [name for name in shipped_files(folder) if name.endswith(".py")]
     assert shlex.split(command)[4] == overrides[0]
 
@@ -157,7 +158,7 @@ def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_fa
     (project / "other").mkdir()
     config = (project / "configs/tiny/rlhf.yaml").rename(project / "configs/tiny/rlhf-more.yaml")
     alone = load_stage("rlhf", config.relative_to(project))
-    command = stage_files("rlhf", config.relative_to(project), [], alone, folder)
+    command = write_shipped_files("rlhf", config.relative_to(project), [], alone, folder)
     assert shipped_files(folder) == [
         "checks/lib/rules.py",
         "checks/verifiers.py",
@@ -178,7 +179,7 @@ def test_files_from_outside_the_working_directory_are_shipped_too(
     elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
     monkeypatch.chdir(elsewhere)
     pipeline = load_pipeline(project / CONFIG)
-    command = shlex.split(stage_files("pipeline", project / CONFIG, [], pipeline, folder))
+    command = shlex.split(write_shipped_files("pipeline", project / CONFIG, [], pipeline, folder))
     programs = [Path(name) for name in shipped_files(folder) if name.endswith(".py")]
     assert [Path(*path.parts[1:]) for path in programs] == [Path("checks/lib/rules.py"), Path("checks/verifiers.py")]
     monkeypatch.chdir(folder)
@@ -200,7 +201,7 @@ def test_two_folders_of_one_name_are_shipped_apart(
     (project / "configs/tiny/pipeline.yaml").write_text("store: runs\nstages: [corpus, rlhf, rlhf-long]\n")
     monkeypatch.chdir(elsewhere)
     here = load_pipeline(project / CONFIG)
-    command = shlex.split(stage_files("pipeline", project / CONFIG, [], here, folder))
+    command = shlex.split(write_shipped_files("pipeline", project / CONFIG, [], here, folder))
     monkeypatch.chdir(folder)
     there = load_pipeline(Path(command[3]), store=command[-1])
     assert not there.errors
@@ -213,7 +214,7 @@ def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: An
     )
     (project / "checks/broken.py").write_text("print 'Python 2'\n")
     folder = tmp_path_factory.mktemp("shipped")
-    stage_files("pipeline", CONFIG, [], load_pipeline(CONFIG), folder)
+    write_shipped_files("pipeline", CONFIG, [], load_pipeline(CONFIG), folder)
     sources = yaml.safe_load((folder / "configs/tiny/corpus.yaml").read_text())["sources"]
     assert sources == [{"path": f"{project}/checks/*.py"}, {"path": f"{project}/checks/lib/rules.py"}]
     assert not (folder / "checks/broken.py").exists()

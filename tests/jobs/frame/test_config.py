@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from cluster.plain import to_plain
-from jobs.frame.config import build, changed_fields, load_yaml, parse_override
+from jobs.frame.config import build, load_yaml, parse_override
+from jobs.frame.identity import changed_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,18 @@ import pytest
 from cluster import machine, resource_usage
 from cluster.failures import WorkFailed
 from cluster.storage import Storage
-from jobs.frame import calibration, pipeline
+from jobs.frame import calibration, pipeline_run
 from jobs.frame.artifact import open_artifact, write_record
 from jobs.frame.calibration import Machine, calibrate
-from jobs.frame.forecast import Earlier, Forecast, forecast, forecasts, measured, predict, shortages, table
-from jobs.frame.run import run_job
-from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.cost_model import predict
+from jobs.frame.earlier_runs import EarlierRun
+from jobs.frame.forecast import Forecast, forecast_jobs, forecast_stage, measured_forecast
+from jobs.frame.forecast_table import forecast_table
+from jobs.frame.job import Job
+from jobs.frame.job_run import run_job
+from jobs.frame.pipeline import Pipeline
+from jobs.frame.shortages import describe_shortages, free_local_memory
+from jobs.frame.stage import Context, Stage
 from jobs.frame.stages import STAGES, stage_named
 from jobs.frame.work import Processes, Work
 
@@ -57,9 +63,9 @@ def test_a_machine_of_half_the_speed_takes_twice_as_long_but_for_waits():
 def test_an_earlier_run_of_the_stage_corrects_what_the_calibration_says():
     model = predict(TRAINING, MACHINE)
     assert model.seconds is not None and model.memory_gib is not None
-    run = Earlier("sft-1", "sft", 3 * model.seconds, model.memory_gib + 1.0, TRAINING)
+    run = EarlierRun("sft-1", "sft", 3 * model.seconds, model.memory_gib + 1.0, TRAINING)
     half = dataclasses.replace(TRAINING, flop=TRAINING.flop / 2, steps=200)
-    plain, corrected = forecast("sft", half, MACHINE), forecast("sft", half, MACHINE, [run])
+    plain, corrected = forecast_stage("sft", half, MACHINE), forecast_stage("sft", half, MACHINE, [run])
     assert plain.seconds is not None and plain.memory_gib is not None
     assert corrected.seconds == pytest.approx(3 * plain.seconds)
     assert corrected.memory_gib == pytest.approx(plain.memory_gib + 1.0)
@@ -69,14 +75,14 @@ def test_an_earlier_run_of_the_stage_corrects_what_the_calibration_says():
 @pytest.mark.parametrize("stage", ["reward", "sft"])
 def test_runs_of_other_stages_and_of_quite_other_sizes_tell_nothing(stage: str):
     much = dataclasses.replace(TRAINING, flop=100 * TRAINING.flop) if stage == "sft" else TRAINING
-    run = Earlier(f"{stage}-1", stage, 1.0, 1.0, much)
-    assert forecast("sft", TRAINING, MACHINE, [run]) == forecast("sft", TRAINING, MACHINE)
+    run = EarlierRun(f"{stage}-1", stage, 1.0, 1.0, much)
+    assert forecast_stage("sft", TRAINING, MACHINE, [run]) == forecast_stage("sft", TRAINING, MACHINE)
 
 
 def test_nothing_is_told_of_gpus_before_a_first_run():
-    told = forecast("sft", dataclasses.replace(TRAINING, on_gpu=True), MACHINE)
+    told = forecast_stage("sft", dataclasses.replace(TRAINING, on_gpu=True), MACHINE)
     assert (told.seconds, told.memory_gib, told.disk_gib) == (None, None, 0.1)
-    assert "?" in table({"sft": told})[1]
+    assert "?" in forecast_table({"sft": told})[1]
 
 
 GIB = 2**30
@@ -87,7 +93,7 @@ def short(
     folder: Path, memory_gib: float | None, disk_gib: float | None, written: Mapping[str, int] | None = None
 ) -> list[str]:
     free_memory, free_disk = (None if gib is None else int(gib * GIB) for gib in (memory_gib, disk_gib))
-    return shortages(
+    return describe_shortages(
         PENDING,
         Storage(str(folder)),
         free_memory=free_memory,
@@ -144,29 +150,27 @@ def test_a_run_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: py
     def start(address: str | None) -> None:
         raise AssertionError("Ray is started")
 
-    monkeypatch.setattr(pipeline, "connect", start)
-    much = pipeline.Pipeline("test", Storage(str(tmp_path / "runs")), {"sft": job(1e6)}, {}, {})
+    monkeypatch.setattr(pipeline_run, "connect", start)
+    much = Pipeline("test", Storage(str(tmp_path / "runs")), {"sft": job(1e6)}, {}, {})
     with pytest.raises(ValueError, match=r"sft: needs about \d+\.\d GiB of memory, this machine has .*\nsft: .* disk"):
-        pipeline.run_pipeline(much)
+        pipeline_run.run_pipeline(much)
 
 
 def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(monkeypatch: pytest.MonkeyPatch):
-    from jobs.frame.forecast import own_free_memory
-
-    assert own_free_memory(None)
-    assert own_free_memory("ray://head:10001") is None
-    assert own_free_memory("local")
+    assert free_local_memory(None)
+    assert free_local_memory("ray://head:10001") is None
+    assert free_local_memory("local")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert own_free_memory(None) is None
+    assert free_local_memory(None) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a file system of its own")
 def test_a_store_on_a_small_file_system_is_refused(tmp_path: Path):
     program = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from test_forecast import job, pipeline, Storage\n"
-        "few = pipeline.Pipeline('test', Storage(sys.argv[3]), {'sft': job(0.6)}, {}, {})\n"
-        "pipeline.run_pipeline(few)\n"
+        "from test_forecast import job, pipeline_run, Pipeline, Storage\n"
+        "few = Pipeline('test', Storage(sys.argv[3]), {'sft': job(0.6)}, {}, {})\n"
+        "pipeline_run.run_pipeline(few)\n"
     )
     root, here = str(Path(__file__).parents[3]), str(Path(__file__).parent)
     shell = 'mount -t tmpfs -o size=400m tmpfs "$1" && exec "$2" -c "$3" "$4" "$5" "$1"'
@@ -183,15 +187,15 @@ def test_what_is_done_shows_what_it_took_and_tells_of_what_is_not(tmp_path: Path
     artifact = run_job(job(), store, group="test")
     took = artifact.record.measured
     assert took.disk_gib * GIB >= 1000 and took.machine.cores >= 1 and not took.resumed
-    assert measured(artifact).seconds == artifact.record.wall_s
+    assert measured_forecast(artifact).seconds == artifact.record.wall_s
     # Without its memory the run tells nothing; with it, it does.
     assert took.peak_memory_gib is None
-    assert forecasts({"sft": job(2.0)}, store)["sft"].basis == "calibration"
+    assert forecast_jobs({"sft": job(2.0)}, store)["sft"].basis == "calibration"
     took = dataclasses.replace(took, peak_memory_gib=1.5)
     write_record(artifact.storage, dataclasses.replace(artifact.record, measured=took))
-    told = forecasts({"sft": job(), "other": job(2.0)}, store)
+    told = forecast_jobs({"sft": job(), "other": job(2.0)}, store)
     assert told["sft"].basis == "measured" and told["other"].basis == f"like {artifact.id}"
-    assert table(told)[-1].startswith("still to do")
+    assert forecast_table(told)[-1].startswith("still to do")
 
 
 def test_a_run_that_went_on_after_a_kill_has_no_time_of_its_own(tmp_path: Path):
@@ -201,7 +205,7 @@ def test_a_run_that_went_on_after_a_kill_has_no_time_of_its_own(tmp_path: Path):
         run_job(failing, store, group="test")
     run_job(one, store, group="test")
     artifact = open_artifact(store / one.id)
-    assert artifact is not None and artifact.record.measured.resumed and measured(artifact).seconds is None
+    assert artifact is not None and artifact.record.measured.resumed and measured_forecast(artifact).seconds is None
 
 
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

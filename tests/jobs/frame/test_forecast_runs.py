@@ -7,7 +7,7 @@ import pytest
 
 from cluster.plain import from_plain
 from jobs.frame.calibration import Machine
-from jobs.frame.forecast import predict
+from jobs.frame.cost_model import predict
 from jobs.frame.work import Work
 
 RUNS = [json.loads(line) for line in (Path(__file__).parent / "forecast_runs.jsonl").read_text().splitlines()]

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
-from jobs.frame.artifact import FORGOTTEN, RECORD, Artifact, content_digest, open_artifact, write_record
-from jobs.frame.fields import input_artifact, marked_inputs, source_files
+from jobs.frame.artifact import RECORD, Artifact, content_digest, open_artifact, write_record
+from jobs.frame.fields import input_artifact, source_files
+from jobs.frame.forgetting import FORGOTTEN
+from jobs.frame.job import Job
+from jobs.frame.job_run import run_job
 from jobs.frame.record import InputRecord
-from jobs.frame.run import run_job
-from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.references import marked_inputs
+from jobs.frame.stage import Context, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,14 @@ import pytest
 
 from cluster.placement import Placement
 from cluster.storage import Storage
-from jobs.frame import pipeline as pipeline_module
+from jobs.frame import binder, pipeline_run
 from jobs.frame.artifact import Artifact, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
-from jobs.frame.pipeline import load_pipeline, load_stage, plan, run_pipeline
-from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.job import Job
+from jobs.frame.pipeline import load_pipeline, load_stage
+from jobs.frame.pipeline_run import run_pipeline
+from jobs.frame.plan import plan
+from jobs.frame.stage import Context, Stage
 from jobs.frame.stages import STAGES as ALL_STAGES
 from jobs.frame.stages import stage_named
 
@@ -80,9 +83,9 @@ STAGES = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config folder of three small stages; nothing that runs needs Ray."""
-    monkeypatch.setattr(pipeline_module, "stage_named", lambda name: STAGES[name.partition("-")[0]])
-    monkeypatch.setattr(pipeline_module, "connect", no_ray)
-    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: None)
+    monkeypatch.setattr(binder, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(pipeline_run, "connect", no_ray)
+    monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     (tmp_path / "text.txt").write_text("words")
     configs = tmp_path / "configs"
     configs.mkdir()
@@ -113,7 +116,7 @@ def test_every_node_must_see_all_sources_also_python_files_that_are_data(folder:
         asked.append((store, sources))
         yield
 
-    monkeypatch.setattr(pipeline_module, "require_shared_paths", ask)
+    monkeypatch.setattr(pipeline_run, "require_shared_paths", ask)
     (folder / "code.py").write_text("words")
     (folder / "corpus.yaml").write_text(f"text: {folder}/*.py\n")
     pipeline = load_pipeline(folder / "pipeline.yaml")
@@ -128,7 +131,7 @@ def test_an_override_changes_its_stage_and_what_depends_on_it(folder: Path):
 
 
 def test_an_override_of_no_stage_names_the_nearest(folder: Path):
-    with pytest.raises(ValueError, match=r"'pretrian' is no stage of .*; did you mean pretrain\?"):
+    with pytest.raises(ValueError, match=r"'pretrian' is not a stage of .*; did you mean pretrain\?"):
         load_pipeline(folder / "pipeline.yaml", ["pretrian.steps=30"])
 
 
@@ -203,20 +206,20 @@ def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
 def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
     engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
     stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
     monkeypatch.setitem(STAGES, "evaluate", stage)
     pipeline = load_pipeline(folder / "pipeline.yaml")
     with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): does not fit: needs 3 CPUs"):
         run_pipeline(pipeline)
-    assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
+    assert [row.state for row in plan(pipeline)] == ["pending", "pending", "pending"]
 
 
 def test_an_input_that_is_nothing_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: elsewhere/model}\n")
     assert (
-        "neither a config beside this one, nor a whole artifact"
+        "neither a config beside this one, nor a finished artifact"
         in (load_pipeline(folder / "pipeline.yaml").errors["evaluate"])
     )
 
@@ -240,11 +243,11 @@ def test_a_second_run_does_nothing_and_a_changed_setting_only_what_depends_on_it
 
 def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
     pipeline = load_pipeline(folder / "pipeline.yaml")
-    assert [row.state for row in plan(pipeline)] == ["runs", "runs", "runs"]
+    assert [row.state for row in plan(pipeline)] == ["pending", "pending", "pending"]
     run_pipeline(load_stage("corpus", folder / "corpus.yaml"))
     (pipeline.store / pipeline.jobs["pretrain"].id).write_bytes("half.bin", b"half")
     rows = plan(pipeline)
-    assert [row.state for row in rows] == ["stands", "goes on", "runs"]
+    assert [row.state for row in rows] == ["done", "resume", "pending"]
     assert rows[0].placement == "placement×2" and rows[1].estimate == {"steps": 20}
 
 
@@ -252,7 +255,7 @@ def test_the_plan_says_when_an_input_was_made_again_with_other_bytes(folder: Pat
     pipeline = load_pipeline(folder / "pipeline.yaml")
     corpus = run_pipeline(pipeline)[0]
     write_record(corpus.storage, replace(corpus.record, digest="of other bytes"))
-    assert [row.state for row in plan(pipeline)] == ["stands", "stands (corpus rebuilt since)", "stands"]
+    assert [row.state for row in plan(pipeline)] == ["done", "done (input changed: corpus)", "done"]
 
 
 def test_one_stage_takes_the_store_of_the_pipeline_beside_it_and_asks_for_its_inputs(folder: Path):
@@ -341,12 +344,12 @@ def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatc
 def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 1.0})
     begun: list[bool] = []
     with pytest.raises(ValueError, match=r"corpus: execution \(placement\): does not fit: needs 2 CPUs"):
         run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
     assert not begun
-    monkeypatch.setattr(pipeline_module, "max_cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
     run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
     assert begun == [True]
 
@@ -359,8 +362,8 @@ def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
         ("AWS_SECRET_ACCESS_KEY: null", "by its name this is a secret"),
         ("DB_PASSWORD: x", "environment.DB_PASSWORD looks like a secret"),
         ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not carry credentials"),
-        ("RAYMILL_SUBMISSION: x", "is no name of a variable that may be set"),
-        ("'A B': x", "is no name of a variable that may be set"),
+        ("RAYMILL_SUBMISSION: x", "is not the name of a variable that may be set"),
+        ("'A B': x", "is not the name of a variable that may be set"),
     ],
 )
 def test_a_secret_in_the_environment_of_a_config_is_refused(folder: Path, entry: str, message: str):

@@ -15,9 +15,10 @@ from cluster.placement import Placement
 from cluster.storage import Storage
 from jobs.frame import precision as jobs_precision
 from jobs.frame.artifact import UNFINISHED, Artifact, recorded_precisions
+from jobs.frame.job import Job
+from jobs.frame.job_run import run_job
 from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
-from jobs.frame.run import run_job
-from jobs.frame.stage import Context, Job, Stage
+from jobs.frame.stage import Context, Stage
 from model.precision import Precision, precision_field
 
 

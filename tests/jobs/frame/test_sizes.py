@@ -15,11 +15,12 @@ from jobs.compress import CompressConfig
 from jobs.corpus import CorpusConfig
 from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
-from jobs.frame.forecast import predict
+from jobs.frame.cost_model import predict
+from jobs.frame.job import Job
 from jobs.frame.precision import precisions_of, with_precisions
 from jobs.frame.record import Record
 from jobs.frame.sizes import model_sizes, shards_sizes
-from jobs.frame.stage import Job, Needs, Stage
+from jobs.frame.stage import Needs, Stage
 from jobs.frame.training_config import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig

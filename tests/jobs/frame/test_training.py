@@ -29,7 +29,8 @@ from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import fingerprint, save_tokenizer
 from jobs.frame.artifact import Artifact, read_record
-from jobs.frame.pipeline import load_stage, run_pipeline
+from jobs.frame.pipeline import load_stage
+from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.record import Record
 from model.huggingface import load_folder, load_scalar_folder
 
@@ -245,7 +246,7 @@ def test_a_driver_that_is_told_to_end_saves_where_it_is_and_leaves_no_process(fo
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 143 and time.monotonic() - began < 15, output
     said = re.search(
-        r"raymill: stopped by SIGTERM; the same command goes on from here: pretrain .* step (\d+) of", output
+        r"raymill: stopped by SIGTERM; the same command resumes from here: pretrain .* step (\d+) of", output
     )
     (store,) = (folder / "told").iterdir()
     assert said and (store / f"checkpoints/step-{int(said[1]):08d}/checkpoint.json").exists(), output

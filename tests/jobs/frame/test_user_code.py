@@ -7,7 +7,8 @@ import fsspec
 import pytest
 
 from actors.program import Program, load_program
-from jobs.frame.user_code import read_siblings, read_verifier, refuse_file_lookups
+from jobs.frame.sibling_modules import read_siblings
+from jobs.frame.user_code import read_verifier, refuse_file_lookups
 
 FILES = {
     "checks/verifier.py": """

@@ -1,0 +1,49 @@
+"""Secrets are never config values: what looks like one, by its value or by its name, is refused."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.credentials import refuse_credentials
+
+_VALUES = (
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
+    re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+    re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}"),
+    re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
+    re.compile(r"^[0-9a-f]{40}$"),  # a W&B key of the older format
+)
+_FIELD_NAME = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
+_VARIABLE_NAME = re.compile(
+    r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|PAT)(_|$)|ACCESS_KEY"
+)
+
+
+def refuse_secrets(value: Any, where: str, path: str = "") -> None:
+    """Raises ValueError for a value that looks like a secret, or is named like one; the message never repeats it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            item_path = f"{path}.{key}" if path else str(key)
+            if _FIELD_NAME.search(str(key)) and isinstance(item, str):
+                raise ValueError(
+                    f"{where}: {item_path} looks like a secret; set it in the environment, never in a config"
+                )
+            refuse_secrets(item, where, item_path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_secrets(item, where, f"{path}[{index}]")
+    elif isinstance(value, str):
+        if any(pattern.search(value) for pattern in _VALUES):
+            raise ValueError(
+                f"{where}: {path} holds what looks like a secret; set it in the environment, never in a config"
+            )
+        try:
+            refuse_credentials(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {path}: {error}") from error
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable holds a secret, judged by its name."""
+    return _VARIABLE_NAME.search(name.upper()) is not None

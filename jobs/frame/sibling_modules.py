@@ -1,0 +1,151 @@
+"""The modules beside a user's program: which ones it imports, directly or through others, and their source text.
+
+A module that is neither beside the program nor installed would fail on the first completion, hours into a run, so it
+is refused when the program is read.
+"""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeGuard
+
+import fsspec
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Import(NamedTuple):
+    """A module that a file imports."""
+
+    name: str
+    """Dotted: `scoring.rules`."""
+    is_required: bool
+    """False where the file works without it: inside `try … except ImportError`, or for type checking only."""
+
+
+def read_siblings(path: str) -> dict[str, str]:
+    """Source text of every module beside the program at `path` that it imports, directly or through others.
+
+    Keys are paths relative to the program's folder, in sorted order. Raises ValueError for a module that is neither
+    there nor installed.
+    """
+    main = path.rpartition("/")[2]
+    sources: dict[str, str] = {}
+    pending = [(main, read_source(path))]
+    while pending:
+        importer, source = pending.pop()
+        for imported in _imports(parse_source(source, importer), importer):
+            for file in _module_files(path, imported, importer):
+                if file not in sources and file != main:
+                    sources[file] = read_source(beside(path, file))
+                    pending.append((file, sources[file]))
+    return dict(sorted(sources.items()))
+
+
+def beside(path: str, name: str) -> str:
+    """The path or URL of a file in the same folder as another."""
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
+def read_source(path: str) -> str:
+    """The text of a Python file. Raises ValueError when it cannot be read."""
+    try:
+        fs, fs_path = fsspec.core.url_to_fs(path)
+        text: str = fs.read_text(fs_path, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a Python file ({error})") from error
+    return text
+
+
+def parse_source(source: str, path: str) -> ast.Module:
+    """The syntax tree of a Python file. Raises ValueError when its syntax is wrong."""
+    try:
+        return ast.parse(source, path)
+    except SyntaxError as error:
+        raise ValueError(f"{path} cannot be read as a Python file ({error})") from error
+
+
+def _imports(tree: ast.Module, file: str) -> Iterator[Import]:
+    """Every import in a file. `from a import b` gives both `a` and `a.b`, for b may be a module."""
+    optional: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if _is_optional(node):
+            optional.update(child for statement in node.body for child in ast.walk(statement))
+    package = file.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node not in optional) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > len(package):
+                raise ValueError(
+                    f"{file}: line {node.lineno}: a relative import beyond its folder; name the module without dots"
+                )
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield Import(name, node not in optional)
+            yield from (Import(f"{name}.{alias.name}", False) for alias in node.names)
+
+
+def _is_optional(node: ast.AST) -> TypeGuard[ast.Try | ast.If]:
+    """Whether the modules that the node's body imports may be missing."""
+    if isinstance(node, ast.Try):
+        return any(_catches_import_error(handler) for handler in node.handlers)
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _catches_import_error(handler: ast.ExceptHandler) -> bool:
+    caught = "" if handler.type is None else ast.unparse(handler.type)
+    return not caught or any(name in caught for name in ("ImportError", "ModuleNotFoundError", "Exception"))
+
+
+def _module_files(path: str, imported: Import, importer: str) -> list[str]:
+    """The files of a module beside the program at `path`, its packages' `__init__.py` first; none for an installed one.
+
+    As in Python, an installed package takes precedence over a folder without `__init__.py`.
+    """
+    files: list[str] = []
+    parts = imported.name.split(".")
+    for length in range(1, len(parts) + 1):
+        module = "/".join(parts[:length])
+        candidates = [file for file in (f"{module}/__init__.py", f"{module}.py") if _exists(beside(path, file))]
+        is_folder = not candidates and _exists(beside(path, module))
+        if length == 1 and not candidates and _is_installed(parts[0]):
+            return []
+        if not candidates and not is_folder:
+            if imported.is_required:
+                raise ValueError(
+                    f"{path}: {importer} imports {imported.name!r}, which is neither beside it nor installed; put the "
+                    "module into the file's folder, which is shipped, or install it here and on the cluster"
+                )
+            break
+        files += candidates[:1]
+    return files
+
+
+def _exists(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    return bool(fs.exists(path))
+
+
+def _is_installed(package: str) -> bool:
+    """Whether the cluster may have it too. A module of the working directory can be imported here, but is not
+    installed."""
+    if package in sys.builtin_module_names or package in sys.stdlib_module_names:
+        return True
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # ValueError: it is in sys.modules without a spec
+        return package in sys.modules
+    if spec is None:
+        return False
+    paths = [Path(path).resolve() for path in (spec.submodule_search_locations or [spec.origin or "/"])]
+    working_directory = Path.cwd()
+    return any(
+        not path.is_relative_to(working_directory)
+        or "site-packages" in path.parts
+        or path.is_relative_to(_REPOSITORY / package)
+        for path in paths
+    )
