@@ -1,20 +1,14 @@
 """Planted pieces of evaluation sets are found, all of them, and nothing else is."""
 
-import csv
-import gzip
 import json
 import random
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 import data.cleaning.decontaminate as decontaminate_module
-from data.cleaning.decontaminate import Decontaminate, check_files, decontaminate, num_items, pinned
+from data.cleaning.decontaminate import Decontaminate, check_files, decontaminate, evaluation_sets, pinned
 
 VOCABULARY = [f"{first}{second}{third}" for first in "bdfgk" for second in "aeiou" for third in "lmnrst"]  # 150 words
 
@@ -26,6 +20,10 @@ def sentence(generator: random.Random, num_words: int) -> str:
 def write_jsonl(path: Path, items: Sequence[object]) -> str:
     path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
     return str(path)
+
+
+def num_strings(rule: Decontaminate) -> int:
+    return sum(evaluation_sets(rule).num_strings)
 
 
 def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
@@ -59,7 +57,7 @@ def test_every_planted_13_gram_is_found_and_no_other_document_is_dropped(tmp_pat
     outcome = decontaminate([*planted, *clean, *near], rule)
     assert outcome.reasons == ["decontaminate/set"] * 200 + [None] * 2200
     assert outcome.texts == [*planted, *clean, *near]
-    assert num_items(rule) == 200
+    assert num_strings(rule) == 200
 
 
 def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Path) -> None:
@@ -88,7 +86,7 @@ def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: P
     ]
     found = "decontaminate/set"
     assert decontaminate(texts, rule).reasons == [found, None, None, None, found, None]
-    assert num_items(rule) == 2
+    assert num_strings(rule) == 2
 
 
 def test_a_run_does_not_reach_from_one_document_or_item_into_the_next(tmp_path: Path) -> None:
@@ -132,40 +130,6 @@ def test_columns_choose_what_is_compared_and_without_them_every_string_is(tmp_pa
         check_files(Decontaminate(files=files, columns=["anwser"]), "steps[2].decontaminate")
 
 
-def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
-    first, second = "a b c d e f g h", "One, two: three; four.\nFive six seven eight"
-    items = [{"text": first, "label": "0"}, {"text": second, "label": "1"}]
-    write_jsonl(tmp_path / "lines.jsonl", items)
-    (tmp_path / "array.json").write_text(json.dumps(items))
-    with open(tmp_path / "table.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(items)
-    pq.write_table(pa.Table.from_pylist(items), tmp_path / "columns.parquet")
-    (tmp_path / "plain.txt").write_text(f"{first}\n\n{second}\n")
-    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((tmp_path / "lines.jsonl").read_bytes()))
-    with zipfile.ZipFile(tmp_path / "archive.whl", "w") as archive:
-        archive.write(tmp_path / "lines.jsonl", "inside/member.jsonl")
-    names = ["lines.jsonl", "array.json", "table.csv", "columns.parquet", "plain.txt", "packed.jsonl.gz"]
-    urls = [str(tmp_path / name) for name in names] + [f"zip://inside/*.jsonl::file://{tmp_path}/archive.whl"]
-    stems = ["lines", "array", "table", "columns", "plain", "packed", "member"]
-    for url, stem in zip(urls, stems, strict=True):
-        rule = Decontaminate(files=[url], columns=[] if stem == "plain" else ["text"])
-        outcome = decontaminate(["one two three four five six seven eight", f"x {first}", "a b c"], rule)
-        assert outcome.reasons == [f"decontaminate/{stem}"] * 2 + [None]
-        assert num_items(rule) == 2
-
-
-def test_a_packed_set_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
-    frames = [zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in ("a b c d e f g h", "i " * 8)]
-    (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))
-    assert num_items(Decontaminate(files=[str(tmp_path / "frames.jsonl.zst")])) == 2
-    for name, cut in (("cut.jsonl.zst", frames[0]), ("cut.jsonl.gz", gzip.compress(b'{"text": "a b"}\n' * 99))):
-        (tmp_path / name).write_bytes(cut[:-5])
-        with pytest.raises(ValueError, match=f"{name}: not readable as .jsonl"):
-            check_files(Decontaminate(files=[str(tmp_path / name)]), "steps[0].decontaminate")
-
-
 def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_path: Path) -> None:
     item = "今天天气很好我们想沿着河走到老磨坊去"
     composed = "Cafe\u0301 ﬁne two three four five six seven"
@@ -198,7 +162,7 @@ def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
     with monkeypatch.context() as without_files:
         without_files.setattr("fsspec.open", lambda *of, **more: pytest.fail("a file is opened"))
         assert decontaminate(texts, rule).reasons == ["decontaminate/set", None, None]
-    decontaminate_module._build.cache_clear()  # another process
+    decontaminate_module._read_sets.cache_clear()  # another process
     with pytest.raises(ValueError, match=r"set.jsonl has changed since the run began"):
         decontaminate(texts, rule)
     with pytest.raises(ValueError, match=r"fingerprints: 1 for 2 files"):
