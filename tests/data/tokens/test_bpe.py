@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data.tokens.bpe import learn_subwords
 
-SHAKESPEARE = Path(__file__).parents[4] / "shared/data/tinyshakespeare.txt"
+SHAKESPEARE = Path(__file__).parent / "shakespeare.txt"
 
 Found = tuple[list[str], list[list[str]]]
 
@@ -87,8 +87,6 @@ def test_random_words_give_the_merges_of_the_known_trainer(letters: str) -> None
 @pytest.mark.parametrize("corpus", ["shakespeare", "generated"])
 def test_real_text_gives_the_merges_of_the_known_trainer(corpus: str, size: int) -> None:
     if corpus == "shakespeare":
-        if not SHAKESPEARE.exists():
-            pytest.skip("Shakespeare is not beside the project (../shared/data/tinyshakespeare.txt)")
         texts = SHAKESPEARE.read_text().split("\n\n")
     else:
         draw = random.Random(0)

@@ -1,19 +1,18 @@
-"""Chats: what is learnt, what is refused, and how chats share a row."""
+"""Chats as token ids: the mask of the assistant's tokens under several templates."""
 
-import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data.chats.packing import fit_chats, pack
-from data.chats.records import Chat, Preference, read_chats, read_preferences, read_prompts
+from data.chats.records import Chat, Preference, read_preferences
 from data.chats.template import ChatTokenizer, RenderedChat, load_tokenizer, render, render_preference
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import save_tokenizer
 
 USER = {"role": "user", "content": "Hi"}
+
+
 REPLY = {"role": "assistant", "content": "Hello you"}
 
 
@@ -103,49 +102,6 @@ def write(path: Path, *lines: object) -> list[str]:
     return [str(path)]
 
 
-def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
-    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, "", {"prompt": "Hi", "response": "Hello you"})
-    chats = list(read_chats(urls))
-    assert [chat.messages for chat in chats] == [[USER, REPLY]] * 2
-    assert [chat.where.rsplit(":")[-1] for chat in chats] == ["1", "3"]
-
-
-@pytest.mark.parametrize(
-    ("record", "error"),
-    [
-        ("{broken", "not readable as JSON"),
-        ([1], "expected a JSON object, found list"),
-        ({"prompt": "x"}, "expected messages, or prompt and response; found prompt"),
-        ({"messages": []}, "messages must be a list of messages with at least one"),
-        ({"messages": [USER]}, "none is by the assistant"),
-        (
-            {"messages": [{"role": "bot", "content": "x"}]},
-            r"messages\[0\].role is 'bot'; it must be one of system, user",
-        ),
-        ({"messages": [USER, {"role": "assistant"}]}, r"messages\[1\].content is missing"),
-        ({"messages": [USER, {"role": "assistant", "content": 3}]}, r"messages\[1\].content must be a string, not int"),
-        ({"prompt": "x", "response": "  "}, "response is empty"),
-    ],
-)
-def test_a_bad_chat_is_named_by_file_and_line(tmp_path: Path, record: object, error: str) -> None:
-    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
-    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{error}"):
-        list(read_chats(urls))
-
-
-def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.jsonl: no record"):
-        list(read_chats(write(tmp_path / "a.jsonl")))
-
-
-def test_a_damaged_file_is_named_with_the_last_line_that_could_be_read(tmp_path: Path) -> None:
-    lines = "".join(json.dumps({"prompt": f"{n} {hash((n, 'noise'))}", "response": "x"}) + "\n" for n in range(2000))
-    whole = gzip.compress(lines.encode())
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged file, unreadable after line [1-9]\d\d+ "):
-        list(read_chats([str(tmp_path / "a.jsonl.gz")]))
-
-
 def test_a_preference_without_a_rejected_answer_is_named(tmp_path: Path, ours: ChatTokenizer) -> None:
     good = {"prompt": [USER], "chosen": "Hello", "rejected": "Go"}
     (preference,) = read_preferences(write(tmp_path / "a.jsonl", good))
@@ -157,47 +113,3 @@ def test_a_preference_without_a_rejected_answer_is_named(tmp_path: Path, ours: C
     with pytest.raises(ValueError, match=r"a\.jsonl:1: chosen and rejected are the same"):
         list(read_preferences(write(tmp_path / "a.jsonl", good | {"rejected": "Hello"})))
     assert preference == Preference(preference.where, [USER], "Hello", "Go")
-
-
-def test_prompts_keep_their_whole_record_and_end_with_the_user(tmp_path: Path) -> None:
-    record = {"messages": [USER, REPLY, {"role": "user", "content": "2+2?"}], "answer": "4"}
-    first, second = read_prompts(write(tmp_path / "a.jsonl", record, {"prompt": "1+1?", "answer": "2"}))
-    assert (first.text, first.record["answer"], len(first.messages)) == ("2+2?", "4", 3)
-    assert second.messages == [{"role": "user", "content": "1+1?"}]
-    with pytest.raises(ValueError, match="the last message must be the user's"):
-        list(read_prompts(write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]})))
-
-
-def chat_of(*ids: int, learnt: int) -> RenderedChat:
-    """A chat whose last `learnt` tokens are the assistant's."""
-    return RenderedChat(list(ids), [False] * (len(ids) - learnt) + [True] * learnt)
-
-
-def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
-    long, middle, short = chat_of(1, 2, 3, 4, 5, learnt=2), chat_of(6, 7, 8, 9, learnt=1), chat_of(10, 11, learnt=1)
-    rows = pack([long, middle, short], length=5, pad_id=99)
-    # 4 positions, then 3 that need a new row, then 1 that fits behind the first.
-    assert rows.input_ids.tolist() == [[1, 2, 3, 4, 10], [6, 7, 8, 99, 99]]
-    assert rows.targets.tolist() == [[2, 3, 4, 5, 11], [7, 8, 9, 99, 99]]
-    assert rows.loss_mask.astype(int).tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 0, 0]]
-    assert rows.positions.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 0]]
-    assert rows.document_ids.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, -1, -1]]
-
-
-def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes_and_both_are_counted() -> None:
-    chats = [chat_of(1, 2, 3, 4, 5, learnt=3), chat_of(6, 7, 8, 9, learnt=1), chat_of(6, 7, 8, learnt=1)]
-    fitting = fit_chats(chats, length=2)
-    assert (len(fitting.chats), fitting.num_cut, fitting.num_left_out) == (2, 1, 1)
-    rows = pack(fitting.chats, length=2, pad_id=0)
-    assert rows.targets.tolist() == [[2, 3], [7, 8]] and rows.loss_mask.tolist() == [[False, True]] * 2
-
-
-def test_packing_keeps_every_learnt_token_once() -> None:
-    generator = np.random.default_rng(0)
-    chats = [
-        chat_of(*generator.integers(1, 50, size=n), learnt=int(n) // 2) for n in generator.integers(2, 12, size=300)
-    ]
-    rows = pack(chats, length=16, pad_id=0)
-    learnt = sorted(int(token) for chat in chats for token, own in zip(chat.ids, chat.learnt, strict=True) if own)
-    assert sorted(rows.targets[rows.loss_mask].tolist()) == learnt
-    assert (rows.document_ids >= 0).mean() > 0.9

@@ -8,24 +8,28 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
 
 import data.tokens.shard_reader
 from cluster.storage import Storage
 from data.tokens.encode import PlainEncoder
 from data.tokens.learning import train_tokenizer
-from data.tokens.samples import Rows, Sample, document_samples, to_rows
+from data.tokens.samples import Rows
 from data.tokens.shard_cache import shard_cache
 from data.tokens.shard_format import Generation, ShardManifest, document_key, read_manifest, write_manifest
 from data.tokens.shard_reader import DocumentPlace, ShardReader, find_document, known_documents
 from data.tokens.shard_writer import TextDocument, write_shard
 
 S = 0  # the separator
+
+
 TEXTS = {
     "shard-00000": ["abcde", "", "the <|endoftext|> cat", "zz"],
     "shard-00001": [],
     "shard-00002": ["the cat and the hat " * 5],
 }
+
+
 EMPTY = ShardManifest(tokenizer="t", vocab_size=300, separator=S, sources=("web", "books"), generations=())
 
 
@@ -79,21 +83,6 @@ def test_the_stream_holds_every_document_between_separators(split: Storage, enco
     assert manifest.num_documents == 5
     assert manifest.num_bytes == sum(len(text) for texts in TEXTS.values() for text in texts)
     assert manifest.num_targets == sum(len(expected_stream(encoder, name)) - 1 for name in TEXTS)
-
-
-def test_no_document_holds_the_separator_though_the_tokenizer_finds_it_in_text(tmp_path: Path) -> None:
-    # As in T5: the pieces of the Unigram model hold "</s>", which it finds in any text.
-    pieces = [("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in "a</s>")]
-    tokenizer = Tokenizer(models.Unigram(vocab=pieces, unk_id=1))
-    assert tokenizer.encode("a</s>a").ids == [2, 0, 2]
-    split = Storage(str(tmp_path))
-    documents = [TextDocument(text, text, "web") for text in ("a</s>a", "aa", "</s></s>", "<</s>")]
-    info = write_shard(split, "shard-00000", documents, PlainEncoder(tokenizer), EMPTY)
-    write_manifest(split, replace(EMPTY, generations=(Generation(corpus="c", shards=(info,)),)))
-    stored = [document.tokens.tolist() for document in ShardReader(split, sequence_length=8).documents()]
-    assert [ids[0] == ids[-1] == S and S not in ids[1:-1] for ids in stored] == [True] * 4
-    spelt = ["".join(str(tokenizer.id_to_token(number)) for number in ids[1:-1]) for ids in stored]
-    assert spelt == [document.text for document in documents]
 
 
 def test_tokens_take_16_bits_until_the_vocabulary_needs_32(tmp_path: Path, encoder: Tokenizer) -> None:
@@ -162,23 +151,6 @@ def test_whole_documents_come_back_with_their_text_and_bytes(split: Storage, enc
     assert [(d.num_bytes, d.source) for d in documents] == [(len(text), "books") for text in texts]
     assert [d.key for d in documents[:2]] == [document_key("shard-00000/0"), document_key("shard-00000/1")]
     assert known_documents(split, read_manifest(split)).tolist() == sorted(d.key for d in documents)
-
-
-@pytest.mark.parametrize(("length", "overlap"), [(4, 0), (4, 1), (4, 3), (100, 10), (11, 5)])
-def test_a_document_is_scored_once_per_token_with_the_overlap_as_context(length: int, overlap: int) -> None:
-    tokens = np.array([S, *range(1, 12), S])
-    scored: list[int] = []
-    for number, sample in enumerate(document_samples(tokens, length, overlap=overlap)):
-        rows = to_rows([sample], length)
-        assert sample.context == (overlap if number else 0)
-        assert (rows.document_ids[0][rows.document_ids[0] >= 0] == rows.document_ids[0][0]).all()
-        scored += rows.targets[0][rows.loss_mask[0]].tolist()
-    assert scored == tokens[1:].tolist()
-
-
-def test_overlap_must_leave_room(encoder: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"overlap: 4 must be at least 0 and below"):
-        list(document_samples(np.array([S, 1, S]), 4, overlap=4))
 
 
 def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
@@ -436,11 +408,3 @@ def test_a_document_is_found_by_its_id(mixed: Storage, encoder: Tokenizer) -> No
         "shard-00000", 1, len(encoder.encode("the cat").ids)
     )
     assert find_document(mixed, manifest, "no such document") is None
-
-
-def test_a_sample_that_begins_inside_a_document_counts_positions_from_the_row() -> None:
-    rows = to_rows([Sample(np.array([7, 8, S, 9]), np.array([2]))], 5)
-    assert rows.positions.tolist() == [[0, 1, 0, 0, 0]]
-    assert rows.document_ids.tolist() == [[0, 0, 1, -1, -1]]
-    assert rows.loss_mask.tolist() == [[True, True, True, False, False]]
-    assert rows.targets.tolist() == [[8, S, 9, 0, 0]]

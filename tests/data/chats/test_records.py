@@ -1,0 +1,71 @@
+"""Chat records: both forms are read, and a bad one is named by file and line."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from data.chats.records import read_chats, read_prompts
+
+USER = {"role": "user", "content": "Hi"}
+
+
+REPLY = {"role": "assistant", "content": "Hello you"}
+
+
+def write(path: Path, *lines: object) -> list[str]:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return [str(path)]
+
+
+def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
+    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, "", {"prompt": "Hi", "response": "Hello you"})
+    chats = list(read_chats(urls))
+    assert [chat.messages for chat in chats] == [[USER, REPLY]] * 2
+    assert [chat.where.rsplit(":")[-1] for chat in chats] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        ("{broken", "not readable as JSON"),
+        ([1], "expected a JSON object, found list"),
+        ({"prompt": "x"}, "expected messages, or prompt and response; found prompt"),
+        ({"messages": []}, "messages must be a list of messages with at least one"),
+        ({"messages": [USER]}, "none is by the assistant"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            r"messages\[0\].role is 'bot'; it must be one of system, user",
+        ),
+        ({"messages": [USER, {"role": "assistant"}]}, r"messages\[1\].content is missing"),
+        ({"messages": [USER, {"role": "assistant", "content": 3}]}, r"messages\[1\].content must be a string, not int"),
+        ({"prompt": "x", "response": "  "}, "response is empty"),
+    ],
+)
+def test_a_bad_chat_is_named_by_file_and_line(tmp_path: Path, record: object, error: str) -> None:
+    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{error}"):
+        list(read_chats(urls))
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.jsonl: no record"):
+        list(read_chats(write(tmp_path / "a.jsonl")))
+
+
+def test_a_damaged_file_is_named_with_the_last_line_that_could_be_read(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"prompt": f"{n} {hash((n, 'noise'))}", "response": "x"}) + "\n" for n in range(2000))
+    whole = gzip.compress(lines.encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged file, unreadable after line [1-9]\d\d+ "):
+        list(read_chats([str(tmp_path / "a.jsonl.gz")]))
+
+
+def test_prompts_keep_their_whole_record_and_end_with_the_user(tmp_path: Path) -> None:
+    record = {"messages": [USER, REPLY, {"role": "user", "content": "2+2?"}], "answer": "4"}
+    first, second = read_prompts(write(tmp_path / "a.jsonl", record, {"prompt": "1+1?", "answer": "2"}))
+    assert (first.text, first.record["answer"], len(first.messages)) == ("2+2?", "4", 3)
+    assert second.messages == [{"role": "user", "content": "1+1?"}]
+    with pytest.raises(ValueError, match="the last message must be the user's"):
+        list(read_prompts(write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]})))

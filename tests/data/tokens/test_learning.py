@@ -1,0 +1,154 @@
+"""Learning tokenizers of every kind: the same bytes for texts in any order, and any text comes back."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data.tokens.learning import count_words, train_tokenizer
+from data.tokens.tokenizer import (
+    base_special_tokens,
+    chat_special_tokens,
+    fingerprint,
+    load_encoder,
+    load_tokenizer,
+    save_tokenizer,
+    vocab_size,
+)
+from data.tokens.tokenizer_recipe import MASK, SPECIAL_TOKENS, UNKNOWN, TokenizerRecipe
+
+TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tokenizer(train_tokenizer(TEXTS, size=280), tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_tokenizer(train_tokenizer(iter(TEXTS), size=280), tmp_path / name)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+RECIPES = {
+    "bpe": TokenizerRecipe(),
+    "bpe NFC": TokenizerRecipe(normalization="NFC", split_digits=False),
+    "wordpiece": TokenizerRecipe(kind="wordpiece"),
+    "wordpiece uncased": TokenizerRecipe(kind="wordpiece", lowercase=True, normalization="NFKC", split_digits=False),
+    "unigram": TokenizerRecipe(kind="unigram"),
+    "unigram bytes": TokenizerRecipe(kind="unigram", byte_fallback=True),
+}
+
+
+SIZE = 320
+
+
+ODD_TEXTS = (
+    "",
+    " ",
+    "   the  cats   \n\n\tsat\r\n  ",
+    "na\u00efve nai\u0308ve, \u65e5\u672c\u8a9e \U0001f600 2018 \u00bd",
+    "\u2581 a\u2581b \u2581\u2581",
+    "".join(map(chr, range(256))),
+    "<|end|> x<|endoftext|>y <|unk|><|mask|> <0x0A> <0xFF> </s> [UNK] ##a <<|pad|>>",
+)
+
+
+def sample(number: int = 400) -> list[str]:
+    """Texts of many words, in which all of ODD_TEXTS's letters are rare or missing."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdluE", k=draw.randint(1, 8))) for _ in range(300)]
+    return [" ".join([*draw.choices(words, k=30), str(draw.randint(0, 999)), "(end). </b>"]) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {name: tmp_path_factory.mktemp("kind") for name in RECIPES}
+    for name, recipe in RECIPES.items():
+        save_tokenizer(train_tokenizer(sample(), size=SIZE, recipe=recipe), made[name])
+    return made
+
+
+def test_the_default_is_byte_for_byte_what_the_trainer_of_tokenizers_makes(tmp_path: Path) -> None:
+    texts = [*sample(), *ODD_TEXTS]
+    known = Tokenizer(models.BPE())
+    known.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    known.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    known.train_from_iterator(texts, trainer)
+    known.save(str(tmp_path / "known.json"))
+    save_tokenizer(train_tokenizer(texts, size=SIZE), tmp_path / "ours")
+    assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "known.json").read_bytes()
+
+
+def test_every_kind_gives_the_same_bytes_for_the_texts_in_any_order(folders: dict[str, Path], tmp_path: Path) -> None:
+    mixed = sorted(sample(), key=lambda text: text[::-1])
+    for name, folder in folders.items():
+        save_tokenizer(train_tokenizer(mixed, size=SIZE, recipe=RECIPES[name]), tmp_path / name)
+        assert (tmp_path / name / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_words_are_counted_as_the_whole_text_is_cut(folders: dict[str, Path], name: str) -> None:
+    draw = random.Random(3)
+    odd = ["\t", "\r\n", "\u3000", "\x1c", "\x85", "B's", "12", ".", "<|", "\u65e5", "e\u0301", "_"]
+    pieces = [" ", "  ", "\n", "a", *odd]
+    texts = ["".join(draw.choices(pieces, k=draw.randint(0, 12))) for _ in range(3000)]
+    tokenizer = load_encoder(folders[name])
+    expected: Counter[str] = Counter()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        expected.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    assert count_words(texts, RECIPES[name]) == expected
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_transformers_encodes_every_kind_alike(folders: dict[str, Path], name: str) -> None:
+    ours, theirs = load_encoder(folders[name]), load_tokenizer(folders[name])
+    assert ours.get_vocab_size() == len(theirs) == vocab_size(folders[name]) == SIZE
+    for text in (*sample(20), *ODD_TEXTS[:-1]):
+        ids = ours.encode(text).ids
+        assert theirs.encode(text) == ids
+        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False)
+    special = RECIPES[name].special_tokens
+    assert theirs.convert_tokens_to_ids(list(special)) == list(range(len(special)))
+    assert theirs.encode("".join(special)) == list(range(len(special)))
+    assert chat_special_tokens(folders[name]) == (0, 5, 1) and base_special_tokens(folders[name]) == (0, 0, 1)
+    assert theirs.unk_token == (UNKNOWN if UNKNOWN in special else None)
+    assert theirs.mask_token == (MASK if MASK in special else None)
+    theirs.save_pretrained(folders[name] / "again")
+    assert fingerprint(folders[name] / "again") == fingerprint(folders[name])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_document_speaks_in_special_tokens_or_bytes(folders: dict[str, Path], name: str) -> None:
+    encoder = load_encoder(folders[name])
+    unknown = encoder.token_to_id(UNKNOWN)
+    special = {number for number in range(len(RECIPES[name].special_tokens)) if number != unknown}
+    assert not special & {number for text in ODD_TEXTS for number in encoder.encode(text).ids}
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram bytes"])
+def test_kinds_with_bytes_give_any_text_back(folders: dict[str, Path], name: str) -> None:
+    encoder = load_encoder(folders[name])
+    for text in (*sample(20), *ODD_TEXTS, "a" * 100_000, " " * 1000, "\u65e5" * 1000):
+        assert encoder.decode(encoder.encode(text).ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_size_without_room_for_the_characters_is_an_error(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"size: .*character_coverage"):
+        train_tokenizer(sample(), size=12, recipe=TokenizerRecipe(kind=kind))

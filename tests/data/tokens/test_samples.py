@@ -1,0 +1,33 @@
+"""Samples as rows: positions, documents, padding, and what is scored."""
+
+import numpy as np
+import pytest
+
+from data.tokens.samples import Sample, document_samples, to_rows
+
+S = 0  # the separator
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(4, 0), (4, 1), (4, 3), (100, 10), (11, 5)])
+def test_a_document_is_scored_once_per_token_with_the_overlap_as_context(length: int, overlap: int) -> None:
+    tokens = np.array([S, *range(1, 12), S])
+    scored: list[int] = []
+    for number, sample in enumerate(document_samples(tokens, length, overlap=overlap)):
+        rows = to_rows([sample], length)
+        assert sample.context == (overlap if number else 0)
+        assert (rows.document_ids[0][rows.document_ids[0] >= 0] == rows.document_ids[0][0]).all()
+        scored += rows.targets[0][rows.loss_mask[0]].tolist()
+    assert scored == tokens[1:].tolist()
+
+
+def test_overlap_must_leave_room() -> None:
+    with pytest.raises(ValueError, match=r"overlap: 4 must be at least 0 and below"):
+        list(document_samples(np.array([S, 1, S]), 4, overlap=4))
+
+
+def test_a_sample_that_begins_inside_a_document_counts_positions_from_the_row() -> None:
+    rows = to_rows([Sample(np.array([7, 8, S, 9]), np.array([2]))], 5)
+    assert rows.positions.tolist() == [[0, 1, 0, 0, 0]]
+    assert rows.document_ids.tolist() == [[0, 0, 1, -1, -1]]
+    assert rows.loss_mask.tolist() == [[True, True, True, False, False]]
+    assert rows.targets.tolist() == [[8, S, 9, 0, 0]]

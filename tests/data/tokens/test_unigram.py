@@ -1,0 +1,64 @@
+"""Unigram vocabularies, against sentencepiece."""
+
+import random
+from itertools import pairwise
+
+import sentencepiece
+
+from data.tokens.learning import count_words, train_tokenizer
+from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
+from data.tokens.unigram import sentencepiece_model
+
+SIZE = 320
+
+
+ODD_TEXTS = (
+    "",
+    " ",
+    "   the  cats   \n\n\tsat\r\n  ",
+    "na\u00efve nai\u0308ve, \u65e5\u672c\u8a9e \U0001f600 2018 \u00bd",
+    "\u2581 a\u2581b \u2581\u2581",
+    "".join(map(chr, range(256))),
+    "<|end|> x<|endoftext|>y <|unk|><|mask|> <0x0A> <0xFF> </s> [UNK] ##a <<|pad|>>",
+)
+
+
+def sample(number: int = 400) -> list[str]:
+    """Texts of many words, in which all of ODD_TEXTS's letters are rare or missing."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdluE", k=draw.randint(1, 8))) for _ in range(300)]
+    return [" ".join([*draw.choices(words, k=30), str(draw.randint(0, 999)), "(end). </b>"]) for _ in range(number)]
+
+
+def test_unigram_encodes_as_sentencepiece_does() -> None:
+    recipe = TokenizerRecipe(kind="unigram", byte_fallback=True)
+    words = count_words(sample(), recipe)
+    tokenizer = train_tokenizer(sample(), size=SIZE, recipe=recipe)
+    oracle = sentencepiece.SentencePieceProcessor(
+        model_proto=sentencepiece_model(list(words), list(words.values()), SIZE, recipe)
+    )
+    tokenizer.encode_special_tokens = True
+    for text in (*sample(), *(text for text in ODD_TEXTS if "\u2581" not in text)):
+        assert tokenizer.encode(text).ids == oracle.encode(text), text
+
+
+def test_unigram_without_bytes_differs_from_sentencepiece_in_the_number_of_unknown_tokens_alone() -> None:
+    recipe = TokenizerRecipe(kind="unigram")
+    words = count_words(sample(), recipe)
+    tokenizer = train_tokenizer(sample(), size=SIZE, recipe=recipe)
+    oracle = sentencepiece.SentencePieceProcessor(
+        model_proto=sentencepiece_model(list(words), list(words.values()), SIZE, recipe)
+    )
+    tokenizer.encode_special_tokens = True
+    unknown = tokenizer.token_to_id(UNKNOWN)
+
+    def with_single_unknowns(ids: list[int]) -> list[int]:
+        return [number for before, number in pairwise([-1, *ids]) if not before == number == unknown]
+
+    odd = ("\u65e57", "\u65e5\u65e5<\u65e5", "a\u65e5 \u65e5a", *(text for text in ODD_TEXTS if "\u2581" not in text))
+    differing = 0
+    for text in (*sample(), *odd):
+        ours, theirs = tokenizer.encode(text).ids, oracle.encode(text)
+        assert with_single_unknowns(ours) == with_single_unknowns(theirs), text
+        differing += ours != theirs
+    assert 0 < differing <= len(odd)
