@@ -153,7 +153,7 @@ def _add_command(commands: Any, name: str, function: object, text: str) -> argpa
 def _add_stage_commands(commands: Any) -> None:
     """Commands that take a stage and its config."""
     for name, function, text in (
-        ("plan", _plan, "show what is done, what would run and for how long, and all mistakes"),
+        ("plan", _plan, "show what is done, what would run, its cost, and all mistakes"),
         ("run", _run, "run a stage, or all stages of a pipeline, unless they are done"),
         ("submit", _submit, "run the same command on a Ray cluster, as a job"),
         ("manifest", _manifest, "print the Kubernetes objects that run the same command"),
@@ -203,8 +203,8 @@ def _add_artifact_commands(commands: Any) -> None:
 def _add_job_commands(commands: Any) -> None:
     """Commands that take a submitted job."""
     for name, function, text in (
-        ("status", _status, "print the status of a job, from its store if the cluster is gone"),
-        ("logs", _logs, "follow the log of a job to its end, and exit with the job's exit code"),
+        ("status", _status, "print the status of a job, even when its cluster is gone"),
+        ("logs", _logs, "follow the log of a job, and exit with its exit code"),
         ("stop", _stop, "stop a job"),
     ):
         parser = _add_command(commands, name, function, text)
@@ -219,7 +219,8 @@ def _plan(options: argparse.Namespace) -> None:
     with working("estimating what would run"):
         rows = plan(pipeline)
         forecasts = forecast_jobs(pipeline.jobs, pipeline.store, address=options.address)
-    print(*plan_table(rows), sep="\n")
+    for line in plan_table(rows):
+        print(line)
     if forecasts:
         print("", *forecast_table(forecasts), sep="\n")
     errors = find_errors(pipeline) + find_shortages(pipeline, forecasts, address=options.address)
@@ -230,7 +231,7 @@ def _plan(options: argparse.Namespace) -> None:
     for error in errors:
         print(f"error        {error}")
     if errors:
-        raise ValueError(f"{len(errors)} mistakes to correct first; see above")
+        raise ValueError(f"{len(errors)} mistake{'' if len(errors) == 1 else 's'} to correct first; see above")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The cores that a process may use are bounded by its affinity and by its control group."""
+"""The cores and the memory that a process may use are limited by its affinity and by its control group."""
 
 from __future__ import annotations
 
@@ -19,3 +19,25 @@ def test_cores_are_those_bound_to_and_no_more_than_the_share(
     monkeypatch.setattr(machine, "cgroup_of", lambda pid, controller: Path("/group"))
     monkeypatch.setattr(machine, "core_limit_of", lambda folder: share)
     assert num_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("limit_name", "use_name", "kills_name", "droppable"),
+    [
+        ("memory.max", "memory.current", "memory.events", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "total_inactive_file"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_control_group_limits_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_name: str, use_name: str, kills_name: str, droppable: str
+):
+    (tmp_path / limit_name).write_text(f"{300 << 20}\n")
+    (tmp_path / use_name).write_text(f"{200 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"{droppable} {50 << 20}\n")
+    (tmp_path / kills_name).write_text("oom_kill 0\n")
+    monkeypatch.setattr(machine, "cgroup_of", lambda pid: tmp_path)
+    assert machine.free_memory_bytes() == 150 << 20
+    (tmp_path / limit_name).write_text("max\n" if limit_name == "memory.max" else "9223372036854771712\n")
+    free = machine.free_memory_bytes()
+    assert free is not None and free > 150 << 20

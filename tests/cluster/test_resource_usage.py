@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,21 @@ def test_a_process_whose_name_ends_within_a_letter_is_no_obstacle():
         assert sample_usage(os.getpid()) is None  # no Ray here
         assert peak_memory_of(process.pid) > 0
         process.communicate(b"")
+
+
+def test_the_memory_of_a_session_is_that_of_all_its_processes(tmp_path: Path):
+    raylet = tmp_path / "raylet"  # a session's workers are children of a process of this name
+    shutil.copy(os.path.realpath(sys.executable), raylet)
+    program = "import subprocess, sys, time; text = b'x' * (200 << 20); print(len(text), flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
+    child = subprocess.Popen([str(raylet), "-c", program], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        with resource_usage.ResourceUsage() as during:
+            time.sleep(1.5)
+    finally:
+        child.kill()
+        child.wait()
+    assert resource_usage.sample_usage(child.pid) is None  # it has ended, and there is no raylet below it
+    assert during.peak_bytes is not None and during.peak_bytes > 200 << 20
+    assert during.cpu_s is not None and 0 <= during.cpu_s < 60

@@ -1,4 +1,4 @@
-"""The command line says what it did, and what the user did wrong, with exit codes that scripts can read."""
+"""The command line reports results and mistakes, with exit codes that scripts can read."""
 
 import argparse
 import re
@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["run", "pretrain", "a.yaml", "steps=5", "--store", "runs", "seed=1"],
     ],
 )
-def test_overrides_may_stand_before_and_after_options(words: list[str]):
+def test_overrides_may_come_before_and_after_options(words: list[str]):
     options = parse(words)
     assert (options.overrides, options.store) == (["steps=5", "seed=1"], "runs")
 
@@ -101,7 +101,7 @@ def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]):
         parse(["ls", "runs", "more"])
 
 
-def test_what_was_made_is_listed_shown_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_artifacts_are_listed_shown_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["run", "corpus", "corpus.yaml"]) == 0
     assert main(["run", "pretrain", "pretrain.yaml"]) == 0
     corpus, pretrain = (line.split() for line in capsys.readouterr().out.splitlines())
@@ -122,7 +122,7 @@ def test_what_was_made_is_listed_shown_and_exported(folder: Path, capsys: pytest
     assert "is a corpus, not a model" in capsys.readouterr().err
 
 
-def test_a_plan_starts_nothing_and_tells_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_plan_starts_nothing_and_prints_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "pipeline", "pipeline.yaml"]) == 0
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["state", "pending", "pending"]
     (folder / "corpus.yaml").write_text("text: nowhere.txt\n")
@@ -157,7 +157,7 @@ def test_a_job_sent_by_another_version_is_refused(
     assert not (folder / "runs").exists()
 
 
-def test_a_submitted_run_that_is_refused_says_so_in_the_ledger(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_submitted_run_that_is_refused_reports_it_in_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch):
     store = Storage("runs")
     monkeypatch.setenv(SUBMISSION_VARIABLE, "corpus-ab")
     assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 2  # not the store in which it was noted
@@ -182,7 +182,7 @@ def test_a_submitted_run_that_is_refused_says_so_in_the_ledger(folder: Path, mon
         ("status", "stopped by SIGINT"),
     ],
 )
-def test_a_stopped_command_says_what_became_of_its_work(
+def test_a_stopped_command_says_what_happens_to_its_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, last_words: str
 ):
     def interrupt(options: argparse.Namespace) -> None:
@@ -191,11 +191,11 @@ def test_a_stopped_command_says_what_became_of_its_work(
     options = argparse.Namespace(command=interrupt, name=command, traceback=False)
     monkeypatch.setattr("jobs.cli.parse", lambda arguments: options)
     assert main() == 130
-    said = capsys.readouterr().err
-    assert last_words in said and (command != "status" or said.endswith("SIGINT\n"))
+    printed = capsys.readouterr().err
+    assert last_words in printed and (command != "status" or printed.endswith("SIGINT\n"))
 
 
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(tmp_path: Path):
+def test_a_command_whose_reader_closes_the_pipe_ends_quietly(tmp_path: Path):
     for number in range(3000):
         (tmp_path / f"corpus-{number}").mkdir()
         (tmp_path / f"corpus-{number}/artifact.json").write_text(f'{{"id": "{number}", "wall_s": 1, "started": 1}}')
@@ -229,8 +229,8 @@ sys.exit(cli.main())
     assert process.wait(60) == 130
 
 
-def test_a_submitted_run_outlives_the_package_that_it_came_in(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """As when Ray unpacks it anew for a node that joins on the same machine."""
+def test_a_submitted_run_outlives_the_folder_of_its_shipped_files(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ray unpacks them again when a node joins on the same machine."""
     store, package, seen = Storage("runs"), Path.cwd(), list[bool]()
     monkeypatch.setenv(SUBMISSION_VARIABLE, "corpus-ab")
     note_sent(store, "corpus-ab")

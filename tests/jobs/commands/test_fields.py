@@ -1,4 +1,4 @@
-"""`raymill fields` tells of every field what a user needs to set it."""
+"""`raymill fields` prints of every field what a user needs to set it."""
 
 import dataclasses
 import subprocess
@@ -54,7 +54,7 @@ class Config(Base):
 FIELDS = {one.path: one for one in fields_of(Config)}
 
 
-def test_a_field_is_told_with_type_meaning_default_and_docstring():
+def test_a_field_has_its_type_meaning_default_and_docstring():
     assert FIELDS["corpus"] == Field("corpus", "str", "artifact", ("corpus",), "", "Text to read.")
     assert FIELDS["verifier"] == Field("verifier", "str or null", "user code", (), "null", "")
     assert FIELDS["prompts"] == Field("prompts", "list of str", "files", (), "", "")
@@ -67,14 +67,14 @@ def test_inherited_docstrings_are_found_and_set_on_one_line():
     assert class_doc(Group) == "Some workers." and class_doc(Item) == ""
 
 
-def test_nested_fields_have_the_default_of_where_they_stand():
+def test_nested_fields_have_the_defaults_of_the_field_that_holds_them():
     assert FIELDS["learners"].default == "" and FIELDS["learners"].doc == "Some workers."
     assert (FIELDS["learners.workers"].default, FIELDS["engines.workers"].default) == ("4", "1")
     assert FIELDS["learners.backend"].type == "one of gloo, nccl"
     assert (FIELDS["items[].name"].default, FIELDS["items[].pattern"].default) == ("", "null")
 
 
-def test_what_occurs_again_is_documented_once():
+def test_a_dataclass_that_occurs_twice_is_documented_once():
     assert FIELDS["learners.workers"].doc == "How many." and FIELDS["engines.workers"].doc == ""
     assert FIELDS["engines"].doc == "Those that generate."
 

@@ -1,4 +1,4 @@
-"""Forgetting: what is left equals what a run from the raw files makes that never took the document in."""
+"""Forgetting: the rest equals the result of a run from the raw files that never read the document."""
 
 import json
 import shutil
@@ -74,18 +74,18 @@ def bytes_of(artifact: Artifact) -> dict[str, bytes]:
 
 
 def summary_of(artifact: Artifact) -> dict[str, Any]:
-    """All of the summary but how often cleaning changed a text, which stays as it was counted."""
+    """The summary without the number of texts that cleaning changed, which is not recounted."""
     summary = json.loads(json.dumps(artifact.summary))
-    for own in summary.get("sources", {}).values():
-        del own["changed"]
+    for source in summary.get("sources", {}).values():
+        del source["changed"]
     return summary
 
 
 @pytest.mark.parametrize(
-    ("id", "comes_in"),
+    ("id", "restored"),
     [("s/d05", set()), ("s/n0", {"s/n1"}), ("s/n2", set()), ("s/e0", {"s/e1"}), ("s/m0", {"s/m1"}), ("s/m1", set())],
 )
-def test_what_is_left_equals_a_run_that_never_had_the_document(tmp_path: Path, id: str, comes_in: set[str]) -> None:
+def test_the_rest_equals_a_run_that_never_read_the_document(tmp_path: Path, id: str, restored: set[str]) -> None:
     path = write_project(tmp_path)
     store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
     made = make(path, store, "corpus")
@@ -94,7 +94,7 @@ def test_what_is_left_equals_a_run_that_never_had_the_document(tmp_path: Path, i
     other.write_jsonl(FORGOTTEN, [id])
     scratch = make(path, other, "corpus")
     after = open_artifact(store / made["corpus"].id)
-    assert after is not None and kept(after) == (before | comes_in) - {id}
+    assert after is not None and kept(after) == (before | restored) - {id}
     assert bytes_of(after) == bytes_of(scratch["corpus"])
     assert summary_of(after) == summary_of(scratch["corpus"])
     assert after.digest == scratch["corpus"].digest
@@ -115,23 +115,23 @@ def test_only_files_that_held_something_are_written(tmp_path: Path) -> None:
     assert len(rewritten) == 1 and f"part-{min(rewritten)[-5:]}.parquet" == changed[0]
 
 
-def test_shards_forget_too_and_what_learnt_is_named_every_time(tmp_path: Path) -> None:
+def test_shards_forget_too_and_artifacts_that_learned_are_named_every_time(tmp_path: Path) -> None:
     path = write_project(tmp_path)
     store = Storage(str(tmp_path / "store"))
     made = make(path, store)
     id = next(f"s/d{n:02d}" for n in range(40) if unit_hash(f"s/d{n:02d}", "split") > 0.2)
     assert any("tokens in" in line for line in trace(store, id))
-    found = forget(store, [id])
-    assert found.changed == [made["corpus"].id, made["shards"].id]
-    assert found.learned == [made["vocabulary"].id] and found.failed == {}
+    result = forget(store, [id])
+    assert result.changed == [made["corpus"].id, made["shards"].id]
+    assert result.learned == [made["vocabulary"].id] and result.failed == {}
     assert list(trace(store, id)) == [f"{id} is forgotten: no artifact in {store.url} may hold it"]
     shards = open_artifact(store / made["shards"].id)
     corpus = open_artifact(store / made["corpus"].id)
     assert shards is not None and corpus is not None
     assert shards.record.inputs["corpus"].digest == corpus.digest
     assert shards.summary["train"]["documents"] == made["shards"].summary["train"]["documents"] - 1
-    again = forget(store, [id])
-    assert again.changed == [] and again.learned == found.learned  # nothing is left to do
+    second = forget(store, [id])
+    assert second.changed == [] and second.learned == result.learned  # nothing is left to do
 
 
 def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -157,13 +157,13 @@ def test_even_the_last_document_of_a_split_can_be_forgotten(tmp_path: Path) -> N
     store = Storage(str(tmp_path / "store"))
     made = make(write_project(tmp_path), store)
     held_out = [id for id in sorted(kept(made["corpus"])) if unit_hash(id, "split") < 0.2]
-    found = forget(store, held_out)
-    assert found.failed == {} and made["shards"].id in found.changed
+    result = forget(store, held_out)
+    assert result.failed == {} and made["shards"].id in result.changed
     shards = open_artifact(store / made["shards"].id)
     assert shards is not None and shards.summary["validation"]["documents"] == 0
 
 
-def test_what_a_kill_left_half_made_of_the_old_corpus_is_emptied(tmp_path: Path) -> None:
+def test_an_unfinished_output_made_from_the_old_corpus_is_emptied(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
     made = make(write_project(tmp_path), store)
     of_corpus, of_shards = (store / f"half-made-of-{name}" for name in ("corpus", "shards"))
@@ -189,7 +189,7 @@ def killed_at(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("then", ["forget", "forget another", "run"])
-def test_a_kill_at_any_write_is_mended_by_whatever_comes_next(
+def test_after_a_kill_at_any_write_the_next_command_completes_the_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     path = write_project(tmp_path)
@@ -216,7 +216,7 @@ def test_a_kill_at_any_write_is_mended_by_whatever_comes_next(
             assert bytes_of(done) == bytes_of(expected) and summary_of(done) == summary_of(expected), number
 
 
-def test_a_run_that_was_under_way_forgets_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_during_the_command_forgets_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_project(tmp_path)
     store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
     summarize = jobs.corpus.summarize

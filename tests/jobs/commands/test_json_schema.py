@@ -1,4 +1,4 @@
-"""The JSON Schemas in configs/schema are those of the dataclasses, and take and refuse what the loader does."""
+"""The JSON Schemas in configs/schema are those of the dataclasses, and accept and refuse what the loader does."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 def errors(name: str, **values: Any) -> list[str]:
-    """What the schema of a config has against these values; keys are texts, as in JSON."""
+    """The errors of these values by the schema of a config; keys become strings, as in JSON."""
     return [error.message for error in validator(name).iter_errors(json.loads(json.dumps(values)))]
 
 
@@ -84,7 +84,7 @@ def test_a_tuple_is_a_list():
     assert schema == {"type": "array", "items": {"type": "number"}, "default": (50.0,)}
 
 
-def test_a_field_without_default_is_required_and_the_others_say_theirs():
+def test_a_field_without_default_is_required_and_the_others_have_theirs():
     assert errors("corpus") == ["'sources' is a required property"]
     properties = json.loads((COMMITTED / "rlhf.json").read_text())["properties"]
     assert properties["rollouts"]["properties"]["temperature"]["default"] == 1.0

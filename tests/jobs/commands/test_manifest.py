@@ -1,4 +1,4 @@
-"""The committed manifest is what the renderer prints, and its groups are as large as the stages say."""
+"""The committed manifest is what the command prints, and its groups are as large as the stages need them."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -41,13 +41,13 @@ def test_the_committed_manifest_is_what_the_command_prints():
 
 
 @pytest.mark.usefixtures("at_root")
-def test_the_committed_manifest_is_valid_by_the_definition(rayjob_definition: jsonschema.Draft202012Validator):
+def test_the_committed_manifest_is_valid_by_the_schema_of_kuberay(rayjob_definition: jsonschema.Draft202012Validator):
     (job,) = [one for one in yaml.safe_load_all(Path("k8s/rayjob.yaml").read_text()) if one["kind"] == "RayJob"]
     rayjob_definition.validate(job)
 
 
 @pytest.mark.usefixtures("at_root")
-def test_the_very_same_command_is_run():
+def test_the_job_runs_the_same_command():
     rendered = render_manifest(
         "pretrain", Path("configs/1b/pretrain.yaml"), ["steps=5"], store="s3://elsewhere/runs", cluster=CLUSTER
     )
@@ -62,7 +62,7 @@ def test_the_very_same_command_is_run():
 
 
 @pytest.mark.usefixtures("at_root")
-def test_a_verifier_given_by_a_url_is_not_shipped():
+def test_a_verifier_behind_a_url_is_not_shipped():
     overrides = ["rlhf.reward=null", "rlhf.verifier=s3://bucket/checks.py:short"]
     rendered = render_manifest("pipeline", CONFIG, overrides, store=None, cluster=CLUSTER)
     (shipped,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "ConfigMap"]
@@ -70,7 +70,7 @@ def test_a_verifier_given_by_a_url_is_not_shipped():
 
 
 @pytest.mark.usefixtures("at_root")
-def test_a_place_on_this_machine_is_refused():
+def test_a_path_on_this_machine_is_refused():
     with pytest.raises(ValueError, match="store: 'runs/tiny' is a path on this machine; pods need a URL"):
         render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
     with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a path on this machine"):
@@ -131,7 +131,7 @@ def sizes(learning: LearningConfig | None = None, **executions: Any) -> dict[str
     return {group.name: group.pods for group in pod_groups(configs, SETTINGS)}
 
 
-def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
+def test_a_group_is_as_large_as_its_most_demanding_stage_needs_it():
     graph = GraphExecution(generators=gpu(3), learners=gpu(4), colocate=False)
     assert sizes(corpus=TasksExecution(workers=20), pretrain=TrainingExecution(placement=gpu(6)), rlhf=graph) == {
         "data": 3,  # 20 tasks on pods of 8 CPUs
@@ -140,17 +140,17 @@ def test_a_group_is_as_large_as_its_hungriest_stage_needs_it():
     }
 
 
-def test_engines_that_share_a_node_with_the_learners_have_no_pods_of_their_own():
+def test_engines_that_share_a_node_with_the_learners_get_no_rollout_pods():
     graph = GraphExecution(generators=gpu(2), learners=gpu(3), colocate=True)
     assert sizes(rlhf=graph) == {"data": 1, "train": 2}
 
 
-def test_actors_that_the_algorithm_does_not_start_need_no_room():
+def test_actors_that_the_algorithm_does_not_start_get_no_pods():
     graph = GraphExecution(generators=gpu(1), learners=gpu(4), critics=gpu(4), reference=gpu(1), colocate=False)
     assert sizes(LearningConfig(kl_coefficient=0.0), rlhf=graph)["train"] == 1
     assert sizes(LearningConfig(), rlhf=graph)["train"] == 2
     assert sizes(LearningConfig(algorithm="ppo"), rlhf=graph)["train"] == 3
 
 
-def test_work_on_cpus_alone_needs_data_pods_alone():
+def test_work_without_gpus_runs_on_data_pods():
     assert sizes(corpus=TasksExecution(), pretrain=TrainingExecution(placement=Placement(workers=9))) == {"data": 2}

@@ -1,4 +1,4 @@
-"""What is shipped binds to the same artifacts, is sent once, and holds no secret."""
+"""A submitted command makes the same artifacts, is sent once, and carries no secret."""
 
 import contextlib
 import dataclasses
@@ -122,7 +122,7 @@ def test_configs_and_verifiers_are_shipped_and_data_is_not(project: Path, tmp_pa
     }
 
 
-def test_what_is_shipped_binds_to_the_same_artifacts(
+def test_the_shipped_files_give_the_same_artifact_ids(
     project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
 ):
     overrides = ["rlhf.steps=7", "rlhf.prompts=[data/b.txt]"]
@@ -135,14 +135,14 @@ def test_what_is_shipped_binds_to_the_same_artifacts(
     assert {name: job.id for name, job in there.jobs.items()} == {n: job.id for n, job in here.jobs.items()}
 
 
-def test_what_a_verifier_imports_is_part_of_what_is_made_with_it(project: Path):
+def test_a_module_that_a_verifier_imports_changes_the_artifact_id(project: Path):
     before = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
     (project / "checks/lib/rules.py").write_text("def rule(): return 1\n")
     after = {name: job.id for name, job in load_pipeline(CONFIG).jobs.items()}
     assert after["corpus"] == before["corpus"] and after["rlhf"] != before["rlhf"]
 
 
-def test_a_verifier_given_by_a_url_is_not_shipped_and_stays_that_url(project: Path, tmp_path_factory: Any):
+def test_a_verifier_behind_a_url_is_not_shipped_and_keeps_its_url(project: Path, tmp_path_factory: Any):
     url = f"memory://checks-{uuid.uuid4().hex[:8]}/verifiers.py"
     with fsspec.open(url, "wb") as file:
         file.write(b"def short(): ...\n")  # pyright: ignore[reportAttributeAccessIssue]
@@ -187,7 +187,7 @@ def test_files_from_outside_the_working_directory_are_shipped_too(
     assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
 
 
-def test_two_folders_of_one_name_are_shipped_apart(
+def test_two_folders_of_the_same_name_are_shipped_apart(
     project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
 ):
     elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
@@ -220,13 +220,13 @@ def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: An
     assert not (folder / "checks/broken.py").exists()
 
 
-def test_every_mistake_is_told_before_anything_is_sent(project: Path):
+def test_all_mistakes_are_reported_before_anything_is_sent(project: Path):
     (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: nowhere/*.txt\n")
     with pytest.raises(ValueError, match=r"(?s)matches no file.*did you mean steps\?"):
         submit("pipeline", CONFIG, ["rlhf.step=7"], store=None, address="http://127.0.0.1:1")
 
 
-def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
+def test_mistakes_in_the_finished_inputs_are_reported_before_anything_is_sent(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(config: Any, inputs: Mapping[str, Any]) -> None:
@@ -240,7 +240,7 @@ def test_what_the_inputs_that_stand_tell_is_told_before_anything_is_sent(
         submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
 
 
-def test_a_cluster_that_does_not_answer_says_how_to_name_one(project: Path):
+def test_a_cluster_that_does_not_answer_is_an_error_that_explains_the_address(project: Path):
     with pytest.raises(ValueError, match="--address: the Jobs API at http://127.0.0.1:1 cannot be used"):
         submit("pipeline", CONFIG, [], store=None, address="http://127.0.0.1:1")
 
@@ -343,7 +343,7 @@ def test_a_submit_ends_with_the_reason_and_the_code_of_a_run_that_is_refused(
     assert "FAILED: its run failed: ValueError: source: /home/me/a.txt is not seen on node 10.0.0.2" in printed.err
 
 
-def test_a_submit_whose_run_tells_nothing_ends_with_the_last_lines_of_its_log(
+def test_a_submit_whose_run_reports_nothing_ends_with_the_last_lines_of_its_log(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(RefusingCluster, "keeps_ledger", False)
@@ -356,7 +356,7 @@ def test_a_submit_whose_run_tells_nothing_ends_with_the_last_lines_of_its_log(
     assert "it ended before it reported anything" in capsys.readouterr().out
 
 
-def test_a_submit_whose_job_runs_or_waits_ends_well(
+def test_a_submit_succeeds_when_its_job_runs_or_waits(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     class Running(FakeCluster):
@@ -383,7 +383,7 @@ def test_a_submit_whose_job_runs_or_waits_ends_well(
     assert "PENDING: Job has not started yet.\nits run: sent, " in capsys.readouterr().err
 
 
-def test_the_variables_of_the_config_tell_where_w_and_b_and_the_store_are(
+def test_the_variables_of_the_config_apply_to_w_and_b_and_the_store(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name, value in (("WANDB_MODE", "online"), ("WANDB_PROJECT", "other"), ("WANDB_BASE_URL", ""), ("ENDPOINT", "")):
@@ -417,7 +417,7 @@ def test_logs_do_not_repeat_what_they_have_shown(
     assert printed.err == f"raymill: job {id} FAILED: Job entrypoint command failed with exit code 2\n"
 
 
-def test_a_head_that_has_lost_its_jobs_leaves_the_word_to_the_store(
+def test_when_the_head_has_lost_its_jobs_the_store_answers(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     class Forgetful(FakeCluster):
@@ -592,7 +592,7 @@ def records(cluster: Cluster) -> str:
 
 
 @pytest.mark.slow
-def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_secret(
+def test_a_submitted_pipeline_makes_the_same_as_a_local_run_once_and_without_a_secret(
     cluster: Cluster, text_project: Path
 ):
     command = ("pipeline", str(CONFIG), "corpus.part_mib=3", "--store", "runs/there")
@@ -608,11 +608,11 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
 
     printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.part_mib=3", RAY_AUTH_MODE="disabled")
     for name, job in load_pipeline(CONFIG, ["corpus.part_mib=3"]).jobs.items():
-        there, here = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
-        assert there is not None, f"{name} does not stand\n{output}"
-        assert here is not None, f"{name} does not stand\n{printed}"
-        assert there.digest == here.digest
-        assert there.storage.url in output
+        remote, local = (open_artifact(f"runs/{store}/{job.id}") for store in ("there", "here"))
+        assert remote is not None, f"{name} is not finished\n{output}"
+        assert local is not None, f"{name} is not finished\n{printed}"
+        assert remote.digest == local.digest
+        assert remote.storage.url in output
 
     assert cluster.secret not in jobs + output + printed
     written = [path for path in text_project.rglob("*") if path.is_file()]
@@ -621,7 +621,7 @@ def test_a_submitted_pipeline_makes_what_a_run_here_makes_once_and_without_a_sec
 
 
 @pytest.mark.slow
-def test_without_the_token_nothing_is_told_or_done(cluster: Cluster, text_project: Path):
+def test_without_the_token_the_cluster_refuses_everything(cluster: Cluster, text_project: Path):
     command = ("submit", "pipeline", str(CONFIG), "--address", cluster.address)
     assert "--address: the Jobs API at" in call(cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32))
     with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -653,7 +653,7 @@ def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: 
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_has_the_time_for_an_orderly_end(cluster: Cluster, text_project: Path):
+def test_a_job_that_is_stopped_has_time_for_an_orderly_end(cluster: Cluster, text_project: Path):
     (text_project / "job.py").write_text(
         "import pathlib, signal, sys, time\n"
         "def end(number, frame):\n    time.sleep(6)\n    pathlib.Path(sys.argv[1]).write_text('done')\n    sys.exit()\n"
@@ -674,7 +674,7 @@ def test_a_job_that_is_stopped_has_the_time_for_an_orderly_end(cluster: Cluster,
 
 
 @pytest.mark.slow
-def test_a_job_waits_for_a_worker_and_outlives_nothing_in_silence(text_project: Path):
+def test_a_job_waits_for_a_worker_and_reports_the_death_of_the_head(text_project: Path):
     """The head has no CPUs; a worker comes later; then the head is killed while a log is followed."""
     # Two nodes on one host unpack a job into one folder, the second under the feet of the driver; without W&B, which
     # asks for the working directory, nothing of this stage needs it any more.

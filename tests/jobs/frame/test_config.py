@@ -89,14 +89,14 @@ def test_an_override_that_cannot_be_merged_is_named(override: str):
     assert text.startswith(f"tiny.yaml: override {override!r} cannot be merged") and "check its value" in text
 
 
-def test_an_interpolation_is_refused_because_it_could_bring_a_secret(monkeypatch: pytest.MonkeyPatch):
+def test_an_interpolation_is_refused_because_it_could_copy_a_secret(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PASSWORD_OF_MINE", "hunter2")
     text = message({"steps": 1, "model": "https://host/x?user=me&x=${oc.env:PASSWORD_OF_MINE}"})
     assert text.startswith("tiny.yaml: model: ") and "interpolation" in text and "hunter2" not in text
 
 
 @pytest.mark.parametrize("override", ["steps", "=5"])
-def test_an_override_of_another_form_is_refused(override: str):
+def test_an_override_without_a_key_or_equals_sign_is_refused(override: str):
     with pytest.raises(ValueError, match="expected field=value, such as optimizer.lr=0.001"):
         parse_override(override)
 
@@ -136,7 +136,7 @@ def test_a_nested_config_at_its_defaults_differs_from_none_at_all():
     assert changed_fields(Config(steps=5, decay=Optimizer())) == {"steps": 5, "decay": {}}
 
 
-def test_the_place_of_a_source_is_no_change_but_what_is_said_of_it_is():
+def test_the_location_of_a_source_is_no_change_but_its_other_fields_are():
     sources = [Source(path="here.txt"), Source(path="b", kind="jsonl")]
     assert changed_fields(Config(steps=5, sources=sources)) == {
         "steps": 5,
@@ -144,12 +144,12 @@ def test_the_place_of_a_source_is_no_change_but_what_is_said_of_it_is():
     }
 
 
-def test_a_config_survives_the_way_through_its_plain_form():
+def test_a_config_is_the_same_after_a_round_trip_through_plain_values():
     config = Config(steps=5, optimizer=Optimizer(betas=(0.8, 0.9)), sources=[Source(path="a")])
     assert build(Config, to_plain(config)) == config
 
 
-def test_a_file_that_is_missing_or_no_mapping_is_named(tmp_path):
+def test_a_file_that_is_missing_or_not_a_mapping_is_named(tmp_path):
     with pytest.raises(ValueError, match="no.yaml' is not a file"):
         load_yaml(tmp_path / "no.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")

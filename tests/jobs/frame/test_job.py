@@ -1,4 +1,4 @@
-"""Identity and artifacts: what is done once is not done again, and nothing half done is taken for whole."""
+"""A job runs once for each identity, and only a finished output counts as its artifact."""
 
 import dataclasses
 import os
@@ -114,8 +114,8 @@ def test_an_input_given_by_default_and_one_written_out_are_the_same():
 
     stage = Stage(name="late", version=1, kind="corpus", config=Defaulted, run=write_words)
     need = {"upstream": job()}
-    by_name, by_place = (Job(stage, "late", Defaulted(upstream=value), need) for value in ("fake", "s3://b/fake-1"))
-    assert by_name.id == by_place.id
+    by_name, by_location = (Job(stage, "late", Defaulted(upstream=value), need) for value in ("fake", "s3://b/fake-1"))
+    assert by_name.id == by_location.id
 
 
 def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
@@ -124,8 +124,8 @@ def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
         models: dict[str, str] = input_artifact("model", "reward_model")
         more: list[str] = input_artifact("corpus")
 
-    found = marked_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
-    assert [(path, value) for path, value, _ in found] == [
+    inputs = marked_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
+    assert [(path, value) for path, value, _ in inputs] == [
         ("models.before", "sft"),
         ("models.after", "rlhf"),
         ("more.0", "a"),
@@ -152,7 +152,7 @@ def test_a_job_is_done_once_and_recorded(tmp_path: Path):
     assert sorted(os.listdir(tmp_path / first.id)) == ["artifact.json", "words.txt"]
 
 
-def test_what_failed_half_way_is_no_artifact_and_the_next_run_finds_its_files(tmp_path: Path):
+def test_a_failed_run_leaves_no_artifact_and_the_next_run_finds_its_files(tmp_path: Path):
     def broken(config: Config, context: Context) -> dict[str, Any]:
         if context.output.exists("half.txt"):
             return {"resumed": True}
@@ -167,12 +167,12 @@ def test_what_failed_half_way_is_no_artifact_and_the_next_run_finds_its_files(tm
     assert run(one, tmp_path).summary == {"resumed": True}
 
 
-def test_an_input_that_does_not_stand_says_how_to_make_it(tmp_path: Path):
+def test_an_input_that_is_not_finished_is_refused_with_the_command_that_makes_it(tmp_path: Path):
     with pytest.raises(ValueError, match="is not in .*run it first: raymill run fake"):
         run(job(upstream=job(Config(words=9))), tmp_path)
 
 
-def test_check_inputs_is_asked_before_anything_is_written(tmp_path: Path):
+def test_inputs_are_checked_before_anything_is_written(tmp_path: Path):
     def refuse(config: Config, inputs: Mapping[str, Artifact]) -> None:
         raise ValueError("sizes do not fit")
 
@@ -222,7 +222,7 @@ def test_a_foreign_model_folder_is_an_artifact_known_by_content(tmp_path: Path):
     assert changed and changed.id != one.id
 
 
-def test_a_model_folder_without_its_weights_is_none(tmp_path: Path):
+def test_a_model_folder_without_weights_is_no_artifact(tmp_path: Path):
     Storage(str(tmp_path)).write_json("config.json", {"model_type": "llama"})
     assert open_artifact(str(tmp_path)) is None
 
@@ -259,11 +259,11 @@ def test_of_two_runs_at_once_one_does_the_work(tmp_path: Path):
     assert len(calls) == 1
 
 
-# What others change meanwhile
+# What changes between two attempts
 
 
 def interrupted(one: Job, store: Path) -> None:
-    """Run a job that is killed after it has left something."""
+    """Run a job that is killed after it has written a file."""
 
     def leave(config: Config, context: Context) -> dict[str, Any]:
         context.output.write_bytes("half.txt", b"half")
@@ -273,27 +273,27 @@ def interrupted(one: Job, store: Path) -> None:
         run(dataclasses.replace(one, stage=fake(leave)), store)
 
 
-def go_on(config: Config, context: Context) -> dict[str, Any]:
-    return {"found": context.output.exists("half.txt")}
+def report_leftovers(config: Config, context: Context) -> dict[str, Any]:
+    return {"resumed": context.output.exists("half.txt")}
 
 
-def test_what_a_killed_run_has_left_serves_in_a_store_that_was_moved(tmp_path: Path):
+def test_a_killed_run_is_resumed_in_a_store_that_was_moved(tmp_path: Path):
     upstream = job(Config(words=4))
     run(upstream, tmp_path / "store")
     interrupted(job(upstream=upstream), tmp_path / "store")
     shutil.move(tmp_path / "store", tmp_path / "moved")
-    assert run(job(stage=fake(go_on), upstream=upstream), tmp_path / "moved").summary == {"found": True}
+    assert run(job(stage=fake(report_leftovers), upstream=upstream), tmp_path / "moved").summary == {"resumed": True}
 
 
-def test_nothing_that_was_made_of_another_input_serves(tmp_path: Path):
+def test_a_killed_run_with_another_input_is_not_resumed(tmp_path: Path):
     upstream = job(Config(words=4))
     made = run(upstream, tmp_path)
     interrupted(job(upstream=upstream), tmp_path)
     write_record(made.storage, replace(made.record, digest="rebuilt"))
-    assert run(job(stage=fake(go_on), upstream=upstream), tmp_path).summary == {"found": False}
+    assert run(job(stage=fake(report_leftovers), upstream=upstream), tmp_path).summary == {"resumed": False}
 
 
-def test_a_stage_that_cannot_forget_ends_well_when_something_is_forgotten_meanwhile(tmp_path: Path):
+def test_a_stage_that_cannot_forget_finishes_when_something_is_forgotten_meanwhile(tmp_path: Path):
     def forgetting(config: Config, context: Context) -> dict[str, Any]:
         Storage(str(tmp_path)).write_jsonl(FORGOTTEN, ["s/1"])
         return write_words(config, context)

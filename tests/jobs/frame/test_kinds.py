@@ -1,4 +1,4 @@
-"""What a folder from elsewhere is, by its own config.json."""
+"""The kind of a Hugging Face folder, from its config.json."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Config files become jobs, every mistake is collected, and what stands is not done again."""
+"""Config files become jobs, every mistake is collected, and a finished stage does not run again."""
 
 import dataclasses
 import importlib
@@ -108,7 +108,9 @@ def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
     assert jobs["evaluate"].needs == {"models.trained": jobs["pretrain"]}
 
 
-def test_every_node_must_see_all_sources_also_python_files_that_are_data(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_node_must_see_all_sources_python_files_that_are_data_included(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked: list[tuple[Storage, list[str]]] = []
 
     @contextmanager
@@ -130,12 +132,12 @@ def test_an_override_changes_its_stage_and_what_depends_on_it(folder: Path):
     assert [name for name in plain if plain[name].id != changed[name].id] == ["pretrain", "evaluate"]
 
 
-def test_an_override_of_no_stage_names_the_nearest(folder: Path):
+def test_an_override_of_an_unknown_stage_names_the_nearest_one(folder: Path):
     with pytest.raises(ValueError, match=r"'pretrian' is not a stage of .*; did you mean pretrain\?"):
         load_pipeline(folder / "pipeline.yaml", ["pretrian.steps=30"])
 
 
-def test_every_stage_tells_its_own_mistake_at_once(folder: Path):
+def test_the_mistakes_of_all_stages_are_collected_at_once(folder: Path):
     (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
     (folder / "evaluate.yaml").write_text("modles: {}\n")
     errors = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"]).errors
@@ -144,13 +146,13 @@ def test_every_stage_tells_its_own_mistake_at_once(folder: Path):
     assert "did you mean models?" in errors["evaluate"]
 
 
-def test_a_path_that_a_reader_does_not_find_is_told_by_its_field(tmp_path: Path):
+def test_a_path_that_matches_nothing_is_named_by_its_field(tmp_path: Path):
     (tmp_path / "sft.yaml").write_text("chats: [nowhere.jsonl]\ninit: x\n")
     (error,) = load_stage("sft", tmp_path / "sft.yaml", store=str(tmp_path)).errors.values()
     assert re.search(r"sft.yaml: chats\S*: 'nowhere.jsonl' matches no file", error)
 
 
-def test_a_stage_whose_input_is_wrong_says_so_and_no_more(folder: Path):
+def test_a_stage_whose_input_has_errors_only_names_the_input(folder: Path):
     (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
     assert errors["pretrain"].endswith("corpus: corpus has errors of its own")
@@ -172,7 +174,7 @@ def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
     assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].id == by_name.id
 
 
-def test_previous_without_a_maker_says_what_to_write(folder: Path):
+def test_previous_without_a_config_that_makes_the_kind_names_the_remedy(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, evaluate]\n")
     error = load_pipeline(folder / "pipeline.yaml").errors["evaluate"]
@@ -191,9 +193,7 @@ def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
     assert "evaluate → evaluate: a stage cannot be made from itself" in errors["evaluate"]
 
 
-def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_configs_of_the_inputs_are_checked_before_these_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def check_needs(config: Any, needs: Any) -> None:
         if needs["corpus"].name == "corpus":
             raise ValueError("sequence_length: too long")
@@ -203,7 +203,7 @@ def test_what_the_configs_up_the_road_tell_is_checked_before_anything_stands(
     assert errors["pretrain"].endswith("pretrain.yaml: sequence_length: too long")
 
 
-def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_first_one_runs(
+def test_a_stage_that_does_not_fit_the_whole_cluster_is_refused_before_the_first_one_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
@@ -216,7 +216,7 @@ def test_a_stage_that_a_whole_cluster_has_no_room_for_is_refused_before_the_firs
     assert [row.state for row in plan(pipeline)] == ["pending", "pending", "pending"]
 
 
-def test_an_input_that_is_nothing_is_refused(folder: Path):
+def test_an_input_that_names_nothing_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: elsewhere/model}\n")
     assert (
         "neither a config beside this one, nor a finished artifact"
@@ -224,14 +224,14 @@ def test_an_input_that_is_nothing_is_refused(folder: Path):
     )
 
 
-def test_with_a_mistake_anywhere_nothing_runs(folder: Path):
+def test_one_mistake_anywhere_stops_the_whole_run(folder: Path):
     broken = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"])
     with pytest.raises(ValueError, match="steps: 0 must be at least 1"):
         run_pipeline(broken)
     assert not Path(broken.store.url).exists()
 
 
-def test_a_second_run_does_nothing_and_a_changed_setting_only_what_depends_on_it(folder: Path):
+def test_a_second_run_does_nothing_and_a_changed_setting_runs_only_what_depends_on_it(folder: Path):
     first = run_pipeline(load_pipeline(folder / "pipeline.yaml"))
     again = run_pipeline(load_pipeline(folder / "pipeline.yaml"))
     assert [artifact.record for artifact in again] == [artifact.record for artifact in first]
@@ -241,7 +241,7 @@ def test_a_second_run_does_nothing_and_a_changed_setting_only_what_depends_on_it
     assert changed[1].id != first[1].id and changed[2].id != first[2].id
 
 
-def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
+def test_the_plan_shows_what_is_done_what_resumes_and_what_is_pending(folder: Path):
     pipeline = load_pipeline(folder / "pipeline.yaml")
     assert [row.state for row in plan(pipeline)] == ["pending", "pending", "pending"]
     run_pipeline(load_stage("corpus", folder / "corpus.yaml"))
@@ -251,14 +251,14 @@ def test_the_plan_says_what_stands_what_goes_on_and_what_runs(folder: Path):
     assert rows[0].placement == "placement×2" and rows[1].estimate == {"steps": 20}
 
 
-def test_the_plan_says_when_an_input_was_made_again_with_other_bytes(folder: Path):
+def test_the_plan_shows_an_input_that_was_made_again_with_other_bytes(folder: Path):
     pipeline = load_pipeline(folder / "pipeline.yaml")
     corpus = run_pipeline(pipeline)[0]
     write_record(corpus.storage, replace(corpus.record, digest="of other bytes"))
     assert [row.state for row in plan(pipeline)] == ["done", "done (input changed: corpus)", "done"]
 
 
-def test_one_stage_takes_the_store_of_the_pipeline_beside_it_and_asks_for_its_inputs(folder: Path):
+def test_a_single_stage_uses_the_store_of_the_pipeline_beside_it_and_requires_its_inputs(folder: Path):
     alone = load_stage("pretrain", folder / "pretrain.yaml", ["steps=7"])
     assert alone.store == load_pipeline(folder / "pipeline.yaml").store
     with pytest.raises(ValueError, match="corpus-[0-9a-f]{12} is not in"):
@@ -267,16 +267,16 @@ def test_one_stage_takes_the_store_of_the_pipeline_beside_it_and_asks_for_its_in
     assert [artifact.stage for artifact in run_pipeline(alone)] == ["pretrain"]
 
 
-def test_an_artifact_from_another_store_is_an_input_like_one_beside(folder: Path, tmp_path: Path):
+def test_an_artifact_in_another_store_is_an_input_like_a_config_beside(folder: Path, tmp_path: Path):
     corpus = run_pipeline(load_stage("corpus", folder / "corpus.yaml"))[0]
     by_name = load_stage("pretrain", folder / "pretrain.yaml")
-    by_place = load_stage("pretrain", folder / "pretrain.yaml", [f"corpus={corpus.storage.url}"])
-    assert by_name.jobs["pretrain"].id == by_place.jobs["pretrain"].id
-    need = by_place.jobs["pretrain"].needs["corpus"]
+    by_location = load_stage("pretrain", folder / "pretrain.yaml", [f"corpus={corpus.storage.url}"])
+    assert by_name.jobs["pretrain"].id == by_location.jobs["pretrain"].id
+    need = by_location.jobs["pretrain"].needs["corpus"]
     assert isinstance(need, Artifact) and need.id == corpus.id
 
 
-def test_a_stage_may_stand_twice_under_two_names(folder: Path):
+def test_a_stage_may_occur_twice_under_two_names(folder: Path):
     (folder / "pretrain-long.yaml").write_text("steps: 100\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pretrain-long]\n")
     pipeline = load_pipeline(folder / "pipeline.yaml", store=str(folder.parent / "other"))
@@ -286,27 +286,27 @@ def test_a_stage_may_stand_twice_under_two_names(folder: Path):
     assert open_artifact(Storage(str(folder.parent / "other")) / pipeline.jobs["pretrain-long"].id)
 
 
-def test_a_stage_that_is_none_names_the_nearest():
+def test_an_unknown_stage_names_the_nearest_one():
     with pytest.raises(ValueError, match=r"'pretrian' is not a stage; did you mean pretrain\?"):
         stage_named("pretrian")
 
 
 @pytest.mark.parametrize("name", ALL_STAGES)
-def test_every_stage_of_the_road_has_its_file(name: str):
+def test_every_stage_of_the_pipeline_has_its_file(name: str):
     stage: Stage = importlib.import_module(f"jobs.{name}").STAGE
     assert stage.name == name and stage_named(f"{name}-other") is stage
 
 
-def test_jobs_of_one_need_share_it(folder: Path):
+def test_a_need_is_the_same_job_as_in_the_pipeline(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
     need = jobs["pretrain"].needs["corpus"]
     assert isinstance(need, Job) and need is jobs["corpus"]
 
 
-def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_no_identity(
+def test_environment_variables_come_from_the_pipeline_file_and_change_no_identity(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # to be taken away again
+    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # so that monkeypatch removes them again
         monkeypatch.setenv(name, "")
     plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
     with (folder / "pipeline.yaml").open("a") as file:
@@ -325,7 +325,9 @@ def test_variables_of_the_environment_are_named_in_the_pipeline_file_and_change_
 
 
 @pytest.mark.parametrize("what", ["pipeline", "stage"])
-def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+def test_environment_variables_are_set_before_a_source_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
     with (folder / "pipeline.yaml").open("a") as file:
         file.write("environment: {AWS_ENDPOINT_URL: 'http://minio:9000'}\n")
@@ -341,7 +343,7 @@ def test_variables_are_set_before_a_source_is_looked_at(folder: Path, monkeypatc
     assert endpoints == ["http://minio:9000"]
 
 
-def test_what_an_autoscaler_can_never_give_is_refused_before_the_run_begins(
+def test_more_workers_than_an_autoscaler_can_ever_add_are_refused_before_the_run_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 1.0})

@@ -1,4 +1,4 @@
-"""`precision: auto` from the config to the artifact: settled once, recorded, and kept by whoever goes on."""
+"""`precision: auto` from the config to the artifact: decided once, recorded, and kept when a run resumes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def on_processor(monkeypatch: pytest.MonkeyPatch, *, multiplies_bfloat16: bool) 
     monkeypatch.setattr(jobs_precision, "bfloat16_emulation", lambda: None if multiplies_bfloat16 else 70.0)
 
 
-def test_auto_asks_for_each_group_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_depends_on_where_each_group_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     on_processor(monkeypatch, multiplies_bfloat16=False)
     assert precisions_of(Config(), groups(), {}) == {"precision": "float32", "sampling.precision": "float32"}
     assert precisions_of(Config(), groups(engines=1), {}) == {"precision": "float32", "sampling.precision": "bfloat16"}
@@ -50,7 +50,7 @@ def test_auto_asks_for_each_group_where_it_computes(monkeypatch: pytest.MonkeyPa
     assert precisions_of(Config(), groups(), {}) == {"precision": "bfloat16", "sampling.precision": "bfloat16"}
 
 
-def test_of_a_cluster_the_nodes_tell_and_the_slowest_is_named(
+def test_on_a_cluster_the_nodes_decide_and_the_slowest_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_processor(monkeypatch, multiplies_bfloat16=True)  # the driver's own
@@ -69,7 +69,7 @@ def test_of_a_cluster_the_nodes_tell_and_the_slowest_is_named(
 
 
 @pytest.mark.parametrize(("capability", "becomes"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
-def test_auto_asks_the_gpu_that_is_here(
+def test_auto_depends_on_the_gpu_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], becomes: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -77,7 +77,7 @@ def test_auto_asks_the_gpu_that_is_here(
     assert precisions_of(Config(), groups(engines=1), {})["sampling.precision"] == becomes
 
 
-def test_what_a_config_says_stays_and_what_an_earlier_attempt_chose_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_precision_is_kept_and_that_of_an_earlier_attempt_too(monkeypatch: pytest.MonkeyPatch) -> None:
     on_processor(monkeypatch, multiplies_bfloat16=True)
     config = Config(precision="float32")
     chosen = precisions_of(config, groups(), {"precision": "bfloat16", "sampling.precision": "float32"})
@@ -97,11 +97,11 @@ def test_an_explicit_bfloat16_that_is_emulated_is_a_warning_with_the_factor(
     warn_of_emulation(Config(), groups())
     assert not caplog.messages
     warn_of_emulation(config, groups())
-    (said,) = caplog.messages
-    assert said.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
+    (message,) = caplog.messages
+    assert message.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
 
 
-def test_a_resume_computes_as_its_beginning_did_and_the_artifact_says_how(
+def test_a_resumed_run_keeps_its_precision_and_the_artifact_records_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     computed: list[Config] = []

@@ -1,4 +1,4 @@
-"""What `plan` says of a road of which nothing stands yet."""
+"""What `plan` computes for a pipeline of which nothing has run."""
 
 import json
 from dataclasses import replace
@@ -110,19 +110,17 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
         ),
         (serve.STAGE, ServeConfig(model="sft"), {"model": SFT}, {"max_new_tokens": 640}),
     ):
-        plain, larger = (told(stage, changed, needs) for changed in (config, replace(config, **more)))
+        plain, larger = (seconds(stage, changed, needs) for changed in (config, replace(config, **more)))
         assert plain < larger, stage.name
 
 
-def told(stage: Stage, config: Any, needs: Needs) -> float:
-    """Seconds on some machine."""
+def seconds(stage: Stage, config: Any, needs: Needs) -> float:
+    """The forecast time on some machine."""
     assert stage.work is not None
-    seconds = predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
-    assert seconds is not None
-    return seconds
+    return predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
 
 
-def test_a_server_of_a_layout_that_we_do_not_train_is_sized_by_its_files(tmp_path: Path):
+def test_the_memory_of_a_server_of_a_compressed_model_is_the_size_of_its_files(tmp_path: Path):
     folder = Storage(str(tmp_path / "compress-0"))
     folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
     folder.write_bytes("model/model.safetensors", bytes(3 << 20))

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_shards(folder: Path, texts: list[str]) -> None:
-    """A whole shards artifact with a tokenizer of its own."""
+    """A finished artifact of shards with its tokenizer."""
     save_tokenizer(train_tokenizer(texts, size=300), folder / "tokenizer")
     encoder = fast_encoder(folder / "tokenizer")
     empty = ShardManifest(
@@ -113,9 +113,9 @@ def sft(folder: Path, two_workers: Artifact) -> Artifact:
     return run(folder, "sft", "two", f"init={two_workers.storage.url}")
 
 
-def test_one_and_two_workers_are_fed_the_same_tokens_and_lose_alike(folder: Path, two_workers: Artifact) -> None:
+def test_one_and_two_workers_train_on_the_same_tokens_with_the_same_losses(folder: Path, two_workers: Artifact) -> None:
     one = run(folder, "pretrain", "one", "execution.placement.workers=1", "execution.micro_batch_size=3")
-    assert one.id == two_workers.id  # how a run is done is no part of what it is
+    assert one.id == two_workers.id  # execution settings are no part of the identity
     assert steps_of(one, "data/hash") == steps_of(two_workers, "data/hash")
     losses, other = steps_of(one, "train/loss"), steps_of(two_workers, "train/loss")
     assert max(abs(losses[step] - other[step]) for step in losses) < 1e-4
@@ -123,7 +123,7 @@ def test_one_and_two_workers_are_fed_the_same_tokens_and_lose_alike(folder: Path
     assert two_workers.summary["validation/loss"] < 2.5
 
 
-def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothing_had_been(
+def test_a_killed_driver_leaves_no_process_and_the_resumed_run_is_bitwise_the_same(
     folder: Path, two_workers: Artifact
 ) -> None:
     command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml")]
@@ -147,15 +147,15 @@ def test_a_killed_driver_leaves_no_process_and_its_run_ends_bitwise_as_if_nothin
 def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
+        assert time.monotonic() < deadline, "it did not happen in time"
         assert process is None or process.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.05)
 
 
 def processes_with(variable: str, value: str) -> list[int]:
     """The processes whose environment holds variable=value."""
-    found = psutil.process_iter(["environ"])
-    return [process.pid for process in found if (process.info["environ"] or {}).get(variable) == value]
+    processes = psutil.process_iter(["environ"])
+    return [process.pid for process in processes if (process.info["environ"] or {}).get(variable) == value]
 
 
 def test_sft_learns_the_replies_and_a_reward_model_the_preference(
@@ -186,12 +186,12 @@ def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
     assert "batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
 
 
-def test_more_workers_than_the_cluster_has_room_for_are_refused(folder: Path, session: None) -> None:
+def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, session: None) -> None:
     with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
 
 
-def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends(
+def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_finishes(
     folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_monitor, "_STOPPED_S", 1.0)
@@ -222,20 +222,20 @@ def test_a_stopped_and_a_killed_rank_are_told_by_name_and_cause_and_the_run_ends
 
 
 def wait_for_rank(rank: int) -> int:
-    """The process id of a rank that has come to its first step."""
-    found: list[int] = []
+    """The process id of a rank that has reached its first step."""
+    pids: list[int] = []
 
     def is_at_work() -> bool:
-        here = stage_monitor.current_monitor()
-        place = here.find_process(role="rank", index=rank) if here else None
-        found[:] = [place.pid] if place and (node_folder() / f"{place.pid}.beat").exists() else []
-        return bool(found)
+        monitor = stage_monitor.current_monitor()
+        process = monitor.find_process(role="rank", index=rank) if monitor else None
+        pids[:] = [process.pid] if process and (node_folder() / f"{process.pid}.beat").exists() else []
+        return bool(pids)
 
     wait_for(is_at_work)
-    return found[0]
+    return pids[0]
 
 
-def test_a_driver_that_is_told_to_end_saves_where_it_is_and_leaves_no_process(folder: Path) -> None:
+def test_a_driver_that_gets_sigterm_saves_a_checkpoint_and_leaves_no_process(folder: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml"), "steps=5000"]
     command += ["execution.checkpoint_interval=5000", "--store", str(folder / "told")]
     environment = {**os.environ, "RAYMILL_TEST_RUN": f"{folder.name}-told"}

@@ -1,4 +1,4 @@
-"""A program of the user's is read with the modules beside it, refused when one is missing, and runs from text alone."""
+"""A user's program is read with the modules beside it, refused when one is missing, and runs from its text alone."""
 
 import uuid
 from pathlib import Path
@@ -63,7 +63,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def test_the_modules_that_a_program_imports_come_with_it_and_no_others(project: Path) -> None:
+def test_the_modules_that_a_program_imports_are_read_with_it_and_no_others(project: Path) -> None:
     assert list(read_siblings("checks/verifier.py")) == SHIPPED
     assert list(read_siblings(f"{project}/checks/verifier.py")) == SHIPPED
 
@@ -83,7 +83,7 @@ def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatc
     assert first("", "three words here", {}) == 122
 
 
-def test_a_program_behind_a_url_brings_its_modules_too(project: Path) -> None:
+def test_the_modules_of_a_program_behind_a_url_are_read_too(project: Path) -> None:
     folder = f"memory://programs-{uuid.uuid4().hex[:8]}"
     for path, text in FILES.items():
         fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())

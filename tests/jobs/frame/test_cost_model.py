@@ -1,0 +1,55 @@
+"""The cost model: more work takes longer, and demos that were measured are predicted within the promised bounds."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.plain import from_plain
+from jobs.frame.calibration import Machine
+from jobs.frame.cost_model import predict
+from jobs.frame.stages import STAGES, stage_named
+from jobs.frame.work import Processes, Work
+
+MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
+TRAINING = Work(processes=[Processes(kind="trainer", number=2, own_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
+RUNS = [json.loads(line) for line in (Path(__file__).parent / "forecast_runs.jsonl").read_text().splitlines()]
+"""Runs of the demo: work, seconds and memory from each stage's artifact.json, and the calibration of the machine."""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"flop": 2e13},
+        {"steps": 800},
+        {"python_s": 100.0},
+        {"engine_steps": 10_000},
+        {"precision": "bfloat16"},
+        {"width": 64},
+        {"processes": [Processes(kind="trainer", number=2), Processes(kind="engine")]},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_more_work_takes_longer(more: Mapping[str, Any]):
+    assert predict(dataclasses.replace(TRAINING, **more), MACHINE).seconds > predict(TRAINING, MACHINE).seconds
+
+
+def test_a_machine_of_half_the_speed_takes_twice_as_long_except_for_waits():
+    slow = dataclasses.replace(
+        MACHINE, python_s=2 * MACHINE.python_s, step_flops=MACHINE.step_flops / 2, product_flops=1.5e10
+    )
+    assert 1.9 < predict(TRAINING, slow).seconds / predict(TRAINING, MACHINE).seconds < 2.0
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[f"{run['name']} on {run['on']}" for run in RUNS])
+def test_time_is_within_30_percent_and_memory_within_20(run: dict) -> None:
+    cost = predict(from_plain(Work, run["work"]), Machine(**run["machine"]))
+    assert cost.seconds == pytest.approx(run["seconds"], rel=0.3)
+    assert cost.memory_gib == pytest.approx(run["memory_gib"], rel=0.2)
+
+
+def test_every_stage_declares_its_work():
+    assert all(stage_named(name).work is not None for name in STAGES)

@@ -1,0 +1,115 @@
+"""A stage is refused only when memory or disk clearly cannot hold it, with what it needs, what is free and a remedy."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.storage import Storage
+from jobs.frame import pipeline_run
+from jobs.frame.forecast import Forecast
+from jobs.frame.job import Job
+from jobs.frame.pipeline import Pipeline
+from jobs.frame.shortages import describe_shortages, free_local_memory
+from jobs.frame.stage import Context, Stage
+from jobs.frame.work import Processes, Work
+
+GIB = 2**30
+PENDING = {"corpus": Forecast(60.0, 1.0, 2.0, "calibration"), "pretrain": Forecast(600.0, 30.0, 5.0, "calibration")}
+
+
+def shortages(
+    folder: Path, memory_gib: float | None, disk_gib: float | None, written: Mapping[str, int] | None = None
+) -> list[str]:
+    free_memory, free_disk = (None if gib is None else int(gib * GIB) for gib in (memory_gib, disk_gib))
+    return describe_shortages(
+        PENDING,
+        Storage(str(folder)),
+        free_memory=free_memory,
+        free_disk=free_disk,
+        remedies=dict.fromkeys(PENDING, "the batch"),
+        written=written or {},
+    )
+
+
+def test_too_little_memory_is_refused_with_need_rest_and_remedy(tmp_path: Path):
+    (message,) = shortages(tmp_path, 16, None)
+    assert message.startswith(
+        "pretrain: needs about 30.0 GiB of memory, this machine has 16.0 GiB free; lower the batch, free "
+    )
+
+
+def test_too_little_disk_names_the_first_stage_that_does_not_fit(tmp_path: Path):
+    (message,) = shortages(tmp_path, None, 5)
+    assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, {tmp_path} has 3.00 GiB left for it; free ")
+
+
+@pytest.mark.parametrize(("memory", "disk"), [(None, None), (25, 8), (25, 6)])
+def test_a_stage_that_may_fit_is_not_refused(tmp_path: Path, memory: int | None, disk: int | None):
+    assert not shortages(tmp_path, memory, disk)
+
+
+def test_bytes_that_an_unfinished_stage_has_written_are_not_needed_again(tmp_path: Path):
+    assert not shortages(tmp_path, None, 3, written={"pretrain": 4 * GIB})
+    assert shortages(tmp_path, None, 3, written={"pretrain": 1 * GIB})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    gib: float = 1.0
+
+
+def do_nothing(config: Config, context: Context) -> Mapping[str, Any]:
+    return {}
+
+
+def stage() -> Stage:
+    def work(config: Config, needs: Any) -> Work:
+        return Work(processes=[Processes(kind="trainer", own_gib=config.gib)], disk_gib=config.gib)
+
+    return Stage(name="sft", version=1, kind="model", config=Config, run=do_nothing, work=work)
+
+
+def job(gib: float) -> Job:
+    return Job(stage(), "sft", Config(gib=gib), {})
+
+
+def test_a_run_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def start(address: str | None) -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(pipeline_run, "connect", start)
+    much = Pipeline("test", Storage(str(tmp_path / "runs")), {"sft": job(1e6)}, {}, {})
+    with pytest.raises(ValueError, match=r"sft: needs about \d+\.\d GiB of memory, this machine has .*\nsft: .* disk"):
+        pipeline_run.run_pipeline(much)
+
+
+def test_the_memory_of_this_machine_does_not_limit_a_cluster_that_is_joined(monkeypatch: pytest.MonkeyPatch):
+    assert free_local_memory(None)
+    assert free_local_memory("ray://head:10001") is None
+    assert free_local_memory("local")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert free_local_memory(None) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a file system of its own")
+def test_a_store_on_a_small_file_system_is_refused(tmp_path: Path):
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from test_shortages import job, pipeline_run, Pipeline, Storage\n"
+        "few = Pipeline('test', Storage(sys.argv[3]), {'sft': job(0.6)}, {}, {})\n"
+        "pipeline_run.run_pipeline(few)\n"
+    )
+    root, here = str(Path(__file__).parents[3]), str(Path(__file__).parent)
+    shell = 'mount -t tmpfs -o size=400m tmpfs "$1" && exec "$2" -c "$3" "$4" "$5" "$1"'
+    inside = ["unshare", "-m", "sh", "-c", shell, "sh", str(tmp_path), sys.executable, program, root, here]
+    answer = subprocess.run(inside, capture_output=True, text=True)
+    if "unshare" in answer.stderr or "mount:" in answer.stderr:
+        pytest.skip(f"no mounts here: {answer.stderr.strip()}")
+    assert "ValueError: sft: needs about 0.60 GiB of disk" in answer.stderr and " has 0.39 GiB left" in answer.stderr
