@@ -1,9 +1,9 @@
-"""Does it take what was forecast? Each finished stage of a store against the forecast from this machine's calibration.
+"""The forecast of each finished stage of a store beside what was measured.
 
-The forecast is the one that `raymill run` would print into an empty store, so it rests on no earlier run; it is only
-worth comparing on the machine that made the store. Promised are 30 % in time and 20 % in memory. The last columns are
-for tuning the constants of `jobs/frame/forecast.py`: the processor seconds that the stage took, of all cores together
-(which a busy machine changes less than the time), and those that its FLOP alone should take.
+The forecast is the one that `raymill run` prints for an empty store: from this machine's calibration, without earlier
+runs. So the store must come from this machine. The time should be within 30 % and the memory within 20 %. The last
+columns are for tuning the constants of `jobs/frame/cost_model.py`: the processor seconds of the stage on all cores
+together, which a busy machine distorts less than the time, and the seconds that its FLOP alone should take.
 
     python benchmarks/forecast.py [STORE] [--config configs/tiny/pipeline.yaml] [stage.field=value …]
 """
@@ -35,30 +35,30 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     pipeline = load_pipeline(options.config, [*options.overrides, *rest], store=options.store)
     with tempfile.TemporaryDirectory() as empty:
-        expected = forecast_jobs(pipeline.jobs, Storage(empty))
+        forecasts = forecast_jobs(pipeline.jobs, Storage(empty))
     print(
         f"{'stage':<14} {'forecast':>9} {'measured':>9} {'ratio':>6}   {'GiB':>5} {'measured':>9} {'ratio':>6}", end=""
     )
     print(f"   {'cpu s':>7} {'of FLOP':>7}")
     for name, job in pipeline.jobs.items():
         artifact = open_artifact(pipeline.store / job.id)
-        if artifact is None or name not in expected:
+        if artifact is None or name not in forecasts:
             print(f"{name:<14} not in {pipeline.store.url}")
             continue
-        taken = artifact.record.measured
-        print(f"{name:<14} {row(expected[name], measured_forecast(artifact))}", end="")
-        print(f"   {cell(taken.cpu_s):>7} {cell(flop_s(taken)):>7}")
+        measured = artifact.record.measured
+        print(f"{name:<14} {row(forecasts[name], measured_forecast(artifact))}", end="")
+        print(f"   {cell(measured.cpu_s):>7} {cell(flop_s(measured)):>7}")
 
 
-def row(forecast: Forecast, truth: Forecast) -> str:
-    """Forecast, measured and their ratio, of time and of memory."""
-    time = f"{cell(forecast.seconds):>9} {cell(truth.seconds):>9} {ratio(forecast.seconds, truth.seconds):>6}"
-    memory = f"{cell(forecast.memory_gib, 2):>5} {cell(truth.memory_gib, 2):>9}"
-    return f"{time}   {memory} {ratio(forecast.memory_gib, truth.memory_gib):>6}"
+def row(forecast: Forecast, measured: Forecast) -> str:
+    """Forecast, measurement and their ratio, for time and for memory."""
+    time = f"{cell(forecast.seconds):>9} {cell(measured.seconds):>9} {ratio(forecast.seconds, measured.seconds):>6}"
+    memory = f"{cell(forecast.memory_gib, 2):>5} {cell(measured.memory_gib, 2):>9}"
+    return f"{time}   {memory} {ratio(forecast.memory_gib, measured.memory_gib):>6}"
 
 
 def flop_s(measured: Measured) -> float | None:
-    """Seconds of one thread for the FLOP of a recorded run."""
+    """Seconds that one thread needs for the FLOP of a recorded run."""
     if not measured.work:
         return None
     work = from_plain(Work, {**measured.work, "threads": 1})
@@ -69,8 +69,8 @@ def cell(value: float | None, digits: int = 0) -> str:
     return "?" if value is None else f"{value:,.{digits}f}"
 
 
-def ratio(forecast: float | None, truth: float | None) -> str:
-    return f"{forecast / truth:.2f}" if forecast and truth else "?"
+def ratio(forecast: float | None, measured: float | None) -> str:
+    return f"{forecast / measured:.2f}" if forecast and measured else "?"
 
 
 if __name__ == "__main__":

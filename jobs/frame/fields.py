@@ -1,4 +1,4 @@
-"""Config fields that hold more than a setting: artifacts that a stage is made from, source files, user functions.
+"""Config fields that hold more than a setting: input artifacts, source files and functions of the user.
 
 Each constructor below marks the field in its metadata; `references.py` collects the values of marked fields.
 """

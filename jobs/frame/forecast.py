@@ -57,7 +57,9 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
         elif (work := works.get(name)) and is_local:
             whole = forecast_stage(job.stage.name, work, machine, runs)
             is_begun = (store / job.id).exists()
-            forecasts[name] = replace(whole, basis=f"{whole.basis}; all of it, some is done") if is_begun else whole
+            forecasts[name] = (
+                replace(whole, basis=f"{whole.basis}, for the whole stage; a part is done") if is_begun else whole
+            )
         elif work:
             forecasts[name] = Forecast(None, None, work.disk_gib, "a cluster's time and memory are not forecast")
     return forecasts

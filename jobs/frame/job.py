@@ -1,7 +1,7 @@
 """Jobs: a stage with a config and inputs, and the identity of the artifact that it will make.
 
 A job's id is a hash of everything that changes its result, and of nothing else. So a job whose artifact exists is not
-run again, and an artifact's id stands for every byte that it was made from.
+run again, and an artifact's id identifies every byte that it was made from.
 """
 
 import hashlib
