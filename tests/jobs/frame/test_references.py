@@ -1,0 +1,21 @@
+"""The values of a config's inputs, wherever they are in it."""
+
+from dataclasses import dataclass
+
+from jobs.frame.fields import input_artifact
+from jobs.frame.references import marked_inputs
+
+
+def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
+    @dataclass(frozen=True, kw_only=True)
+    class Many:
+        models: dict[str, str] = input_artifact("model", "reward_model")
+        more: list[str] = input_artifact("corpus")
+
+    inputs = marked_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
+    assert [(path, value) for path, value, _ in inputs] == [
+        ("models.before", "sft"),
+        ("models.after", "rlhf"),
+        ("more.0", "a"),
+        ("more.1", "b"),
+    ]
