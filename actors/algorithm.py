@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.program import Program, load_name
+from cluster.user_program import Program, load_name
 from model.algorithms import ALGORITHMS, Algorithm
 
 

@@ -24,7 +24,6 @@ from actors.engine import OBJECT_STORE, EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
 from actors.learner import Learner, LearnerGroup
-from actors.program import Program
 from actors.rank_group import RankGroup, RanksDied
 from actors.reference import Reference
 from actors.rollout import (
@@ -50,6 +49,7 @@ from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
+from cluster.user_program import Program
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import Scores

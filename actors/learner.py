@@ -15,11 +15,11 @@ from torch import Tensor
 from actors.algorithm import load_algorithm
 from actors.engine import OBJECT_STORE, TransferBackend
 from actors.process_group import free_address
-from actors.program import Program
 from actors.rank_group import Pending, RankGroup, first_rank, stored
 from actors.training_rank import TrainingRank, TrainingSettings
 from actors.weight_sync import DeviceSender, ObjectStoreSender, WeightSender, WeightSnapshot
 from cluster.storage import Storage
+from cluster.user_program import Program
 from model.batch import Batch, PolicyBatch
 from model.huggingface import SpecialTokens, load_folder, save_folder
 from model.objectives import logprobs

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from actors.device import assigned_device
-from actors.program import Program, load_program
 from cluster.storage import Storage
+from cluster.user_program import Program, load_program
 from cluster.worker_errors import innermost_frame
 from model.batch import pad_sequences
 from model.huggingface import load_scalar_folder

@@ -35,13 +35,13 @@ import torch
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.graph import GraphConfig, build_graph
-from actors.program import Program
 from actors.rollout import GenerationBatch, Prompt, PromptTask, Sampling, seeded
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
 from cluster.session import connect, worker_env
 from cluster.storage import Storage
+from cluster.user_program import Program
 from data.chats.records import Chat
 from data.chats.template import RenderedChat, load_tokenizer, render
 from data.tokens.learning import train_tokenizer

@@ -21,15 +21,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cluster.machine import tasks_at_once
 from cluster.paths import list_files_with_sizes
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
+from cluster.user_program import load_program
 from data.cleaning.decontaminate import Decontaminate, check_files
 from data.cleaning.fairness import FAIRNESS, check_budget
 from data.cleaning.recipe import Step, check_metadata, check_steps, chosen, fairness_ledger, pin_files
+from data.cleaning.user_step import UserStep, with_program
 from data.corpus.accounting import (
     CorpusSummary,
     SourceCounts,
@@ -52,6 +54,7 @@ from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
 from jobs.frame.fields import list_of_choices
 from jobs.frame.kinds import CorpusSizes
 from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.user_code import read_program
 from jobs.frame.work import Processes, Work
 from jobs.report.corpus import report_corpus
 
@@ -129,13 +132,25 @@ def check_first_records(config: CorpusConfig) -> None:
         name, rule = chosen(step)
         if isinstance(rule, Decontaminate):
             check_files(rule, f"steps[{position}].{name}")
+        if isinstance(rule, UserStep):
+            load_program(read_program(rule.function))
     check_fairness(config)
 
 
 def check_fairness(config: CorpusConfig) -> None:
     """Raise ValueError when a step removes a group's mentions more often than the budget allows."""
     if config.fairness_budget is not None:
-        check_budget(fairness_ledger(config.steps), config.fairness_budget)
+        check_budget(fairness_ledger(pinned_steps(config)), config.fairness_budget)
+
+
+def pinned_steps(config: CorpusConfig) -> list[Step]:
+    """The steps with all that they read, evaluation sets and your own functions, as it is now."""
+    return [
+        replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
+        if step.user_step
+        else step
+        for step in pin_files(config.steps)
+    ]
 
 
 def run(config: CorpusConfig, context: Context) -> CorpusSummary:
@@ -147,13 +162,13 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         output=output,
         folder=output / WORK,
         sources=config.sources,
-        steps=pin_files(config.steps),
+        steps=pinned_steps(config),
         num_parts=num_parts(text_bytes(config.sources, ranges), config.part_mib),
         forgotten=context.forgotten,
     )
     work.begin({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
-        fairness = driver.submit(fairness_ledger, config.steps)  # while the workers clean
+        fairness = driver.submit(fairness_ledger, work.steps)  # while the workers clean
         tasks = cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = clean_all(work, tasks, workers=execution.workers)
         parts = write_parts(
@@ -233,7 +248,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
         output=context.output,
         staged=context.output / _STAGED,
         sources=config.sources,
-        steps=pin_files(config.steps),
+        steps=pinned_steps(config),
         num_parts=summary.parts,
         mixture=summary.mixture,
         files=[_file_urls(artifact, number) for number in range(len(config.sources))],

@@ -29,7 +29,7 @@ class Decontaminate:
     """Words that a run must have."""
     min_words: int = 8
     """A string of an item with fewer words than `ngram`, but not fewer than this, is looked for as a whole."""
-    fingerprints: list[str] = field(default_factory=list)
+    fingerprints: list[str] = field(default_factory=list, metadata={"internal": True})
     """What each file has to be, in the order of `files`, which are then no globs. A run sets it (`pinned`)."""
 
     def check(self, where: str) -> None:

@@ -35,6 +35,7 @@ from data.cleaning.repetition import Repetition, repetition
 from data.cleaning.step import Outcome, check_share, judged
 from data.cleaning.symbol_ratio import SymbolRatio, symbol_ratio
 from data.cleaning.toxicity import Toxicity, toxicity
+from data.cleaning.user_step import UserStep, user_step
 from data.document import Document, Source, unit_hash
 
 
@@ -55,6 +56,7 @@ class Step:
     toxicity: Toxicity | None = None
     redact_pii: RedactPII | None = None
     decontaminate: Decontaminate | None = None
+    user_step: UserStep | None = None
     exact_duplicates: ExactDuplicates | None = None
     near_duplicates: NearDuplicates | None = None
     keep: float = 0.0
@@ -74,6 +76,7 @@ FILTERS = (
     "repetition",
     "symbol_ratio",
     "toxicity",
+    "user_step",
 )
 """Steps that drop a document, or lines of it, for what it is, so that `keep` can reweight. Of no other can a part be
 left undone: addresses and pieces of evaluation sets have to go everywhere."""
@@ -224,6 +227,7 @@ STEPS: dict[str, Callable[[list[str], Any], Outcome]] = {
     "toxicity": toxicity,
     "redact_pii": redact_pii,
     "decontaminate": decontaminate,
+    "user_step": user_step,
     "not_empty": not_empty,
 }
 """The steps on one document by the name that the configuration uses; not_empty always comes last."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, kinds_of, meaning_of
+from jobs.frame.fields import Meaning, kinds_of, meaning_of, settings_of
 from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import stage_named
 
@@ -89,7 +89,7 @@ def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[ty
     shown = set() if shown is None else shown
     annotations, docs = typing.get_type_hints(schema), {} if schema in shown else field_docs(schema)
     shown.add(schema)
-    for field in dataclasses.fields(schema):
+    for field in settings_of(schema):
         path, annotation = f"{prefix}{field.name}", annotations[field.name]
         value = default_of(field) if default is None else getattr(default, field.name)
         inner = nested(annotation)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.placement import Execution
+from jobs.frame.fields import settings_of
 from jobs.frame.secrets import refuse_secrets
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ def _refuse_interpolation(value: Any, where: str, path: str = "") -> None:
 
 def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
     annotations = typing.get_type_hints(schema)
-    names = [field.name for field in dataclasses.fields(schema)]
+    names = [field.name for field in settings_of(schema)]
     for key, value in values.items():
         if key not in names:
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)

@@ -65,3 +65,8 @@ def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     if "function" in field.metadata or "user_code" in field.metadata:
         return "user code"
     return "files" if "source" in field.metadata else None
+
+
+def settings_of(schema: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a config that a user may set; those marked `internal` are filled in when a run starts."""
+    return [field for field in dataclasses.fields(schema) if "internal" not in field.metadata]

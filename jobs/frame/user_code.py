@@ -5,7 +5,7 @@ A program travels to the cluster as text, with the modules that it imports from 
 
 import ast
 
-from actors.program import Program, split_name
+from cluster.user_program import Program, split_name
 from jobs.frame.sibling_modules import beside, parse_source, read_siblings, read_source
 
 

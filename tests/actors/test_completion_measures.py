@@ -6,9 +6,9 @@ import pytest
 
 from actors.completion_measures import measure_completions
 from actors.completions import Completions
-from actors.program import Program
 from actors.rollout import Rollout
 from actors.scorer import Verifier
+from cluster.user_program import Program
 from data.chats.records import PromptRecord
 
 VERIFIER = Verifier(Program("def length(prompt, completion, record):\n    return len(completion)", "v.py", "length"))

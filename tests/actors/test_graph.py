@@ -13,13 +13,13 @@ import ray
 import torch
 
 from actors.graph import Graph, GraphConfig, ScoredRollouts, StepScores, build_graph, group_ids
-from actors.program import Program
 from actors.rank_group import RanksDied
 from actors.rollout import Prompt, Rollout, RolloutGroup
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
 from cluster.storage import Storage
+from cluster.user_program import Program
 from data.chats.template import load_tokenizer
 from model.learning import LearningConfig
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.program import Program, load_program, split_name
 from actors.scorer import RewardModel, Sample, Verifier
 from cluster.storage import Storage
+from cluster.user_program import Program, load_program, split_name
 from model.heads import ScalarHead
 from model.objectives import rewards
 

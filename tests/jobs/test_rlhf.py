@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from actors.graph import ScoredRollouts
-from actors.program import Program
 from actors.rank_group import RanksDied
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import RolloutMetrics, StepMetrics, StepTimes, UpdateMetrics
@@ -20,6 +19,7 @@ from cluster.placement import Placement
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
+from cluster.user_program import Program
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE

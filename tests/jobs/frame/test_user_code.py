@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from actors.program import Program, load_program
+from cluster.user_program import Program, load_program
 from jobs.frame.sibling_modules import read_siblings
 from jobs.frame.user_code import read_verifier, refuse_file_lookups
 

@@ -1,0 +1,3 @@
+"""Marks that mean shouting, in a module of their own to show that it travels with the step."""
+
+SHOUTED = r"!{2,}"
