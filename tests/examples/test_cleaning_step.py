@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from jobs.frame.run import run_job
+from jobs.frame.job_run import run_job
 
 from cluster.storage import Storage
 from jobs.frame.pipeline import load_stage
