@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from jobs.frame.job_run import run_job
 
 from cluster.storage import Storage
+from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import load_stage
 
 EXAMPLE = Path(__file__).parents[2] / "examples/cleaning_step"
