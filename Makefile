@@ -1,4 +1,4 @@
-# make demo   the whole road on this machine, from raw text to a served model; prints where its report is
+# make demo   the whole pipeline on this machine, from raw text to a served model; prints where its report is
 # make test   the tests
 # make lint   ruff and pyright            make bench  the comparisons in benchmarks/
 # make lock   renew requirements/cpu.lock make env    only the environment, in .venv

@@ -1,12 +1,12 @@
-"""Is every fault told, with its right cause? Faults planted over all stages of a tiny pipeline, one run each.
+"""Checks that every fault is reported with its right cause: faults in all stages of a tiny pipeline, one run each.
 
 Each fault happens once, in the process that the table names: it is killed, stopped, runs out of memory in a control
-group, meets a full disk or a closed port, or raises. Within 30 s the run's output must name stage, process and cause,
-each of them right. A run that cannot go on must end by itself, with its exit code; any other gets SIGTERM and must end
-within 15 s, with exit code 143. No process of it may be left. `term` is that signal alone, in every stage at work. What
-W&B meets (unreachable, a refused key, its disk full) must be one warning in a stage that ends well, with all its
-metrics in the offline run of its artifact, as `wandb sync` brings them to a server. Exit code 1 on a miss. A fault that
-this machine does not allow is skipped.
+group, gets a full disk or a closed port, or raises. Within 30 s the run's output must name the right stage, process and
+cause. A run that cannot continue must end by itself, with its exit code; any other gets SIGTERM and must end within
+15 s, with exit code 143. No process of it may remain. `term` is that signal alone, in every working stage. A failure of
+W&B (unreachable, a refused key, its disk full) must be one warning in a stage that ends well, with all its metrics in
+the offline run of its artifact, as `wandb sync` sends them to a server. Exit code 1 on a miss. A fault that this
+machine does not allow is skipped.
 
     python benchmarks/faults.py [--only pretrain rlhf:generator:kill] [--list]
 """
@@ -39,13 +39,13 @@ from sitecustomize import memory_group  # noqa: E402  # pyright: ignore[reportAt
 from tiny_pipeline import STAGES, copy_store, prepare  # noqa: E402
 
 MARK = "RAYMILL_FAULTS"
-"""Environment variable that every process of a run inherits."""
+"""Environment variable that every process of a run inherits, with a value of the run's own."""
 RAY_FOLDER = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
-"""Where Ray puts what belongs to a session, as `ray._common.utils.get_default_ray_temp_dir` says."""
-TOLD_S, END_S = 30.0, 15.0
-KEY, CLOSED = "0" * 40, "http://127.0.0.1:9"
+"""The folder of Ray's sessions, as in `ray._common.utils.get_default_ray_temp_dir`."""
+REPORT_LIMIT_S, END_LIMIT_S = 30.0, 15.0
+KEY, CLOSED_URL = "0" * 40, "http://127.0.0.1:9"
 START_LIMIT_S = 600.0
-"""How long a run may take to come to its fault, on a busy machine."""
+"""How long a run may take until its fault happens, on a busy machine."""
 
 AT_WORK = {
     "corpus": "data.corpus.cleaning_tasks:clean_ranges",
@@ -56,7 +56,7 @@ AT_WORK = {
     **dict.fromkeys(("compress", "evaluate"), "actors.likelihood:score_text"),
     "serve": "",
 }
-"""What each stage's processes do while it is at work; of serve, which has a program of its own, that it is there."""
+"""A function that the processes of each stage call while it works; none for serve, which runs another program."""
 WANDB_KINDS = ("wandb-unreachable", "wandb-401", "wandb-disk")
 
 CAUSES = {
@@ -70,20 +70,21 @@ CAUSES = {
     "wandb-401": r"CommError: [^;]*\b401\b",
     "wandb-disk": r"[^;]*no space left on device",
 }
-"""What must be told of a fault of each kind."""
-PORT = rf"raymill: store: cannot write to s3://nowhere/store \(.*Could not connect to the endpoint URL: .{CLOSED}/"
+"""The cause that must be reported, by the kind of fault."""
+PORT = rf"raymill: store: cannot write to s3://nowhere/store \(.*Could not connect to the endpoint URL: .{CLOSED_URL}/"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: in which stage and process, and what plants it."""
+    """A fault: the stage and process in which it happens, and how it is caused."""
 
     stage: str
     role: str
     kind: str
     at: str = ""
-    """`module:function` in which it happens; empty where it is planted from outside."""
+    """`module:function` in which it happens; empty where it is caused from outside."""
     call: int = 1
+    """The call of that function at which it happens."""
     overrides: tuple[str, ...] = ()
 
     @property
@@ -92,7 +93,7 @@ class Fault:
 
     @property
     def code(self) -> int:
-        """The exit code of an end by itself: 0 where the run has gone on, as after the death of a rank or a task."""
+        """The exit code of a run that ends by itself: 0 where it continued, as after the death of a rank or a task."""
         if self.kind == "port":
             return 2
         is_raised = self.kind == "raise" and self.role != "rank"
@@ -100,21 +101,21 @@ class Fault:
 
     @property
     def is_final(self) -> bool:
-        """Whether the run must end by itself; ranks are started again several times, which may take longer."""
+        """Whether the run must end by itself in time; ranks are restarted several times, which may take longer."""
         return self.code != 0 and self.role != "rank"
 
 
 def faults() -> list[Fault]:
-    """All of them, by stage."""
+    """All faults, by stage."""
     one_task = {stage: AT_WORK[stage] for stage in ("corpus", "vocabulary", "shards", "compress", "evaluate")}
-    found = [
+    result = [
         Fault(stage, "score_text" if at.endswith(":score_text") else "task", kind, at)
         for stage, at in one_task.items()
         for kind in (("kill", "raise", "stop", "memory") if stage in ("corpus", "evaluate") else ("kill", "raise"))
     ]
     for stage in ("pretrain", "sft", "reward"):
         kinds = ("kill", "stop", "crash", "memory", "raise") if stage == "pretrain" else ("kill", "raise")
-        found += [Fault(stage, "rank", kind, AT_WORK[stage], 4) for kind in kinds]
+        result += [Fault(stage, "rank", kind, AT_WORK[stage], 4) for kind in kinds]
     for role, at, kinds in (
         ("generator", AT_WORK["rlhf"], ("kill", "stop", "memory", "raise")),
         ("learner", "actors.learner:Learner.update", ("kill", "stop", "raise")),
@@ -122,17 +123,19 @@ def faults() -> list[Fault]:
         ("reference", "actors.reference:Reference.logprobs", ("kill", "crash")),
         ("driver", "actors.graph:Graph._rewards", ("raise",)),
     ):
-        found += [Fault("rlhf", role, kind, at, 2) for kind in kinds]
-    found += [Fault("evaluate", "generator", kind, "actors.generator:Generator.generate") for kind in ("kill", "raise")]
-    found += [Fault("serve", "server", "kill"), Fault("serve", "engine", "kill"), Fault("serve", "engine", "stop")]
-    found += [
+        result += [Fault("rlhf", role, kind, at, 2) for kind in kinds]
+    result += [
+        Fault("evaluate", "generator", kind, "actors.generator:Generator.generate") for kind in ("kill", "raise")
+    ]
+    result += [Fault("serve", "server", "kill"), Fault("serve", "engine", "kill"), Fault("serve", "engine", "stop")]
+    result += [
         Fault("corpus", "task", "disk", AT_WORK["corpus"]),
         Fault("pretrain", "rank", "disk", AT_WORK["pretrain"], 4),
     ]
-    found += [Fault("shards", "", "port")]
-    found += [Fault(stage, "", kind) for stage in ("pretrain", "reward", "rlhf") for kind in WANDB_KINDS]
-    found += [Fault(stage, "server" if stage == "serve" else "", "term", AT_WORK[stage]) for stage in STAGES]
-    return found
+    result += [Fault("shards", "", "port")]
+    result += [Fault(stage, "", kind) for stage in ("pretrain", "reward", "rlhf") for kind in WANDB_KINDS]
+    result += [Fault(stage, "server" if stage == "serve" else "", "term", AT_WORK[stage]) for stage in STAGES]
+    return result
 
 
 # One run with a fault.
@@ -140,7 +143,7 @@ def faults() -> list[Fault]:
 
 @dataclass
 class Run:
-    """A driver under way, its output by time, and what belongs to it."""
+    """A running driver, its output by time, and its processes."""
 
     folder: Path
     mark: str
@@ -158,7 +161,7 @@ class Run:
     def others(self) -> list[psutil.Process]:
         """Everything that the driver has started and that still runs.
 
-        Some write their title over their environment: they are known from when they stood below one with the mark.
+        Some processes overwrite their environment with their title, so children of a marked process are remembered.
         """
         for one in psutil.process_iter(["environ"]):
             if (one.info["environ"] or {}).get(MARK) == self.mark:
@@ -166,51 +169,57 @@ class Run:
                     self.known |= {one, *one.children(recursive=True)}
         return [one for one in self.known if one.is_running() and one.pid != self.process.pid]
 
-    def kill_what_is_left(self) -> list[int]:
-        """The process ids of what still runs a second after the driver's end, which is the end of them too."""
+    def kill_remaining(self) -> list[int]:
+        """Kill the processes that still run a second after the driver's end; their ids."""
         time.sleep(1.0)
-        left = self.others()
-        for one in left:
+        remaining = self.others()
+        for one in remaining:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        return [one.pid for one in left]
+        return [one.pid for one in remaining]
 
-    def watched(self, role: str) -> int | None:
-        """The process id of the run's first watched process of a role; None while there is none."""
+    def find_pid(self, role: str) -> int | None:
+        """The process id of the run's first monitored process of a role; None while there is none."""
         pids = {one.pid for one in self.others()}
         for file in sorted(RAY_FOLDER.glob("session_*/raymill-watch-*/*.json")):
             with suppress(OSError, ValueError):
-                place = json.loads(file.read_text())["process"]
-                if place["role"] == role and place["pid"] in pids:
-                    return place["pid"]
+                process = json.loads(file.read_text())["process"]
+                if process["role"] == role and process["pid"] in pids:
+                    return process["pid"]
         return None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a fault."""
+    """The result of a run with a fault."""
 
     fault: Fault
-    told_s: float | None
-    """Seconds from the fault to its line; None where it was not told, or wrongly."""
+    report_s: float | None
+    """Seconds from the fault to the line that reports it; None where none did, or wrongly."""
     line: str
     ended: str
-    """`143 after 4.0 s`, and what is left."""
+    """`143 after 4.0 s`, and the ids of remaining processes."""
     is_right: bool
 
 
 def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environment: Mapping[str, str]) -> Run:
-    """A driver of one stage in a store that has what the stage needs."""
+    """Start the driver of one stage in a store that has the stage's inputs."""
     mark = f"{fault.name}-{time.time_ns()}"
     command = [sys.executable, "-m", "jobs.cli", "run", fault.stage, str(folder / f"{fault.stage}.yaml")]
     command += [*fault.overrides, "--store", str(store)]
-    given = {**os.environ, "WANDB_MODE": "disabled", MARK: mark, "PYTHONPATH": f"{PLANTING}:{ROOT}", **environment}
+    driver_environment = {
+        **os.environ,
+        "WANDB_MODE": "disabled",
+        MARK: mark,
+        "PYTHONPATH": f"{PLANTING}:{ROOT}",
+        **environment,
+    }
     if fault.at:
         module, _, function = fault.at.partition(":")
-        given["RAYMILL_FAULT"] = json.dumps(
+        driver_environment["RAYMILL_FAULT"] = json.dumps(
             {
                 "module": module,
                 "function": function,
@@ -221,7 +230,7 @@ def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environm
             }
         )
     process = subprocess.Popen(
-        command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+        command, env=driver_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
     )
     run = Run(folder, mark, process)
 
@@ -235,11 +244,11 @@ def start(folder: Path, store: Path | str, fault: Fault, planted: Path, environm
 
 
 Sign = Callable[[Run], float | None]
-"""When a fault that is there from the start was first met, not by the line that tells it; None before."""
+"""The time at which a fault that exists from the start took effect, by other signs than its report; None before."""
 
 
 def stage_began(run: Run) -> float | None:
-    """When the only stage of a run began."""
+    """The time at which the only stage of a run began; None before."""
     return next((at for at, line in run.lines if re.search(r" \[1/1\] \S+$", line.rstrip())), None)
 
 
@@ -247,14 +256,17 @@ FROM_OUTSIDE = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.S
 
 
 def wait_until_planted(run: Run, fault: Fault, planted: Path, sign: Sign) -> float:
-    """When the fault happened. Raises RuntimeError when the run ended before, or did not come to it in time."""
+    """Wait for the fault; the time at which it happened.
+
+    Raises RuntimeError when the run ended before, or the fault did not happen in time.
+    """
     deadline = time.time() + START_LIMIT_S
     while time.time() < deadline:
         if fault.at and planted.exists() and (text := planted.read_text()):
             return float(text) + (3.0 if fault.kind == "memory" else 0.0)
-        if not fault.at and fault.kind in FROM_OUTSIDE and (pid := run.watched(fault.role)):
+        if not fault.at and fault.kind in FROM_OUTSIDE and (pid := run.find_pid(fault.role)):
             time.sleep(0.3)
-            if fault.kind != "term":  # which the driver gets
+            if fault.kind != "term":  # `plant` sends that to the driver
                 os.kill(pid, FROM_OUTSIDE[fault.kind])
             return time.time()
         if not fault.at and fault.kind not in FROM_OUTSIDE and (at := sign(run)) is not None:
@@ -262,31 +274,31 @@ def wait_until_planted(run: Run, fault: Fault, planted: Path, sign: Sign) -> flo
         if run.process.poll() is not None:
             raise RuntimeError(f"the run ended before its fault:\n{run.text[-3000:]}")
         time.sleep(0.05)
-    raise RuntimeError(f"the run did not come to its fault within {START_LIMIT_S:.0f} s:\n{run.text[-3000:]}")
+    raise RuntimeError(f"the fault did not happen within {START_LIMIT_S:.0f} s:\n{run.text[-3000:]}")
 
 
 def pattern_of(fault: Fault) -> str:
-    """What a line that tells the fault looks like."""
+    """The regular expression of a line that reports the fault."""
     if fault.kind in WANDB_KINDS:
         return rf"W&B failed \((?:{CAUSES[fault.kind]}).*\); {fault.stage} continues without it"
     if fault.kind == "port":
         return PORT
     if fault.kind == "term":
         return rf"raymill: stopped by SIGTERM; the same command resumes from here: {fault.stage} "
-    who = "the driver" if fault.role == "driver" else rf"{fault.role} \d+ on node \S+ \(pid \d+\)"
+    process = "the driver" if fault.role == "driver" else rf"{fault.role} \d+ on node \S+ \(pid \d+\)"
     if fault.role == "engine" and fault.kind == "kill":
-        who = r"server 0 on node \S+ \(pid \d+\) failed: its engine \(pid \d+\)"
+        process = r"server 0 on node \S+ \(pid \d+\) failed: its engine \(pid \d+\)"
     between = ".*" if fault.kind == "disk" else " "
-    return rf"{fault.stage}: {who}{between}{CAUSES[fault.kind]}"
+    return rf"{fault.stage}: {process}{between}{CAUSES[fault.kind]}"
 
 
 def end(run: Run, fault: Fault) -> tuple[str, bool]:
-    """End a run by SIGTERM, if it has not got that and may go on; how it went, and whether that is right."""
+    """End a run, by SIGTERM unless it ends by itself; how it ended, and whether that is right."""
     run.others()
     has_last_words = any(said.startswith("raymill: ") for _, said in run.lines)
     if run.terminated_s is None and (fault.is_final or has_last_words):
         with suppress(subprocess.TimeoutExpired):
-            run.process.wait(END_S if has_last_words else TOLD_S)
+            run.process.wait(END_LIMIT_S if has_last_words else REPORT_LIMIT_S)
     was_over = run.terminated_s is None and run.process.poll() is not None
     began = run.terminated_s or time.time()
     if not was_over and run.terminated_s is None:
@@ -294,22 +306,22 @@ def end(run: Run, fault: Fault) -> tuple[str, bool]:
     with suppress(subprocess.TimeoutExpired):
         run.process.wait(60)
     took_s = time.time() - began
-    left = run.kill_what_is_left()
+    remaining = run.kill_remaining()
     code = run.process.returncode
     ends_well = (
         (code == fault.code and fault.kind != "stop")
         if was_over
-        else took_s <= END_S and code == 143 and not fault.is_final
+        else took_s <= END_LIMIT_S and code == 143 and not fault.is_final
     )
-    names = f", left: {left}" if left else ""
-    return (f"{code} by itself" if was_over else f"{code} after {took_s:.1f} s") + names, ends_well and not left
+    names = f", remaining: {remaining}" if remaining else ""
+    return (f"{code} by itself" if was_over else f"{code} after {took_s:.1f} s") + names, ends_well and not remaining
 
 
 def finish(run: Run, store: Path, stage: str) -> tuple[str, bool]:
-    """Let a run end by itself, which W&B must not hinder; what is in its artifact, and whether that is all."""
+    """Let a run end by itself despite a failing W&B; its metrics in the artifact, and whether they are complete."""
     with suppress(subprocess.TimeoutExpired):
         run.process.wait(START_LIMIT_S)
-    left = run.kill_what_is_left()
+    remaining = run.kill_remaining()
     (artifact,) = store.glob(f"{stage}-*")
     logged = [json.loads(line)["step"] for line in (artifact / "metrics.jsonl").read_text().splitlines()]
     num_warnings = run.text.count("W&B failed (")
@@ -319,7 +331,7 @@ def finish(run: Run, store: Path, stage: str) -> tuple[str, bool]:
         environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         subprocess.run(command, env=environment, capture_output=True, timeout=200)
         synced = [server.steps(run_id) for run_id in server.history]
-    is_right = run.process.returncode == 0 and not left and num_warnings == 1 and synced == [logged]
+    is_right = run.process.returncode == 0 and not remaining and num_warnings == 1 and synced == [logged]
     num_synced = len(synced[0]) if synced else 0
     return f"{run.process.returncode}, {num_warnings} warning, {num_synced} of {len(logged)} steps synced", is_right
 
@@ -331,30 +343,32 @@ def plant(world: Path, fault: Fault, scratch: Path) -> Outcome:
         if isinstance(store, Path):
             copy_store(world / "store", store, without=fault.stage)
         run = start(world, store, fault, planted, environment)
-        told_s, line = None, ""
+        report_s, line = None, ""
         try:
             happened = wait_until_planted(run, fault, planted, sign)
             if fault.kind == "term":
                 run.process.send_signal(signal.SIGTERM)
                 run.terminated_s = happened = time.time()
-            told_s, line = first_line(run, fault, happened)
+            report_s, line = first_line(run, fault, happened)
         finally:
-            if fault.kind in WANDB_KINDS and told_s is not None and isinstance(store, Path):
+            if fault.kind in WANDB_KINDS and report_s is not None and isinstance(store, Path):
                 ended, ends_well = finish(run, store, fault.stage)
             else:
                 ended, ends_well = end(run, fault)
     guesses = [one for one in ("potential root cause", "common causes") if one in run.text]
     first = next((said for _, said in run.lines if said.startswith("raymill: ") or "Traceback" in said), "")
-    is_right = told_s is not None and told_s <= TOLD_S and ends_well and not guesses and "Traceback" not in first
+    is_right = (
+        report_s is not None and report_s <= REPORT_LIMIT_S and ends_well and not guesses and "Traceback" not in first
+    )
     if not is_right:
         (Path(tempfile.gettempdir()) / f"raymill-fault-{fault.name.replace(':', '-')}.log").write_text(run.text)
-    return Outcome(fault, told_s, line, ended, is_right)
+    return Outcome(fault, report_s, line, ended, is_right)
 
 
 def first_line(run: Run, fault: Fault, happened: float) -> tuple[float | None, str]:
-    """When a line of the run's output first told the fault, in seconds after it, and the line; None when none has."""
+    """Seconds from the fault to the first line that reports it, and the line; None without one."""
     pattern = re.compile(pattern_of(fault))
-    while time.time() - happened <= TOLD_S + 1:
+    while time.time() - happened <= REPORT_LIMIT_S + 1:
         for at, said in list(run.lines):
             if pattern.search(said):
                 return max(0.0, at - happened), said.strip()
@@ -364,16 +378,16 @@ def first_line(run: Run, fault: Fault, happened: float) -> tuple[float | None, s
 
 @contextmanager
 def surroundings(fault: Fault, scratch: Path) -> Iterator[tuple[Path | str, dict[str, str], Sign]]:
-    """What a fault from outside needs: the store, and environment; and what shows that it was met."""
+    """The store and environment of a fault, and the sign that it took effect."""
     store, online = scratch / "store", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}
     if fault.kind == "disk":
         with small_disk(scratch, "400m") as disk:  # more than a store must have free; it is filled at work
             yield disk, {}, stage_began
     elif fault.kind == "port":
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-        yield "s3://nowhere/store", {"AWS_ENDPOINT_URL": CLOSED, **keys}, lambda run: run.started_s
+        yield "s3://nowhere/store", {"AWS_ENDPOINT_URL": CLOSED_URL, **keys}, lambda run: run.started_s
     elif fault.kind == "wandb-unreachable":
-        yield store, {**online, "WANDB_BASE_URL": CLOSED}, stage_began
+        yield store, {**online, "WANDB_BASE_URL": CLOSED_URL}, stage_began
     elif fault.kind in WANDB_KINDS:
         with ExitStack() as stack:
             server = stack.enter_context(wandb_server.serving("unauthorized" if fault.kind == "wandb-401" else "good"))
@@ -442,20 +456,20 @@ def main() -> int:
         missed = 0
         for fault in chosen:
             if not allowed.get(fault.kind, True):
-                print(f"{fault.name:<28} skipped: this machine does not let us", flush=True)
+                print(f"{fault.name:<28} skipped: this machine does not allow it", flush=True)
                 continue
-            own = Path(tempfile.mkdtemp(dir=scratch))
+            folder = Path(tempfile.mkdtemp(dir=scratch))
             try:
-                outcome = plant(world, fault, own)
+                outcome = plant(world, fault, folder)
             except RuntimeError as error:
                 missed += 1
                 print(f"{fault.name:<28} MISSED  {error}", flush=True)
                 continue
             missed += not outcome.is_right
-            told = "not told" if outcome.told_s is None else f"told after {outcome.told_s:4.1f} s"
+            report = "not reported" if outcome.report_s is None else f"reported after {outcome.report_s:4.1f} s"
             verdict = "right " if outcome.is_right else "MISSED"
-            print(f"{fault.name:<28} {verdict}  {told:<18} {outcome.ended:<20} {outcome.line[:200]}", flush=True)
-            shutil.rmtree(own, ignore_errors=True)
+            print(f"{fault.name:<28} {verdict}  {report:<22} {outcome.ended:<20} {outcome.line[:200]}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{len(chosen) - missed} of {len(chosen)} right or skipped")
     return 1 if missed else 0
 

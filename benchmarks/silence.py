@@ -1,10 +1,10 @@
-"""How long a command says nothing, watched through a pipe and through a pseudo-terminal.
+"""Measures how long a command is silent, through a pipe and through a pseudo-terminal.
 
     python benchmarks/silence.py make demo
     python benchmarks/silence.py --through pipe raymill run pretrain configs/tiny/pretrain.yaml
 
-Runs the command once each way and prints its longest silences, from its start and to its end included, with the lines
-around them. Exit code 1 when one is longer than 30 s in the pipe or 10 s in the terminal, or when the command fails.
+Runs the command once each way and prints its longest silences with the lines around them; its start and its end count
+as lines. Exit code 1 when one is longer than 30 s in the pipe or 10 s in the terminal, or when the command fails.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def start(command: Sequence[str], through: str) -> tuple[subprocess.Popen[bytes]
 
 
 def outputs(process: subprocess.Popen[bytes], descriptor: int) -> Iterator[bytes]:
-    """Every output as it comes; ends with the command, also where a process that it left holds the other end."""
+    """Every output as it comes, until the command ends, even if a remaining child process holds the other end."""
     while True:
         ready = select.select([descriptor], [], [], 0.2)[0]
         if not ready and process.poll() is not None:
@@ -59,7 +59,7 @@ def outputs(process: subprocess.Popen[bytes], descriptor: int) -> Iterator[bytes
 
 
 def watch(command: Sequence[str], through: str) -> tuple[int, float, list[Silence]]:
-    """The command's exit code, its seconds and its longest silences; what it writes goes to our stdout, too."""
+    """Run the command: its exit code, its seconds and its longest silences. Its output goes to our stdout too."""
     process, descriptor = start(command, through)
     started = last = time.monotonic()
     silences: list[Silence] = []
@@ -84,7 +84,7 @@ def watch(command: Sequence[str], through: str) -> tuple[int, float, list[Silenc
 
 
 def main() -> int:
-    """Watch the command each way; 0 when it was never silent for too long."""
+    """Run the command each way; 0 when it was never silent for too long."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--through", choices=[*LIMITS_S, "both"], default="both")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=f"default: {' '.join(EXAMPLE)}")

@@ -1,7 +1,7 @@
-"""Plants one fault in whichever process calls a function of ours.
+"""Causes one fault in the process that calls a given function.
 
-Python imports this by its name before anything else, when its folder is on PYTHONPATH. `RAYMILL_FAULT`
-says what, where and at which call; the fault happens once in all.
+Python imports a module of this name before anything else when its folder is on PYTHONPATH. `RAYMILL_FAULT` gives the
+kind, the function and the number of the call; the fault happens once in all processes together.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _LIMIT_BYTES = 256 << 20
 
 
 def fail(kind: str) -> None:
-    """Have this process fail in the way of `kind`; of `term`, the driver's, it is only told that it may come."""
+    """Make this process fail in the way of `kind`. Nothing for `term`, which the driver is sent afterwards."""
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "stop":
@@ -48,19 +48,19 @@ def memory_group(pid: int | str = "self") -> Path:
 
 
 def exhaust_memory() -> None:
-    """Go into a memory control group of this process's own and use more than its limit."""
+    """Move this process into a memory control group of its own and use more than its limit."""
     group = memory_group() / f"raymill-fault-{os.getpid()}"
     group.mkdir()
     limit = "memory.limit_in_bytes" if (group / "memory.limit_in_bytes").exists() else "memory.max"
     (group / limit).write_text(str(_LIMIT_BYTES))
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    time.sleep(3)  # as long as it takes to be seen there; a container has its group from the start
+    time.sleep(3)  # until the node monitor has seen it there; a container has its group from the start
     held = [bytearray(os.urandom(1 << 20)) for _ in range(4 * (_LIMIT_BYTES >> 20))]
     raise AssertionError(f"{len(held)} MiB fit into a control group of {_LIMIT_BYTES >> 20}")
 
 
 def fill(folder: Path) -> None:
-    """Take all the room of a small file system."""
+    """Fill a small file system."""
     with open(folder / ".filler", "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A pipeline of minutes over made-up text, for benchmarks that run each of its stages many times."""
+"""A pipeline that takes minutes, over generated text, for benchmarks that run each of its stages many times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = ("corpus", "vocabulary", "shards", "pretrain", "sft", "reward", "rlhf",
 
 
 def prepare(world: Path) -> None:
-    """The whole pipeline, undisturbed, unless it is there."""
+    """Run the whole pipeline without faults, unless that was done before."""
     if (world / "done").exists():
         return
     world.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def prepare(world: Path) -> None:
 
 
 def copy_store(source: Path, target: Path, *, without: str) -> None:
-    """A store with all artifacts but those of one stage."""
+    """Copy a store without the artifacts of one stage."""
     target.mkdir(exist_ok=True)
     for folder in source.iterdir():
         if folder.is_dir() and not folder.name.startswith(f"{without}-"):
@@ -38,7 +38,7 @@ def copy_store(source: Path, target: Path, *, without: str) -> None:
 
 
 def write_world(folder: Path) -> Path:
-    """Texts, chats, preferences and configs of a pipeline of minutes; its pipeline.yaml."""
+    """Write the texts, chats, preferences and configs of the pipeline; the path of its pipeline.yaml."""
     draw = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "big", "red", "hat", "near", "old", "sea"]
 
