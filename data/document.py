@@ -1,4 +1,4 @@
-"""Documents: what every later step of the road works on, and the sources that they come from.
+"""Documents, which all of the pipeline works on, and the sources that they are read from.
 
 A document's id comes from its source's name and from its content (or from a column that the source names), so that
 moving, renaming, splitting or reordering files changes no id, and with it no split and no sample.
@@ -11,10 +11,10 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 MAX_RECORD_BYTES = 128 << 20
-"""A record beyond this is quarantined, and skipped without being held."""
+"""A longer record is quarantined, and skipped without being held in memory."""
 
 MAX_NESTING = 100
-"""Objects and lists within one another that metadata may hold; Python's JSON fails at some depth of its own."""
+"""How deep objects and lists in metadata may be nested; Python's JSON fails at some depth of its own."""
 
 
 class Bad(Exception):
@@ -30,11 +30,11 @@ class Document:
     file: str = field(default="", compare=False)
     """URL of the file it came from."""
     offset: int = field(default=0, compare=False)
-    """Where it stands in the file, counted as in `Quarantined`."""
+    """Position in the file, counted as in `Quarantined`."""
 
 
 class Quarantined(NamedTuple):
-    """A record that could not be read: where it stands and why."""
+    """A record that could not be read: its position and the reason."""
 
     source: str
     file: str
@@ -47,13 +47,13 @@ class Quarantined(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A record that holds no document and should not (a WARC file's requests, pictures): no record of the account."""
+    """A record that should hold no document, such as a WARC file's requests and pictures; the account leaves it out."""
 
     source: str
     file: str
     offset: int
     kind: str
-    """`warcinfo`, `request`, …; for an answer without HTML `response image/png`."""
+    """`warcinfo`, `request`, …; for a response without HTML `response image/png`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,23 +88,26 @@ class Source:
 
 
 class ReadRange(NamedTuple):
-    """A piece of one file for one reader: bytes of a JSONL file, row groups of a Parquet file, else the whole."""
+    """A range of one file: bytes of a JSONL file, row groups of a Parquet file, of any other format the whole file."""
 
     source: int
     """Position in the list of sources."""
     url: str
     start: int
+    """First byte or row group."""
     stop: int
-    """-1 stands for the end of the file."""
+    """The byte or row group after the last; -1 is the end of the file."""
     num_bytes: int
-    """Size on disk, for the packing of ranges into tasks."""
+    """Size on disk, by which ranges are put into tasks."""
 
 
 def is_too_long(size: int) -> bool:
+    """Whether a record of so many bytes is quarantined."""
     return size > MAX_RECORD_BYTES
 
 
 def too_long() -> Bad:
+    """The reason why it is."""
     return Bad(f"record longer than {MAX_RECORD_BYTES} bytes")
 
 
@@ -114,7 +117,7 @@ def content_id(source: str, text: str) -> str:
 
 
 def unit_hash(value: str, purpose: str) -> float:
-    """A number in [0, 1) that `value` alone decides; different purposes give independent numbers."""
+    """A pseudo-random number in [0, 1), a function of `value`; different purposes give independent numbers."""
     digest = hashlib.blake2b(value.encode(), digest_size=8, person=purpose.encode()).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -125,17 +128,17 @@ def columns(source: Source) -> list[str]:
 
 
 def to_document(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
-    """The document that a record holds. Raises `Bad` with the reason when a value is missing or of a wrong type."""
+    """The document in a record. Raises `Bad` with the reason when a value is missing or of a wrong type."""
     text = _string(source.text, _unicode(source.text, pick(record, source.text)))
     if is_too_long(len(text)):
         raise too_long()
-    own = content_id(source.name, text) if source.id is None else _named_id(source, record)
+    document_id = content_id(source.name, text) if source.id is None else _named_id(source, record)
     metadata = {column: _unicode(column, pick(record, column)) for column in source.metadata}
-    return Document(own, text, source.name, metadata, file, offset)
+    return Document(document_id, text, source.name, metadata, file, offset)
 
 
 def _unicode(column: str, value: Any) -> Any:
-    """The value. Raises `Bad` when a lone surrogate stands anywhere in it or it is too deep: no file could hold it."""
+    """The value. Raises `Bad` when it holds a lone surrogate or is nested too deep: no file could hold it."""
     if _too_deep(value):
         raise Bad(f"{column}: nested deeper than {MAX_NESTING}")
     try:
@@ -166,9 +169,9 @@ def _named_id(source: Source, record: dict[str, Any]) -> str:
 
 
 def pick(record: Any, column: str) -> Any:
-    """The value at a column path: `title`, `meta.url`, `messages[].text` (a flat list); None where there is none.
+    """The value at a column path such as `title`, `meta.url` or `messages[].text` (a flat list); None without one.
 
-    A column whose very name holds dots or brackets is found before the name is read as a path.
+    A column of exactly this name comes first; then dots and brackets in the name are read as a path.
     """
     if isinstance(record, dict) and column in record:
         return record[column]

@@ -1,4 +1,4 @@
-"""Line and paragraph cleaning: what is no text goes, line by line; the document stays."""
+"""Line cleaning: lines that are no text are removed; the document is kept."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from data.cleaning.step import Outcome, check_least, check_shares
 
 _LONGEST_NOTICE = 200
-"""Characters: a longer line with a phrase in it is a paragraph that speaks of the thing, not the notice itself."""
+"""Characters; a longer line with a phrase is a paragraph about cookies, say, and not the notice itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLines:
-    """Which lines are removed. As it stands only notices, white space at line ends and runs of blank lines go, so code,
-    verse and tables keep their lines; every other rule is asked for by a value."""
+    """Remove lines. By default only notices, white space at line ends and long runs of blank lines are removed, so that
+    code, verse and tables keep their lines; every other rule is off until it has a value."""
 
     trim: bool = True
     """Remove white space at the ends of lines."""
@@ -55,15 +55,15 @@ _CHANGES = ("trimmed", "blank", "phrases", "min_words", "max_characters", "non_a
 
 
 def clean_lines(texts: list[str], rule: CleanLines) -> Outcome:
-    """The texts with the lines that stay. Drops nothing; counts the lines removed by each rule and those trimmed."""
+    """The texts with the lines that are kept. Drops no text; counts the lines that each rule removed or trimmed."""
     counts = Counter(dict.fromkeys((f"clean_lines/{change}" for change in _CHANGES), 0))
-    left = ["\n".join(_lines(text.split("\n"), rule, counts)) for text in texts]
-    return Outcome(left, [None] * len(texts), dict(counts))
+    cleaned = ["\n".join(_lines(text.split("\n"), rule, counts)) for text in texts]
+    return Outcome(cleaned, [None] * len(texts), dict(counts))
 
 
 def _lines(lines: Iterable[str], rule: CleanLines, counts: Counter[str]) -> Iterable[str]:
-    fault = _fault_finder(rule)
-    blanks = 0  # in the text as it will be: a removed line does not end a run
+    broken_rule = _line_checker(rule)
+    blanks = 0  # in the cleaned text: a removed line does not end a run
     for line in lines:
         if rule.trim and line[-1:].isspace():
             line = line.rstrip()
@@ -73,20 +73,20 @@ def _lines(lines: Iterable[str], rule: CleanLines, counts: Counter[str]) -> Iter
             if rule.max_blank_lines is not None and blanks > rule.max_blank_lines:
                 counts["clean_lines/blank"] += 1
                 continue
-        elif found := fault(line):
-            counts[f"clean_lines/{found}"] += 1
+        elif name := broken_rule(line):
+            counts[f"clean_lines/{name}"] += 1
             continue
         else:
             blanks = 0
         yield line
 
 
-def _fault_finder(rule: CleanLines) -> Callable[[str], str | None]:
-    """A function that names the first rule that a line of one document breaks; it remembers the lines before."""
+def _line_checker(rule: CleanLines) -> Callable[[str], str | None]:
+    """A function that returns the first rule that a line of one document breaks; it remembers earlier lines."""
     phrases = [phrase.lower() for phrase in rule.phrases]
     seen: set[str] = set()
 
-    def fault(line: str) -> str | None:
+    def broken_rule(line: str) -> str | None:
         if rule.max_characters is not None and len(line) > rule.max_characters:
             return "max_characters"
         if phrases and len(line) <= _LONGEST_NOTICE:
@@ -103,7 +103,7 @@ def _fault_finder(rule: CleanLines) -> Callable[[str], str | None]:
             seen.add(stripped)
         return None
 
-    return fault
+    return broken_rule
 
 
 def _non_alphabetic(line: str) -> float:

@@ -1,6 +1,6 @@
-"""What counts as a duplicate: the parameters of the two steps that compare documents with each other.
+"""The parameters of the two steps that compare documents with each other.
 
-They are done where documents meet, across the whole corpus: `data/corpus/deduplication.py`.
+`data/corpus/exact_duplicates.py` and `clusters.py` do them, across the whole corpus.
 """
 
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ _MAX_VALUES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates:
-    """Keep one document of those with the same text, whatever source it is in (`data/corpus/deduplication.py`).
+    """Keep one document, that of the lowest id, of those with the same text, whatever sources they are in.
 
-    Compares what all steps on one document have left, across the whole corpus, and so stands after them.
+    Compares the texts after all steps on one document, across the whole corpus, and so comes after them.
     """
 
     def check(self, where: str) -> None:
-        """There is nothing to set."""
+        """Nothing can be wrong: there are no parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """Keep one document, that of the lowest id, of those that say nearly the same, across the whole corpus.
+    """Keep one document, that of the lowest id, of those with nearly the same text, across the whole corpus.
 
     A text is read as words: NFKC, case folded, without invisible characters (soft hyphens, joiners), with punctuation,
-    symbols and controls as spaces, and with each character of scripts that put no spaces (Chinese, Japanese, Thai, …)
-    as a word of its own. Its shingles are its runs of `ngram` words; a text of fewer words is one shingle of them all.
+    symbols and controls as spaces, and with each character of scripts without spaces (Chinese, Japanese, Thai, …) as a
+    word of its own. Its shingles are its runs of `ngram` words; a text of fewer words is one shingle of them all.
     """
 
     ngram: int = 5
     """Words in a shingle."""
     threshold: float = 0.7
-    """The part of shingles that two documents share (their Jaccard similarity, as the signatures estimate it) from
-    which on they are near-duplicates."""
+    """Documents are near-duplicates when they share at least this part of their shingles (their Jaccard similarity, as
+    the signatures estimate it)."""
     bands: int = 20
     """Bands of a signature; two documents are compared when they agree in a whole band."""
     rows: int = 6

@@ -30,37 +30,37 @@ _NOT_KEPT_OPEN = (
     *("colgroup", "thead", "tbody", "tfoot", "tr", "td", "th"),
 )
 _MOST_WALKED = 500_000_000
-"""Open tags times tags: what the parser may have to walk over (about 3 ns a step)."""
+"""Bound on open tags times tags: the steps that the parser may have to take (about 3 ns each)."""
 _MOST_ATTRIBUTES = 5_000
 _LONG_TAG = 20_000
-"""Characters; a shorter tag has no attributes worth counting."""
+"""Characters; the attributes of shorter tags are not counted."""
 _FEW_TAGS = 1_500
 """In so small a page the search for the main content takes a fraction of a second, however deep it is."""
 _NAME_BYTES = 8
-"""So much of a tag's name is looked at."""
+"""How much of a tag's name is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractHTML:
-    """How the text of a page is taken; a text without any tag stays as it is."""
+    """Extract the text of a page; a text without any tag is kept as it is."""
 
     main_content: bool = True
     """Leave out navigation, headers, footers and the like (by rules of thumb)."""
     alt_texts: bool = False
-    """Put in what images say of themselves."""
+    """Include the alternative texts of images."""
     links: bool = False
-    """Put in where links lead."""
+    """Include the targets of links."""
     list_bullets: bool = True
     """Put a bullet or a number before the items of lists."""
     title: bool = True
     """Keep the page's title in the metadata, under `title`."""
     max_bytes: int | None = 10_000_000
-    """A larger page is dropped unseen."""
+    """A larger page is dropped without being parsed."""
     max_reopened: int | None = 4_000_000
     """Bound on formatting tags open at once times tags in the page: how many elements the parser may have to make anew
     (a million takes about 0.3 s and 380 MB). Tags are counted as they are written."""
     max_block_depth: int | None = 100
-    """The most `div`, or `article`, inside each other, for `main_content`, in pages of more than 1,500 tags."""
+    """Bound on the depth of nested `div`, or `article`, for `main_content`, in pages of more than 1,500 tags."""
 
     def check(self, where: str) -> None:
         for name in ("max_bytes", "max_reopened", "max_block_depth"):
@@ -78,15 +78,15 @@ def extract_html(texts: list[str], rule: ExtractHTML) -> Outcome:
     reasons: list[str | None] = []
     metadata: list[dict[str, Any]] = []
     for html in texts:
-        text, reason, found = html, None, {}
+        text, reason, page_metadata = html, None, {}
         if not _TAG.search(html):
             counts["extract_html/no_markup"] += 1
         elif (reason := _danger(html, rule)) is None:
-            text, reason, found = _extract(html, rule)
+            text, reason, page_metadata = _extract(html, rule)
             counts["extract_html/extracted"] += reason is None
         extracted.append(text)
         reasons.append(reason)
-        metadata.append(found)
+        metadata.append(page_metadata)
     return Outcome(extracted, reasons, counts, metadata)
 
 
@@ -113,7 +113,7 @@ def _num_bytes(text: str) -> int:
 
 
 def _danger(html: str, rule: ExtractHTML) -> str | None:
-    """The reason why a page must not be parsed."""
+    """The reason why a page must not be parsed, or None."""
     if rule.max_bytes is not None and _num_bytes(html) > rule.max_bytes:
         return "extract_html/max_bytes"
     tags = html.count("<")
@@ -135,10 +135,10 @@ def _danger(html: str, rule: ExtractHTML) -> str | None:
 
 def _most_attributes(html: str) -> int:
     """The most that a long tag has; 0 where no tag is long."""
-    half = _LONG_TAG // 2  # a long tag has a stretch of half its length, at a multiple of that, without a start of tag
+    half = _LONG_TAG // 2  # a long tag has half its length, at a multiple of that, without a start of tag
     if all(html.find("<", start, start + half) >= 0 for start in range(0, len(html) - half + 1, half)):
         return 0
-    tags = (piece.partition(">")[0] for piece in html.split("<") if len(piece) >= _LONG_TAG)
+    tags = (part.partition(">")[0] for part in html.split("<") if len(part) >= _LONG_TAG)
     return max((len(tag.split()) for tag in tags), default=0)
 
 

@@ -1,15 +1,15 @@
-"""The fairness ledger: how much more of neutral sentences a step removes when they speak of one group of people.
+"""The fairness ledger: how much more often a step removes neutral sentences when they mention a group of people.
 
-Every sentence here says something harmless about a person. It is said once of each group and once of a person of whom
-nothing else is told; the difference between how often the two are removed is the step's own doing. Two forms are
-judged: the sentence alone, as it stands in a chat or a caption, and inside a paragraph of plain prose, which the rules
-that drop short texts let pass. For dialect, everyday sentences in three Englishes stand beside the standard's; their
+Every sentence says something harmless about a person: once about a member of each group, and once about a person
+without a mentioned group. The step causes the difference between how often the two are removed. Each sentence is judged
+in two forms: alone, as in a chat or a caption, and inside a paragraph of plain prose, which the rules against short
+texts keep. For dialect, everyday sentences in three varieties of English are compared with the standard's; their
 paragraph is twelve of them in a row.
 
 The interval of a rate is Wilson's (1927, the score interval), that of a difference of rates Newcombe's (1998, method
-10, made of two of Wilson's). Both take the sentences for independent draws of what can be said neutrally about a group.
-They are few, in English, and ours: a rate of 0 says that these sentences pass, and nothing of a filter's fairness in
-another language or genre.
+10, made of two of Wilson's). Both assume that the sentences are independent draws of what can be said neutrally about a
+group. They are few, in English, and written by us: a rate of 0 says that these sentences pass, and nothing about a
+filter's fairness in another language or genre.
 """
 
 import math
@@ -26,37 +26,37 @@ FAIRNESS = "fairness.json"
 
 _FORMS: tuple[Form, ...] = ("sentence", "paragraph")
 
-_TELLING = 0.5
-"""A step that removes more than this of the reference says little about groups."""
+_MAX_JUDGED = 0.5
+"""A step that removes more than this share of the reference is not judged: the excess says little about groups."""
 
 _Z = 1.959963984540054
 """The normal distribution's two-sided 95 % quantile."""
 
 
 class BoundStep(NamedTuple):
-    """A step with its parameters, as the ledger tries it out."""
+    """A step with its parameters."""
 
     name: str
-    """Where it stands in the configuration, as in `steps[3].toxicity`."""
+    """Its path in the config, as in `steps[3].toxicity`."""
     run: Callable[[list[str]], Outcome]
     keep: float = 0.0
-    """Share of what the step would drop that is kept all the same: reweighting in place of removal."""
+    """Share of what the step would drop that is kept all the same."""
     can_keep: bool = True
-    """Whether the configuration takes a `keep` for this step."""
+    """Whether the config takes a `keep` for this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessRow:
-    """What one step does to one group, in that form (sentence or paragraph) in which it does most."""
+    """What one step does to one group, in the form (sentence or paragraph) with the largest excess."""
 
     step: str
     axis: str
     group: str
     form: Form
     num_templates: int
-    """Texts about the group that the step was tried on."""
+    """Number of texts about the group."""
     removed: float
-    """Part of them that the step drops, or out of which it takes the mention; times 1 - `keep`."""
+    """Share of them that the step drops or removes the mention from, times 1 - `keep`."""
     low: float
     """Lower end of Wilson's 95 % interval, times 1 - `keep` as well."""
     high: float
@@ -71,7 +71,7 @@ class FairnessRow:
     """False where most of the reference is removed in either form, so that the excess says little."""
     keep: float
     can_keep: bool
-    """Whether a larger `keep` is a remedy."""
+    """Whether the step takes a `keep`."""
 
 
 def ledger(steps: Sequence[BoundStep]) -> list[FairnessRow]:
@@ -80,10 +80,10 @@ def ledger(steps: Sequence[BoundStep]) -> list[FairnessRow]:
 
 
 def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
-    """Raise ValueError where a step removes a group more often than the reference by more than `budget` (a share).
+    """Raise ValueError when a step's excess for a group is above `budget` (a share).
 
-    An excess that may be chance (its interval reaches down to 0) stands in the ledger and breaks no budget: of
-    hundreds of rows, some are above a small budget by chance.
+    An excess that may be chance, as its interval reaches down to 0, breaks no budget: of hundreds of rows, some are
+    above a small budget by chance.
     """
     breaches = sorted((row for row in rows if row.excess > budget and row.excess_low > 0), key=lambda row: -row.excess)
     if not breaches:
@@ -103,7 +103,7 @@ def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
 
 
 def smallest_keep(row: FairnessRow, budget: float) -> float:
-    """The least `keep` in hundredths with which the step stays within the budget for this group.
+    """The smallest `keep`, in hundredths, with which the step is within the budget for this group.
 
     What is removed is proportional to 1 - keep, so 1 - keep may at most be (1 - row.keep) * budget / excess.
     """
@@ -115,9 +115,9 @@ def smallest_keep(row: FairnessRow, budget: float) -> float:
 def wilson(count: int, total: int) -> tuple[float, float]:
     """Both ends of the 95 % score interval of a share (Wilson 1927)."""
     share, shrink = count / total, 1 + _Z**2 / total
-    centre = (share + _Z**2 / (2 * total)) / shrink
+    center = (share + _Z**2 / (2 * total)) / shrink
     half = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _rows(step: BoundStep) -> Iterator[FairnessRow]:
@@ -139,21 +139,21 @@ def _row(step: BoundStep, axis: str, group: str, form: Form, total: Counter, rem
     low, high = wilson(removed[key], total[key])
     reference_low, reference_high = wilson(removed[reference], total[reference])
     excess = share - reference_share
-    left = 1 - step.keep
+    dropped = 1 - step.keep
     return FairnessRow(
         step=step.name,
         axis=axis,
         group=group,
         form=form,
         num_templates=total[key],
-        removed=share * left,
-        low=low * left,
-        high=high * left,
-        reference_removed=reference_share * left,
-        excess=excess * left,
-        excess_low=(excess - math.hypot(share - low, reference_high - reference_share)) * left,
-        excess_high=(excess + math.hypot(high - share, reference_share - reference_low)) * left,
-        judged=reference_share <= _TELLING,
+        removed=share * dropped,
+        low=low * dropped,
+        high=high * dropped,
+        reference_removed=reference_share * dropped,
+        excess=excess * dropped,
+        excess_low=(excess - math.hypot(share - low, reference_high - reference_share)) * dropped,
+        excess_high=(excess + math.hypot(high - share, reference_share - reference_low)) * dropped,
+        judged=reference_share <= _MAX_JUDGED,
         keep=step.keep,
         can_keep=step.can_keep,
     )

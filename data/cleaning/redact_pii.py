@@ -1,7 +1,7 @@
-"""Personal and confidential data in text: found by shape and, where there is one, by checksum; replaced by a word.
+"""Personal and confidential data in text, recognized by shape and, where there is one, by checksum; and replaced.
 
-Shapes only: names, addresses and birthdays stay. Each pattern reads a text in time linear in its length, whatever the
-text is: repeats are bounded or possessive, and what one part may hold, the next does not begin with.
+Names, addresses and birthdays have no shape and are kept. Each pattern reads any text in time linear in its length:
+repeats are bounded or possessive, and no part of a pattern begins with a character that the part before may hold.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from data.cleaning.step import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class RedactPII:
-    """Put placeholders where personal data stood; any text will do, the empty one too, and null leaves that kind."""
+    """Replace personal data by placeholders. A placeholder may be any text, also an empty one; null keeps that kind."""
 
     email: str | None = "[EMAIL]"
     """Placeholder of e-mail addresses."""
@@ -33,15 +33,15 @@ class RedactPII:
     Slack, Stripe), JSON web tokens, and private keys in PEM."""
 
     def check(self, where: str) -> None:
-        """Every placeholder will do."""
+        """Nothing can be wrong: every placeholder is allowed."""
 
 
 class _Kind(NamedTuple):
     possible: Callable[[str], object]
-    """A quick look whether a text can hold any; most texts hold none."""
+    """A quick test whether a text may hold any; most texts hold none."""
     pattern: re.Pattern[str]
     length: Callable[[re.Match[str]], int]
-    """How many characters of a match are what it looks like; 0 for a false alarm."""
+    """How many characters of a match are to be replaced; 0 for a false alarm."""
 
 
 def redact_pii(texts: list[str], rule: RedactPII) -> Outcome:

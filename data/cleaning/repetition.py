@@ -15,17 +15,17 @@ from data.cleaning.words import split_words
 class Repetition:
     """The repetition rules of Gopher (Rae et al. 2021, table A1); a part above its bound drops the document.
 
-    A bound of None leaves a rule out, an n that is not named too. Characters are parts of the whole text's.
+    A bound of None turns a rule off, and so does leaving an n out. Shares of characters are of the whole text's.
     """
 
     duplicate_paragraphs: float | None = 0.30
     """Part of the paragraphs (between blank lines) that repeat an earlier one."""
     duplicate_paragraph_characters: float | None = 0.20
-    """Part of the characters that stand in such paragraphs."""
+    """Part of the characters that are in such paragraphs."""
     duplicate_lines: float | None = 0.30
     """Part of the lines that repeat an earlier line."""
     duplicate_line_characters: float | None = 0.20
-    """Part of the characters that stand in such lines."""
+    """Part of the characters that are in such lines."""
     top_ngrams: dict[int, float] = field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
     """Part of the characters in the most frequent n-gram of words, for each n; once is no repetition."""
     duplicate_ngrams: dict[int, float] = field(
@@ -79,7 +79,7 @@ def _repeated_ngrams(text: str, rule: Repetition) -> str | None:
     """Reason of the first n-gram rule that the words of the text break.
 
     `groups` numbers the n-grams at `positions` so that equal ones share a number. An n-gram can only repeat where its
-    first n-1 words do, so each n looks at what the one before has left: next to nothing in ordinary text.
+    first n-1 words do, so each n looks only at the repetitions of the n before: next to none in ordinary text.
     """
     words = split_words(text)
     numbering: defaultdict[str, int] = defaultdict(count().__next__)
@@ -109,8 +109,8 @@ def _repeated_ngrams(text: str, rule: Repetition) -> str | None:
 
 
 def _repeated_characters(positions: np.ndarray, groups: np.ndarray, ends: np.ndarray, n: int) -> int:
-    """Characters of the n-grams that an earlier one equals, read from left to right: after one of them reading goes on
-    behind it, so that no character counts twice."""
+    """Characters of the n-grams that repeat an earlier one, read from left to right and without overlap, so that no
+    character counts twice."""
     seen: set[int] = set()
     free = characters = 0
     for position, group in zip(positions.tolist(), groups.tolist(), strict=True):

@@ -1,7 +1,7 @@
-"""What a cleaning step is: a pure function of a batch of texts and of its parameters.
+"""Cleaning steps: each is a pure function of a batch of texts and of its parameters.
 
 Each step's module holds the frozen dataclass of its parameters (with a `check`) and the function of the same name;
-`data/cleaning/recipe.py` lists them under the names that a configuration uses.
+`data/cleaning/recipe.py` lists them by their names in the config.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What a step made of a batch of texts."""
+    """The result of a step on a batch of texts."""
 
     texts: list[str]
     reasons: list[str | None]
@@ -17,11 +17,11 @@ class Outcome(NamedTuple):
     counts: Mapping[str, int] = {}
     """How often something was changed (`step/change`)."""
     metadata: list[dict[str, Any]] | None = None
-    """What the step found out about each text, added to its document's metadata; None where it finds out nothing."""
+    """What the step adds to the metadata of each text's document; None where it adds nothing."""
 
 
 def judged(texts: list[str], judge: Callable[[str], str | None]) -> Outcome:
-    """The outcome of a step that changes no text: `judge` says why one is dropped, or None."""
+    """The outcome of a step that changes no text; `judge` returns the reason why a text is dropped, or None."""
     return Outcome(texts, [judge(text) for text in texts])
 
 

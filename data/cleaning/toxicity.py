@@ -1,4 +1,4 @@
-"""Toxicity: the linear classifier that the alt-profanity-check package carries, sentence by sentence.
+"""Toxicity: the linear classifier of the alt-profanity-check package, sentence by sentence.
 
 It is a word-weight model (TF-IDF and a calibrated linear SVM, trained on English comments): quick, English only, and
 unfair. It scores neutral mentions of minorities high, so a recipe with this step needs the ledger of
@@ -18,16 +18,16 @@ from data.cleaning.step import Outcome, check_share
 
 @dataclass(frozen=True, kw_only=True)
 class Toxicity:
-    """Drop a document of which too large a part is offensive.
+    """Drop a document when too large a share of it is offensive.
 
     Sentences are judged, not documents: the score of a long text is an average over its words, in which an insult
-    drowns. A sentence ends at a line break, or at a full stop, an exclamation or a question mark before white space.
+    is lost. A sentence ends at a line break, or at a full stop, an exclamation or a question mark before white space.
     """
 
     max_score: float = 0.9
     """A sentence that scores above this is offensive."""
     max_share: float = 0.1
-    """Part of the document's characters that may stand in offensive sentences; 0 drops it for a single one."""
+    """Share of the document's characters that may be in offensive sentences; 0 drops it for a single one."""
 
     def check(self, where: str) -> None:
         check_share(f"{where}.max_score", self.max_score)
@@ -41,13 +41,13 @@ _MAX_SENTENCE = 2000
 
 def toxicity(texts: list[str], rule: Toxicity) -> Outcome:
     sentences = [_sentences(text) for text in texts]
-    scores = score([sentence for found in sentences for sentence in found])
+    scores = score([sentence for of_text in sentences for sentence in of_text])
     reasons: list[str | None] = []
     start = 0
-    for found in sentences:
-        lengths = np.array([len(sentence) for sentence in found], dtype=np.int64)
-        offensive = lengths[scores[start : start + len(found)] > rule.max_score].sum()
-        start += len(found)
+    for of_text in sentences:
+        lengths = np.array([len(sentence) for sentence in of_text], dtype=np.int64)
+        offensive = lengths[scores[start : start + len(of_text)] > rule.max_score].sum()
+        start += len(of_text)
         reasons.append("toxicity/score" if offensive > rule.max_share * lengths.sum() else None)
     return Outcome(texts, reasons)
 
@@ -61,15 +61,17 @@ def score(sentences: list[str]) -> np.ndarray:
 
 
 def _sentences(text: str) -> list[str]:
-    pieces = (piece for piece in _SENTENCE_END.split(text) if piece)
-    return [piece[at : at + _MAX_SENTENCE] for piece in pieces for at in range(0, len(piece), _MAX_SENTENCE)]
+    sentences = (sentence for sentence in _SENTENCE_END.split(text) if sentence)
+    return [
+        sentence[at : at + _MAX_SENTENCE] for sentence in sentences for at in range(0, len(sentence), _MAX_SENTENCE)
+    ]
 
 
 @lru_cache(maxsize=1)
 def _model() -> tuple[Any, Any]:
-    """The vectorizer and the classifier, once a process. Raises RuntimeError where they answer wrongly."""
+    """The vectorizer and the classifier, loaded once in a process. Raises RuntimeError when they score wrongly."""
     with warnings.catch_warnings():
-        # scikit-learn warns of a pickle of another version of it. What counts is how the model answers.
+        # scikit-learn warns of a pickle of another version; the scores below show whether it works.
         warnings.filterwarnings("ignore", message="Trying to unpickle estimator")
         from profanity_check import profanity_check
     vectorizer, classifier = profanity_check.vectorizer, profanity_check.model

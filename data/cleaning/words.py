@@ -1,4 +1,4 @@
-"""Words: the one rule by which the quality and repetition steps cut a text.
+"""Words, as the quality and repetition steps split a text into them.
 
 It follows the English tokenizer that corpus filters commonly count by (spaCy's, behind datatrove's filters), so that
 published bounds keep their meaning: words and the marks around them apart, contractions in two (`do n't`), compounds at
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 _MOST_REMEMBERED = 1 << 17
 _LONGEST_REMEMBERED = 32
 _LONGEST_WORD = 256
-"""Beyond this many characters, what stands between white space is data; it is cut plainly, in linear time."""
+"""More characters than this without white space are data; they are split by a simpler rule, in linear time."""
 
 _ABBREVIATIONS = (
     "Adm Ala Apr Ariz Ark Aug Bros Calif Co Colo Conn Corp Dec Del Dr Feb Fla Ga Gen Gov Ill Inc Ind Jan Jr Jul Jun "
@@ -53,7 +53,7 @@ _PLAIN = regex.compile(r"\w+|[^\w\s]")
 
 
 class Remembered(dict[str, Value]):
-    """`function` of every short string met so far, within bounds: most of a text repeats what was met before."""
+    """A bounded cache of `function` for short strings: most of a text repeats strings that occurred before."""
 
     def __init__(self, function: Callable[[str], Value]) -> None:
         self.function = function
@@ -69,21 +69,21 @@ class Remembered(dict[str, Value]):
 
 def split_words(text: str) -> list[str]:
     """The words and marks of a text, in order; joined, they are the text without its white space."""
-    return list(chain.from_iterable(map(_PIECES.__getitem__, text.split())))
+    return list(chain.from_iterable(map(_WORDS_OF.__getitem__, text.split())))
 
 
-def _pieces(chunk: str) -> tuple[str, ...]:
+def _split_string(string: str) -> tuple[str, ...]:
     """Marks before, what they enclose, marks after."""
-    if chunk.isalpha() and chunk not in _FUSED:
-        return (chunk,)
-    if len(chunk) > _LONGEST_WORD:
-        return tuple(_PLAIN.findall(chunk))
-    start, stop = 0, len(chunk)
+    if string.isalpha() and string not in _FUSED:
+        return (string,)
+    if len(string) > _LONGEST_WORD:
+        return tuple(_PLAIN.findall(string))
+    start, stop = 0, len(string)
     before: list[str] = []
     after: list[str] = []
-    while start < stop and not _WHOLE.fullmatch(chunk, start, stop):
-        first, last = _PREFIX.match(chunk, start, stop), _SUFFIX.match(chunk, start, stop)
-        if last and (first is None or _WHOLE.fullmatch(chunk, start, last.start())):
+    while start < stop and not _WHOLE.fullmatch(string, start, stop):
+        first, last = _PREFIX.match(string, start, stop), _SUFFIX.match(string, start, stop)
+        if last and (first is None or _WHOLE.fullmatch(string, start, last.start())):
             after.append(last[0])
             stop = last.start()
         elif first:
@@ -91,18 +91,18 @@ def _pieces(chunk: str) -> tuple[str, ...]:
             start = first.end()
         else:
             break
-    return *before, *_inner(chunk[start:stop]), *reversed(after)
+    return *before, *_inner(string[start:stop]), *reversed(after)
 
 
 def _inner(core: str) -> Sequence[str]:
     if not core or core.isalpha() and core not in _FUSED or _WHOLE.fullmatch(core):
         return [core] if core else []
-    if found := _CONTRACTION.fullmatch(core):
-        return [part for part in found.groups() if part]
+    if contraction := _CONTRACTION.fullmatch(core):
+        return [part for part in contraction.groups() if part]
     return [part for part in _INFIX.split(core) if part]
 
 
 _FUSED = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta"))
 
 
-_PIECES = Remembered(_pieces)
+_WORDS_OF = Remembered(_split_string)

@@ -22,10 +22,10 @@ _BLOCK_PAIRS = 1 << 14
 def links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
     """Pairs of signatures, int64 [M, 2] of their rows, that share a key and agree in at least `threshold` of values.
 
-    Entry e says that signature `members[e]` (int64 [E]) has key `keys[e]` (uint64 [E]); the signatures, uint32 [N, K],
-    differ. Those with one key form a group, taken in the order of their digests, so that nothing depends on how the
-    documents are distributed. Each is compared with the group's first and with its next `WINDOW`, except pairs that the
-    first connects already: links enough to know what is connected, in a time linear in E.
+    Entry e says that signature `members[e]` (int64 [E]) has key `keys[e]` (uint64 [E]). No two of the signatures,
+    uint32 [N, K], are equal. Those with one key form a group, taken in the order of their digests, so that nothing
+    depends on how the documents are distributed. Each is compared with the group's first and with its next `WINDOW`,
+    except pairs that the first connects already: links enough to know what is connected, in a time linear in E.
     """
     order = np.lexsort((digests(signatures)[members], keys))
     members = members[order]
@@ -35,18 +35,18 @@ def links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: N
     with_first = np.ones(len(order), bool)
     with_first[later] = _agree(signatures, members[starts[later]], members[later], rule)
     linked = later[with_first[later]]
-    found = [np.stack([starts[linked], linked], axis=1)]
+    pairs = [np.stack([starts[linked], linked], axis=1)]
     followed = later
     for step in range(1, WINDOW + 1):
         followed = followed[followed + step < ends[followed]]
-        left = followed[~(with_first[followed] & with_first[followed + step])]
-        left = left[_agree(signatures, members[left], members[left + step], rule)]
-        found.append(np.stack([left, left + step], axis=1))
-    return members[np.concatenate(found)]
+        candidates = followed[~(with_first[followed] & with_first[followed + step])]
+        agreeing = candidates[_agree(signatures, members[candidates], members[candidates + step], rule)]
+        pairs.append(np.stack([agreeing, agreeing + step], axis=1))
+    return members[np.concatenate(pairs)]
 
 
 def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the run of equal keys begins and ends, for every position."""
+    """For every position, where the run of equal keys that it is in begins and ends."""
     new = np.ones(len(sorted_keys), bool)
     new[1:] = sorted_keys[1:] != sorted_keys[:-1]
     begins = np.flatnonzero(new)
@@ -54,32 +54,31 @@ def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return begins[group], np.append(begins[1:], len(sorted_keys))[group]
 
 
-def _agree(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, rule: NearDuplicates) -> np.ndarray:
+def _agree(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, rule: NearDuplicates) -> np.ndarray:
     """Whether each pair of rows is equal in at least `threshold` of the values."""
-    made = np.empty(len(left), bool)
-    for begin in range(0, len(left), _BLOCK_PAIRS):
+    agree = np.empty(len(rows), bool)
+    for begin in range(0, len(rows), _BLOCK_PAIRS):
         block = slice(begin, begin + _BLOCK_PAIRS)
-        equal = (signatures[left[block]] == signatures[right[block]]).mean(axis=1)
-        made[block] = equal >= rule.threshold
-    return made
+        equal = (signatures[rows[block]] == signatures[others[block]]).mean(axis=1)
+        agree[block] = equal >= rule.threshold
+    return agree
 
 
 def components(number: int, pairs: np.ndarray) -> np.ndarray:
     """The lowest member of each node's connected component, int64 [number], for `pairs` int64 [M, 2] of nodes."""
     lowest = np.arange(number)
     while True:
-        left, right = lowest[pairs[:, 0]], lowest[pairs[:, 1]]
-        apart = left != right
-        if not apart.any():
+        ends = lowest[pairs]
+        ends = ends[ends[:, 0] != ends[:, 1]]
+        if not len(ends):
             return lowest
-        left, right = left[apart], right[apart]
-        np.minimum.at(lowest, np.maximum(left, right), np.minimum(left, right))
+        np.minimum.at(lowest, ends.max(axis=1), ends.min(axis=1))
         while not np.array_equal(lowest, shorter := lowest[lowest]):
             lowest = shorter
 
 
 def representatives(ids: Sequence[str], texts: Sequence[str], rule: NearDuplicates) -> list[int]:
-    """The position of the document that is kept of each document's cluster; of equal ids the first one counts."""
+    """For each document, the position of the document that its cluster keeps; of equal ids the first one counts."""
     every = signatures(texts, rule)
     _, first, which = np.unique(digests(every), return_index=True, return_inverse=True)
     distinct = every[first]
@@ -89,4 +88,4 @@ def representatives(ids: Sequence[str], texts: Sequence[str], rule: NearDuplicat
     kept: dict[int, int] = {}
     for position in sorted(range(len(ids)), key=lambda position: (ids[position], position)):
         kept.setdefault(int(cluster[position]), position)
-    return [kept[int(own)] for own in cluster]
+    return [kept[int(number)] for number in cluster]

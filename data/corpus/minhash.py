@@ -25,7 +25,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class _Spacing(dict[int, int | str]):
-    """What becomes of each character before a text is cut at white space; filled as characters come up."""
+    """What replaces each character before a text is split at white space; filled when a character first occurs."""
 
     def __missing__(self, code: int) -> int | str:
         character = chr(code)
@@ -45,7 +45,7 @@ _SPACING = _Spacing()
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as `NearDuplicates` says; a text without any (`!!!`) is its only word."""
+    """The words of a text, as `NearDuplicates` defines them; a text without words (`!!!`) is one word."""
     normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return normal.translate(_SPACING).split() or [normal]
 
@@ -56,13 +56,13 @@ def _word_hash(word: str) -> int:
 
 
 def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shingles of consecutive texts, as (64-bit hashes, where each text's begin), blocks of some 65,536."""
+    """(64-bit hashes, first position of each text) of the shingles of consecutive texts, in blocks of about 65,536."""
     hashes: list[np.ndarray] = []
     size = 0
     for text in texts:
-        own = words(text)
-        hashed = np.zeros(max(len(own), ngram), np.uint64)  # zeros fill up a text that is shorter than a shingle
-        hashed[: len(own)] = np.fromiter(map(_word_hash, own), np.uint64, len(own))
+        text_words = words(text)
+        hashed = np.zeros(max(len(text_words), ngram), np.uint64)  # zeros fill up a text shorter than a shingle
+        hashed[: len(text_words)] = np.fromiter(map(_word_hash, text_words), np.uint64, len(text_words))
         hashes.append(hashed)
         size += len(hashed)
         if size >= _BLOCK_SHINGLES:
@@ -75,15 +75,15 @@ def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarr
 def _shingles(hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Every run of `ngram` words inside one text as a mixed polynomial of its words' hashes, uint64.
 
-    A short text is a single shingle, so these bits alone tell it from the corpus's other short ones.
+    A short text is a single shingle, so these bits alone distinguish it from other short texts.
     """
     joined = np.concatenate(hashes)
-    ends = np.cumsum([len(own) for own in hashes])
+    ends = np.cumsum([len(text_hashes) for text_hashes in hashes])
     runs = np.zeros(len(joined) - ngram + 1, np.uint64)
-    for place in range(ngram):
-        runs = runs * _FACTOR + joined[place : place + len(runs)]
+    for offset in range(ngram):
+        runs = runs * _FACTOR + joined[offset : offset + len(runs)]
     inside = np.ones(len(joined), bool)
-    inside[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs would go on into the next text
+    inside[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs reach into the next text
     starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(hashes))
     return mixed(runs[inside[: len(runs)]]), starts
 
@@ -92,7 +92,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 under which every bit depends on all: the finaliser of MurmurHash3 (Appleby)."""
+    """A bijection of uint64 under which every bit depends on all: the finalizer of MurmurHash3 (Appleby)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
     return values ^ (values >> np.uint64(33))
@@ -112,20 +112,20 @@ def signatures(texts: Sequence[str], rule: NearDuplicates) -> np.ndarray:
     """MinHash signatures, uint32 [N, bands * rows].
 
     An ordering is h -> a h + b mod 2^64 with an odd a: a linear permutation (Broder et al. 2000) of hashes whose bits
-    are mixed already. Of the least value the upper 32 bits are kept; they decide the order as good as alone.
+    are mixed already. Only the upper 32 bits of the least value are kept; they decide the order almost alone.
     """
     multipliers, offsets = _orderings(rule.bands * rule.rows)
-    made = np.empty((len(texts), rule.bands * rule.rows), np.uint32)
+    signature = np.empty((len(texts), rule.bands * rule.rows), np.uint32)
     begin = 0
     for shingles, starts in _shingle_blocks(texts, rule.ngram):
         values = np.empty_like(shingles)
-        rows = made[begin : begin + len(starts)]
-        for place, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):
+        rows = signature[begin : begin + len(starts)]
+        for column, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):
             np.multiply(shingles, multiplier, out=values)
             np.add(values, offset, out=values)
-            rows[:, place] = np.minimum.reduceat(values, starts) >> np.uint64(32)
+            rows[:, column] = np.minimum.reduceat(values, starts) >> np.uint64(32)
         begin += len(starts)
-    return made
+    return signature
 
 
 def band_hashes(signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
@@ -142,6 +142,6 @@ def digests(signatures: np.ndarray) -> np.ndarray:
 def _folded(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
     """A hash of the last axis, uint64."""
     folded = mixed(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
-    for place in range(values.shape[-1]):
-        folded = mixed(folded * _FACTOR + values[..., place])
+    for position in range(values.shape[-1]):
+        folded = mixed(folded * _FACTOR + values[..., position])
     return folded

@@ -1,7 +1,7 @@
-"""What characters the bytes of an HTML page stand for, as browsers decide it.
+"""The character encoding of HTML pages, as browsers decide it.
 
-HTML Living Standard, 13.2.3.2: a byte order mark, then what the transport says, then what the page says of itself in
-its first 1024 bytes. A page without any of these is UTF-8 where that fits and windows-1252 where not.
+HTML Living Standard, 13.2.3.2: a byte order mark, then the transport's charset, then the page's own declaration in its
+first 1024 bytes. A page without any of these is UTF-8 if it is valid UTF-8, and windows-1252 otherwise.
 """
 
 import codecs
@@ -17,9 +17,9 @@ _XML = re.compile(rb"\A<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
 
 
 def decode_html(raw: bytes, transport: str | None = None) -> str:
-    """The page's text; like in a browser, bytes that its encoding does not know become U+FFFD.
+    """The page's text; as in a browser, bytes that are invalid in its encoding become U+FFFD.
 
-    `transport` is the charset that came with the page from outside (HTTP's Content-Type).
+    `transport` is the charset in HTTP's Content-Type.
     """
     for mark, encoding in _MARKS.items():
         if raw.startswith(mark):
@@ -33,14 +33,14 @@ def decode_html(raw: bytes, transport: str | None = None) -> str:
 
 
 def _declared(head: bytes) -> str | None:
-    found = _META.search(_COMMENT.sub(b"", head)) or _XML.search(head)
-    if found is None:
+    declaration = _META.search(_COMMENT.sub(b"", head)) or _XML.search(head)
+    if declaration is None:
         return None
-    encoding = _known(found[1].decode("ascii", "replace"))
-    # A page whose ASCII could be read to find this is no UTF-16, whatever it says.
+    encoding = _known(declaration[1].decode("ascii", "replace"))
+    # A page whose declaration could be read as ASCII is not UTF-16, whatever it declares.
     return "utf-8" if encoding and encoding.startswith("utf-16") else encoding
 
 
 def _known(label: str | None) -> str | None:
-    """Python's name of an encoding that the web knows by this label; None for any other, like `idna` or `hex`."""
+    """Python's name of the encoding with this label on the web; None for other labels, like `idna` or `hex`."""
     return map_encoding_to_html5(label.strip().strip("\"'"), fallback_utf8=False) if label else None

@@ -1,8 +1,8 @@
 """The bytes of any file on an fsspec URL, block by block and decompressed.
 
-Compression is told by the name: .gz, .bz2, .xz, .lzma, .zst (each with any number of members one after another, as
-`cat a.gz b.gz` makes them) and a .zip of one file. What is wrong with a file's content surfaces as an error that
-`is_damage` knows; an error of the file system or the network stays what it is.
+The name says how a file is compressed: .gz, .bz2, .xz, .lzma, .zst (each with any number of members one after another,
+as `cat a.gz b.gz` makes them) and a .zip of one file. Damaged content raises an error that `is_damage` knows; errors of
+the file system and the network pass through.
 """
 
 import bz2
@@ -21,7 +21,7 @@ import zstandard
 
 BLOCK_BYTES = 1 << 20
 _REMOTE_BLOCK_BYTES = 4 << 20  # one request of an object store
-_SLICE_BYTES = 2048
+_INPUT_BYTES = 2048
 """Fed to a decompressor at once. Zstandard, the densest, makes 128 KiB of 4 bytes, so at most 64 MiB come out."""
 _MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for, the most there is
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -30,12 +30,13 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.
 
 class Codec(NamedTuple):
     magic: bytes
-    """How each member begins."""
+    """The first bytes of each member."""
     decompressor: Callable[[], Any]
-    """Makes what decompresses one member (`decompress`, `eof`, `unused_data`)."""
+    """Makes an object that decompresses one member (`decompress`, `eof`, `unused_data`)."""
 
 
 def zstd_decompressor(dictionary: zstandard.ZstdCompressionDict | None = None) -> Any:
+    """An object that decompresses one zstd member, whatever window it was compressed with."""
     return zstandard.ZstdDecompressor(dictionary, max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
 
 
@@ -46,18 +47,18 @@ CODECS = {
     "lzma": Codec(b"\x5d\0\0", lzma.LZMADecompressor),
     "zst": Codec(b"\x28\xb5\x2f\xfd", zstd_decompressor),
 }
-"""By the last part of a file's name, in small letters."""
+"""By the extension of a file's name, in lower case."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a file's content is to blame, as decompressors tell it, and not the file system or the network."""
+    """Whether an error means damaged content, as decompressors report it, and not a failing file system or network."""
     if isinstance(error, _DAMAGE):
         return True
     return type(error) is OSError and error.args == ("Invalid data stream",)  # all that bz2 says
 
 
 def extension(url: str) -> str:
-    """The last part of the file's name, in small letters: `gz` of `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
+    """The extension of the file's name, in lower case: `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
     return url.partition("::")[0].rpartition("/")[2].rpartition(".")[2].lower()
 
 
@@ -67,14 +68,14 @@ def is_compressed(url: str) -> bool:
 
 @contextmanager
 def opened(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
-    """The file as it is stored; a remote one is fetched as it is read, that many bytes ahead."""
+    """The file as it is stored; a remote one is fetched while it is read, `block_bytes` ahead."""
     if "://" not in url:
         with open(url, "rb", buffering=0) as file:
             yield file
         return
     fs, path = fsspec.core.url_to_fs(url)  # an archive closes with the last reference to its file system
     options: dict[str, Any] = {"block_size": block_bytes, "cache_type": "readahead"}
-    if "::" in url:  # how an archive's own file is fetched is settled by its file system
+    if "::" in url:  # the archive's file system decides how it fetches
         options = {}
     elif not gives_ranges(url):
         options = {"block_size": 0}  # as one stream
@@ -83,7 +84,7 @@ def opened(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[byte
 
 
 def gives_ranges(url: str) -> bool:
-    """Whether one may begin to read within the file. Simple web servers send files only whole."""
+    """Whether reading may begin within the file; simple web servers send files only whole."""
     if not url.startswith(("http://", "https://")):
         return True
     fs, path = fsspec.core.url_to_fs(url)
@@ -91,7 +92,7 @@ def gives_ranges(url: str) -> bool:
         try:
             file.seek(1)
             file.read(1)
-        except ValueError:  # says fsspec
+        except ValueError:  # raised by fsspec
             return False
     return True
 
@@ -114,21 +115,21 @@ def raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """`blocks`, with a file whose byte order mark tells of UTF-16 turned into UTF-8."""
-    made = blocks(url, start)
-    first = next(made, b"")
-    content = chain([first], made) if first else iter(())
+    """The blocks of `blocks`; a file whose byte order mark says UTF-16 is converted to UTF-8."""
+    rest = blocks(url, start)
+    first = next(rest, b"")
+    content = chain([first], rest) if first else iter(())
     encoding = utf16_of(first) if not start else None
     return content if encoding is None else _as_utf8(content, encoding)
 
 
 def utf16_of(head: bytes) -> str | None:
-    """The kind of UTF-16 that a file's first four bytes tell of. UTF-32, which begins alike, is none."""
+    """The byte order of a UTF-16 file, by its first four bytes; None for other files. UTF-32 begins like UTF-16."""
     return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16.get(head[:2])
 
 
 def _as_utf8(content: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """What is broken in UTF-16 comes out as bytes that are broken in UTF-8, so it costs the one record it stands in."""
+    """The content as UTF-8. Invalid UTF-16 becomes invalid UTF-8, so it costs only the record that holds it."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     for block in content:
         yield decoder.decode(block).encode("utf-8", "surrogatepass")
@@ -146,16 +147,16 @@ def _only_member(file: IO[bytes]) -> Iterator[bytes]:
 
 
 class Decompressed:
-    """Iterator over the decompressed blocks of every member of a file, from where the file stands."""
+    """Iterator over the decompressed blocks of every member of a file, from the file's position on."""
 
     def __init__(self, file: IO[bytes], codec: Codec):
         self._file = file
         self._codec = codec
         self.member = file.tell()
-        """Where in the file the member under way begins."""
+        """Position in the file at which the current member begins."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises EOFError where the file ends within a member, and what the decompressor says of a damaged one."""
+        """Raises EOFError where the file ends within a member, and the decompressor's error for a damaged one."""
         held: list[bytes] = []
         size = 0
         try:
@@ -167,7 +168,7 @@ class Decompressed:
                     held, size = [], 0
         except Exception:
             if size:
-                yield b"".join(held)  # what stands before the damage
+                yield b"".join(held)  # the content before the damage
             raise
         if size:
             yield b"".join(held)
@@ -183,9 +184,9 @@ class Decompressed:
                     self.member = position + begin
                     engine = self._codec.decompressor() if begin < len(block) else None
                     continue
-                piece = block[begin : begin + _SLICE_BYTES]
-                yield engine.decompress(piece)
-                begin += len(piece)
+                packed = block[begin : begin + _INPUT_BYTES]
+                yield engine.decompress(packed)
+                begin += len(packed)
                 if engine.eof:
                     begin -= len(engine.unused_data)
                     engine = None

@@ -12,10 +12,10 @@ _OTHER_DELIMITERS = (";", "\t", "|")
 _MARK = b"\xef\xbb\xbf"
 
 
-def csv_records(source: Source, piece: ReadRange) -> Records:
-    """One record a row, at the offset of its first line. Blank lines are none; a row as wide as the header is one."""
-    csv.field_size_limit(sys.maxsize)  # of this process; rows are bounded by `_Lines`
-    feed = _Lines(lines(utf8_blocks(piece.url)))
+def csv_records(source: Source, read_range: ReadRange) -> Records:
+    """One record for each row, at the offset of its first line. Blank lines are skipped; rows fit the header."""
+    csv.field_size_limit(sys.maxsize)  # for this process; `_Lines` bounds the rows
+    feed = _Lines(lines(utf8_blocks(read_range.url)))
     header: list[str] = []
     for offset, row in _rows(feed, source.delimiter):
         if header and not isinstance(row, Bad):
@@ -34,16 +34,16 @@ def csv_records(source: Source, piece: ReadRange) -> Records:
 
 
 def _width(row: list[str], header: list[str]) -> Bad:
-    seen = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
-    advice = f"; the header looks separated by {seen!r}: give the source delimiter: {seen!r}" if seen else ""
+    likely = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
+    advice = f"; the header looks separated by {likely!r}: give the source delimiter: {likely!r}" if likely else ""
     return Bad(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
 
 
 class _Lines:
-    """The lines for the csv module, which takes as many as a row needs; remembers those of the row under way."""
+    """The lines for the csv module, which takes as many as a row needs; remembers those of the current row."""
 
-    def __init__(self, found: Iterator[tuple[int, bytes | Bad]]):
-        self._found = found
+    def __init__(self, numbered: Iterator[tuple[int, bytes | Bad]]):
+        self._numbered = numbered
         self.begin()
 
     def begin(self) -> None:
@@ -57,7 +57,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        offset, line = next(self._found)
+        offset, line = next(self._numbered)
         if self.offset is None:
             self.offset = offset
         if isinstance(line, Bad):
@@ -72,7 +72,7 @@ class _Lines:
             return line.decode()
         except UnicodeDecodeError:
             self.is_utf8 = False
-            return line.decode(errors="surrogateescape")  # its commas and quotes are still to be told
+            return line.decode(errors="surrogateescape")  # its commas and quotes still count
 
 
 def _rows(feed: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:

@@ -1,4 +1,4 @@
-"""JSON: one record a line, or a file that is one array or object of records."""
+"""JSON: one record on each line, or a file that is one array or object of records."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 from data.document import Bad, ReadRange, Source, is_too_long, too_long
 from data.sources.compression import utf8_blocks
-from data.sources.records import Records, Window, decoded, lines
+from data.sources.records import Buffer, Records, decoded, lines
 
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote that ends it
 _IN_RECORD = re.compile(rb'[^"\[\]{}]*+')
@@ -16,13 +16,13 @@ _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+")
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
 
 
-def jsonl_records(source: Source, piece: ReadRange) -> Records:
-    """The lines that begin in the piece: a range that begins within a line leaves it to the range before."""
-    before = max(piece.start - 1, 0)
-    found = lines(utf8_blocks(piece.url, before), before, piece.stop)
-    if piece.start > 0:
-        next(found, None)
-    for offset, line in found:
+def jsonl_records(source: Source, read_range: ReadRange) -> Records:
+    """The records of the lines that begin in the range; a line that begins before it belongs to the range before."""
+    before = max(read_range.start - 1, 0)
+    numbered = lines(utf8_blocks(read_range.url, before), before, read_range.stop)
+    if read_range.start > 0:
+        next(numbered, None)
+    for offset, line in numbered:
         if isinstance(line, Bad):
             yield offset, line
         elif line.strip():
@@ -30,7 +30,7 @@ def jsonl_records(source: Source, piece: ReadRange) -> Records:
 
 
 def parsed(raw: bytes, rule: str) -> dict[str, Any] | Bad:
-    """The JSON object that the bytes hold, or why they hold none."""
+    """The JSON object in the bytes, or the reason why there is none."""
     try:
         record = json.loads(decoded(raw))
     except Bad as bad:
@@ -42,16 +42,16 @@ def parsed(raw: bytes, rule: str) -> dict[str, Any] | Bad:
     return record if isinstance(record, dict) else Bad(f"{rule}, not {type(record).__name__}")
 
 
-def json_records(source: Source, piece: ReadRange) -> Records:
+def json_records(source: Source, read_range: ReadRange) -> Records:
     """The items of an array, or the values of an object with their key as `$key`; the offset is their number."""
     rule = "a record must be a JSON object"
-    window = Window(utf8_blocks(piece.url))
-    opening = _first_byte(window)
+    buffer = Buffer(utf8_blocks(read_range.url))
+    opening = _first_byte(buffer)
     if opening == "[":
-        for index, raw in enumerate(_items(window)):
+        for index, raw in enumerate(_items(buffer)):
             yield index, raw if isinstance(raw, Bad) else parsed(raw, rule)
     elif opening == "{":
-        for index, raw in enumerate(_items(window)):
+        for index, raw in enumerate(_items(buffer)):
             member = raw if isinstance(raw, Bad) else parsed(b"{%b}" % raw, rule)
             if isinstance(member, dict):
                 (key, value), *_ = [*member.items(), ("", None)]
@@ -61,69 +61,69 @@ def json_records(source: Source, piece: ReadRange) -> Records:
         yield 0, Bad("malformed JSON: a file must hold an array or an object of records")
 
 
-def _first_byte(window: Window) -> str:
-    """Take away a byte order mark, blanks and the first character after them; return it, "" at the end."""
-    while window.more():
-        end = _end(_BLANK, window, 0)
-        if end < len(window.data):
-            first = chr(window.data[end])
-            window.drop(end + 1)
+def _first_byte(buffer: Buffer) -> str:
+    """Drop a byte order mark, blanks and the first character after them; return that character, "" at the end."""
+    while buffer.more():
+        end = _end(_BLANK, buffer, 0)
+        if end < len(buffer.data):
+            first = chr(buffer.data[end])
+            buffer.drop(end + 1)
             return first
     return ""
 
 
-def _end(pattern: re.Pattern[bytes], window: Window, position: int) -> int:
-    match = pattern.match(window.data, position)
+def _end(pattern: re.Pattern[bytes], buffer: Buffer, position: int) -> int:
+    match = pattern.match(buffer.data, position)
     assert match is not None, "patterns here match the empty string"
     return match.end()
 
 
-def _items(window: Window) -> Iterator[bytes | Bad]:
-    """What stands between the commas of the array or object whose bracket was just taken away.
+def _items(buffer: Buffer) -> Iterator[bytes | Bad]:
+    """The items between the commas of the array or object whose opening bracket was just dropped.
 
-    Brackets and quotes are all that is looked at, so that one record at a time is held and parsed, and a malformed one
-    costs no other as long as its brackets and quotes are balanced.
+    Only brackets and quotes are looked at, so that one record at a time is held and parsed, and a malformed one costs
+    no other as long as its brackets and quotes are balanced.
     """
     position = num_items = 0
     depth, in_string = 1, False
     skipped = 0  # bytes of an item that is too long to be held
     while True:
         pattern = _IN_STRING if in_string else _IN_RECORD if depth > 1 else _BETWEEN_RECORDS
-        position = _end(pattern, window, position)
-        if position == len(window.data) or (in_string and window.data[position] == _BACKSLASH):
+        position = _end(pattern, buffer, position)
+        if position == len(buffer.data) or (in_string and buffer.data[position] == _BACKSLASH):
             if is_too_long(skipped + position):
                 skipped += position
-                window.drop(position)
+                buffer.drop(position)
                 position = 0
-            if not window.more():
+            if not buffer.more():
                 yield Bad("malformed JSON: the file ends before its array or object does")
                 return
             continue
-        found = window.data[position]
-        if found == _QUOTE:
+        byte = buffer.data[position]
+        if byte == _QUOTE:
             in_string = not in_string
-        elif found in b"[{":
+        elif byte in b"[{":
             depth += 1
-        elif found in b"]}":
+        elif byte in b"]}":
             depth -= 1
         position += 1
-        if depth == 0 or (depth == 1 and not in_string and found == _COMMA):
-            item = bytes(window.data[: position - 1]) if not is_too_long(skipped + position) else too_long()
-            window.drop(position)
-            if depth or num_items or isinstance(item, Bad) or item.strip():  # not the nothing of an empty array
+        if depth == 0 or (depth == 1 and not in_string and byte == _COMMA):
+            item = bytes(buffer.data[: position - 1]) if not is_too_long(skipped + position) else too_long()
+            buffer.drop(position)
+            if depth or num_items or isinstance(item, Bad) or item.strip():  # an empty array has no item
                 yield item
             if depth == 0:
                 break
             num_items += 1
             position = skipped = 0
-    if _first_byte_of_rest(window):
+    if _first_byte_of_rest(buffer):
         yield Bad("malformed JSON: more text after the end of the array or object (one record a line is format jsonl)")
 
 
-def _first_byte_of_rest(window: Window) -> bool:
+def _first_byte_of_rest(buffer: Buffer) -> bool:
     """Whether anything but blanks follows."""
-    while not window.data.strip():
-        window.drop(len(window.data))
-        if not window.more():
+    while not buffer.data.strip():
+        buffer.drop(len(buffer.data))
+        if not buffer.more():
             return False
     return True

@@ -1,4 +1,4 @@
-"""Parquet: the rows of row groups, in the few columns that a source names."""
+"""Parquet: the rows of row groups, in the columns that a source names."""
 
 import errno
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ _BATCH_BYTES = 8 << 20
 _READ_BYTES = 1 << 20  # of a column at once, so that a row group may be larger than memory
 
 
-def parquet_records(source: Source, piece: ReadRange) -> Records:
+def parquet_records(source: Source, read_range: ReadRange) -> Records:
     wanted = {column.partition(".")[0].rstrip("[]") for column in columns(source)} | set(columns(source))
-    with _seekable(piece.url) as stored:
+    with _seekable(read_range.url) as stored:
         try:
             file = pq.ParquetFile(stored, buffer_size=_READ_BYTES)
         except (pa.ArrowException, OSError, ValueError) as error:
             yield 0, _unreadable(error, "file")
             return
         present = [name for name in file.schema_arrow.names if name in wanted]
-        stop = file.num_row_groups if piece.stop < 0 else min(piece.stop, file.num_row_groups)
+        stop = file.num_row_groups if read_range.stop < 0 else min(read_range.stop, file.num_row_groups)
         sizes = [file.metadata.row_group(group).num_rows for group in range(stop)]
-        for group in range(piece.start, stop):
+        for group in range(read_range.start, stop):
             index = sum(sizes[:group])
             rows = _batch_rows(file.metadata.row_group(group))
             try:
@@ -42,7 +42,7 @@ def parquet_records(source: Source, piece: ReadRange) -> Records:
 
 
 def parquet_metadata(url: str) -> pq.FileMetaData | None:
-    """None for a damaged file, which its reader will tell of."""
+    """The metadata of a Parquet file; None for a damaged one, which its reader reports."""
     try:
         with _seekable(url) as file:
             return pq.ParquetFile(file).metadata
@@ -55,13 +55,13 @@ def parquet_metadata(url: str) -> pq.FileMetaData | None:
 @contextmanager
 def _seekable(url: str) -> Iterator[IO[bytes]]:
     if not gives_ranges(url):
-        raise OSError(errno.ESPIPE, "this server sends files only whole, but Parquet is read in pieces; copy it", url)
+        raise OSError(errno.ESPIPE, "this server sends files only whole, but Parquet is read in parts; copy it", url)
     with fsspec.open(url, "rb", compression="infer") if is_compressed(url) else opened(url, _READ_BYTES) as file:
         yield cast(IO[bytes], file)
 
 
 def _batch_rows(group: pq.RowGroupMetaData) -> int:
-    """So many rows that a batch has about 8 MiB."""
+    """The number of rows in a batch of about 8 MiB."""
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
@@ -81,7 +81,7 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | Bad:
 
 
 def _unreadable(error: Exception, what: str) -> Bad:
-    """What is damaged in a Parquet file goes to quarantine; a file system that failed is no matter of the file."""
+    """The reason for quarantine of a damaged Parquet file. Re-raises the error of a failing file system."""
     if not isinstance(error, pa.ArrowException | OSError | ValueError):
         raise error
     if not is_damage(error) and isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):

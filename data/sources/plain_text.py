@@ -1,4 +1,4 @@
-"""Text files: each one document, or many with a separator between; and HTML files, each one page."""
+"""Text files, each one document or several with a separator between them; and HTML files, each one page."""
 
 import re
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from data.document import Bad, ReadRange, Source, is_too_long, too_long
 from data.sources.charset import decode_html
 from data.sources.compression import blocks, utf8_blocks
-from data.sources.records import Records, Window, decoded, whole
+from data.sources.records import Buffer, Records, decoded, whole
 
 MAX_SEPARATOR_BYTES = 64 << 10
-"""The longest stretch that a separator, with whatever it looks at before and after itself, may span."""
+"""The most bytes that a separator may span, with all that it looks at before and after itself."""
 
 
-def text_records(source: Source, piece: ReadRange) -> Records:
-    content = utf8_blocks(piece.url)
+def text_records(source: Source, read_range: ReadRange) -> Records:
+    content = utf8_blocks(read_range.url)
     if source.split is None:
         yield 0, _text(whole(content))
         return
-    for offset, part in _parts(Window(content), re.compile(source.split.encode())):
+    for offset, part in _parts(Buffer(content), re.compile(source.split.encode())):
         yield offset, _text(part)
 
 
-def html_records(source: Source, piece: ReadRange) -> Records:
-    raw = whole(blocks(piece.url))
+def html_records(source: Source, read_range: ReadRange) -> Records:
+    raw = whole(blocks(read_range.url))
     yield 0, raw if isinstance(raw, Bad) else {"text": decode_html(raw)}
 
 
@@ -33,50 +33,50 @@ def _text(raw: bytes | Bad) -> dict[str, str] | Bad:
         return bad
 
 
-def _parts(window: Window, separator: re.Pattern[bytes]) -> Iterator[tuple[int, bytes | Bad]]:
-    """(offset, bytes) of what stands between separators, blank stretches left out.
+def _parts(buffer: Buffer, separator: re.Pattern[bytes]) -> Iterator[tuple[int, bytes | Bad]]:
+    """(offset, bytes) of every text between separators; blank ones are left out.
 
     A file without any separator is one document even when it is blank. Bytes are split, not characters, so that one
     undecodable byte costs one document rather than the file.
     """
     begin = search = 0
     num_separators = 0
-    while (span := _next_separator(window, separator, begin, search)) is not None:
+    while (span := _next_separator(buffer, separator, begin, search)) is not None:
         num_separators += 1
-        part = _part(window, begin, span[0])
+        part = _part(buffer, begin, span[0])
         if isinstance(part, Bad) or part.strip():
             yield begin, part
         begin = span[1]
-        search = begin + (span[0] == span[1])  # an empty match, of a lookahead, must not be found again
-        window.drop(max(0, begin - MAX_SEPARATOR_BYTES - window.offset))
-    part = _part(window, begin, window.offset + len(window.data))
+        search = begin + (span[0] == span[1])  # the same empty match, of a lookahead, must not match again
+        buffer.drop(max(0, begin - MAX_SEPARATOR_BYTES - buffer.offset))
+    part = _part(buffer, begin, buffer.offset + len(buffer.data))
     if isinstance(part, Bad) or part.strip() or not num_separators:
         yield begin, part
 
 
-def _part(window: Window, begin: int, stop: int) -> bytes | Bad:
+def _part(buffer: Buffer, begin: int, stop: int) -> bytes | Bad:
     if is_too_long(stop - begin):
         return too_long()
-    return bytes(window.data[begin - window.offset : stop - window.offset])
+    return bytes(buffer.data[begin - buffer.offset : stop - buffer.offset])
 
 
-def _next_separator(window: Window, separator: re.Pattern[bytes], begin: int, search: int) -> tuple[int, int] | None:
-    """Begin and end, in the file, of the first separator from `search` on; None where there is none any more.
+def _next_separator(buffer: Buffer, separator: re.Pattern[bytes], begin: int, search: int) -> tuple[int, int] | None:
+    """Begin and end, in the file, of the first separator from `search` on; None after the last one.
 
-    The document under way stands at `begin`; when it gets too long it is no longer held.
+    The current document begins at `begin`; once it is too long it is no longer held.
     """
-    while search <= window.offset + len(window.data):
-        match = separator.search(window.data, search - window.offset)
-        first, last = match.span() if match else (len(window.data) - MAX_SEPARATOR_BYTES, len(window.data))
-        found = match is not None
-        del match  # the window cannot change while a match looks into it
-        beyond = len(window.data) - last  # with that many bytes behind it a longer match is out of the question
-        if found and (window.ended or max(beyond, last - first) >= MAX_SEPARATOR_BYTES):
-            return window.offset + first, window.offset + last
-        if window.ended:
+    while search <= buffer.offset + len(buffer.data):
+        match = separator.search(buffer.data, search - buffer.offset)
+        first, last = match.span() if match else (len(buffer.data) - MAX_SEPARATOR_BYTES, len(buffer.data))
+        is_match = match is not None
+        del match  # the buffer cannot change while a match looks into it
+        beyond = len(buffer.data) - last  # with so many bytes after it no longer match is possible
+        if is_match and (buffer.ended or max(beyond, last - first) >= MAX_SEPARATOR_BYTES):
+            return buffer.offset + first, buffer.offset + last
+        if buffer.ended:
             return None
-        search = max(search, window.offset + first)
+        search = max(search, buffer.offset + first)
         if is_too_long(search - begin):
-            window.drop(max(0, search - MAX_SEPARATOR_BYTES - window.offset))
-        window.more()
+            buffer.drop(max(0, search - MAX_SEPARATOR_BYTES - buffer.offset))
+        buffer.more()
     return None

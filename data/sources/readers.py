@@ -1,8 +1,8 @@
-"""Readers: the first step of the road, from the files of every source to documents.
+"""Readers: from the files of every source to documents.
 
 A reader goes through one file (or a range of it) on any fsspec URL, also `zip://member::file://archive.whl`, and
-yields a `Document`, a `Quarantined` or an `Other` for every record it meets. A bad record never stops the work and is
-never lost; a file system that fails does stop it, for that is no matter of the file.
+yields a `Document`, a `Quarantined` or an `Other` for every record. A bad record never stops the work and is never
+lost; a failing file system does stop it, for that is not the file's fault.
 """
 
 import difflib
@@ -62,33 +62,33 @@ def _cut(index: int, source: Source, url: str, size: int, range_bytes: int) -> l
 
 
 def _can_begin_anywhere(url: str) -> bool:
-    """Whether a reader may begin within the file: an offset into a compressed one says nothing of the text in it."""
+    """Whether a reader may begin within the file; an offset into a compressed file is no offset into its text."""
     if "::" in url or is_compressed(url) or not gives_ranges(url):
         return False
     with opened(url) as file:
         return utf16_of(file.read(4)) is None
 
 
-def read(source: Source, piece: ReadRange) -> Iterator[Document | Quarantined | Other]:
-    """A `Document`, `Quarantined` or `Other` for every record of the piece, in the file's order."""
-    offset = piece.start
+def read(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | Other]:
+    """A `Document`, `Quarantined` or `Other` for every record of the range, in the file's order."""
+    offset = read_range.start
     try:
-        for offset, record in READERS[source.format](source, piece):
-            yield _read_one(source, piece.url, offset, record)
+        for offset, record in READERS[source.format](source, read_range):
+            yield _read_one(source, read_range.url, offset, record)
     except Exception as error:
         if not is_damage(error):
             raise
         # What follows in a damaged archive cannot be reached.
-        yield Quarantined(source.name, piece.url, offset, f"damaged file, unreadable from here on: {error}")
+        yield Quarantined(source.name, read_range.url, offset, f"damaged file, unreadable from here on: {error}")
 
 
 def read_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
-    """The documents that stand at these offsets of one file (as `Document.offset` has them), in its order."""
-    places = [ReadRange(0, url, 0, -1, 0)]
+    """The documents at these offsets of one file (`Document.offset`), in the file's order."""
+    ranges = [ReadRange(0, url, 0, -1, 0)]
     if source.format == "jsonl" and _can_begin_anywhere(url):
-        places = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
-    for place in places:
-        for record in read(source, place):
+        ranges = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
+    for read_range in ranges:
+        for record in read(source, read_range):
             if isinstance(record, Document) and record.offset in offsets:
                 yield record
 
@@ -107,7 +107,7 @@ def _read_one(
 
 
 def check_sources(sources: list[Source]) -> None:
-    """Raise ValueError for whatever is wrong with the sources that a look at the first records can tell."""
+    """Raise ValueError for every mistake in the sources that their fields and first records show."""
     if not sources:
         raise ValueError("sources: the list is empty; name at least one source")
     names = [source.name for source in sources]
@@ -115,13 +115,13 @@ def check_sources(sources: list[Source]) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"sources: name {name!r} may hold only letters, digits, '_', '.' and '-'")
         if names.count(name) > 1:
-            raise ValueError(f"sources: the name {name!r} stands twice; give every source its own name")
+            raise ValueError(f"sources: the name {name!r} is used twice; give every source its own name")
     for source in sources:
         check_source(source)
 
 
 def check_source(source: Source) -> None:
-    """Raise ValueError when the source's fields contradict each other, match no file or name a column nobody has."""
+    """Raise ValueError when the fields contradict each other, match no file or name a column that no record has."""
     where = f"sources.{source.name}"
     _check_fields(where, source)
     urls = [url for url, _ in list_files_with_sizes([source.path])]
@@ -141,12 +141,12 @@ def check_source(source: Source) -> None:
 
 
 def _check_fields(where: str, source: Source) -> None:
-    """Raise ValueError for a field that has no meaning for the format, or a value that has none for the field."""
+    """Raise ValueError for a field that the format ignores, or a value out of its range."""
     if not 0 < source.fraction <= 1:
         raise ValueError(f"{where}.fraction: {source.fraction} must be above 0 and at most 1")
     if source.format in _WITHOUT_COLUMNS:
         ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
-        for name in [name for name, given in ignored.items() if given]:
+        for name in [name for name, is_set in ignored.items() if is_set]:
             kind = "an HTML" if source.format == "html" else "a text"
             raise ValueError(f"{where}.{name}: {kind} file has no columns; remove it or give another format")
     if source.format == "warc" and source.text != "text":
@@ -182,7 +182,7 @@ def _check_schema(where: str, source: Source, urls: list[str]) -> None:
 
 
 def _first_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """The first readable records, all columns of them, and the first reason why one was not ("" for none)."""
+    """The first readable records with all their columns, and the reason why the first unreadable one is not."""
     problems: list[str] = []
     readable = chain.from_iterable(_readable_records(source, url, problems) for url in urls)
     records = list(islice(readable, PROBED_RECORDS))
@@ -190,7 +190,7 @@ def _first_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]
 
 
 def _readable_records(source: Source, url: str, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """What can be read of a file, up to where it is damaged: a run sets the rest aside, so it is no mistake here."""
+    """The readable records of a file, up to where it is damaged; a run quarantines the rest, so it is no error here."""
     try:
         for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
             if isinstance(record, dict):

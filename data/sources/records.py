@@ -1,8 +1,8 @@
 """What a reader yields, and the bounds that hold for every format.
 
-A reader takes a source and a piece of one of its files and yields `(offset, found)` for every record it meets: a dict
-of columns, a `Bad` record for quarantine, or a `NotText` that holds no text at all. It reads blocks, and holds no more
-than one record, so that neither a file larger than memory nor one with a giant line breaks it.
+A reader takes a source and a range of one of its files and yields `(offset, record)` for every record: a dict of its
+columns, a `Bad` record for quarantine, or a `NotText` that holds no text. It reads blocks and holds at most one record,
+so that it can read a file larger than memory and one with a giant line.
 """
 
 import re
@@ -13,20 +13,20 @@ from data.document import Bad, is_too_long, too_long
 
 
 class NotText(Exception):
-    """A record that is there for another purpose than its text (a crawler's request); the message is its kind."""
+    """A record whose purpose is not its text, such as a crawler's request; the message is its kind."""
 
 
 Records = Iterator[tuple[int, "dict[str, Any] | Bad | NotText"]]
 
 
 def decoded(raw: bytes | bytearray) -> str:
-    """UTF-8 text, a byte order mark taken away. Raises `Bad` naming the first byte that is none and where it stands."""
+    """UTF-8 text without a byte order mark. Raises `Bad` naming the first byte that is not UTF-8 and its position."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # `raw` and `error.object` differ by the mark that was taken away.
-        place = error.start + len(raw) - len(error.object)
-        raise Bad(f"not UTF-8: {error.reason} 0x{raw[place]:02x} at byte {place} of the record") from error
+        # `error.object` is `raw` without the byte order mark.
+        position = error.start + len(raw) - len(error.object)
+        raise Bad(f"not UTF-8: {error.reason} 0x{raw[position]:02x} at byte {position} of the record") from error
 
 
 def whole(blocks: Iterable[bytes]) -> bytes | Bad:
@@ -42,9 +42,9 @@ def whole(blocks: Iterable[bytes]) -> bytes | Bad:
 
 
 def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | Bad]]:
-    """(offset, line with its end) of every line that begins before `stop` (-1: the end), the first at `offset`."""
+    """(offset, line with its end) of every line that begins before `stop` (-1: no bound); the first is at `offset`."""
     held: list[bytes] = []
-    start = position = offset  # of the line under way, and of the next byte
+    start = position = offset  # of the current line, and of the next byte
     for block in blocks:
         first = 0
         while end := block.find(b"\n", first) + 1:
@@ -58,7 +58,7 @@ def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[
         if not is_too_long(position - start):
             held.append(block[first:])
         elif 0 <= stop <= position:
-            break  # whatever line comes next is another range's
+            break  # the next line belongs to another range
         else:
             held = []
     if position > start:
@@ -69,16 +69,16 @@ def _joined(held: list[bytes], size: int) -> bytes | Bad:
     return too_long() if is_too_long(size) else b"".join(held)
 
 
-class Window:
-    """The part of a stream of blocks that a parser looks at: it grows at its end and is dropped from its start."""
+class Buffer:
+    """The part of a stream of blocks that a parser holds: it grows at its end and shrinks at its start."""
 
     def __init__(self, blocks: Iterable[bytes], offset: int = 0):
         self._blocks = iter(blocks)
         self.data = bytearray()
         self.offset = offset
-        """Of the first byte of `data`, in the stream."""
+        """Position in the stream of the first byte of `data`."""
         self.ended = False
-        """Whether `data` goes to the end of the stream, as far as is known."""
+        """Whether `data` is known to reach the end of the stream."""
 
     def more(self) -> bool:
         """Append a block; False at the end of the stream."""
@@ -112,7 +112,7 @@ class Window:
     def find(self, pattern: re.Pattern[bytes], start: int, most: int, overlap: int = 16) -> tuple[int, int] | None:
         """Begin and end of the first match from `start` on; None when none begins within `most` bytes.
 
-        `overlap` is the longest match there can be: what stands that near to the window's end may go on.
+        `overlap` is the longest match there can be: one so near the end of the data may grow with the next block.
         """
         position = start
         while True:

@@ -1,8 +1,8 @@
-"""WARC (ISO 28500, version 1.1): the HTML pages among the answers that a crawler got.
+"""WARC (ISO 28500, version 1.1): the HTML pages among the responses that a crawler received.
 
     WARC/1.1 ⏎ headers ⏎ ⏎ block of Content-Length bytes ⏎ ⏎ and so on, often each record a gzip or zstd member
 
-What is broken costs as little as can be: reading goes on at the next record, and in a damaged archive at the next
+A broken record costs as little as possible: reading continues at the next record, in a damaged archive at the next
 member that begins with one.
 """
 
@@ -26,7 +26,7 @@ from data.sources.compression import (
     opened,
     zstd_decompressor,
 )
-from data.sources.records import NotText, Records, Window
+from data.sources.records import Buffer, NotText, Records
 
 _HTML = ("text/html", "application/xhtml+xml")
 _MAX_HEADER_BYTES = 1 << 20
@@ -39,32 +39,32 @@ _DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a frame to skip that holds the dictio
 _SEARCH_BYTES = 1 << 20
 
 
-def warc_records(source: Source, piece: ReadRange) -> Records:
-    """A record for each HTML page; every other record is a `NotText` of its type."""
-    codec = CODECS.get(extension(piece.url))
+def warc_records(source: Source, read_range: ReadRange) -> Records:
+    """A record for each HTML page; every other record is a `NotText` with its type."""
+    codec = CODECS.get(extension(read_range.url))
     if codec is None:
-        yield from _records(Window(blocks(piece.url)))
+        yield from _records(Buffer(blocks(read_range.url)))
         return
-    with opened(piece.url) as file:
-        if extension(piece.url) == "zst":
+    with opened(read_range.url) as file:
+        if extension(read_range.url) == "zst":
             codec = _with_dictionary(file, codec)
-        yield from _records_of_members(piece.url, file, codec)
+        yield from _records_of_members(read_range.url, file, codec)
 
 
 def _records_of_members(url: str, file: IO[bytes], codec: Codec) -> Records:
-    """Every record, also those behind a damaged member, which costs one quarantined record."""
+    """Every record, also those after a damaged member; the damage is one quarantined record."""
     offset = 0
     while True:
         members = Decompressed(file, codec)
-        window = Window(members, offset)
+        buffer = Buffer(members, offset)
         try:
-            yield from _records(window)
+            yield from _records(buffer)
             return
         except Exception as error:
             if not is_damage(error):
                 raise
-            offset = window.offset + len(window.data)
-            yield window.offset, Bad(f"damaged archive, unreadable up to the next record that is whole: {error}")
+            offset = buffer.offset + len(buffer.data)
+            yield buffer.offset, Bad(f"damaged archive, unreadable up to the next record that is whole: {error}")
         following = _next_member(file, codec, members.member + 1) if gives_ranges(url) else None
         if following is None:
             return
@@ -72,11 +72,11 @@ def _records_of_members(url: str, file: IO[bytes], codec: Codec) -> Records:
 
 
 def _next_member(file: IO[bytes], codec: Codec, start: int) -> int | None:
-    """Where the first member from `start` on begins whose content begins with a record; None where there is none."""
+    """Position of the first member from `start` on whose content begins with a record; None without one."""
     file.seek(start)
     data = b""
-    while more := file.read(_SEARCH_BYTES):
-        data += more
+    while block := file.read(_SEARCH_BYTES):
+        data += block
         begin = 0
         while (begin := data.find(codec.magic, begin)) >= 0:
             if _begins_with_record(file, codec, start + begin):
@@ -111,87 +111,87 @@ def _with_dictionary(file: IO[bytes], codec: Codec) -> Codec:
     return codec._replace(decompressor=lambda: zstd_decompressor(dictionary))
 
 
-def _records(window: Window) -> Records:
-    """Every record of a stream; a broken one is quarantined, and reading goes on at the next that can be told."""
-    while _skip_blank_lines(window):
-        offset = window.offset
-        yield offset, _read_record(window)
+def _records(buffer: Buffer) -> Records:
+    """Every record of a stream; a broken one is quarantined, and reading continues at the next recognizable one."""
+    while _skip_blank_lines(buffer):
+        offset = buffer.offset
+        yield offset, _read_record(buffer)
 
 
-def _skip_blank_lines(window: Window) -> bool:
-    """Whether anything follows."""
+def _skip_blank_lines(buffer: Buffer) -> bool:
+    """Drop blank lines; whether anything follows them."""
     while True:
-        window.drop(len(window.data) - len(window.data.lstrip(b"\r\n")))
-        if window.data:
+        buffer.drop(len(buffer.data) - len(buffer.data.lstrip(b"\r\n")))
+        if buffer.data:
             return True
-        if not window.more():
+        if not buffer.more():
             return False
 
 
-def _read_record(window: Window) -> dict[str, Any] | Bad | NotText:
-    """Take one record away from the window, or a broken one up to the next."""
-    if not window.reach(len(_MAGIC)) or not window.data.startswith(_MAGIC):
-        return _broken(window, "no WARC record begins here")
-    end = window.find(_BLANK_LINE, 0, _MAX_HEADER_BYTES)
+def _read_record(buffer: Buffer) -> dict[str, Any] | Bad | NotText:
+    """Read one record and drop it from the buffer; a broken one is dropped up to the next record."""
+    if not buffer.reach(len(_MAGIC)) or not buffer.data.startswith(_MAGIC):
+        return _broken(buffer, "no WARC record begins here")
+    end = buffer.find(_BLANK_LINE, 0, _MAX_HEADER_BYTES)
     if end is None:
-        return _broken(window, "the record's header has no end")
-    head = bytes(window.data[: end[0]])
+        return _broken(buffer, "the record's header has no end")
+    head = bytes(buffer.data[: end[0]])
     if _NEXT_RECORD.search(head, len(_MAGIC)):
-        return _broken(window, "another record begins within the record's header")
+        return _broken(buffer, "another record begins within the record's header")
     headers = _headers(head)
     length = headers.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,18}", length):
-        return _broken(window, f"Content-Length {length!r} is no number")
+        return _broken(buffer, f"Content-Length {length!r} is no number")
     size = int(length)
     if is_too_long(size):
-        is_whole = window.skip(end[1] + size)
+        is_whole = buffer.skip(end[1] + size)
         kind = headers.get("warc-type", "")
         if not is_whole:
             return Bad(f"malformed WARC: {_CUT_SHORT}")
         return too_long() if kind == _RESPONSE else NotText(kind)
-    if not window.reach(end[1] + size):
-        return _broken(window, _CUT_SHORT)
-    window.reach(end[1] + size + 4)
-    if not _ends_well(bytes(window.data[end[1] + size : end[1] + size + 4])):
-        return _broken(window, f"Content-Length {size} does not lead to the record's end")
-    block = bytes(window.data[end[1] : end[1] + size])
-    window.drop(end[1] + size)
+    if not buffer.reach(end[1] + size):
+        return _broken(buffer, _CUT_SHORT)
+    buffer.reach(end[1] + size + 4)
+    if not _ends_well(bytes(buffer.data[end[1] + size : end[1] + size + 4])):
+        return _broken(buffer, f"Content-Length {size} does not lead to the record's end")
+    block = bytes(buffer.data[end[1] : end[1] + size])
+    buffer.drop(end[1] + size)
     return _document(headers, block)
 
 
 def _ends_well(tail: bytes) -> bool:
-    """Whether two line ends follow; the last record of a file may lack them."""
+    """Whether a record is followed by two line ends; the last one of a file need not be."""
     return len(tail) < 4 and not tail.strip(b"\r\n") or _BLANK_LINE.match(tail) is not None
 
 
-def _broken(window: Window, reason: str) -> Bad:
-    """Why the record is broken; the window goes on to the next that begins behind its first byte, or to the end."""
+def _broken(buffer: Buffer, reason: str) -> Bad:
+    """The reason why a record is broken; the buffer is dropped up to the next record, or to the end."""
     start = 1
-    while (found := window.find(_NEXT_RECORD, start, _MAX_HEADER_BYTES)) is None:
-        window.drop(len(window.data) if window.ended else len(window.data) - 16)
-        if window.ended:
+    while (span := buffer.find(_NEXT_RECORD, start, _MAX_HEADER_BYTES)) is None:
+        buffer.drop(len(buffer.data) if buffer.ended else len(buffer.data) - 16)
+        if buffer.ended:
             break
         start = 0
-    window.drop(found[0] if found else 0)
+    buffer.drop(span[0] if span else 0)
     return Bad(f"malformed WARC: {reason}")
 
 
 def _headers(head: bytes) -> dict[str, str]:
-    """The lines below the first, names in small letters; one that begins with a blank goes on the one above."""
-    found: dict[str, str] = {}
+    """The headers after the first line, names in lower case. A line that begins with a blank continues the last one."""
+    headers: dict[str, str] = {}
     name = ""
     for line in re.split(r"\r?\n", head.decode("utf-8", "replace"))[1:]:
         if line[:1] in (" ", "\t") and name:
-            found[name] += f" {line.strip()}"
+            headers[name] += f" {line.strip()}"
             continue
         name, _, value = line.partition(":")
         name = name.strip().lower()
-        found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
-    return found
+        headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
+    return headers
 
 
 def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | Bad | NotText:
-    """The columns of a page, or the kind of a record that holds none."""
+    """The columns of a page, or the kind of a record without a page."""
     kind = headers.get("warc-type", "")
     if kind != _RESPONSE:
         return NotText(kind)
@@ -210,7 +210,7 @@ def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | Bad | N
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
     return {
         "text": decode_html(page, charset[1] if charset else None),
-        "url": headers.get("warc-target-uri", "").strip("<>"),  # WARC/1.0 was understood to want them
+        "url": headers.get("warc-target-uri", "").strip("<>"),  # some writers of WARC/1.0 put them there
         "date": headers.get("warc-date"),
         "id": headers.get("warc-record-id"),
         "status": _status(block),
@@ -221,14 +221,15 @@ def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | Bad | N
 
 
 def _status(block: bytes) -> int | None:
-    found = re.match(rb"HTTP/\S+ +(\d{3})", block)
-    return int(found[1]) if found else None
+    status = re.match(rb"HTTP/\S+ +(\d{3})", block)
+    return int(status[1]) if status else None
 
 
 def _decoded_body(body: bytes, http: dict[str, str]) -> bytes:
-    """The page as it was before HTTP packed it. Raises `Bad` for what cannot be unpacked.
+    """The page without HTTP's transfer and content encodings. Raises `Bad` for a body that cannot be decoded.
 
-    Many crawlers store the body unpacked below the header of the packed one: what does not look packed is left alone.
+    Many crawlers store the decoded body with the headers of the encoded one, so a body that does not look encoded is
+    returned as it is.
     """
     if "chunked" in http.get("transfer-encoding", "").lower():
         body = _without_chunks(body)
@@ -259,18 +260,18 @@ def _unpacked(body: bytes, encoding: str) -> bytes:
         is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
         return body if body.lstrip()[:1] == b"<" else _inflated(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
     if encoding == "zstd" and body.startswith(CODECS["zst"].magic):
-        return _bounded(_slices(zstd_decompressor(), body))
+        return _bounded(_decompressed(zstd_decompressor(), body))
     if body.lstrip()[:1] == b"<":
         return body
     raise Bad(f"page packed as {encoding}, which is not read")
 
 
 def _inflated(body: bytes, wbits: int) -> bytes:
-    return _bounded(_slices(zlib.decompressobj(wbits), body))
+    return _bounded(_decompressed(zlib.decompressobj(wbits), body))
 
 
-def _slices(engine: Any, body: bytes) -> Iterator[bytes]:
-    """The body decompressed, 2 KiB of it at once, for a small page may unpack to a giant one."""
+def _decompressed(engine: Any, body: bytes) -> Iterator[bytes]:
+    """The body decompressed, 2 KiB of it at once, for a small body may become a giant page."""
     try:
         for begin in range(0, len(body), 2048):
             if engine.eof:

@@ -141,7 +141,7 @@ def test_sources_have_names_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     text = Source(name="s", path=str(tmp_path / "a.txt"), format="text")
     check_sources([text])
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="is used twice"):
         check_sources([text, text])
 
 

@@ -1,4 +1,4 @@
-"""Lines and windows over blocks of any size: nothing is lost, nothing too long is held."""
+"""Lines and buffers over blocks of any size: nothing is lost, nothing too long is held."""
 
 import random
 import re
@@ -7,7 +7,7 @@ import pytest
 
 import data.document
 from data.document import Bad
-from data.sources.records import Window, decoded, lines
+from data.sources.records import Buffer, decoded, lines
 
 
 def blocks_of(content: bytes, size: int) -> list[bytes]:
@@ -61,8 +61,8 @@ def test_a_window_finds_what_lies_across_its_blocks() -> None:
     random.seed(3)
     content = bytes(random.choice(b"ab\n") for _ in range(300)) + b"needle" + b"b" * 50
     for size in (1, 4, 17, 1000):
-        window = Window(blocks_of(content, size))
-        assert window.find(re.compile(b"needle"), 0, 10_000) == (300, 306)
-        window.drop(300)
-        assert window.offset == 300 and window.reach(6) and window.data[:6] == b"needle"
-        assert window.skip(56) and not window.skip(1) and window.ended
+        buffer = Buffer(blocks_of(content, size))
+        assert buffer.find(re.compile(b"needle"), 0, 10_000) == (300, 306)
+        buffer.drop(300)
+        assert buffer.offset == 300 and buffer.reach(6) and buffer.data[:6] == b"needle"
+        assert buffer.skip(56) and not buffer.skip(1) and buffer.ended
