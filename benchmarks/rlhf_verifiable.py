@@ -223,7 +223,7 @@ class Benchmark:
     def _batch(self, chats: Sequence[RenderedChat]) -> Batch:
         longest = max(len(chat.ids) for chat in chats) - 1
         return from_sequences(
-            [chat.ids for chat in chats], [chat.learnt for chat in chats], length=longest, pad_id=self.tokenizer.pad_id
+            [chat.ids for chat in chats], [chat.learned for chat in chats], length=longest, pad_id=self.tokenizer.pad_id
         )
 
     def _save(self, model: Transformer, name: str) -> Path:

@@ -14,9 +14,6 @@ PackedRows = Rows
 _OPEN_ROWS = 64  # how many unfinished rows `pack` looks through for room
 
 
-# Packing.
-
-
 class FittingChats(NamedTuple):
     chats: list[RenderedChat]
     num_cut: int
@@ -28,11 +25,11 @@ class FittingChats(NamedTuple):
 def fit_chats(chats: Sequence[RenderedChat], *, length: int) -> FittingChats:
     """The chats as they fit into rows of `length` positions, of which one of n tokens takes n - 1.
 
-    A longer chat is cut at its end, and left out when nothing that is the assistant's remains.
+    A longer chat is cut at its end, and left out when none of the assistant's tokens remains.
     """
-    cut = [RenderedChat(chat.ids[: length + 1], chat.learnt[: length + 1]) for chat in chats]
-    fitting = [chat for chat in cut if any(chat.learnt[1:])]
-    num_cut = sum(any(new.learnt[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True))
+    cut = [RenderedChat(chat.ids[: length + 1], chat.learned[: length + 1]) for chat in chats]
+    fitting = [chat for chat in cut if any(chat.learned[1:])]
+    num_cut = sum(any(new.learned[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True))
     return FittingChats(fitting, num_cut, len(chats) - len(fitting))
 
 
@@ -71,7 +68,7 @@ def _to_arrays(rows: Sequence[Sequence[RenderedChat]], length: int, pad_id: int)
             span = slice(start, start + len(chat.ids) - 1)
             packed.input_ids[row, span] = chat.ids[:-1]
             packed.targets[row, span] = chat.ids[1:]
-            packed.loss_mask[row, span] = chat.learnt[1:]
+            packed.loss_mask[row, span] = chat.learned[1:]
             packed.positions[row, span] = np.arange(len(chat.ids) - 1)
             packed.document_ids[row, span] = number
             start = span.stop

@@ -1,12 +1,9 @@
-"""Chats: JSONL records in, token ids out, with a mask of the words that a model shall learn to say.
-
-What is an assistant's is found by rendering: the tokens that a chat has more than its prefix does are the reply. So any
-tokenizer whose template only appends will do, ours and foreign ones, without knowledge of their marks.
+"""Chat, preference and prompt records, from JSONL files.
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}     or
     {"prompt": "Hi", "response": "Hello!"}                        chats
     {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}  preferences
-    {"prompt": "Hi", "answer": "…", …}                            prompts; the other fields are the verifier's
+    {"prompt": "Hi", "answer": "…", …}                            prompts; the other fields are for the verifier
 
 A prompt is a string (a user's message) or a list of messages.
 """
@@ -39,7 +36,7 @@ class Preference(NamedTuple):
 class PromptRecord(NamedTuple):
     where: str
     messages: Messages
-    """Up to and with the user's last message."""
+    """Up to the user's last message."""
     record: dict[str, Any]
     """All fields of the line."""
 
@@ -58,15 +55,15 @@ def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises ValueError naming file and line for a line that is no JSON object, for files without any record, and for a
     damaged file.
     """
-    found, names = 0, []
+    num_records, names = 0, []
     for url in urls:
         names.append(url)
         for number, line in _numbered_lines(url):
             if not line.strip():
                 continue
-            found += 1
+            num_records += 1
             yield f"{url}:{number}", _parse(f"{url}:{number}", line)
-    if not found:
+    if not num_records:
         raise ValueError(f"{', '.join(names)}: no record; expected one JSON object a line")
 
 
@@ -94,7 +91,7 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
 
 
 def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
-    """Every chat of the files. Raises ValueError naming file, line and rule for a record that is none."""
+    """Every chat of the files. Raises ValueError naming file, line and rule for a malformed record."""
     for where, record in read_records(urls):
         if "messages" in record:
             messages = _messages(where, "messages", record["messages"])
@@ -111,7 +108,7 @@ def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
 
 
 def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
-    """Every preference of the files. Raises ValueError naming file, line and rule for a record that is none."""
+    """Every preference of the files. Raises ValueError naming file, line and rule for a malformed record."""
     for where, record in read_records(urls):
         prompt = _prompt(where, record)
         chosen, rejected = (_text(where, name, record.get(name)) for name in ("chosen", "rejected"))
@@ -123,7 +120,7 @@ def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
 
 
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
-    """Every prompt of the files. Raises ValueError naming file, line and rule for a record that is none."""
+    """Every prompt of the files. Raises ValueError naming file, line and rule for a malformed record."""
     for where, record in read_records(urls):
         messages = _messages(where, "messages", record["messages"]) if "messages" in record else _prompt(where, record)
         if messages[-1]["role"] != "user":

@@ -1,4 +1,8 @@
-"""Chats as token ids, by the chat template of their tokenizer, with a mask of the tokens to learn."""
+"""Chats as token ids, by the chat template of their tokenizer, with a mask of the assistant's tokens to learn.
+
+The mask is found by rendering: the tokens that a chat has after its prefix are the reply. So any tokenizer whose
+template only appends works, without knowledge of its special tokens.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +12,9 @@ from data.chats.records import Chat, Messages, Preference
 from data.tokens.tokenizer import chat_end_id, end_token_ids, pad_id
 from data.tokens.tokenizer import load_tokenizer as load_any_tokenizer
 
-# Rendering.
-
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with a chat template, as chats need it."""
+    """A Hugging Face tokenizer with a chat template."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError where there is no tokenizer, or one without a chat template."""
@@ -29,25 +31,25 @@ class ChatTokenizer:
         self._marks = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
 
     def prompt_ids(self, messages: Messages, *, where: str = "chat") -> list[int]:
-        """The chat so far and what opens the assistant's reply."""
+        """Ids of the chat so far and of the beginning of the assistant's message."""
         return self._ids(messages, where, add_generation_prompt=True)
 
     def chat_ids(self, messages: Messages, *, where: str = "chat") -> list[int]:
-        """The whole chat; where the assistant has the last word, up to and with the token that closes it."""
+        """Ids of the whole chat; if its last message is the assistant's, up to the token that closes it."""
         ids = self._ids(messages, where, add_generation_prompt=False)
         if messages[-1]["role"] == "assistant" and self.end_id in ids:
-            # Some templates put a line break after the end, which a model neither says nor has to learn.
+            # Some templates put a line break after the end, which a model neither generates nor has to learn.
             return ids[: len(ids) - ids[::-1].index(self.end_id)]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a reply with its special tokens visible: what is judged is what was said."""
+        """The text of a completion with its special tokens visible, so that all that was generated is judged."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _ids(self, messages: Messages, where: str, *, add_generation_prompt: bool) -> list[int]:
         for number, message in enumerate(messages):
             mark = next((mark for mark in self._marks if mark in message["content"]), None)
-            if mark is not None:  # written out in a text, it would become the token and forge a turn
+            if mark is not None:  # as text, it would become the token and forge a message
                 raise ValueError(f"{where}: messages[{number}] holds the special token {mark!r} as text; remove it")
         try:
             ids: Any = self._tokenizer.apply_chat_template(
@@ -65,7 +67,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
 
 class RenderedChat(NamedTuple):
     ids: list[int]
-    learnt: list[bool]
+    learned: list[bool]
     """For each token whether it is the assistant's (with the token that closes its message)."""
 
 
@@ -73,7 +75,7 @@ def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
     """Token ids of a chat and the mask of the assistant's. Raises ValueError naming the record."""
     messages = chat.messages
     ids = tokenizer.chat_ids(messages, where=chat.where)
-    learnt = [False] * len(ids)
+    learned = [False] * len(ids)
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -83,15 +85,15 @@ def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
         if after[: len(before)] != before or ids[: len(after)] != after:
             raise ValueError(
                 f"{chat.where}: the chat template rewrites what came before messages[{number}], so the reply cannot be "
-                "told from its prompt; give each reply a record of its own"
+                "separated from its prompt; give each reply a record of its own"
             )
-        learnt[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return RenderedChat(ids, learnt)
+        learned[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return RenderedChat(ids, learned)
 
 
 class PreferenceTokens(NamedTuple):
     chosen: list[int]
-    """Prompt and preferred answer, up to the token that closes it."""
+    """Prompt and preferred completion, up to the token that closes it."""
     rejected: list[int]
 
 

@@ -3,11 +3,11 @@
 The result is that of `tokenizers.trainers.BpeTrainer` on the same words, token for token, because its rules are kept:
 
 - Ids: special tokens, then the alphabet by code point, then new tokens in the order of their merges.
-- The next pair is the most frequent one; of equals the one with the lowest ids.
+- The most frequent pair is merged next; of equally frequent ones that with the lowest ids.
 - Within a word a pair is merged from left to right.
 
-All words lie in one array of symbols with links to the neighbours, and a pair knows its places, not its words: a merge
-costs what it changes, so that one word of a million letters is no slower than a million letters in words.
+All words are in one array of symbols with links to the neighbors, and a pair keeps its positions, not its words: the
+time of a merge is in proportion to what it changes, so one word of a million letters is no slower than many words.
 """
 
 import heapq
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_GONE = -2  # a symbol that went into the one before it; -1 is what stands beyond a word's ends
+_MERGED = -2  # a symbol that is merged into the one before it; -1 is beyond a word's ends
 _LOW = (1 << 32) - 1
 
 
 class Subwords(NamedTuple):
-    """What was learnt."""
+    """What was learned."""
 
     tokens: list[str]
     """By id."""
@@ -38,24 +38,24 @@ def learn_subwords(
     alphabet: Iterable[str] = (),
     prefix: str = "",
 ) -> Subwords:
-    """Up to `size` tokens; fewer when every word has become one. Words are distinct and `counts` is theirs.
+    """Up to `size` tokens; fewer when every word has become one token. Words are distinct, with their `counts`.
 
-    `alphabet` has tokens whether or not it occurs. With a `prefix` (WordPiece's ##) a character that does not begin its
-    word is another symbol than one that does; these follow the alphabet, by code point.
+    Every character of `alphabet` has a token, whether it occurs or not. With a `prefix` (WordPiece's ##) a character
+    inside of a word is another symbol than the same one at its beginning; these follow the alphabet, by code point.
     """
     tokens, symbols = _spell(words, special_tokens, alphabet, prefix)
     chain = _Chain(symbols, np.fromiter(map(len, words), np.int64, len(words)), np.asarray(counts, dtype=np.int64))
-    queue = _Queue(chain.windows())
+    queue = _Queue(chain.pairs())
     ids = {token: number for number, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
-    while len(tokens) < size and (found := queue.pop()) is not None:
-        left, right, places = found
+    while len(tokens) < size and (pair := queue.pop()) is not None:
+        left, right, positions = pair
         merges.append((tokens[left], tokens[right]))
         token = tokens[left] + tokens[right].removeprefix(prefix)
-        new = ids.setdefault(token, len(tokens))  # there is one already where a special token is spelt so
+        new = ids.setdefault(token, len(tokens))  # a special token may be spelled like it
         if new == len(tokens):
             tokens.append(token)
-        queue.update(*chain.merge(left, right, new, places))
+        queue.update(*chain.merge(left, right, new, positions))
     return Subwords(tokens, merges)
 
 
@@ -68,11 +68,11 @@ def _spell(
     tokens = list(dict.fromkeys(special_tokens))
     ids = {token: number for number, token in enumerate(tokens)}
 
-    def number(spelt: Iterable[str]) -> np.ndarray:
-        for token in (spelt := list(spelt)):
+    def number(spelled: Iterable[str]) -> np.ndarray:
+        for token in (spelled := list(spelled)):
             if ids.setdefault(token, len(tokens)) == len(tokens):
                 tokens.append(token)
-        return np.array([ids[token] for token in spelt], dtype=np.int32)
+        return np.array([ids[token] for token in spelled], dtype=np.int32)
 
     plain = number(map(chr, characters.tolist()))
     symbols = plain[np.searchsorted(characters, codes)]
@@ -86,16 +86,19 @@ def _spell(
     return tokens, symbols
 
 
-class _Windows(NamedTuple):
-    """Neighbouring symbols: left id << 32 | right id, how often their word occurs, and where the left one stands."""
+class _Pairs(NamedTuple):
+    """Pairs of neighboring symbols."""
 
     keys: np.ndarray
+    """Left id << 32 | right id."""
     counts: np.ndarray
-    places: np.ndarray
+    """How often the word occurs that the pair is in."""
+    positions: np.ndarray
+    """Of the left symbol."""
 
 
 class _Chain:
-    """All words' symbols, linked. Place N, behind the last one, stands for both ends of every word."""
+    """All words' symbols, linked. Position N, after the last one, is both ends of every word."""
 
     def __init__(self, symbols: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:
         end = len(symbols)
@@ -110,58 +113,58 @@ class _Chain:
         self.after[stops - 1] = end
         self.before[stops - lengths[lengths > 0]] = end
 
-    def windows(self) -> _Windows:
-        """All pairs, by place."""
-        places = np.flatnonzero(self.after[:-1] != self.end).astype(self.after.dtype)
-        keys = _keys(self.symbols[places], self.symbols[self.after[places]])
-        return _Windows(keys, self.counts[self.words[places]], places)
+    def pairs(self) -> _Pairs:
+        """All pairs, by position."""
+        positions = np.flatnonzero(self.after[:-1] != self.end).astype(self.after.dtype)
+        keys = _keys(self.symbols[positions], self.symbols[self.after[positions]])
+        return _Pairs(keys, self.counts[self.words[positions]], positions)
 
-    def merge(self, left: int, right: int, new: int, places: np.ndarray) -> tuple[_Windows, _Windows]:
-        """Put `new` for the pairs that still stand at the places; the windows that went and those that came."""
+    def merge(self, left: int, right: int, new: int, positions: np.ndarray) -> tuple[_Pairs, _Pairs]:
+        """Replace by `new` the pairs that are still at the positions; return the pairs that were removed and added."""
         symbols, after, before = self.symbols, self.after, self.before
-        places = places[symbols[places] == left]
-        places = places[symbols[after[places]] == right]
+        positions = positions[symbols[positions] == left]
+        positions = positions[symbols[after[positions]] == right]
         if left == right:
-            places = self._apart(places)
-        seconds = after[places]
-        nexts, lasts = after[seconds], before[places]
-        counts = self.counts[self.words[places]]
+            positions = self._apart(positions)
+        seconds = after[positions]
+        nexts, lasts = after[seconds], before[positions]
+        counts = self.counts[self.words[positions]]
         followers = symbols[nexts]
-        symbols[places], symbols[seconds] = new, _GONE
-        after[places], before[nexts] = nexts, places
+        symbols[positions], symbols[seconds] = new, _MERGED
+        after[positions], before[nexts] = nexts, positions
         now = symbols[nexts]
         preceders = symbols[lasts]
-        has_next, has_last = followers >= 0, preceders >= 0  # one that is gone was merged too, and has told of it
-        went = _joined(
-            _Windows(_keys(right, followers[has_next]), counts[has_next], places[has_next]),
-            _Windows(_keys(preceders[has_last], left), counts[has_last], places[has_last]),
+        has_next, has_last = followers >= 0, preceders >= 0  # a merged neighbor has reported this pair already
+        removed = _joined(
+            _Pairs(_keys(right, followers[has_next]), counts[has_next], positions[has_next]),
+            _Pairs(_keys(preceders[has_last], left), counts[has_last], positions[has_last]),
         )
-        came = _joined(
-            _Windows(_keys(new, now[has_next]), counts[has_next], places[has_next]),
-            _Windows(_keys(preceders[has_last], new), counts[has_last], lasts[has_last]),
+        added = _joined(
+            _Pairs(_keys(new, now[has_next]), counts[has_next], positions[has_next]),
+            _Pairs(_keys(preceders[has_last], new), counts[has_last], lasts[has_last]),
         )
-        return went, came
+        return removed, added
 
-    def _apart(self, places: np.ndarray) -> np.ndarray:
-        """Of a pair of equals, every other one in a run: a a a a holds two."""
-        places = np.sort(places)
-        begins = np.ones(len(places), dtype=np.bool_)
-        begins[1:] = self.after[places[:-1]] != places[1:]
-        numbers = np.arange(len(places))
-        return places[(numbers - np.maximum.accumulate(numbers * begins)) % 2 == 0]
+    def _apart(self, positions: np.ndarray) -> np.ndarray:
+        """The positions of a pair of equal symbols without overlap: a a a a holds two."""
+        positions = np.sort(positions)
+        begins = np.ones(len(positions), dtype=np.bool_)
+        begins[1:] = self.after[positions[:-1]] != positions[1:]
+        numbers = np.arange(len(positions))
+        return positions[(numbers - np.maximum.accumulate(numbers * begins)) % 2 == 0]
 
 
 class _Queue:
-    """Pairs by count. An entry's count may be too high by now, never too low; it is put right when its turn comes."""
+    """Pairs by count. The count of an entry may be too high by now, never too low; it is corrected before it is used."""
 
-    def __init__(self, windows: _Windows) -> None:
+    def __init__(self, pairs: _Pairs) -> None:
         self.heap: list[tuple[int, int]] = []  # (-count, key)
         self.counts: dict[int, int] = {}
-        self.places: dict[int, np.ndarray] = {}
-        self.update(_Windows(*(column[:0] for column in windows)), windows)
+        self.positions: dict[int, np.ndarray] = {}
+        self.update(_Pairs(*(column[:0] for column in pairs)), pairs)
 
     def pop(self) -> tuple[int, int, np.ndarray] | None:
-        """Left id, right id and the places where that pair may stand; None when no pair is left."""
+        """Left id, right id and the possible positions of the most frequent pair; None without a pair."""
         while self.heap:
             negative, key = self.heap[0]
             count = self.counts.get(key, 0)
@@ -171,20 +174,20 @@ class _Queue:
             heapq.heappop(self.heap)
             if count > 0:
                 del self.counts[key]
-                return key >> 32, key & _LOW, self.places.pop(key)
+                return key >> 32, key & _LOW, self.positions.pop(key)
         return None
 
-    def update(self, went: _Windows, came: _Windows) -> None:
-        """Count windows that went and that came, and queue the pairs of the latter."""
+    def update(self, removed: _Pairs, added: _Pairs) -> None:
+        """Subtract the removed pairs, add the added ones and queue these."""
         counts = self.counts
-        for key, count, _ in _grouped(went):
-            if key in counts:  # it is not where the pair itself was merged
+        for key, count, _ in _grouped(removed):
+            if key in counts:  # the merged pair itself is not
                 counts[key] -= count
-        for key, count, places in _grouped(came):
+        for key, count, positions in _grouped(added):
             if key in counts:
-                places = np.concatenate([self.places[key], places])
+                positions = np.concatenate([self.positions[key], positions])
             counts[key] = counts.get(key, 0) + count
-            self.places[key] = places
+            self.positions[key] = positions
             heapq.heappush(self.heap, (-counts[key], key))
 
 
@@ -192,18 +195,18 @@ def _keys(left: np.ndarray | int, right: np.ndarray | int) -> np.ndarray:
     return (np.asarray(left, dtype=np.int64) << 32) | np.asarray(right, dtype=np.int64)
 
 
-def _joined(*parts: _Windows) -> _Windows:
-    return _Windows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _joined(*parts: _Pairs) -> _Pairs:
+    return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _grouped(windows: _Windows) -> Iterable[tuple[int, int, np.ndarray]]:
-    """(key, count, places) of each pair."""
-    if not len(windows.keys):
+def _grouped(pairs: _Pairs) -> Iterable[tuple[int, int, np.ndarray]]:
+    """(key, count, positions) of each distinct pair."""
+    if not len(pairs.keys):
         return
-    order = np.argsort(windows.keys, kind="stable")
-    keys, places = windows.keys[order], windows.places[order]
+    order = np.argsort(pairs.keys, kind="stable")
+    keys, positions = pairs.keys[order], pairs.positions[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    totals = np.add.reduceat(windows.counts[order], starts)
+    totals = np.add.reduceat(pairs.counts[order], starts)
     stops = [*starts[1:].tolist(), len(keys)]
     for key, total, start, stop in zip(keys[starts].tolist(), totals.tolist(), starts.tolist(), stops, strict=True):
-        yield key, total, places[start:stop]
+        yield key, total, positions[start:stop]

@@ -6,11 +6,12 @@ function of a pre-token when
 
     every token but the single bytes comes from one merge, and merging the token's own bytes ends in that token.
 
-For say that both have done the same so far and tiktoken now unites x and y to the token t. Nothing crossed the borders
-of x and y, so inside them happened what happens when t stands alone, in the same order; and t alone passes through one
-state of two pieces, the pair that its merge unites. So (x, y) is that pair. `_ranks` proves the condition for a
-vocabulary, `_pattern` composes a regular expression that cuts as the pre-tokenizer does, and `fast_encoder` compares
-the ids on texts before it hands the route out.
+Proof: let both have done the same so far, and tiktoken now merge x and y to the token t. No merge crossed the borders
+of x and y, so the same merges were done inside them as when t is encoded alone, in the same order; and t alone passes
+through one state of two tokens, the pair that its merge joins. So (x, y) is that pair.
+
+`_ranks` proves the condition for a vocabulary, `_pattern` composes a regular expression that cuts as the pre-tokenizer
+does, and `fast_encoder` compares the ids on texts before it chooses the route.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ TRYING_TEXTS = (
     "-=-=-=_____....,,,!?!?(){}[]\\/#$%^&*~`|",
     "a" * 300 + " " + "ab" * 150 + "\n" * 70 + "x" + " " * 70 + "1" + "\t" * 70,
 )
-"""Texts on which routes that cut or merge otherwise part ways."""
+"""Texts on which a route that cuts or merges in another way gives other ids."""
 
 _TRIED_DOCUMENTS = 200
 _TRIED_CHARACTERS = 1 << 18  # so that the comparison stays a small part of the work
@@ -76,16 +77,16 @@ class Encoder(Protocol):
         ...
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """The ids of a text in which one must not be: uint32 [n]. What would become it is spelt in other tokens."""
+        """The ids of a text without one token, uint32 [n]; what would become it is spelled in other tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class PlainEncoder:
-    """The tokenizer itself."""
+    """The tokenizer itself, without tiktoken."""
 
     tokenizer: Tokenizer
-    """As `data.tokens.tokenizer.load_encoder` gives it."""
+    """From `data.tokens.tokenizer.load_encoder`."""
     route: Route = "tokenizers"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -93,15 +94,15 @@ class PlainEncoder:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """The text is cut inside everything that becomes the token, and the pieces are encoded each by itself (so a
+        """The text is cut inside everything that becomes the token, and each substring is encoded by itself (so a
         tokenizer that puts a space before a text puts one there). A single character that becomes it is left out."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         spans = [span for span, number in zip(encoding.offsets, encoding.ids, strict=True) if number == token]
         cuts = sorted({start + 1 for start, end in spans if end - start > 1})
         if not cuts:
             return np.array([number for number in encoding.ids if number != token], dtype=np.uint32)
-        pieces = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
-        return np.concatenate([self.encode_without(piece, token) for piece in pieces])
+        substrings = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        return np.concatenate([self.encode_without(substring, token) for substring in substrings])
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ class TiktokenEncoder:
     ids: np.ndarray
     """uint32, the id of each rank."""
     normalizer: Any
-    """What non-ASCII text goes through first, or None."""
+    """Normalizes non-ASCII text first; None for no normalization."""
     plain: PlainEncoder
-    """Takes the texts that tiktoken cannot."""
+    """Encodes the texts that tiktoken cannot."""
     route: Route = "tiktoken"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -124,7 +125,7 @@ class TiktokenEncoder:
         normal = text if self.normalizer is None or text.isascii() else self.normalizer.normalize_str(text)
         try:
             ranks = self.encoding.encode_to_numpy(normal, disallowed_special=())
-        except ValueError:  # its regular expression gives up on a run of a million blanks, or of what matches nothing
+        except ValueError:  # its regular expression fails on a run of a million blanks, or of unmatched characters
             return self.plain.encode_batch([text])[0]
         return self.ids[ranks]
 
@@ -135,8 +136,8 @@ class TiktokenEncoder:
 def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
     """The fastest encoder of the tokenizer in `folder` whose ids equal the tokenizer's on `sample`.
 
-    At most `_TRIED_DOCUMENTS` texts of the sample and `_TRIED_CHARACTERS` characters are compared. The answer is a
-    function of the tokenizer and the sample, whatever the process did before; built once in a process.
+    At most `_TRIED_DOCUMENTS` texts of the sample and `_TRIED_CHARACTERS` characters are compared. The result is a
+    function of the tokenizer and the sample alone; the encoders are built once in a process.
     """
     identity = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     plain, fast = _encoders(folder, identity)
@@ -147,11 +148,11 @@ def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
 
 @lru_cache(maxsize=4)
 def _encoders(folder: Path, identity: str) -> tuple[PlainEncoder, TiktokenEncoder | None]:
-    """The tokenizer itself, and the fast route where there is one that proves equal."""
+    """The tokenizer itself, and the fast route if there is one that gives the same ids."""
     plain = PlainEncoder(load_encoder(folder))
     fast = tiktoken_encoder(plain)
     if fast is None:
-        log.info("encoder: tokenizers; %s is of a kind that tiktoken is not proved to encode alike", identity[:16])
+        log.info("encoder: tokenizers; it is not proved that tiktoken encodes alike for %s", identity[:16])
     elif not _agree(fast, plain, TRYING_TEXTS):
         fast = None
     return plain, fast
@@ -167,18 +168,18 @@ def _agree(fast: Encoder, plain: Encoder, texts: Sequence[str]) -> bool:
 
 
 def _bounded(sample: Sequence[str]) -> list[str]:
-    taken: list[str] = []
+    texts: list[str] = []
     room = _TRIED_CHARACTERS
     for text in sample[:_TRIED_DOCUMENTS]:
-        taken.append(text[:room])
-        room -= len(taken[-1])
+        texts.append(text[:room])
+        room -= len(texts[-1])
         if not room:
             break
-    return taken
+    return texts
 
 
 def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
-    """tiktoken with the tokenizer's merges and cuts, or None where it is not proved to do the same."""
+    """tiktoken with the tokenizer's merges and cuts, or None if it is not proved to give the same ids."""
     whole: dict[str, Any] = json.loads(plain.tokenizer.to_str())
     pattern = _pattern(whole["pre_tokenizer"])
     normalizer = whole["normalizer"]
@@ -205,9 +206,9 @@ def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
 
 
 def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] | None:
-    """Ids of all tokens that text can give, by their bytes, in the order of rank: the 256 bytes, then the merges.
+    """Ids of all tokens that text can become, by their bytes, in the order of rank: the 256 bytes, then the merges.
 
-    None where merging by rank is not proved to be the same function (see the module).
+    None if merging by rank is not proved to be the same function (see the module).
     """
     if model["type"] != "BPE" or model["dropout"]:
         return None
@@ -221,15 +222,15 @@ def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] |
     if model["ignore_merges"]:
         return None  # a pre-token that is an entry of the vocabulary is not merged: other rules, other proof
     bpe = tokenizer.model
-    if any([piece.value for piece in bpe.tokenize(token)] != [token] for token in merged):
+    if any([part.value for part in bpe.tokenize(token)] != [token] for token in merged):
         return None
     return {bytes(alphabet[letter] for letter in token): vocab[token] for token in (*alphabet, *merged)}
 
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each letter of byte-level BPE stands for: printable ones for themselves, the rest from U+0100 on
-    in their order (Radford et al. 2019, the published encoder)."""
+    """The byte that each letter of byte-level BPE represents: printable bytes are their own letter, the rest are the
+    letters from U+0100 on, in their order (Radford et al. 2019, the published encoder)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -244,7 +245,7 @@ character to the word after it."""
 
 
 def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """A regular expression whose matches are the pre-tokens, end to end; None for a pre-tokenizer it cannot follow."""
+    """A regular expression whose matches are the pre-tokens, end to end; None for other pre-tokenizers."""
     if pre_tokenizer is None:
         return None
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
@@ -262,13 +263,13 @@ def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
 
 
 def _single_digits() -> str:
-    """The cuts of GPT-2 in what is left between digits: a digit ends whitespace as the end of the text does."""
+    """The cuts of GPT-2 between single digits; a digit ends whitespace as the end of the text does."""
     digit = _digits()
     return _WORDS + rf"|[{digit}]| ?[^\s\p{{L}}{digit}]++|\s++(?=[{digit}]|\z)|\s+(?=\s)|\s"
 
 
 def _split(step: Mapping[str, Any]) -> str | None:
-    """The cuts of a Split by a regular expression: its matches, and whatever stands between two of them."""
+    """The cuts of a Split by a regular expression: its matches, and the text between two of them."""
     if "Regex" not in step["pattern"] or step["behavior"] != "Isolated" or step["invert"]:
         return None
     match = step["pattern"]["Regex"]
@@ -277,10 +278,10 @@ def _split(step: Mapping[str, Any]) -> str | None:
 
 @lru_cache(maxsize=1)
 def _digits() -> str:
-    """What the Digits pre-tokenizer takes for a digit, as ranges of a character class.
+    """The digits of the Digits pre-tokenizer, as ranges of a character class.
 
-    Asked of the library, for `\\p{N}` of the regular expressions may be of an older Unicode. No plane above the second
-    has numerals.
+    The library itself is asked, for `\\p{N}` of the regular expressions may be of an older Unicode. No plane above the
+    second has numerals.
     """
     digits = pre_tokenizers.Digits(individual_digits=True)
     candidates = (chr(code) for code in range(0x20000) if unicodedata.category(chr(code)) in ("Nd", "Nl", "No", "Cn"))
@@ -290,5 +291,5 @@ def _digits() -> str:
 
 def _runs(codes: Sequence[int]) -> Iterable[tuple[int, int]]:
     """(first, last) of every run of consecutive numbers."""
-    breaks = [place for place, (before, after) in enumerate(pairwise(codes), start=1) if after > before + 1]
+    breaks = [position for position, (before, after) in enumerate(pairwise(codes), start=1) if after > before + 1]
     return [(codes[start], codes[end - 1]) for start, end in pairwise([0, *breaks, len(codes)])]

@@ -1,24 +1,21 @@
-"""Learning a tokenizer from counted words, so that many can count and one can learn."""
+"""Learning a tokenizer from counted words, so that many processes can count and one can learn."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data.tokens.bpe import learn_subwords
-
-if TYPE_CHECKING:
-    pass
 from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.unigram import learn_unigram
 from data.tokens.wordpiece import learn_wordpiece
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe | None = None) -> Tokenizer:
-    """A tokenizer of at most `size` tokens, special ones included (a bpe unless a recipe says otherwise); the same
-    texts in any order give the same bytes."""
+    """A tokenizer of at most `size` tokens, special ones included (bpe without a recipe). The same texts in any order
+    give the same bytes."""
     recipe = recipe or TokenizerRecipe()
     words = count_words(texts, recipe)
     return learn_tokenizer(list(words), list(words.values()), size=size, recipe=recipe)
@@ -30,32 +27,34 @@ def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe 
 _SAFE_BREAK = re.compile(r"(?=[ \n])(?<=\w)")
 """Where a text may be cut without cutting a word of any kind: after a letter or digit, before a space or line end."""
 
-_MANY_PIECES = 1 << 18
+_MANY_SUBSTRINGS = 1 << 18
 
 
 def count_words(texts: Iterable[str], recipe: TokenizerRecipe) -> Counter[str]:
-    """How often each word occurs: what a token can never reach beyond, spelt as the model will see it."""
+    """How often each word occurs, spelled as the model will see it. No token reaches beyond a word."""
     blank = _blank(recipe)
     normalize = blank.normalizer.normalize_str if blank.normalizer else str
     words: Counter[str] = Counter()
-    pieces: Counter[str] = Counter()  # most pieces come again and again, and cutting one into words is what costs
+    substrings: Counter[str] = (
+        Counter()
+    )  # most substrings occur many times, and splitting one into words takes the time
     for text in texts:
-        pieces.update(_SAFE_BREAK.split(normalize(text)))
-        if len(pieces) > _MANY_PIECES:
-            _count_pieces(pieces, blank, words)
-            pieces.clear()
-    _count_pieces(pieces, blank, words)
+        substrings.update(_SAFE_BREAK.split(normalize(text)))
+        if len(substrings) > _MANY_SUBSTRINGS:
+            _count_substrings(substrings, blank, words)
+            substrings.clear()
+    _count_substrings(substrings, blank, words)
     return words
 
 
-def _count_pieces(pieces: Counter[str], blank: Tokenizer, words: Counter[str]) -> None:
-    for piece, count in pieces.items():
-        for word, _ in blank.pre_tokenizer.pre_tokenize_str(piece):
+def _count_substrings(substrings: Counter[str], blank: Tokenizer, words: Counter[str]) -> None:
+    for substring, count in substrings.items():
+        for word, _ in blank.pre_tokenizer.pre_tokenize_str(substring):
             words[word] += count
 
 
 def _blank(recipe: TokenizerRecipe) -> Tokenizer:
-    """The tokenizer around the model: what comes before it and what comes after."""
+    """A tokenizer with the normalizer, pre-tokenizer and decoder of a recipe, and no model yet."""
     tokenizer = Tokenizer(models.BPE())
     parts: list[Any] = [] if recipe.normalization == "none" else [_NORMALIZERS[recipe.normalization]()]
     digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.split_digits else []
@@ -65,7 +64,7 @@ def _blank(recipe: TokenizerRecipe) -> Tokenizer:
     elif recipe.kind == "wordpiece":
         parts.append(normalizers.BertNormalizer(strip_accents=False, lowercase=recipe.lowercase))
         cuts = [pre_tokenizers.BertPreTokenizer(), *digits]
-        tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # a clean-up would turn "do not" to "don't"
+        tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # else "do not" became "don't"
     else:
         cuts = [pre_tokenizers.Split(_UNIGRAM_WORD, behavior="isolated"), *digits]
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -79,8 +78,8 @@ _NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
 
 _UNIGRAM_WORD = Regex(r" *[^ \n\t<]*<| *[^ \n\t<]+| +|[\n\t]")
 """A word with the spaces before it; line ends and tabs by themselves. Spaces stay spaces, for sentencepiece's sign for
-them, U+2581, may stand in a text too. A Unigram model finds all of its vocabulary in a word, also <|end|> and the bytes
-<0x00> to <0xFF>, so no word goes on after a <: a document cannot speak in them."""
+them, U+2581, may occur in a text too. A Unigram model finds all of its vocabulary in a word, also <|end|> and the bytes
+<0x00> to <0xFF>; so that a document cannot hold these tokens, a word ends after a <."""
 
 
 # Learning.
@@ -101,5 +100,5 @@ def learn_tokenizer(words: Sequence[str], counts: Sequence[int], *, size: int, r
 def _learn_bpe(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.BPE:
     """Byte-level BPE; the same as `tokenizers.trainers.BpeTrainer` learns."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    learnt = learn_subwords(words, counts, size=size, special_tokens=recipe.special_tokens, alphabet=alphabet)
-    return models.BPE(vocab={token: number for number, token in enumerate(learnt.tokens)}, merges=learnt.merges)
+    subwords = learn_subwords(words, counts, size=size, special_tokens=recipe.special_tokens, alphabet=alphabet)
+    return models.BPE(vocab={token: number for number, token in enumerate(subwords.tokens)}, merges=subwords.merges)

@@ -3,11 +3,11 @@
 A Feistel network is a bijection of the pairs (left, right) whatever its round function is. Over a domain at most four
 times too large, walking on until the value falls inside ("cycle walking") makes it a bijection of exactly `size`.
 
-A mixture gives each sample to a source. Weights are parts of the tokens, so a source's share of the samples is in the
-proportion of its weight over the mean length of its samples. In every prefix of n samples a source of share p has
-floor(p n) or ceil(p n): its k-th sample (from 0) may stand from floor(k / p) on and must stand before
+A mixture assigns each sample to a source. Weights are shares of the tokens, so a source's share of the samples is in
+proportion to its weight over the mean length of its samples. In every prefix of n samples a source of share p has
+floor(p n) or ceil(p n): its k-th sample (from 0) may come from floor(k / p) on and must come before
 ceil((k + 1) / p). The shares themselves, spread evenly over those spans, are a fractional solution, so a whole one
-exists, and the earliest deadline first finds it, as for any unit jobs with release times and deadlines (Steiner and
+exists, and earliest deadline first finds it, as for any unit jobs with release times and deadlines (Steiner and
 Yeomans 1993, Level schedules for mixed-model, just-in-time processes).
 """
 
@@ -52,7 +52,7 @@ class Permutation:
 
 
 def _mix(value: int) -> int:
-    """The finaliser of splitmix64 (Steele et al. 2014): every input bit moves every output bit."""
+    """The finalizer of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
     return value ^ (value >> 31)
@@ -72,16 +72,16 @@ def _epoch(size: int, key: str) -> Permutation:
 
 
 PERIOD = 10_000
-"""Samples after which a mixture repeats itself, at most: shares count in ten-thousandths where they are no simpler
+"""The most samples after which a mixture repeats itself: shares are rounded to ten-thousandths unless they are simpler
 fractions."""
 
 
-class Turn(NamedTuple):
-    """Whose sample it is."""
+class SourceSample(NamedTuple):
+    """A sample of one source."""
 
     source: str
     number: int
-    """Samples that the source gave before this one."""
+    """How many samples of the source came before it."""
 
 
 class Mixture:
@@ -101,17 +101,17 @@ class Mixture:
             _check_rows(weights, exact)
         self.sources = tuple(exact)
         self.shares = _shares(list(exact.values()))
-        """Samples of each source in a period."""
-        self._turns = _schedule(self.shares)
-        self._before = np.zeros(len(self._turns), dtype=np.int64)
+        """Samples of each source in one period."""
+        self._schedule = _schedule(self.shares)
+        self._before = np.zeros(len(self._schedule), dtype=np.int64)
         for source, share in enumerate(self.shares):
-            self._before[self._turns == source] = np.arange(share)
+            self._before[self._schedule == source] = np.arange(share)
 
-    def turn(self, index: int) -> Turn:
-        """Whose sample a global index is."""
-        periods, place = divmod(index, len(self._turns))
-        source = int(self._turns[place])
-        return Turn(self.sources[source], periods * self.shares[source] + int(self._before[place]))
+    def source_sample(self, index: int) -> SourceSample:
+        """The source of the sample at a global index, and its number among that source's samples."""
+        periods, position = divmod(index, len(self._schedule))
+        source = int(self._schedule[position])
+        return SourceSample(self.sources[source], periods * self.shares[source] + int(self._before[position]))
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -132,7 +132,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _check_rows(weights: Mapping[str, float], rows: Mapping[str, Fraction]) -> None:
-    """Raise ValueError for a source whose share of the rows cannot be told from none."""
+    """Raise ValueError for a source whose share of the rows would be rounded to none."""
     total = sum(rows.values())
     for name, weight in rows.items():
         if weight < total / PERIOD:
@@ -143,7 +143,7 @@ def _check_rows(weights: Mapping[str, float], rows: Mapping[str, Fraction]) -> N
 
 
 def _shares(weights: list[Fraction]) -> list[int]:
-    """Whole numbers in the proportion of the weights: exact, or by the largest remainders to a sum of `PERIOD`."""
+    """Whole numbers in proportion to the weights: exact, or with a sum of `PERIOD` by the largest remainders."""
     parts = [weight / sum(weights) for weight in weights]
     period = math.lcm(*(part.denominator for part in parts))
     if period <= PERIOD:
@@ -156,23 +156,23 @@ def _shares(weights: list[Fraction]) -> list[int]:
 
 
 def _digits(weight: float) -> Fraction:
-    """The number that was written: 0.1 is a tenth."""
+    """The decimal number as it was written: 0.1 is a tenth."""
     return Fraction(str(weight))
 
 
 def _schedule(shares: list[int]) -> np.ndarray:
-    """int32 [sum of shares], the number of the source at each place: of those released the earliest deadline."""
+    """The source of each sample of a period, int32 [sum of shares]: of those that may come, the most urgent."""
     period = sum(shares)
-    given = [0] * len(shares)
-    turns = np.zeros(period, dtype=np.int32)
-    for place in range(period):
+    num_scheduled = [0] * len(shares)
+    schedule = np.zeros(period, dtype=np.int32)
+    for position in range(period):
         deadlines = [
-            (-(-(given[source] + 1) * period // share), source)
+            (-(-(num_scheduled[source] + 1) * period // share), source)
             for source, share in enumerate(shares)
-            if given[source] * period // share <= place
+            if num_scheduled[source] * period // share <= position
         ]
         deadline, source = min(deadlines)
-        assert place < deadline, f"source {source} came too late at {place}: no schedule of {shares}"
-        turns[place] = source
-        given[source] += 1
-    return turns
+        assert position < deadline, f"source {source} is too late at {position}: no schedule of {shares}"
+        schedule[position] = source
+        num_scheduled[source] += 1
+    return schedule

@@ -8,18 +8,15 @@ import numpy as np
 PADDING_DOCUMENT = -1
 
 
-# Reading.
-
-
 class Sample(NamedTuple):
     """A window of a stream."""
 
     tokens: np.ndarray
     """[n + 1] int64, n at most T: inputs are all but the last, targets all but the first."""
     starts: np.ndarray
-    """Places among the inputs where a document begins (its separator)."""
+    """Positions among the inputs where a document begins (its separator)."""
     context: int = 0
-    """Targets before this place are only read, not scored: an overlap with the window before."""
+    """Targets before this position are not scored: they overlap with the window before."""
 
 
 class Rows(NamedTuple):
@@ -49,12 +46,12 @@ def to_rows(samples: Sequence[Sample], sequence_length: int) -> Rows:
         n = len(sample.tokens) - 1
         begins = np.zeros(n, dtype=np.int64)
         begins[sample.starts] = 1
-        places = np.arange(n)
+        indices = np.arange(n)
         rows.input_ids[row, :n] = sample.tokens[:-1]
         rows.targets[row, :n] = sample.tokens[1:]
         rows.loss_mask[row, sample.context : n] = True
         rows.document_ids[row, :n] = np.cumsum(begins)
-        rows.positions[row, :n] = places - np.maximum.accumulate(places * begins)
+        rows.positions[row, :n] = indices - np.maximum.accumulate(indices * begins)
     return rows
 
 

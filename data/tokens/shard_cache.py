@@ -11,18 +11,18 @@ from pathlib import Path
 from cluster.storage import Storage
 
 
-def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, proved: set[str] | None = None) -> Path:
-    """A file on the local disk, proved to be whole. Raises ValueError when it is not.
+def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verified: set[str] | None = None) -> Path:
+    """A file of a split on the local disk, verified by size and checksum. Raises ValueError when they differ.
 
     A remote file is fetched once into a cache by its checksum, which all processes of a node share; a copy of another
-    size is fetched again. `proved` remembers the names that need no second proof.
+    size is fetched again. Names in `verified` are not verified again; the file's is added.
     """
     path = Path(split.path(name)) if split.is_local else _fetched(split, name, sha256, num_bytes)
-    found = path.stat().st_size if path.exists() else None
-    if found != num_bytes:
-        state = "is missing" if found is None else f"has {found:,} bytes instead of {num_bytes:,}"
+    size = path.stat().st_size if path.exists() else None
+    if size != num_bytes:
+        state = "is missing" if size is None else f"has {size:,} bytes instead of {num_bytes:,}"
         raise ValueError(f"shard {split.url}/{name} {state}; make the shards again, or copy the file again")
-    if proved is not None and name in proved:
+    if verified is not None and name in verified:
         return path
     if _sha256(path) != sha256:
         if not split.is_local:
@@ -30,13 +30,13 @@ def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, proved
         raise ValueError(
             f"shard {split.url}/{name} is corrupt: its checksum differs from the manifest's; make it again"
         )
-    if proved is not None:
-        proved.add(name)
+    if verified is not None:
+        verified.add(name)
     return path
 
 
 def _fetched(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
-    """The cached copy of a remote file; of the processes of a node that want it one fetches it."""
+    """The cached copy of a remote file; one of a node's processes fetches it."""
     path = shard_cache() / sha256
     if _has_size(path, num_bytes):
         return path
@@ -53,14 +53,14 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Holds a file's lock, which ends with the process that has it."""
+    """Hold a file's lock, which is released when its process ends."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def shard_cache() -> Path:
-    """Where copies of remote shards lie, named by their checksum."""
+    """The folder of copies of remote shards, named by their checksums."""
     return Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / "shards"
 
 

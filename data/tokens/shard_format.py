@@ -3,7 +3,7 @@
 A split (train/, validation/) is a folder of shards and a manifest, which is written last:
 
     manifest.json
-    shard-00000.tokens.bin      S a … a S b … b S c … c S      little-endian token ids; S stands between documents
+    shard-00000.tokens.bin      S a … a S b … b S c … c S      little-endian token ids; S is between documents
     shard-00000.documents.bin   one `DOCUMENT` record for each document, in the order of the stream
 
 The separator S ends one document and begins the next: as a target it is the document's last token, as an input it is
@@ -33,8 +33,8 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 
 DOCUMENT = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
-"""Of one document: place of the separator before it, bytes of its text, `document_key` of its id, its source's place
-in the manifest's list."""
+"""Of one document: position of the separator before it, bytes of its text, `document_key` of its id, its source's
+position in the manifest's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class SourceRange:
     """The documents of one source in a shard."""
 
     source: int
-    """The source's place in the manifest's list."""
+    """The source's position in the manifest's list."""
     first: int
-    """Place in the stream of the separator before its first document."""
+    """Position in the stream of the separator before its first document."""
     num_targets: int
     """Its documents' tokens and their ends."""
 
@@ -53,7 +53,7 @@ class SourceRange:
 class ShardInfo:
     name: str
     part: str
-    """The part of the corpus that it was made from, and that part's content digest at the time."""
+    """The part of the corpus that it is made from; `part_digest` is the content digest that the part then had."""
     part_digest: str
     encoder: str
     """The route by which its text was encoded (`data.tokens.encode`)."""
@@ -73,10 +73,10 @@ class Generation:
     """The shards that were added together."""
 
     corpus: str
-    """Content digest of the corpus that they were made from."""
+    """Content digest of their corpus."""
     shards: tuple[ShardInfo, ...]
     known: str = ""
-    """Checksum of the sorted keys of the documents that were to be left out, for older generations hold them."""
+    """Checksum of the sorted keys of the documents that were left out because older generations hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class SplitManifests(NamedTuple):
 
 
 def write_manifest(split: Storage, manifest: ShardManifest) -> None:
-    """Write the manifest; from now on the split is whole."""
+    """Write the manifest, which makes the split complete."""
     split.write_json(MANIFEST, to_plain(manifest))
 
 
@@ -168,5 +168,5 @@ def shard_files(manifest: ShardManifest, info: ShardInfo) -> tuple[ShardFile, Sh
 
 
 def document_key(document_id: str) -> int:
-    """64 bits of a document id, to find a document in the shards."""
+    """64 bits of a document id, by which the shards are searched for a document."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")

@@ -30,7 +30,7 @@ _FETCHERS = 4  # threads that read ahead
 
 
 class StoredDocument(NamedTuple):
-    """A whole document as it stands in a shard."""
+    """A whole document from a shard."""
 
     tokens: np.ndarray
     """[n + 2] int64: separator, the document's n tokens, separator."""
@@ -42,10 +42,10 @@ class StoredDocument(NamedTuple):
 
 
 class ShardReader:
-    """Samples of a split by global index. Cheap to make: a shard is opened, and proved whole, when first read.
+    """Samples of a split by global index. Cheap to create: a shard is opened and verified when it is first read.
 
     The files are mapped, not loaded; the most recently used `_OPEN_SHARDS` shards stay mapped. Those of a remote split
-    are fetched whole to the local disk, which has to have room for the split.
+    are fetched whole to the local disk, which must have room for the split.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class ShardReader:
         mixture: Mapping[str, float] | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        """`mixture` gives every source of the split a weight, its part of the targets that are read (more rows, then,
-        of a source whose rows are shorter, as the last of every range may be); without one the sources have their
-        natural shares. `tokenizer` is the fingerprint that the shards must have been made with.
+        """`mixture` gives every source of the split a weight, its share of the targets that are read (a source whose
+        rows are shorter, as the last row of every range may be, gets more rows); without a mixture the sources have
+        their natural shares. `tokenizer` is the fingerprint that the shards must have been made with.
 
         Raises ValueError for a missing or foreign manifest, another tokenizer, or weights of other sources.
         """
@@ -78,13 +78,13 @@ class ShardReader:
             _check_sources(split, self.manifest, mixture)
             self._mixture = Mixture(mixture, targets_per_row=self._targets_per_row(mixture))
         self._opened: OrderedDict[int, _Shard] = OrderedDict()
-        self._proved: set[str] = set()
+        self._verified: set[str] = set()
         self._lock = threading.Lock()
         self._opening = [threading.Lock() for _ in self.manifest.shards]
 
     @property
     def num_samples(self) -> int:
-        """Samples of one epoch of the sources that are read: together they hold every target of theirs exactly once."""
+        """Samples of one epoch of the sources that are read, which hold each of their targets exactly once."""
         return sum(self.samples_by_source.values())
 
     @cached_property
@@ -94,21 +94,21 @@ class ShardReader:
         return {name: self._num_windows(name) for name in sources}
 
     def order(self, indices: Iterable[int]) -> np.ndarray:
-        """Places of samples in the stream of windows, for global sample indices 0, 1, 2, … over all epochs.
+        """Positions in the stream of windows of the samples at global indices 0, 1, 2, … over all epochs.
 
-        Without a mixture each epoch is a permutation of all samples. With one, the mixture gives an index to a source,
-        and the source goes through permutations of its own samples: none comes again before all have come.
+        Without a mixture each epoch is a permutation of all samples. With one, the mixture assigns an index to a
+        source, whose samples come in permutations: none is repeated before all were read.
         """
         key = f"{self.manifest.digest}:{self.sequence_length}"
         if self._mixture is None:
             return epoch_order(indices, self.num_samples, seed=self.seed, key=key)
-        places: list[int] = []
+        positions: list[int] = []
         for index in indices:
-            source, number = self._mixture.turn(index)
+            source, number = self._mixture.source_sample(index)
             size = self.samples_by_source[source]
-            (own,) = epoch_order([number], size, seed=self.seed, key=f"{key}:{source}")
-            places.append(self._place(source, int(own)))
-        return np.array(places, dtype=np.int64)
+            (window,) = epoch_order([number], size, seed=self.seed, key=f"{key}:{source}")
+            positions.append(self._position(source, int(window)))
+        return np.array(positions, dtype=np.int64)
 
     def sample(self, index: int) -> Sample:
         """The sample at a global index; without a mixture, index // num_samples is its epoch."""
@@ -116,12 +116,12 @@ class ShardReader:
 
     def rows(self, indices: Iterable[int]) -> Rows:
         """The samples at global indices as arrays [B, T]."""
-        return to_rows([self._window(int(place)) for place in self.order(indices)], self.sequence_length)
+        return to_rows([self._window(int(position)) for position in self.order(indices)], self.sequence_length)
 
     def read_ahead(self, steps: Iterable[Iterable[int]], *, num_steps: int = 2) -> Iterator[Rows]:
-        """`rows` of each item of `steps`, read by other threads while the caller works on up to `num_steps` before.
+        """`rows` of each item of `steps`, read by other threads up to `num_steps` before the caller takes them.
 
-        So the shards that coming steps need are on their way from object storage already.
+        So the shards of coming steps are already being fetched from object storage.
         """
         if num_steps < 1:
             raise ValueError(f"num_steps: {num_steps} must be at least 1")
@@ -158,40 +158,40 @@ class ShardReader:
         return int(self._windows[self._ranges_of(source)].sum())
 
     def _ranges_of(self, source: str) -> np.ndarray:
-        """Places in `_ranges` of a source's."""
+        """Positions in `_ranges` of a source's ranges."""
         number = self.manifest.sources.index(source)
         return np.array([n for n, (_, part) in enumerate(self._ranges) if part.source == number], dtype=np.int64)
 
     @cached_property
     def _source_ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Of each source, its ranges and the running number of its samples at the end of each."""
-        owned = {source: self._ranges_of(source) for source in self.samples_by_source}
-        return {source: (own, np.cumsum(self._windows[own])) for source, own in owned.items()}
+        ranges_of = {source: self._ranges_of(source) for source in self.samples_by_source}
+        return {source: (ranges, np.cumsum(self._windows[ranges])) for source, ranges in ranges_of.items()}
 
-    def _place(self, source: str, own: int) -> int:
-        """The place among all windows of a source's window number `own`."""
+    def _position(self, source: str, window: int) -> int:
+        """The position in the stream of all windows of one of a source's, by its number among them."""
         ranges, ends = self._source_ends[source]
-        number = int(np.searchsorted(ends, own, side="right"))
-        return int(self._ends[ranges[number]] - (ends[number] - own))
+        number = int(np.searchsorted(ends, window, side="right"))
+        return int(self._ends[ranges[number]] - (ends[number] - window))
 
-    def _window(self, place: int) -> Sample:
-        number = int(np.searchsorted(self._ends, place, side="right"))
+    def _window(self, position: int) -> Sample:
+        number = int(np.searchsorted(self._ends, position, side="right"))
         shard_number, source_range = self._ranges[number]
         shard = self._shard(shard_number)
         before = int(self._ends[number] - self._windows[number])
-        first = source_range.first + (place - before) * self.sequence_length
+        first = source_range.first + (position - before) * self.sequence_length
         last = min(first + self.sequence_length, source_range.first + source_range.num_targets)
         low, high = np.searchsorted(shard.starts, [first, last])
         return Sample(shard.tokens[first : last + 1].astype(np.int64), shard.starts[low:high] - first)
 
     def _shard(self, number: int) -> "_Shard":
-        """A shard's files, mapped; several threads may ask, and one of them opens it."""
+        """A shard's files, mapped; of several threads that ask for it, one opens it."""
         with self._opening[number]:
             with self._lock:
                 if shard := self._opened.get(number):
                     self._opened.move_to_end(number)
                     return shard
-            shard = _open_shard(self.split, self.manifest, number, self._proved)
+            shard = _open_shard(self.split, self.manifest, number, self._verified)
             with self._lock:
                 self._opened[number] = shard
                 if len(self._opened) > _OPEN_SHARDS:
@@ -200,7 +200,7 @@ class ShardReader:
 
 
 def _check_sources(split: Storage, manifest: ShardManifest, mixture: Mapping[str, float]) -> None:
-    """Raise ValueError unless the weights are for the sources of the split, each of them."""
+    """Raise ValueError unless the weights name exactly the sources of the split."""
     present = {name for name, num_targets in manifest.targets_by_source.items() if num_targets}
     for name, weight in mixture.items():
         if name not in present and (weight or name not in manifest.sources):
@@ -231,21 +231,21 @@ class _Shard(NamedTuple):
     """[num_documents] int64, the column of `documents` that is searched, in memory."""
 
 
-def _open_shard(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> _Shard:
+def _open_shard(split: Storage, manifest: ShardManifest, number: int, verified: set[str]) -> _Shard:
     info = manifest.shards[number]
     tokens_file, _ = shard_files(manifest, info)
-    tokens = local_file(split, **tokens_file._asdict(), proved=proved)
-    documents = _open_documents(split, manifest, info, proved)
+    tokens = local_file(split, **tokens_file._asdict(), verified=verified)
+    documents = _open_documents(split, manifest, info, verified)
     starts = np.ascontiguousarray(documents["start"]).astype(np.int64)
     return _Shard(np.memmap(tokens, dtype=manifest.dtype, mode="r"), documents, starts)
 
 
 def _open_documents(
-    split: Storage, manifest: ShardManifest, info: ShardInfo, proved: set[str] | None = None
+    split: Storage, manifest: ShardManifest, info: ShardInfo, verified: set[str] | None = None
 ) -> np.ndarray:
-    """The document table of a shard that holds any, mapped."""
+    """The document table of a shard with documents, mapped."""
     _, table_file = shard_files(manifest, info)
-    return np.memmap(local_file(split, **table_file._asdict(), proved=proved), dtype=DOCUMENT, mode="r")
+    return np.memmap(local_file(split, **table_file._asdict(), verified=verified), dtype=DOCUMENT, mode="r")
 
 
 def known_documents(split: Storage, manifest: ShardManifest) -> np.ndarray:
@@ -254,18 +254,18 @@ def known_documents(split: Storage, manifest: ShardManifest) -> np.ndarray:
     return np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.uint64)
 
 
-class DocumentPlace(NamedTuple):
-    """Where a document stands."""
+class DocumentPosition(NamedTuple):
+    """Where a document is in the shards."""
 
     shard: str
     first: int
-    """Place in the shard's stream of its first token, after the separator."""
+    """Position in the shard's stream of its first token, after the separator."""
     num_tokens: int
-    """Of its text, without a separator."""
+    """Tokens of its text, without a separator."""
 
 
-def find_document(split: Storage, manifest: ShardManifest, document_id: str) -> DocumentPlace | None:
-    """Where the document with this id stands in a split; None where it does not. Reads the tables, not the tokens."""
+def find_document(split: Storage, manifest: ShardManifest, document_id: str) -> DocumentPosition | None:
+    """Where the document with this id is in a split, or None. Reads the document tables only."""
     key = np.uint64(document_key(document_id))
     for info in manifest.shards:
         if not info.num_documents:
@@ -275,5 +275,5 @@ def find_document(split: Storage, manifest: ShardManifest, document_id: str) -> 
             start = int(documents["start"][number])
             last = number + 1 == len(documents)
             end = info.num_tokens - 1 if last else int(documents["start"][number + 1])
-            return DocumentPlace(info.name, start + 1, end - start - 1)
+            return DocumentPosition(info.name, start + 1, end - start - 1)
     return None

@@ -50,15 +50,15 @@ class ShardWriter:
     def write(self, split: Storage, name: str, *, part: str = "", part_digest: str = "") -> ShardInfo:
         """Write the shard of everything that was added; `part` is what the documents came from."""
         separator = np.array([self.manifest.separator], dtype=self.manifest.dtype)
-        documents = [(source, written) for source, own in enumerate(self._written) for written in own]
+        documents = [(source, document) for source, of_source in enumerate(self._written) for document in of_source]
         table = np.zeros(len(documents), dtype=DOCUMENT)
         ends = np.cumsum([len(written.tokens) + 1 for _, written in documents], dtype=np.int64)
         table["start"][1:] = ends[:-1]
         table["num_bytes"] = [written.num_bytes for _, written in documents]
         table["id"] = np.array([written.key for _, written in documents], dtype=np.uint64)
         table["source"] = [source for source, _ in documents]
-        pieces = [piece for _, written in documents for piece in (written.tokens, separator)]
-        tokens = np.concatenate([separator, *pieces]).tobytes()
+        arrays = [array for _, written in documents for array in (written.tokens, separator)]
+        tokens = np.concatenate([separator, *arrays]).tobytes()
         split.write_bytes(f"{name}.tokens.bin", tokens)
         split.write_bytes(f"{name}.documents.bin", table.tobytes())
         return ShardInfo(
@@ -77,9 +77,9 @@ class ShardWriter:
     def _source_ranges(self) -> tuple[SourceRange, ...]:
         ranges: list[SourceRange] = []
         first = 0
-        for source, own in enumerate(self._written):
-            if own:
-                num_targets = sum(len(written.tokens) + 1 for written in own)
+        for source, documents in enumerate(self._written):
+            if documents:
+                num_targets = sum(len(document.tokens) + 1 for document in documents)
                 ranges.append(SourceRange(source=source, first=first, num_targets=num_targets))
                 first += num_targets
         return tuple(ranges)

@@ -1,10 +1,10 @@
 """The tokenizer: three kinds of model, special tokens, a chat template, and the folder that transformers and vLLM load.
 
-Two tokens end things, and they are kept apart. `<|endoftext|>` stands between documents: it is the tokenizer's bos and
+Two tokens end something, and they differ. `<|endoftext|>` is between documents: it is the tokenizer's bos and
 eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat
 model's the second (`base_special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
 
-Every kind is learnt from counted words (`count_words`, `learn_tokenizer`), so that many can count and one can learn.
+Every kind is learned from counted words (`count_words`, `learn_tokenizer`).
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise ValueError(
             f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
         )
-    # Late: it brings torch, seconds that the tokenising workers need not pay.
+    # Late: it brings torch, seconds that the tokenizing workers need not pay.
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -78,11 +78,11 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Id of the token between documents: `<|endoftext|>` where there is one (also in SmolLM2, whose chat eos is
     another), else the eos token, else the sep token (BERT has no eos)."""
     named: tuple[Any, ...] = (tokenizer.get_vocab().get(END_OF_TEXT), tokenizer.eos_token_id, tokenizer.sep_token_id)
-    for found in named:
-        if found is not None:
-            return int(found)
+    for token in named:
+        if token is not None:
+            return int(token)
     raise ValueError(
-        f"tokenizer: neither {END_OF_TEXT} nor an eos or sep token is defined, so documents could not be told apart; "
+        f"tokenizer: neither {END_OF_TEXT} nor an eos or sep token is defined, so nothing could separate documents; "
         "name its eos_token in tokenizer_config.json"
     )
 
@@ -93,7 +93,7 @@ class TokenIds(NamedTuple):
     bos: int
     eos: int
     pad: int
-    """Never the last token of a document or a chat, so that the last real token can be told from padding."""
+    """Never the last token of a document or a chat, so that padding can be recognized."""
 
 
 def base_special_tokens(folder: Path) -> TokenIds:
@@ -104,19 +104,19 @@ def base_special_tokens(folder: Path) -> TokenIds:
 
 
 def chat_special_tokens(folder: Path) -> TokenIds:
-    """Of a chat model: an answer ends where the chat template closes an assistant's message, and bos is the
+    """Of a chat model: a completion ends where the chat template closes an assistant's message, and bos is the
     tokenizer's own, or the separator where it has none."""
     tokenizer = load_tokenizer(folder)
-    own: Any = tokenizer.bos_token_id
-    bos = separator_id(tokenizer) if own is None else int(own)
+    bos: Any = tokenizer.bos_token_id
+    bos = separator_id(tokenizer) if bos is None else int(bos)
     return TokenIds(bos=bos, eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of padding: the tokenizer's own unless that ends a chat too (as in SmolLM2), else another special one."""
     ends = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
-    own, unknown, bos = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id
-    candidates: tuple[Any, ...] = (own, separator_id(tokenizer), unknown, bos)
+    pad, unknown, bos = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id
+    candidates: tuple[Any, ...] = (pad, separator_id(tokenizer), unknown, bos)
     for candidate in candidates:
         if candidate is not None and candidate not in ends:
             return int(candidate)
@@ -124,7 +124,7 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def vocab_size(folder: Path) -> int:
-    """Rows that an embedding needs: the highest token id and one."""
+    """The number of rows that an embedding needs: the highest token id plus one."""
     return max(load_encoder(folder).get_vocab(with_added_tokens=True).values()) + 1
 
 
@@ -141,8 +141,8 @@ def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     if not tokenizer.chat_template:
         raise ValueError("tokenizer: it has no chat template; add chat_template to its tokenizer_config.json")
     words = "words"
-    turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
+    whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
     after = whole.rpartition(words)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token in tokenizer.encode(after, add_special_tokens=False):

@@ -1,11 +1,7 @@
-"""What a tokenizer is made by: its kind, its special tokens and how text is cut."""
+"""The recipe of a tokenizer: its kind, its special tokens and how text is split."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Literal
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -17,10 +13,10 @@ UNKNOWN = "<|unk|>"
 MASK = "<|mask|>"
 
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, USER, ASSISTANT, SYSTEM, END)
-"""Of every kind, in the order of their ids, from 0."""
+"""Special tokens of every kind, in the order of their ids, from 0."""
 
 MORE_SPECIAL_TOKENS = {"bpe": (), "wordpiece": (UNKNOWN, MASK), "unigram": (UNKNOWN,)}
-"""What else a kind has; these follow."""
+"""Special tokens of one kind; their ids follow."""
 
 MIN_SIZE = 256 + len(SPECIAL_TOKENS)
 """Of bpe: every byte has a token, so no text is unknown and every text comes back as it was."""
@@ -30,23 +26,23 @@ _COVERAGE = 0.9995  # the default of sentencepiece
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
-    """How text becomes tokens, but for the size."""
+    """How text becomes tokens; all but the size."""
 
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """bpe: on bytes, so that any text comes back. wordpiece: BERT's; it forgets white space. unigram: as sentencepiece
     learns it, on characters."""
     split_digits: bool = True
-    """Digits stay single tokens, so that numbers of any length are spelt alike."""
+    """Digits stay single tokens, so that numbers of any length are spelled alike."""
     normalization: Literal["none", "NFC", "NFKC"] = "none"
     lowercase: bool = False
     """For wordpiece."""
     byte_fallback: bool = False
-    """For unigram: characters without a token are spelt in bytes instead of being unknown."""
+    """For unigram: characters without a token are spelled in bytes instead of being unknown."""
     character_coverage: float = _COVERAGE
     """For wordpiece and unigram: part of the text whose characters, the most frequent ones, have tokens."""
 
     def check(self) -> None:
-        """Raise ValueError for a value out of its range, or one that the kind would not heed."""
+        """Raise ValueError for a value out of its range, or one that the kind would ignore."""
         if self.lowercase and self.kind != "wordpiece":
             raise ValueError(f"lowercase: true is for kind wordpiece, not {self.kind}; leave it out")
         if self.byte_fallback and self.kind != "unigram":
@@ -64,5 +60,5 @@ class TokenizerRecipe:
 
     @property
     def least_size(self) -> int:
-        """Tokens that there are before anything is learnt; the characters of the text come on top, but for bpe."""
+        """The number of tokens before any is learned; except for bpe, the characters of the text are added to it."""
         return len(self.special_tokens) + (256 if self.kind == "bpe" or self.byte_fallback else 0)

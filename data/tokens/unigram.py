@@ -4,34 +4,33 @@ import io
 import re
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import models
 
-if TYPE_CHECKING:
-    pass
 from data.tokens.tokenizer_recipe import SPECIAL_TOKENS, UNKNOWN, TokenizerRecipe
 
 _MAX_LINE_BYTES = 4192  # of sentencepiece: a longer line is left out
 
 
 def learn_unigram(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.Unigram:
-    """A unigram language model (Kudo 2018), learnt by sentencepiece."""
+    """A unigram language model (Kudo 2018), learned by sentencepiece."""
     import sentencepiece
 
-    learnt = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(words, counts, size, recipe))
-    pieces = [(learnt.id_to_piece(number), learnt.get_score(number)) for number in range(learnt.get_piece_size())]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(words, counts, size, recipe))
+    tokens = [(processor.id_to_piece(n), processor.get_score(n)) for n in range(processor.get_piece_size())]
     # With more digits the JSON reader of `tokenizers` would not give each score back as it was written.
-    vocab = [(piece.replace("▁", " "), round(score, 9)) for piece, score in pieces]
+    vocab = [(token.replace("▁", " "), round(score, 9)) for token, score in tokens]
     return models.Unigram(vocab=vocab, unk_id=len(SPECIAL_TOKENS), byte_fallback=recipe.byte_fallback)
 
 
 def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> bytes:
-    """sentencepiece's own model file. It encodes as the tokenizer does, but that a run of characters without a token,
-    one unknown token to sentencepiece, may be one in each of its words to the tokenizer (with bytes there is none).
+    """sentencepiece's own model file. It encodes as the tokenizer does, with one exception: a run of characters without
+    a token is one unknown token for sentencepiece, and one in each of its words for the tokenizer (with byte fallback
+    there is none).
 
-    It sees words and counts, sorted, in one thread: never the order of texts. Line end and tab, which stand in no word,
-    are tokens by themselves. Raises ValueError for a size that the words do not allow.
+    It reads sorted words and counts in one thread, so the order of texts has no influence. Line end and tab, which
+    are in no word, are tokens by themselves. Raises ValueError for a size that the words do not allow.
     """
     import sentencepiece
 
@@ -57,7 +56,7 @@ def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, 
 
 
 _UNUSABLE = re.compile(r"[\0\t\n\r▁▅]")
-"""What ends a line or a field of the file for sentencepiece, and its own two signs."""
+"""Characters that end a line or a field of sentencepiece's file, and its own two signs."""
 
 
 def _sentencepiece_options(recipe: TokenizerRecipe) -> dict[str, Any]:

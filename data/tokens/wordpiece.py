@@ -3,14 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from tokenizers import models
 
 from data.tokens.bpe import learn_subwords
-
-if TYPE_CHECKING:
-    pass
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 
 _MAX_WORD_CHARACTERS = 100  # of WordPiece: a longer word is unknown (the default of BERT)
@@ -21,7 +17,7 @@ def learn_wordpiece(
 ) -> models.WordPiece:
     """WordPiece as `tokenizers` learns it, by byte-pair merges of characters; encoding takes the longest token first.
 
-    Words that will be unknown teach nothing: longer ones, and those with a character beyond the coverage.
+    Words that will be unknown are left out: longer ones, and those with a character beyond the coverage.
     """
     known = set(_covered(words, counts, recipe.character_coverage))
     chosen = [
@@ -29,30 +25,30 @@ def learn_wordpiece(
         for word, count in zip(words, counts, strict=True)
         if len(word) <= _MAX_WORD_CHARACTERS and known.issuperset(word)
     ]
-    learnt = learn_subwords(
+    subwords = learn_subwords(
         [word for word, _ in chosen],
         [count for _, count in chosen],
         size=size,
         special_tokens=recipe.special_tokens,
         prefix="##",
     )
-    if len(learnt.tokens) > size:
+    if len(subwords.tokens) > size:
         raise ValueError(
             f"size: {size:,} has no room for the characters of the text, inside words and at their begin "
-            f"({len(learnt.tokens):,} tokens); raise size, or lower character_coverage ({recipe.character_coverage})"
+            f"({len(subwords.tokens):,} tokens); raise size, or lower character_coverage ({recipe.character_coverage})"
         )
-    vocab = {token: number for number, token in enumerate(learnt.tokens)}
+    vocab = {token: number for number, token in enumerate(subwords.tokens)}
     return models.WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=_MAX_WORD_CHARACTERS)
 
 
 def _covered(words: Sequence[str], counts: Sequence[int], coverage: float) -> list[str]:
     """The most frequent characters that make up `coverage` of the text; of equals, those of the lowest code point."""
-    found: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     for word, count in zip(words, counts, strict=True):
         for character in word:
-            found[character] += count
-    ranked = sorted(found, key=lambda character: (-found[character], character))
-    reached = accumulate(found[character] for character in ranked)
-    bound = coverage * found.total()
+            occurrences[character] += count
+    ranked = sorted(occurrences, key=lambda character: (-occurrences[character], character))
+    reached = accumulate(occurrences[character] for character in ranked)
+    bound = coverage * occurrences.total()
     needed = next((number for number, total in enumerate(reached, start=1) if total >= bound), len(ranked))
     return ranked[:needed]

@@ -47,12 +47,12 @@ def chatml(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 def learnt_text(tokenizer: ChatTokenizer, chat: RenderedChat) -> list[str]:
-    """The runs of learnt tokens, special ones written out."""
+    """The runs of learned tokens, special ones written out."""
     runs: list[list[int]] = []
-    for place, (token, learnt) in enumerate(zip(chat.ids, chat.learnt, strict=True)):
-        if learnt and (place == 0 or not chat.learnt[place - 1]):
+    for place, (token, learned) in enumerate(zip(chat.ids, chat.learned, strict=True)):
+        if learned and (place == 0 or not chat.learned[place - 1]):
             runs.append([])
-        if learnt:
+        if learned:
             runs[-1].append(token)
     return [tokenizer._tokenizer.decode(run, skip_special_tokens=False) for run in runs]
 
@@ -62,7 +62,7 @@ def test_the_assistants_words_and_the_token_that_closes_them_are_learnt(ours: Ch
     assert learnt_text(ours, rendered) == ["Hello you<|end|>", "Bye<|end|>"]
     assert rendered.ids == ours.chat_ids([USER, REPLY, USER, {"role": "assistant", "content": "Bye"}])
     prompt = ours.prompt_ids([USER])
-    assert rendered.ids[: len(prompt)] == prompt and not any(rendered.learnt[: len(prompt)])
+    assert rendered.ids[: len(prompt)] == prompt and not any(rendered.learned[: len(prompt)])
 
 
 def test_a_foreign_template_with_a_default_system_and_line_breaks_gives_the_same_mask(chatml: ChatTokenizer) -> None:
@@ -75,7 +75,7 @@ def test_a_foreign_template_with_a_default_system_and_line_breaks_gives_the_same
 
 def test_a_chat_that_ends_with_the_user_learns_only_what_the_assistant_said(ours: ChatTokenizer) -> None:
     rendered = render(ours, Chat("f:1", [USER, REPLY, USER]))
-    assert learnt_text(ours, rendered) == ["Hello you<|end|>"] and not rendered.learnt[-1]
+    assert learnt_text(ours, rendered) == ["Hello you<|end|>"] and not rendered.learned[-1]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_record(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data.tokens.learning import train_tokenizer
 from data.tokens.samples import Rows
 from data.tokens.shard_cache import shard_cache
 from data.tokens.shard_format import Generation, ShardManifest, document_key, read_manifest, write_manifest
-from data.tokens.shard_reader import DocumentPlace, ShardReader, find_document, known_documents
+from data.tokens.shard_reader import DocumentPosition, ShardReader, find_document, known_documents
 from data.tokens.shard_writer import TextDocument, write_shard
 
 S = 0  # the separator
@@ -404,7 +404,7 @@ def test_a_document_is_found_by_its_id(mixed: Storage, encoder: Tokenizer) -> No
             assert place is not None and place.shard == name
             assert stream[place.first : place.first + place.num_tokens].tolist() == encoder.encode(text).ids
             assert stream[place.first - 1] == stream[place.first + place.num_tokens] == S
-    assert find_document(mixed, manifest, "the cat") == DocumentPlace(
+    assert find_document(mixed, manifest, "the cat") == DocumentPosition(
         "shard-00000", 1, len(encoder.encode("the cat").ids)
     )
     assert find_document(mixed, manifest, "no such document") is None
