@@ -72,9 +72,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class CorpusExecution(TasksExecution):
     task_mib: int = 32
-    """About how much of the input one reading task takes."""
+    """About how much of the input one cleaning task reads."""
     partitions: int | None = None
-    """Tasks that the parts are shared out to in the second half; one for each part unless given."""
+    """Number of tasks over the parts in the second half; one for each part unless set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,12 @@ class CorpusConfig:
     steps: list[Step] = list_of_choices()
     """The cleaning recipe, applied in order."""
     mixture: dict[str, float] | None = None
-    """Weight of each source in the bytes that are kept; as much is kept as these weights allow, nothing is repeated.
-    Duplicates go first: a text whose lowest id is in a source of weight 0 is lost, also where others have it."""
+    """Weight of each source in the bytes that are kept; as much is kept as the weights allow, and nothing is repeated.
+    Duplicates are dropped first: a text whose lowest id is in a source of weight 0 is lost, even if others have it."""
     fairness_budget: float | None = None
-    """How much more often a step may remove a group's neutral mentions than the same text without one (a share)."""
+    """How much more often a step may remove neutral mentions of a group than the same text without one, as a share."""
     part_mib: int = 64
-    """About how much text one output file holds; each later becomes one shard."""
+    """About how much text one part holds; each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
 
 
@@ -279,7 +279,7 @@ def sizes(config: CorpusConfig, needs: Needs) -> CorpusSizes:
 
 
 def work(config: CorpusConfig, needs: Needs) -> Work:
-    """What the forecast is made of: reading and each step take their time of every byte of text."""
+    """The work of the stage: reading and each step take time in proportion to the bytes of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.

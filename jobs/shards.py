@@ -1,9 +1,8 @@
 """shards: the corpus as token ids, whole documents in training or validation, ready to be read by global index.
 
-Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's own order, so
-the bytes do not depend on the workers. A shard tells the digest of its part: when documents are forgotten, the shards
-of the parts that changed are made again and no others (`rebuild_stale`). The format is a contract:
-`data/tokens/shard_format.py`.
+Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's order, so the
+bytes do not depend on the workers. A shard records the digest of its part: when documents are forgotten, only the
+shards of the parts that changed are written again (`rebuild_stale`). `data/tokens/shard_format.py` defines the format.
 """
 
 from collections.abc import Mapping
@@ -49,10 +48,10 @@ class ShardsConfig:
     tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS)
     """Where the tokenizer comes from: a vocabulary, or the model that will be trained further."""
     validation_fraction: float = 0.01
-    """Part of the documents kept out of training, chosen by a hash of the id: a document never changes sides."""
+    """Share of the documents held out of training, chosen by a hash of the id: a document never changes its split."""
     grow: str | None = input_artifact("shards", default=None)
-    """Shards to add a generation to: those of this corpus's documents that are not in them yet, by their ids, nor are
-    kept in the stead of a duplicate that is."""
+    """Shards to add a generation to. It holds the documents of this corpus whose ids are not in the shards yet, without
+    those that the corpus keeps in place of a duplicate that is in them."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 

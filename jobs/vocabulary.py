@@ -3,7 +3,7 @@
     documents/part-* ─ count ─▶ work/words/<part> ─ merge ─▶ work/merged/<bucket> ─ learn ─▶ tokenizer/ ─ measure
                      (a task for each part)        (a task for each bucket)      (driver)     (a task for each part)
 
-Only the words' counts come together, and sums have no order, so the tokenizer is the same for any parts and workers.
+Only the counts of words are merged, and sums have no order, so the tokenizer is the same for any parts and workers.
 """
 
 import tempfile
@@ -49,20 +49,20 @@ class VocabularyConfig:
     """bpe: on bytes, so that any text comes back. wordpiece: BERT's; it forgets white space. unigram: as sentencepiece
     learns it, on characters."""
     split_digits: bool = _DEFAULTS.split_digits
-    """Digits stay single tokens, so that numbers of any length are spelt alike."""
+    """Digits stay single tokens, so that numbers of any length are spelled alike."""
     normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
     """Unicode normalization of every text before it is tokenized."""
     lowercase: bool = _DEFAULTS.lowercase
     """For wordpiece."""
     byte_fallback: bool = _DEFAULTS.byte_fallback
-    """For unigram: characters without a token are spelt in bytes instead of being unknown."""
+    """For unigram: characters without a token are spelled in bytes instead of being unknown."""
     character_coverage: float = _DEFAULTS.character_coverage
     """For wordpiece and unigram: part of the text whose characters, the most frequent ones, have tokens."""
     sample_mib: int = 256
     """About how much text to learn from, chosen by a hash of the documents' ids."""
     held_out_fraction: float = 0.1
-    """Part of the documents never learnt from, at the end of that hash from which `shards` takes its validation; at
-    least the validation_fraction of the shards, so that no document that they hold out is seen."""
+    """Share of the documents that are not learned from: those that `shards` would take for validation. At least the
+    validation_fraction of the shards, so that no document is learned from that they hold out."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 

@@ -155,7 +155,7 @@ class _Chain:
 
 
 class _Queue:
-    """Pairs by count. The count of an entry may be too high by now, never too low; it is corrected before it is used."""
+    """Pairs by count. An entry with an outdated count, which is too high, is corrected before it is used."""
 
     def __init__(self, pairs: _Pairs) -> None:
         self.heap: list[tuple[int, int]] = []  # (-count, key)
