@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ import yaml
 from cluster import node_monitor, stage_monitor
 from cluster.heartbeat import node_folder
 from cluster.metrics_log import read_metrics
+from cluster.plain import to_plain
 from cluster.session import connect
 from cluster.storage import Storage
 from data.tokens.encode import fast_encoder
 from data.tokens.learning import train_tokenizer
-from data.tokens.shard_format import Generation, ShardManifest, write_manifest
+from data.tokens.shard_format import Generation, ShardManifest, SplitManifests, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.shards_summary import summarize_shards
 from data.tokens.tokenizer import fingerprint, save_tokenizer
-from jobs.frame.artifact import Artifact, read_record
+from jobs.frame.artifact import Artifact, read_record, write_record
 from jobs.frame.pipeline import load_stage
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.record import Record
@@ -69,14 +72,17 @@ def make_shards(folder: Path, texts: list[str]) -> None:
     empty = ShardManifest(
         tokenizer=fingerprint(folder / "tokenizer"), vocab_size=300, separator=0, sources=("made",), generations=()
     )
+    manifests: list[ShardManifest] = []
     for split, part in (("train", texts[40:]), ("validation", texts[:40])):
         storage = Storage(str(folder / split))
         documents = [TextDocument(str(n), text, "made") for n, text in enumerate(part)]
         info = write_shard(storage, "shard-00000", documents, encoder, empty)
         whole = Generation(corpus="made", shards=(info,))
-        write_manifest(storage, ShardManifest(**{**vars(empty), "generations": (whole,)}))
-    record = Record(id="shards-0", stage="shards", kind="shards", summary={"vocab_size": 300}, digest="0")
-    (folder / "artifact.json").write_text(json.dumps(record))
+        manifests.append(replace(empty, generations=(whole,)))
+        write_manifest(storage, manifests[-1])
+    summary = to_plain(summarize_shards(SplitManifests(*manifests)))
+    record = Record(id="shards-0", stage="shards", kind="shards", summary=summary, digest="0")
+    write_record(Storage(str(folder)), record)
 
 
 def write_config(folder: Path, name: str, config: dict[str, Any]) -> None:
