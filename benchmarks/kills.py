@@ -1,12 +1,11 @@
-"""Is work lost? The tiny road with its driver killed at random moments of every stage, against a road left alone.
+"""Is work lost? The tiny pipeline with its driver killed at random moments of every stage, against an undisturbed run.
 
 In each stage the driver is killed with SIGKILL, by default three times, at moments drawn over the first 60 percent of
-what is left of the time that the stage took undisturbed. After each kill the same command goes on. The table tells, for
-each kill, the seconds into the stage, the last step logged before it, the step it went on from (a stage without
-checkpoints begins again) and how long until no process of the killed run was left; and for each stage whether its bytes
-are those of the undisturbed road. A finished stage that is made a second time, or a process that stays, ends it with an
-error; bytes that differ, or a stage that ended before it was killed as often as asked, are told at the end, with exit
-status 1.
+the remaining part of the stage's undisturbed time. After each kill the same command resumes. The table shows, for each
+kill, the seconds into the stage, the last step logged before it, the step that the stage resumed from (one without
+checkpoints begins again) and how long processes of the killed run remained; and for each stage whether its bytes are
+those of the undisturbed run. A finished stage that is run again, or a process that remains, is an error at once; bytes
+that differ, or a stage that finished before it was killed as often as asked, are listed at the end, with exit status 1.
 
     python benchmarks/kills.py [--kills 3] [--seed 0] [--stages rlhf serve]
 """
@@ -39,24 +38,24 @@ MARK = "RAYMILL_KILLS"
 """Environment variable that every process of a driver inherits."""
 ORPHAN_LIMIT_S = 120.0
 STEPPED = ("pretrain", "sft", "reward", "rlhf", "rlhf-shuffled")
-"""Stages that go on from a checkpoint."""
-GOES_ON = re.compile(r"(?:goes on|resumes) from its checkpoint at step (\d+)")
+"""Stages that resume from a checkpoint."""
+RESUMED = re.compile(r"(?:goes on|resumes) from its checkpoint at step (\d+)")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What was seen of one kill."""
+    """One kill."""
 
     stage: str
     into_stage_s: float
     logged_step: int
     log: Path
-    """Of the driver that was killed."""
+    """The log of the killed driver."""
     gone_after_s: float
 
 
-class Road:
-    """The tiny pipeline in a store of its own, run by drivers that can be told from all other processes."""
+class MarkedRun:
+    """The tiny pipeline in a store of its own, run by drivers whose processes carry a mark."""
 
     def __init__(self, store: Path) -> None:
         self.store, self.mark = store, store.name
@@ -71,16 +70,16 @@ class Road:
             return subprocess.Popen(command, env=os.environ | {MARK: self.mark}, stdout=output, stderr=output), path
 
     def processes(self) -> list[str]:
-        """`pid name` of everything that a driver of this road has started and that still runs."""
-        found = psutil.process_iter(["pid", "name", "environ"])
+        """`pid name` of every running process that a driver of this run has started."""
+        running = psutil.process_iter(["pid", "name", "environ"])
         return [
             f"{one.info['pid']} {one.info['name']}"
-            for one in found
+            for one in running
             if (one.info["environ"] or {}).get(MARK) == self.mark
         ]
 
     def record(self, job: str) -> dict | None:
-        """The artifact's record, or None while it is not whole."""
+        """The artifact's record, or None while it is unfinished."""
         path = self.store / job / "artifact.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -89,7 +88,7 @@ class Road:
         return int(lines[-1]["step"]) if lines else 0
 
     def kill_in(self, stage: str, job: str, *, within_s: float, draw: random.Random) -> Kill | None:
-        """Run until `job` has been under way for a time drawn up to `within_s`, and kill; None when it ended before."""
+        """Run until `job` has run for a time drawn up to `within_s`, and kill; None when it finished before."""
         driver, path = self.start()
         lease = self.store / job / "lease.json"
         while not (lease.exists() and json.loads(lease.read_text() or "{}").get("pid") == driver.pid):
@@ -118,49 +117,51 @@ class Road:
         return path
 
 
-def disturbed(road: Road, undisturbed: Road, stages: Sequence[str], *, kills: int, draw: random.Random) -> list[Kill]:
-    """Kill the road in these stages, then let it end."""
+def disturbed(
+    killed_run: MarkedRun, undisturbed: MarkedRun, stages: Sequence[str], *, kills: int, draw: random.Random
+) -> list[Kill]:
+    """Kill the run in these stages, then let it finish."""
     seen: list[Kill] = []
     begun: dict[str, float] = {}
-    jobs = load_pipeline(CONFIG, store=str(road.store)).jobs
+    jobs = load_pipeline(CONFIG, store=str(killed_run.store)).jobs
     for name, job in jobs.items():
-        whole = undisturbed.record(job.id)
-        assert whole is not None
+        finished = undisturbed.record(job.id)
+        assert finished is not None
         for _ in range(kills if name in stages else 0):
-            left = 1 - road.logged_step(job.id) / job.config.steps if name in STEPPED else 1.0
-            kill = road.kill_in(name, job.id, within_s=whole["wall_s"] * left, draw=draw)
-            check_unchanged(road, begun, [other.id for other in jobs.values()])
+            remaining = 1 - killed_run.logged_step(job.id) / job.config.steps if name in STEPPED else 1.0
+            kill = killed_run.kill_in(name, job.id, within_s=finished["wall_s"] * remaining, draw=draw)
+            check_unchanged(killed_run, begun, [other.id for other in jobs.values()])
             if kill is None:
                 break  # it ended before the moment came: `shortfalls` tells
             seen.append(kill)
             print(f"{name:<14} killed {kill.into_stage_s:6.1f} s into it, at step {kill.logged_step}", flush=True)
-    road.finish()
-    check_unchanged(road, begun, [job.id for job in jobs.values()])
+    killed_run.finish()
+    check_unchanged(killed_run, begun, [job.id for job in jobs.values()])
     return seen
 
 
-def check_unchanged(road: Road, begun: dict[str, float], jobs: Sequence[str]) -> None:
-    """Raise RuntimeError when an artifact that stood was made again; remember those that stand now."""
+def check_unchanged(killed_run: MarkedRun, begun: dict[str, float], jobs: Sequence[str]) -> None:
+    """Raise RuntimeError when a finished artifact was made again; remember those that are finished now."""
     for job in jobs:
-        if (record := road.record(job)) and begun.setdefault(job, record["started"]) != record["started"]:
-            raise RuntimeError(f"{job} stood and was made again")
+        if (record := killed_run.record(job)) and begun.setdefault(job, record["started"]) != record["started"]:
+            raise RuntimeError(f"{job} was finished and was made again")
 
 
-def went_on_from(kill: Kill) -> str:
-    """What the next drivers' logs say of where the stage went on; one that is killed early has not said it yet."""
+def resumed_from(kill: Kill) -> str:
+    """Where the stage resumed, by the logs of the next drivers; one that is killed early has not logged it yet."""
     head, _, number = kill.log.stem.rpartition("-")
     later = itertools.count(int(number) + 1)
     for log in itertools.takewhile(Path.exists, (kill.log.with_name(f"{head}-{count}.log") for count in later)):
         text = log.read_text()
-        if found := GOES_ON.search(text):
-            return f"step {found.group(1)}"
+        if resumed := RESUMED.search(text):
+            return f"step {resumed.group(1)}"
         if re.search(rf"{kill.stage}-[0-9a-f]+ done", text):
             break
     return "its start"
 
 
-def require_same_code(undisturbed: Road, jobs: Sequence[str]) -> None:
-    """Raise RuntimeError when what stands of the undisturbed road was made by other code than the disturbed will be."""
+def require_same_code(undisturbed: MarkedRun, jobs: Sequence[str]) -> None:
+    """Raise RuntimeError when the undisturbed run has artifacts that other code made."""
     ours = code_digest()
     for job in jobs:
         if (record := undisturbed.record(job)) and record["code_digest"] != ours:
@@ -171,9 +172,9 @@ def require_same_code(undisturbed: Road, jobs: Sequence[str]) -> None:
 
 
 def shortfalls(seen: Sequence[Kill], stages: Sequence[str], *, kills: int) -> list[str]:
-    """Of each stage that was killed less often than asked, how often that was."""
-    made = {stage: sum(kill.stage == stage for kill in seen) for stage in stages}
-    return [f"{stage} ended after {count} of {kills} kills" for stage, count in made.items() if count < kills]
+    """The stages that were killed less often than asked, and how often."""
+    num_kills = {stage: sum(kill.stage == stage for kill in seen) for stage in stages}
+    return [f"{stage} ended after {count} of {kills} kills" for stage, count in num_kills.items() if count < kills]
 
 
 def main() -> int:
@@ -183,23 +184,23 @@ def main() -> int:
     parser.add_argument("--stages", nargs="*", help="only these (default: every stage)")
     options = parser.parse_args()
     pipeline = load_pipeline(CONFIG)
-    undisturbed = Road(Path(pipeline.store.root))
+    undisturbed = MarkedRun(Path(pipeline.store.root))
     require_same_code(undisturbed, [job.id for job in pipeline.jobs.values()])
     undisturbed.finish()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="raymill-kills-") as scratch:
-        road = Road(Path(scratch) / f"road-{os.getpid()}")
+        killed_run = MarkedRun(Path(scratch) / f"run-{os.getpid()}")
         stages = options.stages or list(pipeline.jobs)
-        seen = disturbed(road, undisturbed, stages, kills=options.kills, draw=random.Random(options.seed))
-        print(f"\n{'stage':<14} {'killed at':>9} {'step':>6} {'went on from':>13} {'all gone after':>15}   bytes")
+        seen = disturbed(killed_run, undisturbed, stages, kills=options.kills, draw=random.Random(options.seed))
+        print(f"\n{'stage':<14} {'killed at':>9} {'step':>6} {'resumed from':>13} {'all gone after':>15}   bytes")
         for name, job in pipeline.jobs.items():
-            ours, theirs = road.record(job.id), undisturbed.record(job.id)
+            ours, theirs = killed_run.record(job.id), undisturbed.record(job.id)
             assert ours is not None and theirs is not None
             same = "equal" if ours["digest"] == theirs["digest"] else "DIFFER"
             wrong += [f"{name}: the bytes differ"] if same == "DIFFER" else []
             for kill in (kill for kill in seen if kill.stage == name):
                 print(
-                    f"{name:<14} {kill.into_stage_s:>7.1f} s {kill.logged_step:>6} {went_on_from(kill):>13} "
+                    f"{name:<14} {kill.into_stage_s:>7.1f} s {kill.logged_step:>6} {resumed_from(kill):>13} "
                     f"{kill.gone_after_s:>13.1f} s   {same}"
                 )
     wrong += shortfalls(seen, stages, kills=options.kills)

@@ -1,4 +1,4 @@
-"""Make the demo's chat data from the dialogues that pip's `chitchat-dataset` ships (MIT; 7,168 talks between students).
+"""Make the demo's chat data from the dialogues in the package `chitchat-dataset` (MIT; 7,168 talks between students).
 
     python configs/tiny/chats.py .cache/text OUTDIR
 
@@ -8,11 +8,11 @@
     prompts.jsonl               1,000 messages to answer in RLHF, with the person's reply as `answer`
     prompts_heldout.jsonl         400 messages that no training stage sees
 
-Every word is a person's. One side of a pair is the real reply to the prompt, the other a real reply from another talk,
-half of the time this way and half the other, and both have the same length within a fifth: so neither length nor
-fitting the prompt tells which one is chosen. The files' talks are disjoint, no prompt stands in two files, and no
-reply in two pairs. The held-out files come from talks that the shards keep for validation, so that not even
-pretraining has seen them. The choice rests on hashes: the same input gives the same files.
+Every word was written by a person. One side of a pair is the real reply to the prompt, the other a real reply from
+another talk; in half of the pairs the real one is chosen, and both have the same length within a fifth: so neither
+length nor fitting the prompt decides which one is chosen. The files' talks are disjoint, no prompt is in two files, and
+no reply in two pairs. The held-out files come from talks that the shards keep for validation, so that not even
+pretraining has seen them. Hashes choose: the same input gives the same files.
 """
 
 import json
@@ -46,13 +46,13 @@ class Exchange(NamedTuple):
     reply: str
 
 
-def exchanges(wheel: Path) -> Iterator[Exchange]:
-    """Every message with the one that follows it; what a person wrote in one go counts as one message."""
+def read_exchanges(wheel: Path) -> Iterator[Exchange]:
+    """Every message with the one that follows it; messages that a person wrote in a row count as one."""
     with zipfile.ZipFile(wheel) as archive:
         talks = json.loads(archive.read(MEMBER))
     for talk, content in talks.items():
-        turns = [" ".join(" ".join(message["text"] for message in turn).split()) for turn in content["messages"]]
-        for prompt, reply in zip(turns, turns[1:], strict=False):
+        texts = [" ".join(" ".join(one["text"] for one in in_a_row).split()) for in_a_row in content["messages"]]
+        for prompt, reply in zip(texts, texts[1:], strict=False):
             if usable(prompt) and usable(reply):
                 yield Exchange(talk, prompt, reply)
 
@@ -70,61 +70,61 @@ def usable(text: str) -> bool:
 
 def file_of(talk: str) -> str:
     """The one file that a talk's exchanges may go to."""
-    place = unit_hash(talk, "chats")
+    position = unit_hash(talk, "chats")
     if unit_hash(f"{SOURCE}/{talk}", "split") < VALIDATION_FRACTION:
-        return "prompts_heldout" if place < 0.4 else "preferences_heldout"
-    return "sft" if place < 0.45 else "preferences" if place < 0.9 else "prompts"
+        return "prompts_heldout" if position < 0.4 else "preferences_heldout"
+    return "sft" if position < 0.45 else "preferences" if position < 0.9 else "prompts"
 
 
 def words(text: str) -> str:
-    """What two texts share that differ only in case and marks."""
+    """The words of a text without case and marks."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def assign(wheel: Path) -> dict[str, list[Exchange]]:
-    """The exchanges of each file in an order given by a hash, no prompt twice; held-out files choose first."""
+    """The exchanges of each file in the order of a hash, no prompt twice; held-out files choose first."""
     by_file: dict[str, list[Exchange]] = defaultdict(list)
-    for exchange in exchanges(wheel):
+    for exchange in read_exchanges(wheel):
         by_file[file_of(exchange.talk)].append(exchange)
-    taken: set[str] = set()
+    used: set[str] = set()
     for name in ("prompts_heldout", "preferences_heldout", "prompts", "preferences", "sft"):
         kept: list[Exchange] = []
         for exchange in sorted(by_file[name], key=lambda e: (unit_hash("\n".join(e), "order"), e)):
-            if words(exchange.prompt) not in taken:
-                taken.add(words(exchange.prompt))
+            if words(exchange.prompt) not in used:
+                used.add(words(exchange.prompt))
                 kept.append(exchange)
         by_file[name] = kept
     return by_file
 
 
-def preferences(own: list[Exchange], number: int, taken: set[str]) -> Iterator[dict[str, str]]:
-    """Pairs of an asking and a telling reply of the same length; `taken` holds the replies of all pairs so far."""
-    asking = [e for e in own if asks_question(e.prompt, e.reply, {})]
-    telling = [e for e in own if "?" not in e.reply]
+def preferences(exchanges: list[Exchange], number: int, used: set[str]) -> Iterator[dict[str, str]]:
+    """Pairs of an asking and a telling reply of the same length; `used` holds the replies of all pairs so far."""
+    asking = [e for e in exchanges if asks_question(e.prompt, e.reply, {})]
+    telling = [e for e in exchanges if "?" not in e.reply]
     waiting = {"asking": iter(asking), "telling": iter(telling)}
     partners = {"asking": by_length(asking), "telling": by_length(telling)}
-    for made in range(number):
+    for pair in range(number):
         # The real reply is the asking one, then the telling one, and so on.
-        side, other = ("asking", "telling") if made % 2 == 0 else ("telling", "asking")
+        side, other = ("asking", "telling") if pair % 2 == 0 else ("telling", "asking")
         for exchange in waiting[side]:
             stranger = None
-            if words(exchange.reply) not in taken:
-                stranger = take_partner(exchange, partners[other], taken, must_ask=other == "asking")
+            if words(exchange.reply) not in used:
+                stranger = take_partner(exchange, partners[other], used, must_ask=other == "asking")
             if stranger is not None:
-                taken |= {words(exchange.reply), words(stranger)}
+                used |= {words(exchange.reply), words(stranger)}
                 ask, tell = (exchange.reply, stranger) if side == "asking" else (stranger, exchange.reply)
                 yield {"prompt": exchange.prompt, "chosen": ask, "rejected": tell}
                 break
 
 
-def by_length(own: list[Exchange]) -> dict[int, list[Exchange]]:
+def by_length(exchanges: list[Exchange]) -> dict[int, list[Exchange]]:
     lengths: dict[int, list[Exchange]] = defaultdict(list)
-    for exchange in reversed(own):  # reversed, for `take_partner` looks from the end
+    for exchange in reversed(exchanges):  # reversed, for `take_partner` looks from the end
         lengths[len(exchange.reply)].append(exchange)
     return lengths
 
 
-def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], taken: set[str], *, must_ask: bool) -> str | None:
+def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], used: set[str], *, must_ask: bool) -> str | None:
     """A fresh reply from another talk whose length is nearest, at most a fifth away."""
     length = len(exchange.reply)
     nearest = sorted(range(-length // 5, length // 5 + 1), key=lambda away: (abs(away), away))
@@ -134,16 +134,16 @@ def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], taken: set
             continue
         for candidate in reversed(pool.get(length + away, [])):
             fits = not must_ask or asks_question(exchange.prompt, candidate.reply, {})
-            if candidate.talk != exchange.talk and words(candidate.reply) not in taken and fits:
+            if candidate.talk != exchange.talk and words(candidate.reply) not in used and fits:
                 pool[length + away].remove(candidate)
                 return candidate.reply
     return None
 
 
 def records(by_file: dict[str, list[Exchange]]) -> Iterator[tuple[str, list[dict]]]:
-    taken: set[str] = set()
+    used: set[str] = set()
     for name in ("preferences_heldout", "preferences"):
-        yield name, list(preferences(by_file[name], SIZES[name], taken))
+        yield name, list(preferences(by_file[name], SIZES[name], used))
     for name in ("prompts_heldout", "prompts"):
         yield name, [{"prompt": e.prompt, "answer": e.reply} for e in by_file[name][: SIZES[name]]]
     yield (

@@ -59,7 +59,7 @@ def write_documents(folder: Path, number: int) -> None:
 
 
 def write_configs(folder: Path) -> Path:
-    """The four files of a road to shards; where its pipeline is."""
+    """The four configs of a pipeline to shards; the path of the pipeline's."""
     source = {"name": "made", "path": f"{folder}/in/*.jsonl", "format": "jsonl"}
     configs = {
         "pipeline": {"store": str(folder / "unused"), "stages": ["corpus", "vocabulary", "shards"]},
@@ -73,29 +73,31 @@ def write_configs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The pipeline's config, in a Ray session of two CPUs."""
-    folder = tmp_path_factory.mktemp("road")
+    folder = tmp_path_factory.mktemp("pipeline")
     write_documents(folder / "in", 2000)
     with connect("local", num_cpus=2):
         yield write_configs(folder)
 
 
-def contents(road: Path, store: Path, *, partitions: int | None = None, workers: int | None = None) -> dict[str, bytes]:
-    """Run the road into a store of its own; every file's bytes, and the digests of the artifacts."""
+def contents(
+    config: Path, store: Path, *, partitions: int | None = None, workers: int | None = None
+) -> dict[str, bytes]:
+    """Run the pipeline into a store of its own; every file's bytes, and the digests of the artifacts."""
     overrides = [f"corpus.execution.partitions={partitions}"] if partitions else []
     for stage in ("corpus", "vocabulary", "shards") if workers else ():
         overrides.append(f"{stage}.execution.workers={workers}")
-    artifacts = run_pipeline(load_pipeline(road, overrides, store=str(store)))
+    artifacts = run_pipeline(load_pipeline(config, overrides, store=str(store)))
     storage = Storage(str(store))
     found = {name: storage.read_bytes(name) for name in storage.files() if Path(name).name not in VARYING}
     return found | {artifact.stage: artifact.digest.encode() for artifact in artifacts}
 
 
 @pytest.fixture(scope="module")
-def expected(road: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the road makes when it is left alone."""
-    return contents(road, tmp_path_factory.mktemp("whole"))
+def expected(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed run makes."""
+    return contents(config, tmp_path_factory.mktemp("whole"))
 
 
 def test_the_corpus_that_is_compared_has_several_parts_and_all_kinds_of_drops(expected: dict[str, bytes]):
@@ -107,9 +109,9 @@ def test_the_corpus_that_is_compared_has_several_parts_and_all_kinds_of_drops(ex
 
 @pytest.mark.parametrize(("partitions", "workers"), [(1, 2), (2, 1), (7, 2)])
 def test_bytes_are_equal_for_any_partitions_and_workers(
-    road: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int, workers: int
+    config: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int, workers: int
 ):
-    assert differing(contents(road, tmp_path, partitions=partitions, workers=workers), expected) == []
+    assert differing(contents(config, tmp_path, partitions=partitions, workers=workers), expected) == []
 
 
 @contextlib.contextmanager
@@ -156,20 +158,20 @@ def workers_at_work() -> list[psutil.Process]:
 
 @pytest.mark.parametrize("partitions", [2, 7])
 def test_bytes_are_equal_when_workers_are_killed_in_every_stage(
-    road: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int
+    config: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int
 ):
-    pipeline = load_pipeline(road, [f"corpus.execution.partitions={partitions}"], store=str(tmp_path))
+    pipeline = load_pipeline(config, [f"corpus.execution.partitions={partitions}"], store=str(tmp_path))
     for name, job in pipeline.jobs.items():
         with kills(3, seed=partitions) as killed:
             run_job(job, pipeline.store, group="test")
         assert killed, name
-    assert differing(contents(road, tmp_path, partitions=partitions), expected) == []
+    assert differing(contents(config, tmp_path, partitions=partitions), expected) == []
 
 
 def test_a_driver_that_is_told_to_end_goes_and_the_same_command_makes_the_same_bytes(
-    road: Path, expected: dict[str, bytes], tmp_path: Path
+    config: Path, expected: dict[str, bytes], tmp_path: Path
 ):
-    command = [sys.executable, "-m", "jobs.cli", "run", "corpus", str(road.parent / "corpus.yaml")]
+    command = [sys.executable, "-m", "jobs.cli", "run", "corpus", str(config.parent / "corpus.yaml")]
     command += ["--store", str(tmp_path)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not list(tmp_path.glob("corpus-*/unfinished.json")):
@@ -180,7 +182,7 @@ def test_a_driver_that_is_told_to_end_goes_and_the_same_command_makes_the_same_b
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130 and "raymill: stopped by SIGINT; the same command resumes from here" in output
     assert not psutil.wait_procs(family, timeout=5)[1]
-    assert differing(contents(road, tmp_path), expected) == []
+    assert differing(contents(config, tmp_path), expected) == []
 
 
 def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
