@@ -55,10 +55,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise ValueError(
             f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
         )
-    # Late: it brings torch, seconds that the tokenizing workers need not pay.
+    # Late: it takes seconds, which the workers that only tokenize text need not pay.
+    if _is_ours(folder):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    # To find the class of a foreign tokenizer it imports torch and scikit-learn: 7.9 s of CPU time against 1.5 s.
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `save_tokenizer` wrote the folder's configuration, so that its class is known."""
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and json.loads(path.read_text()).get("chat_template") == CHAT_TEMPLATE
 
 
 def load_encoder(folder: Path) -> Tokenizer:
