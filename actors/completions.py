@@ -25,9 +25,11 @@ from cluster.session import worker_env
 from cluster.storage import Storage
 from data.chats.records import PromptRecord
 from data.chats.template import load_tokenizer
-from model.huggingface import load_folder, read_config
+from model.huggingface import load_folder
+from model.huggingface_config import read_config
 from model.precision import ComputePrecision, Precision, autocast_dtype, precision_field, resolved, torch_dtype
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 GENERATION_BATCH_PROMPTS = 64
 """Prompts of a generation batch; fixed, so that completions do not depend on the number of engines."""

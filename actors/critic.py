@@ -8,9 +8,9 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.process_group import free_address
 from actors.rank_group import Pending, RankGroup, first_rank, stored
 from actors.training_rank import TrainingRank, TrainingSettings
+from cluster.process_group import free_address
 from model.batch import Batch, ValueBatch
 from model.huggingface import load_scalar_folder
 from model.objectives import value_loss, values

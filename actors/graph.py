@@ -54,8 +54,8 @@ from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import Scores
 from model.batch import Batch, PolicyBatch, ValueBatch
-from model.checkpoint import whole_steps
-from model.huggingface import SpecialTokens, read_config
+from model.checkpoint_steps import whole_steps
+from model.huggingface_config import SpecialTokens, read_config
 from model.learning import LearningConfig
 from model.precision import resolved
 

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from actors.algorithm import load_algorithm
 from actors.engine import OBJECT_STORE, TransferBackend
-from actors.process_group import free_address
 from actors.rank_group import Pending, RankGroup, first_rank, stored
 from actors.training_rank import TrainingRank, TrainingSettings
 from actors.weight_sync import DeviceSender, ObjectStoreSender, WeightSender, WeightSnapshot
+from cluster.process_group import free_address
 from cluster.storage import Storage
 from cluster.user_program import Program
 from model.batch import Batch, PolicyBatch
-from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.huggingface import load_folder, save_folder
+from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.parallel import full_state_dict
 from model.precision import resolved, torch_dtype

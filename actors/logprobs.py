@@ -14,7 +14,8 @@ from model.batch import Batch, to_device
 from model.huggingface import hf_name
 from model.objectives import logprobs
 from model.train import autocast
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 _SNAPSHOT_MICRO_BATCH_SIZE = 16
 

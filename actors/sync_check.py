@@ -25,7 +25,7 @@ from actors.weight_sync import (
 from model.batch import Batch
 from model.learning import LearningConfig
 from model.precision import ComputePrecision, resolved
-from model.transformer import TransformerConfig
+from model.transformer_config import TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

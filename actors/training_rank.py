@@ -13,11 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from actors.device import assigned_device
 from actors.logprobs import compute_by_row
-from actors.process_group import join_process_group
 from actors.rollout import micro_batches, minibatch_rows, rank_rows
 from cluster.placement import Placement
+from cluster.process_group import RankContext, join_process_group
 from cluster.storage import Storage
-from cluster.worker_group import RankContext
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import Checkpoints
 from model.heads import Model
@@ -29,6 +28,8 @@ from model.precision import autocast_dtype, resolved
 from model.train import StepReport, TrainState, fit
 
 _KEPT_CHECKPOINTS = 2
+_COLLECTIVE_TIMEOUT_S = 300.0
+"""How long a rank waits for another in a collective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ class TrainingRank:
     def join(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
         """Meet the other ranks, load the model and shard it over the group."""
         settings, learning = self._settings, self._settings.learning
-        join_process_group(self.context, backend=settings.placement.backend, address=address)
+        if self.context.world_size > 1:
+            join_process_group(
+                self.context, backend=settings.placement.backend, address=address, timeout_s=_COLLECTIVE_TIMEOUT_S
+            )
         device = assigned_device()
         model = load_model(settings.folder.local()).to(device)
         if self.context.world_size > 1:

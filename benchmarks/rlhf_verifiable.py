@@ -48,13 +48,15 @@ from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.batch import Batch, from_sequences
-from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.huggingface import load_folder, save_folder
+from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap
 from model.objectives import causal_lm
 from model.optim import adamw, constant_schedule, warmup_cosine
 from model.train import TrainState, fit
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 NUM_DIGITS = 5
 WRONG_SHARE = 2 / 3

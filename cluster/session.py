@@ -89,6 +89,8 @@ def connect(
     address = cluster_address(address)
     if address == "local":  # nobody announces the end of this machine, so a process that waits for it is useless
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Workers started in advance have none of the variables below, so that none of ours could ever use them.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     activity = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
     with working(activity), keep_own_handlers():
         ray.init(

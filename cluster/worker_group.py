@@ -7,7 +7,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster import stage_monitor
@@ -15,6 +15,7 @@ from cluster.capacity import wait_for_capacity
 from cluster.failures import Explanation, explain, explain_death, explain_raised
 from cluster.heartbeat import monitored, own_process_info
 from cluster.placement import Placement
+from cluster.process_group import RankContext, free_address, join_process_group
 from cluster.process_info import ProcessInfo
 from cluster.session import refuse_shadowed_packages, worker_env
 from cluster.signals import defer_signals, received_signal
@@ -22,9 +23,12 @@ from cluster.worker_errors import WorkerError, wrap_error
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
-    from ray.train.torch import TorchTrainer
+
+    from cluster.trainer import Trainer
 
 _POLL_S = 0.2
+_COLLECTIVE_TIMEOUT_S = 600.0
+"""How long a rank waits for another in a collective."""
 _PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.distributed|Socket")
 """Matches the exceptions that a rank raises because another one is gone."""
 
@@ -33,14 +37,6 @@ log = logging.getLogger(__name__)
 
 class StoppedOnRequest(Exception):
     """Raised by `work` once it has saved its progress, because the driver asked it to stop (`stop_requested`)."""
-
-
-@dataclass(frozen=True)
-class RankContext:
-    """A worker's place in the group."""
-
-    rank: int
-    world_size: int
 
 
 def run_worker_group(
@@ -75,19 +71,14 @@ def run_worker_group(
 
 def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from cluster.trainer import Trainer
 
     # Ray Train resumes silently where storage path and name are those of an older run: neither is ever reused.
     scratch = tempfile.mkdtemp(prefix="raymill-train-")
-    trainer = TorchTrainer(
-        _work_in_group,
-        train_loop_config={
-            "work": work,
-            "payload": payload,
-            "threads": placement.threads_per_worker,
-            "stage": stage_monitor.current_stage(),
-        },
-        torch_config=TorchConfig(backend=placement.backend, timeout_s=600),
+    # As arguments of the function, not as `train_loop_config`: that the controller would load, and with it torch.
+    trainer = Trainer(
+        partial(_work_in_group, work, payload, placement, stage_monitor.current_stage()),
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpus_per_worker > 0,
@@ -105,7 +96,7 @@ def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fit(trainer: "TorchTrainer") -> None:
+def _fit(trainer: "Trainer") -> None:
     """Call `trainer.fit()` in a thread, as in the main thread it would handle SIGINT; let its workers stop in order."""
     errors: list[BaseException] = []
 
@@ -163,16 +154,25 @@ def _health_check_failure(failure: Exception) -> Exception:
     return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
 
 
-def _work_in_group(config: dict[str, Any]) -> None:
+def _work_in_group(
+    work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, stage: str | None
+) -> None:
     import ray.train
     import torch
+    import torch.distributed as dist
+    from ray.train.collective import broadcast_from_rank_zero
 
     refuse_shadowed_packages()
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(placement.threads_per_worker)
     train_context = ray.train.get_context()
     rank_context = RankContext(rank=train_context.get_world_rank(), world_size=train_context.get_world_size())
-    with monitored(config["stage"], "rank", rank_context.rank):
+    with monitored(stage, "rank", rank_context.rank):
         try:
-            config["work"](rank_context, config["payload"])
+            address = broadcast_from_rank_zero(free_address() if rank_context.rank == 0 else "")
+            join_process_group(
+                rank_context, backend=placement.backend, address=address, timeout_s=_COLLECTIVE_TIMEOUT_S
+            )
+            work(rank_context, payload)
+            dist.destroy_process_group()
         except Exception as error:
             raise wrap_error(error, own_process_info()) from None

@@ -30,10 +30,10 @@ from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, mib,
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_compression
-from model.huggingface import read_config
+from model.huggingface_config import read_config
 from model.precision import ComputePrecision
 from model.quantize import compress_folder
-from model.transformer import TransformerConfig
+from model.transformer_config import TransformerConfig
 
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
 

@@ -58,9 +58,9 @@ from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_verifier
 from jobs.frame.work import Processes, Work
 from jobs.report.evaluation import report_evaluation
-from model.huggingface import read_config
+from model.huggingface_config import read_config
 from model.precision import Precision, precision_field, resolved
-from model.transformer import num_parameters
+from model.transformer_config import num_parameters
 
 _FORECAST_WINDOW = 512
 _COMPLETION_S = 0.004

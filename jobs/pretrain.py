@@ -9,9 +9,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from cluster.process_group import RankContext
 from cluster.storage import Storage
-from cluster.worker_group import RankContext
 from data.tokens.order import check_weights
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
@@ -28,15 +29,16 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingRun, TrainingWork, continue_prompts, run_training, summarize, to_batch
+from jobs.frame.training_run import TrainingWork, run_training, summarize
 from jobs.frame.work import Work
 from jobs.report.training import report_pretraining
-from model.batch import Batch
-from model.huggingface import load_folder
-from model.objectives import causal_lm
 from model.precision import Precision, precision_field
-from model.train import TrainState, fit
-from model.transformer import Transformer, TransformerConfig, flops_per_token, initialize, num_parameters
+from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
+
+if TYPE_CHECKING:
+    from jobs.frame.training_rank import TrainingRun
+    from model.batch import Batch
+    from model.train import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +185,12 @@ class PretrainWork:
 
 def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
     """The whole training on one rank."""
+    from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
+    from model.huggingface import load_folder
+    from model.objectives import causal_lm
+    from model.train import fit
+    from model.transformer import Transformer, initialize
+
     config = work.config
     training = TrainingRun(rank_context, work.training)
     tokenizer = (work.shards / "tokenizer").local()
@@ -205,28 +213,28 @@ def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
             loss = training.mean_loss(state, held_out, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, base_special_tokens(tokenizer), tokenizer)
+    training.finish(state, sizes, base_special_tokens, tokenizer)
     if rank_context.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator
         prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
         continue_prompts(work.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
 
 
-def step_batches(training: TrainingRun, reader: ShardReader, state: TrainState) -> Iterator[Sequence[Batch]]:
+def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
     """This rank's micro-batches of each step still to be done. They depend on the step alone, so resuming is exact."""
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.samples_of_step, steps)), strict=True):
-        yield training.micro_batches(to_batch(rows), rows.input_ids, step)
+        yield training.micro_batches(training.to_batch(rows), rows.input_ids, step)
 
 
-def validation_batches(training: TrainingRun, shards: Storage, config: PretrainConfig) -> Iterator[Batch]:
+def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """This rank's micro-batches of the validation samples, the same each time."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     each = max(1, min(config.validation_rows, reader.num_samples) // training.rank_context.world_size)
     own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)
     size = config.execution.micro_batch_size
     for start in range(0, each, size):
-        yield to_batch(reader.rows(own[start : start + size]))
+        yield training.to_batch(reader.rows(own[start : start + size]))
 
 
 STAGE = Stage(

@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cluster.paths import list_files
+from cluster.process_group import RankContext
 from cluster.storage import Storage
-from cluster.worker_group import RankContext
 from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
 from data.tokens.tokenizer import chat_special_tokens
@@ -37,15 +38,16 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingRun, TrainingWork, run_training, summarize
+from jobs.frame.training_run import TrainingWork, run_training, summarize
 from jobs.frame.work import Work
 from jobs.report.training import report_training
-from model.batch import PairBatch, pair_batch
-from model.huggingface import load_scalar_folder
-from model.objectives import bradley_terry
 from model.precision import Precision, precision_field
-from model.train import TrainState, fit
-from model.transformer import flops_per_token
+from model.transformer_config import flops_per_token
+
+if TYPE_CHECKING:
+    from jobs.frame.training_rank import TrainingRun
+    from model.batch import PairBatch
+    from model.train import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,11 @@ class RewardWork:
 
 def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
     """The whole training on one rank."""
+    from jobs.frame.training_rank import TrainingRun  # late, as below: to plan takes no torch
+    from model.huggingface import load_scalar_folder
+    from model.objectives import bradley_terry
+    from model.train import fit
+
     config = work.config
     training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
@@ -158,10 +165,10 @@ def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens(folder), folder)
+    training.finish(state, sizes, chat_special_tokens, folder)
 
 
-def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> Iterator[Sequence[PairBatch]]:
+def step_batches(training: "TrainingRun", work: RewardWork, state: "TrainState") -> "Iterator[Sequence[PairBatch]]":
     """This rank's micro-batches of each step still to be done."""
     for step, indices in epochs(training, state, len(work.train), seed=work.config.seed):
         batch = to_pairs([work.train[index] for index in indices], work)
@@ -169,14 +176,16 @@ def step_batches(training: TrainingRun, work: RewardWork, state: TrainState) -> 
         yield training.micro_batches(batch, fed, step)
 
 
-def held_out_batches(training: TrainingRun, work: RewardWork) -> Iterator[PairBatch]:
+def held_out_batches(training: "TrainingRun", work: RewardWork) -> "Iterator[PairBatch]":
     """This rank's micro-batches of the held-out pairs."""
     for indices in held_out_micro_batches(training, len(work.held_out)):
         yield to_pairs([work.held_out[index] for index in indices], work)
 
 
-def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> PairBatch:
+def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> "PairBatch":
     """Pairs padded to the longest of them."""
+    from model.batch import pair_batch
+
     longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     return pair_batch(
         [pair.chosen for pair in pairs], [pair.rejected for pair in pairs], length=longest, pad_id=work.pad_id

@@ -42,10 +42,10 @@ from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.user_code import read_algorithm, read_verifier
 from jobs.frame.work import Processes, Work
 from jobs.report.rlhf import report_rlhf
-from model.huggingface import read_config
+from model.huggingface_config import read_config
 from model.learning import LearningConfig
 from model.precision import resolved
-from model.transformer import TransformerConfig
+from model.transformer_config import TransformerConfig
 
 log = logging.getLogger(__name__)
 

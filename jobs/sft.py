@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cluster.paths import list_files
+from cluster.process_group import RankContext
 from cluster.storage import Storage
-from cluster.worker_group import RankContext
 from data.chats.packing import PackedRows, fit_chats, pack
 from data.chats.records import read_chats
 from data.chats.template import load_tokenizer, render
@@ -36,15 +37,16 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingRun, TrainingWork, continue_prompts, run_training, summarize, to_batch
+from jobs.frame.training_run import TrainingWork, run_training, summarize
 from jobs.frame.work import Work
 from jobs.report.training import report_training
-from model.batch import Batch
-from model.huggingface import load_folder
-from model.objectives import causal_lm
 from model.precision import Precision, precision_field
-from model.train import TrainState, fit
-from model.transformer import flops_per_token
+from model.transformer_config import flops_per_token
+
+if TYPE_CHECKING:
+    from jobs.frame.training_rank import TrainingRun
+    from model.batch import Batch
+    from model.train import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +133,11 @@ class SftWork:
 
 def fine_tune(rank_context: RankContext, work: SftWork) -> None:
     """The whole training on one rank."""
+    from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
+    from model.huggingface import load_folder
+    from model.objectives import causal_lm
+    from model.train import fit
+
     config = work.config
     training = TrainingRun(rank_context, work.training)
     folder = work.init.local()
@@ -144,24 +151,26 @@ def fine_tune(rank_context: RankContext, work: SftWork) -> None:
             loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens(folder), folder)
+    training.finish(state, sizes, chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
         continue_prompts(work.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
-def step_batches(training: TrainingRun, rows: PackedRows, state: TrainState, seed: int) -> Iterator[Sequence[Batch]]:
+def step_batches(
+    training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
+) -> "Iterator[Sequence[Batch]]":
     """This rank's micro-batches of each step still to be done."""
     for step, indices in epochs(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
-        yield training.micro_batches(to_batch(batch), batch.input_ids, step)
+        yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
 
 
-def held_out_batches(training: TrainingRun, rows: PackedRows) -> Iterator[Batch]:
+def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":
     """This rank's micro-batches of the held-out rows."""
     for indices in held_out_micro_batches(training, len(rows.input_ids)):
-        yield to_batch(take(rows, indices))
+        yield training.to_batch(take(rows, indices))
 
 
 def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:

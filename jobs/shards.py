@@ -35,6 +35,7 @@ from jobs.frame.kinds import ShardsSizes
 from jobs.frame.stage import Context, Needs, Stage
 from jobs.frame.work import Processes, Work
 from jobs.report.tokens import report_shards
+from model.huggingface_config import TOKENIZER_FILES
 
 _ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.frame.forecast`
 
@@ -194,8 +195,6 @@ def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
 
 def _copy_tokenizer(source: Storage, target: Storage) -> None:
     """Copy what `source` holds of a tokenizer. Raises ValueError when that is none of the fast kind."""
-    from model.huggingface import TOKENIZER_FILES  # late: it brings torch, which the tokenising workers need not load
-
     if not source.exists("tokenizer.json"):
         raise ValueError(
             f"tokenizer: {source.url} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
@@ -25,8 +24,7 @@ from model.train import TrainState
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
-
-RECORD = "checkpoint.json"
+from model.checkpoint_steps import RECORD, latest_step, prune, read_record, remove_checkpoint, step_folder
 
 
 class CheckpointError(RuntimeError):
@@ -109,7 +107,7 @@ class Checkpoints:
         if self._is_first and self.fs.exists(folder):
             # A partial one from before a kill, or a whole one of a run that started over. Other ranks write only after
             # planning together with this one, so the removal is complete by then.
-            _remove(self.fs, folder)
+            remove_checkpoint(self.fs, folder)
         writer = CheckpointWriter(self.fs, folder)
         try:
             save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
@@ -134,38 +132,6 @@ def _causes(failed: BaseException) -> str:
     for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
         ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
     return "; ".join(f"{cause} (rank {', '.join(numbers)})" for cause, numbers in ranks.items())
-
-
-def latest_step(fs: AbstractFileSystem, path: str) -> int | None:
-    """The step of the newest whole checkpoint under `path`, None when there is none."""
-    return max(whole_steps(fs, path), default=None)
-
-
-def whole_steps(fs: AbstractFileSystem, path: str) -> list[int]:
-    """The steps of the whole checkpoints under `path`, ascending."""
-    return [step for step in _step_folders(fs, path) if fs.exists(f"{step_folder(path, step)}/{RECORD}")]
-
-
-def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
-    """The `checkpoint.json` of one step: step, model, extra. Raises ValueError when the step has no checkpoint."""
-    name = f"{step_folder(path, step)}/{RECORD}"
-    if not fs.exists(name):
-        raise ValueError(f"no whole checkpoint of step {step} under {path}: whole are {whole_steps(fs, path)}")
-    return json.loads(fs.cat_file(name))
-
-
-def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and unfinished ones older than the newest."""
-    whole = whole_steps(fs, path)
-    kept = whole[-keep:]
-    for step in _step_folders(fs, path):
-        if kept and step < kept[-1] and step not in kept:
-            _remove(fs, step_folder(path, step))
-
-
-def step_folder(path: str, step: int) -> str:
-    """The folder of one step's checkpoint."""
-    return f"{path.rstrip('/')}/step-{step:08d}"
 
 
 def _tensors(state: TrainState) -> Mapping[str, Tensor]:
@@ -216,21 +182,6 @@ def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
 def _describe(state: TrainState) -> dict[str, Any]:
     head = "scalar" if isinstance(state.model, ScalarHead) else "language"
     return {"head": head, **dataclasses.asdict(state.model.config)}
-
-
-def _step_folders(fs: AbstractFileSystem, path: str) -> list[int]:
-    fs.invalidate_cache()
-    if not fs.exists(path):
-        return []
-    names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
-    return sorted(int(match[1]) for match in map(re.compile(r"step-(\d+)").fullmatch, names) if match)
-
-
-def _remove(fs: AbstractFileSystem, folder: str) -> None:
-    """Remove a checkpoint, its record first, so that a half removed one does not look whole."""
-    if fs.exists(f"{folder}/{RECORD}"):
-        fs.rm_file(f"{folder}/{RECORD}")
-    fs.rm(folder, recursive=True)
 
 
 def _write_json(fs: AbstractFileSystem, name: str, value: object) -> None:

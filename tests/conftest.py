@@ -22,6 +22,7 @@ import jsonschema
 import pytest
 
 import cluster.tasks
+from cluster.session import connect
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.pop("WANDB_API_KEY", None)
@@ -50,6 +51,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     yield
     ended.set()
     thread.join()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that share a Ray session last, one after another: others start sessions of their own."""
+    items.sort(key=lambda item: "ray_session" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of two CPUs inside this process, for all tests that need one."""
+    with connect("local", num_cpus=2):
+        yield
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     from model.batch import from_sequences
     from model.objectives import causal_lm
     from model.train import autocast
-    from model.transformer import Transformer, TransformerConfig, flops_per_token, initialize
+    from model.transformer import Transformer, initialize
+    from model.transformer_config import TransformerConfig, flops_per_token
 
     sizes = TransformerConfig(
         vocab_size=4096, width=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=640, max_length=_LENGTH

@@ -1,7 +1,7 @@
 """What the stages that train a model further on records share: held-out records, epochs, and a chat template."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.sizes import model_sizes
 from jobs.frame.stage import Needs
 from jobs.frame.training_config import TrainingConfig, check_training
-from jobs.frame.training_run import TrainingRun
-from model.train import TrainState
-from model.transformer import TransformerConfig
+from model.transformer_config import TransformerConfig
+
+if TYPE_CHECKING:
+    from jobs.frame.training_rank import TrainingRun
+    from model.train import TrainState
 
 S = TypeVar("S")
 
@@ -57,14 +59,14 @@ def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str
 
 
 def epochs(
-    training: TrainingRun, state: TrainState, num_samples: int, *, seed: int
+    training: "TrainingRun", state: "TrainState", num_samples: int, *, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(step, indices of this rank's samples) of each step still to be done, in a new seeded order each epoch."""
     for step in range(state.step, training.config.steps):
         yield step, epoch_order(training.samples_of_step(step), num_samples, seed=seed)
 
 
-def held_out_micro_batches(training: TrainingRun, num_samples: int) -> Iterator[np.ndarray]:
+def held_out_micro_batches(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
     """Indices of the held-out samples in this rank's micro-batches.
 
     Every rank has the same number of them: samples that do not divide among the ranks are left out, and where there

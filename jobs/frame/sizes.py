@@ -12,8 +12,8 @@ from data.tokens.tokenizer import vocab_size
 from jobs.frame.artifact import Artifact
 from jobs.frame.job import Job
 from jobs.frame.kinds import CorpusSizes, ShardsSizes, TokenizerSizes
-from model.huggingface import read_config
-from model.transformer import TransformerConfig, flops_per_token, num_parameters
+from model.huggingface_config import read_config
+from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
 
 _STATE_BYTES = 16
 """Bytes of one parameter in training: float32 weight, gradient and AdamW's two moments."""

@@ -17,7 +17,7 @@ from jobs.frame.work import Work
 if TYPE_CHECKING:
     from jobs.frame.job import Job
     from jobs.report.part import ReportPart
-    from model.transformer import TransformerConfig
+    from model.transformer_config import TransformerConfig
 
 Needs = Mapping[str, "Job | Artifact"]
 """What a job is made from, by config path: jobs whose artifacts may not be finished yet, or artifacts."""

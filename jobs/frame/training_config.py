@@ -9,7 +9,7 @@ from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, model_sizes, s
 from jobs.frame.stage import Needs
 from jobs.frame.work import Processes, Work
 from model.precision import Precision, resolved
-from model.transformer import TransformerConfig, flops_per_token
+from model.transformer_config import TransformerConfig, flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,23 @@
-"""A tiny random policy with a byte tokenizer, one Ray session, and one engine for all tests of the actors."""
+"""A tiny random policy with a byte tokenizer, and a random reward model, for all tests of the actors."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.session import connect
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.heads import ScalarHead
-from model.huggingface import SpecialTokens, load_scalar_folder, save_folder
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.huggingface import load_scalar_folder, save_folder
+from model.huggingface_config import SpecialTokens
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-_ray = contextlib.ExitStack()
 
 SIZES = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
 
@@ -63,16 +61,3 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scala
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_folder(folder, model.state_dict(), model.config, special_tokens=tokens, tokenizer_folder=folder)
     return folder, model
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> None:
-    """A Ray of two CPUs for all tests of this folder that need one."""
-    _ray.enter_context(connect("local", num_cpus=2))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End Ray after the last test of this folder: tests elsewhere start Rays of their own, of other sizes."""
-    if nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent):
-        _ray.close()

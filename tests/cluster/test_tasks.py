@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from cluster.worker_errors import WorkerError, original_error
@@ -72,9 +71,8 @@ def test_no_task_gives_no_answer() -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_a_mistake_in_a_task_keeps_its_type() -> None:
-    with connect("local", num_cpus=2):
-        assert run_tasks(power, TASKS, returns=Answer, workers=2, label="powers") == EXPECTED
-        with pytest.raises(WorkerError, match="base 5: done already") as caught:
-            run_tasks(refuse, TASKS[:1], returns=Answer, workers=2, label="powers")
-        assert isinstance(original_error(caught.value), ValueError)
+def test_on_ray_a_mistake_in_a_task_keeps_its_type(ray_session: None) -> None:
+    assert run_tasks(power, TASKS, returns=Answer, workers=2, label="powers") == EXPECTED
+    with pytest.raises(WorkerError, match="base 5: done already") as caught:
+        run_tasks(refuse, TASKS[:1], returns=Answer, workers=2, label="powers")
+    assert isinstance(original_error(caught.value), ValueError)

@@ -25,9 +25,11 @@ from jobs.frame.user_code import read_algorithm
 from jobs.rlhf import STAGE, RLHFConfig
 from model.advantages import Scores
 from model.batch import PolicyBatch, from_sequences
-from model.huggingface import SpecialTokens, save_folder
+from model.huggingface import save_folder
+from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 EXAMPLE = "examples/rl_algorithm/opo.py:OPO"
 

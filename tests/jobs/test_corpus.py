@@ -1,7 +1,7 @@
 """The corpus stage on Ray Data: accounts that close, bytes that do not depend on how it ran."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 import data.corpus.chunks
 import data.corpus.cleaning_tasks
 import jobs.corpus
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import CorpusSummary
@@ -24,14 +23,8 @@ from jobs.frame.config import build
 from jobs.frame.stage import Context
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with connect("local", num_cpus=2):
-        yield
-
-
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.slow(pytest.mark.usefixtures("session")(test))
+    return pytest.mark.slow(pytest.mark.usefixtures("ray_session")(test))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import yaml
 
-from cluster.session import connect
 from cluster.storage import Storage
 from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import load_pipeline
@@ -73,12 +72,11 @@ def write_configs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The pipeline's config, in a Ray session of two CPUs."""
+def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline's config."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_documents(folder / "in", 2000)
-    with connect("local", num_cpus=2):
-        yield write_configs(folder)
+    return write_configs(folder)
 
 
 def contents(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
@@ -30,8 +28,10 @@ from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.frame.stages import stage_named
 from model.heads import ScalarHead
-from model.huggingface import SpecialTokens, save_folder
-from model.transformer import Transformer, TransformerConfig
+from model.huggingface import save_folder
+from model.huggingface_config import SpecialTokens
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 PAIRS = "configs/tiny/stereotype_pairs.jsonl"
 SIZES: Any = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
@@ -106,12 +106,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return {name: artifact(root / name, name) for name in ("sft", "rlhf", "reward", "shards")}
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with connect("local", num_cpus=2):
-        yield
-
-
 def run(stage: Any, config: Any, inputs: dict[str, Artifact], folder: Path) -> tuple[dict[str, Any], Storage]:
     stage.check(config)
     stage.check_inputs(config, inputs)
@@ -128,7 +122,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.slow
-def test_a_whole_evaluation(inputs: dict[str, Artifact], session: None, tmp_path: Path) -> None:
+def test_a_whole_evaluation(inputs: dict[str, Artifact], ray_session: None, tmp_path: Path) -> None:
     prompts = [{"prompt": f"hello {number}", "answer": "fine, and you?"} for number in range(20)]
     pairs = [{"prompt": f"hello {n}", "chosen": f"yes {n}, you?", "rejected": f"no {n}."} for n in range(10)]
     config = config_of(
@@ -174,7 +168,7 @@ def test_a_whole_evaluation(inputs: dict[str, Artifact], session: None, tmp_path
 
 
 @pytest.mark.slow
-def test_a_whole_compression(inputs: dict[str, Artifact], session: None, tmp_path: Path) -> None:
+def test_a_whole_compression(inputs: dict[str, Artifact], ray_session: None, tmp_path: Path) -> None:
     config = CompressConfig(model="rlhf", text="shards")
     given = {"model": inputs["rlhf"], "text": inputs["shards"]}
     summary, output = run(COMPRESS, config, given, tmp_path / "out")

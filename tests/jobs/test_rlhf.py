@@ -16,7 +16,6 @@ from actors.step_metrics import RolloutMetrics, StepMetrics, StepTimes, UpdateMe
 from actors.sync_check import LogprobDifference
 from cluster.metrics_log import read_metrics
 from cluster.placement import Placement
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.user_program import Program
@@ -28,9 +27,11 @@ from jobs.frame.config import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier
 from jobs.rlhf import RLHFConfig, check, check_inputs, check_needs, learn, run
-from model.huggingface import SpecialTokens, save_folder
+from model.huggingface import save_folder
+from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 SIZES = TransformerConfig(
     vocab_size=MIN_SIZE, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=96
@@ -245,7 +246,7 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
-    config: RLHFConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, config: RLHFConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = save_model(tmp_path / "policy")
 
@@ -256,13 +257,12 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
         learn(replace(config, steps=3), context, graph, prompts, step)
         raise Killed
 
-    with connect("local", num_cpus=2):
-        context = make_context(tmp_path / "output", policy)
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr("jobs.rlhf.learn", learn_three)
-            run(config, context)
-        first = read_metrics(context.output)
-        summary = run(config, context)
+    context = make_context(tmp_path / "output", policy)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("jobs.rlhf.learn", learn_three)
+        run(config, context)
+    first = read_metrics(context.output)
+    summary = run(config, context)
     steps = read_metrics(context.output)
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert steps[:2] == first[:2]  # not done again: even the times are the first run's

@@ -23,9 +23,11 @@ from jobs.frame.config import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.serve import STAGE, ServeConfig
-from model.huggingface import SpecialTokens, save_folder
+from model.huggingface import save_folder
+from model.huggingface_config import SpecialTokens
 from model.quantize import compress_folder
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 
 @pytest.fixture(scope="module")

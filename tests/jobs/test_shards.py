@@ -16,7 +16,6 @@ import data.tokens.shard_cache
 import data.tokens.shard_tasks
 import jobs.shards
 from cluster.plain import to_plain
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import SourceCounts, summarize
@@ -144,21 +143,20 @@ def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
 
 @pytest.mark.slow
 def test_bytes_depend_neither_on_workers_nor_on_a_kill(
-    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with connect("local", num_cpus=2):
-        run(inputs, tmp_path / "a")
-        run(inputs, tmp_path / "b", "execution.workers=1")
-        assert contents(tmp_path / "a") == contents(tmp_path / "b")
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(jobs.shards, "write_manifest", interrupt)
-            run(inputs, tmp_path / "c")
-        (answer,) = [p for p in (tmp_path / "c" / WORK).iterdir() if "shard-00001" in p.read_text()]
-        answer.unlink()
-        (tmp_path / "c/train/shard-00001.tokens.bin").write_bytes(b"torn")
-        untouched = tmp_path / "c/train/shard-00002.tokens.bin"
-        made = untouched.stat().st_mtime_ns
+    run(inputs, tmp_path / "a")
+    run(inputs, tmp_path / "b", "execution.workers=1")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(jobs.shards, "write_manifest", interrupt)
         run(inputs, tmp_path / "c")
+    (answer,) = [p for p in (tmp_path / "c" / WORK).iterdir() if "shard-00001" in p.read_text()]
+    answer.unlink()
+    (tmp_path / "c/train/shard-00001.tokens.bin").write_bytes(b"torn")
+    untouched = tmp_path / "c/train/shard-00002.tokens.bin"
+    made = untouched.stat().st_mtime_ns
+    run(inputs, tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
     assert untouched.stat().st_mtime_ns == made
 

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.plain import to_plain
-from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import SourceCounts, summarize
@@ -215,17 +214,18 @@ def test_a_setting_that_the_kind_would_not_heed_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_workers_count_side_by_side_to_the_same_bytes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_workers_count_side_by_side_to_the_same_bytes(
+    ray_session: None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     rows = various(300)
     without = run(corpus_artifact(tmp_path / "one", rows, parts=1), tmp_path / "alone", size=600)
     request.getfixturevalue("monkeypatch").undo()  # from here on Ray itself
-    with connect("local", num_cpus=2):
-        several = run(
-            corpus_artifact(tmp_path / "seven", rows, parts=7),
-            tmp_path / "several",
-            size=600,
-            execution={"workers": 2},
-        )
+    several = run(
+        corpus_artifact(tmp_path / "seven", rows, parts=7),
+        tmp_path / "several",
+        size=600,
+        execution={"workers": 2},
+    )
     assert several == without
     made = [(tmp_path / name / "tokenizer/tokenizer.json").read_bytes() for name in ("alone", "several")]
     assert made[0] == made[1]

@@ -26,7 +26,8 @@ from model.objectives import Loss, bradley_terry, causal_lm, nll_by_row
 from model.optim import adamw, constant_schedule
 from model.parallel import full_state_dict, shard
 from model.train import NonFiniteError, TrainState, train_step
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab_size=64, width=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_width=48, max_length=32

@@ -14,12 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from model.batch import from_sequences
-from model.checkpoint import CheckpointError, Checkpoints, latest_step, read_record, step_folder, whole_steps
+from model.checkpoint import CheckpointError, Checkpoints
+from model.checkpoint_steps import latest_step, read_record, step_folder, whole_steps
 from model.heads import ScalarHead
 from model.objectives import causal_lm
 from model.optim import adamw, constant_schedule
 from model.train import StepReport, TrainState, train_step
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -11,17 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from model.batch import row_positions
 from model.heads import ScalarHead
-from model.huggingface import (
-    SpecialTokens,
-    hf_name,
-    hf_tensors,
-    load_folder,
-    load_scalar_folder,
-    read_config,
-    save_folder,
-)
+from model.huggingface import hf_name, hf_tensors, load_folder, load_scalar_folder, save_folder
+from model.huggingface_config import SpecialTokens, read_config
 from model.parallel import full_state_dict
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 SPECIAL = SpecialTokens(bos=1, eos=2, pad=0)
 

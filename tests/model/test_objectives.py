@@ -22,7 +22,8 @@ from model.objectives import (
     value_loss,
     values,
 )
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab_size=13, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from model.optim import adamw, constant_schedule, warmup_cosine
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 
 def test_warmup_rises_evenly_and_cosine_ends_at_the_final_ratio() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from model.parallel import full_state_dict, mesh_of
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 pytestmark = pytest.mark.slow
 

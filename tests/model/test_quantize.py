@@ -11,7 +11,8 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
 from model.batch import from_sequences
-from model.huggingface import SpecialTokens, load_folder, save_folder
+from model.huggingface import load_folder, save_folder
+from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.quantize import (
     compress_folder,
@@ -21,7 +22,8 @@ from model.quantize import (
     round_activations,
     simulate_int8,
 )
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
+from model.transformer_config import TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab_size=320, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=128, max_length=128

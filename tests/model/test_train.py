@@ -13,7 +13,8 @@ from model.batch import Batch, from_sequences, row_positions, split_rows
 from model.objectives import Loss, causal_lm
 from model.optim import adamw, constant_schedule
 from model.train import NonFiniteError, TrainState, fit, train_step
-from model.transformer import Transformer, TransformerConfig, initialize
+from model.transformer import Transformer, initialize
+from model.transformer_config import TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab_size=32, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16

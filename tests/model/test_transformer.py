@@ -9,15 +9,8 @@ import torch
 
 from model.batch import row_positions
 from model.heads import ScalarHead
-from model.transformer import (
-    Transformer,
-    TransformerConfig,
-    attend,
-    document_mask,
-    flops_per_token,
-    initialize,
-    num_parameters,
-)
+from model.transformer import Transformer, attend, document_mask, initialize
+from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
 
 CONFIG = TransformerConfig(
     vocab_size=50, width=24, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=40, max_length=32

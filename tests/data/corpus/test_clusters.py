@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import data.corpus.clusters
-from cluster.session import connect
 from cluster.storage import Storage
 from data.cleaning.duplicates import NearDuplicates
 from data.corpus.clusters import PartNodes, find_clusters, near_duplicates, write_nodes
@@ -107,10 +106,9 @@ def test_too_many_buckets_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_the_clusters_are_the_same(tmp_path: Path) -> None:
+def test_on_ray_the_clusters_are_the_same(ray_session: None, tmp_path: Path) -> None:
     ids, texts = corpus()
-    with connect("local", num_cpus=2):
-        found = clustered(Storage(str(tmp_path)), ids, texts, 3, 2, workers=2)
+    found = clustered(Storage(str(tmp_path)), ids, texts, 3, 2, workers=2)
     assert found == in_memory(ids, texts)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.frame import training_run
-from jobs.frame.training_run import TrainingRun
+from jobs.frame import training_rank
+from jobs.frame.training_rank import TrainingRun
 
 SIZES: Any = SimpleNamespace(width=64, ffn_width=128)
 
@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: flo
         shapes.append(shape)
         return peaks[len(shapes)]
 
-    monkeypatch.setattr(training_run, "measure_peak_flops", measure)
+    monkeypatch.setattr(training_rank, "measure_peak_flops", measure)
     rank = TrainingRun.__new__(TrainingRun)
     rank.device, rank.dtype, rank._sizes, rank._peak_flops = torch.device("cpu"), None, SIZES, 2 * peaks[0]
     rank.rank_context = SimpleNamespace(world_size=2)  # pyright: ignore[reportAttributeAccessIssue]

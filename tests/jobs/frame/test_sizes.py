@@ -29,7 +29,7 @@ from jobs.serve import ServeConfig
 from jobs.sft import SftConfig
 from jobs.shards import ShardsConfig
 from jobs.vocabulary import VocabularyConfig
-from model.transformer import num_parameters
+from model.transformer_config import num_parameters
 
 MODEL = ModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
 TWO = TrainingExecution(placement=Placement(workers=2))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from cluster import node_monitor, stage_monitor
 from cluster.heartbeat import node_folder
 from cluster.metrics_log import read_metrics
 from cluster.plain import to_plain
-from cluster.session import connect
 from cluster.storage import Storage
 from data.tokens.encode import fast_encoder
 from data.tokens.learning import train_tokenizer
@@ -93,12 +91,6 @@ def write_lines(path: Path, records: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with connect("local", num_cpus=2):
-        yield
-
-
 def run(folder: Path, stage: str, store: str, *overrides: str) -> Artifact:
     pipeline = load_stage(stage, folder / f"{stage}.yaml", overrides, store=str(folder / store))
     (artifact,) = run_pipeline(pipeline)
@@ -110,7 +102,7 @@ def steps_of(artifact: Artifact, key: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(folder: Path, session: None) -> Artifact:
+def two_workers(folder: Path, ray_session: None) -> Artifact:
     return run(folder, "pretrain", "two")
 
 
@@ -192,13 +184,13 @@ def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
     assert "batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
 
 
-def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, session: None) -> None:
+def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, ray_session: None) -> None:
     with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
 
 
 def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_finishes(
-    folder: Path, session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ray_session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_monitor, "_STOPPED_S", 1.0)
     caplog.set_level(logging.INFO)
