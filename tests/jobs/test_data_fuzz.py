@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.plain import to_plain
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from jobs.corpus import STAGE, CorpusConfig
@@ -48,12 +49,13 @@ def run(folder: Path, sources: list[dict[str, Any]], steps: list[dict[str, Any]]
         for row in pq.read_table(f"{folder}/out/{name}").to_pylist():
             if found := re.match(r"Intact (\d+):.*whole\.$", row["text"].strip()):
                 kept.setdefault(row["source"], []).append(int(found[1]))
-    for name, own in summary["sources"].items():
+    counts = {name: to_plain(source) for name, source in summary.sources.items()}
+    for name, own in counts.items():
         own["intact"] = sorted(kept.get(name, []))
         assert own["read"] == own["kept"] + sum(own["dropped"].values()) + own["quarantined"], name
         places = output.read_jsonl(f"quarantine/{name}.jsonl") if own["quarantined"] else []
         assert len(places) == own["quarantined"] and all(place["file"] and place["reason"] for place in places)
-    return dict(summary["sources"])
+    return counts
 
 
 def damaged_lines() -> list[bytes]:
