@@ -36,7 +36,7 @@ class CompressSummary:
     bits_per_byte_original: Interval
     bits_per_byte_compressed: Interval
     bits_per_byte_change: Interval
-    engine_logprob_gap: float
+    engine_logprob_difference: float
     """Mean difference of vLLM's logprobs and ours on the compressed model, in nats."""
 
     def by_key(self) -> dict[str, float]:

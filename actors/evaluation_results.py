@@ -97,7 +97,7 @@ class ModelCompletions:
     signatures: dict[str, str]
     """How a metric was computed, by its name (sacrebleu's signature)."""
     distinct_2: float
-    response_length: Interval
+    completion_length: Interval
     """Tokens of a completion."""
     finished: Interval
     """Share of completions that ended by themselves."""
@@ -161,7 +161,7 @@ class EvaluationSample:
 
     task: str
     prompt: str
-    answers: dict[str, ModelSample]
+    completions: dict[str, ModelSample]
 
 
 def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
@@ -264,7 +264,7 @@ def model_completions(
         measures=measures,
         signatures=signatures,
         distinct_2=distinct_n(completions.texts, 2),
-        response_length=bootstrap.interval([len(rollout.completion_ids) for rollout in completions.rollouts]),
+        completion_length=bootstrap.interval([len(rollout.completion_ids) for rollout in completions.rollouts]),
         finished=bootstrap.interval([rollout.finished for rollout in completions.rollouts]),
     )
 
@@ -280,7 +280,7 @@ def task_samples(
         yield EvaluationSample(
             task=task,
             prompt=prompt,
-            answers={
+            completions={
                 name: ModelSample(
                     text=of_model.texts[index],
                     finished=of_model.rollouts[index].finished,
@@ -311,7 +311,7 @@ def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, floa
         for measure, estimate in of_model.measures.items():
             yield f"{name}/{task}/{measure}", estimate.value
         yield f"{name}/{task}/distinct_2", of_model.distinct_2
-        yield f"{name}/{task}/response_length", of_model.response_length.value
+        yield f"{name}/{task}/completion_length", of_model.completion_length.value
     for change in results.compare:
         for end in ("value", "low", "high"):
             key = f"{change.before}-{change.after}/{task}/{change.measure}/{end}"

@@ -188,7 +188,7 @@ class Graph:
     def start(self) -> int:
         """Load every model and the newest checkpoint, if there is one, and check the engines; the next step.
 
-        Raises RanksDied when a training rank has died, as `step`, `heldout`, `save` and `export` do; call `recover`.
+        Raises RanksDied when a training rank has died, as `step`, `held_out`, `save` and `export` do; call `recover`.
         """
         for ranks in self._trained:
             ranks.join()
@@ -239,7 +239,7 @@ class Graph:
             times=timer.times(num_sampled=int(batch.loss_mask.sum())),
         )
 
-    def heldout(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
+    def held_out(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
         """One sampled and scored completion of each prompt, by the same draw at every call."""
         groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
         scored, samples = self._to_samples(prompts, groups)
@@ -299,7 +299,7 @@ class Graph:
         """Every prompt's completions, in order, from the learner's current weights."""
         rollouts, version = self._config.rollouts, self._version
         tasks = [PromptTask(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        size = rollouts.lot_prompts * rollouts.group_size // num_samples
+        size = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
         sampling = self._sampling(rollouts.max_new_tokens)
         groups = self.generators.generate(
             [GenerationBatch(step, version, part, sampling) for part in batched(tasks, size)]
@@ -403,7 +403,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
     return EngineSettings(
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
-        max_sequences=config.rollouts.lot_prompts * config.rollouts.group_size,
+        max_sequences=config.rollouts.generation_batch_prompts * config.rollouts.group_size,
         precision=resolved(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,

@@ -10,7 +10,7 @@ from model.metrics import distinct_n
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldoutCompletion:
+class HeldOutCompletion:
     """A held-out prompt with its completion and reward."""
 
     prompt: str
@@ -19,7 +19,7 @@ class HeldoutCompletion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldoutSample:
+class HeldOutSample:
     """A line of samples.jsonl: a held-out prompt with its completions before and after learning."""
 
     prompt: str
@@ -36,13 +36,13 @@ class RLHFSummary:
     prompts: int
     prompts_too_long: int
     steps: float
-    logprob_gap_max: float
+    logprob_difference_max: float
     """Largest difference of engine and learner logprobs of a sampled token, in nats."""
     step_s: float
     """Median seconds of a step."""
     tokens_per_s: float
     """Median of the sampled tokens by second."""
-    heldout_prompts: int | None = None
+    held_out_prompts: int | None = None
     reward_before: float | None = None
     reward_after: float | None = None
     distinct_2_before: float | None = None
@@ -53,10 +53,12 @@ class RLHFSummary:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def heldout_samples(before: Sequence[HeldoutCompletion], after: Sequence[HeldoutCompletion]) -> Iterator[HeldoutSample]:
+def held_out_samples(
+    before: Sequence[HeldOutCompletion], after: Sequence[HeldOutCompletion]
+) -> Iterator[HeldOutSample]:
     """Each held-out prompt with its completions before and after learning."""
     for old, new in zip(before, after, strict=True):
-        yield HeldoutSample(
+        yield HeldOutSample(
             prompt=old.prompt,
             before=old.completion,
             after=new.completion,
@@ -67,8 +69,8 @@ def heldout_samples(before: Sequence[HeldoutCompletion], after: Sequence[Heldout
 
 def rlhf_summary(
     metrics: Sequence[Mapping[str, float]],
-    before: Sequence[HeldoutCompletion],
-    after: Sequence[HeldoutCompletion],
+    before: Sequence[HeldOutCompletion],
+    after: Sequence[HeldOutCompletion],
     *,
     num_prompts: int,
     num_too_long: int,
@@ -78,7 +80,7 @@ def rlhf_summary(
         prompts=num_prompts,
         prompts_too_long=num_too_long,
         steps=metrics[-1]["step"],
-        logprob_gap_max=max(line["sync_check/logprob_difference_max"] for line in metrics),
+        logprob_difference_max=max(line["sync_check/logprob_difference_max"] for line in metrics),
         step_s=statistics.median(line["perf/step_s"] for line in metrics),
         tokens_per_s=statistics.median(line["perf/tokens_per_s"] for line in metrics),
     )
@@ -86,7 +88,7 @@ def rlhf_summary(
         return summary
     return replace(
         summary,
-        heldout_prompts=len(before),
+        held_out_prompts=len(before),
         reward_before=statistics.fmean(line.reward for line in before),
         reward_after=statistics.fmean(line.reward for line in after),
         distinct_2_before=distinct_n([line.completion for line in before], 2),

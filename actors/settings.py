@@ -27,7 +27,7 @@ class RolloutConfig:
     """Must be 0 (off), for the same reason."""
     max_new_tokens: int = 64
     """A longer completion is cut and counted as unfinished."""
-    lot_prompts: int = 16
+    generation_batch_prompts: int = 16
     """Prompts of a generation batch, which one engine completes at a time. Fixed, so that results do not depend on the
     number of engines; it must divide prompts_per_step."""
 
@@ -37,7 +37,7 @@ class RolloutConfig:
 
     def check(self, field: str) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
-        for name in ("prompts_per_step", "group_size", "max_new_tokens", "lot_prompts"):
+        for name in ("prompts_per_step", "group_size", "max_new_tokens", "generation_batch_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
         if not 0 < self.temperature < math.inf:
@@ -47,10 +47,11 @@ class RolloutConfig:
                 f"{field}.top_p={self.top_p}, top_k={self.top_k}: must be 1 and 0; a sampler that cuts the "
                 "distribution makes the ratio to the trained policy wrong. Lower the temperature instead"
             )
-        if self.prompts_per_step % self.lot_prompts:
+        if self.prompts_per_step % self.generation_batch_prompts:
             raise ValueError(
-                f"{field}.prompts_per_step: {self.prompts_per_step} must be a multiple of lot_prompts, which is "
-                f"{self.lot_prompts}; set lot_prompts to {math.gcd(self.prompts_per_step, self.lot_prompts)}"
+                f"{field}.prompts_per_step: {self.prompts_per_step} must be a multiple of generation_batch_prompts, "
+                f"which is {self.generation_batch_prompts}; set generation_batch_prompts to "
+                f"{math.gcd(self.prompts_per_step, self.generation_batch_prompts)}"
             )
 
 
@@ -84,7 +85,7 @@ class GraphExecution(Execution):
     ends the run, because a new one could not load the weights alone; the same command resumes from the checkpoint."""
     checkpoint_interval: int = 20
     """Steps between two checkpoints."""
-    heldout_interval: int = 0
+    held_out_interval: int = 0
     """Steps between two measurements on the held-out prompts; 0 measures only before and after learning."""
 
     def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm) -> None:
@@ -94,9 +95,9 @@ class GraphExecution(Execution):
         for name in ("scorer", "reference"):
             if getattr(self, name).workers != 1:
                 raise ValueError(f"{field}.{name}.workers: {getattr(self, name).workers} must be 1")
-        if self.micro_batch_size < 1 or self.checkpoint_interval < 1 or self.heldout_interval < 0:
+        if self.micro_batch_size < 1 or self.checkpoint_interval < 1 or self.held_out_interval < 0:
             raise ValueError(
-                f"{field}: micro_batch_size and checkpoint_interval must be at least 1, heldout_interval not negative"
+                f"{field}: micro_batch_size and checkpoint_interval must be at least 1, held_out_interval not negative"
             )
         if self.kv_cache_gib <= 0:
             raise ValueError(f"{field}.kv_cache_gib: {self.kv_cache_gib} must be above 0")

@@ -25,7 +25,7 @@ class RolloutMetrics:
     reward_mean: float
     """As the scorer gave the rewards, without a KL penalty."""
     reward_std: float
-    response_length: float
+    completion_length: float
     """Tokens of a completion, its stop token included."""
     finished: float
     """Share of completions that ended by themselves."""
@@ -117,7 +117,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], texts: Sequence[str], rewards: 
     return RolloutMetrics(
         reward_mean=statistics.fmean(rewards),
         reward_std=statistics.pstdev(rewards),
-        response_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
+        completion_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
         finished=statistics.fmean(rollout.finished for rollout in rollouts),
         distinct_2=distinct_n(texts, 2),
     )

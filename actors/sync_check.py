@@ -48,8 +48,8 @@ def logprob_bound(learning: LearningConfig) -> LogprobDifference:
     """The configured bounds; unset ones default by precision."""
     default = LOGPROB_BOUNDS[resolved(learning.precision)]
     return LogprobDifference(
-        max=default.max if learning.max_logprob_gap is None else learning.max_logprob_gap,
-        mean=default.mean if learning.mean_logprob_gap is None else learning.mean_logprob_gap,
+        max=default.max if learning.max_logprob_difference is None else learning.max_logprob_difference,
+        mean=default.mean if learning.mean_logprob_difference is None else learning.mean_logprob_difference,
     )
 
 
@@ -143,8 +143,8 @@ def check_logprobs(
                 )
     raise NumericsError(
         f"numerics: {message}; versions and tokens agree and older weights do not explain it. Compare the engine's and "
-        "our own precision and sizes; where a larger model rounds more, rlhf takes wider learning.max_logprob_gap and "
-        "learning.mean_logprob_gap"
+        "our own precision and sizes; where a larger model rounds more, rlhf takes wider "
+        "learning.max_logprob_difference and learning.mean_logprob_difference"
     )
 
 

@@ -39,7 +39,7 @@ MARK = "RAYMILL_KILLS"
 ORPHAN_LIMIT_S = 120.0
 STEPPED = ("pretrain", "sft", "reward", "rlhf", "rlhf-shuffled")
 """Stages that resume from a checkpoint."""
-RESUMED = re.compile(r"(?:goes on|resumes) from its checkpoint at step (\d+)")
+RESUMED = re.compile(r"resumes from its checkpoint at step (\d+)")
 
 
 @dataclass(frozen=True)

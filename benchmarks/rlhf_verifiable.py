@@ -66,7 +66,7 @@ SFT_BATCH = 128
 MAX_NEW_TOKENS = NUM_DIGITS + 2
 
 ROLLOUTS = RolloutConfig(
-    prompts_per_step=16, group_size=8, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, lot_prompts=16
+    prompts_per_step=16, group_size=8, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, generation_batch_prompts=16
 )
 GRPO = LearningConfig(algorithm="grpo", lr=1e-4, precision="float32", kl_coefficient=0.01, minibatches=2)
 PPO = LearningConfig(
@@ -84,10 +84,10 @@ def is_sorted(prompt, response, record):
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts of digits; those of `heldout` share no set of digits with `train`."""
+    """Prompts of digits; those of `held_out` share no set of digits with `train`."""
 
     train: list[str]
-    heldout: list[str]
+    held_out: list[str]
 
 
 def make_task(seed: int) -> Task:
@@ -153,8 +153,8 @@ class Benchmark:
         model = load_folder(start)
         steps = RL_STEPS * GRPO.optimizer_steps
         state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant_schedule(GRPO.lr))
-        batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
-        for _ in fit(state, self._batches(steps, batch_size, "more"), causal_lm):
+        global_batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
+        for _ in fit(state, self._batches(steps, global_batch_size, "more"), causal_lm):
             pass
         return self._save(model, "more-sft")
 
@@ -177,29 +177,29 @@ class Benchmark:
         )
         threads = Placement(cpus_per_worker=0.3, threads_per_worker=2)
         execution = GraphExecution(learners=threads, generators=threads, critics=threads, micro_batch_size=64)
-        heldout = self._prompts(self.task.heldout)
+        held_out = self._prompts(self.task.held_out)
         with build_graph(config, execution) as graph:
             graph.start()
-            before = graph.heldout(heldout).rewards
+            before = graph.held_out(held_out).rewards
             for step in range(RL_STEPS):
                 metrics = graph.step(step)
                 if step % 10 == 9:
                     logging.info("%s step %d: %s", name, step + 1, _brief(metrics))
-            return before, graph.heldout(heldout).rewards
+            return before, graph.held_out(held_out).rewards
 
     def accuracy(self, folder: Path) -> list[float]:
         """Held-out rewards of a model, sampled by an engine."""
         settings = EngineSettings(model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25)
         env = {**worker_env(2), **engine_env()}
         engine = ray.remote(Generator).options(num_cpus=1, runtime_env={"env_vars": env}).remote(settings)
-        tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.heldout))]
+        tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.held_out))]
         sampling = Sampling(
             temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, stop_ids=self.tokenizer.stop_ids, seed=self.seed
         )
         groups = ray.get(engine.generate.remote(GenerationBatch(-1, -1, tuple(tasks), sampling)))
         ray.kill(engine)
         texts = [self.tokenizer.decode(group.rollouts[0].text_ids) for group in groups]
-        return [float(text == answer(prompt)) for text, prompt in zip(texts, self.task.heldout, strict=True)]
+        return [float(text == answer(prompt)) for text, prompt in zip(texts, self.task.held_out, strict=True)]
 
     def _rendered(self, prompt: str, response: str) -> RenderedChat:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
@@ -215,10 +215,10 @@ class Benchmark:
             for text in texts
         ]
 
-    def _batches(self, steps: int, batch_size: int, purpose: str) -> Iterator[list[Batch]]:
+    def _batches(self, steps: int, global_batch_size: int, purpose: str) -> Iterator[list[Batch]]:
         for step in range(steps):
             chosen = torch.randint(
-                len(self.demonstrations) - 1024, (batch_size,), generator=seeded(self.seed, purpose, step)
+                len(self.demonstrations) - 1024, (global_batch_size,), generator=seeded(self.seed, purpose, step)
             )
             yield [self._batch([self.demonstrations[index] for index in chosen.tolist()])]
 

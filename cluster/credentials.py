@@ -5,7 +5,7 @@ import re
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
 
 _NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""Schemes whose URLs have no use for a user name: what stands before an @ is a token or a key."""
+"""Schemes whose URLs have no use for a user name: what is before an @ is a token or a key."""
 
 _SIGNATURE = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"

@@ -21,6 +21,14 @@ def read_metrics(storage: Storage) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_lines(storage)]
 
 
+def last_values(storage: Storage) -> dict[str, float]:
+    """The last logged value of every metric, and the last `step`."""
+    values: dict[str, float] = {}
+    for line in read_metrics(storage):
+        values |= line
+    return values
+
+
 def last_metrics(storage: Storage) -> dict[str, float]:
     """The metrics of the last logged step; empty without one. Reads only the end of the log."""
     if not storage.exists(METRICS_LOG):

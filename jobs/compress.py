@@ -104,7 +104,7 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
         bits_per_byte_original=bits_per_byte(before.nats, before.num_bytes),
         bits_per_byte_compressed=bits_per_byte(after.nats, before.num_bytes),
         bits_per_byte_change=bits_per_byte(after.nats - before.nats, before.num_bytes),
-        engine_logprob_gap=difference,
+        engine_logprob_difference=difference,
     )
     context.tracker.log(0, summary.by_key())
     return asdict(summary)
@@ -139,7 +139,7 @@ def work(config: CompressConfig, needs: Needs) -> Work:
 
 STAGE = Stage(
     name="compress",
-    version=1,
+    version=2,
     kind="compressed_model",
     config=CompressConfig,
     run=run,

@@ -445,7 +445,7 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     kind="evaluation",
     config=EvaluateConfig,
     run=run,

@@ -29,7 +29,7 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingWork, run_training, summarize
+from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
 from jobs.frame.work import Work
 from jobs.report.training import report_pretraining
 from model.precision import Precision, precision_field
@@ -88,7 +88,7 @@ class PretrainConfig:
     """Longest sequence that the model is built for; at least sequence_length."""
     sequence_length: int = 256
     """Tokens of a training row."""
-    batch_size: int = 32
+    global_batch_size: int = 32
     """Samples of one optimizer step, over all workers."""
     steps: int = 1000
     """Optimizer steps in all."""
@@ -97,7 +97,7 @@ class PretrainConfig:
     """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
     seed: int = 0
     """Seed of the initial parameters and of the order of samples."""
-    validation_rows: int = 64
+    validation_samples: int = 64
     """Rows of validation text in each measurement of the loss."""
     sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
     """Prompts that the finished model continues, shown in the report."""
@@ -130,10 +130,11 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
     reader = ShardReader(
         shards / "train", sequence_length=config.sequence_length, mixture=config.mixture, tokenizer=tokenizer
     )
-    if reader.num_samples < config.batch_size:
+    if reader.num_samples < config.global_batch_size:
         raise ValueError(
-            f"batch_size: the shards hold {reader.num_samples} rows of sequence_length={config.sequence_length}, "
-            f"fewer than one batch of {config.batch_size}; shorten either or add text"
+            f"global_batch_size: the shards hold {reader.num_samples} rows of "
+            f"sequence_length={config.sequence_length}, fewer than one batch of {config.global_batch_size}; shorten "
+            "either or add text"
         )
     if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
@@ -157,11 +158,13 @@ def work(config: PretrainConfig, needs: Needs) -> Work:
     model = sizes(config, needs)
     training = forecast_work(config, model)
     looks = 1 + config.steps // config.execution.validation_interval
-    validation = looks * config.validation_rows * config.sequence_length * forward_flop(model, config.sequence_length)
+    validation = (
+        looks * config.validation_samples * config.sequence_length * forward_flop(model, config.sequence_length)
+    )
     return dataclasses.replace(training, flop=training.flop + validation)
 
 
-def run(config: PretrainConfig, context: Context) -> dict[str, float]:
+def run(config: PretrainConfig, context: Context) -> TrainingSummary:
     """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     work = PretrainWork(
         training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="train"),
@@ -230,7 +233,7 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """This rank's micro-batches of the validation samples, the same each time."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
-    each = max(1, min(config.validation_rows, reader.num_samples) // training.rank_context.world_size)
+    each = max(1, min(config.validation_samples, reader.num_samples) // training.rank_context.world_size)
     own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)
     size = config.execution.micro_batch_size
     for start in range(0, each, size):
@@ -239,7 +242,7 @@ def validation_batches(training: "TrainingRun", shards: Storage, config: Pretrai
 
 STAGE = Stage(
     name="pretrain",
-    version=1,
+    version=2,
     kind="model",
     config=PretrainConfig,
     run=run,

@@ -8,17 +8,18 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.metrics_log import last_values
 from cluster.paths import list_files
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
 from data.tokens.tokenizer import chat_special_tokens
+from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
@@ -38,8 +39,9 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingWork, run_training, summarize
+from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
 from jobs.frame.work import Work
+from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
 from model.transformer_config import flops_per_token
@@ -62,7 +64,7 @@ class RewardConfig:
     """Model whose decoder the reward model starts from."""
     sequence_length: int = 256
     """Tokens of prompt and completion together; a pair with a longer side is left out and counted."""
-    batch_size: int = 32
+    global_batch_size: int = 32
     """Pairs of one optimizer step, over all workers."""
     steps: int = 100
     """Optimizer steps in all."""
@@ -90,7 +92,7 @@ def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
 def work(config: RewardConfig, needs: Needs) -> Work:
     """The amount of work; pairs are computed up to the longest of their batch."""
     sizes = model_sizes(needs["init"])
-    first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.batch_size)
+    first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [
         chat_tokens(
             [*(message["content"] for message in pair.prompt), max(pair.chosen, pair.rejected, key=len)],
@@ -99,12 +101,30 @@ def work(config: RewardConfig, needs: Needs) -> Work:
         for pair in first
     ]
     fitting = [length for length in lengths if length <= config.sequence_length] or [config.sequence_length]
-    longest = [max(fitting[start : start + config.batch_size]) for start in range(0, len(fitting), config.batch_size)]
+    longest = [
+        max(fitting[start : start + config.global_batch_size])
+        for start in range(0, len(fitting), config.global_batch_size)
+    ]
     filled = statistics.fmean(longest) / config.sequence_length
     return forecast_work(config, sizes, rows_per_sample=2, filled=min(1.0, filled))
 
 
-def run(config: RewardConfig, context: Context) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class RewardSummary:
+    """What artifact.json says of the training of a reward model."""
+
+    pairs: int
+    pairs_too_long: int
+    """Pairs left out because one of the two replies did not fit."""
+    pairs_held_out: int
+    validation_accuracy: float
+    """Share of the held-out pairs whose chosen reply has the higher reward."""
+    validation_margin: float
+    """Mean reward of the chosen reply minus that of the rejected one, over the held-out pairs."""
+    training: TrainingSummary
+
+
+def run(config: RewardConfig, context: Context) -> RewardSummary:
     """Train, and write `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
@@ -120,12 +140,15 @@ def run(config: RewardConfig, context: Context) -> dict[str, float]:
         held_out=held_out,
     )
     run_training(learn_preferences, work, config, context, name="reward")
-    counts = {
-        "pairs": len(pairs),
-        "pairs_too_long": len(pairs) - len(fitting),
-        "pairs_held_out": len(held_out),
-    }
-    return counts | summarize(context.output, area="reward")
+    last = last_values(context.output)
+    return RewardSummary(
+        pairs=len(pairs),
+        pairs_too_long=len(pairs) - len(fitting),
+        pairs_held_out=len(held_out),
+        validation_accuracy=last["validation/accuracy"],
+        validation_margin=last["validation/margin"],
+        training=summarize(context.output, area="reward"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +215,17 @@ def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> "PairBatch"
     )
 
 
+def report(artifact: Artifact) -> ReportPart:
+    """The curves of the run."""
+    summary = artifact.read_summary(RewardSummary).training
+    return report_training(
+        artifact, summary, title="Reward model", area="reward", loss_unit="nats per pair; chance is 0.693"
+    )
+
+
 STAGE = Stage(
     name="reward",
-    version=1,
+    version=2,
     kind="reward_model",
     config=RewardConfig,
     run=run,
@@ -205,6 +236,6 @@ STAGE = Stage(
     check_inputs=check_chat_template,
     estimate=estimate,
     work=work,
-    report=partial(report_training, title="Reward model", area="reward", loss_unit="nats per pair; chance is 0.693"),
+    report=report,
     groups=training_groups,
 )

@@ -16,7 +16,7 @@ from typing import Any
 from actors.algorithm import load_algorithm
 from actors.graph import Graph, GraphConfig, ScoredRollouts, build_graph
 from actors.rank_group import RanksDied
-from actors.rlhf_results import HeldoutCompletion, heldout_samples, rlhf_summary
+from actors.rlhf_results import HeldOutCompletion, held_out_samples, rlhf_summary
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, RolloutConfig
 from cluster.metrics_log import read_metrics
@@ -68,7 +68,7 @@ class RLHFConfig:
     are not: keep its data in such a module, or where every node sees it."""
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`; a verifier sees the whole line."""
-    heldout_prompts: list[str] = source_files(default=[])
+    held_out_prompts: list[str] = source_files(default=[])
     """Prompts that are completed before and after learning and never learned from: JSONL files as above."""
     steps: int = 100
     """Steps of learning, each from generation to weight sync."""
@@ -102,13 +102,13 @@ def check(config: RLHFConfig) -> None:
             f"rollouts.group_size: 1, but {config.learning.algorithm} compares the completions of one prompt; "
             "take at least 2"
         )
-    if config.execution.heldout_interval and not config.heldout_prompts:
-        raise ValueError("execution.heldout_interval: there are no heldout_prompts to measure on; add some, or set 0")
+    if config.execution.held_out_interval and not config.held_out_prompts:
+        raise ValueError("execution.held_out_interval: there are no held_out_prompts to measure on; add some, or set 0")
 
 
 def check_prompts(config: RLHFConfig) -> None:
     """Raises ValueError naming file and line of a malformed prompt."""
-    for _ in read_prompts(list_files([*config.prompts, *config.heldout_prompts])):
+    for _ in read_prompts(list_files([*config.prompts, *config.held_out_prompts])):
         pass
 
 
@@ -146,7 +146,7 @@ class Prompts:
     """The prompts of a run."""
 
     train: list[Prompt]
-    heldout: list[Prompt]
+    held_out: list[Prompt]
     num_too_long: int
     """Left out because max_new_tokens would not fit behind them."""
 
@@ -156,8 +156,8 @@ def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
     prompts = read_all(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         after = learn_through_deaths(config, context, graph, prompts)
-    before = [HeldoutCompletion(**line) for line in context.output.read_jsonl(_BEFORE)]
-    context.output.write_jsonl("samples.jsonl", map(asdict, heldout_samples(before, after)))
+    before = [HeldOutCompletion(**line) for line in context.output.read_jsonl(_BEFORE)]
+    context.output.write_jsonl("samples.jsonl", map(asdict, held_out_samples(before, after)))
     summary = rlhf_summary(
         read_metrics(context.output),
         before,
@@ -170,7 +170,7 @@ def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
 
 def learn_through_deaths(
     config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts
-) -> list[HeldoutCompletion]:
+) -> list[HeldOutCompletion]:
     """Learn from the last checkpoint to the exported model, again after each death of a training rank.
 
     Returns the held-out completions after learning.
@@ -184,11 +184,11 @@ def learn_through_deaths(
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)
             else:
                 with working("completing the held-out prompts before learning"):
-                    before = complete_heldout(graph, prompts)
+                    before = complete_held_out(graph, prompts)
                 context.output.write_jsonl(_BEFORE, map(asdict, before))
             learn(config, context, graph, prompts, step)
             with working("completing the held-out prompts after learning"):
-                after = complete_heldout(graph, prompts)
+                after = complete_held_out(graph, prompts)
             with working("writing the model and the last checkpoint"):
                 graph.export(context.output / "model")
             return after
@@ -212,9 +212,9 @@ def learn(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
                     context.tracker.flush()
                     graph.save()
                     graph.finish_save()
-            if execution.heldout_interval and step % execution.heldout_interval == 0 and step < config.steps:
+            if execution.held_out_interval and step % execution.held_out_interval == 0 and step < config.steps:
                 with working("completing the held-out prompts"):
-                    by_key["heldout/reward_mean"] = statistics.fmean(graph.heldout(prompts.heldout).rewards)
+                    by_key["held_out/reward_mean"] = statistics.fmean(graph.held_out(prompts.held_out).rewards)
             context.tracker.log(step, by_key)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
                 context.tracker.flush()  # no step before a checkpoint is repeated, so its line must be safe
@@ -229,7 +229,7 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
         reward=context.inputs["reward"].model if "reward" in context.inputs else None,
         verifier=None if config.verifier is None else read_verifier(config.verifier),
         prompts=prompts.train,
-        max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.heldout]),
+        max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.held_out]),
         rollouts=config.rollouts,
         learning=config.learning,
         algorithm=read_algorithm(config.learning.algorithm),
@@ -251,23 +251,23 @@ def read_all(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
             for record in (read_prompts(list_files(list(patterns))) if patterns else ())
         ]
 
-    train, heldout = read(config.prompts), read(config.heldout_prompts)
-    fitting = [[prompt for prompt in prompts if len(prompt.prompt_ids) <= room] for prompts in (train, heldout)]
-    for name, prompts, kept in zip(("prompts", "heldout_prompts"), (train, heldout), fitting, strict=True):
+    train, held_out = read(config.prompts), read(config.held_out_prompts)
+    fitting = [[prompt for prompt in prompts if len(prompt.prompt_ids) <= room] for prompts in (train, held_out)]
+    for name, prompts, kept in zip(("prompts", "held_out_prompts"), (train, held_out), fitting, strict=True):
         if not kept and (prompts or name == "prompts"):
             raise ValueError(
                 f"{name}: none of {len(prompts)} leaves room for rollouts.max_new_tokens="
                 f"{config.rollouts.max_new_tokens} in the policy's max_length; shorten the completions or the prompts"
             )
-    return Prompts(fitting[0], fitting[1], len(train) + len(heldout) - len(fitting[0]) - len(fitting[1]))
+    return Prompts(fitting[0], fitting[1], len(train) + len(held_out) - len(fitting[0]) - len(fitting[1]))
 
 
-def complete_heldout(graph: Graph, prompts: Prompts) -> list[HeldoutCompletion]:
+def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
     """The held-out prompts with their completions and rewards under the current policy."""
-    scored: ScoredRollouts = graph.heldout(prompts.heldout)
+    scored: ScoredRollouts = graph.held_out(prompts.held_out)
     return [
-        HeldoutCompletion(prompt=prompt.text, completion=text, reward=reward)
-        for prompt, text, reward in zip(prompts.heldout, scored.texts, scored.rewards, strict=True)
+        HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
+        for prompt, text, reward in zip(prompts.held_out, scored.texts, scored.rewards, strict=True)
     ]
 
 
@@ -305,20 +305,20 @@ def work(config: RLHFConfig, needs: Needs) -> Work:
     It assumes completions of two thirds of max_new_tokens, and prompts as long as the first thousand.
     """
     execution, sizes, rollouts = config.execution, model_sizes(needs["policy"]), config.rollouts
-    first = itertools.islice(read_prompts(list_files([*config.prompts, *config.heldout_prompts])), 1000)
+    first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
     prompt_tokens = statistics.fmean(
         chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
     )
-    num_heldout = sum(1 for _ in read_prompts(list_files(config.heldout_prompts))) if config.heldout_prompts else 0
-    num_measured = 2 + (config.steps // execution.heldout_interval if execution.heldout_interval else 0)
+    num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
+    num_measured = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
     groups = groups_of(config)
     trained = config.steps * rollouts.rollouts_per_step * length
     # A pass each by engine, learner (for the ratio) and reference, and an update of three for each epoch.
     passes = 2 + ("reference" in groups) + 3 * config.learning.epochs * (1 + ("critics" in groups))
-    scored = (trained + num_measured * num_heldout * length) if "reward" in needs else 0
-    batches = rollouts.prompts_per_step / rollouts.lot_prompts / execution.generators.workers
-    heldout_batches = math.ceil(num_heldout / rollouts.lot_prompts) / execution.generators.workers
+    scored = (trained + num_measured * num_held_out * length) if "reward" in needs else 0
+    batches = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
+    held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
     model_gib, state_gib = mib(sizes, 4) / 1024, state_mib(sizes) / 1024
     held_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
@@ -333,13 +333,13 @@ def work(config: RLHFConfig, needs: Needs) -> Work:
         processes.append(Processes(kind="actor", number=critics, own_gib=state_gib / critics + held_gib))
     return Work(
         processes=processes,
-        flop=(trained * passes + scored + num_measured * num_heldout * length) * forward_flop(sizes, length),
+        flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop(sizes, length),
         width=sizes.width,
         precision=resolved(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
-        engine_steps=rollouts.max_new_tokens * (config.steps * batches + num_measured * heldout_batches),
+        engine_steps=rollouts.max_new_tokens * (config.steps * batches + num_measured * held_out_batches),
         disk_gib=(2 + ("critics" in groups)) * checkpoint_gib(sizes) + model_gib,
         on_gpu=any(group.gpus_per_worker > 0 for group in groups.values()),
     )
@@ -347,7 +347,7 @@ def work(config: RLHFConfig, needs: Needs) -> Work:
 
 STAGE = Stage(
     name="rlhf",
-    version=2,
+    version=3,
     kind="model",
     config=RLHFConfig,
     run=run,

@@ -6,7 +6,6 @@ raymill run sft configs/tiny/sft.yaml
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from data.chats.packing import PackedRows, fit_chats, pack
 from data.chats.records import read_chats
 from data.chats.template import load_tokenizer, render
 from data.tokens.tokenizer import chat_special_tokens
+from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
@@ -37,8 +37,9 @@ from jobs.frame.training_config import (
     forecast_work,
     training_groups,
 )
-from jobs.frame.training_run import TrainingWork, run_training, summarize
+from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
 from jobs.frame.work import Work
+from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
 from model.transformer_config import flops_per_token
@@ -62,7 +63,7 @@ class SftConfig:
     sequence_length: int = 256
     """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end,
     or left out when its reply begins there, and counted."""
-    batch_size: int = 32
+    global_batch_size: int = 32
     """Rows of one optimizer step, over all workers."""
     steps: int = 200
     """Optimizer steps in all."""
@@ -95,7 +96,22 @@ def work(config: SftConfig, needs: Needs) -> Work:
     return forecast_work(config, model_sizes(needs["init"]))
 
 
-def run(config: SftConfig, context: Context) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class SftSummary:
+    """What artifact.json says of a fine-tuning."""
+
+    chats: int
+    chats_cut: int
+    """Chats that were cut at their end to fit a row."""
+    chats_too_long: int
+    """Chats left out because a row would have ended before their reply."""
+    chats_held_out: int
+    rows: int
+    """Packed rows of the training chats."""
+    training: TrainingSummary
+
+
+def run(config: SftConfig, context: Context) -> SftSummary:
     """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
@@ -110,14 +126,14 @@ def run(config: SftConfig, context: Context) -> dict[str, float]:
         held_out=pack(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
     )
     run_training(fine_tune, work, config, context, name="sft")
-    counts = {
-        "chats": len(chats),
-        "chats_cut": fitting.num_cut,
-        "chats_too_long": fitting.num_left_out,
-        "chats_held_out": len(held_out),
-        "rows": len(work.train.input_ids),
-    }
-    return counts | summarize(context.output, area="sft")
+    return SftSummary(
+        chats=len(chats),
+        chats_cut=fitting.num_cut,
+        chats_too_long=fitting.num_left_out,
+        chats_held_out=len(held_out),
+        rows=len(work.train.input_ids),
+        training=summarize(context.output, area="sft"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +194,17 @@ def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
     return PackedRows(*(array[indices] for array in rows))
 
 
+def report(artifact: Artifact) -> ReportPart:
+    """The curves of the run."""
+    summary = artifact.read_summary(SftSummary).training
+    return report_training(
+        artifact, summary, title="Fine-tuning", area="sft", loss_unit="nats per token of the assistant"
+    )
+
+
 STAGE = Stage(
     name="sft",
-    version=2,
+    version=3,
     kind="model",
     config=SftConfig,
     run=run,
@@ -191,6 +215,6 @@ STAGE = Stage(
     check_inputs=check_chat_template,
     estimate=estimate,
     work=work,
-    report=partial(report_training, title="Fine-tuning", area="sft", loss_unit="nats per token of the assistant"),
+    report=report,
     groups=training_groups,
 )

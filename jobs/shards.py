@@ -233,7 +233,7 @@ def work(config: ShardsConfig, needs: Needs) -> Work:
 
 STAGE = Stage(
     name="shards",
-    version=2,
+    version=3,
     kind="shards",
     config=ShardsConfig,
     run=run,

@@ -37,7 +37,7 @@ NAMES = {
     "head.weight": "lm_head.weight",
     "score.weight": "score.weight",
 }
-"""Hugging Face's parameter names by ours; # stands for the layer's number."""
+"""Hugging Face's parameter names by ours; # is the layer's number."""
 
 
 def hf_name(name: str) -> str:

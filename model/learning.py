@@ -41,10 +41,10 @@ class LearningConfig:
     """Mix of one-step (0) and Monte Carlo (1) advantages (ppo)."""
     precision: Precision = precision_field("learners")
     """Precision of the engines' weights and of the learner's matrix products (`model.precision`)."""
-    max_logprob_gap: float | None = None
+    max_logprob_difference: float | None = None
     """Largest difference of engine and learner logprobs of a sampled token, in nats; beyond it learning stops. Null
     takes what the precision allows: 1e-4 in float32, 2 in bfloat16."""
-    mean_logprob_gap: float | None = None
+    mean_logprob_difference: float | None = None
     """Largest mean of the same difference over a step's sampled tokens. Null: 1e-4 in float32, 0.1 in bfloat16."""
 
     @property
@@ -54,7 +54,7 @@ class LearningConfig:
 
     def check(self, where: str) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
-        for name in ("max_logprob_gap", "mean_logprob_gap"):
+        for name in ("max_logprob_difference", "mean_logprob_difference"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{where}.{name}: {value} must be above 0, or null")

@@ -1,4 +1,4 @@
-"""Runs a command of the Makefile and says every few seconds that it goes on; needs nothing but a bare Python.
+"""Runs a command of the Makefile and says every few seconds that it is still at work; needs nothing but a bare Python.
 
     python requirements/say.py "checking types" .venv/bin/pyright
     python requirements/say.py --pip "installing" --else "--extra-index-url URL" .venv/bin/python -m pip install -r LOCK

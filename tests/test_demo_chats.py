@@ -13,7 +13,7 @@ import pytest
 from jobs.frame.config import load_yaml
 
 TINY = Path(__file__).parent.parent / "configs/tiny"
-SIZES = {"sft": 40, "preferences": 30, "preferences_heldout": 4, "prompts": 10, "prompts_heldout": 5}
+SIZES = {"sft": 40, "preferences": 30, "preferences_held_out": 4, "prompts": 10, "prompts_held_out": 5}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_files_have_their_sizes_and_disjoint_talks(made: dict[str, list[dict]]) 
 
 def test_the_chosen_reply_asks_and_the_rejected_one_is_as_long_and_does_not(made: dict[str, list[dict]]) -> None:
     own = 0
-    for record in made["preferences"] + made["preferences_heldout"]:
+    for record in made["preferences"] + made["preferences_held_out"]:
         chosen, rejected = record["chosen"], record["rejected"]
         assert "?" in chosen and "?" not in rejected
         assert abs(len(chosen) - len(rejected)) <= 0.2 * min(len(chosen), len(rejected))
@@ -79,7 +79,7 @@ def test_the_chosen_reply_asks_and_the_rejected_one_is_as_long_and_does_not(made
 
 
 def test_no_reply_stands_in_two_pairs(made: dict[str, list[dict]]) -> None:
-    pairs = made["preferences"] + made["preferences_heldout"]
+    pairs = made["preferences"] + made["preferences_held_out"]
     replies = [record[side] for record in pairs for side in ("chosen", "rejected")]
     assert len(replies) == len(set(replies))
 

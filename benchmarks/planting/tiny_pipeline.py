@@ -62,7 +62,7 @@ def write_world(folder: Path) -> Path:
 def _configs(store: Path, files: Mapping[str, Any]) -> dict[str, Any]:
     placement = {"workers": 2, "cpus_per_worker": 0.5}
     intervals = {"log_interval": 1, "validation_interval": 1000, "checkpoint_interval": 3}
-    training = {"sequence_length": 64, "batch_size": 8, "precision": "float32"}
+    training = {"sequence_length": 64, "global_batch_size": 8, "precision": "float32"}
     training["execution"] = {"placement": placement, **intervals}
     training["optimizer"] = {"lr": 1.0e-3, "warmup_steps": 2}
     model = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96}
@@ -90,7 +90,7 @@ def _configs(store: Path, files: Mapping[str, Any]) -> dict[str, Any]:
             "reward": "reward",
             "prompts": [files["prompts"]],
             "steps": 4,
-            "rollouts": {"prompts_per_step": 4, "group_size": 2, "lot_prompts": 4, "max_new_tokens": 8},
+            "rollouts": {"prompts_per_step": 4, "group_size": 2, "generation_batch_prompts": 4, "max_new_tokens": 8},
             "learning": {"algorithm": "grpo", "kl_coefficient": 0.1, "precision": "float32"},
             "execution": {
                 **dict.fromkeys(("generators", "learners", "scorer", "reference"), share),

@@ -4,9 +4,9 @@
 
     sft.jsonl                   6,000 exchanges: a message and the reply that a person gave
     preferences.jsonl           3,000 pairs: `chosen` asks something back (gold.py), `rejected` is as long and does not
-    preferences_heldout.jsonl     400 pairs
+    preferences_held_out.jsonl     400 pairs
     prompts.jsonl               1,000 messages to answer in RLHF, with the person's reply as `answer`
-    prompts_heldout.jsonl         400 messages that no training stage sees
+    prompts_held_out.jsonl         400 messages that no training stage sees
 
 Every word was written by a person. One side of a pair is the real reply to the prompt, the other a real reply from
 another talk; in half of the pairs the real one is chosen, and both have the same length within a fifth: so neither
@@ -34,9 +34,9 @@ VALIDATION_FRACTION = 0.06  # as in shards.yaml
 SIZES = {
     "sft": 6000,
     "preferences": 3000,
-    "preferences_heldout": 400,
+    "preferences_held_out": 400,
     "prompts": 1000,
-    "prompts_heldout": 400,
+    "prompts_held_out": 400,
 }
 
 
@@ -72,7 +72,7 @@ def file_of(talk: str) -> str:
     """The one file that a talk's exchanges may go to."""
     position = unit_hash(talk, "chats")
     if unit_hash(f"{SOURCE}/{talk}", "split") < VALIDATION_FRACTION:
-        return "prompts_heldout" if position < 0.4 else "preferences_heldout"
+        return "prompts_held_out" if position < 0.4 else "preferences_held_out"
     return "sft" if position < 0.45 else "preferences" if position < 0.9 else "prompts"
 
 
@@ -87,7 +87,7 @@ def assign(wheel: Path) -> dict[str, list[Exchange]]:
     for exchange in read_exchanges(wheel):
         by_file[file_of(exchange.talk)].append(exchange)
     used: set[str] = set()
-    for name in ("prompts_heldout", "preferences_heldout", "prompts", "preferences", "sft"):
+    for name in ("prompts_held_out", "preferences_held_out", "prompts", "preferences", "sft"):
         kept: list[Exchange] = []
         for exchange in sorted(by_file[name], key=lambda e: (unit_hash("\n".join(e), "order"), e)):
             if words(exchange.prompt) not in used:
@@ -142,9 +142,9 @@ def take_partner(exchange: Exchange, pool: dict[int, list[Exchange]], used: set[
 
 def records(by_file: dict[str, list[Exchange]]) -> Iterator[tuple[str, list[dict]]]:
     used: set[str] = set()
-    for name in ("preferences_heldout", "preferences"):
+    for name in ("preferences_held_out", "preferences"):
         yield name, list(preferences(by_file[name], SIZES[name], used))
-    for name in ("prompts_heldout", "prompts"):
+    for name in ("prompts_held_out", "prompts"):
         yield name, [{"prompt": e.prompt, "answer": e.reply} for e in by_file[name][: SIZES[name]]]
     yield (
         "sft",

@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 def asks_question(prompt: str, response: str, record: Mapping[str, Any]) -> float:
-    """1.0 when the reply asks a question back, so that the talk goes on, else 0.0.
+    """1.0 when the reply asks a question back, which continues the conversation, else 0.0.
 
     A question is a sentence of at least three words that ends in a question mark. So neither a lone "?" nor "why?"
     counts, a reply of nothing but questions gains no more than one with a single one, and a longer reply is not

@@ -73,7 +73,7 @@ def summarize(
 ) -> CorpusSummary:
     """The summary of a corpus of these parts. `sources` holds all counts but for those of the parts, for every source.
 
-    The account of every source is proved to close.
+    Checks that every source's account closes.
     """
     in_parts = add_by_source(_counts_of(part.counts) for part in parts)
     by_source = {name: _close(name, counts + in_parts.get(name, SourceCounts())) for name, counts in sources.items()}
@@ -126,7 +126,7 @@ def _counts_of(parts: Mapping[str, PartCounts]) -> dict[str, SourceCounts]:
 
 
 def _close(source: str, counts: SourceCounts) -> SourceCounts:
-    """The counts, which are proved to add up."""
+    """The counts, checked to add up."""
     closed = counts.kept + sum(counts.dropped.values()) + counts.quarantined
     assert counts.read == closed, f"{source}: {counts.read} records read, but {closed} accounted for: {counts}"
     return counts

@@ -152,7 +152,7 @@ def _encoders(folder: Path, identity: str) -> tuple[PlainEncoder, TiktokenEncode
     plain = PlainEncoder(load_encoder(folder))
     fast = tiktoken_encoder(plain)
     if fast is None:
-        log.info("encoder: tokenizers; it is not proved that tiktoken encodes alike for %s", identity[:16])
+        log.info("encoder: tokenizers; tiktoken is not known to give the same ids for %s", identity[:16])
     elif not _agree(fast, plain, TRYING_TEXTS):
         fast = None
     return plain, fast
@@ -179,7 +179,7 @@ def _bounded(sample: Sequence[str]) -> list[str]:
 
 
 def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
-    """tiktoken with the tokenizer's merges and cuts, or None if it is not proved to give the same ids."""
+    """tiktoken with the tokenizer's merges and cuts, or None if it is not certain to give the same ids."""
     whole: dict[str, Any] = json.loads(plain.tokenizer.to_str())
     pattern = _pattern(whole["pre_tokenizer"])
     normalizer = whole["normalizer"]
@@ -208,7 +208,7 @@ def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
 def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] | None:
     """Ids of all tokens that text can become, by their bytes, in the order of rank: the 256 bytes, then the merges.
 
-    None if merging by rank is not proved to be the same function (see the module).
+    None if merging by rank is not certain to be the same function (see the module).
     """
     if model["type"] != "BPE" or model["dropout"]:
         return None
@@ -220,7 +220,7 @@ def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] |
     if not vocab.keys() >= alphabet.keys() or len(set(merged)) < len(merged):
         return None
     if model["ignore_merges"]:
-        return None  # a pre-token that is an entry of the vocabulary is not merged: other rules, other proof
+        return None  # a pre-token that is an entry of the vocabulary is not merged: other rules apply
     bpe = tokenizer.model
     if any([part.value for part in bpe.tokenize(token)] != [token] for token in merged):
         return None

@@ -62,7 +62,7 @@ class ShardInfo:
     num_documents: int
     num_bytes: int
     """Bytes of the documents' texts."""
-    stretches: tuple[SourceRange, ...]
+    source_ranges: tuple[SourceRange, ...]
     """In the order of the stream, which is that of the manifest's sources; together they hold every target once."""
     tokens_sha256: str
     documents_sha256: str
@@ -116,7 +116,7 @@ class ShardManifest:
         """`num_targets` of each source."""
         targets = dict.fromkeys(self.sources, 0)
         for shard in self.shards:
-            for source_range in shard.stretches:
+            for source_range in shard.source_ranges:
                 targets[self.sources[source_range.source]] += source_range.num_targets
         return targets
 

@@ -69,7 +69,7 @@ class ShardReader:
         self.manifest = read_manifest(split)
         if tokenizer is not None:
             check_tokenizer(split, self.manifest, tokenizer)
-        ranges = [(shard, part) for shard, info in enumerate(self.manifest.shards) for part in info.stretches]
+        ranges = [(shard, part) for shard, info in enumerate(self.manifest.shards) for part in info.source_ranges]
         self._ranges: list[tuple[int, SourceRange]] = ranges
         self._windows = np.array([-(-part.num_targets // sequence_length) for _, part in ranges], dtype=np.int64)
         self._ends = np.cumsum(self._windows)

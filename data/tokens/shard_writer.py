@@ -69,7 +69,7 @@ class ShardWriter:
             num_tokens=len(tokens) // self.manifest.dtype.itemsize,
             num_documents=len(table),
             num_bytes=int(table["num_bytes"].sum()),
-            stretches=self._source_ranges(),
+            source_ranges=self._source_ranges(),
             tokens_sha256=hashlib.sha256(tokens).hexdigest(),
             documents_sha256=hashlib.sha256(table.tobytes()).hexdigest(),
         )

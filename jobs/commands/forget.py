@@ -14,8 +14,9 @@ from cluster.lease import hold_lease
 from cluster.session import connect
 from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
+from data.corpus.accounting import CorpusSummary
 from data.corpus.forget import held
-from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, clear_output, read_unfinished
+from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, Artifact, clear_output, read_unfinished
 from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten
 from jobs.frame.record import Record, to_record
 from jobs.frame.stages import STAGES, stage_named
@@ -83,8 +84,9 @@ def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> l
     """The ids that no corpus has read."""
     unseen = set(ids)
     for record in records:
-        if record.kind == "corpus" and "parts" in record.summary and unseen:
-            unseen -= {row.id for row in held(store / record.id, record.summary["parts"], unseen)}
+        if record.kind == "corpus" and record.is_current and unseen:
+            corpus = Artifact(store / record.id, record)
+            unseen -= {row.id for row in held(corpus.storage, corpus.read_summary(CorpusSummary).parts, unseen)}
     return [id for id in ids if id in unseen]
 
 

@@ -1,6 +1,7 @@
 """`raymill ls` and `raymill show`: the artifacts of a store, and what one of them was made from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
@@ -17,11 +18,18 @@ def list_artifacts(store: Storage) -> Iterator[str]:
 
 def describe_artifact(artifact: Artifact) -> Iterator[str]:
     """Lines with the numbers and texts of an artifact's summary, then with its lineage."""
-    for name, value in artifact.summary.items():
-        if isinstance(value, (int, float, str)):
-            yield f"{name}: {value}"
+    yield from _values(artifact.summary)
     yield ""
     yield from _lineage(artifact, indent="", shown=set())
+
+
+def _values(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A line for each number and text, those of nested values after `outer.inner`; lists are left out."""
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from _values(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float, str)):
+            yield f"{prefix}{name}: {value}"
 
 
 def _lineage(artifact: Artifact, indent: str, shown: set[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.storage import Storage
+from data.corpus.accounting import CorpusSummary
 from data.corpus.forget import Held, held
 from data.corpus.origins import FILES
 from data.corpus.parts import part_name
@@ -13,7 +14,6 @@ from data.tokens.shard_format import SPLITS, read_manifest
 from data.tokens.shard_reader import find_document
 from jobs.frame.artifact import RECORD, Artifact, read_record
 from jobs.frame.forgetting import read_forgotten
-from jobs.frame.stages import stage_named
 
 
 def trace(store: Storage, id: str) -> Iterator[str]:
@@ -25,10 +25,10 @@ def trace(store: Storage, id: str) -> Iterator[str]:
     artifacts = [Artifact(folder, read_record(folder)) for folder in folders]
     is_known = False
     for artifact in artifacts:
-        if artifact.kind == "corpus" and artifact.record.stage_version != stage_named(artifact.stage).version:
+        if artifact.kind == "corpus" and not artifact.record.is_current:
             yield f"{artifact.id} was made by an older version, which kept no origins"
         elif artifact.kind == "corpus":
-            for row in held(artifact.storage, artifact.summary["parts"], [id]):
+            for row in held(artifact.storage, artifact.read_summary(CorpusSummary).parts, [id]):
                 is_known = True
                 yield from _in_corpus(artifact, row)
     for artifact in artifacts:

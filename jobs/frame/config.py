@@ -20,6 +20,17 @@ from jobs.frame.secrets import refuse_secrets
 
 T = TypeVar("T")
 
+_FORMER_NAMES = {
+    "batch_size": "global_batch_size",
+    "validation_rows": "validation_samples",
+    "lot_prompts": "generation_batch_prompts",
+    "heldout_prompts": "held_out_prompts",
+    "heldout_interval": "held_out_interval",
+    "max_logprob_gap": "max_logprob_difference",
+    "mean_logprob_gap": "mean_logprob_difference",
+}
+"""What a field was called in earlier configs, and what it is called now."""
+
 
 class Override(NamedTuple):
     """`key=value` of the command line."""
@@ -101,9 +112,7 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
     names = [field.name for field in settings_of(schema)]
     for key, value in values.items():
         if key not in names:
-            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields here are: {', '.join(names)}"
-            raise ValueError(f"{where}: {prefix}{key} is not a field; {hint}")
+            raise ValueError(f"{where}: {prefix}{key} is not a field; {_right_name(str(key), names, prefix)}")
         nested = _dataclass_in(annotations[key])
         if nested is None:
             continue
@@ -117,6 +126,14 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
                 _refuse_unknown_keys(nested, item, where, item_prefix)
                 if index is not None:  # inside a list or mapping OmegaConf's own message loses the path
                     _to_object(nested, item, where, item_prefix)
+
+
+def _right_name(key: str, names: Sequence[str], prefix: str) -> str:
+    """What to write instead of an unknown key."""
+    if (renamed := _FORMER_NAMES.get(key)) in names:
+        return f"it is called {prefix}{renamed} now"
+    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields here are: {', '.join(names)}"
 
 
 def _dataclass_in(annotation: Any) -> type | None:

@@ -49,7 +49,7 @@ def _remove_once(stage: Stage, output: Storage, store: Storage, require_lease: C
     record = read_record(output, RECORD if is_finished else BACKUP)
     if is_finished:
         output.remove(BACKUP)
-    if record.stage_version != stage.version:
+    if not record.is_current:
         raise ValueError(
             f"{record.id} was made by version {record.stage_version} of {stage.name}, which cannot forget; "
             "remove it, or make it again"

@@ -78,6 +78,11 @@ class Record:
     """What `precision: auto` became, by config path."""
     measured: Measured = field(default_factory=Measured)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the stage of this version of Raymill would make the same from the same config."""
+        return self.stage_version == stage_named(self.stage).version
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import cast
 
+from data.corpus.accounting import CorpusSummary
+from data.tokens.shards_summary import ShardsSummary
 from data.tokens.tokenizer import vocab_size
 from jobs.frame.artifact import Artifact
 from jobs.frame.job import Job
@@ -26,7 +28,8 @@ _MARKERS_PER_MESSAGE = 3
 def corpus_sizes(need: Job | Artifact) -> CorpusSizes:
     """The sizes of a corpus."""
     if isinstance(need, Artifact):
-        return CorpusSizes(num_bytes=need.summary["bytes"], num_parts=need.summary["parts"])
+        summary = need.read_summary(CorpusSummary)
+        return CorpusSizes(num_bytes=summary.bytes, num_parts=summary.parts)
     return cast(CorpusSizes, need.sizes)
 
 
@@ -50,8 +53,12 @@ def shards_sizes(need: Job | Artifact) -> ShardsSizes:
     """The sizes of shards."""
     if not isinstance(need, Artifact):
         return cast(ShardsSizes, need.sizes)
-    train, validation = (need.summary[split]["bytes"] for split in ("train", "validation"))
-    return ShardsSizes(vocab_size=need.summary["vocab_size"], num_bytes=train + validation, validation_bytes=validation)
+    summary = need.read_summary(ShardsSummary)
+    return ShardsSizes(
+        vocab_size=summary.vocab_size,
+        num_bytes=summary.train.bytes + summary.validation.bytes,
+        validation_bytes=summary.validation.bytes,
+    )
 
 
 def model_sizes(need: Job | Artifact) -> TransformerConfig:

@@ -63,12 +63,12 @@ class TrainingExecution(Execution):
     peak_tflops: float = 0.0
     """Peak of one worker in TFLOP/s, for MFU; 0 measures it with the largest matrix product of a layer."""
 
-    def check(self, batch_size: int) -> None:
+    def check(self, global_batch_size: int) -> None:
         """Raises ValueError when the batch does not divide among the workers, or a setting is out of range."""
         self.placement.check("execution.placement")
-        if batch_size % self.placement.workers:
+        if global_batch_size % self.placement.workers:
             raise ValueError(
-                f"batch_size: {batch_size} does not divide among execution.placement.workers="
+                f"global_batch_size: {global_batch_size} does not divide among execution.placement.workers="
                 f"{self.placement.workers}; make it a multiple"
             )
         for name in (
@@ -94,7 +94,7 @@ class TrainingConfig(Protocol):
     @property
     def sequence_length(self) -> int: ...
     @property
-    def batch_size(self) -> int: ...
+    def global_batch_size(self) -> int: ...
     @property
     def precision(self) -> Precision: ...
 
@@ -106,7 +106,7 @@ def check_training(config: TrainingConfig) -> None:
     if config.sequence_length < 2:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
     config.optimizer.check(config.steps)
-    config.execution.check(config.batch_size)
+    config.execution.check(config.global_batch_size)
 
 
 def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
@@ -127,7 +127,7 @@ def estimate_training(
     config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
 ) -> dict[str, float]:
     """What `plan` prints of a training stage: at most so many tokens and FLOP, and each worker's state in MiB."""
-    tokens = config.steps * config.batch_size * config.sequence_length * rows_per_sample
+    tokens = config.steps * config.global_batch_size * config.sequence_length * rows_per_sample
     return {
         "tokens": tokens,
         "flop": tokens * flops_per_token(sizes, config.sequence_length),
@@ -141,8 +141,8 @@ def forecast_work(
     """The work of a training stage. Rows are `filled` to this fraction of their length; the rest is not computed."""
     execution, length = config.execution, max(2, round(config.sequence_length * filled))
     placement = execution.placement
-    tokens = config.steps * config.batch_size * length * rows_per_sample
-    micro_batch = min(execution.micro_batch_size, config.batch_size // placement.workers) * rows_per_sample
+    tokens = config.steps * config.global_batch_size * length * rows_per_sample
+    micro_batch = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
     state_gib = state_mib(sizes, workers=placement.workers) / 1024
     saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
     return Work(

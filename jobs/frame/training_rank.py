@@ -94,8 +94,8 @@ class TrainingRun:
 
     def samples_of_step(self, step: int) -> range:
         """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
-        share = self.config.batch_size // self.rank_context.world_size
-        first = step * self.config.batch_size + self.rank_context.rank * share
+        share = self.config.global_batch_size // self.rank_context.world_size
+        first = step * self.config.global_batch_size + self.rank_context.rank * share
         return range(first, first + share)
 
     @staticmethod
@@ -157,7 +157,9 @@ class TrainingRun:
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
     def _measure_peak(self, sizes: TransformerConfig) -> float:
-        samples = min(self.config.execution.micro_batch_size, self.config.batch_size // self.rank_context.world_size)
+        samples = min(
+            self.config.execution.micro_batch_size, self.config.global_batch_size // self.rank_context.world_size
+        )
         rows = samples * self.config.sequence_length
         if self.device.type == "cpu":
             rows = min(rows, max(256, int(_MAX_PROBE_FLOP / (2 * sizes.width * sizes.ffn_width))))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.metrics_log import last_metrics, read_metrics
+from cluster.metrics_log import last_metrics, last_values
 from cluster.process_group import RankContext
 from cluster.progress import MetricsProgress
 from cluster.signals import StoppedBySignal
@@ -36,6 +36,23 @@ class TrainingWork:
     """First part of the metrics' keys: `train` gives `train/loss`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What artifact.json says of a training: the last logged values, and the model's size."""
+
+    parameters: int
+    steps: int
+    tokens: int
+    """Tokens trained on, padding left out."""
+    loss: float
+    """Training loss over the steps of the last line of the log, in the objective's unit."""
+    validation_loss: float
+    tokens_per_s: float
+    """Speed over the steps of the last line of the log."""
+    mfu: float | None
+    """Model FLOP utilization, a fraction of the workers' peak; None where the peak was not measured well."""
+
+
 def run_training(
     work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
@@ -51,11 +68,15 @@ def run_training(
         raise StoppedBySignal(f"{name} resumes from step {step} of {config.steps}") from None
 
 
-def summarize(output: Storage, *, area: str) -> dict[str, float]:
-    """The last value of each metric that belongs in `artifact.json`."""
-    summary: dict[str, float] = {}
-    for line in read_metrics(output):
-        shown = (f"{area}/", "validation/", "data/tokens", "perf/")
-        summary |= {key: value for key, value in line.items() if key.startswith(shown)}
-        summary["steps"] = line["step"]
-    return summary | {"parameters": num_parameters(read_config((output / "model").local()))}
+def summarize(output: Storage, *, area: str) -> TrainingSummary:
+    """The summary of a finished training."""
+    last = last_values(output)
+    return TrainingSummary(
+        parameters=num_parameters(read_config((output / "model").local())),
+        steps=int(last["step"]),
+        tokens=int(last["data/tokens"]),
+        loss=last[f"{area}/loss"],
+        validation_loss=last["validation/loss"],
+        tokens_per_s=last["perf/tokens_per_s"],
+        mfu=last.get("perf/mfu"),
+    )

@@ -79,7 +79,7 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
         parts.append(_generation(name, task, results.order))
     if results.bias is not None:
         parts.append(_bias(results.bias, results.order))
-    lead = "Beside an estimate stands the interval that 95 of 100 resamples of its records fall into."
+    lead = "Beside each estimate is its 95 % interval, from resampling its records."
     lines = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     samples = [from_plain(EvaluationSample, line) for line in lines]
     return ReportPart(
@@ -116,7 +116,7 @@ def _generation(name: str, task: TaskResults, order: Sequence[str]) -> Html:
     rows: list[list[Content]] = [
         [words(measure), *(interval(model.measures[measure]) for model in models.values())] for measure in measures
     ]
-    rows.append(["length, tokens", *(interval(model.response_length) for model in models.values())])
+    rows.append(["length, tokens", *(interval(model.completion_length) for model in models.values())])
     rows.append(["ended by itself", *(interval(model.finished) for model in models.values())])
     rows.append(["distinct-2", *(element("b", f"{model.distinct_2:.3f}") for model in models.values())])
     signatures = {text for model in models.values() for text in model.signatures.values()}
@@ -170,7 +170,7 @@ def report_compression(artifact: Artifact) -> ReportPart:
     lead = (
         f"{summary.num_quantized:,} weights became int8 with a scale for each output channel, activations are rounded "
         f"as they come; {summary.num_kept:,} weights stay floating point. vLLM loads the folder, and its logprobs are "
-        f"{summary.engine_logprob_gap:.4f} nats from ours on average."
+        f"{summary.engine_logprob_difference:.4f} nats from ours on average."
     )
     header = ["", "weights on disk", "bits per byte"]
     return ReportPart(

@@ -1,7 +1,7 @@
 """The report on RLHF: its curves, and completions before and after."""
 
 from actors.evaluation_results import EvaluationSample, ModelSample
-from actors.rlhf_results import HeldoutSample, RLHFSummary
+from actors.rlhf_results import HeldOutSample, RLHFSummary
 from cluster.metrics_log import read_metrics
 from cluster.plain import from_plain
 from jobs.frame.artifact import Artifact
@@ -24,28 +24,28 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
     algorithm = config.learning.algorithm.rpartition(":")[2].upper()  # a user's own is path.py:NAME
     lead = (
         f"{algorithm}: {len(log)} logged steps of {config.rollouts.prompts_per_step} prompts, "
-        f"{config.rollouts.group_size} answers to each. The answers come from a vLLM engine whose weights "
-        "are proved, after every update, to be the learner's."
+        f"{config.rollouts.group_size} completions of each. They come from vLLM engines whose "
+        "weights are checked, after every update, to be the learner's."
     )
     if config.shuffle_rewards:
-        lead = f"The control: each step's rewards are permuted over its answers, so nothing is to be learned. {lead}"
+        lead = f"The control: each step's rewards are permuted over its completions, so nothing can be learned. {lead}"
     summary = artifact.read_summary(RLHFSummary)
-    if summary.heldout_prompts:
+    if summary.held_out_prompts:
         lead += (
-            f" On {summary.heldout_prompts:,} held-out prompts the mean reward went from "
+            f" On {summary.held_out_prompts:,} held-out prompts the mean reward went from "
             f"{summary.reward_before:.3f} to {summary.reward_after:.3f}."
         )
     return ReportPart(
         section=section(artifact.name, titled("Learning from reward", artifact), lead, grid(charts)),
-        samples=side_by_side(_samples(artifact), ["before", "after"]) if summary.heldout_prompts else None,
+        samples=side_by_side(_samples(artifact), ["before", "after"]) if summary.held_out_prompts else None,
     )
 
 
 _CURVES = (
-    ("rollout/reward_mean", "Reward", "mean over the step's answers"),
+    ("rollout/reward_mean", "Reward", "mean over the step's completions"),
     ("rollout/reference_kl", "Distance to the start", "KL to the reference, nats per token"),
     ("policy/entropy", "Entropy", "nats per token"),
-    ("rollout/response_length", "Length of answers", "tokens"),
+    ("rollout/completion_length", "Length of completions", "tokens"),
     ("rollout/distinct_2", "Variety", "distinct pairs of tokens over all pairs"),
     ("sync_check/logprob_difference_max", "Engine against learner", "largest difference of logprobs, nats"),
 )
@@ -53,12 +53,12 @@ _CURVES = (
 
 def _samples(artifact: Artifact) -> list[EvaluationSample]:
     """The held-out prompts with the completions before and after learning."""
-    lines = [from_plain(HeldoutSample, line) for line in artifact.storage.read_jsonl("samples.jsonl")]
+    lines = [from_plain(HeldOutSample, line) for line in artifact.storage.read_jsonl("samples.jsonl")]
     return [
         EvaluationSample(
             task="held-out prompts",
             prompt=line.prompt,
-            answers={
+            completions={
                 "before": ModelSample(text=line.before, finished=True, measures={"reward": line.reward_before}),
                 "after": ModelSample(text=line.after, finished=True, measures={"reward": line.reward_after}),
             },

@@ -13,12 +13,12 @@ _SHOWN_MEASURES = 1
 
 def side_by_side(samples: Sequence[EvaluationSample], compared: Sequence[str]) -> Html:
     """The completions of the compared models (else of the first two) to the first prompts, not chosen ones."""
-    names = list(compared or list(samples[0].answers)[:2])
-    shown = [sample for sample in samples if all(name in sample.answers for name in names)][:_MAX_SAMPLES]
+    names = list(compared or list(samples[0].completions)[:2])
+    shown = [sample for sample in samples if all(name in sample.completions for name in names)][:_MAX_SAMPLES]
     drawn = [_sample(sample, names) for sample in shown]
     first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
     summary = element("summary", f"{len(more)} more")
-    lead = f"The first prompts of the held-out file, as they come, answered by {' and '.join(names)}."
+    lead = f"The first prompts of the held-out file, as they come, completed by {' and '.join(names)}."
     return section(
         "words",
         "Before and after",
@@ -29,16 +29,16 @@ def side_by_side(samples: Sequence[EvaluationSample], compared: Sequence[str]) -
 
 
 def _sample(sample: EvaluationSample, names: Sequence[str]) -> Html:
-    answers = []
+    completions = []
     for name in names:
-        answer = sample.answers[name]
-        marks = [_mark(measure, value) for measure, value in list(answer.measures.items())[:_SHOWN_MEASURES]]
-        if not answer.finished:
+        completion = sample.completions[name]
+        marks = [_mark(measure, value) for measure, value in list(completion.measures.items())[:_SHOWN_MEASURES]]
+        if not completion.finished:
             marks.append(element("span", "cut at the longest length", class_="mark"))
-        text = answer.text.strip() or "(nothing)"
-        answers.append(element("div", element("small", name), element("p", text), marks, class_="answer"))
+        text = completion.text.strip() or "(nothing)"
+        completions.append(element("div", element("small", name), element("p", text), marks, class_="answer"))
     prompt = element("p", sample.prompt, class_="prompt")
-    return element("div", prompt, element("div", answers, class_="answers"), class_="sample")
+    return element("div", prompt, element("div", completions, class_="answers"), class_="sample")
 
 
 def _mark(measure: str, value: float) -> Html:

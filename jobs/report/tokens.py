@@ -15,7 +15,7 @@ def report_tokenizer(artifact: Artifact) -> ReportPart:
     kind = _KINDS[summary.kind]
     lead = (
         f"{summary.size:,} tokens of {kind}, learned from {data_size(summary.sampled_bytes)}. "
-        f"A token stands for {summary.bytes_per_token:.2f} bytes and a word takes {summary.fertility:.2f} tokens on "
+        f"A token is {summary.bytes_per_token:.2f} bytes and a word is {summary.fertility:.2f} tokens on "
         f"average; {summary.unused_tokens:,} tokens never occurred, and {summary.round_trip_failures} of "
         f"{summary.measured_documents:,} texts failed to come back as they were."
     )

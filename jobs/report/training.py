@@ -6,15 +6,17 @@ from typing import Any
 
 from cluster.metrics_log import read_metrics
 from jobs.frame.artifact import Artifact
+from jobs.frame.training_run import TrainingSummary
 from jobs.report.charts import Line, line_chart
 from jobs.report.page import Html, element, figure, grid, join, section
 from jobs.report.part import ReportPart, points, titled
 
 
-def report_training(artifact: Artifact, *, title: str, area: str, loss_unit: str) -> ReportPart:
+def report_training(
+    artifact: Artifact, summary: TrainingSummary, *, title: str, area: str, loss_unit: str
+) -> ReportPart:
     """The curves and figures of a training run whose metrics begin with `area/`."""
     log = read_metrics(artifact.storage)
-    found = artifact.summary
     loss = [
         Line(label="training", points=points(log, f"{area}/loss"), colour=0),
         Line(label="held out", points=points(log, "validation/loss"), colour=1),
@@ -26,9 +28,9 @@ def report_training(artifact: Artifact, *, title: str, area: str, loss_unit: str
     if accuracy := points(log, "validation/accuracy"):
         line = Line(label="held out", points=accuracy, colour=1)
         charts.insert(1, figure("Held-out accuracy", line_chart([line], x_label="step"), "share of pairs in order"))
-    facts = [f"{found['parameters'] / 1e6:.3g} million parameters", f"{found['steps']:.0f} steps"]
-    facts += [f"{found['data/tokens']:,.0f} tokens seen", f"{found['perf/tokens_per_s']:,.0f} tokens/s"]
-    facts += [f"{found['perf/mfu']:.0%} of the measured peak"] if "perf/mfu" in found else []
+    facts = [f"{summary.parameters / 1e6:.3g} million parameters", f"{summary.steps} steps"]
+    facts += [f"{summary.tokens:,} tokens seen", f"{summary.tokens_per_s:,.0f} tokens/s"]
+    facts += [] if summary.mfu is None else [f"{summary.mfu:.0%} of the measured peak"]
     facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record.precision.values())]
     lead = ", ".join(facts) + "."
     return ReportPart(section=section(artifact.name, titled(title, artifact), lead, grid(charts)))
@@ -36,13 +38,14 @@ def report_training(artifact: Artifact, *, title: str, area: str, loss_unit: str
 
 def report_pretraining(artifact: Artifact) -> ReportPart:
     """`report_training`, with the continuations that the finished model wrote."""
-    part = report_training(artifact, title="Pretraining", area="train", loss_unit="nats per token")
+    summary = artifact.read_summary(TrainingSummary)
+    part = report_training(artifact, summary, title="Pretraining", area="train", loss_unit="nats per token")
     samples = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     continued = _continuations(samples) if samples else None
     return replace(
         part,
         section=join(part.section, continued),
-        facts=[f"{artifact.summary['parameters'] / 1e6:.3g} million parameters"],
+        facts=[f"{summary.parameters / 1e6:.3g} million parameters"],
     )
 
 

@@ -69,4 +69,4 @@ def test_a_task_compares_only_models_that_completed_it() -> None:
     (change,) = results.compare
     assert (change.before, change.after, change.measure, change.difference.value) == ("sft", "rlhf", "gold", 0.5)
     assert results.prompts == 2 and results.models["sft"].measures["gold"].value == 0.5
-    assert results.models["rlhf"].response_length.value == 2.0 and not results.models["rlhf"].signatures
+    assert results.models["rlhf"].completion_length.value == 2.0 and not results.models["rlhf"].signatures

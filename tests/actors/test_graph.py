@@ -27,7 +27,9 @@ VERIFIER = """
 def share_of_e(prompt, response, record):
     return sum(letter in "eE" for letter in response) / max(1, len(response))
 """
-ROLLOUTS = RolloutConfig(prompts_per_step=4, group_size=4, lot_prompts=2, max_new_tokens=12, temperature=0.7)
+ROLLOUTS = RolloutConfig(
+    prompts_per_step=4, group_size=4, generation_batch_prompts=2, max_new_tokens=12, temperature=0.7
+)
 
 
 def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
@@ -71,7 +73,7 @@ def kill(actor: ray.actor.ActorHandle) -> None:
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
-STEADY = ("rollout/reward_mean", "rollout/response_length", "policy/loss", "policy/grad_norm", "value/loss")
+STEADY = ("rollout/reward_mean", "rollout/completion_length", "policy/loss", "policy/grad_norm", "value/loss")
 """Metrics that tell of the numbers of a step and not of its speed."""
 
 
@@ -83,11 +85,11 @@ def steady(metrics: StepMetrics) -> list[float]:
 @pytest.mark.slow
 def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Graph) -> None:
     prompts = graph._config.prompts
-    before = graph.heldout(prompts)
+    before = graph.held_out(prompts)
     assert len(before.rollouts) == 10
 
     kill(graph.generators.engines[0])
-    after = graph.heldout(prompts)
+    after = graph.held_out(prompts)
     assert graph.generators.restarts == 1
     assert after == before  # the batch was done again whole, by another engine, with the same result
 
@@ -114,7 +116,7 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
 @pytest.mark.slow
 def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tmp_path: Path) -> None:
     config = make_config(policies["untied-1"], tmp_path, "grpo")
-    rollouts = replace(ROLLOUTS, prompts_per_step=8, group_size=8, lot_prompts=8)
+    rollouts = replace(ROLLOUTS, prompts_per_step=8, group_size=8, generation_batch_prompts=8)
     config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
     with build_graph(config, execution(generators=1, learners=1)) as graph:
         graph.start()

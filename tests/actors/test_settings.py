@@ -11,7 +11,7 @@ from cluster.placement import Placement
 from model.algorithms import ALGORITHMS
 from model.learning import LearningConfig
 
-ROLLOUTS = RolloutConfig(prompts_per_step=8, group_size=4, lot_prompts=4)
+ROLLOUTS = RolloutConfig(prompts_per_step=8, group_size=4, generation_batch_prompts=4)
 LEARNING = LearningConfig()
 GRPO, PPO = ALGORITHMS["grpo"], ALGORITHMS["ppo"]
 
@@ -23,8 +23,8 @@ GRPO, PPO = ALGORITHMS["grpo"], ALGORITHMS["ppo"]
         ({"top_p": 0.9}, "rollouts.top_p=0.9, top_k=0: must be 1 and 0"),
         ({"top_k": 20}, "top_k=20: must be 1 and 0"),
         (
-            {"lot_prompts": 3},
-            "rollouts.prompts_per_step: 8 must be a multiple of lot_prompts, which is 3; set lot",
+            {"generation_batch_prompts": 3},
+            "rollouts.prompts_per_step: 8 must be a multiple of generation_batch_prompts, which is 3; set gen",
         ),
         ({"group_size": 0}, "rollouts.group_size: 0 must be at least 1"),
     ],

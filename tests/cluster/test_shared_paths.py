@@ -1,4 +1,4 @@
-"""What a node does not see is refused, also on a node that joins while the run goes on."""
+"""What a node does not see is refused, also on a node that joins during the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

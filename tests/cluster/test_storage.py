@@ -122,10 +122,10 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
 def test_a_check_of_a_store_leaves_nothing_behind(storage: Storage, tmp_path: Path):
     storage.check_writable()
     assert not storage.exists()
-    (tmp_path / "stands").mkdir()
-    Storage(str(tmp_path / "stands/deep/deeper")).check_writable()
-    Storage(str(tmp_path / "stands")).check_writable()
-    assert list((tmp_path / "stands").iterdir()) == []
+    (tmp_path / "exists").mkdir()
+    Storage(str(tmp_path / "exists/deep/deeper")).check_writable()
+    Storage(str(tmp_path / "exists")).check_writable()
+    assert list((tmp_path / "exists").iterdir()) == []
 
 
 def test_a_remote_folder_that_changed_in_place_is_fetched_anew():

@@ -59,8 +59,8 @@ def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(
 ) -> None:
     monkeypatch.setattr(submission_status, "received_signal", lambda: signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), reporting_status(store, "a"):
-        raise StoppedBySignal("sft goes on from step 3 of 10")
-    assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM; sft goes on from step 3 of 10"
+        raise StoppedBySignal("sft resumes from step 3 of 10")
+    assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM; sft resumes from step 3 of 10"
     with pytest.raises(KeyboardInterrupt), reporting_status(store, "a"):
         raise KeyboardInterrupt
     assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM"

@@ -1,4 +1,4 @@
-"""The metrics log is whole, in order, and goes on over kills and resumes."""
+"""The metrics log is whole, in order, and continues over kills and resumes."""
 
 import json
 import pickle

@@ -33,9 +33,9 @@ def write_sources(storage: Storage) -> None:
         storage.write_bytes(f"small/{number:02d}.txt", f"\n\n{' '.join(draw.choices(words, k=200))}".encode() * 3)
 
 
-def run_road(folder: Path, source: Storage, store: Storage) -> dict[str, bytes]:
-    """The road to shards, as its user runs it, in a process that has the store's endpoint and keys in its environment;
-    the bytes of every file."""
+def run_pipeline(folder: Path, source: Storage, store: Storage) -> dict[str, bytes]:
+    """The pipeline up to shards, as its user runs it, in a process that has the store's endpoint and keys in its
+    environment. Returns the bytes of every file."""
     sources: list[dict[str, Any]] = [
         {"name": "large", "path": f"{source.url}/large/*", "format": "jsonl"},
         {"name": "small", "path": f"{source.url}/small/*.txt", "format": "text", "split": r"\n\n"},
@@ -64,7 +64,7 @@ def test_a_run_from_and_to_a_store_that_fails_gives_the_bytes_of_a_local_one(
     found = {}
     for name, place in places.items():
         write_sources(place / "in")
-        found[name] = run_road(tmp_path / name, place / "in", place / "store")
+        found[name] = run_pipeline(tmp_path / name, place / "in", place / "store")
     assert len([name for name in found["local"] if name.startswith("corpus/documents/")]) >= 3
     assert found["local"]["corpus/quarantine/large.jsonl"].count(b"\n") == 1
     assert sorted(found["remote"]) == sorted(found["local"])

@@ -1,4 +1,4 @@
-"""The rlhf stage: mistakes are found before an actor starts, and a run goes on where it was killed."""
+"""The rlhf stage: mistakes are found before an actor starts, and a run resumes where it was killed."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def config(tmp_path: Path) -> RLHFConfig:
     (tmp_path / "verifier.py").write_text(VERIFIER)
     lines = [json.dumps({"prompt": f"say {number}", "letters": "aeiou"}) for number in range(16)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:12]))
-    (tmp_path / "heldout.jsonl").write_text("\n".join(lines[12:]))
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[12:]))
     return RLHFConfig(
         policy="sft",
         verifier=f"{tmp_path}/verifier.py:letters",
         prompts=[f"{tmp_path}/prompts.jsonl"],
-        heldout_prompts=[f"{tmp_path}/heldout.jsonl"],
+        held_out_prompts=[f"{tmp_path}/held_out.jsonl"],
         steps=4,
-        rollouts=RolloutConfig(prompts_per_step=4, group_size=4, lot_prompts=4, max_new_tokens=12),
+        rollouts=RolloutConfig(prompts_per_step=4, group_size=4, generation_batch_prompts=4, max_new_tokens=12),
         learning=LearningConfig(algorithm="grpo", lr=1e-3, precision="float32"),
         execution=GraphExecution(
             generators=Placement(cpus_per_worker=0.3), kv_cache_gib=0.05, checkpoint_interval=2, micro_batch_size=8
@@ -105,10 +105,10 @@ def test_groups_of_one_cannot_be_compared(config: RLHFConfig) -> None:
     check(replace(alone, learning=replace(config.learning, algorithm="ppo")))
 
 
-def test_looking_at_heldout_prompts_needs_some(config: RLHFConfig) -> None:
-    execution = replace(config.execution, heldout_interval=2)
-    with pytest.raises(ValueError, match="execution.heldout_interval"):
-        check(replace(config, heldout_prompts=[], execution=execution))
+def test_looking_at_held_out_prompts_needs_some(config: RLHFConfig) -> None:
+    execution = replace(config.execution, held_out_interval=2)
+    with pytest.raises(ValueError, match="execution.held_out_interval"):
+        check(replace(config, held_out_prompts=[], execution=execution))
 
 
 def test_a_yaml_names_a_wrong_key_with_the_right_one(config: RLHFConfig) -> None:
@@ -147,9 +147,9 @@ def test_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_
         check_inputs(long, inputs)
 
 
-def test_heldout_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
-    (tmp_path / "heldout.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
-    with pytest.raises(ValueError, match="heldout_prompts: none of 1 leaves room for rollouts.max_new_tokens=12"):
+def test_held_out_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
+    with pytest.raises(ValueError, match="held_out_prompts: none of 1 leaves room for rollouts.max_new_tokens=12"):
         check_inputs(config, {"policy": save_model(tmp_path / "policy")})
 
 
@@ -187,7 +187,7 @@ class FakeGraph:
         self._reach("step")
         self._done += 1
         return StepMetrics(
-            rollouts=RolloutMetrics(reward_mean=step, reward_std=0, response_length=1, finished=1, distinct_2=1),
+            rollouts=RolloutMetrics(reward_mean=step, reward_std=0, completion_length=1, finished=1, distinct_2=1),
             reference_kl=None,
             logprob_difference=LogprobDifference(max=0, mean=0),
             policy=UpdateMetrics(loss=0, grad_norm=0, lr=0, objective={}),
@@ -196,8 +196,8 @@ class FakeGraph:
             times=StepTimes(seconds={}, step_s=1, tokens_per_s=1),
         )
 
-    def heldout(self, prompts: list) -> ScoredRollouts:
-        self._reach("heldout")
+    def held_out(self, prompts: list) -> ScoredRollouts:
+        self._reach("held_out")
         return ScoredRollouts([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
 
     def save(self) -> None:
@@ -217,12 +217,12 @@ class FakeGraph:
     ("place", "time"),
     [
         ("start", 1),
-        ("heldout", 1),
+        ("held_out", 1),
         ("step", 1),
         ("step", 4),
         ("save", 2),
-        ("heldout", 2),
-        ("heldout", 3),
+        ("held_out", 2),
+        ("held_out", 3),
         ("export", 1),
     ],
 )
@@ -232,12 +232,12 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
     context = make_context(tmp_path / "output", save_model(tmp_path / "policy"))
     graph = FakeGraph(context, place, time)
     monkeypatch.setattr("jobs.rlhf.build_graph", lambda *_: graph)
-    summary = run(replace(config, execution=replace(config.execution, heldout_interval=2)), context)
+    summary = run(replace(config, execution=replace(config.execution, held_out_interval=2)), context)
     assert graph.recoveries == 1
     assert graph.exported_after == 4
     lines = read_metrics(context.output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert ["heldout/reward_mean" in line for line in lines] == [False, True, False, False]
+    assert ["held_out/reward_mean" in line for line in lines] == [False, True, False, False]
     assert summary["steps"] == 4
     assert (summary["reward_before"], summary["reward_after"]) == (0.0, 4.0)
     samples = context.output.read_jsonl("samples.jsonl")
@@ -267,7 +267,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert steps[:2] == first[:2]  # not done again: even the times are the first run's
     assert summary["steps"] == 4
-    assert summary["logprob_gap_max"] <= 1e-4
+    assert summary["logprob_difference_max"] <= 1e-4
     samples = [json.loads(line) for line in (tmp_path / "output/samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == [f"say {number}" for number in range(12, 16)]
     assert summary["reward_after"] == pytest.approx(statistics.fmean(s["reward_after"] for s in samples))

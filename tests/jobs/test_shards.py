@@ -209,7 +209,7 @@ def test_growth_does_not_take_in_again_what_a_duplicate_of_an_old_document_says(
 ) -> None:
     run(inputs, tmp_path / "old")
     # A new source a brings lower ids, and the corpus keeps those: of an exact twin, of a near one, and of an exact
-    # one whose own kept one was dropped for a near one, which stands in a part before it.
+    # one whose own kept one was dropped for a near one, which is in a part before it.
     kept = ["a/exact", "a/near", "a/chain", "a/new"]
     columns = ("id", "reason", "kept_id")
     drops = [
@@ -393,7 +393,7 @@ def test_pretraining_takes_a_mixture_of_the_sources_that_are_there(inputs: dict[
     given = {"shards": as_artifact(tmp_path / "out")}
 
     def check(**mixture: float) -> None:
-        config = build(PretrainConfig, {"mixture": mixture, "sequence_length": 16, "batch_size": 4})
+        config = build(PretrainConfig, {"mixture": mixture, "sequence_length": 16, "global_batch_size": 4})
         PRETRAIN.check(config)
         PRETRAIN.check_inputs(config, given)
 

@@ -146,10 +146,10 @@ def test_any_number_of_parts_gives_the_bytes_of_training_in_one_process(tmp_path
     rows = various(300)
     values = {"kind": kind, "size": 600, "byte_fallback": kind == "unigram"}
     recipe = recipe_of(build(VocabularyConfig, {"corpus": "corpus", **values}))
-    learnt = train_tokenizer(
+    learned = train_tokenizer(
         (text for name, text, _ in rows if unit_hash(name, "split") >= 0.1), size=600, recipe=recipe
     )
-    save_tokenizer(learnt, tmp_path / "alone")
+    save_tokenizer(learned, tmp_path / "alone")
     summaries = []
     for parts in (1, 2, 7):
         corpus = corpus_artifact(tmp_path / f"corpus-{parts}", rows, parts=parts)

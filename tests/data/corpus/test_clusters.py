@@ -30,7 +30,7 @@ def test_the_clusters_are_those_in_memory_for_any_parts_and_buckets(
 
 
 def test_kills_at_any_write_change_nothing(tmp_path: Path, without_ray: None, monkeypatch: Any) -> None:
-    """Each run dies at one of its next writes, of files or of answers, and the one after goes on."""
+    """Each run dies at one of its next writes, of files or of answers, and the next one resumes."""
     monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", 0)
     ids, texts = corpus()
     work = Storage(str(tmp_path))

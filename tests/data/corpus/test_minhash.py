@@ -22,7 +22,7 @@ def test_scripts_without_spaces_are_read_by_character_and_vowel_signs_stay_in_th
 
 
 def test_a_signature_holds_the_minima_over_the_shingles_one_by_one() -> None:
-    """The minimum over a text is the minimum over texts of one shingle each, whatever stands beside them in a block."""
+    """The minimum over a text is the minimum over texts of one shingle each, whatever is beside them in a block."""
     text = random_text(random.Random(0), 40)
     own = words(text)
     shingles = [" ".join(own[at : at + 5]) for at in range(len(own) - 4)]

@@ -39,7 +39,7 @@ def test_rows_are_those_of_the_csv_module_whatever_the_blocks(
         found = find(path, "csv", metadata=["id", "more"], delimiter=delimiter)
         assert [[d.metadata["id"], d.text, d.metadata["more"]] for d in found.documents] == rows
         assert not found.bad
-        # What stands at the offset is the row's first field.
+        # What is at the offset is the row's first field.
         content = path.read_bytes()
         for document in found.documents:
             rest = io.StringIO(content[document.offset :].decode(), newline="")

@@ -201,7 +201,7 @@ def intact(format: str, number: int) -> bytes:
 
 
 def spoiled(content: bytes, rng: random.Random) -> bytes:
-    """The content with a stretch overwritten, cut out, doubled or cut off."""
+    """The content with a few bytes overwritten, cut out, doubled or cut off."""
     start = rng.randrange(len(content))
     stop = min(len(content), start + rng.choice([1, 3, 40]))
     return rng.choice(
@@ -241,7 +241,7 @@ def test_no_content_raises_and_offsets_stay_in_order(tmp_path: Path, find: Calla
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "warc", "json"])
 def test_junk_costs_no_record_that_it_does_not_touch(tmp_path: Path, find: Callable, format: str) -> None:
-    """In a JSON file, where only brackets and quotes tell records apart, none that stands before it."""
+    """In a JSON file, where only brackets and quotes tell records apart, none that is before it."""
     rng = random.Random(format)
     fields = {"split": "\n\n"} if format == "text" else {}
     content = intact(format, 60)
@@ -253,7 +253,7 @@ def test_junk_costs_no_record_that_it_does_not_touch(tmp_path: Path, find: Calla
         start = rng.randrange(len(content) // 4, len(content) // 2)
         junk = bytes(rng.choice(b"\0\x80\xff\xc3") for _ in range(12))
         found = find_all(tmp_path, find, content[:start] + junk + content[start + 12 :], format, fields)
-        # A record with its frame stands between the texts before and behind it.
+        # A record with its frame is between the texts before and behind it.
         before = [text for text, begin in zip(texts, [*begins[1:], len(content)], strict=True) if begin <= start]
         behind = [text for text, end in zip(texts, [0, *ends[:-1]], strict=True) if end >= start + 12]
         assert len(before) > 10 and len(behind) > 10

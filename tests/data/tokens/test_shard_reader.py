@@ -233,7 +233,7 @@ def test_the_documents_of_a_source_stand_together_in_their_order(mixed: Storage,
     assert [document.source for document in documents] == ["web", "web", "books", "books", "code", "web", "code"]
     lengths = {text: len(encoder.encode(text).ids) + 1 for text in texts}
     manifest = read_manifest(mixed)
-    first, second = ([(s.source, s.first, s.num_targets) for s in shard.stretches] for shard in manifest.shards)
+    first, second = ([(s.source, s.first, s.num_targets) for s in shard.source_ranges] for shard in manifest.shards)
     web, books = lengths["the cat"] + lengths["mat"], lengths["a hat"] + lengths["sat on it"]
     assert first == [(0, 0, web), (1, web, books), (3, web + books, lengths["x = 1"])]
     assert second == [(0, 0, lengths[texts[5]]), (3, lengths[texts[5]], lengths[texts[6]])]
@@ -249,9 +249,9 @@ def window_sources(reader: ShardReader) -> list[str]:
     """The source of every window in the order of the stream, counted by hand from the manifest."""
     found: list[str] = []
     for shard in reader.manifest.shards:
-        for stretch in shard.stretches:
-            num_windows = -(-stretch.num_targets // reader.sequence_length)
-            found += [reader.manifest.sources[stretch.source]] * num_windows
+        for part in shard.source_ranges:
+            num_windows = -(-part.num_targets // reader.sequence_length)
+            found += [reader.manifest.sources[part.source]] * num_windows
     return found
 
 
@@ -289,7 +289,7 @@ def test_a_mixture_reads_by_weight_and_repeats_a_source_only_when_all_of_it_was_
     assert ShardReader(mixed, sequence_length=1, seed=6, mixture=weights).order(range(600)).tolist() != order
 
 
-def test_a_source_of_many_small_stretches_gets_its_weight_in_tokens(tmp_path: Path, encoder: Tokenizer) -> None:
+def test_a_source_of_many_small_ranges_gets_its_weight_in_tokens(tmp_path: Path, encoder: Tokenizer) -> None:
     split = Storage(str(tmp_path / "small"))
     plain = PlainEncoder(encoder)
     # One short row of "books" in each shard, beside a long text of "web".

@@ -1,13 +1,15 @@
 """Every mistake in a config is named by field, value, rule and remedy before anything starts."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from cluster.plain import to_plain
 from jobs.frame.config import build, load_yaml, parse_override
 from jobs.frame.identity import changed_fields
+from jobs.frame.stages import stage_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +160,21 @@ def test_a_file_that_is_missing_or_not_a_mapping_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2\n")
     with pytest.raises(ValueError, match="broken.yaml: not readable as YAML"):
         load_yaml(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "now"),
+    [
+        ("pretrain", {"batch_size": 8}, "global_batch_size"),
+        ("pretrain", {"validation_rows": 8}, "validation_samples"),
+        ("reward", {"batch_size": 8}, "global_batch_size"),
+        ("rlhf", {"heldout_prompts": ["p.jsonl"]}, "held_out_prompts"),
+        ("rlhf", {"rollouts": {"lot_prompts": 8}}, "rollouts.generation_batch_prompts"),
+        ("rlhf", {"execution": {"heldout_interval": 8}}, "execution.held_out_interval"),
+        ("rlhf", {"learning": {"max_logprob_gap": 1.0}}, "learning.max_logprob_difference"),
+        ("rlhf", {"learning": {"mean_logprob_gap": 1.0}}, "learning.mean_logprob_difference"),
+    ],
+)
+def test_a_former_name_of_a_field_is_told_its_new_one(stage: str, values: dict[str, Any], now: str) -> None:
+    with pytest.raises(ValueError, match=rf"is not a field; it is called {re.escape(now)} now$"):
+        build(stage_named(stage).config, values)

@@ -37,11 +37,14 @@ TWO = TrainingExecution(placement=Placement(workers=2))
 VOCABULARY = Job(vocabulary.STAGE, "vocabulary", VocabularyConfig(corpus="corpus", size=1000), {})
 CORPUS = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[]), {})
 SHARDS = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": CORPUS, "tokenizer": VOCABULARY})
-PRETRAIN_CONFIG = PretrainConfig(model=MODEL, steps=10, batch_size=4, sequence_length=16, execution=TWO)
+PRETRAIN_CONFIG = PretrainConfig(model=MODEL, steps=10, global_batch_size=4, sequence_length=16, execution=TWO)
 PRETRAIN = Job(pretrain.STAGE, "pretrain", PRETRAIN_CONFIG, {"shards": SHARDS})
 SFT = Job(sft.STAGE, "sft", SftConfig(chats=[]), {"init": PRETRAIN})
 REWARD = Job(
-    reward.STAGE, "reward", RewardConfig(preferences=[], steps=10, batch_size=4, sequence_length=16), {"init": SFT}
+    reward.STAGE,
+    "reward",
+    RewardConfig(preferences=[], steps=10, global_batch_size=4, sequence_length=16),
+    {"init": SFT},
 )
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 64}
     intervals = {"log_interval": 1, "checkpoint_interval": 5, "validation_interval": 10}
     execution = {"placement": {"workers": 2, "cpus_per_worker": 0.5}, **intervals}
-    shared = {"sequence_length": 32, "batch_size": 8, "precision": "float32", "execution": execution}
+    shared = {"sequence_length": 32, "global_batch_size": 8, "precision": "float32", "execution": execution}
     shared["optimizer"] = {"lr": 0.01, "warmup_steps": 3}
     pretrain = {"shards": str(folder / "shards"), "model": model, "max_length": 64, "steps": STEPS, **shared}
     write_config(folder, "pretrain", pretrain | {"sample_prompts": ["the cat"]})
@@ -118,7 +118,7 @@ def test_one_and_two_workers_train_on_the_same_tokens_with_the_same_losses(folde
     losses, other = steps_of(one, "train/loss"), steps_of(two_workers, "train/loss")
     assert max(abs(losses[step] - other[step]) for step in losses) < 1e-4
     assert losses[1] - losses[STEPS] > 1.0
-    assert two_workers.summary["validation/loss"] < 2.5
+    assert two_workers.summary["validation_loss"] < 2.5
 
 
 def test_a_killed_driver_leaves_no_process_and_the_resumed_run_is_bitwise_the_same(
@@ -162,7 +162,7 @@ def test_sft_learns_the_replies_and_a_reward_model_the_preference(
     losses = steps_of(sft, "sft/loss")
     assert losses[20] < losses[1] - 1.0
     reward = run(folder, "reward", "two", f"init={sft.storage.url}")
-    assert reward.summary["validation/accuracy"] == 1.0
+    assert reward.summary["validation_accuracy"] == 1.0
     assert load_folder(sft.model.local()).config.max_length == 64
     assert load_scalar_folder(reward.model.local()).score.weight.abs().sum() > 0
 
@@ -181,7 +181,7 @@ def test_a_preference_without_a_rejected_answer_is_named_by_file_and_line(folder
 
 def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
     pipeline = load_stage("pretrain", folder / "pretrain.yaml", ["execution.placement.workers=3"])
-    assert "batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
+    assert "global_batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
 
 
 def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, ray_session: None) -> None:

@@ -1,4 +1,4 @@
-"""The report: everything that stands is told, nothing is fetched, and no text becomes markup."""
+"""The report: every artifact is told, nothing is fetched, and no text becomes markup."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def curve(area: str, steps: int, start: float, end: float, noise: float) -> list
     return lines
 
 
-def fake_road(store: Storage) -> list[Artifact]:
+def fake_pipeline(store: Storage) -> list[Artifact]:
     """An artifact of every stage with numbers such as a run leaves."""
     own = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
     dropped = {"length/too_short": 180, "repetition": 78, "exact_duplicates": 140}
@@ -163,10 +163,12 @@ def fake_road(store: Storage) -> list[Artifact]:
     )
     trained = {
         "parameters": 8_700_000,
-        "steps": 600.0,
-        "data/tokens": 4.9e6,
-        "perf/tokens_per_s": 11_000.0,
-        "perf/mfu": 0.41,
+        "steps": 600,
+        "tokens": 4_900_000,
+        "loss": 3.4,
+        "validation_loss": 3.45,
+        "tokens_per_s": 11_000.0,
+        "mfu": 0.41,
     }
     pretrain = log(
         write(store, "pretrain", "pretrain", trained, inputs=made_from(shards=shards)),
@@ -176,20 +178,36 @@ def fake_road(store: Storage) -> list[Artifact]:
         {"prompt": "The old sailor", "continuation": "looked at the sea\u2028and said nothing for a long while."}
     ]
     pretrain.storage.write_jsonl("samples.jsonl", samples)
-    sft = log(write(store, "sft", "sft", trained, inputs=made_from(init=pretrain)), curve("sft", 300, 3.4, 2.6, 0.06))
+    chats = {
+        "chats": 9000,
+        "chats_cut": 0,
+        "chats_too_long": 3,
+        "chats_held_out": 450,
+        "rows": 2000,
+        "training": trained,
+    }
+    pairs = {"pairs": 4000, "pairs_too_long": 0, "pairs_held_out": 400, "validation_accuracy": 0.9}
+    pairs |= {"validation_margin": 1.5, "training": trained}
+    sft = log(write(store, "sft", "sft", chats, inputs=made_from(init=pretrain)), curve("sft", 300, 3.4, 2.6, 0.06))
     reward_lines = [
         line | ({"validation/accuracy": 0.5 + 0.4 * line["step"] / 200} if "validation/loss" in line else {})
         for line in curve("reward", 200, 0.69, 0.3, 0.03)
     ]
-    reward = log(write(store, "reward", "reward", trained, inputs=made_from(init=sft)), reward_lines)
+    reward = log(write(store, "reward", "reward", pairs, inputs=made_from(init=sft)), reward_lines)
     rlhf = log(
         write(
             store,
             "rlhf",
             "rlhf",
             {
-                **{"prompts": 900, "prompts_too_long": 0, "steps": 100.0, "logprob_gap_max": 0.01, "step_s": 0.8},
-                **{"tokens_per_s": 900.0, "heldout_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
+                **{
+                    "prompts": 900,
+                    "prompts_too_long": 0,
+                    "steps": 100.0,
+                    "logprob_difference_max": 0.01,
+                    "step_s": 0.8,
+                },
+                **{"tokens_per_s": 900.0, "held_out_prompts": 300, "reward_before": -0.812, "reward_after": 1.934},
             },
             config={
                 "prompts": ["prompts.jsonl"],
@@ -222,7 +240,7 @@ def fake_road(store: Storage) -> list[Artifact]:
         "bits_per_byte_original": estimate(1.84, 0.02),
         "bits_per_byte_compressed": estimate(1.845, 0.02),
         "bits_per_byte_change": estimate(0.005, 0.001),
-        "engine_logprob_gap": 0.0021,
+        "engine_logprob_difference": 0.0021,
     }
     compress = write(store, "compress", "compress", sizes | quality, inputs=made_from(model=rlhf, text=shards))
     speed = {"questions": 1, "startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
@@ -243,7 +261,7 @@ def rlhf_lines() -> list[dict[str, float]]:
             "rollout/reward_mean": 3 / (1 + math.exp(-(step - 40) / 12)) - 1 + generator.gauss(0, 0.15),
             "rollout/reference_kl": 0.002 * step + abs(generator.gauss(0, 0.01)),
             "policy/entropy": 3.2 - 0.008 * step + generator.gauss(0, 0.05),
-            "rollout/response_length": 31 + generator.gauss(0, 2),
+            "rollout/completion_length": 31 + generator.gauss(0, 2),
             "rollout/distinct_2": 0.62 + generator.gauss(0, 0.01),
             "sync_check/logprob_difference_max": 4e-6 + abs(generator.gauss(0, 1e-6)),
         }
@@ -261,7 +279,7 @@ def fake_results() -> dict[str, Any]:
             },
             "signatures": {"bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"},
             "distinct_2": distinct,
-            "response_length": estimate(24.0, 1.5),
+            "completion_length": estimate(24.0, 1.5),
             "finished": estimate(0.93, 0.02),
         }
 
@@ -315,7 +333,7 @@ def fake_samples() -> list[dict[str, Any]]:
         {
             "task": "chat",
             "prompt": prompt,
-            "answers": {
+            "completions": {
                 "sft": {"text": before, "finished": number % 3 > 0, "measures": {"asks_question": 0.0}},
                 "rlhf": {
                     "text": HOSTILE if number == 1 else after,
@@ -329,8 +347,8 @@ def fake_samples() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def road(tmp_path: Path) -> list[Artifact]:
-    return fake_road(Storage(str(tmp_path)))
+def artifacts(tmp_path: Path) -> list[Artifact]:
+    return fake_pipeline(Storage(str(tmp_path)))
 
 
 class Page(HTMLParser):
@@ -361,8 +379,8 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_every_stage_is_told_with_its_numbers(road: list[Artifact]) -> None:
-    page = Page(render(road))
+def test_every_stage_is_told_with_its_numbers(artifacts: list[Artifact]) -> None:
+    page = Page(render(artifacts))
     assert page.open == []
     for heading in (
         "The pipeline",
@@ -384,12 +402,12 @@ def test_every_stage_is_told_with_its_numbers(road: list[Artifact]) -> None:
         "nrefs:1|case:mixed",
     ):
         assert said in page.text
-    for artifact in road:
+    for artifact in artifacts:
         assert ("id", artifact.id) in page.attributes and ("href", f"#{artifact.id}") in page.attributes
 
 
-def test_the_ledger_shows_whom_a_step_removes(road: list[Artifact]) -> None:
-    text = Page(render(road)).text
+def test_the_ledger_shows_whom_a_step_removes(artifacts: list[Artifact]) -> None:
+    text = Page(render(artifacts)).text
     assert "2 of 4 pairs of step and group show an excess" in text and "steps[1].length removes most of either" in text
     worst, folded = text.split("All 4 pairs of step and group, with 95 % intervals")
     assert "33.8%" in worst and "straight" not in worst
@@ -399,14 +417,14 @@ def test_the_ledger_shows_whom_a_step_removes(road: list[Artifact]) -> None:
     assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
 
 
-def test_text_of_documents_and_models_never_becomes_markup(road: list[Artifact]) -> None:
-    page = Page(render(road))
+def test_text_of_documents_and_models_never_becomes_markup(artifacts: list[Artifact]) -> None:
+    page = Page(render(artifacts))
     assert "script" not in page.tags
     assert page.text.count(HOSTILE) == 5  # a source's name, a group's (twice), a prompt and an answer
 
 
-def test_the_page_asks_nothing_of_the_network(road: list[Artifact]) -> None:
-    text = render(road)
+def test_the_page_asks_nothing_of_the_network(artifacts: list[Artifact]) -> None:
+    text = render(artifacts)
     page = Page(text)
     assert not {"link", "img", "script", "iframe"} & set(page.tags)
     assert all(value and value.startswith("#") for name, value in page.attributes if name in ("href", "src"))
@@ -414,27 +432,27 @@ def test_the_page_asks_nothing_of_the_network(road: list[Artifact]) -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
-def test_a_part_of_the_road_gives_a_part_of_the_report(road: list[Artifact], tmp_path: Path) -> None:
-    build_report(road[:4], Storage(str(tmp_path / "out")))
+def test_a_part_of_the_pipeline_gives_a_part_of_the_report(artifacts: list[Artifact], tmp_path: Path) -> None:
+    build_report(artifacts[:4], Storage(str(tmp_path / "out")))
     text = Page((tmp_path / "out" / REPORT).read_text()).text
     assert "Pretraining" in text and "Evaluation" not in text
 
 
-def test_without_an_evaluation_rlhfs_own_samples_are_shown(road: list[Artifact]) -> None:
-    text = Page(render(road[:7])).text
+def test_without_an_evaluation_rlhfs_own_samples_are_shown(artifacts: list[Artifact]) -> None:
+    text = Page(render(artifacts[:7])).text
     assert "Before and after" in text and "Do you like dogs too?" in text and "reward -1.25" in text
     assert "the mean reward went from -0.812 to 1.934" in text
 
 
-def test_two_runs_of_one_stage_keep_their_names(road: list[Artifact], tmp_path: Path) -> None:
+def test_two_runs_of_one_stage_keep_their_names(artifacts: list[Artifact], tmp_path: Path) -> None:
     control = write(
         Storage(str(tmp_path)),
         "rlhf-shuffled",
         "rlhf",
-        {**road[6].summary, "heldout_prompts": None},
-        config=road[6].record.config,
+        {**artifacts[6].summary, "held_out_prompts": None},
+        config=artifacts[6].record.config,
     )
-    text = Page(render([*road, log(control, rlhf_lines())])).text
+    text = Page(render([*artifacts, log(control, rlhf_lines())])).text
     assert "Learning from reward: rlhf-shuffled" in text
 
 
