@@ -11,7 +11,7 @@ from typing import Any
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
-def asks_question(prompt: str, response: str, record: Mapping[str, Any]) -> float:
+def asks_question(prompt: str, completion: str, record: Mapping[str, Any]) -> float:
     """1.0 when the reply asks a question back, which continues the conversation, else 0.0.
 
     A question is a sentence of at least three words that ends in a question mark. So neither a lone "?" nor "why?"
@@ -19,7 +19,7 @@ def asks_question(prompt: str, response: str, record: Mapping[str, Any]) -> floa
     nearer to it than a shorter one. A copy of the prompt's own question does not count either.
     """
     asked = {_words(question) for question in _questions(prompt)}
-    return float(any(_words(question) not in asked for question in _questions(response)))
+    return float(any(_words(question) not in asked for question in _questions(completion)))
 
 
 def _questions(text: str) -> list[str]:
