@@ -30,32 +30,56 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raymill-tests-cache-")  # not the developer's
 
 STILL_RUNNING_S = 8.0 if sys.stderr.isatty() else 25.0
-"""After so long without a test's end the one that runs is named, and again."""
+"""How often the tests that run are named, and for how long one must have run."""
 
 SERVER = Path(__file__).parent / "s3_server.py"
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A slow test says that it runs, so that nobody takes it for hanging."""
-    reporter: Any = item.config.pluginmanager.get_plugin("terminalreporter")
-    ended, started_s = threading.Event(), time.monotonic()
+class RunningTests:
+    """Names the tests that have run for long, so that nobody takes them for hanging. With xdist, those of all workers."""
 
-    def say() -> None:
-        while not ended.wait(STILL_RUNNING_S):
-            reporter.ensure_newline()
-            reporter.write_line(f"{item.nodeid} runs, {time.monotonic() - started_s:.0f} s")
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+        self._started_s: dict[str, float] = {}
+        self._ended = threading.Event()
+        threading.Thread(target=self._report, daemon=True).start()
 
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    yield
-    ended.set()
-    thread.join()
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._started_s[nodeid] = time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._started_s.pop(nodeid, None)
+
+    def pytest_sessionfinish(self) -> None:
+        self._ended.set()
+
+    def _report(self) -> None:
+        while not self._ended.wait(STILL_RUNNING_S):
+            running_s = {nodeid: time.monotonic() - started_s for nodeid, started_s in list(self._started_s.items())}
+            for nodeid, seconds in running_s.items():
+                if seconds > STILL_RUNNING_S:
+                    self._reporter.ensure_newline()
+                    self._reporter.write_line(f"{nodeid} runs, {seconds:.0f} s")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:  # none in a worker of xdist
+        session.config.pluginmanager.register(RunningTests(reporter))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that share a Ray session last, one after another: others start sessions of their own."""
-    items.sort(key=lambda item: "ray_session" in getattr(item, "fixturenames", ()))
+    """Run the tests that share a Ray session last, one after another: others start sessions of their own.
+
+    With xdist the tests of a file share a worker, as do those that share a Ray session.
+    """
+    items.sort(key=_shares_ray)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray_session" if _shares_ray(item) else str(item.path)))
+
+
+def _shares_ray(item: pytest.Item) -> bool:
+    return "ray_session" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
