@@ -27,7 +27,7 @@ from data.chats.records import PromptRecord
 from data.chats.template import load_tokenizer
 from model.huggingface import load_folder
 from model.huggingface_config import read_config
-from model.precision import ComputePrecision, Precision, autocast_dtype, precision_field, resolved, torch_dtype
+from model.precision import ComputePrecision, Precision, autocast_dtype, precision_field, resolve_precision, torch_dtype
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
@@ -122,7 +122,7 @@ def complete(
     """
     results: dict[str, list[Rollout]] = {}
     for sizes, names in _by_sizes(requests).items():
-        precision = resolved(sampling.precision)
+        precision = resolve_precision(sampling.precision)
         settings = EngineSettings(
             model=requests[names[0]].model,
             max_length=sizes.max_length,
@@ -157,7 +157,7 @@ def _complete_in_turn(
     pool: GeneratorPool, requests: Mapping[str, CompletionRequest], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
     """Each model's name and completions: its weights are loaded into the engines, which complete its prompts."""
-    precision = resolved(sampling.precision)
+    precision = resolve_precision(sampling.precision)
     sender = ObjectStoreSender(rank=0, dtype=torch_dtype(precision))
     previous: WeightSnapshot | None = None
     for version, (name, request) in enumerate(requests.items()):

@@ -86,7 +86,7 @@ class GeneratorPool:
 
     def close(self) -> None:
         """Kill every engine."""
-        stage_monitor.expect_end("generator")
+        stage_monitor.ignore_exits("generator")
         for engine in self.engines:
             ray.kill(engine)
 
@@ -126,7 +126,7 @@ class GeneratorPool:
         self._failures_left -= 1
         self.restarts += 1
         log.warning("%s; another is started and its work done again", explanation.sentence)
-        stage_monitor.expect_end("generator", index)
+        stage_monitor.ignore_exits("generator", index)
         ray.kill(self.engines[index])  # an actor that only seemed dead must not keep its resources
         self.engines[index] = self._make_engine(index)
         return self.engines[index].load.remote(self._current_snapshot)

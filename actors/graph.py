@@ -52,12 +52,12 @@ from cluster.storage import Storage
 from cluster.user_program import Program
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
-from model.advantages import Scores
+from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint_steps import whole_steps
 from model.huggingface_config import SpecialTokens, read_config
 from model.learning import LearningConfig
-from model.precision import resolved
+from model.precision import resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class StepScores(NamedTuple):
     values_NT: Tensor | None
 
     @property
-    def log_ratio_NT(self) -> Tensor:
+    def reference_log_ratio_NT(self) -> Tensor:
         """log policy - log reference, 0 without a reference. Both by our own model, so that an engine's rounding does
         not count as distance."""
         return torch.zeros_like(self.learner_NT) if self.reference_NT is None else self.learner_NT - self.reference_NT
@@ -123,7 +123,7 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
 
     Raises ValueError when they do not fit into the cluster.
     """
-    groups = execution.groups(config.learning, load_algorithm(config.algorithm))
+    groups = execution.placements(config.learning, load_algorithm(config.algorithm))
     reservation = reserve(groups, colocate=execution.colocate)
     spawn = Spawner(reservation, groups)
     generators, learners, critics = execution.generators, execution.learners, execution.critics
@@ -214,7 +214,9 @@ class Graph:
 
         rewards_N = self._rewards(scores.scored, step)
         advantages_NT, returns_NT = self._algorithm.estimate(
-            Scores(rewards_N, group_ids(groups), batch.loss_mask, scores.log_ratio_NT, scores.values_NT),
+            AdvantageInputs(
+                rewards_N, group_ids(groups), batch.loss_mask, scores.reference_log_ratio_NT, scores.values_NT
+            ),
             self._config.learning,
         )
         with timer("update"):
@@ -231,7 +233,7 @@ class Graph:
         scored = scores.scored
         return StepMetrics(
             rollouts=rollout_metrics(scored.rollouts, scored.texts, scored.rewards),
-            reference_kl=None if scores.reference_NT is None else reference_kl(scores.log_ratio_NT, batch),
+            reference_kl=None if scores.reference_NT is None else reference_kl(scores.reference_log_ratio_NT, batch),
             logprob_difference=difference,
             policy=policy_metrics,
             value=value_metrics,
@@ -277,7 +279,7 @@ class Graph:
         log.warning("%s; all training ranks start again from the last checkpoint", explanation.sentence)
         self._current = None  # a snapshot is lost with the learner that made it
         for role, ranks in zip(("learner", "critic"), self._trained, strict=False):
-            stage_monitor.expect_end(role)
+            stage_monitor.ignore_exits(role)
             ranks.restart()
 
     @property
@@ -404,7 +406,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.generation_batch_prompts * config.rollouts.group_size,
-        precision=resolved(config.learning.precision),
+        precision=resolve_precision(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
         weight_transfer=execution.weight_transfer,
@@ -428,7 +430,7 @@ def training_settings(
 
 def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
     """The reference's actor."""
-    temperature, precision = config.rollouts.temperature, resolved(config.learning.precision)
+    temperature, precision = config.rollouts.temperature, resolve_precision(config.learning.precision)
     arguments = (config.policy, temperature, execution.micro_batch_size, precision)
     return spawn("reference", 0, Reference, *arguments, pure=True)
 
@@ -438,7 +440,7 @@ def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) 
     if config.verifier is not None:
         return spawn("scorer", 0, Verifier, config.verifier, pure=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
-    arguments = (config.reward, execution.micro_batch_size, resolved(config.learning.precision))
+    arguments = (config.reward, execution.micro_batch_size, resolve_precision(config.learning.precision))
     return spawn("scorer", 0, RewardModel, *arguments, pure=True)
 
 

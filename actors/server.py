@@ -25,7 +25,7 @@ from actors.engine import max_prefill_tokens
 from cluster import stage_monitor
 from cluster.child_process import start_module, stop_process
 from cluster.death_causes import exit_cause
-from cluster.failures import WorkFailed
+from cluster.failures import JobFailed
 from cluster.process_info import ProcessInfo
 from cluster.progress import working
 from model.precision import ComputePrecision, choose_precision
@@ -147,11 +147,11 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
             cause = _death(process)
             if cause is None:
                 raise
-            raise WorkFailed(server.sentence(cause), tail()) from error
+            raise JobFailed(server.sentence(cause), tail()) from error
         else:
             log_file.unlink()
         finally:
-            stage_monitor.expect_end()
+            stage_monitor.ignore_exits()
             stop_process(process, grace_s=_STOP_GRACE_S)
 
 
@@ -210,9 +210,9 @@ def _death(process: subprocess.Popen[bytes]) -> str | None:
         process.wait(_DEATH_NOTICE_S)
     here, code = stage_monitor.current_monitor(), process.returncode
     if code is not None and code < 0:
-        seen = here.take_death(role="server", patience_s=_DEATH_NOTICE_S) if here else None
+        seen = here.pop_death(role="server", patience_s=_DEATH_NOTICE_S) if here else None
         return seen.cause if seen and seen.is_certain else exit_cause(code)
-    engine = here.take_death(role="engine", patience_s=_DEATH_NOTICE_S) if here else None
+    engine = here.pop_death(role="engine", patience_s=_DEATH_NOTICE_S) if here else None
     if engine is not None:
         return f"failed: its engine (pid {engine.process.pid}) {engine.cause}"
     return None if code is None else exit_cause(code)

@@ -128,7 +128,7 @@ class GraphExecution(Execution):
         """How many dead engines are replaced, in all."""
         return self.generators.max_failures if self.weight_transfer == "object_store" else 0
 
-    def groups(self, learning: LearningConfig, algorithm: Algorithm) -> dict[str, Placement]:
+    def placements(self, learning: LearningConfig, algorithm: Algorithm) -> dict[str, Placement]:
         """The placements of the groups that a graph with this algorithm has, by role."""
         groups = {"generators": self.generators, "learners": self.learners, "scorer": self.scorer}
         if learning.kl_coefficient > 0:

@@ -123,9 +123,9 @@ def rollout_metrics(rollouts: Sequence[Rollout], texts: Sequence[str], rewards: 
     )
 
 
-def reference_kl(log_ratio_NT: Tensor, batch: Batch) -> float:
+def reference_kl(reference_log_ratio_NT: Tensor, batch: Batch) -> float:
     """The mean log policy - log reference over the sampled tokens."""
-    return log_ratio_NT[batch.loss_mask].mean().item()
+    return reference_log_ratio_NT[batch.loss_mask].mean().item()
 
 
 def update_metrics(reports: Sequence[StepReport]) -> UpdateMetrics:

@@ -22,7 +22,7 @@ from jobs.frame.cost_model import flops
 from jobs.frame.forecast import Forecast, forecast_jobs, measured_forecast
 from jobs.frame.pipeline import load_pipeline
 from jobs.frame.record import Measured
-from jobs.frame.work import Work
+from jobs.frame.workload import Workload
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny" / "pipeline.yaml"
 
@@ -59,10 +59,10 @@ def row(forecast: Forecast, measured: Forecast) -> str:
 
 def flop_s(measured: Measured) -> float | None:
     """Seconds that one thread needs for the FLOP of a recorded run."""
-    if not measured.work:
+    if not measured.workload:
         return None
-    work = from_plain(Work, {**measured.work, "threads": 1})
-    return work.flop / flops(work, calibrate())
+    workload = from_plain(Workload, {**measured.workload, "threads": 1})
+    return workload.flop / flops(workload, calibrate())
 
 
 def cell(value: float | None, digits: int = 0) -> str:

@@ -19,7 +19,7 @@ from cluster.worker_errors import (
 _SHOWN_LINES = 12
 
 
-class WorkFailed(RuntimeError):
+class JobFailed(RuntimeError):
     """Work failed for good; `text` is one sentence for the user, `detail` a traceback or the end of a log."""
 
     def __init__(self, text: str, detail: str = "") -> None:
@@ -38,9 +38,9 @@ class Explanation:
     detail: str = ""
     """A traceback, or the end of the process's log."""
 
-    def error(self, addition: str = "") -> WorkFailed:
+    def error(self, addition: str = "") -> JobFailed:
         """The explanation as an exception, with `addition` appended to the sentence."""
-        return WorkFailed(f"{self.sentence}{addition}", self.detail)
+        return JobFailed(f"{self.sentence}{addition}", self.detail)
 
 
 def explain(error: BaseException, *, stage: str = "", role: str | None = None, index: int | None = None) -> Explanation:
@@ -57,7 +57,7 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     if _is_death(error):
         report = str(error)
         pid, ip = pid_in_report(report), ip_in_report(report)
-        death = monitor.take_death(role=role, index=index, pid=pid, ip=ip) if monitor else None
+        death = monitor.pop_death(role=role, index=index, pid=pid, ip=ip) if monitor else None
         return explain_death(report, death) if death else _explain_unseen_death(report, stage, role, index)
     text = traceback_text(error)
     process = error.process if isinstance(error, WorkerError) else None

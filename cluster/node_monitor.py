@@ -151,7 +151,7 @@ class NodeMonitor:
         time.sleep(_STACK_WAIT_S)  # the handler runs at once in a process that runs at all
         return [(one.process, file.read_text()[size:]) for (one, file), size in zip(asked, sizes, strict=True)]
 
-    def expect_end(self, role: str | None = None, index: int | None = None) -> None:
+    def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
         """Stop monitoring the processes of a role, or all of them: they are about to be ended on purpose."""
         self._find_new()
         for pid, one in list(self._monitored.items()):

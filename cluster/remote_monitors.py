@@ -113,12 +113,12 @@ class RemoteMonitors:
         with self._lock:
             return ip != "" and ip in self._lost_ips
 
-    def expect_end(self, role: str | None, index: int | None) -> None:
-        """`NodeMonitor.expect_end` on all nodes."""
+    def ignore_exits(self, role: str | None, index: int | None) -> None:
+        """`NodeMonitor.ignore_exits` on all nodes."""
         with self._lock:
             for remote in self._remotes.values():
                 remote.expected_ends.append((role, index))
-            self.call(NodeMonitor.expect_end, role, index)
+            self.call(NodeMonitor.ignore_exits, role, index)
 
     def close(self) -> None:
         """End all monitors."""

@@ -55,10 +55,10 @@ def current_stage() -> str | None:
     return _current_monitor.stage if _current_monitor else None
 
 
-def expect_end(role: str | None = None, index: int | None = None) -> None:
-    """`StageMonitor.expect_end` of the stage that runs in this driver; nothing where no stage is monitored."""
+def ignore_exits(role: str | None = None, index: int | None = None) -> None:
+    """`StageMonitor.ignore_exits` of the stage that runs in this driver; nothing where no stage is monitored."""
     if _current_monitor is not None:
-        _current_monitor.expect_end(role, index)
+        _current_monitor.ignore_exits(role, index)
 
 
 def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
@@ -118,7 +118,7 @@ class StageMonitor:
         self._thread = threading.Thread(target=self._run, daemon=True, name="stage-monitor")
         self._thread.start()
 
-    def take_death(
+    def pop_death(
         self,
         *,
         role: str | None = None,
@@ -172,12 +172,12 @@ class StageMonitor:
         self._own_node.request_stop()
         self._remote.call(NodeMonitor.request_stop)
 
-    def expect_end(self, role: str | None = None, index: int | None = None) -> None:
+    def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
         """Stop monitoring the processes of a role, or all, which are about to be ended on purpose."""
         with self._lock:
             self._deaths = [death for death in self._deaths if not death.process.matches(role=role, index=index)]
-            self._own_node.expect_end(role, index)
-            self._remote.expect_end(role, index)
+            self._own_node.ignore_exits(role, index)
+            self._remote.ignore_exits(role, index)
 
     def close(self) -> None:
         """End the monitors on all nodes."""

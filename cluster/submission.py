@@ -22,7 +22,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.failures import WorkFailed
+from cluster.failures import JobFailed
 from cluster.progress import working
 from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_status
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # we log how each stream ended
 
 
-class HeadUnreachable(WorkFailed):
+class HeadUnreachable(JobFailed):
     """The cluster's head gives no answer, or not the requested one."""
 
 

@@ -107,7 +107,7 @@ def _fit(trainer: "Trainer") -> None:
             errors.append(error)
 
     if (monitor := stage_monitor.current_monitor()) is not None:
-        monitor.expect_end("rank")  # the processes of the previous attempt have been ended
+        monitor.ignore_exits("rank")  # the processes of the previous attempt have been ended
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
     with defer_signals():
@@ -141,7 +141,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
         return explain(inner, stage=name, role="rank")
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
     is_consequence = _PEER_LOST.search(str(failure.error)) is not None
-    if monitor and is_consequence and (death := monitor.take_death(role="rank", is_first=True)):
+    if monitor and is_consequence and (death := monitor.pop_death(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
     return explain_raised(process, failure.error, failure.traceback)

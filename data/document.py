@@ -17,7 +17,7 @@ MAX_NESTING = 100
 """How deep objects and lists in metadata may be nested; Python's JSON fails at some depth of its own."""
 
 
-class Bad(Exception):
+class BadRecord(Exception):
     """A record that goes to quarantine; the message is the reason."""
 
 
@@ -46,7 +46,7 @@ class Quarantined(NamedTuple):
     reason: str
 
 
-class Other(NamedTuple):
+class SkippedRecord(NamedTuple):
     """A record that should hold no document, such as a WARC file's requests and pictures; the account leaves it out."""
 
     source: str
@@ -106,9 +106,9 @@ def is_too_long(size: int) -> bool:
     return size > MAX_RECORD_BYTES
 
 
-def too_long() -> Bad:
+def too_long() -> BadRecord:
     """The reason why it is."""
-    return Bad(f"record longer than {MAX_RECORD_BYTES} bytes")
+    return BadRecord(f"record longer than {MAX_RECORD_BYTES} bytes")
 
 
 def content_id(source: str, text: str) -> str:
@@ -128,7 +128,7 @@ def columns(source: Source) -> list[str]:
 
 
 def to_document(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
-    """The document in a record. Raises `Bad` with the reason when a value is missing or of a wrong type."""
+    """The document in a record. Raises `BadRecord` with the reason when a value is missing or of a wrong type."""
     text = _string(source.text, _unicode(source.text, pick(record, source.text)))
     if is_too_long(len(text)):
         raise too_long()
@@ -138,13 +138,13 @@ def to_document(source: Source, record: dict[str, Any], file: str = "", offset: 
 
 
 def _unicode(column: str, value: Any) -> Any:
-    """The value. Raises `Bad` when it holds a lone surrogate or is nested too deep: no file could hold it."""
+    """The value. Raises `BadRecord` when it holds a lone surrogate or is nested too deep: no file could hold it."""
     if _too_deep(value):
-        raise Bad(f"{column}: nested deeper than {MAX_NESTING}")
+        raise BadRecord(f"{column}: nested deeper than {MAX_NESTING}")
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError as error:
-        raise Bad(f"{column}: lone surrogate, no valid Unicode") from error
+        raise BadRecord(f"{column}: lone surrogate, no valid Unicode") from error
     return value
 
 
@@ -162,9 +162,9 @@ def _named_id(source: Source, record: dict[str, Any]) -> str:
     assert source.id is not None
     value = _unicode(source.id, pick(record, source.id))
     if value is None or value == "":
-        raise Bad(f"{source.id}: missing value")
+        raise BadRecord(f"{source.id}: missing value")
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise Bad(f"{source.id}: an id must be a string or an integer, not {type(value).__name__}")
+        raise BadRecord(f"{source.id}: an id must be a string or an integer, not {type(value).__name__}")
     return f"{source.name}/{value}"
 
 
@@ -191,12 +191,12 @@ def pick(record: Any, column: str) -> Any:
 
 def _string(column: str, value: Any) -> str:
     if value is None:
-        raise Bad(f"{column}: missing value")
+        raise BadRecord(f"{column}: missing value")
     if isinstance(value, list):
         wrong = next((item for item in value if not isinstance(item, str)), None)
         if wrong is not None or any(item is None for item in value):
-            raise Bad(f"{column}: every item must be a string, found {type(wrong).__name__}")
+            raise BadRecord(f"{column}: every item must be a string, found {type(wrong).__name__}")
         return "\n".join(value)
     if not isinstance(value, str):
-        raise Bad(f"{column}: must be a string, not {type(value).__name__}")
+        raise BadRecord(f"{column}: must be a string, not {type(value).__name__}")
     return value

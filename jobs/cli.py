@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.failures import WorkFailed
+from cluster.failures import JobFailed
 from cluster.progress import LogHandler, working
 from cluster.signals import StoppedBySignal, flush_output, orderly_shutdown, received_signal, write_stderr
 from cluster.storage import Storage
@@ -79,7 +79,7 @@ def _run_command(options: argparse.Namespace) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # as by `raymill ls | head`
             return 128 + signal.SIGPIPE
-        if not _is_failure_of_work(error):
+        if not _is_runtime_failure(error):
             raise
         write_stderr(_failure_message(error, options))
         return 1
@@ -87,7 +87,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 
 def _failure_message(error: Exception, options: argparse.Namespace) -> str:
-    detail = error.detail if isinstance(error, WorkFailed) else traceback_text(error)
+    detail = error.detail if isinstance(error, JobFailed) else traceback_text(error)
     if options.traceback:
         detail = "".join(traceback.format_exception(error))
     remedy = "The same command resumes from the last finished stage or checkpoint." if options.name == "run" else ""
@@ -104,7 +104,7 @@ def _is_stdout_closed() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _is_failure_of_work(error: Exception) -> bool:
+def _is_runtime_failure(error: Exception) -> bool:
     """Whether an error is of the kinds that work fails with, rather than a mistake in this program."""
     if isinstance(error, (RuntimeError, OSError)):
         return True

@@ -26,9 +26,9 @@ from data.tokens.shard_reader import ShardReader, check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
-from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, mib, model_sizes, shards_sizes
-from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, model_sizes, parameters_mib, shards_sizes
+from jobs.frame.stage import Context, PlannedInputs, Stage
+from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_compression
 from model.huggingface_config import read_config
 from model.precision import ComputePrecision
@@ -110,29 +110,32 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
     return asdict(summary)
 
 
-def sizes(config: CompressConfig, needs: Needs) -> TransformerConfig:
+def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of the original."""
-    return model_sizes(needs["model"])
+    return model_sizes(planned["model"])
 
 
-def work(config: CompressConfig, needs: Needs) -> Work:
+def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     """The work to forecast: the likelihoods of original and compressed model, side by side, and an engine."""
-    sizes, worker = model_sizes(needs["model"]), config.execution.worker
-    num_bytes = min(config.text_bytes, shards_sizes(needs["text"]).validation_bytes)
+    sizes, worker = model_sizes(planned["model"]), config.execution.worker
+    num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
-    held_gib = activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
-    scorer_gib, engine_gib = 2 * mib(sizes, 4) / 1024 + held_gib, mib(sizes, 4) / 1024 + 0.5
-    return Work(
+    activations_gib = activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
+    scorer_gib, engine_gib = (
+        2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
+        parameters_mib(sizes, 4) / 1024 + 0.5,
+    )
+    return Workload(
         processes=[
             # They end before the engine, which starts meanwhile, reaches its own peak.
-            Processes(kind="actor", number=2, own_gib=max(0.0, scorer_gib - engine_gib / 2)),
-            Processes(kind="engine", own_gib=engine_gib),
+            Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
+            Processes(kind="engine", memory_gib=engine_gib),
         ],
         flop=tokens * forward_flop(sizes, window),
         width=sizes.width,
         threads=2 * worker.threads_per_worker,
-        disk_gib=mib(sizes, 1.5) / 1024,
+        disk_gib=parameters_mib(sizes, 1.5) / 1024,
         on_gpu=worker.gpus_per_worker > 0,
     )
 
@@ -146,9 +149,9 @@ STAGE = Stage(
     sizes=sizes,
     check=check,
     check_inputs=check_inputs,
-    work=work,
+    workload=workload,
     report=report_compression,
-    groups=lambda config: ({"worker": config.execution.worker},),
+    placements=lambda config: ({"worker": config.execution.worker},),
 )
 
 

@@ -53,9 +53,9 @@ from data.sources.readers import check_sources, plan_ranges
 from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
 from jobs.frame.fields import list_of_choices
 from jobs.frame.kinds import CorpusSizes
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.user_code import read_program
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 from jobs.report.corpus import report_corpus
 
 _STAGED = f"{WORK}/forget"
@@ -270,7 +270,7 @@ def _file_urls(artifact: Artifact, source: int) -> list[str]:
     return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 
-def sizes(config: CorpusConfig, needs: Needs) -> CorpusSizes:
+def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
     """About the sizes that the corpus will have, by its source files."""
     num_bytes = _KEPT_TEXT * sum(
         size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
@@ -278,16 +278,16 @@ def sizes(config: CorpusConfig, needs: Needs) -> CorpusSizes:
     return CorpusSizes(num_bytes=num_bytes, num_parts=max(1, math.ceil(num_bytes / (config.part_mib << 20))))
 
 
-def work(config: CorpusConfig, needs: Needs) -> Work:
+def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
     """The work of the stage: reading and each step take time in proportion to the bytes of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = tasks_at_once(config.execution.workers, tasks)
-    held_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
-    return Work(
-        processes=[Processes(kind="task", number=workers, own_gib=held_gib)],
+    activations_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
+    return Workload(
+        processes=[Processes(kind="task", number=workers, memory_gib=activations_gib)],
         python_s=num_mb * (_READ_S_PER_MB + _STEP_S_PER_MB * len(config.steps)),
         python_processes=workers,
         disk_gib=_COMPRESSED * num_mb / 1000,
@@ -303,7 +303,7 @@ STAGE = Stage(
     sizes=sizes,
     check=check,
     check_sources=check_first_records,
-    work=work,
+    workload=workload,
     report=report_corpus,
     forget=forget,
 )

@@ -50,16 +50,16 @@ from jobs.frame.sizes import (
     activation_gib,
     bytes_per_token,
     forward_flop,
-    mib,
     model_sizes,
+    parameters_mib,
     shards_sizes,
 )
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.user_code import read_verifier
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_evaluation
 from model.huggingface_config import read_config
-from model.precision import Precision, precision_field, resolved
+from model.precision import Precision, precision_field, resolve_precision
 from model.transformer_config import num_parameters
 
 _FORECAST_WINDOW = 512
@@ -310,7 +310,7 @@ def start_text(
                     part=part,
                     num_parts=scorers.workers,
                     overlap=config.overlap,
-                    precision=resolved(config.precision),
+                    precision=resolve_precision(config.precision),
                     device=scorers.device,
                 )
                 for part in range(scorers.workers)
@@ -356,7 +356,7 @@ def start_reward(
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task, precision = ray_task(reward_margins, scorers), resolved(config.precision)
+    task, precision = ray_task(reward_margins, scorers), resolve_precision(config.precision)
     tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
     return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), bootstrap)
 
@@ -412,12 +412,12 @@ def _complete(
         )
 
 
-def work(config: EvaluateConfig, needs: Needs) -> Work:
+def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     """The work to forecast: likelihoods of the text, completions, and their measures."""
-    execution, sizes = config.execution, [model_sizes(needs[f"models.{name}"]) for name in config.models]
+    execution, sizes = config.execution, [model_sizes(planned[f"models.{name}"]) for name in config.models]
     largest = max(sizes, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
-    num_bytes = 0.0 if config.text is None else shards_sizes(needs["text"]).validation_bytes
+    num_bytes = 0.0 if config.text is None else shards_sizes(planned["text"]).validation_bytes
     tokens = len(config.text_models or config.models) * num_bytes / bytes_per_token(largest.vocab_size)
     num_batches, num_completions = 0, 0
     for task in config.generation:
@@ -425,17 +425,19 @@ def work(config: EvaluateConfig, needs: Needs) -> Work:
         num_batches += math.ceil(number / GENERATION_BATCH_PROMPTS)
         num_completions += number
     scorers = execution.scorers.workers * execution.scorers.threads_per_worker
-    model_gib = mib(largest, 4) / 1024
-    held_gib = activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
-    processes = [Processes(kind="actor", number=execution.scorers.workers, own_gib=model_gib + held_gib)]
+    model_gib = parameters_mib(largest, 4) / 1024
+    activations_gib = activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
+    processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib
-        processes.append(Processes(kind="engine", number=execution.generators.workers, own_gib=model_gib + cache_gib))
-    return Work(
+        processes.append(
+            Processes(kind="engine", number=execution.generators.workers, memory_gib=model_gib + cache_gib)
+        )
+    return Workload(
         processes=processes,
         flop=tokens * forward_flop(largest, window),
         width=largest.width,
-        precision=resolved(config.precision),
+        precision=resolve_precision(config.precision),
         threads=scorers,
         engine_steps=config.sampling.max_new_tokens * num_batches / execution.generators.workers,
         python_s=num_completions * _COMPLETION_S + num_bytes * _XZ_S * config.compare_with_xz,
@@ -452,8 +454,8 @@ STAGE = Stage(
     check=check,
     check_sources=check_records,
     check_inputs=check_inputs,
-    work=work,
+    workload=workload,
     report=report_evaluation,
-    groups=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
+    placements=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
     engine_groups=lambda config: ("generators",),
 )

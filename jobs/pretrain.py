@@ -19,18 +19,18 @@ from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact
 from jobs.frame.sizes import forward_flop, model_sizes, shards_sizes
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
     check_length,
     check_training,
     estimate_training,
-    forecast_work,
-    training_groups,
+    training_placements,
+    training_workload,
 )
-from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
-from jobs.frame.work import Work
+from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
+from jobs.frame.workload import Workload
 from jobs.report.training import report_pretraining
 from model.precision import Precision, precision_field
 from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
@@ -116,10 +116,10 @@ def check(config: PretrainConfig) -> None:
         raise ValueError("model: its sizes come from `init` and would be ignored; remove either")
 
 
-def check_needs(config: PretrainConfig, needs: Needs) -> None:
+def check_planned_inputs(config: PretrainConfig, planned: PlannedInputs) -> None:
     """Raises ValueError for samples longer than the model takes."""
     if config.init is not None:
-        check_length(config, needs)
+        check_length(config, planned)
 
 
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -140,23 +140,23 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
 
-def sizes(config: PretrainConfig, needs: Needs) -> TransformerConfig:
+def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes that the model will have: those of `init`, or of the config and the shards' vocabulary."""
-    if "init" in needs:
-        return model_sizes(needs["init"])
-    return config.model.transformer(shards_sizes(needs["shards"]).vocab_size, config.max_length)
+    if "init" in planned:
+        return model_sizes(planned["init"])
+    return config.model.transformer(shards_sizes(planned["shards"]).vocab_size, config.max_length)
 
 
-def estimate(config: PretrainConfig, needs: Needs) -> dict[str, float]:
+def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]:
     """Parameters, tokens and FLOP of the run, and the memory of its state."""
-    model = sizes(config, needs)
+    model = sizes(config, planned)
     return {"parameters": num_parameters(model)} | estimate_training(config, model)
 
 
-def work(config: PretrainConfig, needs: Needs) -> Work:
+def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
     """The amount of work; validation is forward only."""
-    model = sizes(config, needs)
-    training = forecast_work(config, model)
+    model = sizes(config, planned)
+    training = training_workload(config, model)
     looks = 1 + config.steps // config.execution.validation_interval
     validation = (
         looks * config.validation_samples * config.sequence_length * forward_flop(model, config.sequence_length)
@@ -166,27 +166,27 @@ def work(config: PretrainConfig, needs: Needs) -> Work:
 
 def run(config: PretrainConfig, context: Context) -> TrainingSummary:
     """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
-    work = PretrainWork(
-        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="train"),
+    payload = PretrainPayload(
+        training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="train"),
         config=config,
         shards=context.inputs["shards"].storage,
         init=context.inputs["init"].model if config.init is not None else None,
     )
-    run_training(pretrain, work, config, context, name="pretrain")
-    return summarize(context.output, area="train")
+    run_training(pretrain, payload, config, context, name="pretrain")
+    return summarize(context.output, metrics_prefix="train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainWork:
+class PretrainPayload:
     """What every worker needs."""
 
-    training: TrainingWork
+    training: TrainingPayload
     config: PretrainConfig
     shards: Storage
     init: Storage | None
 
 
-def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
+def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
     from model.huggingface import load_folder
@@ -194,25 +194,25 @@ def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
     from model.train import fit
     from model.transformer import Transformer, initialize
 
-    config = work.config
-    training = TrainingRun(rank_context, work.training)
-    tokenizer = (work.shards / "tokenizer").local()
+    config = payload.config
+    training = TrainingRun(rank_context, payload.training)
+    tokenizer = (payload.shards / "tokenizer").local()
     reader = ShardReader(
-        work.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
+        payload.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
     )
-    if work.init is None:
+    if payload.init is None:
         sizes = config.model.transformer(reader.manifest.vocab_size, config.max_length)
         model = Transformer(sizes)
         initialize(model, config.seed)
     else:
-        model = load_folder(work.init.local())
+        model = load_folder(payload.init.local())
         sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
         training.log(report, flops)
         if training.validates_at(report.step):
-            held_out = validation_batches(training, work.shards, config)
+            held_out = validation_batches(training, payload.shards, config)
             loss = training.mean_loss(state, held_out, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
@@ -220,7 +220,7 @@ def pretrain(rank_context: RankContext, work: PretrainWork) -> None:
     if rank_context.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator
         prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
-        continue_prompts(work.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
+        continue_prompts(payload.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
 
 
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
@@ -248,10 +248,10 @@ STAGE = Stage(
     run=run,
     sizes=sizes,
     check=check,
-    check_needs=check_needs,
+    check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,
     estimate=estimate,
-    work=work,
+    workload=workload,
     report=report_pretraining,
-    groups=training_groups,
+    placements=training_placements,
 )

@@ -30,17 +30,17 @@ from jobs.frame.fine_tuning import (
     split_held_out,
 )
 from jobs.frame.sizes import chat_tokens, model_sizes
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
     check_length,
     estimate_training,
-    forecast_work,
-    training_groups,
+    training_placements,
+    training_workload,
 )
-from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
-from jobs.frame.work import Work
+from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
+from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
@@ -84,14 +84,14 @@ def check_preferences(config: RewardConfig) -> None:
         pass
 
 
-def estimate(config: RewardConfig, needs: Needs) -> dict[str, float]:
+def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
-    return estimate_training(config, model_sizes(needs["init"]), rows_per_sample=2)
+    return estimate_training(config, model_sizes(planned["init"]), rows_per_sample=2)
 
 
-def work(config: RewardConfig, needs: Needs) -> Work:
+def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
     """The amount of work; pairs are computed up to the longest of their batch."""
-    sizes = model_sizes(needs["init"])
+    sizes = model_sizes(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [
         chat_tokens(
@@ -106,7 +106,7 @@ def work(config: RewardConfig, needs: Needs) -> Work:
         for start in range(0, len(fitting), config.global_batch_size)
     ]
     filled = statistics.fmean(longest) / config.sequence_length
-    return forecast_work(config, sizes, rows_per_sample=2, filled=min(1.0, filled))
+    return training_workload(config, sizes, rows_per_sample=2, filled=min(1.0, filled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +131,17 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
     train, held_out = split_held_out(fitting, config, field="preferences")
-    work = RewardWork(
-        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="reward"),
+    payload = RewardPayload(
+        training=TrainingPayload(
+            config=config, output=context.output, tracker=context.tracker, metrics_prefix="reward"
+        ),
         config=config,
         init=init,
         pad_id=tokenizer.pad_id,
         train=train,
         held_out=held_out,
     )
-    run_training(learn_preferences, work, config, context, name="reward")
+    run_training(learn_preferences, payload, config, context, name="reward")
     last = last_values(context.output)
     return RewardSummary(
         pairs=len(pairs),
@@ -147,15 +149,15 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
         pairs_held_out=len(held_out),
         validation_accuracy=last["validation/accuracy"],
         validation_margin=last["validation/margin"],
-        training=summarize(context.output, area="reward"),
+        training=summarize(context.output, metrics_prefix="reward"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWork:
+class RewardPayload:
     """What every worker needs."""
 
-    training: TrainingWork
+    training: TrainingPayload
     config: RewardConfig
     init: Storage
     pad_id: int
@@ -163,24 +165,24 @@ class RewardWork:
     held_out: Sequence[PreferenceTokens]
 
 
-def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
+def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun  # late, as below: to plan takes no torch
     from model.huggingface import load_scalar_folder
     from model.objectives import bradley_terry
     from model.train import fit
 
-    config = work.config
-    training = TrainingRun(rank_context, work.training)
-    folder = work.init.local()
+    config = payload.config
+    training = TrainingRun(rank_context, payload.training)
+    folder = payload.init.local()
     model = load_scalar_folder(folder)
     sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)
-    for report in fit(state, step_batches(training, work, state), bradley_terry):
+    for report in fit(state, step_batches(training, payload, state), bradley_terry):
         training.log(report, flops)
         if training.validates_at(report.step):
-            held_out = training.mean_loss(state, held_out_batches(training, work), bradley_terry)
+            held_out = training.mean_loss(state, held_out_batches(training, payload), bradley_terry)
             names = {
                 "loss": "validation/loss",
                 "reward/accuracy": "validation/accuracy",
@@ -191,27 +193,29 @@ def learn_preferences(rank_context: RankContext, work: RewardWork) -> None:
     training.finish(state, sizes, chat_special_tokens, folder)
 
 
-def step_batches(training: "TrainingRun", work: RewardWork, state: "TrainState") -> "Iterator[Sequence[PairBatch]]":
+def step_batches(
+    training: "TrainingRun", payload: RewardPayload, state: "TrainState"
+) -> "Iterator[Sequence[PairBatch]]":
     """This rank's micro-batches of each step still to be done."""
-    for step, indices in epochs(training, state, len(work.train), seed=work.config.seed):
-        batch = to_pairs([work.train[index] for index in indices], work)
+    for step, indices in epochs(training, state, len(payload.train), seed=payload.config.seed):
+        batch = to_pairs([payload.train[index] for index in indices], payload)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
 
 
-def held_out_batches(training: "TrainingRun", work: RewardWork) -> "Iterator[PairBatch]":
+def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":
     """This rank's micro-batches of the held-out pairs."""
-    for indices in held_out_micro_batches(training, len(work.held_out)):
-        yield to_pairs([work.held_out[index] for index in indices], work)
+    for indices in held_out_micro_batches(training, len(payload.held_out)):
+        yield to_pairs([payload.held_out[index] for index in indices], payload)
 
 
-def to_pairs(pairs: Sequence[PreferenceTokens], work: RewardWork) -> "PairBatch":
+def to_pairs(pairs: Sequence[PreferenceTokens], payload: RewardPayload) -> "PairBatch":
     """Pairs padded to the longest of them."""
     from model.batch import pair_batch
 
     longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     return pair_batch(
-        [pair.chosen for pair in pairs], [pair.rejected for pair in pairs], length=longest, pad_id=work.pad_id
+        [pair.chosen for pair in pairs], [pair.rejected for pair in pairs], length=longest, pad_id=payload.pad_id
     )
 
 
@@ -219,7 +223,7 @@ def report(artifact: Artifact) -> ReportPart:
     """The curves of the run."""
     summary = artifact.read_summary(RewardSummary).training
     return report_training(
-        artifact, summary, title="Reward model", area="reward", loss_unit="nats per pair; chance is 0.693"
+        artifact, summary, title="Reward model", metrics_prefix="reward", loss_unit="nats per pair; chance is 0.693"
     )
 
 
@@ -232,10 +236,10 @@ STAGE = Stage(
     sizes=sizes_of_init,
     check=check_fine_tuning,
     check_sources=check_preferences,
-    check_needs=check_length,
+    check_planned_inputs=check_length,
     check_inputs=check_chat_template,
     estimate=estimate,
-    work=work,
+    workload=workload,
     report=report,
-    groups=training_groups,
+    placements=training_placements,
 )

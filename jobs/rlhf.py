@@ -34,17 +34,17 @@ from jobs.frame.sizes import (
     chat_tokens,
     checkpoint_gib,
     forward_flop,
-    mib,
     model_sizes,
+    parameters_mib,
     state_mib,
 )
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.user_code import read_algorithm, read_verifier
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 from jobs.report.rlhf import report_rlhf
 from model.huggingface_config import read_config
 from model.learning import LearningConfig
-from model.precision import resolved
+from model.precision import resolve_precision
 from model.transformer_config import TransformerConfig
 
 log = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
     read_all(config, inputs)
 
 
-def check_needs(config: RLHFConfig, needs: Needs) -> None:
+def check_planned_inputs(config: RLHFConfig, planned: PlannedInputs) -> None:
     """Raises ValueError for a policy that is too short for the completions or unfit for the engines."""
-    sizes = model_sizes(needs["policy"])
+    sizes = model_sizes(planned["policy"])
     if config.rollouts.max_new_tokens >= sizes.max_length:
         raise ValueError(
             f"rollouts.max_new_tokens: {config.rollouts.max_new_tokens} must be below the policy's max_length "
@@ -271,40 +271,40 @@ def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]
     ]
 
 
-def sizes(config: RLHFConfig, needs: Needs) -> TransformerConfig:
+def sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of `policy`."""
-    return model_sizes(needs["policy"])
+    return model_sizes(planned["policy"])
 
 
-def groups_of(config: RLHFConfig) -> dict[str, Placement]:
+def placements_of(config: RLHFConfig) -> dict[str, Placement]:
     """The placements of the graph's groups, by role."""
-    return config.execution.groups(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
+    return config.execution.placements(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
 
 
-def estimate(config: RLHFConfig, needs: Needs) -> dict[str, float]:
+def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
     """The largest number of rollouts and sampled tokens, and the memory of each actor's models and of the cache."""
-    execution, sizes = config.execution, model_sizes(needs["policy"])
+    execution, sizes = config.execution, model_sizes(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
-    groups = groups_of(config)
-    engine = mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
+    groups = placements_of(config)
+    engine = parameters_mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
     cache = execution.kv_cache_gib * 1024 if execution.generators.gpus_per_worker == 0 else 0
     memory: dict[str, float] = {
         "generator_mib": engine + cache,
         "learner_mib": state_mib(sizes, workers=execution.learners.workers),
         "critic_mib": state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
-        "reference_mib": mib(sizes, 4) if "reference" in groups else 0,
-        "scorer_mib": mib(model_sizes(needs["reward"]), 4) if "reward" in needs else 0,
+        "reference_mib": parameters_mib(sizes, 4) if "reference" in groups else 0,
+        "scorer_mib": parameters_mib(model_sizes(planned["reward"]), 4) if "reward" in planned else 0,
     }
     sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
     return {**sampled, **{name: size for name, size in memory.items() if size}}
 
 
-def work(config: RLHFConfig, needs: Needs) -> Work:
+def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     """The work to forecast: generation, the passes of scorer, reference and learner, and the update.
 
     It assumes completions of two thirds of max_new_tokens, and prompts as long as the first thousand.
     """
-    execution, sizes, rollouts = config.execution, model_sizes(needs["policy"]), config.rollouts
+    execution, sizes, rollouts = config.execution, model_sizes(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
     prompt_tokens = statistics.fmean(
         chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
@@ -312,30 +312,30 @@ def work(config: RLHFConfig, needs: Needs) -> Work:
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
     num_measured = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
-    groups = groups_of(config)
+    groups = placements_of(config)
     trained = config.steps * rollouts.rollouts_per_step * length
     # A pass each by engine, learner (for the ratio) and reference, and an update of three for each epoch.
     passes = 2 + ("reference" in groups) + 3 * config.learning.epochs * (1 + ("critics" in groups))
-    scored = (trained + num_measured * num_held_out * length) if "reward" in needs else 0
+    scored = (trained + num_measured * num_held_out * length) if "reward" in planned else 0
     batches = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
     held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
-    model_gib, state_gib = mib(sizes, 4) / 1024, state_mib(sizes) / 1024
-    held_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
+    model_gib, state_gib = parameters_mib(sizes, 4) / 1024, state_mib(sizes) / 1024
+    activations_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
     processes = [
-        Processes(kind="engine", number=execution.generators.workers, own_gib=model_gib + execution.kv_cache_gib),
-        Processes(kind="actor", number=learners, own_gib=state_gib / learners + held_gib),
-        Processes(kind="actor", own_gib=model_gib),  # the scorer
+        Processes(kind="engine", number=execution.generators.workers, memory_gib=model_gib + execution.kv_cache_gib),
+        Processes(kind="actor", number=learners, memory_gib=state_gib / learners + activations_gib),
+        Processes(kind="actor", memory_gib=model_gib),  # the scorer
     ]
     if "reference" in groups:
-        processes.append(Processes(kind="actor", own_gib=model_gib))
+        processes.append(Processes(kind="actor", memory_gib=model_gib))
     if "critics" in groups:
-        processes.append(Processes(kind="actor", number=critics, own_gib=state_gib / critics + held_gib))
-    return Work(
+        processes.append(Processes(kind="actor", number=critics, memory_gib=state_gib / critics + activations_gib))
+    return Workload(
         processes=processes,
         flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop(sizes, length),
         width=sizes.width,
-        precision=resolved(config.learning.precision),
+        precision=resolve_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
@@ -354,11 +354,11 @@ STAGE = Stage(
     sizes=sizes,
     check=check,
     check_sources=check_prompts,
-    check_needs=check_needs,
+    check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,
     estimate=estimate,
-    work=work,
+    workload=workload,
     report=report_rlhf,
-    groups=lambda config: (groups_of(config),),
+    placements=lambda config: (placements_of(config),),
     engine_groups=lambda config: () if config.execution.colocate else ("generators",),
 )

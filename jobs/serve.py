@@ -18,10 +18,10 @@ from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import weights_gib
-from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.stage import Context, PlannedInputs, Stage
+from jobs.frame.workload import Processes, Workload
 from jobs.report.serving import report_serving
-from model.precision import Precision, precision_field, resolved
+from model.precision import Precision, precision_field, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
     settings = ServerSettings(
         folder=context.inputs["model"].model.local(),
         port=free_port(),
-        precision=resolved(config.precision),
+        precision=resolve_precision(config.precision),
         kv_cache_gib=execution.kv_cache_gib,
         startup_timeout_s=execution.startup_timeout_s,
     )
@@ -129,10 +129,10 @@ def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
     )
 
 
-def work(config: ServeConfig, needs: Needs) -> Work:
+def workload(config: ServeConfig, planned: PlannedInputs) -> Workload:
     """The work to forecast: a server's start, and its answers one after another."""
-    return Work(
-        processes=[Processes(kind="server", own_gib=weights_gib(needs["model"]) + config.execution.kv_cache_gib)],
+    return Workload(
+        processes=[Processes(kind="server", memory_gib=weights_gib(planned["model"]) + config.execution.kv_cache_gib)],
         engine_steps=len(config.questions) * config.max_new_tokens,
     )
 
@@ -145,6 +145,6 @@ STAGE = Stage(
     run=run,
     check=check,
     check_inputs=check_inputs,
-    work=work,
+    workload=workload,
     report=report_serving,
 )

@@ -28,17 +28,17 @@ from jobs.frame.fine_tuning import (
     split_held_out,
 )
 from jobs.frame.sizes import model_sizes
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
     TrainingExecution,
     check_length,
     estimate_training,
-    forecast_work,
-    training_groups,
+    training_placements,
+    training_workload,
 )
-from jobs.frame.training_run import TrainingSummary, TrainingWork, run_training, summarize
-from jobs.frame.work import Work
+from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
+from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
@@ -86,14 +86,14 @@ def check_chats(config: SftConfig) -> None:
         raise ValueError(f"chats: {number} in all, but one is needed to learn from and one to hold out; add chats")
 
 
-def estimate(config: SftConfig, needs: Needs) -> dict[str, float]:
+def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: the end of a row may be padding."""
-    return estimate_training(config, model_sizes(needs["init"]))
+    return estimate_training(config, model_sizes(planned["init"]))
 
 
-def work(config: SftConfig, needs: Needs) -> Work:
+def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
     """The amount of work; packed rows are full, and padding is computed too."""
-    return forecast_work(config, model_sizes(needs["init"]))
+    return training_workload(config, model_sizes(planned["init"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,60 +118,60 @@ def run(config: SftConfig, context: Context) -> SftSummary:
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
     fitting = fit_chats(chats, length=config.sequence_length)
     train, held_out = split_held_out(fitting.chats, config, field="chats")
-    work = SftWork(
-        training=TrainingWork(config=config, output=context.output, tracker=context.tracker, area="sft"),
+    payload = SftPayload(
+        training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="sft"),
         config=config,
         init=model_folder,
         train=pack(train, length=config.sequence_length, pad_id=tokenizer.pad_id),
         held_out=pack(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
     )
-    run_training(fine_tune, work, config, context, name="sft")
+    run_training(fine_tune, payload, config, context, name="sft")
     return SftSummary(
         chats=len(chats),
         chats_cut=fitting.num_cut,
         chats_too_long=fitting.num_left_out,
         chats_held_out=len(held_out),
-        rows=len(work.train.input_ids),
-        training=summarize(context.output, area="sft"),
+        rows=len(payload.train.input_ids),
+        training=summarize(context.output, metrics_prefix="sft"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftWork:
+class SftPayload:
     """What every worker needs."""
 
-    training: TrainingWork
+    training: TrainingPayload
     config: SftConfig
     init: Storage
     train: PackedRows
     held_out: PackedRows
 
 
-def fine_tune(rank_context: RankContext, work: SftWork) -> None:
+def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
     from model.huggingface import load_folder
     from model.objectives import causal_lm
     from model.train import fit
 
-    config = work.config
-    training = TrainingRun(rank_context, work.training)
-    folder = work.init.local()
+    config = payload.config
+    training = TrainingRun(rank_context, payload.training)
+    folder = payload.init.local()
     model = load_folder(folder)
     sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)
-    for report in fit(state, step_batches(training, work.train, state, config.seed), causal_lm):
+    for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
         training.log(report, flops)
         if training.validates_at(report.step):
-            loss = training.mean_loss(state, held_out_batches(training, work.held_out), causal_lm)["loss"]
+            loss = training.mean_loss(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
     training.finish(state, sizes, chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
-        continue_prompts(work.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
+        continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
 def step_batches(
@@ -198,7 +198,7 @@ def report(artifact: Artifact) -> ReportPart:
     """The curves of the run."""
     summary = artifact.read_summary(SftSummary).training
     return report_training(
-        artifact, summary, title="Fine-tuning", area="sft", loss_unit="nats per token of the assistant"
+        artifact, summary, title="Fine-tuning", metrics_prefix="sft", loss_unit="nats per token of the assistant"
     )
 
 
@@ -211,10 +211,10 @@ STAGE = Stage(
     sizes=sizes_of_init,
     check=check_fine_tuning,
     check_sources=check_chats,
-    check_needs=check_length,
+    check_planned_inputs=check_length,
     check_inputs=check_chat_template,
     estimate=estimate,
-    work=work,
+    workload=workload,
     report=report,
-    groups=training_groups,
+    placements=training_placements,
 )

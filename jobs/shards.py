@@ -32,8 +32,8 @@ from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, voc
 from jobs.frame.artifact import WORK, Artifact, open_for_change
 from jobs.frame.fields import PREVIOUS, input_artifact
 from jobs.frame.kinds import ShardsSizes
-from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.stage import Context, PlannedInputs, Stage
+from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
@@ -62,14 +62,14 @@ def check(config: ShardsConfig) -> None:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1")
 
 
-def check_needs(config: ShardsConfig, needs: Needs) -> None:
+def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
     """Raise ValueError when the vocabulary may learn from documents that these shards hold out."""
     from jobs.frame.sizes import tokenizer_sizes  # late: it imports torch, which the tasks need not load
 
-    if needs["tokenizer"].kind != "tokenizer":
+    if planned["tokenizer"].kind != "tokenizer":
         return
-    tokenizer = tokenizer_sizes(needs["tokenizer"])
-    if tokenizer.corpus_id == needs["corpus"].id and config.validation_fraction > tokenizer.held_out_fraction:
+    tokenizer = tokenizer_sizes(planned["tokenizer"])
+    if tokenizer.corpus_id == planned["corpus"].id and config.validation_fraction > tokenizer.held_out_fraction:
         raise ValueError(
             f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction "
             f"{tokenizer.held_out_fraction} of the "
@@ -204,26 +204,26 @@ def _copy_tokenizer(source: Storage, target: Storage) -> None:
             target.write_bytes(name, source.read_bytes(name))
 
 
-def sizes(config: ShardsConfig, needs: Needs) -> ShardsSizes:
+def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
     """The sizes that the shards will have."""
     from jobs.frame.sizes import corpus_sizes, tokenizer_sizes  # late: it imports torch, which the tasks need not load
 
-    num_bytes = corpus_sizes(needs["corpus"]).num_bytes
+    num_bytes = corpus_sizes(planned["corpus"]).num_bytes
     return ShardsSizes(
-        vocab_size=tokenizer_sizes(needs["tokenizer"]).vocab_size,
+        vocab_size=tokenizer_sizes(planned["tokenizer"]).vocab_size,
         num_bytes=num_bytes,
         validation_bytes=num_bytes * config.validation_fraction,
     )
 
 
-def work(config: ShardsConfig, needs: Needs) -> Work:
+def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
     """What the forecast is made of: encoding the text, two or four bytes a token."""
     from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
 
-    corpus = corpus_sizes(needs["corpus"])
+    corpus = corpus_sizes(planned["corpus"])
     num_mb = corpus.num_bytes / 1e6
     workers = tasks_at_once(config.execution.workers, corpus.num_parts)
-    return Work(
+    return Workload(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _ENCODE_S_PER_MB,
         python_processes=workers,
@@ -239,9 +239,9 @@ STAGE = Stage(
     run=run,
     sizes=sizes,
     check=check,
-    check_needs=check_needs,
+    check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,
-    work=work,
+    workload=workload,
     report=report_shards,
     forget=forget,
 )

@@ -27,8 +27,8 @@ from data.tokens.word_counts import WordCounts, count_sample
 from jobs.frame.artifact import WORK
 from jobs.frame.fields import PREVIOUS, input_artifact
 from jobs.frame.kinds import TokenizerSizes
-from jobs.frame.stage import Context, Needs, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.stage import Context, PlannedInputs, Stage
+from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
 
 MEASURED_BYTES = 4 << 20  # about how much text the measures are taken on
@@ -168,9 +168,9 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
     }
 
 
-def sizes(config: VocabularyConfig, needs: Needs) -> TokenizerSizes:
+def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
     """The sizes that the tokenizer will have."""
-    corpus = needs.get("corpus")
+    corpus = planned.get("corpus")
     return TokenizerSizes(
         vocab_size=config.size,
         corpus_id=corpus.id if corpus else None,
@@ -178,14 +178,14 @@ def sizes(config: VocabularyConfig, needs: Needs) -> TokenizerSizes:
     )
 
 
-def work(config: VocabularyConfig, needs: Needs) -> Work:
+def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
     """What the forecast is made of: counting words, and learning from their counts."""
     from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
 
-    corpus = corpus_sizes(needs["corpus"])
+    corpus = corpus_sizes(planned["corpus"])
     num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6
     workers = tasks_at_once(config.execution.workers, corpus.num_parts)
-    return Work(
+    return Workload(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,
         python_processes=workers,
@@ -201,6 +201,6 @@ STAGE = Stage(
     run=run,
     sizes=sizes,
     check=check,
-    work=work,
+    workload=workload,
     report=report_tokenizer,
 )

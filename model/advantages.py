@@ -20,7 +20,7 @@ EPSILON = 1e-6
 """Added to a standard deviation that divides, so that equal rewards give advantage zero."""
 
 
-class Scores(NamedTuple):
+class AdvantageInputs(NamedTuple):
     """What an estimator knows of N sampled sequences; float32 unless stated otherwise."""
 
     rewards_N: Tensor
@@ -29,7 +29,7 @@ class Scores(NamedTuple):
     """int64, equal for samples of the same prompt."""
     mask_NT: Tensor
     """bool, completion tokens."""
-    log_ratio_NT: Tensor
+    reference_log_ratio_NT: Tensor
     """log policy - log reference of each sampled token, before the update; 0 without a reference."""
     values_NT: Tensor | None = None
     """The critic's value before each token; None without a critic."""
@@ -42,11 +42,11 @@ class Advantages(NamedTuple):
     returns_NT: Tensor | None = None
 
 
-Estimator = Callable[[Scores, LearningConfig], Advantages]
+Estimator = Callable[[AdvantageInputs, LearningConfig], Advantages]
 """(scores of one generation step, learning settings) -> advantages."""
 
 
-def grpo(scores: Scores, learning: LearningConfig) -> Advantages:
+def grpo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """(reward - mean) / std inside each group, the same for all tokens (DeepSeekMath, arXiv 2402.03300, §4.1.2).
 
     The deviation is the sample's (n - 1), as in TRL.
@@ -55,12 +55,12 @@ def grpo(scores: Scores, learning: LearningConfig) -> Advantages:
     return Advantages(on_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
 
 
-def rloo(scores: Scores, learning: LearningConfig) -> Advantages:
+def rloo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Reward minus the mean reward of the *other* samples of its group (arXiv 2402.14740, §3.2).
 
     The reward includes the KL penalty summed over the sequence. Raises ValueError for a group of one.
     """
-    rewards_N = scores.rewards_N - learning.kl_coefficient * (scores.log_ratio_NT * scores.mask_NT).sum(1)
+    rewards_N = scores.rewards_N - learning.kl_coefficient * (scores.reference_log_ratio_NT * scores.mask_NT).sum(1)
     mean_N, _, count_N = group_statistics(rewards_N, scores.group_ids_N)
     if (count_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
@@ -68,7 +68,7 @@ def rloo(scores: Scores, learning: LearningConfig) -> Advantages:
     return Advantages(on_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
 
 
-def ppo(scores: Scores, learning: LearningConfig) -> Advantages:
+def ppo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Generalized advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's completion tokens.
 
     Each token's reward is the KL penalty, and the last one's also the sequence's reward (arXiv 2203.02155). The
@@ -84,16 +84,16 @@ def ppo(scores: Scores, learning: LearningConfig) -> Advantages:
     return Advantages(whiten(raw_NT, scores.mask_NT), returns_NT)
 
 
-def reinforce_plus_plus(scores: Scores, learning: LearningConfig) -> Advantages:
+def reinforce_plus_plus(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Reward to go, the KL penalty in it, whitened over the batch's completion tokens (arXiv 2501.03262)."""
     rewards_NT = token_rewards(scores, learning.kl_coefficient)
     to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
     return Advantages(whiten(to_go_NT, scores.mask_NT))
 
 
-def token_rewards(scores: Scores, kl_coefficient: float) -> Tensor:
+def token_rewards(scores: AdvantageInputs, kl_coefficient: float) -> Tensor:
     """Reward [N, T] of each completion token: -kl_coefficient · log_ratio, and the sequence's reward at the last."""
-    rewards_NT = torch.where(scores.mask_NT, -kl_coefficient * scores.log_ratio_NT, 0.0)
+    rewards_NT = torch.where(scores.mask_NT, -kl_coefficient * scores.reference_log_ratio_NT, 0.0)
     return rewards_NT + last_token(scores.mask_NT) * scores.rewards_N[:, None]
 
 

@@ -33,7 +33,7 @@ def precision_field(group: str) -> Any:
     return dataclasses.field(default="auto", metadata={COMPUTED_BY: group})
 
 
-def resolved(precision: Precision) -> ComputePrecision:
+def resolve_precision(precision: Precision) -> ComputePrecision:
     """The precision of a config in which `auto` has been replaced, as in that of a running stage."""
     assert precision != "auto", "`auto` is replaced before a stage runs (jobs.frame.precision)"
     return precision

@@ -36,7 +36,7 @@ SERVER = Path(__file__).parent / "s3_server.py"
 
 
 class RunningTests:
-    """Names the tests that have run for long, so that nobody takes them for hanging. With xdist, those of all workers."""
+    """Names the tests that have run for long, in all workers of xdist, so that nobody takes them for hanging."""
 
     def __init__(self, reporter: Any) -> None:
         self._reporter = reporter

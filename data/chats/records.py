@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from data.document import Bad
+from data.document import BadRecord
 from data.sources.compression import is_damage, utf8_blocks
 from data.sources.records import lines
 
@@ -71,7 +71,7 @@ def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         for number, (_, line) in enumerate(lines(utf8_blocks(url)), start=1):
-            if isinstance(line, Bad):
+            if isinstance(line, BadRecord):
                 raise ValueError(f"{url}:{number}: {line}")
             yield number, line
     except Exception as error:

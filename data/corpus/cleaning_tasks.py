@@ -16,7 +16,7 @@ from data.corpus.chunks import ChunkWriter, PartRow, clean_rows
 from data.corpus.origins import FilesOfSource
 from data.corpus.quarantine import quarantine_lines
 from data.corpus.work import CorpusWork
-from data.document import Document, Other, Quarantined, ReadRange, Source
+from data.document import Document, Quarantined, ReadRange, SkippedRecord, Source
 from data.sources.compression import is_compressed
 from data.sources.readers import read
 
@@ -28,7 +28,7 @@ _OPENING_BYTES = 1 << 10
 EXPANSION = 4
 """About how many bytes of text a byte of a compressed file holds; only the number of parts depends on it."""
 
-Record = Document | Quarantined | Other
+Record = Document | Quarantined | SkippedRecord
 
 
 class FileRange(NamedTuple):

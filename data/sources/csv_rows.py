@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Iterator
 
-from data.document import Bad, ReadRange, Source, columns, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, columns, is_too_long, too_long
 from data.sources.compression import utf8_blocks
 from data.sources.records import Records, decoded, lines
 
@@ -18,31 +18,31 @@ def csv_records(source: Source, read_range: ReadRange) -> Records:
     feed = _Lines(lines(utf8_blocks(read_range.url)))
     header: list[str] = []
     for offset, row in _rows(feed, source.delimiter):
-        if header and not isinstance(row, Bad):
+        if header and not isinstance(row, BadRecord):
             wrong = len(row) != len(header)
             yield offset, _width(row, header) if wrong else dict(zip(header, row, strict=True))
-        elif isinstance(row, Bad):
-            yield offset, row if header else Bad(f"header that cannot be read, so the file was not: {row}")
+        elif isinstance(row, BadRecord):
+            yield offset, row if header else BadRecord(f"header that cannot be read, so the file was not: {row}")
             if not header:
                 return
         else:
             header = row
             doubled = next((name for name in columns(source) if header.count(name) > 1), None)
             if doubled is not None:
-                yield offset, Bad(f"header with two columns {doubled!r}, so the file was not read")
+                yield offset, BadRecord(f"header with two columns {doubled!r}, so the file was not read")
                 return
 
 
-def _width(row: list[str], header: list[str]) -> Bad:
+def _width(row: list[str], header: list[str]) -> BadRecord:
     likely = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
     advice = f"; the header looks separated by {likely!r}: give the source delimiter: {likely!r}" if likely else ""
-    return Bad(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
+    return BadRecord(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
 
 
 class _Lines:
     """The lines for the csv module, which takes as many as a row needs; remembers those of the current row."""
 
-    def __init__(self, numbered: Iterator[tuple[int, bytes | Bad]]):
+    def __init__(self, numbered: Iterator[tuple[int, bytes | BadRecord]]):
         self._numbered = numbered
         self.begin()
 
@@ -60,7 +60,7 @@ class _Lines:
         offset, line = next(self._numbered)
         if self.offset is None:
             self.offset = offset
-        if isinstance(line, Bad):
+        if isinstance(line, BadRecord):
             raise line
         if offset == 0:
             line = line.removeprefix(_MARK)
@@ -75,19 +75,19 @@ class _Lines:
             return line.decode(errors="surrogateescape")  # its commas and quotes still count
 
 
-def _rows(feed: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+def _rows(feed: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         feed.begin()
         try:
-            row: list[str] | Bad = next(reader)
+            row: list[str] | BadRecord = next(reader)
             if not feed.is_utf8:
                 decoded(b"".join(feed.raw))
         except StopIteration:
             return
         except csv.Error as error:
-            row = Bad(f"malformed CSV: {error}")
-        except Bad as bad:
+            row = BadRecord(f"malformed CSV: {error}")
+        except BadRecord as bad:
             row = bad
         if row:
             assert feed.offset is not None

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.document import Bad, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
 from data.sources.compression import utf8_blocks
 from data.sources.records import Buffer, Records, decoded, lines
 
@@ -23,23 +23,23 @@ def jsonl_records(source: Source, read_range: ReadRange) -> Records:
     if read_range.start > 0:
         next(numbered, None)
     for offset, line in numbered:
-        if isinstance(line, Bad):
+        if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
             yield offset, parsed(line, "a line must hold a JSON object")
 
 
-def parsed(raw: bytes, rule: str) -> dict[str, Any] | Bad:
+def parsed(raw: bytes, rule: str) -> dict[str, Any] | BadRecord:
     """The JSON object in the bytes, or the reason why there is none."""
     try:
         record = json.loads(decoded(raw))
-    except Bad as bad:
+    except BadRecord as bad:
         return bad
     except RecursionError:
-        return Bad("malformed JSON: nested too deep")
+        return BadRecord("malformed JSON: nested too deep")
     except ValueError as error:
-        return Bad(f"malformed JSON: {error}")
-    return record if isinstance(record, dict) else Bad(f"{rule}, not {type(record).__name__}")
+        return BadRecord(f"malformed JSON: {error}")
+    return record if isinstance(record, dict) else BadRecord(f"{rule}, not {type(record).__name__}")
 
 
 def json_records(source: Source, read_range: ReadRange) -> Records:
@@ -49,16 +49,16 @@ def json_records(source: Source, read_range: ReadRange) -> Records:
     opening = _first_byte(buffer)
     if opening == "[":
         for index, raw in enumerate(_items(buffer)):
-            yield index, raw if isinstance(raw, Bad) else parsed(raw, rule)
+            yield index, raw if isinstance(raw, BadRecord) else parsed(raw, rule)
     elif opening == "{":
         for index, raw in enumerate(_items(buffer)):
-            member = raw if isinstance(raw, Bad) else parsed(b"{%b}" % raw, rule)
+            member = raw if isinstance(raw, BadRecord) else parsed(b"{%b}" % raw, rule)
             if isinstance(member, dict):
                 (key, value), *_ = [*member.items(), ("", None)]
-                member = {"$key": key, **value} if isinstance(value, dict) else Bad(rule)
+                member = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)
             yield index, member
     elif opening:
-        yield 0, Bad("malformed JSON: a file must hold an array or an object of records")
+        yield 0, BadRecord("malformed JSON: a file must hold an array or an object of records")
 
 
 def _first_byte(buffer: Buffer) -> str:
@@ -78,7 +78,7 @@ def _end(pattern: re.Pattern[bytes], buffer: Buffer, position: int) -> int:
     return match.end()
 
 
-def _items(buffer: Buffer) -> Iterator[bytes | Bad]:
+def _items(buffer: Buffer) -> Iterator[bytes | BadRecord]:
     """The items between the commas of the array or object whose opening bracket was just dropped.
 
     Only brackets and quotes are looked at, so that one record at a time is held and parsed, and a malformed one costs
@@ -96,7 +96,7 @@ def _items(buffer: Buffer) -> Iterator[bytes | Bad]:
                 buffer.drop(position)
                 position = 0
             if not buffer.more():
-                yield Bad("malformed JSON: the file ends before its array or object does")
+                yield BadRecord("malformed JSON: the file ends before its array or object does")
                 return
             continue
         byte = buffer.data[position]
@@ -110,14 +110,16 @@ def _items(buffer: Buffer) -> Iterator[bytes | Bad]:
         if depth == 0 or (depth == 1 and not in_string and byte == _COMMA):
             item = bytes(buffer.data[: position - 1]) if not is_too_long(skipped + position) else too_long()
             buffer.drop(position)
-            if depth or num_items or isinstance(item, Bad) or item.strip():  # an empty array has no item
+            if depth or num_items or isinstance(item, BadRecord) or item.strip():  # an empty array has no item
                 yield item
             if depth == 0:
                 break
             num_items += 1
             position = skipped = 0
     if _first_byte_of_rest(buffer):
-        yield Bad("malformed JSON: more text after the end of the array or object (one record a line is format jsonl)")
+        yield BadRecord(
+            "malformed JSON: more text after the end of the array or object (one record a line is format jsonl)"
+        )
 
 
 def _first_byte_of_rest(buffer: Buffer) -> bool:

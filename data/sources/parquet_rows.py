@@ -9,7 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.document import Bad, ReadRange, Source, columns
+from data.document import BadRecord, ReadRange, Source, columns
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened
 from data.sources.records import Records
 
@@ -65,25 +65,25 @@ def _batch_rows(group: pq.RowGroupMetaData) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
-def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Bad]:
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRecord]:
     """The rows as dicts. A value that Python cannot hold (no UTF-8, the year 10,000) costs only its own row."""
     try:
-        return cast(list[dict[str, Any] | Bad], batch.to_pylist())
+        return cast(list[dict[str, Any] | BadRecord], batch.to_pylist())
     except (ValueError, OverflowError):
         return [_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
-def _row(batch: pa.RecordBatch) -> dict[str, Any] | Bad:
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | BadRecord:
     try:
         return batch.to_pylist()[0]
     except (ValueError, OverflowError) as error:
-        return Bad(f"unreadable value: {error}")
+        return BadRecord(f"unreadable value: {error}")
 
 
-def _unreadable(error: Exception, what: str) -> Bad:
+def _unreadable(error: Exception, what: str) -> BadRecord:
     """The reason for quarantine of a damaged Parquet file. Re-raises the error of a failing file system."""
     if not isinstance(error, pa.ArrowException | OSError | ValueError):
         raise error
     if not is_damage(error) and isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
-    return Bad(f"unreadable Parquet, {what}: {error}")
+    return BadRecord(f"unreadable Parquet, {what}: {error}")

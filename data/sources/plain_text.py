@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from data.document import Bad, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
 from data.sources.charset import decode_html
 from data.sources.compression import blocks, utf8_blocks
 from data.sources.records import Buffer, Records, decoded, whole
@@ -23,17 +23,17 @@ def text_records(source: Source, read_range: ReadRange) -> Records:
 
 def html_records(source: Source, read_range: ReadRange) -> Records:
     raw = whole(blocks(read_range.url))
-    yield 0, raw if isinstance(raw, Bad) else {"text": decode_html(raw)}
+    yield 0, raw if isinstance(raw, BadRecord) else {"text": decode_html(raw)}
 
 
-def _text(raw: bytes | Bad) -> dict[str, str] | Bad:
+def _text(raw: bytes | BadRecord) -> dict[str, str] | BadRecord:
     try:
-        return raw if isinstance(raw, Bad) else {"text": decoded(raw)}
-    except Bad as bad:
+        return raw if isinstance(raw, BadRecord) else {"text": decoded(raw)}
+    except BadRecord as bad:
         return bad
 
 
-def _parts(buffer: Buffer, separator: re.Pattern[bytes]) -> Iterator[tuple[int, bytes | Bad]]:
+def _parts(buffer: Buffer, separator: re.Pattern[bytes]) -> Iterator[tuple[int, bytes | BadRecord]]:
     """(offset, bytes) of every text between separators; blank ones are left out.
 
     A file without any separator is one document even when it is blank. Bytes are split, not characters, so that one
@@ -44,17 +44,17 @@ def _parts(buffer: Buffer, separator: re.Pattern[bytes]) -> Iterator[tuple[int, 
     while (span := _next_separator(buffer, separator, begin, search)) is not None:
         num_separators += 1
         part = _part(buffer, begin, span[0])
-        if isinstance(part, Bad) or part.strip():
+        if isinstance(part, BadRecord) or part.strip():
             yield begin, part
         begin = span[1]
         search = begin + (span[0] == span[1])  # the same empty match, of a lookahead, must not match again
         buffer.drop(max(0, begin - MAX_SEPARATOR_BYTES - buffer.offset))
     part = _part(buffer, begin, buffer.offset + len(buffer.data))
-    if isinstance(part, Bad) or part.strip() or not num_separators:
+    if isinstance(part, BadRecord) or part.strip() or not num_separators:
         yield begin, part
 
 
-def _part(buffer: Buffer, begin: int, stop: int) -> bytes | Bad:
+def _part(buffer: Buffer, begin: int, stop: int) -> bytes | BadRecord:
     if is_too_long(stop - begin):
         return too_long()
     return bytes(buffer.data[begin - buffer.offset : stop - buffer.offset])

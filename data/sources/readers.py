@@ -1,8 +1,8 @@
 """Readers: from the files of every source to documents.
 
 A reader goes through one file (or a range of it) on any fsspec URL, also `zip://member::file://archive.whl`, and
-yields a `Document`, a `Quarantined` or an `Other` for every record. A bad record never stops the work and is never
-lost; a failing file system does stop it, for that is not the file's fault.
+yields a `Document`, a `Quarantined` or a `SkippedRecord` for every record. A bad record never stops the run and is
+never lost. A failing file system does stop it, because that is not the file's fault.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from cluster.paths import list_files_with_sizes
-from data.document import Bad, Document, Other, Quarantined, ReadRange, Source, columns, pick, to_document
+from data.document import BadRecord, Document, Quarantined, ReadRange, SkippedRecord, Source, columns, pick, to_document
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
 from data.sources.csv_rows import csv_records
 from data.sources.json_records import json_records, jsonl_records
@@ -69,8 +69,8 @@ def _can_begin_anywhere(url: str) -> bool:
         return utf16_of(file.read(4)) is None
 
 
-def read(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | Other]:
-    """A `Document`, `Quarantined` or `Other` for every record of the range, in the file's order."""
+def read(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
+    """A `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
     offset = read_range.start
     try:
         for offset, record in READERS[source.format](source, read_range):
@@ -94,15 +94,15 @@ def read_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Docu
 
 
 def _read_one(
-    source: Source, file: str, offset: int, record: dict[str, Any] | Bad | NotText
-) -> Document | Quarantined | Other:
+    source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotText
+) -> Document | Quarantined | SkippedRecord:
     if isinstance(record, NotText):
-        return Other(source.name, file, offset, str(record))
+        return SkippedRecord(source.name, file, offset, str(record))
     try:
-        if isinstance(record, Bad):
+        if isinstance(record, BadRecord):
             raise record
         return to_document(source, record, file, offset)
-    except Bad as bad:
+    except BadRecord as bad:
         return Quarantined(source.name, file, offset, str(bad))
 
 
@@ -195,7 +195,7 @@ def _readable_records(source: Source, url: str, problems: list[str]) -> Iterator
         for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
             if isinstance(record, dict):
                 yield record
-            elif isinstance(record, Bad):
+            elif isinstance(record, BadRecord):
                 problems.append(str(record))
     except Exception as error:
         if not is_damage(error):

@@ -1,35 +1,35 @@
 """What a reader yields, and the bounds that hold for every format.
 
 A reader takes a source and a range of one of its files and yields `(offset, record)` for every record: a dict of its
-columns, a `Bad` record for quarantine, or a `NotText` that holds no text. It reads blocks and holds at most one record,
-so that it can read a file larger than memory and one with a giant line.
+columns, a `BadRecord` for quarantine, or a `NotText` that holds no text. It reads blocks and holds at most one record
+at a time, so that it can read a file larger than memory and one with a giant line.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.document import Bad, is_too_long, too_long
+from data.document import BadRecord, is_too_long, too_long
 
 
 class NotText(Exception):
     """A record whose purpose is not its text, such as a crawler's request; the message is its kind."""
 
 
-Records = Iterator[tuple[int, "dict[str, Any] | Bad | NotText"]]
+Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotText"]]
 
 
 def decoded(raw: bytes | bytearray) -> str:
-    """UTF-8 text without a byte order mark. Raises `Bad` naming the first byte that is not UTF-8 and its position."""
+    """UTF-8 text without a byte order mark. Raises BadRecord that names the first byte that is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # `error.object` is `raw` without the byte order mark.
         position = error.start + len(raw) - len(error.object)
-        raise Bad(f"not UTF-8: {error.reason} 0x{raw[position]:02x} at byte {position} of the record") from error
+        raise BadRecord(f"not UTF-8: {error.reason} 0x{raw[position]:02x} at byte {position} of the record") from error
 
 
-def whole(blocks: Iterable[bytes]) -> bytes | Bad:
+def whole(blocks: Iterable[bytes]) -> bytes | BadRecord:
     """All blocks as one record."""
     held: list[bytes] = []
     size = 0
@@ -41,7 +41,7 @@ def whole(blocks: Iterable[bytes]) -> bytes | Bad:
     return b"".join(held)
 
 
-def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | Bad]]:
+def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
     """(offset, line with its end) of every line that begins before `stop` (-1: no bound); the first is at `offset`."""
     held: list[bytes] = []
     start = position = offset  # of the current line, and of the next byte
@@ -65,7 +65,7 @@ def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[
         yield start, _joined(held, position - start)
 
 
-def _joined(held: list[bytes], size: int) -> bytes | Bad:
+def _joined(held: list[bytes], size: int) -> bytes | BadRecord:
     return too_long() if is_too_long(size) else b"".join(held)
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import zstandard
 
-from data.document import Bad, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
 from data.sources.charset import decode_html
 from data.sources.compression import (
     CODECS,
@@ -64,7 +64,7 @@ def _records_of_members(url: str, file: IO[bytes], codec: Codec) -> Records:
             if not is_damage(error):
                 raise
             offset = buffer.offset + len(buffer.data)
-            yield buffer.offset, Bad(f"damaged archive, unreadable up to the next record that is whole: {error}")
+            yield buffer.offset, BadRecord(f"damaged archive, unreadable up to the next record that is whole: {error}")
         following = _next_member(file, codec, members.member + 1) if gives_ranges(url) else None
         if following is None:
             return
@@ -128,7 +128,7 @@ def _skip_blank_lines(buffer: Buffer) -> bool:
             return False
 
 
-def _read_record(buffer: Buffer) -> dict[str, Any] | Bad | NotText:
+def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
     """Read one record and drop it from the buffer; a broken one is dropped up to the next record."""
     if not buffer.reach(len(_MAGIC)) or not buffer.data.startswith(_MAGIC):
         return _broken(buffer, "no WARC record begins here")
@@ -147,7 +147,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | Bad | NotText:
         is_whole = buffer.skip(end[1] + size)
         kind = headers.get("warc-type", "")
         if not is_whole:
-            return Bad(f"malformed WARC: {_CUT_SHORT}")
+            return BadRecord(f"malformed WARC: {_CUT_SHORT}")
         return too_long() if kind == _RESPONSE else NotText(kind)
     if not buffer.reach(end[1] + size):
         return _broken(buffer, _CUT_SHORT)
@@ -164,7 +164,7 @@ def _ends_well(tail: bytes) -> bool:
     return len(tail) < 4 and not tail.strip(b"\r\n") or _BLANK_LINE.match(tail) is not None
 
 
-def _broken(buffer: Buffer, reason: str) -> Bad:
+def _broken(buffer: Buffer, reason: str) -> BadRecord:
     """The reason why a record is broken; the buffer is dropped up to the next record, or to the end."""
     start = 1
     while (span := buffer.find(_NEXT_RECORD, start, _MAX_HEADER_BYTES)) is None:
@@ -173,7 +173,7 @@ def _broken(buffer: Buffer, reason: str) -> Bad:
             break
         start = 0
     buffer.drop(span[0] if span else 0)
-    return Bad(f"malformed WARC: {reason}")
+    return BadRecord(f"malformed WARC: {reason}")
 
 
 def _headers(head: bytes) -> dict[str, str]:
@@ -190,7 +190,7 @@ def _headers(head: bytes) -> dict[str, str]:
     return headers
 
 
-def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | Bad | NotText:
+def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotText:
     """The columns of a page, or the kind of a record without a page."""
     kind = headers.get("warc-type", "")
     if kind != _RESPONSE:
@@ -205,7 +205,7 @@ def _document(headers: dict[str, str], block: bytes) -> dict[str, Any] | Bad | N
         return NotText(f"{kind} {content_type}".strip())
     try:
         page = _decoded_body(block[end.end() :], http)
-    except Bad as bad:
+    except BadRecord as bad:
         return bad
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
     return {
@@ -226,7 +226,7 @@ def _status(block: bytes) -> int | None:
 
 
 def _decoded_body(body: bytes, http: dict[str, str]) -> bytes:
-    """The page without HTTP's transfer and content encodings. Raises `Bad` for a body that cannot be decoded.
+    """The page without HTTP's transfer and content encodings. Raises `BadRecord` for a body that cannot be decoded.
 
     Many crawlers store the decoded body with the headers of the encoded one, so a body that does not look encoded is
     returned as it is.
@@ -263,7 +263,7 @@ def _unpacked(body: bytes, encoding: str) -> bytes:
         return _bounded(_decompressed(zstd_decompressor(), body))
     if body.lstrip()[:1] == b"<":
         return body
-    raise Bad(f"page packed as {encoding}, which is not read")
+    raise BadRecord(f"page packed as {encoding}, which is not read")
 
 
 def _inflated(body: bytes, wbits: int) -> bytes:
@@ -278,9 +278,9 @@ def _decompressed(engine: Any, body: bytes) -> Iterator[bytes]:
                 return
             yield engine.decompress(body[begin : begin + 2048])
     except (zlib.error, zstandard.ZstdError) as error:
-        raise Bad(f"page whose compression is damaged: {error}") from error
+        raise BadRecord(f"page whose compression is damaged: {error}") from error
     if not engine.eof:
-        raise Bad("page whose compression is cut short")
+        raise BadRecord("page whose compression is cut short")
 
 
 def _bounded(parts: Iterator[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from model.advantages import Advantages, Scores, on_tokens
+from model.advantages import AdvantageInputs, Advantages, on_tokens
 from model.algorithms import Algorithm
 from model.batch import PolicyBatch
 from model.learning import LearningConfig
@@ -20,7 +20,7 @@ from model.objectives import Loss, logprobs
 from model.transformer import Transformer
 
 
-def length_weighted_baseline(scores: Scores, learning: LearningConfig) -> Advantages:
+def length_weighted_baseline(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Reward minus the group's baseline, sum(length · reward) / sum(length), at every token of the completion.
 
     This baseline has the least variance when the gradients of different tokens are uncorrelated (eq. 9).

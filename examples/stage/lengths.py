@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact
-from jobs.frame.stage import Context, Needs, Stage
+from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.report.page import number, section, table
 from jobs.report.part import ReportPart
 
@@ -42,7 +42,7 @@ def check(config: LengthsConfig) -> None:
             raise ValueError(f"percentiles: {percentile} must be between 0 and 100")
 
 
-def estimate(config: LengthsConfig, needs: Needs) -> dict[str, float]:
+def estimate(config: LengthsConfig, planned: PlannedInputs) -> dict[str, float]:
     """What `plan` prints."""
     return {"percentiles": len(config.percentiles)}
 

@@ -109,7 +109,7 @@ def _learned(records: Sequence[Record]) -> list[str]:
     for record in records:  # each after its inputs
         if stage_named(record.stage).forget is not None:
             continue
-        needs = record.inputs.values()
-        if any(need.id in stale or digests.get(need.id, need.digest) != need.digest for need in needs):
+        planned = record.inputs.values()
+        if any(need.id in stale or digests.get(need.id, need.digest) != need.digest for need in planned):
             stale[record.id] = None
     return list(stale)

@@ -84,7 +84,7 @@ def _worker_sets(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dic
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
     engine_groups = stage.engine_groups(config)
-    for placements in stage.groups(config):
+    for placements in stage.placements(config):
         workers: dict[PodGroupName, list[dict[str, float]]] = {}
         for group, placement in placements.items():
             pod_group = _pod_group(placement, is_engine_group=group in engine_groups)

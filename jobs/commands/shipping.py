@@ -87,7 +87,7 @@ def _with_needs(jobs: Mapping[str, Job]) -> dict[str, Job]:
     """These jobs and all jobs that they need, directly or not, by name and each after its needs."""
     ordered: dict[str, Job] = {}
     for name, job in jobs.items():
-        ordered |= _with_needs({need.name: need for need in job.needs.values() if isinstance(need, Job)})
+        ordered |= _with_needs({need.name: need for need in job.planned.values() if isinstance(need, Job)})
         ordered[name] = job
     return ordered
 
@@ -100,7 +100,7 @@ def _path_replacements(job: Job) -> dict[str, str]:
         suffix = value[len(file_of(value)) :]
         replacements[value] = f"{_shipped_path(program)}{suffix}" if program else absolute_url(value)
     for marked in marked_inputs(job.config):
-        if isinstance(job.needs[marked.path], Artifact):
+        if isinstance(job.planned[marked.path], Artifact):
             replacements[marked.value] = absolute_url(marked.value)
     return {value: replacement for value, replacement in replacements.items() if replacement != value}
 

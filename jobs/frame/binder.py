@@ -58,12 +58,12 @@ class Binder:
             _check_sources(stage, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        needs = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in marked_inputs(config)}
+        planned = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in marked_inputs(config)}
         try:
-            stage.check_needs(config, needs)
+            stage.check_planned_inputs(config, planned)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        job = Job(stage, name, config, needs)
+        job = Job(stage, name, config, planned)
         job.id  # noqa: B018 - fingerprints every source file, so that a path that matches nothing is an error now
         return job
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jobs.frame.calibration import Machine
-from jobs.frame.work import ProcessKind, Work
+from jobs.frame.workload import ProcessKind, Workload
 
 REFERENCE_PYTHON_S = 0.0193
 """`Machine.python_s` of the reference processor."""
@@ -62,31 +62,35 @@ class Cost(NamedTuple):
     """Peak over all processes of the session."""
 
 
-def predict(work: Work, machine: Machine) -> Cost:
+def predict(workload: Workload, machine: Machine) -> Cost:
     """The likely cost of work on the processors of a machine."""
-    assert not work.on_gpu, "the calibration of a processor says nothing about GPUs"
+    assert not workload.on_gpu, "the calibration of a processor says nothing about GPUs"
     slowness = machine.python_s / REFERENCE_PYTHON_S
-    num_processes = sum(group.number for group in work.processes)
-    has_train_group = any(group.kind == "trainer" for group in work.processes)
-    start_s = sum(PROCESS_COSTS[group.kind].start_cpu_s * group.number for group in work.processes)
-    start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (work.rl_steps > 0)
+    num_processes = sum(group.number for group in workload.processes)
+    has_train_group = any(group.kind == "trainer" for group in workload.processes)
+    start_s = sum(PROCESS_COSTS[group.kind].start_cpu_s * group.number for group in workload.processes)
+    start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (workload.rl_steps > 0)
     parallel_starts = min(machine.cores, has_train_group + max(1, num_processes))
-    wait_s = max((PROCESS_COSTS[group.kind].start_wait_s for group in work.processes), default=0.0)
-    python_s = work.python_s / max(1, min(work.python_processes, machine.cores))
-    serial_s = work.steps * STEP_S + work.rl_steps * RL_STEP_S + work.engine_steps * ENGINE_STEP_S
-    seconds = wait_s + slowness * (start_s / parallel_starts + python_s + serial_s) + work.flop / flops(work, machine)
-    memory_gib = SESSION_GIB + work.driver_gib + TRAIN_GROUP_GIB * has_train_group
-    memory_gib += sum((PROCESS_COSTS[group.kind].memory_gib + group.own_gib) * group.number for group in work.processes)
+    wait_s = max((PROCESS_COSTS[group.kind].start_wait_s for group in workload.processes), default=0.0)
+    python_s = workload.python_s / max(1, min(workload.python_processes, machine.cores))
+    serial_s = workload.steps * STEP_S + workload.rl_steps * RL_STEP_S + workload.engine_steps * ENGINE_STEP_S
+    seconds = (
+        wait_s + slowness * (start_s / parallel_starts + python_s + serial_s) + workload.flop / flops(workload, machine)
+    )
+    memory_gib = SESSION_GIB + workload.driver_gib + TRAIN_GROUP_GIB * has_train_group
+    memory_gib += sum(
+        (PROCESS_COSTS[group.kind].memory_gib + group.memory_gib) * group.number for group in workload.processes
+    )
     return Cost(seconds, memory_gib)
 
 
-def flops(work: Work, machine: Machine) -> float:
+def flops(workload: Workload, machine: Machine) -> float:
     """FLOP/s that a model of the work's width reaches with the work's threads."""
-    narrow = machine.step_flops * min(1.0, math.sqrt(work.width / 256))
+    narrow = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
     wide = max(narrow, WIDE_EFFICIENCY * machine.product_flops)
-    wide_share = min(1.0, max(0.0, math.log2(work.width / 256) / 2))  # 0 at width 256, 1 from 1024 on
+    wide_share = min(1.0, max(0.0, math.log2(workload.width / 256) / 2))  # 0 at width 256, 1 from 1024 on
     per_thread = narrow * (1 - wide_share) + wide * wide_share
-    if work.precision == "bfloat16":
+    if workload.precision == "bfloat16":
         per_thread *= machine.bfloat16_speed
-    threads = max(1, min(work.threads, machine.cores))
+    threads = max(1, min(workload.threads, machine.cores))
     return per_thread * threads * (THREAD_EFFICIENCY if threads > 1 else 1.0)

@@ -7,7 +7,7 @@ from cluster.plain import from_plain
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD
 from jobs.frame.record import Hardware, to_record
-from jobs.frame.work import Work
+from jobs.frame.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EarlierRun:
     stage: str
     seconds: float
     memory_gib: float
-    work: Work
+    workload: Workload
 
 
 def earlier_runs(store: Storage) -> list[EarlierRun]:
@@ -31,7 +31,9 @@ def earlier_runs(store: Storage) -> list[EarlierRun]:
         measured = record.measured
         if measured.peak_memory_gib is None or measured.machine != this_machine or measured.resumed:
             continue
-        if set(measured.work or {}) == {field.name for field in fields(Work)}:  # written by this version of Raymill
-            work = from_plain(Work, measured.work)
-            runs.append(EarlierRun(record.id, record.stage, record.wall_s, measured.peak_memory_gib, work))
+        if set(measured.workload or {}) == {
+            field.name for field in fields(Workload)
+        }:  # written by this version of Raymill
+            workload = from_plain(Workload, measured.workload)
+            runs.append(EarlierRun(record.id, record.stage, record.wall_s, measured.peak_memory_gib, workload))
     return runs

@@ -9,7 +9,7 @@ from data.chats.template import load_tokenizer
 from data.tokens.order import epoch_order
 from jobs.frame.artifact import Artifact
 from jobs.frame.sizes import model_sizes
-from jobs.frame.stage import Needs
+from jobs.frame.stage import PlannedInputs
 from jobs.frame.training_config import TrainingConfig, check_training
 from model.transformer_config import TransformerConfig
 
@@ -39,9 +39,9 @@ def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]
     load_tokenizer(inputs["init"].model.local())
 
 
-def sizes_of_init(config: FineTuningConfig, needs: Needs) -> TransformerConfig:
+def sizes_of_init(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of `init`."""
-    return model_sizes(needs["init"])
+    return model_sizes(planned["init"])
 
 
 def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str) -> tuple[Sequence[S], Sequence[S]]:

@@ -18,7 +18,7 @@ from jobs.frame.cost_model import Cost, predict
 from jobs.frame.earlier_runs import EarlierRun, earlier_runs
 from jobs.frame.job import Job, finished_inputs
 from jobs.frame.precision import precisions_of, with_precisions
-from jobs.frame.work import Work
+from jobs.frame.workload import Workload
 
 MEASURED = "measured"
 """The basis of a finished stage's forecast."""
@@ -46,47 +46,51 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
     nothing about the cluster's.
     """
     artifacts = {name: open_artifact(store / job.id) for name, job in jobs.items()}
-    works = {name: work for name, job in jobs.items() if not artifacts[name] and (work := _work(job, store))}
+    workloads = {
+        name: workload for name, job in jobs.items() if not artifacts[name] and (workload := _workload(job, store))
+    }
     is_local = cluster_address(address) == "local"
-    if works and is_local:
+    if workloads and is_local:
         machine, runs = calibrate(), earlier_runs(store)
     forecasts = {}
     for name, job in jobs.items():
         if artifact := artifacts[name]:
             forecasts[name] = measured_forecast(artifact)
-        elif (work := works.get(name)) and is_local:
-            whole = forecast_stage(job.stage.name, work, machine, runs)
+        elif (workload := workloads.get(name)) and is_local:
+            whole = forecast_stage(job.stage.name, workload, machine, runs)
             is_begun = (store / job.id).exists()
             forecasts[name] = (
                 replace(whole, basis=f"{whole.basis}, for the whole stage; a part is done") if is_begun else whole
             )
-        elif work:
-            forecasts[name] = Forecast(None, None, work.disk_gib, "a cluster's time and memory are not forecast")
+        elif workload:
+            forecasts[name] = Forecast(None, None, workload.disk_gib, "a cluster's time and memory are not forecast")
     return forecasts
 
 
-def _work(job: Job, store: Storage) -> Work | None:
+def _workload(job: Job, store: Storage) -> Workload | None:
     """The job's work, in the precision that it would have on this machine; None when its stage does not declare it."""
-    if job.stage.work is None:
+    if job.stage.workload is None:
         return None
     recorded = recorded_precisions(store / job.id)
-    precisions = precisions_of(job.config, job.stage.groups(job.config), recorded)
-    return job.stage.work(with_precisions(job.config, precisions), {**job.needs, **finished_inputs(job, store)})
+    precisions = precisions_of(job.config, job.stage.placements(job.config), recorded)
+    return job.stage.workload(with_precisions(job.config, precisions), {**job.planned, **finished_inputs(job, store)})
 
 
-def forecast_stage(stage: str, work: Work, machine: Machine, runs: Sequence[EarlierRun] = ()) -> Forecast:
+def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Sequence[EarlierRun] = ()) -> Forecast:
     """The forecast of a stage, from the earlier run whose work is nearest, or else from the calibration alone."""
-    if work.on_gpu:
-        return Forecast(None, None, work.disk_gib, "not known on GPUs before a first run")
-    cost = predict(work, machine)
-    candidates = [(run, predict(run.work, machine)) for run in runs if run.stage == stage and not run.work.on_gpu]
+    if workload.on_gpu:
+        return Forecast(None, None, workload.disk_gib, "not known on GPUs before a first run")
+    cost = predict(workload, machine)
+    candidates = [
+        (run, predict(run.workload, machine)) for run in runs if run.stage == stage and not run.workload.on_gpu
+    ]
     similar = [(run, run_cost) for run, run_cost in candidates if _distance(cost, run_cost) <= math.log(_MAX_SCALE)]
     if not similar:
-        return Forecast(*cost, work.disk_gib, "calibration")
+        return Forecast(*cost, workload.disk_gib, "calibration")
     run, run_cost = min(similar, key=lambda pair: _distance(cost, pair[1]))
     seconds = run.seconds * cost.seconds / run_cost.seconds
     memory_gib = max(run.memory_gib + cost.memory_gib - run_cost.memory_gib, 0.0)
-    return Forecast(seconds, memory_gib, work.disk_gib, f"like {run.id}")
+    return Forecast(seconds, memory_gib, workload.disk_gib, f"like {run.id}")
 
 
 def _distance(cost: Cost, other: Cost) -> float:

@@ -16,7 +16,7 @@ from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.identity import changed_fields
 from jobs.frame.kinds import Kind
 from jobs.frame.references import marked_functions, match_sources
-from jobs.frame.stage import Needs, Sizes, Stage
+from jobs.frame.stage import PlannedInputs, Sizes, Stage
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Job:
     name: str
     """Name of its config file: `rlhf-ppo` is a config of the stage rlhf."""
     config: Any
-    needs: Needs
+    planned: PlannedInputs
 
     @property
     def kind(self) -> Kind:
@@ -43,7 +43,7 @@ class Job:
             "config": changed_fields(self.config),
             "sources": self.sources,
             "functions": marked_functions(self.config),  # the fingerprint of a file does not say which one is called
-            "inputs": {path: need.id for path, need in sorted(self.needs.items())},
+            "inputs": {path: need.id for path, need in sorted(self.planned.items())},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:12]}"
@@ -52,7 +52,7 @@ class Job:
     def sizes(self) -> Sizes:
         """The sizes of what it will make."""
         assert self.stage.sizes is not None, f"{self.stage.name} makes a {self.kind}: its STAGE must declare `sizes`"
-        return self.stage.sizes(self.config, self.needs)
+        return self.stage.sizes(self.config, self.planned)
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:
@@ -71,6 +71,7 @@ class Job:
 def finished_inputs(job: Job, store: Storage) -> dict[str, Artifact]:
     """The job's inputs that are finished, by config path."""
     inputs = {
-        path: need if isinstance(need, Artifact) else open_artifact(store / need.id) for path, need in job.needs.items()
+        path: need if isinstance(need, Artifact) else open_artifact(store / need.id)
+        for path, need in job.planned.items()
     }
     return {path: artifact for path, artifact in inputs.items() if artifact is not None}

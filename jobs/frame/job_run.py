@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version as package_version
 
 from cluster.capacity import capacity_wait_limit
-from cluster.failures import WorkFailed, explain
+from cluster.failures import JobFailed, explain
 from cluster.lease import hold_lease
 from cluster.machine import num_cores, processor
 from cluster.plain import to_plain
@@ -35,7 +35,7 @@ from jobs.frame.artifact import (
 from jobs.frame.config import execution_of
 from jobs.frame.forgetting import read_forgotten, remove_forgotten
 from jobs.frame.job import Job, finished_inputs
-from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
 from jobs.frame.record import Hardware, InputRecord, Measured, Record, Unfinished
 from jobs.frame.same_code import code_digest
 from jobs.frame.stage import Context
@@ -53,7 +53,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
     the runs of one pipeline.
     """
     output, inputs = store / job.id, finished_inputs(job, store)
-    for path, need in job.needs.items():
+    for path, need in job.planned.items():
         if path not in inputs:
             raise ValueError(
                 f"{job.name}: {path}: {need.id} is not in {store.url}; "
@@ -99,9 +99,9 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
         ResourceUsage() as usage,
         _explaining_failures(job.name),
     ):
-        groups = job.stage.groups(job.config)
+        groups = job.stage.placements(job.config)
         precisions = precisions_of(job.config, groups, unfinished.precision if unfinished else {})
-        warn_of_emulation(job.config, groups)
+        warn_if_bfloat16_is_emulated(job.config, groups)
         output.write_json(UNFINISHED, to_plain(Unfinished(inputs=input_records(inputs), precision=precisions)))
         config = with_precisions(job.config, precisions)
         summary = job.stage.run(config, context)
@@ -122,7 +122,7 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
         wall_s=round(time.monotonic() - start_s, 3),  # monotonic: the clock of `started` may be set meanwhile
         precision=precisions,
         measured=Measured(
-            work=None if job.stage.work is None else to_plain(job.stage.work(config, inputs)),
+            workload=None if job.stage.workload is None else to_plain(job.stage.workload(config, inputs)),
             resumed=unfinished is not None,
             machine=Hardware(processor=processor(), cores=num_cores()),
             cpu_s=usage.cpu_s,
@@ -141,7 +141,7 @@ def _explaining_failures(name: str) -> Iterator[None]:
     with monitoring(name):
         try:
             yield
-        except WorkFailed:
+        except JobFailed:
             raise
         except Exception as error:
             inner = original_error(error)

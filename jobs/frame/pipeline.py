@@ -90,7 +90,7 @@ def find_errors(pipeline: Pipeline) -> list[str]:
             errors.append(str(error))
     for name, job in pipeline.jobs.items():
         inputs = finished_inputs(job, pipeline.store)
-        if open_artifact(pipeline.store / job.id) or len(inputs) < len(job.needs):
+        if open_artifact(pipeline.store / job.id) or len(inputs) < len(job.planned):
             continue  # a finished stage was checked; one that waits for an input is checked once that is made
         try:
             job.stage.check_inputs(job.config, inputs)

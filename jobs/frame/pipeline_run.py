@@ -76,7 +76,7 @@ def _urls_read(job: Job) -> list[str]:
     """Everything that the job reads and no stage of this pipeline makes, except programs, which are sent as text."""
     functions = marked_functions(job.config)
     sources = [url for path, urls in job.source_urls.items() if path not in functions for url in urls]
-    return sources + [need.storage.url for need in job.needs.values() if isinstance(need, Artifact)]
+    return sources + [need.storage.url for need in job.planned.values() if isinstance(need, Artifact)]
 
 
 def _check_fits(jobs: Sequence[Job]) -> None:
@@ -85,6 +85,6 @@ def _check_fits(jobs: Sequence[Job]) -> None:
     if limits is None:
         return
     for job in jobs:
-        for groups in job.stage.groups(job.config):
+        for groups in job.stage.placements(job.config):
             where = f"{job.name}: execution ({', '.join(groups)})"
             check_fits(total_resources(groups.values()), limits, where)

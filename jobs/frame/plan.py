@@ -7,7 +7,7 @@ from cluster.storage import Storage
 from jobs.frame.artifact import Artifact, open_artifact, recorded_precisions
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
-from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def plan_table(rows: Sequence[PlanRow]) -> list[str]:
 
 
 def _plan_row(name: str, job: Job, store: Storage) -> PlanRow:
-    group_sets = job.stage.groups(job.config)
-    warn_of_emulation(job.config, group_sets)
+    group_sets = job.stage.placements(job.config)
+    warn_if_bfloat16_is_emulated(job.config, group_sets)
     precisions = precisions_of(job.config, group_sets, recorded_precisions(store / job.id))
     return PlanRow(
         name=name,
         id=job.id,
         state=_state(job, store),
-        estimate=job.stage.estimate(with_precisions(job.config, precisions), job.needs),
+        estimate=job.stage.estimate(with_precisions(job.config, precisions), job.planned),
         placement=" ".join(f"{name}×{group.workers}" for groups in group_sets for name, group in groups.items()),
         precision=", ".join(dict.fromkeys(precisions.values())),
     )
@@ -63,7 +63,7 @@ def _state(job: Job, store: Storage) -> str:
     artifact = open_artifact(store / job.id)
     if artifact is None:
         return "resume" if (store / job.id).exists() else "pending"
-    for path, need in job.needs.items():
+    for path, need in job.planned.items():
         current = need if isinstance(need, Artifact) else open_artifact(store / need.id)
         if current and current.digest != artifact.record.inputs[path].digest:
             return f"done (input changed: {path})"

@@ -11,7 +11,7 @@ from cluster.session import is_connected, is_local_cluster, options_on_node
 from model.precision import COMPUTED_BY, ComputePrecision, Precision, bfloat16_emulation, gpu_multiplies_bfloat16
 
 Groups = Sequence[Mapping[str, Placement]]
-"""A stage's groups of workers by name (`Stage.groups`)."""
+"""A stage's groups of workers by name (`Stage.placements`)."""
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], pre
     return dataclasses.replace(config, **changes)
 
 
-def warn_of_emulation(config: Any, groups: Groups) -> None:
+def warn_if_bfloat16_is_emulated(config: Any, groups: Groups) -> None:
     """Log how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
     for path, value, group in _precision_fields(config):
         slowdown = _emulation(path, group, groups) if value == "bfloat16" else None

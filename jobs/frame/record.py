@@ -33,8 +33,8 @@ class Hardware:
 class Measured:
     """The resources that a run used. Later runs are forecast from them and from the work that they were used for."""
 
-    work: Mapping[str, Any] | None = None
-    """`Work` as plain values; another version of Raymill may have other fields."""
+    workload: Mapping[str, Any] | None = None
+    """`Workload` as plain values; another version of Raymill may have other fields."""
     resumed: bool = False
     """Whether it continued an earlier attempt, so that its time is only a part of the whole."""
     machine: Hardware | None = None

@@ -85,7 +85,7 @@ def forward_flop(sizes: TransformerConfig, length: int) -> float:
 
 def checkpoint_gib(sizes: TransformerConfig) -> float:
     """Size of a checkpoint: float32 weights and AdamW's two moments."""
-    return mib(sizes, 12) / 1024
+    return parameters_mib(sizes, 12) / 1024
 
 
 def activation_gib(sizes: TransformerConfig, *, tokens: int, length: int) -> float:
@@ -98,7 +98,7 @@ def activation_gib(sizes: TransformerConfig, *, tokens: int, length: int) -> flo
     return tokens * 4 * (sizes.num_layers * layer + 3 * sizes.vocab_size) / 2**30
 
 
-def mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:
+def parameters_mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:
     """A model's parameters in MiB."""
     return num_parameters(sizes) * bytes_per_parameter / 2**20
 
@@ -107,9 +107,9 @@ def weights_gib(need: Job | Artifact) -> float:
     """The memory of a model's weights: the size of its files, or float32 where it is not made yet."""
     if isinstance(need, Artifact):
         return need.model.num_bytes() / 2**30
-    return mib(model_sizes(need), 4) / 1024
+    return parameters_mib(model_sizes(need), 4) / 1024
 
 
 def state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
     """The memory of weights, gradients and optimizer state on each of the workers that share them."""
-    return mib(sizes, _STATE_BYTES) / workers
+    return parameters_mib(sizes, _STATE_BYTES) / workers

@@ -12,14 +12,14 @@ from cluster.storage import Storage
 from cluster.tracking import Tracker
 from jobs.frame.artifact import Artifact
 from jobs.frame.kinds import CorpusSizes, Kind, ShardsSizes, TokenizerSizes
-from jobs.frame.work import Work
+from jobs.frame.workload import Workload
 
 if TYPE_CHECKING:
     from jobs.frame.job import Job
     from jobs.report.part import ReportPart
     from model.transformer_config import TransformerConfig
 
-Needs = Mapping[str, "Job | Artifact"]
+PlannedInputs = Mapping[str, "Job | Artifact"]
 """What a job is made from, by config path: jobs whose artifacts may not be finished yet, or artifacts."""
 
 Sizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig"]
@@ -59,18 +59,18 @@ class Stage:
     check_sources: Callable[[Any], None] = lambda config: None
     """Raises ValueError for mistakes in the source files, such as a missing column or a malformed record. Called only
     where the files can be read."""
-    check_needs: Callable[[Any, Needs], None] = lambda config, needs: None
+    check_planned_inputs: Callable[[Any, PlannedInputs], None] = lambda config, planned: None
     """Raises ValueError for mistakes that show in the configs of the inputs, finished or not: sizes that do not fit."""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
     """Raises ValueError for mistakes that show in the finished inputs: a tokenizer of another model, too little
     text."""
-    sizes: Callable[[Any, Needs], Sizes] | None = None
+    sizes: Callable[[Any, PlannedInputs], Sizes] | None = None
     """The sizes of what a config will make, in the type of its kind; required where other stages compute with them."""
-    estimate: Callable[[Any, Needs], Mapping[str, float]] = lambda config, needs: {}
+    estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
     """What `plan` prints: tokens, FLOP, memory; each key ends in its unit. The inputs may not be finished."""
-    work: Callable[[Any, Needs], Work] | None = None
+    workload: Callable[[Any, PlannedInputs], Workload] | None = None
     """The amount of work, from which time, memory and disk are forecast. The inputs may not be finished."""
-    groups: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
+    placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
     """The groups of workers by name, in sets that run at the same time: each set must fit the cluster."""
     engine_groups: Callable[[Any], Collection[str]] = lambda config: ()
     """The names of its groups of inference engines that need nodes of their own: Kubernetes gives them rollout pods."""

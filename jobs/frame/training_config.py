@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.placement import Execution, Placement
-from jobs.frame.sizes import activation_gib, checkpoint_gib, mib, model_sizes, state_mib
-from jobs.frame.stage import Needs
-from jobs.frame.work import Processes, Work
-from model.precision import Precision, resolved
+from jobs.frame.sizes import activation_gib, checkpoint_gib, model_sizes, parameters_mib, state_mib
+from jobs.frame.stage import PlannedInputs
+from jobs.frame.workload import Processes, Workload
+from model.precision import Precision, resolve_precision
 from model.transformer_config import TransformerConfig, flops_per_token
 
 
@@ -109,14 +109,14 @@ def check_training(config: TrainingConfig) -> None:
     config.execution.check(config.global_batch_size)
 
 
-def training_groups(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
+def training_placements(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
     """The workers that must fit the cluster."""
     return ({"placement": config.execution.placement},)
 
 
-def check_length(config: TrainingConfig, needs: Needs) -> None:
+def check_length(config: TrainingConfig, planned: PlannedInputs) -> None:
     """Raises ValueError for a sequence length beyond the max_length of the model that training starts from."""
-    longest = model_sizes(needs["init"]).max_length
+    longest = model_sizes(planned["init"]).max_length
     if config.sequence_length > longest:
         raise ValueError(
             f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
@@ -135,9 +135,9 @@ def estimate_training(
     }
 
 
-def forecast_work(
+def training_workload(
     config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
-) -> Work:
+) -> Workload:
     """The work of a training stage. Rows are `filled` to this fraction of their length; the rest is not computed."""
     execution, length = config.execution, max(2, round(config.sequence_length * filled))
     placement = execution.placement
@@ -145,19 +145,19 @@ def forecast_work(
     micro_batch = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
     state_gib = state_mib(sizes, workers=placement.workers) / 1024
     saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
-    return Work(
+    return Workload(
         processes=[
             Processes(
                 kind="trainer",
                 number=placement.workers,
-                own_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
+                memory_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
             )
         ],
         flop=tokens * flops_per_token(sizes, length),
         width=sizes.width,
-        precision=resolved(config.precision),
+        precision=resolve_precision(config.precision),
         threads=placement.workers * placement.threads_per_worker,
         steps=config.steps,
-        disk_gib=saves * checkpoint_gib(sizes) + mib(sizes, 4) / 1024,
+        disk_gib=saves * checkpoint_gib(sizes) + parameters_mib(sizes, 4) / 1024,
         on_gpu=placement.gpus_per_worker > 0,
     )

@@ -20,7 +20,7 @@ from cluster.storage import Storage
 from cluster.worker_group import StoppedOnRequest
 from data.tokens.samples import Rows
 from data.tokens.tokenizer import TokenIds
-from jobs.frame.training_run import TrainingWork
+from jobs.frame.training_run import TrainingPayload
 from model.batch import B, Batch, TrainBatch, split_rows, to_device
 from model.checkpoint import Checkpoints
 from model.generate import sample
@@ -30,7 +30,7 @@ from model.huggingface_config import SpecialTokens
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
-from model.precision import autocast_dtype, fastest_matmul_s, resolved
+from model.precision import autocast_dtype, fastest_matmul_s, resolve_precision
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
@@ -45,12 +45,12 @@ class TrainingRun:
     It is created, and its methods are called, on all ranks together.
     """
 
-    def __init__(self, rank_context: RankContext, work: TrainingWork) -> None:
-        self.rank_context, self.work, self.config = rank_context, work, work.config
+    def __init__(self, rank_context: RankContext, payload: TrainingPayload) -> None:
+        self.rank_context, self.payload, self.config = rank_context, payload, payload.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = autocast_dtype(resolved(work.config.precision))
-        checkpoints = work.output / "checkpoints"
+        self.dtype = autocast_dtype(resolve_precision(payload.config.precision))
+        checkpoints = payload.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
         self._since_log: list[StepReport] = []
@@ -60,7 +60,7 @@ class TrainingRun:
 
     def start(self, model: Transformer | ScalarHead) -> TrainState:
         """Shard the initialized model, create its optimizer, and load the newest checkpoint if there is one."""
-        work, execution = self.work, self.config.execution
+        payload, execution = self.payload, self.config.execution
         model.to(self.device)
         self._mesh = init_device_mesh(self.device.type, (self.rank_context.world_size,))
         shard(
@@ -84,7 +84,7 @@ class TrainingRun:
         if position is not None:
             self.total_tokens = position["total_tokens"]
         if self.rank_context.rank == 0:
-            work.tracker.resume(state.step)
+            payload.tracker.resume(state.step)
         # All ranks measure at the same time, because they compute at the same time.
         peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
         self._peak_flops = sum_over_ranks(torch.tensor([peak], device=self.device), self._mesh).item()
@@ -128,14 +128,14 @@ class TrainingRun:
         elapsed_s, self._logged_s = now - self._logged_s, now
         if self.rank_context.rank:
             return
-        area = self.work.area
+        metrics_prefix = self.payload.metrics_prefix
         tokens_per_s = sum(r.num_tokens for r in reports) / elapsed_s
-        self.work.tracker.log(
+        self.payload.tracker.log(
             report.step,
             {
-                f"{area}/loss": sum(r.loss * r.weight for r in reports) / sum(r.weight for r in reports),
-                f"{area}/grad_norm": report.grad_norm,
-                f"{area}/lr": report.lr,
+                f"{metrics_prefix}/loss": sum(r.loss * r.weight for r in reports) / sum(r.weight for r in reports),
+                f"{metrics_prefix}/grad_norm": report.grad_norm,
+                f"{metrics_prefix}/lr": report.lr,
                 "data/tokens": self.total_tokens,
                 "data/hash": fed % (1 << 48),
                 "perf/tokens_per_s": tokens_per_s,
@@ -172,7 +172,7 @@ class TrainingRun:
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         """Write the validation metrics of a step. Their time does not count as training."""
         if self.rank_context.rank == 0:
-            self.work.tracker.log(step, metrics)
+            self.payload.tracker.log(step, metrics)
         self._logged_s = time.perf_counter()
 
     def checkpoint_when_due(self, state: TrainState) -> None:
@@ -182,13 +182,13 @@ class TrainingRun:
         """
         if state.step < self.config.steps and self._must_stop():
             if self.rank_context.rank == 0:
-                self.work.tracker.close()
+                self.payload.tracker.close()
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
             self.checkpoints.wait()
             raise StoppedOnRequest(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             if self.rank_context.rank == 0:
-                self.work.tracker.flush()  # steps before a checkpoint are not repeated, so their lines must be safe
+                self.payload.tracker.flush()  # steps before a checkpoint are not repeated, so their lines must be safe
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def _must_stop(self) -> bool:
@@ -237,8 +237,8 @@ class TrainingRun:
                 folder = Path(scratch)
                 tokens = SpecialTokens(**special_tokens(tokenizer)._asdict())
                 save_folder(folder, full, config, special_tokens=tokens, tokenizer_folder=tokenizer)
-                self.work.output.put_folder(folder, "model")
-            self.work.tracker.close()
+                self.payload.output.put_folder(folder, "model")
+            self.payload.tracker.close()
         if dist.is_initialized():
             dist.barrier()
 

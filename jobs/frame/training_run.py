@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingWork:
+class TrainingPayload:
     """What a worker of any training stage needs."""
 
     config: TrainingConfig
     output: Storage
     tracker: Tracker
-    area: str
+    metrics_prefix: str
     """First part of the metrics' keys: `train` gives `train/loss`."""
 
 
@@ -68,14 +68,14 @@ def run_training(
         raise StoppedBySignal(f"{name} resumes from step {step} of {config.steps}") from None
 
 
-def summarize(output: Storage, *, area: str) -> TrainingSummary:
+def summarize(output: Storage, *, metrics_prefix: str) -> TrainingSummary:
     """The summary of a finished training."""
     last = last_values(output)
     return TrainingSummary(
         parameters=num_parameters(read_config((output / "model").local())),
         steps=int(last["step"]),
         tokens=int(last["data/tokens"]),
-        loss=last[f"{area}/loss"],
+        loss=last[f"{metrics_prefix}/loss"],
         validation_loss=last["validation/loss"],
         tokens_per_s=last["perf/tokens_per_s"],
         mfu=last.get("perf/mfu"),

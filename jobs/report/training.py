@@ -13,17 +13,19 @@ from jobs.report.part import ReportPart, points, titled
 
 
 def report_training(
-    artifact: Artifact, summary: TrainingSummary, *, title: str, area: str, loss_unit: str
+    artifact: Artifact, summary: TrainingSummary, *, title: str, metrics_prefix: str, loss_unit: str
 ) -> ReportPart:
-    """The curves and figures of a training run whose metrics begin with `area/`."""
+    """The curves and figures of a training run whose metrics begin with `metrics_prefix/`."""
     log = read_metrics(artifact.storage)
     loss = [
-        Line(label="training", points=points(log, f"{area}/loss"), colour=0),
+        Line(label="training", points=points(log, f"{metrics_prefix}/loss"), colour=0),
         Line(label="held out", points=points(log, "validation/loss"), colour=1),
     ]
     charts = [
         figure("Loss", line_chart(loss, x_label="step"), loss_unit),
-        figure("Learning rate", line_chart([Line(label="lr", points=points(log, f"{area}/lr"))], x_label="step")),
+        figure(
+            "Learning rate", line_chart([Line(label="lr", points=points(log, f"{metrics_prefix}/lr"))], x_label="step")
+        ),
     ]
     if accuracy := points(log, "validation/accuracy"):
         line = Line(label="held out", points=accuracy, colour=1)
@@ -39,7 +41,7 @@ def report_training(
 def report_pretraining(artifact: Artifact) -> ReportPart:
     """`report_training`, with the continuations that the finished model wrote."""
     summary = artifact.read_summary(TrainingSummary)
-    part = report_training(artifact, summary, title="Pretraining", area="train", loss_unit="nats per token")
+    part = report_training(artifact, summary, title="Pretraining", metrics_prefix="train", loss_unit="nats per token")
     samples = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     continued = _continuations(samples) if samples else None
     return replace(

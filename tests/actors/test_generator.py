@@ -19,7 +19,7 @@ from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnaps
 from cluster.storage import Storage
 from model.huggingface import load_folder
 from model.learning import LearningConfig
-from model.precision import autocast_dtype, resolved, torch_dtype
+from model.precision import autocast_dtype, resolve_precision, torch_dtype
 from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ class Engine:
         """The difference to the learner's model of that version; raises what a step would raise."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
-        dtype = autocast_dtype(resolved(self.learning.precision))
+        dtype = autocast_dtype(resolve_precision(self.learning.precision))
         learner = batch_logprobs(model, batch, temperature=temperature, micro_batch_size=8, dtype=dtype)
         return check_logprobs(
             batch,

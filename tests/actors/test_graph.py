@@ -131,9 +131,9 @@ def test_groups_number_the_rollouts_of_each_prompt() -> None:
 def test_the_distance_to_the_reference_is_that_of_our_own_two_models() -> None:
     scored = ScoredRollouts([], [], [])
     learner = torch.tensor([[-1.0, -2.0]])
-    assert not StepScores(scored, learner, learner.clone(), None).log_ratio_NT.any()
-    assert StepScores(scored, learner, learner - 0.5, None).log_ratio_NT.tolist() == [[0.5, 0.5]]
-    assert StepScores(scored, learner, None, None).log_ratio_NT.tolist() == [[0.0, 0.0]]
+    assert not StepScores(scored, learner, learner.clone(), None).reference_log_ratio_NT.any()
+    assert StepScores(scored, learner, learner - 0.5, None).reference_log_ratio_NT.tolist() == [[0.5, 0.5]]
+    assert StepScores(scored, learner, None, None).reference_log_ratio_NT.tolist() == [[0.0, 0.0]]
 
 
 def test_the_scorer_gets_special_tokens_too(policies: dict[str, Path], tmp_path: Path) -> None:

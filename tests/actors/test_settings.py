@@ -66,10 +66,10 @@ def test_engines_that_no_one_can_load_again_are_not_started_again() -> None:
 
 def test_groups_follow_the_algorithm() -> None:
     execution = GraphExecution()
-    assert set(execution.groups(LEARNING, GRPO)) == {"generators", "learners", "scorer", "reference"}
+    assert set(execution.placements(LEARNING, GRPO)) == {"generators", "learners", "scorer", "reference"}
     without_kl = replace(LEARNING, kl_coefficient=0.0)
-    assert set(execution.groups(without_kl, GRPO)) == {"generators", "learners", "scorer"}
-    assert "critics" in execution.groups(LEARNING, PPO)
+    assert set(execution.placements(without_kl, GRPO)) == {"generators", "learners", "scorer"}
+    assert "critics" in execution.placements(LEARNING, PPO)
 
 
 def test_the_whole_ppo_graph_fits_two_cores_also_with_two_generators_and_two_ranks() -> None:
@@ -77,5 +77,5 @@ def test_the_whole_ppo_graph_fits_two_cores_also_with_two_generators_and_two_ran
         generators=replace(GraphExecution().generators, workers=2),
         learners=replace(GraphExecution().learners, workers=2),
     )
-    groups = two.groups(LEARNING, PPO).values()
+    groups = two.placements(LEARNING, PPO).values()
     assert sum(group.resources["CPU"] for group in groups) <= 2.0

@@ -35,8 +35,8 @@ def test_the_same_process_id_on_two_nodes_is_two_processes(fake_nodes: Any, moni
     report = f"The actor died unexpectedly before finishing this task.\n\tpid: {NO_PID}\n\tip: {second.ip}\n"
     said = explain(RayActorError(error_msg=report)).sentence
     assert said == f"rlhf: generator 2 on node b (pid {NO_PID}) was killed by signal 9 (SIGKILL)"
-    assert monitor.take_death(pid=NO_PID, ip=second.ip, patience_s=0.0) is None
-    assert monitor.take_death(pid=NO_PID, ip=first.ip, patience_s=0.0)
+    assert monitor.pop_death(pid=NO_PID, ip=second.ip, patience_s=0.0) is None
+    assert monitor.pop_death(pid=NO_PID, ip=first.ip, patience_s=0.0)
 
 
 def test_whose_exception_it_was_comes_with_it(monitor: StageMonitor) -> None:

@@ -46,7 +46,7 @@ def test_what_a_slow_node_has_seen_of_processes_that_were_ended_on_purpose_is_no
     other = fake_nodes.add_process("b", 2, pid=NO_PID + 1)
     fake_nodes.nodes["b"].answers.clear()
     monitors.poll()
-    monitors.expect_end("generator", 1)
+    monitors.ignore_exits("generator", 1)
     fake_nodes.nodes["b"].answers.set()
     while not (found := deaths(monitors)):
         time.sleep(0.01)
@@ -83,5 +83,5 @@ def test_silent_nodes_are_waited_for_together_and_shortly_once_a_signal_has_come
     monkeypatch.setattr(remote_monitors, "_HURRIED_ANSWER_S", 0.2)
     monkeypatch.setattr(signals._signals, "received", signals.signal.SIGTERM)
     began = time.monotonic()
-    monitors.call(NodeMonitor.request_stop), monitors.poll(), monitors.expect_end(None, None), monitors.poll()
+    monitors.call(NodeMonitor.request_stop), monitors.poll(), monitors.ignore_exits(None, None), monitors.poll()
     assert time.monotonic() - began < 1.5

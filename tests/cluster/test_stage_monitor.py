@@ -17,8 +17,8 @@ from cluster.stage_monitor import StageMonitor, StallDetector
 def test_only_the_deaths_of_who_is_dismissed_are_forgotten(fake_nodes: Any, monitor: StageMonitor) -> None:
     places = [fake_nodes.add_process(name, index) for index, name in enumerate("ab")]
     monitor._poll()
-    monitor.expect_end("generator", 0)
-    death = monitor.take_death(role="generator", patience_s=0.0)
+    monitor.ignore_exits("generator", 0)
+    death = monitor.pop_death(role="generator", patience_s=0.0)
     assert death is not None and death.process == places[1]
 
 

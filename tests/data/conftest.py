@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from data.document import Document, Other, Quarantined, Source
+from data.document import Document, Quarantined, SkippedRecord, Source
 from data.sources.readers import plan_ranges, read
 
 
 class Found(NamedTuple):
     """What was read of a source, sorted out."""
 
-    records: list[Document | Quarantined | Other]
+    records: list[Document | Quarantined | SkippedRecord]
 
     @property
     def documents(self) -> list[Document]:
@@ -27,8 +27,8 @@ class Found(NamedTuple):
         return [record for record in self.records if isinstance(record, Quarantined)]
 
     @property
-    def others(self) -> list[Other]:
-        return [record for record in self.records if isinstance(record, Other)]
+    def others(self) -> list[SkippedRecord]:
+        return [record for record in self.records if isinstance(record, SkippedRecord)]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.document import MAX_NESTING, Bad, Document, Source, content_id, pick, to_document, unit_hash
+from data.document import MAX_NESTING, BadRecord, Document, Source, content_id, pick, to_document, unit_hash
 
 
 def write_jsonl(path: Path, records: list[object]) -> None:
@@ -53,7 +53,7 @@ def test_metadata_may_be_nested_a_hundred_deep_and_no_deeper() -> None:
         return to_document(source, {"text": "t", "m": json.loads("[" * depth + "]" * depth)})
 
     assert nested(MAX_NESTING).text == "t"
-    with pytest.raises(Bad, match="m: nested deeper than 100"):
+    with pytest.raises(BadRecord, match="m: nested deeper than 100"):
         nested(MAX_NESTING + 1)
 
 

@@ -23,7 +23,7 @@ from jobs.frame.identity import changed_fields
 from jobs.frame.references import marked_functions, match_sources
 from jobs.frame.user_code import read_algorithm
 from jobs.rlhf import STAGE, RLHFConfig
-from model.advantages import Scores
+from model.advantages import AdvantageInputs
 from model.batch import PolicyBatch, from_sequences
 from model.huggingface import save_folder
 from model.huggingface_config import SpecialTokens
@@ -36,7 +36,7 @@ EXAMPLE = "examples/rl_algorithm/opo.py:OPO"
 
 def test_the_baseline_weighs_rewards_by_length() -> None:
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 1]]).bool()
-    scores = Scores(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
+    scores = AdvantageInputs(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
     advantages, _ = load_algorithm(read_algorithm(EXAMPLE)).estimate(scores, LearningConfig())
     # Lengths 1 and 3: the baseline of group 5 is 4 / 4. A group of one is its own baseline.
     assert advantages.tolist() == [[3.0, 0.0, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
@@ -78,7 +78,7 @@ def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: P
     values = {"verifier": "configs/tiny/gold.py:asks_question", "prompts": [str(prompts)]}
     config = build(RLHFConfig, {**values, "learning": {"algorithm": EXAMPLE}})
     STAGE.check(config)
-    (groups,) = STAGE.groups(config)
+    (groups,) = STAGE.placements(config)
     assert "critics" not in groups
     shutil.copy("examples/rl_algorithm/opo.py", tmp_path / "mine.py")
     moved = build(RLHFConfig, {**values, "learning": {"algorithm": f"{tmp_path}/mine.py:OPO"}})

@@ -26,7 +26,7 @@ from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier
-from jobs.rlhf import RLHFConfig, check, check_inputs, check_needs, learn, run
+from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, learn, run
 from model.huggingface import save_folder
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
@@ -131,13 +131,13 @@ def test_a_reward_model_with_another_tokenizer_is_refused(config: RLHFConfig, tm
 def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy", replace(SIZES, num_heads=4))
     with pytest.raises(ValueError, match="its heads have 16 channels"):
-        check_needs(config, {"policy": policy})
+        check_planned_inputs(config, {"policy": policy})
 
 
 def test_answers_as_long_as_the_whole_context_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=96))
     with pytest.raises(ValueError, match="max_new_tokens: 96 must be below the policy's max_length 96"):
-        check_needs(long, {"policy": save_model(tmp_path / "policy")})
+        check_planned_inputs(long, {"policy": save_model(tmp_path / "policy")})
 
 
 def test_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:

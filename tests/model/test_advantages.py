@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.advantages import (
+    AdvantageInputs,
     Estimator,
-    Scores,
     generalized_advantages,
     grpo,
     last_token,
@@ -25,11 +25,13 @@ DEFAULTS = LearningConfig(kl_coefficient=0.0)
 
 # Two prompts with two samples each, given out of order; responses of 2, 3, 1 and 2 tokens.
 MASK = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0]]).bool()
-SCORES = Scores(
+SCORES = AdvantageInputs(
     rewards_N=torch.tensor([1.0, 5.0, 3.0, 5.0]),
     group_ids_N=torch.tensor([9, 4, 9, 4]),
     mask_NT=MASK,
-    log_ratio_NT=torch.tensor([[9.0, 1.0, 2.0, 9.0], [0.0, 0.0, 0.0, 9.0], [9.0, 9.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0]]),
+    reference_log_ratio_NT=torch.tensor(
+        [[9.0, 1.0, 2.0, 9.0], [0.0, 0.0, 0.0, 9.0], [9.0, 9.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0]]
+    ),
 )
 
 
@@ -46,7 +48,7 @@ def test_grpo_normalizes_inside_each_group() -> None:
 
 
 def test_grpo_of_a_single_sample_is_zero() -> None:
-    lone = Scores(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
+    lone = AdvantageInputs(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
     assert not grpo(lone, DEFAULTS).advantages_NT.any()
 
 
@@ -57,13 +59,15 @@ def test_rloo_subtracts_the_mean_of_the_others() -> None:
 
 
 def test_rloo_of_three_samples() -> None:
-    scores = Scores(torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3).long(), torch.ones(3, 1).bool(), torch.zeros(3, 1))
+    scores = AdvantageInputs(
+        torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3).long(), torch.ones(3, 1).bool(), torch.zeros(3, 1)
+    )
     advantages, _ = rloo(scores, DEFAULTS)
     torch.testing.assert_close(advantages[:, 0], torch.tensor([1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5]))
 
 
 def test_rloo_of_a_single_sample_is_refused() -> None:
-    lone = Scores(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
+    lone = AdvantageInputs(torch.tensor([3.0]), torch.tensor([0]), MASK[:1], torch.zeros(1, 4))
     with pytest.raises(ValueError, match="at least 2 samples"):
         rloo(lone, DEFAULTS)
 
@@ -122,7 +126,7 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one() -> None:
 @pytest.mark.parametrize(("reward", "count"), [(12.7, 12), (100.3, 6), (1e6 + 0.1, 7)])
 def test_equal_rewards_carry_no_signal_however_large(estimate: Estimator, reward: float, count: int) -> None:
     mask = torch.ones(count, 3).bool()
-    scores = Scores(torch.full((count,), reward), torch.zeros(count).long(), mask, torch.zeros(count, 3))
+    scores = AdvantageInputs(torch.full((count,), reward), torch.zeros(count).long(), mask, torch.zeros(count, 3))
     advantages, _ = estimate(scores, DEFAULTS)
     assert advantages.dtype == torch.float32
     assert not advantages.any()

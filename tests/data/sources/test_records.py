@@ -6,7 +6,7 @@ import re
 import pytest
 
 import data.document
-from data.document import Bad
+from data.document import BadRecord
 from data.sources.records import Buffer, decoded, lines
 
 
@@ -27,7 +27,7 @@ def test_a_line_too_long_is_told_of_once_and_the_others_are_kept(size: int, monk
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
     content = b"123456789\n1234567890\nshort\n" + b"x" * 99
     found = list(lines(blocks_of(content, size)))
-    assert [(offset, str(line) if isinstance(line, Bad) else line) for offset, line in found] == [
+    assert [(offset, str(line) if isinstance(line, BadRecord) else line) for offset, line in found] == [
         (0, b"123456789\n"),
         (10, "record longer than 10 bytes"),
         (21, b"short\n"),
@@ -51,9 +51,9 @@ def test_ranges_within_a_giant_line_do_not_read_on_to_its_end(monkeypatch: pytes
 
 def test_the_byte_that_is_no_utf8_is_named_also_behind_a_byte_order_mark() -> None:
     assert decoded(b"\xef\xbb\xbfab") == "ab"
-    with pytest.raises(Bad, match="0xe9 at byte 2 of the record"):
+    with pytest.raises(BadRecord, match="0xe9 at byte 2 of the record"):
         decoded(b"ab\xe9")
-    with pytest.raises(Bad, match="0xe9 at byte 5 of the record"):
+    with pytest.raises(BadRecord, match="0xe9 at byte 5 of the record"):
         decoded(b"\xef\xbb\xbfab\xe9")
 
 

@@ -12,10 +12,10 @@ from cluster.plain import from_plain
 from jobs.frame.calibration import Machine
 from jobs.frame.cost_model import predict
 from jobs.frame.stages import STAGES, stage_named
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
-TRAINING = Work(processes=[Processes(kind="trainer", number=2, own_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
+TRAINING = Workload(processes=[Processes(kind="trainer", number=2, memory_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
 RUNS = [json.loads(line) for line in (Path(__file__).parent / "forecast_runs.jsonl").read_text().splitlines()]
 """Runs of the demo: work, seconds and memory from each stage's artifact.json, and the calibration of the machine."""
 
@@ -46,10 +46,10 @@ def test_a_machine_of_half_the_speed_takes_twice_as_long_except_for_waits():
 
 @pytest.mark.parametrize("run", RUNS, ids=[f"{run['name']} on {run['on']}" for run in RUNS])
 def test_time_is_within_30_percent_and_memory_within_20(run: dict) -> None:
-    cost = predict(from_plain(Work, run["work"]), Machine(**run["machine"]))
+    cost = predict(from_plain(Workload, run["workload"]), Machine(**run["machine"]))
     assert cost.seconds == pytest.approx(run["seconds"], rel=0.3)
     assert cost.memory_gib == pytest.approx(run["memory_gib"], rel=0.2)
 
 
 def test_every_stage_declares_its_work():
-    assert all(stage_named(name).work is not None for name in STAGES)
+    assert all(stage_named(name).workload is not None for name in STAGES)

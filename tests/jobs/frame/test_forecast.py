@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster import resource_usage
-from cluster.failures import WorkFailed
+from cluster.failures import JobFailed
 from cluster.storage import Storage
 from jobs.frame.artifact import open_artifact, write_record
 from jobs.frame.calibration import Machine
@@ -19,10 +19,10 @@ from jobs.frame.forecast_table import forecast_table
 from jobs.frame.job import Job
 from jobs.frame.job_run import run_job
 from jobs.frame.stage import Context, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
-TRAINING = Work(processes=[Processes(kind="trainer", number=2, own_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
+TRAINING = Workload(processes=[Processes(kind="trainer", number=2, memory_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
 GIB = 2**30
 
 
@@ -61,10 +61,10 @@ class Config:
 
 
 def stage(name: str = "sft") -> Stage:
-    def work(config: Config, needs: Any) -> Work:
-        return Work(processes=[Processes(kind="trainer", own_gib=config.gib)], disk_gib=config.gib)
+    def workload(config: Config, planned: Any) -> Workload:
+        return Workload(processes=[Processes(kind="trainer", memory_gib=config.gib)], disk_gib=config.gib)
 
-    return Stage(name=name, version=1, kind="model", config=Config, run=write_file, work=work)
+    return Stage(name=name, version=1, kind="model", config=Config, run=write_file, workload=workload)
 
 
 def job(gib: float = 1.0, name: str = "sft") -> Job:
@@ -94,7 +94,7 @@ def test_a_finished_stage_shows_what_it_took_and_others_are_forecast_from_it(
 def test_a_resumed_run_has_no_known_time(tmp_path: Path):
     one, store = job(), Storage(str(tmp_path))
     failing = dataclasses.replace(one, stage=dataclasses.replace(one.stage, run=lambda config, context: 1 / 0))
-    with pytest.raises(WorkFailed, match="ZeroDivisionError"):
+    with pytest.raises(JobFailed, match="ZeroDivisionError"):
         run_job(failing, store, group="test")
     run_job(one, store, group="test")
     artifact = open_artifact(store / one.id)

@@ -39,8 +39,8 @@ def fake(version: int = 1) -> Stage:
     return Stage(name="fake", version=version, kind="corpus", config=Config, run=write_words)
 
 
-def job(config: Config | None = None, *, stage: Stage | None = None, **needs: Job) -> Job:
-    return Job(stage or fake(), "fake", config or Config(), needs)
+def job(config: Config | None = None, *, stage: Stage | None = None, **planned: Job) -> Job:
+    return Job(stage or fake(), "fake", config or Config(), planned)
 
 
 def test_what_changes_no_result_changes_no_identity():

@@ -38,8 +38,8 @@ def fake(run: Callable[[Any, Context], Mapping[str, Any]] = write_words) -> Stag
     return Stage(name="fake", version=1, kind="corpus", config=Config, run=run)
 
 
-def job(config: Config | None = None, *, stage: Stage | None = None, **needs: Job | Artifact) -> Job:
-    return Job(stage or fake(), "fake", config or Config(), needs)
+def job(config: Config | None = None, *, stage: Stage | None = None, **planned: Job | Artifact) -> Job:
+    return Job(stage or fake(), "fake", config or Config(), planned)
 
 
 def run(one: Job, folder: Path) -> Artifact:

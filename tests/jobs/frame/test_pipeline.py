@@ -65,7 +65,7 @@ STAGES = {
         kind="corpus",
         config=CorpusConfig,
         run=write_name,
-        groups=lambda config: ({"placement": config.execution.placement},),
+        placements=lambda config: ({"placement": config.execution.placement},),
     ),
     "pretrain": Stage(
         name="pretrain",
@@ -74,7 +74,7 @@ STAGES = {
         config=PretrainConfig,
         run=write_name,
         check=check_steps,
-        estimate=lambda config, needs: {"steps": config.steps},
+        estimate=lambda config, planned: {"steps": config.steps},
     ),
     "evaluate": Stage(name="evaluate", version=1, kind="evaluation", config=EvaluateConfig, run=write_name),
 }
@@ -104,8 +104,8 @@ def no_ray(address: str | None, environment: object) -> Iterator[None]:
 def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
     assert list(jobs) == ["corpus", "pretrain", "evaluate"]
-    assert jobs["pretrain"].needs == {"corpus": jobs["corpus"]}
-    assert jobs["evaluate"].needs == {"models.trained": jobs["pretrain"]}
+    assert jobs["pretrain"].planned == {"corpus": jobs["corpus"]}
+    assert jobs["evaluate"].planned == {"models.trained": jobs["pretrain"]}
 
 
 def test_every_node_must_see_all_sources_python_files_that_are_data_included(
@@ -168,7 +168,7 @@ def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
     (folder / "pretrain-2.yaml").write_text("steps: 30\n")
     (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pretrain-2, evaluate]\n")
-    assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].needs["models.trained"].name == "pretrain-2"
+    assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].planned["models.trained"].name == "pretrain-2"
     (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, evaluate, pretrain-2]\n")
     by_name = load_pipeline(folder / "pipeline.yaml", ["evaluate.models.trained=pretrain"]).jobs["evaluate"]
     assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].id == by_name.id
@@ -184,7 +184,7 @@ def test_previous_without_a_config_that_makes_the_kind_names_the_remedy(folder: 
 def test_previous_of_a_config_that_no_pipeline_lists_follows_the_stages(folder: Path):
     (folder / "evaluate-other.yaml").write_text("models: {trained: previous}\n")
     job = load_stage("evaluate", folder / "evaluate-other.yaml").jobs["evaluate-other"]
-    assert job.needs["models.trained"].name == "pretrain"
+    assert job.planned["models.trained"].name == "pretrain"
 
 
 def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
@@ -194,11 +194,13 @@ def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
 
 
 def test_the_configs_of_the_inputs_are_checked_before_these_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def check_needs(config: Any, needs: Any) -> None:
-        if needs["corpus"].name == "corpus":
+    def check_planned_inputs(config: Any, planned: Any) -> None:
+        if planned["corpus"].name == "corpus":
             raise ValueError("sequence_length: too long")
 
-    monkeypatch.setitem(STAGES, "pretrain", dataclasses.replace(STAGES["pretrain"], check_needs=check_needs))
+    monkeypatch.setitem(
+        STAGES, "pretrain", dataclasses.replace(STAGES["pretrain"], check_planned_inputs=check_planned_inputs)
+    )
     errors = load_pipeline(folder / "pipeline.yaml").errors
     assert errors["pretrain"].endswith("pretrain.yaml: sequence_length: too long")
 
@@ -208,7 +210,7 @@ def test_a_stage_that_does_not_fit_the_whole_cluster_is_refused_before_the_first
 ):
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
     engines = {"generators": Placement(workers=2), "learners": Placement(workers=1)}
-    stage = dataclasses.replace(STAGES["evaluate"], groups=lambda config: (engines,))
+    stage = dataclasses.replace(STAGES["evaluate"], placements=lambda config: (engines,))
     monkeypatch.setitem(STAGES, "evaluate", stage)
     pipeline = load_pipeline(folder / "pipeline.yaml")
     with pytest.raises(ValueError, match=r"evaluate: execution \(generators, learners\): does not fit: needs 3 CPUs"):
@@ -272,7 +274,7 @@ def test_an_artifact_in_another_store_is_an_input_like_a_config_beside(folder: P
     by_name = load_stage("pretrain", folder / "pretrain.yaml")
     by_location = load_stage("pretrain", folder / "pretrain.yaml", [f"corpus={corpus.storage.url}"])
     assert by_name.jobs["pretrain"].id == by_location.jobs["pretrain"].id
-    need = by_location.jobs["pretrain"].needs["corpus"]
+    need = by_location.jobs["pretrain"].planned["corpus"]
     assert isinstance(need, Artifact) and need.id == corpus.id
 
 
@@ -299,7 +301,7 @@ def test_every_stage_of_the_pipeline_has_its_file(name: str):
 
 def test_a_need_is_the_same_job_as_in_the_pipeline(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
-    need = jobs["pretrain"].needs["corpus"]
+    need = jobs["pretrain"].planned["corpus"]
     assert isinstance(need, Job) and need is jobs["corpus"]
 
 

@@ -17,7 +17,7 @@ from jobs.frame import precision as jobs_precision
 from jobs.frame.artifact import UNFINISHED, Artifact, recorded_precisions
 from jobs.frame.job import Job
 from jobs.frame.job_run import run_job
-from jobs.frame.precision import precisions_of, warn_of_emulation, with_precisions
+from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
 from jobs.frame.stage import Context, Stage
 from model.precision import Precision, precision_field
 
@@ -62,7 +62,7 @@ def test_on_a_cluster_the_nodes_decide_and_the_slowest_is_named(
     four = [{"ranks": Placement(workers=4)}, {"engines": Placement()}]
     assert precisions_of(Config(), four, {})["precision"] == "float32"
     assert waited[0] == [{"CPU": 1.0}] * 4, "a node that comes later may have another processor"
-    warn_of_emulation(Config(precision="bfloat16"), four)
+    warn_if_bfloat16_is_emulated(Config(precision="bfloat16"), four)
     assert "bfloat16 takes 70 times as long" in caplog.messages[-1]
     monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, None])
     assert precisions_of(Config(), four, {})["precision"] == "bfloat16"
@@ -91,12 +91,12 @@ def test_an_explicit_bfloat16_that_is_emulated_is_a_warning_with_the_factor(
     caplog.set_level(logging.WARNING)
     config = Config(sampling=Sampling(precision="bfloat16"))
     on_processor(monkeypatch, multiplies_bfloat16=True)
-    warn_of_emulation(config, groups())
+    warn_if_bfloat16_is_emulated(config, groups())
     on_processor(monkeypatch, multiplies_bfloat16=False)
-    warn_of_emulation(config, groups(engines=1))
-    warn_of_emulation(Config(), groups())
+    warn_if_bfloat16_is_emulated(config, groups(engines=1))
+    warn_if_bfloat16_is_emulated(Config(), groups())
     assert not caplog.messages
-    warn_of_emulation(config, groups())
+    warn_if_bfloat16_is_emulated(config, groups())
     (message,) = caplog.messages
     assert message.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_keeps_its_precision_and_the_artifact_records_it(
         kind="model",
         config=Config,
         run=run,
-        groups=lambda config: groups(),
+        placements=lambda config: groups(),
     )
     job, store = Job(stage, "fake", Config(), {}), Storage(str(tmp_path))
     on_processor(monkeypatch, multiplies_bfloat16=False)

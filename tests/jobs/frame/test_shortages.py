@@ -18,7 +18,7 @@ from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
 from jobs.frame.shortages import describe_shortages, free_local_memory
 from jobs.frame.stage import Context, Stage
-from jobs.frame.work import Processes, Work
+from jobs.frame.workload import Processes, Workload
 
 GIB = 2**30
 PENDING = {"corpus": Forecast(60.0, 1.0, 2.0, "calibration"), "pretrain": Forecast(600.0, 30.0, 5.0, "calibration")}
@@ -70,10 +70,10 @@ def do_nothing(config: Config, context: Context) -> Mapping[str, Any]:
 
 
 def stage() -> Stage:
-    def work(config: Config, needs: Any) -> Work:
-        return Work(processes=[Processes(kind="trainer", own_gib=config.gib)], disk_gib=config.gib)
+    def workload(config: Config, planned: Any) -> Workload:
+        return Workload(processes=[Processes(kind="trainer", memory_gib=config.gib)], disk_gib=config.gib)
 
-    return Stage(name="sft", version=1, kind="model", config=Config, run=do_nothing, work=work)
+    return Stage(name="sft", version=1, kind="model", config=Config, run=do_nothing, workload=workload)
 
 
 def job(gib: float) -> Job:

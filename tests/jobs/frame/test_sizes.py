@@ -20,7 +20,7 @@ from jobs.frame.job import Job
 from jobs.frame.precision import precisions_of, with_precisions
 from jobs.frame.record import Record
 from jobs.frame.sizes import model_sizes, shards_sizes
-from jobs.frame.stage import Needs, Stage
+from jobs.frame.stage import PlannedInputs, Stage
 from jobs.frame.training_config import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
@@ -61,7 +61,7 @@ def test_sizes_come_from_configs_that_have_not_run() -> None:
 
 
 def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
-    counted = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.needs)
+    counted = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.planned)
     matmul = 2 * (2 * 64 + 2 * 32 + 3 * 128) + 8000
     assert counted == {
         "parameters": PARAMETERS,
@@ -69,7 +69,7 @@ def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
         "flop": 640 * (6 * matmul + 12 * 2 * 8 * 16),
         "state_mib_per_worker": PARAMETERS * 16 / 2 / 2**20,
     }
-    assert reward.STAGE.estimate(REWARD.config, REWARD.needs)["tokens"] == 2 * 640  # both answers of a pair
+    assert reward.STAGE.estimate(REWARD.config, REWARD.planned)["tokens"] == 2 * 640  # both answers of a pair
 
 
 def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
@@ -94,10 +94,10 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
     source = Source(name="text", path=str(tmp_path / "text.jsonl"), format="jsonl")
     text = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[source]), {})
     token_ids = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": text, "tokenizer": VOCABULARY})
-    for stage, config, needs, more in (
-        (pretrain.STAGE, PRETRAIN_CONFIG, PRETRAIN.needs, {"steps": 20}),
-        (sft.STAGE, SFT.config, SFT.needs, {"steps": 900}),
-        (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.needs, {"steps": 20}),
+    for stage, config, planned, more in (
+        (pretrain.STAGE, PRETRAIN_CONFIG, PRETRAIN.planned, {"steps": 20}),
+        (sft.STAGE, SFT.config, SFT.planned, {"steps": 900}),
+        (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.planned, {"steps": 20}),
         (
             rlhf.STAGE,
             RLHFConfig(prompts=names["prompts"], reward="reward"),
@@ -113,20 +113,20 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
         ),
         (serve.STAGE, ServeConfig(model="sft"), {"model": SFT}, {"max_new_tokens": 640}),
     ):
-        plain, larger = (seconds(stage, changed, needs) for changed in (config, replace(config, **more)))
+        plain, larger = (seconds(stage, changed, planned) for changed in (config, replace(config, **more)))
         assert plain < larger, stage.name
 
 
-def seconds(stage: Stage, config: Any, needs: Needs) -> float:
+def seconds(stage: Stage, config: Any, planned: PlannedInputs) -> float:
     """The forecast time on some machine."""
-    assert stage.work is not None
-    return predict(stage.work(with_precisions(config, precisions_of(config, (), {})), needs), MACHINE).seconds
+    assert stage.workload is not None
+    return predict(stage.workload(with_precisions(config, precisions_of(config, (), {})), planned), MACHINE).seconds
 
 
 def test_the_memory_of_a_server_of_a_compressed_model_is_the_size_of_its_files(tmp_path: Path):
     folder = Storage(str(tmp_path / "compress-0"))
     folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
     folder.write_bytes("model/model.safetensors", bytes(3 << 20))
-    needs = {"model": Artifact(folder, Record(id="compress-0", stage="compress", kind="compressed_model"))}
-    (server,) = serve.STAGE.work(ServeConfig(model="compress"), needs).processes
-    assert server.own_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)
+    planned = {"model": Artifact(folder, Record(id="compress-0", stage="compress", kind="compressed_model"))}
+    (server,) = serve.STAGE.workload(ServeConfig(model="compress"), planned).processes
+    assert server.memory_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)

@@ -1,7 +1,7 @@
 """The work of a stage in quantities that do not depend on the machine; forecasts turn them into seconds and GiB.
 
-Each stage declares its own (`Stage.work`). The quantities are likely values, not bounds, because a forecast is compared
-with what was measured.
+Each stage declares its own (`Stage.workload`). The quantities are likely values, not bounds, because a forecast is
+compared with what was measured.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ class Processes:
 
     kind: ProcessKind
     number: int = 1
-    own_gib: float = 0.0
+    memory_gib: float = 0.0
     """Memory of each beyond what every process of its kind takes: models, state, activations, caches, texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """The likely work of one stage."""
 
     processes: list[Processes] = field(default_factory=list)
