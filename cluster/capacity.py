@@ -85,7 +85,7 @@ def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> Plac
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    refuse_impossible(bundles, field)
+    check_can_fit(bundles, field)
     group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
     try:
         wait_for_placement_group(group, bundles, field)
@@ -95,7 +95,7 @@ def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> Plac
     return group
 
 
-def refuse_impossible(bundles: Sequence[Mapping[str, float]], field: str) -> None:
+def check_can_fit(bundles: Sequence[Mapping[str, float]], field: str) -> None:
     """Raises ValueError for more than a cluster started here has, or than its autoscaler may ever add."""
     limits = max_cluster_resources()
     if limits is not None:

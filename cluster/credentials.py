@@ -14,7 +14,7 @@ _SIGNATURE = re.compile(
 )
 
 
-def refuse_credentials(url: str) -> None:
+def reject_credentials(url: str) -> None:
     """Raises ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
     if any(_carries_credentials(*link.groups()) for link in _URL.finditer(url)):
         raise ValueError(

@@ -21,25 +21,25 @@ _FATAL_ERRORS = {
 LOST_WITH_NODE = "was lost with its node"
 
 
-def killed_by_signal(number: int) -> str:
+def signal_cause(number: int) -> str:
     """`was killed by signal 9 (SIGKILL)`."""
     return f"was killed by signal {number} ({signal.Signals(number).name})"
 
 
 def exit_cause(code: int) -> str:
     """The cause that an exit code tells, as `subprocess` gives it: negative for a signal."""
-    return killed_by_signal(-code) if code < 0 else f"ended by itself with exit code {code}"
+    return signal_cause(-code) if code < 0 else f"ended by itself with exit code {code}"
 
 
-def fatal_signal_in_log(log: str) -> str | None:
+def cause_in_log(log: str) -> str | None:
     """The fatal signal that a worker's log reports, with the frame it came in; None when the log reports none."""
     match = re.search(r"^Fatal Python error: (.+)$", log, re.MULTILINE)
     number = _FATAL_ERRORS.get(match[1].strip()) if match else None
     if match and number is not None:
         frame = innermost_frame(log[match.start() :], is_innermost_first=True)
-        return killed_by_signal(number) + (f" at {frame}" if frame else "")
+        return signal_cause(number) + (f" at {frame}" if frame else "")
     if match := re.search(r"\*\*\* (SIG[A-Z]+) received at time", log):
-        return killed_by_signal(signal.Signals[match[1]])
+        return signal_cause(signal.Signals[match[1]])
     return None
 
 
@@ -49,7 +49,7 @@ def cause_in_report(report: str) -> str | None:
         match = re.search(r"memory used was ([^;,.]*GB / [0-9.]+GB)[^.]*", report)
         return "ran out of memory: Ray's memory monitor ended it" + (f" (node: {match[1]})" if match else "")
     if re.search(r"receives a SIGTERM|SIGTERM (?:handler|received)", report):
-        return killed_by_signal(signal.SIGTERM)
+        return signal_cause(signal.SIGTERM)
     if match := re.search(r"exits? with an? (?:exit )?code[ =]*(-?\d+)", report):
         return exit_cause(int(match[1]))
     if re.search(

@@ -64,7 +64,7 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     if monitor and is_ray_task_error(error) and (pid := pid_in_report(text)):
         process = monitor.find_process(pid=pid, ip=ip_in_report(text))
     if process is not None:
-        return explain_raised(process, error, text)
+        return explain_exception(process, error, text)
     subject = (f"{stage}: " if stage else "") + "the driver" if role is None else _subject(stage, role, index)
     return Explanation(f"{subject} {describe_error(error, text)}", text)
 
@@ -78,14 +78,14 @@ def _explain_failed_start(error: BaseException, stage: str, role: str | None, in
     return Explanation(process.sentence(cause) if process else f"{_subject(stage, role, index)} {cause}", text)
 
 
-def explain_raised(process: ProcessInfo, error: BaseException, traceback: str) -> Explanation:
+def explain_exception(process: ProcessInfo, error: BaseException, traceback: str) -> Explanation:
     """The explanation of an exception in a known process, with the traceback as that process wrote it."""
     return Explanation(process.sentence(describe_error(error, traceback)), traceback)
 
 
 def explain_death(report: str, death: ProcessEvent) -> Explanation:
     """The explanation of a death that a monitor saw; `report` is what Ray or a surviving process says of it."""
-    cause = death.cause if death.is_certain else cause_in_report(report) or death.cause
+    cause = death.cause if death.is_cause_certain else cause_in_report(report) or death.cause
     return Explanation(death.process.sentence(cause), _last_lines(death.log_tail))
 
 

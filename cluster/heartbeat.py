@@ -37,11 +37,11 @@ class ProcessRecord:
     log_death: bool
     """Whether the monitor logs its death as a warning: true where nobody else reports it, as Ray silently repeats the
     work."""
-    log_from: int
+    log_offset: int
     """Bytes of its log that were there before it was registered, by an earlier user of the same worker process."""
-    has_stack: bool
+    handles_stack_signal: bool
     """Whether it handles `STACK_SIGNAL`, which would kill any other process."""
-    has_raised: bool = False
+    ended_with_exception: bool = False
     """Whether it ended by an exception, which whoever receives it reports."""
 
     @staticmethod
@@ -80,7 +80,7 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
         yield
     except BaseException:  # reported by whoever receives it; the record stays, to name the process
         with contextlib.suppress(OSError):
-            replace(ProcessRecord.read(file), has_raised=True).write(file)
+            replace(ProcessRecord.read(file), ended_with_exception=True).write(file)
         raise
     with contextlib.suppress(OSError):
         file.unlink()
@@ -126,20 +126,22 @@ def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
         _registration.stack_file = stack_path.open("w")
         faulthandler.register(STACK_SIGNAL, file=_registration.stack_file, all_threads=True)
         _registration.stack_pid = pid
-    log_from = os.path.getsize(log_path) if log_path else 0
-    return write_record(_registration.process, log_death=log_death, log_from=log_from, has_stack=True)
+    log_offset = os.path.getsize(log_path) if log_path else 0
+    return write_record(_registration.process, log_death=log_death, log_offset=log_offset, handles_stack_signal=True)
 
 
-def write_record(process: ProcessInfo, *, log_death: bool, log_from: int = 0, has_stack: bool = False) -> Path:
+def write_record(
+    process: ProcessInfo, *, log_death: bool, log_offset: int = 0, handles_stack_signal: bool = False
+) -> Path:
     """Write the record of a process on this node, where the node's monitor finds it; the record's path."""
     folder = node_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{process.pid}.json"
-    ProcessRecord(process, log_death, log_from, has_stack).write(file)
+    ProcessRecord(process, log_death, log_offset, handles_stack_signal).write(file)
     return file
 
 
-def beat(step: int) -> None:
+def send_heartbeat(step: int) -> None:
     """Report that this process has reached a step. Cheap: written at most once a second."""
     now = time.monotonic()
     if _registration.folder is not None and now - _registration.last_beat_s > _BEAT_INTERVAL_S:
@@ -153,7 +155,7 @@ def stop_requested() -> bool:
     return _registration.folder is not None and (_registration.folder / STOP_FILE).exists()
 
 
-def own_process_info() -> ProcessInfo | None:
+def current_process_info() -> ProcessInfo | None:
     """What this process does, or did last; None where it was never monitored."""
     process = _registration.process
     return process if process is not None and process.pid == os.getpid() else None

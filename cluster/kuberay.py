@@ -121,7 +121,7 @@ class PodGroup:
     pods: int
 
 
-def num_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
+def count_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
     """How many pods of `shape` hold these workers (each {"CPU": …, "GPU": …}), packed first fit, largest first.
 
     `field` is the config field that asks for the workers. Raises ValueError when one worker is larger than a pod.

@@ -16,7 +16,7 @@ from cluster.storage import Storage
 
 log = logging.getLogger(__name__)
 
-LEASE = "lease.json"
+LEASE_FILE = "lease.json"
 _RENEWAL_INTERVAL_S = 5.0
 _EXPIRY_S = 30.0
 """A lease that was not renewed for so long may be taken over."""
@@ -43,7 +43,7 @@ class _Lease:
     @staticmethod
     def read(folder: Storage) -> "_Lease":
         """The lease of a folder. Raises FileNotFoundError when nobody holds it."""
-        return _Lease(**folder.read_json(LEASE))
+        return _Lease(**folder.read_json(LEASE_FILE))
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -81,7 +81,7 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
             with contextlib.suppress(OSError):  # a store that fails for a while; the next renewal tries again
                 if not _is_held_by(output, holder):
                     return
-                output.write_bytes(LEASE, _Lease.now(holder).encode())
+                output.write_bytes(LEASE_FILE, _Lease.now(holder).encode())
 
     thread = threading.Thread(target=renew, daemon=True, name="lease")
     thread.start()
@@ -91,7 +91,7 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
         stop.set()
         thread.join()
         if _is_held_by(output, holder):
-            output.remove(LEASE)
+            output.remove(LEASE_FILE)
 
 
 def _require_held(output: Storage, holder: str) -> None:
@@ -121,12 +121,12 @@ def _describe_holder(output: Storage) -> str:
 
 def _acquire(output: Storage, holder: str) -> bool:
     """Whether `holder` now holds the lease: it was free, or its holder is gone."""
-    if output.create_bytes(LEASE, _Lease.now(holder).encode()):
+    if output.create_bytes(LEASE_FILE, _Lease.now(holder).encode()):
         return True
     try:
         if not _Lease.read(output).is_abandoned:
             return False
-        output.write_bytes(LEASE, _Lease.now(holder).encode())
+        output.write_bytes(LEASE_FILE, _Lease.now(holder).encode())
         time.sleep(_SETTLE_S)
         return _is_held_by(output, holder)
     except FileNotFoundError:  # released or taken over between two reads

@@ -22,7 +22,7 @@ def free_memory_bytes() -> int | None:
     return free if free_in_group is None else min(free, free_in_group)
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's model as Linux names it (its numbers on ARM); the machine type on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -33,7 +33,7 @@ def processor() -> str:
     return fields.get("model name") or " ".join([os.uname().machine, *numbers])
 
 
-def tasks_at_once(workers: int | None, num_tasks: int) -> int:
+def num_parallel_tasks(workers: int | None, num_tasks: int) -> int:
     """How many of a data stage's tasks run at the same time on this machine; `workers` is its `execution.workers`."""
     return min(workers or num_cores(), num_cores(), num_tasks)
 

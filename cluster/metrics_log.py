@@ -21,7 +21,7 @@ def read_metrics(storage: Storage) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_lines(storage)]
 
 
-def last_values(storage: Storage) -> dict[str, float]:
+def latest_values(storage: Storage) -> dict[str, float]:
     """The last logged value of every metric, and the last `step`."""
     values: dict[str, float] = {}
     for line in read_metrics(storage):
@@ -29,7 +29,7 @@ def last_values(storage: Storage) -> dict[str, float]:
     return values
 
 
-def last_metrics(storage: Storage) -> dict[str, float]:
+def last_step_metrics(storage: Storage) -> dict[str, float]:
     """The metrics of the last logged step; empty without one. Reads only the end of the log."""
     if not storage.exists(METRICS_LOG):
         return {}

@@ -28,7 +28,7 @@ from cluster.cgroups import (
     peak_memory_of,
     read_memory_group,
 )
-from cluster.death_causes import fatal_signal_in_log, killed_by_signal
+from cluster.death_causes import cause_in_log, signal_cause
 from cluster.heartbeat import STACK_SIGNAL, STOP_FILE, ProcessRecord, node_folder
 from cluster.process_info import ProcessInfo
 
@@ -60,7 +60,7 @@ class ProcessEvent:
     kind: EventKind
     cause: str = ""
     """The cause of a death, from what the node knows."""
-    is_certain: bool = True
+    is_cause_certain: bool = True
     """False where SIGKILL is assumed because nothing else is known; Ray may know better."""
     log_tail: str = ""
     log_death: bool = False
@@ -77,9 +77,9 @@ class NodeReport(NamedTuple):
     """Whether the processes use the processor."""
     new_processes: Sequence[ProcessInfo] = ()
     """Those that were not monitored before, including any that have ended by now."""
-    running: Sequence[ProcessInfo] = ()
+    running_processes: Sequence[ProcessInfo] = ()
     """Those that are monitored now."""
-    memory: MemoryUse | None = None
+    memory_use: MemoryUse | None = None
     """Use of the control group that is nearest to its limit; None without a limit."""
 
 
@@ -136,12 +136,12 @@ class NodeMonitor:
         except OSError as error:
             log.warning("the processes of this node cannot be asked to stop: %s", error)
 
-    def stacks(self) -> list[tuple[ProcessInfo, str]]:
+    def read_stacks(self) -> list[tuple[ProcessInfo, str]]:
         """The Python stacks of all processes that can write theirs; empty for one that is stopped by a signal."""
         asked = [
             (one, file)
             for pid, one in self._monitored.items()
-            if one.record.has_stack and (file := self.folder / f"{pid}.stack").exists()
+            if one.record.handles_stack_signal and (file := self.folder / f"{pid}.stack").exists()
         ]
         sizes = [file.stat().st_size for _, file in asked]
         for one, _ in asked:
@@ -189,10 +189,10 @@ class NodeMonitor:
         if record.process != one.process:  # the process has ended one task and begun another
             self._new_processes.append(record.process)
         one.record = record
-        if record.has_raised or not _is_alive(one.handle):
+        if record.ended_with_exception or not _is_alive(one.handle):
             del self._monitored[pid]
             file.unlink(missing_ok=True)
-            return None if record.has_raised else self._death(one)
+            return None if record.ended_with_exception else self._death(one)
         one.peak_bytes = max(one.peak_bytes, peak_memory_of(pid))
         if (group := cgroup_of(pid)) and str(group) not in one.kills_at_first and (memory := read_memory_group(group)):
             one.kills_at_first[str(group)] = memory.kills
@@ -212,11 +212,11 @@ class NodeMonitor:
         return min(uses, key=lambda use: use.limit - use.used, default=None)
 
     def _death(self, one: _Monitored) -> ProcessEvent:
-        log_tail = _log_tail(one.process.log, one.record.log_from)
-        cause, is_certain = self._out_of_memory(one) or fatal_signal_in_log(log_tail), True
+        log_tail = _log_tail(one.process.log, one.record.log_offset)
+        cause, is_cause_certain = self._out_of_memory(one) or cause_in_log(log_tail), True
         if cause is None:
-            cause, is_certain = killed_by_signal(signal.SIGKILL), False
-        return ProcessEvent(one.process, EventKind.DEAD, cause, is_certain, log_tail, one.record.log_death)
+            cause, is_cause_certain = signal_cause(signal.SIGKILL), False
+        return ProcessEvent(one.process, EventKind.DEAD, cause, is_cause_certain, log_tail, one.record.log_death)
 
     def _out_of_memory(self, one: _Monitored) -> str | None:
         """The cause where a control group of a dead process has counted another kill for want of memory, else None."""

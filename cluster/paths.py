@@ -9,7 +9,7 @@ from typing import Any, cast
 import fsspec
 import fsspec.config
 
-from cluster.credentials import refuse_credentials
+from cluster.credentials import reject_credentials
 from cluster.retry import with_retries
 
 _LOCAL = ("file://", "local://", "file:", "local:")
@@ -43,7 +43,7 @@ def list_files_with_sizes(patterns: list[str]) -> list[tuple[str, int | None]]:
     """`list_files`, each URL with its size in bytes; None where the listing does not tell."""
     files: list[tuple[str, int | None]] = []
     for pattern in patterns:
-        refuse_credentials(pattern)
+        reject_credentials(pattern)
         try:
             matched = _expand_one(pattern)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:

@@ -138,7 +138,7 @@ class RemoteMonitors:
         error = answer.exception()
         if error is None:
             report = answer.result()
-            remote.ip = next((process.ip for process in (*report.running, *report.new_processes)), remote.ip)
+            remote.ip = next((process.ip for process in (*report.running_processes, *report.new_processes)), remote.ip)
             self._lost_ips.discard(remote.ip)
             return _without(report, remote.expected_ends)
         if isinstance(error, RayTaskError):  # the monitor is there

@@ -164,7 +164,7 @@ class StageMonitor:
 
     def wait_for_end(self, role: str) -> None:
         """Return when no process of a role runs any more, on any node that answers."""
-        while any(process.role == role for report in self._poll() for process in report.running):
+        while any(process.role == role for report in self._poll() for process in report.running_processes):
             time.sleep(0.1)
 
     def request_stop(self) -> None:
@@ -208,7 +208,7 @@ class StageMonitor:
                 for process in report.new_processes:
                     self._processes.pop((process.ip, process.pid), None)
                     self._processes[process.ip, process.pid] = process
-                self._memory.update({process.ip: report.memory for process in report.running})
+                self._memory.update({process.ip: report.memory_use for process in report.running_processes})
         for report in reports:
             for event in report.events:
                 _log_event(event)
@@ -221,7 +221,7 @@ class StageMonitor:
         pause_s = self._stall_detector.update(reports, num_changes(), time.monotonic())
         if pause_s is None:
             return
-        number = sum(len(report.running) for report in reports)
+        number = sum(len(report.running_processes) for report in reports)
         workers = "1 process is" if number == 1 else f"{number} processes are" if number else "no process is"
         missing = missing_capacity()
         suffix = f"; missing: {missing}" if missing else ""
@@ -231,7 +231,7 @@ class StageMonitor:
 
     def _stacks(self) -> list[tuple[ProcessInfo, str]]:
         with self._lock:
-            stacks = [self._own_node.stacks(), *self._remote.call(NodeMonitor.stacks)]
+            stacks = [self._own_node.read_stacks(), *self._remote.call(NodeMonitor.read_stacks)]
         return [(process, stack) for node in stacks for process, stack in node if stack]
 
 

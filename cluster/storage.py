@@ -24,7 +24,7 @@ import fsspec
 import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.credentials import refuse_credentials
+from cluster.credentials import reject_credentials
 from cluster.paths import absolute_url
 from cluster.progress import working
 from cluster.retry import BLOCK_BYTES, WAITS_S, with_retries
@@ -40,7 +40,7 @@ class Storage:
     url: str
 
     def __post_init__(self) -> None:
-        refuse_credentials(self.url)
+        reject_credentials(self.url)
         object.__setattr__(
             self, "url", absolute_url(self.url)
         )  # workers have other working directories than the driver

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cluster import stage_monitor
 from cluster.capacity import wait_for_capacity
-from cluster.heartbeat import monitored, own_process_info
+from cluster.heartbeat import current_process_info, monitored
 from cluster.plain import from_plain, to_plain
 from cluster.progress import Progress
 from cluster.shared_paths import check_new_nodes
@@ -109,7 +109,11 @@ def _on_ray(
             with monitored(stage, "task", row["number"], log_death=True):
                 return {"number": row["number"], "json": call(row["json"]), "error": b""}
         except Exception as error:
-            return {"number": row["number"], "json": "", "error": pickle.dumps(wrap_error(error, own_process_info()))}
+            return {
+                "number": row["number"],
+                "json": "",
+                "error": pickle.dumps(wrap_error(error, current_process_info())),
+            }
 
     wait_for_capacity([{"CPU": 1.0}], label)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line

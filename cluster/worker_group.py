@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import stage_monitor
 from cluster.capacity import wait_for_capacity
-from cluster.failures import Explanation, explain, explain_death, explain_raised
-from cluster.heartbeat import monitored, own_process_info
+from cluster.failures import Explanation, explain, explain_death, explain_exception
+from cluster.heartbeat import current_process_info, monitored
 from cluster.placement import Placement
 from cluster.process_group import RankContext, free_address, join_process_group
 from cluster.process_info import ProcessInfo
@@ -144,7 +144,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     if monitor and is_consequence and (death := monitor.pop_death(role="rank", is_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
-    return explain_raised(process, failure.error, failure.traceback)
+    return explain_exception(process, failure.error, failure.traceback)
 
 
 def _health_check_failure(failure: Exception) -> Exception:
@@ -175,4 +175,4 @@ def _work_in_group(
             work(rank_context, payload)
             dist.destroy_process_group()
         except Exception as error:
-            raise wrap_error(error, own_process_info()) from None
+            raise wrap_error(error, current_process_info()) from None

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
-from cluster.machine import tasks_at_once
+from cluster.machine import num_parallel_tasks
 from cluster.paths import list_files_with_sizes
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
@@ -284,7 +284,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
     num_mb = sum(size * (EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
-    workers = tasks_at_once(config.execution.workers, tasks)
+    workers = num_parallel_tasks(config.execution.workers, tasks)
     activations_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Workload(
         processes=[Processes(kind="task", number=workers, memory_gib=activations_gib)],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.metrics_log import last_values
+from cluster.metrics_log import latest_values
 from cluster.paths import list_files
 from cluster.process_group import RankContext
 from cluster.storage import Storage
@@ -142,7 +142,7 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
         held_out=held_out,
     )
     run_training(learn_preferences, payload, config, context, name="reward")
-    last = last_values(context.output)
+    last = latest_values(context.output)
     return RewardSummary(
         pairs=len(pairs),
         pairs_too_long=len(pairs) - len(fitting),

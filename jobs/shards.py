@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from cluster.machine import tasks_at_once
+from cluster.machine import num_parallel_tasks
 from cluster.placement import TasksExecution
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
@@ -222,7 +222,7 @@ def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = corpus.num_bytes / 1e6
-    workers = tasks_at_once(config.execution.workers, corpus.num_parts)
+    workers = num_parallel_tasks(config.execution.workers, corpus.num_parts)
     return Workload(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _ENCODE_S_PER_MB,

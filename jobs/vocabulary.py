@@ -13,7 +13,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from cluster.machine import tasks_at_once
+from cluster.machine import num_parallel_tasks
 from cluster.placement import TasksExecution
 from cluster.progress import working
 from cluster.storage import Storage
@@ -184,7 +184,7 @@ def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6
-    workers = tasks_at_once(config.execution.workers, corpus.num_parts)
+    workers = num_parallel_tasks(config.execution.workers, corpus.num_parts)
     return Workload(
         processes=[Processes(kind="task", number=workers)],
         python_s=num_mb * _COUNT_S_PER_MB + config.size * _LEARN_S_PER_TOKEN,

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from cluster.kuberay import ClusterConfig, PodGroup, PodShape, build_manifest, num_pods
+from cluster.kuberay import ClusterConfig, PodGroup, PodShape, build_manifest, count_pods
 from cluster.paths import local_path
 from cluster.placement import Placement, TasksExecution
 from cluster.submission import JOB_VARIABLES
@@ -73,7 +73,7 @@ def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> lis
     for name, config in configs.items():
         for workers_by_group in _worker_sets(name, config):
             for group, workers in workers_by_group.items():
-                needed = num_pods(workers, shapes[group], f"{name}: execution on {group} pods")
+                needed = count_pods(workers, shapes[group], f"{name}: execution on {group} pods")
                 pods[group] = max(pods[group], needed)
     return [PodGroup(group, shapes[group], number) for group, number in pods.items() if number]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.fingerprints import fingerprint
-from cluster.lease import LEASE
+from cluster.lease import LEASE_FILE
 from cluster.metrics_log import METRICS_LOG
 from cluster.plain import from_plain, to_plain
 from cluster.progress import working
@@ -33,7 +33,7 @@ UNFINISHED = "unfinished.json"
 WORK = "work"
 """In an output: folder of intermediate files of its tasks; removed at the end."""
 
-_NOT_CONTENT = (RECORD, BACKUP, UNFINISHED, LEASE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
+_NOT_CONTENT = (RECORD, BACKUP, UNFINISHED, LEASE_FILE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 
 _FOREIGN_STAGES = ("huggingface", "tokenizer")
 """The value of `Record.stage` for a folder that Raymill did not make: with a model, or with a tokenizer alone."""
@@ -148,7 +148,7 @@ def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
 def clear_output(output: Storage) -> None:
     """Remove everything in an unfinished output except the lease on it."""
     for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
-        if name != LEASE:
+        if name != LEASE_FILE:
             output.remove(name)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cluster.machine import num_cores, processor
+from cluster.machine import num_cores, processor_name
 from cluster.progress import working
 from cluster.user_cache import UserCache
 
@@ -54,7 +54,7 @@ class Machine:
 def calibrate() -> Machine:
     """The speed of this machine. Measuring takes about three seconds, the first time and again after a week."""
     instructions = [os.environ.get(name) for name in _INSTRUCTION_VARIABLES]
-    names = (processor(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
+    names = (processor_name(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
     key = json.dumps([*names, *instructions])
     cached = _cache.get(key)
     if cached is None or not 0 <= time.time() - cached["at"] < _KEPT_S:
@@ -77,7 +77,7 @@ def _measure() -> Machine:
         step_flops = _step_flops(None)
         slowdown = bfloat16_emulation()
         return Machine(
-            processor=processor(),
+            processor=processor_name(),
             cores=num_cores(),
             python_s=_best_s(_python_work, tries=5),
             step_flops=step_flops,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from cluster.machine import num_cores, processor
+from cluster.machine import num_cores, processor_name
 from cluster.plain import from_plain
 from cluster.storage import Storage
 from jobs.frame.artifact import RECORD
@@ -25,7 +25,7 @@ class EarlierRun:
 def earlier_runs(store: Storage) -> list[EarlierRun]:
     """The runs of a store that were not resumed, on a processor like this one's and with the memory measured."""
     runs: list[EarlierRun] = []
-    this_machine = Hardware(processor=processor(), cores=num_cores())
+    this_machine = Hardware(processor=processor_name(), cores=num_cores())
     for name in store.glob(f"*/{RECORD}") if store.exists() else []:
         record = to_record(store.read_json(name))
         measured = record.measured

@@ -11,7 +11,7 @@ from importlib.metadata import version as package_version
 from cluster.capacity import capacity_wait_limit
 from cluster.failures import JobFailed, explain
 from cluster.lease import hold_lease
-from cluster.machine import num_cores, processor
+from cluster.machine import num_cores, processor_name
 from cluster.plain import to_plain
 from cluster.progress import working
 from cluster.resource_usage import ResourceUsage
@@ -124,7 +124,7 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
         measured=Measured(
             workload=None if job.stage.workload is None else to_plain(job.stage.workload(config, inputs)),
             resumed=unfinished is not None,
-            machine=Hardware(processor=processor(), cores=num_cores()),
+            machine=Hardware(processor=processor_name(), cores=num_cores()),
             cpu_s=usage.cpu_s,
             peak_memory_gib=None if usage.peak_bytes is None else round(usage.peak_bytes / 2**30, 3),
             disk_gib=round(output.num_bytes() / 2**30, 6),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.credentials import refuse_credentials
+from cluster.credentials import reject_credentials
 from jobs.frame.config import build, load_yaml, parse_override
 from jobs.frame.secrets import is_secret_variable
 from jobs.frame.stages import STAGES, stage_named
@@ -46,7 +46,7 @@ class PipelineConfig:
             value = os.environ.get(name) if value is None else value
             if value is None:
                 raise ValueError(f"environment.{name}: null takes the value from the environment, where it is not set")
-            refuse_credentials(value)
+            reject_credentials(value)
             variables[name] = value
         return variables
 

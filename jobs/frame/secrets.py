@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.credentials import refuse_credentials
+from cluster.credentials import reject_credentials
 
 _VALUES = (
     re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
@@ -39,7 +39,7 @@ def refuse_secrets(value: Any, where: str, path: str = "") -> None:
                 f"{where}: {path} holds what looks like a secret; set it in the environment, never in a config"
             )
         try:
-            refuse_credentials(value)
+            reject_credentials(value)
         except ValueError as error:
             raise ValueError(f"{where}: {path}: {error}") from error
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from cluster.heartbeat import beat, stop_requested
+from cluster.heartbeat import send_heartbeat, stop_requested
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from cluster.worker_group import StoppedOnRequest
@@ -116,7 +116,7 @@ class TrainingRun:
         `data/hash` fingerprints every token id since the last line with its place in the global order: equal runs have
         equal hashes at any number of workers.
         """
-        beat(report.step)
+        send_heartbeat(report.step)
         self._since_log.append(report)
         self.total_tokens += report.num_tokens
         if report.step % self.config.execution.log_interval and report.step < self.config.steps:

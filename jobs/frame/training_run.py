@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.metrics_log import last_metrics, last_values
+from cluster.metrics_log import last_step_metrics, latest_values
 from cluster.process_group import RankContext
 from cluster.progress import MetricsProgress
 from cluster.signals import StoppedBySignal
@@ -61,7 +61,7 @@ def run_training(
     if step := latest_step(checkpoints.fs, checkpoints.root):
         log.info("%s resumes from its checkpoint at step %d of %d", name, step, config.steps)
     try:
-        with MetricsProgress(partial(last_metrics, context.output), "training", config.steps):
+        with MetricsProgress(partial(last_step_metrics, context.output), "training", config.steps):
             run_worker_group(work, payload, config.execution.placement, name=name)
     except KeyboardInterrupt:
         step = latest_step(checkpoints.fs, checkpoints.root) or 0
@@ -70,7 +70,7 @@ def run_training(
 
 def summarize(output: Storage, *, metrics_prefix: str) -> TrainingSummary:
     """The summary of a finished training."""
-    last = last_values(output)
+    last = latest_values(output)
     return TrainingSummary(
         parameters=num_parameters(read_config((output / "model").local())),
         steps=int(last["step"]),

@@ -73,7 +73,9 @@ class FakeNodes:
         process = ProcessInfo(
             stage="rlhf", role="generator", index=index, node=name, pid=pid, ip=f"192.0.2.{ord(name)}"
         )
-        ProcessRecord(process, log_death=False, log_from=0, has_stack=False).write(self.folder / name / f"{pid}.json")
+        ProcessRecord(process, log_death=False, log_offset=0, handles_stack_signal=False).write(
+            self.folder / name / f"{pid}.json"
+        )
         return process
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.credentials import refuse_credentials
+from cluster.credentials import reject_credentials
 from cluster.storage import Storage
 
 
@@ -42,4 +42,4 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
     ],
 )
 def test_a_url_with_signs_that_only_look_like_credentials_passes(url: str):
-    refuse_credentials(url)
+    reject_credentials(url)

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.exceptions import LocalRayletDiedError, ObjectLostError, WorkerCrashedError
 
-from cluster.death_causes import cause_in_report, exit_cause, fatal_signal_in_log, ip_in_report, pid_in_report
+from cluster.death_causes import cause_in_log, cause_in_report, exit_cause, ip_in_report, pid_in_report
 
 GUESS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: Generator\n\tpid: 5525\n\tip: 192.0.2.2\n"
@@ -89,7 +89,7 @@ def test_a_fatal_signal_is_read_from_what_python_leaves_in_the_log(number: int, 
     program = f"import os\ndef crash():\n    os.kill(os.getpid(), {number})\ncrash()"
     (tmp_path / "program.py").write_text(program)
     ended = subprocess.run([sys.executable, "-X", "faulthandler", tmp_path / "program.py"], stderr=subprocess.PIPE)
-    cause = fatal_signal_in_log(ended.stderr.decode())
+    cause = cause_in_log(ended.stderr.decode())
     assert cause is not None and cause.startswith(f"was killed by {named}") and "program.py:" in cause
     assert exit_cause(ended.returncode) == f"was killed by {named}"
-    assert fatal_signal_in_log("an ordinary line\n") is None
+    assert cause_in_log("an ordinary line\n") is None

@@ -16,7 +16,7 @@ from cluster.kuberay import (
     SecretVariable,
     build_manifest,
     check_ray_job,
-    num_pods,
+    count_pods,
 )
 
 SHAPE = PodShape(cpus=8, memory_gib=32, gpus=4)
@@ -196,12 +196,12 @@ def test_what_the_server_takes_and_the_operator_refuses_is_refused_here(
 
 def test_workers_are_packed_into_pods_first_fit():
     one = {"CPU": 2.0, "GPU": 1.0}
-    assert num_pods([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
-    assert num_pods([one] * 5, SHAPE, "train") == 2
-    assert num_pods([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
-    assert num_pods([], SHAPE, "data") == 0
+    assert count_pods([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
+    assert count_pods([one] * 5, SHAPE, "train") == 2
+    assert count_pods([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
+    assert count_pods([], SHAPE, "data") == 0
 
 
 def test_a_worker_larger_than_a_pod_is_refused():
     with pytest.raises(ValueError, match="train: a worker needs 8 GPU, but one pod has 4; enlarge the pod"):
-        num_pods([{"GPU": 8.0}], SHAPE, "train")
+        count_pods([{"GPU": 8.0}], SHAPE, "train")

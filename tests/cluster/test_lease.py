@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lease import LEASE, hold_lease
+from cluster.lease import LEASE_FILE, hold_lease
 from cluster.storage import Storage
 
 
 def write_lease(folder: Path, *, host: str, pid: int, age_s: float) -> None:
-    (folder / LEASE).write_text(json.dumps({"holder": "other", "host": host, "pid": pid, "time": time.time() - age_s}))
+    (folder / LEASE_FILE).write_text(
+        json.dumps({"holder": "other", "host": host, "pid": pid, "time": time.time() - age_s})
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, hos
     with hold_lease(Storage(str(tmp_path))) as require_held:
         require_held()
     assert time.monotonic() - started < 2.0
-    assert not (tmp_path / LEASE).exists()
+    assert not (tmp_path / LEASE_FILE).exists()
 
 
 def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -45,7 +47,7 @@ def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.
     thread.start()
     assert not is_held.wait(0.3)
     assert "another run (pid 1 on elsewhere) is making" in caplog.text
-    (tmp_path / LEASE).unlink()
+    (tmp_path / LEASE_FILE).unlink()
     assert is_held.wait(10)
     thread.join(10)
 
@@ -55,4 +57,4 @@ def test_a_holder_that_lost_its_lease_is_told_and_leaves_the_new_one(tmp_path: P
         write_lease(tmp_path, host="elsewhere", pid=1, age_s=0.0)
         with pytest.raises(RuntimeError, match="another one has taken"):
             require_held()
-    assert json.loads((tmp_path / LEASE).read_text())["holder"] == "other"
+    assert json.loads((tmp_path / LEASE_FILE).read_text())["holder"] == "other"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cluster.metrics_log import METRICS_LOG, last_metrics, read_lines, read_metrics
+from cluster.metrics_log import METRICS_LOG, last_step_metrics, read_lines, read_metrics
 from cluster.storage import Storage
 
 
@@ -14,12 +14,12 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
 
 
 def test_no_log_is_no_metrics(storage: Storage):
-    assert read_metrics(storage) == [] and last_metrics(storage) == {}
+    assert read_metrics(storage) == [] and last_step_metrics(storage) == {}
 
 
 def test_the_last_step_is_read_from_the_end_of_the_log(storage: Storage):
     lines = b"".join(json.dumps({"step": step, "time": 0.0}).encode() + b"\n" for step in range(20_000))
     storage.write_bytes(METRICS_LOG, lines)
-    assert last_metrics(storage)["step"] == 19_999
+    assert last_step_metrics(storage)["step"] == 19_999
     storage.write_bytes(METRICS_LOG, lines + b'{"step": 20')
-    assert last_metrics(storage)["step"] == 19_999
+    assert last_step_metrics(storage)["step"] == 19_999

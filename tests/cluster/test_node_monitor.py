@@ -58,7 +58,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
 
 def leave(folder: Path, place: ProcessInfo) -> None:
     """The file of a process that tells no stack."""
-    ProcessRecord(place, log_death=False, log_from=0, has_stack=False).write(folder / f"{place.pid}.json")
+    ProcessRecord(place, log_death=False, log_offset=0, handles_stack_signal=False).write(folder / f"{place.pid}.json")
 
 
 def poll(node: NodeMonitor, until: Callable[[list[ProcessEvent]], bool], *, limit_s: float = 60) -> list[ProcessEvent]:
@@ -78,7 +78,7 @@ def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_pa
     process.kill()
     process.wait()
     (death,) = poll(node, bool)
-    assert (death.kind, death.cause, death.is_certain) == ("dead", "was killed by signal 9 (SIGKILL)", False)
+    assert (death.kind, death.cause, death.is_cause_certain) == ("dead", "was killed by signal 9 (SIGKILL)", False)
     assert str(death.process).startswith("rlhf: generator 2 on node ") and death.process.pid == process.pid
     assert death.process.log == str(tmp_path / "log")
 
@@ -86,7 +86,7 @@ def test_a_killed_process_is_seen_with_its_place_and_log(start: Callable, tmp_pa
 def test_a_crash_is_reported_by_its_signal_though_it_was_never_seen_alive(start: Callable, tmp_path: Path) -> None:
     start("os.kill(os.getpid(), 11)").wait()
     (death,) = poll(NodeMonitor(tmp_path / "records"), bool)
-    assert death.is_certain and death.cause.startswith("was killed by signal 11 (SIGSEGV)")
+    assert death.is_cause_certain and death.cause.startswith("was killed by signal 11 (SIGSEGV)")
 
 
 def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_stopped_process_is_reported_once_and_when_it_goes_on(
 def test_the_stack_of_a_process_that_stands_still_names_the_line(start: Callable, tmp_path: Path) -> None:
     process, node = start(), NodeMonitor(tmp_path / "records")
     node.poll()
-    ((place, stack),) = node.stacks()
+    ((place, stack),) = node.read_stacks()
     assert place.pid == process.pid and "in stand" in stack
 
 
@@ -126,7 +126,7 @@ def test_a_process_is_asked_for_its_stack_only_where_that_is_not_its_end(start: 
         leave(tmp_path / "records", ProcessInfo(stage="serve", role="server", index=0, pid=other.pid))
         (tmp_path / "records" / f"{other.pid}.stack").write_text("of another process")
         node.poll()
-        ((place, stack),) = node.stacks()
+        ((place, stack),) = node.read_stacks()
         assert place.pid == process.pid and "in stand" in stack
         assert process.poll() is None and other.poll() is None
         other.kill()
@@ -137,14 +137,15 @@ def test_a_later_task_of_the_same_process_is_known_by_its_own_number(start: Call
     later = "with heartbeat.monitored('rlhf', 'generator', 3):\n    stand()"
     process = start("pass", before=f"with heartbeat.monitored('rlhf', 'generator', 1):\n    {wait}\n{later}")
     node = NodeMonitor(tmp_path / "records")
-    while not (first := node.poll()).running:
+    while not (first := node.poll()).running_processes:
         time.sleep(0.05)
     node.poll()
     (tmp_path / "records" / "go").touch()
     while not (tmp_path / "records" / "begun").exists():
         time.sleep(0.05)
     second = node.poll()
-    assert [place.index for place in (*first.running, *second.new_processes, *second.running)] == [1, 3, 3]
+    seen = (*first.running_processes, *second.new_processes, *second.running_processes)
+    assert [process.index for process in seen] == [1, 3, 3]
     assert second.has_progress
     process.kill()
     process.wait()
@@ -191,7 +192,7 @@ def test_a_process_killed_in_a_memory_control_group_ran_out_of_memory_cause(star
     (death,) = poll(node, bool)
     process.wait()
     group.rmdir()
-    assert death.is_certain and "ran out of memory" in death.cause and "(limit 64 MiB" in death.cause
+    assert death.is_cause_certain and "ran out of memory" in death.cause and "(limit 64 MiB" in death.cause
 
 
 def test_a_damaged_log_path_does_no_harm(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import progress
-from cluster.metrics_log import last_metrics
+from cluster.metrics_log import last_step_metrics
 from cluster.progress import MetricsProgress, Progress, format_duration
 from cluster.storage import Storage
 from cluster.tracking import Tracker
@@ -169,7 +169,7 @@ def test_a_run_elsewhere_is_followed_from_its_log(place: str, tmp_path: Path, mo
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = Tracker(storage=storage, run_id="r", name="n", group="g")
     seen = set()
-    with MetricsProgress(partial(last_metrics, storage), "pretrain", total_steps=4) as following:
+    with MetricsProgress(partial(last_step_metrics, storage), "pretrain", total_steps=4) as following:
         seen.add(progress._line._text())
         for step in (1, 2):
             tracker.log(step, {"train/loss": 3.0 - step})
