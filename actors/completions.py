@@ -25,9 +25,16 @@ from cluster.session import worker_env
 from cluster.storage import Storage
 from data.chats.records import PromptRecord
 from data.chats.template import load_tokenizer
-from model.huggingface import load_folder
+from model.huggingface import load_hf_model
 from model.huggingface_config import read_config
-from model.precision import ComputePrecision, Precision, autocast_dtype, precision_field, resolve_precision, torch_dtype
+from model.precision import (
+    ComputePrecision,
+    Precision,
+    autocast_dtype,
+    precision_field,
+    resolved_precision,
+    torch_dtype,
+)
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
@@ -122,7 +129,7 @@ def complete(
     """
     results: dict[str, list[Rollout]] = {}
     for sizes, names in _by_sizes(requests).items():
-        precision = resolve_precision(sampling.precision)
+        precision = resolved_precision(sampling.precision)
         settings = EngineSettings(
             model=requests[names[0]].model,
             max_length=sizes.max_length,
@@ -157,11 +164,11 @@ def _complete_in_turn(
     pool: GeneratorPool, requests: Mapping[str, CompletionRequest], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
     """Each model's name and completions: its weights are loaded into the engines, which complete its prompts."""
-    precision = resolve_precision(sampling.precision)
+    precision = resolved_precision(sampling.precision)
     sender = ObjectStoreSender(rank=0, dtype=torch_dtype(precision))
     previous: WeightSnapshot | None = None
     for version, (name, request) in enumerate(requests.items()):
-        model = load_folder(request.model.local())
+        model = load_hf_model(request.model.local())
         snapshot = sender.send(model, version)
         pool.load(snapshot)
         rollouts = _generate(pool, request, sampling, version, model.config.vocab_size)

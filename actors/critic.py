@@ -12,7 +12,7 @@ from actors.rank_group import Pending, RankGroup, first_rank, stored
 from actors.training_rank import TrainingRank, TrainingSettings
 from cluster.process_group import free_address
 from model.batch import Batch, ValueBatch
-from model.huggingface import load_scalar_folder
+from model.huggingface import load_hf_scalar_model
 from model.objectives import value_loss, values
 from model.train import StepReport
 
@@ -34,7 +34,7 @@ class Critic:
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the critic."""
-        self._rank.join(address, load_scalar_folder, lr=self._learning.critic_lr)
+        self._rank.join(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
         """Values [n, T] of this rank's rows, 0 where loss_mask is false."""

@@ -54,10 +54,10 @@ from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
-from model.checkpoint_steps import whole_steps
+from model.checkpoint_steps import complete_steps
 from model.huggingface_config import SpecialTokens, read_config
 from model.learning import LearningConfig
-from model.precision import resolve_precision
+from model.precision import resolved_precision
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ class Graph:
     def _newest_checkpoint(self) -> int | None:
         """The newest optimizer step of which learner and critic both have a whole checkpoint."""
         folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._trained)]]
-        common = set.intersection(*(set(whole_steps(folder.fs, folder.root)) for folder in folders))
+        common = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
         return max(common, default=None)
 
     def _prompts_of(self, step: int) -> list[Prompt]:
@@ -406,7 +406,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.generation_batch_prompts * config.rollouts.group_size,
-        precision=resolve_precision(config.learning.precision),
+        precision=resolved_precision(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
         weight_transfer=execution.weight_transfer,
@@ -430,7 +430,7 @@ def training_settings(
 
 def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
     """The reference's actor."""
-    temperature, precision = config.rollouts.temperature, resolve_precision(config.learning.precision)
+    temperature, precision = config.rollouts.temperature, resolved_precision(config.learning.precision)
     arguments = (config.policy, temperature, execution.micro_batch_size, precision)
     return spawn("reference", 0, Reference, *arguments, pure=True)
 
@@ -440,7 +440,7 @@ def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) 
     if config.verifier is not None:
         return spawn("scorer", 0, Verifier, config.verifier, pure=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
-    arguments = (config.reward, execution.micro_batch_size, resolve_precision(config.learning.precision))
+    arguments = (config.reward, execution.micro_batch_size, resolved_precision(config.learning.precision))
     return spawn("scorer", 0, RewardModel, *arguments, pure=True)
 
 

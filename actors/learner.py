@@ -21,11 +21,11 @@ from cluster.process_group import free_address
 from cluster.storage import Storage
 from cluster.user_program import Program
 from model.batch import Batch, PolicyBatch
-from model.huggingface import load_folder, save_folder
+from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.parallel import full_state_dict
-from model.precision import resolve_precision, torch_dtype
+from model.precision import resolved_precision, torch_dtype
 from model.train import StepReport
 
 
@@ -51,7 +51,7 @@ class Learner:
         self._weight_transfer: TransferBackend = weight_transfer
         self._loss = load_algorithm(algorithm).loss
         self._rank = TrainingRank(settings, rank)
-        precision = resolve_precision(settings.learning.precision)
+        precision = resolved_precision(settings.learning.precision)
         self._sender: WeightSender = ObjectStoreSender(rank=rank, dtype=torch_dtype(precision))
 
     def free_address(self) -> str:
@@ -60,7 +60,7 @@ class Learner:
 
     def join(self, address: str) -> None:
         """Meet the other ranks and load the policy."""
-        self._rank.join(address, load_folder, lr=self._settings.learning.lr)
+        self._rank.join(address, load_hf_model, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
         """Send through vLLM's own trainer engine to these generators from now on (nccl, ipc)."""
@@ -92,7 +92,7 @@ class Learner:
         state, model = full_state_dict(self._rank.state.model), self._rank.state.model
         if self._rank.context.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
-                save_folder(
+                save_hf_model(
                     Path(folder),
                     state,
                     model.config,  # pyright: ignore[reportArgumentType]

@@ -21,8 +21,8 @@ from cluster.storage import Storage
 from data.tokens.samples import Sample, document_samples, to_rows
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import load_encoder
-from model.batch import Batch, from_sequences, to_device
-from model.huggingface import load_folder
+from model.batch import Batch, batch_from_sequences, to_device
+from model.huggingface import load_hf_model
 from model.objectives import logprobs, nll_by_row
 from model.precision import ComputePrecision, autocast_dtype
 from model.quantize import decompress_folder, simulate_int8
@@ -95,10 +95,10 @@ def merge_scores(parts: Sequence[TextScores]) -> TextScores:
 def load_language_model(folder: Path) -> Transformer:
     """The language model in a folder; a compressed one rounds weights and activations as an engine does."""
     if "quantization_config" not in json.loads((folder / "config.json").read_text()):
-        return load_folder(folder)
+        return load_hf_model(folder)
     with tempfile.TemporaryDirectory(prefix="raymill-int8-") as plain:
         decompress_folder(folder, Path(plain))
-        model = load_folder(Path(plain))
+        model = load_hf_model(Path(plain))
     simulate_int8(model)
     return model
 
@@ -131,7 +131,7 @@ def sequence_logprobs(
     for start in range(0, len(sequences), num_rows):
         part = sequences[start : start + num_rows]
         masks = [[True] * len(sequence) for sequence in part]
-        batch = from_sequences(part, masks, length=max(map(len, part)) - 1, pad_id=0)
+        batch = batch_from_sequences(part, masks, length=max(map(len, part)) - 1, pad_id=0)
         with torch.no_grad():
             logprobs_BT = logprobs(model, to_device(batch, torch.device(device))).double().cpu().numpy()
         result += [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, part, strict=True)]

@@ -8,7 +8,7 @@ from actors.device import assigned_device
 from actors.logprobs import batch_logprobs
 from cluster.storage import Storage
 from model.batch import Batch
-from model.huggingface import load_folder
+from model.huggingface import load_hf_model
 from model.precision import ComputePrecision, autocast_dtype
 
 
@@ -19,7 +19,7 @@ class Reference:
     """
 
     def __init__(self, folder: Storage, temperature: float, micro_batch_size: int, precision: ComputePrecision) -> None:
-        self._model = load_folder(folder.local()).to(assigned_device()).requires_grad_(False)
+        self._model = load_hf_model(folder.local()).to(assigned_device()).requires_grad_(False)
         self._temperature = temperature
         self._micro_batch_size = micro_batch_size
         self._dtype = autocast_dtype(precision)

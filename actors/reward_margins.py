@@ -12,7 +12,7 @@ from actors.likelihood import MAX_PASS_TOKENS
 from cluster.storage import Storage
 from data.chats.template import PreferenceTokens
 from model.batch import pair_batch, to_device
-from model.huggingface import load_scalar_folder
+from model.huggingface import load_hf_scalar_model
 from model.objectives import rewards
 from model.precision import ComputePrecision, autocast_dtype
 from model.train import autocast
@@ -22,7 +22,7 @@ def reward_margins(
     reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: ComputePrecision, device: str
 ) -> NDArray[np.float64]:
     """Reward of the chosen minus that of the rejected completion, [pairs]."""
-    model = load_scalar_folder(reward_folder.local()).to(device).requires_grad_(False)
+    model = load_hf_scalar_model(reward_folder.local()).to(device).requires_grad_(False)
     longest = max(len(side) for pair in pairs for side in pair)
     num_pairs = max(1, MAX_PASS_TOKENS // (2 * longest))
     margins: list[NDArray[np.float64]] = []

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from model.batch import Batch, PolicyBatch, ValueBatch, from_sequences, map_tensors
+from model.batch import Batch, PolicyBatch, ValueBatch, batch_from_sequences, map_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def rollout_batch(rollouts: Sequence[Rollout], *, pad_id: int) -> Batch:
     """Prompt and completion of each rollout as a row, padded to the longest; loss_mask marks the completion tokens."""
     sequences = [rollout.prompt_ids + rollout.completion_ids for rollout in rollouts]
     masks = [[False] * len(r.prompt_ids) + [True] * len(r.completion_ids) for r in rollouts]
-    return from_sequences(sequences, masks, length=max(map(len, sequences)) - 1, pad_id=pad_id)
+    return batch_from_sequences(sequences, masks, length=max(map(len, sequences)) - 1, pad_id=pad_id)
 
 
 def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from cluster.storage import Storage
 from cluster.user_program import Program, load_program
 from cluster.worker_errors import innermost_frame
 from model.batch import pad_sequences
-from model.huggingface import load_scalar_folder
+from model.huggingface import load_hf_scalar_model
 from model.objectives import rewards
 from model.precision import ComputePrecision, autocast_dtype
 from model.train import autocast
@@ -50,7 +50,7 @@ class RewardModel:
 
     def __init__(self, folder: Storage, micro_batch_size: int, precision: ComputePrecision) -> None:
         self._device = assigned_device()
-        self._model = load_scalar_folder(folder.local()).to(self._device).requires_grad_(False)
+        self._model = load_hf_scalar_model(folder.local()).to(self._device).requires_grad_(False)
         self._micro_batch_size = micro_batch_size
         self._dtype = autocast_dtype(precision)
 

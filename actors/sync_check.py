@@ -24,7 +24,7 @@ from actors.weight_sync import (
 )
 from model.batch import Batch
 from model.learning import LearningConfig
-from model.precision import ComputePrecision, resolve_precision
+from model.precision import ComputePrecision, resolved_precision
 from model.transformer_config import TransformerConfig
 
 
@@ -46,7 +46,7 @@ LOGPROB_BOUNDS: dict[ComputePrecision, LogprobDifference] = {
 
 def logprob_bound(learning: LearningConfig) -> LogprobDifference:
     """The configured bounds; unset ones default by precision."""
-    default = LOGPROB_BOUNDS[resolve_precision(learning.precision)]
+    default = LOGPROB_BOUNDS[resolved_precision(learning.precision)]
     return LogprobDifference(
         max=default.max if learning.max_logprob_difference is None else learning.max_logprob_difference,
         mean=default.mean if learning.mean_logprob_difference is None else learning.mean_logprob_difference,

@@ -47,8 +47,8 @@ from data.chats.template import RenderedChat, load_tokenizer, render
 from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
-from model.batch import Batch, from_sequences
-from model.huggingface import load_folder, save_folder
+from model.batch import Batch, batch_from_sequences
+from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
 from model.metrics import Interval, bootstrap_interval, paired_bootstrap
@@ -145,12 +145,12 @@ class Benchmark:
             if report.step % (SFT_STEPS // 10) == 0:
                 with torch.no_grad():
                     loss = causal_lm(model, validation)
-                losses.append((loss.sum / loss.weight).item())
+                losses.append((loss.sum / loss.num_terms).item())
         return self._save(model, "sft"), losses
 
     def more_sft(self, start: Path) -> Path:
         """As many further steps and sequences of demonstrations as GRPO's."""
-        model = load_folder(start)
+        model = load_hf_model(start)
         steps = RL_STEPS * GRPO.optimizer_steps
         state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant_schedule(GRPO.lr))
         global_batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
@@ -224,14 +224,14 @@ class Benchmark:
 
     def _batch(self, chats: Sequence[RenderedChat]) -> Batch:
         longest = max(len(chat.ids) for chat in chats) - 1
-        return from_sequences(
+        return batch_from_sequences(
             [chat.ids for chat in chats], [chat.learned for chat in chats], length=longest, pad_id=self.tokenizer.pad_id
         )
 
     def _save(self, model: Transformer, name: str) -> Path:
         folder = self.scratch / name
         ids = chat_special_tokens(self.scratch / "tokenizer")
-        save_folder(
+        save_hf_model(
             folder,
             model.state_dict(),
             self.sizes,

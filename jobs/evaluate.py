@@ -59,7 +59,7 @@ from jobs.frame.user_code import read_verifier
 from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_evaluation
 from model.huggingface_config import read_config
-from model.precision import Precision, precision_field, resolve_precision
+from model.precision import Precision, precision_field, resolved_precision
 from model.transformer_config import num_parameters
 
 _FORECAST_WINDOW = 512
@@ -310,7 +310,7 @@ def start_text(
                     part=part,
                     num_parts=scorers.workers,
                     overlap=config.overlap,
-                    precision=resolve_precision(config.precision),
+                    precision=resolved_precision(config.precision),
                     device=scorers.device,
                 )
                 for part in range(scorers.workers)
@@ -356,7 +356,7 @@ def start_reward(
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
     if not fitting:
         raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task, precision = ray_task(reward_margins, scorers), resolve_precision(config.precision)
+    task, precision = ray_task(reward_margins, scorers), resolved_precision(config.precision)
     tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
     return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), bootstrap)
 
@@ -437,7 +437,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
         processes=processes,
         flop=tokens * forward_flop(largest, window),
         width=largest.width,
-        precision=resolve_precision(config.precision),
+        precision=resolved_precision(config.precision),
         threads=scorers,
         engine_steps=config.sampling.max_new_tokens * num_batches / execution.generators.workers,
         python_s=num_completions * _COMPLETION_S + num_bytes * _XZ_S * config.compare_with_xz,

@@ -189,7 +189,7 @@ class PretrainPayload:
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
-    from model.huggingface import load_folder
+    from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
     from model.transformer import Transformer, initialize
@@ -205,7 +205,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         model = Transformer(sizes)
         initialize(model, config.seed)
     else:
-        model = load_folder(payload.init.local())
+        model = load_hf_model(payload.init.local())
         sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)

@@ -168,14 +168,14 @@ class RewardPayload:
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun  # late, as below: to plan takes no torch
-    from model.huggingface import load_scalar_folder
+    from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry
     from model.train import fit
 
     config = payload.config
     training = TrainingRun(rank_context, payload.training)
     folder = payload.init.local()
-    model = load_scalar_folder(folder)
+    model = load_hf_scalar_model(folder)
     sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)

@@ -44,7 +44,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.rlhf import report_rlhf
 from model.huggingface_config import read_config
 from model.learning import LearningConfig
-from model.precision import resolve_precision
+from model.precision import resolved_precision
 from model.transformer_config import TransformerConfig
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         processes=processes,
         flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop(sizes, length),
         width=sizes.width,
-        precision=resolve_precision(config.learning.precision),
+        precision=resolved_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,

@@ -21,7 +21,7 @@ from jobs.frame.sizes import weights_gib
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.serving import report_serving
-from model.precision import Precision, precision_field, resolve_precision
+from model.precision import Precision, precision_field, resolved_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
     settings = ServerSettings(
         folder=context.inputs["model"].model.local(),
         port=free_port(),
-        precision=resolve_precision(config.precision),
+        precision=resolved_precision(config.precision),
         kv_cache_gib=execution.kv_cache_gib,
         startup_timeout_s=execution.startup_timeout_s,
     )

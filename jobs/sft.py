@@ -150,14 +150,14 @@ class SftPayload:
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     """The whole training on one rank."""
     from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
-    from model.huggingface import load_folder
+    from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
 
     config = payload.config
     training = TrainingRun(rank_context, payload.training)
     folder = payload.init.local()
-    model = load_folder(folder)
+    model = load_hf_model(folder)
     sizes = model.config
     state = training.start(model)
     flops = flops_per_token(sizes, config.sequence_length)

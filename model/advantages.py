@@ -52,7 +52,7 @@ def grpo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     The deviation is the sample's (n - 1), as in TRL.
     """
     mean_N, std_N, _ = group_statistics(scores.rewards_N, scores.group_ids_N)
-    return Advantages(on_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
+    return Advantages(broadcast_to_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
 
 
 def rloo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
@@ -65,7 +65,7 @@ def rloo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
     if (count_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
     # r - (n·mean - r)/(n - 1) = n/(n - 1)·(r - mean)
-    return Advantages(on_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
+    return Advantages(broadcast_to_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
 
 
 def ppo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
@@ -129,7 +129,7 @@ def last_token(mask_NT: Tensor) -> Tensor:
     return mask_NT & ~after_NT
 
 
-def on_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
+def broadcast_to_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
     """Each sequence's advantage at all of its completion tokens [N, T], float32, 0 elsewhere."""
     return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
 

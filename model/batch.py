@@ -109,7 +109,7 @@ def split_rows(batch: B, num_rows: int) -> Iterator[B]:
         yield map_tensors(batch, lambda tensor, start=start: tensor[start : start + num_rows])
 
 
-def from_sequences(
+def batch_from_sequences(
     sequences: Sequence[Sequence[int]],
     loss_masks: Sequence[Sequence[bool]],
     *,

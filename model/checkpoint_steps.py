@@ -13,10 +13,10 @@ RECORD = "checkpoint.json"
 
 def latest_step(fs: AbstractFileSystem, path: str) -> int | None:
     """The step of the newest whole checkpoint under `path`, None when there is none."""
-    return max(whole_steps(fs, path), default=None)
+    return max(complete_steps(fs, path), default=None)
 
 
-def whole_steps(fs: AbstractFileSystem, path: str) -> list[int]:
+def complete_steps(fs: AbstractFileSystem, path: str) -> list[int]:
     """The steps of the whole checkpoints under `path`, ascending."""
     return [step for step in _step_folders(fs, path) if fs.exists(f"{step_folder(path, step)}/{RECORD}")]
 
@@ -25,13 +25,13 @@ def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
     """The `checkpoint.json` of one step: step, model, extra. Raises ValueError when the step has no checkpoint."""
     name = f"{step_folder(path, step)}/{RECORD}"
     if not fs.exists(name):
-        raise ValueError(f"no whole checkpoint of step {step} under {path}: whole are {whole_steps(fs, path)}")
+        raise ValueError(f"no whole checkpoint of step {step} under {path}: whole are {complete_steps(fs, path)}")
     return json.loads(fs.cat_file(name))
 
 
 def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
     """Remove all but the newest `keep` whole checkpoints, and unfinished ones older than the newest."""
-    whole = whole_steps(fs, path)
+    whole = complete_steps(fs, path)
     kept = whole[-keep:]
     for step in _step_folders(fs, path):
         if kept and step < kept[-1] and step not in kept:

@@ -54,7 +54,7 @@ def hf_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield hf_name(name), tensor
 
 
-def save_folder(
+def save_hf_model(
     folder: Path,
     state: Mapping[str, Tensor],
     config: TransformerConfig,
@@ -81,14 +81,14 @@ def save_folder(
     _write_json(folder / "config.json", hf_config(config, special_tokens, is_scalar=is_scalar, dtype=dtype))
 
 
-def load_folder(folder: Path) -> Transformer:
+def load_hf_model(folder: Path) -> Transformer:
     """The language model in a folder, float32 on CPU, exactly as `LlamaForCausalLM` computes it."""
     model = Transformer(read_config(folder))
     _load(model, _our_tensors(folder), folder)
     return model
 
 
-def load_scalar_folder(folder: Path) -> ScalarHead:
+def load_hf_scalar_model(folder: Path) -> ScalarHead:
     """The scalar model in a folder, float32 on CPU.
 
     From a language model's folder it takes the decoder, with a score of zero; a reward model's or critic's folder has a

@@ -29,7 +29,7 @@ class Loss:
 
     sum: Tensor
     """Scalar float32 with gradient."""
-    weight: Tensor
+    num_terms: Tensor
     """Scalar: how many tokens or pairs the sum is over."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Scalar sums without gradient over the same tokens or pairs, divided by the same total weight. The same keys

@@ -19,7 +19,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 ComputePrecision = Literal["float32", "bfloat16"]
 """The precision that a stage computes in, once `auto` is resolved."""
 
-COMPUTED_BY = "computed_by"
+PLACEMENT_KEY = "computed_by"
 """Key in the metadata of a precision field: the name of the placement whose workers compute in it."""
 _PROBE_SIZE = 256
 """Rows and columns of the measured product: 18 ms where bfloat16 is emulated, long enough to time where it is not."""
@@ -30,10 +30,10 @@ def precision_field(group: str) -> Any:
 
     An empty group means the driver's own machine.
     """
-    return dataclasses.field(default="auto", metadata={COMPUTED_BY: group})
+    return dataclasses.field(default="auto", metadata={PLACEMENT_KEY: group})
 
 
-def resolve_precision(precision: Precision) -> ComputePrecision:
+def resolved_precision(precision: Precision) -> ComputePrecision:
     """The precision of a config in which `auto` has been replaced, as in that of a running stage."""
     assert precision != "auto", "`auto` is replaced before a stage runs (jobs.frame.precision)"
     return precision
@@ -67,7 +67,7 @@ def cpu_multiplies_bfloat16() -> bool:
     return has_instructions and bfloat16_slowdown() < 1.0
 
 
-def bfloat16_emulation() -> float | None:
+def bfloat16_emulation_slowdown() -> float | None:
     """`bfloat16_slowdown` where this processor emulates bfloat16; None where it multiplies it in hardware."""
     return None if cpu_multiplies_bfloat16() else bfloat16_slowdown()
 

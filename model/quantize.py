@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.huggingface import hf_name, load_folder
+from model.huggingface import hf_name, load_hf_model
 from model.precision import ComputePrecision, torch_dtype
 
 INT8_MAX = 127
@@ -101,7 +101,7 @@ def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision 
     `kept_dtype` is the type of the weights that stay floating point, and the one that an engine computes in by default.
     Raises ValueError for a folder that holds no float Llama model (`huggingface.read_config`), or a compressed one.
     """
-    tensors = {hf_name(name): tensor for name, tensor in load_folder(source).state_dict().items()}
+    tensors = {hf_name(name): tensor for name, tensor in load_hf_model(source).state_dict().items()}
     linear = {name for name in tensors if _LINEAR_WEIGHT.match(name)}
     config = json.loads((source / "config.json").read_text())
     compressed: dict[str, Tensor] = {}

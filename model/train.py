@@ -57,7 +57,7 @@ class StepReport:
     """Steps done after this one."""
     loss: float
     """Sum divided by weight, before the update."""
-    weight: float
+    num_terms: float
     num_tokens: int
     """Input positions read, as `num_tokens` of the batches counts them."""
     grad_norm: float
@@ -88,7 +88,7 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
         with autocast(device, state.autocast_dtype):
             loss = objective(state.model, to_device(batch, device))
         loss.sum.backward()
-        losses.append(Loss(loss.sum.detach(), loss.weight, loss.metrics))
+        losses.append(Loss(loss.sum.detach(), loss.num_terms, loss.metrics))
         num_tokens += batch.num_tokens
 
     totals = sum_over_ranks(_totals(losses, num_tokens, device), mesh).tolist()
@@ -122,7 +122,7 @@ def _totals(losses: Sequence[Loss], num_tokens: int, device: torch.device) -> Te
     """Vector of this rank's loss sum, weight, tokens and metric sums, float64, so one collective carries them all."""
     if not losses:
         raise ValueError("a training step needs at least one micro-batch")
-    rows = [torch.stack([x.double() for x in (loss.sum, loss.weight, *loss.metrics.values())]) for loss in losses]
+    rows = [torch.stack([x.double() for x in (loss.sum, loss.num_terms, *loss.metrics.values())]) for loss in losses]
     total = torch.stack(rows).sum(0)
     tokens = torch.tensor([num_tokens], dtype=torch.float64, device=device)
     return torch.cat([total[:2], tokens, total[2:]])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from model.advantages import AdvantageInputs, Advantages, on_tokens
+from model.advantages import AdvantageInputs, Advantages, broadcast_to_tokens
 from model.algorithms import Algorithm
 from model.batch import PolicyBatch
 from model.learning import LearningConfig
@@ -30,7 +30,7 @@ def length_weighted_baseline(scores: AdvantageInputs, learning: LearningConfig) 
     num_groups = int(group_N.max()) + 1
     length_G = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, group_N, length_N)
     weighted_G = torch.zeros_like(length_G).index_add_(0, group_N, length_N * scores.rewards_N.double())
-    return Advantages(on_tokens(scores.rewards_N.double() - (weighted_G / length_G)[group_N], scores.mask_NT))
+    return Advantages(broadcast_to_tokens(scores.rewards_N.double() - (weighted_G / length_G)[group_N], scores.mask_NT))
 
 
 def reinforce_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:

@@ -67,7 +67,7 @@ def calibrate() -> Machine:
 def _measure() -> Machine:
     import torch  # late: a remembered calibration does not need it
 
-    from model.precision import bfloat16_emulation
+    from model.precision import bfloat16_emulation_slowdown
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def _measure() -> Machine:
         matrix = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE)
         product_s = _best_s(lambda: torch.mm(matrix, matrix), tries=6)
         step_flops = _step_flops(None)
-        slowdown = bfloat16_emulation()
+        slowdown = bfloat16_emulation_slowdown()
         return Machine(
             processor=processor_name(),
             cores=num_cores(),
@@ -112,7 +112,7 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     """FLOP/s (counted as for MFU) of a small decoder's forward and backward pass; None computes in float32."""
     import torch  # late: a remembered calibration does not need it
 
-    from model.batch import from_sequences
+    from model.batch import batch_from_sequences
     from model.objectives import causal_lm
     from model.train import autocast
     from model.transformer import Transformer, initialize
@@ -124,7 +124,7 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     model = Transformer(sizes)
     initialize(model, seed=0)
     rows, mask = [list(range(_LENGTH + 1))] * _ROWS, [True] * (_LENGTH + 1)
-    batch = from_sequences(rows, [mask] * _ROWS, length=_LENGTH, pad_id=0)
+    batch = batch_from_sequences(rows, [mask] * _ROWS, length=_LENGTH, pad_id=0)
 
     def step() -> None:
         with autocast(torch.device("cpu"), dtype):

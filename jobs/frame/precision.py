@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 from cluster.capacity import wait_for_capacity
 from cluster.placement import Placement
 from cluster.session import is_connected, is_local_cluster, options_on_node
-from model.precision import COMPUTED_BY, ComputePrecision, Precision, bfloat16_emulation, gpu_multiplies_bfloat16
+from model.precision import (
+    PLACEMENT_KEY,
+    ComputePrecision,
+    Precision,
+    bfloat16_emulation_slowdown,
+    gpu_multiplies_bfloat16,
+)
 
 Groups = Sequence[Mapping[str, Placement]]
 """A stage's groups of workers by name (`Stage.placements`)."""
@@ -95,7 +101,7 @@ def _emulation(path: str, group: str, groups: Groups) -> float | None:
         return None
     placement = _placement(group, groups)
     if placement is None or not is_connected() or is_local_cluster():
-        return bfloat16_emulation()
+        return bfloat16_emulation_slowdown()
     wait_for_capacity(placement.bundles, path)  # for all workers: a node that joins later may have another processor
     return max((factor for factor in _emulation_on_nodes() if factor is not None), default=None)
 
@@ -103,7 +109,7 @@ def _emulation(path: str, group: str, groups: Groups) -> float | None:
 def _emulation_on_nodes() -> list[float | None]:
     import ray  # late: a plan does not need it
 
-    ask = ray.remote(bfloat16_emulation)
+    ask = ray.remote(bfloat16_emulation_slowdown)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return ray.get([ask.options(**options_on_node(node, soft=True)).remote() for node in nodes])
 
@@ -112,7 +118,7 @@ def _precision_fields(config: Any, prefix: str = "") -> Iterator[PrecisionField]
     """Every precision field, nested configs included."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
-        if COMPUTED_BY in field.metadata:
-            yield PrecisionField(path, value, field.metadata[COMPUTED_BY])
+        if PLACEMENT_KEY in field.metadata:
+            yield PrecisionField(path, value, field.metadata[PLACEMENT_KEY])
         elif dataclasses.is_dataclass(value):
             yield from _precision_fields(value, f"{path}.")

@@ -8,7 +8,7 @@ from cluster.placement import Execution, Placement
 from jobs.frame.sizes import activation_gib, checkpoint_gib, model_sizes, parameters_mib, state_mib
 from jobs.frame.stage import PlannedInputs
 from jobs.frame.workload import Processes, Workload
-from model.precision import Precision, resolve_precision
+from model.precision import Precision, resolved_precision
 from model.transformer_config import TransformerConfig, flops_per_token
 
 
@@ -155,7 +155,7 @@ def training_workload(
         ],
         flop=tokens * flops_per_token(sizes, length),
         width=sizes.width,
-        precision=resolve_precision(config.precision),
+        precision=resolved_precision(config.precision),
         threads=placement.workers * placement.threads_per_worker,
         steps=config.steps,
         disk_gib=saves * checkpoint_gib(sizes) + parameters_mib(sizes, 4) / 1024,

@@ -25,12 +25,12 @@ from model.batch import B, Batch, TrainBatch, split_rows, to_device
 from model.checkpoint import Checkpoints
 from model.generate import sample
 from model.heads import ScalarHead
-from model.huggingface import load_folder, save_folder
+from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
-from model.precision import autocast_dtype, fastest_matmul_s, resolve_precision
+from model.precision import autocast_dtype, fastest_matmul_s, resolved_precision
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
@@ -49,7 +49,7 @@ class TrainingRun:
         self.rank_context, self.payload, self.config = rank_context, payload, payload.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = autocast_dtype(resolve_precision(payload.config.precision))
+        self.dtype = autocast_dtype(resolved_precision(payload.config.precision))
         checkpoints = payload.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
@@ -133,7 +133,8 @@ class TrainingRun:
         self.payload.tracker.log(
             report.step,
             {
-                f"{metrics_prefix}/loss": sum(r.loss * r.weight for r in reports) / sum(r.weight for r in reports),
+                f"{metrics_prefix}/loss": sum(r.loss * r.num_terms for r in reports)
+                / sum(r.num_terms for r in reports),
                 f"{metrics_prefix}/grad_norm": report.grad_norm,
                 f"{metrics_prefix}/lr": report.lr,
                 "data/tokens": self.total_tokens,
@@ -208,7 +209,7 @@ class TrainingRun:
             for batch in batches:
                 with autocast(self.device, self.dtype):
                     loss = objective(state.model, to_device(batch, self.device))
-                parts = {"loss": loss.sum, "weight": loss.weight, **loss.metrics}
+                parts = {"loss": loss.sum, "weight": loss.num_terms, **loss.metrics}
                 sums = {
                     name: sums.get(name, torch.zeros((), dtype=torch.float64)) + part.double().cpu()
                     for name, part in parts.items()
@@ -236,7 +237,7 @@ class TrainingRun:
             with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
                 folder = Path(scratch)
                 tokens = SpecialTokens(**special_tokens(tokenizer)._asdict())
-                save_folder(folder, full, config, special_tokens=tokens, tokenizer_folder=tokenizer)
+                save_hf_model(folder, full, config, special_tokens=tokens, tokenizer_folder=tokenizer)
                 self.payload.output.put_folder(folder, "model")
             self.payload.tracker.close()
         if dist.is_initialized():
@@ -261,7 +262,7 @@ def continue_prompts(
     seed: int,
 ) -> None:
     """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
-    model = load_folder((output / "model").local())
+    model = load_hf_model((output / "model").local())
     samples: list[dict[str, str]] = []
     for number, (text, ids) in enumerate(prompts):
         new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)

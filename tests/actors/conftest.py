@@ -12,7 +12,7 @@ from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from model.heads import ScalarHead
-from model.huggingface import load_scalar_folder, save_folder
+from model.huggingface import load_hf_scalar_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.transformer import Transformer, initialize
 from model.transformer_config import TransformerConfig
@@ -36,7 +36,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
     ids = chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
-    save_folder(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
     return model
 
 
@@ -55,9 +55,9 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scala
     """A random reward model and its folder."""
     folder = tmp_path_factory.mktemp("reward")
     save_policy(folder, tied=True, seed=4)
-    model = load_scalar_folder(folder)
+    model = load_hf_scalar_model(folder)
     model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     ids = chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
-    save_folder(folder, model.state_dict(), model.config, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), model.config, special_tokens=tokens, tokenizer_folder=folder)
     return folder, model

@@ -12,18 +12,18 @@ from actors.rollout import PromptTask, Rollout
 from actors.weight_sync import NumericsError, WeightSnapshot
 from cluster.placement import Placement
 from cluster.storage import Storage
-from model.batch import from_sequences
-from model.huggingface import load_folder
+from model.batch import batch_from_sequences
+from model.huggingface import load_hf_model
 from model.objectives import logprobs
 from model.transformer import Transformer
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_completions_of_another_model_are_refused(policies: dict[str, Path], temperature: float) -> None:
-    model, other = (load_folder(policies[name]) for name in ("tied-1", "tied-2"))
+    model, other = (load_hf_model(policies[name]) for name in ("tied-1", "tied-2"))
     prompt, completion = [10, 11, 12], [20, 21, 22, 23]
     mask = [False] * len(prompt) + [True] * len(completion)
-    batch = from_sequences([prompt + completion], [mask], length=len(mask) - 1, pad_id=0)
+    batch = batch_from_sequences([prompt + completion], [mask], length=len(mask) - 1, pad_id=0)
 
     def sampled_from(sampler: Transformer) -> list[Rollout]:
         with torch.no_grad():

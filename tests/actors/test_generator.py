@@ -17,9 +17,9 @@ from actors.rollout import GenerationBatch, PromptTask, Rollout, Sampling, engin
 from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts, logprob_bound
 from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnapshot
 from cluster.storage import Storage
-from model.huggingface import load_folder
+from model.huggingface import load_hf_model
 from model.learning import LearningConfig
-from model.precision import autocast_dtype, resolve_precision, torch_dtype
+from model.precision import autocast_dtype, resolved_precision, torch_dtype
 from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ class Engine:
         """The difference to the learner's model of that version; raises what a step would raise."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
-        dtype = autocast_dtype(resolve_precision(self.learning.precision))
+        dtype = autocast_dtype(resolved_precision(self.learning.precision))
         learner = batch_logprobs(model, batch, temperature=temperature, micro_batch_size=8, dtype=dtype)
         return check_logprobs(
             batch,
@@ -82,7 +82,7 @@ def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, 
         )
         env = {**engine_env(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         actor = ray.remote(Generator).options(num_cpus=0.3, runtime_env={"env_vars": env}).remote(settings)
-        models = {version: load_folder(policies[f"{kind}-{version + 1}"]) for version in (0, 1, 2)}
+        models = {version: load_hf_model(policies[f"{kind}-{version + 1}"]) for version in (0, 1, 2)}
         snapshots = {version: send(model, version) for version, model in models.items()}
         name = kind if precision == "float32" else f"{kind}-{precision}"
         engines[name] = Engine(actor, LearningConfig(precision=precision), models, snapshots)

@@ -16,8 +16,8 @@ from data.tokens.shard_reader import ShardReader
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id
 from data.tokens.tokenizer_recipe import MIN_SIZE
-from model.batch import from_sequences
-from model.huggingface import load_folder
+from model.batch import batch_from_sequences
+from model.huggingface import load_hf_model
 from model.objectives import logprobs
 from model.quantize import compress_folder, simulate_int8
 
@@ -64,13 +64,13 @@ def test_text_costs_what_the_model_says_with_every_byte_and_every_end_counted(
     policies: dict[str, Path], split: Storage
 ) -> None:
     found = scores(policies["tied-1"], split)
-    model = load_folder(policies["tied-1"])
+    model = load_hf_model(policies["tied-1"])
     documents = list(ShardReader(split, sequence_length=1).documents())
     assert found.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     assert found.num_tokens.tolist() == [len(text.encode()) + 1 for text in TEXTS]  # bytes, and the end
     for index, document in enumerate(documents[:4]):
         ids = document.tokens.tolist()
-        batch = from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
+        batch = batch_from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
         assert found.nats[index] == pytest.approx(-logprobs(model, batch).sum().item(), rel=1e-5)
 
 
@@ -98,10 +98,10 @@ def test_a_compressed_folder_is_scored_with_its_rounding(
 ) -> None:
     compress_folder(policies["tied-1"], tmp_path / "int8", kept_dtype="float32")
     found = scores(tmp_path / "int8", split)
-    simulated = load_folder(policies["tied-1"])
+    simulated = load_hf_model(policies["tied-1"])
     simulate_int8(simulated)
     ids = next(iter(ShardReader(split, sequence_length=1).documents())).tokens.tolist()
-    batch = from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
+    batch = batch_from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
     assert found.nats[0] == pytest.approx(-logprobs(simulated, batch).sum().item(), rel=1e-4)
     assert found.nats[0] != pytest.approx(scores(policies["tied-1"], split).nats[0], rel=1e-5)
 

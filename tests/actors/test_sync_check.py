@@ -23,7 +23,7 @@ from actors.weight_sync import (
     read_weights,
 )
 from model.batch import Batch
-from model.huggingface import load_folder
+from model.huggingface import load_hf_model
 from model.objectives import logprobs
 from model.transformer import Transformer
 
@@ -96,7 +96,7 @@ class Case:
 @pytest.fixture(params=["tied", "untied"])
 def case(request: pytest.FixtureRequest, policies: dict[str, Path], ray_session: None) -> Case:
     folders = [policies[f"{request.param}-{seed}"] for seed in (1, 2)]
-    return Case(*(load_folder(folder) for folder in folders))
+    return Case(*(load_hf_model(folder) for folder in folders))
 
 
 def test_a_snapshot_gives_the_logprobs_of_its_model(case: Case) -> None:
@@ -137,7 +137,7 @@ def test_a_difference_that_is_not_a_number_breaks_the_bound(case: Case) -> None:
 
 
 def test_weights_travel_unchanged_in_bfloat16(ray_session: None, policies: dict[str, Path]) -> None:
-    model = load_folder(policies["tied-1"])
+    model = load_hf_model(policies["tied-1"])
     snapshot = ObjectStoreSender(rank=0, dtype=torch.bfloat16).send(model, 1)
     received = dict(read_weights(snapshot))
     table = received["model.embed_tokens.weight"]

@@ -24,8 +24,8 @@ from jobs.frame.references import marked_functions, match_sources
 from jobs.frame.user_code import read_algorithm
 from jobs.rlhf import STAGE, RLHFConfig
 from model.advantages import AdvantageInputs
-from model.batch import PolicyBatch, from_sequences
-from model.huggingface import save_folder
+from model.batch import PolicyBatch, batch_from_sequences
+from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
 from model.transformer import Transformer, initialize
@@ -51,7 +51,7 @@ def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
-    save_folder(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
     training = TrainingSettings(
         folder=Storage(str(folder)),
         checkpoints=Storage(str(tmp_path / "checkpoints")),
@@ -63,7 +63,7 @@ def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
     learner = Learner(training, 0, read_algorithm(EXAMPLE), 1.0, "object_store")
     learner.join("")
     rows = [[10, 11, 12, 13], [10, 11, 14, 15]]
-    batch = from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)
+    batch = batch_from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)
     before = learner.logprobs(batch)
     advantages = torch.tensor([[1.0], [-1.0]]) * batch.loss_mask
     (report,) = learner.update(PolicyBatch(batch, before, advantages, None), step=0)

@@ -28,7 +28,7 @@ from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.frame.stages import stage_named
 from model.heads import ScalarHead
-from model.huggingface import save_folder
+from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
@@ -81,7 +81,7 @@ def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
             torch.nn.init.normal_(parameter, std=0.15)
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
-    save_folder(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
 
 
 def artifact(folder: Path, stage: str) -> Artifact:
@@ -186,7 +186,7 @@ def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_p
     config = TransformerConfig(vocab_size=MIN_SIZE + 5, **SIZES)
     save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_SIZE + 5), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
-    save_folder(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
     given = {"models.m": artifact(tmp_path / "other", "sft"), "text": inputs["shards"]}
     with pytest.raises(ValueError, match="made with tokenizer"):
         STAGE.check_inputs(build(EvaluateConfig, {"models": {"m": "sft"}, "text": "shards"}), given)

@@ -27,7 +27,7 @@ from jobs.frame.config import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier
 from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, learn, run
-from model.huggingface import save_folder
+from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
 from model.transformer import Transformer, initialize
@@ -53,7 +53,7 @@ def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = 
     save_tokenizer(train_tokenizer([digits], size=MIN_SIZE + (10 if digits else 0)), folder)
     ids = chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
-    save_folder(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
     artifact = open_artifact(str(folder))
     assert artifact is not None
     return artifact

@@ -23,7 +23,7 @@ from jobs.frame.config import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.serve import STAGE, ServeConfig
-from model.huggingface import save_folder
+from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.quantize import compress_folder
 from model.transformer import Transformer
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
     state = Transformer(config).state_dict()
-    save_folder(
+    save_hf_model(
         folder,
         state,
         config,

@@ -35,7 +35,7 @@ SCORES = AdvantageInputs(
 )
 
 
-def on_tokens(*by_row: float) -> torch.Tensor:
+def broadcast_to_tokens(*by_row: float) -> torch.Tensor:
     return MASK * torch.tensor(by_row)[:, None]
 
 
@@ -43,7 +43,7 @@ def test_grpo_normalizes_inside_each_group() -> None:
     advantages, returns = grpo(SCORES, DEFAULTS)
     # Group 9: mean 2, sample deviation sqrt(2); group 4: equal rewards carry no signal.
     a = 1 / math.sqrt(2)
-    torch.testing.assert_close(advantages, on_tokens(-a, 0.0, a, 0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(advantages, broadcast_to_tokens(-a, 0.0, a, 0.0), atol=1e-5, rtol=0)
     assert returns is None
 
 
@@ -55,7 +55,7 @@ def test_grpo_of_a_single_sample_is_zero() -> None:
 def test_rloo_subtracts_the_mean_of_the_others() -> None:
     advantages, _ = rloo(SCORES, LearningConfig(kl_coefficient=0.1))
     # KL sums 3, 0, 0, 1 at 0.1: rewards 0.7, 5, 3, 4.9.
-    torch.testing.assert_close(advantages, on_tokens(0.7 - 3, 5 - 4.9, 3 - 0.7, 4.9 - 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(advantages, broadcast_to_tokens(0.7 - 3, 5 - 4.9, 3 - 0.7, 4.9 - 5), atol=1e-5, rtol=0)
 
 
 def test_rloo_of_three_samples() -> None:
@@ -110,7 +110,7 @@ def test_reinforce_plus_plus_whitens_over_the_batch() -> None:
     advantages, _ = reinforce_plus_plus(SCORES, DEFAULTS)
     # Rewards to go, one a token: 1 1 | 5 5 5 | 3 | 5 5, mean 30/8, mean square 136/8.
     mean, std = 3.75, math.sqrt(17 - 3.75**2)
-    expected = on_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
+    expected = broadcast_to_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
     torch.testing.assert_close(advantages, expected, atol=1e-5, rtol=0)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.batch import Batch, PolicyBatch, from_sequences, pair_batch, split_rows, to_device
+from model.batch import Batch, PolicyBatch, batch_from_sequences, pair_batch, split_rows, to_device
 
 
 def test_targets_are_the_next_tokens_and_the_mask_follows_them() -> None:
-    batch = from_sequences([[5, 6, 7], [8, 9]], [[False, False, True], [True, True]], length=4, pad_id=1)
+    batch = batch_from_sequences([[5, 6, 7], [8, 9]], [[False, False, True], [True, True]], length=4, pad_id=1)
     assert batch.input_ids.tolist() == [[5, 6, 1, 1], [8, 1, 1, 1]]
     assert batch.targets.tolist() == [[6, 7, 1, 1], [9, 1, 1, 1]]
     assert batch.loss_mask.tolist() == [[False, True, False, False], [True, False, False, False]]
@@ -32,7 +32,7 @@ def test_padding_documents_are_no_tokens() -> None:
 
 
 def test_split_cuts_every_tensor_and_keeps_none() -> None:
-    tokens = from_sequences([[1, 2], [3, 4], [5, 6]], [[True, True]] * 3, length=2, pad_id=0)
+    tokens = batch_from_sequences([[1, 2], [3, 4], [5, 6]], [[True, True]] * 3, length=2, pad_id=0)
     batch = PolicyBatch(tokens, torch.arange(6.0).view(3, 2), torch.zeros(3, 2), None)
     first, second = split_rows(to_device(batch, torch.device("cpu")), 2)
     assert first.tokens.input_ids[:, 0].tolist() == [1, 3]
@@ -43,11 +43,11 @@ def test_split_cuts_every_tensor_and_keeps_none() -> None:
 
 def test_a_sequence_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must be 2 to 3"):
-        from_sequences([[1, 2, 3, 4]], [[True] * 4], length=2, pad_id=0)
+        batch_from_sequences([[1, 2, 3, 4]], [[True] * 4], length=2, pad_id=0)
     with pytest.raises(ValueError, match="must be 2 to 3"):
-        from_sequences([[1]], [[True]], length=2, pad_id=0)
+        batch_from_sequences([[1]], [[True]], length=2, pad_id=0)
     with pytest.raises(ValueError, match="loss mask of 1"):
-        from_sequences([[1, 2]], [[True]], length=2, pad_id=0)
+        batch_from_sequences([[1, 2]], [[True]], length=2, pad_id=0)
     with pytest.raises(ValueError, match="must be 1 to 2"):
         pair_batch([[1, 2, 3]], [[1]], length=2, pad_id=0)
     with pytest.raises(ValueError, match="pairs"):

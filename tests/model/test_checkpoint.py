@@ -13,9 +13,9 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
-from model.batch import from_sequences
+from model.batch import batch_from_sequences
 from model.checkpoint import CheckpointError, Checkpoints
-from model.checkpoint_steps import latest_step, read_record, step_folder, whole_steps
+from model.checkpoint_steps import complete_steps, latest_step, read_record, step_folder
 from model.heads import ScalarHead
 from model.objectives import causal_lm
 from model.optim import adamw, constant_schedule
@@ -40,7 +40,7 @@ def train(state: TrainState, num_steps: int) -> list[StepReport]:
     reports = []
     for _ in range(num_steps):
         ids = torch.randint(0, 32, (4, 9), generator=torch.Generator().manual_seed(state.step)).tolist()
-        reports.append(train_step(state, [from_sequences(ids, [[True] * 9] * 4, length=8, pad_id=0)], causal_lm))
+        reports.append(train_step(state, [batch_from_sequences(ids, [[True] * 9] * 4, length=8, pad_id=0)], causal_lm))
     return reports
 
 
@@ -117,7 +117,7 @@ def test_the_newest_stay_and_unfinished_ones_before_them_go(tmp_path: Path) -> N
         checkpoints.wait()
         if state.step == 2:
             fs.pipe_file(f"{step_folder(path, 1)}/__0_0.distcp", b"left by a kill")
-    assert whole_steps(fs, path) == [3, 4]
+    assert complete_steps(fs, path) == [3, 4]
     assert sorted(Path(path).iterdir()) == [Path(step_folder(path, 3)), Path(step_folder(path, 4))]
     fs.rm_file(f"{step_folder(path, 4)}/checkpoint.json")
     assert latest_step(fs, path) == 3

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from model.batch import row_positions
 from model.heads import ScalarHead
-from model.huggingface import hf_name, hf_tensors, load_folder, load_scalar_folder, save_folder
+from model.huggingface import hf_name, hf_tensors, load_hf_model, load_hf_scalar_model, save_hf_model
 from model.huggingface_config import SpecialTokens, read_config
 from model.parallel import full_state_dict
 from model.transformer import Transformer, initialize
@@ -80,7 +80,7 @@ def our_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
 def test_exported_model_gives_transformers_our_logits(tmp_path: Path, tie_embeddings: bool, num_kv_heads: int) -> None:
     config = make_config(tie_embeddings=tie_embeddings, num_kv_heads=num_kv_heads)
     model = make_model(config)
-    save_folder(tmp_path, full_state_dict(model), config, special_tokens=SPECIAL, tokenizer_folder=None)
+    save_hf_model(tmp_path, full_state_dict(model), config, special_tokens=SPECIAL, tokenizer_folder=None)
     theirs, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     ids = some_ids()
@@ -97,7 +97,7 @@ def test_transformers_folder_gives_us_their_logits(tmp_path: Path, tie_embedding
     theirs = make_hf(tie_embeddings=tie_embeddings)
     theirs.save_pretrained(tmp_path, max_shard_size=max_shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "20KB")
-    model = load_folder(tmp_path)
+    model = load_hf_model(tmp_path)
     assert model.config == make_config(tie_embeddings=tie_embeddings)
     ids = some_ids()
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_transformers_folder_gives_us_their_logits(tmp_path: Path, tie_embedding
 def test_bfloat16_folder_loads_as_float32_of_the_same_values(tmp_path: Path) -> None:
     theirs = make_hf().to(torch.bfloat16)
     theirs.save_pretrained(tmp_path)
-    model = load_folder(tmp_path)
+    model = load_hf_model(tmp_path)
     assert model.embedding.weight.dtype == torch.float32
     assert torch.equal(model.embedding.weight, theirs.model.embed_tokens.weight.float())
 
@@ -118,7 +118,7 @@ def test_exported_scalar_head_gives_transformers_our_rewards(tmp_path: Path) -> 
     initialize(model, seed=5)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-1, 1, config.width)[None])
-    save_folder(tmp_path, full_state_dict(model), model.config, special_tokens=SPECIAL, tokenizer_folder=None)
+    save_hf_model(tmp_path, full_state_dict(model), model.config, special_tokens=SPECIAL, tokenizer_folder=None)
     theirs, info = LlamaForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = some_ids()
@@ -127,13 +127,13 @@ def test_exported_scalar_head_gives_transformers_our_rewards(tmp_path: Path) -> 
         ours = model(ids, row_positions(ids))[torch.arange(2), torch.tensor([39, 29])]
         expected = theirs(ids, attention_mask=(ids != SPECIAL.pad).long()).logits.squeeze(1)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
-    again = load_scalar_folder(tmp_path)
+    again = load_hf_scalar_model(tmp_path)
     assert torch.equal(again.score.weight, model.score.weight)
 
 
 def test_scalar_head_from_language_model_takes_its_decoder_and_starts_at_zero(tmp_path: Path) -> None:
     make_hf(tie_embeddings=False).save_pretrained(tmp_path)
-    model, language_model = load_scalar_folder(tmp_path), load_folder(tmp_path)
+    model, language_model = load_hf_scalar_model(tmp_path), load_hf_model(tmp_path)
     assert not model.score.weight.any()
     assert torch.equal(model.transformer.layers[2].ffn.down.weight, language_model.layers[2].ffn.down.weight)
 
@@ -173,9 +173,9 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "intermediate_size": 50}))
     with pytest.raises(ValueError, match=r"ffn\.\w+\.weight has shape"):
-        load_folder(tmp_path)
+        load_hf_model(tmp_path)
     path.write_text(json.dumps({**raw, "num_hidden_layers": 2}))
     with pytest.raises(ValueError, match=r"unexpected layers\.2"):
-        load_folder(tmp_path)
+        load_hf_model(tmp_path)
     with pytest.raises(ValueError, match=r"no config\.json"):
-        load_folder(tmp_path / "nowhere")
+        load_hf_model(tmp_path / "nowhere")

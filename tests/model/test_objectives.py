@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, from_sequences, pair_batch, split_rows
+from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, batch_from_sequences, pair_batch, split_rows
 from model.heads import ScalarHead
 from model.objectives import (
     bradley_terry,
@@ -52,7 +52,7 @@ MASKS = [[False, False, True, True, True], [False, True, True], [False, False, F
 
 
 def make_batch() -> Batch:
-    return from_sequences(SEQUENCES, MASKS, length=7, pad_id=0)
+    return batch_from_sequences(SEQUENCES, MASKS, length=7, pad_id=0)
 
 
 def naive_logprobs(model: Transformer, temperature: float = 1.0) -> list[torch.Tensor]:
@@ -69,7 +69,7 @@ def test_causal_lm_is_the_sum_over_learned_tokens_of_each_sequence_alone() -> No
     model = make_model()
     loss = causal_lm(model, make_batch())
     torch.testing.assert_close(loss.sum, -torch.cat(naive_logprobs(model)).sum())
-    assert loss.weight == 8
+    assert loss.num_terms == 8
 
 
 def test_logprobs_stand_at_their_targets_and_divide_by_temperature() -> None:
@@ -116,7 +116,7 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     assert loss.sum.item() == pytest.approx(total, rel=1e-4)
     assert 0 < clipped < 8
     assert loss.metrics["policy/clip_fraction"].item() == clipped
-    assert loss.weight == 8
+    assert loss.num_terms == 8
 
 
 def test_on_fresh_samples_the_clipped_and_plain_gradients_are_reinforces() -> None:
@@ -157,7 +157,7 @@ def test_k3_is_unbiased_and_never_negative() -> None:
 
 def test_value_loss_by_hand() -> None:
     model = make_scalar()
-    tokens = from_sequences([[1, 2, 3], [4, 5]], [[False, True, True], [False, True]], length=3, pad_id=0)
+    tokens = batch_from_sequences([[1, 2, 3], [4, 5]], [[False, True, True], [False, True]], length=3, pad_id=0)
     now = values(model, tokens).detach()
     mask = tokens.loss_mask
     # One value inside the clip range, one that moved 0.5 towards its return, one that moved 0.5 away from it.
@@ -185,7 +185,7 @@ def test_bradley_terry_by_hand() -> None:
     assert loss.sum.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins), rel=1e-5)
     assert loss.metrics["reward/margin"].item() == pytest.approx(sum(margins), abs=1e-5)
     assert loss.metrics["reward/accuracy"].item() == sum(m > 0 for m in margins)
-    assert loss.weight == 2
+    assert loss.num_terms == 2
 
 
 def test_bradley_terry_of_a_new_head_is_log_two_and_half_right() -> None:
@@ -218,6 +218,6 @@ def test_micro_batches_add_up_to_the_whole(kind: str) -> None:
     parts = [objective(network, part) for part in split_rows(batch, 2)]
     assert len(parts) == 2
     torch.testing.assert_close(sum(part.sum for part in parts), whole.sum)
-    torch.testing.assert_close(sum(part.weight for part in parts), whole.weight)
+    torch.testing.assert_close(sum(part.num_terms for part in parts), whole.num_terms)
     for name, value in whole.metrics.items():
         torch.testing.assert_close(sum(part.metrics[name] for part in parts), value, atol=1e-5, rtol=1e-5)

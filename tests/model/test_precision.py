@@ -51,9 +51,9 @@ def test_the_measurement_agrees_with_the_processor_that_runs_this_test() -> None
 
 
 def test_auto_must_be_replaced_before_anything_computes() -> None:
-    assert precision.resolve_precision("bfloat16") == "bfloat16"
+    assert precision.resolved_precision("bfloat16") == "bfloat16"
     with pytest.raises(AssertionError, match="replaced before a stage runs"):
-        precision.resolve_precision("auto")
+        precision.resolved_precision("auto")
 
 
 def test_torch_is_told_by_its_own_names() -> None:

@@ -10,8 +10,8 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
-from model.batch import from_sequences
-from model.huggingface import load_folder, save_folder
+from model.batch import batch_from_sequences
+from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.quantize import (
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.12) if parameter.ndim == 2 else None
     special = SpecialTokens(bos=0, eos=1, pad=2)
-    save_folder(tmp_path / "original", model.state_dict(), CONFIG, special_tokens=special, tokenizer_folder=None)
+    save_hf_model(tmp_path / "original", model.state_dict(), CONFIG, special_tokens=special, tokenizer_folder=None)
     return tmp_path / "original"
 
 
@@ -71,7 +71,7 @@ def test_activations_are_rounded_token_by_token() -> None:
 
 def test_folder_is_a_quarter_of_the_size_and_says_what_it_holds(folder: Path, tmp_path: Path) -> None:
     size = compress_folder(folder, tmp_path / "int8", kept_dtype="bfloat16")
-    assert size.num_quantized + size.num_kept == sum(p.numel() for p in load_folder(folder).parameters())
+    assert size.num_quantized + size.num_kept == sum(p.numel() for p in load_hf_model(folder).parameters())
     assert size.compressed_bytes == (tmp_path / "int8" / "model.safetensors").stat().st_size
     assert size.compressed_bytes < 0.4 * size.original_bytes
     stored = load_file(tmp_path / "int8" / "model.safetensors")
@@ -86,11 +86,11 @@ def test_folder_is_a_quarter_of_the_size_and_says_what_it_holds(folder: Path, tm
 def test_the_simulation_is_what_the_written_folder_holds(folder: Path, tmp_path: Path) -> None:
     compress_folder(folder, tmp_path / "int8", kept_dtype="float32")
     decompress_folder(tmp_path / "int8", tmp_path / "plain")
-    read_back, simulated = load_folder(tmp_path / "plain"), load_folder(folder)
+    read_back, simulated = load_hf_model(tmp_path / "plain"), load_hf_model(folder)
     for model in (read_back, simulated):
         simulate_int8(model)
-    batch = from_sequences([list(range(1, 60))], [[True] * 59], length=58, pad_id=2)
-    original = logprobs(load_folder(folder), batch)
+    batch = batch_from_sequences([list(range(1, 60))], [[True] * 59], length=58, pad_id=2)
+    original = logprobs(load_hf_model(folder), batch)
     assert torch.allclose(logprobs(read_back, batch), logprobs(simulated, batch), atol=1e-5)
     difference = (logprobs(simulated, batch) - original).abs()
     assert 1e-4 < difference.mean() < 0.1

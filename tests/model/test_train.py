@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch, from_sequences, row_positions, split_rows
+from model.batch import Batch, batch_from_sequences, row_positions, split_rows
 from model.objectives import Loss, causal_lm
 from model.optim import adamw, constant_schedule
 from model.train import NonFiniteError, TrainState, fit, train_step
@@ -51,7 +51,7 @@ def test_the_step_does_not_depend_on_micro_batches() -> None:
         for report in reports.values():
             assert report.loss == pytest.approx(reports[8].loss, abs=1e-5)
             assert report.grad_norm == pytest.approx(reports[8].grad_norm, rel=1e-4)
-            assert report.weight == make_batch(seed).loss_mask.sum()
+            assert report.num_terms == make_batch(seed).loss_mask.sum()
             assert report.num_tokens == 8 * 12
     for state in states.values():
         torch.testing.assert_close(flat(state), flat(states[8]), atol=2e-5, rtol=0)
@@ -100,7 +100,7 @@ def test_the_learning_rate_is_the_schedules() -> None:
 def test_metrics_are_divided_by_the_total_weight() -> None:
     def objective(model: Transformer, batch: Batch) -> Loss:
         loss = causal_lm(model, batch)
-        return Loss(loss.sum, loss.weight, {"x/twos": 2.0 * loss.weight})
+        return Loss(loss.sum, loss.num_terms, {"x/twos": 2.0 * loss.num_terms})
 
     report = train_step(make_state(), list(split_rows(make_batch(), 3)), objective)
     assert report.metrics == {"x/twos": pytest.approx(2.0)}
@@ -108,7 +108,7 @@ def test_metrics_are_divided_by_the_total_weight() -> None:
 
 def test_no_weight_at_all_is_an_error_and_some_empty_micro_batches_are_none() -> None:
     state = make_state()
-    empty = from_sequences([[1, 2, 3]], [[False] * 3], length=12, pad_id=0)
+    empty = batch_from_sequences([[1, 2, 3]], [[False] * 3], length=12, pad_id=0)
     before = flat(state).clone()
     with pytest.raises(ValueError, match="no token or pair to learn from"):
         train_step(state, [empty, empty], causal_lm)
@@ -118,7 +118,7 @@ def test_no_weight_at_all_is_an_error_and_some_empty_micro_batches_are_none() ->
     twin = make_state()
     alone = train_step(twin, [make_batch()], causal_lm)
     report = train_step(state, [empty, make_batch(), empty], causal_lm)
-    assert (report.loss, report.weight) == (alone.loss, alone.weight)
+    assert (report.loss, report.num_terms) == (alone.loss, alone.num_terms)
     assert torch.equal(flat(state), flat(twin))
 
 
@@ -126,7 +126,7 @@ def test_no_weight_at_all_is_an_error_and_some_empty_micro_batches_are_none() ->
 def test_a_loss_that_is_not_finite_stops_before_the_parameters_change(factor: float) -> None:
     def objective(model: Transformer, batch: Batch) -> Loss:
         loss = causal_lm(model, batch)
-        return Loss(loss.sum * factor, loss.weight)
+        return Loss(loss.sum * factor, loss.num_terms)
 
     state = make_state()
     before = flat(state).clone()

@@ -33,7 +33,7 @@ from jobs.frame.artifact import Artifact, read_record, write_record
 from jobs.frame.pipeline import load_stage
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.record import Record
-from model.huggingface import load_folder, load_scalar_folder
+from model.huggingface import load_hf_model, load_hf_scalar_model
 
 pytestmark = pytest.mark.slow
 
@@ -163,8 +163,8 @@ def test_sft_learns_the_replies_and_a_reward_model_the_preference(
     assert losses[20] < losses[1] - 1.0
     reward = run(folder, "reward", "two", f"init={sft.storage.url}")
     assert reward.summary["validation_accuracy"] == 1.0
-    assert load_folder(sft.model.local()).config.max_length == 64
-    assert load_scalar_folder(reward.model.local()).score.weight.abs().sum() > 0
+    assert load_hf_model(sft.model.local()).config.max_length == 64
+    assert load_hf_scalar_model(reward.model.local()).score.weight.abs().sum() > 0
 
 
 def test_rows_longer_than_the_model_are_refused_before_a_worker_starts(folder: Path, two_workers: Artifact) -> None:
