@@ -39,7 +39,7 @@ def groups(engines: float = 0.0) -> list[Mapping[str, Placement]]:
 
 
 def on_processor(monkeypatch: pytest.MonkeyPatch, *, multiplies_bfloat16: bool) -> None:
-    monkeypatch.setattr(jobs_precision, "bfloat16_emulation", lambda: None if multiplies_bfloat16 else 70.0)
+    monkeypatch.setattr(jobs_precision, "bfloat16_emulation_slowdown", lambda: None if multiplies_bfloat16 else 70.0)
 
 
 def test_auto_depends_on_where_each_group_computes(monkeypatch: pytest.MonkeyPatch) -> None:
