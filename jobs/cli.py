@@ -1,4 +1,7 @@
-"""The command line: `raymill run|plan|submit …`. From here to the loss: `jobs/<stage>.py`, then `model/train.py`."""
+"""The command line: `raymill run|plan|submit …`.
+
+To follow the code from here to the loss, read `jobs/<stage>.py` next, then `model/train.py`.
+"""
 
 import argparse
 import logging
@@ -19,7 +22,7 @@ from cluster.signals import StoppedBySignal, flush_output, orderly_shutdown, rec
 from cluster.storage import Storage
 from cluster.worker_errors import traceback_text
 from jobs.commands.show import describe_artifact, list_artifacts
-from jobs.commands.submitted_run import private_working_directory, reporting_submission
+from jobs.commands.submitted_run import private_working_directory, reporting_run_status
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
 from jobs.frame.forecast import forecast_jobs
 from jobs.frame.forecast_table import forecast_table
@@ -28,7 +31,7 @@ from jobs.frame.pipeline import Pipeline, find_errors, load
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
-from jobs.frame.shortages import find_shortages
+from jobs.frame.shortages import find_missing_resources
 from jobs.frame.stages import STAGES
 
 log = logging.getLogger("raymill")
@@ -40,16 +43,16 @@ _RESUMES = "the same command resumes from here"
 _AFTER_SIGNAL = {
     "run": _RESUMES,
     "forget": _RESUMES,
-    "submit": "a job that was sent continues, and the same command finds it",
+    "submit": "a job that was already submitted keeps running; the same command finds it again",
     "logs": "the job continues; the same command follows it again, and `raymill stop` ends it",
     "serve": "the server has ended",
 }
-"""What happens to the work of a command that a signal stopped, by its name; other commands have nothing to say."""
+"""Command → what is printed when a signal stops it. Commands that are not listed print nothing more."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0 when it succeeded, 2 for a mistake of the user, 1 when the work failed, and 128 + the
-    number of the signal that stopped it."""
+    """Run one command and return its exit code: 0 after success, 1 after a failure, 2 for invalid input, and 128 + N
+    when signal N stopped it."""
     options = parse(arguments)
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, handlers=[LogHandler()]
@@ -67,17 +70,17 @@ def _run_command(options: argparse.Namespace) -> int:
         code = options.command(options)
     except ValueError as error:
         if options.traceback:
-            log.error("refused", exc_info=True)
+            log.error("invalid input", exc_info=True)
         write_stderr(f"raymill: {error}")
         return 2
     except KeyboardInterrupt as stop:
         number = received_signal() or signal.SIGINT
-        rest = f"; {_AFTER_SIGNAL[options.name]}" if options.name in _AFTER_SIGNAL else ""
-        where = f": {stop}" if isinstance(stop, StoppedBySignal) else ""
-        write_stderr(f"raymill: stopped by {number.name}{rest}{where}")
+        consequence = f"; {_AFTER_SIGNAL[options.name]}" if options.name in _AFTER_SIGNAL else ""
+        detail = f": {stop}" if isinstance(stop, StoppedBySignal) else ""
+        write_stderr(f"raymill: stopped by {number.name}{consequence}{detail}")
         return 128 + number
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # as by `raymill ls | head`
+        if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # as after `raymill ls | head`
             return 128 + signal.SIGPIPE
         if not _is_runtime_failure(error):
             raise
@@ -95,20 +98,20 @@ def _failure_message(error: Exception, options: argparse.Namespace) -> str:
 
 
 def _is_stdout_closed() -> bool:
-    """Whether the reader of stdout has closed it."""
+    """Whether the program that reads our stdout has closed it."""
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)
-    except (OSError, ValueError):  # it is not a file
+    except (OSError, ValueError):  # stdout is not a file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _is_runtime_failure(error: Exception) -> bool:
-    """Whether an error is of the kinds that work fails with, rather than a mistake in this program."""
+    """Whether the error came from running the command, rather than from a bug in Raymill."""
     if isinstance(error, (RuntimeError, OSError)):
         return True
-    if "ray" not in sys.modules:  # importing Ray takes a second, and a command without it cannot raise its errors
+    if "ray" not in sys.modules:  # Ray was never imported, so this is none of its errors
         return False
     from ray.exceptions import RayError
 
@@ -116,13 +119,13 @@ def _is_runtime_failure(error: Exception) -> bool:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of one command; overrides may come before and after `--store` and the like."""
+    """Parse the options of one command. Overrides may come before and after options such as `--store`."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
+    options, unparsed = parser.parse_known_args(arguments)
+    if unparsed and (not hasattr(options, "overrides") or any(word.startswith("-") for word in unparsed)):
+        parser.error(f"unrecognized arguments: {' '.join(unparsed)}")
+    if unparsed:
+        options.overrides += unparsed
     return options
 
 
@@ -153,10 +156,10 @@ def _add_command(commands: Any, name: str, function: object, text: str) -> argpa
 def _add_stage_commands(commands: Any) -> None:
     """Commands that take a stage and its config."""
     for name, function, text in (
-        ("plan", _plan, "show what is done, what would run, its cost, and all mistakes"),
-        ("run", _run, "run a stage, or all stages of a pipeline, unless they are done"),
-        ("submit", _submit, "run the same command on a Ray cluster, as a job"),
-        ("manifest", _manifest, "print the Kubernetes objects that run the same command"),
+        ("plan", _plan, "show what is finished, what would run, what it would cost, and every error in the configs"),
+        ("run", _run, "run a stage, or all stages of a pipeline that are not finished"),
+        ("submit", _submit, "submit the run as a job to a Ray cluster"),
+        ("manifest", _manifest, "print the Kubernetes objects that run the pipeline on KubeRay"),
     ):
         parser = _add_command(commands, name, function, text)
         parser.add_argument("stage", help=f"{', '.join(STAGES)}, or pipeline")
@@ -182,9 +185,11 @@ def _add_artifact_commands(commands: Any) -> None:
     """Commands that take a store or an artifact."""
     parser = _add_command(commands, "ls", _ls, "list the artifacts of a store")
     parser.add_argument("store", nargs="?", help="default: runs")
-    parser = _add_command(commands, "show", _show, "print an artifact's results, and what it was made from")
+    parser = _add_command(commands, "show", _show, "print an artifact's results, its inputs and its source files")
     parser.add_argument("artifact", help="its folder, such as runs/tiny/pretrain-0123456789ab")
-    parser = _add_command(commands, "trace", _trace, "show a document's origin, whether it was kept, and its tokens")
+    parser = _add_command(
+        commands, "trace", _trace, "show where a document came from, whether it was kept, and its tokens"
+    )
     parser.add_argument("store")
     parser.add_argument("document", help="its id, SOURCE/…", metavar="ID")
     parser = _add_command(commands, "forget", _forget, "remove documents from every corpus and all shards of a store")
@@ -194,7 +199,7 @@ def _add_artifact_commands(commands: Any) -> None:
     parser = _add_command(commands, "export", _export, "copy a model out of the store as a Hugging Face folder")
     parser.add_argument("artifact", help="its folder")
     parser.add_argument("directory")
-    parser = _add_command(commands, "serve", _serve, "serve a model with vLLM over the OpenAI protocol")
+    parser = _add_command(commands, "serve", _serve, "serve a model with vLLM through an OpenAI-compatible API")
     parser.add_argument("artifact", help="its folder, or a Hugging Face folder")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
@@ -210,7 +215,9 @@ def _add_job_commands(commands: Any) -> None:
         parser = _add_command(commands, name, function, text)
         parser.add_argument("id", help="the id that submit printed")
         if name != "stop":
-            parser.add_argument("--store", help="where its artifacts are written (default: as it was submitted)")
+            parser.add_argument(
+                "--store", help="where its artifacts are written (default: the store given to `raymill submit`)"
+            )
         parser.add_argument("--address", help=_DASHBOARD_HELP)
 
 
@@ -223,7 +230,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(line)
     if forecasts:
         print("", *forecast_table(forecasts), sep="\n")
-    errors = find_errors(pipeline) + find_shortages(pipeline, forecasts, address=options.address)
+    errors = find_errors(pipeline) + find_missing_resources(pipeline, forecasts, address=options.address)
     try:
         pipeline.store.check_writable()
     except ValueError as error:
@@ -231,11 +238,11 @@ def _plan(options: argparse.Namespace) -> None:
     for error in errors:
         print(f"error        {error}")
     if errors:
-        raise ValueError(f"{len(errors)} mistake{'' if len(errors) == 1 else 's'} to correct first; see above")
+        raise ValueError(f"{len(errors)} error{'' if len(errors) == 1 else 's'} to correct first; see above")
 
 
 def _run(options: argparse.Namespace) -> None:
-    with reporting_submission(options.store) as on_begin:
+    with reporting_run_status(options.store) as on_begin:
         require_same_code()
         pipeline = _load(options)
         with private_working_directory():
@@ -252,7 +259,7 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: S
     for artifact in artifacts:
         print(f"{artifact.stage:<12} {artifact.storage.url}")
     if options.stage == "pipeline":
-        from jobs.report.report import build_report  # late: only a pipeline has a report
+        from jobs.report.report import build_report  # imported here because only a pipeline has a report
 
         with working("drawing the report"):
             build_report(artifacts, pipeline.store)
@@ -260,7 +267,7 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: S
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from cluster.submission import dashboard_address  # late: the client of the Jobs API takes a second
+    from cluster.submission import dashboard_address  # imported here because it takes a second
     from cluster.wandb_mirror import wandb_link
     from jobs.commands.submit import find_submission, follow_start, submit
 
@@ -307,7 +314,7 @@ def _fields(options: argparse.Namespace) -> None:
     elif options.stage:
         print(describe(options.stage))
     else:
-        raise ValueError(f"fields: give a stage ({', '.join(STAGES)}), or pipeline")
+        raise ValueError(f"fields: name a stage ({', '.join(STAGES)}), or pipeline")
 
 
 def _ls(options: argparse.Namespace) -> None:
@@ -334,24 +341,26 @@ def _forget(options: argparse.Namespace) -> None:
     for name in result.changed:
         print(f"forgot       {options.store}/{name}")
     if not result.changed and not result.failed:
-        print(f"no artifact in {options.store} holds any of these documents")
-    for name in result.learned:
-        print(f"unchanged    {name} was made from an artifact that held them")
+        print(f"no artifact in {options.store} contains any of these documents")
+    for name in result.derived:
+        print(f"not changed  {name} was trained or built from an artifact that contained these documents")
     if result.failed:
-        raise ValueError("\n".join(f"{name} may still hold a document: {why}" for name, why in result.failed.items()))
+        raise ValueError(
+            "\n".join(f"{name} may still contain a document: {reason}" for name, reason in result.failed.items())
+        )
 
 
 def _export(options: argparse.Namespace) -> None:
     artifact = _open_model(options.artifact)
     target = Storage(options.directory)
     if target.exists("config.json"):
-        raise ValueError(f"{options.directory} already holds a model; give another directory")
+        raise ValueError(f"{options.directory} already contains a model; choose another directory")
     target.put_folder(artifact.model.local())
     print(options.directory)
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from actors.server import serve  # late: `--help` does not need it
+    from actors.server import serve  # imported here because other commands do not need it
 
     serve(_open_model(options.artifact).model.local(), host=options.host, port=options.port)
 
@@ -359,7 +368,9 @@ def _serve(options: argparse.Namespace) -> None:
 def _open_model(location: str) -> Artifact:
     artifact = _open_artifact(location)
     if artifact.kind not in HUGGING_FACE_KINDS:
-        raise ValueError(f"{artifact.id} is a {artifact.kind}, not a model; give a {' or '.join(HUGGING_FACE_KINDS)}")
+        raise ValueError(
+            f"{artifact.id} is a {artifact.kind}, not a model; pass the folder of a {' or '.join(HUGGING_FACE_KINDS)}"
+        )
     return artifact
 
 

@@ -1,10 +1,10 @@
-"""evaluate: how good the pipeline's models are, and how much better one is than another, with intervals.
+"""evaluate: measures several models side by side, with a confidence interval for every number.
 
     raymill run evaluate evaluate.yaml
 
-Held-out text, completions of prompts, stereotypes and the reward model's order of held-out preferences are measured
-side by side: text and pairs by Ray tasks, completions by vLLM engines. Every estimate has a bootstrap interval over its
-records: documents, prompts, pairs.
+It measures bits per byte on held-out text, completions of prompts, stereotype bias, and the reward model's accuracy on
+held-out preference pairs. Ray tasks compute likelihoods and rewards while vLLM engines generate the completions.
+Intervals come from bootstrap resampling of the records (documents, prompts or pairs).
 """
 
 import logging
@@ -63,52 +63,53 @@ from model.precision import Precision, precision_field, resolved_precision
 from model.transformer_config import num_parameters
 
 _FORECAST_WINDOW = 512
+"""Sequence length that the forecast of FLOPs and memory assumes."""
 _COMPLETION_S = 0.004
-"""Seconds of Python for each completion and its measures, on the reference processor."""
+"""Seconds of Python that one completion and its measures take on the reference processor."""
 _XZ_S = 1e-6
-"""Seconds of `xz -9e` for each byte there."""
+"""Seconds that `xz -9e` takes for one byte on the reference processor."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
-    """Prompts that models complete, and what is measured of the completions."""
+    """Prompts that models complete, and how the completions are measured."""
 
     name: str
     """Name in the results."""
     prompts: str = source_files()
-    """JSONL of `{"prompt": …}` or `{"messages": […]}`. A field `answer` is what the metrics compare with: a text, or
-    for exact_match and f1 a list of accepted ones."""
+    """JSONL of `{"prompt": …}` or `{"messages": […]}`. The metrics compare each completion with the
+    field `answer`: a text or, for exact_match and f1, a list of accepted texts."""
     measures: list[str] = user_function([])
-    """Functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float: the form of an
-    RLHF verifier, whose mean here is its accuracy."""
+    """User-provided functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float. An
+    RLHF verifier can be used as it is; if it returns 0 or 1, its mean is the accuracy."""
     metrics: list[str] = field(default_factory=list)
-    """Any of bleu, rouge, exact_match and f1; every prompt then needs an `answer`."""
+    """Built-in metrics: any of bleu, rouge, exact_match and f1. They need an `answer` in every prompt's record."""
     models: list[str] = field(default_factory=list)
-    """Names of the models that complete them; every model when empty."""
+    """Names of the models that complete these prompts. If empty, every model does."""
     max_prompts: int | None = None
-    """Number of prompts, from the first on; all when left out."""
+    """Use only the first max_prompts prompts. If unset, all prompts are used."""
 
 
-def _half() -> Placement:
+def _default_generators() -> Placement:
     return Placement(cpus_per_worker=0.5)
 
 
-def _two_scorers() -> Placement:
+def _default_scorers() -> Placement:
     return Placement(workers=2, cpus_per_worker=0.75)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateExecution(Execution):
-    """Where the work runs; nothing here changes a result, beyond rounding."""
+    """Where the stage runs. These settings change no result, except by rounding."""
 
-    generators: Placement = field(default_factory=_half)
-    """The engines."""
-    scorers: Placement = field(default_factory=_two_scorers)
-    """The tasks that compute likelihoods; the documents are divided among `workers` of them for each model."""
+    generators: Placement = field(default_factory=_default_generators)
+    """The actors that run the vLLM engines."""
+    scorers: Placement = field(default_factory=_default_scorers)
+    """The tasks that compute likelihoods. For each model the documents are divided among `workers` tasks."""
     kv_cache_gib: float = 0.5
-    """Memory for keys and values of each engine, on CPU."""
+    """Size of each engine's KV cache in GiB. Only engines on CPUs use this setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,39 +117,42 @@ class EvaluateConfig:
     """`evaluate.yaml`."""
 
     models: dict[str, str] = input_artifact("model")
-    """Name in the results → stage, artifact or Llama-family Hugging Face folder."""
+    """Name in the results → model to evaluate: a stage, an artifact or a Llama-family Hugging Face folder."""
     text: str | None = input_artifact("shards", default=None)
-    """Shards whose validation documents are the held-out text; no text is measured without."""
+    """Shards whose validation documents are the held-out text. If unset, bits per byte are not measured."""
     text_models: list[str] = field(default_factory=list)
-    """Names of the models whose likelihood of the text is measured; every model when empty."""
+    """Names of the models whose bits per byte are measured. If empty, every model is measured."""
     overlap: int = 64
-    """Tokens that two windows of a long document share, so that each token is predicted from at least as many."""
+    """Tokens that consecutive windows of a long document share. Except at the start of a document, every token is
+    predicted from at least this much context."""
     precision: Precision = precision_field("scorers")
-    """Precision of the matrix products for text and preferences (`model.precision`)."""
+    """Precision of matmuls when text and preferences are scored (`model.precision`)."""
     compare_with_xz: bool = False
-    """Compress the held-out text by `xz -9e` in one stream as well, as a yardstick of bits per byte."""
+    """Also compress the held-out text with `xz -9e` in one stream, to compare its bits per byte with the models'."""
     generation: list[GenerationTask] = field(default_factory=list)
+    """Sets of prompts to complete."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How completions are sampled."""
     compare: list[list[str]] = field(default_factory=list)
-    """Pairs [before, after] of models, compared prompt by prompt in every task that both complete."""
+    """Pairs [before, after] of model names. They are compared prompt by prompt on every set that both complete."""
     stereotype_pairs: str | None = source_files(None)
-    """JSONL of `{"group", "stereotype", "counterpart"}`: sentences that differ only in the group they name."""
+    """JSONL of `{"group", "stereotype", "counterpart"}`: sentences that differ only in the group that they name."""
     reward: str | None = input_artifact("reward_model", default=None)
-    """A reward model, measured on `preferences`."""
+    """Reward model whose accuracy on `preferences` is measured."""
     preferences: list[str] = source_files([])
-    """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model has not learned from."""
+    """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model was not trained on."""
     num_resamples: int = 2000
-    """Resamples of each bootstrap."""
+    """Number of resamples in each bootstrap."""
     seed: int = 0
     """Seed of the bootstrap resampling."""
     execution: EvaluateExecution = field(default_factory=EvaluateExecution)
 
 
-# What is checked before work.
+# Checks before the stage runs.
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises ValueError for every mistake that shows without the inputs."""
+    """Raises ValueError for the first error that can be detected in the config alone."""
     if not config.models:
         raise ValueError("models: must name at least one model to evaluate")
     _check_models(config, "text_models", config.text_models)
@@ -162,13 +166,15 @@ def check(config: EvaluateConfig) -> None:
     for number, task in enumerate(config.generation):
         _check_task(config, f"generation[{number}]", task)
     if (config.reward is None) != (not config.preferences):
-        raise ValueError("reward and preferences: give both, or neither")
+        raise ValueError("reward and preferences: set both of them, or neither")
     if config.compare_with_xz and config.text is None:
-        raise ValueError("compare_with_xz: needs text, the shards whose validation documents are compressed")
+        raise ValueError("compare_with_xz: set `text` too; its validation documents are what xz compresses")
     if config.sampling.temperature < 0 or config.sampling.max_new_tokens < 1:
         raise ValueError("sampling: temperature must be 0 or above and max_new_tokens at least 1")
     if config.num_resamples < 100:
-        raise ValueError(f"num_resamples: {config.num_resamples} must be at least 100 to give an interval")
+        raise ValueError(
+            f"num_resamples: {config.num_resamples} must be at least 100, so that intervals are meaningful"
+        )
     for name in ("generators", "scorers"):
         getattr(config.execution, name).check(f"execution.{name}", forms_group=False)
 
@@ -185,9 +191,11 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         if metric not in METRICS:
             raise ValueError(f"{where}.metrics: {metric!r} is not one of {', '.join(METRICS)}")
     if not task.metrics and not task.measures:
-        raise ValueError(f"{where}: needs metrics or measures, or nothing would be measured of the completions")
+        raise ValueError(f"{where}: set metrics or measures; without either, nothing would be measured")
     if task.max_prompts is not None and task.max_prompts < 1:
-        raise ValueError(f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it out for all")
+        raise ValueError(
+            f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it unset to use all prompts"
+        )
     for measure in task.measures:
         try:
             read_verifier(measure)
@@ -196,7 +204,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
 
 
 def check_records(config: EvaluateConfig) -> None:
-    """Raises ValueError naming file and line of a malformed prompt, pair or preference."""
+    """Raises ValueError that names the file and line of a malformed prompt, pair or preference."""
     for task in config.generation:
         _records(task)
     if config.stereotype_pairs is not None:
@@ -207,16 +215,16 @@ def check_records(config: EvaluateConfig) -> None:
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for text of another tokenizer, or prompts that leave no room for completions."""
+    """Raises ValueError if the text was tokenized with another tokenizer than a model's, or a prompt is too long."""
     for name in config.models:
         folder = inputs[f"models.{name}"].model.local()
-        sizes = read_config(folder)
+        max_length = read_config(folder).max_length
         if config.text is not None and name in (config.text_models or config.models):
             split = inputs["text"].storage / "validation"
             check_tokenizer(split, read_manifest(split), fingerprint(folder))
-            if not 0 <= config.overlap < sizes.max_length:
+            if not 0 <= config.overlap < max_length:
                 raise ValueError(
-                    f"overlap: {config.overlap} must be at least 0 and below {sizes.max_length}, {name}'s max_length"
+                    f"overlap: {config.overlap} must be at least 0 and below {max_length}, {name}'s max_length"
                 )
     for task in config.generation:
         records = _records(task)
@@ -225,15 +233,15 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
-    """The task's prompts. Raises ValueError for a prompt without the answer that a metric needs."""
+    """Read the task's prompts. Raises ValueError for a prompt without the answer that a metric needs."""
     records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
         answer = record.record.get("answer")
         if task.metrics and not answer:
-            raise ValueError(f"{record.where}: answer is missing, which {', '.join(task.metrics)} compare with")
+            raise ValueError(f"{record.where}: the field `answer` is missing; {', '.join(task.metrics)} need it")
         if isinstance(answer, list) and {"bleu", "rouge"} & set(task.metrics):
             raise ValueError(
-                f"{record.where}: answer is a list, but bleu and rouge compare with one text; give a string"
+                f"{record.where}: `answer` is a list, but bleu and rouge compare with a single text; make it a string"
             )
     return records
 
@@ -241,14 +249,15 @@ def _records(task: GenerationTask) -> list[PromptRecord]:
 def _check_prompt_lengths(
     config: EvaluateConfig, task: GenerationTask, records: Sequence[PromptRecord], name: str, model: Storage
 ) -> None:
-    room = read_config(model.local()).max_length - config.sampling.max_new_tokens
+    max_prompt_length = read_config(model.local()).max_length - config.sampling.max_new_tokens
     tokenizer = load_tokenizer(model.local())
     for record in records:
         length = len(tokenizer.prompt_ids(record.messages, where=record.where))
-        if length > room:
+        if length > max_prompt_length:
             raise ValueError(
-                f"{record.where}: the prompt has {length} tokens, but {name} has room for {room} beside "
-                f"sampling.max_new_tokens={config.sampling.max_new_tokens}; shorten the prompt or the completions"
+                f"{record.where}: the prompt has {length} tokens, but with sampling.max_new_tokens="
+                f"{config.sampling.max_new_tokens} {name} takes at most {max_prompt_length}; shorten the prompt or the "
+                "completions"
             )
 
 
@@ -256,14 +265,16 @@ def _check_prompt_lengths(
 
 
 def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
-    """Measure everything that the config asks for; write results.json and samples.jsonl."""
+    """Run all measurements and write results.json and samples.jsonl. Returns the results by metric key."""
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
-        wait_for_capacity(group.bundles, f"evaluate: execution.{name}")  # apart: they may wait for each other
+        wait_for_capacity(
+            group.bundles, f"evaluate: execution.{name}"
+        )  # separately: they need not fit at the same time
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     bootstrap = Bootstrap(num_resamples=config.num_resamples, seed=config.seed)
     running = RunningTasks()
 
-    # Ray tasks run while the engines start and generate, so all of them are started first.
+    # The Ray tasks are started first, so that they run while the engines start and generate.
     text = bias = reward = None
     if config.text is not None:
         text = start_text(config, models, context.inputs["text"].storage, running, bootstrap)
@@ -298,13 +309,13 @@ def _finish(wait: Callable[[], T] | None) -> T | None:
 def start_text(
     config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], TextResults]:
-    """Start the likelihood tasks of every model, and xz; the returned function waits for them."""
+    """Start the likelihood tasks of every model, and xz. Returns a function that waits for their results."""
     scorers, split = config.execution.scorers, shards / "validation"
-    task = ray_task(score_text, scorers)
+    score = ray_task(score_text, scorers)
     parts = {
         name: running.add(
             [
-                task(
+                score(
                     models[name],
                     split,
                     part=part,
@@ -331,14 +342,14 @@ def start_text(
 def start_bias(
     config: EvaluateConfig, path: str, models: Mapping[str, Storage], running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], dict[str, dict[str, GroupBias]]]:
-    """Start scoring the sentence pairs with every model; the returned function waits for it."""
+    """Start scoring the sentence pairs with every model. Returns a function that waits for the results."""
     pairs, scorers = read_pairs(path), config.execution.scorers
-    task = ray_task(score_pairs, scorers)
-    tasks = {name: running.add([task(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
+    score = ray_task(score_pairs, scorers)
+    tasks = {name: running.add([score(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
 
     def finish() -> dict[str, dict[str, GroupBias]]:
         scores = {name: running.wait(tasks[name], f"stereotypes of {name}")[0] for name in models}
-        return {name: bias_results(pairs, of_model, bootstrap) for name, of_model in scores.items()}
+        return {name: bias_results(pairs, model_scores, bootstrap) for name, model_scores in scores.items()}
 
     return finish
 
@@ -346,18 +357,20 @@ def start_bias(
 def start_reward(
     config: EvaluateConfig, model: Storage, running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], RewardResults]:
-    """Start scoring the preferences; the returned function waits for it.
+    """Start scoring the preferences. Returns a function that waits for the results.
 
     Raises ValueError when no pair fits the reward model.
     """
     tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
-    longest = read_config(model.local()).max_length
+    max_length = read_config(model.local()).max_length
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
-    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= longest]
+    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= max_length]
     if not fitting:
-        raise ValueError(f"preferences: none of {len(pairs)} pairs fits the reward model's max_length of {longest}")
-    task, precision = ray_task(reward_margins, scorers), resolved_precision(config.precision)
-    tasks = running.add([task(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
+        raise ValueError(
+            f"preferences: none of the {len(pairs)} pairs fits the reward model's max_length of {max_length}"
+        )
+    score, precision = ray_task(reward_margins, scorers), resolved_precision(config.precision)
+    tasks = running.add([score(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
     return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), bootstrap)
 
 
@@ -367,31 +380,31 @@ def start_reward(
 def generate(
     config: EvaluateConfig, models: Mapping[str, Storage], bootstrap: Bootstrap
 ) -> tuple[dict[str, TaskResults], list[EvaluationSample]]:
-    """Results by task, and the samples of all tasks."""
+    """Complete and measure the prompts of every task. Returns the results by task, and the samples of all tasks."""
     records = {task.name: _records(task) for task in config.generation}
     completions = _complete(config, models, records)
     results: dict[str, TaskResults] = {}
     samples: list[EvaluationSample] = []
     for task in config.generation:
-        of_task, prompts = completions[task.name], records[task.name]
+        completions_by_model, prompts = completions[task.name], records[task.name]
         programs = [read_verifier(measure) for measure in task.measures]
         verifiers = {program.function: Verifier(program) for program in programs}
         values = {
-            name: measure_completions(of_model, prompts, verifiers=verifiers, metrics=task.metrics)
-            for name, of_model in of_task.items()
+            name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=task.metrics)
+            for name, model_completions in completions_by_model.items()
         }
         references = [str(record.record["answer"]) for record in prompts] if "bleu" in task.metrics else None
         results[task.name] = task_results(
-            of_task, values, references=references, compare=config.compare, bootstrap=bootstrap
+            completions_by_model, values, references=references, compare=config.compare, bootstrap=bootstrap
         )
-        samples += task_samples(task.name, [record.text for record in prompts], of_task, values)
+        samples += task_samples(task.name, [record.text for record in prompts], completions_by_model, values)
     return results, samples
 
 
 def _complete(
     config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
 ) -> dict[str, dict[str, Completions]]:
-    """Completions by task and model."""
+    """Complete the prompts of every task. Returns the completions by task and model."""
     tasks_of_model = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }
@@ -413,20 +426,22 @@ def _complete(
 
 
 def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
-    """The work to forecast: likelihoods of the text, completions, and their measures."""
-    execution, sizes = config.execution, [model_sizes(planned[f"models.{name}"]) for name in config.models]
-    largest = max(sizes, key=num_parameters)
+    """Return the quantities for the forecast: likelihoods of the text, completions, and their measures."""
+    execution, model_configs = config.execution, [model_sizes(planned[f"models.{name}"]) for name in config.models]
+    largest = max(model_configs, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
     num_bytes = 0.0 if config.text is None else shards_sizes(planned["text"]).validation_bytes
     tokens = len(config.text_models or config.models) * num_bytes / bytes_per_token(largest.vocab_size)
     num_batches, num_completions = 0, 0
     for task in config.generation:
-        number = len(_records(task)) * len(task.models or config.models)
-        num_batches += math.ceil(number / GENERATION_BATCH_PROMPTS)
-        num_completions += number
-    scorers = execution.scorers.workers * execution.scorers.threads_per_worker
+        task_completions = len(_records(task)) * len(task.models or config.models)
+        num_batches += math.ceil(task_completions / GENERATION_BATCH_PROMPTS)
+        num_completions += task_completions
+    num_threads = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = parameters_mib(largest, 4) / 1024
-    activations_gib = activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
+    activations_gib = (
+        activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2
+    )  # fewer are kept without a backward
     processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib
@@ -438,7 +453,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
         flop=tokens * forward_flop(largest, window),
         width=largest.width,
         precision=resolved_precision(config.precision),
-        threads=scorers,
+        threads=num_threads,
         engine_steps=config.sampling.max_new_tokens * num_batches / execution.generators.workers,
         python_s=num_completions * _COMPLETION_S + num_bytes * _XZ_S * config.compare_with_xz,
         on_gpu=execution.scorers.gpus_per_worker > 0 or execution.generators.gpus_per_worker > 0,

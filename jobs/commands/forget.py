@@ -29,7 +29,7 @@ class ForgetResult(NamedTuple):
 
     changed: list[str]
     """Artifacts that held one of the documents and no longer do."""
-    learned: list[str]
+    derived: list[str]
     """Artifacts that were made from one that held a forgotten document; they are not changed."""
     failed: dict[str, str]
     """Artifacts that may still hold one of the documents, and why."""

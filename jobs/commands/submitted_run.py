@@ -11,7 +11,7 @@ from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, require_same_store
 
 
-def reporting_submission(store: str | None) -> AbstractContextManager[Callable[[], None]]:
+def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[], None]]:
     """Report the status of a submitted run to its store, which the command of a submitted job always names.
 
     Yields a function to call when the first stage begins; it does nothing when this is no submitted job. Raises

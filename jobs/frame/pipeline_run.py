@@ -17,7 +17,7 @@ from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import Pipeline, find_errors
 from jobs.frame.references import marked_functions
 from jobs.frame.same_code import SUBMITTED_VERSION
-from jobs.frame.shortages import find_shortages
+from jobs.frame.shortages import find_missing_resources
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run_pipeline(
         forecasts = forecast_jobs(pipeline.jobs, pipeline.store, address=address)
     for line in forecast_table(forecasts):
         log.info("%s", line)
-    if shortages := find_shortages(pipeline, forecasts, address=address):
+    if shortages := find_missing_resources(pipeline, forecasts, address=address):
         raise ValueError("\n".join(shortages))
     # In a submitted job every worker has these already.
     environment = {} if os.environ.get(SUBMITTED_VERSION) else dict(pipeline.environment)

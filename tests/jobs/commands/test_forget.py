@@ -123,7 +123,7 @@ def test_shards_forget_too_and_artifacts_that_learned_are_named_every_time(tmp_p
     assert any("tokens in" in line for line in trace(store, id))
     result = forget(store, [id])
     assert result.changed == [made["corpus"].id, made["shards"].id]
-    assert result.learned == [made["vocabulary"].id] and result.failed == {}
+    assert result.derived == [made["vocabulary"].id] and result.failed == {}
     assert list(trace(store, id)) == [f"{id} is forgotten: no artifact in {store.url} may hold it"]
     shards = open_artifact(store / made["shards"].id)
     corpus = open_artifact(store / made["corpus"].id)
@@ -131,7 +131,7 @@ def test_shards_forget_too_and_artifacts_that_learned_are_named_every_time(tmp_p
     assert shards.record.inputs["corpus"].digest == corpus.digest
     assert shards.summary["train"]["documents"] == made["shards"].summary["train"]["documents"] - 1
     second = forget(store, [id])
-    assert second.changed == [] and second.learned == result.learned  # nothing is left to do
+    assert second.changed == [] and second.derived == result.derived  # nothing is left to do
 
 
 def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
