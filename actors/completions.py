@@ -98,7 +98,7 @@ def complete_tasks(
     requests: dict[str, CompletionRequest] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [
-            PromptTask(index, tuple(tokenizer.prompt_ids(record.messages, where=record.where)), 1)
+            PromptTask(index, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), 1)
             for task in tasks_of_model[name]
             for index, record in zip(numbers[task], tasks[task], strict=True)
         ]

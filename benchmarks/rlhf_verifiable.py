@@ -225,7 +225,10 @@ class Benchmark:
     def _batch(self, chats: Sequence[RenderedChat]) -> Batch:
         longest = max(len(chat.ids) for chat in chats) - 1
         return batch_from_sequences(
-            [chat.ids for chat in chats], [chat.learned for chat in chats], length=longest, pad_id=self.tokenizer.pad_id
+            [chat.ids for chat in chats],
+            [chat.loss_mask for chat in chats],
+            length=longest,
+            pad_id=self.tokenizer.pad_id,
         )
 
     def _save(self, model: Transformer, name: str) -> Path:

@@ -106,7 +106,7 @@ def is_too_long(size: int) -> bool:
     return size > MAX_RECORD_BYTES
 
 
-def too_long() -> BadRecord:
+def too_long_error() -> BadRecord:
     """The reason why it is."""
     return BadRecord(f"record longer than {MAX_RECORD_BYTES} bytes")
 
@@ -122,18 +122,18 @@ def unit_hash(value: str, purpose: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def columns(source: Source) -> list[str]:
+def column_paths(source: Source) -> list[str]:
     """The columns that a source names."""
     return [source.text, *([source.id] if source.id else []), *source.metadata]
 
 
-def to_document(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
+def document_from_record(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
     """The document in a record. Raises `BadRecord` with the reason when a value is missing or of a wrong type."""
-    text = _string(source.text, _unicode(source.text, pick(record, source.text)))
+    text = _string(source.text, _unicode(source.text, column_value(record, source.text)))
     if is_too_long(len(text)):
-        raise too_long()
+        raise too_long_error()
     document_id = content_id(source.name, text) if source.id is None else _named_id(source, record)
-    metadata = {column: _unicode(column, pick(record, column)) for column in source.metadata}
+    metadata = {column: _unicode(column, column_value(record, column)) for column in source.metadata}
     return Document(document_id, text, source.name, metadata, file, offset)
 
 
@@ -160,7 +160,7 @@ def _too_deep(value: Any) -> bool:
 
 def _named_id(source: Source, record: dict[str, Any]) -> str:
     assert source.id is not None
-    value = _unicode(source.id, pick(record, source.id))
+    value = _unicode(source.id, column_value(record, source.id))
     if value is None or value == "":
         raise BadRecord(f"{source.id}: missing value")
     if not isinstance(value, str | int) or isinstance(value, bool):
@@ -168,7 +168,7 @@ def _named_id(source: Source, record: dict[str, Any]) -> str:
     return f"{source.name}/{value}"
 
 
-def pick(record: Any, column: str) -> Any:
+def column_value(record: Any, column: str) -> Any:
     """The value at a column path such as `title`, `meta.url` or `messages[].text` (a flat list); None without one.
 
     A column of exactly this name comes first; then dots and brackets in the name are read as a path.
@@ -180,13 +180,13 @@ def pick(record: Any, column: str) -> Any:
     value = record.get(name) if isinstance(record, dict) else None
     depth = head.count("[]")
     if not depth:
-        return pick(value, rest) if rest and value is not None else value if not rest else None
+        return column_value(value, rest) if rest and value is not None else value if not rest else None
     values: list[Any] = [value]
     for _ in range(depth):
         if not all(isinstance(items, list) for items in values):
             return None
         values = list(chain.from_iterable(values))
-    return [pick(item, rest) for item in values] if rest else values
+    return [column_value(item, rest) for item in values] if rest else values
 
 
 def _string(column: str, value: Any) -> str:

@@ -30,7 +30,7 @@ from cluster.plain import from_plain, to_plain
 from cluster.user_program import load_program
 from data.cleaning.decontaminate import Decontaminate, check_files
 from data.cleaning.fairness import FAIRNESS, check_budget
-from data.cleaning.recipe import Step, check_metadata, check_steps, chosen, fairness_ledger, pin_files
+from data.cleaning.recipe import Step, check_metadata, check_steps, fairness_ledger, name_and_settings, pin_files
 from data.cleaning.user_step import UserStep, with_program
 from data.corpus.accounting import (
     CorpusSummary,
@@ -129,7 +129,7 @@ def check_first_records(config: CorpusConfig) -> None:
     """Raise ValueError when the sources' first records lack a column, or a step breaks the fairness budget."""
     check_sources(config.sources)
     for position, step in enumerate(config.steps):
-        name, rule = chosen(step)
+        name, rule = name_and_settings(step)
         if isinstance(rule, Decontaminate):
             check_files(rule, f"steps[{position}].{name}")
         if isinstance(rule, UserStep):

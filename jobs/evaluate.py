@@ -238,10 +238,11 @@ def _records(task: GenerationTask) -> list[PromptRecord]:
     for record in records:
         answer = record.record.get("answer")
         if task.metrics and not answer:
-            raise ValueError(f"{record.where}: the field `answer` is missing; {', '.join(task.metrics)} need it")
+            raise ValueError(f"{record.location}: the field `answer` is missing; {', '.join(task.metrics)} need it")
         if isinstance(answer, list) and {"bleu", "rouge"} & set(task.metrics):
             raise ValueError(
-                f"{record.where}: `answer` is a list, but bleu and rouge compare with a single text; make it a string"
+                f"{record.location}: `answer` is a list, but bleu and rouge compare with a single text; "
+                "make it a string"
             )
     return records
 
@@ -252,10 +253,10 @@ def _check_prompt_lengths(
     max_prompt_length = read_config(model.local()).max_length - config.sampling.max_new_tokens
     tokenizer = load_tokenizer(model.local())
     for record in records:
-        length = len(tokenizer.prompt_ids(record.messages, where=record.where))
+        length = len(tokenizer.prompt_ids(record.messages, location=record.location))
         if length > max_prompt_length:
             raise ValueError(
-                f"{record.where}: the prompt has {length} tokens, but with sampling.max_new_tokens="
+                f"{record.location}: the prompt has {length} tokens, but with sampling.max_new_tokens="
                 f"{config.sampling.max_new_tokens} {name} takes at most {max_prompt_length}; shorten the prompt or the "
                 "completions"
             )

@@ -247,7 +247,7 @@ def read_all(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
 
     def read(patterns: Sequence[str]) -> list[Prompt]:
         return [
-            Prompt(record.text, tuple(tokenizer.prompt_ids(record.messages, where=record.where)), record.record)
+            Prompt(record.text, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), record.record)
             for record in (read_prompts(list_files(list(patterns))) if patterns else ())
         ]
 

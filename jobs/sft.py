@@ -13,7 +13,7 @@ import numpy as np
 from cluster.paths import list_files
 from cluster.process_group import RankContext
 from cluster.storage import Storage
-from data.chats.packing import PackedRows, fit_chats, pack
+from data.chats.packing import PackedRows, pack_chats, truncate_chats
 from data.chats.records import read_chats
 from data.chats.template import load_tokenizer, render
 from data.tokens.tokenizer import chat_special_tokens
@@ -116,20 +116,20 @@ def run(config: SftConfig, context: Context) -> SftSummary:
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
-    fitting = fit_chats(chats, length=config.sequence_length)
+    fitting = truncate_chats(chats, length=config.sequence_length)
     train, held_out = split_held_out(fitting.chats, config, field="chats")
     payload = SftPayload(
         training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="sft"),
         config=config,
         init=model_folder,
-        train=pack(train, length=config.sequence_length, pad_id=tokenizer.pad_id),
-        held_out=pack(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
+        train=pack_chats(train, length=config.sequence_length, pad_id=tokenizer.pad_id),
+        held_out=pack_chats(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
     )
     run_training(fine_tune, payload, config, context, name="sft")
     return SftSummary(
         chats=len(chats),
-        chats_cut=fitting.num_cut,
-        chats_too_long=fitting.num_left_out,
+        chats_cut=fitting.num_truncated,
+        chats_too_long=fitting.num_without_reply,
         chats_held_out=len(held_out),
         rows=len(payload.train.input_ids),
         training=summarize(context.output, metrics_prefix="sft"),

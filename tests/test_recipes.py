@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cleaning.recipe import chosen, clean
+from data.cleaning.recipe import clean, name_and_settings
 from data.document import Document
 from jobs.corpus import CorpusConfig, check, check_fairness
 from jobs.frame.config import build, load_yaml
@@ -45,7 +45,7 @@ def test_the_recipe_of_the_page_on_corpora_is_a_config_without_mistakes(tmp_path
         block.replace("evals/*.jsonl", str(evaluation_set)).replace("[question]", "[]")
     )
     config = build(CorpusConfig, load_yaml(tmp_path / "corpus.yaml"))
-    assert [chosen(step)[0] for step in config.steps if step.keep] == ["toxicity"]
+    assert [name_and_settings(step)[0] for step in config.steps if step.keep] == ["toxicity"]
     check(config)
     check_fairness(config)
 
@@ -53,7 +53,7 @@ def test_the_recipe_of_the_page_on_corpora_is_a_config_without_mistakes(tmp_path
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_keeps_good_text_and_drops_noise(path: Path) -> None:
     config = build(CorpusConfig, load_yaml(path), where=str(path))
-    names = [chosen(step)[0] for step in config.steps]
+    names = [name_and_settings(step)[0] for step in config.steps]
     prose = "\n\n".join(PARAGRAPHS)
     good = (
         PAGE.format(paragraphs="".join(f"<p>{text}</p>" for text in PARAGRAPHS)) if "extract_html" in names else prose

@@ -11,32 +11,34 @@ from data.tokens.samples import PADDING_DOCUMENT, Rows
 PackedRows = Rows
 """Chats packed side by side, as arrays with the fields of a training batch, [rows, T]."""
 
-_OPEN_ROWS = 64  # how many unfinished rows `pack` looks through for room
+_OPEN_ROWS = 64  # how many unfinished rows `pack_chats` looks through for room
 
 
 class FittingChats(NamedTuple):
     chats: list[RenderedChat]
-    num_cut: int
+    num_truncated: int
     """How many of them lost their end."""
-    num_left_out: int
+    num_without_reply: int
     """How many were left out because no reply begins within the row."""
 
 
-def fit_chats(chats: Sequence[RenderedChat], *, length: int) -> FittingChats:
+def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> FittingChats:
     """The chats as they fit into rows of `length` positions, of which one of n tokens takes n - 1.
 
     A longer chat is cut at its end, and left out when none of the assistant's tokens remains.
     """
-    cut = [RenderedChat(chat.ids[: length + 1], chat.learned[: length + 1]) for chat in chats]
-    fitting = [chat for chat in cut if any(chat.learned[1:])]
-    num_cut = sum(any(new.learned[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True))
-    return FittingChats(fitting, num_cut, len(chats) - len(fitting))
+    cut = [RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1]) for chat in chats]
+    fitting = [chat for chat in cut if any(chat.loss_mask[1:])]
+    num_truncated = sum(
+        any(new.loss_mask[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True)
+    )
+    return FittingChats(fitting, num_truncated, len(chats) - len(fitting))
 
 
-def pack(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
+def pack_chats(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
     """Chats side by side in rows of `length` positions: each goes into the first of the last open rows with room.
 
-    The chats must fit (`fit_chats`).
+    The chats must fit (`truncate_chats`).
     """
     rows: list[list[RenderedChat]] = []
     room: list[int] = []
@@ -68,7 +70,7 @@ def _to_arrays(rows: Sequence[Sequence[RenderedChat]], length: int, pad_id: int)
             span = slice(start, start + len(chat.ids) - 1)
             packed.input_ids[row, span] = chat.ids[:-1]
             packed.targets[row, span] = chat.ids[1:]
-            packed.loss_mask[row, span] = chat.learned[1:]
+            packed.loss_mask[row, span] = chat.loss_mask[1:]
             packed.positions[row, span] = np.arange(len(chat.ids) - 1)
             packed.document_ids[row, span] = number
             start = span.stop

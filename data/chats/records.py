@@ -21,20 +21,20 @@ Messages = list[dict[str, str]]
 
 
 class Chat(NamedTuple):
-    where: str
+    location: str
     """File and line, for messages to the user."""
     messages: Messages
 
 
 class Preference(NamedTuple):
-    where: str
+    location: str
     prompt: Messages
     chosen: str
     rejected: str
 
 
 class PromptRecord(NamedTuple):
-    where: str
+    location: str
     messages: Messages
     """Up to the user's last message."""
     record: dict[str, Any]
@@ -80,80 +80,82 @@ def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); fetch it anew") from error
 
 
-def _parse(where: str, line: bytes) -> dict[str, Any]:
+def _parse(location: str, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:  # malformed JSON and malformed UTF-8 alike
-        raise ValueError(f"{where}: not readable as JSON ({error})") from error
+        raise ValueError(f"{location}: not readable as JSON ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        raise ValueError(f"{location}: expected a JSON object, found {type(record).__name__}")
     return record
 
 
 def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
     """Every chat of the files. Raises ValueError naming file, line and rule for a malformed record."""
-    for where, record in read_records(urls):
+    for location, record in read_records(urls):
         if "messages" in record:
-            messages = _messages(where, "messages", record["messages"])
+            messages = _messages(location, "messages", record["messages"])
         elif "prompt" in record and "response" in record:
-            reply = {"role": "assistant", "content": _text(where, "response", record["response"])}
-            messages = [*_prompt(where, record), reply]
+            reply = {"role": "assistant", "content": _text(location, "response", record["response"])}
+            messages = [*_prompt(location, record), reply]
         else:
             raise ValueError(
-                f"{where}: expected messages, or prompt and response; found {', '.join(record) or 'nothing'}"
+                f"{location}: expected messages, or prompt and response; found {', '.join(record) or 'nothing'}"
             )
         if all(message["role"] != "assistant" for message in messages):
-            raise ValueError(f"{where}: messages: none is by the assistant, so there is nothing to learn")
-        yield Chat(where, messages)
+            raise ValueError(f"{location}: messages: none is by the assistant, so there is nothing to learn")
+        yield Chat(location, messages)
 
 
 def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
     """Every preference of the files. Raises ValueError naming file, line and rule for a malformed record."""
-    for where, record in read_records(urls):
-        prompt = _prompt(where, record)
-        chosen, rejected = (_text(where, name, record.get(name)) for name in ("chosen", "rejected"))
+    for location, record in read_records(urls):
+        prompt = _prompt(location, record)
+        chosen, rejected = (_text(location, name, record.get(name)) for name in ("chosen", "rejected"))
         if chosen == rejected:
             raise ValueError(
-                f"{where}: chosen and rejected are the same, so there is nothing to prefer; remove the record"
+                f"{location}: chosen and rejected are the same, so there is nothing to prefer; remove the record"
             )
-        yield Preference(where, prompt, chosen, rejected)
+        yield Preference(location, prompt, chosen, rejected)
 
 
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
     """Every prompt of the files. Raises ValueError naming file, line and rule for a malformed record."""
-    for where, record in read_records(urls):
-        messages = _messages(where, "messages", record["messages"]) if "messages" in record else _prompt(where, record)
+    for location, record in read_records(urls):
+        messages = (
+            _messages(location, "messages", record["messages"]) if "messages" in record else _prompt(location, record)
+        )
         if messages[-1]["role"] != "user":
-            raise ValueError(f"{where}: the last message must be the user's, not the {messages[-1]['role']}'s")
-        yield PromptRecord(where, messages, record)
+            raise ValueError(f"{location}: the last message must be the user's, not the {messages[-1]['role']}'s")
+        yield PromptRecord(location, messages, record)
 
 
-def _prompt(where: str, record: Mapping[str, Any]) -> Messages:
+def _prompt(location: str, record: Mapping[str, Any]) -> Messages:
     prompt = record.get("prompt")
     if isinstance(prompt, list):
-        return _messages(where, "prompt", prompt)
-    return [{"role": "user", "content": _text(where, "prompt", prompt)}]
+        return _messages(location, "prompt", prompt)
+    return [{"role": "user", "content": _text(location, "prompt", prompt)}]
 
 
-def _messages(where: str, field: str, value: Any) -> Messages:
+def _messages(location: str, field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: {field} must be a list of messages with at least one")
+        raise ValueError(f"{location}: {field} must be a list of messages with at least one")
     messages: Messages = []
     for number, message in enumerate(value):
         at = f"{field}[{number}]"
         if not isinstance(message, dict):
-            raise ValueError(f"{where}: {at} must be an object with role and content, not {type(message).__name__}")
+            raise ValueError(f"{location}: {at} must be an object with role and content, not {type(message).__name__}")
         if message.get("role") not in ROLES:
-            raise ValueError(f"{where}: {at}.role is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
-        messages.append({"role": message["role"], "content": _text(where, f"{at}.content", message.get("content"))})
+            raise ValueError(f"{location}: {at}.role is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
+        messages.append({"role": message["role"], "content": _text(location, f"{at}.content", message.get("content"))})
     return messages
 
 
-def _text(where: str, field: str, value: Any) -> str:
+def _text(location: str, field: str, value: Any) -> str:
     if value is None:
-        raise ValueError(f"{where}: {field} is missing; add it or remove the record")
+        raise ValueError(f"{location}: {field} is missing; add it or remove the record")
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {field} must be a string, not {type(value).__name__}")
+        raise ValueError(f"{location}: {field} must be a string, not {type(value).__name__}")
     if not value.strip():
-        raise ValueError(f"{where}: {field} is empty; add text or remove the record")
+        raise ValueError(f"{location}: {field} is empty; add text or remove the record")
     return value

@@ -82,7 +82,7 @@ FILTERS = (
 every document: addresses and text of evaluation sets have to go everywhere."""
 
 
-def chosen(step: Step) -> tuple[str, Any]:
+def name_and_settings(step: Step) -> tuple[str, Any]:
     """The name and the parameters of the one step that is set. Raises ValueError for none or several."""
     names = [field.name for field in fields(Step) if field.name != "keep"]
     chosen_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
@@ -97,10 +97,10 @@ def chosen(step: Step) -> tuple[str, Any]:
 
 def check_steps(steps: Sequence[Step]) -> None:
     """Raise ValueError for a step whose parameters contradict each other, or a step at the wrong position."""
-    names = [chosen(step)[0] for step in steps]
+    names = [name_and_settings(step)[0] for step in steps]
     for position, (name, step) in enumerate(zip(names, steps, strict=True)):
         where = f"steps[{position}].{name}"
-        chosen(step)[1].check(where)
+        name_and_settings(step)[1].check(where)
         check_share(f"steps[{position}].keep", step.keep)
         if step.keep and name not in FILTERS:
             raise ValueError(
@@ -117,7 +117,7 @@ def check_steps(steps: Sequence[Step]) -> None:
 
 def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
     """Raise ValueError when a source has a column that a step would overwrite."""
-    if any(chosen(step)[0] == "language" for step in steps):
+    if any(name_and_settings(step)[0] == "language" for step in steps):
         for source in sources:
             overwritten = {"language", "language_score"} & set(source.metadata)
             if overwritten:
@@ -127,7 +127,7 @@ def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
                 )
 
 
-def near_duplicates_of(steps: Sequence[Step]) -> NearDuplicates | None:
+def near_duplicate_settings(steps: Sequence[Step]) -> NearDuplicates | None:
     """The rule of the step near_duplicates, where the recipe has one."""
     return next((step.near_duplicates for step in steps if step.near_duplicates is not None), None)
 
@@ -147,7 +147,7 @@ def judges(steps: Sequence[Step]) -> list[BoundStep]:
     return [
         BoundStep(f"steps[{position}].{name}", partial(_apply, name, rule), step.keep, name in FILTERS)
         for position, step in enumerate(steps)
-        for name, rule in [chosen(step)]
+        for name, rule in [name_and_settings(step)]
         if name not in CORPUS_WIDE
     ]
 
@@ -180,7 +180,7 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
     kept = list(documents)
     dropped: list[tuple[Document, str]] = []
     counts: Counter[str] = Counter()
-    recipe = [(*chosen(step), step.keep) for step in steps]
+    recipe = [(*name_and_settings(step), step.keep) for step in steps]
     for position, (name, rule, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
         if name in CORPUS_WIDE or not kept:
             continue

@@ -23,7 +23,7 @@ from cluster.fingerprints import fingerprint
 from cluster.storage import Storage
 from data.chunk_files import read_many
 from data.cleaning.duplicates import NearDuplicates
-from data.cleaning.recipe import Step, drops_equal_texts, near_duplicates_of
+from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_settings
 from data.corpus.chunks import PartRow, clean_rows
 from data.corpus.exact_duplicates import settle
 from data.corpus.links import representatives
@@ -203,7 +203,7 @@ def _judge(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
             num_parts=corpus.num_parts,
         ).rows
     table = to_table([row for _, row in rows]).append_column("part", pa.array([part for part, _ in rows], pa.int64()))
-    deduplicate, near = drops_equal_texts(corpus.steps), near_duplicates_of(corpus.steps)
+    deduplicate, near = drops_equal_texts(corpus.steps), near_duplicate_settings(corpus.steps)
     return mix(drop_duplicates(table, deduplicate=deduplicate, near=near), corpus.mixture)
 
 

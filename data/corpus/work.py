@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.storage import Storage
 from data.cleaning.duplicates import NearDuplicates
-from data.cleaning.recipe import Step, drops_equal_texts, near_duplicates_of
+from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_settings
 from data.document import Source
 
 _CUT = "cut.json"  # how the work was cut into tasks: without it nothing in the folder is trusted
@@ -28,7 +28,7 @@ class CorpusWork:
 
     @property
     def near_duplicates(self) -> NearDuplicates | None:
-        return near_duplicates_of(self.steps)
+        return near_duplicate_settings(self.steps)
 
     @property
     def deduplicates(self) -> bool:

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Iterator
 
-from data.document import BadRecord, ReadRange, Source, columns, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, column_paths, is_too_long, too_long_error
 from data.sources.compression import utf8_blocks
 from data.sources.records import Records, decoded, lines
 
@@ -27,7 +27,7 @@ def csv_records(source: Source, read_range: ReadRange) -> Records:
                 return
         else:
             header = row
-            doubled = next((name for name in columns(source) if header.count(name) > 1), None)
+            doubled = next((name for name in column_paths(source) if header.count(name) > 1), None)
             if doubled is not None:
                 yield offset, BadRecord(f"header with two columns {doubled!r}, so the file was not read")
                 return
@@ -66,7 +66,7 @@ class _Lines:
             line = line.removeprefix(_MARK)
         self.size += len(line)
         if is_too_long(self.size):
-            raise too_long()
+            raise too_long_error()
         self.raw.append(line)
         try:
             return line.decode()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
 from data.sources.compression import utf8_blocks
 from data.sources.records import Buffer, Records, decoded, lines
 
@@ -108,7 +108,7 @@ def _items(buffer: Buffer) -> Iterator[bytes | BadRecord]:
             depth -= 1
         position += 1
         if depth == 0 or (depth == 1 and not in_string and byte == _COMMA):
-            item = bytes(buffer.data[: position - 1]) if not is_too_long(skipped + position) else too_long()
+            item = bytes(buffer.data[: position - 1]) if not is_too_long(skipped + position) else too_long_error()
             buffer.drop(position)
             if depth or num_items or isinstance(item, BadRecord) or item.strip():  # an empty array has no item
                 yield item

@@ -9,7 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.document import BadRecord, ReadRange, Source, columns
+from data.document import BadRecord, ReadRange, Source, column_paths
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened
 from data.sources.records import Records
 
@@ -19,7 +19,7 @@ _READ_BYTES = 1 << 20  # of a column at once, so that a row group may be larger 
 
 
 def parquet_records(source: Source, read_range: ReadRange) -> Records:
-    wanted = {column.partition(".")[0].rstrip("[]") for column in columns(source)} | set(columns(source))
+    wanted = {column.partition(".")[0].rstrip("[]") for column in column_paths(source)} | set(column_paths(source))
     with _seekable(read_range.url) as stored:
         try:
             file = pq.ParquetFile(stored, buffer_size=_READ_BYTES)

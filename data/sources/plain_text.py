@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
 from data.sources.charset import decode_html
 from data.sources.compression import blocks, utf8_blocks
 from data.sources.records import Buffer, Records, decoded, whole
@@ -56,7 +56,7 @@ def _parts(buffer: Buffer, separator: re.Pattern[bytes]) -> Iterator[tuple[int, 
 
 def _part(buffer: Buffer, begin: int, stop: int) -> bytes | BadRecord:
     if is_too_long(stop - begin):
-        return too_long()
+        return too_long_error()
     return bytes(buffer.data[begin - buffer.offset : stop - buffer.offset])
 
 

@@ -13,7 +13,17 @@ from itertools import chain, islice
 from typing import Any
 
 from cluster.paths import list_files_with_sizes
-from data.document import BadRecord, Document, Quarantined, ReadRange, SkippedRecord, Source, columns, pick, to_document
+from data.document import (
+    BadRecord,
+    Document,
+    Quarantined,
+    ReadRange,
+    SkippedRecord,
+    Source,
+    column_paths,
+    column_value,
+    document_from_record,
+)
 from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
 from data.sources.csv_rows import csv_records
 from data.sources.json_records import json_records, jsonl_records
@@ -101,7 +111,7 @@ def _read_one(
     try:
         if isinstance(record, BadRecord):
             raise record
-        return to_document(source, record, file, offset)
+        return document_from_record(source, record, file, offset)
     except BadRecord as bad:
         return Quarantined(source.name, file, offset, str(bad))
 
@@ -134,9 +144,9 @@ def check_source(source: Source) -> None:
         raise ValueError(
             f"{where}: no readable {source.format} record at the start of {urls[0]}; is the format right?{problem}"
         )
-    for column in columns(source):
+    for column in column_paths(source):
         may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
-        if not may_be_missing and all(pick(record, column) is None for record in seen):
+        if not may_be_missing and all(column_value(record, column) is None for record in seen):
             _raise_missing_column(where, column, seen, os.path.basename(urls[0]))
 
 
@@ -148,7 +158,7 @@ def _check_fields(where: str, source: Source) -> None:
         ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
         for name in [name for name, is_set in ignored.items() if is_set]:
             kind = "an HTML" if source.format == "html" else "a text"
-            raise ValueError(f"{where}.{name}: {kind} file has no columns; remove it or give another format")
+            raise ValueError(f"{where}.{name}: {kind} file has no column_paths; remove it or give another format")
     if source.format == "warc" and source.text != "text":
         raise ValueError(f"{where}.text: {source.text!r}: what is read of a WARC file is its pages; remove it")
     if source.split is not None:
@@ -175,7 +185,7 @@ def _check_schema(where: str, source: Source, urls: list[str]) -> None:
     for url in urls:
         if metadata := parquet_metadata(url):
             names = metadata.schema.to_arrow_schema().names
-            for column in columns(source):
+            for column in column_paths(source):
                 if column not in names and column.partition(".")[0].rstrip("[]") not in names:
                     _raise_missing_column(where, column, [dict.fromkeys(names)], url)
             return

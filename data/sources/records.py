@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.document import BadRecord, is_too_long, too_long
+from data.document import BadRecord, is_too_long, too_long_error
 
 
 class NotText(Exception):
@@ -37,7 +37,7 @@ def whole(blocks: Iterable[bytes]) -> bytes | BadRecord:
         held.append(block)
         size += len(block)
         if is_too_long(size):
-            return too_long()
+            return too_long_error()
     return b"".join(held)
 
 
@@ -66,7 +66,7 @@ def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[
 
 
 def _joined(held: list[bytes], size: int) -> bytes | BadRecord:
-    return too_long() if is_too_long(size) else b"".join(held)
+    return too_long_error() if is_too_long(size) else b"".join(held)
 
 
 class Buffer:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import zstandard
 
-from data.document import BadRecord, ReadRange, Source, is_too_long, too_long
+from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
 from data.sources.charset import decode_html
 from data.sources.compression import (
     CODECS,
@@ -148,7 +148,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
         kind = headers.get("warc-type", "")
         if not is_whole:
             return BadRecord(f"malformed WARC: {_CUT_SHORT}")
-        return too_long() if kind == _RESPONSE else NotText(kind)
+        return too_long_error() if kind == _RESPONSE else NotText(kind)
     if not buffer.reach(end[1] + size):
         return _broken(buffer, _CUT_SHORT)
     buffer.reach(end[1] + size + 4)
@@ -288,5 +288,5 @@ def _bounded(parts: Iterator[bytes]) -> bytes:
     for part in parts:
         held += part
         if is_too_long(len(held)):
-            raise too_long()
+            raise too_long_error()
     return bytes(held)

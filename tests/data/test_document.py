@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from data.document import MAX_NESTING, BadRecord, Document, Source, content_id, pick, to_document, unit_hash
+from data.document import (
+    MAX_NESTING,
+    BadRecord,
+    Document,
+    Source,
+    column_value,
+    content_id,
+    document_from_record,
+    unit_hash,
+)
 
 
 def write_jsonl(path: Path, records: list[object]) -> None:
@@ -26,11 +35,13 @@ def test_an_id_depends_on_the_source_and_the_text_and_not_on_the_file(tmp_path: 
     assert here[0] == there[1], "where a document was found is no part of what it is"
 
 
-def test_pick_prefers_a_literal_name_and_walks_objects_and_lists() -> None:
+def test_column_value_prefers_a_literal_name_and_walks_objects_and_lists() -> None:
     record = {"a.b": 1, "a": {"b": 2, "c": [{"d": 3}, {"d": 4}, {}]}}
-    assert pick(record, "a.b") == 1
-    assert pick(record, "a.c[].d") == [3, 4, None]
-    assert pick(record, "a.x") is None and pick(record, "a.b.c") is None and pick(record, "a.b[]") is None
+    assert column_value(record, "a.b") == 1
+    assert column_value(record, "a.c[].d") == [3, 4, None]
+    assert column_value(record, "a.x") is None
+    assert column_value(record, "a.b.c") is None
+    assert column_value(record, "a.b[]") is None
 
 
 def test_a_lone_surrogate_anywhere_in_a_record_is_quarantined_with_its_column(tmp_path: Path, find: Callable) -> None:
@@ -50,7 +61,7 @@ def test_metadata_may_be_nested_a_hundred_deep_and_no_deeper() -> None:
     source = Source(name="s", path="x", format="jsonl", metadata=["m"])
 
     def nested(depth: int) -> Document:
-        return to_document(source, {"text": "t", "m": json.loads("[" * depth + "]" * depth)})
+        return document_from_record(source, {"text": "t", "m": json.loads("[" * depth + "]" * depth)})
 
     assert nested(MAX_NESTING).text == "t"
     with pytest.raises(BadRecord, match="m: nested deeper than 100"):

@@ -2,18 +2,22 @@
 
 import numpy as np
 
-from data.chats.packing import fit_chats, pack
+from data.chats.packing import pack_chats, truncate_chats
 from data.chats.template import RenderedChat
 
 
-def chat_of(*ids: int, learned: int) -> RenderedChat:
-    """A chat whose last `learned` tokens are the assistant's."""
-    return RenderedChat(list(ids), [False] * (len(ids) - learned) + [True] * learned)
+def chat_of(*ids: int, num_reply_tokens: int) -> RenderedChat:
+    """A chat whose last `num_reply_tokens` tokens are the assistant's."""
+    return RenderedChat(list(ids), [False] * (len(ids) - num_reply_tokens) + [True] * num_reply_tokens)
 
 
 def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
-    long, middle, short = chat_of(1, 2, 3, 4, 5, learned=2), chat_of(6, 7, 8, 9, learned=1), chat_of(10, 11, learned=1)
-    rows = pack([long, middle, short], length=5, pad_id=99)
+    long, middle, short = (
+        chat_of(1, 2, 3, 4, 5, num_reply_tokens=2),
+        chat_of(6, 7, 8, 9, num_reply_tokens=1),
+        chat_of(10, 11, num_reply_tokens=1),
+    )
+    rows = pack_chats([long, middle, short], length=5, pad_id=99)
     # 4 positions, then 3 that need a new row, then 1 that fits behind the first.
     assert rows.input_ids.tolist() == [[1, 2, 3, 4, 10], [6, 7, 8, 99, 99]]
     assert rows.targets.tolist() == [[2, 3, 4, 5, 11], [7, 8, 9, 99, 99]]
@@ -23,19 +27,26 @@ def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
 
 
 def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes_and_both_are_counted() -> None:
-    chats = [chat_of(1, 2, 3, 4, 5, learned=3), chat_of(6, 7, 8, 9, learned=1), chat_of(6, 7, 8, learned=1)]
-    fitting = fit_chats(chats, length=2)
-    assert (len(fitting.chats), fitting.num_cut, fitting.num_left_out) == (2, 1, 1)
-    rows = pack(fitting.chats, length=2, pad_id=0)
+    chats = [
+        chat_of(1, 2, 3, 4, 5, num_reply_tokens=3),
+        chat_of(6, 7, 8, 9, num_reply_tokens=1),
+        chat_of(6, 7, 8, num_reply_tokens=1),
+    ]
+    fitting = truncate_chats(chats, length=2)
+    assert (len(fitting.chats), fitting.num_truncated, fitting.num_without_reply) == (2, 1, 1)
+    rows = pack_chats(fitting.chats, length=2, pad_id=0)
     assert rows.targets.tolist() == [[2, 3], [7, 8]] and rows.loss_mask.tolist() == [[False, True]] * 2
 
 
 def test_packing_keeps_every_learnt_token_once() -> None:
     generator = np.random.default_rng(0)
     chats = [
-        chat_of(*generator.integers(1, 50, size=n), learned=int(n) // 2) for n in generator.integers(2, 12, size=300)
+        chat_of(*generator.integers(1, 50, size=n), num_reply_tokens=int(n) // 2)
+        for n in generator.integers(2, 12, size=300)
     ]
-    rows = pack(chats, length=16, pad_id=0)
-    learned = sorted(int(token) for chat in chats for token, own in zip(chat.ids, chat.learned, strict=True) if own)
-    assert sorted(rows.targets[rows.loss_mask].tolist()) == learned
+    rows = pack_chats(chats, length=16, pad_id=0)
+    reply_tokens = sorted(
+        int(token) for chat in chats for token, is_reply in zip(chat.ids, chat.loss_mask, strict=True) if is_reply
+    )
+    assert sorted(rows.targets[rows.loss_mask].tolist()) == reply_tokens
     assert (rows.document_ids >= 0).mean() > 0.9

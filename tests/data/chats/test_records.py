@@ -23,7 +23,7 @@ def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
     urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, "", {"prompt": "Hi", "response": "Hello you"})
     chats = list(read_chats(urls))
     assert [chat.messages for chat in chats] == [[USER, REPLY]] * 2
-    assert [chat.where.rsplit(":")[-1] for chat in chats] == ["1", "3"]
+    assert [chat.location.rsplit(":")[-1] for chat in chats] == ["1", "3"]
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ def chatml(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 def learnt_text(tokenizer: ChatTokenizer, chat: RenderedChat) -> list[str]:
-    """The runs of learned tokens, special ones written out."""
+    """The runs of tokens in the loss mask, with special tokens written out."""
     runs: list[list[int]] = []
-    for place, (token, learned) in enumerate(zip(chat.ids, chat.learned, strict=True)):
-        if learned and (place == 0 or not chat.learned[place - 1]):
+    for place, (token, in_loss) in enumerate(zip(chat.ids, chat.loss_mask, strict=True)):
+        if in_loss and (place == 0 or not chat.loss_mask[place - 1]):
             runs.append([])
-        if learned:
+        if in_loss:
             runs[-1].append(token)
     return [tokenizer._tokenizer.decode(run, skip_special_tokens=False) for run in runs]
 
@@ -62,7 +62,7 @@ def test_the_assistants_words_and_the_token_that_closes_them_are_learnt(ours: Ch
     assert learnt_text(ours, rendered) == ["Hello you<|end|>", "Bye<|end|>"]
     assert rendered.ids == ours.chat_ids([USER, REPLY, USER, {"role": "assistant", "content": "Bye"}])
     prompt = ours.prompt_ids([USER])
-    assert rendered.ids[: len(prompt)] == prompt and not any(rendered.learned[: len(prompt)])
+    assert rendered.ids[: len(prompt)] == prompt and not any(rendered.loss_mask[: len(prompt)])
 
 
 def test_a_foreign_template_with_a_default_system_and_line_breaks_gives_the_same_mask(chatml: ChatTokenizer) -> None:
@@ -75,13 +75,13 @@ def test_a_foreign_template_with_a_default_system_and_line_breaks_gives_the_same
 
 def test_a_chat_that_ends_with_the_user_learns_only_what_the_assistant_said(ours: ChatTokenizer) -> None:
     rendered = render(ours, Chat("f:1", [USER, REPLY, USER]))
-    assert learnt_text(ours, rendered) == ["Hello you<|end|>"] and not rendered.learned[-1]
+    assert learnt_text(ours, rendered) == ["Hello you<|end|>"] and not rendered.loss_mask[-1]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_record(tmp_path: Path) -> None:
     rewriting = "{% for m in messages %}<|user|>{{ m['content'] if loop.last else '…' }}<|end|>{% endfor %}"
     tokenizer = load_tokenizer(folder_with(tmp_path, rewriting))
-    with pytest.raises(ValueError, match=r"f:7: the chat template rewrites what came before messages\[1\]"):
+    with pytest.raises(ValueError, match=r"f:7: the chat template renders what precedes messages\[1\] differently"):
         render(tokenizer, Chat("f:7", [USER, REPLY]))
 
 
@@ -112,4 +112,4 @@ def test_a_preference_without_a_rejected_answer_is_named(tmp_path: Path, ours: C
         list(read_preferences(write(tmp_path / "a.jsonl", good, {"prompt": "Hi", "chosen": "Hello"})))
     with pytest.raises(ValueError, match=r"a\.jsonl:1: chosen and rejected are the same"):
         list(read_preferences(write(tmp_path / "a.jsonl", good | {"rejected": "Hello"})))
-    assert preference == Preference(preference.where, [USER], "Hello", "Go")
+    assert preference == Preference(preference.location, [USER], "Hello", "Go")

@@ -9,7 +9,7 @@ from data.cleaning.clean_lines import CleanLines
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.language import Language
 from data.cleaning.length import Length
-from data.cleaning.recipe import Step, check_metadata, check_steps, chosen, clean, judges
+from data.cleaning.recipe import Step, check_metadata, check_steps, clean, judges, name_and_settings
 from data.cleaning.redact_pii import RedactPII
 from data.cleaning.repair_unicode import RepairUnicode
 from data.cleaning.repetition import Repetition
@@ -49,7 +49,7 @@ def test_keep_leaves_its_share_of_what_a_step_would_drop_and_the_same_documents_
 def test_keep_leaves_a_documents_lines_uncut_and_counts_what_was_done() -> None:
     cut, plain = "A line that is a sentence.\nwe use cookies\n" * 2, "A line that is a sentence."
     for rule in (Step(clean_lines=CleanLines(), keep=0.3), Step(c4_quality=C4Quality(min_sentences=1), keep=0.3)):
-        name = chosen(rule)[0]
+        name = name_and_settings(rule)[0]
         batch = documents(*[cut] * 500, *[plain] * 500)
         result = clean(batch, [rule])
         assert [document.id for document in result.kept] == [document.id for document in batch]
