@@ -75,7 +75,7 @@ def wandb_link(group: str) -> str | None:
 
 
 @contextmanager
-def mirrored(tracker: Tracker) -> Iterator[None]:
+def mirror_to_wandb(tracker: Tracker) -> Iterator[None]:
     """Copy to W&B what is logged in the block; a failure of W&B is one warning.
 
     Raises ValueError when `WANDB_MODE` is unknown.

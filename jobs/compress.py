@@ -26,7 +26,14 @@ from data.tokens.shard_reader import ShardReader, check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
-from jobs.frame.sizes import activation_gib, bytes_per_token, forward_flop, model_sizes, parameters_mib, shards_sizes
+from jobs.frame.sizes import (
+    activation_gib,
+    bytes_per_token,
+    forward_flop_per_token,
+    model_config_of,
+    parameters_mib,
+    shards_sizes,
+)
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_compression
@@ -112,12 +119,12 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
 
 def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of the original."""
-    return model_sizes(planned["model"])
+    return model_config_of(planned["model"])
 
 
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     """The work to forecast: the likelihoods of original and compressed model, side by side, and an engine."""
-    sizes, worker = model_sizes(planned["model"]), config.execution.worker
+    sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
@@ -132,7 +139,7 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],
-        flop=tokens * forward_flop(sizes, window),
+        flop=tokens * forward_flop_per_token(sizes, window),
         width=sizes.width,
         threads=2 * worker.threads_per_worker,
         disk_gib=parameters_mib(sizes, 1.5) / 1024,
@@ -146,7 +153,7 @@ STAGE = Stage(
     kind="compressed_model",
     config=CompressConfig,
     run=run,
-    sizes=sizes,
+    output_sizes=sizes,
     check=check,
     check_inputs=check_inputs,
     workload=workload,

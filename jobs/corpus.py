@@ -50,7 +50,7 @@ from data.corpus.work import CorpusWork
 from data.document import Source
 from data.sources.compression import is_compressed
 from data.sources.readers import check_sources, plan_ranges
-from jobs.frame.artifact import RECORD, WORK, Artifact, open_for_change
+from jobs.frame.artifact import RECORD, WORK, Artifact, start_change
 from jobs.frame.fields import list_of_choices
 from jobs.frame.kinds import CorpusSizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -233,7 +233,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
         if staged is None:
             return None
         folder.write_json(_CHANGES, to_plain(staged))
-        open_for_change(artifact)
+        start_change(artifact)
     else:  # a killed run of this has staged the changes
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
@@ -300,7 +300,7 @@ STAGE = Stage(
     kind="corpus",
     config=CorpusConfig,
     run=run,
-    sizes=sizes,
+    output_sizes=sizes,
     check=check,
     check_sources=check_first_records,
     workload=workload,

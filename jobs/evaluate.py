@@ -49,8 +49,8 @@ from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.sizes import (
     activation_gib,
     bytes_per_token,
-    forward_flop,
-    model_sizes,
+    forward_flop_per_token,
+    model_config_of,
     parameters_mib,
     shards_sizes,
 )
@@ -428,7 +428,7 @@ def _complete(
 
 def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     """Return the quantities for the forecast: likelihoods of the text, completions, and their measures."""
-    execution, model_configs = config.execution, [model_sizes(planned[f"models.{name}"]) for name in config.models]
+    execution, model_configs = config.execution, [model_config_of(planned[f"models.{name}"]) for name in config.models]
     largest = max(model_configs, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
     num_bytes = 0.0 if config.text is None else shards_sizes(planned["text"]).validation_bytes
@@ -451,7 +451,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
         )
     return Workload(
         processes=processes,
-        flop=tokens * forward_flop(largest, window),
+        flop=tokens * forward_flop_per_token(largest, window),
         width=largest.width,
         precision=resolved_precision(config.precision),
         threads=num_threads,

@@ -18,7 +18,7 @@ from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact
-from jobs.frame.sizes import forward_flop, model_sizes, shards_sizes
+from jobs.frame.sizes import forward_flop_per_token, model_config_of, shards_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
@@ -33,7 +33,7 @@ from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_traini
 from jobs.frame.workload import Workload
 from jobs.report.training import report_pretraining
 from model.precision import Precision, precision_field
-from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
+from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -143,7 +143,7 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
 def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes that the model will have: those of `init`, or of the config and the shards' vocabulary."""
     if "init" in planned:
-        return model_sizes(planned["init"])
+        return model_config_of(planned["init"])
     return config.model.transformer(shards_sizes(planned["shards"]).vocab_size, config.max_length)
 
 
@@ -159,7 +159,10 @@ def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
     training = training_workload(config, model)
     looks = 1 + config.steps // config.execution.validation_interval
     validation = (
-        looks * config.validation_samples * config.sequence_length * forward_flop(model, config.sequence_length)
+        looks
+        * config.validation_samples
+        * config.sequence_length
+        * forward_flop_per_token(model, config.sequence_length)
     )
     return dataclasses.replace(training, flop=training.flop + validation)
 
@@ -208,12 +211,12 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         model = load_hf_model(payload.init.local())
         sizes = model.config
     state = training.start(model)
-    flops = flops_per_token(sizes, config.sequence_length)
+    flops = flop_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
         training.log(report, flops)
         if training.validates_at(report.step):
             held_out = validation_batches(training, payload.shards, config)
-            loss = training.mean_loss(state, held_out, causal_lm)["loss"]
+            loss = training.mean_metrics(state, held_out, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
     training.finish(state, sizes, base_special_tokens, tokenizer)
@@ -226,7 +229,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
     """This rank's micro-batches of each step still to be done. They depend on the step alone, so resuming is exact."""
     steps = range(state.step, training.config.steps)
-    for step, rows in zip(steps, reader.read_ahead(map(training.samples_of_step, steps)), strict=True):
+    for step, rows in zip(steps, reader.read_ahead(map(training.rank_sample_indices, steps)), strict=True):
         yield training.micro_batches(training.to_batch(rows), rows.input_ids, step)
 
 
@@ -246,7 +249,7 @@ STAGE = Stage(
     kind="model",
     config=PretrainConfig,
     run=run,
-    sizes=sizes,
+    output_sizes=sizes,
     check=check,
     check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,

@@ -24,12 +24,12 @@ from jobs.frame.fields import PREVIOUS, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
-    epochs,
-    held_out_micro_batches,
-    sizes_of_init,
+    held_out_micro_batch_indices,
+    init_model_config,
     split_held_out,
+    step_sample_indices,
 )
-from jobs.frame.sizes import chat_tokens, model_sizes
+from jobs.frame.sizes import chat_tokens, model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
@@ -44,7 +44,7 @@ from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
-from model.transformer_config import flops_per_token
+from model.transformer_config import flop_per_token
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -86,12 +86,12 @@ def check_preferences(config: RewardConfig) -> None:
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
-    return estimate_training(config, model_sizes(planned["init"]), rows_per_sample=2)
+    return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 
 
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
     """The amount of work; pairs are computed up to the longest of their batch."""
-    sizes = model_sizes(planned["init"])
+    sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [
         chat_tokens(
@@ -105,8 +105,8 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
         max(fitting[start : start + config.global_batch_size])
         for start in range(0, len(fitting), config.global_batch_size)
     ]
-    filled = statistics.fmean(longest) / config.sequence_length
-    return training_workload(config, sizes, rows_per_sample=2, filled=min(1.0, filled))
+    fill_fraction = statistics.fmean(longest) / config.sequence_length
+    return training_workload(config, sizes, rows_per_sample=2, fill_fraction=min(1.0, fill_fraction))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +178,11 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
     model = load_hf_scalar_model(folder)
     sizes = model.config
     state = training.start(model)
-    flops = flops_per_token(sizes, config.sequence_length)
+    flops = flop_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, payload, state), bradley_terry):
         training.log(report, flops)
         if training.validates_at(report.step):
-            held_out = training.mean_loss(state, held_out_batches(training, payload), bradley_terry)
+            held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
             names = {
                 "loss": "validation/loss",
                 "reward/accuracy": "validation/accuracy",
@@ -197,7 +197,7 @@ def step_batches(
     training: "TrainingRun", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
     """This rank's micro-batches of each step still to be done."""
-    for step, indices in epochs(training, state, len(payload.train), seed=payload.config.seed):
+    for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
         batch = to_pairs([payload.train[index] for index in indices], payload)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
@@ -205,7 +205,7 @@ def step_batches(
 
 def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":
     """This rank's micro-batches of the held-out pairs."""
-    for indices in held_out_micro_batches(training, len(payload.held_out)):
+    for indices in held_out_micro_batch_indices(training, len(payload.held_out)):
         yield to_pairs([payload.held_out[index] for index in indices], payload)
 
 
@@ -233,7 +233,7 @@ STAGE = Stage(
     kind="reward_model",
     config=RewardConfig,
     run=run,
-    sizes=sizes_of_init,
+    output_sizes=init_model_config,
     check=check_fine_tuning,
     check_sources=check_preferences,
     check_planned_inputs=check_length,

@@ -33,10 +33,10 @@ from jobs.frame.sizes import (
     activation_gib,
     chat_tokens,
     checkpoint_gib,
-    forward_flop,
-    model_sizes,
+    forward_flop_per_token,
+    model_config_of,
     parameters_mib,
-    state_mib,
+    training_state_mib,
 )
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.user_code import read_algorithm, read_verifier
@@ -127,7 +127,7 @@ def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
 
 def check_planned_inputs(config: RLHFConfig, planned: PlannedInputs) -> None:
     """Raises ValueError for a policy that is too short for the completions or unfit for the engines."""
-    sizes = model_sizes(planned["policy"])
+    sizes = model_config_of(planned["policy"])
     if config.rollouts.max_new_tokens >= sizes.max_length:
         raise ValueError(
             f"rollouts.max_new_tokens: {config.rollouts.max_new_tokens} must be below the policy's max_length "
@@ -273,7 +273,7 @@ def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]
 
 def sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of `policy`."""
-    return model_sizes(planned["policy"])
+    return model_config_of(planned["policy"])
 
 
 def placements_of(config: RLHFConfig) -> dict[str, Placement]:
@@ -283,17 +283,17 @@ def placements_of(config: RLHFConfig) -> dict[str, Placement]:
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
     """The largest number of rollouts and sampled tokens, and the memory of each actor's models and of the cache."""
-    execution, sizes = config.execution, model_sizes(planned["policy"])
+    execution, sizes = config.execution, model_config_of(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
     groups = placements_of(config)
     engine = parameters_mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
     cache = execution.kv_cache_gib * 1024 if execution.generators.gpus_per_worker == 0 else 0
     memory: dict[str, float] = {
         "generator_mib": engine + cache,
-        "learner_mib": state_mib(sizes, workers=execution.learners.workers),
-        "critic_mib": state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
+        "learner_mib": training_state_mib(sizes, workers=execution.learners.workers),
+        "critic_mib": training_state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
         "reference_mib": parameters_mib(sizes, 4) if "reference" in groups else 0,
-        "scorer_mib": parameters_mib(model_sizes(planned["reward"]), 4) if "reward" in planned else 0,
+        "scorer_mib": parameters_mib(model_config_of(planned["reward"]), 4) if "reward" in planned else 0,
     }
     sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
     return {**sampled, **{name: size for name, size in memory.items() if size}}
@@ -304,7 +304,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
 
     It assumes completions of two thirds of max_new_tokens, and prompts as long as the first thousand.
     """
-    execution, sizes, rollouts = config.execution, model_sizes(planned["policy"]), config.rollouts
+    execution, sizes, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
     prompt_tokens = statistics.fmean(
         chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
@@ -319,7 +319,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     scored = (trained + num_measured * num_held_out * length) if "reward" in planned else 0
     batches = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
     held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
-    model_gib, state_gib = parameters_mib(sizes, 4) / 1024, state_mib(sizes) / 1024
+    model_gib, state_gib = parameters_mib(sizes, 4) / 1024, training_state_mib(sizes) / 1024
     activations_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
     processes = [
@@ -333,7 +333,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         processes.append(Processes(kind="actor", number=critics, memory_gib=state_gib / critics + activations_gib))
     return Workload(
         processes=processes,
-        flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop(sizes, length),
+        flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop_per_token(sizes, length),
         width=sizes.width,
         precision=resolved_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
@@ -351,7 +351,7 @@ STAGE = Stage(
     kind="model",
     config=RLHFConfig,
     run=run,
-    sizes=sizes,
+    output_sizes=sizes,
     check=check,
     check_sources=check_prompts,
     check_planned_inputs=check_planned_inputs,

@@ -22,12 +22,12 @@ from jobs.frame.fields import PREVIOUS, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
-    epochs,
-    held_out_micro_batches,
-    sizes_of_init,
+    held_out_micro_batch_indices,
+    init_model_config,
     split_held_out,
+    step_sample_indices,
 )
-from jobs.frame.sizes import model_sizes
+from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
     OptimizerConfig,
@@ -42,7 +42,7 @@ from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
-from model.transformer_config import flops_per_token
+from model.transformer_config import flop_per_token
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -88,12 +88,12 @@ def check_chats(config: SftConfig) -> None:
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
     """Tokens and FLOP of the run, at most: the end of a row may be padding."""
-    return estimate_training(config, model_sizes(planned["init"]))
+    return estimate_training(config, model_config_of(planned["init"]))
 
 
 def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
     """The amount of work; packed rows are full, and padding is computed too."""
-    return training_workload(config, model_sizes(planned["init"]))
+    return training_workload(config, model_config_of(planned["init"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +160,11 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     model = load_hf_model(folder)
     sizes = model.config
     state = training.start(model)
-    flops = flops_per_token(sizes, config.sequence_length)
+    flops = flop_per_token(sizes, config.sequence_length)
     for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
         training.log(report, flops)
         if training.validates_at(report.step):
-            loss = training.mean_loss(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
+            loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
     training.finish(state, sizes, chat_special_tokens, folder)
@@ -178,14 +178,14 @@ def step_batches(
     training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
     """This rank's micro-batches of each step still to be done."""
-    for step, indices in epochs(training, state, len(rows.input_ids), seed=seed):
+    for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
         yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
 
 
 def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":
     """This rank's micro-batches of the held-out rows."""
-    for indices in held_out_micro_batches(training, len(rows.input_ids)):
+    for indices in held_out_micro_batch_indices(training, len(rows.input_ids)):
         yield training.to_batch(take(rows, indices))
 
 
@@ -208,7 +208,7 @@ STAGE = Stage(
     kind="model",
     config=SftConfig,
     run=run,
-    sizes=sizes_of_init,
+    output_sizes=init_model_config,
     check=check_fine_tuning,
     check_sources=check_chats,
     check_planned_inputs=check_length,

@@ -29,7 +29,7 @@ from data.tokens.shard_reader import check_tokenizer
 from data.tokens.shard_tasks import PartOfCorpus, known_digest, shard_tasks, unchanged_shards, write_all
 from data.tokens.shards_summary import ShardsSummary, summarize_shards
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
-from jobs.frame.artifact import WORK, Artifact, open_for_change
+from jobs.frame.artifact import WORK, Artifact, start_change
 from jobs.frame.fields import PREVIOUS, input_artifact
 from jobs.frame.kinds import ShardsSizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -108,7 +108,7 @@ def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> Shards
     before = artifact.record.inputs
     if all(before[name].digest == need.digest for name, need in context.inputs.items()):
         return None
-    open_for_change(artifact)
+    start_change(artifact)
     return rebuild_stale(config, context)
 
 
@@ -237,7 +237,7 @@ STAGE = Stage(
     kind="shards",
     config=ShardsConfig,
     run=run,
-    sizes=sizes,
+    output_sizes=sizes,
     check=check,
     check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,

@@ -62,7 +62,7 @@ def num_parameters(config: TransformerConfig) -> int:
     return tables + norms + config.num_layers * _layer_matmul_parameters(config)
 
 
-def flops_per_token(config: TransformerConfig, length: int) -> float:
+def flop_per_token(config: TransformerConfig, length: int) -> float:
     """Floating point operations to train on one token of a sequence of `length`, forward and backward.
 
     The convention of PaLM (arXiv 2204.02311, appendix B), so that MFU compares with other systems: 6 for each

@@ -30,7 +30,7 @@ PARAGRAPHS = (
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_config_without_mistakes(path: Path) -> None:
-    config = build(CorpusConfig, load_yaml(path), where=str(path))
+    config = build(CorpusConfig, load_yaml(path), label=str(path))
     assert config.fairness_budget == 0.05
     check(config)
     check_fairness(config)
@@ -52,7 +52,7 @@ def test_the_recipe_of_the_page_on_corpora_is_a_config_without_mistakes(tmp_path
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_keeps_good_text_and_drops_noise(path: Path) -> None:
-    config = build(CorpusConfig, load_yaml(path), where=str(path))
+    config = build(CorpusConfig, load_yaml(path), label=str(path))
     names = [name_and_settings(step)[0] for step in config.steps]
     prose = "\n\n".join(PARAGRAPHS)
     good = (

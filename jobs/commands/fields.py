@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, kinds_of, meaning_of, settings_of
+from jobs.frame.fields import Meaning, accepted_kinds, meaning_of, user_fields
 from jobs.frame.pipeline_config import PipelineConfig
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 
 _WIDTH = 116
 _PLAIN_TEXT = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
@@ -53,7 +53,7 @@ class Nested(NamedTuple):
 
 def config_named(name: str) -> type:
     """The config dataclass of a stage, or of `pipeline`. Raises ValueError for another name."""
-    return PipelineConfig if name == "pipeline" else stage_named(name).config
+    return PipelineConfig if name == "pipeline" else find_stage(name).config
 
 
 def describe(name: str) -> str:
@@ -89,14 +89,14 @@ def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[ty
     shown = set() if shown is None else shown
     annotations, docs = typing.get_type_hints(schema), {} if schema in shown else field_docs(schema)
     shown.add(schema)
-    for field in settings_of(schema):
+    for field in user_fields(schema):
         path, annotation = f"{prefix}{field.name}", annotations[field.name]
         value = default_of(field) if default is None else getattr(default, field.name)
         inner = nested(annotation)
         is_group = inner is not None and not inner.suffix and value is not None
         doc = docs.get(field.name) or (class_doc(inner.dataclass) if inner and inner.dataclass not in shown else "")
         words = "" if is_group else type_in_words(annotation)
-        yield Field(path, words, meaning_of(field), kinds_of(field), "" if is_group else yaml_of(value), doc)
+        yield Field(path, words, meaning_of(field), accepted_kinds(field), "" if is_group else yaml_of(value), doc)
         if inner is not None:
             yield from fields_of(inner.dataclass, value if is_group else None, f"{path}{inner.suffix}.", shown)
 

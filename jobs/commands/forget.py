@@ -19,7 +19,7 @@ from data.corpus.forget import held
 from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, Artifact, clear_output, read_unfinished
 from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten
 from jobs.frame.record import Record, to_record
-from jobs.frame.stages import STAGES, stage_named
+from jobs.frame.stages import STAGES, find_stage
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
             )
         store.write_jsonl(FORGOTTEN, sorted(forgotten | set(ids)))
         for record in records:
-            stage = stage_named(record.stage)
+            stage = find_stage(record.stage)
             if stage.forget is not None:
                 try:
                     changed += [record.id] if remove_forgotten(stage, store / record.id, store) else []
@@ -107,7 +107,7 @@ def _learned(records: Sequence[Record]) -> list[str]:
     digests = {record.id: record.digest for record in records}
     stale: dict[str, None] = {}
     for record in records:  # each after its inputs
-        if stage_named(record.stage).forget is not None:
+        if find_stage(record.stage).forget is not None:
             continue
         planned = record.inputs.values()
         if any(need.id in stale or digests.get(need.id, need.digest) != need.digest for need in planned):

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from cluster.storage import Storage
 from jobs.commands.fields import LEGEND, config_named, default_of
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import is_choice, kinds_of, meaning_of, settings_of
+from jobs.frame.fields import accepted_kinds, is_choice, meaning_of, user_fields
 
 JsonSchema = dict[str, Any]
 
@@ -36,7 +36,7 @@ def json_schema(config: type, default: Any = None, *, one_of_them: bool = False)
     `one_of_them` the mapping must set exactly one of the fields that are null by default.
     """
     annotations, docs = typing.get_type_hints(config), field_docs(config)
-    fields = settings_of(config)
+    fields = user_fields(config)
     properties: dict[str, JsonSchema] = {}
     for field in fields:
         value = default_of(field) if default is None else getattr(default, field.name)
@@ -59,7 +59,7 @@ def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: s
     schema = _of_type(annotation, value, one_of_them=is_choice(field))
     parts = [doc or schema.get("description", "")]
     if meaning := meaning_of(field):
-        kinds = f" ({' or '.join(kinds_of(field))})" if kinds_of(field) else ""
+        kinds = f" ({' or '.join(accepted_kinds(field))})" if accepted_kinds(field) else ""
         parts.append(f"{meaning.capitalize()}{kinds}: {LEGEND[meaning]}.")
     if text := " ".join(filter(None, parts)):
         schema["description"] = text

@@ -17,11 +17,11 @@ from cluster.paths import local_path
 from cluster.placement import Placement, TasksExecution
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.shipping import local_program, program_files
-from jobs.frame.config import build, execution_of, load_yaml
-from jobs.frame.pipeline_config import load_configs, pipeline_config_of
-from jobs.frame.references import file_of, marked_inputs, marked_sources
+from jobs.frame.config import build, find_execution, load_yaml
+from jobs.frame.pipeline_config import find_pipeline_config, load_configs
+from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.same_code import code_variables
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 
 PodGroupName = Literal["data", "train", "rollout"]
 
@@ -38,14 +38,14 @@ class Location(NamedTuple):
 
 def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, cluster: Path) -> str:
     """The YAML of all objects. Raises ValueError for a wrong setting, or a location that pods cannot reach."""
-    cluster_config = build(ClusterConfig, load_yaml(cluster), where=str(cluster))
+    cluster_config = build(ClusterConfig, load_yaml(cluster), label=str(cluster))
     try:
         cluster_config.check()
     except ValueError as error:
         raise ValueError(f"{cluster}: {error}") from error
     configs = load_configs(stage, config, overrides)
     store_option = [] if store is None else ["--store", store]
-    pipeline_config = pipeline_config_of(config, overrides)
+    pipeline_config = find_pipeline_config(config, overrides)
     store = store or pipeline_config.store
     files = {_shipped_name(path): path.read_text() for path in _shipped_files(stage, config, configs)}
     _refuse_local_locations(configs, store)
@@ -80,7 +80,7 @@ def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> lis
 
 def _worker_sets(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dict[str, float]]]]:
     """For each set of workers that run at the same time: the resources of each worker, by the pods that it runs on."""
-    stage, execution = stage_named(name), execution_of(config)
+    stage, execution = find_stage(name), find_execution(config)
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
     engine_groups = stage.engine_groups(config)
@@ -102,7 +102,7 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     paths += [config] if stage == "pipeline" else []
-    programs = {local_program(value) for one in configs.values() for value in marked_sources(one)}
+    programs = {local_program(value) for one in configs.values() for value in find_sources(one)}
     files = {file for program in programs if program for file in program_files(program)}
     return [*paths, *sorted(files)]
 
@@ -117,11 +117,11 @@ def _refuse_local_locations(configs: Mapping[str, Any], store: str) -> None:
     """Raises ValueError for a path that exists on this machine only."""
     locations = [Location("store", store)]
     for name, config in configs.items():
-        locations += [Location(f"{name}: source", value) for value in marked_sources(config)]
-        inputs = [marked for marked in marked_inputs(config) if "/" in marked.value]
+        locations += [Location(f"{name}: source", value) for value in find_sources(config)]
+        inputs = [marked for marked in find_inputs(config) if "/" in marked.value]
         locations += [Location(f"{name}: {marked.path}", marked.value) for marked in inputs]
     for field, url in locations:
-        path = local_path(file_of(url))
+        path = local_path(without_function_name(url))
         if local_program(url) is None and path is not None and not path.startswith("/"):
             raise ValueError(
                 f"{field}: {url!r} is a path on this machine; pods need a URL such as s3://bucket/path, or an "

@@ -21,9 +21,9 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.config import load_yaml, parse_override
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
-from jobs.frame.references import file_of, marked_inputs, marked_sources
+from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.sibling_modules import read_siblings
-from jobs.frame.user_code import refuse_file_lookups
+from jobs.frame.user_code import reject_file_lookups
 
 
 def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
@@ -38,7 +38,7 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
     if stage == "pipeline":
         _write_yaml(folder / _shipped_path(config), load_yaml(config))
     for job in jobs.values():
-        for value in marked_sources(job.config):
+        for value in find_sources(job.config):
             if program := local_program(value):
                 _copy_program(program, folder)
     shipped_overrides = [_shipped_override(override, stage, pipeline, replacements) for override in overrides]
@@ -52,14 +52,14 @@ def local_program(value: str) -> Path | None:
 
     None for data, `.py` files among them, and for a program behind a URL or in an archive.
     """
-    file = file_of(value)
+    file = without_function_name(value)
     path = None if file == value or "::" in file else local_path(file)
     return Path(path).expanduser() if path else None
 
 
 def program_files(program: Path) -> list[Path]:
     """A program and the modules beside it that it imports. Raises ValueError when it needs other files as well."""
-    refuse_file_lookups(str(program))
+    reject_file_lookups(str(program))
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 
@@ -95,11 +95,11 @@ def _with_needs(jobs: Mapping[str, Job]) -> dict[str, Job]:
 def _path_replacements(job: Job) -> dict[str, str]:
     """Value in the job's config -> value to ship, for every path that would mean something else on the cluster."""
     replacements: dict[str, str] = {}
-    for value in marked_sources(job.config):
+    for value in find_sources(job.config):
         program = local_program(value)
-        suffix = value[len(file_of(value)) :]
+        suffix = value[len(without_function_name(value)) :]
         replacements[value] = f"{_shipped_path(program)}{suffix}" if program else absolute_url(value)
-    for marked in marked_inputs(job.config):
+    for marked in find_inputs(job.config):
         if isinstance(job.planned[marked.path], Artifact):
             replacements[marked.value] = absolute_url(marked.value)
     return {value: replacement for value, replacement in replacements.items() if replacement != value}

@@ -13,9 +13,9 @@ from cluster.metrics_log import METRICS_LOG
 from cluster.plain import from_plain, to_plain
 from cluster.progress import working
 from cluster.storage import Storage
-from jobs.frame.kinds import Kind, foreign_kind
+from jobs.frame.kinds import Kind, huggingface_kind
 from jobs.frame.record import InputRecord, Record, Unfinished, to_record
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 from model.precision import ComputePrecision
 
 T = TypeVar("T")
@@ -80,22 +80,22 @@ class Artifact:
     @property
     def config(self) -> Any:
         """The config that it was made with, as its stage's config class."""
-        return from_plain(stage_named(self.stage).config, self.record.config)
+        return from_plain(find_stage(self.stage).config, self.record.config)
 
     @property
-    def is_foreign(self) -> bool:
+    def is_external(self) -> bool:
         """Whether it is a folder that Raymill did not make, which has no artifact.json."""
         return self.stage in _FOREIGN_STAGES
 
     @property
     def model(self) -> Storage:
         """The Hugging Face folder of a model artifact."""
-        return self.storage if self.is_foreign else self.storage / "model"
+        return self.storage if self.is_external else self.storage / "model"
 
     @property
     def tokenizer(self) -> Storage:
         """The folder with the tokenizer of a tokenizer or model artifact."""
-        return self.storage / "tokenizer" if self.kind == "tokenizer" and not self.is_foreign else self.model
+        return self.storage / "tokenizer" if self.kind == "tokenizer" and not self.is_external else self.model
 
 
 def open_artifact(location: str | Storage) -> Artifact | None:
@@ -116,7 +116,7 @@ def open_artifact(location: str | Storage) -> Artifact | None:
 def _foreign_stage_and_kind(storage: Storage) -> tuple[str, Kind] | None:
     """The entry of `_FOREIGN_STAGES` and the kind of a folder that Raymill did not make; None for any other folder."""
     if storage.exists("config.json"):
-        kind = foreign_kind(storage.read_json("config.json"))
+        kind = huggingface_kind(storage.read_json("config.json"))
         return ("huggingface", kind) if storage.glob("*.safetensors") else None
     return ("tokenizer", "tokenizer") if storage.exists("tokenizer.json") else None
 
@@ -152,7 +152,7 @@ def clear_output(output: Storage) -> None:
             output.remove(name)
 
 
-def open_for_change(artifact: Artifact) -> None:
+def start_change(artifact: Artifact) -> None:
     """Move an artifact's record to its backup while its files change, so that it does not count as finished."""
     artifact.storage.write_json(BACKUP, to_plain(artifact.record))
     artifact.storage.remove(RECORD)

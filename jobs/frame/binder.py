@@ -8,9 +8,9 @@ from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build, load_yaml
 from jobs.frame.fields import PREVIOUS
 from jobs.frame.job import Job
-from jobs.frame.references import MarkedInput, marked_inputs, match_sources
+from jobs.frame.references import ConfigInput, find_inputs, match_sources
 from jobs.frame.stage import Stage
-from jobs.frame.stages import STAGES, stage_named, stage_of
+from jobs.frame.stages import STAGES, find_stage, stage_name_of
 
 
 class Binder:
@@ -50,15 +50,15 @@ class Binder:
             self._binding.pop()
 
     def _bind(self, name: str) -> Job:
-        stage = stage_named(name)
+        stage = find_stage(name)
         path = self._files.get(name, self._folder / f"{name}.yaml")
-        config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), where=str(path))
+        config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), label=str(path))
         try:
             stage.check(config)
             _check_sources(stage, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        planned = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in marked_inputs(config)}
+        planned = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in find_inputs(config)}
         try:
             stage.check_planned_inputs(config, planned)
         except ValueError as error:
@@ -67,7 +67,7 @@ class Binder:
         job.id  # noqa: B018 - fingerprints every source file, so that a path that matches nothing is an error now
         return job
 
-    def _need(self, where: str, name: str, marked: MarkedInput) -> Job | Artifact:
+    def _need(self, where: str, name: str, marked: ConfigInput) -> Job | Artifact:
         """What an input of the config `name` refers to; `where` names the input in a message."""
         value = self._previous(where, name, marked) if marked.value == PREVIOUS else marked.value
         if self._has_config(value):
@@ -89,14 +89,14 @@ class Binder:
     def _has_config(self, value: str) -> bool:
         return "/" not in value and (self._folder / f"{value}.yaml").is_file()
 
-    def _previous(self, where: str, name: str, marked: MarkedInput) -> str:
+    def _previous(self, where: str, name: str, marked: ConfigInput) -> str:
         """The last config before `name` in the pipeline that makes an accepted kind."""
         if name in self._order:
             before = self._order[: self._order.index(name)]
         else:
-            position = STAGES.index(stage_of(name))
-            before = [other for other in self._order if STAGES.index(stage_of(other)) < position]
-        makers = [other for other in before if self._has_config(other) and stage_named(other).kind in marked.kinds]
+            position = STAGES.index(stage_name_of(name))
+            before = [other for other in self._order if STAGES.index(stage_name_of(other)) < position]
+        makers = [other for other in before if self._has_config(other) and find_stage(other).kind in marked.kinds]
         if not makers:
             raise ValueError(
                 f"{where}: no config before {name} makes a {' or '.join(marked.kinds)}; "

@@ -116,7 +116,7 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     from model.objectives import causal_lm
     from model.train import autocast
     from model.transformer import Transformer, initialize
-    from model.transformer_config import TransformerConfig, flops_per_token
+    from model.transformer_config import TransformerConfig, flop_per_token
 
     sizes = TransformerConfig(
         vocab_size=4096, width=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=640, max_length=_LENGTH
@@ -132,4 +132,4 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
         loss.backward()
 
     step_s = _best_s(step, tries=4)
-    return _ROWS * _LENGTH * flops_per_token(sizes, _LENGTH) / step_s
+    return _ROWS * _LENGTH * flop_per_token(sizes, _LENGTH) / step_s

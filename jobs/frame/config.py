@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.placement import Execution
-from jobs.frame.fields import settings_of
-from jobs.frame.secrets import refuse_secrets
+from jobs.frame.fields import user_fields
+from jobs.frame.secrets import reject_secrets
 
 T = TypeVar("T")
 
@@ -64,26 +64,26 @@ def parse_override(override: str) -> Override:
     return Override(key, value)
 
 
-def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> T:
+def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, label: str = "config") -> T:
     """A `schema` object from plain `values` and `overrides`, each `a.b=c`; the last one wins.
 
     Raises ValueError naming the field, the value and the rule: an unknown key (with the nearest right name), a wrong
-    type, a missing value, or a secret. `where` names the config in the message.
+    type, a missing value, or a secret. `label` names the config in the message.
     """
-    plain = _merge(values, overrides, where)
-    _refuse_interpolation(plain, where)
-    refuse_secrets(plain, where)
-    _refuse_unknown_keys(schema, plain, where, "")
-    return _to_object(schema, plain, where, "")
+    plain = _merge(values, overrides, label)
+    _refuse_interpolation(plain, label)
+    reject_secrets(plain, label)
+    _refuse_unknown_keys(schema, plain, label, "")
+    return _to_object(schema, plain, label, "")
 
 
-def execution_of(config: Any) -> Execution | None:
+def find_execution(config: Any) -> Execution | None:
     """The `execution` settings of a config; None where it has none."""
     values = (getattr(config, field.name) for field in dataclasses.fields(config))
     return next((value for value in values if isinstance(value, Execution)), None)
 
 
-def _merge(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> dict[str, Any]:
     merged: Any = OmegaConf.create(dict(values))
     for override in overrides:
         parse_override(override)
@@ -91,28 +91,28 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
         except Exception as error:  # yaml and omegaconf raise unrelated types; all mean an override that does not fit
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{where}: override {override!r} cannot be merged ({reason}); check its value") from error
+            raise ValueError(f"{label}: override {override!r} cannot be merged ({reason}); check its value") from error
     return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
-def _refuse_interpolation(value: Any, where: str, path: str = "") -> None:
+def _refuse_interpolation(value: Any, label: str, path: str = "") -> None:
     """Raises ValueError for `${…}`, which could copy a secret from the environment into a config that is recorded."""
     if isinstance(value, (Mapping, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            _refuse_interpolation(item, where, f"{path}.{key}" if path else str(key))
+            _refuse_interpolation(item, label, f"{path}.{key}" if path else str(key))
     elif isinstance(value, str) and "${" in value:
         raise ValueError(
-            f"{where}: {path}: {value!r} is an interpolation, which configs do not support; write the value"
+            f"{label}: {path}: {value!r} is an interpolation, which configs do not support; write the value"
         )
 
 
-def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
+def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
     annotations = typing.get_type_hints(schema)
-    names = [field.name for field in settings_of(schema)]
+    names = [field.name for field in user_fields(schema)]
     for key, value in values.items():
         if key not in names:
-            raise ValueError(f"{where}: {prefix}{key} is not a field; {_right_name(str(key), names, prefix)}")
+            raise ValueError(f"{label}: {prefix}{key} is not a field; {_right_name(str(key), names, prefix)}")
         nested = _dataclass_in(annotations[key])
         if nested is None:
             continue
@@ -123,9 +123,9 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], where: str, pr
         for index, item in items:
             if isinstance(item, Mapping):
                 item_prefix = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                _refuse_unknown_keys(nested, item, where, item_prefix)
+                _refuse_unknown_keys(nested, item, label, item_prefix)
                 if index is not None:  # inside a list or mapping OmegaConf's own message loses the path
-                    _to_object(nested, item, where, item_prefix)
+                    _to_object(nested, item, label, item_prefix)
 
 
 def _right_name(key: str, names: Sequence[str], prefix: str) -> str:
@@ -145,15 +145,15 @@ def _dataclass_in(annotation: Any) -> type | None:
     return None
 
 
-def _to_object(schema: type[T], plain: Mapping[str, Any], where: str, prefix: str) -> T:
+def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: str) -> T:
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except MissingMandatoryValue as error:
         name = f"{prefix}{error.full_key or error.key}"
-        raise ValueError(f"{where}: {name} is missing and has no default; add it") from error
+        raise ValueError(f"{label}: {name} is missing and has no default; add it") from error
     except OmegaConfBaseException as error:
         message = str(error.msg or error).splitlines()[0]
         if "is not a ListConfig" in message:
             message = "one value is given where a list is needed; write [value]"
-        raise ValueError(f"{where}: {prefix}{error.full_key or error.key}: {message}") from error
+        raise ValueError(f"{label}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)

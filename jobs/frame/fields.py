@@ -53,20 +53,20 @@ def is_choice(field: dataclasses.Field[Any]) -> bool:
     return "choice" in field.metadata
 
 
-def kinds_of(field: dataclasses.Field[Any]) -> tuple[Kind, ...]:
+def accepted_kinds(field: dataclasses.Field[Any]) -> tuple[Kind, ...]:
     """The kinds of artifact that an input accepts; empty for a field that is not an input."""
     return field.metadata.get("kinds", ())
 
 
 def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
     """What the text in a field names; None for a plain setting."""
-    if kinds_of(field):
+    if accepted_kinds(field):
         return "artifact"
     if "function" in field.metadata or "user_code" in field.metadata:
         return "user code"
     return "files" if "source" in field.metadata else None
 
 
-def settings_of(schema: type) -> list[dataclasses.Field[Any]]:
+def user_fields(schema: type) -> list[dataclasses.Field[Any]]:
     """The fields of a config that a user may set; those marked `internal` are filled in when a run starts."""
     return [field for field in dataclasses.fields(schema) if "internal" not in field.metadata]

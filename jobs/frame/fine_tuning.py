@@ -8,7 +8,7 @@ import numpy as np
 from data.chats.template import load_tokenizer
 from data.tokens.order import epoch_order
 from jobs.frame.artifact import Artifact
-from jobs.frame.sizes import model_sizes
+from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import PlannedInputs
 from jobs.frame.training_config import TrainingConfig, check_training
 from model.transformer_config import TransformerConfig
@@ -39,9 +39,9 @@ def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]
     load_tokenizer(inputs["init"].model.local())
 
 
-def sizes_of_init(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
+def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
     """The sizes of the model, those of `init`."""
-    return model_sizes(planned["init"])
+    return model_config_of(planned["init"])
 
 
 def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str) -> tuple[Sequence[S], Sequence[S]]:
@@ -58,15 +58,15 @@ def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str
     return samples[:-num_held_out], samples[-num_held_out:]
 
 
-def epochs(
+def step_sample_indices(
     training: "TrainingRun", state: "TrainState", num_samples: int, *, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(step, indices of this rank's samples) of each step still to be done, in a new seeded order each epoch."""
     for step in range(state.step, training.config.steps):
-        yield step, epoch_order(training.samples_of_step(step), num_samples, seed=seed)
+        yield step, epoch_order(training.rank_sample_indices(step), num_samples, seed=seed)
 
 
-def held_out_micro_batches(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
+def held_out_micro_batch_indices(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
     """Indices of the held-out samples in this rank's micro-batches.
 
     Every rank has the same number of them: samples that do not divide among the ranks are left out, and where there

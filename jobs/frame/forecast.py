@@ -17,7 +17,7 @@ from jobs.frame.calibration import Machine, calibrate
 from jobs.frame.cost_model import Cost, predict
 from jobs.frame.earlier_runs import EarlierRun, earlier_runs
 from jobs.frame.job import Job, finished_inputs
-from jobs.frame.precision import precisions_of, with_precisions
+from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.workload import Workload
 
 MEASURED = "measured"
@@ -72,7 +72,7 @@ def _workload(job: Job, store: Storage) -> Workload | None:
     if job.stage.workload is None:
         return None
     recorded = recorded_precisions(store / job.id)
-    precisions = precisions_of(job.config, job.stage.placements(job.config), recorded)
+    precisions = resolve_precisions(job.config, job.stage.placements(job.config), recorded)
     return job.stage.workload(with_precisions(job.config, precisions), {**job.planned, **finished_inputs(job, store)})
 
 

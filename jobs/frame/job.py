@@ -15,8 +15,8 @@ from cluster.storage import Storage
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.identity import changed_fields
 from jobs.frame.kinds import Kind
-from jobs.frame.references import marked_functions, match_sources
-from jobs.frame.stage import PlannedInputs, Sizes, Stage
+from jobs.frame.references import find_functions, match_sources
+from jobs.frame.stage import OutputSizes, PlannedInputs, Stage
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,19 @@ class Job:
             "version": self.stage.version,
             "config": changed_fields(self.config),
             "sources": self.sources,
-            "functions": marked_functions(self.config),  # the fingerprint of a file does not say which one is called
+            "functions": find_functions(self.config),  # the fingerprint of a file does not say which one is called
             "inputs": {path: need.id for path, need in sorted(self.planned.items())},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:12]}"
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def output_sizes(self) -> OutputSizes:
         """The sizes of what it will make."""
-        assert self.stage.sizes is not None, f"{self.stage.name} makes a {self.kind}: its STAGE must declare `sizes`"
-        return self.stage.sizes(self.config, self.planned)
+        assert self.stage.output_sizes is not None, (
+            f"{self.stage.name} makes a {self.kind}: its STAGE must declare `output_sizes`"
+        )
+        return self.stage.output_sizes(self.config, self.planned)
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from cluster.signals import StoppedBySignal
 from cluster.stage_monitor import monitoring
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from cluster.wandb_mirror import mirrored
+from cluster.wandb_mirror import mirror_to_wandb
 from cluster.worker_errors import original_error
 from jobs.frame.artifact import (
     BACKUP,
@@ -32,10 +32,10 @@ from jobs.frame.artifact import (
     read_unfinished,
     write_record,
 )
-from jobs.frame.config import execution_of
+from jobs.frame.config import find_execution
 from jobs.frame.forgetting import read_forgotten, remove_forgotten
 from jobs.frame.job import Job, finished_inputs
-from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
+from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulated, with_precisions
 from jobs.frame.record import Hardware, InputRecord, Measured, Record, Unfinished
 from jobs.frame.same_code import code_digest
 from jobs.frame.stage import Context
@@ -73,7 +73,7 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
             group=group,
             config=to_plain(job.config),
         )
-        with mirrored(tracker):
+        with mirror_to_wandb(tracker):
             with contextlib.closing(tracker):
                 context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
                 record = _run(job, context, unfinished)
@@ -93,14 +93,14 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
     """Run the stage, resuming from an unfinished attempt if there is one. Returns the record of the artifact."""
     output, inputs = context.output, context.inputs
     started, start_s = time.time(), time.monotonic()
-    execution = execution_of(job.config)
+    execution = find_execution(job.config)
     with (
         capacity_wait_limit(execution.wait_s if execution else 0.0),
         ResourceUsage() as usage,
         _explaining_failures(job.name),
     ):
         groups = job.stage.placements(job.config)
-        precisions = precisions_of(job.config, groups, unfinished.precision if unfinished else {})
+        precisions = resolve_precisions(job.config, groups, unfinished.precision if unfinished else {})
         warn_if_bfloat16_is_emulated(job.config, groups)
         output.write_json(UNFINISHED, to_plain(Unfinished(inputs=input_records(inputs), precision=precisions)))
         config = with_precisions(job.config, precisions)

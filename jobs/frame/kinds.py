@@ -44,7 +44,7 @@ class ShardsSizes:
     validation_bytes: float
 
 
-def foreign_kind(config: dict[str, Any]) -> Kind:
+def huggingface_kind(config: dict[str, Any]) -> Kind:
     """The kind of a Hugging Face folder that Raymill did not make, from its config.json."""
     if "quantization_config" in config:
         return "compressed_model"

@@ -15,8 +15,8 @@ from cluster.wandb_mirror import wandb_mode
 from jobs.frame.artifact import open_artifact
 from jobs.frame.binder import Binder
 from jobs.frame.job import Job, finished_inputs
-from jobs.frame.pipeline_config import PipelineConfig, pipeline_config_of, read_pipeline_config
-from jobs.frame.stages import stage_of
+from jobs.frame.pipeline_config import PipelineConfig, find_pipeline_config, read_pipeline_config
+from jobs.frame.stages import stage_name_of
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
 
     The store (unless given) and the environment variables are those of the `pipeline.yaml` beside the file.
     """
-    pipeline_config = pipeline_config_of(path)
+    pipeline_config = find_pipeline_config(path)
     environment = _set_environment(pipeline_config)
-    name = path.stem if stage_of(path.stem) == stage else stage
+    name = path.stem if stage_name_of(path.stem) == stage else stage
     binder = Binder(path.parent, {name: list(overrides)}, order=pipeline_config.stages, files={name: path})
     binder.try_bind(name)
     jobs = {name: binder.jobs[name]} if name in binder.jobs else {}

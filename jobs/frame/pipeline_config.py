@@ -11,7 +11,7 @@ from typing import Any
 from cluster.credentials import reject_credentials
 from jobs.frame.config import build, load_yaml, parse_override
 from jobs.frame.secrets import is_secret_variable
-from jobs.frame.stages import STAGES, stage_named
+from jobs.frame.stages import STAGES, find_stage
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -57,7 +57,7 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
     Raises ValueError for a mistake in the file or in the form of an override.
     """
     for_pipeline = [override for override in overrides if _is_for_pipeline(override)]
-    config = build(PipelineConfig, load_yaml(path), for_pipeline, where=str(path))
+    config = build(PipelineConfig, load_yaml(path), for_pipeline, label=str(path))
     by_stage: dict[str, list[str]] = {name: [] for name in config.stages}
     for override in overrides:
         if override not in for_pipeline:
@@ -70,13 +70,13 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
     return config, by_stage
 
 
-def pipeline_config_of(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """The config in `pipeline.yaml`, where `path` is that file or a stage's config beside it; defaults without one."""
     file = path.parent / "pipeline.yaml"
     if not file.is_file():
         return PipelineConfig()
     for_pipeline = [override for override in overrides if _is_for_pipeline(override)] if path == file else []
-    return build(PipelineConfig, load_yaml(file), for_pipeline, where=str(file))
+    return build(PipelineConfig, load_yaml(file), for_pipeline, label=str(file))
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -85,11 +85,11 @@ def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[
     It reads no data and no artifact, so it works on machines that cannot see them.
     """
     if stage != "pipeline":
-        return {stage: build(stage_named(stage).config, load_yaml(path), overrides, where=str(path))}
+        return {stage: build(find_stage(stage).config, load_yaml(path), overrides, label=str(path))}
     config, by_stage = read_pipeline_config(path, overrides)
     files = {name: path.parent / f"{name}.yaml" for name in config.stages}
     return {
-        name: build(stage_named(name).config, load_yaml(file), by_stage[name], where=str(file))
+        name: build(find_stage(name).config, load_yaml(file), by_stage[name], label=str(file))
         for name, file in files.items()
     }
 

@@ -15,7 +15,7 @@ from jobs.frame.forecast_table import forecast_table
 from jobs.frame.job import Job
 from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import Pipeline, find_errors
-from jobs.frame.references import marked_functions
+from jobs.frame.references import find_functions
 from jobs.frame.same_code import SUBMITTED_VERSION
 from jobs.frame.shortages import find_missing_resources
 
@@ -74,7 +74,7 @@ def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Arti
 
 def _urls_read(job: Job) -> list[str]:
     """Everything that the job reads and no stage of this pipeline makes, except programs, which are sent as text."""
-    functions = marked_functions(job.config)
+    functions = find_functions(job.config)
     sources = [url for path, urls in job.source_urls.items() if path not in functions for url in urls]
     return sources + [need.storage.url for need in job.planned.values() if isinstance(need, Artifact)]
 

@@ -7,7 +7,7 @@ from cluster.storage import Storage
 from jobs.frame.artifact import Artifact, open_artifact, recorded_precisions
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
-from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
+from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulated, with_precisions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def plan_table(rows: Sequence[PlanRow]) -> list[str]:
 def _plan_row(name: str, job: Job, store: Storage) -> PlanRow:
     group_sets = job.stage.placements(job.config)
     warn_if_bfloat16_is_emulated(job.config, group_sets)
-    precisions = precisions_of(job.config, group_sets, recorded_precisions(store / job.id))
+    precisions = resolve_precisions(job.config, group_sets, recorded_precisions(store / job.id))
     return PlanRow(
         name=name,
         id=job.id,

@@ -32,7 +32,9 @@ class PrecisionField(NamedTuple):
     """Name of the group of workers that computes in it."""
 
 
-def precisions_of(config: Any, groups: Groups, recorded: Mapping[str, ComputePrecision]) -> dict[str, ComputePrecision]:
+def resolve_precisions(
+    config: Any, groups: Groups, recorded: Mapping[str, ComputePrecision]
+) -> dict[str, ComputePrecision]:
     """The precision of every `precision` field by its path in the config, with `auto` replaced by what it becomes.
 
     In a Ray session this depends on the nodes that workers may run on, which are waited for; otherwise on this machine.

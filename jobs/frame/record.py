@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.plain import from_plain
 from jobs.frame.kinds import Kind
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 from model.precision import ComputePrecision
 
 
@@ -81,7 +81,7 @@ class Record:
     @property
     def is_current(self) -> bool:
         """Whether the stage of this version of Raymill would make the same from the same config."""
-        return self.stage_version == stage_named(self.stage).version
+        return self.stage_version == find_stage(self.stage).version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +96,4 @@ class Unfinished:
 def to_record(values: Mapping[str, Any]) -> Record:
     """The record in these JSON values. Fields that only another version of Raymill knows are left out."""
     kept = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
-    return from_plain(Record, {"kind": stage_named(values["stage"]).kind, **kept} if "kind" not in kept else kept)
+    return from_plain(Record, {"kind": find_stage(values["stage"]).kind, **kept} if "kind" not in kept else kept)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cluster.paths import list_files
-from jobs.frame.fields import kinds_of
+from jobs.frame.fields import accepted_kinds
 from jobs.frame.kinds import Kind
-from jobs.frame.sibling_modules import beside, read_siblings
+from jobs.frame.sibling_modules import read_siblings, sibling_path
 
 
 class ConfigValue(NamedTuple):
@@ -18,7 +18,7 @@ class ConfigValue(NamedTuple):
     text: str
 
 
-class MarkedInput(NamedTuple):
+class ConfigInput(NamedTuple):
     """An input that a config sets."""
 
     path: str
@@ -29,24 +29,24 @@ class MarkedInput(NamedTuple):
     """The kinds of artifact that the input accepts."""
 
 
-def marked_inputs(config: Any) -> list[MarkedInput]:
+def find_inputs(config: Any) -> list[ConfigInput]:
     """Every input that the config sets."""
-    inputs: list[MarkedInput] = []
+    inputs: list[ConfigInput] = []
     for field in dataclasses.fields(config):
-        if kinds := kinds_of(field):
+        if kinds := accepted_kinds(field):
             values = _texts(getattr(config, field.name), field.name)
-            inputs += [MarkedInput(path, text, kinds) for path, text in values]
+            inputs += [ConfigInput(path, text, kinds) for path, text in values]
     return inputs
 
 
-def marked_sources(config: Any) -> list[str]:
+def find_sources(config: Any) -> list[str]:
     """The value of every source field: a path, a glob, or `path/file.py:function`."""
     return [text for _, text in _sources(config)]
 
 
-def marked_functions(config: Any) -> dict[str, str]:
+def find_functions(config: Any) -> dict[str, str]:
     """`:function` of every `path/file.py:function` in the source fields, by config path."""
-    functions = {path: text[len(file_of(text)) :] for path, text in _sources(config)}
+    functions = {path: text[len(without_function_name(text)) :] for path, text in _sources(config)}
     return {path: function for path, function in functions.items() if function}
 
 
@@ -58,16 +58,18 @@ def match_sources(config: Any) -> dict[str, list[str]]:
     urls: dict[str, list[str]] = {}
     for path, text in _sources(config):
         try:
-            urls[path] = list_files([file_of(text)])
+            urls[path] = list_files([without_function_name(text)])
             if is_user_code(text):  # the modules that it imports from its folder belong to it
-                siblings = read_siblings(file_of(text))
-                urls[path] += [url for name in siblings for url in list_files([beside(file_of(text), name)])]
+                siblings = read_siblings(without_function_name(text))
+                urls[path] += [
+                    url for name in siblings for url in list_files([sibling_path(without_function_name(text), name)])
+                ]
         except Exception as error:  # each file system has its own errors: no key, no bucket, no archive
             raise ValueError(f"{path}: {error}") from error
     return urls
 
 
-def file_of(value: str) -> str:
+def without_function_name(value: str) -> str:
     """`path/file.py` of `path/file.py:function`; any other value is a path and returned unchanged."""
     path, colon, name = value.rpartition(":")
     return path if colon and path.endswith(".py") and name.isidentifier() else value
@@ -75,7 +77,7 @@ def file_of(value: str) -> str:
 
 def is_user_code(value: str) -> bool:
     """Whether the value is `path/to/file.py:name`."""
-    return file_of(value) != value
+    return without_function_name(value) != value
 
 
 def _sources(config: Any) -> list[ConfigValue]:

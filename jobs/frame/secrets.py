@@ -20,28 +20,28 @@ _VARIABLE_NAME = re.compile(
 )
 
 
-def refuse_secrets(value: Any, where: str, path: str = "") -> None:
+def reject_secrets(value: Any, label: str, path: str = "") -> None:
     """Raises ValueError for a value that looks like a secret, or is named like one; the message never repeats it."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             item_path = f"{path}.{key}" if path else str(key)
             if _FIELD_NAME.search(str(key)) and isinstance(item, str):
                 raise ValueError(
-                    f"{where}: {item_path} looks like a secret; set it in the environment, never in a config"
+                    f"{label}: {item_path} looks like a secret; set it in the environment, never in a config"
                 )
-            refuse_secrets(item, where, item_path)
+            reject_secrets(item, label, item_path)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            refuse_secrets(item, where, f"{path}[{index}]")
+            reject_secrets(item, label, f"{path}[{index}]")
     elif isinstance(value, str):
         if any(pattern.search(value) for pattern in _VALUES):
             raise ValueError(
-                f"{where}: {path} holds what looks like a secret; set it in the environment, never in a config"
+                f"{label}: {path} holds what looks like a secret; set it in the environment, never in a config"
             )
         try:
             reject_credentials(value)
         except ValueError as error:
-            raise ValueError(f"{where}: {path}: {error}") from error
+            raise ValueError(f"{label}: {path}: {error}") from error
 
 
 def is_secret_variable(name: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.machine import free_memory_bytes
 from cluster.session import cluster_address
 from cluster.storage import Storage
-from jobs.frame.config import execution_of
+from jobs.frame.config import find_execution
 from jobs.frame.forecast import MEASURED, Forecast
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
@@ -74,7 +74,7 @@ def describe_shortages(
 
 def _memory_remedy(job: Job) -> str:
     """The settings of a stage that lower its memory."""
-    execution = execution_of(job.config)
+    execution = find_execution(job.config)
     names = {field.name for field in dataclasses.fields(execution)} if execution else set()
     settings = [f"execution.{name}" for name in _MEMORY_SETTINGS if name in names]
     learns = any(field.name == "steps" for field in dataclasses.fields(job.config))

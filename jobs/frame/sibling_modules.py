@@ -39,12 +39,12 @@ def read_siblings(path: str) -> dict[str, str]:
         for imported in _imports(parse_source(source, importer), importer):
             for file in _module_files(path, imported, importer):
                 if file not in sources and file != main:
-                    sources[file] = read_source(beside(path, file))
+                    sources[file] = read_source(sibling_path(path, file))
                     pending.append((file, sources[file]))
     return dict(sorted(sources.items()))
 
 
-def beside(path: str, name: str) -> str:
+def sibling_path(path: str, name: str) -> str:
     """The path or URL of a file in the same folder as another."""
     folder, slash, _ = path.rpartition("/")
     return f"{folder}{slash}{name}"
@@ -110,8 +110,8 @@ def _module_files(path: str, imported: Import, importer: str) -> list[str]:
     parts = imported.name.split(".")
     for length in range(1, len(parts) + 1):
         module = "/".join(parts[:length])
-        candidates = [file for file in (f"{module}/__init__.py", f"{module}.py") if _exists(beside(path, file))]
-        is_folder = not candidates and _exists(beside(path, module))
+        candidates = [file for file in (f"{module}/__init__.py", f"{module}.py") if _exists(sibling_path(path, file))]
+        is_folder = not candidates and _exists(sibling_path(path, module))
         if length == 1 and not candidates and _is_installed(parts[0]):
             return []
         if not candidates and not is_folder:

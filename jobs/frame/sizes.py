@@ -15,7 +15,7 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.job import Job
 from jobs.frame.kinds import CorpusSizes, ShardsSizes, TokenizerSizes
 from model.huggingface_config import read_config
-from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
+from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
 
 _STATE_BYTES = 16
 """Bytes of one parameter in training: float32 weight, gradient and AdamW's two moments."""
@@ -30,17 +30,17 @@ def corpus_sizes(need: Job | Artifact) -> CorpusSizes:
     if isinstance(need, Artifact):
         summary = need.read_summary(CorpusSummary)
         return CorpusSizes(num_bytes=summary.bytes, num_parts=summary.parts)
-    return cast(CorpusSizes, need.sizes)
+    return cast(CorpusSizes, need.output_sizes)
 
 
 def tokenizer_sizes(need: Job | Artifact) -> TokenizerSizes:
     """The sizes of a tokenizer, or of the tokenizer of a model."""
     if need.kind != "tokenizer":
-        return TokenizerSizes(vocab_size=model_sizes(need).vocab_size)
+        return TokenizerSizes(vocab_size=model_config_of(need).vocab_size)
     if not isinstance(need, Artifact):
-        return cast(TokenizerSizes, need.sizes)
+        return cast(TokenizerSizes, need.output_sizes)
     size = vocab_size(need.tokenizer.local())
-    if need.is_foreign:
+    if need.is_external:
         return TokenizerSizes(vocab_size=size)
     return TokenizerSizes(
         vocab_size=size,
@@ -52,7 +52,7 @@ def tokenizer_sizes(need: Job | Artifact) -> TokenizerSizes:
 def shards_sizes(need: Job | Artifact) -> ShardsSizes:
     """The sizes of shards."""
     if not isinstance(need, Artifact):
-        return cast(ShardsSizes, need.sizes)
+        return cast(ShardsSizes, need.output_sizes)
     summary = need.read_summary(ShardsSummary)
     return ShardsSizes(
         vocab_size=summary.vocab_size,
@@ -61,11 +61,11 @@ def shards_sizes(need: Job | Artifact) -> ShardsSizes:
     )
 
 
-def model_sizes(need: Job | Artifact) -> TransformerConfig:
+def model_config_of(need: Job | Artifact) -> TransformerConfig:
     """The sizes of a model with any head."""
     if isinstance(need, Artifact):
         return read_config(need.model.local())
-    return cast(TransformerConfig, need.sizes)
+    return cast(TransformerConfig, need.output_sizes)
 
 
 def bytes_per_token(vocab_size: int) -> float:
@@ -78,9 +78,9 @@ def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
     return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKERS_PER_MESSAGE for text in texts)
 
 
-def forward_flop(sizes: TransformerConfig, length: int) -> float:
+def forward_flop_per_token(sizes: TransformerConfig, length: int) -> float:
     """FLOP of one token's forward pass."""
-    return flops_per_token(sizes, length) / 3
+    return flop_per_token(sizes, length) / 3
 
 
 def checkpoint_gib(sizes: TransformerConfig) -> float:
@@ -107,9 +107,9 @@ def weights_gib(need: Job | Artifact) -> float:
     """The memory of a model's weights: the size of its files, or float32 where it is not made yet."""
     if isinstance(need, Artifact):
         return need.model.num_bytes() / 2**30
-    return parameters_mib(model_sizes(need), 4) / 1024
+    return parameters_mib(model_config_of(need), 4) / 1024
 
 
-def state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
+def training_state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
     """The memory of weights, gradients and optimizer state on each of the workers that share them."""
     return parameters_mib(sizes, _STATE_BYTES) / workers

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PlannedInputs = Mapping[str, "Job | Artifact"]
 """What a job is made from, by config path: jobs whose artifacts may not be finished yet, or artifacts."""
 
-Sizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig"]
+OutputSizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig"]
 """Sizes of a corpus, a tokenizer, shards, or a model with any head."""
 
 
@@ -64,7 +64,7 @@ class Stage:
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
     """Raises ValueError for mistakes that show in the finished inputs: a tokenizer of another model, too little
     text."""
-    sizes: Callable[[Any, PlannedInputs], Sizes] | None = None
+    output_sizes: Callable[[Any, PlannedInputs], OutputSizes] | None = None
     """The sizes of what a config will make, in the type of its kind; required where other stages compute with them."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
     """What `plan` prints: tokens, FLOP, memory; each key ends in its unit. The inputs may not be finished."""
@@ -78,5 +78,5 @@ class Stage:
     """The artifact's section of the HTML report."""
     forget: Callable[[Any, Context, Artifact], object | None] | None = None
     """Changes an artifact in place to what a run would make now that more documents are forgotten. Returns the new
-    summary, or None when nothing changes. It calls `open_for_change` once nothing can be refused any more and before
+    summary, or None when nothing changes. It calls `start_change` once nothing can be refused any more and before
     the first change. After a kill it is called again on an output without a record."""

@@ -22,15 +22,15 @@ STAGES = (
 """A new stage is a file that defines `STAGE`, and a line here."""
 
 
-def stage_of(name: str) -> str:
+def stage_name_of(name: str) -> str:
     """The name of the stage in a config's name: `rlhf` of `rlhf-ppo`."""
     return name.partition("-")[0]
 
 
-def stage_named(name: str) -> "Stage":
+def find_stage(name: str) -> "Stage":
     """The stage of the config with this name; its file is imported. Raises ValueError, with the nearest right name,
     when there is no such stage."""
-    stage = stage_of(name)
+    stage = stage_name_of(name)
     if stage not in STAGES:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"stages: {', '.join(STAGES)}"

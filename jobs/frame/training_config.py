@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.placement import Execution, Placement
-from jobs.frame.sizes import activation_gib, checkpoint_gib, model_sizes, parameters_mib, state_mib
+from jobs.frame.sizes import activation_gib, checkpoint_gib, model_config_of, parameters_mib, training_state_mib
 from jobs.frame.stage import PlannedInputs
 from jobs.frame.workload import Processes, Workload
 from model.precision import Precision, resolved_precision
-from model.transformer_config import TransformerConfig, flops_per_token
+from model.transformer_config import TransformerConfig, flop_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def training_placements(config: TrainingConfig) -> Sequence[Mapping[str, Placeme
 
 def check_length(config: TrainingConfig, planned: PlannedInputs) -> None:
     """Raises ValueError for a sequence length beyond the max_length of the model that training starts from."""
-    longest = model_sizes(planned["init"]).max_length
+    longest = model_config_of(planned["init"]).max_length
     if config.sequence_length > longest:
         raise ValueError(
             f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
@@ -130,20 +130,23 @@ def estimate_training(
     tokens = config.steps * config.global_batch_size * config.sequence_length * rows_per_sample
     return {
         "tokens": tokens,
-        "flop": tokens * flops_per_token(sizes, config.sequence_length),
-        "state_mib_per_worker": state_mib(sizes, workers=config.execution.placement.workers),
+        "flop": tokens * flop_per_token(sizes, config.sequence_length),
+        "state_mib_per_worker": training_state_mib(sizes, workers=config.execution.placement.workers),
     }
 
 
 def training_workload(
-    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, filled: float = 1.0
+    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, fill_fraction: float = 1.0
 ) -> Workload:
-    """The work of a training stage. Rows are `filled` to this fraction of their length; the rest is not computed."""
-    execution, length = config.execution, max(2, round(config.sequence_length * filled))
+    """The workload of a training stage, in which rows are filled to `fill_fraction` of the sequence length.
+
+    The rest of a row is not computed.
+    """
+    execution, length = config.execution, max(2, round(config.sequence_length * fill_fraction))
     placement = execution.placement
     tokens = config.steps * config.global_batch_size * length * rows_per_sample
     micro_batch = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
-    state_gib = state_mib(sizes, workers=placement.workers) / 1024
+    state_gib = training_state_mib(sizes, workers=placement.workers) / 1024
     saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
     return Workload(
         processes=[
@@ -153,7 +156,7 @@ def training_workload(
                 memory_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
             )
         ],
-        flop=tokens * flops_per_token(sizes, length),
+        flop=tokens * flop_per_token(sizes, length),
         width=sizes.width,
         precision=resolved_precision(config.precision),
         threads=placement.workers * placement.threads_per_worker,

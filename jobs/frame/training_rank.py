@@ -92,7 +92,7 @@ class TrainingRun:
         self._logged_s = time.perf_counter()
         return state
 
-    def samples_of_step(self, step: int) -> range:
+    def rank_sample_indices(self, step: int) -> range:
         """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
         share = self.config.global_batch_size // self.rank_context.world_size
         first = step * self.config.global_batch_size + self.rank_context.rank * share
@@ -105,12 +105,12 @@ class TrainingRun:
 
     def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
         """This rank's batch in micro-batches. `fed` [samples, T] are its token ids, for the data hash."""
-        first = self.samples_of_step(step).start
+        first = self.rank_sample_indices(step).start
         for offset, row in enumerate(fed):
             self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
         return list(split_rows(batch, self.config.execution.micro_batch_size))
 
-    def log(self, report: StepReport, flops_per_token: float) -> None:
+    def log(self, report: StepReport, flop_per_token: float) -> None:
         """Write a line of metrics at the logging interval and at the last step.
 
         `data/hash` fingerprints every token id since the last line with its place in the global order: equal runs have
@@ -140,7 +140,7 @@ class TrainingRun:
                 "data/tokens": self.total_tokens,
                 "data/hash": fed % (1 << 48),
                 "perf/tokens_per_s": tokens_per_s,
-                **self._mfu(tokens_per_s * flops_per_token),
+                **self._mfu(tokens_per_s * flop_per_token),
                 **report.metrics,
             },
         )
@@ -199,7 +199,7 @@ class TrainingRun:
         requested = torch.tensor([float(stop_requested())], device=self.device)
         return sum_over_ranks(requested, self._mesh).item() > 0
 
-    def mean_loss(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
+    def mean_metrics(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
         """Means of the objective (`loss`) and of its metrics over the batches of all ranks, without an update.
 
         Every rank must have the same number of batches; one without samples needs a batch with an empty loss mask.

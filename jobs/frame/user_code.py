@@ -6,7 +6,7 @@ A program travels to the cluster as text, with the modules that it imports from 
 import ast
 
 from cluster.user_program import Program, split_name
-from jobs.frame.sibling_modules import beside, parse_source, read_siblings, read_source
+from jobs.frame.sibling_modules import parse_source, read_siblings, read_source, sibling_path
 
 
 def read_function(name: str, parameters: tuple[str, ...]) -> Program:
@@ -54,7 +54,7 @@ def read_program(name: str) -> Program:
     return Program(read_source(path), path, function, read_siblings(path))
 
 
-def refuse_file_lookups(path: str) -> None:
+def reject_file_lookups(path: str) -> None:
     """Raises ValueError when a program that is to be shipped, or a module beside it, uses `__file__`.
 
     Only modules that it imports are shipped, so a data file beside it would be missing on the cluster.
@@ -63,7 +63,7 @@ def refuse_file_lookups(path: str) -> None:
         for node in ast.walk(parse_source(source, name)):
             if isinstance(node, ast.Name) and node.id == "__file__":
                 raise ValueError(
-                    f"{beside(path, name)}: line {node.lineno}: __file__ leads nowhere on the cluster, to which only "
-                    "the program and the modules that it imports are shipped; keep its data in such a module "
-                    "(WORDS = [...] in words.py), or read them from a URL or a path that all machines see"
+                    f"{sibling_path(path, name)}: line {node.lineno}: __file__ leads nowhere on the cluster: only the "
+                    "program and the modules that it imports are shipped. Keep the program's data in such a module "
+                    "(WORDS = [...] in words.py), or read the data from a URL or a path that all machines see"
                 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 from jobs.report.page import Html, duration, element, page, section, table
 from jobs.report.part import ReportPart
 from jobs.report.style import STYLE
@@ -40,7 +40,7 @@ def render(artifacts: Sequence[Artifact]) -> str:
 
 
 def _part(artifact: Artifact) -> ReportPart | None:
-    report = stage_named(artifact.stage).report
+    report = find_stage(artifact.stage).report
     return report(artifact) if report else None
 
 

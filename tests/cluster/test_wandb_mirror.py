@@ -19,7 +19,7 @@ from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.wandb_client import UnsentLines, read_history, require_reachable
-from cluster.wandb_mirror import mirrored, wandb_mode
+from cluster.wandb_mirror import mirror_to_wandb, wandb_mode
 
 _spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).parents[1] / "wandb_server.py")
 assert _spec is not None and _spec.loader is not None
@@ -38,7 +38,7 @@ def tracker(storage: Storage, name: str = "pretrain") -> Tracker:
 def attempt(storage: Storage, steps: range, *, resume_at: int | None = None, killed: bool = False) -> None:
     """One attempt of a stage: it logs the steps, and ends well or not."""
     one = tracker(storage)
-    with mirrored(one):
+    with mirror_to_wandb(one):
         if resume_at is not None:
             one.resume(resume_at)
         for step in steps:
@@ -278,7 +278,7 @@ def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
         scratch = tmp_path / "scratch"
         try:
             environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_DIR": str(scratch)}
-            with connect(cluster.address, environment=environment), mirrored(one):
+            with connect(cluster.address, environment=environment), mirror_to_wandb(one):
                 cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
                 one.log(1, {"train/loss": 1.0})
                 deadline = time.monotonic() + 120

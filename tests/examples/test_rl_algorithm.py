@@ -20,7 +20,7 @@ from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
 from jobs.frame.config import build
 from jobs.frame.identity import changed_fields
-from jobs.frame.references import marked_functions, match_sources
+from jobs.frame.references import find_functions, match_sources
 from jobs.frame.user_code import read_algorithm
 from jobs.rlhf import STAGE, RLHFConfig
 from model.advantages import AdvantageInputs
@@ -83,7 +83,7 @@ def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: P
     shutil.copy("examples/rl_algorithm/opo.py", tmp_path / "mine.py")
     moved = build(RLHFConfig, {**values, "learning": {"algorithm": f"{tmp_path}/mine.py:OPO"}})
     assert changed_fields(config) == changed_fields(moved) and "algorithm" not in json.dumps(changed_fields(config))
-    assert marked_functions(moved)["learning.algorithm"] == ":OPO"
+    assert find_functions(moved)["learning.algorithm"] == ":OPO"
     assert match_sources(moved)["learning.algorithm"] == [f"{tmp_path}/mine.py"]
     named = build(RLHFConfig, {**values, "learning": {"algorithm": "ppo"}})
     assert changed_fields(named)["learning"] == {"algorithm": "ppo"} and "learning.algorithm" not in match_sources(

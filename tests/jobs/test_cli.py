@@ -65,7 +65,7 @@ def no_ray(address: str | None, environment: object) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs of small stages; nothing that runs needs Ray."""
-    monkeypatch.setattr(binder, "stage_named", STAGES.__getitem__)
+    monkeypatch.setattr(binder, "find_stage", STAGES.__getitem__)
     monkeypatch.setattr(pipeline_run, "connect", no_ray)
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 from model.heads import ScalarHead
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
@@ -85,7 +85,7 @@ def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
 
 
 def artifact(folder: Path, stage: str) -> Artifact:
-    return Artifact(Storage(str(folder)), Record(id=f"{folder.name}-1", stage=stage, kind=stage_named(stage).kind))
+    return Artifact(Storage(str(folder)), Record(id=f"{folder.name}-1", stage=stage, kind=find_stage(stage).kind))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from model.batch import row_positions
 from model.heads import ScalarHead
 from model.transformer import Transformer, attend, document_mask, initialize
-from model.transformer_config import TransformerConfig, flops_per_token, num_parameters
+from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
 
 CONFIG = TransformerConfig(
     vocab_size=50, width=24, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=40, max_length=32
@@ -106,9 +106,9 @@ def test_num_parameters_counts_the_modules(tie_embeddings: bool) -> None:
 def test_flops_per_token_is_six_per_matmul_parameter_and_attention() -> None:
     # A layer: query and output 24·24 each, key and value 24·12 each, three of 24·40; the head 50·24.
     matmul = 2 * (2 * 576 + 2 * 288 + 3 * 960) + 1200
-    assert flops_per_token(CONFIG, 16) == 6 * matmul + 12 * 2 * 24 * 16
+    assert flop_per_token(CONFIG, 16) == 6 * matmul + 12 * 2 * 24 * 16
     untied = dataclasses.replace(CONFIG, tie_embeddings=False)
-    assert flops_per_token(untied, 16) == flops_per_token(CONFIG, 16)
+    assert flop_per_token(untied, 16) == flop_per_token(CONFIG, 16)
 
 
 @pytest.mark.parametrize(

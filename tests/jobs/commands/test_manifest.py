@@ -14,7 +14,7 @@ from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
 from cluster.placement import Placement, TasksExecution
 from jobs.commands.manifest import pod_groups, render_manifest
 from jobs.frame.pipeline_config import load_configs
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 from jobs.frame.training_config import TrainingExecution
 
 ROOT = Path(__file__).parents[3]
@@ -102,7 +102,7 @@ def test_every_config_fits_its_schema_and_passes_what_can_be_checked_without_dat
     listed = {path.stem for path in Path(f"configs/{folder}").glob("*.yaml")} - {"pipeline"}
     assert set(configs) <= listed
     for name in sorted(listed):
-        stage = stage_named(name)
+        stage = find_stage(name)
         (config,) = load_configs(stage.name, Path(f"configs/{folder}/{name}.yaml")).values()
         stage.check(config)
 

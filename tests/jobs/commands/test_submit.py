@@ -74,7 +74,7 @@ STAGES = {
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with data, configs and a verifier, as the working directory; the stages do nothing."""
-    monkeypatch.setattr(binder, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("data/a.txt", "one"),

@@ -9,7 +9,7 @@ import pytest
 from cluster.plain import to_plain
 from jobs.frame.config import build, load_yaml, parse_override
 from jobs.frame.identity import changed_fields
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Config:
 
 def message(values: dict, *overrides: str) -> str:
     with pytest.raises(ValueError) as caught:
-        build(Config, values, overrides, where="tiny.yaml")
+        build(Config, values, overrides, label="tiny.yaml")
     return str(caught.value)
 
 
@@ -177,4 +177,4 @@ def test_a_file_that_is_missing_or_not_a_mapping_is_named(tmp_path):
 )
 def test_a_former_name_of_a_field_is_told_its_new_one(stage: str, values: dict[str, Any], now: str) -> None:
     with pytest.raises(ValueError, match=rf"is not a field; it is called {re.escape(now)} now$"):
-        build(stage_named(stage).config, values)
+        build(find_stage(stage).config, values)

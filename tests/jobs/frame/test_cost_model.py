@@ -11,7 +11,7 @@ import pytest
 from cluster.plain import from_plain
 from jobs.frame.calibration import Machine
 from jobs.frame.cost_model import predict
-from jobs.frame.stages import STAGES, stage_named
+from jobs.frame.stages import STAGES, find_stage
 from jobs.frame.workload import Processes, Workload
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
@@ -52,4 +52,4 @@ def test_time_is_within_30_percent_and_memory_within_20(run: dict) -> None:
 
 
 def test_every_stage_declares_its_work():
-    assert all(stage_named(name).workload is not None for name in STAGES)
+    assert all(find_stage(name).workload is not None for name in STAGES)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.frame.fine_tuning import held_out_micro_batches, split_held_out
+from jobs.frame.fine_tuning import held_out_micro_batch_indices, split_held_out
 from jobs.sft import SftConfig
 
 
@@ -35,4 +35,4 @@ def test_every_rank_has_as_many_micro_batches(num_samples: int, world_size: int,
     config = SimpleNamespace(execution=SimpleNamespace(micro_batch_size=2))
     for rank, expected in enumerate(by_rank):
         training: Any = SimpleNamespace(rank_context=SimpleNamespace(rank=rank, world_size=world_size), config=config)
-        assert [list(indices) for indices in held_out_micro_batches(training, num_samples)] == expected
+        assert [list(indices) for indices in held_out_micro_batch_indices(training, num_samples)] == expected

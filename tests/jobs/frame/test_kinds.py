@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.frame.kinds import Kind, foreign_kind
+from jobs.frame.kinds import Kind, huggingface_kind
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from jobs.frame.kinds import Kind, foreign_kind
     ],
 )
 def test_a_foreign_folder_has_a_kind(config: dict[str, Any], kind: Kind) -> None:
-    assert foreign_kind(config) == kind
+    assert huggingface_kind(config) == kind

@@ -23,7 +23,7 @@ from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan
 from jobs.frame.stage import Context, Stage
 from jobs.frame.stages import STAGES as ALL_STAGES
-from jobs.frame.stages import stage_named
+from jobs.frame.stages import find_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ STAGES = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config folder of three small stages; nothing that runs needs Ray."""
-    monkeypatch.setattr(binder, "stage_named", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.setattr(pipeline_run, "connect", no_ray)
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     (tmp_path / "text.txt").write_text("words")
@@ -290,13 +290,13 @@ def test_a_stage_may_occur_twice_under_two_names(folder: Path):
 
 def test_an_unknown_stage_names_the_nearest_one():
     with pytest.raises(ValueError, match=r"'pretrian' is not a stage; did you mean pretrain\?"):
-        stage_named("pretrian")
+        find_stage("pretrian")
 
 
 @pytest.mark.parametrize("name", ALL_STAGES)
 def test_every_stage_of_the_pipeline_has_its_file(name: str):
     stage: Stage = importlib.import_module(f"jobs.{name}").STAGE
-    assert stage.name == name and stage_named(f"{name}-other") is stage
+    assert stage.name == name and find_stage(f"{name}-other") is stage
 
 
 def test_a_need_is_the_same_job_as_in_the_pipeline(folder: Path):

@@ -17,7 +17,7 @@ from jobs.frame import precision as jobs_precision
 from jobs.frame.artifact import UNFINISHED, Artifact, recorded_precisions
 from jobs.frame.job import Job
 from jobs.frame.job_run import run_job
-from jobs.frame.precision import precisions_of, warn_if_bfloat16_is_emulated, with_precisions
+from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulated, with_precisions
 from jobs.frame.stage import Context, Stage
 from model.precision import Precision, precision_field
 
@@ -44,10 +44,13 @@ def on_processor(monkeypatch: pytest.MonkeyPatch, *, multiplies_bfloat16: bool) 
 
 def test_auto_depends_on_where_each_group_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     on_processor(monkeypatch, multiplies_bfloat16=False)
-    assert precisions_of(Config(), groups(), {}) == {"precision": "float32", "sampling.precision": "float32"}
-    assert precisions_of(Config(), groups(engines=1), {}) == {"precision": "float32", "sampling.precision": "bfloat16"}
+    assert resolve_precisions(Config(), groups(), {}) == {"precision": "float32", "sampling.precision": "float32"}
+    assert resolve_precisions(Config(), groups(engines=1), {}) == {
+        "precision": "float32",
+        "sampling.precision": "bfloat16",
+    }
     on_processor(monkeypatch, multiplies_bfloat16=True)
-    assert precisions_of(Config(), groups(), {}) == {"precision": "bfloat16", "sampling.precision": "bfloat16"}
+    assert resolve_precisions(Config(), groups(), {}) == {"precision": "bfloat16", "sampling.precision": "bfloat16"}
 
 
 def test_on_a_cluster_the_nodes_decide_and_the_slowest_is_named(
@@ -60,12 +63,12 @@ def test_on_a_cluster_the_nodes_decide_and_the_slowest_is_named(
     monkeypatch.setattr(jobs_precision, "wait_for_capacity", lambda bundles, where: waited.append(bundles))
     monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, 18.0, 70.0])
     four = [{"ranks": Placement(workers=4)}, {"engines": Placement()}]
-    assert precisions_of(Config(), four, {})["precision"] == "float32"
+    assert resolve_precisions(Config(), four, {})["precision"] == "float32"
     assert waited[0] == [{"CPU": 1.0}] * 4, "a node that comes later may have another processor"
     warn_if_bfloat16_is_emulated(Config(precision="bfloat16"), four)
     assert "bfloat16 takes 70 times as long" in caplog.messages[-1]
     monkeypatch.setattr(jobs_precision, "_emulation_on_nodes", lambda: [None, None])
-    assert precisions_of(Config(), four, {})["precision"] == "bfloat16"
+    assert resolve_precisions(Config(), four, {})["precision"] == "bfloat16"
 
 
 @pytest.mark.parametrize(("capability", "becomes"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
@@ -74,13 +77,13 @@ def test_auto_depends_on_the_gpu_of_this_machine(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert precisions_of(Config(), groups(engines=1), {})["sampling.precision"] == becomes
+    assert resolve_precisions(Config(), groups(engines=1), {})["sampling.precision"] == becomes
 
 
 def test_an_explicit_precision_is_kept_and_that_of_an_earlier_attempt_too(monkeypatch: pytest.MonkeyPatch) -> None:
     on_processor(monkeypatch, multiplies_bfloat16=True)
     config = Config(precision="float32")
-    chosen = precisions_of(config, groups(), {"precision": "bfloat16", "sampling.precision": "float32"})
+    chosen = resolve_precisions(config, groups(), {"precision": "bfloat16", "sampling.precision": "float32"})
     assert chosen == {"precision": "float32", "sampling.precision": "float32"}
     assert with_precisions(config, chosen) == Config(precision="float32", sampling=Sampling(precision="float32"))
 

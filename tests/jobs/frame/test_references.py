@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jobs.frame.fields import input_artifact
-from jobs.frame.references import marked_inputs
+from jobs.frame.references import find_inputs
 
 
 def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
@@ -12,7 +12,7 @@ def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
         models: dict[str, str] = input_artifact("model", "reward_model")
         more: list[str] = input_artifact("corpus")
 
-    inputs = marked_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
+    inputs = find_inputs(Many(models={"before": "sft", "after": "rlhf"}, more=["a", "b"]))
     assert [(path, value) for path, value, _ in inputs] == [
         ("models.before", "sft"),
         ("models.after", "rlhf"),

@@ -17,9 +17,9 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
 from jobs.frame.cost_model import predict
 from jobs.frame.job import Job
-from jobs.frame.precision import precisions_of, with_precisions
+from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.record import Record
-from jobs.frame.sizes import model_sizes, shards_sizes
+from jobs.frame.sizes import model_config_of, shards_sizes
 from jobs.frame.stage import PlannedInputs, Stage
 from jobs.frame.training_config import TrainingExecution
 from jobs.pretrain import ModelConfig, PretrainConfig
@@ -55,9 +55,9 @@ PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
 
 def test_sizes_come_from_configs_that_have_not_run() -> None:
     assert shards_sizes(SHARDS).vocab_size == 1000
-    assert num_parameters(model_sizes(REWARD)) == PARAMETERS
+    assert num_parameters(model_config_of(REWARD)) == PARAMETERS
     again = Job(pretrain.STAGE, "pretrain-adapted", PretrainConfig(init="sft"), {"init": SFT, "shards": SHARDS})
-    assert model_sizes(again) == model_sizes(PRETRAIN)
+    assert model_config_of(again) == model_config_of(PRETRAIN)
 
 
 def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
@@ -120,7 +120,9 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
 def seconds(stage: Stage, config: Any, planned: PlannedInputs) -> float:
     """The forecast time on some machine."""
     assert stage.workload is not None
-    return predict(stage.workload(with_precisions(config, precisions_of(config, (), {})), planned), MACHINE).seconds
+    return predict(
+        stage.workload(with_precisions(config, resolve_precisions(config, (), {})), planned), MACHINE
+    ).seconds
 
 
 def test_the_memory_of_a_server_of_a_compressed_model_is_the_size_of_its_files(tmp_path: Path):

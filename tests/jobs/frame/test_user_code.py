@@ -8,7 +8,7 @@ import pytest
 
 from cluster.user_program import Program, load_program
 from jobs.frame.sibling_modules import read_siblings
-from jobs.frame.user_code import read_verifier, refuse_file_lookups
+from jobs.frame.user_code import read_verifier, reject_file_lookups
 
 FILES = {
     "checks/verifier.py": """
@@ -129,10 +129,12 @@ def test_what_is_optional_or_installed_passes(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Path) -> None:
-    refuse_file_lookups("checks/verifier.py")
+    reject_file_lookups("checks/verifier.py")
     (project / "checks/words.py").write_text(
         "from pathlib import Path\n\nWORDS = Path(__file__).parent / 'words.txt'\n"
     )
-    with pytest.raises(ValueError, match=r"checks/words.py: line 3: __file__ leads nowhere .* keep its data in"):
-        refuse_file_lookups("checks/verifier.py")
+    with pytest.raises(
+        ValueError, match=r"checks/words.py: line 3: __file__ leads nowhere .* Keep the program's data in"
+    ):
+        reject_file_lookups("checks/verifier.py")
     read_verifier("checks/verifier.py:score")  # where it is not shipped it may
