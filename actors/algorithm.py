@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.user_program import Program, load_name
+from cluster.user_program import Program, load_object
 from model.algorithms import ALGORITHMS, Algorithm
 
 
@@ -18,7 +18,7 @@ def load_algorithm(algorithm: str | Program) -> Algorithm:
                 "your own algorithm is path/to/file.py:NAME"
             )
         return ALGORITHMS[algorithm]
-    row = load_name(algorithm)
+    row = load_object(algorithm)
     if not isinstance(row, Algorithm):
         raise ValueError(
             f"algorithm: {algorithm.name} is a {type(row).__name__}; it must be a model.algorithms.Algorithm"

@@ -15,7 +15,7 @@ import torch
 
 from actors.device import assigned_device
 from cluster.storage import Storage
-from cluster.user_program import Program, load_program
+from cluster.user_program import Program, load_function
 from cluster.worker_errors import innermost_frame
 from model.batch import pad_sequences
 from model.huggingface import load_hf_scalar_model
@@ -77,7 +77,7 @@ class Verifier:
 
     def __init__(self, program: Program) -> None:
         self._name = program.name
-        self._function = load_program(program)
+        self._function = load_function(program)
         self._event_loop = asyncio.Runner()  # the same for all calls, so that the function may keep a connection
 
     def score(self, samples: Sequence[Sample]) -> list[float]:

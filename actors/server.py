@@ -210,9 +210,9 @@ def _death(process: subprocess.Popen[bytes]) -> str | None:
         process.wait(_DEATH_NOTICE_S)
     here, code = stage_monitor.current_monitor(), process.returncode
     if code is not None and code < 0:
-        seen = here.pop_death(role="server", patience_s=_DEATH_NOTICE_S) if here else None
+        seen = here.pop_death(role="server", timeout_s=_DEATH_NOTICE_S) if here else None
         return seen.cause if seen and seen.is_cause_certain else exit_cause(code)
-    engine = here.pop_death(role="engine", patience_s=_DEATH_NOTICE_S) if here else None
+    engine = here.pop_death(role="engine", timeout_s=_DEATH_NOTICE_S) if here else None
     if engine is not None:
         return f"failed: its engine (pid {engine.process.pid}) {engine.cause}"
     return None if code is None else exit_cause(code)

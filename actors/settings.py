@@ -91,7 +91,7 @@ class GraphExecution(Execution):
     def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
         for name in ("generators", "learners", "critics", "scorer", "reference"):
-            getattr(self, name).check(f"{field}.{name}", forms_group=name in ("learners", "critics"))
+            getattr(self, name).check(f"{field}.{name}", forms_process_group=name in ("learners", "critics"))
         for name in ("scorer", "reference"):
             if getattr(self, name).workers != 1:
                 raise ValueError(f"{field}.{name}.workers: {getattr(self, name).workers} must be 1")

@@ -52,10 +52,10 @@ class Placement:
     max_failures: int = 3
     """How often the group is restarted from its last checkpoint after a worker died."""
 
-    def check(self, field: str, *, forms_group: bool = True) -> None:
+    def check(self, field: str, *, forms_process_group: bool = True) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy.
 
-        `forms_group` is false for workers that never communicate with each other: their backend is not checked.
+        `forms_process_group` is false for workers that never communicate with each other: their backend is not checked.
         """
         for name, value in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
             if value < 1:
@@ -66,7 +66,7 @@ class Placement:
             raise ValueError(f"{field}: cpus_per_worker and gpus_per_worker must not be negative")
         if self.backend == "nccl" and self.gpus_per_worker == 0:
             raise ValueError(f"{field}.backend: nccl needs gpus_per_worker above 0; take gloo on CPUs")
-        if forms_group and self.backend == "gloo" and self.gpus_per_worker > 0:
+        if forms_process_group and self.backend == "gloo" and self.gpus_per_worker > 0:
             raise ValueError(
                 f"{field}.backend: gloo cannot shard a model over GPUs (gpus_per_worker={self.gpus_per_worker:g}); "
                 "take nccl"

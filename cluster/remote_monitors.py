@@ -75,7 +75,7 @@ class RemoteMonitors:
         self._lost_ips: set[str] = set()
         self._lock = threading.RLock()
 
-    def follow_nodes(self) -> None:
+    def update_nodes(self) -> None:
         """Start a monitor on every node that has none, and forget the nodes that are gone."""
         alive = self._nodes.alive_ids()
         with self._lock:
@@ -145,7 +145,7 @@ class RemoteMonitors:
             log.warning("the monitor of node %s failed, the next poll asks it again: %s", node_id, error)
             return None
         self._lost_ips.add(remote.ip)
-        del self._remotes[node_id]  # `follow_nodes` starts another where the node is still there
+        del self._remotes[node_id]  # `update_nodes` starts another where the node is still there
         if self._num_starts[node_id] == _MAX_STARTS:
             log.warning("node %s is not monitored any more, deaths there would have no cause: %s", node_id, error)
         return None

@@ -34,7 +34,7 @@ fsspec.config.conf["s3"] = {
 _PASSING_ERRORS = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
 """Error numbers that may be gone at the next attempt. s3fs gives EREMOTEIO for 500, EBUSY for 503 and 409."""
 
-WAITS_S = (0.5, 1.0, 2.0)
+RETRY_WAITS_S = (0.5, 1.0, 2.0)
 
 
 def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -43,7 +43,7 @@ def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     For reads, listings, and writes that may be made twice. botocore's own attempts handle most errors; this handles
     those that remain, such as a body that breaks off. Transport errors of other libraries are re-raised as OSError.
     """
-    for wait_s in (*WAITS_S, None):
+    for wait_s in (*RETRY_WAITS_S, None):
         try:
             return call(*arguments, **options)
         except Exception as error:

@@ -15,9 +15,9 @@ import psutil
 
 from cluster.machine import num_cores
 from cluster.progress import working
-from cluster.signals import keep_own_handlers
+from cluster.signals import restore_signal_handlers
 
-PACKAGES = ("actors", "cluster", "data", "jobs", "model")
+RAYMILL_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 """Raymill's own."""
 _SESSION_END_S = 3.0
 """How long Ray's processes may take to end by themselves."""
@@ -78,7 +78,7 @@ def connect(
     """
     import ray  # late, as below: a second that `raymill --help` and `plan` need not wait for
 
-    refuse_shadowed_packages()
+    check_no_shadowed_packages()
     if ray.is_initialized():
         yield
         return
@@ -92,7 +92,7 @@ def connect(
         # Workers started in advance have none of the variables below, so that none of ours could ever use them.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     activity = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
-    with working(activity), keep_own_handlers():
+    with working(activity), restore_signal_handlers():
         ray.init(
             address=address,
             num_cpus=num_cpus or num_cores() if address == "local" else None,
@@ -129,14 +129,14 @@ def _command(process: psutil.Process) -> str:
         return ""  # it has ended
 
 
-def refuse_shadowed_packages() -> None:
+def check_no_shadowed_packages() -> None:
     """Raises ValueError when a folder or file of the user shadows one of Raymill's packages.
 
     Ray puts the driver's working directory first on its workers' path, so a `model.py` or a package `data/` there would
     be imported instead of ours, in the workers only. A folder `data/` that is no package does no harm.
     """
     home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
-    for name in PACKAGES:
+    for name in RAYMILL_PACKAGES:
         shadows = [here / name / "__init__.py", here / f"{name}.py"] if here != home else []
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None

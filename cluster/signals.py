@@ -84,7 +84,7 @@ def orderly_shutdown() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keep_own_handlers() -> Iterator[None]:
+def restore_signal_handlers() -> Iterator[None]:
     """Restore our signal handlers after a call of a library that sets its own (ray.init).
 
     Ray's handler raises SystemExit(SIGTERM), which becomes a KeyboardInterrupt too. Processes that the library starts

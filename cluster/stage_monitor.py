@@ -29,7 +29,7 @@ _current_monitor: "StageMonitor | None" = None
 
 
 @contextlib.contextmanager
-def monitoring(stage: str) -> Iterator[None]:
+def monitor_stage(stage: str) -> Iterator[None]:
     """Monitor the processes of a stage for the length of the block; do nothing without a Ray session."""
     global _current_monitor
     import ray
@@ -102,8 +102,10 @@ class StageMonitor:
     processes that are stopped or stalled and of deaths that nobody else reports; the other deaths for those who ask.
     """
 
-    def __init__(self, stage: str, *, own_node: NodeMonitor | None = None, nodes: ClusterNodes | None = None) -> None:
-        """`own_node` monitors this node, `nodes` are the others; None for those of the Ray session."""
+    def __init__(
+        self, stage: str, *, own_monitor: NodeMonitor | None = None, nodes: ClusterNodes | None = None
+    ) -> None:
+        """`own_monitor` monitors this node, `nodes` are the others; None for those of the Ray session."""
         self.stage = stage
         self._lock = threading.RLock()
         self._deaths: list[ProcessEvent] = []
@@ -111,8 +113,8 @@ class StageMonitor:
         """What each process does, or did last, by (address of the node, process id); the newest last."""
         self._memory: dict[str, MemoryUse | None] = {}
         """What a node's control group used when it was last seen, by the node's address."""
-        self._own_node = own_node or NodeMonitor()
-        self._remote = RemoteMonitors(nodes or RayClusterNodes())
+        self._own_monitor = own_monitor or NodeMonitor()
+        self._remote_monitors = RemoteMonitors(nodes or RayClusterNodes())
         self._stall_detector = StallDetector(time.monotonic())
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="stage-monitor")
@@ -125,18 +127,18 @@ class StageMonitor:
         index: int | None = None,
         pid: int | None = None,
         ip: str = "",
-        patience_s: float = 3.0,
-        is_first: bool = False,
+        timeout_s: float = 3.0,
+        oldest_first: bool = False,
     ) -> ProcessEvent | None:
-        """The newest death of a matching process (the first with `is_first`) that was not returned before.
+        """The newest death of a matching process (the first with `oldest_first`) that was not returned before.
 
-        Returns None when none is seen within `patience_s`.
+        Returns None when none is seen within `timeout_s`.
         """
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         while True:
             self._poll()
             with self._lock:
-                for death in self._deaths if is_first else reversed(self._deaths):
+                for death in self._deaths if oldest_first else reversed(self._deaths):
                     if death.process.matches(role=role, index=index, pid=pid, ip=ip):
                         self._deaths.remove(death)
                         return death
@@ -160,37 +162,37 @@ class StageMonitor:
 
     def is_node_lost(self, ip: str) -> bool:
         """Whether the node with this address is out of reach: its monitor is gone and no other has answered since."""
-        return self._remote.is_node_lost(ip)
+        return self._remote_monitors.is_node_lost(ip)
 
-    def wait_for_end(self, role: str) -> None:
+    def wait_for_exit(self, role: str) -> None:
         """Return when no process of a role runs any more, on any node that answers."""
         while any(process.role == role for report in self._poll() for process in report.running_processes):
             time.sleep(0.1)
 
     def request_stop(self) -> None:
         """Ask all processes to save their work and stop."""
-        self._own_node.request_stop()
-        self._remote.call(NodeMonitor.request_stop)
+        self._own_monitor.request_stop()
+        self._remote_monitors.call(NodeMonitor.request_stop)
 
     def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
         """Stop monitoring the processes of a role, or all, which are about to be ended on purpose."""
         with self._lock:
             self._deaths = [death for death in self._deaths if not death.process.matches(role=role, index=index)]
-            self._own_node.ignore_exits(role, index)
-            self._remote.ignore_exits(role, index)
+            self._own_monitor.ignore_exits(role, index)
+            self._remote_monitors.ignore_exits(role, index)
 
     def close(self) -> None:
         """End the monitors on all nodes."""
         self._closed.set()
         self._thread.join(2 if received_signal() else 10)
-        self._own_node.close()
-        self._remote.close()
+        self._own_monitor.close()
+        self._remote_monitors.close()
 
     def _run(self) -> None:
         last_failure = ""
         while not self._closed.wait(_POLL_INTERVAL_S):
             try:
-                self._remote.follow_nodes()
+                self._remote_monitors.update_nodes()
                 self._warn_of_stall(self._poll())
             except Exception as error:  # whatever it is: without this thread no death and no stall would be reported
                 failure = f"{type(error).__name__}: {error}"
@@ -202,7 +204,7 @@ class StageMonitor:
     def _poll(self) -> list[NodeReport]:
         """The reports of all nodes that answer; their deaths are kept, their other events logged."""
         with self._lock:
-            reports = [self._own_node.poll(), *self._remote.poll()]
+            reports = [self._own_monitor.poll(), *self._remote_monitors.poll()]
             for report in reports:
                 self._deaths += [event for event in report.events if event.kind == EventKind.DEAD]
                 for process in report.new_processes:
@@ -231,7 +233,7 @@ class StageMonitor:
 
     def _stacks(self) -> list[tuple[ProcessInfo, str]]:
         with self._lock:
-            stacks = [self._own_node.read_stacks(), *self._remote.call(NodeMonitor.read_stacks)]
+            stacks = [self._own_monitor.read_stacks(), *self._remote_monitors.call(NodeMonitor.read_stacks)]
         return [(process, stack) for node in stacks for process, stack in node if stack]
 
 

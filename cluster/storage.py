@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster.credentials import reject_credentials
 from cluster.paths import absolute_url
 from cluster.progress import working
-from cluster.retry import BLOCK_BYTES, WAITS_S, with_retries
+from cluster.retry import BLOCK_BYTES, RETRY_WAITS_S, with_retries
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """The keys under which file systems give the size, the checksum and the time of the last write of a file."""
@@ -170,12 +170,12 @@ class Storage:
             os.remove(partial)
         return True
 
-    def copy(self, name: str, target: "Storage", as_name: str | None = None) -> None:
-        """Copy a file into another storage, under the same name unless `as_name` is given; atomic like a write.
+    def copy(self, name: str, target: "Storage", target_name: str | None = None) -> None:
+        """Copy a file into another storage, under the same name unless `target_name` is given; atomic like a write.
 
         Within one object store the server copies; otherwise the bytes go through this process block by block.
         """
-        target_name = as_name or name
+        target_name = target_name or name
         if self.fs.async_impl and self.fs is target.fs:
             with_retries(self.fs.cp_file, self.path(name), target.path(target_name))
             return
@@ -216,7 +216,7 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file, or this whole directory without a name; nothing happens where there is none."""
         path = self.path(name) if name else self.root
-        for _ in WAITS_S:
+        for _ in RETRY_WAITS_S:
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process was faster

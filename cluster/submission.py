@@ -199,11 +199,11 @@ class JobReport:
     id: str
     status: str
     """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`; `UNKNOWN` where only the store knows of it."""
-    why: str
+    message: str
     """The head's message about the status (with the last lines of the log after a failure), or why it has none."""
-    code: int
+    exit_code: int
     """0 for a job that has succeeded, its own exit code for one that has failed, 1 otherwise."""
-    run: RunStatus | None
+    run_status: RunStatus | None
     """What its run last reported to the store."""
 
     @property
@@ -211,17 +211,17 @@ class JobReport:
         return self.status in [status.value for status in _FINAL]
 
     @property
-    def is_known(self) -> bool:
+    def is_known_to_head(self) -> bool:
         """Whether the head knows the job."""
         return self.status != _UNKNOWN
 
     @property
     def has_failed(self) -> bool:
         """Whether it ended before its work was done."""
-        has_run_failed = self.run is not None and self.run.state in ("failed", "stopped")
+        has_run_failed = self.run_status is not None and self.run_status.state in ("failed", "stopped")
         return has_run_failed or (self.has_ended and self.status != JobStatus.SUCCEEDED.value)
 
-    def ending(self, *, is_log_shown: bool = False) -> str:
+    def describe_outcome(self, *, is_log_shown: bool = False) -> str:
         """How the job ended and why, or its present state.
 
         The cause is the run's own report, or else the head's message; the log's last lines are left out when the log
@@ -229,21 +229,21 @@ class JobReport:
         """
         if self.status == JobStatus.SUCCEEDED.value:
             return f"job {self.id} succeeded"
-        if self.has_failed and self.run and self.run.state in ("failed", "stopped") and not is_log_shown:
-            return f"job {self.id} {self.status}: its run {self.run.state}: {self.run.says}"
-        why = self.why.partition(", last available logs")[0] if is_log_shown else self.why
+        if self.has_failed and self.run_status and self.run_status.state in ("failed", "stopped") and not is_log_shown:
+            return f"job {self.id} {self.status}: its run {self.run_status.state}: {self.run_status.says}"
+        why = self.message.partition(", last available logs")[0] if is_log_shown else self.message
         lines = [f"job {self.id} {self.status}: {why or 'no reason given'}"]
         if not self.has_ended:
-            lines.append(self.of_run())
-        if not self.is_known and self.code:
+            lines.append(self.format_run_status())
+        if not self.is_known_to_head and self.exit_code:
             lines.append("Submit the same command again to resume.")
         return "\n".join(filter(None, lines))
 
-    def of_run(self) -> str:
+    def format_run_status(self) -> str:
         """The run's last report, as one or two lines; empty where there is none."""
-        if self.run is None:
+        if self.run_status is None:
             return ""
-        if self.has_ended and self.run.state == "sent":
+        if self.has_ended and self.run_status.state == "sent":
             return f"its run: it ended before it reported anything; see `raymill logs {self.id}`"
         return f"its run: {self.run}"
 
@@ -273,7 +273,7 @@ class SubmitResult:
     """The job of a submit, and whether it was started."""
 
     submission: Submission
-    how: Literal["started", "started again", "joined, it is under way", "done before, nothing to do"]
+    outcome: Literal["started", "started again", "joined, it is under way", "done before, nothing to do"]
 
 
 def submit_once(

@@ -52,7 +52,7 @@ class RunStatus:
         return text
 
 
-def note_sent(store: Storage, id: str) -> None:
+def record_submission(store: Storage, id: str) -> None:
     """Record that a job was sent, which its run must find: otherwise it sees another store than the submitter."""
     _write(store, id, "sent", "it has not begun")
 

@@ -1,8 +1,8 @@
-"""One function over many independent tasks, as a Ray Data pipeline.
+"""Runs one function over many independent tasks, as a Ray Data pipeline.
 
-Stages with shuffles meet in storage, not in memory: each task writes its own files and answers with their description.
-The answers are kept beside the files, so a task that was done before a kill is not done again, and what a later task
-reads never depends on the workers.
+Stages that shuffle data exchange it through storage, not through memory: each task writes its own files and returns a
+description of them, its result. Results are kept in storage too, so that a task that finished before the process was
+killed does not run again. The input of a later task never depends on how many workers there were.
 """
 
 import hashlib
@@ -26,88 +26,95 @@ from cluster.storage import Storage
 from cluster.worker_errors import wrap_error
 
 Task = TypeVar("Task")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class _Numbered(NamedTuple):
-    """A task or its answer, as JSON, with the task's number in the list."""
+class _NumberedJson(NamedTuple):
+    """A task or a task's result as JSON, with the index of the task in the list of tasks."""
 
     number: int
     json: str
 
 
 def run_tasks(
-    function: Callable[[Task], Answer],
+    function: Callable[[Task], Result],
     tasks: Sequence[Task],
     *,
-    returns: type[Answer],
+    result_type: type[Result],
     workers: int | None,
     label: str,
-    answers: Storage | None = None,
-) -> list[Answer]:
-    """`function(task)` for every task, in the tasks' order.
+    result_folder: Storage | None = None,
+) -> list[Result]:
+    """Return `function(task)` for every task, in the order of `tasks`.
 
-    Tasks are of one type, answers of the type `returns`; both travel as JSON (`cluster.plain`). `workers` bounds how
-    many tasks run at once, each on one CPU; None leaves it to the cluster's size, and 0 runs them one after another in
-    this process, where a debugger stops at their breakpoints. With `answers` each answer is written there when its task
-    is done, named by the task's content, and a task that has one is not done again. Whoever removes the files that
-    answers describe must remove the answers first.
+    All tasks have the same type. Tasks and results are sent between processes as JSON (`cluster.plain`).
+
+    workers: how many tasks run at once, each on one CPU. None uses all CPUs of the cluster. 0 runs the tasks one after
+        another in this process, where a debugger stops at their breakpoints.
+    result_folder: where the result of each task is written when the task is done, under a hash of the task's content.
+        A task whose result is already in this folder does not run again. Code that removes files which results
+        describe must remove the results first.
     """
-    done: dict[int, Answer] = {}
-    pending: list[_Numbered] = []
-    stored = set() if answers is None else set(answers.files())
+    done: dict[int, Result] = {}
+    pending: list[_NumberedJson] = []
+    stored_names = set() if result_folder is None else set(result_folder.files())
     for number, task in enumerate(tasks):
-        content = json.dumps(to_plain(task))
-        if answers is not None and _answer_name(content) in stored:
-            with suppress(ValueError):  # another version of the code may have written it in another form
-                done[number] = from_plain(returns, answers.read_json(_answer_name(content)))
+        task_json = json.dumps(to_plain(task))
+        if result_folder is not None and _result_name(task_json) in stored_names:
+            with suppress(ValueError):  # a result that another version of the code wrote may have another form
+                done[number] = from_plain(result_type, result_folder.read_json(_result_name(task_json)))
         if number not in done:
-            pending.append(_Numbered(number, content))
+            pending.append(_NumberedJson(number, task_json))
     with Progress(label, len(tasks), "tasks", done=len(done)) as progress:
-        kind = type(tasks[0]) if tasks else object
-        call = partial(_call, function, kind, answers)
-        finished = _in_this_process(call, pending) if workers == 0 else _on_ray(call, pending, workers, label)
-        for number, answer in finished:
-            done[number] = from_plain(returns, json.loads(answer))
+        task_type = type(tasks[0]) if tasks else object
+        run_task = partial(_run_task, function, task_type, result_folder)
+        results = _run_in_process(run_task, pending) if workers == 0 else _run_on_ray(run_task, pending, workers, label)
+        for number, result_json in results:
+            done[number] = from_plain(result_type, json.loads(result_json))
             progress.update(len(done))
     return [done[number] for number in range(len(tasks))]
 
 
-def _call(function: Callable[[Any], Any], kind: type, answers: Storage | None, content: str) -> str:
-    """The answer, as JSON, to a task of this type, given as JSON."""
-    answer = to_plain(function(from_plain(kind, json.loads(content))))
-    if answers is not None:
-        answers.write_json(_answer_name(content), answer)
-    return json.dumps(answer)
+def _run_task(function: Callable[[Any], Any], task_type: type, result_folder: Storage | None, task_json: str) -> str:
+    """Run a task that is given as JSON and return its result as JSON."""
+    result = to_plain(function(from_plain(task_type, json.loads(task_json))))
+    if result_folder is not None:
+        result_folder.write_json(_result_name(task_json), result)
+    return json.dumps(result)
 
 
-def _answer_name(content: str) -> str:
-    return f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
+def _result_name(task_json: str) -> str:
+    """Return the file name of a task's result in the result folder."""
+    return f"{hashlib.sha256(task_json.encode()).hexdigest()[:24]}.json"
 
 
-def _in_this_process(call: Callable[[str], str], tasks: Sequence[_Numbered]) -> Iterator[_Numbered]:
-    """The numbered answer to every task, one after another. What a task raises comes out as it was raised."""
-    sys.breakpointhook = pdb.set_trace  # Ray has put one in its place that opens no prompt in this terminal
-    for number, content in tasks:
-        yield _Numbered(number, call(content))
+def _run_in_process(run_task: Callable[[str], str], tasks: Sequence[_NumberedJson]) -> Iterator[_NumberedJson]:
+    """Run the tasks one after another in this process and yield each result.
+
+    An exception of a task reaches the caller unchanged.
+    """
+    # Ray replaces this hook by one that opens no prompt in this terminal.
+    sys.breakpointhook = pdb.set_trace
+    for number, task_json in tasks:
+        yield _NumberedJson(number, run_task(task_json))
 
 
-def _on_ray(
-    call: Callable[[str], str], tasks: Sequence[_Numbered], workers: int | None, label: str
-) -> Iterator[_Numbered]:
-    """The numbered answer to every task, in the order in which they finish."""
+def _run_on_ray(
+    run_task: Callable[[str], str], tasks: Sequence[_NumberedJson], workers: int | None, label: str
+) -> Iterator[_NumberedJson]:
+    """Run the tasks on the cluster and yield each result when its task finishes."""
     if not tasks:
         return
 
-    import ray.data  # late: it imports pandas, a second and a half for all who plan
+    import ray.data  # imported here so that `raymill plan` does not import pandas with it, which takes 1.5 s
 
     stage = stage_monitor.current_stage()
 
-    def answer(row: dict[str, Any]) -> dict[str, Any]:
-        # Ray Data would bring the text of an exception, without its type.
+    def run_row(row: dict[str, Any]) -> dict[str, Any]:
+        # The exception is returned, because Ray Data would only pass on its text and lose its type.
         try:
             with monitored(stage, "task", row["number"], log_death=True):
-                return {"number": row["number"], "json": call(row["json"]), "error": b""}
+                return {"number": row["number"], "json": run_task(row["json"]), "error": b""}
         except Exception as error:
             return {
                 "number": row["number"],
@@ -116,14 +123,14 @@ def _on_ray(
             }
 
     wait_for_capacity([{"CPU": 1.0}], label)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours says the same in one line
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `run_tasks` shows its own progress line
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items([task._asdict() for task in tasks], override_num_blocks=len(tasks))
-    size = None if workers is None else min(workers, len(tasks))
-    # Ray Data does a task again whose process or node was lost, however often; a mistake in a task is not tried again.
-    dataset = dataset.map(answer, compute=ray.data.TaskPoolStrategy(size=size))
+    pool_size = None if workers is None else min(workers, len(tasks))
+    # Ray Data repeats a task whose process or node was lost, without a limit. A task that raised is not repeated.
+    dataset = dataset.map(run_row, compute=ray.data.TaskPoolStrategy(size=pool_size))
     for row in dataset.iter_rows():
-        check_new_nodes()  # an autoscaler adds them while tasks wait, and they take tasks at once
+        check_new_nodes()  # an autoscaler may have added nodes, and Ray Data uses a new node at once
         if row["error"]:
             raise pickle.loads(row["error"])
-        yield _Numbered(row["number"], row["json"])
+        yield _NumberedJson(row["number"], row["json"])

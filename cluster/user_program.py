@@ -31,15 +31,15 @@ class Program:
         return f"{self.path}:{self.function}"
 
 
-def load_program(program: Program) -> Callable[..., Any]:
+def load_function(program: Program) -> Callable[..., Any]:
     """The program's function. Raises ValueError when the file does not run or does not define it as a function."""
-    function = load_name(program)
+    function = load_object(program)
     if not callable(function):
         raise ValueError(f"{program.path}: {program.function} is a {type(function).__name__}, not a function")
     return function
 
 
-def load_name(program: Program) -> Any:
+def load_object(program: Program) -> Any:
     """What the program's file defines under its name. Raises ValueError when it does not run or does not define it."""
     try:
         defined = _Imports(program).run_main()
@@ -50,7 +50,7 @@ def load_name(program: Program) -> Any:
     return defined[program.function]
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_function_name(name: str) -> tuple[str, str]:
     """`path/to/file.py:function` as its two parts. Raises ValueError for another form."""
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():

@@ -103,7 +103,7 @@ def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[E
     """Send every line of a metrics log once, including those from before a kill, until a finish request comes."""
     assert request.run is not None, "a mirror names its run"
     storage = Storage(request.storage)
-    require_reachable(server_url())
+    check_reachable(server_url())
     with scratch_folder() as scratch:
         run = start_run(request.run, scratch, mode="shared" if request.is_shared else "online")
         emit(Event("started", url=run.url))
@@ -127,7 +127,7 @@ def server_url() -> str:
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
-def require_reachable(server: str) -> None:
+def check_reachable(server: str) -> None:
     """Raises OSError at once for a server that cannot be reached; W&B itself would try for a minute."""
     url = urllib.parse.urlsplit(server)
     host = url.hostname or ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from cluster.process_info import ProcessInfo
-from cluster.session import PACKAGES
+from cluster.session import RAYMILL_PACKAGES
 
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
@@ -19,7 +19,7 @@ _LIBRARY_FOLDERS = tuple(
     dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 )
 _HOME = Path(__file__).resolve().parent.parent
-_OWN_FOLDERS = tuple(f"{_HOME}/{name}/" for name in PACKAGES)
+_OWN_FOLDERS = tuple(f"{_HOME}/{name}/" for name in RAYMILL_PACKAGES)
 
 
 class WorkerError(Exception):

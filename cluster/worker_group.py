@@ -17,7 +17,7 @@ from cluster.heartbeat import current_process_info, monitored
 from cluster.placement import Placement
 from cluster.process_group import RankContext, free_address, join_process_group
 from cluster.process_info import ProcessInfo
-from cluster.session import refuse_shadowed_packages, worker_env
+from cluster.session import check_no_shadowed_packages, worker_env
 from cluster.signals import defer_signals, received_signal
 from cluster.worker_errors import WorkerError, wrap_error
 
@@ -115,7 +115,7 @@ def _fit(trainer: "Trainer") -> None:
             thread.join(_POLL_S)
         if received_signal() is not None and monitor is not None:
             monitor.request_stop()
-            monitor.wait_for_end("rank")
+            monitor.wait_for_exit("rank")
     if errors:
         raise errors[0]
 
@@ -141,7 +141,7 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
         return explain(inner, stage=name, role="rank")
     rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
     is_consequence = _PEER_LOST.search(str(failure.error)) is not None
-    if monitor and is_consequence and (death := monitor.pop_death(role="rank", is_first=True)):
+    if monitor and is_consequence and (death := monitor.pop_death(role="rank", oldest_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
     return explain_exception(process, failure.error, failure.traceback)
@@ -162,7 +162,7 @@ def _work_in_group(
     import torch.distributed as dist
     from ray.train.collective import broadcast_from_rank_zero
 
-    refuse_shadowed_packages()
+    check_no_shadowed_packages()
     torch.set_num_threads(placement.threads_per_worker)
     train_context = ray.train.get_context()
     rank_context = RankContext(rank=train_context.get_world_rank(), world_size=train_context.get_world_size())

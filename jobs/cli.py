@@ -275,7 +275,7 @@ def _submit(options: argparse.Namespace) -> int:
         options.stage, Path(options.config), options.overrides, store=options.store, address=options.address
     )
     id = result.submission.id
-    write_stderr(f"job {id}: {result.how}")
+    write_stderr(f"job {id}: {result.outcome}")
     if dashboard := dashboard_address(options.address):
         write_stderr(f"dashboard: {dashboard}/#/jobs/{id}")
     if link := wandb_link(Path(options.config).parent.name):
@@ -285,9 +285,9 @@ def _submit(options: argparse.Namespace) -> int:
     assert store is not None
     report = follow_start(submission, store)
     if report.has_failed:
-        write_stderr(f"raymill: {report.ending()}")
-        return report.code
-    write_stderr("\n".join(filter(None, [f"{report.status}: {report.why}", report.of_run()])))
+        write_stderr(f"raymill: {report.describe_outcome()}")
+        return report.exit_code
+    write_stderr("\n".join(filter(None, [f"{report.status}: {report.message}", report.format_run_status()])))
     return 0
 
 
@@ -388,7 +388,11 @@ def _status(options: argparse.Namespace) -> None:
     from jobs.commands.submit import find_submission
 
     report = query_job(*find_submission(options.id, address=options.address, store=options.store))
-    print("\n".join(filter(None, [report.status, "" if report.is_known else report.why, report.of_run()])))
+    print(
+        "\n".join(
+            filter(None, [report.status, "" if report.is_known_to_head else report.message, report.format_run_status()])
+        )
+    )
 
 
 def _logs(options: argparse.Namespace) -> int:
@@ -403,12 +407,12 @@ def _logs(options: argparse.Namespace) -> int:
     except (HeadUnreachable, ValueError) as error:
         log_error = str(error)
     report = query_job(submission, store)
-    if log_error and report.is_known:
+    if log_error and report.is_known_to_head:
         write_stderr(f"raymill: {log_error}")
     elif log_error:
-        report = replace(report, why=log_error)
-    write_stderr(f"raymill: {report.ending(is_log_shown=not log_error)}")
-    return report.code
+        report = replace(report, message=log_error)
+    write_stderr(f"raymill: {report.describe_outcome(is_log_shown=not log_error)}")
+    return report.exit_code
 
 
 def _stop(options: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def check(config: CompressConfig) -> None:
     """Raises ValueError for a field out of its range."""
     if config.text_bytes < 1:
         raise ValueError(f"text_bytes: {config.text_bytes} must be at least 1")
-    config.execution.worker.check("execution.worker", forms_group=False)
+    config.execution.worker.check("execution.worker", forms_process_group=False)
 
 
 def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None:

@@ -27,7 +27,7 @@ from cluster.machine import num_parallel_tasks
 from cluster.paths import list_files_with_sizes
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
-from cluster.user_program import load_program
+from cluster.user_program import load_function
 from data.cleaning.decontaminate import Decontaminate, check_files
 from data.cleaning.fairness import FAIRNESS, check_budget
 from data.cleaning.recipe import Step, check_metadata, check_steps, fairness_ledger, name_and_settings, pin_files
@@ -133,7 +133,7 @@ def check_first_records(config: CorpusConfig) -> None:
         if isinstance(rule, Decontaminate):
             check_files(rule, f"steps[{position}].{name}")
         if isinstance(rule, UserStep):
-            load_program(read_program(rule.function))
+            load_function(read_program(rule.function))
     check_fairness(config)
 
 

@@ -176,7 +176,7 @@ def check(config: EvaluateConfig) -> None:
             f"num_resamples: {config.num_resamples} must be at least 100, so that intervals are meaningful"
         )
     for name in ("generators", "scorers"):
-        getattr(config.execution, name).check(f"execution.{name}", forms_group=False)
+        getattr(config.execution, name).check(f"execution.{name}", forms_process_group=False)
 
 
 def _check_models(config: EvaluateConfig, where: str, names: Sequence[str]) -> None:

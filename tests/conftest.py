@@ -92,8 +92,10 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage's tasks as with `execution.workers: 0`: one after another in this process."""
-    in_this_process = cluster.tasks._in_this_process
-    monkeypatch.setattr(cluster.tasks, "_on_ray", lambda call, tasks, workers, label: in_this_process(call, tasks))
+    run_in_process = cluster.tasks._run_in_process
+    monkeypatch.setattr(
+        cluster.tasks, "_run_on_ray", lambda run_task, tasks, workers, label: run_in_process(run_task, tasks)
+    )
 
 
 @dataclass(frozen=True)

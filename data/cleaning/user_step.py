@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from cluster.user_program import Program, load_program
+from cluster.user_program import Program, load_function
 from data.cleaning.step import Outcome
 
 MAX_CONCURRENT = 64
@@ -68,7 +68,7 @@ def _function(name: str, sources: Sequence[tuple[str, str]]) -> Callable[[str], 
     modules: Mapping[str, str] = dict(sources)
     assert "" in modules, f"{name}: its source is set when a run starts"
     own = {at: text for at, text in modules.items() if at}
-    return load_program(Program(modules[""], path, function, own))
+    return load_function(Program(modules[""], path, function, own))
 
 
 def _call_all(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:

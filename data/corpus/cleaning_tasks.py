@@ -82,10 +82,10 @@ def clean_all(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int |
     return run_tasks(
         partial(clean_ranges, work=work),
         tasks,
-        returns=CleanedRanges,
+        result_type=CleanedRanges,
         workers=workers,
         label="corpus: read and clean",
-        answers=work.answers("clean"),
+        result_folder=work.result_folder("clean"),
     )
 
 

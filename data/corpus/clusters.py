@@ -34,7 +34,7 @@ from data.corpus.edges import EDGE, distinct, first_of_run, forest, large_star, 
 from data.corpus.links import components, links
 from data.corpus.minhash import band_hashes, digests, mixed, signatures
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 MAX_BUCKETS = 1024
 EDGES_AT_ONCE = 1 << 20
@@ -164,16 +164,16 @@ class _Phases:
         self.layout, self.workers = layout, workers
 
     def run(
-        self, name: str, function: Callable[..., Answer], number: int, returns: type[Answer], **arguments: Any
-    ) -> list[Answer]:
+        self, name: str, function: Callable[..., Result], number: int, result_type: type[Result], **arguments: Any
+    ) -> list[Result]:
         """`function` of every number below `number`, with the layout and these arguments."""
         return run_tasks(
             partial(function, layout=self.layout, **arguments),
             list(range(number)),
-            returns=returns,
+            result_type=result_type,
             workers=self.workers,
             label=f"near-duplicates: {name}",
-            answers=self.layout.folder / "answers" / name,
+            result_folder=self.layout.folder / "answers" / name,
         )
 
 

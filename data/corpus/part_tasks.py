@@ -22,7 +22,7 @@ from data.corpus.parts import WrittenPart, to_part, write_part
 from data.corpus.rows import ROW_SCHEMA, Drop, bytes_by_source, drop, kept_positions, kept_rows
 from data.corpus.work import CorpusWork
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ def write_parts(
     """Write every part of the chunks; a task takes several parts where there are fewer `partitions` than parts."""
     tasks = _partition(work.num_parts, partitions)
 
-    def over_parts(function: Callable[..., list[Answer]], returns: type[Answer], label: str) -> list[Answer]:
-        answers = run_tasks(
+    def over_parts(function: Callable[..., list[Result]], result_type: type[Result], label: str) -> list[Result]:
+        results = run_tasks(
             function,
             tasks,
-            returns=list[returns],
+            result_type=list[result_type],
             workers=workers,
             label=f"corpus: {label}",
-            answers=work.answers(label.replace(" ", "-")),
+            result_folder=work.result_folder(label.replace(" ", "-")),
         )
-        return [answer for partition in answers for answer in partition]
+        return [result for partition in results for result in partition]
 
     rule = work.near_duplicates
     if rule is None and mixture is None:

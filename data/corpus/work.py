@@ -10,7 +10,7 @@ from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_setting
 from data.document import Source
 
 _CUT = "cut.json"  # how the work was cut into tasks: without it nothing in the folder is trusted
-_ANSWERS = "answers"
+_RESULTS = "answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class CorpusWork:
 
     output: Storage
     folder: Storage
-    """For chunks, rows and answers; removed at the end."""
+    """Folder of chunks, rows and task results. Removed at the end."""
     sources: Sequence[Source]
     steps: Sequence[Step]
     num_parts: int
@@ -39,9 +39,9 @@ class CorpusWork:
         """For the search for near-duplicates."""
         return self.folder / "nodes"
 
-    def answers(self, name: str) -> Storage:
-        """For the answers of the tasks of one phase."""
-        return self.folder / _ANSWERS / name
+    def result_folder(self, name: str) -> Storage:
+        """Folder of the task results of one phase."""
+        return self.folder / _RESULTS / name
 
     def begin(self, cut: Any) -> None:
         """Remove what a killed run has left if its work was cut in another way. `cut`, which JSON can hold, says how,
@@ -53,7 +53,8 @@ class CorpusWork:
     def remove(self) -> None:
         """Remove the folder; first whatever would have the next run trust its files.
 
-        A kill in between must not leave an answer whose files are gone: its task would not be done again.
+        Results are removed before the files that they describe. A result whose files are gone would be trusted, and
+        its task would not run again.
         """
-        for name in (_CUT, _ANSWERS, ""):
+        for name in (_CUT, _RESULTS, ""):
             self.folder.remove(name)

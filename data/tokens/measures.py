@@ -111,10 +111,10 @@ def measure(
     parts = run_tasks(
         partial(_measure_part, corpus=corpus.storage, folder=folder),
         [_MeasureTask(corpus.digest, part, tokenizer, share) for part in corpus.parts],
-        returns=_PartMeasures,
+        result_type=_PartMeasures,
         workers=workers,
         label="vocabulary: measure",
-        answers=work / "measure",
+        result_folder=work / "measure",
     )
     used = np.zeros(load_encoder(folder.local()).get_vocab_size(), dtype=np.bool_)
     for part in parts:

@@ -110,10 +110,10 @@ def write_all(
     return run_tasks(
         partial(write_shards, output=output, work=work, corpus=corpus, manifests=manifests),
         tasks,
-        returns=SplitShards,
+        result_type=SplitShards,
         workers=workers,
         label="shards: tokenize",
-        answers=work,
+        result_folder=work,
     )
 
 

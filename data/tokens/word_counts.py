@@ -69,24 +69,24 @@ def count_sample(
 ) -> WordCounts:
     """The distinct words of the documents whose `split_position` is at least `first`, and their counts.
 
-    Answers and chunks are in `work`.
+    Task results and chunks are in `work`.
     """
     counted = run_tasks(
         partial(_count_part, corpus=corpus.storage, work=work, recipe=recipe),
         [_CountTask(corpus.digest, part, first) for part in corpus.parts],
-        returns=_CountedPart,
+        result_type=_CountedPart,
         workers=workers,
         label="vocabulary: count words",
-        answers=work / "count",
+        result_folder=work / "count",
     )
     files = [part.words for part in counted]
     merged = run_tasks(
         partial(_merge_bucket, work=work),
         [_MergeTask(corpus.digest, bucket, files) for bucket in range(_BUCKETS)],
-        returns=_MergedBucket,
+        result_type=_MergedBucket,
         workers=workers,
         label="vocabulary: add counts",
-        answers=work / "merge",
+        result_folder=work / "merge",
     )
     table = read_table(work, [bucket.words for bucket in merged], 0, _WORD_SCHEMA)
     return WordCounts(

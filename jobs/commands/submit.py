@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cluster import submission_status
 from cluster.progress import working
-from cluster.session import refuse_shadowed_packages
+from cluster.session import check_no_shadowed_packages
 from cluster.storage import Storage
 from cluster.submission import JobReport, Submission, SubmitResult, query_job, submit_once
 from cluster.user_cache import UserCache
@@ -42,7 +42,7 @@ def submit(
     the ids of the artifacts, so a changed data file makes another job. A job whose artifacts no longer exist is sent
     again. Raises ValueError, before anything is sent, with every mistake that shows on this machine.
     """
-    refuse_shadowed_packages()  # the folder of the shipped files is the workers' directory, as this one is here
+    check_no_shadowed_packages()  # the folder of the shipped files is the workers' directory, as this one is here
     pipeline = load(stage, config, overrides, store=store)
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
@@ -56,7 +56,7 @@ def submit(
             env={**pipeline.environment, **code_variables()},
             metadata={"raymill": version("raymill"), "store": pipeline.store.url},
             has_result=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
-            before_sending=lambda id: submission_status.note_sent(pipeline.store, id),
+            before_sending=lambda id: submission_status.record_submission(pipeline.store, id),
         )
     remembered = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}
     _remembered.put(result.submission.id, remembered)
@@ -81,7 +81,7 @@ def follow_start(submission: Submission, store: Storage) -> JobReport:
     with working(lambda: f"waiting for job {submission.id} to begin"):
         while True:
             report = query_job(submission, store)
-            is_running = report.run is not None and report.run.state == "running"
+            is_running = report.run_status is not None and report.run_status.state == "running"
             if report.has_ended or is_running or time.monotonic() > until:
                 return report
             time.sleep(_POLL_S)

@@ -16,7 +16,7 @@ from cluster.plain import to_plain
 from cluster.progress import working
 from cluster.resource_usage import ResourceUsage
 from cluster.signals import StoppedBySignal
-from cluster.stage_monitor import monitoring
+from cluster.stage_monitor import monitor_stage
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.wandb_mirror import mirror_to_wandb
@@ -138,7 +138,7 @@ def _explaining_failures(name: str) -> Iterator[None]:
 
     Raises ValueError for mistakes of the user, those found by a worker included, and WorkFailed for everything else.
     """
-    with monitoring(name):
+    with monitor_stage(name):
         try:
             yield
         except JobFailed:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.session import refuse_shadowed_packages
+from cluster.session import check_no_shadowed_packages
 from cluster.storage import Storage
 from cluster.wandb_mirror import wandb_mode
 from jobs.frame.artifact import open_artifact
@@ -83,7 +83,7 @@ def _set_environment(config: PipelineConfig) -> dict[str, str]:
 def find_errors(pipeline: Pipeline) -> list[str]:
     """Every mistake that shows without starting anything: in configs, in source files, and in finished inputs."""
     errors = list(pipeline.errors.values())
-    for check in (wandb_mode, refuse_shadowed_packages):
+    for check in (wandb_mode, check_no_shadowed_packages):
         try:
             check()
         except ValueError as error:

@@ -5,7 +5,7 @@ A program travels to the cluster as text, with the modules that it imports from 
 
 import ast
 
-from cluster.user_program import Program, split_name
+from cluster.user_program import Program, split_function_name
 from jobs.frame.sibling_modules import parse_source, read_siblings, read_source, sibling_path
 
 
@@ -50,7 +50,7 @@ def read_program(name: str) -> Program:
 
     Raises ValueError when a file cannot be read, or a module is neither beside the file nor installed.
     """
-    path, function = split_name(name)
+    path, function = split_function_name(name)
     return Program(read_source(path), path, function, read_siblings(path))
 
 

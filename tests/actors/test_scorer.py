@@ -7,7 +7,7 @@ import torch
 
 from actors.scorer import RewardModel, Sample, Verifier
 from cluster.storage import Storage
-from cluster.user_program import Program, load_program, split_name
+from cluster.user_program import Program, load_function, split_function_name
 from model.heads import ScalarHead
 from model.objectives import rewards
 
@@ -42,15 +42,15 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
 
 def test_a_source_without_the_function_is_refused() -> None:
     with pytest.raises(ValueError, match="v.py does not define 'width'"):
-        load_program(Program(SOURCE, "v.py", "width"))
+        load_function(Program(SOURCE, "v.py", "width"))
     with pytest.raises(ValueError, match="does not run: SyntaxError"):
-        load_program(Program("def", "v.py", "width"))
+        load_function(Program("def", "v.py", "width"))
 
 
 @pytest.mark.parametrize("name", ["verifier.py", "verifier:f", "dir/verifier.py:", "verifier.py:no-name"])
 def test_a_verifier_is_named_by_file_and_function(name: str) -> None:
     with pytest.raises(ValueError, match="must have the form"):
-        split_name(name)
+        split_function_name(name)
 
 
 def test_a_reward_model_scores_the_last_token_whatever_stands_beside_it(reward_folder) -> None:

@@ -92,8 +92,8 @@ def fake_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
 def monitor(fake_nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageMonitor]:
     """The monitor of a stage on the fake nodes, which polls when it is asked and not by itself."""
     monkeypatch.setattr(stage_monitor, "_POLL_INTERVAL_S", 3600.0)
-    monitor = StageMonitor("rlhf", own_node=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
-    monitor._remote.follow_nodes()
+    monitor = StageMonitor("rlhf", own_monitor=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
+    monitor._remote_monitors.update_nodes()
     monkeypatch.setattr(stage_monitor, "_current_monitor", monitor)
     yield monitor
     monitor.close()

@@ -35,8 +35,8 @@ def test_the_same_process_id_on_two_nodes_is_two_processes(fake_nodes: Any, moni
     report = f"The actor died unexpectedly before finishing this task.\n\tpid: {NO_PID}\n\tip: {second.ip}\n"
     said = explain(RayActorError(error_msg=report)).sentence
     assert said == f"rlhf: generator 2 on node b (pid {NO_PID}) was killed by signal 9 (SIGKILL)"
-    assert monitor.pop_death(pid=NO_PID, ip=second.ip, patience_s=0.0) is None
-    assert monitor.pop_death(pid=NO_PID, ip=first.ip, patience_s=0.0)
+    assert monitor.pop_death(pid=NO_PID, ip=second.ip, timeout_s=0.0) is None
+    assert monitor.pop_death(pid=NO_PID, ip=first.ip, timeout_s=0.0)
 
 
 def test_whose_exception_it_was_comes_with_it(monitor: StageMonitor) -> None:
@@ -60,7 +60,7 @@ def test_a_node_that_is_lost_is_reported_with_what_its_group_had_used(
     for gone in (lambda: setattr(fake_nodes.nodes["b"], "is_gone", True), lambda: fake_nodes.names.clear()):
         gone()
         monitor._poll()
-        monitor._remote.follow_nodes()
+        monitor._remote_monitors.update_nodes()
         said = explain(RayActorError(error_msg=report), role="generator", index=1).sentence
         assert said == f"rlhf: generator 1 on node b (pid {place.pid}) {used}"
     report = f"\tpid: {place.pid}\n\tip: {place.ip}\nThe actor died because its node has died. Node Id: 04d3"
@@ -96,12 +96,12 @@ def test_a_death_and_the_loss_of_a_node_are_told_of_another_node_of_a_real_clust
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     try:
         there = cluster.add_node(num_cpus=1, resources={"there": 1.0}, object_store_memory=100_000_000)
-        with connect(cluster.address), stage_monitor.monitoring("rlhf"):
+        with connect(cluster.address), stage_monitor.monitor_stage("rlhf"):
             actor: Any = start()
             pid: Any = ray.get(actor.pid.remote())
             place = wait_until_monitored(pid)
             assert place.ip == ray.util.get_node_ip_address()
-            monitors = stage_monitor.current_monitor()._remote  # pyright: ignore[reportOptionalMemberAccess]
+            monitors = stage_monitor.current_monitor()._remote_monitors  # pyright: ignore[reportOptionalMemberAccess]
             (remote,) = monitors._remotes.values()
             remote.monitor.end()  # another monitor is started, and it sees the death
             while remote in monitors._remotes.values() or not monitors.poll():

@@ -45,7 +45,7 @@ def test_what_cannot_be_is_refused(placement: Placement, message: str):
 def test_a_placement_that_can_be_passes():
     Placement().check("execution")
     Placement(workers=8, gpus_per_worker=1, backend="nccl").check("execution")
-    Placement(workers=8, gpus_per_worker=1).check("execution", forms_group=False)
+    Placement(workers=8, gpus_per_worker=1).check("execution", forms_process_group=False)
 
 
 def test_more_than_the_cluster_has_is_refused():

@@ -19,7 +19,7 @@ NO_PID = 2**22 + 1
 @pytest.fixture
 def monitors(fake_nodes: Any) -> RemoteMonitors:
     monitors = RemoteMonitors(fake_nodes)
-    monitors.follow_nodes()
+    monitors.update_nodes()
     return monitors
 
 
@@ -58,16 +58,16 @@ def test_a_monitor_that_is_gone_is_replaced_and_a_node_that_is_gone_is_forgotten
 ) -> None:
     fake_nodes.nodes["a"].is_gone = True
     monitors.poll()
-    monitors.follow_nodes()
+    monitors.update_nodes()
     place = fake_nodes.add_process("a", 1)
     assert sorted(fake_nodes.started) == ["a", "a", "b", "c"] and deaths(monitors) == [place]
     fake_nodes.names.remove("c")
-    monitors.follow_nodes()
+    monitors.update_nodes()
     assert len(monitors.poll()) == 2
     for _ in range(5):
         fake_nodes.nodes["b"].is_gone = True
         monitors.poll()
-        monitors.follow_nodes()
+        monitors.update_nodes()
     assert fake_nodes.started.count("b") == 3  # no more processes are spent on what always dies
 
 

@@ -26,7 +26,7 @@ class Failing:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.retry, "WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(cluster.retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
 
 
 @pytest.mark.usefixtures("impatient")

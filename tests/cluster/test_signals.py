@@ -14,7 +14,7 @@ import pytest
 PROGRAM = """
 import signal, subprocess, sys, time
 from cluster import signals
-from cluster.signals import keep_own_handlers, defer_signals, orderly_shutdown, received_signal, write_stderr
+from cluster.signals import restore_signal_handlers, defer_signals, orderly_shutdown, received_signal, write_stderr
 
 signals._SHUTDOWN_LIMIT_S, signals._DEFER_LIMIT_S = {order_s}, 1.0
 {before}
@@ -128,11 +128,13 @@ def test_a_signal_under_the_handler_of_a_library_is_ours_all_the_same() -> None:
     """ray.init's ends the process with the number of the signal as its exit code."""
     child = "sleeper = subprocess.Popen(['sleep', '600'])"
     set_handler = "signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))"
-    process = start(f"with keep_own_handlers():\n    {set_handler}\n    {WAIT}")
+    process = start(f"with restore_signal_handlers():\n    {set_handler}\n    {WAIT}")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
     # A closed terminal takes its processes with it, but not those that an orderly end needs.
-    process = start(f"with keep_own_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()")
+    process = start(
+        f"with restore_signal_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
+    )
     (sleeper,) = psutil.Process(process.pid).children()
     sleeper.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)

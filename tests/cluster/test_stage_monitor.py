@@ -18,7 +18,7 @@ def test_only_the_deaths_of_who_is_dismissed_are_forgotten(fake_nodes: Any, moni
     places = [fake_nodes.add_process(name, index) for index, name in enumerate("ab")]
     monitor._poll()
     monitor.ignore_exits("generator", 0)
-    death = monitor.pop_death(role="generator", patience_s=0.0)
+    death = monitor.pop_death(role="generator", timeout_s=0.0)
     assert death is not None and death.process == places[1]
 
 
@@ -46,7 +46,7 @@ def test_whatever_a_look_meets_the_next_one_comes_and_it_is_reported_once(
     monkeypatch.setattr(stage_monitor, "_POLL_INTERVAL_S", 0.01)
     caplog.set_level(logging.WARNING)
     fake_nodes.error = KeyError("whatever")
-    monitor = StageMonitor("rlhf", own_node=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
+    monitor = StageMonitor("rlhf", own_monitor=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
     time.sleep(0.5)
     assert (
         caplog.text.count("the processes could not be checked, the next check tries again: KeyError: 'whatever'") == 1

@@ -151,7 +151,7 @@ def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, m
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     written: list[str] = []
-    monkeypatch.setattr(Storage, "copy", lambda self, name, target, as_name: written.append(as_name))
+    monkeypatch.setattr(Storage, "copy", lambda self, name, target, target_name: written.append(target_name))
     Storage(str(tmp_path / "to")).put_folder(tmp_path, "model")
     assert written == ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
 

@@ -16,7 +16,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from cluster import submission as module
 from cluster.storage import Storage
 from cluster.submission import HeadUnreachable, Submission, job_client, query_job, send_when_agent_ready
-from cluster.submission_status import note_sent
+from cluster.submission_status import record_submission
 
 NO_AGENT = "Request failed with status code 500: No available agent to submit job, please try again later.."
 
@@ -107,7 +107,7 @@ def test_a_log_whose_stream_breaks_goes_on_where_it_was_and_says_so(
     assert "".join(Submission("a").logs()) == "".join(head.pieces)
     assert head.streams == 3
     assert caplog.text.count("the stream of the log broke (RuntimeError: WebSocket connection closed") == 2
-    assert (told := query_job(Submission("a"), None)).code == 0 and told.ending() == "job a succeeded"
+    assert (told := query_job(Submission("a"), None)).exit_code == 0 and told.describe_outcome() == "job a succeeded"
 
 
 def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Callable[[Head], Head]) -> None:
@@ -125,8 +125,8 @@ def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Ca
         ):
             list(Submission("a").logs())
         assert head.streams == 6
-    assert query_job(Submission("a"), None).ending() == "job a FAILED: Job is FAILED"
-    assert query_job(Submission("a"), None).code == 3
+    assert query_job(Submission("a"), None).describe_outcome() == "job a FAILED: Job is FAILED"
+    assert query_job(Submission("a"), None).exit_code == 3
 
 
 def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Callable[[Head], Head]) -> None:
@@ -178,10 +178,10 @@ def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
     for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
         with pytest.raises(HeadUnreachable, match=r"the cluster's head gives no answer \(RuntimeError: .* 500"):
             call()
-    note_sent(store, "a")
+    record_submission(store, "a")
     told = query_job(Submission("a"), store)
-    assert (told.status, told.code, told.is_known) == ("UNKNOWN", 1, False)
-    assert "status code 500" in told.ending() and "its run: sent, " in told.ending()
+    assert (told.status, told.exit_code, told.is_known_to_head) == ("UNKNOWN", 1, False)
+    assert "status code 500" in told.describe_outcome() and "its run: sent, " in told.describe_outcome()
 
 
 def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:

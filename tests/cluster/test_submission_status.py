@@ -13,7 +13,7 @@ from cluster import submission_status
 from cluster.progress import working
 from cluster.signals import StoppedBySignal
 from cluster.storage import Storage
-from cluster.submission_status import RunStatus, note_sent, read_status, reporting_status, require_same_store
+from cluster.submission_status import RunStatus, read_status, record_submission, reporting_status, require_same_store
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> None:
     with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
         require_same_store(store, "a")
-    note_sent(store, "a")
+    record_submission(store, "a")
     require_same_store(store, "a")
     assert str(entry(store)).startswith("sent, 0 s ago")
 

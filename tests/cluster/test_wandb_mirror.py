@@ -18,7 +18,7 @@ from cluster import wandb_mirror
 from cluster.session import connect
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from cluster.wandb_client import UnsentLines, read_history, require_reachable
+from cluster.wandb_client import UnsentLines, check_reachable, read_history
 from cluster.wandb_mirror import mirror_to_wandb, wandb_mode
 
 _spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).parents[1] / "wandb_server.py")
@@ -237,14 +237,14 @@ def test_a_server_without_a_way_to_it_is_reported_at_once(monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     closed = closed_port()
     with pytest.raises(OSError, match=rf"{closed} cannot be reached: .*refused"):
-        require_reachable(closed)
+        check_reachable(closed)
     with pytest.raises(OSError, match="https://no-such-host.invalid cannot be reached"):
-        require_reachable("https://no-such-host.invalid")
+        check_reachable("https://no-such-host.invalid")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    require_reachable(closed)  # the proxy's business
+    check_reachable(closed)  # the proxy's business
     with serving() as server:
         monkeypatch.delenv("http_proxy")
-        require_reachable(server.url)
+        check_reachable(server.url)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
-from cluster.submission_status import SUBMISSION_VARIABLE, note_sent, read_status
+from cluster.submission_status import SUBMISSION_VARIABLE, read_status, record_submission
 from jobs import cli
 from jobs.cli import main, parse
 from jobs.frame import binder, pipeline_run
@@ -163,7 +163,7 @@ def test_a_submitted_run_that_is_refused_reports_it_in_the_store(folder: Path, m
     assert main(["run", "corpus", "corpus.yaml", "--store", "runs"]) == 2  # not the store in which it was noted
     assert read_status(store, "corpus-ab") is None
     for config, words in (("corpus.yaml", "submitted by raymill 0.0.1"), ("no.yaml", "config 'no.yaml' is not a file")):
-        note_sent(store, "corpus-ab")
+        record_submission(store, "corpus-ab")
         monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", "0.0.1" if config == "corpus.yaml" else version("raymill"))
         assert main(["run", "corpus", config, "--store", "runs"]) == 2
         entry = read_status(store, "corpus-ab")
@@ -233,7 +233,7 @@ def test_a_submitted_run_outlives_the_folder_of_its_shipped_files(folder: Path, 
     """Ray unpacks them again when a node joins on the same machine."""
     store, package, seen = Storage("runs"), Path.cwd(), list[bool]()
     monkeypatch.setenv(SUBMISSION_VARIABLE, "corpus-ab")
-    note_sent(store, "corpus-ab")
+    record_submission(store, "corpus-ab")
 
     def run(*_: object, **__: object) -> list[Any]:
         (package / "corpus.yaml").unlink()

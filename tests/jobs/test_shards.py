@@ -254,10 +254,10 @@ def test_the_old_shards_are_copied_once(
     copied: list[str] = []
     really_copy = Storage.copy
 
-    def watched(self: Storage, name: str, target: Storage, as_name: str | None = None) -> None:
+    def watched(self: Storage, name: str, target: Storage, target_name: str | None = None) -> None:
         if target.url.startswith(new.url):  # what readers fetch into the node's cache is no copy of the artifact
             copied.append(f"{target.url.rpartition('/')[2]}/{name}")
-        really_copy(self, name, target, as_name)
+        really_copy(self, name, target, target_name)
 
     monkeypatch.setattr(Storage, "copy", watched)
     monkeypatch.setattr(data.tokens.shard_cache, "shard_cache", lambda: tmp_path / "cache")

@@ -279,7 +279,7 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
 
     def send() -> str:
         sent = submit("pipeline", CONFIG, [], store=None, address=None)
-        said.append(sent.how)
+        said.append(sent.outcome)
         return sent.submission.id
 
     first = send()

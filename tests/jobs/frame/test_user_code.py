@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cluster.user_program import Program, load_program
+from cluster.user_program import Program, load_function
 from jobs.frame.sibling_modules import read_siblings
 from jobs.frame.user_code import read_verifier, reject_file_lookups
 
@@ -72,14 +72,14 @@ def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatc
     program = read_verifier("checks/verifier.py:score")
     for name in FILES:
         (project / name).unlink()
-    first = load_program(program)
+    first = load_function(program)
     assert first("", "three words here", {}) == 2 * 3 + 5 + 10 + 100 + 1
 
     # Another program's module of the same name is another module.
     write(
         project, {"more/verifier.py": "import words\ndef score(p, r, x): return words.N\n", "more/words.py": "N = 7\n"}
     )
-    assert load_program(read_verifier("more/verifier.py:score"))("", "", {}) == 7
+    assert load_function(read_verifier("more/verifier.py:score"))("", "", {}) == 7
     assert first("", "three words here", {}) == 122
 
 
@@ -88,7 +88,7 @@ def test_the_modules_of_a_program_behind_a_url_are_read_too(project: Path) -> No
     for path, text in FILES.items():
         fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())
     assert list(read_siblings(f"{folder}/checks/verifier.py")) == SHIPPED
-    assert load_program(read_verifier(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
+    assert load_function(read_verifier(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_optional_or_installed_passes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"it.py": source})
     assert read_siblings("it.py") == {}
-    load_program(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
+    load_function(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
 
 
 def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Path) -> None:
