@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.storage import Storage
-from data.tokens.samples import Sample, document_samples, to_rows
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import load_encoder
+from data.tokens.training_rows import TrainingRow, document_rows, pad_rows
 from model.batch import Batch, batch_from_sequences, to_device
 from model.huggingface import load_hf_model
 from model.objectives import logprobs, nll_by_row
@@ -69,7 +69,7 @@ def score_text(
     windows = [
         (number, sample)
         for number, document in enumerate(documents)
-        for sample in document_samples(document.tokens, length, overlap=overlap)
+        for sample in document_rows(document.tokens, length, overlap=overlap)
     ]
     nats = np.zeros(len(documents))
     for batch_windows in _by_length(windows):
@@ -165,7 +165,7 @@ def vllm_sequence_logprobs(
     ]
 
 
-def _by_length(windows: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int, Sample]]]:
+def _by_length(windows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list[tuple[int, TrainingRow]]]:
     """Batches of windows of similar length, at most MAX_PASS_TOKENS padded positions each, the longest first."""
     pending = sorted(windows, key=lambda window: -len(window[1].tokens))
     while pending:
@@ -174,8 +174,8 @@ def _by_length(windows: Iterable[tuple[int, Sample]]) -> Iterator[list[tuple[int
         pending = pending[num_rows:]
 
 
-def _batch(samples: Sequence[Sample]) -> Batch:
+def _batch(samples: Sequence[TrainingRow]) -> Batch:
     """One window a row; causal attention alone keeps it apart from the padding on its right."""
-    rows = to_rows(samples, max(len(sample.tokens) for sample in samples) - 1)
+    rows = pad_rows(samples, max(len(sample.tokens) for sample in samples) - 1)
     input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in rows[:4])
     return Batch(input_ids, targets, loss_mask, positions, None)

@@ -238,10 +238,10 @@ def compare_encoding(folder: Path, rounds: int, num_bytes: int) -> list[str]:
     """Encoding and shard writing on one core against tiktoken on the same ranks, the faster of its two ways."""
     from cluster.storage import Storage
     from data.tokens.encode import TiktokenEncoder, fast_encoder
-    from data.tokens.learning import train_tokenizer
     from data.tokens.shard_format import ShardManifest
     from data.tokens.shard_writer import TextDocument, write_shard
     from data.tokens.tokenizer import save_tokenizer
+    from data.tokens.tokenizer_training import train_tokenizer
 
     texts = speed_documents(num_bytes)
     size = sum(len(text.encode()) for text in texts)

@@ -44,9 +44,9 @@ from cluster.storage import Storage
 from cluster.user_program import Program
 from data.chats.records import Chat
 from data.chats.template import RenderedChat, load_tokenizer, render
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from model.batch import Batch, batch_from_sequences
 from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens

@@ -126,17 +126,20 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
     """Raises ValueError when the shards are too small for one batch, belong to another tokenizer than `init`, or hold
     other sources than the mixture."""
     shards = inputs["shards"].storage
-    tokenizer = None if config.init is None else fingerprint(inputs["init"].model.local())
+    tokenizer_fingerprint = None if config.init is None else fingerprint(inputs["init"].model.local())
     reader = ShardReader(
-        shards / "train", sequence_length=config.sequence_length, mixture=config.mixture, tokenizer=tokenizer
+        shards / "train",
+        sequence_length=config.sequence_length,
+        mixture=config.mixture,
+        tokenizer_fingerprint=tokenizer_fingerprint,
     )
-    if reader.num_samples < config.global_batch_size:
+    if reader.num_rows < config.global_batch_size:
         raise ValueError(
-            f"global_batch_size: the shards hold {reader.num_samples} rows of "
+            f"global_batch_size: the shards hold {reader.num_rows} rows of "
             f"sequence_length={config.sequence_length}, fewer than one batch of {config.global_batch_size}; shorten "
             "either or add text"
         )
-    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
+    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_rows == 0:
         raise ValueError("shards: no validation text; raise validation_fraction of the shards")
 
 
@@ -236,7 +239,7 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """This rank's micro-batches of the validation samples, the same each time."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
-    each = max(1, min(config.validation_samples, reader.num_samples) // training.rank_context.world_size)
+    each = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)
     own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)
     size = config.execution.micro_batch_size
     for start in range(0, each, size):

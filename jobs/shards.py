@@ -14,7 +14,7 @@ from cluster.placement import TasksExecution
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.corpus.parts import read_part_records
-from data.tokens.growth import copy_generations, write_known
+from data.tokens.growth import copy_generations, write_excluded
 from data.tokens.shard_format import (
     MANIFEST,
     SPLITS,
@@ -26,7 +26,7 @@ from data.tokens.shard_format import (
     write_manifest,
 )
 from data.tokens.shard_reader import check_tokenizer
-from data.tokens.shard_tasks import PartOfCorpus, known_digest, shard_tasks, unchanged_shards, write_all
+from data.tokens.shard_tasks import PartOfCorpus, excluded_digest, run_shard_tasks, shard_tasks, unchanged_shards
 from data.tokens.shards_summary import ShardsSummary, summarize_shards
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
 from jobs.frame.artifact import WORK, Artifact, start_change
@@ -122,7 +122,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     if config.grow is not None:
         old = context.inputs["grow"].storage
         manifests = copy_generations(old, output, manifests)
-        known = write_known(old, output / WORK, corpus.storage)
+        known = write_excluded(old, output / WORK, corpus.storage)
     tasks = shard_tasks(
         [PartOfCorpus(part.name, part.digest) for part in read_part_records(corpus.storage)],
         manifests,
@@ -130,7 +130,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
         validation_fraction=config.validation_fraction,
     )
     unchanged = [unchanged_shards(task, finished) for task in tasks]
-    written = write_all(
+    written = run_shard_tasks(
         [task for task, shards in zip(tasks, unchanged, strict=True) if shards is None],
         output=output,
         work=output / WORK,
@@ -141,7 +141,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     following = iter(written)
     shards = [one if one is not None else next(following) for one in unchanged]
     generations = (
-        Generation(corpus=corpus_summary.content_digest, shards=of_split, known=known_digest(known))
+        Generation(corpus=corpus_summary.content_digest, shards=of_split, known=excluded_digest(known))
         for of_split in zip(*shards, strict=True)
     )
     manifests = SplitManifests(*map(_with_generation, manifests, generations))

@@ -19,10 +19,10 @@ from cluster.progress import working
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.tokens.documents import CorpusText
-from data.tokens.learning import learn_tokenizer
-from data.tokens.measures import TokenizerMeasures, VocabularySummary, measure
+from data.tokens.measures import TokenizerMeasures, VocabularySummary, measure_tokenizer
 from data.tokens.tokenizer import fingerprint, save_tokenizer
 from data.tokens.tokenizer_recipe import TokenizerRecipe
+from data.tokens.tokenizer_training import train_on_word_counts
 from data.tokens.word_counts import WordCounts, count_sample
 from jobs.frame.artifact import WORK
 from jobs.frame.fields import PREVIOUS, input_artifact
@@ -102,7 +102,7 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
     sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
     with working(f"learning {config.size:,} tokens from {len(sample.words):,} words"):
-        tokenizer = learn_tokenizer(sample.words, sample.counts, size=config.size, recipe=recipe_of(config))
+        tokenizer = train_on_word_counts(sample.words, sample.counts, size=config.size, recipe=recipe_of(config))
     _check_size(tokenizer, config, sample)
     with tempfile.TemporaryDirectory() as temporary:
         save_tokenizer(tokenizer, Path(temporary))
@@ -110,7 +110,7 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
         identity = fingerprint(Path(temporary))
     share = min(1.0, MEASURED_BYTES / num_bytes)
     folder = output / "tokenizer"
-    measures = measure(corpus, output / WORK, folder, tokenizer=identity, share=share, workers=workers)
+    measures = measure_tokenizer(corpus, output / WORK, folder, tokenizer=identity, share=share, workers=workers)
     _remove_work(output)
     summary = _summarize(config, identity, sample, measures)
     context.tracker.log(0, metrics(summary))
@@ -143,10 +143,10 @@ def _summarize(
         sampled_bytes=sample.sampled_bytes,
         bytes_per_token=measures.total.bytes_per_token,
         fertility=measures.total.fertility,
-        bytes_per_token_by_source={name: sizes.bytes_per_token for name, sizes in measures.source.items()},
-        fertility_by_source={name: sizes.fertility for name, sizes in measures.source.items()},
-        bytes_per_token_by_language={name: sizes.bytes_per_token for name, sizes in measures.language.items()},
-        fertility_by_language={name: sizes.fertility for name, sizes in measures.language.items()},
+        bytes_per_token_by_source={name: sizes.bytes_per_token for name, sizes in measures.by_source.items()},
+        fertility_by_source={name: sizes.fertility for name, sizes in measures.by_source.items()},
+        bytes_per_token_by_language={name: sizes.bytes_per_token for name, sizes in measures.by_language.items()},
+        fertility_by_language={name: sizes.fertility for name, sizes in measures.by_language.items()},
         measured_documents=measures.documents,
         unused_tokens=measures.unused_tokens,
         unknown_tokens=measures.unknown_tokens,

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.chats.template import RenderedChat
-from data.tokens.samples import PADDING_DOCUMENT, Rows
+from data.tokens.training_rows import PADDING_DOCUMENT, PaddedRows
 
-PackedRows = Rows
+PackedRows = PaddedRows
 """Chats packed side by side, as arrays with the fields of a training batch, [rows, T]."""
 
 _OPEN_ROWS = 64  # how many unfinished rows `pack_chats` looks through for room

@@ -29,7 +29,7 @@ class Subwords(NamedTuple):
     """In the order in which they apply."""
 
 
-def learn_subwords(
+def train_bpe(
     words: Sequence[str],
     counts: Sequence[int] | np.ndarray,
     *,

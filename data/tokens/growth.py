@@ -24,14 +24,14 @@ from data.tokens.shard_format import (
     read_manifest,
     shard_files,
 )
-from data.tokens.shard_reader import known_documents
+from data.tokens.shard_reader import sorted_document_keys
 from data.tokens.shard_writer import TextDocument
 
 _KNOWN = "known.bin"
 
 
 @dataclass(frozen=True)
-class KnownDocuments:
+class ExcludedDocuments:
     """The file of the sorted keys of the documents that are not added: those in older generations, and those that the
     corpus kept in place of one of them."""
 
@@ -93,12 +93,12 @@ def _link(source: str, target: str) -> bool:
 # Documents that are not added again.
 
 
-def write_known(old: Storage, work: Storage, corpus: Storage) -> KnownDocuments:
+def write_excluded(old: Storage, work: Storage, corpus: Storage) -> ExcludedDocuments:
     """Write the keys of the documents that are not added into `work`, for the tasks to search."""
-    keys = [known_documents(old / split, read_manifest(old / split)) for split in SPLITS]
+    keys = [sorted_document_keys(old / split, read_manifest(old / split)) for split in SPLITS]
     content = _with_kept_twins(np.unique(np.concatenate(keys)), corpus).astype("<u8").tobytes()
     work.write_bytes(_KNOWN, content)
-    return KnownDocuments(name=_KNOWN, sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content))
+    return ExcludedDocuments(name=_KNOWN, sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content))
 
 
 def _with_kept_twins(known: np.ndarray, corpus: Storage) -> np.ndarray:
@@ -127,8 +127,8 @@ def _kept_keys(corpus: Storage, name: str, known: np.ndarray) -> np.ndarray:
     return np.array(keys, dtype=np.uint64)
 
 
-def without_known(
-    documents: Sequence[TextDocument], work: Storage, known: KnownDocuments | None
+def without_excluded(
+    documents: Sequence[TextDocument], work: Storage, known: ExcludedDocuments | None
 ) -> Sequence[TextDocument]:
     """The documents that no older generation holds, under this id or another one."""
     if known is None:
@@ -147,6 +147,6 @@ def _is_known(ids: Sequence[str], known: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _known_keys(work: Storage, known: KnownDocuments) -> np.ndarray:
+def _known_keys(work: Storage, known: ExcludedDocuments) -> np.ndarray:
     file = local_file(work, known.name, sha256=known.sha256, num_bytes=known.num_bytes)
     return np.memmap(file, dtype="<u8", mode="r")

@@ -60,16 +60,16 @@ class _PartMeasures:
     """Unknown tokens."""
     used: str
     """Which tokens occur: one bit each, as hexadecimal digits."""
-    source: dict[str, TextSizes]
-    language: dict[str, TextSizes]
+    by_source: dict[str, TextSizes]
+    by_language: dict[str, TextSizes]
     """Of the documents whose metadata name a language."""
 
 
 @dataclass(frozen=True)
 class TokenizerMeasures:
     total: TextSizes
-    source: dict[str, TextSizes]
-    language: dict[str, TextSizes]
+    by_source: dict[str, TextSizes]
+    by_language: dict[str, TextSizes]
     documents: int
     unused_tokens: int
     """Tokens that never occur."""
@@ -104,7 +104,7 @@ class VocabularySummary:
     """Measured documents that do not come back from their tokens."""
 
 
-def measure(
+def measure_tokenizer(
     corpus: CorpusText, work: Storage, folder: Storage, *, tokenizer: str, share: float, workers: int | None
 ) -> TokenizerMeasures:
     """Measure the tokenizer in `folder`, which has this fingerprint, on about this share of a corpus."""
@@ -119,14 +119,14 @@ def measure(
     used = np.zeros(load_encoder(folder.local()).get_vocab_size(), dtype=np.bool_)
     for part in parts:
         used |= _unpacked(part.used, len(used))
-    by_source = _sum_by_name(part.source for part in parts)
+    by_source = _sum_by_name(part.by_source for part in parts)
     total = TextSizes()
     for sizes in by_source.values():
         total = total.plus(sizes)
     return TokenizerMeasures(
         total=total,
-        source=by_source,
-        language=_sum_by_name(part.language for part in parts),
+        by_source=by_source,
+        by_language=_sum_by_name(part.by_language for part in parts),
         documents=sum(part.documents for part in parts),
         unused_tokens=int(len(used) - used.sum()),
         unknown_tokens=sum(part.unknown for part in parts),
@@ -155,8 +155,8 @@ def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _P
         failures=num_failures,
         unknown=num_unknown,
         used=np.packbits(used).tobytes().hex(),
-        source=_sum_by_name(by_source),
-        language=_sum_by_name(by_language),
+        by_source=_sum_by_name(by_source),
+        by_language=_sum_by_name(by_language),
     )
 
 

@@ -76,7 +76,7 @@ PERIOD = 10_000
 fractions."""
 
 
-class SourceSample(NamedTuple):
+class SourceRow(NamedTuple):
     """A sample of one source."""
 
     source: str
@@ -107,11 +107,11 @@ class Mixture:
         for source, share in enumerate(self.shares):
             self._before[self._schedule == source] = np.arange(share)
 
-    def source_sample(self, index: int) -> SourceSample:
+    def source_row(self, index: int) -> SourceRow:
         """The source of the sample at a global index, and its number among that source's samples."""
         periods, position = divmod(index, len(self._schedule))
         source = int(self._schedule[position])
-        return SourceSample(self.sources[source], periods * self.shares[source] + int(self._before[position]))
+        return SourceRow(self.sources[source], periods * self.shares[source] + int(self._before[position]))
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

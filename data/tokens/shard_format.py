@@ -4,7 +4,7 @@ A split (train/, validation/) is a folder of shards and a manifest, which is wri
 
     manifest.json
     shard-00000.tokens.bin      S a … a S b … b S c … c S      little-endian token ids; S is between documents
-    shard-00000.documents.bin   one `DOCUMENT` record for each document, in the order of the stream
+    shard-00000.documents.bin   one `DOCUMENT_DTYPE` record for each document, in the order of the stream
 
 The separator S ends one document and begins the next: as a target it is the document's last token, as an input it is
 the next one's first. So every token is predicted exactly once, a document's first token from S alone, its end from all
@@ -32,7 +32,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 
-DOCUMENT = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
+DOCUMENT_DTYPE = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
 """Of one document: position of the separator before it, bytes of its text, `document_key` of its id, its source's
 position in the manifest's list."""
 
@@ -163,7 +163,7 @@ def shard_files(manifest: ShardManifest, info: ShardInfo) -> tuple[ShardFile, Sh
     num_bytes = info.num_tokens * manifest.dtype.itemsize
     return (
         ShardFile(f"{info.name}.tokens.bin", num_bytes, info.tokens_sha256),
-        ShardFile(f"{info.name}.documents.bin", info.num_documents * DOCUMENT.itemsize, info.documents_sha256),
+        ShardFile(f"{info.name}.documents.bin", info.num_documents * DOCUMENT_DTYPE.itemsize, info.documents_sha256),
     )
 
 

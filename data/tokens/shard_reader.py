@@ -1,4 +1,14 @@
-"""Reading shards: samples by their global index, and whole documents."""
+"""Reads shards: training rows by their index, and complete documents.
+
+Each range of a shard (all its documents of one source) is cut into training rows of T targets, where T is the sequence
+length. The last row of a range may be shorter. Two numbers identify a row:
+
+- The row number counts the rows of a split in the order in which they are stored: shard by shard, range by range.
+- The index counts rows in the order in which they are trained on, over all epochs. `ShardReader.row_numbers` maps
+  indices to row numbers.
+
+A source is a data set of the corpus, such as "web" or "books".
+"""
 
 import difflib
 import threading
@@ -13,10 +23,9 @@ import numpy as np
 
 from cluster.storage import Storage
 from data.tokens.order import Mixture, epoch_order
-from data.tokens.samples import Rows, Sample, to_rows
 from data.tokens.shard_cache import local_file
 from data.tokens.shard_format import (
-    DOCUMENT,
+    DOCUMENT_DTYPE,
     ShardInfo,
     ShardManifest,
     SourceRange,
@@ -24,28 +33,39 @@ from data.tokens.shard_format import (
     read_manifest,
     shard_files,
 )
+from data.tokens.training_rows import PaddedRows, TrainingRow, pad_rows
 
-_OPEN_SHARDS = 64  # shards that a reader keeps mapped, two files each
-_FETCHERS = 4  # threads that read ahead
+_MAX_OPEN_SHARDS = 64  # shards that a reader keeps memory-mapped; each shard has two files
+_READ_AHEAD_THREADS = 4
 
 
 class StoredDocument(NamedTuple):
-    """A whole document from a shard."""
+    """A complete document from a shard."""
 
     tokens: np.ndarray
-    """[n + 2] int64: separator, the document's n tokens, separator."""
+    """The separator, the document's n tokens and the separator again, int64 [n + 2]."""
     num_bytes: int
-    """Bytes of its text."""
+    """Size of the document's text in bytes."""
     source: str
     key: int
-    """`document_key` of its id."""
+    """Hash of the document's id (`document_key`)."""
+
+
+class _SourceRows(NamedTuple):
+    """Where the rows of one source are."""
+
+    range_indices: np.ndarray
+    """Positions of the source's ranges in `ShardReader._ranges`, in ascending order."""
+    range_ends: np.ndarray
+    """For each of these ranges, the number of the source's rows in it and in the ranges before it."""
 
 
 class ShardReader:
-    """Samples of a split by global index. Cheap to create: a shard is opened and verified when it is first read.
+    """Reads the training rows of a split by index, and its documents.
 
-    The files are mapped, not loaded; the most recently used `_OPEN_SHARDS` shards stay mapped. Those of a remote split
-    are fetched whole to the local disk, which must have room for the split.
+    Creating a reader is cheap, because a shard is opened and verified only when it is first read. Shard files are
+    memory-mapped; the `_MAX_OPEN_SHARDS` most recently used shards stay mapped. The shard files of a remote split are
+    copied to the local disk, which must have room for the entire split.
     """
 
     def __init__(
@@ -55,93 +75,108 @@ class ShardReader:
         sequence_length: int,
         seed: int = 0,
         mixture: Mapping[str, float] | None = None,
-        tokenizer: str | None = None,
+        tokenizer_fingerprint: str | None = None,
     ) -> None:
-        """`mixture` gives every source of the split a weight, its share of the targets that are read (a source whose
-        rows are shorter, as the last row of every range may be, gets more rows); without a mixture the sources have
-        their natural shares. `tokenizer` is the fingerprint that the shards must have been made with.
+        """Open the split for reading rows of `sequence_length` targets in an order that depends on `seed`.
 
-        Raises ValueError for a missing or foreign manifest, another tokenizer, or weights of other sources.
+        `mixture` maps every source of the split to a weight: the source's share of the targets that are read. Without
+        a mixture, every row is read once in each epoch. With `tokenizer_fingerprint`, the shards must have been made
+        with the tokenizer that has this fingerprint.
+
+        Raises ValueError if the manifest is missing or has another format version, if the tokenizers differ, or if the
+        mixture does not name exactly the sources of the split.
         """
         if sequence_length < 1:
             raise ValueError(f"sequence_length: {sequence_length} must be at least 1")
         self.split, self.sequence_length, self.seed = split, sequence_length, seed
         self.manifest = read_manifest(split)
-        if tokenizer is not None:
-            check_tokenizer(split, self.manifest, tokenizer)
-        ranges = [(shard, part) for shard, info in enumerate(self.manifest.shards) for part in info.source_ranges]
-        self._ranges: list[tuple[int, SourceRange]] = ranges
-        self._windows = np.array([-(-part.num_targets // sequence_length) for _, part in ranges], dtype=np.int64)
-        self._ends = np.cumsum(self._windows)
+        if tokenizer_fingerprint is not None:
+            check_tokenizer(split, self.manifest, tokenizer_fingerprint)
+        self._ranges: list[tuple[int, SourceRange]] = [
+            (shard_index, source_range)
+            for shard_index, info in enumerate(self.manifest.shards)
+            for source_range in info.source_ranges
+        ]
+        """(index of the shard in the manifest, range) of every range, in the order in which ranges are stored."""
+        self._rows_per_range = np.array(
+            [-(-source_range.num_targets // sequence_length) for _, source_range in self._ranges], dtype=np.int64
+        )
+        self._range_ends = np.cumsum(self._rows_per_range)
+        """For each range, the number of the first row after it."""
         self._mixture = None
         if mixture is not None:
             _check_sources(split, self.manifest, mixture)
+            # A source whose rows have fewer targets gets more rows, so that its weight is a share of the targets.
             self._mixture = Mixture(mixture, targets_per_row=self._targets_per_row(mixture))
-        self._opened: OrderedDict[int, _Shard] = OrderedDict()
+        self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
+        """The memory-mapped shards by their index in the manifest; the most recently used shard is last."""
         self._verified: set[str] = set()
+        """Names of the files whose checksum was verified."""
         self._lock = threading.Lock()
-        self._opening = [threading.Lock() for _ in self.manifest.shards]
+        self._opening_locks = [threading.Lock() for _ in self.manifest.shards]
 
     @property
-    def num_samples(self) -> int:
-        """Samples of one epoch of the sources that are read, which hold each of their targets exactly once."""
-        return sum(self.samples_by_source.values())
+    def num_rows(self) -> int:
+        """Number of rows in one epoch. An epoch has every target of the sources with a weight exactly once."""
+        return sum(self.rows_by_source.values())
 
     @cached_property
-    def samples_by_source(self) -> dict[str, int]:
-        """Samples of one epoch of each source that is read."""
+    def rows_by_source(self) -> dict[str, int]:
+        """Number of rows in one epoch of each source. Sources without a weight are left out."""
         sources = self.manifest.sources if self._mixture is None else self._mixture.sources
-        return {name: self._num_windows(name) for name in sources}
+        return {name: self._num_source_rows(name) for name in sources}
 
-    def order(self, indices: Iterable[int]) -> np.ndarray:
-        """Positions in the stream of windows of the samples at global indices 0, 1, 2, … over all epochs.
+    def row_numbers(self, indices: Iterable[int]) -> np.ndarray:
+        """Return the row numbers of the rows at these indices (0, 1, 2, … over all epochs), as int64.
 
-        Without a mixture each epoch is a permutation of all samples. With one, the mixture assigns an index to a
-        source, whose samples come in permutations: none is repeated before all were read.
+        Without a mixture, each epoch is a random permutation of all rows. With a mixture, each index belongs to a
+        source. The rows of a source are read in random permutations, so no row is repeated before all rows of its
+        source were read.
         """
         key = f"{self.manifest.digest}:{self.sequence_length}"
         if self._mixture is None:
-            return epoch_order(indices, self.num_samples, seed=self.seed, key=key)
-        positions: list[int] = []
+            return epoch_order(indices, self.num_rows, seed=self.seed, key=key)
+        row_numbers: list[int] = []
         for index in indices:
-            source, number = self._mixture.source_sample(index)
-            size = self.samples_by_source[source]
-            (window,) = epoch_order([number], size, seed=self.seed, key=f"{key}:{source}")
-            positions.append(self._position(source, int(window)))
-        return np.array(positions, dtype=np.int64)
+            source, index_in_source = self._mixture.source_row(index)
+            num_rows = self.rows_by_source[source]
+            (row_in_source,) = epoch_order([index_in_source], num_rows, seed=self.seed, key=f"{key}:{source}")
+            row_numbers.append(self._row_number(source, int(row_in_source)))
+        return np.array(row_numbers, dtype=np.int64)
 
-    def sample(self, index: int) -> Sample:
-        """The sample at a global index; without a mixture, index // num_samples is its epoch."""
-        return self._window(int(self.order([index])[0]))
+    def row(self, index: int) -> TrainingRow:
+        """Return the row at an index. Without a mixture, the index belongs to epoch `index // num_rows`."""
+        return self._read_row(int(self.row_numbers([index])[0]))
 
-    def rows(self, indices: Iterable[int]) -> Rows:
-        """The samples at global indices as arrays [B, T]."""
-        return to_rows([self._window(int(position)) for position in self.order(indices)], self.sequence_length)
+    def rows(self, indices: Iterable[int]) -> PaddedRows:
+        """Return the rows at these indices as arrays [B, T]."""
+        return pad_rows([self._read_row(int(number)) for number in self.row_numbers(indices)], self.sequence_length)
 
-    def read_ahead(self, steps: Iterable[Iterable[int]], *, num_steps: int = 2) -> Iterator[Rows]:
-        """`rows` of each item of `steps`, read by other threads up to `num_steps` before the caller takes them.
+    def read_ahead(self, batches: Iterable[Iterable[int]], *, num_batches: int = 2) -> Iterator[PaddedRows]:
+        """Yield `rows(indices)` for the indices of every batch.
 
-        So the shards of coming steps are already being fetched from object storage.
+        Threads read up to `num_batches` batches before the caller asks for them. So the shards of the next batches are
+        downloaded from object storage while the model trains on the current batch.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps: {num_steps} must be at least 1")
-        waiting: deque[Future[Rows]] = deque()
-        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="read-ahead") as threads:
-            for indices in steps:
-                waiting.append(threads.submit(self.rows, indices))
-                if len(waiting) > num_steps:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        if num_batches < 1:
+            raise ValueError(f"num_batches: {num_batches} must be at least 1")
+        pending: deque[Future[PaddedRows]] = deque()
+        with ThreadPoolExecutor(_READ_AHEAD_THREADS, thread_name_prefix="read-ahead") as threads:
+            for indices in batches:
+                pending.append(threads.submit(self.rows, indices))
+                if len(pending) > num_batches:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
     def documents(self) -> Iterator[StoredDocument]:
-        """Every document of the split, whole, in the order of the shards."""
-        for number, info in enumerate(self.manifest.shards):
+        """Yield every document of the split, in the order in which the documents are stored."""
+        for shard_index, info in enumerate(self.manifest.shards):
             if not info.num_documents:
                 continue
-            shard = self._shard(number)
-            ends = np.append(shard.starts[1:], info.num_tokens - 1)
-            for record, start, end in zip(shard.documents, shard.starts, ends, strict=True):
+            shard = self._shard(shard_index)
+            ends = np.append(shard.document_starts[1:], info.num_tokens - 1)
+            for record, start, end in zip(shard.documents, shard.document_starts, ends, strict=True):
                 yield StoredDocument(
                     tokens=shard.tokens[start : end + 1].astype(np.int64),
                     num_bytes=int(record["num_bytes"]),
@@ -150,89 +185,104 @@ class ShardReader:
                 )
 
     def _targets_per_row(self, mixture: Mapping[str, float]) -> dict[str, Fraction]:
-        """Mean number of targets in the rows of each source that has a weight."""
+        """Return the mean number of targets in a row, for each source that has a weight above 0."""
         targets = self.manifest.targets_by_source
-        return {name: Fraction(targets[name], self._num_windows(name)) for name in mixture if mixture[name]}
+        return {name: Fraction(targets[name], self._num_source_rows(name)) for name in mixture if mixture[name]}
 
-    def _num_windows(self, source: str) -> int:
-        return int(self._windows[self._ranges_of(source)].sum())
+    def _num_source_rows(self, source: str) -> int:
+        return int(self._rows_per_range[self._range_indices(source)].sum())
 
-    def _ranges_of(self, source: str) -> np.ndarray:
-        """Positions in `_ranges` of a source's ranges."""
-        number = self.manifest.sources.index(source)
-        return np.array([n for n, (_, part) in enumerate(self._ranges) if part.source == number], dtype=np.int64)
+    def _range_indices(self, source: str) -> np.ndarray:
+        """Return the positions of a source's ranges in `_ranges`."""
+        source_index = self.manifest.sources.index(source)
+        return np.array(
+            [index for index, (_, source_range) in enumerate(self._ranges) if source_range.source == source_index],
+            dtype=np.int64,
+        )
 
     @cached_property
-    def _source_ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Of each source, its ranges and the running number of its samples at the end of each."""
-        ranges_of = {source: self._ranges_of(source) for source in self.samples_by_source}
-        return {source: (ranges, np.cumsum(self._windows[ranges])) for source, ranges in ranges_of.items()}
+    def _rows_of_sources(self) -> dict[str, _SourceRows]:
+        """For each source that is read, where its rows are."""
+        range_indices = {source: self._range_indices(source) for source in self.rows_by_source}
+        return {
+            source: _SourceRows(indices, np.cumsum(self._rows_per_range[indices]))
+            for source, indices in range_indices.items()
+        }
 
-    def _position(self, source: str, window: int) -> int:
-        """The position in the stream of all windows of one of a source's, by its number among them."""
-        ranges, ends = self._source_ends[source]
-        number = int(np.searchsorted(ends, window, side="right"))
-        return int(self._ends[ranges[number]] - (ends[number] - window))
+    def _row_number(self, source: str, row_in_source: int) -> int:
+        """Return the number, in the split, of a row that is given by its number among the rows of its source."""
+        range_indices, ends_in_source = self._rows_of_sources[source]
+        position = int(np.searchsorted(ends_in_source, row_in_source, side="right"))
+        rows_to_range_end = ends_in_source[position] - row_in_source
+        return int(self._range_ends[range_indices[position]] - rows_to_range_end)
 
-    def _window(self, position: int) -> Sample:
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        shard_number, source_range = self._ranges[number]
-        shard = self._shard(shard_number)
-        before = int(self._ends[number] - self._windows[number])
-        first = source_range.first + (position - before) * self.sequence_length
+    def _read_row(self, row_number: int) -> TrainingRow:
+        range_index = int(np.searchsorted(self._range_ends, row_number, side="right"))
+        shard_index, source_range = self._ranges[range_index]
+        shard = self._shard(shard_index)
+        first_row_of_range = int(self._range_ends[range_index] - self._rows_per_range[range_index])
+        first = source_range.first + (row_number - first_row_of_range) * self.sequence_length
         last = min(first + self.sequence_length, source_range.first + source_range.num_targets)
-        low, high = np.searchsorted(shard.starts, [first, last])
-        return Sample(shard.tokens[first : last + 1].astype(np.int64), shard.starts[low:high] - first)
+        low, high = np.searchsorted(shard.document_starts, [first, last])
+        return TrainingRow(shard.tokens[first : last + 1].astype(np.int64), shard.document_starts[low:high] - first)
 
-    def _shard(self, number: int) -> "_Shard":
-        """A shard's files, mapped; of several threads that ask for it, one opens it."""
-        with self._opening[number]:
+    def _shard(self, shard_index: int) -> "_Shard":
+        """Return the memory-mapped files of a shard. If several threads ask for the shard, only one opens it."""
+        with self._opening_locks[shard_index]:
             with self._lock:
-                if shard := self._opened.get(number):
-                    self._opened.move_to_end(number)
+                if shard := self._open_shards.get(shard_index):
+                    self._open_shards.move_to_end(shard_index)
                     return shard
-            shard = _open_shard(self.split, self.manifest, number, self._verified)
+            shard = _open_shard(self.split, self.manifest, shard_index, self._verified)
             with self._lock:
-                self._opened[number] = shard
-                if len(self._opened) > _OPEN_SHARDS:
-                    self._opened.popitem(last=False)
+                self._open_shards[shard_index] = shard
+                if len(self._open_shards) > _MAX_OPEN_SHARDS:
+                    self._open_shards.popitem(last=False)
             return shard
 
 
 def _check_sources(split: Storage, manifest: ShardManifest, mixture: Mapping[str, float]) -> None:
-    """Raise ValueError unless the weights name exactly the sources of the split."""
+    """Raise ValueError unless the mixture names exactly the sources that have text in the split.
+
+    A source of the corpus that has no text in this split may be named with the weight 0.
+    """
     present = {name for name, num_targets in manifest.targets_by_source.items() if num_targets}
     for name, weight in mixture.items():
         if name not in present and (weight or name not in manifest.sources):
             near = difflib.get_close_matches(name, manifest.sources, n=1)
             hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
             raise ValueError(
-                f"mixture: {split.url} holds no text of source {name!r}{hint} (present: {', '.join(sorted(present))})"
+                f"mixture: {split.url} has no text of source {name!r}{hint} (its sources: {', '.join(sorted(present))})"
             )
     if missing := sorted(present - mixture.keys()):
-        raise ValueError(f"mixture: source {missing[0]!r} has no weight; give it one, 0 to leave it out")
-
-
-def check_tokenizer(split: Storage, manifest: ShardManifest, tokenizer: str) -> None:
-    """Raise ValueError when the shards were made with another tokenizer than the one with this fingerprint."""
-    if manifest.tokenizer != tokenizer:
         raise ValueError(
-            f"{split.url}: these shards were made with tokenizer {manifest.tokenizer}, not {tokenizer}; "
-            "make them again with the model's tokenizer, or take the model that belongs to them"
+            f"mixture: source {missing[0]!r} has no weight; add one for it, or set it to 0 to leave the source out"
+        )
+
+
+def check_tokenizer(split: Storage, manifest: ShardManifest, fingerprint: str) -> None:
+    """Raise ValueError unless the shards were made with the tokenizer that has this fingerprint."""
+    if manifest.tokenizer != fingerprint:
+        raise ValueError(
+            f"{split.url}: these shards were made with tokenizer {manifest.tokenizer}, not with tokenizer "
+            f"{fingerprint} (both are fingerprints); make the shards again with the second tokenizer, or use the "
+            "tokenizer or model that the shards were made for"
         )
 
 
 class _Shard(NamedTuple):
+    """The files of an open shard."""
+
     tokens: np.ndarray
-    """[num_tokens], mapped from disk."""
+    """The token ids, memory-mapped, [num_tokens]."""
     documents: np.ndarray
-    """[num_documents] of `DOCUMENT`, mapped from disk."""
-    starts: np.ndarray
-    """[num_documents] int64, the column of `documents` that is searched, in memory."""
+    """The document table, memory-mapped: `DOCUMENT_DTYPE` [num_documents]."""
+    document_starts: np.ndarray
+    """The column `start` of `documents`, int64 [num_documents]. It is in memory because every row searches it."""
 
 
-def _open_shard(split: Storage, manifest: ShardManifest, number: int, verified: set[str]) -> _Shard:
-    info = manifest.shards[number]
+def _open_shard(split: Storage, manifest: ShardManifest, shard_index: int, verified: set[str]) -> _Shard:
+    info = manifest.shards[shard_index]
     tokens_file, _ = shard_files(manifest, info)
     tokens = local_file(split, **tokens_file._asdict(), verified=verified)
     documents = _open_documents(split, manifest, info, verified)
@@ -243,29 +293,33 @@ def _open_shard(split: Storage, manifest: ShardManifest, number: int, verified: 
 def _open_documents(
     split: Storage, manifest: ShardManifest, info: ShardInfo, verified: set[str] | None = None
 ) -> np.ndarray:
-    """The document table of a shard with documents, mapped."""
+    """Return the memory-mapped document table of a shard. The shard must have at least one document."""
     _, table_file = shard_files(manifest, info)
-    return np.memmap(local_file(split, **table_file._asdict(), verified=verified), dtype=DOCUMENT, mode="r")
+    return np.memmap(local_file(split, **table_file._asdict(), verified=verified), dtype=DOCUMENT_DTYPE, mode="r")
 
 
-def known_documents(split: Storage, manifest: ShardManifest) -> np.ndarray:
-    """Sorted uint64 keys of every document in a split."""
+def sorted_document_keys(split: Storage, manifest: ShardManifest) -> np.ndarray:
+    """Return the keys of all documents in a split, sorted, as uint64."""
     keys = [np.array(_open_documents(split, manifest, info)["id"]) for info in manifest.shards if info.num_documents]
     return np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.uint64)
 
 
 class DocumentPosition(NamedTuple):
-    """Where a document is in the shards."""
+    """Where a document is in the shards of a split."""
 
     shard: str
+    """Name of the shard."""
     first: int
-    """Position in the shard's stream of its first token, after the separator."""
+    """Position of the document's first token in the shard's stream. The separator is before this position."""
     num_tokens: int
-    """Tokens of its text, without a separator."""
+    """Number of tokens of the document's text, without separators."""
 
 
 def find_document(split: Storage, manifest: ShardManifest, document_id: str) -> DocumentPosition | None:
-    """Where the document with this id is in a split, or None. Reads the document tables only."""
+    """Return where the document with this id is in a split, or None if it is not in the split.
+
+    Only the document tables are read.
+    """
     key = np.uint64(document_key(document_id))
     for info in manifest.shards:
         if not info.num_documents:
@@ -273,7 +327,7 @@ def find_document(split: Storage, manifest: ShardManifest, document_id: str) -> 
         documents = _open_documents(split, manifest, info)
         for number in np.flatnonzero(documents["id"] == key)[:1]:
             start = int(documents["start"][number])
-            last = number + 1 == len(documents)
-            end = info.num_tokens - 1 if last else int(documents["start"][number + 1])
+            is_last = number + 1 == len(documents)
+            end = info.num_tokens - 1 if is_last else int(documents["start"][number + 1])
             return DocumentPosition(info.name, start + 1, end - start - 1)
     return None

@@ -12,7 +12,7 @@ from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.tokens.documents import split_position
 from data.tokens.encode import fast_encoder
-from data.tokens.growth import KnownDocuments, without_known
+from data.tokens.growth import ExcludedDocuments, without_excluded
 from data.tokens.shard_format import SPLITS, ShardInfo, SplitManifests
 from data.tokens.shard_writer import ShardWriter, TextDocument
 
@@ -23,7 +23,7 @@ _BATCH_DOCUMENTS = 256
 class ShardTask:
     """A part to tokenize, with all that its shards' bytes depend on: then a killed run's answer is the answer."""
 
-    known: KnownDocuments | None
+    known: ExcludedDocuments | None
     validation_fraction: float
     tokenizer: str
     """Its fingerprint."""
@@ -55,7 +55,7 @@ def shard_tasks(
     parts: Sequence[PartOfCorpus],
     manifests: SplitManifests,
     *,
-    known: KnownDocuments | None,
+    known: ExcludedDocuments | None,
     validation_fraction: float,
 ) -> list[ShardTask]:
     """A task for each part. Its shards are numbered after those that the manifests hold."""
@@ -85,19 +85,19 @@ def unchanged_shards(task: ShardTask, finished: SplitManifests | None) -> SplitS
         newest = manifest.generations[-1]
         if (manifest.tokenizer, manifest.sources) != (task.tokenizer, task.sources):
             return None
-        if newest.known != known_digest(task.known):
+        if newest.known != excluded_digest(task.known):
             return None
         wanted = (task.name, task.part, task.digest)
         shards += [shard for shard in newest.shards if (shard.name, shard.part, shard.part_digest) == wanted]
     return SplitShards(*shards) if len(shards) == len(SPLITS) else None
 
 
-def known_digest(known: KnownDocuments | None) -> str:
+def excluded_digest(known: ExcludedDocuments | None) -> str:
     """What a generation says of the documents that were not added to it (`Generation.known`)."""
     return known.sha256 if known else ""
 
 
-def write_all(
+def run_shard_tasks(
     tasks: Sequence[ShardTask],
     *,
     output: Storage,
@@ -128,7 +128,7 @@ def write_shards(
         writers = [ShardWriter(manifest, encoder) for manifest in manifests]
         for batch in chain([first], batches):
             train, validation = [], []
-            for document in without_known(batch, work, task.known):
+            for document in without_excluded(batch, work, task.known):
                 is_held_out = split_position(document.id) < task.validation_fraction
                 (validation if is_held_out else train).append(document)
             for writer, documents in zip(writers, (train, validation), strict=True):

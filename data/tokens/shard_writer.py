@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.storage import Storage
 from data.tokens.encode import Encoder
-from data.tokens.shard_format import DOCUMENT, ShardInfo, ShardManifest, SourceRange, document_key
+from data.tokens.shard_format import DOCUMENT_DTYPE, ShardInfo, ShardManifest, SourceRange, document_key
 
 _ENCODE_DOCUMENTS = 256  # documents that the encoder gets at once
 
@@ -51,7 +51,7 @@ class ShardWriter:
         """Write the shard of everything that was added; `part` is what the documents came from."""
         separator = np.array([self.manifest.separator], dtype=self.manifest.dtype)
         documents = [(source, document) for source, of_source in enumerate(self._written) for document in of_source]
-        table = np.zeros(len(documents), dtype=DOCUMENT)
+        table = np.zeros(len(documents), dtype=DOCUMENT_DTYPE)
         ends = np.cumsum([len(written.tokens) + 1 for _, written in documents], dtype=np.int64)
         table["start"][1:] = ends[:-1]
         table["num_bytes"] = [written.num_bytes for _, written in documents]

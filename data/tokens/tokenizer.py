@@ -4,7 +4,7 @@ Two tokens end something, and they differ. `<|endoftext|>` is between documents:
 eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat
 model's the second (`base_special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
 
-Every kind is learned from counted words (`count_words`, `learn_tokenizer`).
+Every kind is learned from counted words (`count_words`, `train_on_word_counts`).
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from data.tokens.tokenizer_recipe import SPECIAL_TOKENS, UNKNOWN, TokenizerRecip
 _MAX_LINE_BYTES = 4192  # of sentencepiece: a longer line is left out
 
 
-def learn_unigram(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.Unigram:
+def train_unigram(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.Unigram:
     """A unigram language model (Kudo 2018), learned by sentencepiece."""
     import sentencepiece
 

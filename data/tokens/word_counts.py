@@ -19,8 +19,8 @@ from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.chunk_files import read_table, write_tables
 from data.tokens.documents import CorpusText, read_documents
-from data.tokens.learning import count_words
 from data.tokens.tokenizer_recipe import TokenizerRecipe
+from data.tokens.tokenizer_training import count_words
 
 _BUCKETS = 16  # that a part's words are in, by hash, so that tasks can merge them side by side
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])

@@ -6,13 +6,13 @@ from itertools import accumulate
 
 from tokenizers import models
 
-from data.tokens.bpe import learn_subwords
+from data.tokens.bpe import train_bpe
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 
 _MAX_WORD_CHARACTERS = 100  # of WordPiece: a longer word is unknown (the default of BERT)
 
 
-def learn_wordpiece(
+def train_wordpiece(
     words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe
 ) -> models.WordPiece:
     """WordPiece as `tokenizers` learns it, by byte-pair merges of characters; encoding takes the longest token first.
@@ -25,7 +25,7 @@ def learn_wordpiece(
         for word, count in zip(words, counts, strict=True)
         if len(word) <= _MAX_WORD_CHARACTERS and known.issuperset(word)
     ]
-    subwords = learn_subwords(
+    subwords = train_bpe(
         [word for word, _ in chosen],
         [count for _, count in chosen],
         size=size,

@@ -18,8 +18,8 @@ from cluster.heartbeat import send_heartbeat, stop_requested
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from cluster.worker_group import StoppedOnRequest
-from data.tokens.samples import Rows
 from data.tokens.tokenizer import TokenIds
+from data.tokens.training_rows import PaddedRows
 from jobs.frame.training_run import TrainingPayload
 from model.batch import B, Batch, TrainBatch, split_rows, to_device
 from model.checkpoint import Checkpoints
@@ -99,7 +99,7 @@ class TrainingRun:
         return range(first, first + share)
 
     @staticmethod
-    def to_batch(rows: Rows) -> Batch:
+    def to_batch(rows: PaddedRows) -> Batch:
         """Rows of numpy arrays as a batch of torch tensors, without a copy."""
         return Batch(*(torch.from_numpy(array) for array in rows))
 

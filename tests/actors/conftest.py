@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from model.heads import ScalarHead
 from model.huggingface import load_hf_scalar_model, save_hf_model
 from model.huggingface_config import SpecialTokens

@@ -15,9 +15,9 @@ from actors.learner import Learner
 from actors.training_rank import TrainingSettings
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.config import build
 from jobs.frame.identity import changed_fields
 from jobs.frame.references import find_functions, match_sources

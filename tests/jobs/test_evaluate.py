@@ -14,11 +14,11 @@ import torch
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
-from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import chat_special_tokens, fingerprint, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig
 from jobs.evaluate import STAGE, EvaluateConfig

@@ -19,9 +19,9 @@ from cluster.placement import Placement
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.user_program import Program
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
 from jobs.frame.stage import Context

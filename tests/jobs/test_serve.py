@@ -14,9 +14,9 @@ import torch
 from actors.server import API_KEY_VARIABLE, MODEL_NAME, TimedAnswer, ask
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs import serve as stage
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build

@@ -21,11 +21,11 @@ from cluster.tracking import Tracker
 from data.corpus.accounting import SourceCounts, summarize
 from data.corpus.parts import PartRecord
 from data.document import unit_hash
-from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import document_key, read_manifest
 from data.tokens.shard_reader import ShardReader, find_document
 from data.tokens.shards_summary import ShardsSummary
 from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact
 from jobs.frame.config import build
 from jobs.frame.record import InputRecord, Record
@@ -381,7 +381,7 @@ def test_shards_of_an_emptied_part_can_be_read_and_mixed(inputs: dict[str, Artif
     train = Storage(str(tmp_path / "out/train"))
     assert [shard.num_documents > 0 for shard in read_manifest(train).shards] == [True, False, True]
     reader = ShardReader(train, sequence_length=500, mixture={"web": 0, "books": 3})
-    rows = reader.rows(range(reader.num_samples))
+    rows = reader.rows(range(reader.num_rows))
     odd = [n for n in range(1, 100, 2) if n % 3 != 1 and unit_hash(document_id(n), "split") >= 0.2]
     decoded = load_encoder(tmp_path / "out/tokenizer").decode(rows.input_ids[rows.loss_mask].tolist())
     assert sorted(int(number) for number in decoded.split("text number ")[1:]) == odd
@@ -398,7 +398,7 @@ def test_pretraining_takes_a_mixture_of_the_sources_that_are_there(inputs: dict[
         PRETRAIN.check_inputs(config, given)
 
     check(web=3, books=1)
-    with pytest.raises(ValueError, match="holds no text of source 'book'; did you mean 'books'"):
+    with pytest.raises(ValueError, match="has no text of source 'book'; did you mean 'books'"):
         check(web=3, book=1)
     with pytest.raises(ValueError, match="mixture.web: -1.0 must be a number of at least 0"):
         check(web=-1, books=1)

@@ -16,10 +16,10 @@ from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import SourceCounts, summarize
 from data.document import unit_hash
-from data.tokens.learning import train_tokenizer
 from data.tokens.measures import VocabularySummary
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.config import build
 from jobs.frame.identity import changed_fields

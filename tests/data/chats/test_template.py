@@ -7,8 +7,8 @@ import pytest
 
 from data.chats.records import Chat, Preference, read_preferences
 from data.chats.template import ChatTokenizer, RenderedChat, load_tokenizer, render, render_preference
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import save_tokenizer
+from data.tokens.tokenizer_training import train_tokenizer
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data.tokens.bpe import learn_subwords
+from data.tokens.bpe import train_bpe
 
 SHAKESPEARE = Path(__file__).parent / "shakespeare.txt"
 
@@ -30,7 +30,7 @@ def learnt(tokenizer: Tokenizer, texts: list[str], size: int, alphabet: list[str
     cut = tokenizer.pre_tokenizer.pre_tokenize_str
     counts = Counter(word for text in texts for word, _ in cut(text))
     words = sorted(counts)
-    found = learn_subwords(
+    found = train_bpe(
         words, [counts[word] for word in words], size=size, special_tokens=["<s>", "<e>"], alphabet=alphabet
     )
     return found.tokens, [list(merge) for merge in found.merges]
@@ -62,13 +62,13 @@ def naive(words: list[str], counts: list[int], size: int, prefix: str) -> list[s
 
 def test_merges_worked_by_hand() -> None:
     # a b: 5 + 2; b c: 2; a a: 3 x 3 in aaaa, two of which merge; then aa aa: 3, ab c: 2.
-    found = learn_subwords(["ab", "abc", "aaaa"], [5, 2, 3], size=7)
+    found = train_bpe(["ab", "abc", "aaaa"], [5, 2, 3], size=7)
     assert found.tokens == ["a", "b", "c", "aa", "ab", "aaaa", "abc"]
     assert found.merges == [("a", "a"), ("a", "b"), ("aa", "aa"), ("ab", "c")]
 
 
 def test_of_equally_frequent_pairs_the_lowest_ids_come_first() -> None:
-    assert learn_subwords(["dc", "ab", "ba"], [1, 1, 1], size=9).tokens[4:] == ["ab", "ba", "dc"]
+    assert train_bpe(["dc", "ab", "ba"], [1, 1, 1], size=9).tokens[4:] == ["ab", "ba", "dc"]
 
 
 @pytest.mark.parametrize("letters", ["a", "ab", "abcde", "aé日😀1"])
@@ -108,27 +108,27 @@ def test_random_words_give_the_tokens_of_a_naive_trainer(prefix: str) -> None:
         counts = [draw.randint(1, 5) for _ in words]
         size = draw.randint(3, 40)
         alone = naive(words, counts, size, prefix)
-        assert learn_subwords(words, counts, size=size, prefix=prefix).tokens == alone
+        assert train_bpe(words, counts, size=size, prefix=prefix).tokens == alone
         mixed = sorted(zip(words, counts, strict=True), key=lambda _: draw.random())
-        again = learn_subwords([word for word, _ in mixed], [count for _, count in mixed], size=size, prefix=prefix)
+        again = train_bpe([word for word, _ in mixed], [count for _, count in mixed], size=size, prefix=prefix)
         assert again.tokens == alone  # the order of the words is nothing
 
 
 def test_a_merge_that_spells_a_special_token_takes_its_id() -> None:
-    found = learn_subwords(["abc"], [1], size=9, special_tokens=["ab"])
+    found = train_bpe(["abc"], [1], size=9, special_tokens=["ab"])
     assert found.tokens == ["ab", "a", "b", "c", "abc"] and found.merges == [("a", "b"), ("ab", "c")]
 
 
 def test_no_words_leave_the_alphabet() -> None:
-    assert learn_subwords([], [], size=9, special_tokens=["<s>"], alphabet="ba") == (["<s>", "a", "b"], [])
+    assert train_bpe([], [], size=9, special_tokens=["<s>"], alphabet="ba") == (["<s>", "a", "b"], [])
 
 
 def test_counts_beyond_32_bits_do_not_wrap() -> None:
-    assert learn_subwords(["ab", "bc"], [2**31 - 1, 2**40], size=5).tokens[3:] == ["bc", "ab"]
+    assert train_bpe(["ab", "bc"], [2**31 - 1, 2**40], size=5).tokens[3:] == ["bc", "ab"]
 
 
 def test_one_word_of_a_million_letters_is_no_trap() -> None:
     word = "".join(random.Random(2).choices("abcdefgh", k=1_000_000))
-    assert len(learn_subwords([word], [1], size=200).tokens) == 200
+    assert len(train_bpe([word], [1], size=200).tokens) == 200
     # Equal letters double with every merge.
-    assert learn_subwords(["a" * 2**20], [1], size=99).tokens == ["a" * 2**power for power in range(21)]
+    assert train_bpe(["a" * 2**20], [1], size=99).tokens == ["a" * 2**power for power in range(21)]

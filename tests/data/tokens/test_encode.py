@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import data.tokens.encode
 from data.tokens.encode import TRYING_TEXTS, PlainEncoder, TiktokenEncoder, fast_encoder
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import load_encoder, save_tokenizer
+from data.tokens.tokenizer_training import train_tokenizer
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

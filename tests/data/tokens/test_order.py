@@ -46,7 +46,7 @@ def test_a_mixture_gives_turns_by_the_earliest_deadline() -> None:
     # before 3, 6; that of c from 0 and before 6. Of equal deadlines the source named first.
     mixture = Mixture({"a": 3, "b": 2, "none": 0, "c": 1})
     assert mixture.sources == ("a", "b", "c") and mixture.shares == [3, 2, 1]
-    turns = [mixture.source_sample(index) for index in range(8)]
+    turns = [mixture.source_row(index) for index in range(8)]
     assert "".join(turn.source for turn in turns) == "ababac" + "ab"
     assert [turn.number for turn in turns] == [0, 0, 1, 1, 2, 0, 3, 2]
 
@@ -84,12 +84,12 @@ def test_every_prefix_of_a_mixture_is_within_one_of_the_weights(weights: list[fl
     assert np.abs(np.array(mixture.shares) / period - np.array(weights) / sum(weights)).max() < 1 / PERIOD
     counts = np.zeros(len(weights), dtype=np.int64)
     for index in range(period + 50):
-        source, number = mixture.source_sample(index)
+        source, number = mixture.source_row(index)
         assert number == counts[int(source)]
         counts[int(source)] += 1
         lag = np.array(mixture.shares) * (index + 1) - counts * period
         assert np.abs(lag).max() < period
-    far, near = mixture.source_sample(10**12 * period + 7 % period), mixture.source_sample(7 % period)
+    far, near = mixture.source_row(10**12 * period + 7 % period), mixture.source_row(7 % period)
     assert far.source == near.source and far.number - near.number == 10**12 * mixture.shares[int(far.source)]
 
 

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 import data.tokens.shard_reader
 from cluster.storage import Storage
 from data.tokens.encode import PlainEncoder
-from data.tokens.learning import train_tokenizer
-from data.tokens.samples import Rows
 from data.tokens.shard_cache import shard_cache
 from data.tokens.shard_format import Generation, ShardManifest, document_key, read_manifest, write_manifest
-from data.tokens.shard_reader import DocumentPosition, ShardReader, find_document, known_documents
+from data.tokens.shard_reader import DocumentPosition, ShardReader, find_document, sorted_document_keys
 from data.tokens.shard_writer import TextDocument, write_shard
+from data.tokens.tokenizer_training import train_tokenizer
+from data.tokens.training_rows import PaddedRows
 
 S = 0  # the separator
 
@@ -67,9 +67,9 @@ def expected_stream(encoder: Tokenizer, name: str) -> list[int]:
     return [S, *(token for text in TEXTS[name] for token in (*encoder.encode(text).ids, S))]
 
 
-def rows_at(reader: ShardReader, *places: int) -> Rows:
+def rows_at(reader: ShardReader, *places: int) -> PaddedRows:
     """The rows at places of the stream, each found by its index in the first epoch's order."""
-    order = reader.order(range(reader.num_samples)).tolist()
+    order = reader.row_numbers(range(reader.num_rows)).tolist()
     return reader.rows([order.index(place) for place in places])
 
 
@@ -97,8 +97,8 @@ def test_tokens_take_16_bits_until_the_vocabulary_needs_32(tmp_path: Path, encod
 def test_an_epoch_predicts_every_token_exactly_once(split: Storage, encoder: Tokenizer, sequence_length: int) -> None:
     reader = ShardReader(split, sequence_length=sequence_length, seed=3)
     pairs: list[tuple[int, int]] = []
-    for index in range(reader.num_samples):
-        sample = reader.sample(index)
+    for index in range(reader.num_rows):
+        sample = reader.row(index)
         assert 2 <= len(sample.tokens) <= sequence_length + 1
         pairs += zip(sample.tokens[:-1].tolist(), sample.tokens[1:].tolist(), strict=True)
     streams = [expected_stream(encoder, name) for name in TEXTS]
@@ -117,7 +117,7 @@ def test_rows_mark_documents_positions_and_padding(split: Storage, encoder: Toke
     assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
     assert [len(set(ids)) for ids in rows.document_ids.tolist()] == [1, 3]
     assert rows.loss_mask.all()
-    last = rows_at(reader, reader.num_samples - 1)
+    last = rows_at(reader, reader.num_rows - 1)
     filled = int(last.loss_mask.sum())
     assert 0 < filled < 4 and last.document_ids[0, filled:].tolist() == [-1] * (4 - filled)
 
@@ -127,7 +127,7 @@ def test_the_order_is_a_function_of_generations_seed_length_and_index(
 ) -> None:
     def places(sequence_length: int = 2, seed: int = 0, at: Storage = split) -> list[int]:
         reader = ShardReader(at, sequence_length=sequence_length, seed=seed)
-        return reader.order(range(2 * reader.num_samples)).tolist()
+        return reader.row_numbers(range(2 * reader.num_rows)).tolist()
 
     order = places()
     half = len(order) // 2
@@ -136,7 +136,7 @@ def test_the_order_is_a_function_of_generations_seed_length_and_index(
     reader = ShardReader(split, sequence_length=2)
     streams = [expected_stream(encoder, name) for name in TEXTS]
     windows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
-    assert [reader.sample(index).tokens.tolist() for index in (5, 1)] == [windows[order[5]], windows[order[1]]]
+    assert [reader.row(index).tokens.tolist() for index in (5, 1)] == [windows[order[5]], windows[order[1]]]
     manifest = read_manifest(split)
     grown = Storage(str(tmp_path))
     write_manifest(grown, ShardManifest(**{**manifest.__dict__, "generations": manifest.generations * 2}))
@@ -150,7 +150,7 @@ def test_whole_documents_come_back_with_their_text_and_bytes(split: Storage, enc
     assert all(d.tokens[0] == d.tokens[-1] == S for d in documents)
     assert [(d.num_bytes, d.source) for d in documents] == [(len(text), "books") for text in texts]
     assert [d.key for d in documents[:2]] == [document_key("shard-00000/0"), document_key("shard-00000/1")]
-    assert known_documents(split, read_manifest(split)).tolist() == sorted(d.key for d in documents)
+    assert sorted_document_keys(split, read_manifest(split)).tolist() == sorted(d.key for d in documents)
 
 
 def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
@@ -168,9 +168,9 @@ def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
 
 
 def test_another_tokenizer_or_no_manifest_is_refused_when_the_reader_is_made(split: Storage, tmp_path: Path) -> None:
-    ShardReader(split, sequence_length=4, tokenizer="t")
-    with pytest.raises(ValueError, match="made with tokenizer t, not other"):
-        ShardReader(split, sequence_length=4, tokenizer="other")
+    ShardReader(split, sequence_length=4, tokenizer_fingerprint="t")
+    with pytest.raises(ValueError, match="made with tokenizer t, not with tokenizer other"):
+        ShardReader(split, sequence_length=4, tokenizer_fingerprint="other")
     with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         ShardReader(Storage(str(tmp_path / "none")), sequence_length=4)
     split.write_json("manifest.json", {**split.read_json("manifest.json"), "format": 9})
@@ -257,10 +257,10 @@ def window_sources(reader: ShardReader) -> list[str]:
 
 def test_without_a_mixture_an_epoch_holds_every_target_of_every_source_once(mixed: Storage, encoder: Tokenizer) -> None:
     reader = ShardReader(mixed, sequence_length=3, seed=1)
-    assert sorted(reader.order(range(reader.num_samples))) == list(range(len(window_sources(reader))))
+    assert sorted(reader.row_numbers(range(reader.num_rows))) == list(range(len(window_sources(reader))))
     pairs: list[tuple[int, int]] = []
-    for index in range(reader.num_samples):
-        tokens = reader.sample(index).tokens.tolist()
+    for index in range(reader.num_rows):
+        tokens = reader.row(index).tokens.tolist()
         pairs += zip(tokens[:-1], tokens[1:], strict=True)
     expected: list[tuple[int, int]] = []
     for _, text in (document for documents in MIXED.values() for document in documents):
@@ -274,8 +274,8 @@ def test_a_mixture_reads_by_weight_and_repeats_a_source_only_when_all_of_it_was_
     reader = ShardReader(mixed, sequence_length=1, seed=5, mixture=weights)  # all rows are equally long
     owners = window_sources(reader)
     sizes = {source: owners.count(source) for source in weights}
-    assert reader.samples_by_source == sizes and reader.num_samples == sum(sizes.values())
-    order = reader.order(range(600)).tolist()
+    assert reader.rows_by_source == sizes and reader.num_rows == sum(sizes.values())
+    order = reader.row_numbers(range(600)).tolist()
     for n in range(1, 601):
         for source, weight in weights.items():
             assert abs(sum(owners[place] == source for place in order[:n]) - weight / 6 * n) < 1
@@ -285,8 +285,8 @@ def test_a_mixture_reads_by_weight_and_repeats_a_source_only_when_all_of_it_was_
         assert len(epochs) > 3
         assert all(sorted(epoch) == [n for n, owner in enumerate(owners) if owner == source] for epoch in epochs)
         assert epochs[0] != epochs[1] or size == 1
-    assert reader.order([250, 17]).tolist() == [order[250], order[17]]  # of the index alone: so a run resumes
-    assert ShardReader(mixed, sequence_length=1, seed=6, mixture=weights).order(range(600)).tolist() != order
+    assert reader.row_numbers([250, 17]).tolist() == [order[250], order[17]]  # of the index alone: so a run resumes
+    assert ShardReader(mixed, sequence_length=1, seed=6, mixture=weights).row_numbers(range(600)).tolist() != order
 
 
 def test_a_source_of_many_small_ranges_gets_its_weight_in_tokens(tmp_path: Path, encoder: Tokenizer) -> None:
@@ -303,14 +303,15 @@ def test_a_source_of_many_small_ranges_gets_its_weight_in_tokens(tmp_path: Path,
         tokens = {"web": 0, "books": 0}
         for start in range(0, 20_000, 1000):
             rows = reader.rows(range(start, start + 1000))
-            for place, count in zip(reader.order(range(start, start + 1000)), rows.loss_mask.sum(axis=1), strict=True):
+            row_numbers = reader.row_numbers(range(start, start + 1000))
+            for place, count in zip(row_numbers, rows.loss_mask.sum(axis=1), strict=True):
                 tokens[owners[place]] += int(count)
         assert lengths["a hat"] < 10 and owners.count("books") == 20
         assert tokens["web"] / tokens["books"] == pytest.approx(weights["web"] / weights["books"], rel=0.01)
 
 
 def test_the_rows_of_a_mixture_go_on_after_a_restart_as_if_there_had_been_none(mixed: Storage) -> None:
-    def steps(first: int) -> Iterator[Rows]:
+    def steps(first: int) -> Iterator[PaddedRows]:
         reader = ShardReader(mixed, sequence_length=3, seed=5, mixture={"web": 3, "books": 0.7, "code": 2})
         return reader.read_ahead(range(6 * step, 6 * step + 6) for step in range(first, 20))
 
@@ -323,19 +324,21 @@ def test_the_rows_of_a_mixture_go_on_after_a_restart_as_if_there_had_been_none(m
 def test_a_weight_of_zero_leaves_a_source_out(mixed: Storage) -> None:
     reader = ShardReader(mixed, sequence_length=2, mixture={"web": 0, "books": 1, "code": 0})
     owners = window_sources(reader)
-    assert {owners[place] for place in reader.order(range(50))} == {"books"}
-    assert reader.num_samples == owners.count("books")
+    assert {owners[place] for place in reader.row_numbers(range(50))} == {"books"}
+    assert reader.num_rows == owners.count("books")
 
 
 def test_weights_must_name_the_sources_that_are_there(mixed: Storage) -> None:
     def reader(**mixture: float) -> None:
         ShardReader(mixed, sequence_length=2, mixture=mixture)
 
-    with pytest.raises(ValueError, match=r"holds no text of source 'book'; did you mean 'books'\? \(present: books, "):
+    with pytest.raises(
+        ValueError, match=r"has no text of source 'book'; did you mean 'books'\? \(its sources: books, "
+    ):
         reader(web=1, book=1, code=1)
-    with pytest.raises(ValueError, match=r"holds no text of source 'none' \(present: books, code, web\)"):
+    with pytest.raises(ValueError, match=r"has no text of source 'none' \(its sources: books, code, web\)"):
         reader(web=1, books=1, code=1, none=1)
-    with pytest.raises(ValueError, match=r"source 'code' has no weight; give it one, 0 to leave it out"):
+    with pytest.raises(ValueError, match=r"source 'code' has no weight; add one for it, or set it to 0"):
         reader(web=1, books=1)
     reader(web=1, books=1, code=1, none=0)
 
@@ -343,7 +346,7 @@ def test_weights_must_name_the_sources_that_are_there(mixed: Storage) -> None:
 def test_reading_ahead_gives_the_same_rows(mixed: Storage) -> None:
     reader = ShardReader(mixed, sequence_length=3, seed=2)
     steps = [range(start, start + 4) for start in range(0, 40, 4)]
-    ahead = list(ShardReader(mixed, sequence_length=3, seed=2).read_ahead(steps, num_steps=3))
+    ahead = list(ShardReader(mixed, sequence_length=3, seed=2).read_ahead(steps, num_batches=3))
     assert len(ahead) == len(steps)
     for indices, rows in zip(steps, ahead, strict=True):
         assert all((a == b).all() for a, b in zip(rows, reader.rows(indices), strict=True))
@@ -355,8 +358,8 @@ def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_i
     reader = ShardReader(mixed, sequence_length=1000)
     name = "shard-00001.tokens.bin"
     place_of_second = [place for place, _ in enumerate(window_sources(reader))][-1]
-    index = reader.order(range(reader.num_samples)).tolist().index(place_of_second)
-    fine = [n for n in range(reader.num_samples) if reader.order([n])[0] < 3]
+    index = reader.row_numbers(range(reader.num_rows)).tolist().index(place_of_second)
+    fine = [n for n in range(reader.num_rows) if reader.row_numbers([n])[0] < 3]
     mixed.write_bytes(name, mixed.read_bytes(name)[:-2])
     asked = threading.Event()
     really_open = data.tokens.shard_reader._open_shard
@@ -367,7 +370,7 @@ def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_i
         return really_open(split, manifest, number, proved)
 
     monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", watched)
-    steps = reader.read_ahead([[fine[0]], [fine[1]], [index]], num_steps=1)
+    steps = reader.read_ahead([[fine[0]], [fine[1]], [index]], num_batches=1)
     next(steps)
     assert not asked.is_set()
     next(steps)
@@ -386,13 +389,13 @@ def test_only_so_many_shards_stay_open(split: Storage, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", counted)
     reader = ShardReader(split, sequence_length=4)
-    rows = reader.rows(range(reader.num_samples))
+    rows = reader.rows(range(reader.num_rows))
     assert sorted(opened) == [0, 2]
-    monkeypatch.setattr(data.tokens.shard_reader, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(data.tokens.shard_reader, "_MAX_OPEN_SHARDS", 1)
     opened.clear()
     again = ShardReader(split, sequence_length=4)
-    assert all((a == b).all() for a, b in zip(rows, again.rows(range(again.num_samples)), strict=True))
-    assert len(opened) > 2 and len(again._opened) == 1
+    assert all((a == b).all() for a, b in zip(rows, again.rows(range(again.num_rows)), strict=True))
+    assert len(opened) > 2 and len(again._open_shards) == 1
 
 
 def test_a_document_is_found_by_its_id(mixed: Storage, encoder: Tokenizer) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer import (
     base_special_tokens,
     chat_end_id,
@@ -21,6 +20,7 @@ from data.tokens.tokenizer import (
     vocab_size,
 )
 from data.tokens.tokenizer_recipe import END, END_OF_TEXT, MIN_SIZE, PAD, SPECIAL_TOKENS
+from data.tokens.tokenizer_training import train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
 

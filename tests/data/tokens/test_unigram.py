@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import sentencepiece
 
-from data.tokens.learning import count_words, train_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
+from data.tokens.tokenizer_training import count_words, train_tokenizer
 from data.tokens.unigram import sentencepiece_model
 
 SIZE = 320

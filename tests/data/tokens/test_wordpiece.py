@@ -1,7 +1,7 @@
 """WordPiece vocabularies."""
 
-from data.tokens.learning import train_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
+from data.tokens.tokenizer_training import train_tokenizer
 
 
 def test_wordpiece_takes_the_longest_token_first_and_knows_not_every_word() -> None:

@@ -24,11 +24,11 @@ from cluster.metrics_log import read_metrics
 from cluster.plain import to_plain
 from cluster.storage import Storage
 from data.tokens.encode import fast_encoder
-from data.tokens.learning import train_tokenizer
 from data.tokens.shard_format import Generation, ShardManifest, SplitManifests, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.shards_summary import summarize_shards
 from data.tokens.tokenizer import fingerprint, save_tokenizer
+from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, read_record, write_record
 from jobs.frame.pipeline import load_stage
 from jobs.frame.pipeline_run import run_pipeline

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data.tokens.learning import count_words, train_tokenizer
 from data.tokens.tokenizer import (
     base_special_tokens,
     chat_special_tokens,
@@ -19,6 +18,7 @@ from data.tokens.tokenizer import (
     vocab_size,
 )
 from data.tokens.tokenizer_recipe import MASK, SPECIAL_TOKENS, UNKNOWN, TokenizerRecipe
+from data.tokens.tokenizer_training import count_words, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
 

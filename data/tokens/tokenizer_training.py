@@ -7,10 +7,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data.tokens.bpe import learn_subwords
+from data.tokens.bpe import train_bpe
 from data.tokens.tokenizer_recipe import TokenizerRecipe
-from data.tokens.unigram import learn_unigram
-from data.tokens.wordpiece import learn_wordpiece
+from data.tokens.unigram import train_unigram
+from data.tokens.wordpiece import train_wordpiece
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe | None = None) -> Tokenizer:
@@ -18,7 +18,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe 
     give the same bytes."""
     recipe = recipe or TokenizerRecipe()
     words = count_words(texts, recipe)
-    return learn_tokenizer(list(words), list(words.values()), size=size, recipe=recipe)
+    return train_on_word_counts(list(words), list(words.values()), size=size, recipe=recipe)
 
 
 # Counting.
@@ -85,20 +85,23 @@ them, U+2581, may occur in a text too. A Unigram model finds all of its vocabula
 # Learning.
 
 
-def learn_tokenizer(words: Sequence[str], counts: Sequence[int], *, size: int, recipe: TokenizerRecipe) -> Tokenizer:
+def train_on_word_counts(
+    words: Sequence[str], counts: Sequence[int], *, size: int, recipe: TokenizerRecipe
+) -> Tokenizer:
     """A tokenizer of at most `size` tokens from distinct words and their counts, in any order.
 
     Raises ValueError when `size` has no room for the characters that need a token.
     """
     tokenizer = _blank(recipe)
-    learn = {"bpe": _learn_bpe, "wordpiece": learn_wordpiece, "unigram": learn_unigram}[recipe.kind]
+    learn = {"bpe": _train_bpe_model, "wordpiece": train_wordpiece, "unigram": train_unigram}[recipe.kind]
     tokenizer.model = learn(words, counts, size, recipe)
     tokenizer.add_special_tokens(list(recipe.special_tokens))
     return tokenizer
 
 
-def _learn_bpe(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.BPE:
+def _train_bpe_model(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.BPE:
     """Byte-level BPE; the same as `tokenizers.trainers.BpeTrainer` learns."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    subwords = learn_subwords(words, counts, size=size, special_tokens=recipe.special_tokens, alphabet=alphabet)
-    return models.BPE(vocab={token: number for number, token in enumerate(subwords.tokens)}, merges=subwords.merges)
+    subwords = train_bpe(words, counts, size=size, special_tokens=recipe.special_tokens, alphabet=alphabet)
+    vocab = {token: token_id for token_id, token in enumerate(subwords.tokens)}
+    return models.BPE(vocab=vocab, merges=subwords.merges)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.tokens.samples import Sample, document_samples, to_rows
+from data.tokens.training_rows import TrainingRow, document_rows, pad_rows
 
 S = 0  # the separator
 
@@ -12,9 +12,9 @@ S = 0  # the separator
 def test_a_document_is_scored_once_per_token_with_the_overlap_as_context(length: int, overlap: int) -> None:
     tokens = np.array([S, *range(1, 12), S])
     scored: list[int] = []
-    for number, sample in enumerate(document_samples(tokens, length, overlap=overlap)):
-        rows = to_rows([sample], length)
-        assert sample.context == (overlap if number else 0)
+    for number, row in enumerate(document_rows(tokens, length, overlap=overlap)):
+        rows = pad_rows([row], length)
+        assert row.num_context == (overlap if number else 0)
         assert (rows.document_ids[0][rows.document_ids[0] >= 0] == rows.document_ids[0][0]).all()
         scored += rows.targets[0][rows.loss_mask[0]].tolist()
     assert scored == tokens[1:].tolist()
@@ -22,11 +22,11 @@ def test_a_document_is_scored_once_per_token_with_the_overlap_as_context(length:
 
 def test_overlap_must_leave_room() -> None:
     with pytest.raises(ValueError, match=r"overlap: 4 must be at least 0 and below"):
-        list(document_samples(np.array([S, 1, S]), 4, overlap=4))
+        list(document_rows(np.array([S, 1, S]), 4, overlap=4))
 
 
 def test_a_sample_that_begins_inside_a_document_counts_positions_from_the_row() -> None:
-    rows = to_rows([Sample(np.array([7, 8, S, 9]), np.array([2]))], 5)
+    rows = pad_rows([TrainingRow(np.array([7, 8, S, 9]), np.array([2]))], 5)
     assert rows.positions.tolist() == [[0, 1, 0, 0, 0]]
     assert rows.document_ids.tolist() == [[0, 0, 1, -1, -1]]
     assert rows.loss_mask.tolist() == [[True, True, True, False, False]]
