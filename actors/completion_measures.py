@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.completions import Completions
-from actors.scorer import Sample, Verifier
+from actors.scorer import ScorerInput, Verifier
 from data.chats.records import PromptRecord
 from model.metrics import exact_match, rouge, token_f1
 
@@ -24,7 +24,7 @@ def measure_completions(
     """The value of each completion, in the order of the prompts, by verifier and metric."""
     values: dict[str, list[float]] = {}
     samples = [
-        Sample(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
+        ScorerInput(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
         for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
     ]
     for name, verifier in verifiers.items():

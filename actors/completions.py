@@ -15,7 +15,7 @@ from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
 from actors.likelihood import MAX_PASS_TOKENS
 from actors.logprobs import batch_logprobs
-from actors.rollout import GenerationBatch, PromptTask, Rollout, Sampling, engine_logprobs, rollout_batch
+from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
 from actors.sync_check import LOGPROB_BOUNDS, LogprobDifference, check_logprobs, check_rollouts
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
@@ -59,12 +59,12 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionRequest:
+class ModelPrompts:
     """The prompts that one model completes."""
 
     model: Storage
     """Hugging Face folder."""
-    prompts: Sequence[PromptTask]
+    prompts: Sequence[PromptRequest]
     """One sample each. Equal prompts of different models have equal indices."""
     stop_ids: tuple[int, ...]
 
@@ -95,14 +95,14 @@ def complete_tasks(
     number = itertools.count()
     numbers = {task: [next(number) for _ in records] for task, records in tasks.items()}
     tokenizers = {name: load_tokenizer(models[name].local()) for name, names in tasks_of_model.items() if names}
-    requests: dict[str, CompletionRequest] = {}
+    requests: dict[str, ModelPrompts] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [
-            PromptTask(index, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), 1)
+            PromptRequest(index, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), 1)
             for task in tasks_of_model[name]
             for index, record in zip(numbers[task], tasks[task], strict=True)
         ]
-        requests[name] = CompletionRequest(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
+        requests[name] = ModelPrompts(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
     rollouts = complete(requests, sampling, placement, kv_cache_gib=kv_cache_gib, on_done=on_done)
     completions: dict[str, dict[str, Completions]] = {task: {} for task in tasks}
     for name, tokenizer in tokenizers.items():
@@ -115,7 +115,7 @@ def complete_tasks(
 
 
 def complete(
-    requests: Mapping[str, CompletionRequest],
+    requests: Mapping[str, ModelPrompts],
     sampling: SamplingConfig,
     placement: Placement,
     *,
@@ -128,18 +128,18 @@ def complete(
     tens of seconds. Raises a WeightSyncError when an engine does not compute what the model does.
     """
     results: dict[str, list[Rollout]] = {}
-    for sizes, names in _by_sizes(requests).items():
+    for model_config, names in _by_sizes(requests).items():
         precision = resolved_precision(sampling.precision)
         settings = EngineSettings(
             model=requests[names[0]].model,
-            max_length=sizes.max_length,
+            max_length=model_config.max_length,
             max_sequences=GENERATION_BATCH_PROMPTS,
             precision=precision,
             kv_cache_gib=kv_cache_gib,
             is_cuda=placement.gpus_per_worker > 0,
         )
         pool = GeneratorPool(
-            lambda index, settings=settings: _start_engine(settings, placement, index),
+            lambda index, settings=settings: _start_generator(settings, placement, index),
             placement.workers,
             max_failures=placement.max_failures,
         )
@@ -152,7 +152,7 @@ def complete(
     return results
 
 
-def _by_sizes(requests: Mapping[str, CompletionRequest]) -> dict[TransformerConfig, list[str]]:
+def _by_sizes(requests: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
     """The names of the models of each size."""
     names: dict[TransformerConfig, list[str]] = {}
     for name, request in requests.items():
@@ -161,7 +161,7 @@ def _by_sizes(requests: Mapping[str, CompletionRequest]) -> dict[TransformerConf
 
 
 def _complete_in_turn(
-    pool: GeneratorPool, requests: Mapping[str, CompletionRequest], sampling: SamplingConfig
+    pool: GeneratorPool, requests: Mapping[str, ModelPrompts], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
     """Each model's name and completions: its weights are loaded into the engines, which complete its prompts."""
     precision = resolved_precision(sampling.precision)
@@ -178,9 +178,9 @@ def _complete_in_turn(
 
 
 def _generate(
-    pool: GeneratorPool, request: CompletionRequest, sampling: SamplingConfig, version: int, vocab_size: int
+    pool: GeneratorPool, request: ModelPrompts, sampling: SamplingConfig, version: int, vocab_size: int
 ) -> list[Rollout]:
-    request_sampling = Sampling(
+    request_sampling = SamplingParams(
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
         stop_ids=request.stop_ids,
@@ -208,7 +208,7 @@ def check_completions(
     """Raises a WeightSyncError when the completions have other logprobs under our own model than in the engine."""
     temperature = temperature or 1.0  # a greedy engine reports logprobs that no temperature has changed
     batch = rollout_batch(rollouts, pad_id=0)
-    own_NT = batch_logprobs(
+    model_NT = batch_logprobs(
         model,
         batch,
         temperature=temperature,
@@ -220,16 +220,16 @@ def check_completions(
     check_logprobs(
         batch,
         engine_logprobs(rollouts, batch),
-        own_NT,
+        model_NT,
         bound=LogprobDifference(max=bound.max / scale, mean=bound.mean / scale),
-        sizes=model.config,
+        model_config=model.config,
         temperature=temperature,
         current=current,
         previous=previous,
     )
 
 
-def _start_engine(settings: EngineSettings, placement: Placement, index: int) -> ActorHandle:
+def _start_generator(settings: EngineSettings, placement: Placement, index: int) -> ActorHandle:
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     handle: Any = (
         ray.remote(monitored_class(Generator, stage_monitor.current_stage(), "generator", index))

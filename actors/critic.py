@@ -8,7 +8,7 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.rank_group import Pending, RankGroup, first_rank, stored
+from actors.rank_group import Pending, RankGroup, rank_0_result, to_object_ref
 from actors.training_rank import TrainingRank, TrainingSettings
 from cluster.process_group import free_address
 from model.batch import Batch, ValueBatch
@@ -63,10 +63,10 @@ class CriticGroup:
 
     def values(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
         """Values [N, T] of all rows, 0 where loss_mask is false."""
-        shared = stored(batch)
-        return self.ranks.start(lambda rank: rank.values.remote(shared), torch.cat)
+        batch_ref = to_object_ref(batch)
+        return self.ranks.start(lambda rank: rank.values.remote(batch_ref), torch.cat)
 
     def update(self, batch: ValueBatch, step: int) -> Pending[list[StepReport]]:
         """One optimizer step for each minibatch of each epoch; their reports in order."""
-        shared = stored(batch)
-        return self.ranks.start(lambda rank: rank.update.remote(shared, step), first_rank)
+        batch_ref = to_object_ref(batch)
+        return self.ranks.start(lambda rank: rank.update.remote(batch_ref, step), rank_0_result)

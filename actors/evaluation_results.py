@@ -44,7 +44,7 @@ class Bootstrap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelText:
+class ModelLikelihood:
     """One model's likelihood of the held-out text."""
 
     tokens: int
@@ -62,7 +62,7 @@ class TextResults:
     bytes: int
     xz_bits_per_byte: float | None
     """Of `xz -9e` on the whole text; None when it was not compressed."""
-    models: dict[str, ModelText]
+    models: dict[str, ModelLikelihood]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +172,14 @@ def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstr
         documents=len(one.index),
         bytes=num_bytes,
         xz_bits_per_byte=None if xz_bytes is None else 8 * xz_bytes / num_bytes,
-        models={name: model_text(of_model, bootstrap) for name, of_model in scores.items()},
+        models={name: model_likelihood(of_model, bootstrap) for name, of_model in scores.items()},
     )
 
 
-def model_text(scores: TextScores, bootstrap: Bootstrap) -> ModelText:
+def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihood:
     """Bits per byte and perplexity of a token, resampled by document; the ends of documents count as tokens."""
     nats_per_token = bootstrap.interval(scores.nats, scores.num_tokens)
-    return ModelText(
+    return ModelLikelihood(
         tokens=int(scores.num_tokens.sum()),
         bits_per_byte=bootstrap.interval(scores.nats / NATS_PER_BIT, scores.num_bytes),
         perplexity=Interval(

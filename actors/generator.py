@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.engine import OBJECT_STORE, EngineSettings, max_prefill_tokens
-from actors.rollout import GenerationBatch, PromptTask, Rollout, RolloutGroup, Sampling, request_seed
+from actors.rollout import GenerationBatch, PromptRequest, Rollout, RolloutGroup, SamplingParams, request_seed
 from actors.vllm_plugin import register
 from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
 
@@ -114,8 +114,8 @@ class Generator:
     def _warm_up(self) -> None:
         """Generate once, so that compilation and allocation are over before the first step is timed."""
         self._llm.update_weight_version("0")
-        task = PromptTask(0, (0,), min(4, self._settings.max_sequences))
-        sampling = Sampling(temperature=1.0, max_new_tokens=4, stop_ids=(), seed=0)
+        task = PromptRequest(0, (0,), min(4, self._settings.max_sequences))
+        sampling = SamplingParams(temperature=1.0, max_new_tokens=4, stop_ids=(), seed=0)
         self.generate(GenerationBatch(0, 0, (task,), sampling))
         self._llm.update_weight_version("-1")
 
@@ -137,7 +137,7 @@ def _rollout(output: Any) -> Rollout:
     )
 
 
-def _sampling_params(batch: GenerationBatch, task: PromptTask, sample: int) -> Any:
+def _sampling_params(batch: GenerationBatch, task: PromptRequest, sample: int) -> Any:
     import vllm
 
     sampling = batch.sampling

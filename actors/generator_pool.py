@@ -28,10 +28,10 @@ class GeneratorPool:
     in the order of the batches. Which engine did a batch does not matter: its seeds are its own, and it ran alone.
     """
 
-    def __init__(self, make_engine: Callable[[int], ActorHandle], num_engines: int, *, max_failures: int) -> None:
-        self._make_engine = make_engine
+    def __init__(self, make_generator: Callable[[int], ActorHandle], num_generators: int, *, max_failures: int) -> None:
+        self._make_engine = make_generator
         self._failures_left = max_failures
-        self.engines = [make_engine(index) for index in range(num_engines)]
+        self.actors = [make_generator(index) for index in range(num_generators)]
         self.restarts = 0
         """How many engines died and were started again."""
         self._snapshot: WeightSnapshot | None = None
@@ -39,18 +39,18 @@ class GeneratorPool:
     def load(self, snapshot: WeightSnapshot) -> None:
         """Load the weights into every engine. Raises StaleWeightsError when one does not hold them afterwards."""
         self._snapshot = snapshot
-        self._finish_loads({engine.load.remote(snapshot): index for index, engine in enumerate(self.engines)})
+        self._finish_loads({engine.load.remote(snapshot): index for index, engine in enumerate(self.actors)})
 
     def generate(self, batches: Sequence[GenerationBatch]) -> list[RolloutGroup]:
         """The groups of all batches, in order; engines that die are replaced, up to max_failures times in all."""
         waiting = deque(range(len(batches)))
-        idle = deque(range(len(self.engines)))
+        idle = deque(range(len(self.actors)))
         running: dict[Any, tuple[int, int | None]] = {}
         results: dict[int, list[RolloutGroup]] = {}
         while len(results) < len(batches):
             while waiting and idle:
                 engine, number = idle.popleft(), waiting.popleft()
-                running[self.engines[engine].generate.remote(batches[number])] = (engine, number)
+                running[self.actors[engine].generate.remote(batches[number])] = (engine, number)
             (ready,), _ = ray.wait(list(running))
             engine, number = running.pop(ready)
             try:
@@ -71,23 +71,21 @@ class GeneratorPool:
     def generate_on_each(self, batch: GenerationBatch) -> list[list[RolloutGroup]]:
         """The same batch from every engine, to check each of them."""
         results: dict[int, list[RolloutGroup]] = {}
-        while len(results) < len(self.engines):
+        while len(results) < len(self.actors):
             futures = {
-                index: engine.generate.remote(batch)
-                for index, engine in enumerate(self.engines)
-                if index not in results
+                index: engine.generate.remote(batch) for index, engine in enumerate(self.actors) if index not in results
             }
             for index, future in futures.items():
                 try:
                     results[index] = ray.get(future)
                 except RayActorError as error:
                     self._finish_loads({self._restart(index, error): index})
-        return [results[index] for index in range(len(self.engines))]
+        return [results[index] for index in range(len(self.actors))]
 
     def close(self) -> None:
         """Kill every engine."""
         stage_monitor.ignore_exits("generator")
-        for engine in self.engines:
+        for engine in self.actors:
             ray.kill(engine)
 
     def _finish_loads(self, loading: dict[Any, int]) -> None:
@@ -127,9 +125,9 @@ class GeneratorPool:
         self.restarts += 1
         log.warning("%s; another is started and its work done again", explanation.sentence)
         stage_monitor.ignore_exits("generator", index)
-        ray.kill(self.engines[index])  # an actor that only seemed dead must not keep its resources
-        self.engines[index] = self._make_engine(index)
-        return self.engines[index].load.remote(self._current_snapshot)
+        ray.kill(self.actors[index])  # an actor that only seemed dead must not keep its resources
+        self.actors[index] = self._make_engine(index)
+        return self.actors[index].load.remote(self._current_snapshot)
 
     @property
     def _current_snapshot(self) -> WeightSnapshot:

@@ -2,7 +2,7 @@
 
     prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
 
-`build_graph` does all the wiring; `Graph.step` is the algorithm.
+`build_graph` does all the wiring; `Graph.train_step` is the algorithm.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from actors.reference import Reference
 from actors.rollout import (
     GenerationBatch,
     Prompt,
-    PromptTask,
+    PromptRequest,
     Rollout,
     RolloutGroup,
-    Sampling,
+    SamplingParams,
     engine_logprobs,
-    prompt_order,
+    prompt_indices,
     rollout_batch,
-    seeded,
+    seeded_rng,
 )
-from actors.scorer import RewardModel, Sample, Verifier
+from actors.scorer import RewardModel, ScorerInput, Verifier
 from actors.settings import GraphExecution, RolloutConfig
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import StepMetrics, Timer, reference_kl, rollout_metrics, update_metrics
@@ -128,7 +128,7 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
     spawn = Spawner(reservation, groups)
     generators, learners, critics = execution.generators, execution.learners, execution.critics
 
-    def make_engine(index: int) -> ActorHandle:
+    def make_generator(index: int) -> ActorHandle:
         return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
 
     def make_learner(rank: int) -> ActorHandle:
@@ -145,7 +145,7 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
         config,
         execution,
         reservation=reservation,
-        generators=GeneratorPool(make_engine, generators.workers, max_failures=execution.engine_restarts),
+        generators=GeneratorPool(make_generator, generators.workers, max_failures=execution.max_generator_restarts),
         learner=LearnerGroup(RankGroup(make_learner, learners.workers)),
         critic=CriticGroup(RankGroup(make_critic, critics.workers)) if "critics" in groups else None,
         reference=make_reference(spawn, config, execution) if "reference" in groups else None,
@@ -173,7 +173,7 @@ class Graph:
         self._config, self._execution, self._reservation = config, execution, reservation
         self._algorithm = load_algorithm(config.algorithm)
         folder = config.policy.local()
-        self._sizes = read_config(folder)
+        self._model_config = read_config(folder)
         self._tokenizer = load_tokenizer(folder)
         self._current: WeightSnapshot | None = None
         self._previous: WeightSnapshot | None = None
@@ -186,22 +186,23 @@ class Graph:
         self._reservation.release()
 
     def start(self) -> int:
-        """Load every model and the newest checkpoint, if there is one, and check the engines; the next step.
+        """Load all models and the newest checkpoint, if there is one. Returns the step to continue from.
 
-        Raises RanksDied when a training rank has died, as `step`, `held_out`, `save` and `export` do; call `recover`.
+        The engines are checked against the learner before this method returns. Raises RanksDied when a training rank
+        has died, as do `train_step`, `score_held_out`, `save` and `export`. Call `recover` after that error.
         """
-        for ranks in self._trained:
+        for ranks in self._rank_groups:
             ranks.join()
         optimizer_step = self._newest_checkpoint()
-        for ranks in self._trained:
+        for ranks in self._rank_groups:
             ranks.restore(optimizer_step)
         if self._execution.weight_transfer != OBJECT_STORE:
-            self.learner.connect(self.generators.engines)
+            self.learner.connect(self.generators.actors)
         step = self.saved_step()
         self._sync_weights(step)
         return step
 
-    def step(self, step: int) -> StepMetrics:
+    def train_step(self, step: int) -> StepMetrics:
         """One step of learning; its metrics."""
         timer = Timer()
         prompts = self._prompts_of(step)
@@ -241,7 +242,7 @@ class Graph:
             times=timer.times(num_sampled=int(batch.loss_mask.sum())),
         )
 
-    def held_out(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
+    def score_held_out(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
         """One sampled and scored completion of each prompt, by the same draw at every call."""
         groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
         scored, samples = self._to_samples(prompts, groups)
@@ -249,12 +250,12 @@ class Graph:
 
     def save(self) -> None:
         """Begin a checkpoint of learner and critic; it is whole after the next `save`, `finish_save` or `export`."""
-        for ranks in self._trained:
+        for ranks in self._rank_groups:
             ranks.save()
 
     def finish_save(self) -> None:
         """Wait until the last checkpoint is whole."""
-        for ranks in self._trained:
+        for ranks in self._rank_groups:
             ranks.finish_save()
 
     def saved_step(self) -> int:
@@ -278,39 +279,39 @@ class Graph:
         self._failures_left -= 1
         log.warning("%s; all training ranks start again from the last checkpoint", explanation.sentence)
         self._current = None  # a snapshot is lost with the learner that made it
-        for role, ranks in zip(("learner", "critic"), self._trained, strict=False):
+        for role, ranks in zip(("learner", "critic"), self._rank_groups, strict=False):
             stage_monitor.ignore_exits(role)
             ranks.restart()
 
     @property
-    def _trained(self) -> list[RankGroup]:
+    def _rank_groups(self) -> list[RankGroup]:
         return [self.learner.ranks] if self.critic is None else [self.learner.ranks, self.critic.ranks]
 
     def _newest_checkpoint(self) -> int | None:
         """The newest optimizer step of which learner and critic both have a whole checkpoint."""
-        folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._trained)]]
+        folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._rank_groups)]]
         common = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
         return max(common, default=None)
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         count = self._config.rollouts.prompts_per_step
-        order = prompt_order(self._config.seed, len(self._config.prompts), step * count, count)
+        order = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
         return [self._config.prompts[index] for index in order]
 
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
         """Every prompt's completions, in order, from the learner's current weights."""
         rollouts, version = self._config.rollouts, self._version
-        tasks = [PromptTask(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
+        tasks = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
         size = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
         sampling = self._sampling(rollouts.max_new_tokens)
         groups = self.generators.generate(
             [GenerationBatch(step, version, part, sampling) for part in batched(tasks, size)]
         )
-        check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
+        check_rollouts(tasks, groups, version=version, vocab_size=self._model_config.vocab_size)
         return groups
 
-    def _sampling(self, max_new_tokens: int) -> Sampling:
-        return Sampling(
+    def _sampling(self, max_new_tokens: int) -> SamplingParams:
+        return SamplingParams(
             temperature=self._config.rollouts.temperature,
             max_new_tokens=max_new_tokens,
             stop_ids=self._tokenizer.stop_ids,
@@ -325,17 +326,17 @@ class Graph:
 
     def _to_samples(
         self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]
-    ) -> tuple[ScoredRollouts, list[Sample]]:
+    ) -> tuple[ScoredRollouts, list[ScorerInput]]:
         """All rollouts with their texts, still without rewards, and the samples for the scorer."""
         pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
         texts = [self._tokenizer.decode(rollout.text_ids) for _, rollout in pairs]
         samples = [
-            Sample(prompt.text, text, self._closed(rollout), prompt.record)
+            ScorerInput(prompt.text, text, self._with_end_token(rollout), prompt.record)
             for (prompt, rollout), text in zip(pairs, texts, strict=True)
         ]
         return ScoredRollouts([rollout for _, rollout in pairs], texts, []), samples
 
-    def _closed(self, rollout: Rollout) -> tuple[int, ...]:
+    def _with_end_token(self, rollout: Rollout) -> tuple[int, ...]:
         """Prompt and completion with the end token, which a completion that was cut lacks."""
         end = () if rollout.finished else (self._tokenizer.end_id,)
         return rollout.prompt_ids + rollout.completion_ids + end
@@ -343,11 +344,11 @@ class Graph:
     def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepScores:
         """Rewards, logprobs and values of a step's rollouts, computed by the actors side by side."""
         scored, samples = self._to_samples(prompts, groups)
-        shared = ray.put(batch)
+        batch_ref = ray.put(batch)
         rewards = self.scorer.score.remote(samples)
-        learner = self.learner.logprobs(shared)
-        reference = None if self.reference is None else self.reference.logprobs.remote(shared)
-        values = None if self.critic is None else self.critic.values(shared)
+        learner = self.learner.logprobs(batch_ref)
+        reference = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
+        values = None if self.critic is None else self.critic.values(batch_ref)
         return StepScores(
             scored=replace(scored, rewards=ray.get(rewards)),
             learner_NT=learner.wait(),
@@ -358,7 +359,7 @@ class Graph:
     def _rewards(self, scored: ScoredRollouts, step: int) -> Tensor:
         rewards_N = torch.tensor(scored.rewards, dtype=torch.float32)
         if self._config.shuffle_rewards:
-            order = torch.randperm(len(rewards_N), generator=seeded(self._config.seed, "shuffle", step))
+            order = torch.randperm(len(rewards_N), generator=seeded_rng(self._config.seed, "shuffle", step))
             return rewards_N[order]
         return rewards_N
 
@@ -367,10 +368,10 @@ class Graph:
         self._previous, self._current = self._current, self.learner.send_weights(version)
         self.generators.load(self._current)
         prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_probes)
-        tasks = tuple(PromptTask(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
+        tasks = tuple(PromptRequest(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
         sampling = self._sampling(min(_PROBE_TOKENS, self._config.rollouts.max_new_tokens))
         for groups in self.generators.generate_on_each(GenerationBatch(_PROBE_STEP, version, tasks, sampling)):
-            check_rollouts(tasks, groups, version=version, vocab_size=self._sizes.vocab_size)
+            check_rollouts(tasks, groups, version=version, vocab_size=self._model_config.vocab_size)
             batch, engine_NT = self._to_batch(groups)
             self._check_sync(batch, engine_NT, self.learner.logprobs(batch).wait())
 
@@ -388,7 +389,7 @@ class Graph:
             engine_NT,
             learner_NT,
             bound=logprob_bound(self._config.learning),
-            sizes=self._sizes,
+            model_config=self._model_config,
             temperature=self._config.rollouts.temperature,
             current=self._current,
             previous=self._previous,
@@ -432,16 +433,16 @@ def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecutio
     """The reference's actor."""
     temperature, precision = config.rollouts.temperature, resolved_precision(config.learning.precision)
     arguments = (config.policy, temperature, execution.micro_batch_size, precision)
-    return spawn("reference", 0, Reference, *arguments, pure=True)
+    return spawn("reference", 0, Reference, *arguments, restartable=True)
 
 
 def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
     """The scorer's actor: a verifier or a reward model."""
     if config.verifier is not None:
-        return spawn("scorer", 0, Verifier, config.verifier, pure=True)
+        return spawn("scorer", 0, Verifier, config.verifier, restartable=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
     arguments = (config.reward, execution.micro_batch_size, resolved_precision(config.learning.precision))
-    return spawn("scorer", 0, RewardModel, *arguments, pure=True)
+    return spawn("scorer", 0, RewardModel, *arguments, restartable=True)
 
 
 def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
@@ -449,7 +450,7 @@ def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
     return torch.tensor([position for position, group in enumerate(groups) for _ in group.rollouts])
 
 
-def batched(tasks: Sequence[PromptTask], size: int) -> Iterator[tuple[PromptTask, ...]]:
+def batched(tasks: Sequence[PromptRequest], size: int) -> Iterator[tuple[PromptRequest, ...]]:
     """The tasks in order, `size` at a time."""
     for start in range(0, len(tasks), size):
         yield tuple(tasks[start : start + size])

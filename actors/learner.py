@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.algorithm import load_algorithm
 from actors.engine import OBJECT_STORE, TransferBackend
-from actors.rank_group import Pending, RankGroup, first_rank, stored
+from actors.rank_group import Pending, RankGroup, rank_0_result, to_object_ref
 from actors.training_rank import TrainingRank, TrainingSettings
 from actors.weight_sync import DeviceSender, ObjectStoreSender, WeightSender, WeightSnapshot
 from cluster.process_group import free_address
@@ -124,17 +124,17 @@ class LearnerGroup:
 
     def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
         """Logprobs [N, T] of all rows under the current policy; 0 where loss_mask is false."""
-        shared = stored(batch)
-        return self.ranks.start(lambda rank: rank.logprobs.remote(shared), torch.cat)
+        batch_ref = to_object_ref(batch)
+        return self.ranks.start(lambda rank: rank.logprobs.remote(batch_ref), torch.cat)
 
     def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
         """One optimizer step for each minibatch of each epoch; their reports in order."""
-        shared = stored(batch)
-        return self.ranks.start(lambda rank: rank.update.remote(shared, step), first_rank)
+        batch_ref = to_object_ref(batch)
+        return self.ranks.start(lambda rank: rank.update.remote(batch_ref, step), rank_0_result)
 
     def send_weights(self, version: int) -> WeightSnapshot:
         """A snapshot of the current weights, for the engines."""
-        return self.ranks.start(lambda rank: rank.send_weights.remote(version), first_rank).wait()
+        return self.ranks.start(lambda rank: rank.send_weights.remote(version), rank_0_result).wait()
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
         """Write the policy as a Hugging Face folder."""

@@ -100,11 +100,11 @@ class RankGroup:
         return None
 
 
-def stored(value: Any) -> ray.ObjectRef:
+def to_object_ref(value: Any) -> ray.ObjectRef:
     """The value in Ray's object store, so that it is sent once and not once for each rank."""
     return value if isinstance(value, ray.ObjectRef) else ray.put(value)
 
 
-def first_rank(results: list[Any]) -> Any:
+def rank_0_result(results: list[Any]) -> Any:
     """Rank 0's result, where all ranks have the same or only rank 0 has one."""
     return results[0]

@@ -20,7 +20,7 @@ from model.batch import Batch, PolicyBatch, ValueBatch, batch_from_sequences, ma
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How completions are sampled; the same for every prompt of a generation batch."""
 
     temperature: float
@@ -45,7 +45,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class PromptTask:
+class PromptRequest:
     """One prompt to be completed `num_samples` times."""
 
     index: int
@@ -61,8 +61,8 @@ class GenerationBatch:
     step: int
     weight_version: int
     """Version of the weights that it must be sampled from."""
-    tasks: tuple[PromptTask, ...]
-    sampling: Sampling
+    tasks: tuple[PromptRequest, ...]
+    sampling: SamplingParams
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RolloutGroup:
     """All completions of one prompt."""
 
     index: int
-    """`PromptTask.index`"""
+    """`PromptRequest.index`"""
     rollouts: tuple[Rollout, ...]
 
 
@@ -104,7 +104,7 @@ def request_seed(seed: int, step: int, prompt: int, sample: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def prompt_order(seed: int, num_prompts: int, start: int, count: int) -> list[int]:
+def prompt_indices(seed: int, num_prompts: int, start: int, count: int) -> list[int]:
     """Indices of the prompts `start` … `start + count - 1` of an endless stream: each epoch is its own permutation.
 
     Raises ValueError when there are no prompts.
@@ -115,14 +115,14 @@ def prompt_order(seed: int, num_prompts: int, start: int, count: int) -> list[in
     position = start
     while len(indices) < count:
         epoch, offset = divmod(position, num_prompts)
-        order = torch.randperm(num_prompts, generator=seeded(seed, "prompts", epoch))
+        order = torch.randperm(num_prompts, generator=seeded_rng(seed, "prompts", epoch))
         drawn = order[offset : offset + count - len(indices)].tolist()
         indices += drawn
         position += len(drawn)
     return indices
 
 
-def seeded(*parts: object) -> torch.Generator:
+def seeded_rng(*parts: object) -> torch.Generator:
     """A random generator seeded by the text of the parts, so that no two uses share a stream."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -143,7 +143,7 @@ def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
 
 def minibatch_rows(num_rows: int, num_minibatches: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
     """Row indices of each minibatch: a seeded permutation cut into equal parts."""
-    order = torch.randperm(num_rows, generator=seeded(seed, "minibatches", step, epoch))
+    order = torch.randperm(num_rows, generator=seeded_rng(seed, "minibatches", step, epoch))
     return list(order.chunk(num_minibatches))
 
 

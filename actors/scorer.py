@@ -28,7 +28,7 @@ MAX_CONCURRENT = 64
 
 
 @dataclass(frozen=True)
-class Sample:
+class ScorerInput:
     """One completion to be scored, as text and as tokens."""
 
     prompt: str
@@ -55,7 +55,7 @@ class RewardModel:
         self._dtype = autocast_dtype(precision)
 
     @torch.no_grad()
-    def score(self, samples: Sequence[Sample]) -> list[float]:
+    def score(self, samples: Sequence[ScorerInput]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(samples), self._micro_batch_size):
             sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_size]]
@@ -80,7 +80,7 @@ class Verifier:
         self._function = load_function(program)
         self._event_loop = asyncio.Runner()  # the same for all calls, so that the function may keep a connection
 
-    def score(self, samples: Sequence[Sample]) -> list[float]:
+    def score(self, samples: Sequence[ScorerInput]) -> list[float]:
         if inspect.iscoroutinefunction(self._function):
             return self._event_loop.run(self._score_concurrently(samples))
         rewards: list[float] = []
@@ -89,21 +89,21 @@ class Verifier:
                 rewards.append(_finite(self._call(sample)))
         return rewards
 
-    async def _score_concurrently(self, samples: Sequence[Sample]) -> list[float]:
+    async def _score_concurrently(self, samples: Sequence[ScorerInput]) -> list[float]:
         free = asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def score(sample: Sample) -> float:
+        async def score(sample: ScorerInput) -> float:
             async with free:
                 with self._errors_named(sample):
                     return _finite(await self._call(sample))
 
         return await asyncio.gather(*map(score, samples))
 
-    def _call(self, sample: Sample) -> Any:
+    def _call(self, sample: ScorerInput) -> Any:
         return self._function(sample.prompt, sample.completion, dict(sample.record))
 
     @contextlib.contextmanager
-    def _errors_named(self, sample: Sample) -> Iterator[None]:
+    def _errors_named(self, sample: ScorerInput) -> Iterator[None]:
         """Errors of the block as RuntimeErrors that name the verifier, its line and the completion."""
         try:
             yield

@@ -124,7 +124,7 @@ class GraphExecution(Execution):
                 )
 
     @property
-    def engine_restarts(self) -> int:
+    def max_generator_restarts(self) -> int:
         """How many dead engines are replaced, in all."""
         return self.generators.max_failures if self.weight_transfer == "object_store" else 0
 

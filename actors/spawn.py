@@ -24,7 +24,7 @@ class Reservation:
 
     group: PlacementGroup
     bundles: Sequence[Mapping[str, float]]
-    bundle_of: Mapping[tuple[str, int], int]
+    bundle_indices: Mapping[tuple[str, int], int]
     """By (group name, worker)."""
     field: str
     """The config fields that ask for it, for messages."""
@@ -48,22 +48,22 @@ def plan_bundles(
     one node.
     """
     workers = [(name, index) for name, placement in groups.items() for index in range(placement.workers)]
-    bundle_of = {worker: worker[1] if colocate else number for number, worker in enumerate(workers)}
-    bundles: list[dict[str, float]] = [{} for _ in range(max(bundle_of.values()) + 1)]
-    for (name, _), bundle in bundle_of.items():
+    bundle_indices = {worker: worker[1] if colocate else number for number, worker in enumerate(workers)}
+    bundles: list[dict[str, float]] = [{} for _ in range(max(bundle_indices.values()) + 1)]
+    for (name, _), bundle in bundle_indices.items():
         needed = {"CPU": groups[name].cpus_per_worker, "GPU": groups[name].gpus_per_worker}
         for resource, amount in needed.items():
             if amount:
                 # Rounded to Ray's own precision, or 0.1 + 0.2 would ask for more than there is.
                 bundles[bundle][resource] = round(bundles[bundle].get(resource, 0.0) + amount, 4)
-    return bundles, bundle_of
+    return bundles, bundle_indices
 
 
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     """Reserve the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
-    bundles, bundle_of = plan_bundles(groups, colocate=colocate)
+    bundles, bundle_indices = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
-    return Reservation(reserve_capacity(bundles, field), bundles, bundle_of, field)
+    return Reservation(reserve_capacity(bundles, field), bundles, bundle_indices, field)
 
 
 class Spawner:
@@ -80,7 +80,7 @@ class Spawner:
         cls: type,
         *arguments: Any,
         env: Mapping[str, str] | None = None,
-        pure: bool = False,
+        restartable: bool = False,
     ) -> ActorHandle:
         """Start worker `index` of the group `name`: an actor of `cls(*arguments)`.
 
@@ -91,15 +91,15 @@ class Spawner:
         placement = self._groups[name]
         self._reservation.wait()
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
-        options = restart_options(placement) if pure else {}
+        options = restart_options(placement) if restartable else {}
         handle: Any = (
-            ray.remote(monitored_class(cls, stage_monitor.current_stage(), role_of(name), index, log_death=pure))
+            ray.remote(monitored_class(cls, stage_monitor.current_stage(), role_of(name), index, log_death=restartable))
             .options(
                 num_cpus=placement.cpus_per_worker,
                 num_gpus=placement.gpus_per_worker,
                 runtime_env={"env_vars": env_vars},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._reservation.group, placement_group_bundle_index=self._reservation.bundle_of[name, index]
+                    self._reservation.group, placement_group_bundle_index=self._reservation.bundle_indices[name, index]
                 ),
                 **options,
             )

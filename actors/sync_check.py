@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actors.logprobs import logprobs_under
-from actors.rollout import PromptTask, RolloutGroup
+from actors.rollout import PromptRequest, RolloutGroup
 from actors.weight_sync import (
     LoadReport,
     NumericsError,
@@ -61,12 +61,12 @@ def check_loads(snapshot: WeightSnapshot, reports: Sequence[LoadReport]) -> None
                 f"stale weights: engine {engine} holds version {report.version} after version "
                 f"{snapshot.version} was sent"
             )
-        if snapshot.digests and not snapshot.digests.keys() & report.checksums.keys():
+        if snapshot.checksums and not snapshot.checksums.keys() & report.checksums.keys():
             raise StaleWeightsError(
                 f"stale weights: engine {engine} reports version {report.version}, but no parameter of the "
                 "snapshot, so that nothing can be compared"
             )
-        wrong = [n for n, digest in report.checksums.items() if snapshot.digests.get(n, digest) != digest]
+        wrong = [n for n, digest in report.checksums.items() if snapshot.checksums.get(n, digest) != digest]
         if wrong:
             raise StaleWeightsError(
                 f"stale weights: engine {engine} reports version {report.version}, but its {wrong[0]} "
@@ -75,7 +75,7 @@ def check_loads(snapshot: WeightSnapshot, reports: Sequence[LoadReport]) -> None
 
 
 def check_rollouts(
-    tasks: Sequence[PromptTask], groups: Sequence[RolloutGroup], *, version: int, vocab_size: int
+    tasks: Sequence[PromptRequest], groups: Sequence[RolloutGroup], *, version: int, vocab_size: int
 ) -> None:
     """Raises StaleWeightsError or TokenizationError for a rollout of other weights or other tokens than asked for."""
     for task, group in zip(tasks, groups, strict=True):
@@ -102,19 +102,19 @@ def check_rollouts(
                 )
 
 
-def logprob_difference(batch: Batch, engine_NT: Tensor, own_NT: Tensor) -> LogprobDifference:
+def logprob_difference(batch: Batch, engine_NT: Tensor, model_NT: Tensor) -> LogprobDifference:
     """Difference of the engine's logprobs and our own over the completion tokens of all rows."""
-    difference = (engine_NT - own_NT).abs()[batch.loss_mask]
+    difference = (engine_NT - model_NT).abs()[batch.loss_mask]
     return LogprobDifference(max=difference.max().item(), mean=difference.mean().item())
 
 
 def check_logprobs(
     batch: Batch,
     engine_NT: Tensor,
-    own_NT: Tensor,
+    model_NT: Tensor,
     *,
     bound: LogprobDifference,
-    sizes: TransformerConfig,
+    model_config: TransformerConfig,
     temperature: float,
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
@@ -125,7 +125,7 @@ def check_logprobs(
     engine ten times better than those of the current snapshot: all of them, or those of the output head alone, which
     an engine may keep in a copy of its own.
     """
-    difference = logprob_difference(batch, engine_NT, own_NT)
+    difference = logprob_difference(batch, engine_NT, model_NT)
     if difference.max <= bound.max and difference.mean <= bound.mean:
         return difference
     message = (
@@ -133,7 +133,7 @@ def check_logprobs(
         f"allowed are {bound.max:.3g} (mean {bound.mean:.3g})"
     )
     if previous is not None and previous.chunks:
-        for what, old_sizes, weights in _older(sizes, dict(read_weights(current)), dict(read_weights(previous))):
+        for what, old_sizes, weights in _older(model_config, dict(read_weights(current)), dict(read_weights(previous))):
             old_NT = logprobs_under(old_sizes, weights, batch, temperature=temperature)
             old_difference = logprob_difference(batch, engine_NT, old_NT)
             if old_difference.mean * 10 < difference.mean:
@@ -149,10 +149,10 @@ def check_logprobs(
 
 
 def _older(
-    sizes: TransformerConfig, current: Mapping[str, Tensor], previous: Mapping[str, Tensor]
+    model_config: TransformerConfig, current: Mapping[str, Tensor], previous: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, TransformerConfig, Iterator[tuple[str, Tensor]]]]:
     """What a stale engine may hold, each as a description, its sizes and its weights."""
-    yield "the weights", sizes, iter(previous.items())
-    untied = dataclasses.replace(sizes, tie_embeddings=False)
+    yield "the weights", model_config, iter(previous.items())
+    untied = dataclasses.replace(model_config, tie_embeddings=False)
     head = "lm_head.weight" if "lm_head.weight" in previous else "model.embed_tokens.weight"
     yield "the output head", untied, iter({**current, "lm_head.weight": previous[head]}.items())

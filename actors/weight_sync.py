@@ -50,7 +50,7 @@ class WeightSnapshot:
     version: int
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Each a list of (Hugging Face name, dtype name, array); empty for nccl and ipc, where nothing is stored."""
-    digests: Mapping[str, str] = field(repr=False)
+    checksums: Mapping[str, str] = field(repr=False)
     """sha256 of each parameter's bytes, by Hugging Face name; empty where nothing is stored."""
 
 
@@ -78,14 +78,14 @@ class ObjectStoreSender:
 
     def send(self, model: nn.Module, version: int) -> WeightSnapshot:
         chunks: list[ray.ObjectRef] = []
-        digests: dict[str, str] = {}
+        checksums: dict[str, str] = {}
         pending: list[tuple[str, str, NDArray]] = []
         pending_bytes = 0
         for name, tensor in hf_tensors(model):  # a collective: every rank iterates, rank 0 keeps
             if self._rank != 0:
                 continue
             array = to_array(tensor.to(self._dtype))
-            digests[name] = hashlib.sha256(array.tobytes()).hexdigest()
+            checksums[name] = hashlib.sha256(array.tobytes()).hexdigest()
             pending.append((name, str(self._dtype).removeprefix("torch."), array))
             pending_bytes += array.nbytes
             if pending_bytes >= _CHUNK_BYTES:
@@ -93,7 +93,7 @@ class ObjectStoreSender:
                 pending, pending_bytes = [], 0
         if pending:
             chunks.append(ray.put(pending))
-        return WeightSnapshot(version, chunks, digests)
+        return WeightSnapshot(version, chunks, checksums)
 
 
 class DeviceSender:

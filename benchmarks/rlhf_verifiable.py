@@ -35,7 +35,7 @@ import torch
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.graph import GraphConfig, build_graph
-from actors.rollout import GenerationBatch, Prompt, PromptTask, Sampling, seeded
+from actors.rollout import GenerationBatch, Prompt, PromptRequest, SamplingParams, seeded_rng
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
@@ -180,20 +180,20 @@ class Benchmark:
         held_out = self._prompts(self.task.held_out)
         with build_graph(config, execution) as graph:
             graph.start()
-            before = graph.held_out(held_out).rewards
+            before = graph.score_held_out(held_out).rewards
             for step in range(RL_STEPS):
-                metrics = graph.step(step)
+                metrics = graph.train_step(step)
                 if step % 10 == 9:
                     logging.info("%s step %d: %s", name, step + 1, _brief(metrics))
-            return before, graph.held_out(held_out).rewards
+            return before, graph.score_held_out(held_out).rewards
 
     def accuracy(self, folder: Path) -> list[float]:
         """Held-out rewards of a model, sampled by an engine."""
         settings = EngineSettings(model=Storage(str(folder)), max_length=32, max_sequences=128, kv_cache_gib=0.25)
         env = {**worker_env(2), **engine_env()}
         engine = ray.remote(Generator).options(num_cpus=1, runtime_env={"env_vars": env}).remote(settings)
-        tasks = [PromptTask(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.held_out))]
-        sampling = Sampling(
+        tasks = [PromptRequest(i, p.prompt_ids, 1) for i, p in enumerate(self._prompts(self.task.held_out))]
+        sampling = SamplingParams(
             temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, stop_ids=self.tokenizer.stop_ids, seed=self.seed
         )
         groups = ray.get(engine.generate.remote(GenerationBatch(-1, -1, tuple(tasks), sampling)))
@@ -218,7 +218,7 @@ class Benchmark:
     def _batches(self, steps: int, global_batch_size: int, purpose: str) -> Iterator[list[Batch]]:
         for step in range(steps):
             chosen = torch.randint(
-                len(self.demonstrations) - 1024, (global_batch_size,), generator=seeded(self.seed, purpose, step)
+                len(self.demonstrations) - 1024, (global_batch_size,), generator=seeded_rng(self.seed, purpose, step)
             )
             yield [self._batch([self.demonstrations[index] for index in chosen.tolist()])]
 

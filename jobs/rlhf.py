@@ -204,7 +204,7 @@ def learn(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
     with Progress("learning", config.steps, "steps", done=step) as progress:
         while step < config.steps:
             with defer_signals():  # a step that is cut short is lost, so one that ends in time is waited for and kept
-                metrics = graph.step(step)
+                metrics = graph.train_step(step)
                 step += 1
                 by_key = metrics.by_key()
                 if received_signal() is not None:
@@ -214,7 +214,7 @@ def learn(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
                     graph.finish_save()
             if execution.held_out_interval and step % execution.held_out_interval == 0 and step < config.steps:
                 with working("completing the held-out prompts"):
-                    by_key["held_out/reward_mean"] = statistics.fmean(graph.held_out(prompts.held_out).rewards)
+                    by_key["held_out/reward_mean"] = statistics.fmean(graph.score_held_out(prompts.held_out).rewards)
             context.tracker.log(step, by_key)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
                 context.tracker.flush()  # no step before a checkpoint is repeated, so its line must be safe
@@ -264,7 +264,7 @@ def read_all(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
 
 def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
     """The held-out prompts with their completions and rewards under the current policy."""
-    scored: ScoredRollouts = graph.held_out(prompts.held_out)
+    scored: ScoredRollouts = graph.score_held_out(prompts.held_out)
     return [
         HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
         for prompt, text, reward in zip(prompts.held_out, scored.texts, scored.rewards, strict=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.completions import CompletionRequest, SamplingConfig, check_completions, complete
-from actors.rollout import PromptTask, Rollout
+from actors.completions import ModelPrompts, SamplingConfig, check_completions, complete
+from actors.rollout import PromptRequest, Rollout
 from actors.weight_sync import NumericsError, WeightSnapshot
 from cluster.placement import Placement
 from cluster.storage import Storage
@@ -41,11 +41,11 @@ def test_completions_of_another_model_are_refused(policies: dict[str, Path], tem
 def test_models_that_share_an_engine_complete_as_if_each_had_its_own(
     policies: dict[str, Path], ray_session: None
 ) -> None:
-    prompts = [PromptTask(index, tuple(range(10, 20 + index)), 1) for index in range(3)]
+    prompts = [PromptRequest(index, tuple(range(10, 20 + index)), 1) for index in range(3)]
 
     def ask(**models: str) -> dict[str, list[tuple[int, ...]]]:
         requests = {
-            name: CompletionRequest(model=Storage(str(policies[policy])), prompts=prompts, stop_ids=(0,))
+            name: ModelPrompts(model=Storage(str(policies[policy])), prompts=prompts, stop_ids=(0,))
             for name, policy in models.items()
         }
         sampling = SamplingConfig(temperature=1.0, max_new_tokens=12, seed=3, precision="float32")

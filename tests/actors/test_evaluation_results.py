@@ -14,7 +14,7 @@ from actors.evaluation_results import (
     EvaluationResults,
     TextResults,
     bias_results,
-    model_text,
+    model_likelihood,
     task_results,
 )
 from actors.likelihood import TextScores
@@ -29,7 +29,7 @@ def test_bits_per_byte_and_perplexity_of_documents() -> None:
     # Two documents: 8 and 24 nats·ln2 over 4 and 8 bytes, 2 and 4 tokens: 32 bits, 12 bytes, 6 tokens.
     bits = np.array([8.0, 24.0])
     scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
-    found = model_text(scores, bootstrap)
+    found = model_likelihood(scores, bootstrap)
     assert found.bits_per_byte.value == pytest.approx(32 / 12)
     assert found.perplexity.value == pytest.approx(2 ** (32 / 6))
     assert found.perplexity.low == pytest.approx(2**4) and found.perplexity.high == pytest.approx(2**6)
@@ -47,7 +47,9 @@ def test_bias_is_the_share_of_pairs_where_the_stereotype_is_likelier_and_a_tie_i
 
 def test_results_come_back_from_json_as_they_were_without_what_was_not_measured() -> None:
     scores = TextScores(np.arange(2), np.array([8.0, 24.0]), np.array([2, 4]), np.array([4, 8]))
-    text = TextResults(documents=2, bytes=12, xz_bits_per_byte=None, models={"sft": model_text(scores, bootstrap)})
+    text = TextResults(
+        documents=2, bytes=12, xz_bits_per_byte=None, models={"sft": model_likelihood(scores, bootstrap)}
+    )
     results = EvaluationResults(models={"sft": "sft-1"}, order=["sft"], text=text)
     plain = json.loads(json.dumps(results.to_plain()))
     assert set(plain) == {"models", "order", "text"} and plain["text"]["xz_bits_per_byte"] is None

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.logprobs import batch_logprobs
-from actors.rollout import GenerationBatch, PromptTask, Rollout, Sampling, engine_logprobs, rollout_batch
+from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
 from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts, logprob_bound
 from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnapshot
 from cluster.storage import Storage
@@ -24,7 +24,7 @@ from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
 
-TASKS = tuple(PromptTask(index, tuple(range(20 + index, 30 + 2 * index)), 2) for index in range(4))
+TASKS = tuple(PromptRequest(index, tuple(range(20 + index, 30 + 2 * index)), 2) for index in range(4))
 STOP = 5
 KINDS = [(tied, precision) for precision in ("float32", "bfloat16") for tied in ("tied", "untied")]
 
@@ -44,7 +44,7 @@ class Engine:
         check_loads(self.snapshots[version], [ray.get(self.actor.load.remote(self.snapshots[version]))])
 
     def generate(self, version: int, temperature: float, *, step: int = 0, length: int = 24) -> list[Rollout]:
-        sampling = Sampling(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
+        sampling = SamplingParams(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
         groups = ray.get(self.actor.generate.remote(GenerationBatch(step, version, TASKS, sampling)))
         check_rollouts(TASKS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
         return [rollout for group in groups for rollout in group.rollouts]
@@ -60,7 +60,7 @@ class Engine:
             engine_logprobs(rollouts, batch),
             learner,
             bound=logprob_bound(self.learning),
-            sizes=model.config,
+            model_config=model.config,
             temperature=temperature,
             current=self.snapshots[version],
             previous=self.snapshots.get(version - 1),
@@ -153,8 +153,8 @@ def test_a_batch_of_more_prompt_tokens_than_one_prefill_takes_is_answered_alike(
     """2,048 positions are read at a time, as by default: these 3,200 take two prefills, and a prompt in the middle."""
     engine = engines["tied"]
     engine.load(0)
-    tasks = tuple(PromptTask(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
-    sampling = Sampling(temperature=1.0, max_new_tokens=8, stop_ids=(STOP,), seed=1)
+    tasks = tuple(PromptRequest(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
+    sampling = SamplingParams(temperature=1.0, max_new_tokens=8, stop_ids=(STOP,), seed=1)
     once, again = (ray.get(engine.actor.generate.remote(GenerationBatch(0, 0, tasks, sampling))) for _ in range(2))
     check_rollouts(tasks, once, version=0, vocab_size=engine.models[0].config.vocab_size)
     assert once == again

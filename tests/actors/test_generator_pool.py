@@ -11,12 +11,12 @@ from ray.exceptions import OwnerDiedError
 
 from actors.generator_pool import GeneratorPool
 from actors.rank_group import RanksDied
-from actors.rollout import GenerationBatch, PromptTask, Rollout, RolloutGroup, Sampling
+from actors.rollout import GenerationBatch, PromptRequest, Rollout, RolloutGroup, SamplingParams
 from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
 
 pytestmark = pytest.mark.slow
 
-SAMPLING = Sampling(temperature=1.0, max_new_tokens=1, stop_ids=(), seed=0)
+SAMPLING = SamplingParams(temperature=1.0, max_new_tokens=1, stop_ids=(), seed=0)
 SNAPSHOT = WeightSnapshot(7, [], {})
 
 
@@ -48,16 +48,17 @@ class FakeEngine:
         ]
 
 
-def pool(deaths: Path, num_engines: int, *, max_failures: int = 3) -> GeneratorPool:
+def pool(deaths: Path, num_generators: int, *, max_failures: int = 3) -> GeneratorPool:
     engine = ray.remote(FakeEngine).options(num_cpus=0.1)
-    made = GeneratorPool(lambda index: engine.remote(deaths), num_engines, max_failures=max_failures)
+    made = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_failures=max_failures)
     made.load(SNAPSHOT)
     return made
 
 
 def batches(count: int) -> list[GenerationBatch]:
     return [
-        GenerationBatch(0, 7, tuple(PromptTask(2 * i + j, (1,), 1) for j in range(2)), SAMPLING) for i in range(count)
+        GenerationBatch(0, 7, tuple(PromptRequest(2 * i + j, (1,), 1) for j in range(2)), SAMPLING)
+        for i in range(count)
     ]
 
 
@@ -66,8 +67,8 @@ def indices(groups: list[RolloutGroup]) -> list[int]:
 
 
 @pytest.mark.parametrize("num_engines", [1, 3])
-def test_answers_come_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_engines: int) -> None:
-    groups = pool(tmp_path, num_engines).generate(batches(5))
+def test_answers_come_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_generators: int) -> None:
+    groups = pool(tmp_path, num_generators).generate(batches(5))
     assert indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
 

@@ -85,17 +85,17 @@ def steady(metrics: StepMetrics) -> list[float]:
 @pytest.mark.slow
 def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Graph) -> None:
     prompts = graph._config.prompts
-    before = graph.held_out(prompts)
+    before = graph.score_held_out(prompts)
     assert len(before.rollouts) == 10
 
-    kill(graph.generators.engines[0])
-    after = graph.held_out(prompts)
+    kill(graph.generators.actors[0])
+    after = graph.score_held_out(prompts)
     assert graph.generators.restarts == 1
     assert after == before  # the batch was done again whole, by another engine, with the same result
 
-    first, second = graph.step(0), graph.step(1)
+    first, second = graph.train_step(0), graph.train_step(1)
     graph.save()
-    third = graph.step(2)
+    third = graph.train_step(2)
     for metrics in (first, second, third):
         assert metrics.logprob_difference.max <= 1e-4
         assert 0.0 <= metrics.rollouts.reward_mean <= 1.0
@@ -104,13 +104,13 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
 
     kill(graph.learner.ranks.actors[1])
     with pytest.raises(RanksDied) as death:
-        graph.step(3)
+        graph.train_step(3)
     graph.recover(death.value)
     assert graph.start() == 2  # the save was whole before the death: step 2 had begun after it
-    assert steady(graph.step(2)) == steady(third)
+    assert steady(graph.train_step(2)) == steady(third)
 
     kill(graph.scorer)
-    graph.step(3)
+    graph.train_step(3)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tm
     config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
     with build_graph(config, execution(generators=1, learners=1)) as graph:
         graph.start()
-        rewards = [graph.step(step).rollouts.reward_mean for step in range(30)]
+        rewards = [graph.train_step(step).rollouts.reward_mean for step in range(30)]
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
 
 

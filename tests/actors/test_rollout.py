@@ -12,7 +12,7 @@ from actors.rollout import (
     engine_logprobs,
     micro_batches,
     minibatch_rows,
-    prompt_order,
+    prompt_indices,
     rank_rows,
     request_seed,
     rollout_batch,
@@ -56,16 +56,16 @@ def test_minibatches_part_the_rows_and_ranks_part_the_minibatches() -> None:
 
 
 def test_every_prompt_comes_once_an_epoch_wherever_the_stream_is_entered() -> None:
-    stream = prompt_order(3, 10, 0, 25)
+    stream = prompt_indices(3, 10, 0, 25)
     assert sorted(stream[:10]) == sorted(stream[10:20]) == list(range(10))
     assert stream[:10] != stream[10:20]
-    assert prompt_order(3, 10, 8, 5) == stream[8:13]
-    assert prompt_order(4, 10, 0, 25) != stream
+    assert prompt_indices(3, 10, 8, 5) == stream[8:13]
+    assert prompt_indices(4, 10, 0, 25) != stream
 
 
 def test_no_prompts_are_an_error() -> None:
     with pytest.raises(ValueError, match="no prompts"):
-        prompt_order(0, 0, 0, 1)
+        prompt_indices(0, 0, 0, 1)
 
 
 def test_seeds_differ_in_each_part_and_fit_the_engine() -> None:

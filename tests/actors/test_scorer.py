@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.scorer import RewardModel, Sample, Verifier
+from actors.scorer import RewardModel, ScorerInput, Verifier
 from cluster.storage import Storage
 from cluster.user_program import Program, load_function, split_function_name
 from model.heads import ScalarHead
@@ -17,8 +17,8 @@ def length(prompt, response, record):
 """
 
 
-def sample(completion: str, ids: tuple[int, ...] = (1, 2, 3)) -> Sample:
-    return Sample("prompt", completion, ids, {"scale": 2})
+def sample(completion: str, ids: tuple[int, ...] = (1, 2, 3)) -> ScorerInput:
+    return ScorerInput("prompt", completion, ids, {"scale": 2})
 
 
 def test_a_verifier_sees_the_record_of_its_prompt() -> None:

@@ -60,8 +60,8 @@ def test_an_engine_takes_a_share_of_a_gpu(share: float) -> None:
 
 def test_engines_that_no_one_can_load_again_are_not_started_again() -> None:
     execution = GraphExecution(generators=Placement(max_failures=5))
-    assert execution.engine_restarts == 5
-    assert replace(execution, weight_transfer="ipc").engine_restarts == 0
+    assert execution.max_generator_restarts == 5
+    assert replace(execution, weight_transfer="ipc").max_generator_restarts == 0
 
 
 def test_groups_follow_the_algorithm() -> None:

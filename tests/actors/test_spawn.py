@@ -13,16 +13,16 @@ GROUPS = {
 
 
 def test_colocated_workers_of_one_number_share_a_bundle() -> None:
-    bundles, bundle_of = plan_bundles(GROUPS, colocate=True)
+    bundles, bundle_indices = plan_bundles(GROUPS, colocate=True)
     assert bundles == [{"CPU": 0.9}, {"CPU": 0.8}]
-    assert bundle_of["generators", 1] == bundle_of["learners", 1] == 1
-    assert bundle_of["scorer", 0] == 0
+    assert bundle_indices["generators", 1] == bundle_indices["learners", 1] == 1
+    assert bundle_indices["scorer", 0] == 0
 
 
 def test_workers_apart_have_bundles_of_their_own() -> None:
-    bundles, bundle_of = plan_bundles(GROUPS, colocate=False)
+    bundles, bundle_indices = plan_bundles(GROUPS, colocate=False)
     assert bundles == [{"CPU": 0.3}, {"CPU": 0.3}, {"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.1}]
-    assert sorted(bundle_of.values()) == [0, 1, 2, 3, 4]
+    assert sorted(bundle_indices.values()) == [0, 1, 2, 3, 4]
 
 
 def test_gpus_are_reserved_with_the_cpus() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.logprobs import logprobs_under
-from actors.rollout import PromptTask, Rollout, RolloutGroup, rollout_batch
+from actors.rollout import PromptRequest, Rollout, RolloutGroup, rollout_batch
 from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts
 from actors.weight_sync import (
     LoadReport,
@@ -27,7 +27,7 @@ from model.huggingface import load_hf_model
 from model.objectives import logprobs
 from model.transformer import Transformer
 
-TASK = PromptTask(4, (1, 2), 1)
+TASK = PromptRequest(4, (1, 2), 1)
 ROLLOUT = Rollout((1, 2), (3, 4), (-1.0, -2.0), weight_version=5, finished=True)
 
 
@@ -72,13 +72,13 @@ class Case:
     def __init__(self, old: Transformer, new: Transformer) -> None:
         send = ObjectStoreSender(rank=0, dtype=torch.float32).send
         self.old, self.new = send(old, 1), send(new, 2)
-        self.model, self.sizes = new, new.config
+        self.model, self.model_config = new, new.config
         rollouts = [Rollout((5, 6, 7), tuple(range(10 + i, 26 + i)), (0.0,) * 16, 2, False) for i in range(4)]
         self.batch: Batch = rollout_batch(rollouts, pad_id=0)
         self.learner = self.under(self.new)
 
     def under(self, snapshot: WeightSnapshot) -> Tensor:
-        return logprobs_under(self.sizes, read_weights(snapshot), self.batch, temperature=0.7)
+        return logprobs_under(self.model_config, read_weights(snapshot), self.batch, temperature=0.7)
 
     def check(self, engine: Tensor) -> None:
         check_logprobs(
@@ -86,7 +86,7 @@ class Case:
             engine,
             self.learner,
             bound=LogprobDifference(max=1e-4, mean=1e-4),
-            sizes=self.sizes,
+            model_config=self.model_config,
             temperature=0.7,
             current=self.new,
             previous=self.old,
@@ -113,7 +113,7 @@ def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> No
     old, new = dict(read_weights(case.old)), dict(read_weights(case.new))
     head = old.get("lm_head.weight", old["model.embed_tokens.weight"])
     mixed = {**new, "lm_head.weight": head}
-    untied = replace(case.sizes, tie_embeddings=False)
+    untied = replace(case.model_config, tie_embeddings=False)
     engine = logprobs_under(untied, mixed.items(), case.batch, temperature=0.7)
     with pytest.raises(StaleWeightsError, match="with the output head of version 1 instead of 2"):
         case.check(engine)
@@ -126,7 +126,7 @@ def test_a_difference_that_no_older_weights_explain_is_named_numerics(case: Case
 
 
 def test_a_wrong_temperature_is_named_numerics(case: Case) -> None:
-    at_one = logprobs_under(case.sizes, read_weights(case.new), case.batch, temperature=1.0)
+    at_one = logprobs_under(case.model_config, read_weights(case.new), case.batch, temperature=1.0)
     with pytest.raises(NumericsError):
         case.check(at_one)
 

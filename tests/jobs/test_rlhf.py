@@ -182,7 +182,7 @@ class FakeGraph:
         self._done = self._saved
         return self._saved
 
-    def step(self, step: int) -> StepMetrics:
+    def train_step(self, step: int) -> StepMetrics:
         assert step == self._done
         self._reach("step")
         self._done += 1
@@ -196,7 +196,7 @@ class FakeGraph:
             times=StepTimes(seconds={}, step_s=1, tokens_per_s=1),
         )
 
-    def held_out(self, prompts: list) -> ScoredRollouts:
+    def score_held_out(self, prompts: list) -> ScoredRollouts:
         self._reach("held_out")
         return ScoredRollouts([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
 
