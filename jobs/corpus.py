@@ -35,16 +35,16 @@ from data.cleaning.user_step import UserStep, with_program
 from data.corpus.accounting import (
     CorpusSummary,
     SourceCounts,
-    add_by_source,
     check_not_empty,
+    sum_by_source,
     summarize,
-    without_forgotten,
+    summary_without_forgotten,
 )
 from data.corpus.cleaning_tasks import EXPANSION, clean_all, cleaning_tasks, text_bytes
 from data.corpus.forget import Corpus, apply_changes, stage_changes
 from data.corpus.origins import names_by_source, source_files, write_file_names
 from data.corpus.part_tasks import write_parts
-from data.corpus.parts import MAX_PARTS, PARTS, PartRecord, part_record, read_part_records
+from data.corpus.parts import MAX_PARTS, PARTS_JSON, PartRecord, part_record, read_part_records
 from data.corpus.quarantine import write_quarantine
 from data.corpus.work import CorpusWork
 from data.document import Source
@@ -164,30 +164,32 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         sources=config.sources,
         steps=pinned_steps(config),
         num_parts=num_parts(text_bytes(config.sources, ranges), config.part_mib),
-        forgotten=context.forgotten,
+        forgotten_ids=context.forgotten,
     )
-    work.begin({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
+    work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
         fairness = driver.submit(fairness_ledger, work.steps)  # while the workers clean
         tasks = cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = clean_all(work, tasks, workers=execution.workers)
         parts = write_parts(
             work,
-            [chunk for answer in cleaned for chunk in answer.chunks],
+            [chunk for answer in cleaned for chunk in answer.chunk_files],
             mixture=config.mixture,
             partitions=execution.partitions,
             workers=execution.workers,
         )
-    records = [part_record(part) for part in parts.written]
+    records = [part_record(part) for part in parts.parts]
     zero = {source.name: SourceCounts() for source in config.sources}
-    summary = summarize(add_by_source([zero, *(answer.counts for answer in cleaned)]), records, parts.shares)
+    summary = summarize(sum_by_source([zero, *(answer.counts for answer in cleaned)]), records, parts.mixture_shares)
     check_not_empty(summary)
     names = names_by_source(config.sources, files)
-    output.write_json(PARTS, to_plain(records))
+    output.write_json(PARTS_JSON, to_plain(records))
     output.write_json(FAIRNESS, to_plain(fairness.result()))
     write_file_names(output, names)
-    write_quarantine(output, work.folder, [answer.quarantine for answer in cleaned if answer.quarantine], names)
-    work.remove()
+    write_quarantine(
+        output, work.folder, [answer.quarantine_file for answer in cleaned if answer.quarantine_file], names
+    )
+    work.remove_folder()
     context.tracker.log(0, metrics(summary))
     return summary
 
@@ -237,7 +239,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
     else:  # a killed run of this has staged the changes
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
-    output.write_json(PARTS, to_plain(staged.parts))
+    output.write_json(PARTS_JSON, to_plain(staged.parts))
     return staged.summary
 
 
@@ -246,12 +248,12 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
     summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
-        staged=context.output / _STAGED,
+        staging=context.output / _STAGED,
         sources=config.sources,
         steps=pinned_steps(config),
         num_parts=summary.parts,
-        mixture=summary.mixture,
-        files=[_file_urls(artifact, number) for number in range(len(config.sources))],
+        mixture_shares=summary.mixture,
+        file_urls=[_file_urls(artifact, number) for number in range(len(config.sources))],
         fingerprints={url: digest for files in artifact.record.sources.values() for url, digest in files.items()},
     )
     changes = stage_changes(corpus, context.forgotten)
@@ -262,7 +264,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
     records = {record.name: record for record in read_part_records(context.output)}
     records |= {record.name: record for record in map(part_record, changes.parts)}
     parts = list(records.values())
-    return _Staged(parts, without_forgotten(summary, changes.forgotten, parts))
+    return _Staged(parts, summary_without_forgotten(summary, changes.num_forgotten, parts))
 
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data.document import BadRecord
-from data.sources.compression import is_damage, utf8_blocks
-from data.sources.records import lines
+from data.sources.compression import is_damage_error, read_utf8_blocks
+from data.sources.records import split_lines
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
@@ -70,12 +70,12 @@ def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        for number, (_, line) in enumerate(lines(utf8_blocks(url)), start=1):
+        for number, (_, line) in enumerate(split_lines(read_utf8_blocks(url)), start=1):
             if isinstance(line, BadRecord):
                 raise ValueError(f"{url}:{number}: {line}")
             yield number, line
     except Exception as error:
-        if not is_damage(error):
+        if not is_damage_error(error):
             raise
         raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); fetch it anew") from error
 

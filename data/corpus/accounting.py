@@ -35,8 +35,8 @@ class SourceCounts:
             bytes_read=self.bytes_read + other.bytes_read,
             kept=self.kept + other.kept,
             bytes=self.bytes + other.bytes,
-            dropped=_sum([self.dropped, other.dropped]),
-            changed=_sum([self.changed, other.changed]),
+            dropped=_sum_by_name([self.dropped, other.dropped]),
+            changed=_sum_by_name([self.changed, other.changed]),
         )
 
 
@@ -59,7 +59,7 @@ class CorpusSummary:
     """The share of each source's documents that the mixture keeps; empty without a mixture."""
 
 
-def add_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
+def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
     """The sums by source."""
     total: dict[str, SourceCounts] = {}
     for by_source in counts:
@@ -75,8 +75,10 @@ def summarize(
 
     Checks that every source's account closes.
     """
-    in_parts = add_by_source(_counts_of(part.counts) for part in parts)
-    by_source = {name: _close(name, counts + in_parts.get(name, SourceCounts())) for name, counts in sources.items()}
+    in_parts = sum_by_source(_source_counts(part.counts) for part in parts)
+    by_source = {
+        name: _check_counts(name, counts + in_parts.get(name, SourceCounts())) for name, counts in sources.items()
+    }
     every = list(by_source.values())
     return CorpusSummary(
         documents=sum(counts.kept for counts in every),
@@ -85,7 +87,7 @@ def summarize(
         others=sum(counts.others for counts in every),
         bytes_read=sum(counts.bytes_read for counts in every),
         bytes=sum(counts.bytes for counts in every),
-        dropped=_sum(counts.dropped for counts in every),
+        dropped=_sum_by_name(counts.dropped for counts in every),
         sources=by_source,
         content_digest=_content_digest(parts),
         parts=len(parts),
@@ -93,7 +95,7 @@ def summarize(
     )
 
 
-def without_forgotten(
+def summary_without_forgotten(
     summary: CorpusSummary, forgotten: Mapping[str, int], parts: Sequence[PartRecord]
 ) -> CorpusSummary:
     """The summary after documents are forgotten, so many of each source, and the parts are rewritten.
@@ -118,21 +120,21 @@ def check_not_empty(summary: CorpusSummary) -> None:
     raise ValueError(f"corpus: no document is left of {summary.read:,} read; most went to {most} ({account}); {remedy}")
 
 
-def _counts_of(parts: Mapping[str, PartCounts]) -> dict[str, SourceCounts]:
+def _source_counts(parts: Mapping[str, PartCounts]) -> dict[str, SourceCounts]:
     return {
         name: SourceCounts(kept=counts.kept, bytes=counts.bytes, dropped=counts.dropped)
         for name, counts in parts.items()
     }
 
 
-def _close(source: str, counts: SourceCounts) -> SourceCounts:
+def _check_counts(source: str, counts: SourceCounts) -> SourceCounts:
     """The counts, checked to add up."""
     closed = counts.kept + sum(counts.dropped.values()) + counts.quarantined
     assert counts.read == closed, f"{source}: {counts.read} records read, but {closed} accounted for: {counts}"
     return counts
 
 
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _sum_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sums by name, in the order of the names; zeros are left out."""
     total: Counter[str] = Counter()
     for by_name in counts:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.storage import Storage
 from data.chunk_files import read_table, write_tables
 from data.cleaning.recipe import Step, clean
-from data.corpus.exact_duplicates import settle, text_key, without_equal_texts
+from data.corpus.exact_duplicates import sort_and_deduplicate, text_key, without_equal_texts
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document, unit_hash
 
@@ -55,15 +55,15 @@ def clean_rows(
     for document in result.kept:
         key = text_key(document.text)
         metadata = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False, default=str)
-        row = _row(document, files)._replace(text=document.text, metadata=metadata, key=key)
+        row = _identity_row(document, files)._replace(text=document.text, metadata=metadata, key=key)
         rows.append(PartRow(part_of_text(key, num_parts), row))
     for document, reason in [*result.dropped, *((document, "fraction") for document in surplus)]:
         part = int(unit_hash(document.id, "bucket") * num_parts)
-        rows.append(PartRow(part, _row(document, files)._replace(reason=reason)))
+        rows.append(PartRow(part, _identity_row(document, files)._replace(reason=reason)))
     return CleanRows(rows, result.counts)
 
 
-def _row(document: Document, files: Mapping[str, int]) -> Row:
+def _identity_row(document: Document, files: Mapping[str, int]) -> Row:
     return Row(document.id, document.source, files[document.file], document.offset)
 
 
@@ -103,6 +103,6 @@ class ChunkWriter:
         self._num_bytes = 0
 
 
-def gather(folder: Storage, chunks: Sequence[str], part: int, *, deduplicate: bool) -> pa.Table:
-    """Every row of one part, from all chunks, in the order of a part (`settle`)."""
-    return settle(read_table(folder, chunks, part, ROW_SCHEMA), deduplicate=deduplicate)
+def read_part_rows(folder: Storage, chunks: Sequence[str], part: int, *, deduplicate: bool) -> pa.Table:
+    """Every row of one part, from all chunks, in the order of a part (`sort_and_deduplicate`)."""
+    return sort_and_deduplicate(read_table(folder, chunks, part, ROW_SCHEMA), deduplicate=deduplicate)

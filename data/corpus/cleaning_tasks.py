@@ -18,7 +18,7 @@ from data.corpus.quarantine import quarantine_lines
 from data.corpus.work import CorpusWork
 from data.document import Document, Quarantined, ReadRange, SkippedRecord, Source
 from data.sources.compression import is_compressed
-from data.sources.readers import read
+from data.sources.readers import read_records
 
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
@@ -47,8 +47,8 @@ class CleaningTask:
 class CleanedRanges:
     """What a cleaning task wrote."""
 
-    chunks: list[str]
-    quarantine: str | None
+    chunk_files: list[str]
+    quarantine_file: str | None
     """The file of its bad records, if it met any."""
     counts: dict[str, SourceCounts]
     """By source."""
@@ -92,7 +92,7 @@ def clean_all(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int |
 def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
     """Read and clean a task's ranges into chunks, and its bad records into a quarantine file."""
     key = hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]
-    chunks = ChunkWriter(work.folder, f"chunks/{key}", work.num_parts, deduplicate=work.deduplicates)
+    chunks = ChunkWriter(work.folder, f"chunks/{key}", work.num_parts, deduplicate=work.drops_exact_duplicates)
     name = f"quarantine/{key}.jsonl"
     quarantine: BinaryIO | None = None
     counts: dict[str, SourceCounts] = {}
@@ -124,7 +124,7 @@ class _CleanedBatch(NamedTuple):
 def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
     """The row of every document of a batch, and the counts of its records."""
     documents = [record for record in batch.records if isinstance(record, Document)]
-    remembered = [document for document in documents if document.id not in work.forgotten]
+    remembered = [document for document in documents if document.id not in work.forgotten_ids]
     cleaned = clean_rows(
         remembered, work.steps, fraction=batch.source.fraction, files=batch.files, num_parts=work.num_parts
     )
@@ -145,11 +145,11 @@ def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:
     for source, file_ranges in groupby(task.ranges, key=lambda file_range: sources[file_range.range.source]):
         ranges = list(file_ranges)
         files = {range_.url: file for file, range_ in ranges}
-        for records in _bounded(record for _, range_ in ranges for record in read(source, range_)):
+        for records in _bounded_batches(record for _, range_ in ranges for record in read_records(source, range_)):
             yield _Batch(source, files, records)
 
 
-def _bounded(records: Iterable[Record]) -> Iterator[list[Record]]:
+def _bounded_batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     """The records in lists that are bounded in number and in bytes."""
     batch: list[Record] = []
     num_bytes = 0

@@ -1,4 +1,4 @@
-"""Clusters of near-duplicates over storage: links (`links.py`) band by band, then their connected components.
+"""Clusters of near-duplicates over storage: links (`find_links.py`) band by band, then their connected components.
 
     write_nodes       in each part's own task: ids, signatures, and (band hash, digest, row) sorted by band hash
       match           bucket of band hashes ─▶ equal signatures as edges; requests for the others that share a band
@@ -30,9 +30,9 @@ from cluster.storage import Storage
 from cluster.tasks import run_tasks
 from data.chunk_files import read_buckets, read_many, read_table, write_chunk, write_tables
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.edges import EDGE, distinct, first_of_run, forest, large_star, make_edges, small_star
-from data.corpus.links import components, links
-from data.corpus.minhash import band_hashes, digests, mixed, signatures
+from data.corpus.edges import EDGE, forest_edges, large_star, make_edges, run_starts, small_star, sort_unique
+from data.corpus.links import find_links, lowest_in_component
+from data.corpus.minhash import band_hashes, minhash_signatures, mix_bits, signature_digests
 
 Result = TypeVar("Result")
 
@@ -41,10 +41,10 @@ EDGES_AT_ONCE = 1 << 20
 """The driver connects up to so many edges (16 MiB) itself; more of them take rounds of many tasks."""
 
 _ENTRY = np.dtype([("hash", "<u8"), ("digest", "<u8"), ("row", "<u4")])
-_WANTED = np.dtype([("hash", "<u8"), ("node", "<u8")])
-_IDS = pa.schema([("id", pa.string())])
-_NAMED = pa.schema([("cluster", pa.uint64()), ("id", pa.string()), ("node", pa.uint64())])
-_KEPT = pa.schema([("row", pa.uint32()), ("id", pa.string())])
+_REQUEST = np.dtype([("hash", "<u8"), ("node", "<u8")])
+_ID_SCHEMA = pa.schema([("id", pa.string())])
+_CLUSTER_ID_SCHEMA = pa.schema([("cluster", pa.uint64()), ("id", pa.string()), ("node", pa.uint64())])
+_REPLACEMENT_SCHEMA = pa.schema([("row", pa.uint32()), ("id", pa.string())])
 _ROW_BITS = np.uint64(32)
 
 
@@ -57,14 +57,14 @@ class PartNodes:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _RecordCount:
     """How many records a task wrote."""
 
     records: int
 
 
 @dataclass(frozen=True)
-class _LargeStars:
+class _LargeStarResult:
     in_stars: bool
     """Whether all nodes of the bucket are in stars."""
 
@@ -86,13 +86,13 @@ class _Layout:
         return (hashes >> np.uint64(54)).astype(np.int64) * self.num_buckets // MAX_BUCKETS
 
     def of_node(self, nodes: np.ndarray) -> np.ndarray:
-        return self.of_hash(mixed(nodes))
+        return self.of_hash(mix_bits(nodes))
 
     def of_part(self, nodes: np.ndarray) -> np.ndarray:
         return (nodes >> _ROW_BITS).astype(np.int64)
 
 
-def _rows(nodes: np.ndarray) -> np.ndarray:
+def _row_numbers(nodes: np.ndarray) -> np.ndarray:
     return (nodes & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
@@ -112,24 +112,24 @@ def _read_records(folder: Storage, names: Sequence[str], dtype: np.dtype, first:
     return [np.frombuffer(content, dtype) for content in contents]
 
 
-def _gather(folder: Storage, names: Sequence[str], dtype: np.dtype, bucket: int) -> np.ndarray:
+def _read_bucket(folder: Storage, names: Sequence[str], dtype: np.dtype, bucket: int) -> np.ndarray:
     """The records of one bucket of every chunk, joined."""
     return np.concatenate(_read_records(folder, names, dtype, bucket, bucket + 1))
 
 
-def _split(table: pa.Table, buckets: np.ndarray, num_buckets: int) -> list[pa.Table]:
+def _split_by_bucket(table: pa.Table, buckets: np.ndarray, num_buckets: int) -> list[pa.Table]:
     """The table's rows by bucket, each in their order."""
     table = table.take(pa.array(np.argsort(buckets, kind="stable")))
     ends = np.cumsum(np.bincount(buckets, minlength=num_buckets))
     return [table.slice(end - size, size) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
 
 
-def _file(name: str, number: int) -> str:
+def _file_name(name: str, number: int) -> str:
     return f"{name}/{number:05d}"
 
 
-def _files(name: str, number: int) -> list[str]:
-    return [_file(name, n) for n in range(number)]
+def _file_names(name: str, number: int) -> list[str]:
+    return [_file_name(name, n) for n in range(number)]
 
 
 # One part's documents.
@@ -140,17 +140,17 @@ def write_nodes(work: Storage, part: int, ids: Sequence[str], texts: Sequence[st
 
     The part's number must be below 2**31, and no part may be left out: one without documents is written as well.
     """
-    signature = signatures(texts, rule)
-    digest = digests(signature)
+    signature = minhash_signatures(texts, rule)
+    digest = signature_digests(signature)
     hashes = np.column_stack([band_hashes(signature, rule), digest])  # the whole signature is a band of its own
     entries = np.empty(hashes.size, _ENTRY)
     entries["hash"] = hashes.ravel()
     entries["digest"] = np.repeat(digest, hashes.shape[1])
     entries["row"] = np.repeat(np.arange(len(signature), dtype=np.uint32), hashes.shape[1])
     cells = _Layout(work, 1, MAX_BUCKETS).of_hash(entries["hash"])
-    _write_records(work, _file("entries", part), entries, cells, MAX_BUCKETS)
-    work.write_bytes(_file("signatures", part), signature.astype("<u4").tobytes())
-    write_tables(work, _file("ids", part), [pa.table({"id": pa.array(ids, pa.string())})])
+    _write_records(work, _file_name("entries", part), entries, cells, MAX_BUCKETS)
+    work.write_bytes(_file_name("signatures", part), signature.astype("<u4").tobytes())
+    write_tables(work, _file_name("ids", part), [pa.table({"id": pa.array(ids, pa.string())})])
     return PartNodes(part, len(ids))
 
 
@@ -180,7 +180,7 @@ class _Phases:
 def find_clusters(
     work: Storage, nodes: Iterable[PartNodes], rule: NearDuplicates, *, num_buckets: int, workers: int | None
 ) -> None:
-    """Cluster the documents of all parts, of which `write_nodes` gave `nodes`; `near_duplicates` reads the outcome.
+    """Find the clusters of near-duplicates in all parts. `kept_ids_of_near_duplicates` reads the result.
 
     `num_buckets`, 1 to 1,024, is the number of tasks in most phases. Called again after a kill it resumes.
     """
@@ -192,65 +192,67 @@ def find_clusters(
     )
     layout = _Layout(work, len(parts), num_buckets)
     phases = _Phases(layout, workers)
-    matched = phases.run("match", _match, num_buckets, _Written)
-    phases.run("attach", _attach, len(parts), _Written, rule=rule)
-    linked = phases.run("link", _link, num_buckets, _Written, rule=rule)
+    matched = phases.run("match", _match, num_buckets, _RecordCount)
+    phases.run("attach", _attach, len(parts), _RecordCount, rule=rule)
+    linked = phases.run("link", _link, num_buckets, _RecordCount, rule=rule)
     num_edges = sum(written.records for written in (*matched, *linked))
     labels = _connect(layout) if num_edges <= EDGES_AT_ONCE else _connect_in_rounds(phases)
-    phases.run("name", _name, len(parts), _Written, labels=labels)
-    phases.run("keep", _keep, num_buckets, _Written)
+    phases.run("name", _name, len(parts), _RecordCount, labels=labels)
+    phases.run("keep", _keep, num_buckets, _RecordCount)
     work.write_json("clusters.json", {"num_buckets": num_buckets})
 
 
-def _match(bucket: int, *, layout: _Layout) -> _Written:
+def _match(bucket: int, *, layout: _Layout) -> _RecordCount:
     """Edges between equal signatures; a request for the signature of each of the others that share a band hash."""
     first, last = (-(-MAX_BUCKETS * edge // layout.num_buckets) for edge in (bucket, bucket + 1))
-    by_part = _read_records(layout.work, _files("entries", layout.num_parts), _ENTRY, first, last)
+    by_part = _read_records(layout.work, _file_names("entries", layout.num_parts), _ENTRY, first, last)
     entries = np.concatenate(by_part)
     parts = np.arange(layout.num_parts, dtype=np.uint64)
     node = np.repeat(parts << _ROW_BITS, [len(records) for records in by_part])
     node += entries["row"]
     order = np.lexsort((node, entries["digest"], entries["hash"]))
     entries, node = entries[order], node[order]
-    first_equal = first_of_run(entries["hash"], entries["digest"])
+    first_equal = run_starts(entries["hash"], entries["digest"])
     is_repeated = first_equal < np.arange(len(node))
     # Equal signatures share all bands; that of the whole signature makes their edge.
     is_edge = is_repeated & (entries["hash"] == entries["digest"])
     edges = make_edges(node[is_edge], node[first_equal[is_edge]])
     hashes, node = entries["hash"][~is_repeated], node[~is_repeated]
-    first_of_hash = first_of_run(hashes)
+    first_of_hash = run_starts(hashes)
     is_shared = np.bincount(first_of_hash, minlength=len(node))[first_of_hash] > 1
-    wanted = np.empty(int(is_shared.sum()), _WANTED)
+    wanted = np.empty(int(is_shared.sum()), _REQUEST)
     wanted["hash"], wanted["node"] = hashes[is_shared], node[is_shared]
-    _write_edges(layout, _file("edges/match", bucket), edges)
-    _write_records(layout.folder, _file("wanted", bucket), wanted, layout.of_part(wanted["node"]), layout.num_parts)
-    return _Written(len(edges))
+    _write_edges(layout, _file_name("edges/match", bucket), edges)
+    _write_records(
+        layout.folder, _file_name("wanted", bucket), wanted, layout.of_part(wanted["node"]), layout.num_parts
+    )
+    return _RecordCount(len(edges))
 
 
-def _attach(part: int, *, layout: _Layout, rule: NearDuplicates) -> _Written:
+def _attach(part: int, *, layout: _Layout, rule: NearDuplicates) -> _RecordCount:
     """The signatures of the part's documents that a bucket requested, to that bucket."""
-    wanted = _gather(layout.folder, _files("wanted", layout.num_buckets), _WANTED, part)
-    attached = np.empty(len(wanted), _attached(rule))
+    wanted = _read_bucket(layout.folder, _file_names("wanted", layout.num_buckets), _REQUEST, part)
+    attached = np.empty(len(wanted), _reply_type(rule))
     attached["hash"], attached["node"] = wanted["hash"], wanted["node"]
     if len(wanted):
-        every = np.frombuffer(layout.work.read_bytes(_file("signatures", part)), "<u4")
-        attached["signature"] = every.reshape(-1, rule.bands * rule.rows)[_rows(wanted["node"])]
+        every = np.frombuffer(layout.work.read_bytes(_file_name("signatures", part)), "<u4")
+        attached["signature"] = every.reshape(-1, rule.bands * rule.rows)[_row_numbers(wanted["node"])]
     buckets = layout.of_hash(attached["hash"])
-    _write_records(layout.folder, _file("attached", part), attached, buckets, layout.num_buckets)
-    return _Written(len(attached))
+    _write_records(layout.folder, _file_name("attached", part), attached, buckets, layout.num_buckets)
+    return _RecordCount(len(attached))
 
 
-def _attached(rule: NearDuplicates) -> np.dtype:
+def _reply_type(rule: NearDuplicates) -> np.dtype:
     return np.dtype([("hash", "<u8"), ("node", "<u8"), ("signature", "<u4", (rule.bands * rule.rows,))])
 
 
-def _link(bucket: int, *, layout: _Layout, rule: NearDuplicates) -> _Written:
+def _link(bucket: int, *, layout: _Layout, rule: NearDuplicates) -> _RecordCount:
     """The links among the bucket's documents, as a forest that connects the same documents."""
-    attached = _gather(layout.folder, _files("attached", layout.num_parts), _attached(rule), bucket)
+    attached = _read_bucket(layout.folder, _file_names("attached", layout.num_parts), _reply_type(rule), bucket)
     nodes, rows, members = np.unique(attached["node"], return_index=True, return_inverse=True)
-    edges = forest(nodes, links(attached["hash"], members, attached["signature"][rows], rule))
-    _write_edges(layout, _file("edges/link", bucket), edges)
-    return _Written(len(edges))
+    edges = forest_edges(nodes, find_links(attached["hash"], members, attached["signature"][rows], rule))
+    _write_edges(layout, _file_name("edges/link", bucket), edges)
+    return _RecordCount(len(edges))
 
 
 # Components.
@@ -266,16 +268,16 @@ def _write_edges(layout: _Layout, name: str, edges: np.ndarray) -> None:
 
 def _edge_files(layout: _Layout) -> list[str]:
     """The chunks that the links were written to."""
-    return [*_files("edges/match", layout.num_buckets), *_files("edges/link", layout.num_buckets)]
+    return [*_file_names("edges/match", layout.num_buckets), *_file_names("edges/link", layout.num_buckets)]
 
 
 def _connect(layout: _Layout) -> list[str]:
     """Find the cluster of every document with an edge, all of them at once in this process; the chunk of labels."""
-    edges = distinct(np.concatenate(_read_records(layout.folder, _edge_files(layout), EDGE, 0, layout.num_buckets)))
+    edges = sort_unique(np.concatenate(_read_records(layout.folder, _edge_files(layout), EDGE, 0, layout.num_buckets)))
     nodes, pairs = np.unique(np.stack([edges["node"], edges["lower"]], axis=1), return_inverse=True)
-    lowest = nodes[components(len(nodes), pairs.reshape(-1, 2))]
-    _write_labels(layout, _file("labels", 0), nodes, lowest)
-    return [_file("labels", 0)]
+    lowest = nodes[lowest_in_component(len(nodes), pairs.reshape(-1, 2))]
+    _write_labels(layout, _file_name("labels", 0), nodes, lowest)
+    return [_file_name("labels", 0)]
 
 
 def _write_labels(layout: _Layout, name: str, nodes: np.ndarray, lowest: np.ndarray) -> None:
@@ -290,69 +292,73 @@ def _connect_in_rounds(phases: _Phases) -> list[str]:
     number = 0
     while True:
         folder = f"stars-{number:03d}"
-        stars = phases.run(f"{folder}/large", _large_stars, num_buckets, _LargeStars, files=files, folder=folder)
+        stars = phases.run(f"{folder}/large", _large_stars, num_buckets, _LargeStarResult, files=files, folder=folder)
         if all(star.in_stars for star in stars):
-            return _files(f"{folder}/labels", num_buckets)
-        phases.run(f"{folder}/small", _small_stars, num_buckets, _Written, folder=folder)
-        files = _files(f"{folder}/small", num_buckets)
+            return _file_names(f"{folder}/labels", num_buckets)
+        phases.run(f"{folder}/small", _small_stars, num_buckets, _RecordCount, folder=folder)
+        files = _file_names(f"{folder}/small", num_buckets)
         number += 1
 
 
-def _large_stars(bucket: int, *, layout: _Layout, files: Sequence[str], folder: str) -> _LargeStars:
+def _large_stars(bucket: int, *, layout: _Layout, files: Sequence[str], folder: str) -> _LargeStarResult:
     """The large stars of a bucket's nodes; their labels once all nodes are in stars."""
-    edges = distinct(_gather(layout.folder, files, EDGE, bucket))
+    edges = sort_unique(_read_bucket(layout.folder, files, EDGE, bucket))
     both = np.concatenate([edges, make_edges(edges["lower"], edges["node"])])
     both = both[layout.of_node(both["node"]) == bucket]
     star = large_star(both["node"], both["lower"])
     if star.in_stars:
-        _write_labels(layout, _file(f"{folder}/labels", bucket), star.nodes, star.lowest)
+        _write_labels(layout, _file_name(f"{folder}/labels", bucket), star.nodes, star.lowest)
     buckets = layout.of_node(star.edges["node"])
-    _write_records(layout.folder, _file(f"{folder}/large", bucket), star.edges, buckets, layout.num_buckets)
-    return _LargeStars(star.in_stars)
+    _write_records(layout.folder, _file_name(f"{folder}/large", bucket), star.edges, buckets, layout.num_buckets)
+    return _LargeStarResult(star.in_stars)
 
 
-def _small_stars(bucket: int, *, layout: _Layout, folder: str) -> _Written:
+def _small_stars(bucket: int, *, layout: _Layout, folder: str) -> _RecordCount:
     """The small stars of a bucket's nodes."""
-    edges = distinct(_gather(layout.folder, _files(f"{folder}/large", layout.num_buckets), EDGE, bucket))
+    edges = sort_unique(_read_bucket(layout.folder, _file_names(f"{folder}/large", layout.num_buckets), EDGE, bucket))
     stars = small_star(edges["node"], edges["lower"])
-    _write_edges(layout, _file(f"{folder}/small", bucket), stars)
-    return _Written(len(stars))
+    _write_edges(layout, _file_name(f"{folder}/small", bucket), stars)
+    return _RecordCount(len(stars))
 
 
 # Which document of a cluster is kept.
 
 
-def _name(part: int, *, layout: _Layout, labels: Sequence[str]) -> _Written:
+def _name(part: int, *, layout: _Layout, labels: Sequence[str]) -> _RecordCount:
     """The ids of the part's clustered documents, to the bucket of their cluster."""
-    label = _gather(layout.folder, labels, EDGE, part)
-    ids = read_table(layout.work, [_file("ids", part)], 0, _IDS).column("id")
-    rows = _rows(label["node"])
+    label = _read_bucket(layout.folder, labels, EDGE, part)
+    ids = read_table(layout.work, [_file_name("ids", part)], 0, _ID_SCHEMA).column("id")
+    rows = _row_numbers(label["node"])
     columns = {"cluster": label["lower"], "id": ids.take(pa.array(rows)), "node": label["node"]}
-    tables = _split(pa.table(columns, schema=_NAMED), layout.of_node(label["lower"]), layout.num_buckets)
-    write_tables(layout.folder, _file("named", part), tables)
-    return _Written(len(label))
+    tables = _split_by_bucket(
+        pa.table(columns, schema=_CLUSTER_ID_SCHEMA), layout.of_node(label["lower"]), layout.num_buckets
+    )
+    write_tables(layout.folder, _file_name("named", part), tables)
+    return _RecordCount(len(label))
 
 
-def _keep(bucket: int, *, layout: _Layout) -> _Written:
+def _keep(bucket: int, *, layout: _Layout) -> _RecordCount:
     """The lowest (id, node) of every cluster of a bucket, for each of its other documents, to their parts."""
-    named = read_table(layout.folder, _files("named", layout.num_parts), bucket, _NAMED)
+    named = read_table(layout.folder, _file_names("named", layout.num_parts), bucket, _CLUSTER_ID_SCHEMA)
     named = named.sort_by([("cluster", "ascending"), ("id", "ascending"), ("node", "ascending")])
     cluster, node = (named.column(name).to_numpy() for name in ("cluster", "node"))
-    lowest = first_of_run(cluster)
+    lowest = run_starts(cluster)
     is_other = lowest < np.arange(len(cluster))
-    rows = _rows(node[is_other]).astype(np.uint32)
-    kept = pa.table({"row": rows, "id": named.column("id").take(pa.array(lowest[is_other]))}, schema=_KEPT)
-    tables = _split(kept, layout.of_part(node[is_other]), layout.num_parts)
-    write_tables(layout.folder, _file("kept", bucket), tables)
-    return _Written(int(is_other.sum()))
+    rows = _row_numbers(node[is_other]).astype(np.uint32)
+    kept = pa.table(
+        {"row": rows, "id": named.column("id").take(pa.array(lowest[is_other]))}, schema=_REPLACEMENT_SCHEMA
+    )
+    tables = _split_by_bucket(kept, layout.of_part(node[is_other]), layout.num_parts)
+    write_tables(layout.folder, _file_name("kept", bucket), tables)
+    return _RecordCount(int(is_other.sum()))
 
 
-def near_duplicates(work: Storage, part: int) -> dict[int, str]:
+def kept_ids_of_near_duplicates(work: Storage, part: int) -> dict[int, str]:
     """The id of the document that is kept in place of each row of the part that is a near-duplicate of a lower one.
 
     Lower means by (id, part, row). Rows are in ascending order.
     """
     num_buckets = work.read_json("clusters.json")["num_buckets"]
     folder = _Layout(work, 0, num_buckets).folder
-    kept = read_table(folder, _files("kept", num_buckets), part, _KEPT).sort_by("row")
+    kept = read_table(folder, _file_names("kept", num_buckets), part, _REPLACEMENT_SCHEMA).sort_by("row")
     return dict(zip(kept.column("row").to_pylist(), kept.column("id").to_pylist(), strict=True))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.corpus.links import components
+from data.corpus.links import lowest_in_component
 
 EDGE = np.dtype([("node", "<u8"), ("lower", "<u8")])
 
@@ -20,13 +20,13 @@ def make_edges(node: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return edges
 
 
-def distinct(edges: np.ndarray) -> np.ndarray:
+def sort_unique(edges: np.ndarray) -> np.ndarray:
     """The edges in order, each once."""
     edges = edges[np.lexsort((edges["lower"], edges["node"]))]  # a third of the time that np.unique takes
-    return edges[first_of_run(edges["node"], edges["lower"]) == np.arange(len(edges))]
+    return edges[run_starts(edges["node"], edges["lower"]) == np.arange(len(edges))]
 
 
-def first_of_run(*columns: np.ndarray) -> np.ndarray:
+def run_starts(*columns: np.ndarray) -> np.ndarray:
     """For every position of sorted columns, the first position of the run of equal rows that it is in."""
     position = np.arange(len(columns[0]))
     same = np.zeros(len(position), bool)
@@ -34,9 +34,9 @@ def first_of_run(*columns: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(same, 0, position))
 
 
-def forest(nodes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def forest_edges(nodes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """An edge from each node (sorted uint64; `pairs` are positions among them) to its component's lowest."""
-    lowest = nodes[components(len(nodes), pairs)]
+    lowest = nodes[lowest_in_component(len(nodes), pairs)]
     return make_edges(nodes[lowest < nodes], lowest[lowest < nodes])
 
 
@@ -56,7 +56,7 @@ def large_star(node: np.ndarray, neighbor: np.ndarray) -> LargeStar:
     lowest = nodes.copy()
     np.minimum.at(lowest, which, neighbor)
     greater = neighbor > node
-    edges = distinct(make_edges(neighbor[greater], lowest[which[greater]]))
+    edges = sort_unique(make_edges(neighbor[greater], lowest[which[greater]]))
     num_lower = np.bincount(which[~greater], minlength=len(nodes))
     degree = np.bincount(which, minlength=len(nodes))
     return LargeStar(nodes, lowest, edges, bool(np.all((num_lower == 0) | (degree == 1))))
@@ -68,4 +68,4 @@ def small_star(node: np.ndarray, lower: np.ndarray) -> np.ndarray:
     lowest = nodes.copy()
     np.minimum.at(lowest, which, lower)
     edges = make_edges(np.concatenate([lower, nodes]), np.concatenate([lowest[which], lowest]))
-    return distinct(edges[edges["node"] > edges["lower"]])
+    return sort_unique(edges[edges["node"] > edges["lower"]])

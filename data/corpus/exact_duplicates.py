@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from data.corpus.rows import Drop, Row, drop, in_order, kept_positions
+from data.corpus.rows import Drop, Row, drop_rows, kept_positions, sort_rows
 
 
 def text_key(text: str) -> bytes:
@@ -15,9 +15,9 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(normal.encode(), digest_size=16).digest()
 
 
-def settle(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
+def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """The rows in the order of a part; with `deduplicate`, all but the first of those with equal texts are dropped."""
-    rows = in_order(rows, ["id", "text", "metadata", "reason", "file", "offset"])
+    rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:
         return rows
     ids, keys = rows["id"].to_pylist(), rows["key"].to_pylist()
@@ -25,11 +25,11 @@ def settle(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     for position in kept_positions(rows).tolist():  # the very first still has its text, whatever chunks the rest was in
         first.setdefault(keys[position], position)
     duplicates = {position: first[key] for position, key in enumerate(keys) if key and first[key] != position}
-    return drop(rows, {position: Drop("exact_duplicates", ids[kept]) for position, kept in duplicates.items()})
+    return drop_rows(rows, {position: Drop("exact_duplicates", ids[kept]) for position, kept in duplicates.items()})
 
 
 def without_equal_texts(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a part, each dropped whose text another one has that comes first in the order of `settle`."""
+    """Return the rows of a part, of which each text keeps only its first row in the order of `sort_and_deduplicate`."""
     result = [row for row in rows if row.key is None]
     seen: set[bytes | None] = set()
     with_text = [row for row in rows if row.key is not None]

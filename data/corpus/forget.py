@@ -25,13 +25,13 @@ from data.chunk_files import read_many
 from data.cleaning.duplicates import NearDuplicates
 from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_settings
 from data.corpus.chunks import PartRow, clean_rows
-from data.corpus.exact_duplicates import settle
+from data.corpus.exact_duplicates import sort_and_deduplicate
 from data.corpus.links import representatives
-from data.corpus.mixture import mix
-from data.corpus.parts import Part, WrittenPart, part_name, read_part, to_part, write_part
-from data.corpus.rows import ROW_SCHEMA, Drop, drop, kept_positions, to_table
+from data.corpus.mixture import apply_mixture
+from data.corpus.parts import Part, WrittenPart, part_from_rows, part_name, read_part, write_part
+from data.corpus.rows import ROW_SCHEMA, Drop, drop_rows, kept_positions, to_table
 from data.document import Document, Source
-from data.sources.readers import read_at
+from data.sources.readers import read_documents_at
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ class Corpus(NamedTuple):
     """How a corpus was made."""
 
     output: Storage
-    staged: Storage
+    staging: Storage
     """Where changed tables are written before they replace the corpus's own."""
     sources: Sequence[Source]
     steps: Sequence[Step]
     num_parts: int
-    mixture: Mapping[str, float]
+    mixture_shares: Mapping[str, float]
     """Share of each source's documents that the mixture kept; it stays as it was. Empty without a mixture."""
-    files: Sequence[Sequence[str]]
+    file_urls: Sequence[Sequence[str]]
     """The URLs of each source's files, in the order in which origins number them."""
     fingerprints: Mapping[str, str]
     """Of every source file, by URL, when the corpus was made."""
@@ -56,7 +56,7 @@ class Corpus(NamedTuple):
 class Changes(NamedTuple):
     """What is staged."""
 
-    forgotten: dict[str, int]
+    num_forgotten: dict[str, int]
     """Documents that go, by source."""
     num_unreadable: int
     """Documents that may have come in, but whose file is gone or another by now."""
@@ -64,7 +64,7 @@ class Changes(NamedTuple):
     """Every changed part."""
 
 
-class Held(NamedTuple):
+class OriginRow(NamedTuple):
     """One row of a part's origins: a document that the part keeps or has dropped."""
 
     part: int
@@ -81,23 +81,25 @@ class _FileDocument(NamedTuple):
     document: Document
 
 
-class _ReadAgain(NamedTuple):
+class _RereadDocuments(NamedTuple):
     documents: list[_FileDocument]
     unreadable: set[str]
     """Ids of the documents that could not be read: their file is gone or not what the corpus was made from."""
 
 
 def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
-    """Write the tables that change into `corpus.staged`, as they will be. None where the corpus holds none of the
+    """Write the tables that change into `corpus.staging`, as they will be. None where the corpus holds none of the
     forgotten."""
-    corpus.staged.remove()
-    forgotten_rows = held(corpus.output, corpus.num_parts, forgotten)
+    corpus.staging.remove()
+    forgotten_rows = find_origin_rows(corpus.output, corpus.num_parts, forgotten)
     if not forgotten_rows:
         return None
     ids = {row.id for row in forgotten_rows}
-    related_rows = held(corpus.output, corpus.num_parts, relatives(corpus.output, corpus.num_parts, ids) - ids)
-    documents, unreadable = _read_again(corpus, related_rows)
-    table = _judge(corpus, documents)
+    related_rows = find_origin_rows(
+        corpus.output, corpus.num_parts, connected_ids(corpus.output, corpus.num_parts, ids) - ids
+    )
+    documents, unreadable = _reread_documents(corpus, related_rows)
+    table = _clean_and_deduplicate(corpus, documents)
     leaving: dict[int, set[str]] = defaultdict(set)
     for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable)):
         leaving[row.part].add(row.id)
@@ -105,10 +107,10 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
     for number, leaving_ids in sorted(leaving.items()):
         before = read_part(corpus.output, number)
         coming = table.filter(pc.equal(table["part"], number)).select(ROW_SCHEMA.names)
-        after = before.without(leaving_ids).joined(to_part(coming))
+        after = before.without(leaving_ids).joined(part_from_rows(coming))
         if after != before:
-            parts.append(write_part(corpus.staged, number, after))
-            _remove_unchanged(corpus.staged, number, before, after)
+            parts.append(write_part(corpus.staging, number, after))
+            _remove_unchanged(corpus.staging, number, before, after)
     return Changes(dict(Counter(row.source for row in forgotten_rows)), len(unreadable), parts)
 
 
@@ -125,7 +127,7 @@ def _remove_unchanged(staged: Storage, number: int, before: Part, after: Part) -
             staged.remove(part_name(kind, number))
 
 
-def relatives(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
+def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
     """The ids, and those of every document that is connected to one of them by `kept_id`, directly or not.
 
     Each pass reads the ids in drops/ once; a cluster is complete after four at most, for its documents were dropped for
@@ -135,12 +137,12 @@ def relatives(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]
     new = set(ids)
     while new:
         connected |= new
-        links = partial(_links, output, ids=pa.array(sorted(new), pa.string()))
+        links = partial(_duplicate_pairs, output, ids=pa.array(sorted(new), pa.string()))
         new = {end for pairs in read_many(links, range(num_parts)) for pair in pairs for end in pair} - connected
     return connected
 
 
-def _links(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
+def _duplicate_pairs(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
     """(id, kept id) of every duplicate that is, or was dropped for, one of `ids`."""
     with output.open(part_name("drops", part)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
@@ -149,21 +151,21 @@ def _links(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
     return list(zip(table["id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
 
 
-def held(output: Storage, num_parts: int, ids: Collection[str]) -> list[Held]:
+def find_origin_rows(output: Storage, num_parts: int, ids: Collection[str]) -> list[OriginRow]:
     """Every row that the parts have of these ids, kept or dropped."""
     if not ids:
         return []
-    rows = partial(_held, output, ids=sorted(ids))
+    rows = partial(_find_origin_rows_in_part, output, ids=sorted(ids))
     return [row for rows_of_part in read_many(rows, range(num_parts)) for row in rows_of_part]
 
 
-def _held(output: Storage, part: int, ids: list[str]) -> list[Held]:
+def _find_origin_rows_in_part(output: Storage, part: int, ids: list[str]) -> list[OriginRow]:
     with output.open(part_name("origins", part)) as file:  # ordered by id, so most of it need not be read
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
-    return [Held(part, **row) for row in table.to_pylist()]
+    return [OriginRow(part, **row) for row in table.to_pylist()]
 
 
-def _read_again(corpus: Corpus, rows: Sequence[Held]) -> _ReadAgain:
+def _reread_documents(corpus: Corpus, rows: Sequence[OriginRow]) -> _RereadDocuments:
     """The documents of these rows, read from their source files."""
     wanted: dict[tuple[int, int], set[int]] = defaultdict(set)
     index = {source.name: number for number, source in enumerate(corpus.sources)}
@@ -171,13 +173,13 @@ def _read_again(corpus: Corpus, rows: Sequence[Held]) -> _ReadAgain:
         wanted[index[row.source], row.file].add(row.offset)
     read: list[_FileDocument] = []
     for (number, file), offsets in sorted(wanted.items()):
-        url = corpus.files[number][file]
+        url = corpus.file_urls[number][file]
         if _is_unchanged(corpus, url):
-            documents = read_at(corpus.sources[number], url, offsets)
+            documents = read_documents_at(corpus.sources[number], url, offsets)
             read += [_FileDocument(file, document) for document in documents]
     origins = {(document.source, file, document.offset) for file, document in read}
     unreadable = {row.id for row in rows if (row.source, row.file, row.offset) not in origins}
-    return _ReadAgain([one for one in read if one.document.id not in unreadable], unreadable)
+    return _RereadDocuments([one for one in read if one.document.id not in unreadable], unreadable)
 
 
 def _is_unchanged(corpus: Corpus, url: str) -> bool:
@@ -190,7 +192,7 @@ def _is_unchanged(corpus: Corpus, url: str) -> bool:
     return same
 
 
-def _judge(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
+def _clean_and_deduplicate(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
     """The rows of these documents, with a column `part`, as the whole corpus would have them."""
     rows: list[PartRow] = []
     for source in corpus.sources:
@@ -204,12 +206,12 @@ def _judge(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
         ).rows
     table = to_table([row for _, row in rows]).append_column("part", pa.array([part for part, _ in rows], pa.int64()))
     deduplicate, near = drops_equal_texts(corpus.steps), near_duplicate_settings(corpus.steps)
-    return mix(drop_duplicates(table, deduplicate=deduplicate, near=near), corpus.mixture)
+    return apply_mixture(drop_duplicates(table, deduplicate=deduplicate, near=near), corpus.mixture_shares)
 
 
 def drop_duplicates(rows: pa.Table, *, deduplicate: bool, near: NearDuplicates | None) -> pa.Table:
     """The rows (of all parts together) after the duplicates among them are dropped, as the whole corpus drops them."""
-    rows = settle(rows, deduplicate=deduplicate)
+    rows = sort_and_deduplicate(rows, deduplicate=deduplicate)
     if near is None:
         return rows
     positions = kept_positions(rows)
@@ -220,4 +222,4 @@ def drop_duplicates(rows: pa.Table, *, deduplicate: bool, near: NearDuplicates |
         for number, first in enumerate(kept)
         if first != number
     }
-    return drop(rows, drops)
+    return drop_rows(rows, drops)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.minhash import band_hashes, digests, signatures
+from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests
 
 WINDOW = 512
 """With how many of its followers a member of a band's group is compared, besides the group's first."""
@@ -19,7 +19,7 @@ WINDOW = 512
 _BLOCK_PAIRS = 1 << 14
 
 
-def links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
+def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
     """Pairs of signatures, int64 [M, 2] of their rows, that share a key and agree in at least `threshold` of values.
 
     Entry e says that signature `members[e]` (int64 [E]) has key `keys[e]` (uint64 [E]). No two of the signatures,
@@ -27,20 +27,20 @@ def links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: N
     depends on how the documents are distributed. Each is compared with the group's first and with its next `WINDOW`,
     except pairs that the first connects already: links enough to know what is connected, in a time linear in E.
     """
-    order = np.lexsort((digests(signatures)[members], keys))
+    order = np.lexsort((signature_digests(signatures)[members], keys))
     members = members[order]
     starts, ends = _group_bounds(keys[order])
     position = np.arange(len(order))
     later = np.flatnonzero(position > starts)
     with_first = np.ones(len(order), bool)
-    with_first[later] = _agree(signatures, members[starts[later]], members[later], rule)
+    with_first[later] = _signatures_agree(signatures, members[starts[later]], members[later], rule)
     linked = later[with_first[later]]
     pairs = [np.stack([starts[linked], linked], axis=1)]
     followed = later
     for step in range(1, WINDOW + 1):
         followed = followed[followed + step < ends[followed]]
         candidates = followed[~(with_first[followed] & with_first[followed + step])]
-        agreeing = candidates[_agree(signatures, members[candidates], members[candidates + step], rule)]
+        agreeing = candidates[_signatures_agree(signatures, members[candidates], members[candidates + step], rule)]
         pairs.append(np.stack([agreeing, agreeing + step], axis=1))
     return members[np.concatenate(pairs)]
 
@@ -54,7 +54,7 @@ def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return begins[group], np.append(begins[1:], len(sorted_keys))[group]
 
 
-def _agree(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, rule: NearDuplicates) -> np.ndarray:
+def _signatures_agree(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, rule: NearDuplicates) -> np.ndarray:
     """Whether each pair of rows is equal in at least `threshold` of the values."""
     agree = np.empty(len(rows), bool)
     for begin in range(0, len(rows), _BLOCK_PAIRS):
@@ -64,7 +64,7 @@ def _agree(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, rule: N
     return agree
 
 
-def components(number: int, pairs: np.ndarray) -> np.ndarray:
+def lowest_in_component(number: int, pairs: np.ndarray) -> np.ndarray:
     """The lowest member of each node's connected component, int64 [number], for `pairs` int64 [M, 2] of nodes."""
     lowest = np.arange(number)
     while True:
@@ -79,12 +79,12 @@ def components(number: int, pairs: np.ndarray) -> np.ndarray:
 
 def representatives(ids: Sequence[str], texts: Sequence[str], rule: NearDuplicates) -> list[int]:
     """For each document, the position of the document that its cluster keeps; of equal ids the first one counts."""
-    every = signatures(texts, rule)
-    _, first, which = np.unique(digests(every), return_index=True, return_inverse=True)
+    every = minhash_signatures(texts, rule)
+    _, first, which = np.unique(signature_digests(every), return_index=True, return_inverse=True)
     distinct = every[first]
     members = np.repeat(np.arange(len(distinct)), rule.bands)
-    pairs = links(band_hashes(distinct, rule).ravel(), members, distinct, rule)
-    cluster = components(len(distinct), pairs)[which]
+    pairs = find_links(band_hashes(distinct, rule).ravel(), members, distinct, rule)
+    cluster = lowest_in_component(len(distinct), pairs)[which]
     kept: dict[int, int] = {}
     for position in sorted(range(len(ids)), key=lambda position: (ids[position], position)):
         kept.setdefault(int(cluster[position]), position)

@@ -24,7 +24,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 # Words and shingles.
 
 
-class _Spacing(dict[int, int | str]):
+class _CharacterTable(dict[int, int | str]):
     """What replaces each character before a text is split at white space; filled when a character first occurs."""
 
     def __missing__(self, code: int) -> int | str:
@@ -41,13 +41,13 @@ class _Spacing(dict[int, int | str]):
         return self[code]
 
 
-_SPACING = _Spacing()
+_CHARACTER_TABLE = _CharacterTable()
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, as `NearDuplicates` defines them; a text without words (`!!!`) is one word."""
     normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return normal.translate(_SPACING).split() or [normal]
+    return normal.translate(_CHARACTER_TABLE).split() or [normal]
 
 
 @lru_cache(maxsize=1 << 17)
@@ -60,19 +60,19 @@ def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarr
     hashes: list[np.ndarray] = []
     size = 0
     for text in texts:
-        text_words = words(text)
+        text_words = split_words(text)
         hashed = np.zeros(max(len(text_words), ngram), np.uint64)  # zeros fill up a text shorter than a shingle
         hashed[: len(text_words)] = np.fromiter(map(_word_hash, text_words), np.uint64, len(text_words))
         hashes.append(hashed)
         size += len(hashed)
         if size >= _BLOCK_SHINGLES:
-            yield _shingles(hashes, ngram)
+            yield _hash_shingles(hashes, ngram)
             hashes, size = [], 0
     if hashes:
-        yield _shingles(hashes, ngram)
+        yield _hash_shingles(hashes, ngram)
 
 
-def _shingles(hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+def _hash_shingles(hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Every run of `ngram` words inside one text as a mixed polynomial of its words' hashes, uint64.
 
     A short text is a single shingle, so these bits alone distinguish it from other short texts.
@@ -85,13 +85,13 @@ def _shingles(hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndar
     inside = np.ones(len(joined), bool)
     inside[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs reach into the next text
     starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(hashes))
-    return mixed(runs[inside[: len(runs)]]), starts
+    return mix_bits(runs[inside[: len(runs)]]), starts
 
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mixed(values: np.ndarray) -> np.ndarray:
+def mix_bits(values: np.ndarray) -> np.ndarray:
     """A bijection of uint64 under which every bit depends on all: the finalizer of MurmurHash3 (Appleby)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
@@ -108,7 +108,7 @@ def _orderings(number: int) -> tuple[np.ndarray, np.ndarray]:
     return bits[::2] | np.uint64(1), bits[1::2]
 
 
-def signatures(texts: Sequence[str], rule: NearDuplicates) -> np.ndarray:
+def minhash_signatures(texts: Sequence[str], rule: NearDuplicates) -> np.ndarray:
     """MinHash signatures, uint32 [N, bands * rows].
 
     An ordering is h -> a h + b mod 2^64 with an odd a: a linear permutation (Broder et al. 2000) of hashes whose bits
@@ -131,17 +131,17 @@ def signatures(texts: Sequence[str], rule: NearDuplicates) -> np.ndarray:
 def band_hashes(signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
     """One number for each band of each signature, uint64 [N, bands]; equal where a band and all its rows are."""
     values = signatures.reshape(len(signatures), rule.bands, rule.rows)
-    return _folded(values, np.arange(1, rule.bands + 1, dtype=np.uint64))
+    return _hash_last_axis(values, np.arange(1, rule.bands + 1, dtype=np.uint64))
 
 
-def digests(signatures: np.ndarray) -> np.ndarray:
+def signature_digests(signatures: np.ndarray) -> np.ndarray:
     """One number for each whole signature, uint64 [N]."""
-    return _folded(signatures, np.uint64(0))
+    return _hash_last_axis(signatures, np.uint64(0))
 
 
-def _folded(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
+def _hash_last_axis(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
     """A hash of the last axis, uint64."""
-    folded = mixed(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
+    folded = mix_bits(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
     for position in range(values.shape[-1]):
-        folded = mixed(folded * _FACTOR + values[..., position])
+        folded = mix_bits(folded * _FACTOR + values[..., position])
     return folded

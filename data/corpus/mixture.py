@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from data.corpus.rows import Drop, drop, kept_positions
+from data.corpus.rows import Drop, drop_rows, kept_positions
 from data.document import unit_hash
 
 
@@ -25,7 +25,7 @@ def mixture_shares(num_bytes: Mapping[str, int], weights: Mapping[str, float]) -
     }
 
 
-def mix(rows: pa.Table, shares: Mapping[str, float]) -> pa.Table:
+def apply_mixture(rows: pa.Table, shares: Mapping[str, float]) -> pa.Table:
     """The rows after each source is reduced to its share, by a hash of the ids; all of them without shares."""
     if not shares:
         return rows
@@ -35,4 +35,4 @@ def mix(rows: pa.Table, shares: Mapping[str, float]) -> pa.Table:
         for position in kept_positions(rows)
         if unit_hash(ids[position].as_py(), "mixture") >= shares[sources[position].as_py()]
     }
-    return drop(rows, surplus)
+    return drop_rows(rows, surplus)

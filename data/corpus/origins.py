@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cluster.storage import Storage
 from data.document import ReadRange, Source
 
-FILES = "origins/files.json"
+FILE_NAMES_JSON = "origins/files.json"
 """In a corpus: the names of each source's files, in the order in which origins number them."""
 
 FilesOfSource = dict[str, int]
@@ -40,5 +40,5 @@ def names_by_source(sources: Sequence[Source], files: Sequence[FilesOfSource]) -
 
 
 def write_file_names(output: Storage, names: Mapping[str, Mapping[str, str]]) -> None:
-    """Write `FILES` from the names that `names_by_source` gives."""
-    output.write_json(FILES, {source: list(named.values()) for source, named in names.items()})
+    """Write `FILE_NAMES_JSON` from the names that `names_by_source` gives."""
+    output.write_json(FILE_NAMES_JSON, {source: list(named.values()) for source, named in names.items()})

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from cluster.tasks import run_tasks
 from data.chunk_files import read_table, write_tables
-from data.corpus.chunks import gather
-from data.corpus.clusters import MAX_BUCKETS, PartNodes, find_clusters, near_duplicates, write_nodes
-from data.corpus.mixture import mix, mixture_shares
-from data.corpus.parts import WrittenPart, to_part, write_part
-from data.corpus.rows import ROW_SCHEMA, Drop, bytes_by_source, drop, kept_positions, kept_rows
+from data.corpus.chunks import read_part_rows
+from data.corpus.clusters import MAX_BUCKETS, PartNodes, find_clusters, kept_ids_of_near_duplicates, write_nodes
+from data.corpus.mixture import apply_mixture, mixture_shares
+from data.corpus.parts import WrittenPart, part_from_rows, write_part
+from data.corpus.rows import ROW_SCHEMA, Drop, drop_rows, kept_bytes_by_source, kept_positions, kept_rows
 from data.corpus.work import CorpusWork
 
 Result = TypeVar("Result")
@@ -35,9 +35,9 @@ class GatheredPart:
     """What the search for near-duplicates has of it."""
 
 
-class Parts(NamedTuple):
-    written: list[WrittenPart]
-    shares: dict[str, float]
+class WrittenParts(NamedTuple):
+    parts: list[WrittenPart]
+    mixture_shares: dict[str, float]
     """The share of each source that the mixture keeps; empty without a mixture."""
 
 
@@ -48,9 +48,9 @@ def write_parts(
     mixture: Mapping[str, float] | None,
     partitions: int | None,
     workers: int | None,
-) -> Parts:
+) -> WrittenParts:
     """Write every part of the chunks; a task takes several parts where there are fewer `partitions` than parts."""
-    tasks = _partition(work.num_parts, partitions)
+    tasks = _split_parts(work.num_parts, partitions)
 
     def over_parts(function: Callable[..., list[Result]], result_type: type[Result], label: str) -> list[Result]:
         results = run_tasks(
@@ -63,26 +63,28 @@ def write_parts(
         )
         return [result for partition in results for result in partition]
 
-    rule = work.near_duplicates
-    if rule is None and mixture is None:
+    settings = work.near_duplicate_settings
+    if settings is None and mixture is None:
         label = "deduplicate and write"
-        return Parts(over_parts(partial(_gather_and_write, work=work, chunks=chunks), WrittenPart, label), {})
-    gathered = over_parts(partial(_gather, work=work, chunks=chunks), GatheredPart, "deduplicate")
-    if rule is not None:
+        return WrittenParts(over_parts(partial(_gather_and_write, work=work, chunks=chunks), WrittenPart, label), {})
+    gathered = over_parts(partial(_gather_parts, work=work, chunks=chunks), GatheredPart, "deduplicate")
+    if settings is not None:
         nodes = [part.nodes for part in gathered if part.nodes is not None]
-        find_clusters(work.nodes, nodes, rule, num_buckets=min(len(tasks), MAX_BUCKETS), workers=workers)
+        find_clusters(
+            work.near_duplicates_folder, nodes, settings, num_buckets=min(len(tasks), MAX_BUCKETS), workers=workers
+        )
     shares: dict[str, float] = {}
     if mixture is not None:
-        if rule is not None:
-            gathered = over_parts(partial(_weigh, work=work), GatheredPart, "weigh")
+        if settings is not None:
+            gathered = over_parts(partial(_count_bytes, work=work), GatheredPart, "weigh")
         num_bytes: Counter[str] = Counter()
         for part in gathered:
             num_bytes.update(part.bytes)
         shares = mixture_shares(num_bytes, mixture)
-    return Parts(over_parts(partial(_finish, work=work, shares=shares), WrittenPart, "write"), shares)
+    return WrittenParts(over_parts(partial(_write_mixed_parts, work=work, shares=shares), WrittenPart, "write"), shares)
 
 
-def _partition(num_parts: int, partitions: int | None) -> list[list[int]]:
+def _split_parts(num_parts: int, partitions: int | None) -> list[list[int]]:
     """The parts' numbers in as many runs as there are partitions, none of them empty."""
     number = min(num_parts, partitions or num_parts)
     return [list(range(num_parts * n // number, num_parts * (n + 1) // number)) for n in range(number)]
@@ -90,44 +92,53 @@ def _partition(num_parts: int, partitions: int | None) -> list[list[int]]:
 
 def _gather_and_write(parts: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[WrittenPart]:
     return [
-        write_part(work.output, part, to_part(gather(work.folder, chunks, part, deduplicate=work.deduplicates)))
+        write_part(
+            work.output,
+            part,
+            part_from_rows(read_part_rows(work.folder, chunks, part, deduplicate=work.drops_exact_duplicates)),
+        )
         for part in parts
     ]
 
 
-def _gather(parts: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[GatheredPart]:
+def _gather_parts(parts: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[GatheredPart]:
     """Write every part's rows into the work folder, and what finds the near-duplicates among those that are kept."""
     gathered: list[GatheredPart] = []
-    rule = work.near_duplicates
+    settings = work.near_duplicate_settings
     for part in parts:
-        rows = gather(work.folder, chunks, part, deduplicate=work.deduplicates)
-        write_tables(work.folder, _rows_name(part), [rows])
+        rows = read_part_rows(work.folder, chunks, part, deduplicate=work.drops_exact_duplicates)
+        write_tables(work.folder, _rows_file(part), [rows])
         nodes = None
-        if rule is not None:
+        if settings is not None:
             kept = kept_rows(rows)
-            nodes = write_nodes(work.nodes, part, kept["id"].to_pylist(), kept["text"].to_pylist(), rule)
-        gathered.append(GatheredPart(bytes_by_source(rows), nodes))
+            nodes = write_nodes(
+                work.near_duplicates_folder, part, kept["id"].to_pylist(), kept["text"].to_pylist(), settings
+            )
+        gathered.append(GatheredPart(kept_bytes_by_source(rows), nodes))
     return gathered
 
 
-def _weigh(parts: Sequence[int], *, work: CorpusWork) -> list[GatheredPart]:
+def _count_bytes(parts: Sequence[int], *, work: CorpusWork) -> list[GatheredPart]:
     """The bytes that each source has left in every part without its near-duplicates."""
-    return [GatheredPart(bytes_by_source(_without_near_duplicates(work, part))) for part in parts]
+    return [GatheredPart(kept_bytes_by_source(_without_near_duplicates(work, part))) for part in parts]
 
 
-def _finish(parts: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]) -> list[WrittenPart]:
-    return [write_part(work.output, part, to_part(mix(_without_near_duplicates(work, part), shares))) for part in parts]
+def _write_mixed_parts(parts: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]) -> list[WrittenPart]:
+    return [
+        write_part(work.output, part, part_from_rows(apply_mixture(_without_near_duplicates(work, part), shares)))
+        for part in parts
+    ]
 
 
 def _without_near_duplicates(work: CorpusWork, part: int) -> pa.Table:
     """The rows of a part after its near-duplicates are dropped."""
-    rows = read_table(work.folder, [_rows_name(part)], 0, ROW_SCHEMA)
-    if work.near_duplicates is None:
+    rows = read_table(work.folder, [_rows_file(part)], 0, ROW_SCHEMA)
+    if work.near_duplicate_settings is None:
         return rows
     positions = kept_positions(rows)
-    kept_ids = near_duplicates(work.nodes, part)
-    return drop(rows, {int(positions[row]): Drop("near_duplicates", kept_id) for row, kept_id in kept_ids.items()})
+    kept_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part)
+    return drop_rows(rows, {int(positions[row]): Drop("near_duplicates", kept_id) for row, kept_id in kept_ids.items()})
 
 
-def _rows_name(part: int) -> str:
+def _rows_file(part: int) -> str:
     return f"rows/{part:05d}.arrow"

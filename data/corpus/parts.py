@@ -18,15 +18,23 @@ import pyarrow.parquet as pq
 
 from cluster.plain import from_plain
 from cluster.storage import Storage
-from data.corpus.rows import CONTENT, FATE, IDENTITY, ORIGIN, in_order, kept_by_source, kept_rows
+from data.corpus.rows import (
+    CONTENT_COLUMNS,
+    DROP_COLUMNS,
+    ID_COLUMNS,
+    ORIGIN_COLUMNS,
+    count_kept_by_source,
+    kept_rows,
+    sort_rows,
+)
 
 MAX_PARTS = 4096
-PARTS = "parts.json"
+PARTS_JSON = "parts.json"
 """In a corpus: a `PartRecord` of every part, in their order."""
 
-DOCUMENT_SCHEMA = pa.schema([*IDENTITY, *CONTENT])
-DROP_SCHEMA = pa.schema([*IDENTITY, *FATE])
-ORIGIN_SCHEMA = pa.schema([*IDENTITY, *ORIGIN])
+DOCUMENT_SCHEMA = pa.schema([*ID_COLUMNS, *CONTENT_COLUMNS])
+DROP_SCHEMA = pa.schema([*ID_COLUMNS, *DROP_COLUMNS])
+ORIGIN_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS])
 
 
 class Part(NamedTuple):
@@ -44,7 +52,7 @@ class Part(NamedTuple):
     def joined(self, other: "Part") -> "Part":
         """The rows of both parts."""
         pairs = zip(self, other, strict=True)
-        return _in_order(Part(*(pa.concat_tables([table, added.cast(table.schema)]) for table, added in pairs)))
+        return _sort_part(Part(*(pa.concat_tables([table, added.cast(table.schema)]) for table, added in pairs)))
 
 
 _SCHEMAS = (DOCUMENT_SCHEMA, DROP_SCHEMA, ORIGIN_SCHEMA)
@@ -89,18 +97,18 @@ def part_name(kind: str, part: int) -> str:
     return f"{kind}/part-{part:05d}.parquet"
 
 
-def to_part(rows: pa.Table) -> Part:
+def part_from_rows(rows: pa.Table) -> Part:
     """The tables that rows of `ROW_SCHEMA` make."""
     drops = rows.filter(pc.invert(rows["reason"].is_null()))
     pairs = zip((kept_rows(rows), drops, rows), _SCHEMAS, strict=True)
-    return _in_order(Part(*(table.select(schema.names) for table, schema in pairs)))
+    return _sort_part(Part(*(table.select(schema.names) for table, schema in pairs)))
 
 
-def _in_order(part: Part) -> Part:
+def _sort_part(part: Part) -> Part:
     return Part(
-        in_order(part.documents, ["id", "text", "metadata"]),
-        in_order(part.drops, ["id", "reason", "kept_id"]),
-        in_order(part.origins, ["id", "file", "offset"]),
+        sort_rows(part.documents, ["id", "text", "metadata"]),
+        sort_rows(part.drops, ["id", "reason", "kept_id"]),
+        sort_rows(part.origins, ["id", "file", "offset"]),
     )
 
 
@@ -108,7 +116,7 @@ def write_part(output: Storage, number: int, part: Part) -> WrittenPart:
     """Write the three files of one part; return its counts and its digest."""
     for kind, table in part._asdict().items():
         _write_parquet(output, part_name(kind, number), table)
-    return WrittenPart(number, _counts(part.documents, part.drops), documents_digest(part.documents))
+    return WrittenPart(number, _count_by_source(part.documents, part.drops), documents_digest(part.documents))
 
 
 def read_part(output: Storage, number: int) -> Part:
@@ -129,8 +137,8 @@ def documents_digest(documents: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _counts(documents: pa.Table, drops: pa.Table) -> dict[str, PartCounts]:
-    counts = {source: PartCounts(*text) for source, text in kept_by_source(documents).items()}
+def _count_by_source(documents: pa.Table, drops: pa.Table) -> dict[str, PartCounts]:
+    counts = {source: PartCounts(*text) for source, text in count_kept_by_source(documents).items()}
     for row in drops.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
         counts.setdefault(row["source"], PartCounts()).dropped[row["reason"]] = row["count_all"]
     return counts
@@ -166,6 +174,6 @@ def part_record(part: WrittenPart) -> PartRecord:
 def read_part_records(corpus: Storage) -> list[PartRecord]:
     """The record of every part of a corpus, in their order. Raises ValueError where there are none."""
     try:
-        return from_plain(list[PartRecord], corpus.read_json(PARTS))
+        return from_plain(list[PartRecord], corpus.read_json(PARTS_JSON))
     except FileNotFoundError as error:
-        raise ValueError(f"corpus: {corpus.url} holds no {PARTS}; make the corpus again") from error
+        raise ValueError(f"corpus: {corpus.url} holds no {PARTS_JSON}; make the corpus again") from error

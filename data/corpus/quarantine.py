@@ -20,12 +20,12 @@ def write_quarantine(
 
     `names` are the files' names by source and URL.
     """
-    for source, records in groupby(_read_all(work, written), key=lambda record: record.source):
+    for source, records in groupby(_read_quarantine(work, written), key=lambda record: record.source):
         with output.writing(f"quarantine/{source}.jsonl") as file:
             file.writelines(quarantine_lines(record._replace(file=names[source][record.file]) for record in records))
 
 
-def _read_all(work: Storage, names: Sequence[str]) -> Iterator[Quarantined]:
+def _read_quarantine(work: Storage, names: Sequence[str]) -> Iterator[Quarantined]:
     for name in names:
         with work.open(name, read_ahead=True) as file:
             yield from (Quarantined(**json.loads(line)) for line in file)

@@ -34,11 +34,14 @@ class Row(NamedTuple):
     """Id of the document that is kept in place of this duplicate."""
 
 
-IDENTITY = (("id", pa.string()), ("source", pa.string()))
-ORIGIN = (("file", pa.uint32()), ("offset", pa.uint64()))
-CONTENT = (("text", pa.large_string()), ("metadata", pa.large_string()))  # a part may hold more than 2 GiB of either
-FATE = (("reason", pa.string()), ("kept_id", pa.string()))
-ROW_SCHEMA = pa.schema([*IDENTITY, *ORIGIN, *CONTENT, ("key", pa.binary()), *FATE])
+ID_COLUMNS = (("id", pa.string()), ("source", pa.string()))
+ORIGIN_COLUMNS = (("file", pa.uint32()), ("offset", pa.uint64()))
+CONTENT_COLUMNS = (
+    ("text", pa.large_string()),
+    ("metadata", pa.large_string()),
+)  # a part may hold more than 2 GiB of either
+DROP_COLUMNS = (("reason", pa.string()), ("kept_id", pa.string()))
+ROW_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS, *CONTENT_COLUMNS, ("key", pa.binary()), *DROP_COLUMNS])
 """The fields of `Row`, in their order."""
 
 
@@ -49,7 +52,7 @@ class Drop(NamedTuple):
     kept_id: str | None = None
 
 
-class KeptText(NamedTuple):
+class KeptCounts(NamedTuple):
     """How much of a source is kept."""
 
     documents: int
@@ -63,7 +66,7 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=ROW_SCHEMA)
 
 
-def drop(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
+def drop_rows(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
     """The rows after those at some positions have got a reason and lost their text."""
     if not drops:
         return rows
@@ -81,7 +84,7 @@ def drop(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
     return rows
 
 
-def in_order(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+def sort_rows(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The table sorted by these columns, as one Arrow chunk."""
     return table.sort_by([(name, "ascending") for name in columns]).combine_chunks()
 
@@ -96,13 +99,13 @@ def kept_positions(rows: pa.Table) -> np.ndarray:
     return np.flatnonzero(rows["reason"].is_null().to_numpy())
 
 
-def kept_by_source(documents: pa.Table) -> dict[str, KeptText]:
+def count_kept_by_source(documents: pa.Table) -> dict[str, KeptCounts]:
     """Number of documents and bytes of their texts, by source."""
     table = pa.table({"source": documents["source"], "size": pc.binary_length(documents["text"])})
     table = table.group_by("source").aggregate([("size", "count"), ("size", "sum")])
-    return {row["source"]: KeptText(row["size_count"], row["size_sum"]) for row in table.to_pylist()}
+    return {row["source"]: KeptCounts(row["size_count"], row["size_sum"]) for row in table.to_pylist()}
 
 
-def bytes_by_source(rows: pa.Table) -> dict[str, int]:
+def kept_bytes_by_source(rows: pa.Table) -> dict[str, int]:
     """Bytes of text that each source has among the rows that are kept."""
-    return {source: text.bytes for source, text in kept_by_source(kept_rows(rows)).items()}
+    return {source: text.bytes for source, text in count_kept_by_source(kept_rows(rows)).items()}

@@ -1,4 +1,8 @@
-"""What every task of a corpus is given, and the folder in which its two halves meet."""
+"""`CorpusWork`: what every task of the `corpus` stage gets, and the folder of the intermediate files.
+
+The stage has two halves. Cleaning tasks read the source files and write chunks (`cleaning_tasks.py`). Part tasks read
+the chunks and write the corpus's parts (`part_tasks.py`). Both halves exchange files through this folder.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,52 +13,58 @@ from data.cleaning.duplicates import NearDuplicates
 from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_settings
 from data.document import Source
 
-_CUT = "cut.json"  # how the work was cut into tasks: without it nothing in the folder is trusted
+_TASK_SETTINGS = "cut.json"  # file with the settings that the folder was written with; without it no file is trusted
 _RESULTS = "answers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusWork:
-    """What every task of a corpus is given."""
+    """What every task of a corpus gets."""
 
     output: Storage
+    """Folder of the corpus."""
     folder: Storage
-    """Folder of chunks, rows and task results. Removed at the end."""
+    """Folder of the intermediate files: chunks, rows and task results. It is removed when the corpus is finished."""
     sources: Sequence[Source]
     steps: Sequence[Step]
     num_parts: int
-    forgotten: frozenset[str] = frozenset()
-    """Ids of documents that the corpus must not hold."""
+    forgotten_ids: frozenset[str] = frozenset()
+    """Ids of documents that were forgotten (`raymill forget`). The corpus must not contain them."""
 
     @property
-    def near_duplicates(self) -> NearDuplicates | None:
+    def near_duplicate_settings(self) -> NearDuplicates | None:
+        """Settings of the step `near_duplicates`. None if the recipe does not have this step."""
         return near_duplicate_settings(self.steps)
 
     @property
-    def deduplicates(self) -> bool:
+    def drops_exact_duplicates(self) -> bool:
+        """Whether the recipe has the step `exact_duplicates`."""
         return drops_equal_texts(self.steps)
 
     @property
-    def nodes(self) -> Storage:
-        """For the search for near-duplicates."""
+    def near_duplicates_folder(self) -> Storage:
+        """Folder of the files of the search for near-duplicates (`clusters.py`)."""
         return self.folder / "nodes"
 
     def result_folder(self, name: str) -> Storage:
         """Folder of the task results of one phase."""
         return self.folder / _RESULTS / name
 
-    def begin(self, cut: Any) -> None:
-        """Remove what a killed run has left if its work was cut in another way. `cut`, which JSON can hold, says how,
-        and all else that changes the tasks' files without changing the tasks."""
-        if not self.folder.exists(_CUT) or self.folder.read_json(_CUT) != cut:
-            self.remove()
-            self.folder.write_json(_CUT, cut)
+    def prepare_folder(self, task_settings: Any) -> None:
+        """Remove the files of a killed run if they were written with other settings.
 
-    def remove(self) -> None:
-        """Remove the folder; first whatever would have the next run trust its files.
-
-        Results are removed before the files that they describe. A result whose files are gone would be trusted, and
-        its task would not run again.
+        `task_settings` is a value that JSON can represent. It contains every setting that changes the files of a task
+        without changing the task itself.
         """
-        for name in (_CUT, _RESULTS, ""):
+        if not self.folder.exists(_TASK_SETTINGS) or self.folder.read_json(_TASK_SETTINGS) != task_settings:
+            self.remove_folder()
+            self.folder.write_json(_TASK_SETTINGS, task_settings)
+
+    def remove_folder(self) -> None:
+        """Remove the folder. The settings and the task results are removed before the files that they describe.
+
+        If the process is killed in between, no result remains without its files. The next run would trust such a
+        result and would not run its task again.
+        """
+        for name in (_TASK_SETTINGS, _RESULTS, ""):
             self.folder.remove(name)

@@ -1,8 +1,8 @@
 """The bytes of any file on an fsspec URL, block by block and decompressed.
 
 The name says how a file is compressed: .gz, .bz2, .xz, .lzma, .zst (each with any number of members one after another,
-as `cat a.gz b.gz` makes them) and a .zip of one file. Damaged content raises an error that `is_damage` knows; errors of
-the file system and the network pass through.
+as `cat a.gz b.gz` makes them) and a .zip of one file. For damaged content a reader raises an error for which
+`is_damage_error` is true. Errors of the file system and of the network pass through unchanged.
 """
 
 import bz2
@@ -24,8 +24,8 @@ _REMOTE_BLOCK_BYTES = 4 << 20  # one request of an object store
 _INPUT_BYTES = 2048
 """Fed to a decompressor at once. Zstandard, the densest, makes 128 KiB of 4 bytes, so at most 64 MiB come out."""
 _MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for, the most there is
-_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
+_UTF16_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_DAMAGE_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
 
 
 class Codec(NamedTuple):
@@ -50,24 +50,24 @@ CODECS = {
 """By the extension of a file's name, in lower case."""
 
 
-def is_damage(error: Exception) -> bool:
+def is_damage_error(error: Exception) -> bool:
     """Whether an error means damaged content, as decompressors report it, and not a failing file system or network."""
-    if isinstance(error, _DAMAGE):
+    if isinstance(error, _DAMAGE_ERRORS):
         return True
     return type(error) is OSError and error.args == ("Invalid data stream",)  # all that bz2 says
 
 
-def extension(url: str) -> str:
+def file_extension(url: str) -> str:
     """The extension of the file's name, in lower case: `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
     return url.partition("::")[0].rpartition("/")[2].rpartition(".")[2].lower()
 
 
 def is_compressed(url: str) -> bool:
-    return extension(url) in CODECS or extension(url) == "zip"
+    return file_extension(url) in CODECS or file_extension(url) == "zip"
 
 
 @contextmanager
-def opened(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
+def open_file(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
     """The file as it is stored; a remote one is fetched while it is read, `block_bytes` ahead."""
     if "://" not in url:
         with open(url, "rb", buffering=0) as file:
@@ -77,13 +77,13 @@ def opened(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[byte
     options: dict[str, Any] = {"block_size": block_bytes, "cache_type": "readahead"}
     if "::" in url:  # the archive's file system decides how it fetches
         options = {}
-    elif not gives_ranges(url):
+    elif not supports_ranges(url):
         options = {"block_size": 0}  # as one stream
     with fs.open(path, "rb", **options) as file:
         yield cast(IO[bytes], file)
 
 
-def gives_ranges(url: str) -> bool:
+def supports_ranges(url: str) -> bool:
     """Whether reading may begin within the file; simple web servers send files only whole."""
     if not url.startswith(("http://", "https://")):
         return True
@@ -97,35 +97,35 @@ def gives_ranges(url: str) -> bool:
     return True
 
 
-def blocks(url: str, start: int = 0) -> Iterator[bytes]:
+def read_blocks(url: str, start: int = 0) -> Iterator[bytes]:
     """The decompressed content from byte `start` on, in blocks of about 1 MiB; `start` is for uncompressed files."""
-    with opened(url) as file:
-        if extension(url) == "zip":
-            yield from _only_member(file)
+    with open_file(url) as file:
+        if file_extension(url) == "zip":
+            yield from _read_zip_member(file)
             return
         if start:
             file.seek(start)
-        codec = CODECS.get(extension(url))
-        yield from raw_blocks(file) if codec is None else Decompressed(file, codec)
+        codec = CODECS.get(file_extension(url))
+        yield from read_raw_blocks(file) if codec is None else DecompressedBlocks(file, codec)
 
 
-def raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
+def read_raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
     while block := file.read(BLOCK_BYTES):
         yield block
 
 
-def utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """The blocks of `blocks`; a file whose byte order mark says UTF-16 is converted to UTF-8."""
-    rest = blocks(url, start)
+def read_utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
+    """The blocks of `read_blocks`; a file whose byte order mark says UTF-16 is converted to UTF-8."""
+    rest = read_blocks(url, start)
     first = next(rest, b"")
     content = chain([first], rest) if first else iter(())
-    encoding = utf16_of(first) if not start else None
+    encoding = utf16_encoding(first) if not start else None
     return content if encoding is None else _as_utf8(content, encoding)
 
 
-def utf16_of(head: bytes) -> str | None:
+def utf16_encoding(head: bytes) -> str | None:
     """The byte order of a UTF-16 file, by its first four bytes; None for other files. UTF-32 begins like UTF-16."""
-    return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16.get(head[:2])
+    return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16_ENCODINGS.get(head[:2])
 
 
 def _as_utf8(content: Iterator[bytes], encoding: str) -> Iterator[bytes]:
@@ -137,16 +137,16 @@ def _as_utf8(content: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         yield b"\xff"  # half a character at the end; no UTF-8 holds this byte
 
 
-def _only_member(file: IO[bytes]) -> Iterator[bytes]:
+def _read_zip_member(file: IO[bytes]) -> Iterator[bytes]:
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
             raise zipfile.BadZipFile(f"{len(members)} files in one .zip; name them by zip://*::… in the source's path")
         with archive.open(members[0]) as member:
-            yield from raw_blocks(member)
+            yield from read_raw_blocks(member)
 
 
-class Decompressed:
+class DecompressedBlocks:
     """Iterator over the decompressed blocks of every member of a file, from the file's position on."""
 
     def __init__(self, file: IO[bytes], codec: Codec):
@@ -176,7 +176,7 @@ class Decompressed:
     def _parts(self) -> Iterator[bytes]:
         position = self.member  # of the block in the file
         engine: Any = None
-        for block in raw_blocks(self._file):
+        for block in read_raw_blocks(self._file):
             begin = 0
             while begin < len(block):
                 if engine is None:

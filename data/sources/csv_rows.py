@@ -5,22 +5,22 @@ import sys
 from collections.abc import Iterator
 
 from data.document import BadRecord, ReadRange, Source, column_paths, is_too_long, too_long_error
-from data.sources.compression import utf8_blocks
-from data.sources.records import Records, decoded, lines
+from data.sources.compression import read_utf8_blocks
+from data.sources.records import Records, decode_utf8, split_lines
 
 _OTHER_DELIMITERS = (";", "\t", "|")
-_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def csv_records(source: Source, read_range: ReadRange) -> Records:
     """One record for each row, at the offset of its first line. Blank lines are skipped; rows fit the header."""
-    csv.field_size_limit(sys.maxsize)  # for this process; `_Lines` bounds the rows
-    feed = _Lines(lines(utf8_blocks(read_range.url)))
+    csv.field_size_limit(sys.maxsize)  # for this process; `_LineFeed` bounds the rows
+    feed = _LineFeed(split_lines(read_utf8_blocks(read_range.url)))
     header: list[str] = []
-    for offset, row in _rows(feed, source.delimiter):
+    for offset, row in _read_rows(feed, source.delimiter):
         if header and not isinstance(row, BadRecord):
             wrong = len(row) != len(header)
-            yield offset, _width(row, header) if wrong else dict(zip(header, row, strict=True))
+            yield offset, _wrong_field_count(row, header) if wrong else dict(zip(header, row, strict=True))
         elif isinstance(row, BadRecord):
             yield offset, row if header else BadRecord(f"header that cannot be read, so the file was not: {row}")
             if not header:
@@ -33,13 +33,13 @@ def csv_records(source: Source, read_range: ReadRange) -> Records:
                 return
 
 
-def _width(row: list[str], header: list[str]) -> BadRecord:
+def _wrong_field_count(row: list[str], header: list[str]) -> BadRecord:
     likely = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
     advice = f"; the header looks separated by {likely!r}: give the source delimiter: {likely!r}" if likely else ""
     return BadRecord(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
 
 
-class _Lines:
+class _LineFeed:
     """The lines for the csv module, which takes as many as a row needs; remembers those of the current row."""
 
     def __init__(self, numbered: Iterator[tuple[int, bytes | BadRecord]]):
@@ -53,7 +53,7 @@ class _Lines:
         self.size = 0
         self.is_utf8 = True
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_LineFeed":
         return self
 
     def __next__(self) -> str:
@@ -63,7 +63,7 @@ class _Lines:
         if isinstance(line, BadRecord):
             raise line
         if offset == 0:
-            line = line.removeprefix(_MARK)
+            line = line.removeprefix(_BYTE_ORDER_MARK)
         self.size += len(line)
         if is_too_long(self.size):
             raise too_long_error()
@@ -75,14 +75,14 @@ class _Lines:
             return line.decode(errors="surrogateescape")  # its commas and quotes still count
 
 
-def _rows(feed: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
+def _read_rows(feed: _LineFeed, delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         feed.begin()
         try:
             row: list[str] | BadRecord = next(reader)
             if not feed.is_utf8:
-                decoded(b"".join(feed.raw))
+                decode_utf8(b"".join(feed.raw))
         except StopIteration:
             return
         except csv.Error as error:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq
 
-from data.sources.compression import blocks, is_compressed, is_damage
+from data.sources.compression import is_compressed, is_damage_error, read_blocks
 
 
 def read_strings(url: str, columns: Sequence[str]) -> list[str]:
@@ -26,57 +26,57 @@ def read_strings(url: str, columns: Sequence[str]) -> list[str]:
             f"{url}: evaluation sets are read from {', '.join(_READERS)}, not from {suffix or 'such files'}"
         )
     try:
-        items = list(_READERS[suffix](io.BytesIO(b"".join(blocks(url)))))
+        items = list(_READERS[suffix](io.BytesIO(b"".join(read_blocks(url)))))
     except Exception as error:
-        if not isinstance(error, ValueError | csv.Error) and not is_damage(error):
+        if not isinstance(error, ValueError | csv.Error) and not is_damage_error(error):
             raise
         raise ValueError(f"{url}: not readable as {suffix} ({error})") from error
     if not columns:
-        return [string for item in items for string in _strings(item)]
+        return [string for item in items for string in _strings_in(item)]
     records = [item for item in items if isinstance(item, dict)]
     for column in columns:
         if not any(column in record for record in records):
             present = sorted({str(key) for record in records for key in record})
             raise ValueError(f"{url}: no item has the column {column!r} (columns: {', '.join(present) or 'none'})")
-    return [string for record in records for column in columns for string in _strings(record.get(column))]
+    return [string for record in records for column in columns for string in _strings_in(record.get(column))]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for member in value.values():
-            yield from _strings(member)
+            yield from _strings_in(member)
     elif isinstance(value, list):
         for member in value:
-            yield from _strings(member)
+            yield from _strings_in(member)
 
 
-def _jsonl(file: IO[bytes]) -> Iterator[Any]:
+def _read_jsonl(file: IO[bytes]) -> Iterator[Any]:
     return (json.loads(line) for line in file if line.strip())
 
 
-def _json(file: IO[bytes]) -> Iterator[Any]:
+def _read_json(file: IO[bytes]) -> Iterator[Any]:
     value = json.load(file)
     return iter(value.values() if isinstance(value, dict) else value)
 
 
-def _csv(file: IO[bytes]) -> Iterator[Any]:
+def _read_csv(file: IO[bytes]) -> Iterator[Any]:
     return csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
 
 
-def _parquet(file: IO[bytes]) -> Iterator[Any]:
+def _read_parquet(file: IO[bytes]) -> Iterator[Any]:
     return iter(pq.read_table(file).to_pylist())
 
 
-def _text(file: IO[bytes]) -> Iterator[Any]:
+def _read_paragraphs(file: IO[bytes]) -> Iterator[Any]:
     return iter(re.split(r"\n\s*\n", file.read().decode()))
 
 
 _READERS: dict[str, Callable[[IO[bytes]], Iterator[Any]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-    ".txt": _text,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_paragraphs,
 }

@@ -24,7 +24,7 @@ from data.document import (
     column_value,
     document_from_record,
 )
-from data.sources.compression import gives_ranges, is_compressed, is_damage, opened, utf16_of
+from data.sources.compression import is_compressed, is_damage_error, open_file, supports_ranges, utf16_encoding
 from data.sources.csv_rows import csv_records
 from data.sources.json_records import json_records, jsonl_records
 from data.sources.parquet_rows import parquet_metadata, parquet_records
@@ -46,7 +46,7 @@ READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
 }
 """By the name of a source's format."""
 
-_WITHOUT_COLUMNS = ("text", "html")
+_FORMATS_WITHOUT_COLUMNS = ("text", "html")
 
 
 def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
@@ -54,12 +54,12 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
     ranges: list[ReadRange] = []
     for index, source in enumerate(sources):
         for url, size in list_files_with_sizes([source.path]):
-            ranges += _cut(index, source, url, size or 0, range_bytes)
+            ranges += _split_file(index, source, url, size or 0, range_bytes)
     return ranges
 
 
-def _cut(index: int, source: Source, url: str, size: int, range_bytes: int) -> list[ReadRange]:
-    if size > range_bytes and source.format == "jsonl" and _can_begin_anywhere(url):
+def _split_file(index: int, source: Source, url: str, size: int, range_bytes: int) -> list[ReadRange]:
+    if size > range_bytes and source.format == "jsonl" and _can_start_within_file(url):
         return [
             ReadRange(index, url, start, start + range_bytes, min(range_bytes, size - start))
             for start in range(0, size, range_bytes)
@@ -71,39 +71,39 @@ def _cut(index: int, source: Source, url: str, size: int, range_bytes: int) -> l
     return [ReadRange(index, url, 0, -1, size)]
 
 
-def _can_begin_anywhere(url: str) -> bool:
+def _can_start_within_file(url: str) -> bool:
     """Whether a reader may begin within the file; an offset into a compressed file is no offset into its text."""
-    if "::" in url or is_compressed(url) or not gives_ranges(url):
+    if "::" in url or is_compressed(url) or not supports_ranges(url):
         return False
-    with opened(url) as file:
-        return utf16_of(file.read(4)) is None
+    with open_file(url) as file:
+        return utf16_encoding(file.read(4)) is None
 
 
-def read(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
+def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
     """A `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
     offset = read_range.start
     try:
         for offset, record in READERS[source.format](source, read_range):
-            yield _read_one(source, read_range.url, offset, record)
+            yield _to_result(source, read_range.url, offset, record)
     except Exception as error:
-        if not is_damage(error):
+        if not is_damage_error(error):
             raise
         # What follows in a damaged archive cannot be reached.
         yield Quarantined(source.name, read_range.url, offset, f"damaged file, unreadable from here on: {error}")
 
 
-def read_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
+def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
     """The documents at these offsets of one file (`Document.offset`), in the file's order."""
     ranges = [ReadRange(0, url, 0, -1, 0)]
-    if source.format == "jsonl" and _can_begin_anywhere(url):
+    if source.format == "jsonl" and _can_start_within_file(url):
         ranges = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
     for read_range in ranges:
-        for record in read(source, read_range):
+        for record in read_records(source, read_range):
             if isinstance(record, Document) and record.offset in offsets:
                 yield record
 
 
-def _read_one(
+def _to_result(
     source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotText
 ) -> Document | Quarantined | SkippedRecord:
     if isinstance(record, NotText):
@@ -135,11 +135,11 @@ def check_source(source: Source) -> None:
     where = f"sources.{source.name}"
     _check_fields(where, source)
     urls = [url for url, _ in list_files_with_sizes([source.path])]
-    if source.format in _WITHOUT_COLUMNS:
+    if source.format in _FORMATS_WITHOUT_COLUMNS:
         return
     if source.format == "parquet":
         _check_schema(where, source, urls[:_PROBED_FILES])
-    seen, problem = _first_records(source, urls[:_PROBED_FILES])
+    seen, problem = _probe_records(source, urls[:_PROBED_FILES])
     if not seen:
         raise ValueError(
             f"{where}: no readable {source.format} record at the start of {urls[0]}; is the format right?{problem}"
@@ -154,7 +154,7 @@ def _check_fields(where: str, source: Source) -> None:
     """Raise ValueError for a field that the format ignores, or a value out of its range."""
     if not 0 < source.fraction <= 1:
         raise ValueError(f"{where}.fraction: {source.fraction} must be above 0 and at most 1")
-    if source.format in _WITHOUT_COLUMNS:
+    if source.format in _FORMATS_WITHOUT_COLUMNS:
         ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
         for name in [name for name, is_set in ignored.items() if is_set]:
             kind = "an HTML" if source.format == "html" else "a text"
@@ -191,15 +191,15 @@ def _check_schema(where: str, source: Source, urls: list[str]) -> None:
             return
 
 
-def _first_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
+def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
     """The first readable records with all their columns, and the reason why the first unreadable one is not."""
     problems: list[str] = []
-    readable = chain.from_iterable(_readable_records(source, url, problems) for url in urls)
+    readable = chain.from_iterable(_probe_file(source, url, problems) for url in urls)
     records = list(islice(readable, PROBED_RECORDS))
     return records, f" ({problems[0]})" if problems else ""
 
 
-def _readable_records(source: Source, url: str, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _probe_file(source: Source, url: str, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The readable records of a file, up to where it is damaged; a run quarantines the rest, so it is no error here."""
     try:
         for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
@@ -208,7 +208,7 @@ def _readable_records(source: Source, url: str, problems: list[str]) -> Iterator
             elif isinstance(record, BadRecord):
                 problems.append(str(record))
     except Exception as error:
-        if not is_damage(error):
+        if not is_damage_error(error):
             raise
         problems.append(f"damaged file: {error}")
 

@@ -19,7 +19,7 @@ class NotText(Exception):
 Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotText"]]
 
 
-def decoded(raw: bytes | bytearray) -> str:
+def decode_utf8(raw: bytes | bytearray) -> str:
     """UTF-8 text without a byte order mark. Raises BadRecord that names the first byte that is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
@@ -29,7 +29,7 @@ def decoded(raw: bytes | bytearray) -> str:
         raise BadRecord(f"not UTF-8: {error.reason} 0x{raw[position]:02x} at byte {position} of the record") from error
 
 
-def whole(blocks: Iterable[bytes]) -> bytes | BadRecord:
+def join_blocks(blocks: Iterable[bytes]) -> bytes | BadRecord:
     """All blocks as one record."""
     held: list[bytes] = []
     size = 0
@@ -41,7 +41,7 @@ def whole(blocks: Iterable[bytes]) -> bytes | BadRecord:
     return b"".join(held)
 
 
-def lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
+def split_lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
     """(offset, line with its end) of every line that begins before `stop` (-1: no bound); the first is at `offset`."""
     held: list[bytes] = []
     start = position = offset  # of the current line, and of the next byte

@@ -15,7 +15,7 @@ from cluster.session import connect
 from cluster.shared_paths import require_shared_paths
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
-from data.corpus.forget import held
+from data.corpus.forget import find_origin_rows
 from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, Artifact, clear_output, read_unfinished
 from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten
 from jobs.frame.record import Record, to_record
@@ -86,7 +86,9 @@ def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> l
     for record in records:
         if record.kind == "corpus" and record.is_current and unseen:
             corpus = Artifact(store / record.id, record)
-            unseen -= {row.id for row in held(corpus.storage, corpus.read_summary(CorpusSummary).parts, unseen)}
+            unseen -= {
+                row.id for row in find_origin_rows(corpus.storage, corpus.read_summary(CorpusSummary).parts, unseen)
+            }
     return [id for id in ids if id in unseen]
 
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
-from data.corpus.forget import Held, held
-from data.corpus.origins import FILES
+from data.corpus.forget import OriginRow, find_origin_rows
+from data.corpus.origins import FILE_NAMES_JSON
 from data.corpus.parts import part_name
 from data.tokens.shard_format import SPLITS, read_manifest
 from data.tokens.shard_reader import find_document
@@ -28,7 +28,7 @@ def trace(store: Storage, id: str) -> Iterator[str]:
         if artifact.kind == "corpus" and not artifact.record.is_current:
             yield f"{artifact.id} was made by an older version, which kept no origins"
         elif artifact.kind == "corpus":
-            for row in held(artifact.storage, artifact.read_summary(CorpusSummary).parts, [id]):
+            for row in find_origin_rows(artifact.storage, artifact.read_summary(CorpusSummary).parts, [id]):
                 is_known = True
                 yield from _in_corpus(artifact, row)
     for artifact in artifacts:
@@ -40,9 +40,9 @@ def trace(store: Storage, id: str) -> Iterator[str]:
         raise ValueError(f"trace: no corpus in {store.url} has read a document {id!r}; ids look like SOURCE/…")
 
 
-def _in_corpus(corpus: Artifact, row: Held) -> Iterator[str]:
+def _in_corpus(corpus: Artifact, row: OriginRow) -> Iterator[str]:
     """Lines about the document in one corpus: its source file, and whether it was kept or dropped."""
-    file_name = corpus.storage.read_json(FILES)[row.source][row.file]
+    file_name = corpus.storage.read_json(FILE_NAMES_JSON)[row.source][row.file]
     yield corpus.id
     yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
     for table, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from data.document import Document, Quarantined, SkippedRecord, Source
-from data.sources.readers import plan_ranges, read
+from data.sources.readers import plan_ranges, read_records
 
 
 class Found(NamedTuple):
@@ -37,6 +37,6 @@ def find() -> Callable[..., Found]:
 
     def find(path: Any, format: Any, *, range_bytes: int = 1 << 20, **fields: Any) -> Found:
         source = Source(name="s", path=str(path), format=format, **fields)
-        return Found([record for piece in plan_ranges([source], range_bytes) for record in read(source, piece)])
+        return Found([record for piece in plan_ranges([source], range_bytes) for record in read_records(source, piece)])
 
     return find

@@ -7,9 +7,9 @@ import pytest
 
 from cluster.storage import Storage
 from data.chunk_files import read_table
-from data.corpus.chunks import ChunkWriter, PartRow, clean_rows, gather, part_of_text
-from data.corpus.exact_duplicates import settle, text_key
-from data.corpus.parts import Part, to_part
+from data.corpus.chunks import ChunkWriter, PartRow, clean_rows, part_of_text, read_part_rows
+from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
+from data.corpus.parts import Part, part_from_rows
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document
 
@@ -34,7 +34,9 @@ def test_chunks_give_back_every_row_of_a_part_whatever_their_number(
         for row in made:
             writer.add([row])
         names = writer.close()
-        tables.append([row for part in range(3) for row in gather(output, names, part, deduplicate=True).to_pylist()])
+        tables.append(
+            [row for part in range(3) for row in read_part_rows(output, names, part, deduplicate=True).to_pylist()]
+        )
     assert len(names) == 50 and tables[0] == tables[1] and len(tables[0]) == 50
     assert all(part_of_text(row["key"], 3) in (0, 1, 2) for row in tables[0])
 
@@ -56,11 +58,11 @@ def test_of_a_chunks_equal_texts_one_travels_and_the_parts_are_the_same_for_any_
         for row in made[::order]:
             writer.add([row])
         names = writer.close()
-        parts.append([to_part(gather(output, names, part, deduplicate=True)) for part in range(3)])
+        parts.append([part_from_rows(read_part_rows(output, names, part, deduplicate=True)) for part in range(3)])
         chunk = pa.concat_tables([read_table(output, names[:1], part, ROW_SCHEMA) for part in range(3)])
         assert len(chunk) - chunk["text"].null_count == len(set(chunk["key"].to_pylist()))
     assert all(own == parts[0] for own in parts)
-    assert parts[0] == [to_part(settle(plain(made, part), deduplicate=True)) for part in range(3)]
+    assert parts[0] == [part_from_rows(sort_and_deduplicate(plain(made, part), deduplicate=True)) for part in range(3)]
     assert sum(part.documents.num_rows for part in parts[0]) == 7
 
 
@@ -72,7 +74,7 @@ def test_without_deduplication_equal_texts_travel_and_stay(tmp_path: Path) -> No
     output = Storage(str(tmp_path))
     writer = ChunkWriter(output, "chunks/a", 1, deduplicate=False)
     writer.add([PartRow(0, Row(**row)) for row in rows(("b", "same"), ("a", "same")).to_pylist()])
-    table = gather(output, writer.close(), 0, deduplicate=False)
+    table = read_part_rows(output, writer.close(), 0, deduplicate=False)
     assert table["text"].to_pylist() == ["same", "same"] and table["reason"].null_count == 2
 
 
@@ -92,7 +94,7 @@ def test_a_part_costs_two_small_reads_of_a_chunk_and_an_empty_one_a_single_one(
         return read(self, name, start, stop)
 
     monkeypatch.setattr(Storage, "read_bytes", counted)
-    assert gather(output, [name], 7, deduplicate=True)["text"].to_pylist() == ["x"]
+    assert read_part_rows(output, [name], 7, deduplicate=True)["text"].to_pylist() == ["x"]
     assert len(reads) == 2 and reads[0] == 16 and reads[1] < 4000
-    assert gather(output, [name], 6, deduplicate=True) == ROW_SCHEMA.empty_table()
+    assert read_part_rows(output, [name], 6, deduplicate=True) == ROW_SCHEMA.empty_table()
     assert reads[2:] == [16]

@@ -10,7 +10,7 @@ import pytest
 import data.corpus.clusters
 from cluster.storage import Storage
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.clusters import PartNodes, find_clusters, near_duplicates, write_nodes
+from data.corpus.clusters import PartNodes, find_clusters, kept_ids_of_near_duplicates, write_nodes
 from data.corpus.links import representatives
 
 RULE = NearDuplicates()
@@ -71,7 +71,7 @@ def test_of_equal_ids_the_one_in_the_lowest_part_and_row_is_kept(tmp_path: Path,
     parts = [(["b", "b"], [text] * 2), (["a", "a"], [text] * 2), (["a"], [text])]
     answers = [write_nodes(work, part, ids, texts, RULE) for part, (ids, texts) in enumerate(parts)]
     find_clusters(work, answers, RULE, num_buckets=3, workers=None)
-    assert [near_duplicates(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
+    assert [kept_ids_of_near_duplicates(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
 
 
 def test_a_chain_through_all_parts_is_one_cluster(
@@ -92,7 +92,7 @@ def test_parts_without_documents_and_corpora_without_duplicates_are_well(tmp_pat
     answers.append(write_nodes(work, 2, ["a", "b"], ["one thing", "another thing"], RULE))
     find_clusters(work, answers, RULE, num_buckets=2, workers=None)
     assert [answer.documents for answer in answers] == [0, 0, 2]
-    assert [near_duplicates(work, part) for part in range(3)] == [{}, {}, {}]
+    assert [kept_ids_of_near_duplicates(work, part) for part in range(3)] == [{}, {}, {}]
 
 
 def test_an_object_store_serves_as_well(without_ray: None) -> None:
@@ -149,7 +149,9 @@ def collected(work: Storage, ids: Sequence[str], num_parts: int) -> dict[int, tu
     found = {}
     for part in range(num_parts):
         rows = rows_of(len(ids), part, num_parts)
-        found.update({rows[row]: (kept, ids.index(kept)) for row, kept in near_duplicates(work, part).items()})
+        found.update(
+            {rows[row]: (kept, ids.index(kept)) for row, kept in kept_ids_of_near_duplicates(work, part).items()}
+        )
     return found
 
 

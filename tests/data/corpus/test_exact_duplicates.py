@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from data.corpus.exact_duplicates import settle, text_key
+from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
 
 
@@ -18,7 +18,9 @@ def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
 
 
 def test_of_equal_texts_the_lowest_id_is_kept_and_the_others_name_it() -> None:
-    table = settle(rows(("c", "Same  text"), ("a", "same text"), ("b", "other"), ("d", "SAME TEXT")), deduplicate=True)
+    table = sort_and_deduplicate(
+        rows(("c", "Same  text"), ("a", "same text"), ("b", "other"), ("d", "SAME TEXT")), deduplicate=True
+    )
     found = [(row["id"], row["reason"], row["kept_id"]) for row in table.to_pylist()]
     assert found == [
         ("a", None, None),
@@ -30,7 +32,7 @@ def test_of_equal_texts_the_lowest_id_is_kept_and_the_others_name_it() -> None:
 
 
 def test_documents_of_one_id_stay_apart_unless_their_texts_are_equal() -> None:
-    table = settle(rows(("a", "one"), ("a", "two"), ("a", "one")), deduplicate=True)
+    table = sort_and_deduplicate(rows(("a", "one"), ("a", "two"), ("a", "one")), deduplicate=True)
     assert [(row["text"], row["reason"]) for row in table.to_pylist()] == [
         ("one", None),
         (None, "exact_duplicates"),
@@ -39,5 +41,5 @@ def test_documents_of_one_id_stay_apart_unless_their_texts_are_equal() -> None:
 
 
 def test_a_parts_texts_may_be_larger_than_offsets_of_32_bits_tell() -> None:
-    table = settle(rows(("a", "x"), ("b", "X")), deduplicate=True)
+    table = sort_and_deduplicate(rows(("a", "x"), ("b", "X")), deduplicate=True)
     assert table.schema == ROW_SCHEMA and ROW_SCHEMA.field("text").type == pa.large_string()

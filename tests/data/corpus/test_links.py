@@ -12,8 +12,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.links import WINDOW, components, links, representatives
-from data.corpus.minhash import band_hashes, digests, signatures, words
+from data.corpus.links import WINDOW, find_links, lowest_in_component, representatives
+from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests, split_words
 
 RULE = NearDuplicates()
 
@@ -24,7 +24,7 @@ def test_texts_without_words_are_duplicates_only_of_themselves() -> None:
 
 def test_datasketch_finds_the_same_candidates_and_the_same_similarity() -> None:
     texts = planted(random.Random(3), 300)[0]
-    made = signatures(texts, RULE)
+    made = minhash_signatures(texts, RULE)
     sketches = [datasketch.MinHash(num_perm=120, scheme="legacy", hashvalues=row.astype(np.uint64)) for row in made]
     index = datasketch.MinHashLSH(num_perm=120, params=(RULE.bands, RULE.rows))
     for position, sketch in enumerate(sketches):
@@ -52,9 +52,9 @@ def test_a_pair_right_at_the_threshold_is_linked() -> None:
     made = np.zeros((2, 120), np.uint32)
     made[1, 84:] = 1
     same_key, members = np.zeros(2, np.uint64), np.arange(2)
-    assert len(links(same_key, members, made, RULE)) == 1
+    assert len(find_links(same_key, members, made, RULE)) == 1
     made[1, 83] = 1
-    assert len(links(same_key, members, made, RULE)) == 0
+    assert len(find_links(same_key, members, made, RULE)) == 0
 
 
 def test_components_are_those_of_scipy() -> None:
@@ -64,12 +64,12 @@ def test_components_are_those_of_scipy() -> None:
         graph = coo_array((np.ones(edges), (pairs[:, 0], pairs[:, 1])), shape=(number, number))
         theirs = connected_components(graph, directed=False)[1]
         lowest = {label: np.flatnonzero(theirs == label)[0] for label in set(theirs.tolist())}
-        assert components(number, pairs).tolist() == [lowest[label] for label in theirs.tolist()]
+        assert lowest_in_component(number, pairs).tolist() == [lowest[label] for label in theirs.tolist()]
 
 
 def test_a_long_chain_is_one_component() -> None:
     order = np.random.default_rng(1).permutation(20_000)
-    assert not components(20_000, np.stack([order[:-1], order[1:]], axis=1)).any()
+    assert not lowest_in_component(20_000, np.stack([order[:-1], order[1:]], axis=1)).any()
 
 
 def test_a_chain_of_documents_ends_with_the_lowest_id() -> None:
@@ -92,11 +92,11 @@ def test_a_group_far_beyond_the_window_is_connected_without_comparing_all(first_
     made = np.random.default_rng(2).integers(0, 2**32, (3000, 120), dtype=np.uint32)
     alike = np.arange(3000) % 2 == 0
     made[alike, :100] = made[0, :100]
-    digest = digests(made)
+    digest = signature_digests(made)
     members = np.flatnonzero(digest >= digest[alike == first_is_alike].min())
-    pairs = links(np.zeros(len(members), np.uint64), members, made, RULE)
+    pairs = find_links(np.zeros(len(members), np.uint64), members, made, RULE)
     assert len(pairs) == alike[members].sum() - 1 if first_is_alike else len(pairs) < WINDOW * 1500
-    cluster = components(3000, pairs)
+    cluster = lowest_in_component(3000, pairs)
     assert len(set(cluster[members[alike[members]]])) == 1
     assert (cluster[~alike] == np.flatnonzero(~alike)).all()
 
@@ -131,7 +131,7 @@ def random_text(rng: random.Random, num_words: int) -> str:
 
 
 def shingle_set(text: str) -> set[tuple[str, ...]]:
-    own = words(text)
+    own = split_words(text)
     return {tuple(own[at : at + 5]) for at in range(max(len(own) - 4, 1))}
 
 

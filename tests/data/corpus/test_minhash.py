@@ -6,32 +6,32 @@ import random
 import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
-from data.corpus.minhash import signatures, words
+from data.corpus.minhash import minhash_signatures, split_words
 
 RULE = NearDuplicates()
 
 
 def test_words_leave_case_punctuation_and_invisible_characters_out() -> None:
-    assert words("Don\u2019t  STOP\u2014\ufb01ne, na\u00efve co\u00adop_x 3.5!") == (
+    assert split_words("Don\u2019t  STOP\u2014\ufb01ne, na\u00efve co\u00adop_x 3.5!") == (
         ["don", "t", "stop", "fine", "na\u00efve", "coop", "x", "3", "5"]
     )
 
 
 def test_scripts_without_spaces_are_read_by_character_and_vowel_signs_stay_in_their_word() -> None:
-    assert words("中文。カナ हिन्दी ok") == ["中", "文", "カ", "ナ", "हिन्दी", "ok"]
+    assert split_words("中文。カナ हिन्दी ok") == ["中", "文", "カ", "ナ", "हिन्दी", "ok"]
 
 
 def test_a_signature_holds_the_minima_over_the_shingles_one_by_one() -> None:
     """The minimum over a text is the minimum over texts of one shingle each, whatever is beside them in a block."""
     text = random_text(random.Random(0), 40)
-    own = words(text)
+    own = split_words(text)
     shingles = [" ".join(own[at : at + 5]) for at in range(len(own) - 4)]
-    made = signatures([text, "a b", *shingles, text], RULE)
+    made = minhash_signatures([text, "a b", *shingles, text], RULE)
     assert (made[0] == made[2:-1].min(axis=0)).all() and (made[0] == made[-1]).all()
 
 
 def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
-    made = signatures(["one two", "One, two!", "two one", "one two three"], RULE)
+    made = minhash_signatures(["one two", "One, two!", "two one", "one two three"], RULE)
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).all() and (made[0] != made[3]).all()
 
@@ -39,8 +39,8 @@ def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
 def test_signatures_do_not_depend_on_the_batch() -> None:
     rng = random.Random(1)
     texts = [random_text(rng, rng.choice([0, 1, 3, 5, 50, 3000])) for _ in range(120)]
-    alone = np.concatenate([signatures([text], RULE) for text in texts])
-    assert (signatures(texts, RULE) == alone).all()
+    alone = np.concatenate([minhash_signatures([text], RULE) for text in texts])
+    assert (minhash_signatures(texts, RULE) == alone).all()
 
 
 def test_signatures_are_those_of_plain_integers() -> None:
@@ -64,14 +64,14 @@ def test_signatures_are_those_of_plain_integers() -> None:
     numbers = [int.from_bytes(stream[at : at + 8], "little") for at in range(0, len(stream), 8)]
     orderings = zip(numbers[::2], numbers[1::2], strict=True)
     expected = [min(((a | 1) * one + b) % 2**64 >> 32 for one in hashes) for a, b in orderings]
-    assert signatures([" ".join(own)], RULE).tolist() == [expected]
+    assert minhash_signatures([" ".join(own)], RULE).tolist() == [expected]
     assert expected[:2] == [361037417, 584266552]
 
 
 def test_distinct_texts_of_one_shingle_have_distinct_signatures() -> None:
     """Of 300,000 hashes of 32 bits some 10 pairs would be equal, and with a hash the whole signature is."""
     texts = [f"there are {number // 1000} and {number % 1000}" for number in range(300_000)]
-    made = signatures(texts, NearDuplicates(bands=1, rows=2))
+    made = minhash_signatures(texts, NearDuplicates(bands=1, rows=2))
     assert len(np.unique(made.view(np.uint64))) == 300_000
 
 
@@ -82,7 +82,7 @@ def test_agreement_estimates_the_jaccard_similarity() -> None:
     for share in [0.2, 0.5, 0.8] * 100:
         one, other = pair_of_texts(rng, 300, share)
         exact = jaccard(one, other)
-        first, second = signatures([one, other], RULE)
+        first, second = minhash_signatures([one, other], RULE)
         errors.append(((first == second).mean() - exact) / np.sqrt(exact * (1 - exact) / 120))
     assert abs(np.mean(errors)) < 4 / np.sqrt(len(errors))
     assert 0.85 < np.std(errors) < 1.15
@@ -96,7 +96,7 @@ def random_text(rng: random.Random, num_words: int) -> str:
 
 
 def shingle_set(text: str) -> set[tuple[str, ...]]:
-    own = words(text)
+    own = split_words(text)
     return {tuple(own[at : at + 5]) for at in range(max(len(own) - 4, 1))}
 
 

@@ -3,9 +3,9 @@
 import pyarrow as pa
 import pytest
 
-from data.corpus.exact_duplicates import settle, text_key
-from data.corpus.mixture import mix, mixture_shares
-from data.corpus.rows import Row, bytes_by_source, to_table
+from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
+from data.corpus.mixture import apply_mixture, mixture_shares
+from data.corpus.rows import Row, kept_bytes_by_source, to_table
 from data.document import unit_hash
 
 
@@ -24,9 +24,9 @@ def test_a_mixture_keeps_as_much_as_its_weights_allow() -> None:
 
 
 def test_a_mixture_takes_documents_by_a_hash_of_their_ids() -> None:
-    table = settle(rows(*((f"s/{n}", f"text {n}") for n in range(2000))), deduplicate=False)
-    left = mix(table, {"s": 0.25})
+    table = sort_and_deduplicate(rows(*((f"s/{n}", f"text {n}") for n in range(2000))), deduplicate=False)
+    left = apply_mixture(table, {"s": 0.25})
     kept = [row["id"] for row in left.to_pylist() if row["reason"] is None]
     assert kept == [own for own in table["id"].to_pylist() if unit_hash(own, "mixture") < 0.25]
     assert 430 < len(kept) < 570
-    assert bytes_by_source(left) == {"s": sum(len(row["text"]) for row in left.to_pylist() if row["text"])}
+    assert kept_bytes_by_source(left) == {"s": sum(len(row["text"]) for row in left.to_pylist() if row["text"])}

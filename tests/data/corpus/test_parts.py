@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.storage import Storage
-from data.corpus.exact_duplicates import settle, text_key
-from data.corpus.parts import DOCUMENT_SCHEMA, PartCounts, read_part, to_part, write_part
+from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
+from data.corpus.parts import DOCUMENT_SCHEMA, PartCounts, part_from_rows, read_part, write_part
 from data.corpus.rows import Row, to_table
 
 
@@ -19,11 +19,11 @@ def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
 
 def test_a_part_comes_back_as_it_was_and_rows_go_and_come(tmp_path: Path) -> None:
     output = Storage(str(tmp_path))
-    part = to_part(settle(rows(("a", "x"), ("b", "X"), ("c", "y")), deduplicate=True))
+    part = part_from_rows(sort_and_deduplicate(rows(("a", "x"), ("b", "X"), ("c", "y")), deduplicate=True))
     answer = write_part(output, 0, part)
     assert answer.counts == {"s": PartCounts(2, 2, {"exact_duplicates": 1})}
     stored = read_part(output, 0)
     assert stored == part and stored.documents.schema == DOCUMENT_SCHEMA
     assert stored.without({"b"}).drops.num_rows == 0 and stored.without({"b"}).origins["id"].to_pylist() == ["a", "c"]
-    more = to_part(settle(rows(("bb", "z")), deduplicate=True))
+    more = part_from_rows(sort_and_deduplicate(rows(("bb", "z")), deduplicate=True))
     assert stored.without({"a", "b"}).joined(more).documents["id"].to_pylist() == ["bb", "c"]

@@ -17,7 +17,7 @@ import zstandard
 
 import data.sources.compression
 from data.document import Source
-from data.sources.compression import blocks, is_damage, utf8_blocks
+from data.sources.compression import is_damage_error, read_blocks, read_utf8_blocks
 from data.sources.readers import check_source, plan_ranges
 
 
@@ -51,12 +51,12 @@ def test_every_member_of_a_compressed_file_is_read(
     monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
     path, compress = tmp_path / f"a.{ending}", COMPRESSORS[ending]
     path.write_bytes(compress(noise(2000)))
-    assert b"".join(blocks(str(path))) == noise(2000)
+    assert b"".join(read_blocks(str(path))) == noise(2000)
     if ending != "zip":
         path.write_bytes(compress(noise(2000)) + compress(b"") + b"\0" * 512 + compress(b"end"))
-        assert b"".join(blocks(str(path))) == noise(2000) + b"end"
+        assert b"".join(read_blocks(str(path))) == noise(2000) + b"end"
         path.write_bytes(b"")
-        assert list(blocks(str(path))) == []
+        assert list(read_blocks(str(path))) == []
 
 
 @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending != "zip"])
@@ -66,7 +66,7 @@ def test_what_stands_before_a_cut_is_read_and_the_cut_is_damage(tmp_path: Path, 
     path.write_bytes(whole[: len(whole) // 2])
     found = b""
     with pytest.raises(EOFError, match="ends within a compressed stream"):
-        for block in blocks(str(path)):
+        for block in read_blocks(str(path)):
             found += block
     assert (noise(50) + noise(50_000)).startswith(found)
     assert len(found) > 200_000 or ending == "bz2" and found == noise(50)  # bz2 packs 900 kB at once
@@ -79,20 +79,20 @@ def test_a_flipped_byte_is_damage(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"a.{ending}").write_bytes(content)
     # Zstandard has no checksum unless asked for one: the byte may come out wrong and nobody can tell.
     with pytest.raises(Exception) as raised:
-        assert b"".join(blocks(str(tmp_path / f"a.{ending}"))) == noise(2000)
-    assert is_damage(raised.value) or ending == "zst"
+        assert b"".join(read_blocks(str(tmp_path / f"a.{ending}"))) == noise(2000)
+    assert is_damage_error(raised.value) or ending == "zst"
 
 
 def test_errors_of_decompressors_are_damage_and_those_of_disks_and_networks_are_not() -> None:
-    assert is_damage(zstandard.ZstdError("corrupted block")) and is_damage(OSError("Invalid data stream"))
-    assert not any(map(is_damage, (TimeoutError(), OSError("no route to the bucket"), OSError(5, "I/O error"))))
+    assert is_damage_error(zstandard.ZstdError("corrupted block")) and is_damage_error(OSError("Invalid data stream"))
+    assert not any(map(is_damage_error, (TimeoutError(), OSError("no route to the bucket"), OSError(5, "I/O error"))))
 
 
 def test_a_small_file_that_unpacks_to_a_giant_is_read_in_small_blocks(tmp_path: Path) -> None:
     giant = zstandard.ZstdCompressor(level=19).compress(bytes(300 << 20))
     assert len(giant) < 100_000
     (tmp_path / "a.zst").write_bytes(giant)
-    sizes = [len(block) for block in blocks(str(tmp_path / "a.zst"))]
+    sizes = [len(block) for block in read_blocks(str(tmp_path / "a.zst"))]
     assert sum(sizes) == 300 << 20 and max(sizes) <= 65 << 20
 
 
@@ -121,7 +121,7 @@ def test_utf16_is_told_by_its_mark_and_what_is_broken_costs_one_record(
 
 def test_half_a_character_at_the_end_of_utf16_is_no_text(tmp_path: Path, find: Callable) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffab".encode("utf-16-le") + b"c")
-    assert b"".join(utf8_blocks(str(tmp_path / "a.txt"))) == "\ufeffab".encode() + b"\xff"
+    assert b"".join(read_utf8_blocks(str(tmp_path / "a.txt"))) == "\ufeffab".encode() + b"\xff"
     assert "not UTF-8" in find(tmp_path / "a.txt", "text").bad[0].reason
 
 
@@ -192,7 +192,7 @@ def test_an_error_of_the_disk_stops_the_reading(
         raise OSError(5, "Input/output error")
         yield b""
 
-    monkeypatch.setattr(data.sources.compression, "raw_blocks", fail)
+    monkeypatch.setattr(data.sources.compression, "read_raw_blocks", fail)
     for name, format in (
         ("a.jsonl", "jsonl"),
         ("a.jsonl.gz", "jsonl"),

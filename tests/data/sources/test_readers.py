@@ -23,7 +23,7 @@ import zstandard
 import data.document
 from cluster.storage import Storage
 from data.document import Document, Quarantined, ReadRange, Source, unit_hash
-from data.sources.readers import READERS, check_source, check_sources, plan_ranges, read
+from data.sources.readers import READERS, check_source, check_sources, plan_ranges, read_records
 
 
 def noise_lines(number: int) -> bytes:
@@ -148,7 +148,7 @@ def test_sources_have_names_of_their_own(tmp_path: Path) -> None:
 def test_a_range_past_the_end_of_an_empty_file_has_no_records(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
     source = Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl")
-    assert list(read(source, ReadRange(0, source.path, 0, 100, 0))) == []
+    assert list(read_records(source, ReadRange(0, source.path, 0, 100, 0))) == []
 
 
 @pytest.mark.parametrize("format", [format for format in READERS if format not in ("text", "html", "parquet")])
@@ -300,7 +300,7 @@ def test_a_record_larger_than_memory_is_passed_over_without_being_held(
     )
     source = Source(name="s", path="x", format=format, split="\n\n" if format == "text" else None)
     tracemalloc.start()
-    found = list(read(source, WHOLE))
+    found = list(read_records(source, WHOLE))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [record.text for record in found if isinstance(record, Document)] == texts
@@ -317,7 +317,7 @@ def test_a_quote_that_is_never_closed_holds_no_more_than_one_record(monkeypatch:
         "data.sources.compression.open", lambda *_, **__: Endless(b'text\n"', line, 32 << 20, b""), raising=False
     )
     tracemalloc.start()
-    kinds = Counter(type(record).__name__ for record in read(Source(name="s", path="x", format="csv"), WHOLE))
+    kinds = Counter(type(record).__name__ for record in read_records(Source(name="s", path="x", format="csv"), WHOLE))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kinds == {"Quarantined": 1, "Document": 31 << 10}

@@ -7,7 +7,7 @@ import pytest
 
 import data.document
 from data.document import BadRecord
-from data.sources.records import Buffer, decoded, lines
+from data.sources.records import Buffer, decode_utf8, split_lines
 
 
 def blocks_of(content: bytes, size: int) -> list[bytes]:
@@ -17,7 +17,7 @@ def blocks_of(content: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_lines_are_those_of_the_content_whatever_the_blocks(size: int) -> None:
     content = b"one\n\ntwo\r\n\x00three\nlast"
-    found = list(lines(blocks_of(content, size)))
+    found = list(split_lines(blocks_of(content, size)))
     assert [line for _, line in found] == content.splitlines(keepends=True)
     assert [offset for offset, _ in found] == [0, 4, 5, 10, 17]
 
@@ -26,7 +26,7 @@ def test_lines_are_those_of_the_content_whatever_the_blocks(size: int) -> None:
 def test_a_line_too_long_is_told_of_once_and_the_others_are_kept(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
     content = b"123456789\n1234567890\nshort\n" + b"x" * 99
-    found = list(lines(blocks_of(content, size)))
+    found = list(split_lines(blocks_of(content, size)))
     assert [(offset, str(line) if isinstance(line, BadRecord) else line) for offset, line in found] == [
         (0, b"123456789\n"),
         (10, "record longer than 10 bytes"),
@@ -45,16 +45,16 @@ def test_ranges_within_a_giant_line_do_not_read_on_to_its_end(monkeypatch: pytes
             taken += 1
             yield b"x" * 8
 
-    assert [offset for offset, _ in lines(endless(), 0, 40)] == [0]
+    assert [offset for offset, _ in split_lines(endless(), 0, 40)] == [0]
     assert taken == 5
 
 
 def test_the_byte_that_is_no_utf8_is_named_also_behind_a_byte_order_mark() -> None:
-    assert decoded(b"\xef\xbb\xbfab") == "ab"
+    assert decode_utf8(b"\xef\xbb\xbfab") == "ab"
     with pytest.raises(BadRecord, match="0xe9 at byte 2 of the record"):
-        decoded(b"ab\xe9")
+        decode_utf8(b"ab\xe9")
     with pytest.raises(BadRecord, match="0xe9 at byte 5 of the record"):
-        decoded(b"\xef\xbb\xbfab\xe9")
+        decode_utf8(b"\xef\xbb\xbfab\xe9")
 
 
 def test_a_window_finds_what_lies_across_its_blocks() -> None:
