@@ -1,9 +1,12 @@
-"""From rewards to advantages: the estimators of GRPO, RLOO, PPO and REINFORCE++.
+"""The advantage estimators of GRPO, RLOO, PPO and REINFORCE++.
 
-`model.algorithms` pairs each estimator with a policy loss.
+An estimator computes the advantage of each completion token from the rewards of one generation step. `model.algorithms`
+combines each estimator with a policy loss. A group is the completions of one prompt.
 
-Shape legend: N sampled sequences, T tokens of a row. Position t belongs to the choice of target t (model.batch);
-mask_NT is true at completion tokens, which are contiguous in a row; everything is 0 where the mask is false.
+Suffixes of tensor names give their dimensions: N completions, T positions of a row, G groups. Each row is a prompt and
+its completion. A value at position t belongs to target t, the token that follows input t (`model.batch`). mask_NT is
+true where the target is a completion token. These positions are contiguous in a row, and at all other positions the
+results are 0.
 """
 
 from __future__ import annotations
@@ -17,131 +20,150 @@ from torch import Tensor
 from model.learning import LearningConfig
 
 EPSILON = 1e-6
-"""Added to a standard deviation that divides, so that equal rewards give advantage zero."""
+"""Added to a standard deviation before dividing by it, so that equal rewards give the advantage 0."""
 
 
 class AdvantageInputs(NamedTuple):
-    """What an estimator knows of N sampled sequences; float32 unless stated otherwise."""
+    """The inputs of an advantage estimator for N completions. The tensors are float32 unless stated otherwise."""
 
     rewards_N: Tensor
-    """Reward of each whole sequence."""
+    """The reward of each completion."""
     group_ids_N: Tensor
-    """int64, equal for samples of the same prompt."""
+    """int64. Completions of the same prompt have equal ids."""
     mask_NT: Tensor
-    """bool, completion tokens."""
+    """bool. True at completion tokens."""
     reference_log_ratio_NT: Tensor
-    """log policy - log reference of each sampled token, before the update; 0 without a reference."""
+    """Logprob of each sampled token under the policy, before the update, minus its logprob under the reference. It is 0
+    without a reference."""
     values_NT: Tensor | None = None
-    """The critic's value before each token; None without a critic."""
+    """The critic's value of the state before each token. None without a critic."""
 
 
 class Advantages(NamedTuple):
-    """Advantage of each completion token, and for the critic the return it should have predicted."""
+    """The result of an advantage estimator."""
 
     advantages_NT: Tensor
+    """The advantage of each completion token."""
     returns_NT: Tensor | None = None
+    """The value that the critic is trained to predict for each completion token. None without a critic."""
 
 
 Estimator = Callable[[AdvantageInputs, LearningConfig], Advantages]
-"""(scores of one generation step, learning settings) -> advantages."""
+"""A function that estimates the advantages of all completions of one generation step."""
 
 
-def grpo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """(reward - mean) / std inside each group, the same for all tokens (DeepSeekMath, arXiv 2402.03300, §4.1.2).
+def grpo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
+    """Return (reward - group mean) / group std at all tokens of a completion (DeepSeekMath, arXiv 2402.03300, §4.1.2).
 
-    The deviation is the sample's (n - 1), as in TRL.
+    The std has n - 1 in its denominator, as in TRL.
     """
-    mean_N, std_N, _ = group_statistics(scores.rewards_N, scores.group_ids_N)
-    return Advantages(broadcast_to_tokens((scores.rewards_N.double() - mean_N) / (std_N + EPSILON), scores.mask_NT))
+    mean_N, std_N, _ = group_statistics(inputs.rewards_N, inputs.group_ids_N)
+    return Advantages(broadcast_to_tokens((inputs.rewards_N.double() - mean_N) / (std_N + EPSILON), inputs.mask_NT))
 
 
-def rloo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Reward minus the mean reward of the *other* samples of its group (arXiv 2402.14740, §3.2).
+def rloo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
+    """Return each reward minus the mean reward of the other completions in the group (arXiv 2402.14740, §3.2).
 
-    The reward includes the KL penalty summed over the sequence. Raises ValueError for a group of one.
+    The reward includes the KL penalty, summed over the completion's tokens. Raises ValueError for a group with a single
+    completion.
     """
-    rewards_N = scores.rewards_N - learning.kl_coefficient * (scores.reference_log_ratio_NT * scores.mask_NT).sum(1)
-    mean_N, _, count_N = group_statistics(rewards_N, scores.group_ids_N)
-    if (count_N < 2).any():
+    rewards_N = inputs.rewards_N - learning.kl_coefficient * (inputs.reference_log_ratio_NT * inputs.mask_NT).sum(1)
+    mean_N, _, group_size_N = group_statistics(rewards_N, inputs.group_ids_N)
+    if (group_size_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
-    # r - (n·mean - r)/(n - 1) = n/(n - 1)·(r - mean)
-    return Advantages(broadcast_to_tokens((rewards_N.double() - mean_N) * count_N / (count_N - 1), scores.mask_NT))
-
-
-def ppo(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Generalized advantage estimation (arXiv 1506.02438, eq. 16), whitened over the batch's completion tokens.
-
-    Each token's reward is the KL penalty, and the last one's also the sequence's reward (arXiv 2203.02155). The
-    returns for the critic are the unwhitened advantages plus the values.
-    """
-    if scores.values_NT is None:
-        raise ValueError("ppo needs the critic's values")
-    rewards_NT = token_rewards(scores, learning.kl_coefficient)
-    raw_NT = generalized_advantages(
-        rewards_NT, scores.values_NT, scores.mask_NT, gamma=learning.gamma, gae_lambda=learning.gae_lambda
+    # The mean of the other rewards is (n·mean - r)/(n - 1), and r minus this mean is n/(n - 1)·(r - mean).
+    return Advantages(
+        broadcast_to_tokens((rewards_N.double() - mean_N) * group_size_N / (group_size_N - 1), inputs.mask_NT)
     )
-    returns_NT = torch.where(scores.mask_NT, raw_NT + scores.values_NT, 0.0)
-    return Advantages(whiten(raw_NT, scores.mask_NT), returns_NT)
 
 
-def reinforce_plus_plus(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Reward to go, the KL penalty in it, whitened over the batch's completion tokens (arXiv 2501.03262)."""
-    rewards_NT = token_rewards(scores, learning.kl_coefficient)
-    to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
-    return Advantages(whiten(to_go_NT, scores.mask_NT))
+def ppo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
+    """Return advantages by generalized advantage estimation (arXiv 1506.02438, eq. 16), and returns for the critic.
+
+    The token rewards are those of `token_rewards` (arXiv 2203.02155). The advantages are whitened over all completion
+    tokens of the generation step. The returns are the advantages before whitening, plus the values.
+    """
+    if inputs.values_NT is None:
+        raise ValueError("ppo needs the critic's values: AdvantageInputs.values_NT is None")
+    rewards_NT = token_rewards(inputs, learning.kl_coefficient)
+    unwhitened_NT = generalized_advantages(
+        rewards_NT, inputs.values_NT, inputs.mask_NT, gamma=learning.gamma, gae_lambda=learning.gae_lambda
+    )
+    returns_NT = torch.where(inputs.mask_NT, unwhitened_NT + inputs.values_NT, 0.0)
+    return Advantages(whiten(unwhitened_NT, inputs.mask_NT), returns_NT)
 
 
-def token_rewards(scores: AdvantageInputs, kl_coefficient: float) -> Tensor:
-    """Reward [N, T] of each completion token: -kl_coefficient · log_ratio, and the sequence's reward at the last."""
-    rewards_NT = torch.where(scores.mask_NT, -kl_coefficient * scores.reference_log_ratio_NT, 0.0)
-    return rewards_NT + last_token(scores.mask_NT) * scores.rewards_N[:, None]
+def reinforce_plus_plus(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
+    """Return the reward-to-go of each token, whitened over the step's completion tokens (arXiv 2501.03262).
+
+    The reward-to-go is the sum of the token rewards from this token to the end of the completion. Token rewards include
+    the KL penalty (`token_rewards`).
+    """
+    rewards_NT = token_rewards(inputs, learning.kl_coefficient)
+    rewards_to_go_NT = rewards_NT.flip(1).cumsum(1).flip(1)
+    return Advantages(whiten(rewards_to_go_NT, inputs.mask_NT))
+
+
+def token_rewards(inputs: AdvantageInputs, kl_coefficient: float) -> Tensor:
+    """Return the reward [N, T] of each completion token.
+
+    It is the KL penalty, -kl_coefficient · reference_log_ratio. The last completion token also receives the reward of
+    the completion.
+    """
+    rewards_NT = torch.where(inputs.mask_NT, -kl_coefficient * inputs.reference_log_ratio_NT, 0.0)
+    return rewards_NT + last_token(inputs.mask_NT) * inputs.rewards_N[:, None]
 
 
 def generalized_advantages(
     rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, *, gamma: float, gae_lambda: float
 ) -> Tensor:
-    """A_t = delta_t + gamma·lambda·A_(t+1), delta_t = r_t + gamma·V_(t+1) - V_t, within each row's completion [N, T].
+    """Return A_t = delta_t + gamma · lambda · A_(t+1) [N, T], with delta_t = r_t + gamma · V_(t+1) - V_t.
 
-    The state after the last completion token is terminal: its value is 0.
+    The state after the last completion token is terminal, so its value is 0.
     """
     advantages_NT = torch.zeros_like(rewards_NT)
-    following_N = torch.zeros_like(rewards_NT[:, 0])
-    next_value_N = torch.zeros_like(following_N)
+    next_advantage_N = torch.zeros_like(rewards_NT[:, 0])
+    next_value_N = torch.zeros_like(next_advantage_N)
     for t in reversed(range(rewards_NT.shape[1])):
         delta_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t]
-        following_N = torch.where(mask_NT[:, t], delta_N + gamma * gae_lambda * following_N, 0.0)
+        next_advantage_N = torch.where(mask_NT[:, t], delta_N + gamma * gae_lambda * next_advantage_N, 0.0)
         next_value_N = torch.where(mask_NT[:, t], values_NT[:, t], 0.0)
-        advantages_NT[:, t] = following_N
+        advantages_NT[:, t] = next_advantage_N
     return advantages_NT
 
 
 def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """x with mean 0 and deviation 1 over the masked tokens of the whole batch, 0 elsewhere."""
-    chosen = x_NT[mask_NT].double()  # see group_statistics
-    std = chosen.std(correction=0)
-    return torch.where(mask_NT, (x_NT.double() - chosen.mean()) / (std + EPSILON), 0.0).float()
+    """Shift and scale x to mean 0 and std 1 over the tokens where the mask is true. It is 0 at the other tokens."""
+    completion_values = x_NT[mask_NT].double()  # float64 for the reason given in group_statistics
+    std = completion_values.std(correction=0)
+    return torch.where(mask_NT, (x_NT.double() - completion_values.mean()) / (std + EPSILON), 0.0).float()
 
 
 def last_token(mask_NT: Tensor) -> Tensor:
-    """Bool [N, T], true at the last completion token of each row."""
-    after_NT = torch.zeros_like(mask_NT)
-    after_NT[:, :-1] = mask_NT[:, 1:]
-    return mask_NT & ~after_NT
+    """Return a bool tensor [N, T] that is true at the last completion token of each row."""
+    next_mask_NT = torch.zeros_like(mask_NT)
+    next_mask_NT[:, :-1] = mask_NT[:, 1:]
+    return mask_NT & ~next_mask_NT
 
 
 def broadcast_to_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
-    """Each sequence's advantage at all of its completion tokens [N, T], float32, 0 elsewhere."""
+    """Return [N, T] in float32: a completion's advantage at each of its tokens, and 0 at all other positions."""
     return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
 
 
 def group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, sample deviation (0 for a group of one) and count of each sample's group, all [N] and float64."""
-    # In float64 the mean of equal float32 rewards is exact. In float32 it is off by a rounding and so is the deviation,
-    # and their ratio would make advantages of order one out of nothing.
+    """Return for each completion the mean, std and number of the rewards in its group, as float64 [N].
+
+    The std has n - 1 in its denominator. It is 0 for a group with a single completion.
+    """
+    # float64, because the mean of equal float32 rewards is exact only in float64. In float32 a rounding error would
+    # remain in (reward - mean) and in the std, and dividing the two would give advantages near 1 instead of 0.
     rewards_N = rewards_N.double()
     _, group_N = group_ids_N.unique(return_inverse=True)
-    count_G = torch.bincount(group_N).double()
-    mean_G = torch.zeros_like(count_G).index_add_(0, group_N, rewards_N) / count_G
-    deviation_N = rewards_N - mean_G[group_N]
-    variance_G = torch.zeros_like(count_G).index_add_(0, group_N, deviation_N.square()) / (count_G - 1).clamp(min=1)
-    return mean_G[group_N], variance_G.sqrt()[group_N], count_G[group_N]
+    group_size_G = torch.bincount(group_N).double()
+    mean_G = torch.zeros_like(group_size_G).index_add_(0, group_N, rewards_N) / group_size_G
+    centered_N = rewards_N - mean_G[group_N]
+    variance_G = torch.zeros_like(group_size_G).index_add_(0, group_N, centered_N.square()) / (group_size_G - 1).clamp(
+        min=1
+    )
+    return mean_G[group_N], variance_G.sqrt()[group_N], group_size_G[group_N]

@@ -1,6 +1,7 @@
-"""The RL algorithms: each is one row of `ALGORITHMS`, an advantage estimator and a policy loss.
+"""The RL algorithms. An `Algorithm` combines an advantage estimator with a policy loss.
 
-A new algorithm is its two functions and a row, here or in a file of the user's own (`examples/rl_algorithm`).
+To add an algorithm, write these two functions and an entry of `ALGORITHMS`. A user can also define an `Algorithm` in a
+file outside of Raymill (`examples/rl_algorithm`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from model.learning import LearningConfig
 from model.objectives import Loss, policy_loss
 from model.transformer import Transformer
 
-_OPTIONAL = ("critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
-"""Settings that only some algorithms read."""
-_OF_THE_CRITIC = ("critic_lr", "value_clip_range")
+_ALGORITHM_SETTINGS = ("critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
+"""Settings of `LearningConfig` that not every algorithm reads."""
+_CRITIC_SETTINGS = ("critic_lr", "value_clip_range")
+"""Settings that all algorithms with a critic read, and no other algorithm."""
 
 
 class PolicyLoss(Protocol):
-    """The loss of the policy on one micro-batch, as the learner calls it."""
+    """A function that returns the loss of the policy on one micro-batch. The learner calls it."""
 
     def __call__(
         self, model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float
@@ -30,39 +32,43 @@ class PolicyLoss(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What tells one RL algorithm from another."""
+    """The parts of an RL algorithm that differ between algorithms."""
 
     estimate: Estimator
-    """The advantage of each completion token, from the rewards of a step's rollouts."""
+    """Computes the advantage of each completion token from the rewards of one generation step."""
     loss: PolicyLoss
+    """Computes the policy loss from the advantages."""
     needs_critic: bool = False
-    """Whether `estimate` reads values; it must then return the critic's returns too."""
+    """Whether `estimate` reads the critic's values. If so, it must also return the returns for the critic."""
     needs_groups: bool = False
-    """Whether the completions of one prompt are compared, which takes a group of at least two."""
+    """Whether `estimate` compares completions of the same prompt. If so, each prompt needs at least two completions."""
     settings: tuple[str, ...] = ()
-    """Which of clip_range, gamma and gae_lambda the estimator or the loss reads."""
+    """The settings among clip_range, gamma and gae_lambda that the estimator or the loss reads."""
 
-    def check(self, learning: LearningConfig, field: str) -> None:
-        """Raises ValueError for a setting away from its default that this algorithm does not read."""
-        read = self.settings + (_OF_THE_CRITIC if self.needs_critic else ())
+    def check(self, learning: LearningConfig, config_path: str) -> None:
+        """Raises ValueError if a setting that this algorithm does not read differs from its default.
+
+        `config_path` is the path of `learning` in the stage's config. Error messages begin with it.
+        """
+        read_settings = self.settings + (_CRITIC_SETTINGS if self.needs_critic else ())
         for setting in dataclasses.fields(learning):
             value = getattr(learning, setting.name)
-            if setting.name in _OPTIONAL and setting.name not in read and value != setting.default:
+            if setting.name in _ALGORITHM_SETTINGS and setting.name not in read_settings and value != setting.default:
                 raise ValueError(
-                    f"{field}.{setting.name}: {value} would be ignored by {learning.algorithm}; "
-                    "remove it, or take an algorithm that reads it"
+                    f"{config_path}.{setting.name}: {value} would have no effect, because {learning.algorithm} does "
+                    "not read this setting; remove it, or choose another algorithm"
                 )
 
 
 def clipped_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
-    """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7)."""
+    """Return the clipped surrogate loss (PPO, arXiv 1707.06347, eq. 7)."""
     return policy_loss(model, batch, temperature=temperature, clip_range=learning.clip_range)
 
 
 def clipped_loss_with_kl(
     model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float
 ) -> Loss:
-    """The clipped surrogate plus the weighted KL to the reference (DeepSeekMath, arXiv 2402.03300, eq. 3)."""
+    """Return the clipped surrogate loss plus kl_coefficient · KL to the reference (arXiv 2402.03300, eq. 3)."""
     return policy_loss(
         model,
         batch,
@@ -73,7 +79,7 @@ def clipped_loss_with_kl(
 
 
 def unclipped_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
-    """-ratio · advantage, whose gradient on fresh samples is REINFORCE's (arXiv 2402.14740, §3)."""
+    """Return the loss -ratio · advantage. On-policy its gradient is that of REINFORCE (arXiv 2402.14740, §3)."""
     return policy_loss(model, batch, temperature=temperature, clip_range=None)
 
 

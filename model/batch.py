@@ -1,8 +1,10 @@
-"""The batches that objectives read: named tuples of tensors, the batch dimension first in every one.
+"""The batches that objectives read. A batch is a named tuple of tensors whose first dimension is the row.
 
-Shape legend: B rows, T tokens of a row. Token ids, positions and indices are int64, masks bool, the rest float32.
-Position t of a row is the state after reading input t; its target is the next token. So a log-probability, an
-advantage or a value at t belongs to the choice of target t.
+Dimensions in shapes and names: B rows, T positions of a row. Token ids, positions and indices are int64, masks are
+bool, and all other tensors are float32.
+
+Target t is the token that follows input t. The logprob at position t is that of target t, the advantage at t is that
+of choosing target t, and the value at t is that of the state after reading input t.
 """
 
 from __future__ import annotations
@@ -14,97 +16,104 @@ import torch
 from torch import Tensor
 
 PADDING_DOCUMENT = -1
+"""Document id of padding tokens."""
 
 
 class Batch(NamedTuple):
-    """Rows of tokens with next-token targets: packed documents, or one sequence a row."""
+    """Rows of tokens with next-token targets. A row has several packed documents, or a single padded sequence."""
 
     input_ids: Tensor
-    """[B, T]"""
+    """[B, T]. The input tokens."""
     targets: Tensor
-    """[B, T], the token after input t; any valid id where loss_mask is false."""
+    """[B, T]. The token that follows input t. Where loss_mask is false it may be any valid token id."""
     loss_mask: Tensor
-    """[B, T] bool, true where target t counts in the loss."""
+    """[B, T]. True where target t counts in the loss."""
     positions: Tensor
-    """[B, T], from 0 inside each document."""
+    """[B, T]. Position of input t in its document, from 0."""
     document_ids: Tensor | None
-    """[B, T], attention stays within equal ids, -1 is padding; None when each row is one sequence padded on the
-    right, which causal attention alone keeps apart from its padding."""
+    """[B, T]. Tokens attend only to tokens with the same document id, and padding tokens have the id -1. None if each
+    row is a single sequence padded on the right. Causal attention then keeps the sequence from attending to padding."""
 
     @property
     def num_tokens(self) -> int:
-        """Number of input positions, padding included where document_ids is None."""
+        """Number of input tokens. Padding tokens count only if document_ids is None."""
         if self.document_ids is None:
             return self.input_ids.numel()
         return int((self.document_ids != PADDING_DOCUMENT).sum())
 
 
 class PairBatch(NamedTuple):
-    """A preferred and a rejected sequence for each of B prompts, padded on the right."""
+    """A chosen and a rejected sequence for each of B prompts, padded on the right."""
 
     chosen_ids: Tensor
-    """[B, T], prompt and preferred completion."""
+    """[B, T]. Token ids of the prompt and the chosen completion."""
     chosen_last: Tensor
-    """[B], index of the last real token."""
+    """[B]. Index of the last token of the chosen sequence, before the padding."""
     rejected_ids: Tensor
-    """[B, T], prompt and rejected completion."""
+    """[B, T]. Token ids of the prompt and the rejected completion."""
     rejected_last: Tensor
-    """[B]"""
+    """[B]. Index of the last token of the rejected sequence, before the padding."""
 
     @property
     def num_tokens(self) -> int:
-        """Number of real tokens of both sides."""
+        """Number of tokens of the chosen and the rejected sequences, without padding."""
         return int((self.chosen_last + 1).sum() + (self.rejected_last + 1).sum())
 
 
 class PolicyBatch(NamedTuple):
-    """Sampled sequences with what the policy loss needs; tokens.loss_mask marks the completion tokens."""
+    """Rollouts with the inputs of the policy loss."""
 
     tokens: Batch
+    """Prompts and completions. The loss mask is true at the completion tokens."""
     behavior_logprobs: Tensor
-    """[B, T], of target t under the policy that sampled it, at the sampling temperature."""
+    """[B, T]. Logprob of target t under the policy that sampled the completion, at the sampling temperature."""
     advantages: Tensor
-    """[B, T]"""
+    """[B, T]. Advantage of target t."""
     reference_logprobs: Tensor | None
-    """[B, T], of target t under the reference at the same temperature; None when the loss has no KL penalty."""
+    """[B, T]. Logprob of target t under the reference, at the sampling temperature. None if the loss has no KL term."""
 
     @property
     def num_tokens(self) -> int:
+        """Number of input tokens, as `Batch.num_tokens` counts them."""
         return self.tokens.num_tokens
 
 
 class ValueBatch(NamedTuple):
-    """Sampled sequences with what the critic's loss needs; tokens.loss_mask marks the completion tokens."""
+    """Rollouts with the inputs of the critic's loss."""
 
     tokens: Batch
+    """Prompts and completions. The loss mask is true at the completion tokens."""
     old_values: Tensor
-    """[B, T], the critic's values when the returns were computed."""
+    """[B, T]. The critic's values from which the returns were computed."""
     returns: Tensor
-    """[B, T], what the values should become."""
+    """[B, T]. The values that the critic is trained to predict."""
 
     @property
     def num_tokens(self) -> int:
+        """Number of input tokens, as `Batch.num_tokens` counts them."""
         return self.tokens.num_tokens
 
 
 class TrainBatch(Protocol):
-    """Any named tuple of tensors (nested, optional ones may be None) with the batch dimension first."""
+    """Any batch of this module: a named tuple whose fields are tensors, batches or None."""
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """Number of input tokens."""
+        ...
 
 
 B = TypeVar("B", bound=TrainBatch)
 
 
 def to_device(batch: B, device: torch.device) -> B:
-    """The same batch with every tensor on `device`."""
+    """Return a copy of the batch with all tensors on `device`."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def split_rows(batch: B, num_rows: int) -> Iterator[B]:
-    """Micro-batches of `num_rows` rows, in order; the last may be smaller."""
-    total = _num_rows(cast(tuple, batch))
+    """Yield micro-batches of `num_rows` rows, in order. The last micro-batch may have fewer rows."""
+    total = _batch_size(cast(tuple, batch))
     for start in range(0, total, num_rows):
         yield map_tensors(batch, lambda tensor, start=start: tensor[start : start + num_rows])
 
@@ -116,19 +125,22 @@ def batch_from_sequences(
     length: int,
     pad_id: int,
 ) -> Batch:
-    """A `Batch` with one sequence a row, padded on the right to `length` positions.
+    """Return a `Batch` with one sequence per row, padded on the right to `length` positions.
 
-    A sequence of n tokens gives n - 1 positions. loss_masks[i][j] says whether token j of sequence i is to be
-    learned (its first token never is, nothing predicts it). Raises ValueError when a sequence does not fit.
+    A sequence of n tokens has n - 1 positions. loss_masks[i][j] is true if token j of sequence i counts in the loss as
+    a target. The first token of a sequence is never a target. Raises ValueError if a sequence is too long or shorter
+    than two tokens.
     """
     input_ids = torch.full((len(sequences), length), pad_id)
     targets = torch.full((len(sequences), length), pad_id)
     loss_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
     for row, (sequence, mask) in enumerate(zip(sequences, loss_masks, strict=True)):
         if len(sequence) != len(mask):
-            raise ValueError(f"sequence {row}: {len(sequence)} tokens but a loss mask of {len(mask)}")
+            raise ValueError(f"sequence {row}: it has {len(sequence)} tokens, but its loss mask has length {len(mask)}")
         if not 2 <= len(sequence) <= length + 1:
-            raise ValueError(f"sequence {row}: {len(sequence)} tokens, must be 2 to {length + 1}: cut or drop it")
+            raise ValueError(
+                f"sequence {row}: it has {len(sequence)} tokens, but must have 2 to {length + 1}: truncate or drop it"
+            )
         num_positions = len(sequence) - 1
         input_ids[row, :num_positions] = torch.tensor(sequence[:-1])
         targets[row, :num_positions] = torch.tensor(sequence[1:])
@@ -139,38 +151,42 @@ def batch_from_sequences(
 def pair_batch(
     chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], *, length: int, pad_id: int
 ) -> PairBatch:
-    """A `PairBatch` of whole sequences (prompt and completion), padded on the right to `length`.
+    """Return a `PairBatch` of sequences, each a prompt with its completion, padded on the right to `length` tokens.
 
-    Raises ValueError for unequal numbers of sequences, and for one that does not fit.
+    Raises ValueError if the numbers of chosen and rejected sequences differ, or if a sequence is too long or empty.
     """
     if len(chosen) != len(rejected):
-        raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected sequences: they come in pairs")
+        raise ValueError(
+            f"there are {len(chosen)} chosen but {len(rejected)} rejected sequences: every pair needs one of each"
+        )
     return PairBatch(
         *pad_sequences(chosen, length=length, pad_id=pad_id), *pad_sequences(rejected, length=length, pad_id=pad_id)
     )
 
 
 def pad_sequences(sequences: Sequence[Sequence[int]], *, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids [B, length] padded on the right, and the index [B] of each row's last real token.
+    """Return token ids [B, length], padded on the right, and the index [B] of each sequence's last token.
 
-    Raises ValueError for a sequence that does not fit.
+    Raises ValueError if a sequence is too long or empty.
     """
     ids = torch.full((len(sequences), length), pad_id)
     for row, sequence in enumerate(sequences):
         if not 1 <= len(sequence) <= length:
-            raise ValueError(f"sequence {row}: {len(sequence)} tokens, must be 1 to {length}: cut or drop it")
+            raise ValueError(
+                f"sequence {row}: it has {len(sequence)} tokens, but must have 1 to {length}: truncate or drop it"
+            )
         ids[row, : len(sequence)] = torch.tensor(sequence)
     return ids, torch.tensor([len(sequence) - 1 for sequence in sequences])
 
 
 def row_positions(input_ids_BT: Tensor) -> Tensor:
-    """Positions [B, T] counted from the start of each row."""
+    """Return positions [B, T] that count from 0 in each row."""
     rows, length = input_ids_BT.shape
     return torch.arange(length, device=input_ids_BT.device).expand(rows, length)
 
 
 def map_tensors(batch: B, function: Callable[[Tensor], Tensor]) -> B:
-    """The same batch with the function applied to every tensor."""
+    """Return a copy of the batch in which the function is applied to every tensor."""
 
     def apply(field: object) -> object:
         if isinstance(field, Tensor):
@@ -180,6 +196,6 @@ def map_tensors(batch: B, function: Callable[[Tensor], Tensor]) -> B:
     return type(batch)(*(apply(field) for field in cast(tuple, batch)))
 
 
-def _num_rows(batch: tuple) -> int:
+def _batch_size(batch: tuple) -> int:
     first = batch[0]
-    return first.shape[0] if isinstance(first, Tensor) else _num_rows(first)
+    return first.shape[0] if isinstance(first, Tensor) else _batch_size(first)

@@ -1,7 +1,11 @@
-"""The only training step and loop; pretraining, SFT, reward, policy and critic pass different batches and objectives.
+"""The training step and the training loop that every kind of training shares.
 
-A step consumes micro-batches and an objective's sums, and divides once by the weight over all micro-batches and
-ranks, so the update does not depend on how the batch was cut or on how many ranks took part.
+Pretraining, SFT, the reward model, the policy and the critic call `train_step` with their own batches and their own
+objective (`model.objectives`). A micro-batch is the rows that one rank computes in one forward and backward pass.
+
+An objective returns the sum of its loss terms (one term per token or per pair) and the number of terms. `train_step`
+adds both over all micro-batches and ranks and divides once. The update therefore does not depend on how a batch was
+split into micro-batches, nor on the number of ranks.
 """
 
 from __future__ import annotations
@@ -23,61 +27,68 @@ from model.parallel import mesh_of, set_gradient_sync, sum_over_ranks
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient of a step is infinite or not a number; the parameters are those before the step."""
+    """The loss or the gradient of a step is infinite or NaN. The step did not change the parameters."""
 
 
 @dataclass
 class TrainState:
-    """What a training run carries from step to step; a checkpoint holds its tensors and its step."""
+    """The state of a training run. A checkpoint stores its tensors and its step."""
 
     model: Model
-    """Whole on one rank, or sharded by `model.parallel.shard` before the optimizer was created."""
+    """The model is unsharded on a single rank. On several ranks `model.parallel.shard` must have sharded it before the
+    optimizer was created."""
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     step: int = 0
-    """Optimizer steps done."""
+    """Number of finished optimizer steps."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient; it is scaled down to this. math.inf for no clipping."""
+    """Largest allowed L2 norm of the gradient of all parameters. A gradient with a larger norm is scaled down to this
+    norm. math.inf disables clipping."""
     autocast_dtype: torch.dtype | None = None
-    """torch.bfloat16 multiplies matrices in bfloat16 over float32 parameters; None computes in float32."""
+    """Dtype of the matmuls. The parameters stay float32. None disables autocast, so that everything is float32."""
 
     def __post_init__(self) -> None:
         if mesh_of(self.model) is None and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
-                f"an unsharded model in a world of {dist.get_world_size()} ranks would train separately on each: "
-                f"call model.parallel.shard on it before creating the optimizer"
+                f"the model is not sharded, but the process group has {dist.get_world_size()} ranks, and each of them "
+                f"would train its own copy: call model.parallel.shard before creating the optimizer"
             )
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """The result of one optimizer step; every number is over all ranks."""
+    """The result of one optimizer step. Every sum and mean is taken over all ranks."""
 
     step: int
-    """Steps done after this one."""
+    """Number of finished optimizer steps, this one included."""
     loss: float
-    """Sum divided by weight, before the update."""
+    """Mean over the loss terms, computed with the parameters before the update."""
     num_terms: float
+    """Number of loss terms: tokens whose loss mask is true, or preference pairs."""
     num_tokens: int
-    """Input positions read, as `num_tokens` of the batches counts them."""
+    """Number of input tokens, as the property `num_tokens` of the batches counts them."""
     grad_norm: float
-    """Norm of the whole gradient before clipping."""
+    """L2 norm of the gradient of all parameters, before clipping."""
     lr: float
+    """Learning rate of this step."""
     metrics: dict[str, float]
-    """The objective's metrics divided by weight."""
+    """The objective's metrics, each a mean over the loss terms."""
 
 
 def fit(state: TrainState, batches: Iterable[Sequence[TrainBatch]], objective: Objective) -> Iterator[StepReport]:
-    """Train on each list of micro-batches and yield its report; the caller logs, evaluates, saves and stops."""
+    """Make one optimizer step on each list of micro-batches and yield the report of the step.
+
+    The caller logs the reports, evaluates, saves checkpoints and decides when to stop.
+    """
     for micro_batches in batches:
         yield train_step(state, micro_batches, objective)
 
 
 def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective: Objective) -> StepReport:
-    """Make one optimizer step on the micro-batches, which every rank must have the same number of.
+    """Make one optimizer step on the micro-batches. Every rank must pass the same number of micro-batches.
 
-    Raises ValueError when the total weight is zero and NonFiniteError when loss or gradient is not finite, on all
-    ranks alike and before any parameter changes.
+    Raises ValueError when the step has no loss term, and NonFiniteError when the loss or the gradient is not finite.
+    All ranks raise the same error, before any parameter changes.
     """
     device = next(state.model.parameters()).device
     mesh = mesh_of(state.model)
@@ -91,17 +102,17 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
         losses.append(Loss(loss.sum.detach(), loss.num_terms, loss.metrics))
         num_tokens += batch.num_tokens
 
-    totals = sum_over_ranks(_totals(losses, num_tokens, device), mesh).tolist()
-    loss_sum, weight, total_tokens, metric_sums = totals[0], totals[1], int(totals[2]), totals[3:]
-    if weight == 0:
+    totals = sum_over_ranks(_sum_over_micro_batches(losses, num_tokens, device), mesh).tolist()
+    loss_sum, num_terms, total_tokens, metric_sums = totals[0], totals[1], int(totals[2]), totals[3:]
+    if num_terms == 0:
         state.optimizer.zero_grad()
-        raise ValueError(f"step {state.step}: no token or pair to learn from, every loss mask of the step is empty")
-    grad_norm = _divide_and_clip(state, 1.0 / weight if mesh is None else mesh.size() / weight)
+        raise ValueError(f"step {state.step}: the loss mask of every batch is empty, so there is nothing to train on")
+    grad_norm = _average_and_clip_gradients(state, 1.0 / num_terms if mesh is None else mesh.size() / num_terms)
     if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
         state.optimizer.zero_grad()
         raise NonFiniteError(
-            f"step {state.step}: loss {loss_sum / weight}, gradient norm {grad_norm}; the parameters are unchanged. "
-            f"Lower the learning rate or look at the data of this step"
+            f"step {state.step}: the loss is {loss_sum / num_terms} and the gradient norm is {grad_norm}. The "
+            f"parameters are unchanged. Lower the learning rate, or look at the data of this step"
         )
     lr = state.schedule(state.step)
     for group in state.optimizer.param_groups:
@@ -109,17 +120,20 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
-    metrics = {name: value / weight for name, value in zip(losses[0].metrics, metric_sums, strict=True)}
-    return StepReport(state.step, loss_sum / weight, weight, total_tokens, grad_norm, lr, metrics)
+    metrics = {name: value / num_terms for name, value in zip(losses[0].metrics, metric_sums, strict=True)}
+    return StepReport(state.step, loss_sum / num_terms, num_terms, total_tokens, grad_norm, lr, metrics)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
-    """Mixed precision in `dtype` on `device`; with None nothing changes."""
+    """Return a context that runs matmuls on `device` in `dtype`. With None the context changes nothing."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _totals(losses: Sequence[Loss], num_tokens: int, device: torch.device) -> Tensor:
-    """Vector of this rank's loss sum, weight, tokens and metric sums, float64, so one collective carries them all."""
+def _sum_over_micro_batches(losses: Sequence[Loss], num_tokens: int, device: torch.device) -> Tensor:
+    """Return this rank's loss sum, number of terms, number of tokens and metric sums as one float64 vector.
+
+    They are in one vector so that a single all-reduce adds them over the ranks.
+    """
     if not losses:
         raise ValueError("a training step needs at least one micro-batch")
     rows = [torch.stack([x.double() for x in (loss.sum, loss.num_terms, *loss.metrics.values())]) for loss in losses]
@@ -128,14 +142,17 @@ def _totals(losses: Sequence[Loss], num_tokens: int, device: torch.device) -> Te
     return torch.cat([total[:2], tokens, total[2:]])
 
 
-def _divide_and_clip(state: TrainState, scale: float) -> float:
-    """Scale the summed gradients to their mean and clip its norm, in one pass over them; return the mean's norm.
+def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
+    """Turn the gradients of the loss sum into clipped gradients of the mean loss. Returns the norm before clipping.
 
-    FSDP has averaged the gradients over the ranks, so for a sharded model `scale` is ranks / weight.
+    `scale` times a gradient of the loss sum is the gradient of the mean loss. It is 1 / num_terms for an unsharded
+    model. FSDP divides the gradients by the number of ranks, so for a sharded model it is num_ranks / num_terms. The
+    scaling and the clipping are one multiplication, so that each gradient is read and written once.
     """
-    from torch.distributed.tensor import DTensor  # late: two seconds that `plan` need not wait for
+    from torch.distributed.tensor import DTensor  # imported here: the import takes two seconds, and `plan` skips it
 
-    # The optimizer's parameters are the shards; the model's may be gathered ones after an evaluation.
+    # The parameters come from the optimizer, which holds the shards. After an evaluation the model may hold unsharded
+    # parameters instead.
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

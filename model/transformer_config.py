@@ -1,4 +1,4 @@
-"""The sizes of a decoder, and what they amount to: parameters and floating point operations. Takes no torch."""
+"""The configuration of a decoder, and its number of parameters and floating point operations. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,67 +7,70 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The sizes of a decoder, and everything else that determines its parameters and what it computes."""
+    """The architecture of a decoder: its sizes and all other settings that its outputs depend on."""
 
     vocab_size: int
-    """Rows of the embedding table."""
+    """Number of tokens in the vocabulary, which is the number of rows of the embedding."""
     width: int
-    """Channels of the residual stream."""
+    """Hidden size: number of channels of the residual stream."""
     num_layers: int
+    """Number of transformer blocks."""
     num_heads: int
-    """Query heads; each has width / num_heads channels."""
+    """Number of query heads. The head dim is width / num_heads."""
     num_kv_heads: int
-    """Key and value heads; each serves num_heads / num_kv_heads query heads."""
+    """Number of key-value heads. num_heads / num_kv_heads query heads share one key-value head."""
     ffn_width: int
-    """Channels inside the gated feed-forward layer."""
+    """Number of hidden channels of the feed-forward network."""
     max_length: int
-    """Longest sequence in tokens that the model is trained or served for."""
+    """Length in tokens of the longest sequence that the model is trained or served on."""
     rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths."""
+    """Base of the frequencies of the rotary position embedding."""
     norm_eps: float = 1e-5
+    """Epsilon of the RMS norms."""
     tie_embeddings: bool = True
-    """The output head is the embedding table."""
+    """Whether the lm_head uses the embedding's weight."""
 
     @property
     def head_dim(self) -> int:
+        """Number of channels of one head."""
         return self.width // self.num_heads
 
     def check(self) -> None:
-        """Raises ValueError when the sizes do not fit together."""
-        sizes = (self.vocab_size, self.width, self.num_layers, self.num_heads, self.num_kv_heads, self.ffn_width)
-        names = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "ffn_width", "max_length")
-        for name, size in zip(names, (*sizes, self.max_length), strict=True):
-            if size < 1:
-                raise ValueError(f"{name}={size}: must be at least 1")
+        """Raises ValueError when a setting is out of range or two settings do not fit together."""
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "ffn_width", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}: change either")
+            raise ValueError(
+                f"width={self.width} must be a multiple of num_heads={self.num_heads}: change one of the two"
+            )
         if self.head_dim % 2:
             raise ValueError(
-                f"width/num_heads={self.head_dim} must be even, as rotary embedding rotates pairs of channels: "
-                f"choose another num_heads for width={self.width}"
+                f"width/num_heads={self.head_dim} must be even, because the rotary embedding rotates pairs of "
+                f"channels: change num_heads or width={self.width}"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}: "
-                f"each key-value head serves the same number of query heads"
+                f"every key-value head is shared by the same number of query heads"
             )
         if self.rope_theta <= 0 or self.norm_eps <= 0:
-            raise ValueError(f"rope_theta={self.rope_theta} and norm_eps={self.norm_eps} must be positive")
+            raise ValueError(f"rope_theta={self.rope_theta} and norm_eps={self.norm_eps} must be above 0")
 
 
 def num_parameters(config: TransformerConfig) -> int:
-    """Number of parameters of a `Transformer`; a tied table counts once."""
-    tables = config.vocab_size * config.width * (1 if config.tie_embeddings else 2)
+    """Return the number of parameters of a `Transformer`. A weight that embedding and lm_head share counts once."""
+    embeddings = config.vocab_size * config.width * (1 if config.tie_embeddings else 2)
     norms = config.width * (2 * config.num_layers + 1)
-    return tables + norms + config.num_layers * _layer_matmul_parameters(config)
+    return embeddings + norms + config.num_layers * _layer_matmul_parameters(config)
 
 
 def flop_per_token(config: TransformerConfig, length: int) -> float:
-    """Floating point operations to train on one token of a sequence of `length`, forward and backward.
+    """Return the floating point operations of forward and backward for one token of a sequence of `length` tokens.
 
-    The convention of PaLM (arXiv 2204.02311, appendix B), so that MFU compares with other systems: 6 for each
-    parameter that multiplies, the head included and the embedding lookup not, and 12·layers·width·length for
-    attention, without halving for causality. Recomputed activations do not count.
+    The count follows PaLM (arXiv 2204.02311, appendix B), so that the MFU is comparable with that of other systems. It
+    is 6 for each parameter of a matmul, plus 12 · num_layers · width · length for attention. The lm_head is a matmul
+    and the embedding lookup is not. Attention is not halved for causality, and recomputed activations do not count.
     """
     matmul_parameters = config.num_layers * _layer_matmul_parameters(config) + config.vocab_size * config.width
     return 6.0 * matmul_parameters + 12.0 * config.num_layers * config.width * length

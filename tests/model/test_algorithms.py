@@ -1,4 +1,4 @@
-"""The table of algorithms: what each row needs, and which settings it reads."""
+"""The entries of `ALGORITHMS`: what they need and which settings they read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from model.learning import LearningConfig
 LEARNING = LearningConfig()
 
 
-def test_only_ppo_needs_a_critic_and_only_comparisons_need_groups() -> None:
-    assert [name for name, row in ALGORITHMS.items() if row.needs_critic] == ["ppo"]
-    assert [name for name, row in ALGORITHMS.items() if row.needs_groups] == ["grpo", "rloo"]
+def test_only_ppo_needs_a_critic_and_only_grpo_and_rloo_need_groups() -> None:
+    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.needs_critic] == ["ppo"]
+    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.needs_groups] == ["grpo", "rloo"]
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_only_ppo_needs_a_critic_and_only_comparisons_need_groups() -> None:
         ("rloo", {"clip_range": 0.1}),
     ],
 )
-def test_a_setting_that_the_algorithm_does_not_read_is_refused(algorithm: str, changed: dict) -> None:
+def test_a_setting_that_the_algorithm_does_not_read_is_rejected(algorithm: str, changed: dict) -> None:
     (name,) = changed
-    with pytest.raises(ValueError, match=rf"learning.{name}: .* would be ignored by {re.escape(algorithm)}; remove it"):
+    with pytest.raises(ValueError, match=rf"learning.{name}: .* because {re.escape(algorithm)} does not read"):
         ALGORITHMS[algorithm].check(replace(LEARNING, algorithm=algorithm, **changed), "learning")
     ALGORITHMS["ppo"].check(replace(LEARNING, algorithm="ppo", **changed), "learning")

@@ -1,4 +1,4 @@
-"""How sequences become tensors."""
+"""Building batches from lists of token ids, and splitting batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from model.batch import Batch, PolicyBatch, batch_from_sequences, pair_batch, split_rows, to_device
 
 
-def test_targets_are_the_next_tokens_and_the_mask_follows_them() -> None:
+def test_targets_are_the_next_tokens_and_the_loss_mask_is_that_of_the_targets() -> None:
     batch = batch_from_sequences([[5, 6, 7], [8, 9]], [[False, False, True], [True, True]], length=4, pad_id=1)
     assert batch.input_ids.tolist() == [[5, 6, 1, 1], [8, 1, 1, 1]]
     assert batch.targets.tolist() == [[6, 7, 1, 1], [9, 1, 1, 1]]
@@ -17,7 +17,7 @@ def test_targets_are_the_next_tokens_and_the_mask_follows_them() -> None:
     assert batch.document_ids is None
 
 
-def test_pairs_know_their_last_token() -> None:
+def test_a_pair_batch_has_the_index_of_each_last_token() -> None:
     batch = pair_batch([[1, 2], [3]], [[4, 5, 6], [7, 8]], length=3, pad_id=0)
     assert batch.chosen_ids.tolist() == [[1, 2, 0], [3, 0, 0]]
     assert batch.chosen_last.tolist() == [1, 0]
@@ -25,13 +25,13 @@ def test_pairs_know_their_last_token() -> None:
     assert batch.num_tokens == 8
 
 
-def test_padding_documents_are_no_tokens() -> None:
+def test_padding_tokens_are_not_counted() -> None:
     ids = torch.zeros(1, 5, dtype=torch.long)
     batch = Batch(ids, ids, ids.bool(), ids, torch.tensor([[0, 0, 1, -1, -1]]))
     assert batch.num_tokens == 3
 
 
-def test_split_cuts_every_tensor_and_keeps_none() -> None:
+def test_split_rows_splits_every_tensor_and_leaves_none() -> None:
     tokens = batch_from_sequences([[1, 2], [3, 4], [5, 6]], [[True, True]] * 3, length=2, pad_id=0)
     batch = PolicyBatch(tokens, torch.arange(6.0).view(3, 2), torch.zeros(3, 2), None)
     first, second = split_rows(to_device(batch, torch.device("cpu")), 2)
@@ -41,14 +41,14 @@ def test_split_cuts_every_tensor_and_keeps_none() -> None:
     assert first.reference_logprobs is None and first.tokens.document_ids is None
 
 
-def test_a_sequence_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be 2 to 3"):
+def test_a_sequence_that_is_too_long_or_too_short_is_rejected() -> None:
+    with pytest.raises(ValueError, match="must have 2 to 3"):
         batch_from_sequences([[1, 2, 3, 4]], [[True] * 4], length=2, pad_id=0)
-    with pytest.raises(ValueError, match="must be 2 to 3"):
+    with pytest.raises(ValueError, match="must have 2 to 3"):
         batch_from_sequences([[1]], [[True]], length=2, pad_id=0)
-    with pytest.raises(ValueError, match="loss mask of 1"):
+    with pytest.raises(ValueError, match="loss mask has length 1"):
         batch_from_sequences([[1, 2]], [[True]], length=2, pad_id=0)
-    with pytest.raises(ValueError, match="must be 1 to 2"):
+    with pytest.raises(ValueError, match="must have 1 to 2"):
         pair_batch([[1, 2, 3]], [[1]], length=2, pad_id=0)
-    with pytest.raises(ValueError, match="pairs"):
+    with pytest.raises(ValueError, match="every pair needs one of each"):
         pair_batch([[1]], [], length=2, pad_id=0)
