@@ -1,4 +1,4 @@
-"""compress: an int8 copy of a model in a layout that vLLM loads, measured beside the original.
+"""compress: quantizes a model to int8, in a layout that vLLM loads, and measures it beside the original.
 
     raymill run compress compress.yaml
 
@@ -48,7 +48,7 @@ _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
 @dataclass(frozen=True, kw_only=True)
 class CompressExecution(Execution):
     worker: Placement = field(default_factory=lambda: Placement(cpus_per_worker=0.5))
-    """Placement of each of the three measuring tasks: the original model, the compressed model, vLLM."""
+    """Placement of each of the three tasks that measure the original model, the compressed model and vLLM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +56,15 @@ class CompressConfig:
     """`compress.yaml`."""
 
     model: str = input_artifact("model")
-    """The model to round to int8."""
+    """Model to quantize to int8."""
     text: str = input_artifact("shards")
-    """Shards whose validation documents both models are measured on."""
+    """Shards on whose validation documents both models are measured."""
     text_bytes: int = 200_000
-    """About how many bytes of it, documents spread evenly over the whole."""
+    """Approximate bytes of that text to measure on. Documents are taken evenly from all of it."""
     overlap: int = 64
-    """Tokens that two windows of a long document share."""
+    """Tokens that consecutive windows of a long document share."""
     kept_dtype: ComputePrecision = "bfloat16"
-    """Number format of embeddings, head and norms, which are not rounded to int8; engines compute in it by default."""
+    """Data type of embeddings, lm_head and norms, which are not quantized. Engines compute in it by default."""
     execution: CompressExecution = field(default_factory=CompressExecution)
 
 
@@ -76,7 +76,7 @@ def check(config: CompressConfig) -> None:
 
 
 def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a model that is not a float Llama, or text of another tokenizer."""
+    """Raises ValueError for a model that is not a floating-point Llama, or text of another tokenizer."""
     folder = inputs["model"].model.local()
     sizes = read_config(folder)
     if not 0 <= config.overlap < sizes.max_length:
@@ -88,7 +88,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def run(config: CompressConfig, context: Context) -> dict[str, Any]:
-    """Write model/, and measure it beside the original."""
+    """Write the quantized model/ and measure it beside the original."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
@@ -118,24 +118,26 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
 
 
 def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
-    """The sizes of the model, those of the original."""
+    """Return the model config, which is that of the original."""
     return model_config_of(planned["model"])
 
 
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
-    """The work to forecast: the likelihoods of original and compressed model, side by side, and an engine."""
+    """Return the quantities for the forecast: likelihoods of both models at the same time, and an engine."""
     sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
-    activations_gib = activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2  # no backward
+    activations_gib = (
+        activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2
+    )  # fewer are kept without a backward
     scorer_gib, engine_gib = (
         2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
         parameters_mib(sizes, 4) / 1024 + 0.5,
     )
     return Workload(
         processes=[
-            # They end before the engine, which starts meanwhile, reaches its own peak.
+            # These tasks end before the engine, which starts at the same time, reaches its peak.
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],
@@ -163,7 +165,7 @@ STAGE = Stage(
 
 
 def _probes(split: Storage) -> list[list[int]]:
-    """The first tokens of the first documents."""
+    """Return the first tokens of the first documents."""
     documents = ShardReader(split, sequence_length=1).documents()
     return [
         document.tokens[:_PROBE_TOKENS].tolist()

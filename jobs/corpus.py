@@ -59,22 +59,24 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.corpus import report_corpus
 
 _STAGED = f"{WORK}/forget"
-_CHANGES = "staged.json"  # in the staged tables' folder, written last
-_READ_S_PER_MB = 0.22  # of Python, on the reference processor of `jobs.frame.forecast`
-_STEP_S_PER_MB = 0.108  # the mean over the demo's steps
-_KEPT_TEXT = 0.45  # of the bytes of source files that become text: the rest is other fields, markup, drops (the demo's)
-_COMPRESSED = 0.6  # of text in Parquet
-_MAX_PART_MIB = 1024  # a task holds a part several times over
+_CHANGES = "staged.json"  # in the folder of the staged tables, written last
+_READ_S_PER_MB = 0.22  # seconds of Python on the reference processor (`jobs.frame.forecast`)
+_STEP_S_PER_MB = 0.108  # mean over the cleaning steps of the demo
+_KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
+_COMPRESSED = 0.6  # size of text in Parquet over its size in memory
+_MAX_PART_MIB = 1024  # a task holds several copies of a part in memory
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusExecution(TasksExecution):
+    """Where the stage runs. These settings change no result."""
+
     task_mib: int = 32
-    """About how much of the input one cleaning task reads."""
+    """Approximate MiB of input that one cleaning task reads."""
     partitions: int | None = None
-    """Number of tasks over the parts in the second half; one for each part unless set."""
+    """Number of tasks that write the parts. By default there is one task for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +84,28 @@ class CorpusConfig:
     """`corpus.yaml`."""
 
     sources: list[Source]
-    """The files to read, an item for each source."""
+    """The sources: the files to read."""
     steps: list[Step] = list_of_choices()
-    """The cleaning recipe, applied in order."""
+    """The cleaning steps, applied in order."""
     mixture: dict[str, float] | None = None
-    """Weight of each source in the bytes that are kept; as much is kept as the weights allow, and nothing is repeated.
-    Duplicates are dropped first: a text whose lowest id is in a source of weight 0 is lost, even if others have it."""
+    """Source → its weight in the kept bytes. As much text is kept as the weights allow, and nothing is repeated.
+    Duplicates are dropped first: a text whose copy with the lowest id is in a source of weight 0 is dropped entirely."""
     fairness_budget: float | None = None
-    """How much more often a step may remove neutral mentions of a group than the same text without one, as a share."""
+    """Largest allowed excess rate at which a step removes neutral sentences that mention a group, compared with the same
+    sentences without the mention (0.05: five in a hundred more)."""
     part_mib: int = 64
-    """About how much text one part holds; each part becomes one shard."""
+    """Approximate MiB of text in one part. Each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
 
 
 def check(config: CorpusConfig) -> None:
-    """Raise ValueError for every mistake that the config shows."""
+    """Raises ValueError for the first error that can be detected in the config alone."""
     if not 1 <= config.part_mib <= _MAX_PART_MIB:
         raise ValueError(f"part_mib: {config.part_mib} must be at least 1 and at most {_MAX_PART_MIB}")
     for name in ("task_mib", "partitions"):
         value = getattr(config.execution, name)
         if value is not None and value < 1:
-            raise ValueError(f"execution.{name}: {value} must be at least 1; leave it out for the default")
+            raise ValueError(f"execution.{name}: {value} must be at least 1; leave it unset for the default")
     check_steps(config.steps)
     check_metadata(config.sources, config.steps)
     if config.mixture is not None:
@@ -116,17 +119,17 @@ def _check_mixture(mixture: Mapping[str, float], sources: Sequence[str]) -> None
         if name not in sources:
             near = difflib.get_close_matches(name, sources, n=1)
             hint = f"did you mean {near[0]}?" if near else f"sources: {', '.join(sources)}"
-            raise ValueError(f"mixture: {name!r} is no source; {hint}")
+            raise ValueError(f"mixture: {name!r} is not one of the sources; {hint}")
         if weight < 0:
             raise ValueError(f"mixture.{name}: {weight} must be at least 0")
     if missing := [name for name in sources if name not in mixture]:
-        raise ValueError(f"mixture: {', '.join(missing)} has no weight; give every source one (0 leaves it out)")
+        raise ValueError(f"mixture: {', '.join(missing)} has no weight; give every source a weight (0 leaves it out)")
     if not any(mixture.values()):
-        raise ValueError("mixture: every weight is 0; give at least one source a weight above it")
+        raise ValueError("mixture: every weight is 0; at least one must be above 0")
 
 
 def check_first_records(config: CorpusConfig) -> None:
-    """Raise ValueError when the sources' first records lack a column, or a step breaks the fairness budget."""
+    """Raises ValueError when a source's first records lack a column, or a step exceeds the fairness budget."""
     check_sources(config.sources)
     for position, step in enumerate(config.steps):
         name, rule = name_and_settings(step)
@@ -138,13 +141,13 @@ def check_first_records(config: CorpusConfig) -> None:
 
 
 def check_fairness(config: CorpusConfig) -> None:
-    """Raise ValueError when a step removes a group's mentions more often than the budget allows."""
+    """Raises ValueError when a step removes mentions of a group more often than fairness_budget allows."""
     if config.fairness_budget is not None:
         check_budget(fairness_ledger(pinned_steps(config)), config.fairness_budget)
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """The steps with all that they read, evaluation sets and your own functions, as it is now."""
+    """Return the steps with the current content of the evaluation sets and user-provided functions that they read."""
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
         if step.user_step
@@ -154,7 +157,7 @@ def pinned_steps(config: CorpusConfig) -> list[Step]:
 
 
 def run(config: CorpusConfig, context: Context) -> CorpusSummary:
-    """Write documents/, drops/, origins/, quarantine/ and the files that describe them; return the counts."""
+    """Write documents/, drops/, origins/, quarantine/ and the files that describe them. Returns the counts."""
     output, execution = context.output, config.execution
     ranges = plan_ranges(config.sources, execution.task_mib << 20)
     files = source_files(config.sources, ranges)
@@ -168,7 +171,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     )
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
-        fairness = driver.submit(fairness_ledger, work.steps)  # while the workers clean
+        fairness = driver.submit(fairness_ledger, work.steps)  # computed while the workers clean
         tasks = cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = clean_all(work, tasks, workers=execution.workers)
         parts = write_parts(
@@ -195,7 +198,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
 
 
 def metrics(summary: CorpusSummary) -> dict[str, float]:
-    """What the metrics log says of a corpus."""
+    """Return the summary by metric key."""
     return {
         "corpus/read": summary.read,
         "corpus/documents": summary.documents,
@@ -206,11 +209,11 @@ def metrics(summary: CorpusSummary) -> dict[str, float]:
 
 
 def num_parts(num_bytes: int, part_mib: int) -> int:
-    """How many parts of about `part_mib` so much text makes; at most `MAX_PARTS`, which are then larger."""
+    """Return the number of parts of about `part_mib` for `num_bytes` of text. Beyond MAX_PARTS the parts get larger."""
     wanted = max(1, -(-num_bytes // (part_mib << 20)))
     if wanted > MAX_PARTS:
         log.warning(
-            "corpus: about %d GiB of text make %d parts, the most there may be, of %d MiB instead of part_mib: %d",
+            "corpus: about %d GiB of text are split into %d parts, the maximum, of %d MiB instead of part_mib=%d",
             num_bytes >> 30,
             MAX_PARTS,
             num_bytes // MAX_PARTS >> 20,
@@ -221,14 +224,15 @@ def num_parts(num_bytes: int, part_mib: int) -> int:
 
 @dataclass(frozen=True)
 class _Staged:
-    """What parts.json and the summary will say once the staged tables have replaced the corpus's own."""
+    """The content of parts.json and the summary after the staged tables have replaced those of the corpus."""
 
     parts: list[PartRecord]
     summary: CorpusSummary
 
 
 def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> CorpusSummary | None:
-    """Rewrite the tables that hold a forgotten document, or lack one because of it; return the counts."""
+    """Rewrite the tables that contain a forgotten document, or lack a near-duplicate that was dropped for it. Returns the
+    new counts, or None when nothing changes."""
     output, folder = context.output, context.output / _STAGED
     if output.exists(RECORD):
         staged = _stage(config, context, artifact)
@@ -236,7 +240,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
             return None
         folder.write_json(_CHANGES, to_plain(staged))
         start_change(artifact)
-    else:  # a killed run of this has staged the changes
+    else:  # an earlier call was killed after it had staged the changes
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))
@@ -244,7 +248,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
 
 
 def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
-    """Stage the changes; None where no document goes."""
+    """Write the changed tables into a staging folder. Returns None when no document of the corpus is forgotten."""
     summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
@@ -260,7 +264,10 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
     if changes is None:
         return None
     if changes.num_unreadable:
-        log.warning("%d documents could have come in, but their files are gone or changed", changes.num_unreadable)
+        log.warning(
+            "%d near-duplicates of forgotten documents could not be restored, because their source files are gone or changed",
+            changes.num_unreadable,
+        )
     records = {record.name: record for record in read_part_records(context.output)}
     records |= {record.name: record for record in map(part_record, changes.parts)}
     parts = list(records.values())
@@ -268,12 +275,12 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
 
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:
-    """The URLs of a source's files in the order in which they were read: the outermost archive's name counts first."""
+    """Return the URLs of a source's files in the order in which they were read. Archives are sorted by their own names."""
     return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 
 def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
-    """About the sizes that the corpus will have, by its source files."""
+    """Estimate the size of the corpus from its source files."""
     num_bytes = _KEPT_TEXT * sum(
         size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
     )
@@ -281,15 +288,15 @@ def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
 
 
 def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
-    """The work of the stage: reading and each step take time in proportion to the bytes of text."""
+    """Return the quantities for the forecast. Reading and each step take time in proportion to the bytes of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
-    # Reading takes whole tasks of task_mib: a task and a little more take as long as two.
+    # Files are read in tasks of task_mib, and a last small task takes a worker's whole turn.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = num_parallel_tasks(config.execution.workers, tasks)
-    activations_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
+    text_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Workload(
-        processes=[Processes(kind="task", number=workers, memory_gib=activations_gib)],
+        processes=[Processes(kind="task", number=workers, memory_gib=text_gib)],
         python_s=num_mb * (_READ_S_PER_MB + _STEP_S_PER_MB * len(config.steps)),
         python_processes=workers,
         disk_gib=_COMPRESSED * num_mb / 1000,

@@ -1,8 +1,8 @@
-"""pretrain: a decoder learns to predict the next token of shards, by FSDP2 on the workers of a Ray Train group.
+"""pretrain: trains a decoder on next-token prediction over shards, with FSDP2 on Ray Train workers.
 
     raymill run pretrain configs/tiny/pretrain.yaml
 
-Continued pretraining on a domain is the same stage with `init` and the shards of another corpus.
+For continued pretraining on a domain, set `init` to a model and `shards` to those of the domain's corpus.
 """
 
 import dataclasses
@@ -45,31 +45,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of a new model; the vocabulary's size comes with the shards."""
+    """Sizes of a new model. The vocabulary size is that of the shards."""
 
     width: int = 256
-    """Channels of the residual stream."""
+    """Hidden size: channels of the residual stream."""
     num_layers: int = 6
-    """Transformer layers."""
+    """Number of transformer layers."""
     num_heads: int = 4
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 2
-    """Key-value heads, each shared by num_heads / num_kv_heads query heads."""
+    """Number of key-value heads. Each is shared by num_heads / num_kv_heads query heads."""
     ffn_width: int = 704
-    """Channels inside SwiGLU."""
+    """Intermediate size of the SwiGLU feed-forward layer."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies."""
     tie_embeddings: bool = True
-    """Whether the output layer uses the embedding's weights."""
+    """Whether lm_head shares the embedding's weights."""
 
     def transformer(self, vocab_size: int, max_length: int) -> TransformerConfig:
-        """The transformer's own config; raises ValueError when sizes do not divide."""
-        sizes = TransformerConfig(vocab_size=vocab_size, max_length=max_length, **dataclasses.asdict(self))
+        """Return the config of the network. Raises ValueError for incompatible sizes (num_heads must divide width)."""
+        model_config = TransformerConfig(vocab_size=vocab_size, max_length=max_length, **dataclasses.asdict(self))
         try:
-            sizes.check()
+            model_config.check()
         except ValueError as error:
             raise ValueError(f"model.{error}") from error
-        return sizes
+        return model_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +77,36 @@ class PretrainConfig:
     """`pretrain.yaml`."""
 
     shards: str = input_artifact("shards", default=PREVIOUS)
-    """Training and validation tokens."""
+    """Shards with the training and validation tokens."""
     mixture: dict[str, float] | None = None
-    """Weight of each source in the tokens trained on; 0 leaves a source out. A source is repeated only after all of it
-    was read. Without weights every source has its natural share."""
+    """Source → its weight, in proportion to which training tokens are taken from the sources; 0 leaves a source out. A
+    source is repeated only after all of it was used. By default sources are read in proportion to their size."""
     init: str | None = input_artifact("model", default=None)
-    """Model to continue from instead of random parameters; its sizes replace `model`."""
+    """Model to continue training. If unset, a new model is initialized with the sizes in `model`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes of a new model; not used with `init`."""
     max_length: int = 1024
-    """Longest sequence that the model is built for; at least sequence_length."""
+    """Longest sequence that a new model supports, in tokens. It must be at least sequence_length."""
     sequence_length: int = 256
-    """Tokens of a training row."""
+    """Length of a training sample, in tokens."""
     global_batch_size: int = 32
-    """Samples of one optimizer step, over all workers."""
+    """Samples in one optimizer step, over all workers."""
     steps: int = 1000
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
+    """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the initial parameters and of the order of samples."""
+    """Seed of the parameter initialization and of the sample order."""
     validation_samples: int = 64
-    """Rows of validation text in each measurement of the loss."""
+    """Number of samples from which each validation loss is computed."""
     sample_prompts: list[str] = field(default_factory=lambda: ["The", "In the year", "She said"])
-    """Prompts that the finished model continues, shown in the report."""
+    """Prompts that the finished model completes. The report shows them."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
 def check(config: PretrainConfig) -> None:
-    """Raises ValueError for every mistake that shows without the inputs."""
+    """Raises ValueError for the first error that can be detected in the config alone."""
     config.model.transformer(vocab_size=2, max_length=config.max_length)
     check_training(config)
     if config.mixture is not None:
@@ -113,18 +114,20 @@ def check(config: PretrainConfig) -> None:
     if config.init is None and config.sequence_length > config.max_length:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at most max_length ({config.max_length})")
     if config.init is not None and config.model != ModelConfig():
-        raise ValueError("model: its sizes come from `init` and would be ignored; remove either")
+        raise ValueError(
+            "model: with `init` the sizes are those of that model and these would be ignored; remove `model` or `init`"
+        )
 
 
 def check_planned_inputs(config: PretrainConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError for samples longer than the model takes."""
+    """Raises ValueError if sequence_length exceeds the max_length of `init`."""
     if config.init is not None:
         check_length(config, planned)
 
 
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError when the shards are too small for one batch, belong to another tokenizer than `init`, or hold
-    other sources than the mixture."""
+    """Raises ValueError if the shards are too small for one batch, were made with a different tokenizer than that of
+    `init`, or lack a source of the mixture."""
     shards = inputs["shards"].storage
     tokenizer_fingerprint = None if config.init is None else fingerprint(inputs["init"].model.local())
     reader = ShardReader(
@@ -135,43 +138,40 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
     )
     if reader.num_rows < config.global_batch_size:
         raise ValueError(
-            f"global_batch_size: the shards hold {reader.num_rows} rows of "
-            f"sequence_length={config.sequence_length}, fewer than one batch of {config.global_batch_size}; shorten "
-            "either or add text"
+            f"global_batch_size: {config.global_batch_size} must be at most {reader.num_samples}, the number of "
+            f"samples of sequence_length={config.sequence_length} in the shards; lower one of the two or add text"
         )
-    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_rows == 0:
-        raise ValueError("shards: no validation text; raise validation_fraction of the shards")
+    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
+        raise ValueError(
+            "shards: they contain no validation sample; raise validation_fraction in the config of the shards"
+        )
 
 
 def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
-    """The sizes that the model will have: those of `init`, or of the config and the shards' vocabulary."""
+    """Return the config of the network: that of `init`, or one made from `model` and the shards' vocabulary size."""
     if "init" in planned:
         return model_config_of(planned["init"])
     return config.model.transformer(shards_sizes(planned["shards"]).vocab_size, config.max_length)
 
 
 def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Parameters, tokens and FLOP of the run, and the memory of its state."""
-    model = sizes(config, planned)
-    return {"parameters": num_parameters(model)} | estimate_training(config, model)
+    """Return the number of parameters, tokens and FLOPs, and the memory of the training state."""
+    model_config = sizes(config, planned)
+    return {"parameters": num_parameters(model_config)} | estimate_training(config, model_config)
 
 
 def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
-    """The amount of work; validation is forward only."""
-    model = sizes(config, planned)
-    training = training_workload(config, model)
-    looks = 1 + config.steps // config.execution.validation_interval
-    validation = (
-        looks
-        * config.validation_samples
-        * config.sequence_length
-        * forward_flop_per_token(model, config.sequence_length)
-    )
-    return dataclasses.replace(training, flop=training.flop + validation)
+    """Return the quantities for the forecast. Validation is forward only."""
+    model_config = sizes(config, planned)
+    training = training_workload(config, model_config)
+    num_validations = 1 + config.steps // config.execution.validation_interval
+    validation_tokens = num_validations * config.validation_samples * config.sequence_length
+    validation_flop = validation_tokens * forward_flop_per_token(model_config, config.sequence_length)
+    return dataclasses.replace(training, flop=training.flop + validation_flop)
 
 
 def run(config: PretrainConfig, context: Context) -> TrainingSummary:
-    """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     payload = PretrainPayload(
         training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="train"),
         config=config,
@@ -184,7 +184,7 @@ def run(config: PretrainConfig, context: Context) -> TrainingSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPayload:
-    """What every worker needs."""
+    """What every rank receives."""
 
     training: TrainingPayload
     config: PretrainConfig
@@ -193,8 +193,11 @@ class PretrainPayload:
 
 
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
-    """The whole training on one rank."""
-    from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
+    """Run the training on one rank."""
+    from jobs.frame.training_rank import (
+        TrainingRun,
+        continue_prompts,
+    )  # imported here, so that `raymill plan` does not import torch
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
@@ -207,22 +210,20 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         payload.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
     )
     if payload.init is None:
-        sizes = config.model.transformer(reader.manifest.vocab_size, config.max_length)
-        model = Transformer(sizes)
+        model = Transformer(config.model.transformer(reader.manifest.vocab_size, config.max_length))
         initialize(model, config.seed)
     else:
         model = load_hf_model(payload.init.local())
-        sizes = model.config
     state = training.start(model)
-    flops = flop_per_token(sizes, config.sequence_length)
+    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
-        training.log(report, flops)
+        training.log(report, token_flop)
         if training.validates_at(report.step):
-            held_out = validation_batches(training, payload.shards, config)
-            loss = training.mean_metrics(state, held_out, causal_lm)["loss"]
+            batches = validation_batches(training, payload.shards, config)
+            loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, base_special_tokens, tokenizer)
+    training.finish(state, model.config, base_special_tokens, tokenizer)
     if rank_context.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator
         prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
@@ -230,20 +231,20 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
 
 
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
-    """This rank's micro-batches of each step still to be done. They depend on the step alone, so resuming is exact."""
+    """Yield this rank's micro-batches of each remaining step. They depend on the step alone, so resuming is exact."""
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.rank_sample_indices, steps)), strict=True):
         yield training.micro_batches(training.to_batch(rows), rows.input_ids, step)
 
 
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
-    """This rank's micro-batches of the validation samples, the same each time."""
+    """Yield this rank's micro-batches of the validation samples, which are the same in every validation."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
-    each = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)
-    own = range(training.rank_context.rank * each, (training.rank_context.rank + 1) * each)
-    size = config.execution.micro_batch_size
-    for start in range(0, each, size):
-        yield training.to_batch(reader.rows(own[start : start + size]))
+    num_samples = max(1, min(config.validation_samples, reader.num_samples) // training.rank_context.world_size)
+    first = training.rank_context.rank * num_samples
+    indices, size = range(first, first + num_samples), config.execution.micro_batch_size
+    for start in range(0, num_samples, size):
+        yield training.to_batch(reader.rows(indices[start : start + size]))
 
 
 STAGE = Stage(

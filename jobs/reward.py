@@ -1,4 +1,4 @@
-"""reward: a scalar head learns which of two completions people prefer (Bradley and Terry 1952).
+"""reward: trains a reward model on preference pairs with the loss of Bradley and Terry (1952).
 
 raymill run reward configs/tiny/reward.yaml
 """
@@ -59,38 +59,38 @@ class RewardConfig:
     """`reward.yaml`."""
 
     preferences: list[str] = source_files()
-    """JSONL files of `{"prompt", "chosen", "rejected"}`; the prompt is a string or a list of messages."""
+    """JSONL files of `{"prompt", "chosen", "rejected"}`; a prompt is a string or a list of messages."""
     init: str = input_artifact("model", default=PREVIOUS)
-    """Model whose decoder the reward model starts from."""
+    """Model whose decoder initializes the reward model: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
-    """Tokens of prompt and completion together; a pair with a longer side is left out and counted."""
+    """Longest prompt and completion together, in tokens. A pair with a longer side is left out and counted."""
     global_batch_size: int = 32
-    """Pairs of one optimizer step, over all workers."""
+    """Pairs in one optimizer step, over all workers."""
     steps: int = 100
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
+    """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the order of the pairs."""
+    """Seed of the pair order."""
     validation_fraction: float = 0.1
-    """Fraction of the pairs, the last ones, that is held out for the validation accuracy."""
+    """Fraction of the pairs that is held out for the validation accuracy. The last pairs are used."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
 def check_preferences(config: RewardConfig) -> None:
-    """Raises ValueError naming file and line of a malformed record."""
+    """Raises ValueError that names the file and line of a malformed record."""
     for _ in read_preferences(list_files(config.preferences)):
         pass
 
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Tokens and FLOP of the run, at most: pairs are padded to the longest of a batch."""
+    """Return the largest number of tokens and FLOPs. Pairs are padded to the longest of their batch."""
     return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 
 
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
-    """The amount of work; pairs are computed up to the longest of their batch."""
+    """Return the quantities for the forecast. Pairs are padded to the longest of their batch."""
     sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [
@@ -111,21 +111,21 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSummary:
-    """What artifact.json says of the training of a reward model."""
+    """The summary in artifact.json."""
 
     pairs: int
     pairs_too_long: int
-    """Pairs left out because one of the two replies did not fit."""
+    """Pairs left out because one of their completions did not fit."""
     pairs_held_out: int
     validation_accuracy: float
-    """Share of the held-out pairs whose chosen reply has the higher reward."""
+    """Share of the held-out pairs whose chosen completion has the higher reward."""
     validation_margin: float
-    """Mean reward of the chosen reply minus that of the rejected one, over the held-out pairs."""
+    """Mean over the held-out pairs: reward of the chosen completion minus reward of the rejected one."""
     training: TrainingSummary
 
 
 def run(config: RewardConfig, context: Context) -> RewardSummary:
-    """Train, and write `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
+    """Train the model and write `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
@@ -155,7 +155,7 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardPayload:
-    """What every worker needs."""
+    """What every rank receives."""
 
     training: TrainingPayload
     config: RewardConfig
@@ -166,8 +166,8 @@ class RewardPayload:
 
 
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
-    """The whole training on one rank."""
-    from jobs.frame.training_rank import TrainingRun  # late, as below: to plan takes no torch
+    """Run the training on one rank."""
+    from jobs.frame.training_rank import TrainingRun  # imported here, so that `raymill plan` does not import torch
     from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry
     from model.train import fit
@@ -176,11 +176,10 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
     training = TrainingRun(rank_context, payload.training)
     folder = payload.init.local()
     model = load_hf_scalar_model(folder)
-    sizes = model.config
     state = training.start(model)
-    flops = flop_per_token(sizes, config.sequence_length)
+    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload, state), bradley_terry):
-        training.log(report, flops)
+        training.log(report, token_flop)
         if training.validates_at(report.step):
             held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
             names = {
@@ -190,27 +189,27 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens, folder)
+    training.finish(state, model.config, chat_special_tokens, folder)
 
 
 def step_batches(
     training: "TrainingRun", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
-    """This rank's micro-batches of each step still to be done."""
-    for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
+    """Yield this rank's micro-batches of each remaining step."""
+    for step, indices in epochs(training, state, len(payload.train), seed=payload.config.seed):
         batch = to_pairs([payload.train[index] for index in indices], payload)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
 
 
 def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":
-    """This rank's micro-batches of the held-out pairs."""
-    for indices in held_out_micro_batch_indices(training, len(payload.held_out)):
+    """Yield this rank's micro-batches of the held-out pairs."""
+    for indices in held_out_micro_batches(training, len(payload.held_out)):
         yield to_pairs([payload.held_out[index] for index in indices], payload)
 
 
 def to_pairs(pairs: Sequence[PreferenceTokens], payload: RewardPayload) -> "PairBatch":
-    """Pairs padded to the longest of them."""
+    """Return the pairs as a batch, padded to the longest sequence."""
     from model.batch import pair_batch
 
     longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
@@ -220,7 +219,7 @@ def to_pairs(pairs: Sequence[PreferenceTokens], payload: RewardPayload) -> "Pair
 
 
 def report(artifact: Artifact) -> ReportPart:
-    """The curves of the run."""
+    """Return the report's section: the curves of the training."""
     summary = artifact.read_summary(RewardSummary).training
     return report_training(
         artifact, summary, title="Reward model", metrics_prefix="reward", loss_unit="nats per pair; chance is 0.693"

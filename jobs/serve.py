@@ -1,4 +1,4 @@
-"""serve: a model artifact behind vLLM's OpenAI-compatible server.
+"""serve: serves a model with vLLM's OpenAI-compatible server and asks it questions.
 
     raymill run serve serve.yaml
 
@@ -26,30 +26,30 @@ from model.precision import Precision, precision_field, resolved_precision
 
 @dataclass(frozen=True, kw_only=True)
 class ServeExecution(Execution):
-    """How the server runs; nothing here changes an answer, beyond rounding."""
+    """How the server runs. These settings change no answer, except by rounding."""
 
     kv_cache_gib: int = 1
-    """Memory for keys and values, on CPU."""
+    """Size of the KV cache in GiB. Only engines on CPUs use this setting."""
     startup_timeout_s: float = 600.0
-    """How long the server may take until it answers."""
+    """Seconds to wait for the server to start."""
     request_timeout_s: float = 120.0
-    """How long an answer may take."""
+    """Seconds to wait for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """`serve.yaml`"""
+    """`serve.yaml`."""
 
     model: str = input_artifact("model", "compressed_model")
-    """The model to serve."""
+    """Model to serve."""
     questions: list[str] = field(default_factory=lambda: ["Hello! How are you today?"])
-    """Each begins a new chat."""
+    """Questions to ask, each in a new chat."""
     max_new_tokens: int = 64
-    """A longer answer is cut."""
+    """Longest answer, in tokens. A longer one is truncated."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """Sampling temperature; 0 is greedy decoding."""
     seed: int = 0
-    """Seed of every answer."""
+    """Sampling seed of every answer."""
     precision: Precision = precision_field("")
     """Precision of the engine (`model.precision`)."""
     execution: ServeExecution = field(default_factory=ServeExecution)
@@ -58,7 +58,7 @@ class ServeConfig:
 def check(config: ServeConfig) -> None:
     """Raises ValueError for a config that cannot be served."""
     if not config.questions:
-        raise ValueError("questions: must hold at least one question to ask the server")
+        raise ValueError("questions: add at least one question")
     if config.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: {config.max_new_tokens} must be at least 1")
     if config.temperature < 0:
@@ -66,7 +66,7 @@ def check(config: ServeConfig) -> None:
 
 
 def check_inputs(config: ServeConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError when the model's tokenizer cannot turn a chat into tokens."""
+    """Raises ValueError when the model's tokenizer has no chat template."""
     require_chat_template(inputs["model"].model)
 
 
@@ -83,7 +83,7 @@ def require_chat_template(folder: Storage) -> None:
 
 
 def run(config: ServeConfig, context: Context) -> dict[str, Any]:
-    """Serve on a free loopback port, ask every question, write answers.json and stop the server."""
+    """Start the server on a free local port, ask every question, write answers.json, and stop the server."""
     execution = config.execution
     settings = ServerSettings(
         folder=context.inputs["model"].model.local(),
@@ -99,7 +99,7 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
         with working(lambda: f"asking the server: {len(answers)} of {len(config.questions)} questions answered"):
             for question in config.questions:
                 answers.append(_ask(config, url, question))
-    # Times differ from run to run, answers do not: only answers are the artifact's content.
+    # Only the answers are content of the artifact, because the times differ from run to run.
     context.output.write_json("answers.json", [asdict(timed.answer) for timed in answers])
     summary = summarize(answers, startup_s)
     context.tracker.log(0, {f"serve/{name}": value for name, value in asdict(summary).items()})
@@ -118,7 +118,7 @@ def _ask(config: ServeConfig, url: str, question: str) -> TimedAnswer:
 
 
 def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
-    """Means over the answers."""
+    """Return the means over the answers."""
     seconds = sum(timed.seconds for timed in answers)
     return ServeSummary(
         questions=len(answers),
@@ -130,7 +130,7 @@ def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
 
 
 def workload(config: ServeConfig, planned: PlannedInputs) -> Workload:
-    """The work to forecast: a server's start, and its answers one after another."""
+    """Return the quantities for the forecast: the start of the server, and the answers one after another."""
     return Workload(
         processes=[Processes(kind="server", memory_gib=weights_gib(planned["model"]) + config.execution.kv_cache_gib)],
         engine_steps=len(config.questions) * config.max_new_tokens,

@@ -1,4 +1,4 @@
-"""sft: supervised fine-tuning. The model learns the assistant's messages of chats.
+"""sft: supervised fine-tuning. The model is trained on the assistant's messages of chats.
 
 raymill run sft configs/tiny/sft.yaml
 """
@@ -59,60 +59,60 @@ class SftConfig:
     chats: list[str] = source_files()
     """JSONL files (globs on any fsspec URL) of `{"messages": [{"role", "content"}, …]}` or `{"prompt", "response"}`."""
     init: str = input_artifact("model", default=PREVIOUS)
-    """The model to start from: a stage, an artifact or a Llama-family Hugging Face folder."""
+    """Model to fine-tune: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
-    """Tokens of a row; chats are packed into rows and never see each other. A longer chat is cut at its end,
-    or left out when its reply begins there, and counted."""
+    """Length of a training row, in tokens. Chats are packed into rows and do not attend to each other. A longer chat is
+    truncated, or left out if nothing of its last reply would remain; both are counted."""
     global_batch_size: int = 32
-    """Rows of one optimizer step, over all workers."""
+    """Rows in one optimizer step, over all workers."""
     steps: int = 200
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Precision = precision_field("placement")
-    """Precision of matrix products; `auto` takes bfloat16 where the hardware multiplies it."""
+    """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the order of rows."""
+    """Seed of the row order."""
     validation_fraction: float = 0.05
-    """Fraction of the chats, the last ones, that is held out for the validation loss."""
+    """Fraction of the chats that is held out for the validation loss. The last chats are used."""
     sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
-    """User messages that the finished model answers, shown in the report."""
+    """User messages that the finished model replies to. The report shows them."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
 def check_chats(config: SftConfig) -> None:
-    """Raises ValueError naming file and line of a malformed record, or for fewer than two chats."""
+    """Raises ValueError that names the file and line of a malformed record, or if there are fewer than two chats."""
     number = sum(1 for _ in read_chats(list_files(config.chats)))
     if number < 2:
-        raise ValueError(f"chats: {number} in all, but one is needed to learn from and one to hold out; add chats")
+        raise ValueError(f"chats: {number} must be at least 2, one to train on and one to hold out; add chats")
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Tokens and FLOP of the run, at most: the end of a row may be padding."""
+    """Return the largest number of tokens and FLOPs. The end of a row may be padding."""
     return estimate_training(config, model_config_of(planned["init"]))
 
 
 def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
-    """The amount of work; packed rows are full, and padding is computed too."""
+    """Return the quantities for the forecast. Packed rows are full, and padding is computed too."""
     return training_workload(config, model_config_of(planned["init"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftSummary:
-    """What artifact.json says of a fine-tuning."""
+    """The summary in artifact.json."""
 
     chats: int
     chats_cut: int
-    """Chats that were cut at their end to fit a row."""
+    """Chats that were truncated to fit a row."""
     chats_too_long: int
-    """Chats left out because a row would have ended before their reply."""
+    """Chats left out because nothing of their last reply would have fit a row."""
     chats_held_out: int
     rows: int
-    """Packed rows of the training chats."""
+    """Number of packed training rows."""
     training: TrainingSummary
 
 
 def run(config: SftConfig, context: Context) -> SftSummary:
-    """Train, and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
@@ -138,7 +138,7 @@ def run(config: SftConfig, context: Context) -> SftSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SftPayload:
-    """What every worker needs."""
+    """What every rank receives."""
 
     training: TrainingPayload
     config: SftConfig
@@ -148,8 +148,11 @@ class SftPayload:
 
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
-    """The whole training on one rank."""
-    from jobs.frame.training_rank import TrainingRun, continue_prompts  # late, as below: to plan takes no torch
+    """Run the training on one rank."""
+    from jobs.frame.training_rank import (
+        TrainingRun,
+        continue_prompts,
+    )  # imported here, so that `raymill plan` does not import torch
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
@@ -158,16 +161,15 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     training = TrainingRun(rank_context, payload.training)
     folder = payload.init.local()
     model = load_hf_model(folder)
-    sizes = model.config
     state = training.start(model)
-    flops = flop_per_token(sizes, config.sequence_length)
+    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
-        training.log(report, flops)
+        training.log(report, token_flop)
         if training.validates_at(report.step):
             loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)
-    training.finish(state, sizes, chat_special_tokens, folder)
+    training.finish(state, model.config, chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
@@ -177,25 +179,25 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
 def step_batches(
     training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
-    """This rank's micro-batches of each step still to be done."""
-    for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
+    """Yield this rank's micro-batches of each remaining step."""
+    for step, indices in epochs(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
         yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
 
 
 def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":
-    """This rank's micro-batches of the held-out rows."""
-    for indices in held_out_micro_batch_indices(training, len(rows.input_ids)):
+    """Yield this rank's micro-batches of the held-out rows."""
+    for indices in held_out_micro_batches(training, len(rows.input_ids)):
         yield training.to_batch(take(rows, indices))
 
 
 def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
-    """The rows at `indices`, in that order."""
+    """Return the rows at `indices`, in that order."""
     return PackedRows(*(array[indices] for array in rows))
 
 
 def report(artifact: Artifact) -> ReportPart:
-    """The curves of the run."""
+    """Return the report's section: the curves of the training."""
     summary = artifact.read_summary(SftSummary).training
     return report_training(
         artifact, summary, title="Fine-tuning", metrics_prefix="sft", loss_unit="nats per token of the assistant"

@@ -1,4 +1,5 @@
-"""shards: the corpus as token ids, whole documents in training or validation, ready to be read by global index.
+"""shards: tokenizes the corpus into files that training reads by sample index. A document is either training or
+validation text as a whole.
 
 Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's order, so the
 bytes do not depend on the workers. A shard records the digest of its part: when documents are forgotten, only the
@@ -37,7 +38,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
-_ENCODE_S_PER_MB = 0.3  # of Python, on the reference processor of `jobs.frame.forecast`
+_ENCODE_S_PER_MB = 0.3  # seconds of Python on the reference processor (`jobs.frame.forecast`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +46,27 @@ class ShardsConfig:
     """`shards.yaml`."""
 
     corpus: str = input_artifact("corpus", default=PREVIOUS)
-    """The corpus to tokenize."""
+    """Corpus to tokenize."""
     tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS)
-    """Where the tokenizer comes from: a vocabulary, or the model that will be trained further."""
+    """Artifact or folder whose tokenizer is used: a vocabulary, or the model that will be trained on the shards."""
     validation_fraction: float = 0.01
-    """Share of the documents held out of training, chosen by a hash of the id: a document never changes its split."""
+    """Fraction of the documents that is held out for validation. Documents are chosen by a hash of their ids, so that a
+    document is always in the same split."""
     grow: str | None = input_artifact("shards", default=None)
-    """Shards to add a generation to. It holds the documents of this corpus whose ids are not in the shards yet, without
-    those that the corpus keeps in place of a duplicate that is in them."""
+    """Existing shards to extend by a generation. It contains the documents of this corpus whose ids are not in the
+    existing shards, except those whose duplicate is in them."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
 def check(config: ShardsConfig) -> None:
-    """Raise ValueError for a field out of its range."""
+    """Raises ValueError for a field out of its range."""
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1")
 
 
 def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
-    """Raise ValueError when the vocabulary may learn from documents that these shards hold out."""
-    from jobs.frame.sizes import tokenizer_sizes  # late: it imports torch, which the tasks need not load
+    """Raises ValueError when the tokenizer may be trained on documents that these shards hold out."""
+    from jobs.frame.sizes import tokenizer_sizes  # imported here: it imports torch, which the tasks do not need
 
     if planned["tokenizer"].kind != "tokenizer":
         return
@@ -78,7 +80,7 @@ def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
 
 
 def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raise ValueError when there is no usable tokenizer, or another one than that of the shards to grow."""
+    """Raises ValueError when there is no usable tokenizer, or it differs from that of the shards to grow."""
     folder = inputs["tokenizer"].tokenizer.local()
     separator_id(load_tokenizer(folder))
     read_part_records(inputs["corpus"].storage)
@@ -89,12 +91,12 @@ def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
 
 
 def run(config: ShardsConfig, context: Context) -> ShardsSummary:
-    """Write train/, validation/ and tokenizer/; return the counts of both splits."""
+    """Write train/, validation/ and tokenizer/. Returns the counts of both splits."""
     return _write(config, context, finished=None)
 
 
 def rebuild_stale(config: ShardsConfig, context: Context) -> ShardsSummary:
-    """Write those shards of a finished output again whose part of the corpus changed; return what `run` returns.
+    """Rewrite the shards of a finished output whose part of the corpus has changed. Returns what `run` returns.
 
     The output is then the same, byte for byte, as one made from the changed corpus anew. A shard keeps its name; the
     manifests are written last, so until then a reader may find a shard that is not what its manifest says.
@@ -104,7 +106,7 @@ def rebuild_stale(config: ShardsConfig, context: Context) -> ShardsSummary:
 
 
 def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> ShardsSummary | None:
-    """Write the shards again whose documents have changed since; None where no input has."""
+    """Rewrite the shards whose documents have changed. Returns None when no input has changed."""
     before = artifact.record.inputs
     if all(before[name].digest == need.digest for name, need in context.inputs.items()):
         return None
@@ -113,7 +115,7 @@ def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> Shards
 
 
 def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests | None) -> ShardsSummary:
-    """Write the shards that are not finished already, then the manifests."""
+    """Write the shards that are not finished yet, then the manifests."""
     output, corpus = context.output, context.inputs["corpus"]
     tokenizer = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(tokenizer, output / "tokenizer")
@@ -157,7 +159,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
 
 
 def metrics(summary: ShardsSummary) -> dict[str, float]:
-    """What the metrics log says of shards."""
+    """Return the summary by metric key."""
     splits = zip(SPLITS, (summary.train, summary.validation), strict=True)
     return {f"{split}/{name}": value for split, counts in splits for name, value in asdict(counts).items()}
 
@@ -178,35 +180,36 @@ def _with_generation(manifest: ShardManifest, generation: Generation) -> ShardMa
 
 
 def _check_not_empty(manifests: SplitManifests, validation_fraction: float) -> None:
-    """Raise ValueError when a split has no document."""
+    """Raises ValueError when a split has no document."""
     for split, manifest in zip(SPLITS, manifests, strict=True):
         if not manifest.num_documents:
             raise ValueError(
-                f"validation_fraction: {validation_fraction} leaves no document for {split}; change it or add documents"
+                f"validation_fraction: {validation_fraction} leaves no document for {split}; change the fraction or add documents"
             )
 
 
 def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
-    """Remove shards that the manifest does not name, of a corpus that had more parts."""
+    """Remove shards that the manifest does not name. They are left over from a corpus that had more parts."""
     named = {file.name for shard in manifest.shards for file in shard_files(manifest, shard)}
     for name in sorted(set(split.files()) - {MANIFEST, *named}):
         split.remove(name)
 
 
 def _copy_tokenizer(source: Storage, target: Storage) -> None:
-    """Copy what `source` holds of a tokenizer. Raises ValueError when that is none of the fast kind."""
+    """Copy the tokenizer files of `source`. Raises ValueError when they are not those of a fast tokenizer."""
     if not source.exists("tokenizer.json"):
-        raise ValueError(
-            f"tokenizer: {source.url} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
-        )
+        raise ValueError(f"tokenizer: {source.url} has no tokenizer.json; name a folder with a fast tokenizer")
     for name in TOKENIZER_FILES:
         if source.exists(name):
             target.write_bytes(name, source.read_bytes(name))
 
 
 def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
-    """The sizes that the shards will have."""
-    from jobs.frame.sizes import corpus_sizes, tokenizer_sizes  # late: it imports torch, which the tasks need not load
+    """Estimate the sizes of the shards."""
+    from jobs.frame.sizes import (
+        corpus_sizes,
+        tokenizer_sizes,
+    )  # imported here: it imports torch, which the tasks do not need
 
     num_bytes = corpus_sizes(planned["corpus"]).num_bytes
     return ShardsSizes(
@@ -217,8 +220,8 @@ def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
 
 
 def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
-    """What the forecast is made of: encoding the text, two or four bytes a token."""
-    from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
+    """Return the quantities for the forecast: encoding the text, and two or four bytes on disk for each token."""
+    from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = corpus.num_bytes / 1e6

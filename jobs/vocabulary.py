@@ -1,4 +1,4 @@
-"""vocabulary: learn the tokenizer from the corpus and measure it.
+"""vocabulary: trains a tokenizer on the corpus and measures it.
 
     documents/part-* ─ count ─▶ work/words/<part> ─ merge ─▶ work/merged/<bucket> ─ learn ─▶ tokenizer/ ─ measure
                      (a task for each part)        (a task for each bucket)      (driver)     (a task for each part)
@@ -31,8 +31,8 @@ from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
 
-MEASURED_BYTES = 4 << 20  # about how much text the measures are taken on
-_COUNT_S_PER_MB = 1.1  # of Python, on the reference processor of `jobs.frame.forecast`
+MEASURED_BYTES = 4 << 20  # approximate size of the text on which the tokenizer is measured
+_COUNT_S_PER_MB = 1.1  # seconds of Python on the reference processor (`jobs.frame.forecast`)
 _LEARN_S_PER_TOKEN = 0.003
 _DEFAULTS = TokenizerRecipe()
 
@@ -42,27 +42,27 @@ class VocabularyConfig:
     """`vocabulary.yaml`."""
 
     corpus: str = input_artifact("corpus", default=PREVIOUS)
-    """The corpus whose documents the tokenizer is learned from."""
+    """Corpus on whose documents the tokenizer is trained."""
     size: int = 32768
-    """Tokens, special ones included."""
+    """Number of tokens, special tokens included."""
     kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
-    """bpe: on bytes, so that any text comes back. wordpiece: BERT's; it forgets white space. unigram: as sentencepiece
-    learns it, on characters."""
+    """bpe: byte-level BPE, which decodes to exactly the encoded text. wordpiece: BERT's algorithm, which does not keep
+    white space. unigram: sentencepiece's Unigram on characters."""
     split_digits: bool = _DEFAULTS.split_digits
-    """Digits stay single tokens, so that numbers of any length are spelled alike."""
+    """Whether each digit is a token of its own."""
     normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
-    """Unicode normalization of every text before it is tokenized."""
+    """Unicode normalization that is applied to every text before it is tokenized."""
     lowercase: bool = _DEFAULTS.lowercase
-    """For wordpiece."""
+    """For wordpiece: whether texts are converted to lower case."""
     byte_fallback: bool = _DEFAULTS.byte_fallback
-    """For unigram: characters without a token are spelled in bytes instead of being unknown."""
+    """For unigram: whether characters without a token are encoded as bytes instead of as unknown."""
     character_coverage: float = _DEFAULTS.character_coverage
-    """For wordpiece and unigram: part of the text whose characters, the most frequent ones, have tokens."""
+    """For wordpiece and unigram: fraction of the text that the characters with a token of their own cover."""
     sample_mib: int = 256
-    """About how much text to learn from, chosen by a hash of the documents' ids."""
+    """Approximate MiB of text to train on. Documents are chosen by a hash of their ids."""
     held_out_fraction: float = 0.1
-    """Share of the documents that are not learned from: those that `shards` would take for validation. At least the
-    validation_fraction of the shards, so that no document is learned from that they hold out."""
+    """Fraction of the documents that the tokenizer is not trained on: those that `shards` would use for validation. It
+    must be at least the validation_fraction of the shards."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
@@ -77,13 +77,13 @@ def check(config: VocabularyConfig) -> None:
         raise ValueError(f"sample_mib: {config.sample_mib} must be at least 1")
     if not 0 <= config.held_out_fraction < 1:
         raise ValueError(
-            f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; take the "
+            f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; use the "
             "validation_fraction of the shards or more"
         )
 
 
 def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
-    """The part of the config that says how text becomes tokens."""
+    """Return the part of the config that determines the tokenizer's algorithm."""
     return TokenizerRecipe(
         kind=config.kind,
         split_digits=config.split_digits,
@@ -95,13 +95,13 @@ def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
 
 
 def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
-    """Write tokenizer/; return its size, fingerprint and measures."""
+    """Train the tokenizer and write tokenizer/. Returns its size, fingerprint and measures."""
     artifact, output, workers = context.inputs["corpus"], context.output, config.execution.workers
     corpus = CorpusText(artifact.storage, artifact.digest)
     num_bytes = artifact.read_summary(CorpusSummary).bytes
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
     sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
-    with working(f"learning {config.size:,} tokens from {len(sample.words):,} words"):
+    with working(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
         tokenizer = train_on_word_counts(sample.words, sample.counts, size=config.size, recipe=recipe_of(config))
     _check_size(tokenizer, config, sample)
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,7 +118,7 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
 
 
 def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCounts) -> None:
-    """Raise ValueError when the sample gave fewer tokens than asked for."""
+    """Raises ValueError when the sample was too small for the configured number of tokens."""
     if (size := tokenizer.get_vocab_size()) < config.size:
         raise ValueError(
             f"size: {sample.sampled_bytes:,} bytes of text give only {size:,} tokens, not {config.size:,}; "
@@ -127,7 +127,8 @@ def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCoun
 
 
 def _remove_work(output: Storage) -> None:
-    """Remove the tasks' answers, then the files that they describe: an answer whose file is gone would be trusted."""
+    """Remove the stored task results first, then the files that they name. In the other order a kill in between would
+    leave results that name missing files."""
     for name in ("count", "merge", "measure", ""):
         (output / WORK).remove(name)
 
@@ -155,7 +156,7 @@ def _summarize(
 
 
 def metrics(summary: VocabularySummary) -> dict[str, float]:
-    """What the metrics log says of a vocabulary."""
+    """Return the summary by metric key."""
     return {
         "vocabulary/sampled_documents": summary.sampled_documents,
         "vocabulary/sampled_bytes": summary.sampled_bytes,
@@ -169,7 +170,7 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
 
 
 def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
-    """The sizes that the tokenizer will have."""
+    """Return the sizes of the tokenizer."""
     corpus = planned.get("corpus")
     return TokenizerSizes(
         vocab_size=config.size,
@@ -179,8 +180,8 @@ def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
 
 
 def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
-    """What the forecast is made of: counting words, and learning from their counts."""
-    from jobs.frame.sizes import corpus_sizes  # late: it imports torch, which the tasks need not load
+    """Return the quantities for the forecast: counting words, and training on the counts."""
+    from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6

@@ -282,7 +282,7 @@ def test_near_duplicates_and_a_mixture_work_on_the_whole_corpus(tmp_path: Path) 
 def test_mistakes_of_a_corpus_are_named_before_anything_is_read(tmp_path: Path) -> None:
     source = {"name": "web", "path": "x", "format": "text"}
     for values, message in (
-        ({"mixture": {"wep": 1}}, "mixture: 'wep' is no source; did you mean web"),
+        ({"mixture": {"wep": 1}}, "mixture: 'wep' is not one of the sources; did you mean web"),
         ({"mixture": {"web": -1}}, "mixture.web: -1.0 must be at least 0"),
         ({"mixture": {"web": 0}}, "every weight is 0"),
         ({"part_mib": 0}, "part_mib: 0 must be at least 1"),
