@@ -196,7 +196,7 @@ def step_batches(
     training: "TrainingRun", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
     """Yield this rank's micro-batches of each remaining step."""
-    for step, indices in epochs(training, state, len(payload.train), seed=payload.config.seed):
+    for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
         batch = to_pairs([payload.train[index] for index in indices], payload)
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
@@ -204,7 +204,7 @@ def step_batches(
 
 def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":
     """Yield this rank's micro-batches of the held-out pairs."""
-    for indices in held_out_micro_batches(training, len(payload.held_out)):
+    for indices in held_out_micro_batch_indices(training, len(payload.held_out)):
         yield to_pairs([payload.held_out[index] for index in indices], payload)
 
 

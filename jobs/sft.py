@@ -180,14 +180,14 @@ def step_batches(
     training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
     """Yield this rank's micro-batches of each remaining step."""
-    for step, indices in epochs(training, state, len(rows.input_ids), seed=seed):
+    for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
         yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
 
 
 def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the held-out rows."""
-    for indices in held_out_micro_batches(training, len(rows.input_ids)):
+    for indices in held_out_micro_batch_indices(training, len(rows.input_ids)):
         yield training.to_batch(take(rows, indices))
 
 
