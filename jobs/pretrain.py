@@ -138,10 +138,10 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
     )
     if reader.num_rows < config.global_batch_size:
         raise ValueError(
-            f"global_batch_size: {config.global_batch_size} must be at most {reader.num_samples}, the number of "
+            f"global_batch_size: {config.global_batch_size} must be at most {reader.num_rows}, the number of "
             f"samples of sequence_length={config.sequence_length} in the shards; lower one of the two or add text"
         )
-    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_samples == 0:
+    if ShardReader(shards / "validation", sequence_length=config.sequence_length).num_rows == 0:
         raise ValueError(
             "shards: they contain no validation sample; raise validation_fraction in the config of the shards"
         )
@@ -240,7 +240,7 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation."""
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
-    num_samples = max(1, min(config.validation_samples, reader.num_samples) // training.rank_context.world_size)
+    num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)
     first = training.rank_context.rank * num_samples
     indices, size = range(first, first + num_samples), config.execution.micro_batch_size
     for start in range(0, num_samples, size):

@@ -184,7 +184,8 @@ def _check_not_empty(manifests: SplitManifests, validation_fraction: float) -> N
     for split, manifest in zip(SPLITS, manifests, strict=True):
         if not manifest.num_documents:
             raise ValueError(
-                f"validation_fraction: {validation_fraction} leaves no document for {split}; change the fraction or add documents"
+                f"validation_fraction: {validation_fraction} leaves no document for {split}; change the fraction or "
+                "add documents"
             )
 
 

@@ -317,7 +317,7 @@ def test_parts_are_as_many_as_the_text_fills(num_bytes: int, part_mib: int, expe
 
 def test_more_than_the_most_parts_are_not_made_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert num_parts(1 << 40, 64) == 4096
-    assert "about 1024 GiB of text make 4096 parts, the most there may be, of 256 MiB" in caplog.text
+    assert "about 1024 GiB of text are split into 4096 parts, the maximum, of 256 MiB" in caplog.text
 
 
 def test_compressed_files_and_parquet_count_four_times_their_size() -> None:
