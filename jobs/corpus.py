@@ -76,7 +76,7 @@ class CorpusExecution(TasksExecution):
     task_mib: int = 32
     """Approximate MiB of input that one cleaning task reads."""
     partitions: int | None = None
-    """Number of tasks that write the parts. By default there is one task for each part."""
+    """Number of tasks that write the parts. By default one for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,10 @@ class CorpusConfig:
     """The cleaning steps, applied in order."""
     mixture: dict[str, float] | None = None
     """Source → its weight in the kept bytes. As much text is kept as the weights allow, and nothing is repeated.
-    Duplicates are dropped first: a text whose copy with the lowest id is in a source of weight 0 is dropped entirely."""
+    Duplicates are dropped first: a text is lost entirely if its copy with the lowest id is in a source of weight 0."""
     fairness_budget: float | None = None
-    """Largest allowed excess rate at which a step removes neutral sentences that mention a group, compared with the same
-    sentences without the mention (0.05: five in a hundred more)."""
+    """Largest allowed excess rate at which a step removes neutral sentences that mention a group, compared with the
+    same sentences without the mention. 0.05 allows five more in a hundred."""
     part_mib: int = 64
     """Approximate MiB of text in one part. Each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
@@ -209,7 +209,8 @@ def metrics(summary: CorpusSummary) -> dict[str, float]:
 
 
 def num_parts(num_bytes: int, part_mib: int) -> int:
-    """Return the number of parts of about `part_mib` for `num_bytes` of text. Beyond MAX_PARTS the parts get larger."""
+    """Return the number of parts of about `part_mib` for `num_bytes` of text. There are at most MAX_PARTS, which are
+    then larger."""
     wanted = max(1, -(-num_bytes // (part_mib << 20)))
     if wanted > MAX_PARTS:
         log.warning(
@@ -231,8 +232,10 @@ class _Staged:
 
 
 def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> CorpusSummary | None:
-    """Rewrite the tables that contain a forgotten document, or lack a near-duplicate that was dropped for it. Returns the
-    new counts, or None when nothing changes."""
+    """Rewrite the tables that contain a forgotten document, or lack a near-duplicate that was dropped for it.
+
+    Returns the new summary, or None when nothing changes.
+    """
     output, folder = context.output, context.output / _STAGED
     if output.exists(RECORD):
         staged = _stage(config, context, artifact)
@@ -265,7 +268,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
         return None
     if changes.num_unreadable:
         log.warning(
-            "%d near-duplicates of forgotten documents could not be restored, because their source files are gone or changed",
+            "%d near-duplicates of forgotten documents were not restored: their source files are gone or changed",
             changes.num_unreadable,
         )
     records = {record.name: record for record in read_part_records(context.output)}
@@ -275,7 +278,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
 
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:
-    """Return the URLs of a source's files in the order in which they were read. Archives are sorted by their own names."""
+    """Return the URLs of a source's files in the order in which they were read: by archive, then by member."""
     return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 

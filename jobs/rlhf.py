@@ -1,8 +1,9 @@
-"""rlhf: the policy learns from the rewards of its own completions, in a graph of actors around vLLM engines.
+"""rlhf: trains a policy on the rewards of its own completions, in a graph of actors with vLLM engines.
 
     raymill run rlhf rlhf.yaml
 
-The graph is `actors.graph`; this file has its config, its prompts, and the loop around its step.
+`actors/graph.py` has the actor graph and one training step. This file has the config of the stage, reads the prompts,
+and runs the training loop.
 """
 
 import itertools
@@ -49,9 +50,10 @@ from model.transformer_config import TransformerConfig
 
 log = logging.getLogger(__name__)
 
-_BEFORE = "checkpoints/before.jsonl"
+_HELD_OUT_BEFORE = "checkpoints/before.jsonl"
+"""Completions of the held-out prompts before training."""
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM 0.32 has attention kernels for on CPU."""
+"""Head dims for which vLLM 0.32 has attention kernels on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +61,37 @@ class RLHFConfig:
     """`rlhf.yaml`."""
 
     policy: str = input_artifact("model", default=PREVIOUS)
-    """The chat model that learns: a stage, an artifact or a Llama-family Hugging Face folder."""
+    """Chat model to train: a stage, an artifact or a Llama-family Hugging Face folder."""
     reward: str | None = input_artifact("reward_model", default=None)
-    """A reward model that scores the completions. Give either this or a verifier."""
+    """Reward model that scores the completions. Set either this or `verifier`."""
     verifier: str | None = user_function(default=None)
-    """A function that scores the completions: `path/to/file.py:function`, called as function(prompt, completion,
-    record). Modules in its folder that it imports are shipped with it and are part of the identity. Other files there
-    are not: keep its data in such a module, or where every node sees it."""
+    """User-provided function that scores the completions: `path/to/file.py:function`, called as function(prompt,
+    completion, record). Modules in its folder that it imports are shipped with it, and their content is part of the
+    artifact's id. Other files in the folder are not shipped: keep data in such a module, or on storage that every node
+    can read."""
     prompts: list[str] = source_files()
-    """JSONL files of `{"prompt", …}` or `{"messages", …}`; a verifier sees the whole line."""
+    """JSONL files of `{"prompt", …}` or `{"messages", …}`. A verifier receives the complete record."""
     held_out_prompts: list[str] = source_files(default=[])
-    """Prompts that are completed before and after learning and never learned from: JSONL files as above."""
+    """JSONL files of prompts that are never trained on. They are completed before and after training."""
     steps: int = 100
-    """Steps of learning, each from generation to weight sync."""
+    """Number of training steps. Each goes from generation to weight sync."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    """How completions are sampled."""
     learning: LearningConfig = field(default_factory=LearningConfig)
+    """The RL algorithm and its settings."""
     shuffle_rewards: bool = False
-    """A control experiment: each step's rewards are permuted over its completions, so nothing can be learned."""
+    """Whether the rewards of each step are permuted over its completions: a control experiment that cannot learn."""
     seed: int = 0
-    """Seed of the order of prompts, of every completion and of the minibatches."""
+    """Seed of the prompt order, of every completion and of the minibatches."""
     execution: GraphExecution = field(default_factory=GraphExecution)
 
 
 def check(config: RLHFConfig) -> None:
-    """Raises ValueError for every mistake that shows without the inputs."""
+    """Raises ValueError for the first error that can be detected in the config alone."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if (config.reward is None) == (config.verifier is None):
-        raise ValueError("reward, verifier: give exactly one of them; it scores the completions")
+        raise ValueError("reward, verifier: set exactly one of them; it scores the completions")
     config.rollouts.check("rollouts")
     config.learning.check("learning")
     algorithm = load_algorithm(read_algorithm(config.learning.algorithm))
@@ -100,63 +105,62 @@ def check(config: RLHFConfig) -> None:
     if algorithm.needs_groups and config.rollouts.group_size < 2:
         raise ValueError(
             f"rollouts.group_size: 1, but {config.learning.algorithm} compares the completions of one prompt; "
-            "take at least 2"
+            "set it to at least 2"
         )
     if config.execution.held_out_interval and not config.held_out_prompts:
-        raise ValueError("execution.held_out_interval: there are no held_out_prompts to measure on; add some, or set 0")
+        raise ValueError("execution.held_out_interval: needs held_out_prompts; add some, or set the interval to 0")
 
 
 def check_prompts(config: RLHFConfig) -> None:
-    """Raises ValueError naming file and line of a malformed prompt."""
+    """Raises ValueError that names the file and line of a malformed prompt."""
     for _ in read_prompts(list_files([*config.prompts, *config.held_out_prompts])):
         pass
 
 
 def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a tokenizer of another model, or prompts that leave no room for a completion."""
-    folder = inputs["policy"].model.local()
-    if "reward" in inputs:
-        theirs = inputs["reward"].model.local()
-        if fingerprint(folder) != fingerprint(theirs):
-            raise ValueError(
-                f"reward: the tokenizer of {inputs['reward'].id} is not that of the policy {inputs['policy'].id}; "
-                "train the reward model from the same model as the policy"
-            )
-    read_all(config, inputs)
+    """Raises ValueError if the reward model's tokenizer differs from the policy's, or no prompt is short enough."""
+    policy, reward = inputs["policy"], inputs.get("reward")
+    if reward is not None and fingerprint(policy.model.local()) != fingerprint(reward.model.local()):
+        raise ValueError(
+            f"reward: the tokenizer of {reward.id} differs from that of the policy {policy.id}; train the reward model "
+            "from the same model as the policy"
+        )
+    tokenize_prompts(config, inputs)
 
 
 def check_planned_inputs(config: RLHFConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError for a policy that is too short for the completions or unfit for the engines."""
-    sizes = model_config_of(planned["policy"])
-    if config.rollouts.max_new_tokens >= sizes.max_length:
+    """Raises ValueError if the policy's max_length is too small for the completions, or vLLM does not support its head
+    dim on CPUs."""
+    model_config = model_config_of(planned["policy"])
+    if config.rollouts.max_new_tokens >= model_config.max_length:
         raise ValueError(
             f"rollouts.max_new_tokens: {config.rollouts.max_new_tokens} must be below the policy's max_length "
-            f"{sizes.max_length}, which holds the prompt too; shorten the completions"
+            f"{model_config.max_length}, which includes the prompt; lower it"
         )
-    head_dim = sizes.head_dim
+    head_dim = model_config.head_dim
     if config.execution.generators.gpus_per_worker == 0 and head_dim not in _CPU_HEAD_SIZES:
         raise ValueError(
-            f"policy: its heads have {head_dim} channels, for which vLLM has no attention on CPU; "
+            f"policy: its head dim is {head_dim}, for which vLLM has no attention kernel on CPUs; "
             f"width / num_heads must be one of {', '.join(map(str, _CPU_HEAD_SIZES))}"
         )
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run."""
+    """The tokenized prompts of a run."""
 
     train: list[Prompt]
     held_out: list[Prompt]
     num_too_long: int
-    """Left out because max_new_tokens would not fit behind them."""
+    """Number of prompts that were left out, because max_new_tokens would not fit after them."""
 
 
 def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
-    """Learn and leave `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl` in the output."""
-    prompts = read_all(config, context.inputs)
+    """Train the policy and write `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl`."""
+    prompts = tokenize_prompts(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
-        after = learn_through_deaths(config, context, graph, prompts)
-    before = [HeldOutCompletion(**line) for line in context.output.read_jsonl(_BEFORE)]
+        after = train_with_recovery(config, context, graph, prompts)
+    before = [HeldOutCompletion(**line) for line in context.output.read_jsonl(_HELD_OUT_BEFORE)]
     context.output.write_jsonl("samples.jsonl", map(asdict, held_out_samples(before, after)))
     summary = rlhf_summary(
         read_metrics(context.output),
@@ -168,12 +172,12 @@ def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
     return summary.to_plain()
 
 
-def learn_through_deaths(
+def train_with_recovery(
     config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts
 ) -> list[HeldOutCompletion]:
-    """Learn from the last checkpoint to the exported model, again after each death of a training rank.
+    """Train from the last checkpoint and export the model. Restarts from the last checkpoint when a training rank dies.
 
-    Returns the held-out completions after learning.
+    Returns the held-out completions after training.
     """
     while True:
         try:
@@ -183,11 +187,11 @@ def learn_through_deaths(
             if step:
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)
             else:
-                with working("completing the held-out prompts before learning"):
+                with working("completing the held-out prompts before training"):
                     before = complete_held_out(graph, prompts)
-                context.output.write_jsonl(_BEFORE, map(asdict, before))
-            learn(config, context, graph, prompts, step)
-            with working("completing the held-out prompts after learning"):
+                context.output.write_jsonl(_HELD_OUT_BEFORE, map(asdict, before))
+            train(config, context, graph, prompts, step)
+            with working("completing the held-out prompts after training"):
                 after = complete_held_out(graph, prompts)
             with working("writing the model and the last checkpoint"):
                 graph.export(context.output / "model")
@@ -198,12 +202,12 @@ def learn_through_deaths(
             raise StoppedBySignal(f"rlhf resumes from step {graph.saved_step()} of {config.steps}") from None
 
 
-def learn(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
-    """Do every step from `step` on; log each, save at the interval and at the end."""
+def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
+    """Run the steps from `step` on. Logs each step, and saves checkpoints at the interval and at the end."""
     execution = config.execution
-    with Progress("learning", config.steps, "steps", done=step) as progress:
+    with Progress("training", config.steps, "steps", done=step) as progress:
         while step < config.steps:
-            with defer_signals():  # a step that is cut short is lost, so one that ends in time is waited for and kept
+            with defer_signals():  # on a signal the current step is finished and saved
                 metrics = graph.train_step(step)
                 step += 1
                 by_key = metrics.by_key()
@@ -217,13 +221,13 @@ def learn(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
                     by_key["held_out/reward_mean"] = statistics.fmean(graph.score_held_out(prompts.held_out).rewards)
             context.tracker.log(step, by_key)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
-                context.tracker.flush()  # no step before a checkpoint is repeated, so its line must be safe
+                context.tracker.flush()  # steps before a checkpoint are never rerun, so their metrics are written first
                 graph.save()
             progress.update(step, f"reward {metrics.rollouts.reward_mean:.3f}")
 
 
 def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> GraphConfig:
-    """The config of the graph."""
+    """Return the config of the actor graph."""
     return GraphConfig(
         policy=context.inputs["policy"].model,
         reward=context.inputs["reward"].model if "reward" in context.inputs else None,
@@ -239,11 +243,11 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
     )
 
 
-def read_all(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
-    """All prompts, tokenized. Raises ValueError when none of a file list leaves room for a completion."""
+def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
+    """Read and tokenize all prompts. Raises ValueError when no prompt of a field is short enough for max_new_tokens."""
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
-    room = read_config(folder).max_length - config.rollouts.max_new_tokens
+    max_prompt_length = read_config(folder).max_length - config.rollouts.max_new_tokens
 
     def read(patterns: Sequence[str]) -> list[Prompt]:
         return [
@@ -252,18 +256,20 @@ def read_all(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
         ]
 
     train, held_out = read(config.prompts), read(config.held_out_prompts)
-    fitting = [[prompt for prompt in prompts if len(prompt.prompt_ids) <= room] for prompts in (train, held_out)]
+    fitting = [
+        [prompt for prompt in prompts if len(prompt.prompt_ids) <= max_prompt_length] for prompts in (train, held_out)
+    ]
     for name, prompts, kept in zip(("prompts", "held_out_prompts"), (train, held_out), fitting, strict=True):
         if not kept and (prompts or name == "prompts"):
             raise ValueError(
-                f"{name}: none of {len(prompts)} leaves room for rollouts.max_new_tokens="
+                f"{name}: none of the {len(prompts)} prompts leaves room for rollouts.max_new_tokens="
                 f"{config.rollouts.max_new_tokens} in the policy's max_length; shorten the completions or the prompts"
             )
     return Prompts(fitting[0], fitting[1], len(train) + len(held_out) - len(fitting[0]) - len(fitting[1]))
 
 
 def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
-    """The held-out prompts with their completions and rewards under the current policy."""
+    """Complete and score the held-out prompts with the current policy."""
     scored: ScoredRollouts = graph.score_held_out(prompts.held_out)
     return [
         HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
@@ -272,27 +278,29 @@ def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]
 
 
 def sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
-    """The sizes of the model, those of `policy`."""
+    """Return the model config, which is that of `policy`."""
     return model_config_of(planned["policy"])
 
 
 def placements_of(config: RLHFConfig) -> dict[str, Placement]:
-    """The placements of the graph's groups, by role."""
+    """Return the placements of the graph's actors, by role."""
     return config.execution.placements(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
 
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
-    """The largest number of rollouts and sampled tokens, and the memory of each actor's models and of the cache."""
-    execution, sizes = config.execution, model_config_of(planned["policy"])
+    """Return the largest number of rollouts and sampled tokens, and the memory of each actor's models and KV cache."""
+    execution, model_config = config.execution, model_config_of(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
-    groups = placements_of(config)
-    engine = parameters_mib(sizes, 2 if config.learning.precision == "bfloat16" else 4)
+    placements = placements_of(config)
+    engine = parameters_mib(model_config, 2 if config.learning.precision == "bfloat16" else 4)
     cache = execution.kv_cache_gib * 1024 if execution.generators.gpus_per_worker == 0 else 0
     memory: dict[str, float] = {
         "generator_mib": engine + cache,
-        "learner_mib": training_state_mib(sizes, workers=execution.learners.workers),
-        "critic_mib": training_state_mib(sizes, workers=execution.critics.workers) if "critics" in groups else 0,
-        "reference_mib": parameters_mib(sizes, 4) if "reference" in groups else 0,
+        "learner_mib": training_state_mib(model_config, workers=execution.learners.workers),
+        "critic_mib": training_state_mib(model_config, workers=execution.critics.workers)
+        if "critics" in placements
+        else 0,
+        "reference_mib": parameters_mib(model_config, 4) if "reference" in placements else 0,
         "scorer_mib": parameters_mib(model_config_of(planned["reward"]), 4) if "reward" in planned else 0,
     }
     sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
@@ -300,48 +308,51 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 
 
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
-    """The work to forecast: generation, the passes of scorer, reference and learner, and the update.
+    """Return the quantities for the forecast: generation, scoring, the reference, and the updates.
 
-    It assumes completions of two thirds of max_new_tokens, and prompts as long as the first thousand.
+    It assumes that completions have two thirds of max_new_tokens, and that prompts are as long as the first thousand
+    are on average.
     """
-    execution, sizes, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
+    execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
     prompt_tokens = statistics.fmean(
-        chat_tokens([message["content"] for message in prompt.messages], sizes.vocab_size) for prompt in first
+        chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
     )
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
-    num_measured = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
+    num_evaluations = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
-    groups = placements_of(config)
-    trained = config.steps * rollouts.rollouts_per_step * length
-    # A pass each by engine, learner (for the ratio) and reference, and an update of three for each epoch.
-    passes = 2 + ("reference" in groups) + 3 * config.learning.epochs * (1 + ("critics" in groups))
-    scored = (trained + num_measured * num_held_out * length) if "reward" in planned else 0
-    batches = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
+    placements = placements_of(config)
+    trained_tokens = config.steps * rollouts.rollouts_per_step * length
+    # One forward pass in the engine, one in the learner (old logprobs) and one in the reference. An update costs three
+    # passes (forward and backward), and is repeated in each epoch.
+    passes = 2 + ("reference" in placements) + 3 * config.learning.epochs * (1 + ("critics" in placements))
+    scored_tokens = (trained_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
+    batches_per_engine = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
     held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
-    model_gib, state_gib = parameters_mib(sizes, 4) / 1024, training_state_mib(sizes) / 1024
-    activations_gib = activation_gib(sizes, tokens=execution.micro_batch_size * length, length=length)
+    model_gib, state_gib = parameters_mib(model_config, 4) / 1024, training_state_mib(model_config) / 1024
+    activations_gib = activation_gib(model_config, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
     processes = [
         Processes(kind="engine", number=execution.generators.workers, memory_gib=model_gib + execution.kv_cache_gib),
         Processes(kind="actor", number=learners, memory_gib=state_gib / learners + activations_gib),
         Processes(kind="actor", memory_gib=model_gib),  # the scorer
     ]
-    if "reference" in groups:
+    if "reference" in placements:
         processes.append(Processes(kind="actor", memory_gib=model_gib))
-    if "critics" in groups:
+    if "critics" in placements:
         processes.append(Processes(kind="actor", number=critics, memory_gib=state_gib / critics + activations_gib))
     return Workload(
         processes=processes,
-        flop=(trained * passes + scored + num_measured * num_held_out * length) * forward_flop_per_token(sizes, length),
-        width=sizes.width,
+        flop=(trained_tokens * passes + scored_tokens + num_evaluations * num_held_out * length)
+        * forward_flop_per_token(model_config, length),
+        width=model_config.width,
         precision=resolved_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
-        engine_steps=rollouts.max_new_tokens * (config.steps * batches + num_measured * held_out_batches),
-        disk_gib=(2 + ("critics" in groups)) * checkpoint_gib(sizes) + model_gib,
-        on_gpu=any(group.gpus_per_worker > 0 for group in groups.values()),
+        engine_steps=rollouts.max_new_tokens * (config.steps * batches_per_engine + num_evaluations * held_out_batches),
+        disk_gib=(2 + ("critics" in placements)) * checkpoint_gib(model_config) + model_gib,
+        on_gpu=any(placement.gpus_per_worker > 0 for placement in placements.values()),
     )
 
 
