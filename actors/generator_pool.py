@@ -116,9 +116,9 @@ class GeneratorPool:
         """
         explanation = explain(error, role="generator", index=index)
         if error.actor_init_failed:
-            raise explanation.error() from error
+            raise explanation.to_error() from error
         if self._failures_left == 0:
-            raise explanation.error(
+            raise explanation.to_error(
                 "; no restart is left (execution.generators.max_failures; none at all with weight_transfer nccl or ipc)"
             ) from error
         self._failures_left -= 1

@@ -275,7 +275,7 @@ class Graph:
         """
         explanation = explain(error.__cause__ or error)
         if self._failures_left == 0:
-            raise explanation.error("; no restart is left (execution.learners.max_failures)") from error
+            raise explanation.to_error("; no restart is left (execution.learners.max_failures)") from error
         self._failures_left -= 1
         log.warning("%s; all training ranks start again from the last checkpoint", explanation.sentence)
         self._current = None  # a snapshot is lost with the learner that made it

@@ -1,6 +1,10 @@
-"""Waiting until the cluster has the resources that a stage needs: nodes come up one by one, and other work ends.
+"""Waits until the Ray cluster has the free resources that a stage needs.
 
-The request is a placement group: Ray's own scheduler decides when it fits, and an autoscaler starts nodes for it.
+Resources may be missing because nodes are still starting or because other work uses them. Each request is a Ray
+placement group, so Ray's scheduler decides when the request fits, and an autoscaler starts nodes for it. A bundle is
+the resources of one worker, such as `{"CPU": 4, "GPU": 1}`. One node must have all of a bundle.
+
+In all functions `field` is the config field (or the work) that the resources are for, which messages begin with.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ from cluster.progress import format_duration, working
 from cluster.session import cluster_resources, is_local_cluster, max_cluster_resources
 from cluster.shared_paths import check_new_nodes
 
-_SILENT_WAIT_S = 2.0
-"""How long a cluster with enough free resources may take to grant them; only a longer wait is reported."""
-_BUSY_LIMIT_S = 120.0
-"""How long to wait at least for resources that exist but are in use: what ran before may not be gone yet."""
+_UNREPORTED_WAIT_S = 2.0
+"""A wait is reported only after this time, because Ray needs a moment even when the resources are free."""
+_MIN_BUSY_WAIT_S = 120.0
+"""The shortest limit of a wait for resources that exist but are in use. Finished work may still be releasing them."""
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -30,58 +34,60 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _StageWait:
-    """How long the running stage waits for resources, and what it has been granted."""
+class _StageCapacity:
+    """The waits of one stage and the resources that it was granted."""
 
     limit_s: float = 0.0
+    """The longest wait for nodes that have not joined yet."""
     granted: dict[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
-    """Bundles that were granted so far, by the config field that asked; any may be lost again with a node."""
+    """The bundles that were granted so far, by `field`. The cluster may lose them again when a node dies."""
     num_waits: int = 0
-    """How many waits are going on."""
+    """The number of threads that are waiting for resources now."""
 
 
-_no_stage = _stage = _StageWait()
+_outside_of_stages = _current_stage = _StageCapacity()
 
 
 @contextmanager
 def capacity_wait_limit(limit_s: float) -> Iterator[None]:
-    """Within the block, requests wait up to `limit_s` for nodes still to come (a stage's `execution.wait_s`)."""
-    global _stage
-    before, _stage = _stage, _StageWait(limit_s)
+    """Let requests within the block wait up to `limit_s` for nodes to join (`execution.wait_s` of a stage)."""
+    global _current_stage
+    previous_stage, _current_stage = _current_stage, _StageCapacity(limit_s)
     try:
         yield
     finally:
-        _stage = before
+        _current_stage = previous_stage
 
 
 def is_waiting_for_capacity() -> bool:
-    """Whether this process is waiting for resources now."""
-    return _stage.num_waits > 0
+    """Whether a thread of this process is waiting for resources now."""
+    return _current_stage.num_waits > 0
 
 
 def missing_capacity() -> str:
-    """Which of the resources that this stage was granted the cluster no longer has; empty when it has them all."""
-    lacking = {field: _lacking(bundles) for field, bundles in _stage.granted.items()}
-    return "; ".join(f"{field}: {what}" for field, what in lacking.items() if what)
+    """Describe the resources that this stage was granted and the cluster no longer has; empty if it has all."""
+    shortages = {field: _describe_shortage(bundles) for field, bundles in _current_stage.granted.items()}
+    return "; ".join(f"{field}: {shortage}" for field, shortage in shortages.items() if shortage)
 
 
 def wait_for_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Return once the cluster has `bundles` free, each of them on one node.
+    """Return as soon as the cluster has all bundles free at the same time.
 
-    `field` is the config field that asks. Raises ValueError when they can never fit, or did not within the limit.
+    Raises ValueError when the bundles can never fit, or do not fit within the limit.
     """
-    from ray.util.placement_group import remove_placement_group  # late, as below: `plan` need not wait for Ray
+    # Ray is imported inside functions so that `raymill plan` does not import it.
+    from ray.util.placement_group import remove_placement_group
 
-    needed = [bundle for bundle in bundles if bundle]
-    if needed:
-        remove_placement_group(reserve_capacity(needed, field))
+    nonempty_bundles = [bundle for bundle in bundles if bundle]
+    if nonempty_bundles:
+        remove_placement_group(reserve_capacity(nonempty_bundles, field))
 
 
 def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
-    """A placement group that holds `bundles`, each on one node; waits for it, and says what it waits for.
+    """Reserve the bundles and return their placement group. Waits until they are free, and reports the wait.
 
-    Raises ValueError when they can never fit, or did not within the limit, or when a node that has joined meanwhile
-    does not see the paths that the run needs.
+    Raises ValueError when the bundles can never fit, when they do not fit within the limit, or when a node that
+    joined during the wait cannot access the paths that the run needs.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -96,57 +102,64 @@ def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> Plac
 
 
 def check_can_fit(bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Raises ValueError for more than a cluster started here has, or than its autoscaler may ever add."""
+    """Raises ValueError when waiting cannot help, because the cluster can never have the bundles.
+
+    A cluster that this command started never grows, and another cluster grows up to its autoscaler's limits.
+    """
     limits = max_cluster_resources()
     if limits is not None:
         check_fits(sum_resources(bundles), limits, field)
-    if is_local_cluster() and (lacking := _lacking(bundles)):
-        raise ValueError(f"{field}: does not fit: {lacking}; give each worker less")
+    if is_local_cluster() and (shortage := _describe_shortage(bundles)):
+        raise ValueError(f"{field}: does not fit: {shortage}; lower the resources of each worker")
 
 
 def wait_for_placement_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Return once a placement group has its resources: at first, or again after some were lost with a node.
+    """Return as soon as a placement group has its resources.
 
-    Raises ValueError when it does not get them within the limit, or a new node does not see the paths that the run
-    needs.
+    The group may be new, or may have lost resources because a node died. Raises ValueError when the group does not get
+    its resources within the limit, or when a new node cannot access the paths that the run needs.
     """
-    stage = _stage
+    stage = _current_stage
     stage.num_waits += 1
     try:
         _wait(group, bundles, field)
     finally:
         stage.num_waits -= 1
-    if stage is not _no_stage:  # outside of a stage nothing would ever clear it
+    if stage is not _outside_of_stages:  # Nothing clears `granted` outside of a stage.
         stage.granted[field] = bundles
     check_new_nodes()
 
 
 def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    limit_s = 0.0 if is_local_cluster() else _stage.limit_s
-    started = time.monotonic()
+    new_node_limit_s = 0.0 if is_local_cluster() else _current_stage.limit_s
+    start_s = time.monotonic()
     message = ""
     with working(lambda: message or f"{field}: reserving resources"):
-        while not group.wait(timeout_seconds=1):  # whole seconds: a fraction is cut to 0, and would flood the head
-            waited_s = time.monotonic() - started
-            lacking = _lacking(bundles)
-            patience_s = limit_s if lacking else max(limit_s, _BUSY_LIMIT_S)
-            why = lacking or _in_use(bundles)
-            if waited_s > patience_s:
+        # `wait` cuts a fraction of a second to 0, so a shorter timeout would flood Ray's head node with requests.
+        while not group.wait(timeout_seconds=1):
+            waited_s = time.monotonic() - start_s
+            shortage = _describe_shortage(bundles)
+            limit_s = new_node_limit_s if shortage else max(new_node_limit_s, _MIN_BUSY_WAIT_S)
+            reason = shortage or _describe_use(bundles)
+            if waited_s > limit_s:
                 raise ValueError(
-                    f"{field}: does not fit: {why}, after a wait of {waited_s:.0f} s; add nodes, lower the number of "
-                    "workers or the share of each, or raise execution.wait_s"
+                    f"{field}: does not fit: {reason}, after a wait of {waited_s:.0f} s; add nodes, lower the number "
+                    "of workers or the resources of each worker, or raise execution.wait_s"
                 )
-            if waited_s > _SILENT_WAIT_S:
-                before = message
-                message = f"{field}: waiting for resources, at most {format_duration(patience_s)}: {why}"
-                if message != before:
+            if waited_s > _UNREPORTED_WAIT_S:
+                previous_message = message
+                message = f"{field}: waiting for resources, at most {format_duration(limit_s)}: {reason}"
+                if message != previous_message:
                     log.info("%s", message)
     if message:
-        log.info("%s: has its resources after %s", field, format_duration(time.monotonic() - started))
+        log.info("%s: has its resources after %s", field, format_duration(time.monotonic() - start_s))
 
 
-def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
-    """What the present nodes do not have, busy or not: `needs 8 GPUs, the cluster has 4`; empty where bundles fit."""
+def _describe_shortage(bundles: Sequence[Mapping[str, float]]) -> str:
+    """Describe what the present nodes lack even when no work runs on them: `needs 8 GPUs, the cluster has 4`.
+
+    Returns an empty text when the bundles would fit on idle nodes. Bundles are placed first fit, largest first.
+    """
     import ray
 
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -154,26 +167,29 @@ def _lacking(bundles: Sequence[Mapping[str, float]]) -> str:
     for name, amount in sum_resources(bundles).items():
         if amount > total.get(name, 0.0) + 1e-9:
             return f"needs {format_amount(name, amount)}, the cluster has {total.get(name, 0.0):g}"
-    free = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=lambda one: (-one.get("GPU", 0.0), -one.get("CPU", 0.0))):
-        fitting = (node for node in free if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
+    free_nodes = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
+        fitting = (node for node in free_nodes if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
         node = next(fitting, None)
         if node is None:
-            each = " and ".join(format_amount(name, amount) for name, amount in bundle.items())
-            return f"{len(bundles)} times at most {each}, each on one node, is more than the {len(nodes)} nodes hold"
+            worker = " and ".join(format_amount(name, amount) for name, amount in bundle.items())
+            return (
+                f"a worker needs {worker} on one node, but none of the cluster's {len(nodes)} nodes has that much left "
+                f"for it (workers in all: {len(bundles)})"
+            )
         for name, amount in bundle.items():
             node[name] -= amount
     return ""
 
 
-def _in_use(bundles: Sequence[Mapping[str, float]]) -> str:
-    """What the nodes have but other work uses: `needs 2 CPUs, of the cluster's 4 only 1 is free`."""
+def _describe_use(bundles: Sequence[Mapping[str, float]]) -> str:
+    """Describe what other work leaves free: `needs 2 CPUs, of the cluster's 4 only 1 is free`."""
     import ray
 
     total, free = cluster_resources(), ray.available_resources()
-    parts = [
+    sentences = [
         f"needs {format_amount(name, amount)}, of the cluster's {total.get(name, 0.0):g} only {free.get(name, 0.0):g} "
         f"{'is' if free.get(name, 0.0) == 1 else 'are'} free"
         for name, amount in sum_resources(bundles).items()
     ]
-    return " and ".join(parts)
+    return " and ".join(sentences)

@@ -1,49 +1,55 @@
-"""Limits and use of Linux control groups (version 1 and 2): memory, kills for want of memory, and cores."""
+"""Reads the limits and the use of Linux control groups (cgroups, version 1 and 2): memory, OOM kills and CPU cores.
+
+An OOM kill is a kill by the kernel's out-of-memory killer. The limit of a group also applies to all groups below it,
+so the limit of a Kubernetes pod or a batch job is often set on an ancestor of a process's group.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 _GIB = 1024**3
-_NO_LIMIT = 1 << 60
+_MAX_LIMIT_BYTES = 1 << 60
+"""A larger limit means no limit: version 1 writes a number near 2**63 where no limit is set."""
 _ROOT = Path("/sys/fs/cgroup")
 _MARKER_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
-"""The files by which a folder is recognized as a group, in version 1 and 2. The root of version 2 has none."""
+"""For each controller the file that every group has, in version 1 and in version 2. The root of version 2 has none."""
 
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """A memory control group at a moment, in bytes."""
+    """The state of a memory control group when it was read."""
 
     path: str
-    kills: int
-    """Processes of the group that the kernel has ever killed for want of memory."""
-    limit: int | None
-    """None without a limit."""
-    peak: int | None
-    """The most that the group has used; None where the kernel does not tell."""
+    num_oom_kills: int
+    """The number of the group's processes that the OOM killer has killed since the group exists."""
+    limit_bytes: int | None
+    """None if the group has no limit."""
+    peak_bytes: int | None
+    """The most memory that the group has used. None if the kernel does not record it."""
 
 
 class MemoryUse(NamedTuple):
-    """Bytes that a group may use, and uses without the file pages that can be dropped."""
+    """The memory that a control group uses and its limit."""
 
-    used: int
-    limit: int
+    used_bytes: int
+    """Without the cached file pages that the kernel can drop."""
+    limit_bytes: int
 
     def __str__(self) -> str:
-        return f"{format_gib(self.used)} of {format_gib(self.limit)}"
+        return f"{format_gib(self.used_bytes)} of {format_gib(self.limit_bytes)}"
 
 
 def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path | None:
-    """The folder of a process's control group; None without one, or when the process is gone."""
+    """The folder of a process's control group. None if the process has no group or has ended."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
         return None
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-    v1 = next((path for controllers, path in paths.items() if controller in controllers.split(",")), None)
-    hierarchy, path = (_ROOT / controller, v1) if v1 is not None else (_ROOT, paths.get("", "/"))
-    # In a container the path may be the host's while the mount begins at the container's own group.
+    v1_path = next((path for controllers, path in paths.items() if controller in controllers.split(",")), None)
+    hierarchy, path = (_ROOT / controller, v1_path) if v1_path is not None else (_ROOT, paths.get("", "/"))
+    # In a container the path may be the host's path, while the mounted folder is already the container's group.
     for folder in (hierarchy / path.lstrip("/"), hierarchy):
         if any((folder / name).exists() for name in _MARKER_FILES[controller]):
             return folder
@@ -51,62 +57,65 @@ def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path
 
 
 def read_memory_group(folder: Path) -> MemoryGroup | None:
-    """The state of a memory control group; None when it is gone."""
+    """The state of a memory control group. None if the group no longer exists."""
     try:
         if (folder / "memory.oom_control").exists():
-            kills = _named_number(folder / "memory.oom_control", "oom_kill")
-            limit, peak = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.max_usage_in_bytes")
+            num_oom_kills = _read_named_number(folder / "memory.oom_control", "oom_kill")
+            limit_name, peak_name = "memory.limit_in_bytes", "memory.max_usage_in_bytes"
         else:
-            kills = _named_number(folder / "memory.events", "oom_kill")
-            limit, peak = _number(folder / "memory.max"), _number(folder / "memory.peak")
+            num_oom_kills = _read_named_number(folder / "memory.events", "oom_kill")
+            limit_name, peak_name = "memory.max", "memory.peak"
+        limit_bytes, peak_bytes = _read_number(folder / limit_name), _read_number(folder / peak_name)
     except OSError:
         return None
-    return MemoryGroup(str(folder), kills, limit, peak)
+    return MemoryGroup(str(folder), num_oom_kills, limit_bytes, peak_bytes)
 
 
-def free_memory_in(folder: Path) -> int | None:
-    """Bytes that a memory control group may still use, counting droppable file pages as free; None without a limit.
+def free_group_bytes(folder: Path) -> int | None:
+    """The memory that a control group can still use under its limit and the limits of its ancestors.
 
-    The limits of the groups above it count too: a pod's or a batch job's limit may be there.
+    Cached file pages that the kernel can drop count as free. Returns None if no limit applies.
     """
-    return min((max(0, use.limit - use.used) for use in _uses(folder)), default=None)
+    return min((max(0, use.limit_bytes - use.used_bytes) for use in _memory_uses(folder)), default=None)
 
 
-def memory_use_of(folder: Path) -> MemoryUse | None:
-    """Use of the smallest limit that applies to a group, its own or one above it; None without a limit."""
-    return min(_uses(folder), key=lambda use: use.limit, default=None)
+def smallest_limit_use(folder: Path) -> MemoryUse | None:
+    """The memory use under the smallest limit of a group and its ancestors. None if no limit applies."""
+    return min(_memory_uses(folder), key=lambda use: use.limit_bytes, default=None)
 
 
 def limiting_group(folder: Path) -> MemoryGroup | None:
-    """The group with the smallest limit, of this one and those above it; None where none has one."""
-    groups = [group for one in _with_parents(folder) if (group := read_memory_group(one)) and group.limit is not None]
-    return min(groups, key=lambda group: group.limit or 0, default=None)
+    """The group with the smallest memory limit among a group and its ancestors. None if no limit applies."""
+    groups = [read_memory_group(path) for path in _group_and_ancestors(folder)]
+    limited_groups = [group for group in groups if group and group.limit_bytes is not None]
+    return min(limited_groups, key=lambda group: group.limit_bytes or 0, default=None)
 
 
 def core_limit_of(folder: Path) -> float | None:
-    """How many cores' time a group may use, by its own limit and those above it; None without a limit."""
-    limits = [limit for group in _with_parents(folder) if (limit := _own_core_limit(group)) is not None]
+    """The CPU cores that a group may use under its limit and those of its ancestors. None if no limit applies."""
+    limits = [limit for group in _group_and_ancestors(folder) if (limit := _read_core_limit(group)) is not None]
     return min(limits, default=None)
 
 
 def peak_memory_of(pid: int) -> int:
-    """The most resident memory that a process has had, in bytes; 0 when it is gone."""
+    """The largest resident memory (RSS) that a process has had, in bytes. 0 if the process has ended."""
     try:
-        return _named_number(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+        return _read_named_number(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
     except OSError:
         return 0
 
 
 def format_gib(num_bytes: int) -> str:
-    """A size as text: `1.25 GiB`, or `40 MiB` where it is small."""
+    """Format a number of bytes as `1.25 GiB`, or as `40 MiB` below 1 GiB."""
     return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / 1024**2:.0f} MiB"
 
 
-def _with_parents(folder: Path) -> list[Path]:
+def _group_and_ancestors(folder: Path) -> list[Path]:
     return [group for group in (folder, *folder.parents) if group.is_relative_to(_ROOT) or group == folder]
 
 
-def _own_core_limit(folder: Path) -> float | None:
+def _read_core_limit(folder: Path) -> float | None:
+    """The limit that is set on this very group, in CPU cores."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -119,26 +128,28 @@ def _own_core_limit(folder: Path) -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def _uses(folder: Path) -> list[MemoryUse]:
-    """The use of every limit that applies to a group: its own and those above it."""
-    return [use for group in _with_parents(folder) if (use := _own_use(group)) is not None]
+def _memory_uses(folder: Path) -> list[MemoryUse]:
+    """The memory use of a group and of each ancestor, where a limit is set."""
+    return [use for group in _group_and_ancestors(folder) if (use := _read_memory_use(group)) is not None]
 
 
-def _own_use(folder: Path) -> MemoryUse | None:
+def _read_memory_use(folder: Path) -> MemoryUse | None:
+    """The memory use of this very group. None if no limit is set on it."""
     is_v1 = (folder / "memory.oom_control").exists()
-    use_name, droppable = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
+    usage_name, droppable_name = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
     group = read_memory_group(folder)
-    if group is None or group.limit is None:
+    if group is None or group.limit_bytes is None:
         return None
     try:
-        used = _number(folder / f"memory.{use_name}") or 0
-        return MemoryUse(max(0, used - _named_number(folder / "memory.stat", droppable)), group.limit)
+        usage_bytes = _read_number(folder / f"memory.{usage_name}") or 0
+        droppable_bytes = _read_named_number(folder / "memory.stat", droppable_name)
     except OSError:
-        return None  # the group is gone
+        return None  # The group no longer exists.
+    return MemoryUse(max(0, usage_bytes - droppable_bytes), group.limit_bytes)
 
 
-def _named_number(path: Path, name: str) -> int:
-    """The number after `name` in a file of `name number` lines; 0 when it is not there."""
+def _read_named_number(path: Path, name: str) -> int:
+    """The number after `name` in a file of `name number` lines. 0 if no line begins with `name`."""
     for line in path.read_text(errors="replace").splitlines():
         words = line.split()
         if words and words[0] == name:
@@ -146,9 +157,9 @@ def _named_number(path: Path, name: str) -> int:
     return 0
 
 
-def _number(path: Path) -> int | None:
-    """The number that a file holds; None for a missing file or one that says there is no limit."""
+def _read_number(path: Path) -> int | None:
+    """The number in a file. None if the file does not exist or its number means that no limit is set."""
     if not path.exists():
         return None
     text = path.read_text().strip()
-    return None if text == "max" or int(text) > _NO_LIMIT else int(text)
+    return None if text == "max" or int(text) > _MAX_LIMIT_BYTES else int(text)

@@ -1,7 +1,8 @@
-"""A Python module run in a child process that cannot outlive the one that started it, nor can its own children.
+"""Runs a Python module in a child process that is killed when the process that started it ends.
 
-For programs that we start but did not write (an inference server), which would otherwise keep running when their
-starter is killed by a signal that no handler sees. On Linux the kernel ends them (PR_SET_PDEATHSIG).
+This is for programs that we start but did not write, such as vLLM's inference server. They would keep running after
+their parent was killed by SIGKILL, which no handler can catch. On Linux the kernel kills the child when its parent
+ends (PR_SET_PDEATHSIG). The child's Python children are killed in turn when the child ends, and so on.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _PARENT_VARIABLE = "RAYMILL_PARENT_PID"
+"""The environment variable in which each process passes its process id to its children."""
 
 
 def start_module(
@@ -26,12 +28,14 @@ def start_module(
     output: IO[bytes] | None = None,
     has_pipes: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module arguments…` tied to this process, as the leader of a new process group.
+    """Start `python -m module arguments…` as a child that ends with this process, and as leader of a process group.
 
-    `output` takes stdout and stderr; None leaves them where this process writes. With `has_pipes` stdin and stdout are
-    pipes and stderr is discarded. The module must not send functions of its own to children that it spawns, because
-    for them it is not the main module. Call this from a thread that lives as long as the process is needed: the
-    kernel takes the end of the starting thread for the parent's death.
+    The child's stdout and stderr are written to `output`; with None they go where this process writes its own. With
+    `has_pipes` the child's stdin and stdout are pipes to this process and its stderr is discarded.
+
+    The module must not pass functions that it defines to children that it spawns, because in those children it is not
+    the main module and the functions are not found. Call `start_module` from a thread that lives as long as the child
+    is needed, because the kernel kills the child when the thread that started it ends.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.child_process", module, *arguments],
@@ -44,20 +48,23 @@ def start_module(
 
 
 def stop_process(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> None:
-    """End a process and its group: by SIGTERM first, by SIGKILL of the whole group after the grace time."""
+    """End a process that `start_module` started, together with its process group.
+
+    The process gets SIGTERM and up to `grace_s` to end. Then SIGKILL ends whatever is left of the group.
+    """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError):  # the whole group has ended already
+    with contextlib.suppress(ProcessLookupError):  # The whole group has already ended.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _tie_to_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends, and exit at once if it already has.
+def _end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends, and exit now if the parent has already ended.
 
-    The environment tells each process its parent's id. Systems other than Linux have the exit only.
+    Systems other than Linux offer no such kill, so there only the exit happens.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -66,11 +73,11 @@ def _tie_to_parent() -> None:
     os.environ[_PARENT_VARIABLE] = str(os.getpid())
 
 
-# multiprocessing imports the main module of its spawned children under the name __mp_main__, and a forked child runs
-# the fork hook: so every Python process below ties itself to its own parent, and the end of one ends all below it.
+# Every Python process below this one must call `_end_with_parent` too. A spawned child of multiprocessing does so
+# because it imports its parent's main module under the name __mp_main__, and a forked child because of the fork hook.
 if __name__ in ("__main__", "__mp_main__"):
-    _tie_to_parent()
-    os.register_at_fork(after_in_child=_tie_to_parent)
+    _end_with_parent()
+    os.register_at_fork(after_in_child=_end_with_parent)
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]

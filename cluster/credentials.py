@@ -1,36 +1,43 @@
-"""Refuses URLs that carry credentials, which would end up in configs, records and logs."""
+"""Rejects URLs that contain credentials, because configs, records and logs would store the credentials."""
 
 import re
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)  # one link of a chain a::b::c
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)
+"""One URL, or one link of fsspec's chained URLs `a::b::c`; the groups are the scheme and what follows `://`."""
 
-_NO_USERS = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""Schemes whose URLs have no use for a user name: what is before an @ is a token or a key."""
+_SCHEMES_WITHOUT_USER_NAMES = ("http", "https", "s3", "s3a", "gs", "gcs")
+"""In URLs of these schemes, text before an @ is not a user name and therefore a token or a key."""
 
-_SIGNATURE = re.compile(
+_CREDENTIAL_PARAMETER = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
     r"(api_?|access_?|secret_?)?key|secret|password|passwd|pwd)=",
     re.IGNORECASE,
 )
+"""A query parameter that holds a signature, a token, a key or a password."""
 
 
-def reject_credentials(url: str) -> None:
-    """Raises ValueError for a URL that carries a password, a token or a signature; the message does not repeat it."""
-    if any(_carries_credentials(*link.groups()) for link in _URL.finditer(url)):
+def reject_credentials(text: str) -> None:
+    """Raises ValueError if a URL in `text` contains a password, a token, a key or a signature.
+
+    The error message does not repeat the URL.
+    """
+    if any(_has_credentials(*link.groups()) for link in _URL.finditer(text)):
         raise ValueError(
-            "a URL must not carry credentials (scheme://user:secret@host, ?token=…): give them in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …), where they are neither stored nor shipped"
+            "a URL must not contain credentials, as in scheme://user:secret@host or ?token=…; set them as environment "
+            "variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …), which are neither stored nor sent to the cluster"
         )
 
 
-def _carries_credentials(scheme: str, rest: str) -> bool:
-    scheme, authority = scheme.lower(), re.split(r"[/?#]", rest, maxsplit=1)[0]
+def _has_credentials(scheme: str, location: str) -> bool:
+    scheme, authority = scheme.lower(), re.split(r"[/?#]", location, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
-    if at and (":" in user or scheme in _NO_USERS):
+    if at and (":" in user or scheme in _SCHEMES_WITHOUT_USER_NAMES):
         return True
-    # A secret may hold a slash, so that the @ comes late; s3 takes arn:…, and a web host may have a port.
-    _, colon, after = authority.partition(":")
-    has_secret = colon and not authority.startswith("arn:") and not (scheme.startswith("http") and after.isdigit())
-    if has_secret and scheme in _NO_USERS and "@" in rest:
+    # In key:secret@bucket the secret may contain a slash, and then the @ is not in the authority. A colon there is
+    # harmless in s3://arn:… and before the port of an HTTP host.
+    _, colon, after_colon = authority.partition(":")
+    is_http_port = scheme.startswith("http") and after_colon.isdigit()
+    may_be_secret = colon and not authority.startswith("arn:") and not is_http_port
+    if may_be_secret and scheme in _SCHEMES_WITHOUT_USER_NAMES and "@" in location:
         return True
-    return bool(_SIGNATURE.search(rest))
+    return bool(_CREDENTIAL_PARAMETER.search(location))

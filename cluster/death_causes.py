@@ -1,6 +1,7 @@
-"""Why a process ended, read from its exit code, its log and Ray's report.
+"""Finds out why a process ended, from its exit code, its log, and Ray's report of the death.
 
-Ray's reports list several guesses; only what they state for certain is used here.
+Ray's reports also list guesses. The functions here use only what a report states for certain. A cause is a text that
+continues a sentence after the process's name: `rlhf: generator 0 was killed by signal 9 (SIGKILL)`.
 """
 
 import re
@@ -16,23 +17,23 @@ _FATAL_ERRORS = {
     "Floating-point exception": signal.SIGFPE,
     "Illegal instruction": signal.SIGILL,
 }
-"""What faulthandler writes into a worker's log before the signal ends the worker."""
+"""The signal for each text that Python's faulthandler writes into a worker's log before the signal ends the worker."""
 
 LOST_WITH_NODE = "was lost with its node"
 
 
 def signal_cause(number: int) -> str:
-    """`was killed by signal 9 (SIGKILL)`."""
+    """The cause of a death by a signal: `was killed by signal 9 (SIGKILL)`."""
     return f"was killed by signal {number} ({signal.Signals(number).name})"
 
 
 def exit_cause(code: int) -> str:
-    """The cause that an exit code tells, as `subprocess` gives it: negative for a signal."""
+    """The cause of a death with an exit code. As in `subprocess`, a negative code means a signal."""
     return signal_cause(-code) if code < 0 else f"ended by itself with exit code {code}"
 
 
 def cause_in_log(log: str) -> str | None:
-    """The fatal signal that a worker's log reports, with the frame it came in; None when the log reports none."""
+    """The fatal signal that a worker's log reports, with the innermost Python frame. None if it reports no signal."""
     match = re.search(r"^Fatal Python error: (.+)$", log, re.MULTILINE)
     number = _FATAL_ERRORS.get(match[1].strip()) if match else None
     if match and number is not None:
@@ -44,7 +45,7 @@ def cause_in_log(log: str) -> str | None:
 
 
 def cause_in_report(report: str) -> str | None:
-    """The cause that Ray's report of a death states for certain; None when it only guesses."""
+    """The cause that Ray's report of a death states for certain. None if the report only guesses."""
     if re.search(r"OutOfMemoryError|running low on memory|memory usage threshold|memory monitor", report):
         match = re.search(r"memory used was ([^;,.]*GB / [0-9.]+GB)[^.]*", report)
         return "ran out of memory: Ray's memory monitor ended it" + (f" (node: {match[1]})" if match else "")
@@ -62,12 +63,15 @@ def cause_in_report(report: str) -> str | None:
 
 
 def pid_in_report(report: str) -> int | None:
-    """The process id in Ray's report of a death or an exception; the last one, which is where the chain began."""
+    """The process id in Ray's report of a death or an exception. None if the report has no process id.
+
+    Of several ids it is the last, because a chain of exceptions ends with the process in which it began.
+    """
     matches = re.findall(r"\bpid: (\d+)|Worker PID: (\d+)|\(pid=(\d+), ip=", report)
     return int(next(filter(None, matches[-1]))) if matches else None
 
 
 def ip_in_report(report: str) -> str:
-    """The node's address in Ray's report of a death or an exception; empty when it has none."""
+    """The node's IP address in Ray's report of a death or an exception. Empty if the report has no address."""
     matches = re.findall(r"(?:\bip|\bIP|IP address)(?:: |=)([\w.:]+)", report)
     return matches[-1] if matches else ""

@@ -1,4 +1,8 @@
-"""One sentence that explains a failure (stage, process, node, cause, log), and the details behind it."""
+"""Explains a failure in one sentence that names the stage, the process, its node, the cause and the log.
+
+A failure is an exception or the death of a process. Ray's report of a death seldom states the cause, so the stage's
+monitor is asked (`cluster.stage_monitor`), which observes all processes of the stage.
+"""
 
 from dataclasses import dataclass
 
@@ -16,11 +20,14 @@ from cluster.worker_errors import (
     traceback_text,
 )
 
-_SHOWN_LINES = 12
+_MAX_DETAIL_LINES = 12
 
 
 class JobFailed(RuntimeError):
-    """Work failed for good; `text` is one sentence for the user, `detail` a traceback or the end of a log."""
+    """A job failed and no restart is left.
+
+    `text` is one sentence for the user. `detail` is a traceback or the end of a log.
+    """
 
     def __init__(self, text: str, detail: str = "") -> None:
         super().__init__(text, detail)
@@ -32,33 +39,34 @@ class JobFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Explanation:
-    """A failure in words."""
+    """The explanation of one failure."""
 
     sentence: str
     detail: str = ""
-    """A traceback, or the end of the process's log."""
+    """A traceback, the end of the process's log, or the end of Ray's report."""
 
-    def error(self, addition: str = "") -> JobFailed:
-        """The explanation as an exception, with `addition` appended to the sentence."""
-        return JobFailed(f"{self.sentence}{addition}", self.detail)
+    def to_error(self, suffix: str = "") -> JobFailed:
+        """Convert the explanation to an exception, with `suffix` appended to the sentence."""
+        return JobFailed(f"{self.sentence}{suffix}", self.detail)
 
 
 def explain(error: BaseException, *, stage: str = "", role: str | None = None, index: int | None = None) -> Explanation:
-    """The explanation of an exception, or of the death that it reports.
+    """Explain an exception, or the death of a process that Ray's exception reports.
 
-    `stage`, `role` and `index` name the process where the caller knows them and no monitor does.
+    `stage`, `role` and `index` name the process in case no monitor knows the process. With `role=None` an exception is
+    attributed to the driver.
     """
-    from ray.exceptions import RayActorError  # late: `plan` need not wait for Ray
+    from ray.exceptions import RayActorError  # Imported here so that `raymill plan` does not import Ray.
 
     monitor = current_monitor()
     stage = monitor.stage if monitor else stage
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return _explain_failed_start(error, stage, role, index)
+        return _explain_constructor_error(error, stage, role, index)
     if _is_death(error):
         report = str(error)
         pid, ip = pid_in_report(report), ip_in_report(report)
         death = monitor.pop_death(role=role, index=index, pid=pid, ip=ip) if monitor else None
-        return explain_death(report, death) if death else _explain_unseen_death(report, stage, role, index)
+        return explain_death(report, death) if death else _explain_unobserved_death(report, stage, role, index)
     text = traceback_text(error)
     process = error.process if isinstance(error, WorkerError) else None
     if monitor and is_ray_task_error(error) and (pid := pid_in_report(text)):
@@ -69,40 +77,40 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
     return Explanation(f"{subject} {describe_error(error, text)}", text)
 
 
-def _explain_failed_start(error: BaseException, stage: str, role: str | None, index: int | None) -> Explanation:
-    """The explanation of an actor whose constructor raised: Ray gives its traceback as text only."""
+def _explain_constructor_error(error: BaseException, stage: str, role: str | None, index: int | None) -> Explanation:
+    """Explain an exception in an actor's constructor, of which Ray passes on only the traceback's text."""
     monitor, text = current_monitor(), strip_colors(str(error))
     pid, frame = pid_in_report(text), innermost_frame(text)
     process = monitor.find_process(pid=pid, ip=ip_in_report(text)) if monitor and pid else None
-    cause = f"raised {_last_line(text)}" + (f", at {frame}" if frame else "") + ", when it was made"
+    cause = f"raised {_last_line(text)}" + (f", at {frame}" if frame else "") + ", in its constructor"
     return Explanation(process.sentence(cause) if process else f"{_subject(stage, role, index)} {cause}", text)
 
 
 def explain_exception(process: ProcessInfo, error: BaseException, traceback: str) -> Explanation:
-    """The explanation of an exception in a known process, with the traceback as that process wrote it."""
+    """Explain an exception that a given process raised. `traceback` is the text that the process sent."""
     return Explanation(process.sentence(describe_error(error, traceback)), traceback)
 
 
 def explain_death(report: str, death: ProcessEvent) -> Explanation:
-    """The explanation of a death that a monitor saw; `report` is what Ray or a surviving process says of it."""
+    """Explain a death that a monitor observed. `report` is what Ray or a surviving process reports about it."""
     cause = death.cause if death.is_cause_certain else cause_in_report(report) or death.cause
     return Explanation(death.process.sentence(cause), _last_lines(death.log_tail))
 
 
-def _explain_unseen_death(report: str, stage: str, role: str | None, index: int | None) -> Explanation:
-    """The explanation of a death that no monitor saw, for example because its node and the monitor there are gone."""
+def _explain_unobserved_death(report: str, stage: str, role: str | None, index: int | None) -> Explanation:
+    """Explain a death that no monitor observed, for example because the monitor was lost together with the node."""
     monitor, pid, ip = current_monitor(), pid_in_report(report), ip_in_report(report)
     process = monitor.find_process(role=role, index=index, pid=pid, ip=ip) if monitor and (pid or role) else None
     subject = str(process) if process else _subject(stage, role, index) + (f" on node {ip}" if ip else "")
     is_node_lost = monitor is not None and process is not None and monitor.is_node_lost(process.ip)
-    cause = cause_in_report(report) or (LOST_WITH_NODE if is_node_lost else "died, and nothing was seen of why")
+    cause = cause_in_report(report) or (LOST_WITH_NODE if is_node_lost else "died for an unknown reason")
     if cause == LOST_WITH_NODE and monitor and (memory := monitor.last_memory_use(process.ip if process else ip)):
-        cause += f", whose control group had used {memory} when it was last seen"
+        cause += f"; the last report of its node showed {memory} of memory in use"
     return Explanation(f"{subject} {cause}", _last_lines(report))
 
 
 def _is_death(error: BaseException) -> bool:
-    """Whether Ray reports that a process is gone, rather than that it raised something."""
+    """Whether Ray's exception reports that a process or its node died, and not that the process raised an exception."""
     from ray.exceptions import (
         LocalRayletDiedError,
         NodeDiedError,
@@ -112,13 +120,13 @@ def _is_death(error: BaseException) -> bool:
         WorkerCrashedError,
     )
 
-    processes = (RayActorError, WorkerCrashedError, OutOfMemoryError)
-    nodes = (NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(original_error(error), processes + nodes)
+    process_deaths = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+    node_deaths = (NodeDiedError, LocalRayletDiedError, ObjectLostError)
+    return isinstance(original_error(error), process_deaths + node_deaths)
 
 
 def _subject(stage: str, role: str | None, index: int | None) -> str:
-    """`rlhf: generator 0`, with as much of it as is known."""
+    """Name a process as in `rlhf: generator 0`, without the parts that are unknown."""
     prefix = f"{stage}: " if stage else ""
     if role is None:
         return f"{prefix}a worker"
@@ -126,8 +134,10 @@ def _subject(stage: str, role: str | None, index: int | None) -> str:
 
 
 def _last_lines(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-_SHOWN_LINES:])
+    return "\n".join(text.strip().splitlines()[-_MAX_DETAIL_LINES:])
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "an exception without a text")
+    return next(
+        (line.strip() for line in reversed(text.splitlines()) if line.strip()), "an exception without a message"
+    )

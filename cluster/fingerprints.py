@@ -1,7 +1,8 @@
-"""Identities of files by their content, cached so that a file is read once rather than once per command.
+"""Computes fingerprints of files: texts that identify a file's content.
 
-The cached identity of a local file holds as long as the file system reports no write to it: same device, inode, size,
-and times of the last change of content and of status, to the nanosecond.
+The fingerprint of a local file is the SHA-256 digest of its bytes. A cache keeps it, so that a file is read once and
+not by every command. A cached fingerprint is used as long as the file system reports no change: the device, the inode,
+the size and the times of the last change of content and of metadata (to the nanosecond) are all the same.
 """
 
 import hashlib
@@ -21,40 +22,42 @@ from cluster.user_cache import UserCache
 
 _BLOCK_BYTES = 1 << 22
 _MIN_CACHED_BYTES = 64 << 10
-"""A smaller file is read as fast as it is looked up in the cache."""
-_SETTLED_S = 2.0
-"""A file that changed more recently is not cached: some file systems keep times to the second only."""
-_PROGRESS_BYTES = 256 << 20
-"""From this much to read, which takes a second or more, progress is shown."""
-_THREADS = min(4, os.cpu_count() or 1)
+"""Smaller files are not cached, because reading them is as fast as the cache."""
+_MIN_AGE_S = 2.0
+"""Files that changed more recently are not cached. Some file systems record times in whole seconds, so that a second
+change could go unnoticed."""
+_MIN_PROGRESS_BYTES = 256 << 20
+"""Progress is shown from this number of bytes to read, which takes a second or more."""
+_NUM_THREADS = min(4, os.cpu_count() or 1)
 
 _cache = UserCache("fingerprints")
 
 
 def fingerprint(url: str) -> str:
-    """Identity of one file's content: its sha256, or the ETag where an object store already keeps one."""
+    """The fingerprint of one file: the ETag if an object store provides one, else the SHA-256 digest."""
     return _fingerprint(url, lambda num_bytes: None)
 
 
 def fingerprints(urls: Sequence[str], label: str) -> list[str]:
-    """`fingerprint` of each URL, several at once, with progress where there is much to read that is not cached."""
+    """The fingerprint of each URL. Large files are read in parallel and with a progress display that shows `label`."""
     total = sum(size for url in urls if (size := _bytes_to_read(url)))
-    if total < _PROGRESS_BYTES:
+    if total < _MIN_PROGRESS_BYTES:
         return [fingerprint(url) for url in urls]
-    read, lock = 0, threading.Lock()
+    num_read, lock = 0, threading.Lock()
     with Progress(f"{label}: reading files to identify them", total / 1e6, "MB") as progress:
 
-        def count(num_bytes: int) -> None:
-            nonlocal read
+        def report_read(num_bytes: int) -> None:
+            nonlocal num_read
             with lock:
-                read += num_bytes
-                progress.update(read / 1e6)
+                num_read += num_bytes
+                progress.update(num_read / 1e6)
 
-        with ThreadPoolExecutor(_THREADS) as pool:  # hashing leaves the interpreter free
-            return list(pool.map(lambda url: _fingerprint(url, count), urls))
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:  # Threads run in parallel here: hashing releases the GIL.
+            return list(pool.map(lambda url: _fingerprint(url, report_read), urls))
 
 
-def _fingerprint(url: str, count: Callable[[int], None]) -> str:
+def _fingerprint(url: str, report_read: Callable[[int], None]) -> str:
+    """The fingerprint of one file. Calls `report_read` with the number of bytes of each block that it reads."""
     key = _cache_key(url)
     cached = _cache.get(key) if key else None
     if cached is not None:
@@ -63,30 +66,33 @@ def _fingerprint(url: str, count: Callable[[int], None]) -> str:
     etag = with_retries(fs.info, path).get("ETag")
     if etag:
         return f"etag:{str(etag).strip(chr(34))}"
-    content = with_retries(_sha256, fs, path, count if key else lambda num_bytes: None)
-    if key and _cache_key(url) == key:  # otherwise it was written to meanwhile
-        _cache.put(key, content)
-    return content
+    digest = with_retries(_sha256, fs, path, report_read if key else lambda num_bytes: None)
+    if key and _cache_key(url) == key:  # A different key means that the file changed while it was read.
+        _cache.put(key, digest)
+    return digest
 
 
-def _sha256(fs: fsspec.AbstractFileSystem, path: str, count: Callable[[int], None]) -> str:
+def _sha256(fs: fsspec.AbstractFileSystem, path: str, report_read: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     with fs.open(path, "rb") as file:
         while block := cast(bytes, file.read(_BLOCK_BYTES)):
             digest.update(block)
-            count(len(block))
+            report_read(len(block))
     return f"sha256:{digest.hexdigest()}"
 
 
 def _bytes_to_read(url: str) -> int:
-    """The size of a local file whose identity is not cached; 0 for any other URL."""
+    """The size of a local file whose fingerprint could be cached and is not. 0 for all other URLs."""
     key = _cache_key(url)
     path = local_path(url)
     return os.stat(path).st_size if path and key and "::" not in url and _cache.get(key) is None else 0
 
 
 def _cache_key(url: str) -> str:
-    """The cache key of a local file's present content, or of a member of a local archive; empty where there is none."""
+    """The cache key of the present content of a local file or of a member of a local archive.
+
+    Returns an empty key for a URL that is not local, and for a file that is missing, small or recently changed.
+    """
     path = local_path(url)
     if not path:
         return ""
@@ -95,7 +101,7 @@ def _cache_key(url: str) -> str:
     except OSError:
         return ""
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-    if status.st_size < _MIN_CACHED_BYTES or time.time_ns() - changed_ns < _SETTLED_S * 1e9:
+    if status.st_size < _MIN_CACHED_BYTES or time.time_ns() - changed_ns < _MIN_AGE_S * 1e9:
         return ""
     member = url.rpartition("::")[0]
     times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"

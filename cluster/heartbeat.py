@@ -1,7 +1,8 @@
-"""What a monitored process leaves on its node: a record of who it is, its progress, and its stack on request.
+"""The side of monitoring that runs in each monitored process: its record, its heartbeats, and its stacks on request.
 
-Every process of a stage writes a small record into a folder of its node when it starts and removes it when it ends
-well (`monitored`). `cluster.node_monitor` looks at the processes on one node, `cluster.stage_monitor` at all nodes.
+Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. It removes the record
+when it ends without an exception (`monitored`), so a record without a process means that the process died.
+`cluster.node_monitor` reads the records on one node, and `cluster.stage_monitor` combines all nodes.
 """
 
 import contextlib
@@ -21,32 +22,34 @@ from cluster.plain import from_plain, to_plain
 from cluster.process_info import ProcessInfo
 
 STACK_SIGNAL = signal.SIGUSR2
-"""Makes a monitored process write its Python stacks into `<pid>.stack` beside its record."""
+"""The signal that makes a monitored process write its Python stacks into `<pid>.stack`, next to its record."""
 STOP_FILE = "stop"
-"""Its presence in a node's folder asks all processes there to stop after saving their work."""
-_BEAT_INTERVAL_S = 1.0
+"""A file of this name in a node's folder asks all processes of the node to save their work and stop."""
+_MIN_HEARTBEAT_INTERVAL_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """The content of `<pid>.json`."""
+    """The content of `<pid>.json`, the record of one monitored process."""
 
     process: ProcessInfo
     log_death: bool
-    """Whether the monitor logs its death as a warning: true where nobody else reports it, as Ray silently repeats the
-    work."""
+    """Whether the monitor logs a warning when the process dies. It is true for processes whose work Ray silently
+    repeats, because otherwise nothing reports their death."""
     log_offset: int
-    """Bytes of its log that were there before it was registered, by an earlier user of the same worker process."""
+    """The size of the process's log, in bytes, when it was registered. What precedes the offset was written by earlier
+    work in the same Ray worker process."""
     handles_stack_signal: bool
-    """Whether it handles `STACK_SIGNAL`, which would kill any other process."""
+    """Whether the process handles `STACK_SIGNAL`. The signal kills a process that does not handle it."""
     ended_with_exception: bool = False
-    """Whether it ended by an exception, which whoever receives it reports."""
+    """Whether the process ended with an exception. The monitor does not report it, because the receiver of the
+    exception does."""
 
     @staticmethod
     def read(file: Path) -> "ProcessRecord":
-        """The record in a file. Raises FileNotFoundError once the process has ended well."""
+        """Read a record. Raises FileNotFoundError if the process has ended without an exception."""
         return from_plain(ProcessRecord, json.loads(file.read_text()))
 
     def write(self, file: Path) -> None:
@@ -54,16 +57,17 @@ class ProcessRecord:
 
 
 class _Registration:
-    """This process's own registration."""
+    """The registration of the process that runs this code."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
-        """The node's folder; None as long as this process is not monitored."""
+        """The node's folder of records. None if this process has never been monitored."""
         self.process: ProcessInfo | None = None
-        self.last_beat_s = 0.0
+        self.last_heartbeat_s = 0.0
         self.stack_file: IO[str] | None = None
         self.stack_pid = 0
-        """The process that has the handler which writes to `stack_file`: a forked child has none of its own yet."""
+        """The id of the process whose signal handler writes to `stack_file`. It differs from this process's id in a
+        forked child that has not registered yet."""
 
 
 _registration = _Registration()
@@ -71,14 +75,14 @@ _registration = _Registration()
 
 @contextlib.contextmanager
 def monitored(stage: str | None, role: str, index: int, *, log_death: bool = False) -> Iterator[None]:
-    """Have this process monitored for the length of the block; without a stage, do nothing."""
-    file = None if stage is None else register(stage, role, index, log_death=log_death)
+    """Have this process monitored while the block runs. Does nothing if `stage` is None."""
+    file = None if stage is None else register_process(stage, role, index, log_death=log_death)
     if file is None:
         yield
         return
     try:
         yield
-    except BaseException:  # reported by whoever receives it; the record stays, to name the process
+    except BaseException:  # The record is kept, so that the receiver of the exception can name the process.
         with contextlib.suppress(OSError):
             replace(ProcessRecord.read(file), ended_with_exception=True).write(file)
         raise
@@ -87,30 +91,34 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
 
 
 def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_death: bool = False) -> type:
-    """The class, changed so that an actor made of it is monitored for as long as it lives."""
+    """A subclass of `cls` whose instances have their process monitored. An actor of it is monitored while it lives.
+
+    Returns `cls` itself if `stage` is None.
+    """
     if stage is None:
         return cls
 
-    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
-        register(stage, role, index, log_death=log_death)
-        cls.__init__(self, *arguments, **named)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        register_process(stage, role, index, log_death=log_death)
+        cls.__init__(self, *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
 
-def register(stage: str, role: str, index: int, *, log_death: bool = False) -> Path | None:
-    """Have this process monitored until the record that is returned is removed, or the process ends.
+def register_process(stage: str, role: str, index: int, *, log_death: bool = False) -> Path | None:
+    """Have this process monitored, until its record is removed or the process ends. Returns the path of the record.
 
-    Returns None where the record cannot be written (a full disk, for example): the work does not need a monitor.
+    Logs a warning and returns None if the record cannot be written, for example because the disk is full. The work can
+    run without a monitor.
     """
     try:
-        return _register(stage, role, index, log_death)
+        return _write_registration(stage, role, index, log_death)
     except OSError as error:
-        log.warning("%s: %s %d is not monitored, its death would have no cause: %s", stage, role, index, error)
+        log.warning("%s: %s %d is not monitored; if it dies, the cause will be unknown: %s", stage, role, index, error)
         return None
 
 
-def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
+def _write_registration(stage: str, role: str, index: int, log_death: bool) -> Path:
     stderr_path = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
     log_path = stderr_path if stderr_path.startswith("/") and os.path.isfile(stderr_path) else ""
     pid = os.getpid()
@@ -120,9 +128,10 @@ def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
     _registration.folder = folder = node_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     stack_path = folder / f"{pid}.stack"
-    # The file may be missing (an earlier stage removed the folder) or belong to an earlier process with this id.
+    # The stack file may be missing because an earlier stage removed the folder, or it may be left from an earlier
+    # process with the same process id.
     if _registration.stack_pid != pid or not stack_path.exists():
-        # By signal, because a thread that hangs in a call would never answer a question.
+        # Stacks are requested by a signal, because a process that hangs in a call would not answer a message.
         _registration.stack_file = stack_path.open("w")
         faulthandler.register(STACK_SIGNAL, file=_registration.stack_file, all_threads=True)
         _registration.stack_pid = pid
@@ -133,7 +142,7 @@ def _register(stage: str, role: str, index: int, log_death: bool) -> Path:
 def write_record(
     process: ProcessInfo, *, log_death: bool, log_offset: int = 0, handles_stack_signal: bool = False
 ) -> Path:
-    """Write the record of a process on this node, where the node's monitor finds it; the record's path."""
+    """Write the record of a process of this node into the node's folder, and return the record's path."""
     folder = node_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{process.pid}.json"
@@ -142,32 +151,36 @@ def write_record(
 
 
 def send_heartbeat(step: int) -> None:
-    """Report that this process has reached a step. Cheap: written at most once a second."""
+    """Report that this process has reached a step.
+
+    Call it as often as you like: at most one report a second is written, and none if the process is not monitored.
+    """
     now = time.monotonic()
-    if _registration.folder is not None and now - _registration.last_beat_s > _BEAT_INTERVAL_S:
-        _registration.last_beat_s = now
-        with contextlib.suppress(OSError):  # the folder is gone or the disk full: the work does not depend on it
+    if _registration.folder is not None and now - _registration.last_heartbeat_s > _MIN_HEARTBEAT_INTERVAL_S:
+        _registration.last_heartbeat_s = now
+        # The work goes on without heartbeats if the folder was removed or the disk is full.
+        with contextlib.suppress(OSError):
             _write_atomically(_registration.folder / f"{os.getpid()}.beat", str(step))
 
 
 def stop_requested() -> bool:
-    """Whether the driver asks this process to save its work and stop."""
+    """Whether the driver has asked this process to save its work and stop."""
     return _registration.folder is not None and (_registration.folder / STOP_FILE).exists()
 
 
 def current_process_info() -> ProcessInfo | None:
-    """What this process does, or did last; None where it was never monitored."""
+    """The identity under which this process was last monitored. None if it has never been monitored."""
     process = _registration.process
     return process if process is not None and process.pid == os.getpid() else None
 
 
 def node_folder() -> Path:
-    """The folder of this job's records on this node.
+    """The folder of the current Ray job's records on this node.
 
-    It lies in Ray's session folder, on which all processes of a node agree whatever their TMPDIR; Ray's node id tells
-    several nodes on one machine apart.
+    It is in Ray's session folder, because all processes of a node see the same one, whatever their TMPDIR. Its name
+    contains Ray's node id, because several nodes can run on one machine.
     """
-    import ray  # late: `plan` need not wait for it
+    import ray  # Imported here so that `raymill plan` does not import Ray.
     from ray._private import worker
 
     context, node = ray.get_runtime_context(), worker._global_node
@@ -176,7 +189,7 @@ def node_folder() -> Path:
 
 
 def node_ip() -> str:
-    """This node's address, as Ray's reports give it."""
+    """The IP address of this node, written as in Ray's reports."""
     import ray
 
     return ray.util.get_node_ip_address()

@@ -1,4 +1,8 @@
-"""The exclusive right to write a folder: a small file in it that its holder keeps renewing."""
+"""Leases: a lease gives one run the exclusive right to write the folder of an artifact.
+
+The lease is a small file in the folder, lease.json. The run that holds the lease renews the file every few seconds. If
+that run is killed, the lease expires and another run takes it over.
+"""
 
 import contextlib
 import json
@@ -19,30 +23,31 @@ log = logging.getLogger(__name__)
 LEASE_FILE = "lease.json"
 _RENEWAL_INTERVAL_S = 5.0
 _EXPIRY_S = 30.0
-"""A lease that was not renewed for so long may be taken over."""
+"""The time without renewal after which another run may take a lease over."""
 _SETTLE_S = 0.5
-"""How long to wait after overwriting a lease, so that of several processes that do so the last writer wins."""
+"""The wait between overwriting a lease and reading it back. Several runs may overwrite it at the same time; after the
+wait only the last writer still finds its own lease."""
 
 
 @dataclass(frozen=True)
 class _Lease:
-    """What lease.json says."""
+    """The content of lease.json."""
 
     holder: str
-    """Names one acquisition: host, process, thread and time."""
+    """A unique name of the acquisition, made of the host, the process, the thread and the time."""
     host: str
     pid: int
     time: float
     """Unix time of the last renewal."""
 
     @staticmethod
-    def now(holder: str) -> "_Lease":
-        """A lease that this process holds and renews now."""
+    def renewed_now(holder: str) -> "_Lease":
+        """A lease of `holder`, in this process, that counts as renewed at the present time."""
         return _Lease(holder, socket.gethostname(), os.getpid(), time.time())
 
     @staticmethod
     def read(folder: Storage) -> "_Lease":
-        """The lease of a folder. Raises FileNotFoundError when nobody holds it."""
+        """The lease of a folder. Raises FileNotFoundError if no run holds it."""
         return _Lease(**folder.read_json(LEASE_FILE))
 
     def encode(self) -> bytes:
@@ -50,7 +55,7 @@ class _Lease:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether its holder is gone: not renewed for long, or a process of this machine that has ended."""
+        """Whether the lease has expired, or its holder is a process of this machine that has ended."""
         if time.time() - self.time > _EXPIRY_S:
             return True
         return self.host == socket.gethostname() and not _is_alive(self.pid)
@@ -58,30 +63,30 @@ class _Lease:
 
 @contextlib.contextmanager
 def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
-    """Hold the exclusive right to write an artifact; wait while another living run holds it.
+    """Hold the lease of an artifact's folder while the block runs. Waits as long as another living run holds it.
 
-    Yields a function that raises RuntimeError when another run has taken the lease over; call it right before the
-    artifact is declared complete. The lease of a process of this machine that has ended is taken over at once, any
-    other after `_EXPIRY_S` without renewal, so a killed run blocks nobody for long.
+    Yields a function that raises RuntimeError if another run has taken the lease over. Call it right before you mark
+    the artifact as complete. If the process that holds the lease ran on this machine and has ended, the lease is taken
+    over at once. A lease from another machine is taken over after `_EXPIRY_S` without renewal.
 
     The renewal thread consumes: nothing; waits for: its interval; is unblocked by: the clock or the end of the block;
-    produces: a lease file with the present time, until another run has taken it over.
+    produces: a lease file with the present time, until another run has taken the lease over.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
-    if not _acquire(output, holder):
+    if not _try_acquire(output, holder):
         other_run = _describe_holder(output)
-        log.info("waiting: another run%s is making %s", other_run, output.url)
-        with working(f"waiting for another run{other_run}, which is making {output.url}"):
-            while not _acquire(output, holder):
+        log.info("waiting: another run%s is writing %s", other_run, output.url)
+        with working(f"waiting for another run{other_run}, which is writing {output.url}"):
+            while not _try_acquire(output, holder):
                 time.sleep(1.0)
     stop = threading.Event()
 
     def renew() -> None:
         while not stop.wait(_RENEWAL_INTERVAL_S):
-            with contextlib.suppress(OSError):  # a store that fails for a while; the next renewal tries again
+            with contextlib.suppress(OSError):  # If the store fails for a while, the next renewal tries again.
                 if not _is_held_by(output, holder):
                     return
-                output.write_bytes(LEASE_FILE, _Lease.now(holder).encode())
+                output.write_bytes(LEASE_FILE, _Lease.renewed_now(holder).encode())
 
     thread = threading.Thread(target=renew, daemon=True, name="lease")
     thread.start()
@@ -95,11 +100,11 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
 
 
 def _require_held(output: Storage, holder: str) -> None:
-    """Raises RuntimeError when another run has taken the lease over, so that only one declares the artifact."""
+    """Raises RuntimeError if another run has taken the lease over, so that only one run completes the artifact."""
     if not _is_held_by(output, holder):
         raise RuntimeError(
-            f"this run made no progress for more than {_EXPIRY_S:.0f} s and another one has taken {output.url} over; "
-            "wait for that one"
+            f"this run did not renew its lease for {_EXPIRY_S:.0f} s, so another run now writes {output.url}; "
+            "wait for the other run to finish"
         )
 
 
@@ -111,7 +116,7 @@ def _is_held_by(output: Storage, holder: str) -> bool:
 
 
 def _describe_holder(output: Storage) -> str:
-    """` (pid 17 on node-1)`: who holds the lease, for a message; empty when it is free by now."""
+    """Name the process that holds the lease: ` (pid 17 on node-1)`. Empty if the lease has been released by now."""
     try:
         lease = _Lease.read(output)
     except FileNotFoundError:
@@ -119,17 +124,17 @@ def _describe_holder(output: Storage) -> str:
     return f" (pid {lease.pid} on {lease.host})"
 
 
-def _acquire(output: Storage, holder: str) -> bool:
-    """Whether `holder` now holds the lease: it was free, or its holder is gone."""
-    if output.create_bytes(LEASE_FILE, _Lease.now(holder).encode()):
+def _try_acquire(output: Storage, holder: str) -> bool:
+    """Acquire the lease for `holder` if it is free or abandoned. Returns whether `holder` now holds it."""
+    if output.create_bytes(LEASE_FILE, _Lease.renewed_now(holder).encode()):
         return True
     try:
         if not _Lease.read(output).is_abandoned:
             return False
-        output.write_bytes(LEASE_FILE, _Lease.now(holder).encode())
+        output.write_bytes(LEASE_FILE, _Lease.renewed_now(holder).encode())
         time.sleep(_SETTLE_S)
         return _is_held_by(output, holder)
-    except FileNotFoundError:  # released or taken over between two reads
+    except FileNotFoundError:  # The lease was released between two of the calls above.
         return False
 
 

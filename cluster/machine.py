@@ -1,14 +1,17 @@
-"""What this machine has: free memory, processor model, and the cores that this process may use."""
+"""Describes the machine that this process runs on: free memory, processor model and usable CPU cores."""
 
 import math
 import os
 from pathlib import Path
 
-from cluster.cgroups import cgroup_of, core_limit_of, free_memory_in
+from cluster.cgroups import cgroup_of, core_limit_of, free_group_bytes
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that the machine, or this process's control group, still has; None where the kernel does not tell."""
+    """The memory that this process can still use: the free memory of the machine or, if less, of its control group.
+
+    Returns None where the kernel does not report free memory, as on macOS.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -16,14 +19,18 @@ def free_memory_bytes() -> int | None:
     fields = dict(line.split(":", 1) for line in lines)
     if "MemAvailable" not in fields:
         return None
-    free = int(fields["MemAvailable"].split()[0]) * 1024
+    machine_bytes = int(fields["MemAvailable"].split()[0]) * 1024
     group = cgroup_of(os.getpid())
-    free_in_group = None if group is None else free_memory_in(group)
-    return free if free_in_group is None else min(free, free_in_group)
+    group_bytes = None if group is None else free_group_bytes(group)
+    return machine_bytes if group_bytes is None else min(machine_bytes, group_bytes)
 
 
 def processor_name() -> str:
-    """The processor's model as Linux names it (its numbers on ARM); the machine type on other systems."""
+    """The processor model that Linux reports.
+
+    On ARM, where Linux reports no model name, it is the machine type with the implementer, part and variant numbers.
+    On other systems it is the machine type, such as `arm64`.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -34,13 +41,16 @@ def processor_name() -> str:
 
 
 def num_parallel_tasks(workers: int | None, num_tasks: int) -> int:
-    """How many of a data stage's tasks run at the same time on this machine; `workers` is its `execution.workers`."""
+    """The number of a data stage's tasks that run at the same time on this machine.
+
+    `workers` is the stage's `execution.workers`; None means one task per core.
+    """
     return min(workers or num_cores(), num_cores(), num_tasks)
 
 
 def num_cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than its control group's limit."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that this process may use, given its CPU affinity and its control group's limit."""
+    affinity_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     group = cgroup_of(os.getpid(), "cpu")
-    limit = core_limit_of(group) if group else None
-    return bound if limit is None else max(1, min(bound, math.ceil(limit)))
+    core_limit = core_limit_of(group) if group else None
+    return affinity_cores if core_limit is None else max(1, min(affinity_cores, math.ceil(core_limit)))

@@ -1,7 +1,7 @@
-"""Deaths, stops and stalls of the monitored processes on one node, with their causes.
+"""Observes the monitored processes of one node and reports deaths with their causes, stops and progress.
 
-Once a process is gone the kernel no longer tells its control group's kill count or its peak of memory, so both are
-recorded here while it lives.
+A cause must be prepared while the process lives. Once the process has ended, the kernel no longer tells which memory
+control group (cgroup) it was in or how much memory it had used. So every poll records both.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from cluster.cgroups import (
     cgroup_of,
     format_gib,
     limiting_group,
-    memory_use_of,
     peak_memory_of,
     read_memory_group,
+    smallest_limit_use,
 )
 from cluster.death_causes import cause_in_log, signal_cause
 from cluster.heartbeat import STACK_SIGNAL, STOP_FILE, ProcessRecord, node_folder
 from cluster.process_info import ProcessInfo
 
-_STOPPED_S = 6.0
-"""How long a process may be stopped by a signal before that is reported."""
+_MIN_STOP_S = 6.0
+"""A process that a signal has stopped (SIGSTOP) is reported after this time."""
 _IDLE_CORE_SHARE = 0.02
-"""Processes that together take less than this share of one core count as idle."""
+"""The processes count as idle if together they use less than this share of one CPU core."""
 _LOG_TAIL_BYTES = 16 << 10
 _STACK_WAIT_S = 0.5
 
@@ -43,55 +43,57 @@ log = logging.getLogger(__name__)
 
 
 class EventKind(StrEnum):
-    """What happened to a process."""
+    """What can happen to a process."""
 
     DEAD = "dead"
     STOPPED = "stopped"
-    """Stopped by a signal, for some seconds."""
+    """A signal (SIGSTOP) has stopped the process for some seconds."""
     CONTINUED = "continued"
-    """Continued, after STOPPED was reported."""
+    """The process runs again after STOPPED was reported."""
 
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """Something that happened to a process."""
+    """One event of a monitored process."""
 
     process: ProcessInfo
     kind: EventKind
     cause: str = ""
-    """The cause of a death, from what the node knows."""
+    """The cause of a death, as far as it can be known on the node. Empty for other events."""
     is_cause_certain: bool = True
-    """False where SIGKILL is assumed because nothing else is known; Ray may know better."""
+    """False if SIGKILL is assumed because no cause was found. Ray's report may then state the real cause."""
     log_tail: str = ""
+    """The end of the dead process's log."""
     log_death: bool = False
-    """`ProcessRecord.log_death`."""
+    """A copy of `ProcessRecord.log_death`."""
 
 
 class NodeReport(NamedTuple):
-    """What is new on a node since the report before."""
+    """The news of a node since its previous report."""
 
     events: list[ProcessEvent]
     has_progress: bool
-    """Whether a process has reached another step, begun or ended."""
+    """Whether a process has reached another step, or a process has started or ended."""
     is_busy: bool
-    """Whether the processes use the processor."""
+    """Whether the processes have used CPU time."""
     new_processes: Sequence[ProcessInfo] = ()
-    """Those that were not monitored before, including any that have ended by now."""
+    """The processes that were registered since the previous report, even if they have ended by now."""
     running_processes: Sequence[ProcessInfo] = ()
-    """Those that are monitored now."""
+    """The processes that are monitored now."""
     memory_use: MemoryUse | None = None
-    """Use of the control group that is nearest to its limit; None without a limit."""
+    """The use of the control group that is nearest to its limit. None if no limit applies."""
 
 
 @dataclass
-class _Monitored:
-    """What is known of a process while it lives."""
+class _MonitoredProcess:
+    """The observations of one process while it lives."""
 
     record: ProcessRecord
     handle: psutil.Process | None
-    """None when it was gone before it was first looked at."""
-    kills_at_first: dict[str, int] = field(default_factory=dict)
-    """Kill counts of the memory control groups that it has been in, when first seen, by the group's folder."""
+    """None if the process had ended before the first poll."""
+    initial_oom_kills: dict[str, int] = field(default_factory=dict)
+    """The number of OOM kills of each memory control group that the process has been in, when the process was first
+    seen in the group. The keys are the groups' folders."""
     peak_bytes: int = 0
     stopped_since_s: float | None = None
     is_stop_reported: bool = False
@@ -102,68 +104,84 @@ class _Monitored:
 
 
 class NodeMonitor:
-    """Monitors the processes of this job on its node: a plain object on the driver's node, an actor on the others."""
+    """The monitor of the processes of the current Ray job on one node.
+
+    It is a plain object on the driver's node and a Ray actor on each other node.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` is where the processes leave their records; None for this job's own on this node."""
+        """`folder` contains the processes' records; None means `heartbeat.node_folder()`."""
         self.folder = folder or node_folder()
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:  # as in `heartbeat.register`: the work does not need a monitor
-            log.warning("the processes of this node are not monitored, deaths would have no cause: %s", error)
-        self._monitored: dict[int, _Monitored] = {}
+        except OSError as error:  # The work can run without a monitor.
+            log.warning(
+                "the processes of this node are not monitored; if one dies, the cause will be unknown: %s", error
+            )
+        self._monitored: dict[int, _MonitoredProcess] = {}
         self._new_processes: list[ProcessInfo] = []
+        # The identities of the processes and the times of their heartbeats at the last poll; a change is progress.
         self._progress: tuple[list[tuple[int, str]], list[tuple[str, float]]] = ([], [])
+        # The CPU seconds of all processes at the last poll, and the time of that poll.
         self._cpu_s, self._polled_s = 0.0, time.monotonic()
 
     def poll(self) -> NodeReport:
-        """What is new since the last call."""
-        self._find_new()
-        events = [event for pid in list(self._monitored) if (event := self._check(pid))]
-        progress = (sorted((pid, str(one.process)) for pid, one in self._monitored.items()), self._beats())
+        """Observe the processes and return what is new since the previous call."""
+        self._add_new_processes()
+        events = [event for pid in list(self._monitored) if (event := self._observe(pid))]
+        identities = sorted((pid, str(monitored.process)) for pid, monitored in self._monitored.items())
+        progress = (identities, self._heartbeat_times())
         has_progress, self._progress = progress != self._progress, progress
         cpu_s, now = sum(map(_cpu_s, self._monitored.values())), time.monotonic()
         is_busy = cpu_s - self._cpu_s > _IDLE_CORE_SHARE * (now - self._polled_s)
+        # The CPU seconds of all processes at the last poll, and the time of that poll.
         self._cpu_s, self._polled_s = cpu_s, now
         new_processes, self._new_processes = self._new_processes, []
-        running = [one.process for one in self._monitored.values()]
+        running = [monitored.process for monitored in self._monitored.values()]
         return NodeReport(events, has_progress, is_busy, new_processes, running, self._memory_use())
 
     def request_stop(self) -> None:
-        """Ask the processes to save their work and stop (`heartbeat.stop_requested`)."""
+        """Ask the processes to save their work and stop. They learn of it by `heartbeat.stop_requested`."""
         try:
             (self.folder / STOP_FILE).touch()
         except OSError as error:
             log.warning("the processes of this node cannot be asked to stop: %s", error)
 
     def read_stacks(self) -> list[tuple[ProcessInfo, str]]:
-        """The Python stacks of all processes that can write theirs; empty for one that is stopped by a signal."""
-        asked = [
-            (one, file)
-            for pid, one in self._monitored.items()
-            if one.record.handles_stack_signal and (file := self.folder / f"{pid}.stack").exists()
+        """The Python stacks of all processes that handle the stack signal.
+
+        The text is empty for a process that does not respond because a signal has stopped it.
+        """
+        requested = [
+            (monitored, file)
+            for pid, monitored in self._monitored.items()
+            if monitored.record.handles_stack_signal and (file := self.folder / f"{pid}.stack").exists()
         ]
-        sizes = [file.stat().st_size for _, file in asked]
-        for one, _ in asked:
+        offsets = [file.stat().st_size for _, file in requested]
+        for monitored, _ in requested:
             with contextlib.suppress(psutil.Error):
-                if one.handle is not None:
-                    one.handle.send_signal(STACK_SIGNAL)
-        time.sleep(_STACK_WAIT_S)  # the handler runs at once in a process that runs at all
-        return [(one.process, file.read_text()[size:]) for (one, file), size in zip(asked, sizes, strict=True)]
+                if monitored.handle is not None:
+                    monitored.handle.send_signal(STACK_SIGNAL)
+        time.sleep(_STACK_WAIT_S)  # A process that runs handles the signal at once.
+        return [
+            (monitored.process, file.read_text()[offset:])
+            for (monitored, file), offset in zip(requested, offsets, strict=True)
+        ]
 
     def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
-        """Stop monitoring the processes of a role, or all of them: they are about to be ended on purpose."""
-        self._find_new()
-        for pid, one in list(self._monitored.items()):
-            if one.process.matches(role=role, index=index):
+        """Stop monitoring the processes of a role, or all processes, because they are about to be ended on purpose."""
+        self._add_new_processes()
+        for pid, monitored in list(self._monitored.items()):
+            if monitored.process.matches(role=role, index=index):
                 (self.folder / f"{pid}.json").unlink(missing_ok=True)
                 del self._monitored[pid]
 
     def close(self) -> None:
-        """Remove the folder of records."""
+        """Remove the folder with the records."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _find_new(self) -> None:
+    def _add_new_processes(self) -> None:
+        """Start to monitor the processes that have written a record since the last call."""
         for file in self.folder.glob("*.json"):
             pid = int(file.stem)
             if pid in self._monitored:
@@ -171,104 +189,113 @@ class NodeMonitor:
             try:
                 record = ProcessRecord.read(file)
             except FileNotFoundError:
-                continue  # it ended well between two calls
+                continue  # The process has ended without an exception since the folder was listed.
             handle = None
             with contextlib.suppress(psutil.NoSuchProcess):
                 handle = psutil.Process(pid)
-            self._monitored[pid] = _Monitored(record, handle)
+            self._monitored[pid] = _MonitoredProcess(record, handle)
             self._new_processes.append(record.process)
 
-    def _check(self, pid: int) -> ProcessEvent | None:
-        """What happened to one process since the last call; forget it when it has ended."""
-        one, file = self._monitored[pid], self.folder / f"{pid}.json"
+    def _observe(self, pid: int) -> ProcessEvent | None:
+        """Observe one process and return what happened to it since the last call.
+
+        Stops monitoring the process if it has ended.
+        """
+        monitored, file = self._monitored[pid], self.folder / f"{pid}.json"
         try:
             record = ProcessRecord.read(file)
         except FileNotFoundError:
             del self._monitored[pid]
             return None
-        if record.process != one.process:  # the process has ended one task and begun another
+        if record.process != monitored.process:  # The worker process has ended one task and started another.
             self._new_processes.append(record.process)
-        one.record = record
-        if record.ended_with_exception or not _is_alive(one.handle):
+        monitored.record = record
+        if record.ended_with_exception or not _is_alive(monitored.handle):
             del self._monitored[pid]
             file.unlink(missing_ok=True)
-            return None if record.ended_with_exception else self._death(one)
-        one.peak_bytes = max(one.peak_bytes, peak_memory_of(pid))
-        if (group := cgroup_of(pid)) and str(group) not in one.kills_at_first and (memory := read_memory_group(group)):
-            one.kills_at_first[str(group)] = memory.kills
-        return _stop_or_continue(one)
+            return None if record.ended_with_exception else self._death_event(monitored)
+        monitored.peak_bytes = max(monitored.peak_bytes, peak_memory_of(pid))
+        folder = cgroup_of(pid)
+        if folder and str(folder) not in monitored.initial_oom_kills and (group := read_memory_group(folder)):
+            monitored.initial_oom_kills[str(folder)] = group.num_oom_kills
+        return _stop_event(monitored)
 
-    def _beats(self) -> list[tuple[str, float]]:
-        beats = []
+    def _heartbeat_times(self) -> list[tuple[str, float]]:
+        """The name and the time of each process's latest heartbeat file."""
+        times = []
         for path in self.folder.glob("*.beat"):
             with contextlib.suppress(FileNotFoundError):
-                beats.append((path.name, path.stat().st_mtime))
-        return sorted(beats)
+                times.append((path.name, path.stat().st_mtime))
+        return sorted(times)
 
     def _memory_use(self) -> MemoryUse | None:
-        folders = {Path(folder) for one in self._monitored.values() for folder in one.kills_at_first}
+        """The use of the control group that is nearest to its limit, among those of the processes and the monitor."""
+        folders = {Path(path) for monitored in self._monitored.values() for path in monitored.initial_oom_kills}
         groups = {cgroup_of(os.getpid()), *folders}
-        uses = [use for group in groups if group is not None and (use := memory_use_of(group)) is not None]
-        return min(uses, key=lambda use: use.limit - use.used, default=None)
+        uses = [use for group in groups if group is not None and (use := smallest_limit_use(group)) is not None]
+        return min(uses, key=lambda use: use.limit_bytes - use.used_bytes, default=None)
 
-    def _death(self, one: _Monitored) -> ProcessEvent:
-        log_tail = _log_tail(one.process.log, one.record.log_offset)
-        cause, is_cause_certain = self._out_of_memory(one) or cause_in_log(log_tail), True
+    def _death_event(self, monitored: _MonitoredProcess) -> ProcessEvent:
+        record = monitored.record
+        log_tail = _log_tail(record.process.log, record.log_offset)
+        cause, is_certain = self._out_of_memory(monitored) or cause_in_log(log_tail), True
         if cause is None:
-            cause, is_cause_certain = signal_cause(signal.SIGKILL), False
-        return ProcessEvent(one.process, EventKind.DEAD, cause, is_cause_certain, log_tail, one.record.log_death)
+            cause, is_certain = signal_cause(signal.SIGKILL), False
+        return ProcessEvent(record.process, EventKind.DEAD, cause, is_certain, log_tail, record.log_death)
 
-    def _out_of_memory(self, one: _Monitored) -> str | None:
-        """The cause where a control group of a dead process has counted another kill for want of memory, else None."""
+    def _out_of_memory(self, dead: _MonitoredProcess) -> str | None:
+        """The cause of death if a control group of the dead process has counted a new OOM kill, else None."""
         groups = [
             group
-            for folder, kills in one.kills_at_first.items()
-            if (group := read_memory_group(Path(folder))) and group.kills > kills
+            for path, num_oom_kills in dead.initial_oom_kills.items()
+            if (group := read_memory_group(Path(path))) and group.num_oom_kills > num_oom_kills
         ]
         if not groups:
             return None
-        # This kill is accounted for; the death of another process in the group needs a further one.
-        counts = {group.path: group.kills for group in groups}
-        for other in self._monitored.values():
-            other.kills_at_first.update({path: kills for path, kills in counts.items() if path in other.kills_at_first})
-        return out_of_memory_cause(groups[0], limiting_group(Path(groups[0].path)), one.peak_bytes)
+        # Attribute the kill to this process only: the other processes of the group start from the new count.
+        counts = {group.path: group.num_oom_kills for group in groups}
+        for monitored in self._monitored.values():
+            kills = monitored.initial_oom_kills
+            kills.update({path: count for path, count in counts.items() if path in kills})
+        return out_of_memory_cause(groups[0], limiting_group(Path(groups[0].path)), dead.peak_bytes)
 
 
-def _stop_or_continue(one: _Monitored) -> ProcessEvent | None:
-    """The event that a living process was stopped by a signal for some seconds, or continued afterwards."""
-    assert one.handle is not None, "only a living process can be stopped"
+def _stop_event(monitored: _MonitoredProcess) -> ProcessEvent | None:
+    """The event that a living process has been stopped by a signal for some seconds, or runs again afterwards."""
+    assert monitored.handle is not None, "only a living process can be stopped"
     try:
-        is_stopped = one.handle.status() == psutil.STATUS_STOPPED
+        is_stopped = monitored.handle.status() == psutil.STATUS_STOPPED
     except psutil.Error:
-        return None  # it is gone, which the next call reports, or not ours to see
+        return None  # The process has ended, which the next call reports, or we may not read its status.
     if not is_stopped:
-        was_reported, one.stopped_since_s, one.is_stop_reported = one.is_stop_reported, None, False
-        return ProcessEvent(one.process, EventKind.CONTINUED) if was_reported else None
-    one.stopped_since_s = one.stopped_since_s or time.monotonic()
-    if one.is_stop_reported or time.monotonic() - one.stopped_since_s < _STOPPED_S:
+        was_reported, monitored.stopped_since_s, monitored.is_stop_reported = monitored.is_stop_reported, None, False
+        return ProcessEvent(monitored.process, EventKind.CONTINUED) if was_reported else None
+    monitored.stopped_since_s = monitored.stopped_since_s or time.monotonic()
+    if monitored.is_stop_reported or time.monotonic() - monitored.stopped_since_s < _MIN_STOP_S:
         return None
-    one.is_stop_reported = True
-    return ProcessEvent(one.process, EventKind.STOPPED)
+    monitored.is_stop_reported = True
+    return ProcessEvent(monitored.process, EventKind.STOPPED)
 
 
 def out_of_memory_cause(group: MemoryGroup, limiting: MemoryGroup | None, peak_bytes: int) -> str:
-    """The cause of a death by the kernel's memory killer.
+    """The cause of a death by the kernel's out-of-memory (OOM) killer.
 
-    `group` is the process's control group; `limiting` that group or one above it whose limit was reached, None where
-    the machine's memory is the only limit; `peak_bytes` the process's own peak.
+    `group` is the process's control group. `limiting` is the group whose limit was reached: `group` or an ancestor, or
+    None if the machine's memory is the only limit. `peak_bytes` is the most memory that the process itself has used.
     """
-    limit, limited = "no limit but the machine's memory", limiting or group
-    if limiting is not None and limiting.limit is not None:
-        limit = f"limit {format_gib(limiting.limit)}" + (f" of {limiting.path}" if limiting.path != group.path else "")
-    group_peak = f", its peak {format_gib(limited.peak)}" if limited.peak else ""
-    own_peak = f"; this process's peak was {format_gib(peak_bytes)}" if peak_bytes > 0 else ""
-    return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){own_peak}"
+    limit, limited_group = "no limit but the machine's memory", limiting or group
+    if limiting is not None and limiting.limit_bytes is not None:
+        owner = f" of {limiting.path}" if limiting.path != group.path else ""
+        limit = f"limit {format_gib(limiting.limit_bytes)}{owner}"
+    group_peak = f", its peak {format_gib(limited_group.peak_bytes)}" if limited_group.peak_bytes else ""
+    process_peak = f"; this process's peak was {format_gib(peak_bytes)}" if peak_bytes > 0 else ""
+    return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){process_peak}"
 
 
-def _cpu_s(one: _Monitored) -> float:
-    """Processor seconds that a process has used; 0 when it is gone."""
+def _cpu_s(monitored: _MonitoredProcess) -> float:
+    """The CPU time that a process has used, in seconds. 0 if the process has ended."""
     try:
-        times = one.handle.cpu_times() if one.handle else None
+        times = monitored.handle.cpu_times() if monitored.handle else None
     except psutil.Error:
         return 0.0
     return times.user + times.system if times else 0.0
@@ -284,7 +311,7 @@ def _is_alive(handle: psutil.Process | None) -> bool:
 
 
 def _log_tail(path: str, start: int) -> str:
-    """The end of what a process has written to its log since byte `start`; empty when the log cannot be read."""
+    """The end of a log, without the bytes before offset `start`. Empty if the log cannot be read."""
     if not path:
         return ""
     try:

@@ -65,7 +65,7 @@ def run_worker_group(
             first = _first_failure(error, name)
             if attempt == placement.max_failures:
                 limit = f" (execution.placement.max_failures={placement.max_failures})"
-                raise first.error(f"; no restart is left{limit}") from error
+                raise first.to_error(f"; no restart is left{limit}") from error
             log.warning("%s; all ranks restart from the last checkpoint", first.sentence)
 
 

@@ -149,7 +149,7 @@ def _explaining_failures(name: str) -> Iterator[None]:
                 raise
             if isinstance(inner, ValueError):  # found by a worker; the text of Ray's error is a traceback
                 raise ValueError(f"{name}: {inner}") from error
-            raise explain(error, stage=name).error() from error
+            raise explain(error, stage=name).to_error() from error
         except KeyboardInterrupt as stop:
             raise (
                 stop if isinstance(stop, StoppedBySignal) else StoppedBySignal(f"{name} resumes from what is done")

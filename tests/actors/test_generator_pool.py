@@ -126,7 +126,7 @@ class ImpossibleEngine:
 def test_an_engine_that_cannot_be_made_is_not_tried_again(ray_session: None) -> None:
     engine = ray.remote(ImpossibleEngine).options(num_cpus=0.1)
     impossible = GeneratorPool(lambda index: engine.remote(), 1, max_failures=3)
-    told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, when it was made"
+    told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
     with pytest.raises(RuntimeError, match=told):
         impossible.load(SNAPSHOT)
     assert impossible.restarts == 0

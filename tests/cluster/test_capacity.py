@@ -73,7 +73,7 @@ def test_a_node_that_came_during_the_wait_is_asked_and_refused(monkeypatch: pyte
     rays = importlib.import_module("ray.util.placement_group")  # by name: a function of this name hides the module
     monkeypatch.setattr(rays, "placement_group", lambda bundles, strategy: "group")
     monkeypatch.setattr(rays, "remove_placement_group", removed.append)
-    monkeypatch.setattr(capacity, "refuse_impossible", lambda bundles, field: None)
+    monkeypatch.setattr(capacity, "check_can_fit", lambda bundles, field: None)
     monkeypatch.setattr(capacity, "_wait", lambda group, bundles, field: None)
     monkeypatch.setattr(capacity, "check_new_nodes", refuse)
     with pytest.raises(ValueError, match="is not seen on node 10.0.0.2"):
@@ -107,7 +107,7 @@ def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
 
     # More on one node than any node has, though the cluster as a whole has as much.
     head.add_node(num_cpus=2, object_store_memory=100_000_000)
-    with pytest.raises(ValueError, match=r"1 times at most 3 CPUs, each on one node, is more than the \d nodes hold"):
+    with pytest.raises(ValueError, match=r"a worker needs 3 CPUs on one node, but none of the cluster's \d nodes"):
         wait_for_capacity([{"CPU": 3.0}], "rlhf: execution")
 
 

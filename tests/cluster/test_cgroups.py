@@ -10,11 +10,11 @@ import pytest
 from cluster import cgroups
 from cluster.cgroups import (
     core_limit_of,
-    free_memory_in,
+    free_group_bytes,
     limiting_group,
-    memory_use_of,
     peak_memory_of,
     read_memory_group,
+    smallest_limit_use,
 )
 
 
@@ -37,10 +37,10 @@ def test_the_limit_of_a_group_above_counts(groups: Path):
     pod = write(groups / "pod", **unlimited | {"memory__max": "2000", "memory__current": "900"})
     leaf = write(pod / "step" / "task", **unlimited, memory__max="max")
     write(pod / "step", **unlimited, memory__max="max")
-    assert free_memory_in(leaf) == 2000 - 900 + 10 and memory_use_of(leaf) == (900 - 10, 2000)
+    assert free_group_bytes(leaf) == 2000 - 900 + 10 and smallest_limit_use(leaf) == (900 - 10, 2000)
     assert (found := limiting_group(leaf)) and found.path == str(pod)
     (leaf / "memory.max").write_text("600\n")
-    assert free_memory_in(leaf) == 600 - 500 + 10
+    assert free_group_bytes(leaf) == 600 - 500 + 10
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
-    one, two = read_memory_group(tmp_path / "v1"), read_memory_group(tmp_path / "v2")
-    assert one and two and (one.kills, one.limit, one.peak) == (2, 1024, 1000)
-    assert (two.kills, two.limit, two.peak) == (2, None, 1000)
+    v1, v2 = read_memory_group(tmp_path / "v1"), read_memory_group(tmp_path / "v2")
+    assert v1 and v2 and (v1.num_oom_kills, v1.limit_bytes, v1.peak_bytes) == (2, 1024, 1000)
+    assert (v2.num_oom_kills, v2.limit_bytes, v2.peak_bytes) == (2, None, 1000)
     assert read_memory_group(tmp_path / "gone") is None and peak_memory_of(os.getpid()) > 1 << 20

@@ -22,7 +22,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
         "gs://bucket/a?X-Goog-Signature=hunter2",
         "see https://host/a and https://user:hunter2@host/b",
     ):
-        with pytest.raises(ValueError, match="must not carry credentials") as caught:
+        with pytest.raises(ValueError, match="must not contain credentials") as caught:
             Storage(url)
         assert "hunter2" not in str(caught.value)
 

@@ -48,15 +48,15 @@ def test_whose_exception_it_was_comes_with_it(monitor: StageMonitor) -> None:
 def test_a_node_that_is_lost_is_reported_with_what_its_group_had_used(
     fake_nodes: Any, monitor: StageMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NodeMonitor, "_memory_use", lambda self: MemoryUse(used=8 * 1000**3, limit=8 << 30))
+    monkeypatch.setattr(NodeMonitor, "_memory_use", lambda self: MemoryUse(used_bytes=8 * 1000**3, limit_bytes=8 << 30))
     monkeypatch.setattr(monitor, "take_death", lambda **asked: None)
     with subprocess.Popen(["sleep", "600"]) as process:
         place = fake_nodes.add_process("b", 1, pid=process.pid)
         monitor._poll()
         process.kill()
     report = f"\tpid: {place.pid}\n\tip: {place.ip}\nThe actor is temporarily unavailable: RpcError"
-    assert "died, and nothing was seen of why" in explain(RayActorError(error_msg=report)).sentence
-    used = "was lost with its node, whose control group had used 7.45 GiB of 8.00 GiB when it was last seen"
+    assert "died for an unknown reason" in explain(RayActorError(error_msg=report)).sentence
+    used = "was lost with its node; the last report of its node showed 7.45 GiB of 8.00 GiB of memory in use"
     for gone in (lambda: setattr(fake_nodes.nodes["b"], "is_gone", True), lambda: fake_nodes.names.clear()):
         gone()
         monitor._poll()

@@ -17,7 +17,7 @@ from cluster.user_cache import UserCache
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cluster.fingerprints, "_SETTLED_S", 0.01)
+    monkeypatch.setattr(cluster.fingerprints, "_MIN_AGE_S", 0.01)
     return tmp_path / "cache" / "raymill" / "fingerprints.jsonl"
 
 
@@ -60,7 +60,7 @@ def test_a_file_that_changes_behind_equal_size_and_time_is_read_again(tmp_path: 
 
 
 def test_a_file_just_written_is_not_remembered(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cluster.fingerprints, "_SETTLED_S", 60.0)
+    monkeypatch.setattr(cluster.fingerprints, "_MIN_AGE_S", 60.0)
     expected = write(tmp_path / "a", 1)
     assert fingerprint(str(tmp_path / "a")) == expected
     assert not own_cache.exists()
@@ -105,7 +105,7 @@ def test_what_several_processes_put_at_once_is_all_there():
 def test_much_to_read_is_said_with_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(cluster.fingerprints, "_PROGRESS_BYTES", 300_000)
+    monkeypatch.setattr(cluster.fingerprints, "_MIN_PROGRESS_BYTES", 300_000)
     expected = [write(tmp_path / name, number, 200_000) for number, name in enumerate("abc")]
     with caplog.at_level("INFO"):
         assert fingerprints([str(tmp_path / name) for name in "abc"], "corpus") == expected

@@ -46,7 +46,7 @@ def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     assert not is_held.wait(0.3)
-    assert "another run (pid 1 on elsewhere) is making" in caplog.text
+    assert "another run (pid 1 on elsewhere) is writing" in caplog.text
     (tmp_path / LEASE_FILE).unlink()
     assert is_held.wait(10)
     thread.join(10)
@@ -55,6 +55,6 @@ def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.
 def test_a_holder_that_lost_its_lease_is_told_and_leaves_the_new_one(tmp_path: Path):
     with hold_lease(Storage(str(tmp_path))) as require_held:
         write_lease(tmp_path, host="elsewhere", pid=1, age_s=0.0)
-        with pytest.raises(RuntimeError, match="another one has taken"):
+        with pytest.raises(RuntimeError, match="another run now writes"):
             require_held()
     assert json.loads((tmp_path / LEASE_FILE).read_text())["holder"] == "other"

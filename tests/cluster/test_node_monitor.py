@@ -101,7 +101,7 @@ def test_an_end_and_an_exception_are_no_deaths(start: Callable, tmp_path: Path) 
 def test_a_stopped_process_is_reported_once_and_when_it_goes_on(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_monitor, "_STOPPED_S", 0.5)
+    monkeypatch.setattr(node_monitor, "_MIN_STOP_S", 0.5)
     process, node = start(), NodeMonitor(tmp_path / "records")
     process.send_signal(signal.SIGSTOP)
     assert [one.kind for one in poll(node, bool)] == ["stopped"]
@@ -162,13 +162,13 @@ def test_what_is_ended_on_purpose_is_no_death(start: Callable, tmp_path: Path) -
 
 
 def test_a_kill_for_want_of_memory_is_reported_with_limit_and_peak() -> None:
-    group = MemoryGroup("/sys/fs/cgroup/pod/one", kills=1, limit=2 << 30, peak=2 << 30)
+    group = MemoryGroup("/sys/fs/cgroup/pod/one", num_oom_kills=1, limit_bytes=2 << 30, peak_bytes=2 << 30)
     assert out_of_memory_cause(group, group, peak_bytes=1_500 << 20) == (
         "ran out of memory: the kernel killed it in control group /sys/fs/cgroup/pod/one (limit 2.00 GiB, its peak "
         "2.00 GiB); this process's peak was 1.46 GiB"
     )
-    above = MemoryGroup("/sys/fs/cgroup/pod", kills=1, limit=8 << 30, peak=None)
-    group = replace(group, limit=None)
+    above = MemoryGroup("/sys/fs/cgroup/pod", num_oom_kills=1, limit_bytes=8 << 30, peak_bytes=None)
+    group = replace(group, limit_bytes=None)
     assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory_cause(group, above, peak_bytes=0)
     assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory_cause(
         group, None, peak_bytes=0

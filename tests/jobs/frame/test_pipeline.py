@@ -365,7 +365,7 @@ def test_more_workers_than_an_autoscaler_can_ever_add_are_refused_before_the_run
         ("HF_TOKEN: null", "environment.HF_TOKEN: by its name this is a secret"),
         ("AWS_SECRET_ACCESS_KEY: null", "by its name this is a secret"),
         ("DB_PASSWORD: x", "environment.DB_PASSWORD looks like a secret"),
-        ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not carry credentials"),
+        ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not contain credentials"),
         ("RAYMILL_SUBMISSION: x", "is not the name of a variable that may be set"),
         ("'A B': x", "is not the name of a variable that may be set"),
     ],
