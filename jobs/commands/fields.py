@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, accepted_kinds, meaning_of, user_fields
+from jobs.frame.fields import Meaning, accepted_kinds, user_fields, value_meaning
 from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import find_stage
 
@@ -96,7 +96,7 @@ def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[ty
         is_group = inner is not None and not inner.suffix and value is not None
         doc = docs.get(field.name) or (class_doc(inner.dataclass) if inner and inner.dataclass not in shown else "")
         words = "" if is_group else type_in_words(annotation)
-        yield Field(path, words, meaning_of(field), accepted_kinds(field), "" if is_group else yaml_of(value), doc)
+        yield Field(path, words, value_meaning(field), accepted_kinds(field), "" if is_group else yaml_of(value), doc)
         if inner is not None:
             yield from fields_of(inner.dataclass, value if is_group else None, f"{path}{inner.suffix}.", shown)
 

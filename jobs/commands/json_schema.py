@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from cluster.storage import Storage
 from jobs.commands.fields import LEGEND, config_named, default_of
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import accepted_kinds, is_choice, meaning_of, user_fields
+from jobs.frame.fields import accepted_kinds, is_list_of_choices, user_fields, value_meaning
 
 JsonSchema = dict[str, Any]
 
@@ -56,9 +56,9 @@ def json_schema(config: type, default: Any = None, *, one_of_them: bool = False)
 
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
     """The schema of one field's value, with its docstring as the description."""
-    schema = _of_type(annotation, value, one_of_them=is_choice(field))
+    schema = _of_type(annotation, value, one_of_them=is_list_of_choices(field))
     parts = [doc or schema.get("description", "")]
-    if meaning := meaning_of(field):
+    if meaning := value_meaning(field):
         kinds = f" ({' or '.join(accepted_kinds(field))})" if accepted_kinds(field) else ""
         parts.append(f"{meaning.capitalize()}{kinds}: {LEGEND[meaning]}.")
     if text := " ".join(filter(None, parts)):

@@ -1,5 +1,7 @@
-"""Artifacts: the folder that a stage writes, and `artifact.json` in it, which is written last: with it an artifact is
-finished."""
+"""Artifacts: an artifact is the folder that a stage writes.
+
+The artifact's record, `artifact.json`, is written last. A folder with this file is a finished artifact.
+"""
 
 import hashlib
 import json
@@ -21,27 +23,30 @@ from model.precision import ComputePrecision
 T = TypeVar("T")
 
 RECORD = "artifact.json"
-
-"""In an output: the record of the finished artifact."""
+"""File with the record of a finished artifact."""
 
 BACKUP = "forgetting.json"
-"""In an output: the backup of artifact.json while `forget` rewrites the artifact."""
+"""File with a copy of the record while `raymill forget` changes the artifact and artifact.json does not exist."""
 
 UNFINISHED = "unfinished.json"
-"""In an output that is not finished: its inputs, and what `precision: auto` became."""
+"""File in the folder of an unfinished artifact. It lists the inputs and the precision that `auto` was resolved to."""
 
 WORK = "work"
-"""In an output: folder of intermediate files of its tasks; removed at the end."""
+"""Folder with intermediate files of a stage's tasks. It is removed when the artifact is finished."""
 
-_NOT_CONTENT = (RECORD, BACKUP, UNFINISHED, LEASE_FILE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
+# The beginnings of the names of those files that are not part of an artifact's digest.
+_OUTSIDE_DIGEST = (RECORD, BACKUP, UNFINISHED, LEASE_FILE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 
-_FOREIGN_STAGES = ("huggingface", "tokenizer")
-"""The value of `Record.stage` for a folder that Raymill did not make: with a model, or with a tokenizer alone."""
+_EXTERNAL_STAGES = ("huggingface", "tokenizer")
+"""`Record.stage` of a folder that Raymill did not make: a Hugging Face model folder, or a folder with a tokenizer."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder and its record."""
+    """A finished artifact: its folder and its record.
+
+    A Hugging Face folder that Raymill did not make is an artifact too (`is_external`). Its record is computed.
+    """
 
     storage: Storage
     record: Record
@@ -52,7 +57,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name of its config: `rlhf-ppo`."""
+        """The name of the artifact's config, such as `rlhf-ppo`."""
         return self.record.name
 
     @property
@@ -65,7 +70,7 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """One hash over the names and bytes of its files, logs and checkpoints left out."""
+        """A hash of the names and contents of the artifact's files, except logs and checkpoints."""
         return self.record.digest
 
     @property
@@ -73,72 +78,77 @@ class Artifact:
         """The counts and measurements that the stage's `run` returned, as plain values."""
         return self.record.summary
 
-    def read_summary(self, kind: type[T]) -> T:
-        """The summary as the dataclass that the stage returned."""
-        return from_plain(kind, self.record.summary)
+    def read_summary(self, summary_class: type[T]) -> T:
+        """Return the summary as an object of `summary_class`, the dataclass that the stage's `run` returned."""
+        return from_plain(summary_class, self.record.summary)
 
     @property
     def config(self) -> Any:
-        """The config that it was made with, as its stage's config class."""
+        """The config that the artifact was made with, as an object of the stage's config class."""
         return from_plain(find_stage(self.stage).config, self.record.config)
 
     @property
     def is_external(self) -> bool:
-        """Whether it is a folder that Raymill did not make, which has no artifact.json."""
-        return self.stage in _FOREIGN_STAGES
+        """Whether the artifact is a folder that Raymill did not make. It has no artifact.json."""
+        return self.stage in _EXTERNAL_STAGES
 
     @property
     def model(self) -> Storage:
-        """The Hugging Face folder of a model artifact."""
+        """The Hugging Face model folder in an artifact that contains a model."""
         return self.storage if self.is_external else self.storage / "model"
 
     @property
     def tokenizer(self) -> Storage:
-        """The folder with the tokenizer of a tokenizer or model artifact."""
+        """The folder with the tokenizer, in an artifact that contains a tokenizer or a model."""
         return self.storage / "tokenizer" if self.kind == "tokenizer" and not self.is_external else self.model
 
 
 def open_artifact(location: str | Storage) -> Artifact | None:
-    """The finished artifact, or the Hugging Face folder, at a location; None where there is neither."""
+    """Open the finished artifact or the Hugging Face folder at a location. Returns None if the location has neither."""
     storage = location if isinstance(location, Storage) else Storage(location)
     if storage.exists(RECORD):
         return Artifact(storage, read_record(storage))
-    foreign = _foreign_stage_and_kind(storage)
-    if foreign is None:
+    stage_and_kind = _external_stage_and_kind(storage)
+    if stage_and_kind is None:
         return None
-    stage, kind = foreign
+    stage, kind = stage_and_kind
     names = [name for name in storage.files() if "/" not in name and name.endswith((".json", ".safetensors", ".jinja"))]
     content = {name: fingerprint(f"{storage.url.rstrip('/')}/{name}") for name in names}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Artifact(storage, Record(id=f"{stage}-{digest[:12]}", stage=stage, kind=kind, digest=digest))
 
 
-def _foreign_stage_and_kind(storage: Storage) -> tuple[str, Kind] | None:
-    """The entry of `_FOREIGN_STAGES` and the kind of a folder that Raymill did not make; None for any other folder."""
+def _external_stage_and_kind(storage: Storage) -> tuple[str, Kind] | None:
+    """Return (entry of `_EXTERNAL_STAGES`, kind) of a folder that Raymill did not make.
+
+    Returns None if the folder contains neither a Hugging Face model nor a tokenizer.
+    """
     if storage.exists("config.json"):
         kind = huggingface_kind(storage.read_json("config.json"))
         return ("huggingface", kind) if storage.glob("*.safetensors") else None
     return ("tokenizer", "tokenizer") if storage.exists("tokenizer.json") else None
 
 
-def read_record(output: Storage, name: str = RECORD) -> Record:
-    """The record in an output; `name` may be BACKUP."""
-    return to_record(output.read_json(name))
+def read_record(output: Storage, file: str = RECORD) -> Record:
+    """Read the record of an artifact from the file `file`, which is RECORD or BACKUP."""
+    return to_record(output.read_json(file))
 
 
 def write_record(output: Storage, record: Record) -> None:
-    """Write artifact.json, with which the artifact counts as finished."""
+    """Write artifact.json. From then on the artifact is finished."""
     output.write_json(RECORD, to_plain(record))
 
 
 def read_unfinished(output: Storage) -> Unfinished | None:
-    """What unfinished.json says; None when there is no such file."""
+    """Read unfinished.json. Returns None if the file does not exist."""
     return from_plain(Unfinished, output.read_json(UNFINISHED)) if output.exists(UNFINISHED) else None
 
 
 def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
-    """What `precision: auto` became for an artifact, finished or unfinished, by config path; empty when there is
-    neither."""
+    """Return what every `precision: auto` of the config was resolved to, by config path, as an earlier run recorded it.
+
+    The artifact may be finished or unfinished. Returns an empty mapping if no run has begun it.
+    """
     if output.exists(RECORD):
         return read_record(output).precision
     unfinished = read_unfinished(output)
@@ -146,20 +156,20 @@ def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
 
 
 def clear_output(output: Storage) -> None:
-    """Remove everything in an unfinished output except the lease on it."""
+    """Remove all files of an unfinished artifact, except the lease file that this process holds."""
     for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
         if name != LEASE_FILE:
             output.remove(name)
 
 
 def start_change(artifact: Artifact) -> None:
-    """Move an artifact's record to its backup while its files change, so that it does not count as finished."""
+    """Move an artifact's record to BACKUP, so that the artifact is not finished while its files change."""
     artifact.storage.write_json(BACKUP, to_plain(artifact.record))
     artifact.storage.remove(RECORD)
 
 
 def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
-    """The entries of a record for the inputs, by config path."""
+    """Return what the record of an artifact says about each of its inputs, by config path."""
     return {
         path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
         for path, artifact in inputs.items()
@@ -167,10 +177,10 @@ def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
 
 
 def content_digest(storage: Storage) -> str:
-    """One hash over the names and bytes of an artifact's files, logs and checkpoints left out."""
+    """Compute a hash of the names and contents of an artifact's files, except logs and checkpoints."""
     digest = hashlib.sha256()
     for name in storage.files():
-        if not name.startswith(_NOT_CONTENT):
+        if not name.startswith(_OUTSIDE_DIGEST):
             content = hashlib.sha256()
             with working(f"hashing {name}"), storage.open(name, read_ahead=True) as file:
                 while block := file.read(1 << 22):

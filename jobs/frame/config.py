@@ -1,6 +1,7 @@
-"""Typed configs: YAML and `a.b=c` overrides merged into frozen dataclasses; every mistake is named before any work.
+"""Loads configs: merges a YAML file and overrides such as `optimizer.lr=0.001` into a frozen dataclass.
 
-The only file that imports omegaconf. Past this loader there are only typed objects.
+Every error names the field and says what is allowed. Only this file imports omegaconf, so the rest of Raymill works
+with typed objects.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jobs.frame.secrets import reject_secrets
 
 T = TypeVar("T")
 
-_FORMER_NAMES = {
+_RENAMED_FIELDS = {
     "batch_size": "global_batch_size",
     "validation_rows": "validation_samples",
     "lot_prompts": "generation_batch_prompts",
@@ -29,27 +30,30 @@ _FORMER_NAMES = {
     "max_logprob_gap": "max_logprob_difference",
     "mean_logprob_gap": "mean_logprob_difference",
 }
-"""What a field was called in earlier configs, and what it is called now."""
+"""Old name of a field -> its present name. The error for an old name in a config suggests the present one."""
 
 
 class Override(NamedTuple):
-    """`key=value` of the command line."""
+    """One `key=value` argument of the command line."""
 
     key: str
-    """Path in the config: `optimizer.lr`."""
+    """The path of the field in the config, such as `optimizer.lr`."""
     value: str
-    """YAML text."""
+    """The value as YAML text."""
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The plain mapping in a YAML file. Raises ValueError when it is missing, broken, or not a mapping."""
+    """Read a YAML file and return its content as plain dictionaries and lists.
+
+    Raises ValueError if the file is missing, is not valid YAML, or does not contain a mapping.
+    """
     if not Path(path).is_file():
         raise ValueError(
-            f"config {str(path)!r} is not a file; give the path of a YAML file such as configs/tiny/pretrain.yaml"
+            f"config {str(path)!r} is not a file; pass the path of a YAML file such as configs/tiny/pretrain.yaml"
         )
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # yaml and omegaconf raise unrelated types; all mean an unreadable file
+    except Exception as error:  # yaml and omegaconf raise exceptions without a common base class
         raise ValueError(f"config {path}: not readable as YAML ({error})") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"config {path}: expected `field: value` lines, found a {type(loaded).__name__}")
@@ -57,7 +61,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> Override:
-    """Key and value of `a.b=c`. Raises ValueError for any other form."""
+    """Split an argument such as `optimizer.lr=0.001` at the first `=`. Raises ValueError if it has no key or no `=`."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ValueError(f"override {override!r}: expected field=value, such as optimizer.lr=0.001")
@@ -65,20 +69,22 @@ def parse_override(override: str) -> Override:
 
 
 def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, label: str = "config") -> T:
-    """A `schema` object from plain `values` and `overrides`, each `a.b=c`; the last one wins.
+    """Build an object of the dataclass `schema` from plain `values` and `overrides`.
 
-    Raises ValueError naming the field, the value and the rule: an unknown key (with the nearest right name), a wrong
-    type, a missing value, or a secret. `label` names the config in the message.
+    An override such as `optimizer.lr=0.001` replaces a value. If two overrides set the same field, the later one is
+    used. Raises ValueError for an unknown field (the message
+    suggests the most similar name), a value of the wrong type, a missing value, or a value that looks like a secret.
+    Each message begins with `label`, which tells the user which config is wrong.
     """
     plain = _merge(values, overrides, label)
-    _refuse_interpolation(plain, label)
+    _reject_interpolation(plain, label)
     reject_secrets(plain, label)
-    _refuse_unknown_keys(schema, plain, label, "")
+    _reject_unknown_keys(schema, plain, label, "")
     return _to_object(schema, plain, label, "")
 
 
 def find_execution(config: Any) -> Execution | None:
-    """The `execution` settings of a config; None where it has none."""
+    """Return the `execution` settings of a config, or None if the config has no such field."""
     values = (getattr(config, field.name) for field in dataclasses.fields(config))
     return next((value for value in values if isinstance(value, Execution)), None)
 
@@ -89,30 +95,37 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
         parse_override(override)
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        except Exception as error:  # yaml and omegaconf raise unrelated types; all mean an override that does not fit
+        except Exception as error:  # yaml and omegaconf raise exceptions without a common base class
             reason = str(error).splitlines()[0]
             raise ValueError(f"{label}: override {override!r} cannot be merged ({reason}); check its value") from error
     return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
-def _refuse_interpolation(value: Any, label: str, path: str = "") -> None:
-    """Raises ValueError for `${…}`, which could copy a secret from the environment into a config that is recorded."""
+def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
+    """Raise ValueError if the text `${` occurs in any value, at any depth.
+
+    omegaconf would interpolate it, which could copy a secret from the environment into the recorded config.
+    """
     if isinstance(value, (Mapping, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            _refuse_interpolation(item, label, f"{path}.{key}" if path else str(key))
+            _reject_interpolation(item, label, f"{path}.{key}" if path else str(key))
     elif isinstance(value, str) and "${" in value:
         raise ValueError(
-            f"{label}: {path}: {value!r} is an interpolation, which configs do not support; write the value"
+            f"{label}: {path}: {value!r} is an interpolation, which configs do not support; write the value itself"
         )
 
 
-def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
+def _reject_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
+    """Raise ValueError for a key that is not a field of `schema`, in `values` or in a nested mapping.
+
+    `prefix` is the path of `values` in the config, ending in a dot, or empty.
+    """
     annotations = typing.get_type_hints(schema)
     names = [field.name for field in user_fields(schema)]
     for key, value in values.items():
         if key not in names:
-            raise ValueError(f"{label}: {prefix}{key} is not a field; {_right_name(str(key), names, prefix)}")
+            raise ValueError(f"{label}: {prefix}{key} is not a field; {_suggest_name(str(key), names, prefix)}")
         nested = _dataclass_in(annotations[key])
         if nested is None:
             continue
@@ -123,21 +136,21 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], label: str, pr
         for index, item in items:
             if isinstance(item, Mapping):
                 item_prefix = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                _refuse_unknown_keys(nested, item, label, item_prefix)
-                if index is not None:  # inside a list or mapping OmegaConf's own message loses the path
+                _reject_unknown_keys(nested, item, label, item_prefix)
+                if index is not None:  # built here because omegaconf's own error would not name the list item
                     _to_object(nested, item, label, item_prefix)
 
 
-def _right_name(key: str, names: Sequence[str], prefix: str) -> str:
-    """What to write instead of an unknown key."""
-    if (renamed := _FORMER_NAMES.get(key)) in names:
+def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:
+    """Return the part of an error message that says which field name to write instead of `key`."""
+    if (renamed := _RENAMED_FIELDS.get(key)) in names:
         return f"it is called {prefix}{renamed} now"
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields here are: {', '.join(names)}"
 
 
 def _dataclass_in(annotation: Any) -> type | None:
-    """The dataclass that an annotation holds: itself, `X | None`, `list[X]` or `dict[str, X]`."""
+    """Return the dataclass X in an annotation X, `X | None`, `list[X]` or `dict[str, X]`. None for any other type."""
     if dataclasses.is_dataclass(annotation):
         return typing.cast(type, annotation)
     if get_origin(annotation) in (list, dict, tuple, types.UnionType, typing.Union):
@@ -146,6 +159,7 @@ def _dataclass_in(annotation: Any) -> type | None:
 
 
 def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: str) -> T:
+    """Convert plain values to an object of `schema`. Raises ValueError for a missing value or a wrong type."""
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except MissingMandatoryValue as error:
@@ -154,6 +168,6 @@ def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: st
     except OmegaConfBaseException as error:
         message = str(error.msg or error).splitlines()[0]
         if "is not a ListConfig" in message:
-            message = "one value is given where a list is needed; write [value]"
+            message = "this field needs a list, but its value is a single item; write [value]"
         raise ValueError(f"{label}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)

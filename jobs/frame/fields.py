@@ -1,6 +1,7 @@
-"""Config fields that hold more than a setting: input artifacts, source files and functions of the user.
+"""Declares config fields whose values refer to something outside the config: artifacts, files or user-provided code.
 
-Each constructor below marks the field in its metadata; `references.py` collects the values of marked fields.
+Each constructor below is used like `dataclasses.field` and puts a mark into the field's metadata. `references.py` finds
+the marked fields of a config and collects their values.
 """
 
 import dataclasses
@@ -9,25 +10,30 @@ from typing import Any, Literal
 from jobs.frame.kinds import Kind
 
 Meaning = Literal["artifact", "files", "user code"]
-"""What the text in a field names: an artifact, source files, or code that the user wrote."""
+"""What a field's value refers to: an artifact, source files, or user-provided code."""
 
 PREVIOUS = "previous"
-"""Value of an input: the last config before this one in the pipeline that makes an accepted kind."""
+"""The value of an input that refers to an earlier config of the same pipeline.
+
+Of the configs that run before this one and make a kind of artifact that the input accepts, it is the last. With
+`init: previous`, `sft` trains the model that `pretrain` made.
+"""
 
 
 def input_artifact(*kinds: Kind, default: Any = dataclasses.MISSING) -> Any:
-    """A config field whose value is an artifact of one of these kinds.
+    """Declare a config field whose value refers to an artifact of one of these kinds.
 
-    The value is the name of a config beside this one, `previous`, or the location of an artifact or of a Hugging Face
-    folder. With `dict[str, str]` or `list[str]` as the field's type every value is an artifact.
+    The value is the name of a config in the same folder, `previous`, or the location of an artifact or of a Hugging
+    Face folder. In a field of type `dict[str, str]` or `list[str]`, every item refers to an artifact.
     """
     return dataclasses.field(default=default, metadata={"kinds": kinds})
 
 
 def source_files(default: Any = dataclasses.MISSING) -> Any:
-    """A config field of file paths or globs. The files' content is part of the identity, their location is not.
+    """Declare a config field of file paths or globs.
 
-    A value such as `path/to/verifier.py:function` names a function in a file; the file is fingerprinted.
+    The content of the files is hashed into the artifact's id. Their location is not. For a value such as
+    `path/to/verifier.py:function`, the content of the Python file and the name of the function are hashed.
     """
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: default, metadata={"source": True})
@@ -35,7 +41,10 @@ def source_files(default: Any = dataclasses.MISSING) -> Any:
 
 
 def user_function(default: Any = dataclasses.MISSING) -> Any:
-    """A config field of functions that the user wrote, each `path/to/file.py:function`; also a source field."""
+    """Declare a config field of user-provided functions, each written as `path/to/file.py:function`.
+
+    It is a source field too (see `source_files`).
+    """
     field = source_files(default)
     return dataclasses.field(
         default=field.default, default_factory=field.default_factory, metadata={"source": True, "function": True}
@@ -43,23 +52,26 @@ def user_function(default: Any = dataclasses.MISSING) -> Any:
 
 
 def list_of_choices() -> Any:
-    """A config field with a list of dataclass objects, empty by default. Each item sets exactly one of the fields that
-    are null by default, and the name of that field says what the item is."""
+    """Declare a config field with a list of dataclass objects, empty by default, such as the steps of a recipe.
+
+    Each item must set exactly one of those fields whose default is null. The name of this field tells what the item is,
+    for example `length` in `- length: {min: 100}`.
+    """
     return dataclasses.field(default_factory=list, metadata={"choice": True})
 
 
-def is_choice(field: dataclasses.Field[Any]) -> bool:
-    """Whether `list_of_choices` made the field."""
+def is_list_of_choices(field: dataclasses.Field[Any]) -> bool:
+    """Return whether the field was declared by `list_of_choices`."""
     return "choice" in field.metadata
 
 
 def accepted_kinds(field: dataclasses.Field[Any]) -> tuple[Kind, ...]:
-    """The kinds of artifact that an input accepts; empty for a field that is not an input."""
+    """Return the kinds of artifacts that an input field accepts, or an empty tuple for a field that is not an input."""
     return field.metadata.get("kinds", ())
 
 
-def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
-    """What the text in a field names; None for a plain setting."""
+def value_meaning(field: dataclasses.Field[Any]) -> Meaning | None:
+    """Return what the field's value refers to, or None for a plain setting."""
     if accepted_kinds(field):
         return "artifact"
     if "function" in field.metadata or "user_code" in field.metadata:
@@ -68,5 +80,8 @@ def meaning_of(field: dataclasses.Field[Any]) -> Meaning | None:
 
 
 def user_fields(schema: type) -> list[dataclasses.Field[Any]]:
-    """The fields of a config that a user may set; those marked `internal` are filled in when a run starts."""
+    """Return the fields of a config class that a user may set.
+
+    The other fields are marked `internal` in their metadata. Raymill sets them when a run starts.
+    """
     return [field for field in dataclasses.fields(schema) if "internal" not in field.metadata]

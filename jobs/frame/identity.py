@@ -1,4 +1,4 @@
-"""Which part of a config enters an artifact's identity."""
+"""Selects the part of a config that is hashed into an artifact's id."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,20 +6,22 @@ from typing import Any
 
 from jobs.frame.references import is_user_code
 
-_KNOWN_BY_CONTENT = ("kinds", "source")
-"""Marks (of `fields.py`) on fields whose content is identified by the ids of artifacts or the fingerprints of files."""
+_HASHED_BY_CONTENT = ("kinds", "source")
+"""The marks (see `fields.py`) of fields that refer to artifacts or files. These are hashed by id or by content, not by
+the value of the field."""
 
 
 def changed_fields(config: Any) -> dict[str, Any]:
-    """The fields of a config that differ from their defaults as plain values, nested ones likewise, without
-    `execution`.
+    """Return the fields of a config that differ from their defaults, as plain values, including nested fields.
 
-    Only these are hashed into an artifact's id, so that a field added with a default changes no existing id. Inputs
-    and sources are left out: their content is hashed elsewhere, and neither their location nor its spelling matters.
+    Only these fields are hashed into an artifact's id. Therefore no existing id changes when a new version of Raymill
+    adds a field with a default. The field `execution` is left out, because it does not change the result. Fields that
+    refer to artifacts or files are left out too: `Job.id` hashes the content that they refer to, and the location of
+    the content does not matter.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if field.name == "execution" or any(mark in field.metadata for mark in _KNOWN_BY_CONTENT):
+        if field.name == "execution" or any(mark in field.metadata for mark in _HASHED_BY_CONTENT):
             continue
         value = getattr(config, field.name)
         if "user_code" in field.metadata and is_user_code(value):
@@ -29,7 +31,8 @@ def changed_fields(config: Any) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue
         plain = _plain(value)
-        # A nested config at its defaults is no change, except where the default is None: `step: {}` turns a step on.
+        # A nested config whose fields all have their defaults is not a change. The exception is a field whose default
+        # is None: there `step: {}` enables the step.
         if plain != {} or not dataclasses.is_dataclass(value) or field.default is None:
             changed[field.name] = plain
     return changed

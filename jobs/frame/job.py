@@ -1,7 +1,7 @@
-"""Jobs: a stage with a config and inputs, and the identity of the artifact that it will make.
+"""Jobs: a job is a stage with a config and inputs. Its id is the id of the artifact that it makes.
 
-A job's id is a hash of everything that changes its result, and of nothing else. So a job whose artifact exists is not
-run again, and an artifact's id identifies every byte that it was made from.
+The id is a hash of everything that changes the job's result, and of nothing else. Therefore a job is not run again if
+its artifact exists, and two artifacts with the same id were made from the same bytes.
 """
 
 import hashlib
@@ -25,32 +25,35 @@ class Job:
 
     stage: Stage
     name: str
-    """Name of its config file: `rlhf-ppo` is a config of the stage rlhf."""
+    """The name of the config file without `.yaml`. The config `rlhf-ppo` belongs to the stage `rlhf`."""
     config: Any
+    """The config, an object of the class `stage.config`."""
     planned: PlannedInputs
+    """The job's inputs by config path. They may not be finished: an input that another config of the pipeline makes is
+    a `Job`, and an input that already exists elsewhere is an `Artifact`."""
 
     @property
     def kind(self) -> Kind:
-        """The kind of artifact that it will make."""
+        """The kind of artifact that the job makes."""
         return self.stage.kind
 
     @cached_property
     def id(self) -> str:
-        """`<name>-<hash>`: equal wherever the same thing is made from the same bytes."""
+        """`<name>-<hash>`. On all machines, jobs with the same config, source files and inputs have the same id."""
         identity = {
             "stage": self.stage.name,
             "version": self.stage.version,
             "config": changed_fields(self.config),
             "sources": self.sources,
-            "functions": find_functions(self.config),  # the fingerprint of a file does not say which one is called
-            "inputs": {path: need.id for path, need in sorted(self.planned.items())},
+            "functions": find_functions(self.config),  # `sources` identifies the files, but not which function is used
+            "inputs": {path: planned_input.id for path, planned_input in sorted(self.planned.items())},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:12]}"
 
     @cached_property
     def output_sizes(self) -> OutputSizes:
-        """The sizes of what it will make."""
+        """The sizes of the artifact that the job makes, computed from the config and the inputs."""
         assert self.stage.output_sizes is not None, (
             f"{self.stage.name} makes a {self.kind}: its STAGE must declare `output_sizes`"
         )
@@ -58,12 +61,12 @@ class Job:
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:
-        """Fingerprints of the source files by config path, in the order of `source_urls`."""
+        """The fingerprints of the source files by config path, in the order of `source_urls`."""
         return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
-        """URLs of the source files by config path. Raises ValueError for a source field that matches nothing."""
+        """The URLs of the source files by config path. Raises ValueError if a source field matches no file."""
         try:
             return match_sources(self.config)
         except ValueError as error:
@@ -71,9 +74,9 @@ class Job:
 
 
 def finished_inputs(job: Job, store: Storage) -> dict[str, Artifact]:
-    """The job's inputs that are finished, by config path."""
+    """Return those inputs of the job that are finished, by config path."""
     inputs = {
-        path: need if isinstance(need, Artifact) else open_artifact(store / need.id)
-        for path, need in job.planned.items()
+        path: planned_input if isinstance(planned_input, Artifact) else open_artifact(store / planned_input.id)
+        for path, planned_input in job.planned.items()
     }
     return {path: artifact for path, artifact in inputs.items() if artifact is not None}

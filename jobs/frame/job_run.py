@@ -1,4 +1,4 @@
-"""Running a job until its artifact is finished, from the beginning or from what an earlier attempt has written."""
+"""Runs a job until its artifact is finished. If an earlier attempt was interrupted, the run resumes from its files."""
 
 import contextlib
 import hashlib
@@ -39,49 +39,52 @@ from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulate
 from jobs.frame.record import Hardware, InputRecord, Measured, Record, Unfinished
 from jobs.frame.same_code import code_digest
 from jobs.frame.stage import Context
+from jobs.frame.stages import stage_name_of
 
-_VERSIONED = ("ray", "torch", "transformers", "pyarrow", "numpy")
-"""Libraries whose versions are recorded."""
+_RECORDED_LIBRARIES = ("ray", "torch", "transformers", "pyarrow", "numpy")
+"""The libraries whose versions are written into the record of an artifact."""
 
 log = logging.getLogger(__name__)
 
 
-def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
-    """The artifact of the job, which runs unless the store holds it already. The store must hold the job's inputs.
+def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
+    """Return the job's artifact. Runs the job first if the store does not contain the finished artifact.
 
-    Raises ValueError for mistakes in the config or the inputs, before any worker starts. `group` is W&B's name for
-    the runs of one pipeline.
+    The job's inputs must be finished. Raises ValueError for an error in the config or in the inputs, before any worker
+    starts. On Weights & Biases the runs of one pipeline have the same `wandb_group`.
     """
     output, inputs = store / job.id, finished_inputs(job, store)
-    for path, need in job.planned.items():
+    for path, planned_input in job.planned.items():
         if path not in inputs:
+            stage_name = stage_name_of(planned_input.id)
             raise ValueError(
-                f"{job.name}: {path}: {need.id} is not in {store.url}; "
-                f"run it first: raymill run {need.id.partition('-')[0]} <its config>, or the pipeline"
+                f"{job.name}: {path}: the input {planned_input.id} is not in {store.url}; make it first with "
+                f"`raymill run {stage_name} <its config>`, or run the pipeline"
             )
     with working("checking the inputs"):
         job.stage.check_inputs(job.config, inputs)
     with hold_lease(output) as require_lease:
         if artifact := open_artifact(output):
-            return artifact  # another run made it while this one waited
+            return artifact  # another process finished the artifact while this process waited for the lease
         forgotten = read_forgotten(store)
-        unfinished = _begin(output, inputs)
+        unfinished = _prepare_output(output, inputs)
         tracker = Tracker(
             storage=output,
             run_id=f"{job.id}-{hashlib.sha256(store.url.encode()).hexdigest()[:6]}",
             name=job.name,
-            group=group,
+            group=wandb_group,
             config=to_plain(job.config),
         )
         with mirror_to_wandb(tracker):
             with contextlib.closing(tracker):
                 context = Context(output=output, inputs=inputs, tracker=tracker, forgotten=forgotten)
                 record = _run(job, context, unfinished)
-            # Before the upload to W&B ends: it may take half a minute, in which a signal must not cost the stage.
+            # The record is written before `mirror_to_wandb` waits for the end of the upload to W&B. The upload may take
+            # half a minute, and a signal during this time must not lose the finished stage.
             require_lease()
             write_record(output, record)
             output.remove(UNFINISHED)
-    # More documents may have been forgotten during the run.
+    # A `raymill forget` during the run did not change this artifact, because it was not finished.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
         remove_forgotten(job.stage, output, store)
     artifact = open_artifact(output)
@@ -90,7 +93,10 @@ def run_job(job: Job, store: Storage, *, group: str) -> Artifact:
 
 
 def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
-    """Run the stage, resuming from an unfinished attempt if there is one. Returns the record of the artifact."""
+    """Call the stage's `run` and return the record of the artifact.
+
+    `unfinished` describes the earlier attempt whose files are in the output, or is None if the output is empty.
+    """
     output, inputs = context.output, context.inputs
     started, start_s = time.time(), time.monotonic()
     execution = find_execution(job.config)
@@ -112,14 +118,17 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
         kind=job.stage.kind,
         stage_version=job.stage.version,
         config=to_plain(job.config),
-        sources={path: dict(zip(job.source_urls[path], prints, strict=True)) for path, prints in job.sources.items()},
+        sources={
+            path: dict(zip(job.source_urls[path], file_fingerprints, strict=True))
+            for path, file_fingerprints in job.sources.items()
+        },
         inputs=input_records(inputs),
         summary=to_plain(summary),
         digest=content_digest(output),
         code_digest=code_digest(),
-        versions={name: package_version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        versions={name: package_version(name) for name in _RECORDED_LIBRARIES} | {"python": platform.python_version()},
         started=round(started, 3),
-        wall_s=round(time.monotonic() - start_s, 3),  # monotonic: the clock of `started` may be set meanwhile
+        wall_s=round(time.monotonic() - start_s, 3),  # the clock behind `started` may be adjusted during the run
         precision=precisions,
         measured=Measured(
             workload=None if job.stage.workload is None else to_plain(job.stage.workload(config, inputs)),
@@ -134,9 +143,9 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
 
 @contextlib.contextmanager
 def _explaining_failures(name: str) -> Iterator[None]:
-    """Watch the processes of a stage; an error then says which process failed and why.
+    """Monitor the stage's processes during the block. Errors then name the process that failed and the cause.
 
-    Raises ValueError for mistakes of the user, those found by a worker included, and WorkFailed for everything else.
+    Raises ValueError for an error of the user, also if a worker found it. Raises JobFailed for every other error.
     """
     with monitor_stage(name):
         try:
@@ -147,31 +156,35 @@ def _explaining_failures(name: str) -> Iterator[None]:
             inner = original_error(error)
             if inner is error and isinstance(error, ValueError):
                 raise
-            if isinstance(inner, ValueError):  # found by a worker; the text of Ray's error is a traceback
+            if isinstance(inner, ValueError):  # A worker raised it. Ray's own error would show a traceback instead.
                 raise ValueError(f"{name}: {inner}") from error
             raise explain(error, stage=name).to_error() from error
         except KeyboardInterrupt as stop:
-            raise (
-                stop if isinstance(stop, StoppedBySignal) else StoppedBySignal(f"{name} resumes from what is done")
-            ) from None
+            if isinstance(stop, StoppedBySignal):
+                raise
+            raise StoppedBySignal(f"{name} resumes from the files that are finished") from None
 
 
-def _begin(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
-    """The unfinished attempt in the output from which the run resumes; None where it begins with an empty output.
+def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
+    """Return the interrupted attempt whose files are in the output, or None if there is none to resume from.
 
-    An attempt with other inputs is removed. `raymill forget` changes an input in place: its samples then have another
-    order, so a training would skip some and repeat others, and files made from the old input would still hold
-    forgotten documents. For that reason a half-changed artifact is removed too.
+    The files of an attempt are deleted if an input has changed since, which `raymill forget` does in place. Documents
+    are then missing from the input, so the order of its samples differs. A resumed training would skip some samples and
+    repeat others, and files that were made from the old input would still contain forgotten documents. The same holds
+    for an artifact that `raymill forget` changed only in part, because it was killed.
     """
     unfinished = read_unfinished(output)
-    # Digests, not locations: a store may have been moved.
-    is_other = unfinished is not None and _digests(unfinished.inputs) != _digests(input_records(inputs))
-    if is_other or output.exists(BACKUP):
-        log.info("%s: starts from nothing, because it or an input has changed since an earlier attempt", output.url)
+    # Inputs are compared by digest and not by location, because the store may have been moved.
+    inputs_changed = unfinished is not None and _digests(unfinished.inputs) != _digests(input_records(inputs))
+    if inputs_changed or output.exists(BACKUP):
+        log.info(
+            "%s: deleting the files of an earlier attempt, because the artifact or one of its inputs has changed since",
+            output.url,
+        )
         clear_output(output)
         return None
     return unfinished
 
 
 def _digests(inputs: Mapping[str, InputRecord]) -> dict[str, str]:
-    return {path: need.digest for path, need in inputs.items()}
+    return {path: input_record.digest for path, input_record in inputs.items()}

@@ -1,6 +1,8 @@
-"""Kinds of artifact: what a stage makes and what an input accepts. Stages know each other by kind, never by name.
+"""The kinds of artifacts, and the sizes that describe an artifact of each kind.
 
-The sizes of what a job will make are computed by its stage from the config; those of a finished artifact are read.
+A stage makes artifacts of one kind, and an input accepts artifacts of certain kinds. No stage's code names another
+stage. The sizes of a finished artifact are read from it. The sizes of an artifact that does not exist yet are computed
+by its stage (`Stage.output_sizes`).
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ Kind = Literal[
 ]
 
 HUGGING_FACE_KINDS: tuple[Kind, ...] = ("model", "reward_model", "compressed_model")
-"""Artifacts of these kinds hold a Hugging Face folder with weights, which `export` and `serve` accept."""
+"""The kinds whose artifacts contain a Hugging Face model folder. `raymill export` and `raymill serve` accept them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,34 +21,37 @@ class CorpusSizes:
     """The approximate sizes of a corpus."""
 
     num_bytes: float
-    """Bytes of text."""
+    """UTF-8 bytes of text in all documents."""
     num_parts: int
+    """Number of parts, the files that the documents are divided into."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSizes:
-    """What later stages need to know of a tokenizer."""
+    """The size of a tokenizer's vocabulary, and the documents that the tokenizer was trained on."""
 
     vocab_size: int
     corpus_id: str | None = None
-    """Id of the corpus that it was learned from; None for a tokenizer that Raymill did not learn."""
+    """Id of the corpus that the tokenizer was trained on. None for a tokenizer that Raymill did not train."""
     held_out_fraction: float = 0.0
-    """Fraction of that corpus's documents that it did not learn from."""
+    """Fraction of the corpus's documents that was held out from the training of the tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsSizes:
-    """The approximate sizes of shards."""
+    """The approximate sizes of the shards of one `shards` artifact."""
 
     vocab_size: int
     num_bytes: float
-    """Bytes of text, training and validation together."""
+    """UTF-8 bytes of the text that was encoded, training and validation together."""
     validation_bytes: float
+    """UTF-8 bytes of the validation text alone."""
 
 
 def huggingface_kind(config: dict[str, Any]) -> Kind:
-    """The kind of a Hugging Face folder that Raymill did not make, from its config.json."""
+    """Return the kind of a Hugging Face model folder that Raymill did not make. `config` is its config.json."""
     if "quantization_config" in config:
         return "compressed_model"
-    heads = config.get("architectures") or []
-    return "reward_model" if any(head.endswith("ForSequenceClassification") for head in heads) else "model"
+    architectures = config.get("architectures") or []
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+    return "reward_model" if is_classifier else "model"

@@ -67,7 +67,7 @@ def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Arti
         log.info("%s %s", position, job.id)
         started = time.monotonic()
         with working(name):
-            artifacts.append(run_job(job, pipeline.store, group=pipeline.name))
+            artifacts.append(run_job(job, pipeline.store, wandb_group=pipeline.name))
         log.info("%s %s done in %.1f s", position, job.id, time.monotonic() - started)
     return artifacts
 

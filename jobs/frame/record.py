@@ -1,4 +1,4 @@
-"""The record in artifact.json, typed: what made an artifact, from what, when, and with which results."""
+"""The content of artifact.json as a dataclass: the stage, config and inputs of an artifact, and its results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,17 +13,18 @@ from model.precision import ComputePrecision
 
 @dataclass(frozen=True, kw_only=True)
 class InputRecord:
-    """One input of an artifact."""
+    """One input that an artifact was made from."""
 
     id: str
     digest: str
-    """Hash of the input's content when it was read."""
+    """The digest of the input when the artifact was made from it."""
     url: str
+    """The location of the input when the artifact was made from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The machine of the driver."""
+    """The processor of the machine that the driver ran on."""
 
     processor: str
     cores: int
@@ -31,69 +32,74 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The resources that a run used. Later runs are forecast from them and from the work that they were used for."""
+    """The resources that a run used, and its workload. Later runs of the stage are forecast from them."""
 
     workload: Mapping[str, Any] | None = None
-    """`Workload` as plain values; another version of Raymill may have other fields."""
+    """The fields of `Workload` as plain values. An artifact of a different version of Raymill may have different
+    fields."""
     resumed: bool = False
-    """Whether it continued an earlier attempt, so that its time is only a part of the whole."""
+    """Whether the run resumed from an earlier attempt. Its time is then only a part of the time of the stage."""
     machine: Hardware | None = None
     cpu_s: float | None = None
-    """Processor seconds of all processes together."""
+    """CPU seconds, summed over all processes."""
     peak_memory_gib: float | None = None
-    """None when the run joined a cluster, whose processes are on other machines."""
+    """Highest memory of all processes together. None if the run joined a cluster, because the processes on its machines
+    were not measured."""
     disk_gib: float | None = None
-    """Size of the artifact, checkpoints included."""
+    """Size of the artifact, including its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The content of `artifact.json`. Fields with a default may be missing in old artifacts."""
+    """The content of `artifact.json`. Fields with a default may be missing in artifacts of older versions."""
 
     id: str
     stage: str
-    """Stage that made it; `huggingface` or `tokenizer` for a folder that Raymill did not make."""
+    """The stage that made the artifact. `huggingface` or `tokenizer` for a folder that Raymill did not make."""
     kind: Kind
     digest: str = ""
-    """One hash over the names and bytes of its files, logs and checkpoints left out."""
+    """A hash of the names and contents of the artifact's files, except logs and checkpoints."""
     name: str = ""
-    """Name of its config: `rlhf-ppo`."""
+    """The name of the artifact's config, such as `rlhf-ppo`."""
     stage_version: int = 0
+    """`Stage.version` of the stage that made the artifact."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The whole config as plain values."""
+    """The complete config as plain values."""
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Config path -> URL of each source file -> its fingerprint."""
+    """Config path -> URL of each source file -> fingerprint of the file."""
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
-    """By config path."""
+    """The inputs by config path."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """The counts and measurements that the stage returned, as plain values."""
+    """The counts and measurements that the stage's `run` returned, as plain values."""
     code_digest: str = ""
-    """Hash of Raymill's source files."""
+    """A hash of Raymill's source files."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of Python and of the main libraries."""
+    """The versions of Python and of the main libraries, by name."""
     started: float = 0.0
-    """Unix time."""
+    """When the run started, in seconds of Unix time."""
     wall_s: float = 0.0
+    """How long the run took, in seconds of wall time."""
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
-    """What `precision: auto` became, by config path."""
+    """The precision of every `precision` field, by config path. `auto` is replaced by what it was resolved to."""
     measured: Measured = field(default_factory=Measured)
 
     @property
     def is_current(self) -> bool:
-        """Whether the stage of this version of Raymill would make the same from the same config."""
+        """Whether this version of Raymill would make the same artifact from the same config and inputs."""
         return self.stage_version == find_stage(self.stage).version
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """The content of `unfinished.json`: what an artifact that is not finished is made from."""
+    """The content of `unfinished.json`: what an unfinished artifact is made from."""
 
     inputs: Mapping[str, InputRecord]
+    """The inputs by config path."""
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
-    """What `precision: auto` became, by config path; empty until the run has begun."""
+    """The precision of every `precision` field, by config path. `auto` is replaced by what it was resolved to."""
 
 
 def to_record(values: Mapping[str, Any]) -> Record:
-    """The record in these JSON values. Fields that only another version of Raymill knows are left out."""
+    """Convert JSON values to a record. Fields that this version of Raymill does not have are ignored."""
     kept = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
     return from_plain(Record, {"kind": find_stage(values["stage"]).kind, **kept} if "kind" not in kept else kept)

@@ -1,4 +1,7 @@
-"""What the values of a config refer to: artifacts, source files, and functions that the user wrote."""
+"""Finds what the values of a config refer to: artifacts, source files, and user-provided functions.
+
+The fields were marked by the constructors in `fields.py`.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,102 +14,108 @@ from jobs.frame.sibling_modules import read_siblings, sibling_path
 
 
 class ConfigValue(NamedTuple):
-    """One text in a config."""
+    """One string in a config."""
 
     path: str
-    """Where it is in the config: `prompts`, `sources.0.path`."""
+    """The path of the string in the config, such as `prompts` or `sources.0.path`."""
     text: str
+    """The string."""
 
 
 class ConfigInput(NamedTuple):
-    """An input that a config sets."""
+    """An input of a config, as it is written there."""
 
     path: str
-    """Where it is in the config: `init`, `models.before`."""
+    """The path of the input in the config, such as `init` or `models.before`."""
     value: str
-    """The name of a config, `previous`, or a location."""
+    """The name of a config, `previous`, or the location of an artifact or of a Hugging Face folder."""
     kinds: tuple[Kind, ...]
-    """The kinds of artifact that the input accepts."""
+    """The kinds of artifacts that the input accepts."""
 
 
 def find_inputs(config: Any) -> list[ConfigInput]:
-    """Every input that the config sets."""
+    """Return every input of the config. An input that is null is left out."""
     inputs: list[ConfigInput] = []
     for field in dataclasses.fields(config):
         if kinds := accepted_kinds(field):
-            values = _texts(getattr(config, field.name), field.name)
+            values = _strings(getattr(config, field.name), field.name)
             inputs += [ConfigInput(path, text, kinds) for path, text in values]
     return inputs
 
 
 def find_sources(config: Any) -> list[str]:
-    """The value of every source field: a path, a glob, or `path/file.py:function`."""
-    return [text for _, text in _sources(config)]
+    """Return the value of every source field. A value is a path, a glob, or `path/file.py:function`."""
+    return [text for _, text in _source_values(config)]
 
 
 def find_functions(config: Any) -> dict[str, str]:
-    """`:function` of every `path/file.py:function` in the source fields, by config path."""
-    functions = {path: text[len(without_function_name(text)) :] for path, text in _sources(config)}
+    """Return `:function` of every value `path/file.py:function` in the source fields, by config path."""
+    functions = {path: text[len(without_function_name(text)) :] for path, text in _source_values(config)}
     return {path: function for path, function in functions.items() if function}
 
 
 def match_sources(config: Any) -> dict[str, list[str]]:
-    """The URLs of the files that each source field matches, by config path.
+    """Return the URLs of the files that each value of a source field matches, by config path.
 
-    Raises ValueError naming a field that matches nothing.
+    For a Python file the result includes the modules in the same folder that the file imports. Raises ValueError if a
+    value matches no file.
     """
     urls: dict[str, list[str]] = {}
-    for path, text in _sources(config):
+    for path, text in _source_values(config):
         try:
             urls[path] = list_files([without_function_name(text)])
-            if is_user_code(text):  # the modules that it imports from its folder belong to it
+            if is_user_code(text):
                 siblings = read_siblings(without_function_name(text))
                 urls[path] += [
                     url for name in siblings for url in list_files([sibling_path(without_function_name(text), name)])
                 ]
-        except Exception as error:  # each file system has its own errors: no key, no bucket, no archive
+        except Exception as error:  # every fsspec filesystem raises its own exceptions, such as NoSuchBucket
             raise ValueError(f"{path}: {error}") from error
     return urls
 
 
 def without_function_name(value: str) -> str:
-    """`path/file.py` of `path/file.py:function`; any other value is a path and returned unchanged."""
+    """Return `path/file.py` for the value `path/file.py:function`. Returns every other value unchanged."""
     path, colon, name = value.rpartition(":")
     return path if colon and path.endswith(".py") and name.isidentifier() else value
 
 
 def is_user_code(value: str) -> bool:
-    """Whether the value is `path/to/file.py:name`."""
+    """Return whether the value has the form `path/to/file.py:name`."""
     return without_function_name(value) != value
 
 
-def _sources(config: Any) -> list[ConfigValue]:
-    """The values of all source fields, and of the fields that take a name or user code where they hold user code."""
-    user_code = [value for value in _marked(config, "user_code") if is_user_code(value.text)]
-    return [*_marked(config, "source"), *user_code]
+def _source_values(config: Any) -> list[ConfigValue]:
+    """Return the values of all source fields.
+
+    A field such as `learning.algorithm`, whose value is a built-in name or user-provided code, is included if its value
+    is user-provided code.
+    """
+    user_code = [value for value in _marked_values(config, "user_code") if is_user_code(value.text)]
+    return [*_marked_values(config, "source"), *user_code]
 
 
-def _marked(config: Any, mark: str, prefix: str = "") -> Iterator[ConfigValue]:
-    """Every text under a field that carries `mark` in its metadata, nested dataclasses included."""
+def _marked_values(config: Any, mark: str, prefix: str = "") -> Iterator[ConfigValue]:
+    """Yield every string in the fields whose metadata contains `mark`, including the fields of nested dataclasses."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
         if mark in field.metadata:
-            yield from _texts(value, path)
+            yield from _strings(value, path)
         elif dataclasses.is_dataclass(value):
-            yield from _marked(value, mark, f"{path}.")
+            yield from _marked_values(value, mark, f"{path}.")
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
-                    yield from _marked(item, mark, f"{path}.{index}.")
+                    yield from _marked_values(item, mark, f"{path}.{index}.")
 
 
-def _texts(value: Any, path: str) -> Iterator[ConfigValue]:
-    """The texts in a value, those in lists and mappings included."""
+def _strings(value: Any, path: str) -> Iterator[ConfigValue]:
+    """Yield the string `value`, or the strings in the list or mapping `value`. `path` is its path in the config."""
     if isinstance(value, str):
         yield ConfigValue(path, value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _texts(item, f"{path}.{key}")
+            yield from _strings(item, f"{path}.{key}")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _texts(item, f"{path}.{index}")
+            yield from _strings(item, f"{path}.{index}")

@@ -1,7 +1,7 @@
-"""Sizes of inputs, from which `plan` and the forecast compute tokens, FLOP and memory.
+"""The sizes of inputs, and the memory and FLOP that follow from the sizes of a model.
 
-The sizes of an artifact are read from it. Those of a job that has not run come from its stage, which computes them from
-its config and the sizes of its inputs.
+Stages use these functions in `output_sizes`, `estimate` and `workload`. The sizes of an artifact are read from its
+files. The sizes of a job that has not run are computed by `output_sizes` of the job's stage.
 """
 
 import math
@@ -18,42 +18,42 @@ from model.huggingface_config import read_config
 from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
 
 _STATE_BYTES = 16
-"""Bytes of one parameter in training: float32 weight, gradient and AdamW's two moments."""
+"""Bytes per parameter during training: weight, gradient and the two AdamW moments, all float32."""
 _BYTES_PER_TOKEN_4096 = 3.5
-"""Bytes of English prose in one token of a BPE vocabulary of 4,096, measured on the demo's corpus."""
+"""Bytes of English prose per token with a BPE vocabulary of 4,096 tokens, measured on the demo's corpus."""
 _MARKERS_PER_MESSAGE = 3
-"""Tokens that a chat template adds to each message."""
+"""Number of tokens that a chat template adds to each message."""
 
 
-def corpus_sizes(need: Job | Artifact) -> CorpusSizes:
-    """The sizes of a corpus."""
-    if isinstance(need, Artifact):
-        summary = need.read_summary(CorpusSummary)
+def corpus_sizes(planned_input: Job | Artifact) -> CorpusSizes:
+    """Return the sizes of a corpus that an input refers to."""
+    if isinstance(planned_input, Artifact):
+        summary = planned_input.read_summary(CorpusSummary)
         return CorpusSizes(num_bytes=summary.bytes, num_parts=summary.parts)
-    return cast(CorpusSizes, need.output_sizes)
+    return cast(CorpusSizes, planned_input.output_sizes)
 
 
-def tokenizer_sizes(need: Job | Artifact) -> TokenizerSizes:
-    """The sizes of a tokenizer, or of the tokenizer of a model."""
-    if need.kind != "tokenizer":
-        return TokenizerSizes(vocab_size=model_config_of(need).vocab_size)
-    if not isinstance(need, Artifact):
-        return cast(TokenizerSizes, need.output_sizes)
-    size = vocab_size(need.tokenizer.local())
-    if need.is_external:
-        return TokenizerSizes(vocab_size=size)
+def tokenizer_sizes(planned_input: Job | Artifact) -> TokenizerSizes:
+    """Return the sizes of a tokenizer. The input may refer to a tokenizer or to a model with its tokenizer."""
+    if planned_input.kind != "tokenizer":
+        return TokenizerSizes(vocab_size=model_config_of(planned_input).vocab_size)
+    if not isinstance(planned_input, Artifact):
+        return cast(TokenizerSizes, planned_input.output_sizes)
+    num_ids = vocab_size(planned_input.tokenizer.local())
+    if planned_input.is_external:
+        return TokenizerSizes(vocab_size=num_ids)
     return TokenizerSizes(
-        vocab_size=size,
-        corpus_id=need.record.inputs["corpus"].id,
-        held_out_fraction=need.config.held_out_fraction,
+        vocab_size=num_ids,
+        corpus_id=planned_input.record.inputs["corpus"].id,
+        held_out_fraction=planned_input.config.held_out_fraction,
     )
 
 
-def shards_sizes(need: Job | Artifact) -> ShardsSizes:
-    """The sizes of shards."""
-    if not isinstance(need, Artifact):
-        return cast(ShardsSizes, need.output_sizes)
-    summary = need.read_summary(ShardsSummary)
+def shards_sizes(planned_input: Job | Artifact) -> ShardsSizes:
+    """Return the sizes of shards that an input refers to."""
+    if not isinstance(planned_input, Artifact):
+        return cast(ShardsSizes, planned_input.output_sizes)
+    summary = planned_input.read_summary(ShardsSummary)
     return ShardsSizes(
         vocab_size=summary.vocab_size,
         num_bytes=summary.train.bytes + summary.validation.bytes,
@@ -61,55 +61,65 @@ def shards_sizes(need: Job | Artifact) -> ShardsSizes:
     )
 
 
-def model_config_of(need: Job | Artifact) -> TransformerConfig:
-    """The sizes of a model with any head."""
-    if isinstance(need, Artifact):
-        return read_config(need.model.local())
-    return cast(TransformerConfig, need.output_sizes)
+def model_config_of(planned_input: Job | Artifact) -> TransformerConfig:
+    """Return the config of the model that an input refers to. It may be a language model or a reward model."""
+    if isinstance(planned_input, Artifact):
+        return read_config(planned_input.model.local())
+    return cast(TransformerConfig, planned_input.output_sizes)
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """The approximate number of bytes of English in one token of a vocabulary of this size."""
+    """Return the approximate number of bytes of English text per token for a BPE vocabulary of this size."""
     return max(1.0, _BYTES_PER_TOKEN_4096 + 0.4 * math.log2(vocab_size / 4096))
 
 
 def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
-    """The approximate number of tokens in a chat of these messages, those that its template adds included."""
+    """Return the approximate number of tokens in a chat, including the tokens that the chat template adds.
+
+    `texts` contains the text of each message.
+    """
     return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKERS_PER_MESSAGE for text in texts)
 
 
-def forward_flop_per_token(sizes: TransformerConfig, length: int) -> float:
-    """FLOP of one token's forward pass."""
-    return flop_per_token(sizes, length) / 3
+def forward_flop_per_token(model_config: TransformerConfig, length: int) -> float:
+    """Return the floating-point operations of a forward pass per token, in a sequence of `length` tokens.
 
-
-def checkpoint_gib(sizes: TransformerConfig) -> float:
-    """Size of a checkpoint: float32 weights and AdamW's two moments."""
-    return parameters_mib(sizes, 12) / 1024
-
-
-def activation_gib(sizes: TransformerConfig, *, tokens: int, length: int) -> float:
-    """The approximate memory, in GiB, of the activations of one forward and backward pass over rows of `length`.
-
-    In float32, as on a CPU: for each layer the inputs of its products and norms, and below 1,024 tokens the matrix of
-    attention weights; for the head the logits and their gradient.
+    It is a third of the FLOP of training, where the backward pass takes twice as many as the forward pass.
     """
-    layer = 14 * sizes.width + 4 * sizes.ffn_width + 2 * sizes.num_heads * min(length, 1024)
-    return tokens * 4 * (sizes.num_layers * layer + 3 * sizes.vocab_size) / 2**30
+    return flop_per_token(model_config, length) / 3
 
 
-def parameters_mib(sizes: TransformerConfig, bytes_per_parameter: float) -> float:
-    """A model's parameters in MiB."""
-    return num_parameters(sizes) * bytes_per_parameter / 2**20
+def checkpoint_gib(model_config: TransformerConfig) -> float:
+    """Return the size of a training checkpoint in GiB: float32 weights and the two AdamW moments."""
+    return parameters_mib(model_config, 12) / 1024
 
 
-def weights_gib(need: Job | Artifact) -> float:
-    """The memory of a model's weights: the size of its files, or float32 where it is not made yet."""
-    if isinstance(need, Artifact):
-        return need.model.num_bytes() / 2**30
-    return parameters_mib(model_config_of(need), 4) / 1024
+def activation_gib(model_config: TransformerConfig, *, tokens: int, length: int) -> float:
+    """Return the approximate memory in GiB of the activations in one forward and backward pass.
+
+    The pass computes `tokens` tokens in rows of `length` tokens each. All activations are counted as float32, as on a
+    CPU. Each layer keeps the inputs of its matmuls and norms, and the attention weights of up to 1,024 positions. The
+    head keeps the logits and their gradient.
+    """
+    layer = 14 * model_config.width + 4 * model_config.ffn_width + 2 * model_config.num_heads * min(length, 1024)
+    return tokens * 4 * (model_config.num_layers * layer + 3 * model_config.vocab_size) / 2**30
 
 
-def training_state_mib(sizes: TransformerConfig, *, workers: int = 1) -> float:
-    """The memory of weights, gradients and optimizer state on each of the workers that share them."""
-    return parameters_mib(sizes, _STATE_BYTES) / workers
+def parameters_mib(model_config: TransformerConfig, bytes_per_parameter: float) -> float:
+    """Return the size of a model's parameters in MiB."""
+    return num_parameters(model_config) * bytes_per_parameter / 2**20
+
+
+def weights_gib(planned_input: Job | Artifact) -> float:
+    """Return the size of a model's weights in GiB.
+
+    It is the size of the files if the model exists. For a model that does not exist yet, float32 weights are assumed.
+    """
+    if isinstance(planned_input, Artifact):
+        return planned_input.model.num_bytes() / 2**30
+    return parameters_mib(model_config_of(planned_input), 4) / 1024
+
+
+def training_state_mib(model_config: TransformerConfig, *, workers: int = 1) -> float:
+    """Return the size of weights, gradients and optimizer state in MiB per worker. `workers` workers shard them."""
+    return parameters_mib(model_config, _STATE_BYTES) / workers

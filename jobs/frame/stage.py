@@ -1,6 +1,7 @@
-"""Stages: everything that the rest of Raymill knows of a stage is declared in its `STAGE`.
+"""Stages: `STAGE` of a stage's file declares everything that the rest of Raymill knows about the stage.
 
-Stage (what can be done) + config + inputs = Job (what to do) -> Artifact (what was done)
+A stage bound to a config and to its inputs is a job (`jobs/frame/job.py`). Running a job writes an artifact
+(`jobs/frame/artifact.py`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,63 +21,84 @@ if TYPE_CHECKING:
     from model.transformer_config import TransformerConfig
 
 PlannedInputs = Mapping[str, "Job | Artifact"]
-"""What a job is made from, by config path: jobs whose artifacts may not be finished yet, or artifacts."""
+"""The inputs of a config, by config path, whether they are finished or not.
+
+An input is a `Job` when a config of the same pipeline makes it, even if its artifact is finished already. It is an
+`Artifact` when the config names a location.
+"""
 
 OutputSizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig"]
-"""Sizes of a corpus, a tokenizer, shards, or a model with any head."""
+"""The sizes of an artifact. A TransformerConfig describes a model, with a language-model head or a reward head."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's `run` works with besides its config; none of it is part of the artifact's id."""
+    """What a stage's `run` gets besides its config. Nothing here is part of the artifact's id."""
 
     output: Storage
     """The folder of the artifact."""
     inputs: Mapping[str, Artifact]
-    """By config path; an entry of a dict or list field is `field.key`, such as `models.sft` or `models.0`."""
+    """The finished inputs by config path, such as `init`. An entry of a dict or list field has a path such as
+    `models.sft` or `models.0`."""
     tracker: Tracker
+    """Writes the metrics log of the artifact."""
     forgotten: frozenset[str] = frozenset()
-    """Ids of documents that must not be in the output (`raymill forget`)."""
+    """Ids of the documents that the output must not contain (`raymill forget`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of the pipeline."""
+    """One stage of the pipeline.
+
+    Raymill calls the four check functions in the order in which they are listed here, as soon as their arguments
+    exist. All of them run before the stage starts a worker.
+    """
 
     name: str
-    """Name of its file, `jobs/<name>.py`, and of its config, `<name>.yaml`."""
+    """The name of the stage. Its file is `jobs/<name>.py` and its config is usually `<name>.yaml`."""
     version: int
-    """Raised when the same config would now give another result."""
+    """The version of the stage's results, part of every artifact's id. Increase it when a code change makes the stage
+    write a different artifact for the same config."""
     kind: Kind
-    """Kind of artifact that it makes; inputs of other stages ask for it."""
+    """The kind of artifact that the stage makes. The inputs of other stages accept artifacts by kind."""
     config: type
-    """Class of its config, a frozen dataclass."""
+    """The class of the stage's config, a frozen dataclass."""
     run: Callable[[Any, Context], object]
-    """Writes the artifact into `context.output` and returns its summary, a dataclass of plain values. After a kill it
-    is called again, and finds in the output what the earlier attempt wrote."""
+    """Writes the artifact into `context.output` and returns its summary, a dataclass of plain values. If the process
+    is killed, the next attempt calls `run` again with the files that the earlier attempt wrote still in the output."""
     check: Callable[[Any], None] = lambda config: None
-    """Raises ValueError for every mistake that shows in the config alone."""
+    """Checks the config alone: no file, no input. Raises ValueError for a wrong value."""
     check_sources: Callable[[Any], None] = lambda config: None
-    """Raises ValueError for mistakes in the source files, such as a missing column or a malformed record. Called only
-    where the files can be read."""
+    """Checks the source files that the config names. Raises ValueError for a missing column or a malformed record.
+    Called only on machines that can read the files."""
     check_planned_inputs: Callable[[Any, PlannedInputs], None] = lambda config, planned: None
-    """Raises ValueError for mistakes that show in the configs of the inputs, finished or not: sizes that do not fit."""
+    """Checks the config against the configs of its inputs, which may not be finished. Raises ValueError, for example
+    when sequence_length exceeds the max_length of the model that an earlier stage will make."""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda config, inputs: None
-    """Raises ValueError for mistakes that show in the finished inputs: a tokenizer of another model, too little
-    text."""
+    """Checks the config against the content of its finished inputs. Raises ValueError, for example for a tokenizer that
+    differs from the model's, or for too little text."""
     output_sizes: Callable[[Any, PlannedInputs], OutputSizes] | None = None
-    """The sizes of what a config will make, in the type of its kind; required where other stages compute with them."""
+    """Computes the sizes of the artifact from the config and its inputs, before the artifact exists. Returns the class
+    of sizes that belongs to the stage's kind. Required when another stage computes its estimate or its workload from
+    artifacts of this kind."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
-    """What `plan` prints: tokens, FLOP, memory; each key ends in its unit. The inputs may not be finished."""
+    """Computes the numbers that `raymill plan` prints for the stage, such as tokens, FLOP and memory. Each key ends in
+    the unit of its value. The inputs may not be finished."""
     workload: Callable[[Any, PlannedInputs], Workload] | None = None
-    """The amount of work, from which time, memory and disk are forecast. The inputs may not be finished."""
+    """Computes how much work the stage does. The forecast of time, memory and disk is made from it. Without this
+    function the stage has no forecast. The inputs may not be finished."""
     placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
-    """The groups of workers by name, in sets that run at the same time: each set must fit the cluster."""
+    """Returns the placements of the stage's worker groups. Each mapping, from group name to placement, contains the
+    groups that run at the same time, so each mapping must fit the cluster by itself."""
     engine_groups: Callable[[Any], Collection[str]] = lambda config: ()
-    """The names of its groups of inference engines that need nodes of their own: Kubernetes gives them rollout pods."""
+    """Returns the names of the worker groups that run vLLM engines on nodes of their own. `raymill manifest` puts these
+    groups into the rollout pods of the Kubernetes cluster."""
     report: "Callable[[Artifact], ReportPart] | None" = None
-    """The artifact's section of the HTML report."""
+    """Makes the section of the HTML report that shows an artifact of this stage."""
     forget: Callable[[Any, Context, Artifact], object | None] | None = None
-    """Changes an artifact in place to what a run would make now that more documents are forgotten. Returns the new
-    summary, or None when nothing changes. It calls `start_change` once nothing can be refused any more and before
-    the first change. After a kill it is called again on an output without a record."""
+    """Removes forgotten documents from a finished artifact, in place. The files must then equal those that `run` would
+    write without these documents. Returns the new summary, or None if the artifact does not change.
+
+    The function calls `start_change(artifact)` after everything that can raise ValueError and before its first write.
+    If the process is killed after that, the next `raymill forget` calls the function again with the half-changed files.
+    Without this function the stage's artifacts keep the documents, and `raymill forget` lists those artifacts."""

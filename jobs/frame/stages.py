@@ -1,4 +1,4 @@
-"""The list of all stages, each in `jobs/<stage>.py`, in the order of a whole pipeline."""
+"""The list of all stages, in the order in which a complete pipeline runs them. The stage X is the file `jobs/X.py`."""
 
 import difflib
 import importlib
@@ -19,20 +19,22 @@ STAGES = (
     "compress",
     "serve",
 )
-"""A new stage is a file that defines `STAGE`, and a line here."""
+"""To add a stage, add its file, which defines `STAGE`, and its name here."""
 
 
-def stage_name_of(name: str) -> str:
-    """The name of the stage in a config's name: `rlhf` of `rlhf-ppo`."""
-    return name.partition("-")[0]
+def stage_name_of(config_name: str) -> str:
+    """Return the name of the stage that a config belongs to: the config `rlhf-ppo` belongs to the stage `rlhf`."""
+    return config_name.partition("-")[0]
 
 
-def find_stage(name: str) -> "Stage":
-    """The stage of the config with this name; its file is imported. Raises ValueError, with the nearest right name,
-    when there is no such stage."""
-    stage = stage_name_of(name)
-    if stage not in STAGES:
-        nearest = difflib.get_close_matches(stage, STAGES, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"stages: {', '.join(STAGES)}"
-        raise ValueError(f"{name!r} is not a stage; {hint}")
-    return importlib.import_module(f"jobs.{stage}").STAGE
+def find_stage(config_name: str) -> "Stage":
+    """Import the file of the stage that a config belongs to, and return its `STAGE`.
+
+    Raises ValueError if the stage does not exist. The message suggests the most similar name.
+    """
+    name = stage_name_of(config_name)
+    if name not in STAGES:
+        nearest = difflib.get_close_matches(name, STAGES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the stages are {', '.join(STAGES)}"
+        raise ValueError(f"{config_name!r} is not a stage; {hint}")
+    return importlib.import_module(f"jobs.{name}").STAGE

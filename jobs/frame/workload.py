@@ -1,52 +1,64 @@
-"""The work of a stage in quantities that do not depend on the machine; forecasts turn them into seconds and GiB.
+"""The workload of a stage: quantities of work that do not depend on the machine.
 
-Each stage declares its own (`Stage.workload`). The quantities are likely values, not bounds, because a forecast is
-compared with what was measured.
+`Stage.workload` computes a workload, and `forecast.py` converts it to seconds and GiB. The quantities are likely values
+and not upper bounds, because forecasts are compared with measurements.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 ProcessKind = Literal["task", "trainer", "actor", "engine", "server"]
-"""task: of the data stages, without torch. trainer: of a Ray Train group. actor: with torch, in an actor graph. engine:
-vLLM in an actor. server: vLLM's own."""
+"""The kind of a worker process.
+
+- task: a Ray task of a data stage, which does not import torch.
+- trainer: a rank of a Ray Train group.
+- actor: a Ray actor that imports torch, such as a learner or a scorer.
+- engine: a Ray actor with a vLLM engine.
+- server: vLLM's own server process.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Equal worker processes, which run at the same time as all others of the stage."""
+    """A number of equal worker processes. All worker processes of a stage are assumed to run at the same time."""
 
     kind: ProcessKind
     number: int = 1
+    """How many processes there are."""
     memory_gib: float = 0.0
-    """Memory of each beyond what every process of its kind takes: models, state, activations, caches, texts."""
+    """Memory of each process for models, optimizer state, activations, caches and texts. The memory that every process
+    of this kind needs even when idle is not included; it is in `cost_model.PROCESS_COSTS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The likely work of one stage."""
+    """The likely work of one complete run of a stage."""
 
     processes: list[Processes] = field(default_factory=list)
     flop: float = 0.0
-    """FLOP of dense products over the whole stage."""
+    """Floating-point operations of all matmuls, over all workers (a count, not a rate)."""
     width: int = 256
-    """Width of the model; narrow ones reach less of the processor's speed."""
+    """Hidden size of the model. A model with a small hidden size reaches fewer FLOP/s."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the matmuls."""
     threads: int = 1
-    """Threads that compute at the same time, over all workers."""
+    """Number of threads that compute matmuls at the same time, over all workers."""
     steps: int = 0
-    """Optimizer steps, each with its synchronization and its share of logging and checkpoints."""
+    """Number of optimizer steps of a training stage. The cost model adds time for each step's synchronization, logging
+    and checkpoints."""
     rl_steps: int = 0
-    """Steps of an actor graph, each with its messages, weight sync and sync check."""
+    """Number of RLHF steps. The cost model adds time for each step's messages, weight sync and sync check."""
     engine_steps: float = 0.0
-    """Forward passes of the engines: one for each token of a generation batch, whatever its size."""
+    """Number of forward passes of the vLLM engines. To decode one more token for all prompts of a batch is one pass."""
     python_s: float = 0.0
-    """Seconds of Python in one process on the reference processor (`cost_model.REFERENCE_PYTHON_S`)."""
+    """Seconds that the stage's Python code would take in one process on the reference processor
+    (`cost_model.REFERENCE_PYTHON_S`)."""
     python_processes: int = 1
-    """Processes that share `python_s`."""
+    """Number of processes that divide the Python work among them."""
     disk_gib: float = 0.0
-    """Size of the artifact, checkpoints included."""
+    """Size of the artifact, including its checkpoints."""
     driver_gib: float = 0.0
-    """Memory of the driver for this stage."""
+    """Memory that the driver needs for this stage, beyond its usual memory."""
     on_gpu: bool = False
-    """Whether it computes on GPUs; then this machine's processor says nothing about its time and memory."""
+    """Whether the stage computes on GPUs. The cost model then predicts no time and no memory, because only this
+    machine's CPU was calibrated."""

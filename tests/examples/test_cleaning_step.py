@@ -27,7 +27,7 @@ def test_the_example_drops_and_changes_and_is_part_of_the_id(tmp_path: Path) -> 
     pipeline = load_stage("corpus", tmp_path / "corpus.yaml", store=store.url)
     assert not pipeline.errors
     job = pipeline.jobs["corpus"]
-    artifact = run_job(job, store, group="test")
+    artifact = run_job(job, store, wandb_group="test")
     assert artifact.summary["dropped"] == {"user_step/no_shouting": 1}
     assert artifact.summary["sources"]["texts"]["changed"] == {"no_shouting/documents": 1}
     with artifact.storage.open("documents/part-00000.parquet") as file:

@@ -161,7 +161,7 @@ def test_bytes_are_equal_when_workers_are_killed_in_every_stage(
     pipeline = load_pipeline(config, [f"corpus.execution.partitions={partitions}"], store=str(tmp_path))
     for name, job in pipeline.jobs.items():
         with kills(3, seed=partitions) as killed:
-            run_job(job, pipeline.store, group="test")
+            run_job(job, pipeline.store, wandb_group="test")
         assert killed, name
     assert differing(contents(config, tmp_path, partitions=partitions), expected) == []
 

@@ -60,7 +60,7 @@ def write_project(folder: Path) -> Path:
 def make(path: Path, store: Storage, *stages: str) -> dict[str, Artifact]:
     """The artifacts of these stages, of all unless given."""
     jobs = load_pipeline(path, store=store.url).jobs
-    return {name: run_job(job, store, group="test") for name, job in jobs.items() if not stages or name in stages}
+    return {name: run_job(job, store, wandb_group="test") for name, job in jobs.items() if not stages or name in stages}
 
 
 def kept(corpus: Artifact) -> set[str]:

@@ -76,7 +76,7 @@ def test_a_finished_stage_shows_what_it_took_and_others_are_forecast_from_it(
 ):
     store = Storage(str(tmp_path))
     monkeypatch.setattr(resource_usage, "sample_usage", lambda root: None)  # as where no raylet is below this process
-    artifact = run_job(job(), store, group="test")
+    artifact = run_job(job(), store, wandb_group="test")
     measured = artifact.record.measured
     assert measured.disk_gib is not None and measured.machine is not None
     assert measured.disk_gib * GIB >= 1000 and measured.machine.cores >= 1 and not measured.resumed
@@ -95,7 +95,7 @@ def test_a_resumed_run_has_no_known_time(tmp_path: Path):
     one, store = job(), Storage(str(tmp_path))
     failing = dataclasses.replace(one, stage=dataclasses.replace(one.stage, run=lambda config, context: 1 / 0))
     with pytest.raises(JobFailed, match="ZeroDivisionError"):
-        run_job(failing, store, group="test")
-    run_job(one, store, group="test")
+        run_job(failing, store, wandb_group="test")
+    run_job(one, store, wandb_group="test")
     artifact = open_artifact(store / one.id)
     assert artifact is not None and artifact.record.measured.resumed and measured_forecast(artifact).seconds is None

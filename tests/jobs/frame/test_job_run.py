@@ -43,7 +43,7 @@ def job(config: Config | None = None, *, stage: Stage | None = None, **planned: 
 
 
 def run(one: Job, folder: Path) -> Artifact:
-    return run_job(one, Storage(str(folder)), group="test")
+    return run_job(one, Storage(str(folder)), wandb_group="test")
 
 
 def test_a_job_is_done_once_and_recorded(tmp_path: Path):
@@ -78,7 +78,7 @@ def test_a_failed_run_leaves_no_artifact_and_the_next_run_finds_its_files(tmp_pa
 
 
 def test_an_input_that_is_not_finished_is_refused_with_the_command_that_makes_it(tmp_path: Path):
-    with pytest.raises(ValueError, match="is not in .*run it first: raymill run fake"):
+    with pytest.raises(ValueError, match="is not in .*make it first with `raymill run fake"):
         run(job(upstream=job(Config(words=9))), tmp_path)
 
 

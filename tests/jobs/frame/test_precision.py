@@ -126,11 +126,11 @@ def test_a_resumed_run_keeps_its_precision_and_the_artifact_records_it(
     job, store = Job(stage, "fake", Config(), {}), Storage(str(tmp_path))
     on_processor(monkeypatch, multiplies_bfloat16=False)
     with pytest.raises(RuntimeError, match="the first attempt dies"):
-        run_job(job, store, group="test")
+        run_job(job, store, wandb_group="test")
     in_float32 = {"precision": "float32", "sampling.precision": "float32"}
     assert (store / job.id).read_json(UNFINISHED)["precision"] == recorded_precisions(store / job.id) == in_float32
     on_processor(monkeypatch, multiplies_bfloat16=True)  # the same store on another machine
-    artifact: Artifact = run_job(job, store, group="test")
+    artifact: Artifact = run_job(job, store, wandb_group="test")
     assert [config.precision for config in computed] == ["float32", "float32"]
     assert artifact.record.precision == recorded_precisions(store / job.id) == in_float32
     assert artifact.record.config["precision"] == "auto"
