@@ -1,4 +1,4 @@
-"""Paths and globs on any fsspec location, expanded to URLs of files."""
+"""Lists the files that paths and glob patterns match, on any location that fsspec can read."""
 
 import fnmatch
 import os
@@ -12,74 +12,82 @@ import fsspec.config
 from cluster.credentials import reject_credentials
 from cluster.retry import with_retries
 
-_LOCAL = ("file://", "local://", "file:", "local:")
+_LOCAL_PREFIXES = ("file://", "local://", "file:", "local:")
 
 
 def local_path(url: str) -> str | None:
-    """The local path that a URL ends in, as it is written; None for a URL of another store.
+    """Return the path in a URL that points to the local disk; None for a URL of any other store.
 
-    Local are plain paths and those after `file://`, also as the last link of a chain (`zip://member::file:///x.zip`).
+    A local URL is a plain path or starts with `file://`. In a chained URL such as `zip://member::file:///x.zip` the
+    last part decides. The path is returned as it is written, not made absolute.
     """
-    link = url.rpartition("::")[2]
-    prefix = next((prefix for prefix in _LOCAL if link.startswith(prefix)), "")
-    return None if "://" in link and not prefix else link.removeprefix(prefix)
+    last_part = url.rpartition("::")[2]
+    prefix = next((prefix for prefix in _LOCAL_PREFIXES if last_part.startswith(prefix)), "")
+    return None if "://" in last_part and not prefix else last_part.removeprefix(prefix)
 
 
 def absolute_url(url: str) -> str:
-    """The URL with its local path made absolute, for processes with another working directory; others unchanged."""
+    """Make the path of a local URL absolute, so that processes with another working directory can use it.
+
+    Other URLs are returned unchanged.
+    """
     path = local_path(url)
     return url if path is None else url.removesuffix(path) + os.path.abspath(os.path.expanduser(path))
 
 
 def list_files(patterns: list[str]) -> list[str]:
-    """Sorted URLs of all files that the globs match, on any fsspec URL (also `zip://member::file://x.whl`).
+    """Return the URLs of all files that match the glob patterns, sorted within each pattern.
 
-    Raises ValueError for a pattern that matches nothing, whose archive cannot be read, or that carries credentials.
+    Patterns may be any fsspec URL, including chained URLs such as `zip://member::file://x.whl`. Raises ValueError when
+    a pattern matches no file, names a damaged archive, or contains credentials.
     """
     return [url for url, _ in list_files_with_sizes(patterns)]
 
 
 def list_files_with_sizes(patterns: list[str]) -> list[tuple[str, int | None]]:
-    """`list_files`, each URL with its size in bytes; None where the listing does not tell."""
+    """Return (URL, size in bytes) of the files that `list_files` returns. The size is None when it is not known."""
     files: list[tuple[str, int | None]] = []
     for pattern in patterns:
         reject_credentials(pattern)
         try:
-            matched = _expand_one(pattern)
+            matched = _expand_pattern(pattern)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise ValueError(
-                f"{pattern!r}: its archive is damaged or no archive at all ({error}); fetch it again"
+                f"{pattern!r}: this file is damaged or is not an archive ({error}); download it again"
             ) from error
         if not matched:
             raise ValueError(
-                f"{pattern!r} matches no file; check the path (relative ones start at the working directory)"
+                f"{pattern!r} matches no file; check the path (relative paths start at the working directory)"
             )
         files.extend(matched)
     return files
 
 
-def _expand_one(pattern: str) -> list[tuple[str, int | None]]:
-    """Sorted (URL, size) of the files that one pattern matches; the archives of a chain may be a pattern too."""
-    member, chain, container = pattern.partition("::")
-    if not chain:
+def _expand_pattern(pattern: str) -> list[tuple[str, int | None]]:
+    """Return (URL, size in bytes) of the files that one pattern matches, sorted by path.
+
+    In a chained URL the archive part may be a pattern too, such as `zip://*.jsonl::file://*.zip`.
+    """
+    member_url, separator, archive_pattern = pattern.partition("::")
+    if not separator:
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()
         entries = cast(dict[str, dict[str, Any]], with_retries(fs.glob, path, detail=True))
         return [
             (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
             for name, info in sorted(entries.items())
-            if info["type"] == "file" or (info["type"] != "directory" and fs.isfile(name))  # a link to a file
+            if info["type"] == "file" or (info["type"] != "directory" and fs.isfile(name))  # includes links to files
         ]
     urls: list[tuple[str, int | None]] = []
-    scheme, _, inner = member.partition("://")
-    for outer, _ in _expand_one(container):
-        outer_url = outer if "://" in outer else f"file://{os.path.abspath(outer)}"
-        fs, _ = with_retries(fsspec.core.url_to_fs, f"{scheme}://::{outer_url}")
+    scheme, _, member_pattern = member_url.partition("://")
+    for archive, _ in _expand_pattern(archive_pattern):
+        archive_url = archive if "://" in archive else f"file://{os.path.abspath(archive)}"
+        fs, _ = with_retries(fsspec.core.url_to_fs, f"{scheme}://::{archive_url}")
         entries = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
         sizes = {str(name).lstrip("/"): info["size"] for name, info in entries.items()}
         urls += [
-            (f"{scheme}://{name}::{outer_url}", size)
+            (f"{scheme}://{name}::{archive_url}", size)
             for name, size in sorted(sizes.items())
-            if fnmatch.fnmatchcase(name, inner)
+            if fnmatch.fnmatchcase(name, member_pattern)
         ]
     return urls

@@ -1,6 +1,7 @@
-"""Typed values as plain ones, which JSON holds, and back: what tasks, answers, configs and records are stored by.
+"""Converts typed values to plain values that JSON can represent, and back.
 
-A dataclass becomes an object, a named tuple an array, as does any tuple.
+Tasks, results, configs and records are stored in this form. A dataclass becomes a dict. A tuple becomes a list, whether
+it is a named tuple or not.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """The value as dicts, lists and scalars."""
+    """Convert a value to dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -23,57 +24,64 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_plain(kind: type[T], value: Any) -> T:
-    """The value of type `kind` that `to_plain` gave `value`, which may have been through JSON (all keys strings) since.
+def from_plain(value_type: type[T], value: Any) -> T:
+    """Convert a plain value back to `value_type`, the reverse of `to_plain`.
 
-    Raises ValueError for what no value of that type becomes.
+    `value` may have been written to JSON and read again, which turns all keys of dicts into strings. Raises ValueError
+    when `to_plain` cannot have made `value` from a value of this type.
     """
-    return typing.cast(T, _typed(kind, value))
+    return typing.cast(T, _convert(value_type, value))
 
 
-def _typed(kind: Any, value: Any) -> Any:
-    origin, inside = get_origin(kind), get_args(kind)
+def _convert(value_type: Any, value: Any) -> Any:
+    origin, arguments = get_origin(value_type), get_args(value_type)
     if origin in (types.UnionType, typing.Union):
-        (only,) = [member for member in inside if member is not type(None)] if len(inside) == 2 else (Any,)
-        return None if value is None else _typed(only, value)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(typing.cast(type, kind), value)
-    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return _named_tuple(kind, value)
+        # Only `X | None` says which type the value has. The values of any other union are returned unchanged.
+        (member,) = [member for member in arguments if member is not type(None)] if len(arguments) == 2 else (Any,)
+        return None if value is None else _convert(member, value)
+    if dataclasses.is_dataclass(value_type):
+        return _to_dataclass(typing.cast(type, value_type), value)
+    if isinstance(value_type, type) and issubclass(value_type, tuple) and hasattr(value_type, "_fields"):
+        return _to_named_tuple(value_type, value)
     if origin in (list, Sequence):
-        return [_typed(inside[0], item) for item in _expect(list | tuple, kind, value)]
+        return [_convert(arguments[0], item) for item in _expect(list | tuple, value_type, value)]
     if origin is tuple:
-        items = _expect(list | tuple, kind, value)
-        kinds = [inside[0]] * len(items) if inside[1:] == (...,) else inside
-        return tuple(_typed(member, item) for member, item in zip(kinds, items, strict=True))
+        items = _expect(list | tuple, value_type, value)
+        item_types = [arguments[0]] * len(items) if arguments[1:] == (...,) else arguments
+        return tuple(_convert(item_type, item) for item_type, item in zip(item_types, items, strict=True))
     if origin in (dict, Mapping):
-        items = _expect(Mapping, kind, value).items()
-        return {(int(key) if inside[0] is int else key): _typed(inside[1], item) for key, item in items}
-    if kind in (bool, int, float, str) and isinstance(value, list | tuple | Mapping):
-        raise ValueError(f"expected {kind.__name__}, found {type(value).__name__}")
+        items = _expect(Mapping, value_type, value).items()
+        return {(int(key) if arguments[0] is int else key): _convert(arguments[1], item) for key, item in items}
+    if value_type in (bool, int, float, str) and isinstance(value, list | tuple | Mapping):
+        raise ValueError(f"expected {value_type.__name__}, found {type(value).__name__}")
     return value
 
 
-def _dataclass(kind: type, value: Any) -> Any:
-    annotations = typing.get_type_hints(kind)
-    values = _expect(Mapping, kind, value)
+def _to_dataclass(value_type: type, value: Any) -> Any:
+    field_types = typing.get_type_hints(value_type)
+    values = _expect(Mapping, value_type, value)
     try:
-        return kind(**{name: _typed(annotations[name], item) for name, item in values.items()})
-    except (KeyError, TypeError) as error:  # a field too many or one too few
+        return value_type(**{name: _convert(field_types[name], item) for name, item in values.items()})
+    except (KeyError, TypeError) as error:  # the dict has an unknown field, or a required field is missing
         raise ValueError(
-            f"{kind.__name__}: its fields are {', '.join(annotations)}, not {', '.join(values)}"
+            f"{value_type.__name__}: expected the fields {', '.join(field_types)}, found {', '.join(values)}"
         ) from error
 
 
-def _named_tuple(kind: Any, value: Any) -> Any:
-    annotations = typing.get_type_hints(kind)
-    items = _expect(list | tuple, kind, value)
-    if len(items) != len(kind._fields):
-        raise ValueError(f"{kind.__name__}: its fields are {', '.join(kind._fields)}, not {len(items)} values")
-    return kind(*(_typed(annotations[name], item) for name, item in zip(kind._fields, items, strict=True)))
+def _to_named_tuple(value_type: Any, value: Any) -> Any:
+    field_types = typing.get_type_hints(value_type)
+    items = _expect(list | tuple, value_type, value)
+    names = value_type._fields
+    if len(items) != len(names):
+        raise ValueError(
+            f"{value_type.__name__}: expected one value for each of the fields {', '.join(names)}, found "
+            f"{len(items)} values"
+        )
+    return value_type(*(_convert(field_types[name], item) for name, item in zip(names, items, strict=True)))
 
 
-def _expect(container: Any, kind: Any, value: Any) -> Any:
-    if not isinstance(value, container):
-        raise ValueError(f"expected {kind}, found {type(value).__name__}")
+def _expect(container_type: Any, value_type: Any, value: Any) -> Any:
+    """Return `value` if it is a `container_type`. Otherwise raise ValueError, which names `value_type`."""
+    if not isinstance(value, container_type):
+        raise ValueError(f"expected {value_type}, found {type(value).__name__}")
     return value

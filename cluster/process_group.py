@@ -1,4 +1,4 @@
-"""The process group of a group of workers: how its ranks meet."""
+"""Forms the torch.distributed process group of a group of workers."""
 
 import datetime
 import socket
@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankContext:
-    """A worker's place in the group."""
+    """The rank of a worker, and the number of workers in the group."""
 
     rank: int
     world_size: int
 
 
 def join_process_group(context: RankContext, *, backend: str, address: str, timeout_s: float) -> None:
-    """Join the process group that meets at `address` (`host:port`).
+    """Initialize torch.distributed. Blocks until all ranks of the group have called this function.
 
-    timeout_s: how long a rank waits for another. A dead peer is noticed at once, by its closed connection.
+    address: `host:port` of rank 0, where the ranks connect.
+    timeout_s: how long a rank waits for other ranks, here and in every later collective operation. A rank whose process
+        died is noticed without this wait, because its connection is closed.
     """
-    import torch.distributed as dist  # late: the driver and Ray Train's controller need no torch, which takes seconds
+    # Imported here so that the driver and Ray Train's controller do not import torch, which takes seconds.
+    import torch.distributed as dist
 
     dist.init_process_group(
         backend,
@@ -30,7 +33,7 @@ def join_process_group(context: RankContext, *, backend: str, address: str, time
 
 
 def free_address() -> str:
-    """`host:port` on this node at which nothing listens."""
+    """Return `host:port` of an unused port on this node."""
     import ray
 
     host = ray.util.get_node_ip_address()

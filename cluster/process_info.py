@@ -1,24 +1,25 @@
-"""Which process of a run one is: stage, role, index, node, process id and log."""
+"""The identity of a process of a run: stage, role, index, node, process id and log file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessInfo:
-    """The identity of a process; as text `rlhf: generator 0 on node n1 (pid 17)`."""
+    """The identity of a process. Its string form is `rlhf: generator 0 on node n1 (pid 17)`."""
 
     stage: str
     role: str
-    """What it does in the stage: `rank`, `generator`, `task`, …"""
+    """What the process does in the stage: `rank`, `generator`, `task`, …"""
     index: int
-    """Its number among the processes of its role."""
+    """Index of the process among the processes of the same role."""
     node: str = ""
-    """Host name."""
+    """Host name of the node. Empty if unknown."""
     pid: int = 0
+    """Process id; 0 if unknown. Processes in different containers may have the same id, so `ip` is compared too."""
     ip: str = ""
-    """Address of its node, as Ray's reports give it. Process ids alone repeat across containers."""
+    """IP address of the node, as Ray reports it. Empty if unknown."""
     log: str = ""
-    """Path of its log on its node."""
+    """Path of the process's log file on its node. Empty if unknown."""
 
     def __str__(self) -> str:
         node = f" on node {self.node}" if self.node else ""
@@ -28,13 +29,13 @@ class ProcessInfo:
     def matches(
         self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = ""
     ) -> bool:
-        """Whether every value that is given equals this process's; None and an empty `ip` match anything.
+        """Whether the process has all the given values. None, or an empty `ip`, matches every process.
 
-        A process whose own address is unknown matches any `ip`.
+        A process whose own IP address is unknown matches any `ip`.
         """
-        has_role = role in (None, self.role) and index in (None, self.index)
-        return has_role and pid in (None, self.pid) and (ip in ("", self.ip) or not self.ip)
+        has_role_and_index = role in (None, self.role) and index in (None, self.index)
+        return has_role_and_index and pid in (None, self.pid) and (ip in ("", self.ip) or not self.ip)
 
     def sentence(self, cause: str) -> str:
-        """The message `<process> <cause>; log: PATH`."""
+        """Return the sentence `<process> <cause>; log: <path>`. `cause` is a verb phrase such as "died"."""
         return f"{self} {cause}" + (f"; log: {self.log}" if self.log else "")

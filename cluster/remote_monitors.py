@@ -1,4 +1,7 @@
-"""The node monitors on the other nodes, polled all at once; a late report is kept for the next poll."""
+"""The driver's connection to the node monitors on the other nodes of the cluster.
+
+All monitors are polled at the same time. A report that arrives too late for one poll is returned by the next.
+"""
 
 import logging
 import threading
@@ -13,11 +16,11 @@ from cluster.node_monitor import NodeMonitor, NodeReport
 from cluster.session import options_on_node, other_alive_nodes
 from cluster.signals import received_signal
 
-_ANSWER_S, _HURRIED_ANSWER_S = 5.0, 1.0
-"""How long an answer is waited for, and how long once a signal has come."""
+_ANSWER_LIMIT_S, _ANSWER_LIMIT_AFTER_SIGNAL_S = 5.0, 1.0
+"""How long a poll waits for answers: normally, and after the driver has received a signal."""
 _POLL_S = 0.2
 _MAX_STARTS = 3
-"""How often the monitor of a node is started: where it always dies, no further processes are spent on it."""
+"""How often a monitor is started on one node. A node whose monitor always dies is then no longer monitored."""
 
 log = logging.getLogger(__name__)
 
@@ -25,58 +28,64 @@ T = TypeVar("T")
 
 
 class MonitorHandle(Protocol):
-    """The monitor on one node."""
+    """A handle of the `NodeMonitor` on another node."""
 
     def call(self, method: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """The answer of a method of `NodeMonitor`; an exception other than RayTaskError when the monitor is gone."""
+        """Call a method of `NodeMonitor`.
+
+        The future raises RayTaskError when the method raised, and any other exception when the monitor is dead.
+        """
         ...
 
     def end(self) -> None:
-        """End the monitor."""
+        """End the process of the monitor."""
         ...
 
 
 class ClusterNodes(Protocol):
-    """The other nodes of the cluster."""
+    """All nodes of the cluster except the driver's node."""
 
     def alive_ids(self) -> set[str]:
-        """Ids of the nodes that are alive."""
+        """Return the ids of the nodes that are alive."""
         ...
 
     def start_monitor(self, node_id: str) -> MonitorHandle:
-        """Start a monitor on a node."""
+        """Start a `NodeMonitor` on a node."""
         ...
 
 
 @dataclass
-class _Remote:
-    """A node's monitor and what it still owes."""
+class _RemoteMonitor:
+    """A monitor on another node, and its poll that has not been answered yet."""
 
     monitor: MonitorHandle
     pending: "Future[NodeReport] | None" = None
-    """A poll without an answer so far; the next poll collects it."""
+    """The poll that has not been answered yet. Its report is returned by the next `RemoteMonitors.poll`."""
     expected_ends: list[tuple[str | None, int | None]] = field(default_factory=list)
-    """(role, index) of the processes that were ended on purpose while that poll was under way."""
+    """(role, index) of the processes that were ended on purpose while the poll was pending."""
     ip: str = ""
-    """Its address, once a process was seen there."""
+    """IP address of the node. Empty until the node has reported a process."""
 
 
 class RemoteMonitors:
-    """The monitors on the other nodes.
+    """The monitors on all other nodes of the cluster.
 
-    consumes: each node's answers; waits for: the answers to this poll, some seconds in all; is unblocked by: the
-    answers or the clock; produces: the reports that have come, including late ones to earlier polls.
+    consumes: the answers of the monitors; waits for: the answers to the current poll; is unblocked by: these answers,
+    or a time limit of a few seconds; produces: the reports that have arrived, including late answers to earlier polls.
     """
 
     def __init__(self, nodes: ClusterNodes) -> None:
         self._nodes = nodes
-        self._remotes: dict[str, _Remote] = {}
+        self._remotes: dict[str, _RemoteMonitor] = {}
+        """The monitors by node id."""
         self._num_starts: Counter[str] = Counter()
+        """How often a monitor was started, by node id."""
         self._lost_ips: set[str] = set()
+        """IP addresses of the nodes whose monitor is dead and has not been replaced."""
         self._lock = threading.RLock()
 
     def update_nodes(self) -> None:
-        """Start a monitor on every node that has none, and forget the nodes that are gone."""
+        """Start a monitor on every new node, and forget the nodes that have left the cluster."""
         alive = self._nodes.alive_ids()
         with self._lock:
             for node_id in self._remotes.keys() - alive:
@@ -84,37 +93,41 @@ class RemoteMonitors:
             for node_id in alive - self._remotes.keys():
                 if self._num_starts[node_id] < _MAX_STARTS:
                     self._num_starts[node_id] += 1
-                    self._remotes[node_id] = _Remote(self._nodes.start_monitor(node_id))
+                    self._remotes[node_id] = _RemoteMonitor(self._nodes.start_monitor(node_id))
 
     def poll(self) -> list[NodeReport]:
-        """The reports of all nodes that answer in time."""
+        """Return the reports of all nodes that answer within the time limit."""
         with self._lock:
-            asked = []
+            new_polls = []
             for remote in self._remotes.values():
                 if remote.pending is None:
                     remote.pending, remote.expected_ends = remote.monitor.call(NodeMonitor.poll), []
-                    asked.append(remote.pending)
-            _wait(asked)
+                    new_polls.append(remote.pending)
+            _wait_for_answers(new_polls)
             reports = [self._collect(node_id, remote) for node_id, remote in list(self._remotes.items())]
         return [report for report in reports if report is not None]
 
     def call(self, method: Callable[..., T], *arguments: Any) -> list[T]:
-        """The answers of a method of `NodeMonitor`; a node that still owes a report is not waited for."""
+        """Call a method of `NodeMonitor` on all nodes and return the answers.
+
+        Does not wait for nodes that have not answered an earlier poll yet.
+        """
         with self._lock:
-            asked = [(remote, remote.monitor.call(method, *arguments)) for remote in self._remotes.values()]
-            _wait([answer for remote, answer in asked if remote.pending is None])
-            return [answer.result() for _, answer in asked if answer.done() and answer.exception() is None]
+            calls = [(remote, remote.monitor.call(method, *arguments)) for remote in self._remotes.values()]
+            _wait_for_answers([answer for remote, answer in calls if remote.pending is None])
+            return [answer.result() for _, answer in calls if answer.done() and answer.exception() is None]
 
     def is_node_lost(self, ip: str) -> bool:
-        """Whether the monitor of the node with this address is gone and no other has answered since.
+        """Whether the monitor on the node with this IP address is dead and no new monitor has answered from there.
 
-        Ray itself knows only after some missed heartbeats; until then it calls an actor there unavailable.
+        Ray notices the loss of a node only after several missed heartbeats. Until then it reports actors on the node as
+        unavailable, not as dead.
         """
         with self._lock:
             return ip != "" and ip in self._lost_ips
 
     def ignore_exits(self, role: str | None, index: int | None) -> None:
-        """`NodeMonitor.ignore_exits` on all nodes."""
+        """Call `NodeMonitor.ignore_exits` on all nodes."""
         with self._lock:
             for remote in self._remotes.values():
                 remote.expected_ends.append((role, index))
@@ -128,8 +141,8 @@ class RemoteMonitors:
                 remote.monitor.end()
             self._remotes = {}
 
-    def _collect(self, node_id: str, remote: _Remote) -> NodeReport | None:
-        """The report that a node owed; None when it has not answered, or its monitor failed or is gone."""
+    def _collect(self, node_id: str, remote: _RemoteMonitor) -> NodeReport | None:
+        """Return the answer to the pending poll of a node. None when there is no answer, or the poll failed."""
         from ray.exceptions import RayTaskError
 
         if remote.pending is None or not remote.pending.done():
@@ -140,19 +153,25 @@ class RemoteMonitors:
             report = answer.result()
             remote.ip = next((process.ip for process in (*report.running_processes, *report.new_processes)), remote.ip)
             self._lost_ips.discard(remote.ip)
-            return _without(report, remote.expected_ends)
-        if isinstance(error, RayTaskError):  # the monitor is there
-            log.warning("the monitor of node %s failed, the next poll asks it again: %s", node_id, error)
+            return _without_expected_ends(report, remote.expected_ends)
+        if isinstance(error, RayTaskError):  # the monitor is alive, but its method raised
+            log.warning("the monitor of node %s failed; trying again at the next poll: %s", node_id, error)
             return None
         self._lost_ips.add(remote.ip)
-        del self._remotes[node_id]  # `update_nodes` starts another where the node is still there
+        del self._remotes[node_id]  # `update_nodes` starts a new monitor if the node is still alive
         if self._num_starts[node_id] == _MAX_STARTS:
-            log.warning("node %s is not monitored any more, deaths there would have no cause: %s", node_id, error)
+            log.warning(
+                "node %s is no longer monitored, because its monitor died %d times (last: %s); if a process on this "
+                "node dies, the cause will not be known",
+                node_id,
+                _MAX_STARTS,
+                error,
+            )
         return None
 
 
-def _without(report: NodeReport, expected_ends: Sequence[tuple[str | None, int | None]]) -> NodeReport:
-    """The report without events of processes that were ended on purpose."""
+def _without_expected_ends(report: NodeReport, expected_ends: Sequence[tuple[str | None, int | None]]) -> NodeReport:
+    """Return the report without the events of processes that were ended on purpose."""
     events = [
         event
         for event in report.events
@@ -161,29 +180,33 @@ def _without(report: NodeReport, expected_ends: Sequence[tuple[str | None, int |
     return report._replace(events=events)
 
 
-def _wait(answers: "Sequence[Future[Any]]") -> None:
-    """Wait for the answers, less patiently once a signal has come."""
+def _wait_for_answers(answers: "Sequence[Future[Any]]") -> None:
+    """Wait for the answers, up to the time limit. The limit is shorter after a signal."""
     started_s = time.monotonic()
-    while answers and time.monotonic() - started_s < (_HURRIED_ANSWER_S if received_signal() else _ANSWER_S):
+    while answers and time.monotonic() - started_s < (
+        _ANSWER_LIMIT_AFTER_SIGNAL_S if received_signal() else _ANSWER_LIMIT_S
+    ):
         if not wait(answers, timeout=_POLL_S).not_done:
             return
 
 
 class RayClusterNodes:
-    """The other nodes of the Ray cluster that this driver is in."""
+    """All nodes of the Ray cluster except the driver's node."""
 
     def alive_ids(self) -> set[str]:
-        """Ray's ids of the other nodes."""
+        """Return the ids that Ray gives the nodes."""
         return set(other_alive_nodes())
 
     def start_monitor(self, node_id: str) -> MonitorHandle:
-        """Start a `NodeMonitor` there, as an actor."""
+        """Start a `NodeMonitor` as an actor on the node."""
         import ray
 
         return _ActorHandle(ray.remote(NodeMonitor).options(**options_on_node(node_id)).remote())
 
 
 class _ActorHandle:
+    """A `MonitorHandle` of a `NodeMonitor` that runs as a Ray actor."""
+
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 

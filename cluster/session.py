@@ -1,4 +1,4 @@
-"""The Ray session of a command: it joins the named cluster, or starts one inside this process."""
+"""The Ray session of a command: joins the cluster at an address, or starts a local cluster for this command."""
 
 import contextlib
 import importlib.util
@@ -18,12 +18,12 @@ from cluster.progress import working
 from cluster.signals import restore_signal_handlers
 
 RAYMILL_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
-"""Raymill's own."""
+"""Names of Raymill's top-level packages."""
 _SESSION_END_S = 3.0
-"""How long Ray's processes may take to end by themselves."""
+"""How long Ray's processes get to end by themselves before they are killed."""
 
-# Ray prints guesses at why a worker died on stdout, whatever the settings; `cluster.stage_monitor` reports the cause.
-# Ray reads this variable when it is imported.
+# Ray prints guesses about why a worker died on stdout, and no setting turns them off. This variable filters them out,
+# because `cluster.stage_monitor` reports the actual cause. Ray reads the variable when it is imported.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     r"A worker died or was killed while executing a task|There are \d+ retries remaining",
@@ -34,36 +34,40 @@ WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Processes share cores, so a thread that waits must sleep instead of spinning, which is the default: an update with
-    # two threads took 2.2 s on two busy cores when spinning, and 0.6 s when sleeping.
+    # Several processes share the cores, so a waiting OpenMP thread must sleep. By default it spins. A training step
+    # with two threads took 2.2 s on two busy cores with spinning threads, and 0.6 s with sleeping threads.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Empty means unset: where the user's shell or image sets it, every worker would compile torch, Ray and vLLM anew,
-    # 15 s on a slow core for the imports of `plan` alone.
+    # The empty value unsets it. Where the user's shell or the image sets this variable, every worker would compile the
+    # source of torch, Ray and vLLM again, which takes 15 s on a slow core for the imports of `raymill plan` alone.
     "PYTHONDONTWRITEBYTECODE": "",
 }
-"""Environment variables of every worker. Never secrets: a runtime environment is printed in job records."""
+"""Environment variables of every worker. Must not contain secrets, because Ray shows them in job records."""
 
 
 def worker_env(threads: int) -> dict[str, str]:
-    """The environment of a worker with this many OpenMP threads, which Ray would otherwise derive from num_cpus."""
+    """Return the environment variables of a worker with this many OpenMP threads.
+
+    Without this setting Ray derives the number of threads from `num_cpus`.
+    """
     return {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
 
 
 @dataclass
 class _Session:
     started_here: bool = False
+    """Whether `connect` started a local cluster in this process."""
 
 
 _session = _Session()
 
 
 def _is_not_token_advice(record: logging.LogRecord) -> bool:
-    """False for Ray's advice, in every run that uses tokens, to switch them off."""
+    """Log filter: False for the message in which Ray advises to turn token authentication off."""
     return "Token authentication is enabled" not in record.getMessage()
 
 
 def cluster_address(address: str | None) -> str:
-    """The address that a command uses: the given one, else `RAY_ADDRESS`, else `local` for a cluster of its own."""
+    """Return `address` if it is given, else `RAY_ADDRESS`, else `local`, which starts a cluster for this command."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
@@ -71,12 +75,14 @@ def cluster_address(address: str | None) -> str:
 def connect(
     address: str | None = None, *, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Join the cluster at `address` or `RAY_ADDRESS`; start one inside this process where neither is given.
+    """Connect to a Ray cluster for the duration of the block.
 
-    `environment` adds variables for every worker to `WORKER_ENV`. A session that this call started ends with the
-    block; one that existed before is left as it was.
+    Joins the cluster at `address`, or else at `RAY_ADDRESS`. Without either, starts a local cluster, which ends with
+    the block. Does nothing when this process is already connected. `environment` is added to `WORKER_ENV` as
+    environment variables of every worker.
     """
-    import ray  # late, as below: a second that `raymill --help` and `plan` need not wait for
+    # Ray is imported inside functions so that `raymill --help` and `raymill plan` do not wait a second for it.
+    import ray
 
     check_no_shadowed_packages()
     if ray.is_initialized():
@@ -85,11 +91,11 @@ def connect(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_not_token_advice)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn of the setting above
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that progress bars are disabled
     address = cluster_address(address)
-    if address == "local":  # nobody announces the end of this machine, so a process that waits for it is useless
+    if address == "local":  # a local machine is not preempted, so no process needs to watch for that
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Workers started in advance have none of the variables below, so that none of ours could ever use them.
+        # Ray would start workers in advance without the `runtime_env` below, and could never use them for our work.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     activity = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
     with working(activity), restore_signal_handlers():
@@ -109,69 +115,69 @@ def connect(
         with working("ending Ray"):
             children = psutil.Process().children(recursive=True) if address == "local" else []
             ray.shutdown()
-            _end(children)
+            _end_ray_processes(children)
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """Wait for Ray's processes among those given to end, and kill the ones that do not end by themselves."""
-    of_ray = [process for process in processes if "ray" in _command(process)]
-    _, alive = psutil.wait_procs(of_ray, timeout=_SESSION_END_S)
+def _end_ray_processes(processes: list[psutil.Process]) -> None:
+    """Wait until the Ray processes in the list have ended, and kill those that do not end within `_SESSION_END_S`."""
+    ray_processes = [process for process in processes if "ray" in _command_line(process)]
+    _, alive = psutil.wait_procs(ray_processes, timeout=_SESSION_END_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _command(process: psutil.Process) -> str:
-    """The first words of a process's command line, which name Ray where Ray started it."""
+def _command_line(process: psutil.Process) -> str:
+    """Return the first words of a process's command line. They contain "ray" for a process that Ray started."""
     try:
         return " ".join(process.cmdline()[:3])
     except psutil.Error:
-        return ""  # it has ended
+        return ""  # the process has ended
 
 
 def check_no_shadowed_packages() -> None:
-    """Raises ValueError when a folder or file of the user shadows one of Raymill's packages.
+    """Raise ValueError when a user's file or folder would be imported in place of one of Raymill's packages.
 
-    Ray puts the driver's working directory first on its workers' path, so a `model.py` or a package `data/` there would
-    be imported instead of ours, in the workers only. A folder `data/` that is no package does no harm.
+    Ray puts the driver's working directory first on the `sys.path` of its workers. A file `model.py` or a package
+    `data/` in that directory would be imported there instead of Raymill's package. A folder `data/` without
+    `__init__.py` is not a package and causes no problem.
     """
-    home, here = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
+    raymill_folder, working_dir = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
     for name in RAYMILL_PACKAGES:
-        shadows = [here / name / "__init__.py", here / f"{name}.py"] if here != home else []
+        candidates = [working_dir / name / "__init__.py", working_dir / f"{name}.py"]
+        shadows = [path for path in candidates if path.exists()] if working_dir != raymill_folder else []
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or origin.parent.parent != home:
-            shadows.insert(0, origin or here / name)
-        else:
-            shadows = [path for path in shadows if path.exists()]
+        if origin is None or origin.parent.parent != raymill_folder:
+            shadows.insert(0, origin or working_dir / name)
         if shadows:
             raise ValueError(
-                f"{shadows[0]} would be imported in place of Raymill's own package {name!r} ({home / name}); "
-                "rename it, or start the command from another directory"
+                f"{shadows[0]} would be imported in place of Raymill's own package {name!r} ({raymill_folder / name}); "
+                "rename your file, or start the command from another directory"
             )
 
 
 def cluster_resources() -> dict[str, float]:
-    """The resources of the whole cluster, busy or not: {"CPU": 2.0, "GPU": 8.0, …}."""
+    """Return the total resources of the cluster, whether free or in use: {"CPU": 2.0, "GPU": 8.0, …}."""
     import ray
 
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
 def is_connected() -> bool:
-    """Whether this process is in a Ray session, by `connect` or otherwise."""
+    """Whether this process is connected to a Ray cluster, through `connect` or in any other way."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def alive_nodes() -> dict[str, str]:
-    """The address of every living node of the cluster, by the node's id."""
+    """Return {node id: address} of all nodes of the cluster that are alive."""
     import ray
 
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def other_alive_nodes() -> dict[str, str]:
-    """`alive_nodes` without the node that this process is on."""
+    """Return `alive_nodes` without the node that this process runs on."""
     import ray
 
     own_id = ray.get_runtime_context().get_node_id()
@@ -179,29 +185,32 @@ def other_alive_nodes() -> dict[str, str]:
 
 
 def options_on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
-    """Options of a Ray task or actor that runs on one node and reserves no resources; a soft one may run elsewhere."""
+    """Return options for a Ray task or actor that runs on the node `id` and reserves no resources.
+
+    With `soft` it may run on another node when this node is gone.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(id, soft=soft)}
 
 
 def is_local_cluster() -> bool:
-    """Whether `connect` has started the cluster inside this process, so that no further nodes come."""
+    """Whether `connect` started a local cluster in this process. No further nodes join a local cluster."""
     return _session.started_here
 
 
 def max_cluster_resources() -> dict[str, float] | None:
-    """The most resources that the cluster can ever have; None when that is unknown.
+    """Return the most resources that the cluster can ever have; None when that is unknown.
 
-    A local cluster does not grow; any other may grow up to the limits that its autoscaler has told Ray (KubeRay's and
-    Ray's own do).
+    A local cluster does not grow. Any other cluster may grow up to the limits that its autoscaler has reported to Ray.
+    The autoscalers of KubeRay and of Ray itself report them.
     """
     from ray._private.state import state as ray_state
 
-    present = cluster_resources()
+    current = cluster_resources()
     if is_local_cluster():
-        return present
+        return current
     limits = ray_state.get_max_resources_from_cluster_config()
     if not limits:
         return None
-    return present | {name: max(float(amount), present.get(name, 0.0)) for name, amount in limits.items()}
+    return current | {name: max(float(amount), current.get(name, 0.0)) for name, amount in limits.items()}

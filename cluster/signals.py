@@ -1,8 +1,11 @@
-"""Orderly shutdown on SIGTERM, SIGINT and SIGHUP: child processes end, finished work is kept, the exit code says why.
+"""Orderly shutdown on SIGTERM, SIGINT and SIGHUP.
 
-The first signal becomes a KeyboardInterrupt in the main thread, so that every `finally` on the way runs. A second one,
-or `_SHUTDOWN_LIMIT_S` without an end, kills the process and all that it has started. SIGHUP comes when the terminal
-is closed, often twice (from the kernel and from the shell): a second one is ignored, and under `nohup` all are.
+The first signal raises KeyboardInterrupt in the main thread, so that `finally` blocks end child processes and save
+finished work. The exit code is 128 + the number of the signal. A second signal kills the process and all its child
+processes at once. The same happens when the shutdown takes longer than `_SHUTDOWN_LIMIT_S`.
+
+SIGHUP is sent when the terminal is closed, often by the kernel and again by the shell. Therefore a SIGHUP that follows
+another signal is ignored. Under `nohup` every SIGHUP is ignored.
 """
 
 import contextlib
@@ -17,36 +20,39 @@ from types import FrameType
 import psutil
 
 _SHUTDOWN_LIMIT_S = 13.0
-"""How long an orderly shutdown may take; a supervisor that sends SIGTERM waits 15 s or more before SIGKILL."""
+"""How long an orderly shutdown may take. Supervisors wait 15 s or more after SIGTERM before they send SIGKILL."""
 _DEFER_LIMIT_S = 6.0
-"""How much of it training may use for one more checkpoint."""
+"""How long `defer_signals` may delay the shutdown, for example to write a last checkpoint. This time is part of
+`_SHUTDOWN_LIMIT_S`."""
 _LAST_MESSAGE_S = 1.0
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""How long writing the last message to stderr may take."""
+_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """A signal has stopped the work; the text says where it resumes."""
+    """Raised when a signal has stopped the work. The text says where the work will resume."""
 
 
-class _Signals:
-    """The signal that this process has received, and what a signal does now. There is one instance."""
+class _SignalState:
+    """The signal that this process has received, and how further signals are handled. There is one instance."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.handled: tuple[signal.Signals, ...] = ()
-        """Those of `_HANDLED` that are not ignored; empty outside of `orderly_shutdown`."""
+        """The signals of `_SHUTDOWN_SIGNALS` that are not ignored. Empty outside of `orderly_shutdown`."""
         self.is_deferred = False
+        """Whether the process is inside `defer_signals`."""
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGHUP:
             return
         if self.received is not None:
-            _end_now(self.received, "a second signal came")
+            _kill_all(self.received, "a second signal was received")
         self.received = signal.Signals(number)
         if self.is_deferred:
             signal.setitimer(signal.ITIMER_REAL, _DEFER_LIMIT_S)
             return
-        raise KeyboardInterrupt  # the one exception that Ray's waiting calls pass on unchanged
+        raise KeyboardInterrupt  # Ray's blocking calls wrap every other exception
 
     def on_alarm(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -57,44 +63,49 @@ class _Signals:
         signal.signal(signal.SIGALRM, self.on_alarm)
 
 
-_signals = _Signals()
+_signals = _SignalState()
 
 
 @contextlib.contextmanager
 def orderly_shutdown() -> Iterator[None]:
-    """Within the block, the first signal raises KeyboardInterrupt in this thread (`received_signal` names it)."""
-    before = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGALRM)}
-    is_hangup_ignored = before[signal.SIGHUP] == signal.SIG_IGN  # `nohup`
-    _signals.handled = tuple(number for number in _HANDLED if number != signal.SIGHUP or not is_hangup_ignored)
+    """Make the first signal within the block raise KeyboardInterrupt in the main thread.
+
+    `received_signal` returns the signal. The earlier handlers are restored at the end of the block.
+    """
+    old_handlers = {number: signal.getsignal(number) for number in (*_SHUTDOWN_SIGNALS, signal.SIGALRM)}
+    is_hangup_ignored = old_handlers[signal.SIGHUP] == signal.SIG_IGN  # the command runs under `nohup`
+    _signals.handled = tuple(number for number in _SHUTDOWN_SIGNALS if number != signal.SIGHUP or not is_hangup_ignored)
     _signals.received = None
     _signals.set_handlers()
-    # The interpreter's C handler writes here at once, even while the main thread cannot be interrupted.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_limit_shutdown, args=(reader,), daemon=True, name="orderly-shutdown").start()
+    # Python's C-level handler writes the number of each signal to this pipe at once, even while the main thread is
+    # inside a C function and Python handlers cannot run.
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    old_write_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    threading.Thread(target=_enforce_shutdown_limit, args=(read_fd,), daemon=True, name="orderly-shutdown").start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(old_writer)
-        os.close(writer)
+        signal.set_wakeup_fd(old_write_fd)
+        os.close(write_fd)
         _signals.handled = ()
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def restore_signal_handlers() -> Iterator[None]:
-    """Restore our signal handlers after a call of a library that sets its own (ray.init).
+    """Restore Raymill's signal handlers at the end of the block, after a library such as Ray has replaced them.
 
-    Ray's handler raises SystemExit(SIGTERM), which becomes a KeyboardInterrupt too. Processes that the library starts
-    in the block ignore SIGHUP, so that a closed terminal leaves them for us to end. Does nothing outside of
-    `orderly_shutdown`.
+    Ray's handler raises SystemExit(SIGTERM), which this context manager turns into a KeyboardInterrupt. Processes that
+    the library starts in the block ignore SIGHUP: when the terminal is closed, Raymill still needs them for its orderly
+    shutdown and ends them itself. Does nothing outside of `orderly_shutdown`.
     """
     if not _signals.handled or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Children inherit the mask, while our handler still runs because another thread takes the signal.
+    # Child processes inherit this signal mask. Our own handler still runs, because the system delivers the signal to
+    # another thread of this process.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -109,16 +120,18 @@ def restore_signal_handlers() -> Iterator[None]:
 
 
 def received_signal() -> signal.Signals | None:
-    """The first signal that this process has received; None when there was none."""
+    """Return the first signal that this process has received, or None."""
     return _signals.received
 
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Within the block, a signal is only noted (`received_signal`), for work that can save more if it finishes first.
+    """Delay the KeyboardInterrupt of a signal until the end of the block.
 
-    KeyboardInterrupt is raised at the end of the block, or when it takes more than `_DEFER_LIMIT_S`. It replaces an
-    exception of the block, which is mostly a consequence: the actors of a run often receive the same signal.
+    Use it for work that should finish first, such as writing a checkpoint. Inside the block `received_signal` shows
+    whether a signal was received. KeyboardInterrupt is raised at the end of the block, or `_DEFER_LIMIT_S` after the
+    signal if the block has not ended by then. It replaces an exception that the block raised, because that exception is
+    usually a consequence of the signal: the actors of a run often receive the same signal and fail.
     """
     _signals.is_deferred = True
     try:
@@ -130,50 +143,55 @@ def defer_signals() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _limit_shutdown(reader: int) -> None:
-    """Kill the process when an orderly shutdown takes too long, or when its handlers cannot run.
+def _enforce_shutdown_limit(read_fd: int) -> None:
+    """Kill the process when its orderly shutdown takes longer than `_SHUTDOWN_LIMIT_S`. Runs in a thread.
 
-    consumes: signal numbers from the interpreter's wake-up pipe; waits for: the first; is unblocked by: it, or the end
-    of `orderly_shutdown`; produces: the end of the process after `_SHUTDOWN_LIMIT_S`, unless it has ended by then.
+    consumes: signal numbers from Python's wake-up pipe; waits for: the first of `_SHUTDOWN_SIGNALS`; is unblocked
+    by: this signal, or the end of `orderly_shutdown`; produces: the death of the process after `_SHUTDOWN_LIMIT_S`,
+    unless the process has ended earlier.
     """
-    with os.fdopen(reader, "rb", buffering=0) as pipe:
+    with os.fdopen(read_fd, "rb", buffering=0) as pipe:
         number = 0
-        while number not in _HANDLED:  # an alarm writes here too
+        while number not in _SHUTDOWN_SIGNALS:  # SIGALRM is written to the pipe too
             if not (numbers := pipe.read(1)):
                 return
             number = numbers[0]
         time.sleep(_SHUTDOWN_LIMIT_S)
-        _end_now(signal.Signals(number), f"an orderly shutdown took more than {_SHUTDOWN_LIMIT_S:.0f} s")
+        _kill_all(signal.Signals(number), f"an orderly shutdown took more than {_SHUTDOWN_LIMIT_S:.0f} s")
 
 
-def _end_now(number: signal.Signals, why: str) -> None:
-    """Kill this process and everything that it has started."""
+def _kill_all(number: signal.Signals, reason: str) -> None:
+    """Kill this process and all its child processes. `number` is the signal that started the shutdown."""
     try:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        text = f"raymill: stopped by {number.name}; {why}, so everything was killed"
-        # Not through the buffer of stderr, which the signal may have interrupted; in a thread, as the pipe may be full.
-        writer = threading.Thread(target=_write_at_once, args=(text,), daemon=True)
-        writer.start()
-        writer.join(_LAST_MESSAGE_S)
+        text = f"raymill: stopped by {number.name}; {reason}, so all processes of the command were killed"
+        # Not through `sys.stderr`, because the signal may have interrupted a write to its buffer. In a thread,
+        # because the write blocks when stderr is a full pipe.
+        thread = threading.Thread(target=_write_unbuffered, args=(text,), daemon=True)
+        thread.start()
+        thread.join(_LAST_MESSAGE_S)
     finally:
         os._exit(128 + number)
 
 
-def _write_at_once(text: str) -> None:
+def _write_unbuffered(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
 def write_stderr(text: str) -> None:
-    """Write a line to stderr, without an error when nobody reads it (`| tee` gets the same Ctrl-C)."""
+    """Write a line to stderr. A closed stderr is not an error: Ctrl-C also ends the `tee` that stderr is piped to."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def flush_output() -> None:
-    """Flush stdout and stderr, discarding what a closed pipe does not take: the interpreter would exit with 120."""
+    """Flush stdout and stderr. Output that a closed pipe does not accept is discarded.
+
+    Otherwise Python would fail to flush it at exit and replace the exit code with 120.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue

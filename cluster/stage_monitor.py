@@ -1,4 +1,7 @@
-"""The driver's monitor of all processes of a stage: deaths with their causes, and stalls."""
+"""The driver's monitor of all processes of a stage.
+
+It finds processes that died, with the cause of death, and stages that make no progress (a stall).
+"""
 
 import contextlib
 import logging
@@ -18,10 +21,12 @@ from cluster.signals import received_signal
 
 _POLL_INTERVAL_S = 1.0
 _IDLE_LIMIT_S, _BUSY_LIMIT_S = 180.0, 1800.0
-"""How long a run may make no progress before that is reported: while its processes are idle, and while they compute."""
+"""A stall is reported when the run has made no progress for this long: the first limit applies while all processes are
+idle, the second while at least one computes."""
 _STALL_FACTOR = 10.0
-"""A pause is only a stall when it is also this many times the longest pause so far: a slow machine raises no alarm."""
-_TAKE_DEATH_POLL_S = 0.2
+"""A pause without progress only counts as a stall if it is this many times longer than the longest pause before. Slow
+machines have long pauses and must not cause warnings."""
+_POP_DEATH_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ _current_monitor: "StageMonitor | None" = None
 
 @contextlib.contextmanager
 def monitor_stage(stage: str) -> Iterator[None]:
-    """Monitor the processes of a stage for the length of the block; do nothing without a Ray session."""
+    """Monitor the processes of a stage within the block. Does nothing when this process is not connected to Ray."""
     global _current_monitor
     import ray
 
@@ -46,49 +51,52 @@ def monitor_stage(stage: str) -> Iterator[None]:
 
 
 def current_monitor() -> "StageMonitor | None":
-    """The monitor of the stage that runs in this driver."""
+    """Return the monitor of the stage that this driver runs; None outside of `monitor_stage`."""
     return _current_monitor
 
 
 def current_stage() -> str | None:
-    """The name of the stage that is monitored, which `heartbeat.monitored` takes."""
+    """Return the name of the monitored stage, the first argument of `heartbeat.monitored`. None without a monitor."""
     return _current_monitor.stage if _current_monitor else None
 
 
 def ignore_exits(role: str | None = None, index: int | None = None) -> None:
-    """`StageMonitor.ignore_exits` of the stage that runs in this driver; nothing where no stage is monitored."""
+    """Call `StageMonitor.ignore_exits` of the current monitor. Does nothing when no stage is monitored."""
     if _current_monitor is not None:
         _current_monitor.ignore_exits(role, index)
 
 
 def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
-    """Have a process monitored that the driver itself has started; nothing where no stage is monitored."""
+    """Monitor a child process that the driver started itself. Does nothing when no stage is monitored."""
     if _current_monitor is not None:
         write_record(replace(process, ip=node_ip()), log_death=log_death)
 
 
 class StallDetector:
-    """Decides from the clock whether a run makes no progress."""
+    """Decides from reports and the time whether a run has stalled."""
 
     def __init__(self, now_s: float) -> None:
-        self._progress_s = self._busy_s = now_s
-        """When there was last progress, and when the processes last computed or progressed."""
+        self._last_progress_s = now_s
+        """Time of the last progress."""
+        self._last_activity_s = now_s
+        """Time at which a process last computed or made progress."""
         self._longest_pause_s, self._num_changes, self._is_reported = 0.0, 0, False
 
     def update(self, reports: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
-        """Seconds without progress, once, when they amount to a stall; None otherwise.
+        """Return the seconds since the last progress when the run has stalled, else None.
 
-        `num_changes` counts the driver's own progress (`progress.num_changes`).
+        A stall is returned once, and then not again before there was progress. `num_changes` is the driver's own
+        progress counter (`progress.num_changes`).
         """
-        pause_s = now_s - self._progress_s
+        pause_s = now_s - self._last_progress_s
         if num_changes != self._num_changes or any(report.has_progress for report in reports):
             self._longest_pause_s = max(self._longest_pause_s, pause_s)
             self._num_changes, self._is_reported = num_changes, False
-            self._progress_s = self._busy_s = now_s
+            self._last_progress_s = self._last_activity_s = now_s
             return None
         if any(report.is_busy for report in reports):
-            self._busy_s = now_s
-        is_over_limit = pause_s > _BUSY_LIMIT_S or now_s - self._busy_s > _IDLE_LIMIT_S
+            self._last_activity_s = now_s
+        is_over_limit = pause_s > _BUSY_LIMIT_S or now_s - self._last_activity_s > _IDLE_LIMIT_S
         if self._is_reported or not is_over_limit or pause_s <= _STALL_FACTOR * self._longest_pause_s:
             return None
         self._is_reported = True
@@ -96,23 +104,24 @@ class StallDetector:
 
 
 class StageMonitor:
-    """The monitored processes of one stage, on all nodes.
+    """Monitors the processes of one stage on all nodes of the cluster.
 
-    consumes: each node's report; waits for: a second to pass; is unblocked by: the clock; produces: warnings of
-    processes that are stopped or stalled and of deaths that nobody else reports; the other deaths for those who ask.
+    consumes: the report of each node; waits for: one second between polls; is unblocked by: the clock; produces: log
+    warnings about stopped and stalled processes, and about deaths that no exception reports. All other deaths are kept
+    until `pop_death` returns them.
     """
 
     def __init__(
         self, stage: str, *, own_monitor: NodeMonitor | None = None, nodes: ClusterNodes | None = None
     ) -> None:
-        """`own_monitor` monitors this node, `nodes` are the others; None for those of the Ray session."""
+        """`own_monitor` monitors this node and `nodes` are the other nodes. None means those of the Ray cluster."""
         self.stage = stage
         self._lock = threading.RLock()
         self._deaths: list[ProcessEvent] = []
         self._processes: dict[tuple[str, int], ProcessInfo] = {}
-        """What each process does, or did last, by (address of the node, process id); the newest last."""
+        """What every process does or last did, by (IP address of the node, process id), in order of start."""
         self._memory: dict[str, MemoryUse | None] = {}
-        """What a node's control group used when it was last seen, by the node's address."""
+        """Memory use of each node's control group in its last report, by the IP address of the node."""
         self._own_monitor = own_monitor or NodeMonitor()
         self._remote_monitors = RemoteMonitors(nodes or RayClusterNodes())
         self._stall_detector = StallDetector(time.monotonic())
@@ -130,9 +139,9 @@ class StageMonitor:
         timeout_s: float = 3.0,
         oldest_first: bool = False,
     ) -> ProcessEvent | None:
-        """The newest death of a matching process (the first with `oldest_first`) that was not returned before.
+        """Return and forget the newest death of a matching process, or with `oldest_first` the oldest one.
 
-        Returns None when none is seen within `timeout_s`.
+        A process matches as in `ProcessInfo.matches`. Returns None when no matching death is found within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -144,28 +153,28 @@ class StageMonitor:
                         return death
             if time.monotonic() > deadline:
                 return None
-            time.sleep(_TAKE_DEATH_POLL_S)
+            time.sleep(_POP_DEATH_POLL_S)
 
     def find_process(
         self, *, role: str | None = None, index: int | None = None, pid: int | None = None, ip: str = ""
     ) -> ProcessInfo | None:
-        """The newest matching process, whether it still runs or not; None when there was none."""
+        """Return the newest process that matches as in `ProcessInfo.matches`, dead or alive. None without a match."""
         self._poll()
         with self._lock:
             newest_first = reversed(self._processes.values())
-            return next((one for one in newest_first if one.matches(role=role, index=index, pid=pid, ip=ip)), None)
+            return next((info for info in newest_first if info.matches(role=role, index=index, pid=pid, ip=ip)), None)
 
     def last_memory_use(self, ip: str) -> MemoryUse | None:
-        """What the control group of a node's processes used when it was last seen; None without a limit."""
+        """Return the memory use of a node's control group in its last report; None without a memory limit."""
         with self._lock:
             return self._memory.get(ip)
 
     def is_node_lost(self, ip: str) -> bool:
-        """Whether the node with this address is out of reach: its monitor is gone and no other has answered since."""
+        """Whether the node with this IP address cannot be reached (see `RemoteMonitors.is_node_lost`)."""
         return self._remote_monitors.is_node_lost(ip)
 
     def wait_for_exit(self, role: str) -> None:
-        """Return when no process of a role runs any more, on any node that answers."""
+        """Wait until no process of this role runs any more. Nodes that do not answer are ignored."""
         while any(process.role == role for report in self._poll() for process in report.running_processes):
             time.sleep(0.1)
 
@@ -175,7 +184,7 @@ class StageMonitor:
         self._remote_monitors.call(NodeMonitor.request_stop)
 
     def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
-        """Stop monitoring the processes of a role, or all, which are about to be ended on purpose."""
+        """Stop monitoring processes that are about to be ended on purpose: those of a role, or all processes."""
         with self._lock:
             self._deaths = [death for death in self._deaths if not death.process.matches(role=role, index=index)]
             self._own_monitor.ignore_exits(role, index)
@@ -194,15 +203,15 @@ class StageMonitor:
             try:
                 self._remote_monitors.update_nodes()
                 self._warn_of_stall(self._poll())
-            except Exception as error:  # whatever it is: without this thread no death and no stall would be reported
+            except Exception as error:  # every kind: if this thread ended, no death and no stall would be reported
                 failure = f"{type(error).__name__}: {error}"
                 if failure != last_failure:
-                    log.warning("the processes could not be checked, the next check tries again: %s", failure)
-                    log.debug("where", exc_info=True)
+                    log.warning("the processes of the stage could not be checked; trying again: %s", failure)
+                    log.debug("traceback of the failed check", exc_info=True)
                 last_failure = failure
 
     def _poll(self) -> list[NodeReport]:
-        """The reports of all nodes that answer; their deaths are kept, their other events logged."""
+        """Return the reports of all nodes that answer. Deaths are kept for `pop_death`, and events are logged."""
         with self._lock:
             reports = [self._own_monitor.poll(), *self._remote_monitors.poll()]
             for report in reports:
@@ -217,31 +226,33 @@ class StageMonitor:
         return reports
 
     def _warn_of_stall(self, reports: Sequence[NodeReport]) -> None:
-        if is_waiting_for_capacity():  # which says itself for what, and until when
+        if is_waiting_for_capacity():  # `wait_for_capacity` logs what it waits for
             self._stall_detector = StallDetector(time.monotonic())
             return
         pause_s = self._stall_detector.update(reports, num_changes(), time.monotonic())
         if pause_s is None:
             return
-        number = sum(len(report.running_processes) for report in reports)
-        workers = "1 process is" if number == 1 else f"{number} processes are" if number else "no process is"
+        num_processes = sum(len(report.running_processes) for report in reports)
+        subject = "1 process is" if num_processes == 1 else f"{num_processes or 'no'} processes are"
         missing = missing_capacity()
         suffix = f"; missing: {missing}" if missing else ""
-        log.warning("%s: no progress for %.0f s; %s at work%s", self.stage, pause_s, workers, suffix)
+        log.warning("%s: no progress for %.0f s; %s running%s", self.stage, pause_s, subject, suffix)
         for process, stack in self._stacks():
-            log.warning("%s has made no progress for %.0f s; its stack:\n%s", process, pause_s, stack.strip())
+            log.warning("%s has made no progress for %.0f s; its Python stack:\n%s", process, pause_s, stack.strip())
 
     def _stacks(self) -> list[tuple[ProcessInfo, str]]:
+        """Return the Python stack of each process that gives one."""
         with self._lock:
             stacks = [self._own_monitor.read_stacks(), *self._remote_monitors.call(NodeMonitor.read_stacks)]
-        return [(process, stack) for node in stacks for process, stack in node if stack]
+        return [(process, stack) for stacks_of_node in stacks for process, stack in stacks_of_node if stack]
 
 
 def _log_event(event: ProcessEvent) -> None:
+    """Log an event, unless it is a death that some exception will report."""
     if event.kind == EventKind.DEAD and event.log_death:
         log.warning("%s", event.process.sentence(event.cause))
     elif event.kind == EventKind.STOPPED:
         cause = "was stopped by a signal (SIGSTOP) and makes no progress; `kill -CONT` lets it continue"
         log.warning("%s", event.process.sentence(cause))
     elif event.kind == EventKind.CONTINUED:
-        log.info("%s continues after its stop", event.process)
+        log.info("%s continues after it was stopped", event.process)

@@ -1,4 +1,4 @@
-"""A group of equal workers in one process group, run by Ray Train and restarted when a worker dies."""
+"""Runs a group of equal workers in one process group with Ray Train, and restarts the group when a worker dies."""
 
 import logging
 import re
@@ -28,38 +28,43 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _COLLECTIVE_TIMEOUT_S = 600.0
-"""How long a rank waits for another in a collective."""
-_PEER_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.distributed|Socket")
-"""Matches the exceptions that a rank raises because another one is gone."""
+"""How long a rank waits for the other ranks in a collective operation."""
+_PEER_LOST_PATTERN = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|torch\.distributed|Socket")
+"""Matches the text of the exceptions that a rank raises because another rank has died."""
 
 log = logging.getLogger(__name__)
 
 
 class StoppedOnRequest(Exception):
-    """Raised by `work` once it has saved its progress, because the driver asked it to stop (`stop_requested`)."""
+    """Raised by a worker function that has saved its progress because the driver asked it to stop.
+
+    The request of the driver is read with `heartbeat.stop_requested`.
+    """
 
 
 def run_worker_group(
-    work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, *, name: str
+    worker_fn: Callable[[RankContext, Any], None], payload: Any, placement: Placement, *, name: str
 ) -> None:
-    """Call `work(rank_context, payload)` in every worker of the group, inside an initialized process group.
+    """Call `worker_fn(rank_context, payload)` in every worker of the group, inside an initialized process group.
 
-    When a worker dies the whole group is restarted, up to `placement.max_failures` times, and `work` itself resumes
-    from the last whole checkpoint. Its results are what it writes to storage. Raises ValueError when the group does
-    not fit into the cluster or `work` raised one (a mistake of the user's, which no restart helps), RuntimeError when
-    the group failed for good.
+    When a worker dies, the whole group is restarted, up to `placement.max_failures` times. After a restart `worker_fn`
+    must load the last complete checkpoint itself. Its return value is ignored: it writes its results to storage.
+
+    Raises ValueError when the group does not fit into the cluster, or when `worker_fn` raised a ValueError. A
+    ValueError is a user error, so the group is not restarted. Raises RuntimeError when the group failed and no restart
+    is left.
     """
-    from ray.train import TrainingFailedError  # late, as below: a second that `plan` need not wait for
+    # `ray.train` is imported inside functions so that `raymill plan` does not wait a second for it.
+    from ray.train import TrainingFailedError
 
     for attempt in range(placement.max_failures + 1):
-        wait_for_capacity(
-            placement.bundles, f"{name}: execution.placement"
-        )  # each time: a node may be gone with a worker
+        # Before every attempt, because the node may have died together with the worker.
+        wait_for_capacity(placement.bundles, f"{name}: execution.placement")
         try:
-            _run_once(work, payload, placement, name)
+            _run_once(worker_fn, payload, placement, name)
             return
         except TrainingFailedError as error:
-            for failure in _failures(error).values():
+            for failure in _failures_by_rank(error).values():
                 if isinstance(failure, WorkerError) and isinstance(failure.error, ValueError):
                     raise ValueError(f"{name}: {failure.error}") from error
             first = _first_failure(error, name)
@@ -69,16 +74,19 @@ def run_worker_group(
             log.warning("%s; all ranks restart from the last checkpoint", first.sentence)
 
 
-def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
+def _run_once(worker_fn: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
+    """Run the group once. Raises TrainingFailedError when a worker or Ray Train's controller failed."""
     import ray.train
 
     from cluster.trainer import Trainer
 
-    # Ray Train resumes silently where storage path and name are those of an older run: neither is ever reused.
+    # Storage path and run name are new for every attempt. Ray Train would silently resume an earlier run that has the
+    # same path and name.
     scratch = tempfile.mkdtemp(prefix="raymill-train-")
-    # As arguments of the function, not as `train_loop_config`: that the controller would load, and with it torch.
+    # The payload is bound to the function with `partial` instead of passed as `train_loop_config`. Ray Train's
+    # controller unpickles `train_loop_config`, and would have to import torch for it.
     trainer = Trainer(
-        partial(_work_in_group, work, payload, placement, stage_monitor.current_stage()),
+        partial(_run_worker, worker_fn, payload, placement, stage_monitor.current_stage()),
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpus_per_worker > 0,
@@ -91,23 +99,27 @@ def _run_once(work: Callable[[RankContext, Any], None], payload: Any, placement:
         ),
     )
     try:
-        _fit(trainer)
+        _fit_until_signal(trainer)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fit(trainer: "Trainer") -> None:
-    """Call `trainer.fit()` in a thread, as in the main thread it would handle SIGINT; let its workers stop in order."""
+def _fit_until_signal(trainer: "Trainer") -> None:
+    """Run `trainer.fit()` until it ends or this process receives a signal.
+
+    `trainer.fit()` runs in a thread, because in the main thread it would install its own SIGINT handler. After a
+    signal the workers are asked to stop, and KeyboardInterrupt is raised when they have ended.
+    """
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # raised again below, in the waiting thread
+        except BaseException as error:  # raised again at the end of `_fit_until_signal`, in the main thread
             errors.append(error)
 
     if (monitor := stage_monitor.current_monitor()) is not None:
-        monitor.ignore_exits("rank")  # the processes of the previous attempt have been ended
+        monitor.ignore_exits("rank")  # Ray Train has ended the processes of the previous attempt
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
     with defer_signals():
@@ -120,18 +132,21 @@ def _fit(trainer: "Trainer") -> None:
         raise errors[0]
 
 
-def _failures(error: "TrainingFailedError") -> dict[int, Exception]:
-    """The failures by rank; empty when the group never started."""
+def _failures_by_rank(error: "TrainingFailedError") -> dict[int, Exception]:
+    """Return the failure of each rank that failed. Empty when the group never started."""
     from ray.train import WorkerGroupError
 
     return dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
 
 
 def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
-    """The failure that came first: a death makes the other ranks fail in a collective."""
+    """Explain the failure that caused the others.
+
+    When a worker dies, the other ranks fail too, because they wait for it in a collective operation.
+    """
     from ray.train import ControllerError
 
-    failures, monitor = _failures(error), stage_monitor.current_monitor()
+    failures, monitor = _failures_by_rank(error), stage_monitor.current_monitor()
     raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
     for rank, failure in failures.items():
         if rank not in raised:
@@ -139,24 +154,30 @@ def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
     if not raised:
         inner = error.controller_failure if isinstance(error, ControllerError) else error
         return explain(inner, stage=name, role="rank")
-    rank, failure = min(raised.items(), key=lambda one: (_PEER_LOST.search(str(one[1].error)) is not None, one[0]))
-    is_consequence = _PEER_LOST.search(str(failure.error)) is not None
-    if monitor and is_consequence and (death := monitor.pop_death(role="rank", oldest_first=True)):
+    # Prefer an exception that is not the consequence of a lost peer, then the lowest rank.
+    rank, failure = min(raised.items(), key=lambda item: (_is_peer_lost(item[1]), item[0]))
+    if monitor and _is_peer_lost(failure) and (death := monitor.pop_death(role="rank", oldest_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
     return explain_exception(process, failure.error, failure.traceback)
 
 
+def _is_peer_lost(failure: WorkerError) -> bool:
+    """Whether a rank raised an exception because another rank had died."""
+    return _PEER_LOST_PATTERN.search(str(failure.error)) is not None
+
+
 def _health_check_failure(failure: Exception) -> Exception:
-    """The failure that Ray Train's health check of a worker found, or the failure itself."""
+    """Return the exception inside Ray Train's WorkerHealthCheckFailedError; any other exception unchanged."""
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
 
 
-def _work_in_group(
-    work: Callable[[RankContext, Any], None], payload: Any, placement: Placement, stage: str | None
+def _run_worker(
+    worker_fn: Callable[[RankContext, Any], None], payload: Any, placement: Placement, stage: str | None
 ) -> None:
+    """Join the group's process group and call `worker_fn`. This function runs in every worker process."""
     import ray.train
     import torch
     import torch.distributed as dist
@@ -172,7 +193,7 @@ def _work_in_group(
             join_process_group(
                 rank_context, backend=placement.backend, address=address, timeout_s=_COLLECTIVE_TIMEOUT_S
             )
-            work(rank_context, payload)
+            worker_fn(rank_context, payload)
             dist.destroy_process_group()
         except Exception as error:
             raise wrap_error(error, current_process_info()) from None

@@ -81,7 +81,7 @@ class FakeNodes:
 
 @pytest.fixture
 def fake_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNodes]:
-    monkeypatch.setattr(remote_monitors, "_ANSWER_S", 0.6)
+    monkeypatch.setattr(remote_monitors, "_ANSWER_LIMIT_S", 0.6)
     nodes = FakeNodes(tmp_path, "abc")
     yield nodes
     for node in nodes.nodes.values():

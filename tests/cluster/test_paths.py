@@ -98,7 +98,7 @@ def test_a_pattern_that_matches_nothing_is_named(archive: Path):
 def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Path, scheme: str):
     (tmp_path / "not-an-archive").write_text("text " * 200)
     pattern = f"{scheme}://x::file://{tmp_path}/not-an-archive"
-    with pytest.raises(ValueError, match="its archive is damaged or no archive at all") as caught:
+    with pytest.raises(ValueError, match="this file is damaged or is not an archive") as caught:
         list_files([pattern])
     assert repr(pattern) in str(caught.value)
 

@@ -20,19 +20,19 @@ def test_resources_are_those_of_all_workers_together():
         (Placement(threads_per_worker=0), "execution.placement.threads_per_worker: 0 must be at least 1"),
         (
             Placement(max_failures=-1),
-            "execution.placement.max_failures: -1 must not be negative; 0 restarts nothing",
+            "execution.placement.max_failures: -1 must not be negative; with 0 the group is never restarted",
         ),
         (
             Placement(cpus_per_worker=-1),
-            "execution.placement: cpus_per_worker and gpus_per_worker must not be negative",
+            "execution.placement: cpus_per_worker (-1) and gpus_per_worker (0) must not be negative",
         ),
         (
             Placement(backend="nccl"),
-            "execution.placement.backend: nccl needs gpus_per_worker above 0; take gloo on CPUs",
+            "execution.placement.backend: nccl needs gpus_per_worker above 0; use gloo on CPUs",
         ),
         (
             Placement(gpus_per_worker=0.5),
-            "execution.placement.backend: gloo cannot shard a model over GPUs (gpus_per_worker=0.5); take nccl",
+            "execution.placement.backend: gloo cannot shard a model over GPUs (gpus_per_worker=0.5); use nccl",
         ),
     ],
 )
@@ -52,8 +52,8 @@ def test_more_than_the_cluster_has_is_refused():
     with pytest.raises(ValueError) as caught:
         check_fits({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
     assert str(caught.value) == (
-        "execution.placement: does not fit: needs 3 CPUs, the cluster has 2; lower the number of workers or the "
-        "share of each, or take a larger cluster"
+        "execution.placement: does not fit: needs 3 CPUs, the cluster has 2; use fewer workers, give each "
+        "worker less, or use a larger cluster"
     )
     with pytest.raises(ValueError, match="needs 1 GPU, the cluster has 0"):
         check_fits({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")

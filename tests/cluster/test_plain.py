@@ -43,10 +43,10 @@ def test_a_dataclass_is_an_object_and_a_named_tuple_an_array() -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        (Answer, {"places": [], "color": 1}, "Answer: its fields are places, .*, not places, color"),
-        (Answer, {}, "Answer: its fields are places"),
+        (Answer, {"places": [], "color": 1}, "Answer: expected the fields places, .*, found places, color"),
+        (Answer, {}, "Answer: expected the fields places, "),
         (Answer, [1], "expected .*Answer.*, found list"),
-        (Place, ["a"], "Place: its fields are file, offset, not 1 values"),
+        (Place, ["a"], "Place: expected one value for each of the fields file, offset, found 1 values"),
         (list[int], {"a": 1}, "found dict"),
         (int, {"edges": 1}, "expected int, found dict"),
     ],

@@ -79,8 +79,8 @@ def test_silent_nodes_are_waited_for_together_and_shortly_once_a_signal_has_come
     began = time.monotonic()
     monitors.call(NodeMonitor.request_stop)
     assert 0.5 < time.monotonic() - began < 1.2
-    monkeypatch.setattr(remote_monitors, "_ANSWER_S", 60.0)
-    monkeypatch.setattr(remote_monitors, "_HURRIED_ANSWER_S", 0.2)
+    monkeypatch.setattr(remote_monitors, "_ANSWER_LIMIT_S", 60.0)
+    monkeypatch.setattr(remote_monitors, "_ANSWER_LIMIT_AFTER_SIGNAL_S", 0.2)
     monkeypatch.setattr(signals._signals, "received", signals.signal.SIGTERM)
     began = time.monotonic()
     monitors.call(NodeMonitor.request_stop), monitors.poll(), monitors.ignore_exits(None, None), monitors.poll()

@@ -57,7 +57,7 @@ def test_a_second_signal_ends_everything_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None and process.stdout.readline().startswith("interrupted")
     process.send_signal(signal.SIGTERM)
-    assert "a second signal came" in process.communicate(timeout=60)[0]
+    assert "a second signal was received" in process.communicate(timeout=60)[0]
     assert process.returncode == 143
     psutil.wait_procs([sleeper], timeout=60)
     assert not sleeper.is_running()

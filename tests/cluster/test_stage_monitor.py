@@ -31,7 +31,7 @@ def test_a_stall_of_nobody_is_reported_with_what_is_missing(
     monitor._warn_of_stall(monitor._poll())
     time.sleep(0.01)
     monitor._warn_of_stall(monitor._poll())
-    assert "rlhf: no progress for 0 s; no process is at work; missing: cleaning: needs 1 CPU, the cluster has 0" in (
+    assert "rlhf: no progress for 0 s; no processes are running; missing: cleaning: needs 1 CPU, the cluster has 0" in (
         caplog.text
     )
     caplog.clear()
@@ -48,9 +48,7 @@ def test_whatever_a_look_meets_the_next_one_comes_and_it_is_reported_once(
     fake_nodes.error = KeyError("whatever")
     monitor = StageMonitor("rlhf", own_monitor=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
     time.sleep(0.5)
-    assert (
-        caplog.text.count("the processes could not be checked, the next check tries again: KeyError: 'whatever'") == 1
-    )
+    assert caplog.text.count("the processes of the stage could not be checked; trying again: KeyError: 'whatever'") == 1
     fake_nodes.error = None
     while len(fake_nodes.started) < 3:
         time.sleep(0.01)

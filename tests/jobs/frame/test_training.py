@@ -201,7 +201,7 @@ def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_fin
         os.kill(rank, signal.SIGSTOP)
         wait_for(lambda: "was stopped by a signal" in caplog.text)
         os.kill(rank, signal.SIGCONT)
-        wait_for(lambda: "continues after its stop" in caplog.text)
+        wait_for(lambda: "continues after it was stopped" in caplog.text)
         os.kill(wait_for_rank(1), signal.SIGKILL)
         told.append("planted")
 
