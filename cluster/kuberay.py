@@ -1,8 +1,9 @@
-"""The Kubernetes manifest of a Ray cluster that runs one command, and a check by the operator's own rules.
+"""Builds the Kubernetes manifest of a RayJob: a Ray cluster that runs one command and is then removed.
 
-This file knows KubeRay (v1.7) and no stage; the caller gives the sizes of the pod groups. It adds what the operator
-does not: token authentication, no root, a NetworkPolicy (Ray's ports listen on all interfaces, the metrics port without
-a token), and a PodDisruptionBudget.
+KubeRay (v1.7) is the Kubernetes operator that creates the cluster from the RayJob. The manifest adds what the operator
+leaves out: token authentication, pods without root rights, a NetworkPolicy (Ray listens on all interfaces, and its
+metrics port asks for no token), and a PodDisruptionBudget. A RayJob is also checked against the rules that the operator
+applies and the Kubernetes schema does not. The caller gives the number of pods, so this file does not know the stages.
 """
 
 import hashlib
@@ -13,25 +14,27 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-MOUNT = "/job"
-"""The folder of the shipped files in every pod, and the working directory of everything that Ray starts there."""
+JOB_FOLDER = "/job"
+"""The folder in every pod with the configs and files of the run. It is the working directory of all Ray processes."""
 
-_MAX_NAME = 47
-_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")  # a DNS-1035 label
-_USER = 1000
-_MAX_SHIPPED_BYTES = 1 << 20  # the limit of a ConfigMap
+_MAX_NAME_LENGTH = 47
+"""The operator's limit, because it derives longer names from the name of the RayJob."""
+_DNS_1035_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+_USER_ID = 1000
+_MAX_FILES_BYTES = 1 << 20
+"""The files are stored in a ConfigMap, which Kubernetes limits to 1 MiB."""
 _SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodShape:
-    """The resources of a pod."""
+    """The resources of one pod."""
 
     cpus: int
     memory_gib: int
     gpus: int = 0
     node_selector: dict[str, str] = field(default_factory=dict)
-    """Labels that a Kubernetes node must have to run it."""
+    """The labels that a Kubernetes node must have to run the pod."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,68 +43,79 @@ class SecretVariable:
 
     variable: str
     secret_name: str
-    """The Secret's name."""
+    """The name of the Secret."""
     key: str
+    """The key of the value within the Secret."""
     optional: bool = False
-    """Whether pods start without it."""
+    """Whether pods start even if the Secret does not exist."""
 
     def to_manifest(self) -> dict[str, Any]:
-        """The entry of a container's `env`."""
+        """The variable as an entry of a container's `env`."""
         source = {"name": self.secret_name, "key": self.key, "optional": self.optional}
         return {"name": self.variable, "valueFrom": {"secretKeyRef": source}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redis:
-    """A Redis in which the head keeps the cluster's state, so that the workers survive a restart of the head."""
+    """A Redis database in which Ray's head node stores the cluster's state.
+
+    With it the workers survive a restart of the head.
+    """
 
     address: str
-    """`host:6379`"""
+    """The database's host and port, as in `redis.example.com:6379`."""
     secret_name: str
-    """Name of the Secret that holds the password."""
+    """The name of the Secret with the password."""
     key: str = "password"
+    """The key of the password within the Secret."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """`cluster.yaml`: the Kubernetes side of a run. It holds no secret, only the names of Secrets."""
+    """`cluster.yaml`: the settings of a run on Kubernetes. It contains the names of Secrets and no secret values."""
 
     image: str
-    """An image with Raymill in it (k8s/Containerfile)."""
+    """A container image with Raymill installed (k8s/Containerfile)."""
     name: str = "raymill"
+    """The name of the RayJob."""
     head: PodShape = field(default_factory=lambda: PodShape(cpus=4, memory_gib=16))
-    """Runs the driver and no worker."""
+    """The resources of the head pod, which runs the driver and no workers."""
     data: PodShape = field(default_factory=lambda: PodShape(cpus=16, memory_gib=64))
+    """The resources of a pod for work without GPUs."""
     data_pods: int = 1
-    """The smallest number of data pods; stages that use all CPUs are faster with more."""
+    """The smallest number of data pods. More pods speed up the stages that use all CPUs of the cluster."""
     train: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
+    """The resources of a pod for training workers with GPUs."""
     rollout: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
+    """The resources of a pod for vLLM engines that do not share GPUs with training workers."""
     secrets: list[SecretVariable] = field(default_factory=list)
+    """Environment variables of all pods with values from Secrets."""
     service_account: str | None = None
-    """Service account of the pods, for access to object storage by their identity."""
+    """The Kubernetes service account of the pods, if object storage grants access by the pod's identity."""
     redis: Redis | None = None
-    """Keeps the cluster's state and its workers across a restart of the head. With or without it, a job whose head is
-    lost (the driver runs there) is retried and resumes from its checkpoints."""
+    """Optional storage of the cluster's state, so that the workers survive a restart of the head. The driver runs on
+    the head, so the job is retried after a restart in any case and resumes from its checkpoints."""
     grace_s: int = 120
-    """How long a pod may take to end; it must be longer than a checkpoint takes."""
+    """Seconds that a pod has to end after it is asked to. It must be longer than writing a checkpoint takes."""
     retries: int = 3
-    """How often the whole command is retried; it resumes from what is done."""
+    """How often the whole command is retried after a failure. A retry skips finished stages and resumes training from
+    its checkpoints."""
     keep_s: int = 600
-    """How long a finished cluster is kept, for a look at its dashboard."""
+    """Seconds that the cluster is kept after the command has ended, so that its dashboard can be read."""
     operator_namespace: str = "kuberay-system"
-    """The namespace of KubeRay's operator; nobody else outside of the cluster may connect to it."""
+    """The namespace of the KubeRay operator. Besides the cluster's pods only the operator may connect to the pods."""
 
     def check(self) -> None:
-        """Raises ValueError naming the field, the value, the rule and the remedy."""
-        if len(self.name) > _MAX_NAME or not _LABEL.match(self.name):
+        """Raises ValueError if a value is out of its range or the name is not allowed."""
+        if len(self.name) > _MAX_NAME_LENGTH or not _DNS_1035_LABEL.match(self.name):
             raise ValueError(
-                f"name: {self.name!r} must have at most {_MAX_NAME} characters, lower-case letters, digits and "
-                "dashes, a letter first; shorten or rename it"
+                f"name: {self.name!r} must have at most {_MAX_NAME_LENGTH} characters: lower-case letters, digits and "
+                "dashes, beginning with a letter and not ending with a dash"
             )
         shapes = {"head": self.head, "data": self.data, "train": self.train, "rollout": self.rollout}
         for name, shape in shapes.items():
             if shape.cpus < 1 or shape.memory_gib < 1 or shape.gpus < 0:
-                raise ValueError(f"{name}: cpus and memory_gib must be at least 1, gpus not negative")
+                raise ValueError(f"{name}: cpus and memory_gib must be at least 1, and gpus must not be negative")
         for name, value, minimum in (
             ("data_pods", self.data_pods, 1),
             ("grace_s", self.grace_s, 31),
@@ -114,35 +128,39 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class PodGroup:
-    """Equal worker pods; their number is fixed, because a stage does not start before all its workers fit."""
+    """A group of equal worker pods.
+
+    The number of pods is fixed, because a stage does not start before all its workers fit.
+    """
 
     name: str
     shape: PodShape
-    pods: int
+    num_pods: int
 
 
 def count_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
-    """How many pods of `shape` hold these workers (each {"CPU": …, "GPU": …}), packed first fit, largest first.
+    """The number of pods of `shape` that the workers need when they are packed first fit, largest first.
 
-    `field` is the config field that asks for the workers. Raises ValueError when one worker is larger than a pod.
+    Each worker is given by its resources, {"CPU": …, "GPU": …}. `field` is the config field that defines the workers.
+    Raises ValueError if a worker is larger than a pod.
     """
     capacity = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
-    pods: list[dict[str, float]] = []
-    for worker in sorted(workers, key=lambda needed: (-needed.get("GPU", 0.0), -needed.get("CPU", 0.0))):
+    free_in_pods: list[dict[str, float]] = []
+    for worker in sorted(workers, key=lambda worker: (-worker.get("GPU", 0.0), -worker.get("CPU", 0.0))):
         for name, amount in worker.items():
             if amount > capacity[name]:
                 raise ValueError(
                     f"{field}: a worker needs {amount:g} {name}, but one pod has {capacity[name]:g}; "
-                    "enlarge the pod or give each worker less"
+                    "enlarge the pod or lower the resources of each worker"
                 )
-        fitting = (pod for pod in pods if all(amount <= pod[name] + 1e-9 for name, amount in worker.items()))
-        pod = next(fitting, None)
-        if pod is None:
-            pod = dict(capacity)
-            pods.append(pod)
+        fitting = (free for free in free_in_pods if all(free[name] + 1e-9 >= worker[name] for name in worker))
+        free = next(fitting, None)
+        if free is None:
+            free = dict(capacity)
+            free_in_pods.append(free)
         for name, amount in worker.items():
-            pod[name] -= amount
-    return len(pods)
+            free[name] -= amount
+    return len(free_in_pods)
 
 
 def build_manifest(
@@ -153,64 +171,71 @@ def build_manifest(
     files: Mapping[str, str],
     env: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """The Kubernetes objects that run `command` on a cluster of `groups`, with `files` (path: content) shipped.
+    """The Kubernetes objects that run `command` on a cluster of the worker pods in `groups`.
 
-    `env` holds the variables of every pod, besides the secret ones. Raises ValueError for what Kubernetes or the
-    operator would refuse.
+    `files` maps paths below `JOB_FOLDER` to contents. `env` contains the environment variables of every pod, besides
+    those from Secrets. Raises ValueError for values that Kubernetes or the operator would reject.
     """
     config.check()
-    if sum(len(content.encode()) for content in files.values()) > _MAX_SHIPPED_BYTES:
-        raise ValueError("the configs and files to ship are larger than 1 MiB; put them into the image")
-    keys = _keys(files)
-    shipped = {
+    if sum(len(content.encode()) for content in files.values()) > _MAX_FILES_BYTES:
+        raise ValueError(
+            "the configs and .py files of the run are larger than 1 MiB in all, the limit of a Kubernetes ConfigMap; "
+            "install the .py files in the image instead"
+        )
+    keys = _config_map_keys(files)
+    config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(config, f"{config.name}-files"),
         "data": {key: files[path] for path, key in keys.items()},
     }
-    pods = _Pods(config, [{"name": name, "value": value} for name, value in env.items()], keys)
-    job = _ray_job(config, groups, command, pods)
+    settings = _PodSettings(config, [{"name": name, "value": value} for name, value in env.items()], keys)
+    job = _ray_job(config, groups, command, settings)
     check_ray_job(job)
-    return [shipped, _network_policy(config), _disruption_budget(config, groups), job]
+    return [config_map, _network_policy(config), _disruption_budget(config, groups), job]
 
 
-def _keys(paths: Iterable[str]) -> dict[str, str]:
-    """The ConfigMap key of each path: slashes are not allowed, and a digest separates keys that would be equal."""
-    plain = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(paths)}
-    shared = {key for key, number in Counter(plain.values()).items() if number > 1}
+def _config_map_keys(paths: Iterable[str]) -> dict[str, str]:
+    """The ConfigMap key of each path. Keys must not contain slashes, so they are replaced by underscores.
+
+    Paths that would then have equal keys get a digest in front of the key.
+    """
+    keys = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(paths)}
+    repeated = {key for key, count in Counter(keys.values()).items() if count > 1}
     return {
-        path: f"{hashlib.sha256(path.encode()).hexdigest()[:8]}-{key}" if key in shared else key
-        for path, key in plain.items()
+        path: f"{hashlib.sha256(path.encode()).hexdigest()[:8]}-{key}" if key in repeated else key
+        for path, key in keys.items()
     }
 
 
 @dataclass(frozen=True)
-class _Pods:
-    """What all pods have in common."""
+class _PodSettings:
+    """The settings that all pods have in common."""
 
     config: ClusterConfig
     env: list[dict[str, Any]]
     keys: Mapping[str, str]
-    """Keys of the ConfigMap, by the file's path."""
+    """The ConfigMap key of each file, by its path."""
 
 
-def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, pods: _Pods) -> dict[str, Any]:
+def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, settings: _PodSettings) -> dict[str, Any]:
     cluster: dict[str, Any] = {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            # The head holds the cluster together: a worker that used up its memory would end all of it.
+            # The head offers no CPUs, so that no worker runs there. A worker that used up the head's memory would end
+            # the cluster.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _pod(pods, "head", config.head),
+            "template": _pod_template(settings, "head", config.head),
         },
         "workerGroupSpecs": [
             {
                 "groupName": group.name,
-                "replicas": group.pods,
-                "minReplicas": group.pods,
-                "maxReplicas": group.pods,
+                "replicas": group.num_pods,
+                "minReplicas": group.num_pods,
+                "maxReplicas": group.num_pods,
                 "rayStartParams": {},
-                "template": _pod(pods, group.name, group.shape),
+                "template": _pod_template(settings, group.name, group.shape),
             }
             for group in groups
         ],
@@ -227,7 +252,8 @@ def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, po
         "metadata": _metadata(config, config.name),
         "spec": {
             "entrypoint": command,
-            "submissionMode": "SidecarMode",  # the log stream cannot hang between two pods
+            # The submitter runs in the head pod, because a log stream between two pods may hang.
+            "submissionMode": "SidecarMode",
             "backoffLimit": config.retries,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": config.keep_s,
@@ -236,33 +262,33 @@ def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, po
     }
 
 
-def _pod(pods: _Pods, role: str, shape: PodShape) -> dict[str, Any]:
-    config = pods.config
+def _pod_template(settings: _PodSettings, role: str, shape: PodShape) -> dict[str, Any]:
+    config = settings.config
     resources: dict[str, Any] = {"cpu": str(shape.cpus), "memory": f"{shape.memory_gib}Gi"}
     if shape.gpus:
         resources["nvidia.com/gpu"] = str(shape.gpus)
     container = {
         "name": "ray-head" if role == "head" else "ray-worker",
         "image": config.image,
-        # Ray's workers inherit the folder in which Ray was started, so a verifier's relative path works in all of them.
-        "workingDir": MOUNT,
-        "env": [{"name": "HOME", "value": "/tmp"}, *pods.env, *(secret.to_manifest() for secret in config.secrets)],
+        # Ray's workers inherit this folder, so relative paths in configs (such as a verifier's) work in all of them.
+        "workingDir": JOB_FOLDER,
+        "env": [{"name": "HOME", "value": "/tmp"}, *settings.env, *(secret.to_manifest() for secret in config.secrets)],
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
-            {"name": "files", "mountPath": MOUNT, "readOnly": True},
+            {"name": "files", "mountPath": JOB_FOLDER, "readOnly": True},
             {"name": "scratch", "mountPath": "/tmp"},
         ],
     }
-    items = [{"key": key, "path": path} for path, key in pods.keys.items()]
+    items = [{"key": key, "path": path} for path, key in settings.keys.items()]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": config.grace_s,
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "fsGroup": _USER,
+            "runAsUser": _USER_ID,
+            "fsGroup": _USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
@@ -281,18 +307,18 @@ def _pod(pods: _Pods, role: str, shape: PodShape) -> dict[str, Any]:
 
 
 def _network_policy(config: ClusterConfig) -> dict[str, Any]:
-    """Lets the cluster's own pods connect to each other, and the operator to the dashboard."""
-    own_pods = {"podSelector": {"matchLabels": _labels(config)}}
+    """A policy that lets only the cluster's pods connect to each other, and the operator to the dashboard."""
+    cluster_pods = {"podSelector": {"matchLabels": _labels(config)}}
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.operator_namespace}}}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": _metadata(config, config.name),
         "spec": {
-            **own_pods,
+            **cluster_pods,
             "policyTypes": ["Ingress"],
             "ingress": [
-                {"from": [own_pods]},
+                {"from": [cluster_pods]},
                 {"from": [operator], "ports": [{"port": 8265, "protocol": "TCP"}]},
             ],
         },
@@ -300,18 +326,23 @@ def _network_policy(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _disruption_budget(config: ClusterConfig, groups: Sequence[PodGroup]) -> dict[str, Any]:
-    """Forbids evicting the head or a trainer, which would set the whole group back to its last checkpoint."""
-    protected = ["head", *(group.name for group in groups if group.name == "train")]
-    number = 1 + sum(group.pods for group in groups if group.name == "train")
+    """A budget that forbids to evict the head or a training pod.
+
+    An eviction would set all training workers back to the last checkpoint.
+    """
+    protected_roles = ["head", *(group.name for group in groups if group.name == "train")]
+    num_protected = 1 + sum(group.num_pods for group in groups if group.name == "train")
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(config, config.name),
         "spec": {
-            "minAvailable": number,  # for pods that an operator owns it must be a number
+            "minAvailable": num_protected,  # Kubernetes allows no percentage here for pods of a custom controller.
             "selector": {
                 "matchLabels": _labels(config),
-                "matchExpressions": [{"key": "app.kubernetes.io/component", "operator": "In", "values": protected}],
+                "matchExpressions": [
+                    {"key": "app.kubernetes.io/component", "operator": "In", "values": protected_roles}
+                ],
             },
         },
     }
@@ -326,30 +357,30 @@ def _labels(config: ClusterConfig) -> dict[str, str]:
 
 
 def check_ray_job(job: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first of the operator's own rules that a RayJob breaks.
+    """Raises ValueError if a RayJob breaks a rule that the operator applies and the Kubernetes schema does not.
 
-    The schema allows all of these; the operator then fails the job, or silently does something else
-    (ray-operator/controllers/ray/utils/validation.go of KubeRay v1.7).
+    The operator would accept such a RayJob and then fail it, or silently ignore a setting. The rules are from
+    ray-operator/controllers/ray/utils/validation.go of KubeRay v1.7.
     """
     spec, name = job["spec"], job["metadata"]["name"]
     cluster = spec.get("rayClusterSpec")
-    _require(len(name) <= _MAX_NAME, f"metadata.name: {name!r} is longer than {_MAX_NAME} characters")
-    _require(bool(_LABEL.match(name)), f"metadata.name: {name!r} is not a DNS-1035 label")
+    _require(len(name) <= _MAX_NAME_LENGTH, f"metadata.name: {name!r} is longer than {_MAX_NAME_LENGTH} characters")
+    _require(bool(_DNS_1035_LABEL.match(name)), f"metadata.name: {name!r} is not a DNS-1035 label")
     mode = spec.get("submissionMode", "K8sJobMode")
     _require(mode in _SUBMISSION_MODES, f"submissionMode: {mode!r} must be one of {', '.join(_SUBMISSION_MODES)}")
-    selected = bool(spec.get("clusterSelector"))
-    _require(bool(cluster) != selected, "exactly one of rayClusterSpec and clusterSelector must be set")
+    has_selector = bool(spec.get("clusterSelector"))
+    _require(bool(cluster) != has_selector, "exactly one of rayClusterSpec and clusterSelector must be set")
     _require(spec.get("backoffLimit", 0) >= 0, "backoffLimit must not be negative")
     _require(
-        not (spec.get("backoffLimit") and (selected or mode == "InteractiveMode")),
-        "backoffLimit: a job on a selected cluster, or an interactive one, cannot be retried",
+        not (spec.get("backoffLimit") and (has_selector or mode == "InteractiveMode")),
+        "backoffLimit: a job with clusterSelector or in InteractiveMode cannot be retried; set it to 0",
     )
-    ends, ttl = spec.get("shutdownAfterJobFinishes", False), spec.get("ttlSecondsAfterFinished", 0)
-    _require(ttl >= 0, "ttlSecondsAfterFinished must not be negative")
-    _require(ends or not ttl, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes")
-    _require(ends or not spec.get("suspend"), "suspend needs shutdownAfterJobFinishes")
+    shuts_down, ttl_s = spec.get("shutdownAfterJobFinishes", False), spec.get("ttlSecondsAfterFinished", 0)
+    _require(ttl_s >= 0, "ttlSecondsAfterFinished must not be negative")
+    _require(shuts_down or not ttl_s, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true")
+    _require(shuts_down or not spec.get("suspend"), "suspend needs shutdownAfterJobFinishes: true")
     rules = spec.get("deletionStrategy", {}).get("deletionRules")
-    _require(not (ends and rules), "shutdownAfterJobFinishes and deletionRules exclude each other")
+    _require(not (shuts_down and rules), "only one of shutdownAfterJobFinishes and deletionRules may be set")
     if mode == "SidecarMode":
         for field_name in ("submitterPodTemplate", "submitterConfig", "clusterSelector"):
             _require(not spec.get(field_name), f"{field_name} cannot be used with SidecarMode")
@@ -364,30 +395,37 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
     names = [group["groupName"] for group in groups]
     _require(len(set(names)) == len(names), f"workerGroupSpecs: two groups have the same name in {names}")
     for group in groups:
-        least, most = group["minReplicas"], group["maxReplicas"]
-        replicas = group.get("replicas", least)
+        min_replicas, max_replicas = group["minReplicas"], group["maxReplicas"]
+        replicas = group.get("replicas", min_replicas)
         _require(
-            0 <= least <= replicas <= most,
-            f"{group['groupName']}: 0 <= minReplicas {least} <= replicas {replicas} <= maxReplicas {most} must hold",
+            0 <= min_replicas <= replicas <= max_replicas,
+            f"{group['groupName']}: 0 <= minReplicas <= replicas <= maxReplicas must be true, but they are "
+            f"{min_replicas}, {replicas} and {max_replicas}",
         )
     for name, group in [("head", cluster["headGroupSpec"]), *zip(names, groups, strict=True)]:
         containers = group["template"]["spec"].get("containers", [])
         _require(bool(containers), f"{name}: needs at least one container")
         parameters = group.get("rayStartParams", {})
-        both = {"num-cpus", "num-gpus", "memory", "resources"} & parameters.keys() and group.get("resources")
-        _require(not both, f"{name}: resources and rayStartParams both give the pod's resources")
-        _require("labels" not in parameters, f"{name}: labels belong to the group, not to rayStartParams")
+        resource_parameters = {"num-cpus", "num-gpus", "memory", "resources"} & parameters.keys()
+        _require(
+            not (resource_parameters and group.get("resources")),
+            f"{name}: the resources are set both in resources and in rayStartParams; remove one of the two",
+        )
+        _require("labels" not in parameters, f"{name}: set labels in the group instead of rayStartParams")
     head_env = {entry["name"] for entry in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
-    keeps_tables = "gcsFaultToleranceOptions" in cluster
+    stores_state_in_redis = "gcsFaultToleranceOptions" in cluster
     for variable in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"):
-        _require(variable not in head_env, f"{variable}: use gcsFaultToleranceOptions")
-    start = cluster["headGroupSpec"].get("rayStartParams", {})
-    _require(not (keeps_tables and "redis-password" in start), "redis-password: use gcsFaultToleranceOptions")
+        _require(variable not in head_env, f"{variable}: use gcsFaultToleranceOptions instead of the variable")
+    head_parameters = cluster["headGroupSpec"].get("rayStartParams", {})
+    _require(
+        not (stores_state_in_redis and "redis-password" in head_parameters),
+        "rayStartParams.redis-password: use gcsFaultToleranceOptions.redisPassword instead",
+    )
     if cluster.get("authOptions", {}).get("mode") == "token":
-        parts = tuple(int(part) for part in cluster.get("rayVersion", "0").split(".")[:2])
-        _require(parts >= (2, 52), "authOptions.mode token needs rayVersion 2.52 or newer")
+        ray_version = tuple(int(number) for number in cluster.get("rayVersion", "0").split(".")[:2])
+        _require(ray_version >= (2, 52), "authOptions.mode token needs rayVersion 2.52 or newer")
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
+def _require(is_valid: bool, message: str) -> None:
+    if not is_valid:
         raise ValueError(f"RayJob: {message}")

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from cluster.kuberay import (
-    MOUNT,
+    JOB_FOLDER,
     ClusterConfig,
     PodGroup,
     PodShape,
@@ -105,7 +105,7 @@ def test_shipped_files_lie_where_everything_runs():
     made = objects()
     assert made["ConfigMap"]["data"] == {"configs_a.yaml": "steps: 1\n"}
     for spec in pod_specs(made["RayJob"]):
-        assert spec["containers"][0]["workingDir"] == MOUNT
+        assert spec["containers"][0]["workingDir"] == JOB_FOLDER
         assert spec["volumes"][0]["configMap"] == {
             "name": "raymill-files",
             "items": [{"key": "configs_a.yaml", "path": "configs/a.yaml"}],
@@ -136,7 +136,7 @@ def test_gpu_pods_ask_for_their_gpus_and_may_go_to_their_nodes():
     ("changes", "message"),
     [
         ({"name": "a" * 48}, "name: 'a+' must have at most 47 characters"),
-        ({"name": "Raymill"}, "name: 'Raymill' must have at most 47 characters, lower-case"),
+        ({"name": "Raymill"}, "name: 'Raymill' must have at most 47 characters: lower-case"),
         ({"grace_s": 30}, "grace_s: 30 must be at least 31"),
         ({"data_pods": 0}, "data_pods: 0 must be at least 1"),
         ({"head": PodShape(cpus=0, memory_gib=1)}, "head: cpus and memory_gib must be at least 1"),
@@ -172,15 +172,21 @@ CLUSTER = "spec.rayClusterSpec"
         (set_at("spec.clusterSelector", {"ray.io/cluster": "x"}), "exactly one of"),
         (set_at("spec.shutdownAfterJobFinishes", False), "ttlSecondsAfterFinished needs"),
         (set_at("spec.ttlSecondsAfterFinished", -1), "must not be negative"),
-        (set_at("spec.deletionStrategy", {"deletionRules": [{}]}), "exclude each other"),
+        (
+            set_at("spec.deletionStrategy", {"deletionRules": [{}]}),
+            "only one of shutdownAfterJobFinishes and deletionRules",
+        ),
         (set_at("spec.submitterConfig", {"backoffLimit": 1}), "submitterConfig cannot be used with SidecarMode"),
         (set_at(f"{CLUSTER}.headGroupSpec.template.spec.restartPolicy", "Always"), "must be Never"),
-        (set_at(f"{CLUSTER}.workerGroupSpecs.0.replicas", -1), "train: 0 <= minReplicas"),
-        (set_at(f"{CLUSTER}.workerGroupSpecs.0.minReplicas", 9), "<= maxReplicas 2 must hold"),
+        (
+            set_at(f"{CLUSTER}.workerGroupSpecs.0.replicas", -1),
+            "train: 0 <= minReplicas <= replicas <= maxReplicas must be true",
+        ),
+        (set_at(f"{CLUSTER}.workerGroupSpecs.0.minReplicas", 9), "but they are 9, 2 and 2"),
         (set_at(f"{CLUSTER}.workerGroupSpecs.1.groupName", "train"), "two groups have the same name"),
         (set_at(f"{CLUSTER}.workerGroupSpecs.0.template.spec.containers", []), "at least one container"),
-        (set_at(f"{CLUSTER}.headGroupSpec.resources", {"CPU": "1"}), "both give the pod's resources"),
-        (set_at(f"{CLUSTER}.headGroupSpec.rayStartParams.labels", "a=b"), "labels belong to the group"),
+        (set_at(f"{CLUSTER}.headGroupSpec.resources", {"CPU": "1"}), "set both in resources and in rayStartParams"),
+        (set_at(f"{CLUSTER}.headGroupSpec.rayStartParams.labels", "a=b"), "set labels in the group"),
         (set_at(f"{CLUSTER}.rayVersion", "2.51.0"), "needs rayVersion 2.52"),
     ],
 )
