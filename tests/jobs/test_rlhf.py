@@ -83,7 +83,7 @@ def config(tmp_path: Path) -> RLHFConfig:
 def test_exactly_one_thing_scores(config: RLHFConfig) -> None:
     check(config)
     for both_or_none in (replace(config, reward="reward"), replace(config, verifier=None)):
-        with pytest.raises(ValueError, match="reward, verifier: give exactly one"):
+        with pytest.raises(ValueError, match="reward, verifier: set exactly one"):
             check(both_or_none)
 
 
@@ -124,7 +124,7 @@ def test_an_unknown_algorithm_is_named_with_the_known_ones(config: RLHFConfig) -
 def test_a_reward_model_with_another_tokenizer_is_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy")
     other = save_model(tmp_path / "other", replace(SIZES, vocab_size=MIN_SIZE + 10), digits="hello hello hello " * 9)
-    with pytest.raises(ValueError, match="reward: the tokenizer of huggingface-.* is not that of the policy"):
+    with pytest.raises(ValueError, match="reward: the tokenizer of huggingface-.* differs from that of the policy"):
         check_inputs(replace(config, verifier=None, reward="r"), {"policy": policy, "reward": other})
 
 
@@ -143,13 +143,13 @@ def test_answers_as_long_as_the_whole_context_are_refused(config: RLHFConfig, tm
 def test_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     inputs = {"policy": save_model(tmp_path / "policy")}
     long = replace(config, rollouts=replace(config.rollouts, max_new_tokens=90))
-    with pytest.raises(ValueError, match="none of 12 leaves room for rollouts.max_new_tokens=90"):
+    with pytest.raises(ValueError, match="none of the 12 prompts leaves room for rollouts.max_new_tokens=90"):
         check_inputs(long, inputs)
 
 
 def test_held_out_prompts_without_room_for_an_answer_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
-    with pytest.raises(ValueError, match="held_out_prompts: none of 1 leaves room for rollouts.max_new_tokens=12"):
+    with pytest.raises(ValueError, match="held_out_prompts: none of the 1 prompts leaves room for rollouts.max_new_tokens=12"):
         check_inputs(config, {"policy": save_model(tmp_path / "policy")})
 
 
