@@ -254,7 +254,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
         """Stands for SIGKILL of the driver after three of four steps."""
 
     def learn_three(config, context, graph, prompts, step):
-        learn(replace(config, steps=3), context, graph, prompts, step)
+        train(replace(config, steps=3), context, graph, prompts, step)
         raise Killed
 
     context = make_context(tmp_path / "output", policy)
