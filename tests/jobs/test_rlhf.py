@@ -26,7 +26,7 @@ from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier
-from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, learn, run
+from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, run, train
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
@@ -253,13 +253,13 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
     class Killed(Exception):
         """Stands for SIGKILL of the driver after three of four steps."""
 
-    def learn_three(config, context, graph, prompts, step):
+    def train_three(config, context, graph, prompts, step):
         train(replace(config, steps=3), context, graph, prompts, step)
         raise Killed
 
     context = make_context(tmp_path / "output", policy)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("jobs.rlhf.learn", learn_three)
+        patch.setattr("jobs.rlhf.train", train_three)
         run(config, context)
     first = read_metrics(context.output)
     summary = run(config, context)
