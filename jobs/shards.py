@@ -120,15 +120,15 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     tokenizer = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(tokenizer, output / "tokenizer")
     corpus_summary = corpus.read_summary(CorpusSummary)
-    manifests, known = _empty_manifests(tokenizer.local(), corpus_summary), None
+    manifests, excluded = _empty_manifests(tokenizer.local(), corpus_summary), None
     if config.grow is not None:
         old = context.inputs["grow"].storage
         manifests = copy_generations(old, output, manifests)
-        known = write_excluded(old, output / WORK, corpus.storage)
+        excluded = write_excluded(old, output / WORK, corpus.storage)
     tasks = shard_tasks(
         [PartOfCorpus(part.name, part.digest) for part in read_part_records(corpus.storage)],
         manifests,
-        known=known,
+        excluded=excluded,
         validation_fraction=config.validation_fraction,
     )
     unchanged = [unchanged_shards(task, finished) for task in tasks]
@@ -143,7 +143,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     following = iter(written)
     shards = [one if one is not None else next(following) for one in unchanged]
     generations = (
-        Generation(corpus=corpus_summary.content_digest, shards=of_split, known=excluded_digest(known))
+        Generation(corpus=corpus_summary.content_digest, shards=of_split, known=excluded_digest(excluded))
         for of_split in zip(*shards, strict=True)
     )
     manifests = SplitManifests(*map(_with_generation, manifests, generations))

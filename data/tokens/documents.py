@@ -1,4 +1,4 @@
-"""Documents of a finished corpus, part by part, as the tasks of the tokenizer and of the shards read them."""
+"""Reads the documents of a finished corpus, one part at a time. A part is an output file of a corpus."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,35 +15,42 @@ _BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class CorpusText:
-    """A finished corpus."""
+    """The documents of a finished corpus."""
 
     storage: Storage
     digest: str
-    """Of the whole artifact: a task names it, so that no answer about another corpus is taken for its own."""
+    """Content digest of the corpus artifact. Tasks contain it, so that a result is never reused for another corpus."""
 
     @property
     def parts(self) -> list[str]:
-        """The files of its documents, in their order."""
+        """Names of the parts' files, sorted."""
         return self.storage.glob("documents/*.parquet")
 
 
 class CorpusDocument(NamedTuple):
-    """A row of a part's documents."""
+    """A document as stored in a part."""
 
     id: str
     source: str
     text: str
     metadata: str
-    """As JSON."""
+    """Metadata of the document as a JSON object."""
 
 
 def split_position(document_id: str) -> float:
-    """Where a document is in the order, from 0 to 1, from whose beginning shards take their validation documents."""
+    """Return the hash of a document id as a number from 0 to 1, which decides how the document is used.
+
+    Shards use the documents with the lowest numbers for validation. Tokenizers are trained on the documents with the
+    highest numbers.
+    """
     return unit_hash(document_id, "split")
 
 
 def read_documents(corpus: Storage, part: str, accept: Callable[[float], bool]) -> Iterator[CorpusDocument]:
-    """The documents of a part whose `split_position` is accepted; of any other nothing but the id leaves Arrow."""
+    """Yield the documents of a part for whose `split_position` the function `accept` returns True.
+
+    Only the ids of the other documents are converted from Arrow to Python objects.
+    """
     with corpus.open(part) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=list(CorpusDocument._fields), batch_size=_BATCH_ROWS):
             mask = [accept(split_position(document_id)) for document_id in batch.column("id").to_pylist()]

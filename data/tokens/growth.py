@@ -1,6 +1,9 @@
-"""Growing shards: older generations are copied, and the documents that they hold are not added again."""
+"""Adding a generation of shards to existing shards (the option `grow` of the stage `shards`).
 
-# pyarrow.compute makes its functions while it is imported, where no type checker sees them.
+The older generations are copied. Documents that they already contain are excluded from the new generation.
+"""
+
+# pyarrow.compute creates its functions while it is imported, so type checkers cannot find them.
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
@@ -27,13 +30,16 @@ from data.tokens.shard_format import (
 from data.tokens.shard_reader import sorted_document_keys
 from data.tokens.shard_writer import TextDocument
 
-_KNOWN = "known.bin"
+_EXCLUDED_FILE = "known.bin"
 
 
 @dataclass(frozen=True)
 class ExcludedDocuments:
-    """The file of the sorted keys of the documents that are not added: those in older generations, and those that the
-    corpus kept in place of one of them."""
+    """The file that lists the documents to exclude from the new generation, as sorted document keys.
+
+    A document is excluded if an older generation contains it. It is also excluded if the corpus dropped a document of
+    an older generation as its duplicate, because then the older generation already contains its text.
+    """
 
     name: str
     sha256: str
@@ -44,7 +50,10 @@ class ExcludedDocuments:
 
 
 def copy_generations(old: Storage, new: Storage, empty: SplitManifests) -> SplitManifests:
-    """Copy the shards of older generations; their manifests, with the sources of the new corpus added."""
+    """Copy the shards of the older generations from `old` to `new`.
+
+    Returns the manifests of the copied shards. The sources of the new corpus, which `empty` names, are added to them.
+    """
     pairs = zip(SPLITS, empty, strict=True)
     return SplitManifests(*(_copy_split(old / split, new / split, manifest) for split, manifest in pairs))
 
@@ -59,19 +68,19 @@ def _copy_split(old: Storage, new: Storage, empty: ShardManifest) -> ShardManife
 
 
 def _is_copied(source: Storage, target: Storage, file: ShardFile) -> bool:
-    """Whether the target has the whole file already: it is the same file, or has its checksum."""
+    """Return whether the target already has the file completely: as a hard link, or with the same checksum."""
     if not target.exists(file.name):
         return False
     if source.is_local and target.is_local and os.path.samefile(source.path(file.name), target.path(file.name)):
         return True
-    with target.open(file.name, read_ahead=True) as reading:
-        return hashlib.file_digest(reading, "sha256").hexdigest() == file.sha256
+    with target.open(file.name, read_ahead=True) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
 
 
 def _copy_file(source: Storage, target: Storage, name: str) -> None:
-    """Copy a file; by a hard link, which takes no time, where both storages are on one disk.
+    """Copy a file. If both storages are on the same local disk, create a hard link instead, which takes no time.
 
-    A shard is never written in place, so files may be shared.
+    Hard links are safe because a shard file is never changed in place. A new version replaces the file.
     """
     if source.is_local and target.is_local and _link(source.path(name), target.path(name)):
         return
@@ -79,74 +88,81 @@ def _copy_file(source: Storage, target: Storage, name: str) -> None:
 
 
 def _link(source: str, target: str) -> bool:
-    """Put a hard link in the target's place; False where the disks do not allow one."""
+    """Create a hard link at the path `target`. Returns False if the file system does not allow it."""
     partial_path = f"{target}.{uuid.uuid4().hex[:8]}.partial"
     os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
         os.link(source, partial_path)
-    except OSError:  # another disk, or one without links
+    except OSError:  # The target is on another disk, or its file system has no hard links.
         return False
     os.replace(partial_path, target)
     return True
 
 
-# Documents that are not added again.
+# Excluded documents.
 
 
 def write_excluded(old: Storage, work: Storage, corpus: Storage) -> ExcludedDocuments:
-    """Write the keys of the documents that are not added into `work`, for the tasks to search."""
+    """Write the list of excluded documents to `work`, where the tokenization tasks read it."""
     keys = [sorted_document_keys(old / split, read_manifest(old / split)) for split in SPLITS]
-    content = _with_kept_twins(np.unique(np.concatenate(keys)), corpus).astype("<u8").tobytes()
-    work.write_bytes(_KNOWN, content)
-    return ExcludedDocuments(name=_KNOWN, sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content))
+    content = _with_kept_duplicates(np.unique(np.concatenate(keys)), corpus).astype("<u8").tobytes()
+    work.write_bytes(_EXCLUDED_FILE, content)
+    return ExcludedDocuments(name=_EXCLUDED_FILE, sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content))
 
 
-def _with_kept_twins(known: np.ndarray, corpus: Storage) -> np.ndarray:
-    """The sorted keys, and those of the documents that the corpus kept in place of a known one.
+def _with_kept_duplicates(excluded: np.ndarray, corpus: Storage) -> np.ndarray:
+    """Return the sorted keys, extended by the documents that the corpus kept instead of one of these documents.
 
-    Of duplicates a corpus keeps the one of the lowest id, which a new source may bring: its text is in the shards
-    already. An exact duplicate may have been dropped for a near one, so drops/ is read until a pass finds no more.
+    Of several duplicates, a corpus keeps the document with the lowest id. That can be a document of a new source whose
+    duplicate is in the older generations. The kept document may itself be dropped for another duplicate, so drops/, the
+    list of dropped documents, is read again until no more documents are found.
     """
     drops = corpus.glob("drops/part-*.parquet")
     while True:
-        kept = [_kept_keys(corpus, name, known) for name in drops]
-        grown = np.union1d(known, np.concatenate([known[:0], *kept]))
-        if len(grown) == len(known):
-            return known
-        known = grown
+        kept = [_kept_keys(corpus, name, excluded) for name in drops]
+        extended = np.union1d(excluded, np.concatenate([excluded[:0], *kept]))
+        if len(extended) == len(excluded):
+            return excluded
+        excluded = extended
 
 
-def _kept_keys(corpus: Storage, name: str, known: np.ndarray) -> np.ndarray:
-    """Keys (uint64) of the documents that are kept in place of a known one, among the dropped documents of a part."""
+def _kept_keys(corpus: Storage, name: str, excluded: np.ndarray) -> np.ndarray:
+    """Return the keys of the documents that were kept instead of an excluded document, as uint64.
+
+    `name` is a file of the corpus that lists dropped documents, each with the id of the document that was kept.
+    """
     keys: list[int] = []
     with corpus.open(name, read_ahead=True) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=["id", "kept_id"]):
             batch = batch.filter(batch.column("kept_id").is_valid())
             ids, kept_ids = (batch.column(column).to_pylist() for column in ("id", "kept_id"))
-            keys += [document_key(kept_ids[position]) for position in np.flatnonzero(_is_known(ids, known))]
+            keys += [document_key(kept_ids[position]) for position in np.flatnonzero(_is_excluded(ids, excluded))]
     return np.array(keys, dtype=np.uint64)
 
 
 def without_excluded(
-    documents: Sequence[TextDocument], work: Storage, known: ExcludedDocuments | None
+    documents: Sequence[TextDocument], work: Storage, excluded: ExcludedDocuments | None
 ) -> Sequence[TextDocument]:
-    """The documents that no older generation holds, under this id or another one."""
-    if known is None:
+    """Return the documents that are not excluded. `work` contains the file that `excluded` describes.
+
+    If `excluded` is None, all documents are returned.
+    """
+    if excluded is None:
         return documents
-    is_known = _is_known([document.id for document in documents], _known_keys(work, known))
-    return [document for document, skip in zip(documents, is_known, strict=True) if not skip]
+    is_excluded = _is_excluded([document.id for document in documents], _excluded_keys(work, excluded))
+    return [document for document, skip in zip(documents, is_excluded, strict=True) if not skip]
 
 
-def _is_known(ids: Sequence[str], known: np.ndarray) -> np.ndarray:
-    """Whether each id's key is among the sorted keys, bool [number of ids]."""
-    keys = np.array([document_key(name) for name in ids], dtype=np.uint64)
-    if not len(known):
+def _is_excluded(ids: Sequence[str], excluded_keys: np.ndarray) -> np.ndarray:
+    """Return for each document id whether its key is among the sorted keys, bool [number of ids]."""
+    keys = np.array([document_key(document_id) for document_id in ids], dtype=np.uint64)
+    if not len(excluded_keys):
         return np.zeros(len(keys), dtype=np.bool_)
-    positions = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return known[positions] == keys
+    positions = np.minimum(np.searchsorted(excluded_keys, keys), len(excluded_keys) - 1)
+    return excluded_keys[positions] == keys
 
 
 @lru_cache(maxsize=1)
-def _known_keys(work: Storage, known: ExcludedDocuments) -> np.ndarray:
-    file = local_file(work, known.name, sha256=known.sha256, num_bytes=known.num_bytes)
-    return np.memmap(file, dtype="<u8", mode="r")
+def _excluded_keys(work: Storage, excluded: ExcludedDocuments) -> np.ndarray:
+    path = local_file(work, excluded.name, sha256=excluded.sha256, num_bytes=excluded.num_bytes)
+    return np.memmap(path, dtype="<u8", mode="r")

@@ -1,4 +1,8 @@
-"""Measures of a tokenizer on a sample of a corpus, taken in tasks: compression, fertility, and what it cannot spell."""
+"""Measures a tokenizer on a sample of a corpus.
+
+The measures are the compression (bytes per token), the fertility (tokens per word), the number of unknown tokens, and
+the number of texts that change when they are encoded and decoded. One task measures each part of the corpus.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,14 +22,15 @@ from data.tokens.tokenizer_recipe import UNKNOWN
 
 
 class TextSizes(NamedTuple):
-    """The size of some text."""
+    """The size of one or more texts in bytes, tokens and words."""
 
     bytes: int = 0
     tokens: int = 0
     words: int = 0
-    """Between white space."""
+    """Number of words separated by white space."""
 
     def plus(self, other: "TextSizes") -> "TextSizes":
+        """Return the sums of both sizes."""
         return TextSizes(self.bytes + other.bytes, self.tokens + other.tokens, self.words + other.words)
 
     @property
@@ -34,80 +39,95 @@ class TextSizes(NamedTuple):
 
     @property
     def fertility(self) -> float:
-        """Tokens per word."""
+        """Mean number of tokens per word."""
         return self.tokens / max(1, self.words)
 
 
 @dataclass(frozen=True)
 class _MeasureTask:
+    """A corpus part on which a tokenizer is measured."""
+
     corpus: str
-    """`CorpusText.digest`."""
+    """Content digest of the corpus (`CorpusText.digest`)."""
     part: str
+    """Name of the part's file in the corpus."""
     tokenizer: str
-    """Its fingerprint."""
+    """Fingerprint of the tokenizer."""
     share: float
-    """Documents whose `split_position` is below this are measured."""
+    """The documents with a `split_position` below this number are measured."""
 
 
 @dataclass(frozen=True)
 class _PartMeasures:
-    """Sums over the measured documents of a part."""
+    """The measures of one corpus part: sums over its measured documents."""
 
     documents: int
-    failures: int
-    """Texts that do not come back from their tokens."""
-    unknown: int
-    """Unknown tokens."""
-    used: str
-    """Which tokens occur: one bit each, as hexadecimal digits."""
+    """Number of measured documents."""
+    round_trip_failures: int
+    """Number of texts that are different after encoding and decoding."""
+    unknown_tokens: int
+    """How often the unknown token occurs."""
+    used_tokens: str
+    """A bit for each token id, as hexadecimal digits. A bit is 1 if the token occurs."""
     by_source: dict[str, TextSizes]
     by_language: dict[str, TextSizes]
-    """Of the documents whose metadata name a language."""
+    """Sizes of the documents whose metadata name a language."""
 
 
 @dataclass(frozen=True)
 class TokenizerMeasures:
+    """The measures of a tokenizer over all measured documents."""
+
     total: TextSizes
     by_source: dict[str, TextSizes]
     by_language: dict[str, TextSizes]
+    """Sizes of the documents whose metadata name a language."""
     documents: int
+    """Number of measured documents."""
     unused_tokens: int
-    """Tokens that never occur."""
+    """Number of tokens of the vocabulary that never occur."""
     unknown_tokens: int
+    """How often the unknown token occurs."""
     round_trip_failures: int
-    """Texts that do not come back from their tokens."""
+    """Number of texts that are different after encoding and decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularySummary:
-    """What artifact.json says of a tokenizer."""
+    """The summary of a tokenizer in artifact.json."""
 
     size: int
+    """Number of tokens in the vocabulary."""
     kind: str
+    """Algorithm of the tokenizer: `bpe`, `wordpiece` or `unigram`."""
     fingerprint: str
     sampled_documents: int
-    """Documents that it was learned from."""
+    """Number of documents that the tokenizer was trained on."""
     sampled_bytes: int
+    """Size of the text that the tokenizer was trained on."""
     bytes_per_token: float
     fertility: float
-    """Tokens per word between white space."""
+    """Mean number of tokens per word. Words are separated by white space."""
     bytes_per_token_by_source: dict[str, float] = field(default_factory=dict)
     fertility_by_source: dict[str, float] = field(default_factory=dict)
     bytes_per_token_by_language: dict[str, float] = field(default_factory=dict)
     fertility_by_language: dict[str, float] = field(default_factory=dict)
     measured_documents: int
     unused_tokens: int
-    """Tokens that never occur in the measured documents."""
+    """Number of tokens of the vocabulary that never occur in the measured documents."""
     unknown_tokens: int
-    """Unknown tokens in the measured documents."""
+    """How often the unknown token occurs in the measured documents."""
     round_trip_failures: int
-    """Measured documents that do not come back from their tokens."""
+    """Number of measured documents whose text is different after encoding and decoding."""
 
 
 def measure_tokenizer(
     corpus: CorpusText, work: Storage, folder: Storage, *, tokenizer: str, share: float, workers: int | None
 ) -> TokenizerMeasures:
-    """Measure the tokenizer in `folder`, which has this fingerprint, on about this share of a corpus."""
+    """Measure the tokenizer in `folder` on about a `share` of the corpus.
+
+    `tokenizer` is the fingerprint of the tokenizer, and `work` is a temporary folder for the results of the tasks.
+    """
     parts = run_tasks(
         partial(_measure_part, corpus=corpus.storage, folder=folder),
         [_MeasureTask(corpus.digest, part, tokenizer, share) for part in corpus.parts],
@@ -118,7 +138,7 @@ def measure_tokenizer(
     )
     used = np.zeros(load_encoder(folder.local()).get_vocab_size(), dtype=np.bool_)
     for part in parts:
-        used |= _unpacked(part.used, len(used))
+        used |= _unpack_bits(part.used_tokens, len(used))
     by_source = _sum_by_name(part.by_source for part in parts)
     total = TextSizes()
     for sizes in by_source.values():
@@ -129,14 +149,14 @@ def measure_tokenizer(
         by_language=_sum_by_name(part.by_language for part in parts),
         documents=sum(part.documents for part in parts),
         unused_tokens=int(len(used) - used.sum()),
-        unknown_tokens=sum(part.unknown for part in parts),
-        round_trip_failures=sum(part.failures for part in parts),
+        unknown_tokens=sum(part.unknown_tokens for part in parts),
+        round_trip_failures=sum(part.round_trip_failures for part in parts),
     )
 
 
 def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _PartMeasures:
     encoder = load_encoder(folder.local())
-    unknown = encoder.token_to_id(UNKNOWN)
+    unknown_id = encoder.token_to_id(UNKNOWN)
     used = np.zeros(encoder.get_vocab_size(), dtype=np.bool_)
     by_source: list[dict[str, TextSizes]] = []
     by_language: list[dict[str, TextSizes]] = []
@@ -147,22 +167,24 @@ def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _P
         by_source.append({document.source: sizes})
         if language := json.loads(document.metadata).get("language"):
             by_language.append({language: sizes})
-        num_failures += not _comes_back(encoder, document.text, ids)
-        num_unknown += 0 if unknown is None else ids.count(unknown)
+        num_failures += not _survives_round_trip(encoder, document.text, ids)
+        num_unknown += 0 if unknown_id is None else ids.count(unknown_id)
         used[ids] = True
     return _PartMeasures(
         documents=len(by_source),
-        failures=num_failures,
-        unknown=num_unknown,
-        used=np.packbits(used).tobytes().hex(),
+        round_trip_failures=num_failures,
+        unknown_tokens=num_unknown,
+        used_tokens=np.packbits(used).tobytes().hex(),
         by_source=_sum_by_name(by_source),
         by_language=_sum_by_name(by_language),
     )
 
 
-def _comes_back(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
-    """Whether the tokens spell the text after the tokenizer's normalization; for wordpiece apart from white space,
-    which it forgets."""
+def _survives_round_trip(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
+    """Return whether decoding the ids gives the text, after the tokenizer's normalization.
+
+    WordPiece does not keep white space, so for it white space is not compared.
+    """
     expected = encoder.normalizer.normalize_str(text) if encoder.normalizer else text
     decoded = encoder.decode(ids, skip_special_tokens=False)
     if isinstance(encoder.model, WordPiece):
@@ -170,12 +192,12 @@ def _comes_back(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
     return decoded == expected
 
 
-def _unpacked(bits: str, length: int) -> np.ndarray:
+def _unpack_bits(bits: str, length: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), count=length).astype(np.bool_)
 
 
 def _sum_by_name(parts: Iterable[Mapping[str, TextSizes]]) -> dict[str, TextSizes]:
-    """The sums by name, in the order of the names."""
+    """Return the sums of the sizes with the same name, sorted by name."""
     total: dict[str, TextSizes] = {}
     for part in parts:
         for name, sizes in part.items():

@@ -1,14 +1,21 @@
-"""The order of samples: a seeded permutation and a mixture of sources, both computed index by index.
+"""The order in which training reads rows: a random permutation, and a mixture of sources.
 
-A Feistel network is a bijection of the pairs (left, right) whatever its round function is. Over a domain at most four
-times too large, walking on until the value falls inside ("cycle walking") makes it a bijection of exactly `size`.
+Both compute the row at any index directly, without computing the rows before it. So a rank can read any row, and a
+resumed run reads the same rows as a run that was never interrupted.
 
-A mixture assigns each sample to a source. Weights are shares of the tokens, so a source's share of the samples is in
-proportion to its weight over the mean length of its samples. In every prefix of n samples a source of share p has
-floor(p n) or ceil(p n): its k-th sample (from 0) may come from floor(k / p) on and must come before
-ceil((k + 1) / p). The shares themselves, spread evenly over those spans, are a fractional solution, so a whole one
-exists, and earliest deadline first finds it, as for any unit jobs with release times and deadlines (Steiner and
-Yeomans 1993, Level schedules for mixed-model, just-in-time processes).
+The permutation is a Feistel network, which is a bijection of pairs (left, right) for any round function. Its domain is
+a power of four that is at most four times as large as the number of rows. If the network returns a value that is not
+below the number of rows, it is applied to this value again ("cycle walking"). The result is a bijection of range(size).
+
+A mixture assigns a source to each index. The weights are shares of the tokens. So the share of the rows that a source
+gets is proportional to its weight divided by the mean number of targets in its rows. Among the first n indices, a
+source with the share p of the rows has either floor(p n) or ceil(p n) rows, for every n.
+
+Such a schedule exists and is found as follows (Steiner and Yeomans 1993, Level schedules for mixed-model, just-in-time
+processes). The k-th row of a source, counted from 0, must have an index of at least floor(k / p) and below
+ceil((k + 1) / p). Each row is then a job of unit length with a release time and a deadline. Spreading each job evenly
+over its interval is a fractional schedule that meets all deadlines, so an integral one exists, and the rule "earliest
+deadline first" finds it.
 """
 
 import hashlib
@@ -20,22 +27,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ROUNDS = 6
-_MASK = (1 << 64) - 1
+_ROUNDS = 6  # of the Feistel network
+_MASK_64 = (1 << 64) - 1
 
 
 class Permutation:
-    """A pseudo-random bijection of range(size), a function of (size, key) alone."""
+    """A pseudo-random permutation of range(size). Equal `size` and `key` give the same permutation."""
 
     def __init__(self, size: int, key: str) -> None:
         if size < 1:
-            raise ValueError(f"size: {size} must be at least 1; there is nothing to order")
+            raise ValueError(f"size: {size} must be at least 1, because an empty range cannot be permuted")
         self.size = size
         self._half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
         digest = hashlib.blake2b(key.encode(), digest_size=8 * _ROUNDS).digest()
-        self._keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS)]
+        self._round_keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS)]
 
     def __call__(self, index: int) -> int:
+        """Return the value at a position of the permutation."""
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} is outside range({self.size})")
         value = self._encrypt(index)
@@ -44,135 +52,155 @@ class Permutation:
         return value
 
     def _encrypt(self, value: int) -> int:
-        half = (1 << self._half_bits) - 1
-        left, right = value >> self._half_bits, value & half
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & half)
+        half_mask = (1 << self._half_bits) - 1
+        left, right = value >> self._half_bits, value & half_mask
+        for key in self._round_keys:
+            left, right = right, left ^ (_mix(right ^ key) & half_mask)
         return left << self._half_bits | right
 
 
 def _mix(value: int) -> int:
-    """The finalizer of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    """Scramble 64 bits with the finalizer of splitmix64 (Steele et al. 2014).
+
+    Every output bit depends on every input bit.
+    """
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK_64
     return value ^ (value >> 31)
 
 
 def epoch_order(indices: Iterable[int], size: int, *, seed: int, key: str = "") -> np.ndarray:
-    """int64 rows in range(size) for global sample indices 0, 1, 2, …: each epoch of `size` is a permutation of its own.
+    """Return a number in range(size) for each index, as int64. The indices count 0, 1, 2, … over all epochs.
 
-    A function of (size, seed, key, index) alone, so that any worker finds any sample without having seen another.
+    Each epoch consists of `size` indices and has its own permutation. The result depends only on `size`, `seed`, `key`
+    and the index, so every worker can compute it for any index.
     """
-    return np.array([_epoch(size, f"{key}:{seed}:{index // size}")(index % size) for index in indices], dtype=np.int64)
+    permuted = [_permutation(size, f"{key}:{seed}:{index // size}")(index % size) for index in indices]
+    return np.array(permuted, dtype=np.int64)
 
 
 @lru_cache(maxsize=64)
-def _epoch(size: int, key: str) -> Permutation:
+def _permutation(size: int, key: str) -> Permutation:
     return Permutation(size, key)
 
 
-PERIOD = 10_000
-"""The most samples after which a mixture repeats itself: shares are rounded to ten-thousandths unless they are simpler
-fractions."""
+MAX_PERIOD = 10_000
+"""The sequence of sources repeats after at most this many rows. Shares that are not fractions with a common denominator
+of at most this number are rounded to multiples of 1 / MAX_PERIOD."""
 
 
 class SourceRow(NamedTuple):
-    """A sample of one source."""
+    """A row of one source."""
 
     source: str
-    number: int
-    """How many samples of the source came before it."""
+    index_in_source: int
+    """Number of rows of this source at smaller indices, over all epochs of the source."""
 
 
 class Mixture:
-    """The source of each sample by weight, a function of the index. Within one of the source's share at every prefix.
+    """Assigns a source to each index, such that every source gets its share of the rows.
 
-    Weights need not sum to one; 0 leaves a source out. Shares that are no fractions with a common denominator of at
-    most `PERIOD` are rounded to multiples of 1 / PERIOD.
+    Among the first n indices, the number of rows of a source differs from its share of n by less than one, for every n.
     """
 
     def __init__(self, weights: Mapping[str, float], *, targets_per_row: Mapping[str, Fraction] | None = None) -> None:
-        """`targets_per_row` is the mean number of targets in a sample of each source with a weight; equal for all
-        unless given. Raises ValueError for weights that make no mixture."""
+        """Create a mixture from the weight of each source. A weight of 0 leaves a source out.
+
+        Weights do not need to add up to 1. `targets_per_row` is the mean number of targets in the rows of each source
+        with a weight above 0. Without it, the rows of all sources count as equally long.
+
+        Raises ValueError if a weight is negative or too small, or if all weights are 0.
+        """
         check_weights(weights)
-        exact = {name: _digits(weight) for name, weight in weights.items() if weight}
+        row_weights = {name: _decimal_fraction(weight) for name, weight in weights.items() if weight}
         if targets_per_row is not None:
-            exact = {name: weight / targets_per_row[name] for name, weight in exact.items()}
-            _check_rows(weights, exact)
-        self.sources = tuple(exact)
-        self.shares = _shares(list(exact.values()))
-        """Samples of each source in one period."""
-        self._schedule = _schedule(self.shares)
-        self._before = np.zeros(len(self._schedule), dtype=np.int64)
-        for source, share in enumerate(self.shares):
-            self._before[self._schedule == source] = np.arange(share)
+            row_weights = {name: weight / targets_per_row[name] for name, weight in row_weights.items()}
+            _check_row_weights(weights, row_weights)
+        self.sources = tuple(row_weights)
+        """Names of the sources with a weight above 0."""
+        self.rows_per_period = _proportional_integers(list(row_weights.values()))
+        """Number of rows of each source in one period. The sequence of sources repeats after each period."""
+        self._schedule = _schedule(self.rows_per_period)
+        self._index_in_period = np.zeros(len(self._schedule), dtype=np.int64)
+        """For each row of a period, the number of earlier rows of the same source in the period."""
+        for source, num_rows in enumerate(self.rows_per_period):
+            self._index_in_period[self._schedule == source] = np.arange(num_rows)
 
     def source_row(self, index: int) -> SourceRow:
-        """The source of the sample at a global index, and its number among that source's samples."""
-        periods, position = divmod(index, len(self._schedule))
+        """Return the source of the row at an index, and the index of the row among the rows of its source."""
+        num_periods, position = divmod(index, len(self._schedule))
         source = int(self._schedule[position])
-        return SourceRow(self.sources[source], periods * self.shares[source] + int(self._before[position]))
+        index_in_source = num_periods * self.rows_per_period[source] + int(self._index_in_period[position])
+        return SourceRow(self.sources[source], index_in_source)
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ValueError for weights that make no mixture."""
+    """Raise ValueError if a weight is negative, not finite or too small, or if all weights are 0."""
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"mixture.{name}: {weight} must be a number of at least 0; 0 leaves the source out")
-    exact = {name: _digits(weight) for name, weight in weights.items()}
+            raise ValueError(f"mixture.{name}: {weight} must be a finite number of at least 0; 0 leaves the source out")
+    exact = {name: _decimal_fraction(weight) for name, weight in weights.items()}
     total = sum(exact.values())
     if not total:
-        raise ValueError("mixture: no source has a weight above 0; give one, or leave the mixture out")
+        raise ValueError("mixture: no source has a weight above 0; raise at least one weight, or remove `mixture`")
     for name, weight in exact.items():
-        if 0 < weight < total / PERIOD:
+        if 0 < weight < total / MAX_PERIOD:
             raise ValueError(
-                f"mixture.{name}: {weights[name]} is less than a {PERIOD:,}th of all weights together; "
+                f"mixture.{name}: {weights[name]} is less than 1/{MAX_PERIOD:,} of the sum of all weights; "
                 "raise it, or set it to 0 to leave the source out"
             )
 
 
-def _check_rows(weights: Mapping[str, float], rows: Mapping[str, Fraction]) -> None:
-    """Raise ValueError for a source whose share of the rows would be rounded to none."""
-    total = sum(rows.values())
-    for name, weight in rows.items():
-        if weight < total / PERIOD:
+def _check_row_weights(weights: Mapping[str, float], row_weights: Mapping[str, Fraction]) -> None:
+    """Raise ValueError if the share of a source in the rows is so small that it could be rounded to 0."""
+    total = sum(row_weights.values())
+    for name, row_weight in row_weights.items():
+        if row_weight < total / MAX_PERIOD:
             raise ValueError(
-                f"mixture.{name}: {weights[name]} of the tokens is less than a {PERIOD:,}th of all rows, for the rows "
-                "of other sources are far shorter; raise it, or set it to 0 to leave the source out"
+                f"mixture.{name}: a weight of {weights[name]} gives this source less than 1/{MAX_PERIOD:,} of all "
+                "training rows, because its rows are much longer than those of the other sources; raise the weight, "
+                "or set it to 0 to leave the source out"
             )
 
 
-def _shares(weights: list[Fraction]) -> list[int]:
-    """Whole numbers in proportion to the weights: exact, or with a sum of `PERIOD` by the largest remainders."""
-    parts = [weight / sum(weights) for weight in weights]
-    period = math.lcm(*(part.denominator for part in parts))
-    if period <= PERIOD:
-        return [int(part * period) for part in parts]
-    shares = [int(part * PERIOD) for part in parts]
-    by_remainder = sorted(range(len(parts)), key=lambda source: shares[source] - parts[source] * PERIOD)
-    for source in by_remainder[: PERIOD - sum(shares)]:
-        shares[source] += 1
-    return shares
+def _proportional_integers(weights: list[Fraction]) -> list[int]:
+    """Return integers in proportion to the weights, with a sum of at most MAX_PERIOD.
+
+    If the sum would have to be larger for an exact proportion, the sum is MAX_PERIOD and the largest remainders are
+    rounded up.
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    period = math.lcm(*(share.denominator for share in shares))
+    if period <= MAX_PERIOD:
+        return [int(share * period) for share in shares]
+    integers = [int(share * MAX_PERIOD) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda source: integers[source] - shares[source] * MAX_PERIOD)
+    for source in by_remainder[: MAX_PERIOD - sum(integers)]:
+        integers[source] += 1
+    return integers
 
 
-def _digits(weight: float) -> Fraction:
-    """The decimal number as it was written: 0.1 is a tenth."""
+def _decimal_fraction(weight: float) -> Fraction:
+    """Return the exact decimal value of a number as the user wrote it: 0.1 becomes 1/10."""
     return Fraction(str(weight))
 
 
-def _schedule(shares: list[int]) -> np.ndarray:
-    """The source of each sample of a period, int32 [sum of shares]: of those that may come, the most urgent."""
-    period = sum(shares)
-    num_scheduled = [0] * len(shares)
+def _schedule(rows_per_period: list[int]) -> np.ndarray:
+    """Return the source of each row of a period, as int32 [sum of rows_per_period].
+
+    Each position gets the source with the earliest deadline among the sources whose release time has come.
+    """
+    period = sum(rows_per_period)
+    num_scheduled = [0] * len(rows_per_period)
     schedule = np.zeros(period, dtype=np.int32)
     for position in range(period):
         deadlines = [
-            (-(-(num_scheduled[source] + 1) * period // share), source)
-            for source, share in enumerate(shares)
-            if num_scheduled[source] * period // share <= position
+            (-(-(num_scheduled[source] + 1) * period // num_rows), source)
+            for source, num_rows in enumerate(rows_per_period)
+            if num_scheduled[source] * period // num_rows <= position
         ]
         deadline, source = min(deadlines)
-        assert position < deadline, f"source {source} is too late at {position}: no schedule of {shares}"
+        assert position < deadline, f"source {source} missed its deadline {deadline} in {rows_per_period}"
         schedule[position] = source
         num_scheduled[source] += 1
     return schedule

@@ -1,4 +1,4 @@
-"""Local copies of the shards of a remote store, checked against their digests."""
+"""Verifies the files of shards by checksum. Files of a remote store are copied to a cache on the local disk first."""
 
 import contextlib
 import fcntl
@@ -12,36 +12,40 @@ from cluster.storage import Storage
 
 
 def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verified: set[str] | None = None) -> Path:
-    """A file of a split on the local disk, verified by size and checksum. Raises ValueError when they differ.
+    """Return the local path of a file of a split, after verifying its size and checksum.
 
-    A remote file is fetched once into a cache by its checksum, which all processes of a node share; a copy of another
-    size is fetched again. Names in `verified` are not verified again; the file's is added.
+    A remote file is downloaded once into a cache, which all processes of the node share. If the cached copy has a wrong
+    size, the file is downloaded again. `verified` is a set of names of files whose checksum is not verified again.
+    When the checksum of a file was verified, its name is added to the set.
+
+    Raises ValueError if the file is missing, or if its size or checksum is wrong.
     """
-    path = Path(split.path(name)) if split.is_local else _fetched(split, name, sha256, num_bytes)
+    path = Path(split.path(name)) if split.is_local else _cached_copy(split, name, sha256, num_bytes)
     size = path.stat().st_size if path.exists() else None
     if size != num_bytes:
-        state = "is missing" if size is None else f"has {size:,} bytes instead of {num_bytes:,}"
-        raise ValueError(f"shard {split.url}/{name} {state}; make the shards again, or copy the file again")
+        problem = "is missing" if size is None else f"has {size:,} bytes instead of {num_bytes:,}"
+        raise ValueError(f"shard {split.url}/{name} {problem}; make the shards again, or copy the file again")
     if verified is not None and name in verified:
         return path
     if _sha256(path) != sha256:
         if not split.is_local:
-            path.unlink()  # so that the next attempt fetches it again
+            path.unlink()  # Removed so that the next attempt downloads the file again.
         raise ValueError(
-            f"shard {split.url}/{name} is corrupt: its checksum differs from the manifest's; make it again"
+            f"shard {split.url}/{name} is corrupt: its checksum differs from the one in the manifest; "
+            "make the shards again, or copy the file again"
         )
     if verified is not None:
         verified.add(name)
     return path
 
 
-def _fetched(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
-    """The cached copy of a remote file; one of a node's processes fetches it."""
+def _cached_copy(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
+    """Return the cached copy of a remote file. If it is not cached, one process of the node downloads it."""
     path = shard_cache() / sha256
     if _has_size(path, num_bytes):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.with_name(f"{sha256}.lock")):
+    with _exclusive_lock(path.with_name(f"{sha256}.lock")):
         if not _has_size(path, num_bytes):
             split.copy(name, Storage(str(path.parent)), sha256)
     return path
@@ -52,15 +56,15 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a file's lock, which is released when its process ends."""
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file. The operating system releases the lock if the process dies."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def shard_cache() -> Path:
-    """The folder of copies of remote shards, named by their checksums."""
+    """Return the folder for copies of remote shard files. Each copy is named by its checksum."""
     return Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / "shards"
 
 

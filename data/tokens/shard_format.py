@@ -1,20 +1,24 @@
-"""Token shards: what training reads. A contract between `shard_writer.py`, every reader, and every later corpus.
+"""The file format of token shards, which training reads. `shard_writer.py` writes it and `shard_reader.py` reads it.
 
-A split (train/, validation/) is a folder of shards and a manifest, which is written last:
+A tokenized corpus has two splits, train/ and validation/. A split is a folder of shards and a manifest. The manifest is
+written last, so a split without a manifest is incomplete:
 
     manifest.json
-    shard-00000.tokens.bin      S a … a S b … b S c … c S      little-endian token ids; S is between documents
+    shard-00000.tokens.bin      the stream: S a … a S b … b S c … c S    little-endian token ids
     shard-00000.documents.bin   one `DOCUMENT_DTYPE` record for each document, in the order of the stream
 
-The separator S ends one document and begins the next: as a target it is the document's last token, as an input it is
-the next one's first. So every token is predicted exactly once, a document's first token from S alone, its end from all
-of it, and nothing is masked or stored twice. `document_ids` keep attention inside a document.
+S is the separator, a special token between documents. As a target it is the last token of the document before it. As an
+input it is the first token of the document after it. So the model predicts every token of a document and the
+document's end exactly once, no target has to be masked, and no token is stored twice. Training computes document ids
+from the separators, so that attention does not cross from one document to the next.
 
-The documents of a source follow one another in a shard, in a `SourceRange`. Sequence length is the reader's choice:
-window w of a range from token f on is stream[f + w * T : f + w * T + T + 1], the last one shorter, so a sample belongs
-to one source and sources can be mixed by weight. A document never crosses shards, so that one that must be forgotten
-costs its shard alone, and a corpus grows by another generation of shards. The order of samples is a function of
-(generations, seed, sequence length, mixture), computed by index (`data/tokens/order.py`).
+In a shard, all documents of one source follow one another; they are a `SourceRange`. The sequence length T is not part
+of the format. A reader cuts a range that begins at token f into rows: row r is stream[f + r * T : f + r * T + T + 1],
+and the last row of a range may be shorter. So each row belongs to one source, and a reader can mix sources by weight.
+
+A document is never split between shards, so when a document must be forgotten only its shard is written again. A corpus
+grows by adding shards, which form a new generation. The order in which rows are trained on depends only on the
+generations, the seed, the sequence length and the mixture of sources (`data/tokens/order.py`).
 """
 
 import hashlib
@@ -29,73 +33,90 @@ from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 
 FORMAT = 2
+"""Version of this format, stored in the manifest."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 
 DOCUMENT_DTYPE = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
-"""Of one document: position of the separator before it, bytes of its text, `document_key` of its id, its source's
-position in the manifest's list."""
+"""A record of the document table, the file `<shard>.documents.bin`.
+
+- start: position in the stream of the separator before the document.
+- num_bytes: size of the document's text in bytes.
+- id: hash of the document's id (`document_key`).
+- source: position of the document's source in the list of sources in the manifest.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRange:
-    """The documents of one source in a shard."""
+    """The part of a shard's stream that holds the documents of one source."""
 
     source: int
-    """The source's position in the manifest's list."""
+    """Position of the source in the list of sources in the manifest."""
     first: int
-    """Position in the stream of the separator before its first document."""
+    """Position in the stream of the separator before the range's first document."""
     num_targets: int
-    """Its documents' tokens and their ends."""
+    """Number of tokens to predict: all tokens of the documents, and the separator after each document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
+    """What the manifest records about a shard."""
+
     name: str
     part: str
-    """The part of the corpus that it is made from; `part_digest` is the content digest that the part then had."""
+    """Name of the corpus part that the shard was made from. A part is an output file of a corpus."""
     part_digest: str
+    """Content digest of the part when the shard was made."""
     encoder: str
-    """The route by which its text was encoded (`data.tokens.encode`)."""
+    """Name of the library that encoded the text, `tiktoken` or `tokenizers` (`data.tokens.encode`)."""
     num_tokens: int
-    """Length of the stream, separators included."""
+    """Length of the stream, including separators."""
     num_documents: int
     num_bytes: int
-    """Bytes of the documents' texts."""
+    """Total size of the documents' texts in bytes."""
     source_ranges: tuple[SourceRange, ...]
-    """In the order of the stream, which is that of the manifest's sources; together they hold every target once."""
+    """The ranges in the order of the stream. Every target of the shard is in exactly one range."""
     tokens_sha256: str
+    """Checksum of the token file."""
     documents_sha256: str
+    """Checksum of the document table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The shards that were added together."""
+    """Shards that were added to a split at the same time, from the same corpus."""
 
     corpus: str
-    """Content digest of their corpus."""
+    """Content digest of the corpus."""
     shards: tuple[ShardInfo, ...]
     known: str = ""
-    """Checksum of the sorted keys of the documents that were left out because older generations hold them."""
+    """Checksum of the list of excluded documents (`data.tokens.growth.ExcludedDocuments`), which were left out because
+    older generations already contain them. Empty for a first generation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardManifest:
+    """The content of manifest.json: which shards a split has, and how they were made."""
+
     tokenizer: str
     """Fingerprint of the tokenizer (`data.tokens.tokenizer.fingerprint`)."""
     vocab_size: int
     separator: int
+    """Token id of the separator."""
     sources: tuple[str, ...]
+    """Names of the sources. The documents of a shard are in the order of this list."""
     generations: tuple[Generation, ...]
     format: int = FORMAT
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the stored tokens: 16 bits where all ids fit, else 32."""
+        """Type of the stored token ids: 16 bits if every id fits, otherwise 32 bits."""
         return np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
 
     @cached_property
     def shards(self) -> tuple[ShardInfo, ...]:
+        """The shards of all generations, oldest generation first."""
         return tuple(shard for generation in self.generations for shard in generation.shards)
 
     @property
@@ -108,12 +129,12 @@ class ShardManifest:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that are predicted in one epoch: every document's tokens and its end."""
+        """Number of tokens to predict in one epoch: all tokens of the documents, and the end of each document."""
         return sum(shard.num_tokens - 1 for shard in self.shards)
 
     @property
     def targets_by_source(self) -> dict[str, int]:
-        """`num_targets` of each source."""
+        """The number of targets of each source."""
         targets = dict.fromkeys(self.sources, 0)
         for shard in self.shards:
             for source_range in shard.source_ranges:
@@ -122,36 +143,42 @@ class ShardManifest:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the list of generations, by content."""
+        """Hash of the shards' checksums, generation by generation."""
         checksums = [[shard.tokens_sha256 for shard in generation.shards] for generation in self.generations]
         return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
 class SplitManifests(NamedTuple):
-    """The manifests of both splits, in the order of `SPLITS`."""
+    """The manifests of both splits. The order of the fields is that of `SPLITS`."""
 
     train: ShardManifest
     validation: ShardManifest
 
 
 def write_manifest(split: Storage, manifest: ShardManifest) -> None:
-    """Write the manifest, which makes the split complete."""
+    """Write the manifest of a split. The shards must be written before, because the manifest marks a complete split."""
     split.write_json(MANIFEST, to_plain(manifest))
 
 
 def read_manifest(split: Storage) -> ShardManifest:
-    """The manifest of a split. Raises ValueError when there is none or it is of another format."""
+    """Return the manifest of a split. Raises ValueError if it is missing or has another format version."""
     try:
         raw = split.read_json(MANIFEST)
     except FileNotFoundError as error:
-        raise ValueError(f"{split.url} holds no {MANIFEST}: it is no split of shards, or was never finished") from error
+        raise ValueError(
+            f"{split.url} has no {MANIFEST}: it is not a split of token shards, or the job that writes the shards did "
+            "not finish"
+        ) from error
     if raw.get("format") != FORMAT:
-        raise ValueError(f"{split.url}/{MANIFEST}: format {raw.get('format')} is not {FORMAT}; make the shards again")
+        raise ValueError(
+            f"{split.url}/{MANIFEST}: format version {raw.get('format')} is not supported, only version {FORMAT} is; "
+            "make the shards again"
+        )
     return from_plain(ShardManifest, raw)
 
 
 class ShardFile(NamedTuple):
-    """A file of a shard, as the manifest describes it."""
+    """The name, size and checksum that a file of a shard must have."""
 
     name: str
     num_bytes: int
@@ -159,7 +186,7 @@ class ShardFile(NamedTuple):
 
 
 def shard_files(manifest: ShardManifest, info: ShardInfo) -> tuple[ShardFile, ShardFile]:
-    """The token file and the document table of a shard."""
+    """Return the token file and the document table of a shard."""
     num_bytes = info.num_tokens * manifest.dtype.itemsize
     return (
         ShardFile(f"{info.name}.tokens.bin", num_bytes, info.tokens_sha256),
@@ -168,5 +195,5 @@ def shard_files(manifest: ShardManifest, info: ShardInfo) -> tuple[ShardFile, Sh
 
 
 def document_key(document_id: str) -> int:
-    """64 bits of a document id, by which the shards are searched for a document."""
+    """Return a 64-bit hash of a document id. Document tables store this hash instead of the id."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")

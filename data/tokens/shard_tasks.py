@@ -1,4 +1,7 @@
-"""Tasks that tokenize a corpus: each part becomes one shard of train/ and one of validation/."""
+"""Tasks that tokenize a corpus, one for each part. A part is an output file of a corpus.
+
+Each task writes one shard of the train split and one shard of the validation split.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,48 +24,56 @@ _BATCH_DOCUMENTS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """A part to tokenize, with all that its shards' bytes depend on: then a killed run's answer is the answer."""
+    """A corpus part to tokenize.
+
+    The task contains everything that the bytes of its shards depend on. `run_tasks` stores the result of a task under
+    the hash of the task, so a run that resumes after a crash reuses a result only if the shards would be the same.
+    """
 
     known: ExcludedDocuments | None
+    """Documents to leave out, because older generations of shards contain them. None for a first generation."""
     validation_fraction: float
     tokenizer: str
-    """Its fingerprint."""
+    """Fingerprint of the tokenizer."""
     vocab_size: int
     separator: int
+    """Token id of the separator."""
     sources: tuple[str, ...]
     name: str
-    """Of the shards."""
+    """Name of both shards."""
     part: str
+    """Name of the part's file in the corpus."""
     digest: str
-    """Of the part's documents."""
+    """Content digest of the part."""
 
 
 class SplitShards(NamedTuple):
-    """The shards of one part."""
+    """The two shards of one corpus part."""
 
     train: ShardInfo
     validation: ShardInfo
 
 
 class PartOfCorpus(NamedTuple):
-    """The file of a part's documents, and their digest."""
+    """A file with documents of a corpus."""
 
     name: str
     digest: str
+    """Content digest of the documents."""
 
 
 def shard_tasks(
     parts: Sequence[PartOfCorpus],
     manifests: SplitManifests,
     *,
-    known: ExcludedDocuments | None,
+    excluded: ExcludedDocuments | None,
     validation_fraction: float,
 ) -> list[ShardTask]:
-    """A task for each part. Its shards are numbered after those that the manifests hold."""
+    """Return a task for each part. The new shards are numbered after the shards in the manifests."""
     manifest = manifests.train
     return [
         ShardTask(
-            known=known,
+            known=excluded,
             validation_fraction=validation_fraction,
             tokenizer=manifest.tokenizer,
             vocab_size=manifest.vocab_size,
@@ -77,7 +88,10 @@ def shard_tasks(
 
 
 def unchanged_shards(task: ShardTask, finished: SplitManifests | None) -> SplitShards | None:
-    """The shards of a finished output that are what the task would write; None where it would write others."""
+    """Return the shards in a finished output that the task would write again with the same bytes.
+
+    Returns None if the output is not finished or if the task would write different shards.
+    """
     if finished is None:
         return None
     shards: list[ShardInfo] = []
@@ -87,14 +101,14 @@ def unchanged_shards(task: ShardTask, finished: SplitManifests | None) -> SplitS
             return None
         if newest.known != excluded_digest(task.known):
             return None
-        wanted = (task.name, task.part, task.digest)
-        shards += [shard for shard in newest.shards if (shard.name, shard.part, shard.part_digest) == wanted]
+        identity = (task.name, task.part, task.digest)
+        shards += [shard for shard in newest.shards if (shard.name, shard.part, shard.part_digest) == identity]
     return SplitShards(*shards) if len(shards) == len(SPLITS) else None
 
 
-def excluded_digest(known: ExcludedDocuments | None) -> str:
-    """What a generation says of the documents that were not added to it (`Generation.known`)."""
-    return known.sha256 if known else ""
+def excluded_digest(excluded: ExcludedDocuments | None) -> str:
+    """Return the checksum of the list of excluded documents, as a generation records it (`Generation.known`)."""
+    return excluded.sha256 if excluded else ""
 
 
 def run_shard_tasks(
@@ -106,7 +120,10 @@ def run_shard_tasks(
     manifests: SplitManifests,
     workers: int | None,
 ) -> list[SplitShards]:
-    """Do every task that is not done yet."""
+    """Run the tasks that have no result in `work` yet, and return the shards of all tasks.
+
+    `output` is the folder of the shards artifact, and `work` is a temporary folder for the results of the tasks.
+    """
     return run_tasks(
         partial(write_shards, output=output, work=work, corpus=corpus, manifests=manifests),
         tasks,
@@ -120,7 +137,7 @@ def run_shard_tasks(
 def write_shards(
     task: ShardTask, *, output: Storage, work: Storage, corpus: Storage, manifests: SplitManifests
 ) -> SplitShards:
-    """Tokenize one part of the corpus into a shard of each split."""
+    """Tokenize one part of the corpus. Writes a shard of each split and returns both."""
     with corpus.open(task.part, read_ahead=True) as file:
         batches = _document_batches(file)
         first = next(batches, [])

@@ -1,4 +1,4 @@
-"""Writing shards: a part's documents become a file of tokens and a file of document records."""
+"""Writes shards: token files and document tables in the format of `data/tokens/shard_format.py`."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,53 +11,69 @@ from cluster.storage import Storage
 from data.tokens.encode import Encoder
 from data.tokens.shard_format import DOCUMENT_DTYPE, ShardInfo, ShardManifest, SourceRange, document_key
 
-_ENCODE_DOCUMENTS = 256  # documents that the encoder gets at once
+_ENCODE_BATCH_DOCUMENTS = 256  # documents that are encoded in one call
 
 
 class TextDocument(NamedTuple):
+    """A document to encode."""
+
     id: str
     text: str
     source: str
 
 
-class _Written(NamedTuple):
-    """A document that waits to be stored."""
+class _EncodedDocument(NamedTuple):
+    """A document that is encoded but not written yet."""
 
     tokens: np.ndarray
     num_bytes: int
+    """Size of the document's text in bytes."""
     key: int
+    """Hash of the document's id (`document_key`)."""
 
 
 class ShardWriter:
-    """Gathers the documents of one shard in memory, as ids of 2 or 4 bytes, and writes them source by source."""
+    """Encodes the documents of one shard, keeps their tokens in memory, and writes the shard source by source."""
 
     def __init__(self, manifest: ShardManifest, encoder: Encoder) -> None:
-        """The shard will have the manifest's dtype, separator and sources."""
+        """Create a writer of one shard with the dtype, separator and sources of the manifest."""
         self.manifest, self.encoder = manifest, encoder
-        self._number = {source: number for number, source in enumerate(manifest.sources)}
-        self._written: list[list[_Written]] = [[] for _ in manifest.sources]
+        self._source_index = {source: index for index, source in enumerate(manifest.sources)}
+        self._encoded: list[list[_EncodedDocument]] = [[] for _ in manifest.sources]
+        """The documents added so far, one list for each source."""
 
     def add(self, documents: Sequence[TextDocument]) -> None:
-        """Encode some documents; those of a source keep their order, and none holds the separator."""
-        encoded = self.encoder.encode_batch([document.text for document in documents])
-        for document, ids in zip(documents, encoded, strict=True):
+        """Encode documents and add them to the shard. The documents of a source keep their order.
+
+        If the text of a document contains the separator's text, it is encoded with other tokens, so that the stream has
+        the separator only between documents.
+        """
+        ids_of_documents = self.encoder.encode_batch([document.text for document in documents])
+        for document, ids in zip(documents, ids_of_documents, strict=True):
             if (ids == self.manifest.separator).any():
                 ids = self.encoder.encode_without(document.text, self.manifest.separator)
             tokens = ids.astype(self.manifest.dtype)
-            written = _Written(tokens, len(document.text.encode()), document_key(document.id))
-            self._written[self._number[document.source]].append(written)
+            encoded = _EncodedDocument(tokens, len(document.text.encode()), document_key(document.id))
+            self._encoded[self._source_index[document.source]].append(encoded)
 
     def write(self, split: Storage, name: str, *, part: str = "", part_digest: str = "") -> ShardInfo:
-        """Write the shard of everything that was added; `part` is what the documents came from."""
+        """Write all added documents as a shard with this name, and return the shard's entry for the manifest.
+
+        `part` is the corpus part that the documents came from, and `part_digest` is its content digest.
+        """
         separator = np.array([self.manifest.separator], dtype=self.manifest.dtype)
-        documents = [(source, document) for source, of_source in enumerate(self._written) for document in of_source]
+        documents = [
+            (source_index, document)
+            for source_index, source_documents in enumerate(self._encoded)
+            for document in source_documents
+        ]
         table = np.zeros(len(documents), dtype=DOCUMENT_DTYPE)
-        ends = np.cumsum([len(written.tokens) + 1 for _, written in documents], dtype=np.int64)
+        ends = np.cumsum([len(document.tokens) + 1 for _, document in documents], dtype=np.int64)
         table["start"][1:] = ends[:-1]
-        table["num_bytes"] = [written.num_bytes for _, written in documents]
-        table["id"] = np.array([written.key for _, written in documents], dtype=np.uint64)
-        table["source"] = [source for source, _ in documents]
-        arrays = [array for _, written in documents for array in (written.tokens, separator)]
+        table["num_bytes"] = [document.num_bytes for _, document in documents]
+        table["id"] = np.array([document.key for _, document in documents], dtype=np.uint64)
+        table["source"] = [source_index for source_index, _ in documents]
+        arrays = [array for _, document in documents for array in (document.tokens, separator)]
         tokens = np.concatenate([separator, *arrays]).tobytes()
         split.write_bytes(f"{name}.tokens.bin", tokens)
         split.write_bytes(f"{name}.documents.bin", table.tobytes())
@@ -77,10 +93,10 @@ class ShardWriter:
     def _source_ranges(self) -> tuple[SourceRange, ...]:
         ranges: list[SourceRange] = []
         first = 0
-        for source, documents in enumerate(self._written):
+        for source_index, documents in enumerate(self._encoded):
             if documents:
                 num_targets = sum(len(document.tokens) + 1 for document in documents)
-                ranges.append(SourceRange(source=source, first=first, num_targets=num_targets))
+                ranges.append(SourceRange(source=source_index, first=first, num_targets=num_targets))
                 first += num_targets
         return tuple(ranges)
 
@@ -88,15 +104,18 @@ class ShardWriter:
 def write_shard(
     split: Storage, name: str, documents: Iterable[TextDocument], encoder: Encoder, manifest: ShardManifest
 ) -> ShardInfo:
-    """Encode the documents into one shard of the split, by the manifest's dtype, separator and sources."""
+    """Encode the documents and write them as one shard of the split. Returns the shard's entry for the manifest.
+
+    The shard has the dtype, separator and sources of `manifest`.
+    """
     writer = ShardWriter(manifest, encoder)
-    for batch in batches(documents, _ENCODE_DOCUMENTS):
+    for batch in batches(documents, _ENCODE_BATCH_DOCUMENTS):
         writer.add(batch)
     return writer.write(split, name)
 
 
 def batches(documents: Iterable[TextDocument], size: int) -> Iterator[list[TextDocument]]:
-    """The documents in lists of `size`, the last one shorter."""
+    """Yield the documents in lists of `size`. The last list may be shorter."""
     remaining = iter(documents)
     while batch := list(islice(remaining, size)):
         yield batch

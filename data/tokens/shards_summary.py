@@ -1,4 +1,4 @@
-"""What artifact.json says of shards."""
+"""The summary of token shards in artifact.json."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from data.tokens.shard_format import ShardManifest, SplitManifests
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Counts of one split."""
+    """What one split contains."""
 
     documents: int
     tokens: int
-    """That are predicted in one epoch: those of every document, and its end."""
+    """Number of tokens to predict in one epoch: all tokens of the documents, and the end of each document."""
     bytes: int
-    """Of the documents' texts."""
+    """Total size of the documents' texts in bytes."""
     bytes_per_token: float
     shards: int
     generations: int
@@ -22,7 +22,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SplitTokens:
-    """Tokens of one source."""
+    """Number of tokens of one source in each split."""
 
     train: int
     validation: int
@@ -30,19 +30,22 @@ class SplitTokens:
 
 @dataclass(frozen=True)
 class ShardsSummary:
+    """The summary of an artifact of the stage `shards`."""
+
     train: SplitCounts
     validation: SplitCounts
     tokens_by_source: dict[str, SplitTokens]
     encoder: dict[str, int]
-    """How many parts were encoded by each route (`data.tokens.encode`)."""
+    """For each encoding library, `tiktoken` or `tokenizers`, the number of corpus parts that it encoded."""
     tokenizer: str
-    """Its fingerprint."""
+    """Fingerprint of the tokenizer."""
     vocab_size: int
     dtype: str
+    """Type of the stored token ids, such as `uint16`."""
 
 
 def summarize_shards(manifests: SplitManifests) -> ShardsSummary:
-    """The summary of shards with these manifests."""
+    """Return the summary of the shards that these manifests describe."""
     train, validation = (manifest.targets_by_source for manifest in manifests)
     manifest = manifests.train
     return ShardsSummary(

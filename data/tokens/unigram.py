@@ -1,4 +1,4 @@
-"""Unigram vocabularies, learned by sentencepiece."""
+"""Trains Unigram vocabularies with sentencepiece."""
 
 import io
 import re
@@ -10,27 +10,31 @@ from tokenizers import models
 
 from data.tokens.tokenizer_recipe import SPECIAL_TOKENS, UNKNOWN, TokenizerRecipe
 
-_MAX_LINE_BYTES = 4192  # of sentencepiece: a longer line is left out
+_MAX_LINE_BYTES = 4192  # sentencepiece ignores longer lines
 
 
 def train_unigram(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> models.Unigram:
-    """A unigram language model (Kudo 2018), learned by sentencepiece."""
+    """Return a Unigram language model (Kudo 2018) that sentencepiece has trained on the words and their counts."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(words, counts, size, recipe))
     tokens = [(processor.id_to_piece(n), processor.get_score(n)) for n in range(processor.get_piece_size())]
-    # With more digits the JSON reader of `tokenizers` would not give each score back as it was written.
+    # Scores are rounded, because the JSON reader of `tokenizers` changes numbers with more digits.
     vocab = [(token.replace("▁", " "), round(score, 9)) for token, score in tokens]
     return models.Unigram(vocab=vocab, unk_id=len(SPECIAL_TOKENS), byte_fallback=recipe.byte_fallback)
 
 
 def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe) -> bytes:
-    """sentencepiece's own model file. It encodes as the tokenizer does, with one exception: a run of characters without
-    a token is one unknown token for sentencepiece, and one in each of its words for the tokenizer (with byte fallback
-    there is none).
+    """Return the content of the model file that sentencepiece writes after training.
 
-    It reads sorted words and counts in one thread, so the order of texts has no influence. Line end and tab, which
-    are in no word, are tokens by themselves. Raises ValueError for a size that the words do not allow.
+    sentencepiece encodes text as the tokenizer of `train_unigram` does, with one exception. For a run of characters
+    without a token, sentencepiece returns one unknown token, and the tokenizer returns one for each word in the run.
+    With byte fallback there are no unknown tokens, so there is no difference.
+
+    sentencepiece gets the words sorted and uses one thread, so the order of the words does not change the result. Line
+    end and tab are added as tokens, because no word contains them.
+
+    Raises ValueError if sentencepiece cannot make a vocabulary of this size from the words.
     """
     import sentencepiece
 
@@ -40,7 +44,9 @@ def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, 
         if not _UNUSABLE.search(word) and len(word.encode()) < _MAX_LINE_BYTES
     )
     if not usable:
-        raise ValueError("corpus: the sample holds no word to learn from; give more text")
+        raise ValueError(
+            "corpus: the sample of the corpus contains no word to train a tokenizer on; add more text to the corpus"
+        )
     model = io.BytesIO()
     with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8", newline="") as file:
         file.writelines(f"{word}\t{count}\n" for word, count in usable)
@@ -51,12 +57,13 @@ def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, 
             )
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2].strip()
-            raise ValueError(f"size: sentencepiece cannot learn {size:,} tokens from this text: {reason}") from error
+            raise ValueError(f"size: sentencepiece cannot train {size:,} tokens on this text: {reason}") from error
     return model.getvalue()
 
 
 _UNUSABLE = re.compile(r"[\0\t\n\r▁▅]")
-"""Characters that end a line or a field of sentencepiece's file, and its own two signs."""
+"""Characters that separate lines or fields in the input file of sentencepiece, and two characters that sentencepiece uses
+internally. Words with one of these characters are not trained on."""
 
 
 def _sentencepiece_options(recipe: TokenizerRecipe) -> dict[str, Any]:

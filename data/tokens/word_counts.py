@@ -1,9 +1,10 @@
-"""How often each word occurs in a sample of a corpus, counted in tasks: what a tokenizer is learned from.
+"""Counts how often each word occurs in a sample of a corpus. Tokenizers are trained on these counts.
 
     documents/part-* ─ count ─▶ words/<part> ─ merge ─▶ merged/<bucket>
                      (a task for each part)   (a task for each bucket)
 
-Sums have no order, so the counts are the same for any parts and workers.
+A bucket holds the words with the same hash. The counts do not depend on the number of parts or workers, because sums do
+not depend on the order of their terms.
 """
 
 import zlib
@@ -22,54 +23,72 @@ from data.tokens.documents import CorpusText, read_documents
 from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.tokenizer_training import count_words
 
-_BUCKETS = 16  # that a part's words are in, by hash, so that tasks can merge them side by side
+_NUM_BUCKETS = 16  # Buckets are merged in parallel, one task each.
 _WORD_SCHEMA = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
 
 class WordCounts(NamedTuple):
+    """The words in a sample of a corpus and how often they occur."""
+
     words: list[str]
-    """Distinct."""
+    """The distinct words."""
     counts: list[int]
+    """The count of each word, in the order of `words`."""
     sampled_documents: int
     sampled_bytes: int
+    """Size of the sampled text."""
 
 
 @dataclass(frozen=True)
 class _CountTask:
+    """A corpus part whose words are counted."""
+
     corpus: str
-    """`CorpusText.digest`."""
+    """Content digest of the corpus (`CorpusText.digest`)."""
     part: str
+    """Name of the part's file in the corpus."""
     first: float
-    """`split_position` from which on documents are in the sample."""
+    """The documents with a `split_position` of at least this number are in the sample."""
 
 
 @dataclass(frozen=True)
 class _CountedPart:
+    """The result of counting the words of a part."""
+
     words: str
-    """The chunk of its words."""
+    """Name of the file with the part's words and counts, sorted into buckets."""
     sampled_documents: int
     sampled_bytes: int
 
 
 @dataclass(frozen=True)
 class _MergeTask:
+    """A bucket in which the counts of all parts are added up."""
+
     corpus: str
+    """Content digest of the corpus."""
     bucket: int
+    """Number of the bucket."""
     files: list[str]
+    """Names of the files with the words of each part."""
 
 
 @dataclass(frozen=True)
 class _MergedBucket:
+    """The result of merging a bucket."""
+
     words: str
+    """Name of the file with the bucket's words and counts."""
     distinct: int
+    """Number of distinct words."""
 
 
 def count_sample(
     corpus: CorpusText, work: Storage, recipe: TokenizerRecipe, *, first: float, workers: int | None
 ) -> WordCounts:
-    """The distinct words of the documents whose `split_position` is at least `first`, and their counts.
+    """Count the words of the documents whose `split_position` is at least `first`.
 
-    Task results and chunks are in `work`.
+    `work` is a temporary folder for the results and files of the tasks.
     """
     counted = run_tasks(
         partial(_count_part, corpus=corpus.storage, work=work, recipe=recipe),
@@ -82,7 +101,7 @@ def count_sample(
     files = [part.words for part in counted]
     merged = run_tasks(
         partial(_merge_bucket, work=work),
-        [_MergeTask(corpus.digest, bucket, files) for bucket in range(_BUCKETS)],
+        [_MergeTask(corpus.digest, bucket, files) for bucket in range(_NUM_BUCKETS)],
         result_type=_MergedBucket,
         workers=workers,
         label="vocabulary: add counts",
@@ -98,7 +117,7 @@ def count_sample(
 
 
 def _count_part(task: _CountTask, *, corpus: Storage, work: Storage, recipe: TokenizerRecipe) -> _CountedPart:
-    """Count the words of a part's sampled documents."""
+    """Count the words of the sampled documents of a part, and write them to a file in `work`."""
     num_documents = num_bytes = 0
 
     def texts() -> Iterator[str]:
@@ -108,10 +127,10 @@ def _count_part(task: _CountTask, *, corpus: Storage, work: Storage, recipe: Tok
             num_bytes += len(document.text.encode())
             yield document.text
 
-    words: list[list[str]] = [[] for _ in range(_BUCKETS)]
-    counts: list[list[int]] = [[] for _ in range(_BUCKETS)]
+    words: list[list[str]] = [[] for _ in range(_NUM_BUCKETS)]
+    counts: list[list[int]] = [[] for _ in range(_NUM_BUCKETS)]
     for word, count in sorted(count_words(texts(), recipe).items()):
-        bucket = zlib.crc32(word.encode()) % _BUCKETS
+        bucket = zlib.crc32(word.encode()) % _NUM_BUCKETS
         words[bucket].append(word)
         counts[bucket].append(count)
     name = f"words/{Path(task.part).stem}.arrow"
@@ -121,7 +140,7 @@ def _count_part(task: _CountTask, *, corpus: Storage, work: Storage, recipe: Tok
 
 
 def _merge_bucket(task: _MergeTask, *, work: Storage) -> _MergedBucket:
-    """Add the counts of one bucket over all parts; the words come sorted."""
+    """Add up the counts of one bucket over all parts, and write the sorted words to a file in `work`."""
     table = read_table(work, task.files, task.bucket, _WORD_SCHEMA)
     sums = table.group_by("word").aggregate([("count", "sum")]).sort_by("word")
     merged = pa.table([sums["word"], sums["count_sum"]], schema=_WORD_SCHEMA)

@@ -1,4 +1,7 @@
-"""WordPiece, BERT's kind of vocabulary: whole characters and ## continuations, learned as BPE is."""
+"""Trains WordPiece vocabularies, the kind that BERT uses.
+
+A token inside a word begins with ##. The vocabulary is trained by byte-pair merges of characters.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,46 +12,52 @@ from tokenizers import models
 from data.tokens.bpe import train_bpe
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 
-_MAX_WORD_CHARACTERS = 100  # of WordPiece: a longer word is unknown (the default of BERT)
+_MAX_WORD_CHARACTERS = 100  # Longer words become the unknown token. This is the default of BERT.
 
 
 def train_wordpiece(
     words: Sequence[str], counts: Sequence[int], size: int, recipe: TokenizerRecipe
 ) -> models.WordPiece:
-    """WordPiece as `tokenizers` learns it, by byte-pair merges of characters; encoding takes the longest token first.
+    """Return a WordPiece model, trained in the same way as `tokenizers` trains it.
 
-    Words that will be unknown are left out: longer ones, and those with a character beyond the coverage.
+    Words that the model will encode as unknown are not trained on. These are words that are too long, and words with a
+    rare character (see `TokenizerRecipe.character_coverage`).
+
+    Raises ValueError if `size` is too small for the characters.
     """
-    known = set(_covered(words, counts, recipe.character_coverage))
-    chosen = [
+    alphabet = set(_frequent_characters(words, counts, recipe.character_coverage))
+    word_counts = [
         (word, count)
         for word, count in zip(words, counts, strict=True)
-        if len(word) <= _MAX_WORD_CHARACTERS and known.issuperset(word)
+        if len(word) <= _MAX_WORD_CHARACTERS and alphabet.issuperset(word)
     ]
     subwords = train_bpe(
-        [word for word, _ in chosen],
-        [count for _, count in chosen],
+        [word for word, _ in word_counts],
+        [count for _, count in word_counts],
         size=size,
         special_tokens=recipe.special_tokens,
         prefix="##",
     )
     if len(subwords.tokens) > size:
         raise ValueError(
-            f"size: {size:,} has no room for the characters of the text, inside words and at their begin "
-            f"({len(subwords.tokens):,} tokens); raise size, or lower character_coverage ({recipe.character_coverage})"
+            f"size: {size:,} is too small, because the characters of the text need {len(subwords.tokens):,} tokens; "
+            f"raise size, or lower character_coverage ({recipe.character_coverage})"
         )
-    vocab = {token: number for number, token in enumerate(subwords.tokens)}
+    vocab = {token: token_id for token_id, token in enumerate(subwords.tokens)}
     return models.WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=_MAX_WORD_CHARACTERS)
 
 
-def _covered(words: Sequence[str], counts: Sequence[int], coverage: float) -> list[str]:
-    """The most frequent characters that make up `coverage` of the text; of equals, those of the lowest code point."""
+def _frequent_characters(words: Sequence[str], counts: Sequence[int], coverage: float) -> list[str]:
+    """Return the most frequent characters, as many as make up the fraction `coverage` of the text.
+
+    Of equally frequent characters, the one with the lowest code point comes first.
+    """
     occurrences: Counter[str] = Counter()
     for word, count in zip(words, counts, strict=True):
         for character in word:
             occurrences[character] += count
     ranked = sorted(occurrences, key=lambda character: (-occurrences[character], character))
-    reached = accumulate(occurrences[character] for character in ranked)
-    bound = coverage * occurrences.total()
-    needed = next((number for number, total in enumerate(reached, start=1) if total >= bound), len(ranked))
-    return ranked[:needed]
+    cumulative = accumulate(occurrences[character] for character in ranked)
+    target = coverage * occurrences.total()
+    num_characters = next((number for number, total in enumerate(cumulative, start=1) if total >= target), len(ranked))
+    return ranked[:num_characters]

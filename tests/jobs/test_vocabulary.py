@@ -185,7 +185,7 @@ def test_answers_about_another_corpus_are_not_taken(tmp_path: Path) -> None:
 def test_what_was_counted_before_a_kill_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = corpus_artifact(tmp_path / "corpus", various(200), parts=4)
     with monkeypatch.context() as broken:
-        broken.setattr("jobs.vocabulary.learn_tokenizer", _fail)
+        broken.setattr("jobs.vocabulary.train_on_word_counts", _fail)
         with pytest.raises(RuntimeError, match="killed"):
             run(corpus, tmp_path / "out", size=600)
     monkeypatch.setattr("data.tokens.word_counts.count_words", _fail)

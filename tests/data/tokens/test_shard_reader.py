@@ -171,10 +171,10 @@ def test_another_tokenizer_or_no_manifest_is_refused_when_the_reader_is_made(spl
     ShardReader(split, sequence_length=4, tokenizer_fingerprint="t")
     with pytest.raises(ValueError, match="made with tokenizer t, not with tokenizer other"):
         ShardReader(split, sequence_length=4, tokenizer_fingerprint="other")
-    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
         ShardReader(Storage(str(tmp_path / "none")), sequence_length=4)
     split.write_json("manifest.json", {**split.read_json("manifest.json"), "format": 9})
-    with pytest.raises(ValueError, match="format 9 is not 2; make the shards again"):
+    with pytest.raises(ValueError, match="format version 9 is not supported, only version 2 is; make the shards"):
         read_manifest(split)
 
 
