@@ -62,8 +62,8 @@ def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, 
 
 
 _UNUSABLE = re.compile(r"[\0\t\n\r▁▅]")
-"""Characters that separate lines or fields in the input file of sentencepiece, and two characters that sentencepiece uses
-internally. Words with one of these characters are not trained on."""
+"""Characters that separate lines or fields in the input file of sentencepiece, and two characters that have a special
+meaning for sentencepiece. Words with one of these characters are not trained on."""
 
 
 def _sentencepiece_options(recipe: TokenizerRecipe) -> dict[str, Any]:
