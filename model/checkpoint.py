@@ -1,9 +1,10 @@
-"""Sharded training checkpoints on any fsspec filesystem, written in the background, visible only when whole.
+"""Sharded training checkpoints on any fsspec filesystem, written by a background thread.
 
-A checkpoint is a folder `step-00000100` of PyTorch's distributed checkpoint format: each rank writes its own
-shards, and they load at any other number of ranks. `checkpoint.json` is written last, after every rank is done; a
-folder without it is not a checkpoint. It holds the step, the model's kind and sizes, and whatever the caller needs
-to resume, such as the position in the data.
+A checkpoint is a folder such as `step-00000100` in PyTorch's distributed checkpoint format. Each rank writes its shards
+of the state dict, and a run with a different number of ranks can load them. When all ranks have finished, rank 0 writes
+`checkpoint.json`, the record of the checkpoint. A folder without this file is not a complete checkpoint and is never
+loaded. The record contains the step, the model's configuration, and what the caller needs to resume, such as the
+position in the data.
 """
 
 from __future__ import annotations
@@ -28,50 +29,52 @@ from model.checkpoint_steps import RECORD, latest_step, prune, read_record, remo
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names its folder and each rank's error."""
+    """A checkpoint could not be written or read. The message has the checkpoint's folder and the error of each rank."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the folder that holds them and the save in progress.
+    """The folder with all checkpoints of a run. Saves and loads them.
 
-    Make one on every rank and call its methods on all ranks together.
+    Every rank creates a `Checkpoints` object. Its methods are collective: all ranks must call them.
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, keep: int = 2) -> None:
-        """`path` is a folder inside `fs`; all but the newest `keep` whole checkpoints are removed."""
+        """`path` is a folder in `fs`. After each save only the newest `keep` complete checkpoints remain."""
         if keep < 1:
-            raise ValueError(f"keep={keep}: must be at least 1, as a run resumes from its newest checkpoint")
+            raise ValueError(f"keep={keep}: must be at least 1, because a run resumes from its newest checkpoint")
         self.fs = fs
         self.path = path.rstrip("/")
         self.keep = keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._saving: Future[None] | None = None
-        # The background thread needs a group of its own: its collectives must not mix with training's, and they
-        # carry CPU objects even where training uses NCCL.
+        self._pending_save: Future[None] | None = None
+        # The background thread has a separate process group, so that its collectives do not mix with those of training.
+        # The backend is gloo even if training uses NCCL, because the thread sends objects in CPU memory.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
-        """Copy the state to CPU memory and write it in the background; `extra` is any JSON.
+        """Copy the state to CPU memory and start writing the copy in the background. `extra` must be JSON values.
 
-        Waits first for the save before, and raises its error. Call `wait` before the process ends.
+        If the previous save is still in progress, this method waits for it. If the previous save failed, this method
+        raises its error. Call `wait` before the process ends.
         """
         self.wait()
-        tensors = _snapshot(_tensors(state))
-        record = {"step": state.step, "model": _describe(state), "extra": dict(extra)}
-        json.dumps(record)  # fail here rather than in the background
-        self._saving = self._writer.submit(self._write, tensors, record)
+        tensors = _copy_to_cpu(_named_tensors(state))
+        record = {"step": state.step, "model": _describe_model(state), "extra": dict(extra)}
+        json.dumps(record)  # raises an error here if `extra` is not JSON, instead of in the background
+        self._pending_save = self._writer.submit(self._write, tensors, record)
 
     def wait(self) -> None:
-        """Return when the last save is whole and visible. Raises its error when it failed."""
-        if self._saving is not None:
-            saving, self._saving = self._saving, None
-            saving.result()
+        """Wait until the last save has written a complete checkpoint. If the save failed, raises its error."""
+        if self._pending_save is not None:
+            pending_save, self._pending_save = self._pending_save, None
+            pending_save.result()
 
     def load(self, state: TrainState, *, step: int | None = None) -> dict[str, Any] | None:
-        """Fill the state from the newest whole checkpoint (or that of `step`) and return its `extra`.
+        """Load the newest complete checkpoint, or the checkpoint of `step`, into the state. Returns its `extra`.
 
-        Returns None, and leaves the state unchanged, when there is none. The number of ranks may differ from the one
-        that saved. Raises ValueError when the checkpoint is of another model, or `step` has none.
+        Returns None and leaves the state unchanged if the folder has no complete checkpoint. The number of ranks may
+        differ from that of the run that saved the checkpoint. Raises ValueError if the checkpoint's model has a
+        different configuration, or if `step` is given and has no complete checkpoint.
         """
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_loader import load
@@ -82,18 +85,19 @@ class Checkpoints:
         if loaded_step is None:
             return None
         record = read_record(self.fs, self.path, loaded_step)
-        if record["model"] != _describe(state):
+        if record["model"] != _describe_model(state):
             raise ValueError(
-                f"checkpoint {step_folder(self.path, loaded_step)} is of another model: it holds {record['model']}, "
-                f"this run has {_describe(state)}. Use another output, or the configuration that wrote it"
+                f"checkpoint {step_folder(self.path, loaded_step)} has a different model: its model is "
+                f"{record['model']}, but the model of this run is {_describe_model(state)}. Use a different output "
+                f"folder, or the model configuration of the checkpoint"
             )
         reader = CheckpointReader(self.fs, step_folder(self.path, loaded_step))
-        _make_optimizer_state(state, reader.read_metadata())
-        tensors = dict(_tensors(state))
+        _create_optimizer_state(state, reader.read_metadata())
+        tensors = dict(_named_tensors(state))
         try:
             load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except CheckpointException as error:
-            raise CheckpointError(f"checkpoint {reader.path} could not be read: {_causes(error)}") from error
+            raise CheckpointError(f"checkpoint {reader.path} could not be read: {_rank_errors(error)}") from error
         state.step = loaded_step
         return record["extra"]
 
@@ -104,39 +108,42 @@ class Checkpoints:
         from model.checkpoint_files import CheckpointWriter
 
         folder = step_folder(self.path, record["step"])
-        if self._is_first and self.fs.exists(folder):
-            # A partial one from before a kill, or a whole one of a run that started over. Other ranks write only after
-            # planning together with this one, so the removal is complete by then.
+        if self._is_first_rank and self.fs.exists(folder):
+            # The folder is left from a process that was killed during a save, or from a run that is now repeated from
+            # an earlier step. `save` below starts with a collective, so no rank writes before the folder is removed.
             remove_checkpoint(self.fs, folder)
         writer = CheckpointWriter(self.fs, folder)
         try:
             save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-        except CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
-            raise CheckpointError(f"checkpoint {folder} could not be written: {_causes(error)}") from error
+        except CheckpointException as error:  # it is a BaseException, which `except Exception` does not catch
+            raise CheckpointError(f"checkpoint {folder} could not be written: {_rank_errors(error)}") from error
         try:
-            if self._is_first:
+            if self._is_first_rank:
                 _write_json(self.fs, f"{folder}/{RECORD}", record)
                 prune(self.fs, self.path, keep=self.keep)
-        finally:  # when the first rank fails, the others must not wait for ever
+        finally:  # reached also if rank 0 fails, so that the other ranks do not wait forever
             if self._group is not None:
                 dist.barrier(group=self._group)
 
     @property
-    def _is_first(self) -> bool:
+    def _is_first_rank(self) -> bool:
         return self._group is None or dist.get_rank(self._group) == 0
 
 
-def _causes(failed: BaseException) -> str:
-    """The ranks' errors in one line, equal ones once: `OSError: No space left on device (rank 0, 1)`."""
+def _rank_errors(failed: BaseException) -> str:
+    """Return the errors of all ranks in one line, such as `OSError: No space left on device (rank 0, 1)`.
+
+    Equal errors of several ranks are listed once.
+    """
     ranks: dict[str, list[str]] = {}
     for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
         ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
-    return "; ".join(f"{cause} (rank {', '.join(numbers)})" for cause, numbers in ranks.items())
+    return "; ".join(f"{text} (rank {', '.join(numbers)})" for text, numbers in ranks.items())
 
 
-def _tensors(state: TrainState) -> Mapping[str, Tensor]:
-    """All tensors of the state by name: `model/NAME` and `optimizer/NAME/KEY`, sharing the state's memory."""
-    # state_dict() rather than named_parameters(): it first reshards what a forward left gathered.
+def _named_tensors(state: TrainState) -> Mapping[str, Tensor]:
+    """Return all tensors of the state as `model/PARAMETER` and `optimizer/PARAMETER/KEY`. They are not copied."""
+    # state_dict() instead of named_parameters(), because it first reshards parameters that a forward left unsharded.
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     for group in state.optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -145,8 +152,8 @@ def _tensors(state: TrainState) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on CPU, each shard as a shard, which training does not change any more."""
+def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the tensors in CPU memory. A sharded tensor stays sharded."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
     stager = DefaultStager(
@@ -156,12 +163,15 @@ def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
     copies = stager.stage(dict(tensors))
     stager.close()
-    assert not isinstance(copies, Future), "the stager copied in the background in spite of its options"
+    assert not isinstance(copies, Future), "the stager copied in the background although use_async_staging is False"
     return copies
 
 
-def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
-    """Give a new optimizer empty tensors for the checkpoint to fill: it creates its own only in its first step."""
+def _create_optimizer_state(state: TrainState, metadata: Metadata) -> None:
+    """Create the optimizer's tensors, into which the checkpoint is loaded.
+
+    An optimizer creates these tensors in its first step, so a new optimizer has none.
+    """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     saved = metadata.state_dict_metadata
@@ -179,12 +189,12 @@ def _make_optimizer_state(state: TrainState, metadata: Metadata) -> None:
                 )
 
 
-def _describe(state: TrainState) -> dict[str, Any]:
+def _describe_model(state: TrainState) -> dict[str, Any]:
     head = "scalar" if isinstance(state.model, ScalarHead) else "language"
     return {"head": head, **dataclasses.asdict(state.model.config)}
 
 
 def _write_json(fs: AbstractFileSystem, name: str, value: object) -> None:
-    """Write JSON under a temporary name and rename it, so that no reader sees half of it."""
+    """Write a JSON file under a temporary name and then rename it, so that no reader sees an incomplete file."""
     fs.pipe_file(f"{name}.tmp", json.dumps(value, indent=2).encode())
     fs.mv(f"{name}.tmp", name)

@@ -1,7 +1,7 @@
 """Reader and writer of PyTorch's distributed checkpoint format on a given fsspec filesystem.
 
-A separate file, imported only where a checkpoint is read or written: its imports from PyTorch include DTensor and sympy
-and take two seconds, which a command that only plans need not wait for.
+PyTorch's own reader and writer find the filesystem from a URL instead. This module is imported only when a checkpoint
+is read or written, because its imports include DTensor and sympy and take two seconds. `raymill plan` does not need it.
 """
 
 from fsspec import AbstractFileSystem
@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 
 
 class CheckpointFiles(FileSystem):
-    """PyTorch's fsspec adapter with a given filesystem instead of one found by URL."""
+    """PyTorch's adapter for fsspec filesystems, with a given filesystem."""
 
     def __init__(self, fs: AbstractFileSystem) -> None:
         super().__init__()
@@ -18,10 +18,11 @@ class CheckpointFiles(FileSystem):
 
 
 class CheckpointWriter(FsspecWriter):
-    """Writes a checkpoint into the folder `path` of a filesystem."""
+    """Writes a checkpoint to the folder `path` of a filesystem."""
 
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
-        # Without fsync: visibility comes from the record, and only local files have a descriptor to sync.
+        # fsync is off. A checkpoint counts as complete only when its record is written, and fsync works only for local
+        # files.
         FileSystemWriter.__init__(self, path, sync_files=False)
         self.fs = CheckpointFiles(fs)
         self.path = path

@@ -1,4 +1,7 @@
-"""The checkpoints in a folder: which there are, which are whole, and the removal of old ones. Takes no torch."""
+"""Lists and removes the checkpoints in a folder. Does not import torch.
+
+A checkpoint is complete if its folder contains the record, `checkpoint.json`, which is written last.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,48 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 RECORD = "checkpoint.json"
+"""File name of a checkpoint's record."""
 
 
 def latest_step(fs: AbstractFileSystem, path: str) -> int | None:
-    """The step of the newest whole checkpoint under `path`, None when there is none."""
+    """Return the step of the newest complete checkpoint in the folder `path`, or None if there is none."""
     return max(complete_steps(fs, path), default=None)
 
 
 def complete_steps(fs: AbstractFileSystem, path: str) -> list[int]:
-    """The steps of the whole checkpoints under `path`, ascending."""
-    return [step for step in _step_folders(fs, path) if fs.exists(f"{step_folder(path, step)}/{RECORD}")]
+    """Return the steps of all complete checkpoints in the folder `path`, in ascending order."""
+    return [step for step in _all_steps(fs, path) if fs.exists(f"{step_folder(path, step)}/{RECORD}")]
 
 
 def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
-    """The `checkpoint.json` of one step: step, model, extra. Raises ValueError when the step has no checkpoint."""
+    """Return the content of a step's `checkpoint.json`: `step`, `model` and `extra`.
+
+    Raises ValueError if the step has no complete checkpoint.
+    """
     name = f"{step_folder(path, step)}/{RECORD}"
     if not fs.exists(name):
-        raise ValueError(f"no whole checkpoint of step {step} under {path}: whole are {complete_steps(fs, path)}")
+        raise ValueError(
+            f"{path} has no complete checkpoint of step {step}: it has complete checkpoints of the steps "
+            f"{complete_steps(fs, path)}"
+        )
     return json.loads(fs.cat_file(name))
 
 
 def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and unfinished ones older than the newest."""
-    whole = complete_steps(fs, path)
-    kept = whole[-keep:]
-    for step in _step_folders(fs, path):
+    """Keep the newest `keep` complete checkpoints. Remove all other checkpoints that are older than the newest one."""
+    kept = complete_steps(fs, path)[-keep:]
+    for step in _all_steps(fs, path):
         if kept and step < kept[-1] and step not in kept:
             remove_checkpoint(fs, step_folder(path, step))
 
 
 def step_folder(path: str, step: int) -> str:
-    """The folder of one step's checkpoint."""
+    """Return the folder of a step's checkpoint."""
     return f"{path.rstrip('/')}/step-{step:08d}"
 
 
-def _step_folders(fs: AbstractFileSystem, path: str) -> list[int]:
+def _all_steps(fs: AbstractFileSystem, path: str) -> list[int]:
+    """Return the steps of all checkpoint folders in `path`, complete or not, in ascending order."""
     fs.invalidate_cache()
     if not fs.exists(path):
         return []
@@ -52,7 +62,7 @@ def _step_folders(fs: AbstractFileSystem, path: str) -> list[int]:
 
 
 def remove_checkpoint(fs: AbstractFileSystem, folder: str) -> None:
-    """Remove a checkpoint, its record first, so that a half removed one does not look whole."""
+    """Remove a checkpoint. Its record is removed first, so that the rest does not count as a complete checkpoint."""
     if fs.exists(f"{folder}/{RECORD}"):
         fs.rm_file(f"{folder}/{RECORD}")
     fs.rm(folder, recursive=True)

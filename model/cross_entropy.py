@@ -1,12 +1,15 @@
-"""Cross entropy of a linear head without ever holding all the logits.
+"""Fused lm_head and cross entropy that never stores the logits of all positions.
 
-Small models spend a large share of a step here. The loss is a plain sum, so the gradient of the logits is known as
-soon as they are: softmax minus one-hot. It is made chunk by chunk while they are in cache, and backward only
-multiplies by the incoming gradient. On CPU this is a fifth faster than linear, cast and `F.cross_entropy`, and it
-needs memory for one chunk of logits rather than four times all of them. `F.linear_cross_entropy` does the same on
-GPUs, but was five times slower on CPU.
+The lm_head takes a large share of a training step of a small model. The positions are processed in chunks. For each
+chunk, forward computes the logits, the loss and at once the gradient of the logits, which is softmax minus one-hot
+because the loss is a sum. The logits of a chunk stay in the CPU cache. Backward only multiplies the stored gradients by
+the incoming gradient.
 
-Shape legend: N positions, D width, V vocabulary, M positions of one chunk.
+On CPU this is 20 % faster than a linear layer, a cast and `F.cross_entropy`, and it needs memory for the logits of one
+chunk instead of four times the logits of all positions. `F.linear_cross_entropy` does the same on GPUs, but was five
+times slower on CPU.
+
+Suffixes of tensor names give their dimensions: N positions, D hidden size, V vocabulary size, M positions of one chunk.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 1024
+CHUNK_POSITIONS = 1024
+"""Number of positions whose logits are in memory at the same time."""
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum over N of -log softmax(hidden · weightᵀ)[target], a float32 scalar in nats.
+    """Return the cross entropy of the targets in nats, summed over the N positions, as a float32 scalar.
 
-    The products run in the autocast dtype, the softmax and the sum in float32. An empty N gives 0 with zero
-    gradients, so a rank without targets still takes part in the collectives of backward.
+    The logits are hidden · weightᵀ. The matmuls run in the autocast dtype, the softmax and the sum in float32. With no
+    positions the loss is 0 and has zero gradients, so that a rank without targets still joins the collectives of
+    backward.
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
@@ -54,13 +59,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, needs_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its gradient by hidden (in hidden's dtype) and by weight (float32); zeros if not needed."""
+    """Return the loss and its gradients for hidden (in the dtype of hidden) and for weight (in float32).
+
+    The gradients are 0 if they are not needed.
+    """
     loss = torch.zeros((), device=hidden_ND.device)
     hidden_grad_ND = torch.zeros_like(hidden_ND)
     weight_grad_VD = torch.zeros(weight_VD.shape, device=weight_VD.device)
-    for start in range(0, len(hidden_ND), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        hidden_MD, targets_M1 = hidden_ND[rows], targets_N[rows, None]
+    for start in range(0, len(hidden_ND), CHUNK_POSITIONS):
+        chunk = slice(start, start + CHUNK_POSITIONS)
+        hidden_MD, targets_M1 = hidden_ND[chunk], targets_N[chunk, None]
         logprobs_MV = torch.log_softmax((hidden_MD @ weight_VD.T).float(), dim=-1)
         loss -= logprobs_MV.gather(1, targets_M1).sum()
         if not needs_gradients:
@@ -68,6 +76,6 @@ def _loss_and_gradients(
         logits_grad_MV = logprobs_MV.exp_()
         logits_grad_MV.scatter_add_(1, targets_M1, -torch.ones_like(targets_M1, dtype=torch.float32))
         logits_grad_MV = logits_grad_MV.to(hidden_ND.dtype)
-        hidden_grad_ND[rows] = logits_grad_MV @ weight_VD
+        hidden_grad_ND[chunk] = logits_grad_MV @ weight_VD
         weight_grad_VD += logits_grad_MV.T @ hidden_MD
     return loss, hidden_grad_ND, weight_grad_VD

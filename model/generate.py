@@ -1,6 +1,6 @@
-"""Plain sampling from a decoder, one token at a time and without a cache: for showing samples, not for speed.
+"""Sampling from a decoder without a KV cache, for a few sample texts after training.
 
-Rollouts, evaluation and serving generate through vLLM.
+It is slow. Rollouts, evaluation and serving generate with vLLM.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def sample(
     seed: int,
     stop_id: int | None = None,
 ) -> list[int]:
-    """Up to `num_tokens` new token ids after the prompt, drawn at `temperature`.
+    """Return at most `num_tokens` token ids that continue the prompt, sampled at `temperature`.
 
-    Generation ends at the stop token, which is left out. The context is cut to the model's length. Raises ValueError
-    for an empty prompt.
+    Generation ends at the stop token, which is not returned. The model reads only the last `max_length` tokens of
+    prompt and completion. Raises ValueError for an empty prompt.
     """
     if not prompt_ids:
-        raise ValueError("prompt_ids: an empty prompt has nothing to continue; give at least one token")
+        raise ValueError("prompt_ids: the prompt is empty; pass at least one token")
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     for _ in range(num_tokens):

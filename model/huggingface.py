@@ -1,7 +1,8 @@
-"""Reads and writes Llama-family models as Hugging Face folders, for transformers and vLLM.
+"""Reads and writes Llama-family models as Hugging Face model folders, which transformers and vLLM load.
 
-A folder holds config.json, the weights as safetensors (one file or several with an index) and the tokenizer's
-files. `LlamaForCausalLM` is our `Transformer`, `LlamaForSequenceClassification` with one label our `ScalarHead`.
+A folder contains config.json, the weights as safetensors (one file, or several files with an index) and the files of
+the tokenizer. Raymill's `Transformer` corresponds to `LlamaForCausalLM`, and its `ScalarHead` to
+`LlamaForSequenceClassification` with one label.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from model.parallel import full_tensors
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
-NAMES = {
+HF_NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
     "layers.#.attention_norm.weight": "model.layers.#.input_layernorm.weight",
     "layers.#.attention.query.weight": "model.layers.#.self_attn.q_proj.weight",
@@ -37,18 +38,19 @@ NAMES = {
     "head.weight": "lm_head.weight",
     "score.weight": "score.weight",
 }
-"""Hugging Face's parameter names by ours; # is the layer's number."""
+"""Raymill's parameter names -> Hugging Face's parameter names. # stands for the number of the layer."""
 
 
 def hf_name(name: str) -> str:
-    """The Hugging Face name of a parameter of a `Transformer` or `ScalarHead`."""
-    return _translate(name.removeprefix("transformer."), NAMES)
+    """Return the Hugging Face name of a parameter of a `Transformer` or `ScalarHead`."""
+    return _rename(name.removeprefix("transformer."), HF_NAMES)
 
 
 def hf_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Whole parameters under their Hugging Face names, one at a time, on every rank: call it on all ranks together.
+    """Yield the Hugging Face name and the unsharded value of each parameter, one at a time, on every rank.
 
-    These are what an inference engine is sent. A tied head is not repeated.
+    This function is collective: all ranks must call it. Weights are sent to vLLM in this form. The weight of a tied
+    lm_head is yielded once, as the embedding.
     """
     for name, tensor in full_tensors(model):
         yield hf_name(name), tensor
@@ -63,10 +65,10 @@ def save_hf_model(
     tokenizer_folder: Path | None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a Hugging Face folder from a whole state (`parallel.full_state_dict`), on one rank.
+    """Write a Hugging Face model folder. Call it on one rank, with the result of `parallel.full_state_dict`.
 
-    A state with a score becomes a `LlamaForSequenceClassification`. config.json is written last, so a folder
-    without it is not whole. The tokenizer's files are copied from `tokenizer_folder`, if given.
+    A state dict of a `ScalarHead` becomes a `LlamaForSequenceClassification`. config.json is written last, so a folder
+    without config.json is not complete. The files of the tokenizer are copied from `tokenizer_folder` if it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -75,42 +77,42 @@ def save_hf_model(
     tensors = {hf_name(name): tensor.to(dtype).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     is_scalar = "score.weight" in tensors
-    generation = {"bos_token_id": special_tokens.bos, "eos_token_id": special_tokens.eos}
+    generation_config = {"bos_token_id": special_tokens.bos, "eos_token_id": special_tokens.eos}
     if not is_scalar:
-        _write_json(folder / "generation_config.json", {**generation, "pad_token_id": special_tokens.pad})
+        _write_json(folder / "generation_config.json", {**generation_config, "pad_token_id": special_tokens.pad})
     _write_json(folder / "config.json", hf_config(config, special_tokens, is_scalar=is_scalar, dtype=dtype))
 
 
 def load_hf_model(folder: Path) -> Transformer:
-    """The language model in a folder, float32 on CPU, exactly as `LlamaForCausalLM` computes it."""
+    """Load the language model of a Hugging Face model folder, in float32 on the CPU."""
     model = Transformer(read_config(folder))
-    _load(model, _our_tensors(folder), folder)
+    _load_parameters(model, _read_tensors(folder), folder)
     return model
 
 
 def load_hf_scalar_model(folder: Path) -> ScalarHead:
-    """The scalar model in a folder, float32 on CPU.
+    """Load a `ScalarHead` from a Hugging Face model folder, in float32 on the CPU.
 
-    From a language model's folder it takes the decoder, with a score of zero; a reward model's or critic's folder has a
-    score of its own.
+    If the folder has a reward model or a critic, its scalar head is loaded too. If it has a language model, the decoder
+    is loaded and the weight of the scalar head is 0.
     """
     model = ScalarHead(read_config(folder))
-    tensors = {name: tensor for name, tensor in _our_tensors(folder) if name != "head.weight"}
+    tensors = {name: tensor for name, tensor in _read_tensors(folder) if name != "head.weight"}
     tensors.setdefault("score.weight", torch.zeros_like(model.score.weight))
-    _load(model, ((_inside_scalar(name), tensor) for name, tensor in tensors.items()), folder)
+    _load_parameters(model, ((_scalar_head_name(name), tensor) for name, tensor in tensors.items()), folder)
     return model
 
 
-def _inside_scalar(name: str) -> str:
+def _scalar_head_name(name: str) -> str:
     return name if name == "score.weight" else f"transformer.{name}"
 
 
-def _our_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the folder's safetensors under our name, float32."""
-    to_ours = {theirs: ours for ours, theirs in NAMES.items()}
+def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield Raymill's name and the float32 value of every tensor in the folder's weight files."""
+    raymill_names = {hf: raymill for raymill, hf in HF_NAMES.items()}
     for path in _weight_files(folder):
         for name, tensor in load_file(path).items():
-            yield _translate(name, to_ours), tensor.float()
+            yield _rename(name, raymill_names), tensor.float()
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -118,40 +120,41 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {single.name} nor {index.name}: convert its weights to safetensors")
+        raise ValueError(f"{folder} has neither {single.name} nor {index.name}: convert the weights to safetensors")
     return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
-def _load(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Fill every parameter of the model. Raises ValueError for tensors that are missing, unknown or misshapen."""
+def _load_parameters(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Set every parameter of the model. Raises ValueError for a tensor that is missing, unexpected or misshapen."""
     state = dict(tensors)
     expected = model.state_dict()
     if "embedding.weight" in expected and "head.weight" not in expected:
-        state.pop("head.weight", None)  # some exporters repeat a tied head
+        state.pop("head.weight", None)  # some exporters store the weight of a tied lm_head a second time
     problems = [f"missing {name}" for name in expected.keys() - state.keys()]
     problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)}, config.json says {tuple(tensor.shape)}"
+        f"{name} has shape {tuple(state[name].shape)}, but by config.json it must have {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
     if problems:
-        raise ValueError(f"{folder}: the weights do not belong to its config.json: {'; '.join(sorted(problems)[:5])}")
+        raise ValueError(f"{folder}: the weights do not match config.json: {'; '.join(sorted(problems)[:5])}")
     model.load_state_dict(state)
 
 
-def _translate(name: str, table: Mapping[str, str]) -> str:
+def _rename(name: str, new_names: Mapping[str, str]) -> str:
+    """Return the new name of a parameter. `new_names` maps names with # for the number of the layer."""
     layer = re.search(r"layers\.(\d+)\.", name)
     pattern = name if layer is None else name.replace(layer[0], "layers.#.", 1)
-    if pattern not in table:
-        raise ValueError(f"parameter {name} is not one of a Llama decoder")
-    return table[pattern] if layer is None else table[pattern].replace("#", layer[1])
+    if pattern not in new_names:
+        raise ValueError(f"a Llama decoder has no parameter {name}")
+    return new_names[pattern] if layer is None else new_names[pattern].replace("#", layer[1])
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not names:
-        raise ValueError(f"{source} has no tokenizer files: expected at least tokenizer.json")
+        raise ValueError(f"{source} has no tokenizer files: it must have at least tokenizer.json")
     for name in names:
         if (source / name).resolve() != (folder / name).resolve():
             shutil.copyfile(source / name, folder / name)

@@ -1,4 +1,4 @@
-"""A Hugging Face folder without its weights: config.json and the tokenizer's files. Takes no torch."""
+"""Writes and reads the config.json of a Hugging Face model folder. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.transformer_config import TransformerConfig
 if TYPE_CHECKING:
     import torch
 
-_COMPUTED_VALUES = {
+_SUPPORTED_VALUES = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "hidden_act": ("silu",),
@@ -20,7 +20,10 @@ _COMPUTED_VALUES = {
     "quantization_config": (None,),
     "pretraining_tp": (1, None),
 }
-"""The only values that we compute of settings that change the network; a missing setting means the first."""
+"""Settings that change what a Llama model computes -> the values that `Transformer` supports.
+
+A setting that config.json does not have counts as the first value.
+"""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,32 +35,33 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-"""The files that a tokenizer may have in a model folder; those that exist are copied."""
+"""The files of a tokenizer in a model folder. Few tokenizers have all of them, and those that exist are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """The token ids that a Hugging Face configuration names."""
+    """The ids of the special tokens in config.json."""
 
     bos: int | None
     eos: int
     pad: int
-    """Must differ from the last token of a scored sequence: classification reads the last token that is not it."""
+    """Id of the padding token. No scored sequence may end with this token, because `LlamaForSequenceClassification`
+    reads the scalar at the last token that is not padding."""
 
 
 def hf_config(
     config: TransformerConfig, special_tokens: SpecialTokens, *, is_scalar: bool, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The config.json of an exported model."""
-    head: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
+    """Return the content of config.json. With `is_scalar` the model is a `ScalarHead`, otherwise a `Transformer`."""
+    architecture: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
     if is_scalar:
-        head = {
+        architecture = {
             "architectures": ["LlamaForSequenceClassification"],
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
         }
     return {
-        **head,
+        **architecture,
         "model_type": "llama",
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -83,35 +87,40 @@ def hf_config(
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The sizes of the Llama model in a folder.
+    """Read the architecture of the Llama model in a folder from its config.json.
 
-    Raises ValueError for another kind of model, and for settings that we do not compute exactly.
+    Raises ValueError for a model of a different type, and for a setting that `Transformer` does not support.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no config.json: it must be a Hugging Face model folder")
-    raw = json.loads(path.read_text())
-    if raw.get("model_type") != "llama":
-        raise ValueError(f"{path}: model_type={raw.get('model_type')!r}, only 'llama' is supported")
-    for name, allowed in _COMPUTED_VALUES.items():
-        if raw.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{path}: {name}={raw[name]!r} is not supported, must be {allowed[0]!r}")
-    rope = raw.get("rope_parameters") or {}
+        raise ValueError(f"{folder} has no config.json: give the path of a Hugging Face model folder")
+    values = json.loads(path.read_text())
+    if values.get("model_type") != "llama":
+        raise ValueError(f"{path}: model_type={values.get('model_type')!r}, only 'llama' is supported")
+    for name, allowed in _SUPPORTED_VALUES.items():
+        if values.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{path}: {name}={values[name]!r} is not supported, it must be {allowed[0]!r}")
+    rope = values.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"{path}: rope_parameters.rope_type={rope['rope_type']!r} is not supported, only 'default'")
+        raise ValueError(
+            f"{path}: rope_parameters.rope_type={rope['rope_type']!r} is not supported, it must be 'default'"
+        )
     config = TransformerConfig(
-        vocab_size=raw["vocab_size"],
-        width=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"],
-        num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-        ffn_width=raw["intermediate_size"],
-        max_length=raw["max_position_embeddings"],
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=raw.get("tie_word_embeddings", False),
+        vocab_size=values["vocab_size"],
+        width=values["hidden_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        num_kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+        ffn_width=values["intermediate_size"],
+        max_length=values["max_position_embeddings"],
+        rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        tie_embeddings=values.get("tie_word_embeddings", False),
     )
     config.check()
-    if raw.get("head_dim") not in (None, config.head_dim):
-        raise ValueError(f"{path}: head_dim={raw['head_dim']} is not supported, must be width/heads={config.head_dim}")
+    if values.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(
+            f"{path}: head_dim={values['head_dim']} is not supported, it must be hidden_size / num_attention_heads = "
+            f"{config.head_dim}"
+        )
     return config

@@ -1,6 +1,6 @@
-"""The settings of reinforcement learning: plain data that estimators, losses, learner and critic read alike."""
+"""The settings of reinforcement learning. Estimators, losses, the learner and the critic read them."""
 
-# No `from __future__ import annotations`: the config loader reads these types at run time.
+# This module has no `from __future__ import annotations`, because the config loader needs the types at run time.
 
 from dataclasses import dataclass, field
 
@@ -9,63 +9,68 @@ from model.precision import Precision, precision_field
 
 @dataclass(frozen=True, kw_only=True)
 class LearningConfig:
-    """How the policy learns from scored completions."""
+    """Settings of the RL algorithm and of its optimizer steps."""
 
     algorithm: str = field(default="grpo", metadata={"user_code": True})
-    """grpo, ppo, rloo or reinforce++, or your own: `path/to/file.py:NAME` of a `model.algorithms.Algorithm`. Modules in
-    the file's folder that it imports are shipped with it, as for a verifier."""
+    """grpo, ppo, rloo, reinforce++, or `path/to/file.py:NAME` of your own `model.algorithms.Algorithm`. If the file
+    imports modules of its folder, these are copied to the cluster too."""
     lr: float = 1e-5
     """Learning rate of the policy."""
     critic_lr: float = 1e-4
     """Learning rate of the critic (ppo)."""
     warmup_steps: int = 0
-    """Optimizer steps over which both learning rates rise from 0; constant afterwards."""
+    """Number of optimizer steps in which the learning rates of policy and critic rise linearly. They are constant
+    afterwards."""
     weight_decay: float = 0.0
-    """AdamW's weight decay, of policy and critic."""
+    """Weight decay of AdamW, for the policy and the critic."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest allowed L2 norm of the gradient of all parameters. A larger gradient is scaled down to this norm."""
     kl_coefficient: float = 0.02
-    """Weight of the KL to the reference policy: in each token's reward (ppo, rloo, reinforce++), or in the loss
-    (grpo). 0 needs no reference."""
+    """Coefficient of the KL divergence from the reference. ppo, rloo and reinforce++ subtract it from the rewards, and
+    grpo adds it to the loss. With 0 there is no reference."""
     clip_range: float = 0.2
-    """The probability ratio counts only within 1 - clip_range and 1 + clip_range (ppo, grpo, reinforce++)."""
+    """The probability ratio is clipped to [1 - clip_range, 1 + clip_range] (ppo, grpo, reinforce++)."""
     value_clip_range: float = 0.2
-    """A value gains nothing by moving further than this in one update (ppo)."""
+    """In the critic's loss, a new value is clipped to the old value ± value_clip_range (ppo)."""
     epochs: int = 1
-    """Passes over the rollouts of a step."""
+    """Number of passes over the rollouts of an RLHF step."""
     minibatches: int = 1
-    """Optimizer steps in each pass."""
+    """Number of mini-batches in each pass. Each mini-batch is one optimizer step."""
     gamma: float = 1.0
-    """Discount by token (ppo)."""
+    """Discount factor per token (ppo)."""
     gae_lambda: float = 0.95
-    """Mix of one-step (0) and Monte Carlo (1) advantages (ppo)."""
+    """Lambda of generalized advantage estimation (ppo): 0 gives one-step advantages, 1 gives Monte Carlo advantages."""
     precision: Precision = precision_field("learners")
-    """Precision of the engines' weights and of the learner's matrix products (`model.precision`)."""
+    """Precision of the engines' weights and of the learner's matmuls (`model.precision`)."""
     max_logprob_difference: float | None = None
-    """Largest difference of engine and learner logprobs of a sampled token, in nats; beyond it learning stops. Null
-    takes what the precision allows: 1e-4 in float32, 2 in bfloat16."""
+    """Largest allowed difference between the engine's and the learner's logprob of any sampled token, in nats. If it is
+    exceeded, the stage fails. Null means 1e-4 in float32 and 2 in bfloat16."""
     mean_logprob_difference: float | None = None
-    """Largest mean of the same difference over a step's sampled tokens. Null: 1e-4 in float32, 0.1 in bfloat16."""
+    """Largest allowed mean of this difference over the sampled tokens of an RLHF step, in nats. If it is exceeded, the
+    stage fails. Null means 1e-4 in float32 and 0.1 in bfloat16."""
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps in each step of the graph."""
+        """Number of optimizer steps in each RLHF step."""
         return self.epochs * self.minibatches
 
-    def check(self, where: str) -> None:
-        """Raises ValueError naming the field, the value, the rule and the remedy."""
+    def check(self, config_path: str) -> None:
+        """Raises ValueError for a setting that is out of range.
+
+        `config_path` is the path of these settings in the stage's config. Error messages begin with it.
+        """
         for name in ("max_logprob_difference", "mean_logprob_difference"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{where}.{name}: {value} must be above 0, or null")
+                raise ValueError(f"{config_path}.{name}: {value} must be above 0, or null")
         for name in ("lr", "critic_lr", "clip_norm", "clip_range", "value_clip_range"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be above 0")
+                raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be above 0")
         for name in ("epochs", "minibatches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be at least 1")
+                raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be at least 1")
         if self.kl_coefficient < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(f"{where}: kl_coefficient, warmup_steps and weight_decay must not be negative")
+            raise ValueError(f"{config_path}: kl_coefficient, warmup_steps and weight_decay must not be negative")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{where}.{name}: {getattr(self, name)} must be between 0 and 1")
+                raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be between 0 and 1")

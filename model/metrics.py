@@ -1,7 +1,9 @@
-"""Metrics of generated text and of a model's probability of text, with bootstrap intervals.
+"""Evaluation metrics with bootstrap confidence intervals: perplexity, BLEU, ROUGE, exact match, F1, distinct-n.
 
-Pure functions on strings and arrays: no model runs here. BLEU and ROUGE are those of sacrebleu and rouge-score, so
-that they compare with published ones. Legend: N records, R bootstrap resamples.
+The functions take strings and arrays and run no model. BLEU is computed by sacrebleu and ROUGE by rouge-score, so that
+they are comparable with published results.
+
+Suffixes of array names give their dimensions: N records, R bootstrap resamples, C columns.
 """
 
 from __future__ import annotations
@@ -18,28 +20,33 @@ from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-_MAX_RESAMPLED_ENTRIES = 2_000_000
-"""Indices drawn at once, so that the memory of a bootstrap does not grow with R (16 MB)."""
+_MAX_SAMPLED_INDICES = 2_000_000
+"""Number of record indices that a bootstrap samples at once. They take 16 MB, however many resamples there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate and the percentile bootstrap interval around it."""
+    """An estimate with its confidence interval [low, high] from a percentile bootstrap."""
 
     value: float
-    """Computed on the records themselves; not the mean of the resamples."""
+    """The estimate. It is computed from the records, not from the resamples."""
     low: float
+    """Lower end of the confidence interval."""
     high: float
+    """Upper end of the confidence interval."""
     level: float = 0.95
-    """Share of resamples inside [low, high]."""
+    """Confidence level: the share of resamples whose estimate is in [low, high]."""
 
     def excludes(self, number: float) -> bool:
-        """Whether a number is outside of the interval."""
+        """Return whether `number` is outside of the confidence interval."""
         return number < self.low or number > self.high
 
 
 def perplexity(nats: float, num_tokens: int) -> float:
-    """exp of the mean negative log-likelihood of a token: between equal tokenizers only."""
+    """Return exp(nats / num_tokens), where `nats` is the negative log-likelihood of all tokens.
+
+    Perplexities are comparable only between models with the same tokenizer.
+    """
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens}: perplexity needs at least one token")
     return math.exp(nats / num_tokens)
@@ -53,55 +60,62 @@ def bootstrap_interval(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of the values, or the ratio sum(values) / sum(weights), over N records drawn with replacement.
+    """Return sum(values) / sum(weights) with its confidence interval. Without weights this is the mean of the values.
 
-    Weights are for quantities such as bits per byte: values are the documents' bits, weights their bytes, and documents
-    are drawn. With all values equal the interval has no width, however few the records, so a share near 0 or 1 of few
-    records looks more certain than it is.
+    Weights are for a ratio of sums such as bits per byte, where values_N are the bits and weights_N the bytes of the N
+    documents.
+
+    If all values are equal, the interval has width 0 even for few records. A share near 0 or 1 that is estimated from
+    few records is therefore less certain than its interval suggests.
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     weights_N = np.ones_like(values_N) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
     if values_N.ndim != 1 or values_N.shape != weights_N.shape:
-        raise ValueError(f"values {values_N.shape} and weights {weights_N.shape} must be equally long lists")
+        raise ValueError(
+            f"values and weights must be one-dimensional and equally long, but their shapes are {values_N.shape} and "
+            f"{weights_N.shape}"
+        )
     if not len(values_N) or weights_N.sum() <= 0:
         raise ValueError("a bootstrap needs at least one record with a positive weight")
-    stacked_NC = np.stack([values_N, weights_N], axis=1)
-    sums_RC = _resampled_sums(stacked_NC, num_resamples=num_resamples, seed=seed)
-    sums_RC = sums_RC[sums_RC[:, 1] > 0]  # a resample of records that all weigh nothing has no ratio
-    return _percentiles(values_N.sum() / weights_N.sum(), sums_RC[:, 0] / sums_RC[:, 1], level)
+    columns_NC = np.stack([values_N, weights_N], axis=1)
+    sums_RC = _resample_sums(columns_NC, num_resamples=num_resamples, seed=seed)
+    sums_RC = sums_RC[sums_RC[:, 1] > 0]  # if all weights of a resample are 0, it has no ratio
+    return _percentile_interval(values_N.sum() / weights_N.sum(), sums_RC[:, 0] / sums_RC[:, 1], level)
 
 
 def paired_bootstrap(
     before_N: ArrayLike, after_N: ArrayLike, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """The mean of after - before over N records that both systems answered, drawn as pairs.
+    """Return the mean of after - before over N records, with its confidence interval.
 
-    Drawing pairs removes what makes a prompt hard for both. The change is significant at 1 - level when the interval
-    excludes zero.
+    before_N[i] and after_N[i] are the results of two systems on record i. The bootstrap resamples these pairs, so that
+    the interval does not include the variance between easy and difficult records. The difference is significant at the
+    significance level 1 - `level` if the interval excludes 0.
     """
     before_N, after_N = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
     if before_N.shape != after_N.shape:
         raise ValueError(
-            f"a paired bootstrap needs the same records on both sides, got {before_N.shape} and {after_N.shape}"
+            f"a paired bootstrap needs two results for every record, but the shapes of the results are "
+            f"{before_N.shape} and {after_N.shape}"
         )
     return bootstrap_interval(after_N - before_N, level=level, num_resamples=num_resamples, seed=seed)
 
 
-def _resampled_sums(stacked_NC: NDArray[np.float64], *, num_resamples: int, seed: int) -> NDArray[np.float64]:
-    """Column sums [R, C] of R draws of N rows with replacement."""
+def _resample_sums(columns_NC: NDArray[np.float64], *, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return the column sums [R, C] of R resamples. A resample has N rows, sampled with replacement."""
     generator = np.random.default_rng(seed)
-    num_records = len(stacked_NC)
-    chunk = max(1, _MAX_RESAMPLED_ENTRIES // num_records)
+    num_records = len(columns_NC)
+    resamples_per_chunk = max(1, _MAX_SAMPLED_INDICES // num_records)
     sums = []
-    for start in range(0, num_resamples, chunk):
-        indices = generator.integers(num_records, size=(min(chunk, num_resamples - start), num_records))
-        sums.append(np.stack([column[indices].sum(axis=1) for column in stacked_NC.T], axis=1))
+    for start in range(0, num_resamples, resamples_per_chunk):
+        indices = generator.integers(num_records, size=(min(resamples_per_chunk, num_resamples - start), num_records))
+        sums.append(np.stack([column[indices].sum(axis=1) for column in columns_NC.T], axis=1))
     return np.concatenate(sums)
 
 
-def _percentiles(value: float, resampled_R: NDArray[np.float64], level: float) -> Interval:
-    tail = (1.0 - level) / 2
-    low, high = np.quantile(resampled_R, [tail, 1.0 - tail])
+def _percentile_interval(value: float, resampled_R: NDArray[np.float64], level: float) -> Interval:
+    tail_share = (1.0 - level) / 2
+    low, high = np.quantile(resampled_R, [tail_share, 1.0 - tail_share])
     return Interval(value=float(value), low=float(low), high=float(high), level=level)
 
 
@@ -113,14 +127,18 @@ def bleu(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Interval, str]:
-    """Corpus BLEU, 0 to 100, and sacrebleu's signature, which says how it was computed."""
-    _require_pairs(predictions, references)
+    """Return corpus BLEU between 0 and 100 with its confidence interval, and sacrebleu's signature.
+
+    The signature lists the settings and the version with which sacrebleu computed the score.
+    """
+    _require_equal_length(predictions, references)
     metric = BLEU()
-    signature_score = metric.corpus_score(list(predictions), [list(references)])
+    score_of_all = metric.corpus_score(list(predictions), [list(references)])
     segments = [metric.corpus_score([p], [[r]]) for p, r in zip(predictions, references, strict=True)]
-    # Corpus BLEU is a function of sums over segments, so a resample needs no second tokenization.
+    # Corpus BLEU is a function of n-gram counts summed over the segments. A resample therefore sums the counts of its
+    # segments and does not tokenize them again.
     statistics_NC = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in segments], dtype=np.float64)
-    sums_RC = _resampled_sums(statistics_NC, num_resamples=num_resamples, seed=seed).astype(np.int64)
+    sums_RC = _resample_sums(statistics_NC, num_resamples=num_resamples, seed=seed).astype(np.int64)
     order = metric.max_ngram_order
     scores = [
         BLEU.compute_bleu(
@@ -134,41 +152,43 @@ def bleu(
         ).score
         for row in sums_RC
     ]
-    return _percentiles(signature_score.score, np.array(scores), level), str(metric.get_signature())
+    return _percentile_interval(score_of_all.score, np.array(scores), level), str(metric.get_signature())
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """F-measures, 0 to 1, of rouge1, rouge2 and rougeL (Porter stemming on) for each of the N records."""
-    from rouge_score import (
-        rouge_scorer,  # late: it imports nltk and scikit-learn, three seconds that `plan` need not wait for
-    )
+    """Return for rouge1, rouge2 and rougeL the F-measures of the N records, between 0 and 1, with Porter stemming."""
+    # Imported here, so that `raymill plan` does not import nltk and scikit-learn, which takes three seconds.
+    from rouge_score import rouge_scorer
     from rouge_score.tokenizers import DefaultTokenizer
 
-    _require_pairs(predictions, references)
-    # The default tokenizer, created here because the scorer would log that it creates it.
+    _require_equal_length(predictions, references)
+    # This is the scorer's default tokenizer. It is created here because the scorer logs a line when it creates one.
     scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=DefaultTokenizer(use_stemmer=True))
     scores = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
     return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE_TYPES}
 
 
-def _require_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
+def _require_equal_length(predictions: Sequence[str], references: Sequence[str]) -> None:
     if not predictions or len(predictions) != len(references):
-        raise ValueError(f"got {len(predictions)} predictions for {len(references)} references: each needs one")
+        raise ValueError(
+            f"there are {len(predictions)} predictions and {len(references)} references: the numbers must be equal and "
+            f"at least 1"
+        )
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (arXiv 1606.05250)."""
+    """Normalize text as SQuAD does (arXiv 1606.05250): lower case, no punctuation, no articles, single spaces."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when the prediction is one of the accepted answers in SQuAD's normal form, else 0.0."""
+    """Return 1.0 if the normalized prediction equals one of the normalized accepted answers, else 0.0."""
     return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers})
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """F1 of the words shared with an accepted answer, the best over the answers, in SQuAD's normal form."""
+    """Return the highest F1 of the prediction's words over the accepted answers, all of them normalized."""
     return max(_token_f1(prediction, answer) for answer in answers)
 
 
@@ -176,15 +196,18 @@ def _token_f1(prediction: str, answer: str) -> float:
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
         return float(predicted == expected)
-    shared = (Counter(predicted) & Counter(expected)).total()
-    return 2 * shared / (len(predicted) + len(expected))
+    num_shared = (Counter(predicted) & Counter(expected)).total()
+    return 2 * num_shared / (len(predicted) + len(expected))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct word n-grams over all word n-grams, pooled over the texts (arXiv 1510.03055); 0.0 without any.
+    """Return the number of distinct word n-grams divided by the number of all word n-grams (arXiv 1510.03055).
 
-    It falls as the texts grow in number or length, so compare equal sets of prompts only. It comes without an
-    interval: drawing texts with replacement repeats n-grams, so a bootstrap would report less variety than there is.
+    The n-grams of all texts are counted together. Without any n-gram the result is 0.0. The result falls when there are
+    more or longer texts, so it is comparable only between sets of completions of the same prompts.
+
+    It has no confidence interval. Sampling texts with replacement repeats n-grams, so a bootstrap would underestimate
+    it.
     """
     ngrams: Counter[tuple[str, ...]] = Counter()
     for text in texts:

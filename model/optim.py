@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate schedules."""
+"""The optimizer and the learning rate schedules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 Schedule = Callable[[int], float]
-"""Learning rate of step 0, 1, 2, …: a pure function, so that a resumed run needs no state of it."""
+"""A function from the step (0, 1, 2, …) to the learning rate. It has no state, so checkpoints do not store it."""
 
 
 def adamw(
@@ -20,38 +20,39 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
 ) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv 1711.05101) on all parameters; matrices decay, norms do not.
+    """Return fused AdamW (arXiv 1711.05101) for all parameters. Weight decay applies to matrices, not to norm weights.
 
-    Make it after sharding: it must hold the parameters that the model then has. Its parameters carry their names,
-    by which checkpoints store its state. The fused kernel is about three times the loop on CPU.
+    Call it after sharding, because sharding replaces the parameters of the model. The parameter groups contain the
+    names of the parameters, under which checkpoints store the optimizer's state. On CPU the fused kernel is about three
+    times as fast as a loop over the parameters.
     """
-    named = list(model.named_parameters())
+    named_parameters = list(model.named_parameters())
     groups = [
-        {"params": [(name, p) for name, p in named if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [(name, p) for name, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in named_parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [(name, p) for name, p in named_parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def warmup_cosine(*, peak_lr: float, warmup_steps: int, total_steps: int, final_ratio: float = 0.1) -> Schedule:
-    """A linear rise over `warmup_steps`, then half a cosine down to peak_lr · final_ratio at the last step.
+    """Return a schedule with linear warmup to `peak_lr`, then cosine decay to peak_lr · final_ratio at the last step.
 
-    The first step has peak_lr / warmup_steps rather than 0, so no step is lost. Steps beyond the last keep the
-    final rate.
+    The learning rate of the first step is peak_lr / warmup_steps and not 0, so that the first step changes the
+    parameters. After `total_steps` the learning rate is constant.
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be between 0 and total_steps={total_steps}")
 
-    def rate(step: int) -> float:
+    def lr_of_step(step: int) -> float:
         if step < warmup_steps:
             return peak_lr * (step + 1) / warmup_steps
         progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
         return peak_lr * (final_ratio + (1.0 - final_ratio) * cosine)
 
-    return rate
+    return lr_of_step
 
 
 def constant_schedule(lr: float, *, warmup_steps: int = 0) -> Schedule:
-    """A linear rise over `warmup_steps`, then `lr` for ever."""
+    """Return a schedule with linear warmup over `warmup_steps`, then the constant learning rate `lr`."""
     return lambda step: lr * min(1.0, (step + 1) / max(1, warmup_steps))

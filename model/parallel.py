@@ -1,9 +1,10 @@
-"""Parallelism, applied to a model from outside: FSDP2 shards, activation checkpoints, compilation.
+"""FSDP2 sharding, activation checkpointing and compilation of a model.
 
-The same calls work with gloo on CPU and NCCL on GPUs, as the mesh says. `model.transformer` knows nothing of it.
+The code of the model (`model.transformer`) has none of these. The functions here modify a model that already exists.
+They work with gloo on CPU and with NCCL on GPUs, depending on the device mesh.
 
-FSDP and DTensor are imported where they are used: they import sympy and take two seconds, which a command that only
-plans need not wait for.
+FSDP and DTensor are imported inside the functions that use them. They import sympy, which takes two seconds, and
+`raymill plan` does not need them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def shard(
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
 ) -> None:
-    """Shard the parameters of a whole, initialized model over `mesh`, in place, layer by layer.
+    """Shard the parameters of an initialized model over the one-dimensional `mesh`, in place.
 
-    The mesh has one dimension. Parameters and the sums of gradients stay float32, and precision is left to autocast,
-    so the results are those of the unsharded model. Layers recompute their activations in backward with
-    `activation_checkpointing`, and are compiled one by one with `compile_layers`, so that compilation time does not
-    grow with depth.
+    Each layer is an FSDP unit. Parameters and gradient reduction stay float32, and only autocast changes the precision
+    of matmuls, so that the results are those of the unsharded model. With `activation_checkpointing` each layer
+    recomputes its activations in backward. With `compile_layers` each layer is compiled separately, so that the
+    compilation time does not grow with the number of layers.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -40,14 +41,15 @@ def shard(
     for layer in layers:
         prepare_layer(layer, activation_checkpointing=activation_checkpointing, compile_layer=compile_layers)
         fully_shard(layer, mesh=mesh)
-    # The root's own parameters (embedding, last norm, head) stay gathered from forward to the end of backward,
-    # because the head is called after forward (Transformer.logits).
+    # The root FSDP unit has the remaining parameters: embedding, final norm and head. They stay unsharded from forward
+    # to the end of backward, because `Transformer.logits` uses the head after forward has returned.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer: bool) -> None:
-    """Checkpoint the activations of one layer and compile it, in place, without renaming its parameters."""
-    # Compiled first: layer.compile() around a checkpointed forward would silently compile nothing.
+    """Add activation checkpointing and compilation to a layer, in place. The names of its parameters do not change."""
+    # Compilation is applied before activation checkpointing. In the opposite order nothing would be compiled, without
+    # an error.
     if compile_layer:
         layer.forward = torch.compile(layer.forward)
     if activation_checkpointing:
@@ -55,7 +57,7 @@ def prepare_layer(layer: Layer, *, activation_checkpointing: bool, compile_layer
 
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
-    """The mesh over which `shard` has sharded the model; None for an unsharded model."""
+    """Return the device mesh over which `shard` sharded the model. None for an unsharded model."""
     from torch.distributed.tensor import DTensor
 
     for tensor in model.state_dict().values():
@@ -64,14 +66,17 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
 
 
 def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
-    """The sum of `tensor` over all ranks of `mesh`, in place; unchanged without a mesh."""
+    """All-reduce `tensor` in place over the ranks of `mesh`, and return it. With mesh None it stays unchanged."""
     if mesh is not None:
         dist.all_reduce(tensor, group=mesh.get_group())
     return tensor
 
 
 def set_gradient_sync(model: nn.Module, *, is_last: bool) -> None:
-    """Let a sharded model reduce its gradients over the ranks only in the last backward of a step."""
+    """Set whether the next backward of a sharded model reduces the gradients over the ranks.
+
+    Only the backward of the last micro-batch of a step should do so.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
@@ -80,22 +85,26 @@ def set_gradient_sync(model: nn.Module, *, is_last: bool) -> None:
 
 
 def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter's name and whole value, one at a time, on every rank: call it on all ranks together.
+    """Yield the name and the unsharded value of each parameter, one at a time, on every rank.
 
-    The tensors are on the model's device; those of an unsharded model share its memory, so copy what must stay.
+    This function is collective: all ranks must call it. The tensors are on the model's device. For an unsharded model
+    they are the model's parameters, so copy them if they must not change in later training steps.
     """
     from torch.distributed.tensor import DTensor
 
-    # state_dict() rather than named_parameters(): it first reshards what a forward left gathered.
+    # state_dict() instead of named_parameters(), because it first reshards parameters that a forward left unsharded.
     for name, tensor in model.state_dict().items():
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters, whole, as copies on CPU, on rank 0; an empty dict elsewhere. Call it on all ranks together."""
-    is_writer = mesh_of(model) is None or dist.get_rank() == 0
+    """Return copies of all unsharded parameters in CPU memory on rank 0, and an empty dict on the other ranks.
+
+    This function is collective: all ranks must call it.
+    """
+    keeps_copy = mesh_of(model) is None or dist.get_rank() == 0
     state: dict[str, Tensor] = {}
     for name, tensor in full_tensors(model):
-        if is_writer:
+        if keeps_copy:
             state[name] = tensor.to("cpu", copy=True)
     return state

@@ -1,7 +1,8 @@
-"""The number format of matrix products: the values of `precision`, what `auto` becomes, and torch's dtypes.
+"""The precision of matmuls: the values of the config field `precision`, and how `auto` is resolved.
 
-Parameters, gradients and optimizer state are float32 whatever the precision: bfloat16 is autocast over float32 masters.
-A processor without bfloat16 multiplication (AMX, AVX-512 BF16) emulates it, 20 to 70 times slower than float32.
+Parameters, gradients and optimizer state are always float32. With bfloat16, autocast casts the inputs of matmuls. A CPU
+without instructions for bfloat16 matmuls (AMX or AVX-512 BF16) emulates them, which is 20 to 70 times slower than
+float32.
 """
 
 from __future__ import annotations
@@ -11,42 +12,47 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # imported where something is computed: reading a config takes no torch
+if TYPE_CHECKING:  # the functions below import torch, so that reading a config does not import it
     import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""Values in a config. `auto` means bfloat16 where the device multiplies it in hardware, and float32 elsewhere."""
+"""The values in a config. `auto` means bfloat16 on devices with bfloat16 matmuls in hardware, and float32 on others."""
 ComputePrecision = Literal["float32", "bfloat16"]
-"""The precision that a stage computes in, once `auto` is resolved."""
+"""The precision of a running stage, in which `auto` is resolved."""
 
 PLACEMENT_KEY = "computed_by"
-"""Key in the metadata of a precision field: the name of the placement whose workers compute in it."""
-_PROBE_SIZE = 256
-"""Rows and columns of the measured product: 18 ms where bfloat16 is emulated, long enough to time where it is not."""
+"""Key in the metadata of a precision field. Its value is the name of the placement whose workers use the precision."""
+_TIMED_MATRIX_SIZE = 256
+"""Rows and columns of the matrices that `bfloat16_slowdown` multiplies. This size is large enough to measure a matmul
+in hardware, and an emulated bfloat16 matmul takes only 18 ms."""
 
 
-def precision_field(group: str) -> Any:
-    """A config field of type Precision, `auto` by default, for what the workers of the placement `group` compute.
+def precision_field(placement: str) -> Any:
+    """Return a config field of type Precision with the default `auto`.
 
-    An empty group means the driver's own machine.
+    The workers of the placement named `placement` use the precision. If the name is empty, the driver's machine uses
+    it.
     """
-    return dataclasses.field(default="auto", metadata={PLACEMENT_KEY: group})
+    return dataclasses.field(default="auto", metadata={PLACEMENT_KEY: placement})
 
 
 def resolved_precision(precision: Precision) -> ComputePrecision:
-    """The precision of a config in which `auto` has been replaced, as in that of a running stage."""
-    assert precision != "auto", "`auto` is replaced before a stage runs (jobs.frame.precision)"
+    """Return the precision of a running stage's config, in which `auto` is already resolved."""
+    assert precision != "auto", "`auto` must be resolved before a stage runs (jobs.frame.precision)"
     return precision
 
 
 def choose_precision(*, on_gpu: bool) -> ComputePrecision:
-    """What `auto` becomes on this machine."""
-    multiplies = gpu_multiplies_bfloat16() if on_gpu else cpu_multiplies_bfloat16()
-    return "bfloat16" if multiplies else "float32"
+    """Return the precision to which `auto` is resolved on this machine."""
+    has_hardware_bfloat16 = gpu_multiplies_bfloat16() if on_gpu else cpu_multiplies_bfloat16()
+    return "bfloat16" if has_hardware_bfloat16 else "float32"
 
 
 def gpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's GPUs multiply bfloat16 in hardware (NVIDIA from Ampere on); True without a GPU to ask."""
+    """Return whether this machine's GPUs have bfloat16 matmuls in hardware. NVIDIA GPUs have them since Ampere.
+
+    Without a GPU on this machine the result is True, because the workers' GPUs cannot be queried here.
+    """
     import torch
 
     if not torch.cuda.is_available() or torch.version.hip:
@@ -56,9 +62,10 @@ def gpu_multiplies_bfloat16() -> bool:
 
 @functools.cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, by its flags and a short measurement.
+    """Return whether this CPU has bfloat16 matmuls in hardware, by its CPU flags and a short measurement.
 
-    The measurement catches what the flags miss: a library restricted to older instructions, an emulated processor.
+    The flags alone are not enough: the CPU may be emulated, or the matmul library may be restricted to older
+    instructions.
     """
     import torch
 
@@ -68,50 +75,51 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def bfloat16_emulation_slowdown() -> float | None:
-    """`bfloat16_slowdown` where this processor emulates bfloat16; None where it multiplies it in hardware."""
+    """Return `bfloat16_slowdown()` if this CPU emulates bfloat16 matmuls, and None if it has them in hardware."""
     return None if cpu_multiplies_bfloat16() else bfloat16_slowdown()
 
 
 @functools.cache
 def bfloat16_slowdown() -> float:
-    """How many times longer a bfloat16 matrix product takes than the same in float32, on this machine's processor.
+    """Return how many times longer a bfloat16 matmul takes than a float32 matmul of the same size on this CPU.
 
-    On one thread: several would wait for each other on a busy machine, which would distort the shorter product more.
+    The measurement uses one thread. On a busy machine several threads wait for each other, which would distort the
+    shorter of the two times more than the longer one.
     """
     import torch
 
-    factor, threads = torch.randn(_PROBE_SIZE, _PROBE_SIZE), torch.get_num_threads()
+    matrix, threads = torch.randn(_TIMED_MATRIX_SIZE, _TIMED_MATRIX_SIZE), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        bfloat16_s = fastest_matmul_s(factor.bfloat16(), factor.bfloat16(), tries=4)
-        return bfloat16_s / fastest_matmul_s(factor, factor, tries=40)
+        bfloat16_s = fastest_matmul_s(matrix.bfloat16(), matrix.bfloat16(), tries=4)
+        return bfloat16_s / fastest_matmul_s(matrix, matrix, tries=40)
     finally:
         torch.set_num_threads(threads)
 
 
 def fastest_matmul_s(left: torch.Tensor, right: torch.Tensor, *, tries: int) -> float:
-    """Seconds of the fastest of several matrix products; the first one, which prepares kernels, is the slowest."""
+    """Return the seconds of the fastest of `tries` matmuls. The first matmul is slower, because it loads kernels."""
     import torch
 
     best_s = float("inf")
     for _ in range(tries):
-        started = time.perf_counter()
+        start = time.perf_counter()
         torch.mm(left, right)
         if left.is_cuda:
             torch.cuda.synchronize()
-        best_s = min(best_s, time.perf_counter() - started)
+        best_s = min(best_s, time.perf_counter() - start)
     return best_s
 
 
 def autocast_dtype(precision: ComputePrecision) -> torch.dtype | None:
-    """The dtype that `model.train.autocast` takes; None computes in float32."""
+    """Return the dtype to pass to `model.train.autocast`. It is None for float32."""
     import torch
 
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def torch_dtype(precision: ComputePrecision) -> torch.dtype:
-    """The dtype of weights that are stored or sent in this precision."""
+    """Return the dtype of weights that are stored or sent in this precision."""
     import torch
 
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -1,10 +1,11 @@
-"""Int8 compression of a Llama folder: W8A8 in the compressed-tensors layout that vLLM loads on CPU and GPU.
+"""Int8 quantization of a Llama model (W8A8), in the compressed-tensors format that vLLM loads on CPU and GPU.
 
-Each linear layer inside the blocks keeps an int8 weight with one float scale per output channel; activations are
-rounded at run time with one scale per token, so no calibration text is needed. Embeddings, head and norms stay
-floating point: int8 harms these most, and a lookup does not get faster.
+The weight of each linear layer in the transformer blocks becomes int8, with a float scale per output channel. The
+engine quantizes activations at run time, with a scale per token, so no calibration data is needed. The embedding, the
+lm_head and the norm weights stay floating point: quantizing them would reduce the quality most, and int8 does not make
+an embedding lookup faster.
 
-Shape legend: O output channels, I input channels.
+Suffixes of tensor names give their dimensions: O output channels, I input channels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from model.precision import ComputePrecision, torch_dtype
 
 INT8_MAX = 127
 SCALE_SUFFIX = "_scale"
-"""compressed-tensors stores the scale of `x.weight` as `x.weight_scale`."""
+"""In the compressed-tensors format the scale of `x.weight` has the name `x.weight_scale`."""
 
 _LINEAR_WEIGHT = re.compile(r"^model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 _WEIGHTS_FILE = "model.safetensors"
@@ -34,21 +35,23 @@ _WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedSize:
-    """The sizes of a model before and after compression."""
+    """The size of a model before and after quantization."""
 
     original_bytes: int
-    """Bytes of the weight files."""
+    """Bytes of the weight files before quantization."""
     compressed_bytes: int
+    """Bytes of the weight file after quantization."""
     num_quantized: int
-    """Parameters that are int8 now."""
+    """Number of parameters that are now int8."""
     num_kept: int
-    """Parameters that stayed floating point."""
+    """Number of parameters that are still floating point."""
 
 
 def quantize_weight(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 weight [O, I] and float32 scale [O, 1] with weight ≈ int8 · scale, within scale / 2 everywhere.
+    """Return an int8 weight [O, I] and a float32 scale [O, 1], so that int8 · scale approximates the weight.
 
-    Symmetric: the largest magnitude of a channel becomes ±127, so -128 is never used and zero stays zero.
+    The error of an entry is at most scale / 2. The quantization is symmetric: the largest magnitude of a channel
+    becomes ±127, -128 is not used, and 0 stays 0.
     """
     largest_O1 = weight_OI.float().abs().amax(dim=1, keepdim=True)
     scale_O1 = largest_O1.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
@@ -57,22 +60,22 @@ def quantize_weight(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_weight(int8_OI: Tensor, scale_O1: Tensor) -> Tensor:
-    """The float32 weight [O, I] that an int8 one represents."""
+    """Return the float32 weight [O, I] that an int8 weight and its scale represent."""
     return int8_OI.float() * scale_O1.float()
 
 
 def round_activations(x: Tensor) -> Tensor:
-    """x [..., I] rounded to int8 with one symmetric scale per token, and back in x's dtype."""
+    """Quantize x [..., I] to int8 with a symmetric scale per token, and return the dequantized values in x's dtype."""
     x_float = x.float()
     scale = x_float.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
     return ((x_float / scale).round() * scale).to(x.dtype)
 
 
 class Int8Linear(nn.Module):
-    """What an engine's int8 kernel computes for a bias-free linear layer, up to the order of float sums.
+    """A linear layer without bias that computes the same as the int8 kernels of vLLM, except for rounding in sums.
 
-    The products of int8 pairs are exact in float32, so multiplying the rounded factors gives the kernel's numbers
-    without the kernel: for measuring quality, not for speed.
+    It multiplies the dequantized weight and activations in floating point. Products of two int8 numbers are exact in
+    float32. The layer is for measuring the quality of a quantized model and is not faster than a float layer.
     """
 
     def __init__(self, int8_OI: Tensor, scale_O1: Tensor) -> None:
@@ -84,9 +87,9 @@ class Int8Linear(nn.Module):
 
 
 def simulate_int8(model: nn.Module) -> None:
-    """Replace every linear layer inside the blocks by its int8 version, in place; head and embeddings stay.
+    """Replace every linear layer in the transformer blocks by an `Int8Linear`, in place.
 
-    Afterwards the model computes what an engine computes with the compressed folder.
+    The model then computes what vLLM computes with the quantized model. The embedding and the lm_head do not change.
     """
     for block in model.get_submodule("layers").children():
         for name, module in list(block.named_modules()):
@@ -96,17 +99,17 @@ def simulate_int8(model: nn.Module) -> None:
 
 
 def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision = "bfloat16") -> CompressedSize:
-    """Write the int8 version of a Hugging Face Llama folder; tokenizer and other files are copied.
+    """Quantize the Llama model in the Hugging Face folder `source` and write it to `target`. Other files are copied.
 
-    `kept_dtype` is the type of the weights that stay floating point, and the one that an engine computes in by default.
-    Raises ValueError for a folder that holds no float Llama model (`huggingface.read_config`), or a compressed one.
+    `kept_dtype` is the dtype of the weights that stay floating point, and the dtype in which vLLM computes by default.
+    Raises ValueError if `source` does not contain a Llama model in floating point.
     """
     tensors = {hf_name(name): tensor for name, tensor in load_hf_model(source).state_dict().items()}
-    linear = {name for name in tensors if _LINEAR_WEIGHT.match(name)}
+    linear_names = {name for name in tensors if _LINEAR_WEIGHT.match(name)}
     config = json.loads((source / "config.json").read_text())
     compressed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name in linear:
+        if name in linear_names:
             compressed[name], compressed[name + SCALE_SUFFIX] = quantize_weight(tensor)
         else:
             compressed[name] = tensor.to(torch_dtype(kept_dtype))
@@ -119,13 +122,16 @@ def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision 
     return CompressedSize(
         original_bytes=sum(file.stat().st_size for file in source.glob("*.safetensors")),
         compressed_bytes=(target / _WEIGHTS_FILE).stat().st_size,
-        num_quantized=sum(tensors[name].numel() for name in linear),
-        num_kept=sum(tensor.numel() for name, tensor in tensors.items() if name not in linear),
+        num_quantized=sum(tensors[name].numel() for name in linear_names),
+        num_kept=sum(tensor.numel() for name, tensor in tensors.items() if name not in linear_names),
     )
 
 
 def decompress_folder(source: Path, target: Path) -> None:
-    """Write a compressed folder as a plain float32 one, with the rounding errors of int8."""
+    """Dequantize the model in the folder `source` and write it to `target` in float32.
+
+    The weights include the rounding errors of int8.
+    """
     stored = load_file(source / _WEIGHTS_FILE)
     tensors = {
         name: dequantize_weight(tensor, stored[name + SCALE_SUFFIX])
@@ -140,7 +146,7 @@ def decompress_folder(source: Path, target: Path) -> None:
 
 
 def _write_folder(source: Path, target: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Write weights and config.json, which comes last, beside copies of the source's other files."""
+    """Write the weights to `target`, copy the other files of `source`, and write config.json last."""
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     for file in source.iterdir():
@@ -151,8 +157,8 @@ def _write_folder(source: Path, target: Path, tensors: dict[str, Tensor], config
 
 
 def quantization_config() -> dict[str, Any]:
-    """The `quantization_config` of config.json that says W8A8: int8 weights by channel, int8 activations by token."""
-    number = {"num_bits": 8, "type": "int", "symmetric": True}
+    """Return the `quantization_config` of config.json for int8 weights per channel and int8 activations per token."""
+    int8_format = {"num_bits": 8, "type": "int", "symmetric": True}
     return {
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
@@ -161,8 +167,8 @@ def quantization_config() -> dict[str, Any]:
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
-                "weights": {**number, "strategy": "channel", "dynamic": False},
-                "input_activations": {**number, "strategy": "token", "dynamic": True},
+                "weights": {**int8_format, "strategy": "channel", "dynamic": False},
+                "input_activations": {**int8_format, "strategy": "token", "dynamic": True},
             }
         },
     }

@@ -1,4 +1,4 @@
-"""Advantages by hand."""
+"""Advantage estimators, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model.learning import LearningConfig
 
 DEFAULTS = LearningConfig(kl_coefficient=0.0)
 
-# Two prompts with two samples each, given out of order; responses of 2, 3, 1 and 2 tokens.
+# Two prompts with two completions each, in mixed order. The completions have 2, 3, 1 and 2 tokens.
 MASK = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0]]).bool()
 INPUTS = AdvantageInputs(
     rewards_N=torch.tensor([1.0, 5.0, 3.0, 5.0]),
@@ -35,7 +35,8 @@ INPUTS = AdvantageInputs(
 )
 
 
-def broadcast_to_tokens(*by_row: float) -> torch.Tensor:
+def at_tokens(*by_row: float) -> torch.Tensor:
+    """Return [4, 4]: the given value of each row at its completion tokens, and 0 elsewhere."""
     return MASK * torch.tensor(by_row)[:, None]
 
 
@@ -43,7 +44,7 @@ def test_grpo_normalizes_inside_each_group() -> None:
     advantages, returns = grpo(INPUTS, DEFAULTS)
     # Group 9: mean 2, std sqrt(2); group 4: equal rewards carry no signal.
     a = 1 / math.sqrt(2)
-    torch.testing.assert_close(advantages, broadcast_to_tokens(-a, 0.0, a, 0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(advantages, at_tokens(-a, 0.0, a, 0.0), atol=1e-5, rtol=0)
     assert returns is None
 
 
@@ -55,7 +56,7 @@ def test_grpo_of_a_single_sample_is_zero() -> None:
 def test_rloo_subtracts_the_mean_of_the_other_rewards_in_the_group() -> None:
     advantages, _ = rloo(INPUTS, LearningConfig(kl_coefficient=0.1))
     # KL sums 3, 0, 0, 1 at 0.1: rewards 0.7, 5, 3, 4.9.
-    torch.testing.assert_close(advantages, broadcast_to_tokens(0.7 - 3, 5 - 4.9, 3 - 0.7, 4.9 - 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(advantages, at_tokens(0.7 - 3, 5 - 4.9, 3 - 0.7, 4.9 - 5), atol=1e-5, rtol=0)
 
 
 def test_rloo_of_three_samples() -> None:
@@ -110,7 +111,7 @@ def test_reinforce_plus_plus_whitens_over_the_batch() -> None:
     advantages, _ = reinforce_plus_plus(INPUTS, DEFAULTS)
     # Rewards to go, one a token: 1 1 | 5 5 5 | 3 | 5 5, mean 30/8, mean square 136/8.
     mean, std = 3.75, math.sqrt(17 - 3.75**2)
-    expected = broadcast_to_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
+    expected = at_tokens(*((reward - mean) / std for reward in (1.0, 5.0, 3.0, 5.0)))
     torch.testing.assert_close(advantages, expected, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of an unsharded state; test_parallel has those of several ranks."""
+"""Checkpoints of an unsharded model. test_parallel tests checkpoints of several ranks."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def new_folder(kind: str, tmp_path: Path) -> tuple[Any, str]:
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
-def test_resume_is_bitwise(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_run(kind: str, tmp_path: Path) -> None:
     fs, path = new_folder(kind, tmp_path)
-    straight = make_state()
-    train(straight, 3)
+    uninterrupted = make_state()
+    train(uninterrupted, 3)
     checkpoints = Checkpoints(fs, path)
-    checkpoints.save(straight, {"sample": 12, "epochs": [0, 1]})
-    rest = train(straight, 3)  # while the save is under way
+    checkpoints.save(uninterrupted, {"sample": 12, "epochs": [0, 1]})
+    rest = train(uninterrupted, 3)  # while the save is in progress
     checkpoints.wait()
 
     resumed = make_state(seed=99)
@@ -77,10 +77,10 @@ def test_resume_is_bitwise(kind: str, tmp_path: Path) -> None:
     assert resumed.step == 3
     again = train(resumed, 3)
     assert [(r.step, r.loss, r.grad_norm) for r in again] == [(r.step, r.loss, r.grad_norm) for r in rest]
-    assert_equal(tensors(resumed), tensors(straight))
+    assert_equal(tensors(resumed), tensors(uninterrupted))
 
 
-def test_a_checkpoint_is_invisible_until_whole_and_later_training_does_not_reach_it(tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_only_when_complete_and_later_training_does_not_change_it(tmp_path: Path) -> None:
     release = threading.Event()
 
     class SlowFileSystem(LocalFileSystem):
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_invisible_until_whole_and_later_training_does_not_reach
     assert_equal(tensors(loaded), expected)
 
 
-def test_the_newest_stay_and_unfinished_ones_before_them_go(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_incomplete_older_ones_are_removed(tmp_path: Path) -> None:
     fs, path = new_folder("local", tmp_path)
     state = make_state()
     checkpoints = Checkpoints(fs, path, keep=2)
@@ -121,35 +121,35 @@ def test_the_newest_stay_and_unfinished_ones_before_them_go(tmp_path: Path) -> N
     assert sorted(Path(path).iterdir()) == [Path(step_folder(path, 3)), Path(step_folder(path, 4))]
     fs.rm_file(f"{step_folder(path, 4)}/checkpoint.json")
     assert latest_step(fs, path) == 3
-    # A step that a kill left unfinished is written again over its remains.
+    # A step whose save was killed is saved again in the same folder.
     checkpoints.save(state, {"again": True})
     checkpoints.wait()
     assert read_record(fs, path, 4)["extra"] == {"again": True}
 
 
-def test_no_checkpoint_leaves_the_state_alone(tmp_path: Path) -> None:
+def test_no_checkpoint_leaves_the_state_unchanged(tmp_path: Path) -> None:
     fs, path = new_folder("local", tmp_path)
     state = make_state()
     before = tensors(state)
     assert Checkpoints(fs, path).load(state) is None
     assert_equal(tensors(state), before)
-    with pytest.raises(ValueError, match="no whole checkpoint of step 7"):
+    with pytest.raises(ValueError, match="no complete checkpoint of step 7"):
         Checkpoints(fs, path).load(state, step=7)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_different_model_is_rejected(tmp_path: Path) -> None:
     fs, path = new_folder("local", tmp_path)
     checkpoints = Checkpoints(fs, path)
     checkpoints.save(make_state(), {})
     checkpoints.wait()
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="has a different model"):
         checkpoints.load(make_state(dataclasses.replace(CONFIG, num_layers=1)))
     critic = ScalarHead(CONFIG)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="has a different model"):
         checkpoints.load(TrainState(critic, adamw(critic, lr=1e-2), constant_schedule(1e-2)))
 
 
-def test_a_failed_save_is_raised_by_wait_and_not_visible(tmp_path: Path) -> None:
+def test_a_failed_save_is_raised_by_wait(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     fs = fsspec.filesystem("file")
     checkpoints = Checkpoints(fs, f"{tmp_path}/file/checkpoints")
@@ -158,7 +158,7 @@ def test_a_failed_save_is_raised_by_wait_and_not_visible(tmp_path: Path) -> None
         checkpoints.wait()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_checkpoint_has_its_folder(tmp_path: Path) -> None:
     fs, path = new_folder("local", tmp_path)
     checkpoints = Checkpoints(fs, path)
     checkpoints.save(make_state(), {})

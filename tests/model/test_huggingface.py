@@ -141,7 +141,7 @@ def test_scalar_head_from_language_model_takes_its_decoder_and_starts_at_zero(tm
 def test_hf_tensors_are_what_transformers_calls_them() -> None:
     model = make_model(make_config(tie_embeddings=False))
     assert {name for name, _ in hf_tensors(model)} == set(make_hf(tie_embeddings=False).state_dict())
-    with pytest.raises(ValueError, match="not one of a Llama decoder"):
+    with pytest.raises(ValueError, match="a Llama decoder has no parameter"):
         hf_name("layers.0.attention.bias")
 
 
