@@ -1,4 +1,4 @@
-"""A stage waits for the nodes that it needs, says for what, and ends clearly when they do not come."""
+"""A stage waits for the nodes that it needs, reports what it waits for, and fails if they do not join in time."""
 
 import importlib
 import logging
@@ -28,7 +28,7 @@ from cluster.session import connect
 
 
 @pytest.mark.slow
-def test_in_a_cluster_that_the_command_started_nothing_is_waited_for() -> None:
+def test_a_local_cluster_never_grows_so_a_shortage_fails_at_once() -> None:
     with connect("local", num_cpus=1), capacity_wait_limit(600):
         started = time.monotonic()
         for bundles in ([{"CPU": 1.0}] * 2, [{"GPU": 1.0}]):
@@ -44,7 +44,7 @@ def test_in_a_cluster_that_the_command_started_nothing_is_waited_for() -> None:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
-    """A cluster whose head has no CPUs, joined by this process; nodes can be added."""
+    """A cluster whose head has no CPUs. This process has joined it, and tests add nodes."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     try:
         with connect(cluster.address):
@@ -54,7 +54,7 @@ def head() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_a_node_that_never_comes_ends_the_wait_at_its_limit(head: Cluster) -> None:
+def test_the_wait_fails_at_its_limit_if_no_node_joins(head: Cluster) -> None:
     started = time.monotonic()
     with capacity_wait_limit(5), pytest.raises(ValueError) as caught:
         wait_for_capacity([{"GPU": 1.0, "CPU": 1.0}] * 8, "pretrain: execution.placement")
@@ -64,25 +64,26 @@ def test_a_node_that_never_comes_ends_the_wait_at_its_limit(head: Cluster) -> No
     )
 
 
-def test_a_node_that_came_during_the_wait_is_asked_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_joined_during_the_wait_must_see_the_paths_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
 
-    def refuse() -> None:
+    def reject_new_node() -> None:
         raise ValueError("store: runs is not seen on node 10.0.0.2")
 
-    rays = importlib.import_module("ray.util.placement_group")  # by name: a function of this name hides the module
-    monkeypatch.setattr(rays, "placement_group", lambda bundles, strategy: "group")
-    monkeypatch.setattr(rays, "remove_placement_group", removed.append)
+    # Imported by its full name, because in `ray.util` a function of the same name hides the module.
+    ray_placement_group = importlib.import_module("ray.util.placement_group")
+    monkeypatch.setattr(ray_placement_group, "placement_group", lambda bundles, strategy: "group")
+    monkeypatch.setattr(ray_placement_group, "remove_placement_group", removed.append)
     monkeypatch.setattr(capacity, "check_can_fit", lambda bundles, field: None)
     monkeypatch.setattr(capacity, "_wait", lambda group, bundles, field: None)
-    monkeypatch.setattr(capacity, "check_new_nodes", refuse)
+    monkeypatch.setattr(capacity, "check_new_nodes", reject_new_node)
     with pytest.raises(ValueError, match="is not seen on node 10.0.0.2"):
         reserve_capacity([{"CPU": 1.0}], "execution")
     assert removed == ["group"]
 
 
 @pytest.mark.slow
-def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
+def test_a_stage_waits_for_a_node_that_joins_later_and_reports_the_wait(
     head: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -92,31 +93,31 @@ def test_a_stage_waits_for_a_node_that_comes_later_and_says_for_what(
         assert not waiting.done()
         head.add_node(num_cpus=2, object_store_memory=100_000_000)
         waiting.result()
-    said = [record.getMessage() for record in caplog.records if record.name == "cluster.capacity"]
-    assert said[0].endswith("waiting for resources, at most 2 min 0 s: needs 2 CPUs, the cluster has 0"), said
-    assert said[-1].startswith("sft: execution.placement: has its resources after"), said
+    messages = [record.getMessage() for record in caplog.records if record.name == "cluster.capacity"]
+    assert messages[0].endswith("waiting for resources, at most 2 min 0 s: needs 2 CPUs, the cluster has 0"), messages
+    assert messages[-1].startswith("sft: execution.placement: has its resources after"), messages
 
-    # What is there and taken is waited for too, and named as that.
-    held = reserve_capacity([{"CPU": 2.0}], "others")
-    release = threading.Timer(4.0, lambda: remove_placement_group(held))
+    # A stage also waits for resources that other work uses, and the message says so.
+    other_group = reserve_capacity([{"CPU": 2.0}], "others")
+    release = threading.Timer(4.0, lambda: remove_placement_group(other_group))
     release.start()
     caplog.clear()
     wait_for_capacity([{"CPU": 1.0}], "evaluate: execution.scorers")
     release.join()
     assert "needs 1 CPU, of the cluster's 2 only 0 are free" in caplog.text
 
-    # More on one node than any node has, though the cluster as a whole has as much.
+    # Three CPUs on one node do not fit, although the cluster has four in all.
     head.add_node(num_cpus=2, object_store_memory=100_000_000)
     with pytest.raises(ValueError, match=r"a worker needs 3 CPUs on one node, but none of the cluster's \d nodes"):
         wait_for_capacity([{"CPU": 3.0}], "rlhf: execution")
 
 
-def test_a_negative_wait_is_refused() -> None:
+def test_a_negative_wait_is_rejected() -> None:
     with pytest.raises(ValueError, match="execution.wait_s: -1 must not be negative"):
         Execution(wait_s=-1)
 
 
-def test_what_a_stage_has_had_and_the_cluster_has_no_more_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resources_that_the_cluster_lost_after_granting_them_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     group: Any = SimpleNamespace(wait=lambda timeout_seconds: True)

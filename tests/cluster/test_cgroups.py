@@ -1,4 +1,4 @@
-"""Limits, use and kills of control groups, of both versions and wherever in the hierarchy a limit is set."""
+"""Limits, memory use and OOM kills of control groups are read in both versions, also from the ancestors of a group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.cgroups import (
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the kernel's folder of control groups."""
+    """An empty folder that replaces the kernel's folder of control groups."""
     monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
     return tmp_path
 
@@ -32,13 +32,13 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_the_limit_of_a_group_above_counts(groups: Path):
+def test_the_memory_limit_of_an_ancestor_applies(groups: Path):
     unlimited = {"memory__events": "oom_kill 0", "memory__stat": "inactive_file 10", "memory__current": "500"}
     pod = write(groups / "pod", **unlimited | {"memory__max": "2000", "memory__current": "900"})
     leaf = write(pod / "step" / "task", **unlimited, memory__max="max")
     write(pod / "step", **unlimited, memory__max="max")
     assert free_group_bytes(leaf) == 2000 - 900 + 10 and smallest_limit_use(leaf) == (900 - 10, 2000)
-    assert (found := limiting_group(leaf)) and found.path == str(pod)
+    assert (group := limiting_group(leaf)) and group.path == str(pod)
     (leaf / "memory.max").write_text("600\n")
     assert free_group_bytes(leaf) == 600 - 500 + 10
 
@@ -51,19 +51,19 @@ def test_the_limit_of_a_group_above_counts(groups: Path):
         (("50000 100000", "400000 100000"), 0.5),
     ],
 )
-def test_the_share_of_a_group_above_counts(groups: Path, quotas: tuple[str, str], cores: float | None):
+def test_the_core_limit_of_an_ancestor_applies(groups: Path, quotas: tuple[str, str], cores: float | None):
     leaf = write(groups / "pod" / "task", cpu__max=quotas[0])
     write(groups / "pod", cpu__max=quotas[1])
     assert core_limit_of(leaf) == cores
 
 
-def test_the_share_is_read_in_the_old_version_too(groups: Path):
+def test_the_core_limit_is_read_in_version_1(groups: Path):
     group = write(groups / "cpu" / "docker", cpu__cfs_quota_us="250000", cpu__cfs_period_us="100000")
     write(groups / "cpu", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
     assert core_limit_of(group) == 2.5
 
 
-def test_groups_of_both_versions_are_read(tmp_path: Path) -> None:
+def test_memory_groups_of_both_versions_are_read(tmp_path: Path) -> None:
     for name, files in {
         "v1": {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.limit_in_bytes": "1024\n",
                "memory.max_usage_in_bytes": "1000\n"},

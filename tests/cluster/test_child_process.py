@@ -1,4 +1,4 @@
-"""Processes of a tied module end with their starter, by whatever signal it ends."""
+"""A module that `start_module` started, and its children, end when the process that started it ends."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import pytest
 
 from cluster.child_process import start_module, stop_process
 
-# A program like an inference server: it has a child of each kind, each of which has nothing to say.
+# A program like an inference server, with a forked and a spawned child. NAP is the module of the children's function.
 NAP = """
 import signal, time
 
-def nap(note):
+def nap(started_file):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    open(note, "w").close()
+    open(started_file, "w").close()
     time.sleep(120)
 """
 NAPPER = """
 import multiprocessing, os, signal, sys, time
 from nap import nap
 
-def main(path, when, manners):
+def main(path, phase, on_sigterm):
     kinds = ("fork", "spawn")
     children = [multiprocessing.get_context(kind).Process(target=nap, args=(path + kind,)) for kind in kinds]
     for child in children:
         child.start()
-    while when == "settled" and not all(os.path.exists(path + kind) for kind in kinds):
+    while phase == "running" and not all(os.path.exists(path + kind) for kind in kinds):
         time.sleep(0.02)
-    if manners == "deaf":
+    if on_sigterm == "ignore":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open(path + ".partial", "w") as file:
         file.write(" ".join(str(pid) for pid in [os.getpid(), *(child.pid for child in children)]))
@@ -52,8 +52,8 @@ time.sleep(120)
 """
 
 
-def lives(pid: int) -> bool:
-    """Whether a process runs; one that is dead but not yet collected does not."""
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. A zombie (dead, but not yet waited for by its parent) does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -81,32 +81,36 @@ def pids_in(path: Path) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
-@pytest.mark.parametrize("when", ["early", "settled"])
-def test_a_killed_starter_takes_everything_with_it(tmp_path: Path, environment: dict[str, str], when: str) -> None:
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path / "pids"), when, "deaf"], env=environment)
+@pytest.mark.parametrize("phase", ["starting", "running"])
+def test_the_program_and_its_children_end_when_the_starter_is_killed(
+    tmp_path: Path, environment: dict[str, str], phase: str
+) -> None:
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(tmp_path / "pids"), phase, "ignore"], env=environment
+    )
     pids = pids_in(tmp_path / "pids")
-    assert len(pids) == 3 and all(map(lives, pids))
+    assert len(pids) == 3 and all(map(is_alive, pids))
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    assert wait_for(lambda: not any(map(lives, pids)), 10.0)
+    assert wait_for(lambda: not any(map(is_alive, pids)), 10.0)
 
 
-@pytest.mark.parametrize("when", ["early", "settled"])
-def test_a_killed_program_takes_its_children_with_it(tmp_path: Path, environment: dict[str, str], when: str) -> None:
-    program = start_module("napper", [str(tmp_path / "pids"), when, "polite"], environment=environment)
+@pytest.mark.parametrize("phase", ["starting", "running"])
+def test_the_children_end_when_the_program_is_killed(tmp_path: Path, environment: dict[str, str], phase: str) -> None:
+    program = start_module("napper", [str(tmp_path / "pids"), phase, "end"], environment=environment)
     pids = pids_in(tmp_path / "pids")
     program.send_signal(signal.SIGKILL)
     program.wait()
-    assert wait_for(lambda: not any(map(lives, pids)), 10.0)
+    assert wait_for(lambda: not any(map(is_alive, pids)), 10.0)
 
 
-@pytest.mark.parametrize("manners", ["polite", "deaf"])
-def test_stop_ends_a_program_that_listens_and_one_that_does_not(
-    tmp_path: Path, environment: dict[str, str], manners: str
+@pytest.mark.parametrize("on_sigterm", ["end", "ignore"])
+def test_stop_process_ends_a_program_even_if_it_ignores_sigterm(
+    tmp_path: Path, environment: dict[str, str], on_sigterm: str
 ) -> None:
-    program = start_module("napper", [str(tmp_path / "pids"), "settled", manners], environment=environment)
+    program = start_module("napper", [str(tmp_path / "pids"), "running", on_sigterm], environment=environment)
     pids = pids_in(tmp_path / "pids")
     stop_process(program, grace_s=0.5)
-    assert program.returncode == (-signal.SIGTERM if manners == "polite" else -signal.SIGKILL)
-    assert wait_for(lambda: not any(map(lives, pids)), 10.0)
-    stop_process(program)  # once more does no harm
+    assert program.returncode == (-signal.SIGTERM if on_sigterm == "end" else -signal.SIGKILL)
+    assert wait_for(lambda: not any(map(is_alive, pids)), 10.0)
+    stop_process(program)  # A second call does nothing.

@@ -1,4 +1,4 @@
-"""URLs that carry credentials are refused, and no others."""
+"""URLs that contain credentials are rejected, and no other URLs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from cluster.credentials import reject_credentials
 from cluster.storage import Storage
 
 
-def test_credentials_in_a_url_are_refused_and_not_repeated():
+def test_credentials_in_a_url_are_rejected_and_not_repeated_in_the_message():
     for url in (
         "s3://user:hunter2@bucket/x",
         "zip://a::https://user:hunter2@host/b.zip",
@@ -41,5 +41,5 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
         "/data/a:b@c",
     ],
 )
-def test_a_url_with_signs_that_only_look_like_credentials_passes(url: str):
+def test_a_url_with_harmless_colons_and_at_signs_is_accepted(url: str):
     reject_credentials(url)

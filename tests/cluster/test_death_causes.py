@@ -1,4 +1,4 @@
-"""The cause of a death comes from Ray's reports and workers' logs as far as they are certain, never from a guess."""
+"""The cause of a death is read from Ray's reports and workers' logs, and guesses in the reports are ignored."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ NODE_DIED = (
         (str(WorkerCrashedError()), None),
     ],
 )
-def test_only_what_ray_knows_is_taken_from_it(report: str, cause: str | None) -> None:
+def test_only_a_certain_cause_is_read_from_rays_report(report: str, cause: str | None) -> None:
     assert cause_in_report(report) == cause
 
 
-def test_a_report_names_the_process_and_its_node() -> None:
+def test_the_process_id_and_the_node_are_read_from_rays_report() -> None:
     assert (pid_in_report(GUESS), ip_in_report(GUESS)) == (5525, "192.0.2.2")
     node = NODE_DIED.format("192.0.2.3", "04d3")
     assert (pid_in_report(node), ip_in_report(node)) == (None, "192.0.2.3")
@@ -77,19 +77,21 @@ def test_a_report_names_the_process_and_its_node() -> None:
         ("core/src/ray/raylet/raylet", ["Memory on the node (IP: %s", "running low on memory"]),
     ],
 )
-def test_ray_says_it_in_the_words_that_are_looked_for(binary: str, texts: list[str]) -> None:
+def test_the_installed_ray_still_writes_the_texts_that_are_searched(binary: str, texts: list[str]) -> None:
     content = (Path(ray.__file__).parent / binary).read_bytes()
     assert [text for text in texts if text.encode() not in content] == []
 
 
 @pytest.mark.parametrize(
-    ("number", "named"), [(11, "signal 11 (SIGSEGV)"), (6, "signal 6 (SIGABRT)"), (7, "signal 7 (SIGBUS)")]
+    ("number", "signal_name"), [(11, "signal 11 (SIGSEGV)"), (6, "signal 6 (SIGABRT)"), (7, "signal 7 (SIGBUS)")]
 )
-def test_a_fatal_signal_is_read_from_what_python_leaves_in_the_log(number: int, named: str, tmp_path: Path) -> None:
+def test_a_fatal_signal_is_read_from_what_faulthandler_writes_into_the_log(
+    number: int, signal_name: str, tmp_path: Path
+) -> None:
     program = f"import os\ndef crash():\n    os.kill(os.getpid(), {number})\ncrash()"
     (tmp_path / "program.py").write_text(program)
-    ended = subprocess.run([sys.executable, "-X", "faulthandler", tmp_path / "program.py"], stderr=subprocess.PIPE)
-    cause = cause_in_log(ended.stderr.decode())
-    assert cause is not None and cause.startswith(f"was killed by {named}") and "program.py:" in cause
-    assert exit_cause(ended.returncode) == f"was killed by {named}"
+    completed = subprocess.run([sys.executable, "-X", "faulthandler", tmp_path / "program.py"], stderr=subprocess.PIPE)
+    cause = cause_in_log(completed.stderr.decode())
+    assert cause is not None and cause.startswith(f"was killed by {signal_name}") and "program.py:" in cause
+    assert exit_cause(completed.returncode) == f"was killed by {signal_name}"
     assert cause_in_log("an ordinary line\n") is None

@@ -1,4 +1,4 @@
-"""A manifest is valid by KubeRay's definition and by the operator's own rules, and safe by default."""
+"""A manifest is valid by KubeRay's schema and by the operator's rules, and is secure by default."""
 
 import copy
 from collections.abc import Callable
@@ -28,15 +28,15 @@ def config(**changes: Any) -> ClusterConfig:
 
 
 def objects(**changes: Any) -> dict[str, dict[str, Any]]:
-    """The manifest by kind: two train pods and one rollout pod."""
-    made = build_manifest(
+    """The objects of a manifest with two train pods and one rollout pod, by their kind."""
+    manifest = build_manifest(
         config(**changes),
         [PodGroup("train", SHAPE, 2), PodGroup("rollout", SHAPE, 1)],
         command="raymill run pipeline configs/a.yaml",
         files={"configs/a.yaml": "steps: 1\n"},
         env={"A": "1"},
     )
-    return {one["kind"]: one for one in made}
+    return {item["kind"]: item for item in manifest}
 
 
 def pod_specs(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,19 +45,19 @@ def pod_specs(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("redis", [None, Redis(address="redis:6379", secret_name="redis")])
-def test_it_is_valid_by_the_definition(redis: Redis | None, rayjob_definition: jsonschema.Draft202012Validator):
+def test_the_manifest_is_valid_by_the_schema(redis: Redis | None, rayjob_definition: jsonschema.Draft202012Validator):
     job = objects(redis=redis, service_account="trainer")["RayJob"]
     rayjob_definition.validate(job)
 
 
-def test_the_definition_refuses_a_misspelt_field(rayjob_definition: jsonschema.Draft202012Validator):
+def test_the_schema_rejects_a_misspelled_field(rayjob_definition: jsonschema.Draft202012Validator):
     job = objects()["RayJob"]
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["templat"] = {}
     with pytest.raises(jsonschema.ValidationError, match="'templat' was unexpected"):
         rayjob_definition.validate(job)
 
 
-def test_every_pod_runs_without_root_and_without_privileges():
+def test_every_pod_runs_without_root_rights_and_privileges():
     for spec in pod_specs(objects()["RayJob"]):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -69,7 +69,7 @@ def test_every_pod_runs_without_root_and_without_privileges():
         }
 
 
-def test_a_secret_is_named_and_never_written():
+def test_the_manifest_names_a_secret_and_does_not_contain_its_value():
     (container,) = pod_specs(objects()["RayJob"])[0]["containers"]
     by_name = {entry["name"]: entry for entry in container["env"]}
     assert by_name["WANDB_API_KEY"] == {
@@ -80,31 +80,31 @@ def test_a_secret_is_named_and_never_written():
     assert "runtimeEnvYAML" not in objects()["RayJob"]["spec"]
 
 
-def test_the_cluster_asks_for_a_token_and_only_its_own_pods_reach_it():
-    made = objects()
-    assert made["RayJob"]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+def test_the_cluster_needs_a_token_and_only_its_pods_can_connect():
+    manifest = objects()
+    assert manifest["RayJob"]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     labels = {"app.kubernetes.io/name": "raymill", "app.kubernetes.io/instance": "raymill"}
-    own, operator = made["NetworkPolicy"]["spec"]["ingress"]
-    assert own == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    cluster_pods, operator = manifest["NetworkPolicy"]["spec"]["ingress"]
+    assert cluster_pods == {"from": [{"podSelector": {"matchLabels": labels}}]}
     assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
-    cluster = made["RayJob"]["spec"]["rayClusterSpec"]
+    cluster = manifest["RayJob"]["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert labels.items() <= group["template"]["metadata"]["labels"].items()
 
 
-def test_the_head_does_no_work_and_is_not_evicted():
-    made = objects()
-    head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]
+def test_no_worker_runs_on_the_head_and_the_head_is_not_evicted():
+    manifest = objects()
+    head = manifest["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
-    budget = made["PodDisruptionBudget"]["spec"]
-    assert budget["minAvailable"] == 3  # one head and two trainers
+    budget = manifest["PodDisruptionBudget"]["spec"]
+    assert budget["minAvailable"] == 3  # One head and two training pods.
     assert budget["selector"]["matchExpressions"][0]["values"] == ["head", "train"]
 
 
-def test_shipped_files_lie_where_everything_runs():
-    made = objects()
-    assert made["ConfigMap"]["data"] == {"configs_a.yaml": "steps: 1\n"}
-    for spec in pod_specs(made["RayJob"]):
+def test_the_files_are_mounted_in_the_working_directory_of_every_pod():
+    manifest = objects()
+    assert manifest["ConfigMap"]["data"] == {"configs_a.yaml": "steps: 1\n"}
+    for spec in pod_specs(manifest["RayJob"]):
         assert spec["containers"][0]["workingDir"] == JOB_FOLDER
         assert spec["volumes"][0]["configMap"] == {
             "name": "raymill-files",
@@ -112,16 +112,16 @@ def test_shipped_files_lie_where_everything_runs():
         }
 
 
-def test_files_whose_keys_would_be_alike_are_both_shipped():
+def test_files_whose_keys_would_be_equal_are_both_mounted():
     files = {"a.yaml": "a", "pkg/words.py": "one", "pkg_words.py": "two"}
-    made = {one["kind"]: one for one in build_manifest(config(), [], command="raymill", files=files, env={})}
-    (spec,) = pod_specs(made["RayJob"])
-    (volume,) = [one["configMap"] for one in spec["volumes"] if "configMap" in one]
-    data = made["ConfigMap"]["data"]
-    assert {item["path"]: data[item["key"]] for item in volume["items"]} == files
+    manifest = {item["kind"]: item for item in build_manifest(config(), [], command="raymill", files=files, env={})}
+    (spec,) = pod_specs(manifest["RayJob"])
+    (config_map,) = [volume["configMap"] for volume in spec["volumes"] if "configMap" in volume]
+    data = manifest["ConfigMap"]["data"]
+    assert {item["path"]: data[item["key"]] for item in config_map["items"]} == files
 
 
-def test_gpu_pods_ask_for_their_gpus_and_may_go_to_their_nodes():
+def test_gpu_pods_request_gpus_and_tolerate_the_taint_of_gpu_nodes():
     head, train, _ = pod_specs(objects()["RayJob"])
     assert train["containers"][0]["resources"]["limits"] == {
         "cpu": "8",
@@ -142,7 +142,7 @@ def test_gpu_pods_ask_for_their_gpus_and_may_go_to_their_nodes():
         ({"head": PodShape(cpus=0, memory_gib=1)}, "head: cpus and memory_gib must be at least 1"),
     ],
 )
-def test_a_setting_that_kubernetes_would_refuse_is_named(changes: dict[str, Any], message: str):
+def test_a_setting_that_kubernetes_would_reject_is_an_error(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         objects(**changes)
 
@@ -150,10 +150,10 @@ def test_a_setting_that_kubernetes_would_refuse_is_named(changes: dict[str, Any]
 def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(job: dict[str, Any]) -> None:
         *parents, last = path.split(".")
-        place: Any = job
+        parent: Any = job
         for key in parents:
-            place = place[int(key)] if key.isdigit() else place[key]
-        place[last] = value
+            parent = parent[int(key)] if key.isdigit() else parent[key]
+        parent[last] = value
 
     return change
 
@@ -190,7 +190,7 @@ CLUSTER = "spec.rayClusterSpec"
         (set_at(f"{CLUSTER}.rayVersion", "2.51.0"), "needs rayVersion 2.52"),
     ],
 )
-def test_what_the_server_takes_and_the_operator_refuses_is_refused_here(
+def test_a_job_that_the_schema_allows_and_the_operator_rejects_is_an_error(
     change: Callable[[dict[str, Any]], None], message: str
 ):
     job = copy.deepcopy(objects()["RayJob"])
@@ -201,13 +201,15 @@ def test_what_the_server_takes_and_the_operator_refuses_is_refused_here(
 
 
 def test_workers_are_packed_into_pods_first_fit():
-    one = {"CPU": 2.0, "GPU": 1.0}
-    assert count_pods([one] * 4, SHAPE, "train") == 1  # 8 CPUs, 4 GPUs: full
-    assert count_pods([one] * 5, SHAPE, "train") == 2
-    assert count_pods([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2  # 5 + 3 and 5
+    worker = {"CPU": 2.0, "GPU": 1.0}
+    assert count_pods([worker] * 4, SHAPE, "train") == 1  # The workers use all 8 CPUs and 4 GPUs of a pod.
+    assert count_pods([worker] * 5, SHAPE, "train") == 2
+    assert (
+        count_pods([{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 3.0}], SHAPE, "data") == 2
+    )  # One pod has 5 + 3 CPUs in use, the other 5.
     assert count_pods([], SHAPE, "data") == 0
 
 
-def test_a_worker_larger_than_a_pod_is_refused():
+def test_a_worker_larger_than_a_pod_is_rejected():
     with pytest.raises(ValueError, match="train: a worker needs 8 GPU, but one pod has 4; enlarge the pod"):
         count_pods([{"GPU": 8.0}], SHAPE, "train")

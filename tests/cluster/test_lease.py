@@ -1,4 +1,4 @@
-"""One holder at a time: a lease of a dead process is taken over, one of a living process is waited for."""
+"""A lease has one holder at a time. The lease of a dead process is taken over, that of a living one is waited for."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, hos
     assert not (tmp_path / LEASE_FILE).exists()
 
 
-def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_lease_of_a_living_holder_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     write_lease(tmp_path, host="elsewhere", pid=1, age_s=0.0)
     is_held = threading.Event()
@@ -52,7 +52,7 @@ def test_a_living_holder_elsewhere_is_waited_for(tmp_path: Path, caplog: pytest.
     thread.join(10)
 
 
-def test_a_holder_that_lost_its_lease_is_told_and_leaves_the_new_one(tmp_path: Path):
+def test_a_holder_that_lost_its_lease_fails_and_keeps_the_new_lease(tmp_path: Path):
     with hold_lease(Storage(str(tmp_path))) as require_held:
         write_lease(tmp_path, host="elsewhere", pid=1, age_s=0.0)
         with pytest.raises(RuntimeError, match="another run now writes"):

@@ -11,13 +11,13 @@ from cluster import machine
 from cluster.machine import num_cores
 
 
-@pytest.mark.parametrize(("share", "cores"), [(None, 4), (1.5, 2), (0.1, 1), (64.0, 4)])
-def test_cores_are_those_bound_to_and_no_more_than_the_share(
-    share: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("core_limit", "cores"), [(None, 4), (1.5, 2), (0.1, 1), (64.0, 4)])
+def test_the_number_of_cores_is_limited_by_affinity_and_control_group(
+    core_limit: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     monkeypatch.setattr(machine, "cgroup_of", lambda pid, controller: Path("/group"))
-    monkeypatch.setattr(machine, "core_limit_of", lambda folder: share)
+    monkeypatch.setattr(machine, "core_limit_of", lambda folder: core_limit)
     assert num_cores() == cores
 
 

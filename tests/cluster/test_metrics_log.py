@@ -1,4 +1,4 @@
-"""A metrics log is read as far as its lines are complete."""
+"""Only the complete lines of a metrics log are read."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from cluster.metrics_log import METRICS_LOG, last_step_metrics, read_lines, read
 from cluster.storage import Storage
 
 
-def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
+def test_an_incomplete_last_line_is_left_out(tmp_path: Path):
     line = json.dumps({"step": 1, "time": 0.0, "a": 1.0})
     (tmp_path / METRICS_LOG).write_text(f'{line}\n{{"step": 2, "ti')
     assert read_lines(Storage(str(tmp_path))) == [line]
 
 
-def test_no_log_is_no_metrics(storage: Storage):
+def test_a_missing_log_has_no_metrics(storage: Storage):
     assert read_metrics(storage) == [] and last_step_metrics(storage) == {}
 
 
