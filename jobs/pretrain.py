@@ -218,7 +218,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
         training.log(report, token_flop)
-        if training.validates_at(report.step):
+        if training.is_validation_step(report.step):
             batches = validation_batches(training, payload.shards, config)
             loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})

@@ -180,7 +180,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
     token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload, state), bradley_terry):
         training.log(report, token_flop)
-        if training.validates_at(report.step):
+        if training.is_validation_step(report.step):
             held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
             names = {
                 "loss": "validation/loss",

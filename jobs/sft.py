@@ -165,7 +165,7 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
         training.log(report, token_flop)
-        if training.validates_at(report.step):
+        if training.is_validation_step(report.step):
             loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.checkpoint_when_due(state)

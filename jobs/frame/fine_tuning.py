@@ -1,4 +1,7 @@
-"""What the stages that train a model further on records share: held-out records, epochs, and a chat template."""
+"""What the stages `sft` and `reward` have in common: they train an existing chat model on a file of records.
+
+A fraction of the records is held out for the validation loss. The others are repeated in epochs.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -17,42 +20,45 @@ if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
     from model.train import TrainState
 
-S = TypeVar("S")
+Sample = TypeVar("Sample")
 
 
 class FineTuningConfig(TrainingConfig, Protocol):
-    """What the configs of these stages have in common."""
+    """The settings that the configs of these stages have in common."""
 
     @property
     def validation_fraction(self) -> float: ...
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:
-    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
+    """Raise ValueError if a setting that these stages have in common is out of range. The inputs are not needed."""
     check_training(config)
     if not 0 < config.validation_fraction < 1:
-        raise ValueError(f"validation_fraction: {config.validation_fraction} must be between 0 and 1")
+        raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1, such as 0.05")
 
 
 def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a model whose tokenizer has no chat template."""
+    """Raise ValueError if the tokenizer of the model in `init` has no chat template."""
     load_tokenizer(inputs["init"].model.local())
 
 
 def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
-    """The sizes of the model, those of `init`."""
+    """Return the config of the trained model (`Stage.output_sizes`), which equals the config of the model in `init`."""
     return model_config_of(planned["init"])
 
 
-def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str) -> tuple[Sequence[S], Sequence[S]]:
-    """(samples to train on, held-out samples, which are the last), at least one of each.
+def split_held_out(
+    samples: Sequence[Sample], config: FineTuningConfig, *, field: str
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Split the samples into (training samples, held-out samples). The last `validation_fraction` are held out.
 
-    `samples` are those of the config's `field` that fit its sequence length. Raises ValueError for fewer than two.
+    Each part has at least one sample. `samples` are the records of the config field `field` that fit sequence_length.
+    Raises ValueError for fewer than two samples.
     """
     if len(samples) < 2:
         raise ValueError(
-            f"{field}: only {len(samples)} fit sequence_length={config.sequence_length}, but one is needed to learn "
-            f"from and one to hold out; lengthen it or add {field}"
+            f"{field}: only {len(samples)} of the records fit sequence_length={config.sequence_length}, but at least "
+            f"one is needed for training and one for validation; increase sequence_length or add {field}"
         )
     num_held_out = min(max(1, round(len(samples) * config.validation_fraction)), len(samples) - 1)
     return samples[:-num_held_out], samples[-num_held_out:]
@@ -61,20 +67,23 @@ def split_held_out(samples: Sequence[S], config: FineTuningConfig, *, field: str
 def step_sample_indices(
     training: "TrainingRun", state: "TrainState", num_samples: int, *, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(step, indices of this rank's samples) of each step still to be done, in a new seeded order each epoch."""
+    """Yield (step, indices of this rank's samples in that step) for each remaining step.
+
+    An epoch contains every sample once. Each epoch has a different order, which depends on `seed`.
+    """
     for step in range(state.step, training.config.steps):
         yield step, epoch_order(training.rank_sample_indices(step), num_samples, seed=seed)
 
 
 def held_out_micro_batch_indices(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
-    """Indices of the held-out samples in this rank's micro-batches.
+    """Yield the indices of the held-out samples in each of this rank's micro-batches.
 
-    Every rank has the same number of them: samples that do not divide among the ranks are left out, and where there
-    are fewer samples than ranks, some are read by several.
+    Every rank gets the same number of samples. The remainder of the division is left out. If there are fewer samples
+    than ranks, several ranks get the same sample.
     """
-    share = max(1, num_samples // training.rank_context.world_size)
-    first = training.rank_context.rank * share
-    indices = np.arange(first, first + share) % num_samples
-    size = training.config.execution.micro_batch_size
-    for start in range(0, share, size):
-        yield indices[start : start + size]
+    samples_per_rank = max(1, num_samples // training.rank_context.world_size)
+    first = training.rank_context.rank * samples_per_rank
+    indices = np.arange(first, first + samples_per_rank) % num_samples
+    micro_batch_size = training.config.execution.micro_batch_size
+    for start in range(0, samples_per_rank, micro_batch_size):
+        yield indices[start : start + micro_batch_size]

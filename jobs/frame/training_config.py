@@ -1,4 +1,4 @@
-"""The settings that every training stage has, their checks, and what they amount to."""
+"""The settings that all training stages have in common, the checks of these settings, and the workload of training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,62 +14,67 @@ from model.transformer_config import TransformerConfig, flop_per_token
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a half-cosine decay."""
+    """AdamW with a linear warm-up and a cosine decay of the learning rate."""
 
     lr: float = 3e-4
     """Peak learning rate."""
     warmup_steps: int = 10
-    """Steps over which the learning rate rises to its peak."""
+    """Number of steps over which the learning rate rises linearly to its peak."""
     final_lr_ratio: float = 0.1
-    """Learning rate of the last step over the peak."""
+    """Learning rate of the last step, as a fraction of the peak."""
     beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate of the mean gradient."""
     beta2: float = 0.95
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate of the mean squared gradient."""
     weight_decay: float = 0.1
     """AdamW's weight decay."""
     clip_norm: float = 1.0
-    """The whole gradient is scaled down to this norm."""
+    """Gradient clipping: the gradient of all parameters together is scaled down to this L2 norm if it is larger."""
 
     def check(self, steps: int) -> None:
-        """Raises ValueError naming the field, the value and the rule."""
+        """Raise ValueError if a setting is out of range. `steps` is the number of optimizer steps of the run."""
         if self.lr <= 0:
-            raise ValueError(f"optimizer.lr: {self.lr} must be above 0")
+            raise ValueError(f"optimizer.lr: {self.lr} is not above 0; set a positive learning rate such as 0.0003")
         if not 0 <= self.warmup_steps <= steps:
-            raise ValueError(f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and steps ({steps})")
+            raise ValueError(
+                f"optimizer.warmup_steps: {self.warmup_steps} must be between 0 and the number of steps ({steps})"
+            )
         if self.clip_norm <= 0:
-            raise ValueError(f"optimizer.clip_norm: {self.clip_norm} must be above 0")
+            raise ValueError(f"optimizer.clip_norm: {self.clip_norm} is not above 0; set a positive norm such as 1.0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingExecution(Execution):
-    """How a training stage runs. Nothing here changes its result, beyond rounding."""
+    """How a training stage runs. These settings do not change the result, except for rounding."""
 
     placement: Placement = field(default_factory=Placement)
     micro_batch_size: int = 8
-    """Samples of one forward and backward on a worker; gradients of its share of the batch are accumulated."""
+    """Number of samples per forward and backward pass of a worker. The gradients of a worker's micro-batches are
+    accumulated until its share of the global batch is complete."""
     log_interval: int = 10
-    """Steps between lines of the metrics log."""
+    """Number of steps between two lines of the metrics log."""
     validation_interval: int = 100
-    """Steps between validations; the last step always has one."""
+    """Number of steps between two validations. The last step always has a validation."""
     checkpoint_interval: int = 100
-    """Steps between two checkpoints."""
+    """Number of steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """How many checkpoints stay, the newest ones."""
+    """Number of checkpoints that are kept. When a new one is complete, the oldest one is deleted."""
     activation_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass, which saves memory and takes time."""
+    """Whether the backward pass computes the activations again instead of keeping them. This saves memory and takes
+    time."""
     compile: bool = False
-    """Whether layers are compiled by torch.compile: the first step is slow, the others are faster."""
+    """Whether torch.compile compiles the layers. The first step is then slow, and later steps are faster."""
     peak_tflops: float = 0.0
-    """Peak of one worker in TFLOP/s, for MFU; 0 measures it with the largest matrix product of a layer."""
+    """Peak of one worker in TFLOP/s, from which the model FLOP utilization is computed. 0 means that the peak is
+    measured with the largest matmul of a layer."""
 
     def check(self, global_batch_size: int) -> None:
-        """Raises ValueError when the batch does not divide among the workers, or a setting is out of range."""
+        """Raise ValueError if the workers cannot divide the global batch equally, or if a setting is out of range."""
         self.placement.check("execution.placement")
         if global_batch_size % self.placement.workers:
             raise ValueError(
-                f"global_batch_size: {global_batch_size} does not divide among execution.placement.workers="
-                f"{self.placement.workers}; make it a multiple"
+                f"global_batch_size: {global_batch_size} samples cannot be divided equally among "
+                f"{self.placement.workers} workers (execution.placement.workers); make it a multiple of the workers"
             )
         for name in (
             "micro_batch_size",
@@ -83,7 +88,7 @@ class TrainingExecution(Execution):
 
 
 class TrainingConfig(Protocol):
-    """What the configs of all training stages have in common."""
+    """The settings that the configs of all training stages have in common."""
 
     @property
     def optimizer(self) -> OptimizerConfig: ...
@@ -100,7 +105,7 @@ class TrainingConfig(Protocol):
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raises ValueError for every mistake in the common settings that shows without the inputs."""
+    """Raise ValueError if a setting that all training stages have is out of range. The inputs are not needed."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:
@@ -110,57 +115,63 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def training_placements(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:
-    """The workers that must fit the cluster."""
+    """Return the placements of a training stage (`Stage.placements`): one group of workers."""
     return ({"placement": config.execution.placement},)
 
 
 def check_length(config: TrainingConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError for a sequence length beyond the max_length of the model that training starts from."""
-    longest = model_config_of(planned["init"]).max_length
-    if config.sequence_length > longest:
+    """Raise ValueError if sequence_length is larger than the max_length of the model in the input `init`."""
+    max_length = model_config_of(planned["init"]).max_length
+    if config.sequence_length > max_length:
         raise ValueError(
-            f"sequence_length: {config.sequence_length} is more than the model's max_length {longest}; shorten it"
+            f"sequence_length: {config.sequence_length} is more than the {max_length} tokens that the model of `init` "
+            "supports (its max_length); shorten sequence_length"
         )
 
 
 def estimate_training(
-    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1
+    config: TrainingConfig, model_config: TransformerConfig, *, rows_per_sample: int = 1
 ) -> dict[str, float]:
-    """What `plan` prints of a training stage: at most so many tokens and FLOP, and each worker's state in MiB."""
+    """Return what `raymill plan` prints for a training stage (`Stage.estimate`).
+
+    These are the tokens and the FLOP of the run, both upper bounds, and the memory in MiB of each worker's weights,
+    gradients and optimizer state. A sample has one row of tokens, or two if it is a preference pair.
+    """
     tokens = config.steps * config.global_batch_size * config.sequence_length * rows_per_sample
     return {
         "tokens": tokens,
-        "flop": tokens * flop_per_token(sizes, config.sequence_length),
-        "state_mib_per_worker": training_state_mib(sizes, workers=config.execution.placement.workers),
+        "flop": tokens * flop_per_token(model_config, config.sequence_length),
+        "state_mib_per_worker": training_state_mib(model_config, workers=config.execution.placement.workers),
     }
 
 
 def training_workload(
-    config: TrainingConfig, sizes: TransformerConfig, *, rows_per_sample: int = 1, fill_fraction: float = 1.0
+    config: TrainingConfig, model_config: TransformerConfig, *, rows_per_sample: int = 1, fill_fraction: float = 1.0
 ) -> Workload:
-    """The workload of a training stage, in which rows are filled to `fill_fraction` of the sequence length.
+    """Return the workload of a training stage (`Stage.workload`).
 
-    The rest of a row is not computed.
+    A sample has one row of tokens, or two if it is a preference pair. Rows are assumed to have `fill_fraction` of the
+    sequence length.
     """
     execution, length = config.execution, max(2, round(config.sequence_length * fill_fraction))
     placement = execution.placement
     tokens = config.steps * config.global_batch_size * length * rows_per_sample
-    micro_batch = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
-    state_gib = training_state_mib(sizes, workers=placement.workers) / 1024
-    saves = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
+    rows_at_once = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
+    state_gib = training_state_mib(model_config, workers=placement.workers) / 1024
+    num_checkpoints = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
     return Workload(
         processes=[
             Processes(
                 kind="trainer",
                 number=placement.workers,
-                memory_gib=state_gib + activation_gib(sizes, tokens=micro_batch * length, length=length),
+                memory_gib=state_gib + activation_gib(model_config, tokens=rows_at_once * length, length=length),
             )
         ],
-        flop=tokens * flop_per_token(sizes, length),
-        width=sizes.width,
+        flop=tokens * flop_per_token(model_config, length),
+        width=model_config.width,
         precision=resolved_precision(config.precision),
         threads=placement.workers * placement.threads_per_worker,
         steps=config.steps,
-        disk_gib=saves * checkpoint_gib(sizes) + parameters_mib(sizes, 4) / 1024,
+        disk_gib=num_checkpoints * checkpoint_gib(model_config) + parameters_mib(model_config, 4) / 1024,
         on_gpu=placement.gpus_per_worker > 0,
     )

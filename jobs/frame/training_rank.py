@@ -1,6 +1,8 @@
-"""One rank of a training stage: its device, process group, checkpoints and metrics around the stage's training loop.
+"""What all training stages do on each rank: set up the device, shard the model, log metrics and save checkpoints.
 
-The loop itself is written in each stage: `for report in fit(state, batches, objective)`.
+The training loop itself is in the file of each stage: `for report in fit(state, batches, objective)`.
+
+Shapes: T is the number of token positions of a sample.
 """
 
 import tempfile
@@ -35,14 +37,15 @@ from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
-_MAX_PROBE_FLOP = 2e10
-"""Largest matrix product that a CPU is measured by: a second of the slowest core, and a larger one is no faster."""
+_MAX_CPU_MATMUL_FLOP = 2e10
+"""Limits the matmul that measures the peak of a CPU, in floating-point operations. The slowest CPU core needs about a
+second for that many, and a larger matmul does not reach more FLOP/s."""
 
 
 class TrainingRun:
-    """One rank's device, process group, checkpoints and metrics around a training loop.
+    """The training run as one rank sees it: the rank's device, metrics and checkpoints.
 
-    It is created, and its methods are called, on all ranks together.
+    Every rank creates one `TrainingRun`. Most methods are collective: all ranks must call them in the same order.
     """
 
     def __init__(self, rank_context: RankContext, payload: TrainingPayload) -> None:
@@ -53,13 +56,13 @@ class TrainingRun:
         checkpoints = payload.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0
-        self._since_log: list[StepReport] = []
-        self._fed_hash = 0
-        self._logged_s = time.perf_counter()
+        self._unlogged_reports: list[StepReport] = []
+        self._data_hash = 0
+        self._interval_start_s = time.perf_counter()
         self._peak_flops = 0.0
 
     def start(self, model: Transformer | ScalarHead) -> TrainState:
-        """Shard the initialized model, create its optimizer, and load the newest checkpoint if there is one."""
+        """Shard the initialized model and create its optimizer. Load the newest checkpoint, if there is one."""
         payload, execution = self.payload, self.config.execution
         model.to(self.device)
         self._mesh = init_device_mesh(self.device.type, (self.rank_context.world_size,))
@@ -80,52 +83,58 @@ class TrainingRun:
             final_ratio=settings.final_lr_ratio,
         )
         state = TrainState(model, optimizer, schedule, clip_norm=settings.clip_norm, autocast_dtype=self.dtype)
-        position = self.checkpoints.load(state)
-        if position is not None:
-            self.total_tokens = position["total_tokens"]
+        saved_counts = self.checkpoints.load(state)
+        if saved_counts is not None:
+            self.total_tokens = saved_counts["total_tokens"]
         if self.rank_context.rank == 0:
             payload.tracker.resume(state.step)
-        # All ranks measure at the same time, because they compute at the same time.
-        peak = execution.peak_tflops * 1e12 or self._measure_peak(model.config)
-        self._peak_flops = sum_over_ranks(torch.tensor([peak], device=self.device), self._mesh).item()
-        self._sizes = model.config
-        self._logged_s = time.perf_counter()
+        self._model_config = model.config
+        # All ranks measure their peak at the same time, because they also train at the same time.
+        rank_peak_flops = execution.peak_tflops * 1e12 or self._measure_peak_flops()
+        self._peak_flops = sum_over_ranks(torch.tensor([rank_peak_flops], device=self.device), self._mesh).item()
+        self._interval_start_s = time.perf_counter()
         return state
 
     def rank_sample_indices(self, step: int) -> range:
-        """Global indices of this rank's samples in `step`; together the ranks cover the global batch once."""
-        share = self.config.global_batch_size // self.rank_context.world_size
-        first = step * self.config.global_batch_size + self.rank_context.rank * share
-        return range(first, first + share)
+        """Return the global indices of the samples that this rank trains on in step `step`.
+
+        The ranks divide the global batch among them: each sample of the batch belongs to exactly one rank.
+        """
+        num_samples = self.config.global_batch_size // self.rank_context.world_size
+        first = step * self.config.global_batch_size + self.rank_context.rank * num_samples
+        return range(first, first + num_samples)
 
     @staticmethod
     def to_batch(rows: PaddedRows) -> Batch:
-        """Rows of numpy arrays as a batch of torch tensors, without a copy."""
+        """Convert rows of numpy arrays to a batch of torch tensors without copying them."""
         return Batch(*(torch.from_numpy(array) for array in rows))
 
-    def micro_batches(self, batch: B, fed: np.ndarray, step: int) -> list[B]:
-        """This rank's batch in micro-batches. `fed` [samples, T] are its token ids, for the data hash."""
+    def micro_batches(self, batch: B, token_ids: np.ndarray, step: int) -> list[B]:
+        """Split this rank's batch of step `step` into micro-batches.
+
+        `token_ids` [samples, T] are the token ids of the batch. They are added to the data hash (see `log`).
+        """
         first = self.rank_sample_indices(step).start
-        for offset, row in enumerate(fed):
-            self._fed_hash += zlib.crc32(np.ascontiguousarray(row).tobytes(), (first + offset) & 0xFFFFFFFF)
+        for offset, sample_ids in enumerate(token_ids):
+            self._data_hash += zlib.crc32(np.ascontiguousarray(sample_ids).tobytes(), (first + offset) & 0xFFFFFFFF)
         return list(split_rows(batch, self.config.execution.micro_batch_size))
 
     def log(self, report: StepReport, flop_per_token: float) -> None:
-        """Write a line of metrics at the logging interval and at the last step.
+        """Write a line of metrics if the logging interval ends with this step or if it is the last step.
 
-        `data/hash` fingerprints every token id since the last line with its place in the global order: equal runs have
-        equal hashes at any number of workers.
+        The metric `data/hash` is a hash of all token ids since the previous line and of their samples' global indices.
+        Two runs that train on the same samples in the same order have the same hashes, with any number of workers.
         """
         send_heartbeat(report.step)
-        self._since_log.append(report)
+        self._unlogged_reports.append(report)
         self.total_tokens += report.num_tokens
         if report.step % self.config.execution.log_interval and report.step < self.config.steps:
             return
-        fed = sum_over_ranks(torch.tensor([self._fed_hash], device=self.device), self._mesh).item()
-        self._fed_hash = 0
-        reports, self._since_log = self._since_log, []
+        data_hash = sum_over_ranks(torch.tensor([self._data_hash], device=self.device), self._mesh).item()
+        self._data_hash = 0
+        reports, self._unlogged_reports = self._unlogged_reports, []
         now = time.perf_counter()
-        elapsed_s, self._logged_s = now - self._logged_s, now
+        elapsed_s, self._interval_start_s = now - self._interval_start_s, now
         if self.rank_context.rank:
             return
         metrics_prefix = self.payload.metrics_prefix
@@ -138,48 +147,50 @@ class TrainingRun:
                 f"{metrics_prefix}/grad_norm": report.grad_norm,
                 f"{metrics_prefix}/lr": report.lr,
                 "data/tokens": self.total_tokens,
-                "data/hash": fed % (1 << 48),
+                "data/hash": data_hash % (1 << 48),
                 "perf/tokens_per_s": tokens_per_s,
                 **self._mfu(tokens_per_s * flop_per_token),
                 **report.metrics,
             },
         )
-        self._logged_s = time.perf_counter()  # the peak may have been measured again
+        self._interval_start_s = time.perf_counter()  # set again, because `_mfu` may have spent time on a measurement
 
     def _mfu(self, flops: float) -> dict[str, float]:
-        """Model FLOP utilization: `flops` over the peak FLOP/s of all workers.
+        """Return the metric `perf/mfu`, the model FLOP utilization, or no metric if the measured peak is not credible.
 
-        A run faster than the peak shows that the peak was measured on a busy machine: it is measured again, and where
-        the run is still faster, nothing is logged.
+        The utilization is `flops`, the FLOP/s of all ranks together, divided by the peak FLOP/s of all ranks. If it is
+        above 1, the peak was measured while other programs used the machine. The peak is then measured again.
         """
         if flops > self._peak_flops and not self.config.execution.peak_tflops:
-            remeasured = self._measure_peak(self._sizes) * self.rank_context.world_size
-            self._peak_flops = max(self._peak_flops, remeasured)
+            remeasured_flops = self._measure_peak_flops() * self.rank_context.world_size
+            self._peak_flops = max(self._peak_flops, remeasured_flops)
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
-    def _measure_peak(self, sizes: TransformerConfig) -> float:
-        samples = min(
+    def _measure_peak_flops(self) -> float:
+        """Measure the peak FLOP/s of this rank with a matmul of the shape that the feed-forward layers compute."""
+        num_samples = min(
             self.config.execution.micro_batch_size, self.config.global_batch_size // self.rank_context.world_size
         )
-        rows = samples * self.config.sequence_length
+        rows = num_samples * self.config.sequence_length
+        width, ffn_width = self._model_config.width, self._model_config.ffn_width
         if self.device.type == "cpu":
-            rows = min(rows, max(256, int(_MAX_PROBE_FLOP / (2 * sizes.width * sizes.ffn_width))))
-        return measure_peak_flops(self.device, self.dtype, rows=rows, width=sizes.width, ffn_width=sizes.ffn_width)
+            rows = min(rows, max(256, int(_MAX_CPU_MATMUL_FLOP / (2 * width * ffn_width))))
+        return measure_peak_flops(self.device, self.dtype, rows=rows, width=width, ffn_width=ffn_width)
 
-    def validates_at(self, step: int) -> bool:
-        """Whether the validation loss is computed after `step`."""
+    def is_validation_step(self, step: int) -> bool:
+        """Return whether the validation loss is computed after step `step`."""
         return step % self.config.execution.validation_interval == 0 or step == self.config.steps
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the validation metrics of a step. Their time does not count as training."""
+        """Write the validation metrics of a step. The time of the validation does not count in `perf/tokens_per_s`."""
         if self.rank_context.rank == 0:
             self.payload.tracker.log(step, metrics)
-        self._logged_s = time.perf_counter()
+        self._interval_start_s = time.perf_counter()
 
     def checkpoint_when_due(self, state: TrainState) -> None:
-        """Start to save at the checkpoint interval; the write continues in the background.
+        """Save a checkpoint if the checkpoint interval ends with this step. It is written in the background.
 
-        Raises StoppedOnRequest, after a checkpoint, when the driver has been asked to stop.
+        If the driver was asked to stop, saves a checkpoint, waits until it is complete and raises StoppedOnRequest.
         """
         if state.step < self.config.steps and self._must_stop():
             if self.rank_context.rank == 0:
@@ -189,55 +200,60 @@ class TrainingRun:
             raise StoppedOnRequest(f"at step {state.step}")
         if state.step % self.config.execution.checkpoint_interval == 0 and state.step < self.config.steps:
             if self.rank_context.rank == 0:
-                self.payload.tracker.flush()  # steps before a checkpoint are not repeated, so their lines must be safe
+                # A resumed run does not repeat the steps before the checkpoint, so their metrics must be on disk first.
+                self.payload.tracker.flush()
             self.checkpoints.save(state, {"total_tokens": self.total_tokens})
 
     def _must_stop(self) -> bool:
-        """Whether any rank knows that the driver was asked to stop; the same on all ranks."""
+        """Return whether any rank has learned that the driver was asked to stop. All ranks get the same answer."""
         if self.rank_context.world_size == 1:
             return stop_requested()
         requested = torch.tensor([float(stop_requested())], device=self.device)
         return sum_over_ranks(requested, self._mesh).item() > 0
 
     def mean_metrics(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
-        """Means of the objective (`loss`) and of its metrics over the batches of all ranks, without an update.
+        """Compute the mean loss and the means of the objective's metrics over the batches of all ranks.
 
-        Every rank must have the same number of batches; one without samples needs a batch with an empty loss mask.
+        The model is not trained. Every rank must pass the same number of batches. A rank without samples must pass
+        batches whose loss mask is false everywhere.
         """
         sums: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for batch in batches:
                 with autocast(self.device, self.dtype):
                     loss = objective(state.model, to_device(batch, self.device))
-                parts = {"loss": loss.sum, "weight": loss.num_terms, **loss.metrics}
+                batch_sums = {"loss": loss.sum, "num_terms": loss.num_terms, **loss.metrics}
                 sums = {
-                    name: sums.get(name, torch.zeros((), dtype=torch.float64)) + part.double().cpu()
-                    for name, part in parts.items()
+                    name: sums.get(name, torch.zeros((), dtype=torch.float64)) + batch_sum.double().cpu()
+                    for name, batch_sum in batch_sums.items()
                 }
-        totals = sum_over_ranks(torch.stack(list(sums.values())).to(self.device), self._mesh).tolist()
-        named = dict(zip(sums, totals, strict=True))
-        weight = named.pop("weight")
-        return {name: total / weight for name, total in named.items()}
+        values = sum_over_ranks(torch.stack(list(sums.values())).to(self.device), self._mesh).tolist()
+        totals = dict(zip(sums, values, strict=True))
+        num_terms = totals.pop("num_terms")
+        return {name: total / num_terms for name, total in totals.items()}
 
     def finish(
         self,
         state: TrainState,
-        config: TransformerConfig,
-        special_tokens: Callable[[Path], TokenIds],
+        model_config: TransformerConfig,
+        read_special_tokens: Callable[[Path], TokenIds],
         tokenizer: Path,
     ) -> None:
-        """Save the last checkpoint and the Hugging Face folder `model/` in the output.
+        """Save the last checkpoint and write the trained model as the Hugging Face folder `model` of the output.
 
-        special_tokens: the ids of the tokenizer in a folder.
+        The tokenizer in the folder `tokenizer` is copied into the model's folder. `read_special_tokens` is a function
+        that returns the ids of a tokenizer's special tokens, given the tokenizer's folder.
         """
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()
-        full = full_state_dict(state.model)
+        state_dict = full_state_dict(state.model)
         if self.rank_context.rank == 0:
             with tempfile.TemporaryDirectory(prefix="raymill-export-") as scratch:
                 folder = Path(scratch)
-                tokens = SpecialTokens(**special_tokens(tokenizer)._asdict())
-                save_hf_model(folder, full, config, special_tokens=tokens, tokenizer_folder=tokenizer)
+                special_tokens = SpecialTokens(**read_special_tokens(tokenizer)._asdict())
+                save_hf_model(
+                    folder, state_dict, model_config, special_tokens=special_tokens, tokenizer_folder=tokenizer
+                )
                 self.payload.output.put_folder(folder, "model")
             self.payload.tracker.close()
         if dist.is_initialized():
@@ -247,7 +263,10 @@ class TrainingRun:
 def measure_peak_flops(
     device: torch.device, dtype: torch.dtype | None, *, rows: int, width: int, ffn_width: int
 ) -> float:
-    """Best FLOP/s of this worker in the largest product of a layer, [rows, width] x [width, ffn_width]."""
+    """Return the highest of eight measurements of FLOP/s, for the matmul [rows, width] x [width, ffn_width].
+
+    It is the largest matmul of a transformer layer. `dtype` None means float32.
+    """
     left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
     right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)
     return 2.0 * rows * width * ffn_width / fastest_matmul_s(left, right, tries=8)
@@ -261,10 +280,13 @@ def continue_prompts(
     stop_id: int,
     seed: int,
 ) -> None:
-    """Continue each prompt (its text and token ids) with the finished model and write `samples.jsonl`."""
+    """Let the finished model in `output` continue each prompt, and write the continuations to `samples.jsonl`.
+
+    A prompt is given as (text, token ids). A continuation ends at the token `stop_id` or after 64 tokens.
+    """
     model = load_hf_model((output / "model").local())
     samples: list[dict[str, str]] = []
-    for number, (text, ids) in enumerate(prompts):
-        new = sample(model, ids, num_tokens=64, temperature=0.8, seed=seed + number, stop_id=stop_id)
-        samples.append({"prompt": text, "continuation": decode(new)})
+    for index, (text, prompt_ids) in enumerate(prompts):
+        new_ids = sample(model, prompt_ids, num_tokens=64, temperature=0.8, seed=seed + index, stop_id=stop_id)
+        samples.append({"prompt": text, "continuation": decode(new_ids)})
     output.write_jsonl("samples.jsonl", samples)

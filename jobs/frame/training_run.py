@@ -1,6 +1,6 @@
-"""A training stage as its driver runs it: the workers, their progress, and the summary. Takes no torch.
+"""What the driver of a training stage does: start the workers, show their progress, and read the summary.
 
-What a rank does is `jobs.frame.training_rank`'s.
+`training_rank.py` has what each worker does. This file does not import torch, because the driver does not need it.
 """
 
 import logging
@@ -27,36 +27,44 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPayload:
-    """What a worker of any training stage needs."""
+    """What every worker of a training stage gets from the driver. The stages add their own fields in a payload around
+    this one."""
 
     config: TrainingConfig
     output: Storage
     tracker: Tracker
     metrics_prefix: str
-    """First part of the metrics' keys: `train` gives `train/loss`."""
+    """The first part of the metric keys. The prefix `train` leads to the key `train/loss`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """What artifact.json says of a training: the last logged values, and the model's size."""
+    """The summary of a training stage in artifact.json: the size of the model and the last logged metrics."""
 
     parameters: int
+    """Number of parameters of the model."""
     steps: int
+    """Number of optimizer steps."""
     tokens: int
-    """Tokens trained on, padding left out."""
+    """Number of tokens that the model was trained on, without padding."""
     loss: float
-    """Training loss over the steps of the last line of the log, in the objective's unit."""
+    """Mean training loss over the steps of the last logging interval, in the unit of the objective."""
     validation_loss: float
+    """Validation loss of the trained model, in the unit of the objective."""
     tokens_per_s: float
-    """Speed over the steps of the last line of the log."""
+    """Tokens per second over the steps of the last logging interval, all workers together."""
     mfu: float | None
-    """Model FLOP utilization, a fraction of the workers' peak; None where the peak was not measured well."""
+    """Model FLOP utilization in the last logging interval, a fraction of the workers' peak FLOP/s. None if no credible
+    peak could be measured."""
 
 
 def run_training(
     work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
-    """Call `work(rank_context, payload)` on every worker and show their progress."""
+    """Call `work(rank_context, payload)` on every worker and show the progress of the training.
+
+    The training resumes from the newest checkpoint in the output. Raises StoppedBySignal if a signal stops it.
+    """
     checkpoints = context.output / "checkpoints"
     if step := latest_step(checkpoints.fs, checkpoints.root):
         log.info("%s resumes from its checkpoint at step %d of %d", name, step, config.steps)
@@ -69,7 +77,7 @@ def run_training(
 
 
 def summarize(output: Storage, *, metrics_prefix: str) -> TrainingSummary:
-    """The summary of a finished training."""
+    """Return the summary of a finished training, read from the metrics log and the model in its output."""
     last = latest_values(output)
     return TrainingSummary(
         parameters=num_parameters(read_config((output / "model").local())),

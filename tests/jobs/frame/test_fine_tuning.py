@@ -12,7 +12,9 @@ from jobs.sft import SftConfig
 def test_fewer_than_two_samples_that_fit_are_refused_with_the_length() -> None:
     config = SftConfig(chats=[], sequence_length=8)
     for samples in ([], ["one"]):
-        with pytest.raises(ValueError, match=rf"chats: only {len(samples)} fit sequence_length=8, .* or add chats"):
+        with pytest.raises(
+            ValueError, match=rf"chats: only {len(samples)} of the records fit sequence_length=8, .* or add chats"
+        ):
             split_held_out(samples, config, field="chats")
 
 

@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: flo
 
     monkeypatch.setattr(training_rank, "measure_peak_flops", measure)
     rank = TrainingRun.__new__(TrainingRun)
-    rank.device, rank.dtype, rank._sizes, rank._peak_flops = torch.device("cpu"), None, SIZES, 2 * peaks[0]
+    rank.device, rank.dtype, rank._model_config, rank._peak_flops = torch.device("cpu"), None, SIZES, 2 * peaks[0]
     rank.rank_context = SimpleNamespace(world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
     execution = SimpleNamespace(micro_batch_size=16, peak_tflops=peak_tflops)
     rank.config = SimpleNamespace(execution=execution, global_batch_size=8, sequence_length=32)  # pyright: ignore
@@ -55,5 +55,6 @@ def test_a_configured_peak_is_not_measured(monkeypatch: pytest.MonkeyPatch):
 def test_a_wide_model_is_measured_by_a_product_that_takes_at_most_a_second(monkeypatch: pytest.MonkeyPatch):
     rank, shapes = run(monkeypatch, peaks=[1e9, 1e9])
     rank.config = SimpleNamespace(execution=rank.config.execution, global_batch_size=64, sequence_length=1024)  # pyright: ignore
-    rank._measure_peak(SimpleNamespace(width=2048, ffn_width=8192))  # pyright: ignore[reportArgumentType]
+    rank._model_config = SimpleNamespace(width=2048, ffn_width=8192)  # pyright: ignore[reportAttributeAccessIssue]
+    rank._measure_peak_flops()
     assert shapes[0]["rows"] == int(2e10 / (2 * 2048 * 8192))

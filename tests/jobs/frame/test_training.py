@@ -168,7 +168,9 @@ def test_sft_learns_the_replies_and_a_reward_model_the_preference(
 
 
 def test_rows_longer_than_the_model_are_refused_before_a_worker_starts(folder: Path, two_workers: Artifact) -> None:
-    with pytest.raises(ValueError, match="sequence_length: 128 is more than the model's max_length 64"):
+    with pytest.raises(
+        ValueError, match="sequence_length: 128 is more than the 64 tokens that the model of `init` supports"
+    ):
         run(folder, "sft", "two", f"init={two_workers.storage.url}", "sequence_length=128")
 
 
@@ -181,7 +183,7 @@ def test_a_preference_without_a_rejected_answer_is_named_by_file_and_line(folder
 
 def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
     pipeline = load_stage("pretrain", folder / "pretrain.yaml", ["execution.placement.workers=3"])
-    assert "global_batch_size: 8 does not divide among execution.placement.workers=3" in pipeline.errors["pretrain"]
+    assert "global_batch_size: 8 samples cannot be divided equally among 3 workers" in pipeline.errors["pretrain"]
 
 
 def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, ray_session: None) -> None:
