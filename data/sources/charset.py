@@ -1,7 +1,8 @@
-"""The character encoding of HTML pages, as browsers decide it.
+"""Decodes HTML pages in the character encoding that a browser would choose.
 
-HTML Living Standard, 13.2.3.2: a byte order mark, then the transport's charset, then the page's own declaration in its
-first 1024 bytes. A page without any of these is UTF-8 if it is valid UTF-8, and windows-1252 otherwise.
+The HTML Living Standard, 13.2.3.2, tries these in order: the byte order mark, the charset in HTTP's Content-Type, and
+the declaration in the first 1024 bytes of the page. A page with none of them is decoded as UTF-8 if it is valid UTF-8,
+and as windows-1252 otherwise.
 """
 
 import codecs
@@ -16,15 +17,15 @@ _META_CHARSET = re.compile(rb"<meta[\s/][^>]*?charset\s*=\s*[\"']?\s*([\w.:-]+)"
 _XML_ENCODING = re.compile(rb"\A<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
 
 
-def decode_html(raw: bytes, transport: str | None = None) -> str:
-    """The page's text; as in a browser, bytes that are invalid in its encoding become U+FFFD.
+def decode_html(raw: bytes, http_charset: str | None = None) -> str:
+    """Return the page as a string. Bytes that are invalid in its encoding become U+FFFD, as in a browser.
 
-    `transport` is the charset in HTTP's Content-Type.
+    `http_charset` is the charset in HTTP's Content-Type, if there is one.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):
             return raw[len(mark) :].decode(encoding, "replace")
-    if encoding := _python_encoding(transport) or _declared_encoding(raw[:_PRESCAN_BYTES]):
+    if encoding := _python_encoding(http_charset) or _declared_encoding(raw[:_PRESCAN_BYTES]):
         return raw.decode(encoding, "replace")
     try:
         return raw.decode()
@@ -33,14 +34,18 @@ def decode_html(raw: bytes, transport: str | None = None) -> str:
 
 
 def _declared_encoding(head: bytes) -> str | None:
+    """Return the encoding that the page declares in a `meta` element or an XML declaration; None without one."""
     declaration = _META_CHARSET.search(_COMMENT.sub(b"", head)) or _XML_ENCODING.search(head)
     if declaration is None:
         return None
     encoding = _python_encoding(declaration[1].decode("ascii", "replace"))
-    # A page whose declaration could be read as ASCII is not UTF-16, whatever it declares.
+    # The declaration was found by searching for ASCII bytes. So the page cannot be UTF-16, even if it says so.
     return "utf-8" if encoding and encoding.startswith("utf-16") else encoding
 
 
 def _python_encoding(label: str | None) -> str | None:
-    """Python's name of the encoding with this label on the web; None for other labels, like `idna` or `hex`."""
+    """Return Python's name of the encoding that browsers know by this label.
+
+    Returns None for other labels, such as `idna` and `hex`, which are names of Python codecs only.
+    """
     return map_encoding_to_html5(label.strip().strip("\"'"), fallback_utf8=False) if label else None

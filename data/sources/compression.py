@@ -1,8 +1,9 @@
-"""The bytes of any file on an fsspec URL, block by block and decompressed.
+"""Functions that read a file at any fsspec URL in blocks of decompressed bytes.
 
-The name says how a file is compressed: .gz, .bz2, .xz, .lzma, .zst (each with any number of members one after another,
-as `cat a.gz b.gz` makes them) and a .zip of one file. For damaged content a reader raises an error for which
-`is_damage_error` is true. Errors of the file system and of the network pass through unchanged.
+The extension of the file's name decides how the file is decompressed: .gz, .bz2, .xz, .lzma, .zst, or a .zip that
+contains one file. Except for .zip, a compressed file may consist of several members, one after another, as
+`cat a.gz b.gz` writes them. Damaged content raises an error for which `is_damage_error` is true. Errors of the file
+system and of the network are raised unchanged.
 """
 
 import bz2
@@ -20,23 +21,26 @@ import fsspec
 import zstandard
 
 BLOCK_BYTES = 1 << 20
-_REMOTE_BLOCK_BYTES = 4 << 20  # one request of an object store
+_REMOTE_BLOCK_BYTES = 4 << 20  # size of one request to an object store
 _INPUT_BYTES = 2048
-"""Fed to a decompressor at once. Zstandard, the densest, makes 128 KiB of 4 bytes, so at most 64 MiB come out."""
-_MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for, the most there is
+"""Compressed bytes that a decompressor gets in one call. This bounds the output of one call to 64 MiB, because
+Zstandard, the densest of the formats, expands 4 bytes to at most 128 KiB."""
+_MAX_ZSTD_WINDOW = 1 << 31  # the largest window that zstd allows (`zstd --long=31`)
 _UTF16_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _DAMAGE_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
 
 
 class Codec(NamedTuple):
+    """How files of one compression format are recognized and decompressed."""
+
     magic: bytes
-    """The first bytes of each member."""
-    decompressor: Callable[[], Any]
-    """Makes an object that decompresses one member (`decompress`, `eof`, `unused_data`)."""
+    """The first bytes of every member."""
+    make_decompressor: Callable[[], Any]
+    """Returns an object that decompresses one member. The object has `decompress`, `eof` and `unused_data`."""
 
 
 def zstd_decompressor(dictionary: zstandard.ZstdCompressionDict | None = None) -> Any:
-    """An object that decompresses one zstd member, whatever window it was compressed with."""
+    """Return an object that decompresses one zstd member. It accepts every window size."""
     return zstandard.ZstdDecompressor(dictionary, max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
 
 
@@ -47,44 +51,50 @@ CODECS = {
     "lzma": Codec(b"\x5d\0\0", lzma.LZMADecompressor),
     "zst": Codec(b"\x28\xb5\x2f\xfd", zstd_decompressor),
 }
-"""By the extension of a file's name, in lower case."""
+"""The codec of each extension of a file name (in lower case)."""
 
 
 def is_damage_error(error: Exception) -> bool:
-    """Whether an error means damaged content, as decompressors report it, and not a failing file system or network."""
+    """Whether a decompressor raised the error because the content is damaged.
+
+    Errors of the file system and of the network do not count as damage.
+    """
     if isinstance(error, _DAMAGE_ERRORS):
         return True
-    return type(error) is OSError and error.args == ("Invalid data stream",)  # all that bz2 says
+    # bz2 reports damage by a plain OSError. Only its message distinguishes it from an error of the file system.
+    return type(error) is OSError and error.args == ("Invalid data stream",)
 
 
 def file_extension(url: str) -> str:
-    """The extension of the file's name, in lower case: `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
+    """Return the extension of the file's name in lower case, such as `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
     return url.partition("::")[0].rpartition("/")[2].rpartition(".")[2].lower()
 
 
 def is_compressed(url: str) -> bool:
+    """Whether the file's extension names a compression format that `read_blocks` decompresses."""
     return file_extension(url) in CODECS or file_extension(url) == "zip"
 
 
 @contextmanager
 def open_file(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
-    """The file as it is stored; a remote one is fetched while it is read, `block_bytes` ahead."""
+    """Open the file without decompressing it. A remote file is read ahead in requests of `block_bytes`."""
     if "://" not in url:
         with open(url, "rb", buffering=0) as file:
             yield file
         return
-    fs, path = fsspec.core.url_to_fs(url)  # an archive closes with the last reference to its file system
+    # `fs` must stay referenced while the file is open: fsspec closes an archive with the last reference to it.
+    fs, path = fsspec.core.url_to_fs(url)
     options: dict[str, Any] = {"block_size": block_bytes, "cache_type": "readahead"}
-    if "::" in url:  # the archive's file system decides how it fetches
+    if "::" in url:  # the archive's file system decides how to fetch
         options = {}
     elif not supports_ranges(url):
-        options = {"block_size": 0}  # as one stream
+        options = {"block_size": 0}  # makes fsspec read the file as one stream
     with fs.open(path, "rb", **options) as file:
         yield cast(IO[bytes], file)
 
 
 def supports_ranges(url: str) -> bool:
-    """Whether reading may begin within the file; simple web servers send files only whole."""
+    """Whether the file can be read from any position. Simple web servers send only complete files."""
     if not url.startswith(("http://", "https://")):
         return True
     fs, path = fsspec.core.url_to_fs(url)
@@ -92,13 +102,16 @@ def supports_ranges(url: str) -> bool:
         try:
             file.seek(1)
             file.read(1)
-        except ValueError:  # raised by fsspec
+        except ValueError:  # fsspec raises it for a server without range requests
             return False
     return True
 
 
 def read_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """The decompressed content from byte `start` on, in blocks of about 1 MiB; `start` is for uncompressed files."""
+    """Yield the decompressed content in blocks of about 1 MiB, from byte `start` on.
+
+    `start` must be 0 for compressed files.
+    """
     with open_file(url) as file:
         if file_extension(url) == "zip":
             yield from _read_zip_member(file)
@@ -110,86 +123,102 @@ def read_blocks(url: str, start: int = 0) -> Iterator[bytes]:
 
 
 def read_raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of an open file in blocks of at most 1 MiB, without decompressing them."""
     while block := file.read(BLOCK_BYTES):
         yield block
 
 
 def read_utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """The blocks of `read_blocks`; a file whose byte order mark says UTF-16 is converted to UTF-8."""
-    rest = read_blocks(url, start)
-    first = next(rest, b"")
-    content = chain([first], rest) if first else iter(())
-    encoding = utf16_encoding(first) if not start else None
-    return content if encoding is None else _as_utf8(content, encoding)
+    """Return the blocks of `read_blocks`, converted to UTF-8 if the file begins with a UTF-16 byte order mark."""
+    following_blocks = read_blocks(url, start)
+    first_block = next(following_blocks, b"")
+    blocks = chain([first_block], following_blocks) if first_block else iter(())
+    encoding = utf16_encoding(first_block) if not start else None
+    return blocks if encoding is None else _convert_to_utf8(blocks, encoding)
 
 
 def utf16_encoding(head: bytes) -> str | None:
-    """The byte order of a UTF-16 file, by its first four bytes; None for other files. UTF-32 begins like UTF-16."""
+    """Return Python's name of the UTF-16 encoding of a file that begins with the bytes `head`; None for other files.
+
+    `head` needs four bytes, because the byte order mark of UTF-32-LE begins with that of UTF-16-LE.
+    """
     return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16_ENCODINGS.get(head[:2])
 
 
-def _as_utf8(content: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """The content as UTF-8. Invalid UTF-16 becomes invalid UTF-8, so it costs only the record that holds it."""
+def _convert_to_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield the blocks converted from UTF-16 to UTF-8.
+
+    Invalid UTF-16 becomes invalid UTF-8. So only the record that contains it goes to quarantine.
+    """
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-    for block in content:
+    for block in blocks:
         yield decoder.decode(block).encode("utf-8", "surrogatepass")
     if decoder.getstate()[0]:
-        yield b"\xff"  # half a character at the end; no UTF-8 holds this byte
+        yield b"\xff"  # the file ends within a character; this byte is invalid in UTF-8
 
 
 def _read_zip_member(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the blocks of the only member of a zip archive. Raises BadZipFile if it has no member or several."""
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
-            raise zipfile.BadZipFile(f"{len(members)} files in one .zip; name them by zip://*::… in the source's path")
+            raise zipfile.BadZipFile(
+                f"{len(members)} files in one .zip; a path to a .zip reads an archive of exactly one file; "
+                "name them by zip://*::… in the source's path"
+            )
         with archive.open(members[0]) as member:
             yield from read_raw_blocks(member)
 
 
 class DecompressedBlocks:
-    """Iterator over the decompressed blocks of every member of a file, from the file's position on."""
+    """Iterates over the decompressed content of all members of an open file, from its current position on.
+
+    The content comes in blocks of about 1 MiB.
+    """
 
     def __init__(self, file: IO[bytes], codec: Codec):
         self._file = file
         self._codec = codec
-        self.member = file.tell()
+        self.member_start = file.tell()
         """Position in the file at which the current member begins."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises EOFError where the file ends within a member, and the decompressor's error for a damaged one."""
-        held: list[bytes] = []
-        size = 0
+        """Raises EOFError if the file ends within a member. Raises the decompressor's error if a member is damaged."""
+        pieces: list[bytes] = []
+        num_bytes = 0
         try:
-            for part in self._parts():
-                held.append(part)
-                size += len(part)
-                if size >= BLOCK_BYTES:
-                    yield b"".join(held)
-                    held, size = [], 0
+            for piece in self._decompress_pieces():
+                pieces.append(piece)
+                num_bytes += len(piece)
+                if num_bytes >= BLOCK_BYTES:
+                    yield b"".join(pieces)
+                    pieces, num_bytes = [], 0
         except Exception:
-            if size:
-                yield b"".join(held)  # the content before the damage
+            if num_bytes:
+                yield b"".join(pieces)  # the content before the damage
             raise
-        if size:
-            yield b"".join(held)
+        if num_bytes:
+            yield b"".join(pieces)
 
-    def _parts(self) -> Iterator[bytes]:
-        position = self.member  # of the block in the file
-        engine: Any = None
+    def _decompress_pieces(self) -> Iterator[bytes]:
+        """Yield what each `_INPUT_BYTES` of the file decompress to."""
+        block_start = self.member_start  # position of the block in the file
+        decompressor: Any = None
         for block in read_raw_blocks(self._file):
             begin = 0
             while begin < len(block):
-                if engine is None:
-                    begin = len(block) - len(block[begin:].lstrip(b"\0"))  # tapes and xz pad with NULs
-                    self.member = position + begin
-                    engine = self._codec.decompressor() if begin < len(block) else None
+                if decompressor is None:
+                    # Members may be padded with NUL bytes, by tape drives and by xz.
+                    begin = len(block) - len(block[begin:].lstrip(b"\0"))
+                    self.member_start = block_start + begin
+                    decompressor = self._codec.make_decompressor() if begin < len(block) else None
                     continue
-                packed = block[begin : begin + _INPUT_BYTES]
-                yield engine.decompress(packed)
-                begin += len(packed)
-                if engine.eof:
-                    begin -= len(engine.unused_data)
-                    engine = None
-            position += len(block)
-        if engine is not None:
+                compressed = block[begin : begin + _INPUT_BYTES]
+                yield decompressor.decompress(compressed)
+                begin += len(compressed)
+                if decompressor.eof:
+                    begin -= len(decompressor.unused_data)
+                    decompressor = None
+            block_start += len(block)
+        if decompressor is not None:
             raise EOFError("the file ends within a compressed stream")

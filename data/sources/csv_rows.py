@@ -1,4 +1,7 @@
-"""CSV as RFC 4180 has it: a header of column names, quoted fields that may span lines, quotes doubled within."""
+"""Reader of the format `csv`, as RFC 4180 defines it.
+
+The first row is a header of column names. A quoted field may span lines, and a quote in it is doubled.
+"""
 
 import csv
 import sys
@@ -13,76 +16,86 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def csv_records(source: Source, read_range: ReadRange) -> Records:
-    """One record for each row, at the offset of its first line. Blank lines are skipped; rows fit the header."""
-    csv.field_size_limit(sys.maxsize)  # for this process; `_LineFeed` bounds the rows
+    """Yield a record for each row, at the byte offset of its first line. Blank lines are skipped.
+
+    A row with more or fewer fields than the header is a BadRecord. If the header itself cannot be used, the file has no
+    other record than that BadRecord.
+    """
+    csv.field_size_limit(sys.maxsize)  # no limit for this process, because `_LineFeed` limits the length of rows
     feed = _LineFeed(split_lines(read_utf8_blocks(read_range.url)))
     header: list[str] = []
     for offset, row in _read_rows(feed, source.delimiter):
         if header and not isinstance(row, BadRecord):
-            wrong = len(row) != len(header)
-            yield offset, _wrong_field_count(row, header) if wrong else dict(zip(header, row, strict=True))
+            fits_header = len(row) == len(header)
+            yield offset, dict(zip(header, row, strict=True)) if fits_header else _wrong_field_count(row, header)
         elif isinstance(row, BadRecord):
-            yield offset, row if header else BadRecord(f"header that cannot be read, so the file was not: {row}")
+            yield offset, row if header else BadRecord(f"header that cannot be read, so the file was not read: {row}")
             if not header:
                 return
         else:
             header = row
-            doubled = next((name for name in column_paths(source) if header.count(name) > 1), None)
-            if doubled is not None:
-                yield offset, BadRecord(f"header with two columns {doubled!r}, so the file was not read")
+            repeated = next((name for name in column_paths(source) if header.count(name) > 1), None)
+            if repeated is not None:
+                yield offset, BadRecord(f"header with two columns {repeated!r}, so the file was not read")
                 return
 
 
 def _wrong_field_count(row: list[str], header: list[str]) -> BadRecord:
-    likely = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
-    advice = f"; the header looks separated by {likely!r}: give the source delimiter: {likely!r}" if likely else ""
-    return BadRecord(f"malformed CSV: {len(row)} fields where the header has {len(header)}{advice}")
+    """Return the BadRecord for a row whose number of fields differs from the header's."""
+    likely = next((character for character in _OTHER_DELIMITERS if len(header) == 1 and character in header[0]), None)
+    remedy = f"; the header looks separated by {likely!r}: set the source's delimiter: {likely!r}" if likely else ""
+    return BadRecord(f"malformed CSV: {len(row)} fields where the header has {len(header)}{remedy}")
 
 
 class _LineFeed:
-    """The lines for the csv module, which takes as many as a row needs; remembers those of the current row."""
+    """Iterator that gives lines to the csv module and remembers the lines of the current row.
 
-    def __init__(self, numbered: Iterator[tuple[int, bytes | BadRecord]]):
-        self._numbered = numbered
-        self.begin()
+    The csv module asks for as many lines as the row needs. The iterator raises BadRecord if they are too long together.
+    """
 
-    def begin(self) -> None:
-        """A new row begins with the next line."""
-        self.offset: int | None = None
-        self.raw: list[bytes] = []
-        self.size = 0
+    def __init__(self, lines: Iterator[tuple[int, bytes | BadRecord]]):
+        self._lines = lines
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """Forget the lines of the previous row. The next line is the first one of a new row."""
+        self.row_offset: int | None = None
+        self.row_lines: list[bytes] = []
+        self.row_bytes = 0
         self.is_utf8 = True
 
     def __iter__(self) -> "_LineFeed":
         return self
 
     def __next__(self) -> str:
-        offset, line = next(self._numbered)
-        if self.offset is None:
-            self.offset = offset
+        offset, line = next(self._lines)
+        if self.row_offset is None:
+            self.row_offset = offset
         if isinstance(line, BadRecord):
             raise line
         if offset == 0:
             line = line.removeprefix(_BYTE_ORDER_MARK)
-        self.size += len(line)
-        if is_too_long(self.size):
+        self.row_bytes += len(line)
+        if is_too_long(self.row_bytes):
             raise too_long_error()
-        self.raw.append(line)
+        self.row_lines.append(line)
         try:
             return line.decode()
         except UnicodeDecodeError:
             self.is_utf8 = False
-            return line.decode(errors="surrogateescape")  # its commas and quotes still count
+            # The row becomes a BadRecord, but the csv module still needs the line to find the end of the row.
+            return line.decode(errors="surrogateescape")
 
 
 def _read_rows(feed: _LineFeed, delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
+    """Yield (offset, fields) of every row that is not blank; a BadRecord takes the place of malformed fields."""
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
-        feed.begin()
+        feed.begin_row()
         try:
             row: list[str] | BadRecord = next(reader)
             if not feed.is_utf8:
-                decode_utf8(b"".join(feed.raw))
+                decode_utf8(b"".join(feed.row_lines))  # raises a BadRecord that names the invalid byte
         except StopIteration:
             return
         except csv.Error as error:
@@ -90,5 +103,5 @@ def _read_rows(feed: _LineFeed, delimiter: str) -> Iterator[tuple[int, list[str]
         except BadRecord as bad:
             row = bad
         if row:
-            assert feed.offset is not None
-            yield feed.offset, row
+            assert feed.row_offset is not None
+            yield feed.row_offset, row

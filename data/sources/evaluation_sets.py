@@ -1,4 +1,7 @@
-"""Evaluation sets: the strings of their items, from JSONL, JSON, CSV, Parquet or plain text."""
+"""Reads the strings of an evaluation set, from JSONL, JSON, CSV, Parquet or plain text.
+
+The cleaning step `decontaminate` compares documents with these strings.
+"""
 
 import csv
 import io
@@ -14,17 +17,16 @@ from data.sources.compression import is_compressed, is_damage_error, read_blocks
 
 
 def read_strings(url: str, columns: Sequence[str]) -> list[str]:
-    """All strings in these columns of a file's items (in all columns where none is named), also those in lists and
-    mappings.
+    """Return all strings in the given columns of a file's items, including strings in lists and mappings.
 
-    Raises ValueError for a file of another format, a damaged one, or a column that no item has.
+    If `columns` is empty, all columns are read. Raises ValueError for a damaged file, for a file of an unknown format,
+    and for a column that no item has.
     """
-    name = url.partition("::")[0]  # of the file itself, inside an archive where it is in one
-    suffix = posixpath.splitext(posixpath.splitext(name)[0] if is_compressed(url) else name)[1]
+    path = url.partition("::")[0]  # the path within the archive if the URL names a file in an archive
+    suffix = posixpath.splitext(posixpath.splitext(path)[0] if is_compressed(url) else path)[1]
     if suffix not in _READERS:
-        raise ValueError(
-            f"{url}: evaluation sets are read from {', '.join(_READERS)}, not from {suffix or 'such files'}"
-        )
+        kind = suffix or "files without an extension"
+        raise ValueError(f"{url}: evaluation sets are read from {', '.join(_READERS)}, not from {kind}")
     try:
         items = list(_READERS[suffix](io.BytesIO(b"".join(read_blocks(url)))))
     except Exception as error:
@@ -42,6 +44,7 @@ def read_strings(url: str, columns: Sequence[str]) -> list[str]:
 
 
 def _strings_in(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -70,6 +73,7 @@ def _read_parquet(file: IO[bytes]) -> Iterator[Any]:
 
 
 def _read_paragraphs(file: IO[bytes]) -> Iterator[Any]:
+    """Return the paragraphs of a text file. Blank lines separate paragraphs."""
     return iter(re.split(r"\n\s*\n", file.read().decode()))
 
 
@@ -80,3 +84,4 @@ _READERS: dict[str, Callable[[IO[bytes]], Iterator[Any]]] = {
     ".parquet": _read_parquet,
     ".txt": _read_paragraphs,
 }
+"""The function that yields the items of an open file, for each extension of a file name."""

@@ -1,4 +1,8 @@
-"""JSON: one record on each line, or a file that is one array or object of records."""
+"""Readers of the formats `jsonl` and `json`.
+
+A `jsonl` file has one record on each line. A `json` file is one array of records, or one object whose values are
+records.
+"""
 
 import json
 import re
@@ -9,7 +13,8 @@ from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_er
 from data.sources.compression import read_utf8_blocks
 from data.sources.records import Buffer, Records, decode_utf8, split_lines
 
-_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote that ends it
+# What `_split_items` passes over at once: everything up to the next byte that can change its state.
+_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote that ends the string
 _IN_RECORD = re.compile(rb'[^"\[\]{}]*+')
 _BETWEEN_RECORDS = re.compile(rb'[^"\[\]{},]*+')
 _LEADING_BLANKS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+")
@@ -17,12 +22,14 @@ _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
 
 
 def jsonl_records(source: Source, read_range: ReadRange) -> Records:
-    """The records of the lines that begin in the range; a line that begins before it belongs to the range before."""
-    before = max(read_range.start - 1, 0)
-    numbered = split_lines(read_utf8_blocks(read_range.url, before), before, read_range.stop)
+    """Yield a record for each line that begins in the range, at the line's byte offset. Blank lines are skipped."""
+    # Reading begins one byte early, and the line there is left to the previous range. If that byte is a line end, it is
+    # the whole line, so that a line that begins exactly at the start of the range is not lost.
+    read_from = max(read_range.start - 1, 0)
+    lines = split_lines(read_utf8_blocks(read_range.url, read_from), read_from, read_range.stop)
     if read_range.start > 0:
-        next(numbered, None)
-    for offset, line in numbered:
+        next(lines, None)
+    for offset, line in lines:
         if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
@@ -30,40 +37,46 @@ def jsonl_records(source: Source, read_range: ReadRange) -> Records:
 
 
 def parse_object(raw: bytes, rule: str) -> dict[str, Any] | BadRecord:
-    """The JSON object in the bytes, or the reason why there is none."""
+    """Parse bytes that must be a JSON object. Returns a BadRecord with the reason if they are not.
+
+    `rule` is the message for JSON that is not an object.
+    """
     try:
         record = json.loads(decode_utf8(raw))
     except BadRecord as bad:
         return bad
     except RecursionError:
-        return BadRecord("malformed JSON: nested too deep")
+        return BadRecord("malformed JSON: nested too deep for Python's parser")
     except ValueError as error:
         return BadRecord(f"malformed JSON: {error}")
     return record if isinstance(record, dict) else BadRecord(f"{rule}, not {type(record).__name__}")
 
 
 def json_records(source: Source, read_range: ReadRange) -> Records:
-    """The items of an array, or the values of an object with their key as `$key`; the offset is their number."""
+    """Yield a record for each item of the file's array or for each value of its object.
+
+    The offset is the number of the record in the file. A record from an object has its key in the column `$key`.
+    """
     rule = "a record must be a JSON object"
     buffer = Buffer(read_utf8_blocks(read_range.url))
-    opening = _drop_first_character(buffer)
-    if opening == "[":
+    first_character = _drop_first_character(buffer)
+    if first_character == "[":
         for index, raw in enumerate(_split_items(buffer)):
             yield index, raw if isinstance(raw, BadRecord) else parse_object(raw, rule)
-    elif opening == "{":
+    elif first_character == "{":
         for index, raw in enumerate(_split_items(buffer)):
-            member = raw if isinstance(raw, BadRecord) else parse_object(b"{%b}" % raw, rule)
-            if isinstance(member, dict):
-                (key, value), *_ = [*member.items(), ("", None)]
-                member = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)
-            yield index, member
-    elif opening:
+            record = raw if isinstance(raw, BadRecord) else parse_object(b"{%b}" % raw, rule)
+            if isinstance(record, dict):
+                (key, value), *_ = [*record.items(), ("", None)]  # the last pair is for an item without a key
+                record = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)
+            yield index, record
+    elif first_character:
         yield 0, BadRecord("malformed JSON: a file must hold an array or an object of records")
 
 
 def _drop_first_character(buffer: Buffer) -> str:
-    """Drop a byte order mark, blanks and the first character after them; return that character, "" at the end."""
-    while buffer.more():
+    """Drop a byte order mark, white space and the next character. Returns that character, or "" in a blank file."""
+    while buffer.read_block():
         end = _match_end(_LEADING_BLANKS, buffer, 0)
         if end < len(buffer.data):
             first = chr(buffer.data[end])
@@ -73,29 +86,30 @@ def _drop_first_character(buffer: Buffer) -> str:
 
 
 def _match_end(pattern: re.Pattern[bytes], buffer: Buffer, position: int) -> int:
+    """Return where the match that begins at `position` ends. The pattern must also match the empty string."""
     match = pattern.match(buffer.data, position)
-    assert match is not None, "patterns here match the empty string"
+    assert match is not None, "the patterns of this file match the empty string"
     return match.end()
 
 
 def _split_items(buffer: Buffer) -> Iterator[bytes | BadRecord]:
-    """The items between the commas of the array or object whose opening bracket was just dropped.
+    """Yield the bytes between the commas of the array or object whose opening bracket was just dropped.
 
-    Only brackets and quotes are looked at, so that one record at a time is held and parsed, and a malformed one costs
-    no other as long as its brackets and quotes are balanced.
+    Only brackets, quotes and commas are looked at. So one record at a time is kept in memory and parsed. A malformed
+    record does not affect the records after it, as long as its brackets and quotes are balanced.
     """
     position = num_items = 0
     depth, in_string = 1, False
-    skipped = 0  # bytes of an item that is too long to be held
+    num_skipped = 0  # bytes of the current item that were dropped because it is too long
     while True:
         pattern = _IN_STRING if in_string else _IN_RECORD if depth > 1 else _BETWEEN_RECORDS
         position = _match_end(pattern, buffer, position)
         if position == len(buffer.data) or (in_string and buffer.data[position] == _BACKSLASH):
-            if is_too_long(skipped + position):
-                skipped += position
+            if is_too_long(num_skipped + position):
+                num_skipped += position
                 buffer.drop(position)
                 position = 0
-            if not buffer.more():
+            if not buffer.read_block():
                 yield BadRecord("malformed JSON: the file ends before its array or object does")
                 return
             continue
@@ -108,24 +122,25 @@ def _split_items(buffer: Buffer) -> Iterator[bytes | BadRecord]:
             depth -= 1
         position += 1
         if depth == 0 or (depth == 1 and not in_string and byte == _COMMA):
-            item = bytes(buffer.data[: position - 1]) if not is_too_long(skipped + position) else too_long_error()
+            item = bytes(buffer.data[: position - 1]) if not is_too_long(num_skipped + position) else too_long_error()
             buffer.drop(position)
             if depth or num_items or isinstance(item, BadRecord) or item.strip():  # an empty array has no item
                 yield item
             if depth == 0:
                 break
             num_items += 1
-            position = skipped = 0
+            position = num_skipped = 0
     if _has_text_left(buffer):
         yield BadRecord(
-            "malformed JSON: more text after the end of the array or object (one record a line is format jsonl)"
+            "malformed JSON: more text after the end of the array or object "
+            "(if the file has one record on each line, its format is jsonl)"
         )
 
 
 def _has_text_left(buffer: Buffer) -> bool:
-    """Whether anything but blanks follows."""
+    """Whether anything except white space follows in the stream."""
     while not buffer.data.strip():
         buffer.drop(len(buffer.data))
-        if not buffer.more():
+        if not buffer.read_block():
             return False
     return True

@@ -1,4 +1,4 @@
-"""Parquet: the rows of row groups, in the columns that a source names."""
+"""Reader of the format `parquet`. It reads only the columns that the source names."""
 
 import errno
 from collections.abc import Iterator
@@ -15,10 +15,12 @@ from data.sources.records import Records
 
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 8 << 20
-_READ_BYTES = 1 << 20  # of a column at once, so that a row group may be larger than memory
+_READ_BYTES = 1 << 20  # bytes of a column per read, so that a row group may be larger than memory
 
 
 def parquet_records(source: Source, read_range: ReadRange) -> Records:
+    """Yield a record for each row of the row groups in the range, at the row's number in the file."""
+    # A column path such as `meta.url` is in the column `meta`, unless a column has exactly that name.
     wanted = {column.partition(".")[0].rstrip("[]") for column in column_paths(source)} | set(column_paths(source))
     with _open_parquet(read_range.url) as stored:
         try:
@@ -28,45 +30,54 @@ def parquet_records(source: Source, read_range: ReadRange) -> Records:
             return
         present = [name for name in file.schema_arrow.names if name in wanted]
         stop = file.num_row_groups if read_range.stop < 0 else min(read_range.stop, file.num_row_groups)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(stop)]
+        rows_per_group = [file.metadata.row_group(group).num_rows for group in range(stop)]
         for group in range(read_range.start, stop):
-            index = sum(sizes[:group])
-            rows = _rows_per_batch(file.metadata.row_group(group))
+            row_number = sum(rows_per_group[:group])
+            batch_size = _rows_per_batch(file.metadata.row_group(group))
             try:
-                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=present):
+                for batch in file.iter_batches(batch_size=batch_size, row_groups=[group], columns=present):
                     for record in _rows_of_batch(batch):
-                        yield index, record
-                        index += 1
+                        yield row_number, record
+                        row_number += 1
             except (pa.ArrowException, OSError) as error:
-                yield index, _unreadable_parquet(error, f"from this row to the end of row group {group}")
+                yield row_number, _unreadable_parquet(error, f"from this row to the end of row group {group}")
 
 
 def parquet_metadata(url: str) -> pq.FileMetaData | None:
-    """The metadata of a Parquet file; None for a damaged one, which its reader reports."""
+    """Return the metadata of a Parquet file. Returns None for a damaged file, which the reader reports later."""
     try:
         with _open_parquet(url) as file:
             return pq.ParquetFile(file).metadata
     except Exception as error:
         if not is_damage_error(error):
-            _unreadable_parquet(error, "file")
+            _unreadable_parquet(error, "file")  # raises errors of the file system and of the network
         return None
 
 
 @contextmanager
 def _open_parquet(url: str) -> Iterator[IO[bytes]]:
+    """Open a Parquet file, which may be compressed as a whole, so that it can be read at any position."""
     if not supports_ranges(url):
-        raise OSError(errno.ESPIPE, "this server sends files only whole, but Parquet is read in parts; copy it", url)
+        raise OSError(
+            errno.ESPIPE,
+            "this server sends only complete files, but Parquet is read in parts; copy the file to a disk",
+            url,
+        )
     with fsspec.open(url, "rb", compression="infer") if is_compressed(url) else open_file(url, _READ_BYTES) as file:
         yield cast(IO[bytes], file)
 
 
 def _rows_per_batch(group: pq.RowGroupMetaData) -> int:
-    """The number of rows in a batch of about 8 MiB."""
+    """Return the number of rows that make a batch of about 8 MiB; at most 1024."""
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
 def _rows_of_batch(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRecord]:
-    """The rows as dicts. A value that Python cannot hold (no UTF-8, the year 10,000) costs only its own row."""
+    """Return the rows of a batch as dicts.
+
+    A BadRecord takes the place of a row with a value that Python cannot represent, such as invalid UTF-8 or a date in
+    the year 10,000.
+    """
     try:
         return cast(list[dict[str, Any] | BadRecord], batch.to_pylist())
     except (ValueError, OverflowError):
@@ -74,14 +85,18 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRecord]:
 
 
 def _only_row(batch: pa.RecordBatch) -> dict[str, Any] | BadRecord:
+    """Return the row of a batch of one row, or the BadRecord that takes its place."""
     try:
         return batch.to_pylist()[0]
     except (ValueError, OverflowError) as error:
         return BadRecord(f"unreadable value: {error}")
 
 
-def _unreadable_parquet(error: Exception, what: str) -> BadRecord:
-    """The reason for quarantine of a damaged Parquet file. Re-raises the error of a failing file system."""
+def _unreadable_parquet(error: Exception, scope: str) -> BadRecord:
+    """Return the BadRecord for a damaged Parquet file; `scope` says what part of the file cannot be read.
+
+    Raises `error` again if it does not mean damage but comes from the file system, the network or our own code.
+    """
     if not isinstance(error, pa.ArrowException | OSError | ValueError):
         raise error
     if (
@@ -90,4 +105,4 @@ def _unreadable_parquet(error: Exception, what: str) -> BadRecord:
         and (type(error) is not OSError or error.errno is not None)
     ):
         raise error
-    return BadRecord(f"unreadable Parquet, {what}: {error}")
+    return BadRecord(f"unreadable Parquet, {scope}: {error}")

@@ -1,8 +1,8 @@
-"""Readers: from the files of every source to documents.
+"""Reads the files of sources into documents, and checks the sources of a config.
 
-A reader goes through one file (or a range of it) on any fsspec URL, also `zip://member::file://archive.whl`, and
-yields a `Document`, a `Quarantined` or a `SkippedRecord` for every record. A bad record never stops the run and is
-never lost. A failing file system does stop it, because that is not the file's fault.
+`plan_ranges` splits the files into ranges, and `read_records` reads a range. It yields a `Document`, a `Quarantined` or
+a `SkippedRecord` for every record. Files may be at any fsspec URL, including `zip://member::file://archive.whl`. A bad
+record never stops the run and is never lost. A failing file system stops the run, because the file itself may be good.
 """
 
 import difflib
@@ -32,8 +32,10 @@ from data.sources.plain_text import html_records, text_records
 from data.sources.records import NotText, Records
 from data.sources.warc import warc_records
 
-PROBED_RECORDS = 100  # how many readable records `check_source` looks through for a column
+PROBED_RECORDS = 100
+"""Number of readable records in which `check_source` looks for the columns that a source names."""
 _PROBED_FILES = 3
+"""Number of files of a source from which `check_source` reads records."""
 
 READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
     "text": text_records,
@@ -44,35 +46,46 @@ READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
     "html": html_records,
     "warc": warc_records,
 }
-"""By the name of a source's format."""
+"""The reader of each format (`Source.format`)."""
 
 _FORMATS_WITHOUT_COLUMNS = ("text", "html")
 
 
 def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
-    """Every file of every source, big ones cut into ranges of about `range_bytes` where the format allows it."""
+    """Return ranges that cover every file of every source.
+
+    A file of at most `range_bytes` is one range. A longer file is split into ranges of about `range_bytes` if its
+    format allows that.
+    """
     ranges: list[ReadRange] = []
-    for index, source in enumerate(sources):
-        for url, size in list_files_with_sizes([source.path]):
-            ranges += _split_file(index, source, url, size or 0, range_bytes)
+    for source_index, source in enumerate(sources):
+        for url, num_bytes in list_files_with_sizes([source.path]):
+            ranges += _split_file(source_index, source, url, num_bytes or 0, range_bytes)
     return ranges
 
 
-def _split_file(index: int, source: Source, url: str, size: int, range_bytes: int) -> list[ReadRange]:
-    if size > range_bytes and source.format == "jsonl" and _can_start_within_file(url):
+def _split_file(source_index: int, source: Source, url: str, num_bytes: int, range_bytes: int) -> list[ReadRange]:
+    """Return the ranges of one file of `num_bytes`."""
+    if num_bytes > range_bytes and source.format == "jsonl" and _can_start_within_file(url):
         return [
-            ReadRange(index, url, start, start + range_bytes, min(range_bytes, size - start))
-            for start in range(0, size, range_bytes)
+            ReadRange(source_index, url, start, start + range_bytes, min(range_bytes, num_bytes - start))
+            for start in range(0, num_bytes, range_bytes)
         ]
-    if size > range_bytes and source.format == "parquet" and (metadata := parquet_metadata(url)):
-        groups = metadata.num_row_groups
-        step = max(1, groups * range_bytes // size)
-        return [ReadRange(index, url, start, start + step, step * size // groups) for start in range(0, groups, step)]
-    return [ReadRange(index, url, 0, -1, size)]
+    if num_bytes > range_bytes and source.format == "parquet" and (metadata := parquet_metadata(url)):
+        num_groups = metadata.num_row_groups
+        step = max(1, num_groups * range_bytes // num_bytes)
+        return [
+            ReadRange(source_index, url, start, start + step, step * num_bytes // num_groups)
+            for start in range(0, num_groups, step)
+        ]
+    return [ReadRange(source_index, url, 0, -1, num_bytes)]
 
 
 def _can_start_within_file(url: str) -> bool:
-    """Whether a reader may begin within the file; an offset into a compressed file is no offset into its text."""
+    """Whether a reader can start at any byte of the file.
+
+    It cannot if the file is compressed, in an archive, encoded in UTF-16, or on a server without range requests.
+    """
     if "::" in url or is_compressed(url) or not supports_ranges(url):
         return False
     with open_file(url) as file:
@@ -80,7 +93,7 @@ def _can_start_within_file(url: str) -> bool:
 
 
 def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
-    """A `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
+    """Yield a `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
     offset = read_range.start
     try:
         for offset, record in READERS[source.format](source, read_range):
@@ -88,12 +101,12 @@ def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Q
     except Exception as error:
         if not is_damage_error(error):
             raise
-        # What follows in a damaged archive cannot be reached.
+        # Nothing after the damage can be decompressed, so one quarantined record stands for the rest of the file.
         yield Quarantined(source.name, read_range.url, offset, f"damaged file, unreadable from here on: {error}")
 
 
 def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
-    """The documents at these offsets of one file (`Document.offset`), in the file's order."""
+    """Yield the documents at the given offsets of one file (`Document.offset`), in the file's order."""
     ranges = [ReadRange(0, url, 0, -1, 0)]
     if source.format == "jsonl" and _can_start_within_file(url):
         ranges = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
@@ -106,6 +119,7 @@ def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Ite
 def _to_result(
     source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotText
 ) -> Document | Quarantined | SkippedRecord:
+    """Return what `read_records` yields for a record of a reader."""
     if isinstance(record, NotText):
         return SkippedRecord(source.name, file, offset, str(record))
     try:
@@ -117,106 +131,128 @@ def _to_result(
 
 
 def check_sources(sources: list[Source]) -> None:
-    """Raise ValueError for every mistake in the sources that their fields and first records show."""
+    """Raise ValueError for a mistake that can be found from the fields of the sources and their first records."""
     if not sources:
-        raise ValueError("sources: the list is empty; name at least one source")
+        raise ValueError("sources: the list is empty; it needs at least one source")
     names = [source.name for source in sources]
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise ValueError(f"sources: name {name!r} may hold only letters, digits, '_', '.' and '-'")
+            raise ValueError(f"sources: the name {name!r} may contain only letters, digits, '_', '.' and '-'")
         if names.count(name) > 1:
-            raise ValueError(f"sources: the name {name!r} is used twice; give every source its own name")
+            raise ValueError(
+                f"sources: the name {name!r} is used twice; names must be unique, so rename one of the two sources"
+            )
     for source in sources:
         check_source(source)
 
 
 def check_source(source: Source) -> None:
-    """Raise ValueError when the fields contradict each other, match no file or name a column that no record has."""
-    where = f"sources.{source.name}"
-    _check_fields(where, source)
+    """Raise ValueError if fields contradict each other, if no file matches the path, or if a named column is missing.
+
+    Columns are looked up in the first records of the first files.
+    """
+    location = f"sources.{source.name}"
+    _check_fields(location, source)
     urls = [url for url, _ in list_files_with_sizes([source.path])]
     if source.format in _FORMATS_WITHOUT_COLUMNS:
         return
     if source.format == "parquet":
-        _check_schema(where, source, urls[:_PROBED_FILES])
-    seen, problem = _probe_records(source, urls[:_PROBED_FILES])
-    if not seen:
+        _check_schema(location, source, urls[:_PROBED_FILES])
+    records, first_error = _probe_records(source, urls[:_PROBED_FILES])
+    if not records:
+        reason = f" ({first_error})" if first_error else ""
         raise ValueError(
-            f"{where}: no readable {source.format} record at the start of {urls[0]}; is the format right?{problem}"
+            f"{location}: no readable {source.format} record at the start of {urls[0]}; is the format right?{reason}"
         )
     for column in column_paths(source):
         may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
-        if not may_be_missing and all(column_value(record, column) is None for record in seen):
-            _raise_missing_column(where, column, seen, os.path.basename(urls[0]))
+        if not may_be_missing and all(column_value(record, column) is None for record in records):
+            _raise_missing_column(location, column, records, os.path.basename(urls[0]))
 
 
-def _check_fields(where: str, source: Source) -> None:
-    """Raise ValueError for a field that the format ignores, or a value out of its range."""
+def _check_fields(location: str, source: Source) -> None:
+    """Raise ValueError for a field that the source's format would ignore, or for a value out of its range."""
     if not 0 < source.fraction <= 1:
-        raise ValueError(f"{where}.fraction: {source.fraction} must be above 0 and at most 1")
+        raise ValueError(f"{location}.fraction: {source.fraction} must be above 0 and at most 1")
     if source.format in _FORMATS_WITHOUT_COLUMNS:
         ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
         for name in [name for name, is_set in ignored.items() if is_set]:
             kind = "an HTML" if source.format == "html" else "a text"
-            raise ValueError(f"{where}.{name}: {kind} file has no column_paths; remove it or give another format")
+            raise ValueError(f"{location}.{name}: {kind} file has no columns; remove the field or set another format")
     if source.format == "warc" and source.text != "text":
-        raise ValueError(f"{where}.text: {source.text!r}: what is read of a WARC file is its pages; remove it")
+        raise ValueError(
+            f"{location}.text: {source.text!r} cannot be chosen, because the text of a WARC record is always its HTML "
+            "page; remove the field"
+        )
     if source.split is not None:
         if source.format != "text":
-            raise ValueError(f"{where}.split: only for format text, not {source.format}; remove it")
-        _check_split(where, source.split)
+            raise ValueError(f"{location}.split: this field is only for format text, not {source.format}; remove it")
+        _check_split(location, source.split)
     if source.format != "csv" and source.delimiter != ",":
-        raise ValueError(f"{where}.delimiter: only for format csv, not {source.format}; remove it")
+        raise ValueError(f"{location}.delimiter: this field is only for format csv, not {source.format}; remove it")
     if len(source.delimiter) != 1 or source.delimiter in '"\r\n':
-        raise ValueError(f"{where}.delimiter: {source.delimiter!r} must be one character, no quote and no line end")
+        raise ValueError(
+            f"{location}.delimiter: {source.delimiter!r} must be one character that is neither a quote nor a line end"
+        )
 
 
-def _check_split(where: str, split: str) -> None:
+def _check_split(location: str, split: str) -> None:
+    """Raise ValueError if `split` is not a regular expression, or if it matches everywhere."""
     try:
-        empty = re.compile(split.encode()).fullmatch(b"")
+        matches_empty = re.compile(split.encode()).fullmatch(b"") is not None
     except re.error as error:
-        raise ValueError(f"{where}.split: {split!r} is no regular expression ({error})") from error
-    if empty:
-        raise ValueError(f"{where}.split: {split!r} matches the empty string; it would cut everywhere")
+        raise ValueError(f"{location}.split: {split!r} is not a valid regular expression ({error})") from error
+    if matches_empty:
+        raise ValueError(
+            f"{location}.split: {split!r} matches the empty string, so it would split the text at every character; "
+            "use an expression that matches only separators, such as \\n\\s*\\n"
+        )
 
 
-def _check_schema(where: str, source: Source, urls: list[str]) -> None:
-    """Raise ValueError when the first Parquet file that can be read lacks a column."""
+def _check_schema(location: str, source: Source, urls: list[str]) -> None:
+    """Raise ValueError if the first readable Parquet file lacks a column that the source names."""
     for url in urls:
         if metadata := parquet_metadata(url):
             names = metadata.schema.to_arrow_schema().names
             for column in column_paths(source):
                 if column not in names and column.partition(".")[0].rstrip("[]") not in names:
-                    _raise_missing_column(where, column, [dict.fromkeys(names)], url)
+                    _raise_missing_column(location, column, [dict.fromkeys(names)], url)
             return
 
 
 def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """The first readable records with all their columns, and the reason why the first unreadable one is not."""
-    problems: list[str] = []
-    readable = chain.from_iterable(_probe_file(source, url, problems) for url in urls)
-    records = list(islice(readable, PROBED_RECORDS))
-    return records, f" ({problems[0]})" if problems else ""
+    """Return the first readable records, and the reason why the first unreadable record could not be read.
+
+    The reason is an empty string if all records were readable.
+    """
+    errors: list[str] = []
+    readable_records = chain.from_iterable(_probe_file(source, url, errors) for url in urls)
+    records = list(islice(readable_records, PROBED_RECORDS))
+    return records, errors[0] if errors else ""
 
 
-def _probe_file(source: Source, url: str, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """The readable records of a file, up to where it is damaged; a run quarantines the rest, so it is no error here."""
+def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the readable records of a file. Appends the reasons of unreadable records to `errors`.
+
+    Damage ends the file without raising an error, because a run sends the rest of a damaged file to quarantine.
+    """
     try:
         for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
             if isinstance(record, dict):
                 yield record
             elif isinstance(record, BadRecord):
-                problems.append(str(record))
+                errors.append(str(record))
     except Exception as error:
         if not is_damage_error(error):
             raise
-        problems.append(f"damaged file: {error}")
+        errors.append(f"damaged file: {error}")
 
 
-def _raise_missing_column(where: str, column: str, records: list[dict[str, Any]], file: str) -> None:
+def _raise_missing_column(location: str, column: str, records: list[dict[str, Any]], file: str) -> None:
+    """Raise ValueError that suggests the most similar column that the records have."""
     present = list(dict.fromkeys(name for record in records for name in record))
-    near = difflib.get_close_matches(column, present, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    similar = difflib.get_close_matches(column, present, n=1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else ""
     raise ValueError(
-        f"{where}: column {column!r} is in none of the first records of {file}{hint} (present: {', '.join(present)})"
+        f"{location}: column {column!r} is in none of the first records of {file}{hint} (present: {', '.join(present)})"
     )

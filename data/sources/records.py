@@ -1,8 +1,8 @@
-"""What a reader yields, and the bounds that hold for every format.
+"""What the readers of all formats yield (`Records`), and the functions that they share.
 
-A reader takes a source and a range of one of its files and yields `(offset, record)` for every record: a dict of its
-columns, a `BadRecord` for quarantine, or a `NotText` that holds no text. It reads blocks and holds at most one record
-at a time, so that it can read a file larger than memory and one with a giant line.
+A reader is a function of a source and a range of one of its files. It yields `(offset, record)` for every record in
+the range. A record is a dict of its columns, a `BadRecord` that goes to quarantine, or a `NotText`. A reader keeps at
+most one record in memory, and no record above `MAX_RECORD_BYTES`. So it can read files that are larger than memory.
 """
 
 import re
@@ -13,14 +13,15 @@ from data.document import BadRecord, is_too_long, too_long_error
 
 
 class NotText(Exception):
-    """A record whose purpose is not its text, such as a crawler's request; the message is its kind."""
+    """Yielded for a record that should not become a document, such as a crawler's request. The message is its kind."""
 
 
 Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotText"]]
+"""(offset, record) of every record. `Quarantined.offset` says what offsets count in each format."""
 
 
 def decode_utf8(raw: bytes | bytearray) -> str:
-    """UTF-8 text without a byte order mark. Raises BadRecord that names the first byte that is not UTF-8."""
+    """Decode UTF-8 and remove a byte order mark. Raises BadRecord that names the first byte that is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -30,94 +31,100 @@ def decode_utf8(raw: bytes | bytearray) -> str:
 
 
 def join_blocks(blocks: Iterable[bytes]) -> bytes | BadRecord:
-    """All blocks as one record."""
-    held: list[bytes] = []
-    size = 0
+    """Join all blocks to one record. Returns a BadRecord as soon as the record is too long."""
+    read_blocks: list[bytes] = []
+    num_bytes = 0
     for block in blocks:
-        held.append(block)
-        size += len(block)
-        if is_too_long(size):
+        read_blocks.append(block)
+        num_bytes += len(block)
+        if is_too_long(num_bytes):
             return too_long_error()
-    return b"".join(held)
+    return b"".join(read_blocks)
 
 
 def split_lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """(offset, line with its end) of every line that begins before `stop` (-1: no bound); the first is at `offset`."""
-    held: list[bytes] = []
-    start = position = offset  # of the current line, and of the next byte
+    """Yield (offset, line) of every line that begins before position `stop`; -1 means no limit.
+
+    A line includes its line end. `offset` is the position in the file at which the first block begins. A BadRecord
+    takes the place of a line that is too long.
+    """
+    pieces: list[bytes] = []  # of the current line
+    line_start = position = offset  # `position` is that of the next byte to search for a line end
     for block in blocks:
-        first = 0
-        while end := block.find(b"\n", first) + 1:
-            held.append(block[first:end])
-            position += end - first
-            yield start, _joined(held, position - start)
-            held, start, first = [], position, end
-            if 0 <= stop <= start:
+        begin = 0
+        while end := block.find(b"\n", begin) + 1:
+            pieces.append(block[begin:end])
+            position += end - begin
+            yield line_start, _join_line(pieces, position - line_start)
+            pieces, line_start, begin = [], position, end
+            if 0 <= stop <= line_start:
                 return
-        position += len(block) - first
-        if not is_too_long(position - start):
-            held.append(block[first:])
+        position += len(block) - begin
+        if not is_too_long(position - line_start):
+            pieces.append(block[begin:])
         elif 0 <= stop <= position:
-            break  # the next line belongs to another range
+            break  # the line is too long, and the next line belongs to the next range
         else:
-            held = []
-    if position > start:
-        yield start, _joined(held, position - start)
+            pieces = []
+    if position > line_start:
+        yield line_start, _join_line(pieces, position - line_start)
 
 
-def _joined(held: list[bytes], size: int) -> bytes | BadRecord:
-    return too_long_error() if is_too_long(size) else b"".join(held)
+def _join_line(pieces: list[bytes], num_bytes: int) -> bytes | BadRecord:
+    """Join the pieces of a line of `num_bytes`. Returns a BadRecord for a line that is too long."""
+    return too_long_error() if is_too_long(num_bytes) else b"".join(pieces)
 
 
 class Buffer:
-    """The part of a stream of blocks that a parser holds: it grows at its end and shrinks at its start."""
+    """A window on a stream of blocks. A parser appends blocks at its end and drops parsed bytes at its start."""
 
     def __init__(self, blocks: Iterable[bytes], offset: int = 0):
         self._blocks = iter(blocks)
         self.data = bytearray()
         self.offset = offset
         """Position in the stream of the first byte of `data`."""
-        self.ended = False
-        """Whether `data` is known to reach the end of the stream."""
+        self.at_end = False
+        """Whether the last read found the end of the stream, so that no bytes follow `data`."""
 
-    def more(self) -> bool:
-        """Append a block; False at the end of the stream."""
+    def read_block(self) -> bool:
+        """Append the next block to `data`. Returns False at the end of the stream."""
         block = next(self._blocks, None)
-        self.ended = block is None
+        self.at_end = block is None
         self.data += block or b""
-        return not self.ended
+        return not self.at_end
 
-    def reach(self, size: int) -> bool:
-        """Grow to `size` bytes; False when the stream ends before."""
-        while len(self.data) < size:
-            if not self.more():
+    def fill(self, num_bytes: int) -> bool:
+        """Read blocks until `data` has at least `num_bytes`. Returns False if the stream ends before that."""
+        while len(self.data) < num_bytes:
+            if not self.read_block():
                 return False
         return True
 
-    def drop(self, size: int) -> None:
-        """Forget the first `size` bytes."""
-        del self.data[:size]
-        self.offset += size
+    def drop(self, num_bytes: int) -> None:
+        """Remove the first `num_bytes` of `data`."""
+        del self.data[:num_bytes]
+        self.offset += num_bytes
 
-    def skip(self, size: int) -> bool:
-        """Forget `size` bytes without holding them; False when the stream ends before."""
-        while size > len(self.data):
-            size -= len(self.data)
+    def skip(self, num_bytes: int) -> bool:
+        """Drop `num_bytes`, which may be more than fit in memory. Returns False if the stream ends before that."""
+        while num_bytes > len(self.data):
+            num_bytes -= len(self.data)
             self.drop(len(self.data))
-            if not self.more():
+            if not self.read_block():
                 return False
-        self.drop(size)
+        self.drop(num_bytes)
         return True
 
-    def find(self, pattern: re.Pattern[bytes], start: int, most: int, overlap: int = 16) -> tuple[int, int] | None:
-        """Begin and end of the first match from `start` on; None when none begins within `most` bytes.
+    def find(self, pattern: re.Pattern[bytes], start: int, limit: int, overlap: int = 16) -> tuple[int, int] | None:
+        """Find the first match from `start` on, reading blocks as needed. Returns its begin and end within `data`.
 
-        `overlap` is the longest match there can be: one so near the end of the data may grow with the next block.
+        Returns None if no match begins within about `limit` bytes after `start`. `overlap` is the greatest length of a
+        match. So many bytes at the end of `data` are searched again after each block, for a match across the blocks.
         """
         position = start
         while True:
             if match := pattern.search(self.data, position):
                 return match.span()
             position = max(position, len(self.data) - overlap)
-            if position - start > most or not self.more():
+            if position - start > limit or not self.read_block():
                 return None

@@ -1,9 +1,11 @@
-"""WARC (ISO 28500, version 1.1): the HTML pages among the responses that a crawler received.
+"""Reader of the format `warc` (ISO 28500, version 1.1): the HTML pages among the responses that a crawler received.
 
-    WARC/1.1 ⏎ headers ⏎ ⏎ block of Content-Length bytes ⏎ ⏎ and so on, often each record a gzip or zstd member
+A file is a sequence of records. Each record is often a gzip or zstd member of its own.
 
-A broken record costs as little as possible: reading continues at the next record, in a damaged archive at the next
-member that begins with one.
+    WARC/1.1 ⏎ headers ⏎ ⏎ block of Content-Length bytes ⏎ ⏎
+
+After a broken record, reading continues at the next record. After a damaged member of a compressed file, reading
+continues at the next member that begins with a record.
 """
 
 import re
@@ -35,12 +37,15 @@ _MAGIC = b"WARC/"
 _RECORD_START = re.compile(rb"WARC/\d\.\d\r?\n(?=[A-Za-z])")
 _RESPONSE = "response"
 _TRUNCATED = "the file ends within the record"
-_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a frame to skip that holds the dictionary of a .warc.zst
+_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # begins the skippable zstd frame that contains the dictionary of a .warc.zst
 _SEARCH_BYTES = 1 << 20
 
 
 def warc_records(source: Source, read_range: ReadRange) -> Records:
-    """A record for each HTML page; every other record is a `NotText` with its type."""
+    """Yield a record for each HTML page, and a `NotText` for every other WARC record.
+
+    The offset is the record's position in the decompressed content.
+    """
     codec = CODECS.get(file_extension(read_range.url))
     if codec is None:
         yield from _read_stream(Buffer(read_blocks(read_range.url)))
@@ -52,7 +57,10 @@ def warc_records(source: Source, read_range: ReadRange) -> Records:
 
 
 def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
-    """Every record, also those after a damaged member; the damage is one quarantined record."""
+    """Yield every record of a compressed file. Each damaged stretch of the file is one BadRecord.
+
+    Reading continues after the damage, unless the server of the file does not support range requests.
+    """
     offset = 0
     while True:
         members = DecompressedBlocks(file, codec)
@@ -64,15 +72,15 @@ def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
             if not is_damage_error(error):
                 raise
             offset = buffer.offset + len(buffer.data)
-            yield buffer.offset, BadRecord(f"damaged archive, unreadable up to the next record that is whole: {error}")
-        following = _find_next_member(file, codec, members.member + 1) if supports_ranges(url) else None
-        if following is None:
+            yield buffer.offset, BadRecord(f"damaged archive, unreadable up to the next complete record: {error}")
+        next_member = _find_next_member(file, codec, members.member_start + 1) if supports_ranges(url) else None
+        if next_member is None:
             return
-        file.seek(following)
+        file.seek(next_member)
 
 
 def _find_next_member(file: IO[bytes], codec: Codec, start: int) -> int | None:
-    """Position of the first member from `start` on whose content begins with a record; None without one."""
+    """Return the position of the first member from `start` on whose content begins with a record; None without one."""
     file.seek(start)
     data = b""
     while block := file.read(_SEARCH_BYTES):
@@ -89,9 +97,10 @@ def _find_next_member(file: IO[bytes], codec: Codec, start: int) -> int | None:
 
 
 def _member_begins_with_record(file: IO[bytes], codec: Codec, start: int) -> bool:
+    """Whether a member begins at position `start` of the file and its content begins with a WARC record."""
     file.seek(start)
     try:
-        return codec.decompressor().decompress(file.read(512)).startswith(_MAGIC)
+        return codec.make_decompressor().decompress(file.read(512)).startswith(_MAGIC)
     except Exception as error:
         if not is_damage_error(error):
             raise
@@ -99,77 +108,85 @@ def _member_begins_with_record(file: IO[bytes], codec: Codec, start: int) -> boo
 
 
 def _codec_with_dictionary(file: IO[bytes], codec: Codec) -> Codec:
-    """The codec with the dictionary that a .warc.zst may begin with (iipc's specification, Zstandard compression)."""
+    """Return the zstd codec with the file's own dictionary, if the file begins with one.
+
+    The dictionary is specified by the IIPC (International Internet Preservation Consortium) for .warc.zst files.
+    """
     head = file.read(8)
     if head[:4] != _DICTIONARY_MAGIC:
         file.seek(0)
         return codec
     content = file.read(int.from_bytes(head[4:], "little"))
     if content.startswith(codec.magic):
-        content = codec.decompressor().decompress(content)
+        content = codec.make_decompressor().decompress(content)
     dictionary = zstandard.ZstdCompressionDict(content)
-    return codec._replace(decompressor=lambda: zstd_decompressor(dictionary))
+    return codec._replace(make_decompressor=lambda: zstd_decompressor(dictionary))
 
 
 def _read_stream(buffer: Buffer) -> Records:
-    """Every record of a stream; a broken one is quarantined, and reading continues at the next recognizable one."""
+    """Yield every record of a decompressed stream. Each broken stretch of the stream is one BadRecord."""
     while _skip_blank_lines(buffer):
         offset = buffer.offset
         yield offset, _read_record(buffer)
 
 
 def _skip_blank_lines(buffer: Buffer) -> bool:
-    """Drop blank lines; whether anything follows them."""
+    """Drop blank lines. Returns False if the stream ends after them."""
     while True:
         buffer.drop(len(buffer.data) - len(buffer.data.lstrip(b"\r\n")))
         if buffer.data:
             return True
-        if not buffer.more():
+        if not buffer.read_block():
             return False
 
 
 def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
-    """Read one record and drop it from the buffer; a broken one is dropped up to the next record."""
-    if not buffer.reach(len(_MAGIC)) or not buffer.data.startswith(_MAGIC):
+    """Read the record at the start of the buffer and drop it from the buffer.
+
+    If the record is broken, everything up to the next record is dropped.
+    """
+    if not buffer.fill(len(_MAGIC)) or not buffer.data.startswith(_MAGIC):
         return _skip_broken_record(buffer, "no WARC record begins here")
-    end = buffer.find(_BLANK_LINE, 0, _MAX_HEADER_BYTES)
-    if end is None:
+    blank_line = buffer.find(_BLANK_LINE, 0, _MAX_HEADER_BYTES)
+    if blank_line is None:
         return _skip_broken_record(buffer, "the record's header has no end")
-    head = bytes(buffer.data[: end[0]])
+    header_end, block_start = blank_line
+    head = bytes(buffer.data[:header_end])
     if _RECORD_START.search(head, len(_MAGIC)):
         return _skip_broken_record(buffer, "another record begins within the record's header")
     headers = _parse_headers(head)
     length = headers.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,18}", length):
-        return _skip_broken_record(buffer, f"Content-Length {length!r} is no number")
-    size = int(length)
-    if is_too_long(size):
-        is_whole = buffer.skip(end[1] + size)
+        return _skip_broken_record(buffer, f"Content-Length {length!r} is not a number")
+    block_end = block_start + int(length)
+    if is_too_long(int(length)):
+        is_complete = buffer.skip(block_end)
         kind = headers.get("warc-type", "")
-        if not is_whole:
+        if not is_complete:
             return BadRecord(f"malformed WARC: {_TRUNCATED}")
         return too_long_error() if kind == _RESPONSE else NotText(kind)
-    if not buffer.reach(end[1] + size):
+    if not buffer.fill(block_end):
         return _skip_broken_record(buffer, _TRUNCATED)
-    buffer.reach(end[1] + size + 4)
-    if not _is_record_end(bytes(buffer.data[end[1] + size : end[1] + size + 4])):
-        return _skip_broken_record(buffer, f"Content-Length {size} does not lead to the record's end")
-    block = bytes(buffer.data[end[1] : end[1] + size])
-    buffer.drop(end[1] + size)
+    buffer.fill(block_end + 4)
+    if not _is_record_end(bytes(buffer.data[block_end : block_end + 4])):
+        return _skip_broken_record(buffer, f"Content-Length {int(length)} does not lead to the record's end")
+    block = bytes(buffer.data[block_start:block_end])
+    buffer.drop(block_end)
     return _to_record(headers, block)
 
 
 def _is_record_end(tail: bytes) -> bool:
-    """Whether a record is followed by two line ends; the last one of a file need not be."""
+    """Whether the four bytes after a record's block are two line ends. At the end of a file they may be missing."""
     return len(tail) < 4 and not tail.strip(b"\r\n") or _BLANK_LINE.match(tail) is not None
 
 
 def _skip_broken_record(buffer: Buffer, reason: str) -> BadRecord:
-    """The reason why a record is broken; the buffer is dropped up to the next record, or to the end."""
-    start = 1
+    """Drop everything up to the next record or the end of the stream. Returns the BadRecord for the dropped part."""
+    start = 1  # not 0, because the broken record itself may begin like a record
     while (span := buffer.find(_RECORD_START, start, _MAX_HEADER_BYTES)) is None:
-        buffer.drop(len(buffer.data) if buffer.ended else len(buffer.data) - 16)
-        if buffer.ended:
+        # The last 16 bytes stay, because the next record may begin within them.
+        buffer.drop(len(buffer.data) if buffer.at_end else len(buffer.data) - 16)
+        if buffer.at_end:
             break
         start = 0
     buffer.drop(span[0] if span else 0)
@@ -177,7 +194,10 @@ def _skip_broken_record(buffer: Buffer, reason: str) -> BadRecord:
 
 
 def _parse_headers(head: bytes) -> dict[str, str]:
-    """The headers after the first line, names in lower case. A line that begins with a blank continues the last one."""
+    """Parse the headers after the first line. Names become lower case, and the values of repeated headers are joined.
+
+    A line that begins with a space or a tab continues the previous header.
+    """
     headers: dict[str, str] = {}
     name = ""
     for line in re.split(r"\r?\n", head.decode("utf-8", "replace"))[1:]:
@@ -191,7 +211,10 @@ def _parse_headers(head: bytes) -> dict[str, str]:
 
 
 def _to_record(headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotText:
-    """The columns of a page, or the kind of a record without a page."""
+    """Return the columns of an HTML page, or a NotText with the record's kind if the record has no HTML page.
+
+    Returns a BadRecord for a page that cannot be decoded.
+    """
     kind = headers.get("warc-type", "")
     if kind != _RESPONSE:
         return NotText(kind)
@@ -210,7 +233,7 @@ def _to_record(headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRec
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
     return {
         "text": decode_html(page, charset[1] if charset else None),
-        "url": headers.get("warc-target-uri", "").strip("<>"),  # some writers of WARC/1.0 put them there
+        "url": headers.get("warc-target-uri", "").strip("<>"),  # some programs write WARC/1.0 URLs as <URL>
         "date": headers.get("warc-date"),
         "id": headers.get("warc-record-id"),
         "status": _http_status(block),
@@ -221,15 +244,16 @@ def _to_record(headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRec
 
 
 def _http_status(block: bytes) -> int | None:
+    """Return the status code of an HTTP response, such as 200."""
     status = re.match(rb"HTTP/\S+ +(\d{3})", block)
     return int(status[1]) if status else None
 
 
 def _decode_body(body: bytes, http: dict[str, str]) -> bytes:
-    """The page without HTTP's transfer and content encodings. Raises `BadRecord` for a body that cannot be decoded.
+    """Undo HTTP's transfer and content encodings. Raises BadRecord for a body that cannot be decoded.
 
-    Many crawlers store the decoded body with the headers of the encoded one, so a body that does not look encoded is
-    returned as it is.
+    Many crawlers store a decoded body with the original headers. So a body that does not look encoded is returned
+    unchanged.
     """
     if "chunked" in http.get("transfer-encoding", "").lower():
         body = _join_chunks(body)
@@ -239,54 +263,63 @@ def _decode_body(body: bytes, http: dict[str, str]) -> bytes:
 
 
 def _join_chunks(body: bytes) -> bytes:
-    """RFC 9112, 7.1. A body that does not begin with a chunk's size is returned as it is."""
+    """Join the chunks of a body with the transfer encoding `chunked` (RFC 9112, 7.1).
+
+    A body that does not consist of chunks is returned unchanged.
+    """
     parts: list[bytes] = []
     position = 0
     while size := re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match(body, position):
-        length = int(size[1], 16)
-        if length == 0:
+        chunk_bytes = int(size[1], 16)
+        if chunk_bytes == 0:
             return b"".join(parts)
-        parts.append(body[size.end() : size.end() + length])
-        position = size.end() + length + 2
+        parts.append(body[size.end() : size.end() + chunk_bytes])
+        position = size.end() + chunk_bytes + 2
     return b"".join(parts) if parts and position >= len(body) else body
 
 
 def _decompress_body(body: bytes, encoding: str) -> bytes:
+    """Undo one content encoding. Raises BadRecord for a damaged body and for an encoding that is not supported."""
     if encoding in ("", "identity", "none"):
         return body
     if encoding in ("gzip", "x-gzip"):
         return _inflate(body, zlib.MAX_WBITS | 16) if body.startswith(CODECS["gz"].magic) else body
-    if encoding == "deflate":  # RFC 9110 means zlib's format; some servers send the bare stream
+    if encoding == "deflate":  # by RFC 9110 this is zlib's format, but some servers send a raw deflate stream
         is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
         return body if body.lstrip()[:1] == b"<" else _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
     if encoding == "zstd" and body.startswith(CODECS["zst"].magic):
         return _join_bounded(_decompress(zstd_decompressor(), body))
     if body.lstrip()[:1] == b"<":
         return body
-    raise BadRecord(f"page packed as {encoding}, which is not read")
+    raise BadRecord(f"page with the content encoding {encoding}, which is not supported")
 
 
 def _inflate(body: bytes, wbits: int) -> bytes:
+    """Decompress a deflate stream in the format that zlib's `wbits` names."""
     return _join_bounded(_decompress(zlib.decompressobj(wbits), body))
 
 
-def _decompress(engine: Any, body: bytes) -> Iterator[bytes]:
-    """The body decompressed, 2 KiB of it at once, for a small body may become a giant page."""
+def _decompress(decompressor: Any, body: bytes) -> Iterator[bytes]:
+    """Yield the decompressed body in pieces, because a small body may expand to a huge page.
+
+    Each piece comes from 2 KiB of the body. Raises BadRecord for a damaged or truncated body.
+    """
     try:
         for begin in range(0, len(body), 2048):
-            if engine.eof:
+            if decompressor.eof:
                 return
-            yield engine.decompress(body[begin : begin + 2048])
+            yield decompressor.decompress(body[begin : begin + 2048])
     except (zlib.error, zstandard.ZstdError) as error:
-        raise BadRecord(f"page whose compression is damaged: {error}") from error
-    if not engine.eof:
-        raise BadRecord("page whose compression is cut short")
+        raise BadRecord(f"page whose compressed body is damaged: {error}") from error
+    if not decompressor.eof:
+        raise BadRecord("page whose compressed body is truncated")
 
 
-def _join_bounded(parts: Iterator[bytes]) -> bytes:
-    held = bytearray()
-    for part in parts:
-        held += part
-        if is_too_long(len(held)):
+def _join_bounded(pieces: Iterator[bytes]) -> bytes:
+    """Join the pieces. Raises BadRecord as soon as they are too long together."""
+    joined = bytearray()
+    for piece in pieces:
+        joined += piece
+        if is_too_long(len(joined)):
             raise too_long_error()
-    return bytes(held)
+    return bytes(joined)

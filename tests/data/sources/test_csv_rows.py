@@ -104,6 +104,6 @@ def test_a_header_that_is_missing_doubled_or_of_other_columns_is_told(tmp_path: 
 def test_another_delimiter_is_named_with_its_remedy(mark: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"Nr{mark}Text\n1{mark}Erstens, zweitens\n")
     source = Source(name="made", path=str(tmp_path / "a.csv"), format="csv", text="Text")
-    with pytest.raises(ValueError, match=re.escape(f"give the source delimiter: {mark!r}")):
+    with pytest.raises(ValueError, match=re.escape(f"set the source's delimiter: {mark!r}")):
         check_source(source)
     check_source(replace(source, delimiter=mark))

@@ -64,5 +64,5 @@ def test_a_window_finds_what_lies_across_its_blocks() -> None:
         buffer = Buffer(blocks_of(content, size))
         assert buffer.find(re.compile(b"needle"), 0, 10_000) == (300, 306)
         buffer.drop(300)
-        assert buffer.offset == 300 and buffer.reach(6) and buffer.data[:6] == b"needle"
-        assert buffer.skip(56) and not buffer.skip(1) and buffer.ended
+        assert buffer.offset == 300 and buffer.fill(6) and buffer.data[:6] == b"needle"
+        assert buffer.skip(56) and not buffer.skip(1) and buffer.at_end

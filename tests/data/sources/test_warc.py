@@ -154,8 +154,8 @@ def test_what_cannot_be_unpacked_is_quarantined(
     found = find(tmp_path / "a.warc", "warc")
     assert found.texts == [BODY.decode()]
     assert [bad.reason for bad in found.bad] == [
-        "page packed as br, which is not read",
-        "page whose compression is cut short",
+        "page with the content encoding br, which is not supported",
+        "page whose compressed body is truncated",
         "record longer than 10000 bytes",
     ]
 
@@ -180,8 +180,8 @@ def test_answers_without_html_or_http_are_no_pages(tmp_path: Path, find: Callabl
         (lambda one: one.replace(b"WARC/1.1", b"XARC/1.1", 1), "no WARC record begins here"),
         (lambda one: one.replace(b"Content-Length: ", b"Content-Length: 1", 1), "does not lead to the record's end"),
         (lambda one: one.replace(b"Content-Length: ", b"Content-Length: 99", 1), "the file ends within the record"),
-        (lambda one: one.replace(b"Content-Length: ", b"Content-Length: x", 1), "is no number"),
-        (lambda one: one.replace(b"Content-Length: ", b"Length: ", 1), "Content-Length '' is no number"),
+        (lambda one: one.replace(b"Content-Length: ", b"Content-Length: x", 1), "is not a number"),
+        (lambda one: one.replace(b"Content-Length: ", b"Length: ", 1), "Content-Length '' is not a number"),
         (lambda one: one[:-30], "does not lead to the record's end"),
         (lambda one: one[:60], "another record begins within the record's header"),
         (lambda one: one[:30], "another record begins within the record's header"),
