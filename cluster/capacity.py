@@ -4,7 +4,7 @@ Resources may be missing because nodes are still starting or because other work 
 placement group, so Ray's scheduler decides when the request fits, and an autoscaler starts nodes for it. A bundle is
 the resources of one worker, such as `{"CPU": 4, "GPU": 1}`. One node must have all of a bundle.
 
-In all functions `field` is the config field (or the work) that the resources are for, which messages begin with.
+In all functions `field` is the config field (or the work) that the resources are for. Messages begin with it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def is_waiting_for_capacity() -> bool:
 
 
 def missing_capacity() -> str:
-    """Describe the resources that this stage was granted and the cluster no longer has; empty if it has all."""
+    """Describe the resources that this stage was granted and the cluster has lost. Empty if nothing was lost."""
     shortages = {field: _describe_shortage(bundles) for field, bundles in _current_stage.granted.items()}
     return "; ".join(f"{field}: {shortage}" for field, shortage in shortages.items() if shortage)
 
@@ -114,7 +114,7 @@ def check_can_fit(bundles: Sequence[Mapping[str, float]], field: str) -> None:
 
 
 def wait_for_placement_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Return as soon as a placement group has its resources.
+    """Return as soon as a placement group has its resources. Waits until they are free, and reports the wait.
 
     The group may be new, or may have lost resources because a node died. Raises ValueError when the group does not get
     its resources within the limit, or when a new node cannot access the paths that the run needs.
@@ -140,7 +140,7 @@ def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: 
             waited_s = time.monotonic() - start_s
             shortage = _describe_shortage(bundles)
             limit_s = new_node_limit_s if shortage else max(new_node_limit_s, _MIN_BUSY_WAIT_S)
-            reason = shortage or _describe_use(bundles)
+            reason = shortage or _describe_busy_resources(bundles)
             if waited_s > limit_s:
                 raise ValueError(
                     f"{field}: does not fit: {reason}, after a wait of {waited_s:.0f} s; add nodes, lower the number "
@@ -167,9 +167,9 @@ def _describe_shortage(bundles: Sequence[Mapping[str, float]]) -> str:
     for name, amount in sum_resources(bundles).items():
         if amount > total.get(name, 0.0) + 1e-9:
             return f"needs {format_amount(name, amount)}, the cluster has {total.get(name, 0.0):g}"
-    free_nodes = [dict(node) for node in nodes]
+    free_on_nodes = [dict(node) for node in nodes]
     for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
-        fitting = (node for node in free_nodes if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
+        fitting = (node for node in free_on_nodes if all(node.get(name, 0.0) + 1e-9 >= bundle[name] for name in bundle))
         node = next(fitting, None)
         if node is None:
             worker = " and ".join(format_amount(name, amount) for name, amount in bundle.items())
@@ -182,8 +182,8 @@ def _describe_shortage(bundles: Sequence[Mapping[str, float]]) -> str:
     return ""
 
 
-def _describe_use(bundles: Sequence[Mapping[str, float]]) -> str:
-    """Describe what other work leaves free: `needs 2 CPUs, of the cluster's 4 only 1 is free`."""
+def _describe_busy_resources(bundles: Sequence[Mapping[str, float]]) -> str:
+    """Describe how much other work leaves free: `needs 2 CPUs, of the cluster's 4 only 1 is free`."""
     import ray
 
     total, free = cluster_resources(), ray.available_resources()

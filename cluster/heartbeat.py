@@ -1,7 +1,8 @@
-"""The side of monitoring that runs in each monitored process: its record, its heartbeats, and its stacks on request.
+"""The part of monitoring that runs inside each monitored process.
 
 Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. It removes the record
-when it ends without an exception (`monitored`), so a record without a process means that the process died.
+when it ends without an exception (`monitored`), so a record without a process means that the process died. While it
+runs it writes heartbeats, and on request its Python stacks, into the same folder.
 `cluster.node_monitor` reads the records on one node, and `cluster.stage_monitor` combines all nodes.
 """
 
@@ -75,7 +76,10 @@ _registration = _Registration()
 
 @contextlib.contextmanager
 def monitored(stage: str | None, role: str, index: int, *, log_death: bool = False) -> Iterator[None]:
-    """Have this process monitored while the block runs. Does nothing if `stage` is None."""
+    """Have this process monitored while the block runs. Does nothing if `stage` is None.
+
+    `role` and `index` name the process within the stage, as in `generator 0`.
+    """
     file = None if stage is None else register_process(stage, role, index, log_death=log_death)
     if file is None:
         yield
@@ -91,10 +95,7 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
 
 
 def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_death: bool = False) -> type:
-    """A subclass of `cls` whose instances have their process monitored. An actor of it is monitored while it lives.
-
-    Returns `cls` itself if `stage` is None.
-    """
+    """A subclass of `cls` for Ray actors whose processes are monitored. Returns `cls` itself if `stage` is None."""
     if stage is None:
         return cls
 
@@ -119,6 +120,7 @@ def register_process(stage: str, role: str, index: int, *, log_death: bool = Fal
 
 
 def _write_registration(stage: str, role: str, index: int, log_death: bool) -> Path:
+    # Ray redirects a worker's stderr to a file, which is the worker's log. A terminal or a pipe is not a log.
     stderr_path = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
     log_path = stderr_path if stderr_path.startswith("/") and os.path.isfile(stderr_path) else ""
     pid = os.getpid()

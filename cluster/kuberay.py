@@ -214,7 +214,8 @@ class _PodSettings:
 
     config: ClusterConfig
     env: list[dict[str, Any]]
-    keys: Mapping[str, str]
+    """The entries of each container's `env`, without those from Secrets."""
+    config_map_keys: Mapping[str, str]
     """The ConfigMap key of each file, by its path."""
 
 
@@ -280,7 +281,7 @@ def _pod_template(settings: _PodSettings, role: str, shape: PodShape) -> dict[st
             {"name": "scratch", "mountPath": "/tmp"},
         ],
     }
-    items = [{"key": key, "path": path} for path, key in settings.keys.items()]
+    items = [{"key": key, "path": path} for path, key in settings.config_map_keys.items()]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": config.grace_s,
@@ -326,9 +327,9 @@ def _network_policy(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _disruption_budget(config: ClusterConfig, groups: Sequence[PodGroup]) -> dict[str, Any]:
-    """A budget that forbids to evict the head or a training pod.
+    """A budget that protects the head and the training pods from eviction.
 
-    An eviction would set all training workers back to the last checkpoint.
+    The eviction of one of them would set all training workers back to the last checkpoint.
     """
     protected_roles = ["head", *(group.name for group in groups if group.name == "train")]
     num_protected = 1 + sum(group.num_pods for group in groups if group.name == "train")
@@ -423,7 +424,7 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
     )
     if cluster.get("authOptions", {}).get("mode") == "token":
         ray_version = tuple(int(number) for number in cluster.get("rayVersion", "0").split(".")[:2])
-        _require(ray_version >= (2, 52), "authOptions.mode token needs rayVersion 2.52 or newer")
+        _require(ray_version >= (2, 52), "authOptions.mode: token needs rayVersion 2.52 or newer")
 
 
 def _require(is_valid: bool, message: str) -> None:
