@@ -1,4 +1,4 @@
-"""Our decoder against transformers' own, both ways through a folder."""
+"""`Transformer` and `ScalarHead`, compared with Hugging Face transformers after saving and after loading a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_model(config: TransformerConfig) -> Transformer:
     initialize(model, seed=3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Larger than at the start of training, so that a wrong rotation or norm would show.
+            # Larger than initial weights, so that an error in the rotary embedding or a norm changes the logits.
             parameter.mul_(1.3 if "norm" in name else 6.0)
     return model.eval()
 
@@ -67,78 +67,82 @@ def make_hf_config(*, tie_embeddings: bool, num_kv_heads: int, **other: object) 
     )
 
 
-def some_ids() -> torch.Tensor:
+def random_ids() -> torch.Tensor:
     return torch.randint(3, 61, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
-def our_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
+def raymill_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
     return model.logits(model(ids, row_positions(ids)))
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_exported_model_gives_transformers_our_logits(tmp_path: Path, tie_embeddings: bool, num_kv_heads: int) -> None:
+def test_exported_model_has_the_same_logits_in_transformers(
+    tmp_path: Path, tie_embeddings: bool, num_kv_heads: int
+) -> None:
     config = make_config(tie_embeddings=tie_embeddings, num_kv_heads=num_kv_heads)
     model = make_model(config)
     save_hf_model(tmp_path, full_state_dict(model), config, special_tokens=SPECIAL, tokenizer_folder=None)
-    theirs, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    hf_model, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    ids = some_ids()
+    ids = random_ids()
     with torch.no_grad():
-        torch.testing.assert_close(our_logits(model, ids), theirs(ids).logits, atol=1e-5, rtol=0)
-    assert (theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id) == (1, 2, 0)
-    assert theirs.config.rope_parameters["rope_theta"] == 5_000.0
-    assert theirs.dtype == torch.float32
+        torch.testing.assert_close(raymill_logits(model, ids), hf_model(ids).logits, atol=1e-5, rtol=0)
+    assert (hf_model.config.bos_token_id, hf_model.config.eos_token_id, hf_model.config.pad_token_id) == (1, 2, 0)
+    assert hf_model.config.rope_parameters["rope_theta"] == 5_000.0
+    assert hf_model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
-def test_transformers_folder_gives_us_their_logits(tmp_path: Path, tie_embeddings: bool, max_shard_size: str) -> None:
-    theirs = make_hf(tie_embeddings=tie_embeddings)
-    theirs.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+def test_a_folder_of_transformers_has_the_same_logits_in_raymill(
+    tmp_path: Path, tie_embeddings: bool, max_shard_size: str
+) -> None:
+    hf_model = make_hf(tie_embeddings=tie_embeddings)
+    hf_model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "20KB")
     model = load_hf_model(tmp_path)
     assert model.config == make_config(tie_embeddings=tie_embeddings)
-    ids = some_ids()
+    ids = random_ids()
     with torch.no_grad():
-        torch.testing.assert_close(our_logits(model, ids), theirs(ids).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(raymill_logits(model, ids), hf_model(ids).logits, atol=1e-5, rtol=0)
 
 
 def test_bfloat16_folder_loads_as_float32_of_the_same_values(tmp_path: Path) -> None:
-    theirs = make_hf().to(torch.bfloat16)
-    theirs.save_pretrained(tmp_path)
+    hf_model = make_hf().to(torch.bfloat16)
+    hf_model.save_pretrained(tmp_path)
     model = load_hf_model(tmp_path)
     assert model.embedding.weight.dtype == torch.float32
-    assert torch.equal(model.embedding.weight, theirs.model.embed_tokens.weight.float())
+    assert torch.equal(model.embedding.weight, hf_model.model.embed_tokens.weight.float())
 
 
-def test_exported_scalar_head_gives_transformers_our_rewards(tmp_path: Path) -> None:
+def test_exported_scalar_head_has_the_same_rewards_in_transformers(tmp_path: Path) -> None:
     config = make_config(tie_embeddings=False)
     model = ScalarHead(config)
     initialize(model, seed=5)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-1, 1, config.width)[None])
     save_hf_model(tmp_path, full_state_dict(model), model.config, special_tokens=SPECIAL, tokenizer_folder=None)
-    theirs, info = LlamaForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    hf_model, info = LlamaForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    ids = some_ids()
+    ids = random_ids()
     ids[1, 30:] = SPECIAL.pad
     with torch.no_grad():
-        ours = model(ids, row_positions(ids))[torch.arange(2), torch.tensor([39, 29])]
-        expected = theirs(ids, attention_mask=(ids != SPECIAL.pad).long()).logits.squeeze(1)
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
-    again = load_hf_scalar_model(tmp_path)
-    assert torch.equal(again.score.weight, model.score.weight)
+        scalars = model(ids, row_positions(ids))[torch.arange(2), torch.tensor([39, 29])]
+        expected = hf_model(ids, attention_mask=(ids != SPECIAL.pad).long()).logits.squeeze(1)
+    torch.testing.assert_close(scalars, expected, atol=1e-5, rtol=0)
+    loaded = load_hf_scalar_model(tmp_path)
+    assert torch.equal(loaded.score.weight, model.score.weight)
 
 
-def test_scalar_head_from_language_model_takes_its_decoder_and_starts_at_zero(tmp_path: Path) -> None:
+def test_a_scalar_head_from_a_language_model_has_its_decoder_and_zero_weight(tmp_path: Path) -> None:
     make_hf(tie_embeddings=False).save_pretrained(tmp_path)
     model, language_model = load_hf_scalar_model(tmp_path), load_hf_model(tmp_path)
     assert not model.score.weight.any()
     assert torch.equal(model.transformer.layers[2].ffn.down.weight, language_model.layers[2].ffn.down.weight)
 
 
-def test_hf_tensors_are_what_transformers_calls_them() -> None:
+def test_hf_tensors_have_the_names_of_transformers() -> None:
     model = make_model(make_config(tie_embeddings=False))
     assert {name for name, _ in hf_tensors(model)} == set(make_hf(tie_embeddings=False).state_dict())
     with pytest.raises(ValueError, match="a Llama decoder has no parameter"):
@@ -157,9 +161,7 @@ def test_hf_tensors_are_what_transformers_calls_them() -> None:
         ({"num_key_value_heads": 3}, "num_kv_heads"),
     ],
 )
-def test_a_model_that_we_would_compute_otherwise_is_refused(
-    tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_a_model_with_unsupported_settings_is_rejected(tmp_path: Path, change: dict[str, object], message: str) -> None:
     make_hf().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -167,7 +169,7 @@ def test_a_model_that_we_would_compute_otherwise_is_refused(
         read_config(tmp_path)
 
 
-def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_config_json_are_rejected(tmp_path: Path) -> None:
     make_hf().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     raw = json.loads(path.read_text())
@@ -178,4 +180,4 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"unexpected layers\.2"):
         load_hf_model(tmp_path)
     with pytest.raises(ValueError, match=r"no config\.json"):
-        load_hf_model(tmp_path / "nowhere")
+        load_hf_model(tmp_path / "missing")

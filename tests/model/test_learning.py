@@ -1,4 +1,4 @@
-"""Learning settings out of their range are refused by a message that names the field."""
+"""A learning setting out of range is rejected with a message that has the path of the field."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ LEARNING = LearningConfig()
         ({"kl_coefficient": -1.0}, "must not be negative"),
     ],
 )
-def test_learning_numbers_out_of_range_are_refused(changed: dict, message: str) -> None:
+def test_learning_settings_out_of_range_are_rejected(changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(LEARNING, **changed).check("learning")

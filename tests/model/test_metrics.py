@@ -1,4 +1,4 @@
-"""Metrics against numbers worked by hand, closed forms and the libraries' own answers."""
+"""Metrics, compared with numbers computed by hand, with closed forms and with sacrebleu."""
 
 import math
 
@@ -29,12 +29,12 @@ def test_token_f1_counts_repeated_words_once_each() -> None:
     # Shared multiset {cat, cat}: precision 2/3 (cat cat sat), recall 2/4 (cat cat cat ran), F1 = 2*2/(3+4).
     assert metrics.token_f1("cat cat sat", ["cat cat cat ran"]) == pytest.approx(4 / 7)
     assert metrics.token_f1("cat", ["dog", "black cat"]) == pytest.approx(2 / 3)
-    assert metrics.token_f1("the", ["a"]) == 1.0  # both empty in normal form
+    assert metrics.token_f1("the", ["a"]) == 1.0  # both are empty after normalization
     assert metrics.token_f1("", ["cat"]) == 0.0
 
 
-def test_distinct_2_is_pooled_over_texts() -> None:
-    # Bigrams: (a b)(b a)(a b) and (a b): 4 in all, 2 distinct.
+def test_distinct_2_counts_the_bigrams_of_all_texts_together() -> None:
+    # Bigrams: (a b)(b a)(a b) and (a b): 4 bigrams, 2 of them distinct.
     assert metrics.distinct_n(["a b a b", "A B"], 2) == pytest.approx(0.5)
     assert metrics.distinct_n(["one", ""], 2) == 0.0
 
@@ -48,24 +48,24 @@ def test_bootstrap_of_a_mean_agrees_with_the_normal_approximation() -> None:
     assert interval.high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
 
 
-def test_bootstrap_is_seeded_and_its_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bootstrap_depends_on_its_seed_and_not_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=7)
     whole = metrics.bootstrap_interval(values, seed=3)
     assert metrics.bootstrap_interval(values, seed=3) == whole
     assert metrics.bootstrap_interval(values, seed=4) != whole
-    monkeypatch.setattr(metrics, "_MAX_RESAMPLED_ENTRIES", 35)
+    monkeypatch.setattr(metrics, "_MAX_SAMPLED_INDICES", 35)
     assert metrics.bootstrap_interval(values, seed=3) == whole
 
 
 def test_weighted_bootstrap_is_the_ratio_of_sums() -> None:
-    # Documents of 10 and 30 bytes with 20 and 30 bits: 50 bits over 40 bytes, not the mean of 2 and 1. The ends are
-    # the resamples that draw one document twice.
+    # Documents of 10 and 30 bytes with 20 and 30 bits: 50 bits over 40 bytes, not the mean of 2 and 1. The ends of the
+    # interval are the resamples with the same document twice.
     interval = metrics.bootstrap_interval([20.0, 30.0], [10.0, 30.0])
     assert interval.value == pytest.approx(1.25)
     assert (interval.low, interval.high) == (pytest.approx(1.0), pytest.approx(2.0))
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_a_95_percent_interval_covers_the_true_mean_in_about_95_percent_of_trials() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for trial in range(300):
@@ -74,7 +74,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.88 <= covered / 300 <= 0.98
 
 
-def test_pairing_finds_a_small_change_that_unpaired_noise_hides() -> None:
+def test_a_paired_bootstrap_finds_a_small_change_that_an_unpaired_one_does_not() -> None:
     generator = np.random.default_rng(2)
     before = generator.normal(0.0, 10.0, size=200)
     after = before + 0.5 + generator.normal(0.0, 0.5, size=200)
@@ -85,12 +85,12 @@ def test_pairing_finds_a_small_change_that_unpaired_noise_hides() -> None:
     assert not shuffled.excludes(0.0)
 
 
-def test_paired_bootstrap_refuses_other_records() -> None:
-    with pytest.raises(ValueError, match="same records"):
+def test_paired_bootstrap_rejects_unequal_numbers_of_results() -> None:
+    with pytest.raises(ValueError, match="two results for every record"):
         metrics.paired_bootstrap([1.0, 2.0], [1.0])
 
 
-def test_bleu_is_sacrebleus_with_its_signature_and_an_interval_around_it() -> None:
+def test_bleu_equals_sacrebleu_and_lies_in_its_confidence_interval() -> None:
     predictions = [
         "the cat sat on the mat today",
         "he went to the big shop",
@@ -104,7 +104,7 @@ def test_bleu_is_sacrebleus_with_its_signature_and_an_interval_around_it() -> No
     assert signature.startswith("nrefs:1|case:mixed|") and "tok:13a" in signature
 
 
-def test_bleu_of_a_copy_is_100_with_no_doubt() -> None:
+def test_bleu_of_a_copy_is_100_with_an_interval_of_width_0() -> None:
     texts = ["a sentence of more than four words", "and another one of them here"]
     interval, _ = metrics.bleu(texts, texts)
     assert interval.low == pytest.approx(100.0) and interval.high == pytest.approx(100.0)

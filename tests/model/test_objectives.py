@@ -1,4 +1,4 @@
-"""Objectives against naive references and hand-worked numbers."""
+"""Objectives, compared with slow implementations and with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_batch() -> Batch:
 
 
 def naive_logprobs(model: Transformer, temperature: float = 1.0) -> list[torch.Tensor]:
-    """Log-probabilities of the learned tokens, one sequence at a time and without a mask."""
+    """Return the logprobs of the loss tokens, computed for one sequence at a time without padding."""
     out = []
     for sequence, mask in zip(SEQUENCES, MASKS, strict=True):
         ids = torch.tensor([sequence])
@@ -65,21 +65,21 @@ def naive_logprobs(model: Transformer, temperature: float = 1.0) -> list[torch.T
     return out
 
 
-def test_causal_lm_is_the_sum_over_learned_tokens_of_each_sequence_alone() -> None:
+def test_causal_lm_equals_the_sum_over_separate_sequences() -> None:
     model = make_model()
     loss = causal_lm(model, make_batch())
     torch.testing.assert_close(loss.sum, -torch.cat(naive_logprobs(model)).sum())
     assert loss.num_terms == 8
 
 
-def test_logprobs_stand_at_their_targets_and_divide_by_temperature() -> None:
+def test_logprobs_are_at_the_positions_of_their_targets_and_use_the_temperature() -> None:
     model, batch = make_model(), make_batch()
     got = logprobs(model, batch, temperature=0.7)
     torch.testing.assert_close(got[batch.loss_mask], torch.cat(naive_logprobs(model, 0.7)))
     assert not got[~batch.loss_mask].any()
 
 
-def test_nll_by_row_sums_the_counted_tokens_of_each_row() -> None:
+def test_nll_by_row_sums_the_loss_tokens_of_each_row() -> None:
     model = make_model()
     nll = nll_by_row(model, make_batch())
     torch.testing.assert_close(nll, torch.stack([-row.sum() for row in naive_logprobs(model)]))
@@ -89,12 +89,12 @@ def make_policy_batch(model: Transformer, *, with_reference: bool = True) -> Pol
     tokens = make_batch()
     generator = torch.Generator().manual_seed(0)
 
-    def near(scale: float) -> torch.Tensor:
+    def noisy_logprobs(scale: float) -> torch.Tensor:
         noise = torch.randn(tokens.targets.shape, generator=generator) * scale
         return ((logprobs(model, tokens, 0.7).detach() + noise) * tokens.loss_mask).float()
 
     advantages = torch.randn(tokens.targets.shape, generator=generator)
-    return PolicyBatch(tokens, near(0.6), advantages, near(0.5) if with_reference else None)
+    return PolicyBatch(tokens, noisy_logprobs(0.6), advantages, noisy_logprobs(0.5) if with_reference else None)
 
 
 def test_policy_loss_equals_a_naive_loop() -> None:
@@ -108,9 +108,9 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     total, clipped = 0.0, 0
     for lp, old, advantage, reference in zip(new, *rows, strict=True):
         ratio = math.exp(lp - old)
-        capped = min(max(ratio, 0.8), 1.2)
-        surrogate = min(ratio * advantage, capped * advantage)
-        clipped += capped * advantage < ratio * advantage
+        clipped_ratio = min(max(ratio, 0.8), 1.2)
+        surrogate = min(ratio * advantage, clipped_ratio * advantage)
+        clipped += clipped_ratio * advantage < ratio * advantage
         q = reference - lp
         total += -surrogate + 0.05 * (math.exp(q) - 1 - q)
     assert loss.sum.item() == pytest.approx(total, rel=1e-4)
@@ -119,7 +119,7 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     assert loss.num_terms == 8
 
 
-def test_on_fresh_samples_the_clipped_and_plain_gradients_are_reinforces() -> None:
+def test_on_policy_the_clipped_and_unclipped_gradients_equal_reinforce() -> None:
     model = make_model()
     batch = make_policy_batch(model)
     batch = batch._replace(behavior_logprobs=logprobs(model, batch.tokens, 0.7).detach(), reference_logprobs=None)
@@ -127,13 +127,15 @@ def test_on_fresh_samples_the_clipped_and_plain_gradients_are_reinforces() -> No
     expected = torch.autograd.grad(reinforce, list(model.parameters()))
     for clip_range in (0.2, None):
         loss = policy_loss(model, batch, temperature=0.7, clip_range=clip_range)
-        for got, want in zip(torch.autograd.grad(loss.sum, list(model.parameters())), expected, strict=True):
-            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        for got, expected_gradient in zip(
+            torch.autograd.grad(loss.sum, list(model.parameters())), expected, strict=True
+        ):
+            torch.testing.assert_close(got, expected_gradient, atol=1e-4, rtol=1e-4)
         assert loss.metrics["policy/approx_kl"].item() == pytest.approx(0.0, abs=1e-6)
         assert loss.metrics["policy/clip_fraction"].item() == 0
 
 
-def test_policy_entropy_is_that_of_the_tempered_distribution() -> None:
+def test_policy_entropy_of_a_uniform_distribution() -> None:
     model = make_model()
     with torch.no_grad():
         model.embedding.weight.zero_()
@@ -141,7 +143,7 @@ def test_policy_entropy_is_that_of_the_tempered_distribution() -> None:
     assert loss.metrics["policy/entropy"].item() / 8 == pytest.approx(math.log(13), rel=1e-5)
 
 
-def test_a_kl_penalty_without_reference_is_refused() -> None:
+def test_a_kl_penalty_without_reference_logprobs_is_rejected() -> None:
     model = make_model()
     with pytest.raises(ValueError, match="reference_logprobs"):
         policy_loss(model, make_policy_batch(model, with_reference=False), temperature=0.7, kl_coefficient=0.1)
@@ -160,12 +162,12 @@ def test_value_loss_by_hand() -> None:
     tokens = batch_from_sequences([[1, 2, 3], [4, 5]], [[False, True, True], [False, True]], length=3, pad_id=0)
     now = values(model, tokens).detach()
     mask = tokens.loss_mask
-    # One value inside the clip range, one that moved 0.5 towards its return, one that moved 0.5 away from it.
+    # One value is in the clip range, one moved 0.5 towards its return, and one moved 0.5 away from its return.
     old, returns = now.clone(), now.clone()
     returns[mask] += torch.tensor([0.3, 1.0, -1.0])
     old[mask] -= torch.tensor([0.1, 0.5, 0.5])
     loss = value_loss(model, ValueBatch(tokens, old, returns), value_clip_range=0.2)
-    # Errors 0.3, then held back at old + 0.2: 1.3, then the plain 1.0 beats the held back 0.7.
+    # The errors are 0.3, then 1.3 with the value clipped to old + 0.2, then 1.0, which is 0.7 with clipping.
     assert loss.sum.item() == pytest.approx(0.5 * (0.3**2 + 1.3**2 + 1.0**2), rel=1e-5)
     assert loss.metrics["value/clip_fraction"].item() == 1
     plain = value_loss(model, ValueBatch(tokens, old, returns), value_clip_range=None)
@@ -188,7 +190,7 @@ def test_bradley_terry_by_hand() -> None:
     assert loss.num_terms == 2
 
 
-def test_bradley_terry_of_a_new_head_is_log_two_and_half_right() -> None:
+def test_bradley_terry_of_an_initial_scalar_head_is_log_2_with_accuracy_one_half() -> None:
     model = ScalarHead(CONFIG)
     initialize(model, seed=0)
     loss = bradley_terry(model, pair_batch([[1, 2]], [[3, 4, 5]], length=4, pad_id=0))
@@ -196,7 +198,7 @@ def test_bradley_terry_of_a_new_head_is_log_two_and_half_right() -> None:
     assert loss.metrics["reward/accuracy"].item() == 0.5
 
 
-def test_rewards_do_not_see_the_padding() -> None:
+def test_rewards_do_not_depend_on_padding_tokens() -> None:
     model = make_scalar()
     ids, last = torch.tensor([[3, 4, 5, 0, 0]]), torch.tensor([2])
     padded = torch.tensor([[3, 4, 5, 9, 9]])
@@ -204,7 +206,7 @@ def test_rewards_do_not_see_the_padding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["causal", "policy", "value", "pairs"])
-def test_micro_batches_add_up_to_the_whole(kind: str) -> None:
+def test_micro_batches_add_up_to_the_batch(kind: str) -> None:
     model = make_model()
     policy = make_policy_batch(model)
     pairs: PairBatch = pair_batch(SEQUENCES, [s[::-1] for s in SEQUENCES], length=7, pad_id=0)

@@ -1,4 +1,7 @@
-"""One rank, two ranks and no sharding at all train the same model; ranks.py is what the processes run."""
+"""One sharded rank, two sharded ranks and an unsharded model train to the same parameters.
+
+The processes run `ranks.py`. Its world 0 is an unsharded model without a process group.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def launch(world: int, folder: Path) -> list[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What each (world, rank) found; a failing rank's output is the error."""
+    """Return the results of each (world, rank). If a process fails, its output is the error message."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = [*launch(2, folder), *launch(1, folder)]
     try:
@@ -60,63 +63,67 @@ def assert_states_equal(got: dict[str, torch.Tensor], expected: dict[str, torch.
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_one_sharded_rank_is_bitwise_the_plain_model(results: Results, run: str) -> None:
+def test_one_sharded_rank_is_bitwise_equal_to_the_unsharded_model(results: Results, run: str) -> None:
     assert results[1, 0][run] == results[0, 0][run]
     assert_states_equal(results[1, 0][f"{run}/state"], results[0, 0][f"{run}/state"], atol=0)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_ranks_train_the_same_model_as_one(results: Results, run: str) -> None:
+def test_two_ranks_train_to_the_same_parameters_as_one(results: Results, run: str) -> None:
     one, two = results[0, 0], results[2, 0]
     assert len(two[run]) == 10
-    for (loss, norm, weight, tokens, metrics), expected in zip(two[run], one[run], strict=True):
+    for (loss, norm, num_terms, num_tokens, metrics), expected in zip(two[run], one[run], strict=True):
         assert loss == pytest.approx(expected[0], abs=2e-5)
         assert norm == pytest.approx(expected[1], rel=1e-3)
-        assert (weight, tokens) == expected[2:4]
+        assert (num_terms, num_tokens) == expected[2:4]
         assert metrics == pytest.approx(expected[4], abs=1e-4)
     assert_states_equal(two[f"{run}/state"], one[f"{run}/state"], atol=1e-4)
     assert two[run][-1][0] < 0.95 * two[run][0][0]
 
 
-def test_every_rank_reports_the_same_and_only_the_first_has_the_whole_state(results: Results) -> None:
+def test_all_ranks_have_equal_reports_and_only_rank_0_has_the_full_state_dict(results: Results) -> None:
     assert results[2, 0]["language"] == results[2, 1]["language"]
     assert results[2, 1]["language/state"] == {}
 
 
-def test_every_rank_can_send_whole_weights_and_a_tied_head_is_sent_once(results: Results) -> None:
+def test_hf_tensors_are_unsharded_on_every_rank_and_have_a_tied_head_once(results: Results) -> None:
     first, second = results[2, 0]["language/hf"], results[2, 1]["language/hf"]
     assert "lm_head.weight" not in first
     assert_states_equal(second, first, atol=0)
     assert torch.equal(first["model.embed_tokens.weight"], results[2, 0]["language/state"]["embedding.weight"])
 
 
-def test_evaluation_between_steps_sees_the_same_model(results: Results) -> None:
+def test_evaluation_between_steps_uses_the_same_parameters(results: Results) -> None:
     torch.testing.assert_close(results[2, 0]["nll"], results[0, 0]["nll"], atol=1e-4, rtol=1e-5)
     assert torch.equal(results[2, 0]["nll"], results[2, 1]["nll"])
 
 
 @pytest.mark.parametrize("world", [0, 1, 2])
-def test_resume_at_equal_size_is_bitwise(results: Results, world: int) -> None:
+def test_a_resume_with_the_same_number_of_ranks_is_bitwise_equal(results: Results, world: int) -> None:
     found = results[world, 0]
     assert found["resumed"] == found["language"][5:]
     assert_states_equal(found["resumed/state"], found["language/state"], atol=0)
 
 
 @pytest.mark.parametrize(("to_world", "from_world"), [(2, 0), (0, 2)])
-def test_a_checkpoint_goes_on_at_another_number_of_ranks(results: Results, to_world: int, from_world: int) -> None:
-    moved, straight = results[to_world, 0], results[from_world, 0]
+def test_a_checkpoint_resumes_with_a_different_number_of_ranks(
+    results: Results, to_world: int, from_world: int
+) -> None:
+    moved, uninterrupted = results[to_world, 0], results[from_world, 0]
     assert moved["moved/extra"] == {"world": from_world}
-    assert [report[0] for report in moved["moved"]] == pytest.approx([r[0] for r in straight["language"][5:]], abs=2e-5)
-    assert_states_equal(moved["moved/state"], straight["language/state"], atol=1e-4)
+    assert [report[0] for report in moved["moved"]] == pytest.approx(
+        [r[0] for r in uninterrupted["language"][5:]], abs=2e-5
+    )
+    assert_states_equal(moved["moved/state"], uninterrupted["language/state"], atol=1e-4)
 
 
-def test_a_loss_that_breaks_on_one_rank_stops_all_of_them_unchanged(results: Results) -> None:
+def test_an_infinite_loss_on_one_rank_raises_on_all_ranks_and_changes_no_parameters(results: Results) -> None:
     for rank in (0, 1):
         assert "step 10" in results[2, rank]["error"]
         assert results[2, rank]["unchanged"]
 
 
-def test_a_plain_model_has_no_mesh_and_its_state_is_a_copy() -> None:
+def test_an_unsharded_model_has_no_mesh_and_its_full_state_dict_is_a_copy() -> None:
     config = TransformerConfig(
         vocab_size=8, width=8, num_layers=1, num_heads=2, num_kv_heads=2, ffn_width=8, max_length=8
     )

@@ -1,4 +1,4 @@
-"""Int8 compression: rounding bounds, the folder's layout, and the engine that has to read it."""
+"""Int8 quantization: rounding errors, the written folder, and the simulation of the int8 kernels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = TransformerConfig(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A random Llama folder with weights large enough for its answers to differ."""
+    """Write a random Llama model whose weights are so large that int8 changes its logprobs."""
     torch.manual_seed(0)
     model = Transformer(CONFIG)
     for parameter in model.parameters():
@@ -42,34 +42,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "original"
 
 
-def test_rounding_error_is_at_most_half_a_step_of_its_channel() -> None:
+def test_rounding_error_is_at_most_half_the_scale_of_the_channel() -> None:
     weight = torch.randn(16, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-4, 2, 16)[:, None]
     int8, scale = quantize_weight(weight)
     error = (dequantize_weight(int8, scale) - weight).abs()
     assert (error <= 0.5 * scale * (1 + 1e-5)).all()
-    assert error.max() > 0.4 * scale.max()  # the bound is met, so the test sees the rounding
+    assert error.max() > 0.4 * scale.max()  # errors near the bound occur, so the bound is tight
     assert (int8.abs().amax(dim=1) == 127).all()
 
 
 def test_int8_by_hand_and_a_channel_of_zeros() -> None:
     int8, scale = quantize_weight(torch.tensor([[1.27, -0.635, 0.004], [0.0, 0.0, 0.0]]))
-    assert int8.tolist() == [[127, -64, 0], [0, 0, 0]]  # -63.5 goes to the even neighbour
+    assert int8.tolist() == [[127, -64, 0], [0, 0, 0]]  # -63.5 is rounded to the even neighbor
     assert scale[0].item() == pytest.approx(0.01)
     assert dequantize_weight(int8, scale)[1].abs().max() == 0.0
 
 
-def test_rounding_twice_changes_nothing_more() -> None:
+def test_quantizing_a_dequantized_weight_does_not_change_it() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
     first = quantize_weight(weight)
     assert torch.equal(first[0], quantize_weight(dequantize_weight(*first))[0])
 
 
-def test_activations_are_rounded_token_by_token() -> None:
+def test_activations_have_a_scale_per_token() -> None:
     x = torch.tensor([[[127.0, 1.4, -2.6], [1.27, 0.014, -0.026]]])
     assert torch.allclose(round_activations(x), torch.tensor([[[127.0, 1.0, -3.0], [1.27, 0.01, -0.03]]]))
 
 
-def test_folder_is_a_quarter_of_the_size_and_says_what_it_holds(folder: Path, tmp_path: Path) -> None:
+def test_the_int8_folder_is_smaller_and_has_a_quantization_config(folder: Path, tmp_path: Path) -> None:
     size = compress_folder(folder, tmp_path / "int8", kept_dtype="bfloat16")
     assert size.num_quantized + size.num_kept == sum(p.numel() for p in load_hf_model(folder).parameters())
     assert size.compressed_bytes == (tmp_path / "int8" / "model.safetensors").stat().st_size
@@ -83,20 +83,20 @@ def test_folder_is_a_quarter_of_the_size_and_says_what_it_holds(folder: Path, tm
     assert parsed.format == "int-quantized" and parsed.ignore == ["lm_head"]
 
 
-def test_the_simulation_is_what_the_written_folder_holds(folder: Path, tmp_path: Path) -> None:
+def test_the_simulation_has_the_same_logprobs_as_the_written_folder(folder: Path, tmp_path: Path) -> None:
     compress_folder(folder, tmp_path / "int8", kept_dtype="float32")
-    decompress_folder(tmp_path / "int8", tmp_path / "plain")
-    read_back, simulated = load_hf_model(tmp_path / "plain"), load_hf_model(folder)
-    for model in (read_back, simulated):
+    decompress_folder(tmp_path / "int8", tmp_path / "dequantized")
+    loaded, simulated = load_hf_model(tmp_path / "dequantized"), load_hf_model(folder)
+    for model in (loaded, simulated):
         simulate_int8(model)
     batch = batch_from_sequences([list(range(1, 60))], [[True] * 59], length=58, pad_id=2)
     original = logprobs(load_hf_model(folder), batch)
-    assert torch.allclose(logprobs(read_back, batch), logprobs(simulated, batch), atol=1e-5)
+    assert torch.allclose(logprobs(loaded, batch), logprobs(simulated, batch), atol=1e-5)
     difference = (logprobs(simulated, batch) - original).abs()
     assert 1e-4 < difference.mean() < 0.1
 
 
-def test_a_compressed_folder_is_not_compressed_again(folder: Path, tmp_path: Path) -> None:
+def test_a_quantized_folder_is_rejected(folder: Path, tmp_path: Path) -> None:
     compress_folder(folder, tmp_path / "int8")
     with pytest.raises(ValueError, match="quantization_config"):
         compress_folder(tmp_path / "int8", tmp_path / "again")

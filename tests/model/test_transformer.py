@@ -1,4 +1,4 @@
-"""The decoder's own facts; its equality with transformers is in test_huggingface."""
+"""Properties of the decoder. test_huggingface compares it with Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def make_model(config: TransformerConfig = CONFIG) -> Transformer:
     return model
 
 
-def test_packed_documents_equal_documents_alone() -> None:
+def test_packed_documents_give_the_same_hidden_states_as_separate_documents() -> None:
     model = make_model()
     lengths = [5, 1, 7, 3]
     documents = [torch.randint(0, 50, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     ids = torch.cat(documents)[None]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    # The last document is padding: it must disturb nobody and stay finite itself.
+    # The last document is padding. It must not change the other documents, and must stay finite.
     document_ids = torch.repeat_interleave(torch.tensor([4, 0, 4 + 1, -1]), torch.tensor(lengths))[None]
     packed = model(ids, positions, document_ids)[0].split(lengths)
     for document, hidden in zip(documents, packed, strict=True):
@@ -40,7 +40,7 @@ def test_packed_documents_equal_documents_alone() -> None:
         torch.testing.assert_close(hidden, alone, atol=5e-5, rtol=1e-5)
 
 
-def test_a_token_sees_nothing_after_it() -> None:
+def test_a_token_does_not_depend_on_later_tokens() -> None:
     model = make_model()
     ids = torch.randint(0, 50, (1, 12), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()
@@ -54,25 +54,25 @@ def test_a_token_sees_nothing_after_it() -> None:
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("is_masked", [True, False])
-def test_cpu_bfloat16_attention_equals_the_kernel_within_its_rounding(num_kv_heads: int, is_masked: bool) -> None:
+def test_cpu_bfloat16_attention_equals_float32_attention_within_rounding(num_kv_heads: int, is_masked: bool) -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def draw(heads: int) -> torch.Tensor:
+    def random_heads(heads: int) -> torch.Tensor:
         return torch.randn(3, heads, 16, 8, generator=generator).bfloat16().requires_grad_()
 
-    query, key, value = draw(4), draw(num_kv_heads), draw(num_kv_heads)
+    query, key, value = random_heads(4), random_heads(num_kv_heads), random_heads(num_kv_heads)
     mask = document_mask((torch.arange(16) // 5).expand(3, 16)) if is_masked else None
-    ours = attend(query, key, value, mask)
-    gradients = torch.autograd.grad(ours.float().square().sum(), (query, key, value))
-    exact_inputs = [x.detach().float().requires_grad_() for x in (query, key, value)]
-    exact = attend(*exact_inputs, mask)
-    exact_gradients = torch.autograd.grad(exact.square().sum(), exact_inputs)
-    torch.testing.assert_close(ours.float(), exact, atol=0.03, rtol=0.03)
-    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
-        torch.testing.assert_close(gradient.float(), exact_gradient, atol=0.15, rtol=0.05)
+    bfloat16_output = attend(query, key, value, mask)
+    gradients = torch.autograd.grad(bfloat16_output.float().square().sum(), (query, key, value))
+    float32_inputs = [x.detach().float().requires_grad_() for x in (query, key, value)]
+    float32_output = attend(*float32_inputs, mask)
+    float32_gradients = torch.autograd.grad(float32_output.square().sum(), float32_inputs)
+    torch.testing.assert_close(bfloat16_output.float(), float32_output, atol=0.03, rtol=0.03)
+    for gradient, float32_gradient in zip(gradients, float32_gradients, strict=True):
+        torch.testing.assert_close(gradient.float(), float32_gradient, atol=0.15, rtol=0.05)
 
 
-def test_initial_parameters_depend_on_seed_and_name_alone() -> None:
+def test_initial_parameters_depend_only_on_seed_and_name() -> None:
     small, deep = Transformer(CONFIG), Transformer(dataclasses.replace(CONFIG, num_layers=3))
     torch.manual_seed(1)
     initialize(small, seed=7)
@@ -98,13 +98,14 @@ def test_scalar_head_starts_at_zero_for_every_token() -> None:
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_num_parameters_counts_the_modules(tie_embeddings: bool) -> None:
+def test_num_parameters_equals_the_parameters_of_the_module(tie_embeddings: bool) -> None:
     config = dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings)
     assert num_parameters(config) == sum(p.numel() for p in Transformer(config).parameters())
 
 
-def test_flops_per_token_is_six_per_matmul_parameter_and_attention() -> None:
-    # A layer: query and output 24·24 each, key and value 24·12 each, three of 24·40; the head 50·24.
+def test_flop_per_token_is_six_per_matmul_parameter_and_attention() -> None:
+    # Each layer has query and output 24·24, key and value 24·12, and three feed-forward matrices 24·40. The lm_head has
+    # 50·24.
     matmul = 2 * (2 * 576 + 2 * 288 + 3 * 960) + 1200
     assert flop_per_token(CONFIG, 16) == 6 * matmul + 12 * 2 * 24 * 16
     untied = dataclasses.replace(CONFIG, tie_embeddings=False)
@@ -118,9 +119,9 @@ def test_flops_per_token_is_six_per_matmul_parameter_and_attention() -> None:
         ({"num_heads": 8}, "must be even"),
         ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
         ({"num_layers": 0}, "num_layers=0"),
-        ({"norm_eps": 0.0}, "must be positive"),
+        ({"norm_eps": 0.0}, "must be above 0"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_fit_together_are_rejected(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change).check()
