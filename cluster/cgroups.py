@@ -22,7 +22,7 @@ class MemoryGroup:
 
     path: str
     num_oom_kills: int
-    """The number of the group's processes that the OOM killer has killed since the group exists."""
+    """The number of the group's processes that the OOM killer has killed since the group was created."""
     limit_bytes: int | None
     """None if the group has no limit."""
     peak_bytes: int | None
@@ -115,7 +115,7 @@ def _group_and_ancestors(folder: Path) -> list[Path]:
 
 
 def _read_core_limit(folder: Path) -> float | None:
-    """The limit that is set on this very group, in CPU cores."""
+    """The limit that is set on the group itself and not on an ancestor, in CPU cores."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -134,7 +134,7 @@ def _memory_uses(folder: Path) -> list[MemoryUse]:
 
 
 def _read_memory_use(folder: Path) -> MemoryUse | None:
-    """The memory use of this very group. None if no limit is set on it."""
+    """The memory use of the group itself. None if no limit is set on the group itself."""
     is_v1 = (folder / "memory.oom_control").exists()
     usage_name, droppable_name = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
     group = read_memory_group(folder)

@@ -28,9 +28,9 @@ def start_module(
     output: IO[bytes] | None = None,
     has_pipes: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module arguments…` as a child that ends with this process, and as leader of a process group.
+    """Start `python -m module arguments…` in a new process group. The child is killed when this process ends.
 
-    The child's stdout and stderr are written to `output`; with None they go where this process writes its own. With
+    The child's stdout and stderr are written to `output`. If it is None, the child inherits those of this process. With
     `has_pipes` the child's stdin and stdout are pipes to this process and its stderr is discarded.
 
     The module must not pass functions that it defines to children that it spawns, because in those children it is not
@@ -56,7 +56,7 @@ def stop_process(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> 
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError):  # The whole group has already ended.
+    with contextlib.suppress(ProcessLookupError):  # All processes of the group have already ended.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -1,7 +1,7 @@
 """Explains a failure in one sentence that names the stage, the process, its node, the cause and the log.
 
-A failure is an exception or the death of a process. Ray's report of a death seldom states the cause, so the stage's
-monitor is asked (`cluster.stage_monitor`), which observes all processes of the stage.
+A failure is an exception or the death of a process. Ray's report of a death seldom states the cause. The cause then
+comes from the stage's monitor, which observes all processes of the stage (`cluster.stage_monitor`).
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,8 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
         process = monitor.find_process(pid=pid, ip=ip_in_report(text))
     if process is not None:
         return explain_exception(process, error, text)
-    subject = (f"{stage}: " if stage else "") + "the driver" if role is None else _subject(stage, role, index)
+    prefix = f"{stage}: " if stage else ""
+    subject = f"{prefix}the driver" if role is None else _subject(stage, role, index)
     return Explanation(f"{subject} {describe_error(error, text)}", text)
 
 

@@ -1,7 +1,8 @@
 """Observes the monitored processes of one node and reports deaths with their causes, stops and progress.
 
-A cause must be prepared while the process lives. Once the process has ended, the kernel no longer tells which memory
-control group (cgroup) it was in or how much memory it had used. So every poll records both.
+Some causes can be found only with observations from before the death. Once a process has ended, the kernel no longer
+reports which memory control group (cgroup) the process was in or how much memory it had used. So every poll records
+both. An OOM kill is a kill by the kernel's out-of-memory killer.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ _IDLE_CORE_SHARE = 0.02
 """The processes count as idle if together they use less than this share of one CPU core."""
 _LOG_TAIL_BYTES = 16 << 10
 _STACK_WAIT_S = 0.5
+"""The time that processes have to write their stacks after the signal."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """One event of a monitored process."""
+    """The death, the stop or the continuation of a monitored process."""
 
     process: ProcessInfo
     kind: EventKind
@@ -69,7 +71,7 @@ class ProcessEvent:
 
 
 class NodeReport(NamedTuple):
-    """The news of a node since its previous report."""
+    """What one poll of a node returns: the changes since the previous poll, and the present state."""
 
     events: list[ProcessEvent]
     has_progress: bool
@@ -77,11 +79,11 @@ class NodeReport(NamedTuple):
     is_busy: bool
     """Whether the processes have used CPU time."""
     new_processes: Sequence[ProcessInfo] = ()
-    """The processes that were registered since the previous report, even if they have ended by now."""
+    """The processes that were registered since the previous poll, even if they have ended by now."""
     running_processes: Sequence[ProcessInfo] = ()
     """The processes that are monitored now."""
     memory_use: MemoryUse | None = None
-    """The use of the control group that is nearest to its limit. None if no limit applies."""
+    """The memory use of the control group that is nearest to its limit. None if no limit applies."""
 
 
 @dataclass
@@ -92,8 +94,8 @@ class _MonitoredProcess:
     handle: psutil.Process | None
     """None if the process had ended before the first poll."""
     initial_oom_kills: dict[str, int] = field(default_factory=dict)
-    """The number of OOM kills of each memory control group that the process has been in, when the process was first
-    seen in the group. The keys are the groups' folders."""
+    """For each memory control group that the process has been in: the group's number of OOM kills when the process was
+    first seen in it. The keys are the groups' folders."""
     peak_bytes: int = 0
     stopped_since_s: float | None = None
     is_stop_reported: bool = False
@@ -229,7 +231,7 @@ class NodeMonitor:
         return sorted(times)
 
     def _memory_use(self) -> MemoryUse | None:
-        """The use of the control group that is nearest to its limit, among those of the processes and the monitor."""
+        """The memory use of the group nearest to its limit, of the groups of the processes and of the monitor."""
         folders = {Path(path) for monitored in self._monitored.values() for path in monitored.initial_oom_kills}
         groups = {cgroup_of(os.getpid()), *folders}
         uses = [use for group in groups if group is not None and (use := smallest_limit_use(group)) is not None]
