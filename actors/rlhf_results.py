@@ -48,10 +48,6 @@ class RLHFSummary:
     distinct_2_before: float | None = None
     distinct_2_after: float | None = None
 
-    def to_plain(self) -> dict[str, float]:
-        """The summary in the artifact's record, without what was not measured."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
 
 def held_out_samples(
     before: Sequence[HeldOutCompletion], after: Sequence[HeldOutCompletion]

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -87,7 +86,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
     check_tokenizer(split, read_manifest(split), fingerprint(folder))
 
 
-def run(config: CompressConfig, context: Context) -> dict[str, Any]:
+def run(config: CompressConfig, context: Context) -> CompressSummary:
     """Write the quantized model/ and measure it beside the original."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
@@ -114,7 +113,7 @@ def run(config: CompressConfig, context: Context) -> dict[str, Any]:
         engine_logprob_difference=difference,
     )
     context.tracker.log(0, summary.by_key())
-    return asdict(summary)
+    return summary
 
 
 def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:

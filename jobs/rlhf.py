@@ -12,12 +12,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from actors.algorithm import load_algorithm
 from actors.graph import Graph, GraphConfig, ScoredRollouts, build_graph
 from actors.rank_group import RanksDied
-from actors.rlhf_results import HeldOutCompletion, held_out_samples, rlhf_summary
+from actors.rlhf_results import HeldOutCompletion, RLHFSummary, held_out_samples, rlhf_summary
 from actors.rollout import Prompt
 from actors.settings import GraphExecution, RolloutConfig
 from cluster.metrics_log import read_metrics
@@ -155,21 +154,20 @@ class Prompts:
     """Number of prompts that were left out, because max_new_tokens would not fit after them."""
 
 
-def run(config: RLHFConfig, context: Context) -> dict[str, Any]:
+def run(config: RLHFConfig, context: Context) -> RLHFSummary:
     """Train the policy and write `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl`."""
     prompts = tokenize_prompts(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         after = train_with_recovery(config, context, graph, prompts)
     before = [HeldOutCompletion(**line) for line in context.output.read_jsonl(_HELD_OUT_BEFORE)]
     context.output.write_jsonl("samples.jsonl", map(asdict, held_out_samples(before, after)))
-    summary = rlhf_summary(
+    return rlhf_summary(
         read_metrics(context.output),
         before,
         after,
         num_prompts=len(prompts.train),
         num_too_long=prompts.num_too_long,
     )
-    return summary.to_plain()
 
 
 def train_with_recovery(

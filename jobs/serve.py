@@ -9,7 +9,6 @@ records the answers.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from actors.server import ServerSettings, ServeSummary, TimedAnswer, ask, free_port, running_server
 from cluster.placement import Execution
@@ -82,7 +81,7 @@ def require_chat_template(folder: Storage) -> None:
     )
 
 
-def run(config: ServeConfig, context: Context) -> dict[str, Any]:
+def run(config: ServeConfig, context: Context) -> ServeSummary:
     """Start the server on a free local port, ask every question, write answers.json, and stop the server."""
     execution = config.execution
     settings = ServerSettings(
@@ -103,7 +102,7 @@ def run(config: ServeConfig, context: Context) -> dict[str, Any]:
     context.output.write_json("answers.json", [asdict(timed.answer) for timed in answers])
     summary = summarize(answers, startup_s)
     context.tracker.log(0, {f"serve/{name}": value for name, value in asdict(summary).items()})
-    return asdict(summary)
+    return summary
 
 
 def _ask(config: ServeConfig, url: str, question: str) -> TimedAnswer:

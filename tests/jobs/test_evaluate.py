@@ -106,14 +106,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return {name: artifact(root / name, name) for name in ("sft", "rlhf", "reward", "shards")}
 
 
-def run(stage: Any, config: Any, inputs: dict[str, Artifact], folder: Path) -> tuple[dict[str, Any], Storage]:
+def run(stage: Any, config: Any, inputs: dict[str, Artifact], folder: Path) -> tuple[Any, Storage]:
     stage.check(config)
     stage.check_inputs(config, inputs)
     output = Storage(str(folder))
     tracker = Tracker(storage=output, run_id="test", name=stage.name, group="test")
     summary = stage.run(config, Context(output=output, inputs=inputs, tracker=tracker))
     tracker.close()
-    return dict(summary), output
+    return summary, output
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
@@ -173,11 +173,10 @@ def test_a_whole_compression(inputs: dict[str, Artifact], ray_session: None, tmp
     given = {"model": inputs["rlhf"], "text": inputs["shards"]}
     summary, output = run(COMPRESS, config, given, tmp_path / "out")
     original = sum(file.stat().st_size for file in inputs["rlhf"].model.local().glob("*.safetensors"))
-    assert summary["original_bytes"] == original > 2.5 * summary["compressed_bytes"]
-    assert abs(summary["bits_per_byte_change"]["value"]) < 0.05
-    assert (
-        0 < summary["engine_logprob_difference"] < 0.3
-    )  # 0.002 where the processor has int8 dot products, 0.2 on AVX2
+    assert summary.original_bytes == original > 2.5 * summary.compressed_bytes
+    assert abs(summary.bits_per_byte_change.value) < 0.05
+    # 0.002 where the processor has int8 dot products, 0.2 on AVX2.
+    assert 0 < summary.engine_logprob_difference < 0.3
     assert output.exists("model/tokenizer.json") and output.exists("model/generation_config.json")
 
 
@@ -196,7 +195,9 @@ def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_
     path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 30}])
     task = {"name": "chat", "prompts": path, "measures": ["configs/tiny/gold.py:asks_question"]}
     config = config_of(models={"sft": "sft"}, generation=[task])
-    with pytest.raises(ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but sft has room for 64"):
+    with pytest.raises(
+        ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but with sampling.max_new_tokens="
+    ):
         STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
 
 

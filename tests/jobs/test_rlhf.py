@@ -238,8 +238,8 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
     lines = read_metrics(context.output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert ["held_out/reward_mean" in line for line in lines] == [False, True, False, False]
-    assert summary["steps"] == 4
-    assert (summary["reward_before"], summary["reward_after"]) == (0.0, 4.0)
+    assert summary.steps == 4
+    assert (summary.reward_before, summary.reward_after) == (0.0, 4.0)
     samples = context.output.read_jsonl("samples.jsonl")
     assert [sample["before"] for sample in samples] == ["line\u2028break"] * 4
 
@@ -266,11 +266,11 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(
     steps = read_metrics(context.output)
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert steps[:2] == first[:2]  # not done again: even the times are the first run's
-    assert summary["steps"] == 4
-    assert summary["logprob_difference_max"] <= 1e-4
+    assert summary.steps == 4
+    assert summary.logprob_difference_max <= 1e-4
     samples = [json.loads(line) for line in (tmp_path / "output/samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == [f"say {number}" for number in range(12, 16)]
-    assert summary["reward_after"] == pytest.approx(statistics.fmean(s["reward_after"] for s in samples))
+    assert summary.reward_after == pytest.approx(statistics.fmean(s["reward_after"] for s in samples))
     exported = open_artifact(str(tmp_path / "output/model"))
     assert exported is not None
     check_inputs(config, {"policy": exported})  # what RLHF leaves is a policy again

@@ -107,7 +107,7 @@ def test_the_stage_serves_a_compressed_model_to_those_with_the_key_and_leaves_no
     first, second = output.read_json("answers.json")
     assert first["answer"] == second["answer"] and first["finish_reason"] in ("length", "stop")
     assert 1 <= first["tokens"] <= 8 and "seconds" not in first
-    assert summary["questions"] == 2 and 0 < summary["first_token_s"] <= summary["latency_s"]
+    assert summary.questions == 2 and 0 < summary.first_token_s <= summary.latency_s
     assert len(answered) == 64 and set(answered) <= {"length", "stop"}
     assert group and not any(Path(f"/proc/{pid}").exists() for pid in group)
 

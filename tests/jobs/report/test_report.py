@@ -100,6 +100,18 @@ def curve(area: str, steps: int, start: float, end: float, noise: float) -> list
 
 def fake_pipeline(store: Storage) -> list[Artifact]:
     """An artifact of every stage with numbers such as a run leaves."""
+    corpus = fake_corpus(store)
+    vocabulary = fake_vocabulary(store, corpus)
+    shards = fake_shards(store, corpus, vocabulary)
+    pretrain, sft, reward = fake_trainings(store, shards)
+    rlhf = fake_rlhf(store, sft, reward)
+    models = {"pretrain": pretrain, "sft": sft, "rlhf": rlhf}
+    evaluate = fake_evaluation(store, models, shards, reward)
+    compress, serve = fake_deployment(store, rlhf, shards)
+    return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
+
+
+def fake_corpus(store: Storage) -> Artifact:
     own = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
     dropped = {"length/too_short": 180, "repetition": 78, "exact_duplicates": 140}
     source = {**own, "dropped": dropped, "changed": {"repair_unicode": 12, "redact_pii/email": 31}}
@@ -126,7 +138,11 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
         },
     )
     (store / corpus.id).write_json("fairness.json", LEDGER)
-    vocabulary = write(
+    return corpus
+
+
+def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
+    return write(
         store,
         "vocabulary",
         "vocabulary",
@@ -149,9 +165,12 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
         },
         inputs=made_from(corpus=corpus),
     )
+
+
+def fake_shards(store: Storage, corpus: Artifact, vocabulary: Artifact) -> Artifact:
     counts = {"train": 13_800, "validation": 600}
     rest = {"bytes_per_token": 3.6, "shards": 1, "generations": 1}
-    shards = write(
+    return write(
         store,
         "shards",
         "shards",
@@ -161,6 +180,9 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
         },
         inputs=made_from(corpus=corpus, tokenizer=vocabulary),
     )
+
+
+def fake_trainings(store: Storage, shards: Artifact) -> tuple[Artifact, Artifact, Artifact]:
     trained = {
         "parameters": 8_700_000,
         "steps": 600,
@@ -194,6 +216,10 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
         for line in curve("reward", 200, 0.69, 0.3, 0.03)
     ]
     reward = log(write(store, "reward", "reward", pairs, inputs=made_from(init=sft)), reward_lines)
+    return pretrain, sft, reward
+
+
+def fake_rlhf(store: Storage, sft: Artifact, reward: Artifact) -> Artifact:
     rlhf = log(
         write(
             store,
@@ -226,10 +252,17 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
         "reward_after": 2.5,
     }
     rlhf.storage.write_jsonl("samples.jsonl", [{"prompt": "Hi!", **before_after}])
-    models = {"pretrain": pretrain, "sft": sft, "rlhf": rlhf}
+    return rlhf
+
+
+def fake_evaluation(store: Storage, models: dict[str, Artifact], shards: Artifact, reward: Artifact) -> Artifact:
     evaluate = write(store, "evaluate", "evaluate", {}, inputs=made_from(**models, text=shards, reward=reward))
     evaluate.storage.write_json("results.json", fake_results())
     evaluate.storage.write_jsonl("samples.jsonl", fake_samples())
+    return evaluate
+
+
+def fake_deployment(store: Storage, rlhf: Artifact, shards: Artifact) -> tuple[Artifact, Artifact]:
     sizes = {
         "original_bytes": 34_900_000,
         "compressed_bytes": 9_800_000,
@@ -246,7 +279,7 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
     speed = {"questions": 1, "startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
     serve = write(store, "serve", "serve", speed, inputs=made_from(model=compress))
     serve.storage.write_json("answers.json", [ANSWER])
-    return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
+    return compress, serve
 
 
 def made_from(**inputs: Artifact) -> dict[str, dict[str, str]]:
