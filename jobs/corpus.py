@@ -132,11 +132,11 @@ def check_first_records(config: CorpusConfig) -> None:
     """Raises ValueError when a source's first records lack a column, or a step exceeds the fairness budget."""
     check_sources(config.sources)
     for position, step in enumerate(config.steps):
-        name, rule = name_and_settings(step)
-        if isinstance(rule, Decontaminate):
-            check_files(rule, f"steps[{position}].{name}")
-        if isinstance(rule, UserStep):
-            load_function(read_program(rule.function))
+        name, settings = name_and_settings(step)
+        if isinstance(settings, Decontaminate):
+            check_files(settings, f"steps[{position}].{name}")
+        if isinstance(settings, UserStep):
+            load_function(read_program(settings.function))
     check_fairness(config)
 
 

@@ -1,6 +1,6 @@
-"""The quality rules of C4 (Raffel et al. 2020, section 2.2), without its list of bad words.
+"""The step `c4_quality`: the quality rules of C4 (Raffel et al. 2020, section 2.2), without its list of bad words.
 
-Where the paper leaves a count open, it is counted as datatrove does.
+Where the paper does not define exactly what is counted, the step counts as datatrove does.
 """
 
 import re
@@ -9,20 +9,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from data.cleaning.sentences import num_sentences
-from data.cleaning.step import Outcome, check_least
+from data.cleaning.step import Outcome, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class C4Quality:
-    """The rules of C4: lines are removed first, then the document is judged by the remaining ones. For web prose only:
-    code, tables and verse lose most of their lines."""
+    """The rules of C4: remove lines, then drop the document depending on the remaining lines. Use this step only for
+    web prose, because code, tables and verse lose most of their lines."""
 
     terminal_punctuation: bool = True
-    """Remove lines that do not end in one of `. ? ! " '`, or that end in an ellipsis."""
+    """Remove lines that do not end with one of `. ? ! " '`, and lines that end with an ellipsis."""
     min_words_per_line: int | None = 3
-    """Words between white space; a line with fewer is removed."""
+    """Remove lines with fewer words, which are separated by white space."""
     max_word_length: int | None = 1000
-    """Characters; a line with a longer word is removed."""
+    """Remove lines with a word of more characters."""
     javascript: bool = True
     """Remove lines that mention Javascript."""
     policy_phrases: list[str] = field(
@@ -35,23 +35,23 @@ class C4Quality:
             "use cookies",
         ]
     )
-    """Remove lines with one of these, in any case."""
+    """Remove lines that contain one of these phrases. Upper and lower case do not matter."""
     citations: bool = True
-    """Remove `[1]`, `[]`, `[edit]` and `[citation needed]`."""
+    """Remove `[1]`, `[]`, `[edit]` and `[citation needed]` from lines."""
     lorem_ipsum: bool = True
-    """Drop a document with this filler."""
+    """Drop documents that contain the placeholder text "lorem ipsum"."""
     curly_bracket: bool = True
-    """Drop a document with `{`, which prose does not have."""
+    """Drop documents that contain `{`, which hardly occurs in prose."""
     min_sentences: int | None = 5
-    """In the remaining lines."""
+    """Drop documents with fewer sentences in the remaining lines."""
 
-    def check(self, where: str) -> None:
-        check_least(f"{where}.min_words_per_line", self.min_words_per_line or 0, 0)
+    def check(self, field_path: str) -> None:
+        check_at_least(f"{field_path}.min_words_per_line", self.min_words_per_line or 0, 0)
         if self.max_word_length is not None:
-            check_least(f"{where}.max_word_length", self.max_word_length, 1)
-        check_least(f"{where}.min_sentences", self.min_sentences or 0, 0)
+            check_at_least(f"{field_path}.max_word_length", self.max_word_length, 1)
+        check_at_least(f"{field_path}.min_sentences", self.min_sentences or 0, 0)
         if not all(self.policy_phrases):
-            raise ValueError(f"{where}.policy_phrases: holds an empty phrase, which is in every line; remove it")
+            raise ValueError(f"{field_path}.policy_phrases: an empty phrase would match every line; remove it")
 
 
 _CHANGES = ("long_word", "terminal_punctuation", "few_words", "javascript", "policy", "citations")
@@ -60,17 +60,18 @@ _CHANGES = ("long_word", "terminal_punctuation", "few_words", "javascript", "pol
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 
 
-def c4_quality(texts: list[str], rule: C4Quality) -> Outcome:
-    """The texts without the lines that break a rule; a document that is dropped keeps its text.
+def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
+    """Remove the lines that break a rule, and drop documents depending on the remaining lines.
 
-    Counts the lines removed by each rule and the citations removed, in the documents that are kept."""
+    Counts the lines that each rule removed and the removed citations. Dropped documents are not counted.
+    """
     counts = Counter(dict.fromkeys((f"c4_quality/{change}" for change in _CHANGES), 0))
     cleaned: list[str] = []
     reasons: list[str | None] = []
     for text in texts:
         changes: Counter[str] = Counter()
-        lines = list(_kept_lines(text, rule, changes))
-        reason = _drop_reason(lines, rule)
+        lines = list(_kept_lines(text, settings, changes))
+        reason = _drop_reason(lines, settings)
         reasons.append(reason)
         cleaned.append("\n".join(lines).strip() if reason is None else text)
         if reason is None:
@@ -78,25 +79,28 @@ def c4_quality(texts: list[str], rule: C4Quality) -> Outcome:
     return Outcome(cleaned, reasons, dict(counts))
 
 
-def _kept_lines(text: str, rule: C4Quality, changes: Counter[str]) -> Iterable[str]:
-    """The lines that are kept. A line for which the document is dropped is among them: nothing after it matters."""
-    policies = [phrase.lower() for phrase in rule.policy_phrases]
+def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterable[str]:
+    """Yield the lines to keep, and add the removed lines and citations to `changes`.
+
+    A line because of which the whole document is dropped is also yielded, and `_drop_reason` finds it.
+    """
+    policies = [phrase.lower() for phrase in settings.policy_phrases]
     for line in map(str.strip, text.splitlines()):
         words = line.split()
-        if _has_long_word(line, words, rule.max_word_length):
+        if _has_long_word(line, words, settings.max_word_length):
             changes["c4_quality/long_word"] += 1
             continue
-        if rule.citations and "[" in line:
+        if settings.citations and "[" in line:
             line, citations = _CITATION.subn("", line)
             changes["c4_quality/citations"] += citations
         lower = line.lower()
-        if rule.terminal_punctuation and (line[-1:] not in {*".?!\"'"} or line.endswith("...")):
+        if settings.terminal_punctuation and (line[-1:] not in {*".?!\"'"} or line.endswith("...")):
             changes["c4_quality/terminal_punctuation"] += 1
-        elif len(words) < (rule.min_words_per_line or 0):
+        elif len(words) < (settings.min_words_per_line or 0):
             changes["c4_quality/few_words"] += 1
-        elif _drop_reason_of_line(line, lower, rule):
+        elif _drop_reason_of_line(line, lower, settings):
             yield line
-        elif rule.javascript and "javascript" in lower:
+        elif settings.javascript and "javascript" in lower:
             changes["c4_quality/javascript"] += 1
         elif any(phrase in lower for phrase in policies):
             changes["c4_quality/policy"] += 1
@@ -104,25 +108,25 @@ def _kept_lines(text: str, rule: C4Quality, changes: Counter[str]) -> Iterable[s
             yield line
 
 
-def _has_long_word(line: str, words: list[str], most: int | None) -> bool:
-    return most is not None and len(line) > most and any(len(word) > most for word in words)
+def _has_long_word(line: str, words: list[str], max_length: int | None) -> bool:
+    return max_length is not None and len(line) > max_length and any(len(word) > max_length for word in words)
 
 
-def _drop_reason_of_line(line: str, lower: str, rule: C4Quality) -> str | None:
-    if rule.lorem_ipsum and "lorem ipsum" in lower:
+def _drop_reason_of_line(line: str, lower: str, settings: C4Quality) -> str | None:
+    if settings.lorem_ipsum and "lorem ipsum" in lower:
         return "c4_quality/lorem_ipsum"
-    # A line of Javascript is removed first, unless that rule is off: the order in which C4 looks.
-    javascript = rule.javascript and "javascript" in lower
-    return "c4_quality/curly_bracket" if rule.curly_bracket and "{" in line and not javascript else None
+    # As in C4, a line that is removed because of Javascript does not count for the curly bracket rule.
+    is_javascript = settings.javascript and "javascript" in lower
+    return "c4_quality/curly_bracket" if settings.curly_bracket and "{" in line and not is_javascript else None
 
 
-def _drop_reason(lines: list[str], rule: C4Quality) -> str | None:
+def _drop_reason(lines: list[str], settings: C4Quality) -> str | None:
     for line in lines:
-        if reason := _drop_reason_of_line(line, line.lower(), rule):
+        if reason := _drop_reason_of_line(line, line.lower(), settings):
             return reason
-    missing = rule.min_sentences or 0
+    num_missing = settings.min_sentences or 0
     for line in lines:
-        if missing <= 0:
+        if num_missing <= 0:
             break
-        missing -= num_sentences(line)
-    return "c4_quality/sentences" if missing > 0 else None
+        num_missing -= num_sentences(line)
+    return "c4_quality/sentences" if num_missing > 0 else None

@@ -1,24 +1,24 @@
-"""Line cleaning: lines that are no text are removed; the document is kept."""
+"""The step `clean_lines`: remove lines that are not text, such as cookie notices, and keep the rest of the document."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from data.cleaning.step import Outcome, check_least, check_shares
+from data.cleaning.step import Outcome, check_at_least, check_shares
 
-_LONGEST_NOTICE = 200
-"""Characters; a longer line with a phrase is a paragraph about cookies, say, and not the notice itself."""
+_MAX_NOTICE_CHARACTERS = 200
+"""A longer line that contains a phrase is probably a paragraph about cookies, for example, and not a notice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLines:
-    """Remove lines. By default only notices, white space at line ends and long runs of blank lines are removed, so that
-    code, verse and tables keep their lines; every other rule is off until it has a value."""
+    """Remove lines and white space. By default, the step removes only notices, white space at line ends and surplus
+    blank lines, so that code, verse and tables keep their lines. The other rules are off unless they are set."""
 
     trim: bool = True
     """Remove white space at the ends of lines."""
     max_blank_lines: int | None = 2
-    """Longer runs of blank lines are cut to this many; at the start and the end of a document too."""
+    """Remove blank lines after this many in a row, also at the start and the end of a document."""
     phrases: list[str] = field(
         default_factory=lambda: [
             "we use cookies",
@@ -29,48 +29,51 @@ class CleanLines:
             "javascript is disabled",
         ]
     )
-    """Remove lines of at most 200 characters with one of these, in any case."""
+    """Remove lines of at most 200 characters that contain one of these phrases. Upper and lower case do not matter."""
     min_words: int | None = None
-    """Remove lines with fewer words between white space: menus, but verse and code too."""
+    """Remove lines with fewer words, which are separated by white space. This removes menus, but also verse and
+    code."""
     max_characters: int | None = None
-    """Remove longer lines: minified code and data (100,000 is beyond any paragraph)."""
+    """Remove longer lines, such as minified code and data. No paragraph has as many as 100,000 characters."""
     max_non_alphabetic: float | None = None
-    """Remove lines with a higher part of characters (white space apart) that are no letters: rulers and tables, but
-    code and formulas too."""
+    """Remove lines in which a higher share of the characters, without white space, are not letters. This removes
+    separator lines and tables, but also code and formulas."""
     dedupe_lines: bool = False
-    """Remove lines that equal an earlier one of the document apart from white space around them: page headers, but
-    refrains and closing brackets too."""
+    """Remove lines that are equal to an earlier line of the document, except for white space around them. This removes
+    page headers, but also refrains and closing brackets."""
 
-    def check(self, where: str) -> None:
+    def check(self, field_path: str) -> None:
         for name in ("max_blank_lines", "min_words"):
-            check_least(f"{where}.{name}", self.__dict__[name] or 0, 0)
+            check_at_least(f"{field_path}.{name}", self.__dict__[name] or 0, 0)
         if self.max_characters is not None:
-            check_least(f"{where}.max_characters", self.max_characters, 1)
-        check_shares(where, max_non_alphabetic=self.max_non_alphabetic)
+            check_at_least(f"{field_path}.max_characters", self.max_characters, 1)
+        check_shares(field_path, max_non_alphabetic=self.max_non_alphabetic)
         if not all(map(str.strip, self.phrases)):
-            raise ValueError(f"{where}.phrases: holds an empty phrase, which is in every line; remove it")
+            raise ValueError(f"{field_path}.phrases: an empty phrase would match every line; remove it")
 
 
 _CHANGES = ("trimmed", "blank", "phrases", "min_words", "max_characters", "non_alphabetic", "repeated")
 
 
-def clean_lines(texts: list[str], rule: CleanLines) -> Outcome:
-    """The texts with the lines that are kept. Drops no text; counts the lines that each rule removed or trimmed."""
+def clean_lines(texts: list[str], settings: CleanLines) -> Outcome:
+    """Remove lines and white space. Drops no text. Counts the lines that each rule removed or trimmed."""
     counts = Counter(dict.fromkeys((f"clean_lines/{change}" for change in _CHANGES), 0))
-    cleaned = ["\n".join(_lines(text.split("\n"), rule, counts)) for text in texts]
+    cleaned = ["\n".join(_kept_lines(text.split("\n"), settings, counts)) for text in texts]
     return Outcome(cleaned, [None] * len(texts), dict(counts))
 
 
-def _lines(lines: Iterable[str], rule: CleanLines, counts: Counter[str]) -> Iterable[str]:
-    broken_rule = _line_checker(rule)
-    blanks = 0  # in the cleaned text: a removed line does not end a run
+def _kept_lines(lines: Iterable[str], settings: CleanLines, counts: Counter[str]) -> Iterable[str]:
+    broken_rule = _line_checker(settings)
+    blanks = (
+        0  # Blank lines in a row in the cleaned text. A removed line between two blank lines does not separate them.
+    )
     for line in lines:
-        if rule.trim and line[-1:].isspace():
+        if settings.trim and line[-1:].isspace():
             line = line.rstrip()
             counts["clean_lines/trimmed"] += 1
         if not line or line.isspace():
             blanks += 1
-            if rule.max_blank_lines is not None and blanks > rule.max_blank_lines:
+            if settings.max_blank_lines is not None and blanks > settings.max_blank_lines:
                 counts["clean_lines/blank"] += 1
                 continue
         elif name := broken_rule(line):
@@ -81,23 +84,26 @@ def _lines(lines: Iterable[str], rule: CleanLines, counts: Counter[str]) -> Iter
         yield line
 
 
-def _line_checker(rule: CleanLines) -> Callable[[str], str | None]:
-    """A function that returns the first rule that a line of one document breaks; it remembers earlier lines."""
-    phrases = [phrase.lower() for phrase in rule.phrases]
+def _line_checker(settings: CleanLines) -> Callable[[str], str | None]:
+    """Return a function that returns the first rule that a line breaks, or None if the line is to be kept.
+
+    The function must be called with the lines of one document in order, because it remembers lines for `dedupe_lines`.
+    """
+    phrases = [phrase.lower() for phrase in settings.phrases]
     seen: set[str] = set()
 
     def broken_rule(line: str) -> str | None:
-        if rule.max_characters is not None and len(line) > rule.max_characters:
+        if settings.max_characters is not None and len(line) > settings.max_characters:
             return "max_characters"
-        if phrases and len(line) <= _LONGEST_NOTICE:
+        if phrases and len(line) <= _MAX_NOTICE_CHARACTERS:
             lower = line.lower()
             if any(phrase in lower for phrase in phrases):
                 return "phrases"
-        if rule.min_words and len(line.split(None, rule.min_words - 1)) < rule.min_words:
+        if settings.min_words and len(line.split(None, settings.min_words - 1)) < settings.min_words:
             return "min_words"
-        if rule.max_non_alphabetic is not None and _non_alphabetic(line) > rule.max_non_alphabetic:
+        if settings.max_non_alphabetic is not None and _non_alphabetic_share(line) > settings.max_non_alphabetic:
             return "non_alphabetic"
-        if rule.dedupe_lines:
+        if settings.dedupe_lines:
             if (stripped := line.strip()) in seen:
                 return "repeated"
             seen.add(stripped)
@@ -106,6 +112,6 @@ def _line_checker(rule: CleanLines) -> Callable[[str], str | None]:
     return broken_rule
 
 
-def _non_alphabetic(line: str) -> float:
+def _non_alphabetic_share(line: str) -> float:
     characters = "".join(line.split())
     return 1 - sum(map(str.isalpha, characters)) / len(characters)

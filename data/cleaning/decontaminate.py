@@ -1,6 +1,7 @@
-"""Decontamination: documents that hold text of an evaluation set are dropped.
+"""The step `decontaminate`: drop the documents that contain text of an evaluation set.
 
-The rule of GPT-3 (Brown et al. 2020, appendix C), with 13-grams of words. The comparison is exact (`ngram_index.py`).
+This is the rule of GPT-3 (Brown et al. 2020, appendix C): a document is dropped if it shares a 13-gram of words with an
+evaluation set. `data/cleaning/ngram_index.py` finds the shared n-grams exactly, without false matches.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 from cluster.fingerprints import fingerprint
 from cluster.paths import list_files
 from data.cleaning.ngram_index import NgramIndex, words
-from data.cleaning.step import Outcome, check_least
+from data.cleaning.step import Outcome, check_at_least
 from data.sources.evaluation_sets import read_strings
 
 
@@ -21,35 +22,41 @@ class Decontaminate:
     """Drop every document that shares an n-gram of words with an evaluation set."""
 
     files: list[str] = field(default_factory=list, metadata={"source": True})
-    """Files or globs of the sets on any fsspec URL: .jsonl, .json (an array or an object of items), .csv, .parquet, or
-    .txt (blank lines between items); also compressed, as in .jsonl.gz."""
+    """Files of the evaluation sets: paths, globs or fsspec URLs. The formats are .jsonl, .json (an array or an object
+    of items), .csv, .parquet and .txt (items separated by blank lines). Files may be compressed, as in .jsonl.gz."""
     columns: list[str] = field(default_factory=list)
-    """Columns whose strings are compared, as in [question, answer]; none takes every string of an item."""
+    """Columns whose strings are compared, as in [question, answer]. An empty list compares all strings of an item."""
     ngram: int = 13
-    """Words that a run must have."""
+    """Number of consecutive words that a document and an evaluation item must share for a match."""
     min_words: int = 8
-    """A string of an item with fewer words than `ngram`, but not fewer than this, is looked for as a whole."""
+    """A string with fewer than `ngram` but at least this many words must occur completely. A shorter string is
+    ignored."""
     fingerprints: list[str] = field(default_factory=list, metadata={"internal": True})
-    """What each file has to be, in the order of `files`, which are then no globs. A run sets it (`pinned`)."""
+    """Expected fingerprint of each file, in the order of `files`, which must not contain globs then. The run sets this
+    field when it starts."""
 
-    def check(self, where: str) -> None:
+    def check(self, field_path: str) -> None:
         if not self.files:
-            raise ValueError(f"{where}.files: name the files of at least one evaluation set")
-        check_least(f"{where}.min_words", self.min_words, 1)
-        check_least(f"{where}.ngram", self.ngram, self.min_words)
+            raise ValueError(f"{field_path}.files: the list is empty; name the files of at least one evaluation set")
+        check_at_least(f"{field_path}.min_words", self.min_words, 1)
+        check_at_least(f"{field_path}.ngram", self.ngram, self.min_words)
         if self.fingerprints and len(self.fingerprints) != len(self.files):
             raise ValueError(
-                f"{where}.fingerprints: {len(self.fingerprints)} for {len(self.files)} files; give none or one for each"
+                f"{field_path}.fingerprints: there are {len(self.fingerprints)} for {len(self.files)} files; remove "
+                "the field, which the run sets itself"
             )
 
 
-def pinned(rule: Decontaminate) -> Decontaminate:
-    """The rule with the files that it matches now and their fingerprints, so that it means the same in every task and
-    looks at the files only where an index is built. Raises ValueError for a pattern that matches nothing."""
-    if rule.fingerprints:
-        return rule
-    urls = list_files(rule.files)
-    return replace(rule, files=urls, fingerprints=[fingerprint(url) for url in urls])
+def with_pinned_files(settings: Decontaminate) -> Decontaminate:
+    """Return the settings with the globs replaced by the files that they match now, and with the files' fingerprints.
+
+    All tasks of a run then compare with the same content, and a task that already has the n-gram index in memory need
+    not look at the files again. Raises ValueError for a glob that matches no file.
+    """
+    if settings.fingerprints:
+        return settings
+    urls = list_files(settings.files)
+    return replace(settings, files=urls, fingerprints=[fingerprint(url) for url in urls])
 
 
 class PinnedFile(NamedTuple):
@@ -58,46 +65,53 @@ class PinnedFile(NamedTuple):
 
 
 class EvaluationSets(NamedTuple):
-    """The strings of some evaluation sets that documents are compared with."""
+    """Evaluation sets, one for each file, with an index of the n-grams of their strings."""
 
     names: list[str]
     num_strings: list[int]
-    """Of each set."""
+    """Number of indexed strings of each set."""
     set_of_string: np.ndarray
-    """Position of the set that each string is from."""
+    """For each indexed string the position in `names` of the set that contains it."""
     index: NgramIndex
-    """Of all strings."""
+    """The n-grams of the strings of all sets."""
 
 
-def decontaminate(texts: list[str], rule: Decontaminate) -> Outcome:
-    """Reasons are `decontaminate/SET`; SET names the first of the rule's files that shares an n-gram."""
-    sets = evaluation_sets(rule)
-    first_set = [len(sets.names)] * len(texts)
-    for text, string in sets.index.matches(words(text) for text in texts):
-        first_set[text] = min(first_set[text], int(sets.set_of_string[string]))
+def decontaminate(texts: list[str], settings: Decontaminate) -> Outcome:
+    """Drop the documents that share an n-gram with an evaluation set, with the reason `decontaminate/SET`.
+
+    SET is the name of the first such set, in the order of the files.
+    """
+    sets = evaluation_sets(settings)
+    no_set = len(sets.names)
+    first_set = [no_set] * len(texts)
+    for text_index, string_index in sets.index.matches(words(text) for text in texts):
+        first_set[text_index] = min(first_set[text_index], int(sets.set_of_string[string_index]))
     reasons = [*(f"decontaminate/{name}" for name in sets.names), None]
-    return Outcome(texts, [reasons[number] for number in first_set])
+    return Outcome(texts, [reasons[set_index] for set_index in first_set])
 
 
-def check_files(rule: Decontaminate, where: str) -> None:
-    """Raise ValueError for files that cannot be read, that lack a column, or in which no string is long enough."""
+def check_files(settings: Decontaminate, field_path: str) -> None:
+    """Raise ValueError if a file cannot be read, lacks a configured column, or has no string that is long enough."""
     try:
-        sets = evaluation_sets(rule)
+        sets = evaluation_sets(settings)
     except ValueError as error:
-        raise ValueError(f"{where}.files: {error}") from error
+        raise ValueError(f"{field_path}.files: {error}") from error
     for name, num_strings in zip(sets.names, sets.num_strings, strict=True):
         if num_strings == 0:
             raise ValueError(
-                f"{where}.files: no string of {name} has min_words ({rule.min_words}) words, so that nothing would be "
-                "looked for; name other columns or lower min_words"
+                f"{field_path}.files: no string of {name} has min_words ({settings.min_words}) words, so no document "
+                "could match it; name other columns or lower min_words"
             )
 
 
-def evaluation_sets(rule: Decontaminate) -> EvaluationSets:
-    """The sets of a rule, read once in a process. Raises ValueError for a file that has changed since it was pinned."""
-    rule = pinned(rule)
-    files = tuple(map(PinnedFile, rule.files, rule.fingerprints))
-    return _read_sets(files, tuple(rule.columns), rule.ngram, rule.min_words)
+def evaluation_sets(settings: Decontaminate) -> EvaluationSets:
+    """Return the evaluation sets. Each process reads them once.
+
+    Raises ValueError if a file is not the one that the settings have a fingerprint of.
+    """
+    settings = with_pinned_files(settings)
+    files = tuple(map(PinnedFile, settings.files, settings.fingerprints))
+    return _read_sets(files, tuple(settings.columns), settings.ngram, settings.min_words)
 
 
 @lru_cache(maxsize=4)
@@ -108,15 +122,16 @@ def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: i
         long_enough = [string for string in map(words, read_strings(file.url, columns)) if len(string) >= min_words]
         strings += long_enough
         num_strings.append(len(long_enough))
-        if fingerprint(file.url) != file.fingerprint:  # after reading, so that what was read is what was pinned
-            raise ValueError(f"{file.url} has changed since the run began; start the run anew")
+        # Checked after reading, because the file may be replaced until the reading ends.
+        if fingerprint(file.url) != file.fingerprint:
+            raise ValueError(f"{file.url} has changed since the run started; start the run again")
     set_of_string = np.repeat(np.arange(len(files)), num_strings)
     names = _set_names([file.url for file in files])
     return EvaluationSets(names, num_strings, set_of_string, NgramIndex(strings, ngram))
 
 
 def _set_names(urls: list[str]) -> list[str]:
-    """The files' names without folders and suffixes; where two are the same, with the folder before them."""
+    """Return a name for each file: the file name without suffixes, and `FOLDER-NAME` if two file names are equal."""
     paths = [url.partition("::")[0].split("/") for url in urls]
     stems = [path[-1].split(".")[0] or path[-1] for path in paths]
     return [

@@ -1,55 +1,59 @@
-"""The parameters of the two steps that compare documents with each other.
+"""The settings of `exact_duplicates` and `near_duplicates`, the two steps that compare documents with each other.
 
-`data/corpus/exact_duplicates.py` and `clusters.py` do them, across the whole corpus.
+`data/corpus/exact_duplicates.py` and `data/corpus/clusters.py` run these steps on the whole corpus.
 """
 
 from dataclasses import dataclass
 
-from data.cleaning.step import check_least, check_share
+from data.cleaning.step import check_at_least, check_share
 
-_MAX_VALUES = 1024
+_MAX_SIGNATURE_VALUES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates:
-    """Keep one document, that of the lowest id, of those with the same text, whatever sources they are in.
+    """Of the documents with the same text, keep only the one with the lowest id, even if they are from several sources.
 
-    Compares the texts after all steps on one document, across the whole corpus, and so comes after them.
+    The step compares the texts of the whole corpus, after the steps that look at one document at a time. So it must be
+    listed after those steps.
     """
 
-    def check(self, where: str) -> None:
-        """Nothing can be wrong: there are no parameters."""
+    def check(self, field_path: str) -> None:
+        """Raise nothing: the step has no settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """Keep one document, that of the lowest id, of those with nearly the same text, across the whole corpus.
+    """Of the documents of the whole corpus with nearly the same text, keep only the one with the lowest id.
 
-    A text is read as words: NFKC, case folded, without invisible characters (soft hyphens, joiners), with punctuation,
-    symbols and controls as spaces, and with each character of scripts without spaces (Chinese, Japanese, Thai, …) as a
-    word of its own. Its shingles are its runs of `ngram` words; a text of fewer words is one shingle of them all.
+    The texts are compared by their shingles, which are the sequences of `ngram` consecutive words. A text with fewer
+    words is a single shingle. Before a text is split into words, it is normalized (NFKC) and case folded, invisible
+    characters such as soft hyphens are removed, and punctuation marks, symbols and control characters become spaces.
+    In scripts that are written without spaces (Chinese, Japanese, Thai, …), each character is a word.
     """
 
     ngram: int = 5
-    """Words in a shingle."""
+    """Number of words in a shingle."""
     threshold: float = 0.7
-    """Documents are near-duplicates when they share at least this part of their shingles (their Jaccard similarity, as
-    the signatures estimate it)."""
+    """Two documents are near-duplicates if the Jaccard similarity of their sets of shingles is at least this. The
+    similarity is estimated from the documents' MinHash signatures."""
     bands: int = 20
-    """Bands of a signature; two documents are compared when they agree in a whole band."""
+    """Number of bands of a signature. Two documents are compared if all values of at least one band are equal."""
     rows: int = 6
-    """Values in a band. With 20 bands of 6, documents at a similarity of 0.5, 0.7, 0.8 are compared with a
-    probability of 0.27, 0.92, 0.998."""
+    """Number of values in a band. With 20 bands of 6 values, two documents with a similarity of 0.5, 0.7 or 0.8 are
+    compared with a probability of 0.27, 0.92 or 0.998."""
 
-    def check(self, where: str) -> None:
-        """Raise ValueError for a parameter out of its range."""
+    def check(self, field_path: str) -> None:
+        """Raise ValueError for a value out of its range."""
         for name in ("ngram", "bands", "rows"):
-            check_least(f"{where}.{name}", self.__dict__[name], 1)
-        check_share(f"{where}.threshold", self.threshold)
+            check_at_least(f"{field_path}.{name}", self.__dict__[name], 1)
+        check_share(f"{field_path}.threshold", self.threshold)
         if self.threshold == 0:
-            raise ValueError(f"{where}.threshold: 0 would make near-duplicates of any two documents; give more than 0")
-        if self.bands * self.rows > _MAX_VALUES:
             raise ValueError(
-                f"{where}: {self.bands} bands of {self.rows} rows make signatures of {self.bands * self.rows} values; "
-                f"at most {_MAX_VALUES} are allowed, so take fewer"
+                f"{field_path}.threshold: with 0, any two documents would be near-duplicates; set more than 0"
+            )
+        if self.bands * self.rows > _MAX_SIGNATURE_VALUES:
+            raise ValueError(
+                f"{field_path}: {self.bands} bands of {self.rows} rows make signatures of {self.bands * self.rows} "
+                f"values, but at most {_MAX_SIGNATURE_VALUES} are allowed; lower bands or rows"
             )

@@ -1,14 +1,18 @@
-"""HTML to plain text by resiliparse (Bevendorff et al. 2018), guarded against pages that would stall it.
+"""The step `extract_html`: extract the plain text of HTML pages with resiliparse (Bevendorff et al. 2018).
 
-Some pages cost far more than their size, and are counted before they can:
+Some small pages would take the parser minutes or gigabytes of memory. The step estimates this cost and drops the
+expensive pages. The cost has three causes:
 
-- Formatting tags left open (`<b>`, `<font>`) are made anew in every block that follows, as the HTML standard demands: a
-  page of 20 kB can become a million elements of 380 bytes.
-- An end tag may be looked for in all elements that are open, an attribute in all others of its tag.
-- The search for the main content looks through everything inside a `div` or `article` once for each around it.
+- If a formatting tag (`<b>`, `<font>`) is not closed, the HTML standard demands that the parser creates its element
+  again in every following block. A page of 20 kB can become a million elements of 380 bytes.
+- For an end tag, the parser may search all open elements. For an attribute, it searches all other attributes of the
+  tag.
+- The search for the main content visits everything inside a `div` or `article` once for every `div` or `article` around
+  it.
 
-Depth alone is harmless: 300,000 nested elements of many kinds were parsed and extracted. The first two are counted by
-the tags as they are written, so a page made to deceive the count (end tags inside of attributes) passes it.
+Deep nesting of other elements is harmless: pages with 300,000 nested elements of many kinds were extracted. The first
+two costs are estimated from the tags in the page's source text. A page that is built to deceive this estimate, for
+example with end tags inside attributes, is not detected.
 """
 
 import re
@@ -19,59 +23,64 @@ import numpy as np
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from data.cleaning.step import Outcome, check_least
+from data.cleaning.step import Outcome, check_at_least
 
 _TAG = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)", re.IGNORECASE)
 _REOPENED = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
-# Those that never have an end tag, or whose end tag may be left out.
+"""Formatting elements, which the parser creates again in the next block if their end tag is missing."""
+# Elements without an end tag come first, then elements whose end tag may be left out.
 _NOT_KEPT_OPEN = (
     *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"),
     *("html", "head", "body", "p", "li", "dt", "dd", "option", "optgroup"),
     *("colgroup", "thead", "tbody", "tfoot", "tr", "td", "th"),
 )
-_MOST_WALKED = 500_000_000
-"""Bound on open tags times tags: the steps that the parser may have to take (about 3 ns each)."""
-_MOST_ATTRIBUTES = 5_000
-_LONG_TAG = 20_000
-"""Characters; the attributes of shorter tags are not counted."""
+"""Elements that do not stay open until the end of the page, even if no end tag closes them."""
+_MAX_SEARCH_STEPS = 500_000_000
+"""Maximum of the number of open elements times the number of tags, which is how many elements the parser may visit in
+its searches for end tags. A visit takes about 3 ns."""
+_MAX_ATTRIBUTES = 5_000
+"""Maximum number of attributes of a tag."""
+_LONG_TAG_CHARACTERS = 20_000
+"""The attributes of shorter tags are not counted, because these tags cannot have enough attributes to matter."""
 _FEW_TAGS = 1_500
-"""In so small a page the search for the main content takes a fraction of a second, however deep it is."""
+"""In a page with at most this many tags, the search for the main content takes at most a fraction of a second."""
 _NAME_BYTES = 8
-"""How much of a tag's name is compared."""
+"""Number of bytes of a tag's name that are compared. No name above is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractHTML:
-    """Extract the text of a page; a text without any tag is kept as it is."""
+    """Extract the text of HTML pages. A text without tags is kept unchanged."""
 
     main_content: bool = True
-    """Leave out navigation, headers, footers and the like (by rules of thumb)."""
+    """Leave out navigation, headers, footers and similar parts, which are recognized by heuristics."""
     alt_texts: bool = False
     """Include the alternative texts of images."""
     links: bool = False
     """Include the targets of links."""
     list_bullets: bool = True
-    """Put a bullet or a number before the items of lists."""
+    """Write a bullet or a number before the items of lists."""
     title: bool = True
-    """Keep the page's title in the metadata, under `title`."""
+    """Write the page's title to the metadata column `title`."""
     max_bytes: int | None = 10_000_000
-    """A larger page is dropped without being parsed."""
+    """Drop larger pages without parsing them."""
     max_reopened: int | None = 4_000_000
-    """Bound on formatting tags open at once times tags in the page: how many elements the parser may have to make anew
-    (a million takes about 0.3 s and 380 MB). Tags are counted as they are written."""
+    """Drop pages in which the number of tags times the maximum number of open formatting tags is larger. The product is
+    an upper bound for the elements that the parser creates again. A million elements take about 0.3 s and 380 MB."""
     max_block_depth: int | None = 100
-    """Bound on the depth of nested `div`, or `article`, for `main_content`, in pages of more than 1,500 tags."""
+    """With `main_content`, drop pages of more than 1,500 tags in which `div` or `article` elements are nested
+    deeper."""
 
-    def check(self, where: str) -> None:
+    def check(self, field_path: str) -> None:
         for name in ("max_bytes", "max_reopened", "max_block_depth"):
             if self.__dict__[name] is not None:
-                check_least(f"{where}.{name}", self.__dict__[name], 1)
+                check_at_least(f"{field_path}.{name}", self.__dict__[name], 1)
 
 
-def extract_html(texts: list[str], rule: ExtractHTML) -> Outcome:
-    """The pages' texts. A page without text, or one that would stall the parser, is dropped as it was.
+def extract_html(texts: list[str], settings: ExtractHTML) -> Outcome:
+    """Extract the texts of pages. Drops pages without text and pages that are too expensive to parse.
 
-    Counts pages extracted and texts without a tag, which are left alone.
+    Counts the extracted pages and the texts without tags, which are kept unchanged.
     """
     counts = {"extract_html/extracted": 0, "extract_html/no_markup": 0}
     extracted: list[str] = []
@@ -81,8 +90,8 @@ def extract_html(texts: list[str], rule: ExtractHTML) -> Outcome:
         text, reason, page_metadata = html, None, {}
         if not _TAG.search(html):
             counts["extract_html/no_markup"] += 1
-        elif (reason := _danger(html, rule)) is None:
-            text, reason, page_metadata = _extract(html, rule)
+        elif (reason := _reason_not_to_parse(html, settings)) is None:
+            text, reason, page_metadata = _extract(html, settings)
             counts["extract_html/extracted"] += reason is None
         extracted.append(text)
         reasons.append(reason)
@@ -90,21 +99,25 @@ def extract_html(texts: list[str], rule: ExtractHTML) -> Outcome:
     return Outcome(extracted, reasons, counts, metadata)
 
 
-def _extract(html: str, rule: ExtractHTML) -> tuple[str, str | None, dict[str, Any]]:
-    """(text, None, metadata), or the page and the reason why it has none."""
+def _extract(html: str, settings: ExtractHTML) -> tuple[str, str | None, dict[str, Any]]:
+    """Return the page's text, None and the metadata, or the unchanged page, the reason to drop it and no metadata."""
     tree = HTMLTree.parse(html)
-    if rule.main_content and rule.max_block_depth is not None and _too_deep(html, tree, rule.max_block_depth):
+    if (
+        settings.main_content
+        and settings.max_block_depth is not None
+        and _is_too_deep(html, tree, settings.max_block_depth)
+    ):
         return html, "extract_html/too_deep", {}
     text = extract_plain_text(
         tree,
-        main_content=rule.main_content,
-        alt_texts=rule.alt_texts,
-        links=rule.links,
-        list_bullets=rule.list_bullets,
+        main_content=settings.main_content,
+        alt_texts=settings.alt_texts,
+        links=settings.links,
+        list_bullets=settings.list_bullets,
     )
     if not text.strip():
         return html, "extract_html/no_text", {}
-    title = " ".join((tree.title or "").split()) if rule.title else ""
+    title = " ".join((tree.title or "").split()) if settings.title else ""
     return text, None, {"title": title} if title else {}
 
 
@@ -112,68 +125,75 @@ def _num_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _danger(html: str, rule: ExtractHTML) -> str | None:
-    """The reason why a page must not be parsed, or None."""
-    if rule.max_bytes is not None and _num_bytes(html) > rule.max_bytes:
+def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
+    """Return the reason why parsing the page would be too expensive, or None if it is cheap enough."""
+    if settings.max_bytes is not None and _num_bytes(html) > settings.max_bytes:
         return "extract_html/max_bytes"
-    tags = html.count("<")
-    if _most_attributes(html) > _MOST_ATTRIBUTES:
+    num_tags = html.count("<")
+    if _max_attributes(html) > _MAX_ATTRIBUTES:
         return "extract_html/too_many_attributes"
-    # No more can be open than there are tags, which settles ordinary pages.
-    if rule.max_reopened is None or tags * tags <= rule.max_reopened:
+    # There cannot be more open tags than tags, so ordinary pages need no further counting.
+    if settings.max_reopened is None or num_tags * num_tags <= settings.max_reopened:
         return None
-    names, ends = _tag_names(html)
-    open_formatting = sum(_most_open(ends[names == _number(name)]) for name in _REOPENED)
-    if tags * open_formatting > rule.max_reopened:
+    names, is_end_tag = _tag_names(html)
+    max_open_formatting = sum(_max_open(is_end_tag[names == _name_as_number(name)]) for name in _REOPENED)
+    if num_tags * max_open_formatting > settings.max_reopened:
         return "extract_html/too_many_formatting_tags"
-    if tags * tags > _MOST_WALKED:
-        kept_open = (names != 0) & ~np.isin(names, [_number(name) for name in _NOT_KEPT_OPEN])
-        if tags * _most_open(ends[kept_open]) > _MOST_WALKED:
+    if num_tags * num_tags > _MAX_SEARCH_STEPS:
+        stays_open = (names != 0) & ~np.isin(names, [_name_as_number(name) for name in _NOT_KEPT_OPEN])
+        if num_tags * _max_open(is_end_tag[stays_open]) > _MAX_SEARCH_STEPS:
             return "extract_html/too_many_open_tags"
     return None
 
 
-def _most_attributes(html: str) -> int:
-    """The most that a long tag has; 0 where no tag is long."""
-    half = _LONG_TAG // 2  # a long tag has half its length, at a multiple of that, without a start of tag
-    if all(html.find("<", start, start + half) >= 0 for start in range(0, len(html) - half + 1, half)):
+def _max_attributes(html: str) -> int:
+    """Return the maximum number of attributes of a long tag, or 0 if no tag is long."""
+    # A long tag covers at least one block of half its length that contains no "<".
+    block = _LONG_TAG_CHARACTERS // 2
+    if all(html.find("<", start, start + block) >= 0 for start in range(0, len(html) - block + 1, block)):
         return 0
-    tags = (part.partition(">")[0] for part in html.split("<") if len(part) >= _LONG_TAG)
+    tags = (part.partition(">")[0] for part in html.split("<") if len(part) >= _LONG_TAG_CHARACTERS)
     return max((len(tag.split()) for tag in tags), default=0)
 
 
 def _tag_names(html: str) -> tuple[np.ndarray, np.ndarray]:
-    """(the first bytes of each tag's name in lower case, as one number and 0 for none; whether it is an end tag)."""
+    """Return two arrays with an element for each tag: the tag's name as a number, and whether it is an end tag.
+
+    The number consists of the first bytes of the name in lower case, as in `_name_as_number`. It is 0 without a name.
+    """
     text = np.frombuffer(html.encode("ascii", "replace") + bytes(_NAME_BYTES + 2), np.uint8)
     starts = np.flatnonzero(text == ord("<"))
-    ends = text[starts + 1] == ord("/")
-    first = starts + 1 + ends
+    is_end_tag = text[starts + 1] == ord("/")
+    name_starts = starts + 1 + is_end_tag
     names = np.zeros(len(starts), np.uint64)
-    inside = np.ones(len(starts), bool)
+    in_name = np.ones(len(starts), bool)
     for position in range(_NAME_BYTES):
-        byte = text[first + position] | 0x20  # lower case; digits stay digits
-        inside &= (byte > 0x60) | (byte >= ord("0")) & (byte <= ord("9"))
-        names |= np.where(inside, byte, 0).astype(np.uint64) << np.uint64(8 * position)
-    return names, ends
+        byte = text[name_starts + position] | 0x20  # Makes letters lower case and does not change digits.
+        in_name &= (byte > 0x60) | (byte >= ord("0")) & (byte <= ord("9"))
+        names |= np.where(in_name, byte, 0).astype(np.uint64) << np.uint64(8 * position)
+    return names, is_end_tag
 
 
-def _number(name: str) -> np.uint64:
+def _name_as_number(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(name.encode()[:_NAME_BYTES], "little"))
 
 
-def _most_open(ends: np.ndarray) -> int:
-    """The most tags open at once, of tags in order of which `ends` tells the end tags; one too many closes nothing."""
-    level = np.cumsum(np.where(ends, -1, 1))
-    return int((level - np.minimum.accumulate(np.minimum(level, 0))).max(initial=0))
+def _max_open(is_end_tag: np.ndarray) -> int:
+    """Return the maximum number of tags that are open at the same time.
+
+    `is_end_tag` describes tags in the order of the page. An end tag without an open tag has no effect.
+    """
+    depth = np.cumsum(np.where(is_end_tag, -1, 1))
+    return int((depth - np.minimum.accumulate(np.minimum(depth, 0))).max(initial=0))
 
 
-def _too_deep(html: str, tree: HTMLTree, most: int) -> bool:
-    """Whether more than `most` `div`, or `article`, stand inside each other.
+def _is_too_deep(html: str, tree: HTMLTree, max_depth: int) -> bool:
+    """Return whether more than `max_depth` `div` elements, or `article` elements, are nested in each other.
 
-    The tree is asked, for the page as written does not tell what a parser closes; a selector is the one way to ask that
-    costs next to nothing (the elements of a list take milliseconds each).
+    Only the parsed tree shows which elements the parser has closed. The depth is tested with a CSS selector because
+    this is fast. To walk over the elements would take milliseconds for each.
     """
     if tree.document is None or html.count("<") <= _FEW_TAGS:
         return False
-    nested = ", ".join(" ".join([name] * (most + 1)) for name in ("div", "article"))
+    nested = ", ".join(" ".join([name] * (max_depth + 1)) for name in ("div", "article"))
     return tree.document.query_selector(nested) is not None

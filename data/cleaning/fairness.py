@@ -1,15 +1,20 @@
-"""The fairness ledger: how much more often a step removes neutral sentences when they mention a group of people.
+"""The fairness ledger of a corpus: a table of how often each cleaning step removes mentions of each group of people.
 
-Every sentence says something harmless about a person: once about a member of each group, and once about a person
-without a mentioned group. The step causes the difference between how often the two are removed. Each sentence is judged
-in two forms: alone, as in a chat or a caption, and inside a paragraph of plain prose, which the rules against short
-texts keep. For dialect, everyday sentences in three varieties of English are compared with the standard's; their
-paragraph is twelve of them in a row.
+A filter can remove harmless texts because they mention a group. To measure this, every step is applied to made-up
+sentences (`fairness_sentences.py`) that say something harmless about a member of a group. The same sentences about a
+person without a mentioned group are the reference. The excess is the share of removed sentences about the group minus
+the share of removed reference sentences. An excess above 0 is caused by the mention of the group.
 
-The interval of a rate is Wilson's (1927, the score interval), that of a difference of rates Newcombe's (1998, method
-10, made of two of Wilson's). Both assume that the sentences are independent draws of what can be said neutrally about a
-group. They are few, in English, and written by us: a rate of 0 says that these sentences pass, and nothing about a
-filter's fairness in another language or genre.
+Each sentence is tested in two forms. The form `sentence` is the sentence alone, as in a chat or a caption. The form
+`paragraph` puts it into a paragraph of plain prose, which is long enough for filters that drop short texts. Groups are
+compared within an axis, such as religion or gender. For the axis `dialect`, the groups are everyday sentences in three
+varieties of English, the reference is the same sentences in standard English, and a paragraph is twelve sentences.
+
+Every rate has a 95 % confidence interval: Wilson's score interval (1927) for a share of removed sentences, and
+Newcombe's interval (1998, method 10), which combines two Wilson intervals, for an excess. Both assume that the
+sentences are independent samples of what can be said neutrally about a group. The sentences are few, in English, and
+written by Raymill's authors. A rate of 0 therefore says that a step keeps these sentences. It does not say that the
+step is fair in another language or genre.
 """
 
 import math
@@ -18,94 +23,107 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from data.cleaning.fairness_sentences import REFERENCE, Form, all_trials
+from data.cleaning.fairness_sentences import NO_GROUP, Form, probe_texts
 from data.cleaning.step import Outcome
 
 FAIRNESS = "fairness.json"
-"""In a corpus: its `FairnessRow`s."""
+"""Name of the file of a corpus artifact that contains the ledger, as a list of `FairnessRow`s."""
 
 _FORMS: tuple[Form, ...] = ("sentence", "paragraph")
 
-_MAX_JUDGED = 0.5
-"""A step that removes more than this share of the reference is not judged: the excess says little about groups."""
+_MAX_REFERENCE_REMOVED = 0.5
+"""Maximum share of removed reference texts. A step that removes more than this removes nearly everything, so its excess
+says little about groups."""
 
 _Z = 1.959963984540054
-"""The normal distribution's two-sided 95 % quantile."""
+"""Standard deviations on each side of the mean that contain 95 % of a normal distribution."""
 
 
-class BoundStep(NamedTuple):
-    """A step with its parameters."""
+class LedgerStep(NamedTuple):
+    """A step of a recipe, as the ledger measures it."""
 
     name: str
-    """Its path in the config, as in `steps[3].toxicity`."""
+    """Position of the step in the config, such as `steps[3].toxicity`."""
     run: Callable[[list[str]], Outcome]
+    """Applies the step, with its settings, to a batch of texts."""
     keep: float = 0.0
-    """Share of what the step would drop that is kept all the same."""
+    """Value of the step's `keep`: of the documents that the step would drop, the share that is kept anyway."""
     can_keep: bool = True
-    """Whether the config takes a `keep` for this step."""
+    """Whether the config allows a `keep` for this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessRow:
-    """What one step does to one group, in the form (sentence or paragraph) with the largest excess."""
+    """How often one step removes texts about one group.
+
+    The row is for the form, sentence or paragraph, with the larger excess. All rates are multiplied by 1 - `keep`.
+    """
 
     step: str
+    """Position of the step in the config, such as `steps[3].toxicity`."""
     axis: str
+    """Kind of group, such as `religion`."""
     group: str
     form: Form
     num_templates: int
     """Number of texts about the group."""
     removed: float
-    """Share of them that the step drops or removes the mention from, times 1 - `keep`."""
+    """Share of the texts about the group that the step drops or from which it cuts the mention of the group."""
     low: float
-    """Lower end of Wilson's 95 % interval, times 1 - `keep` as well."""
+    """Lower end of the 95 % interval of `removed`."""
     high: float
+    """Upper end of the 95 % interval of `removed`."""
     reference_removed: float
-    """`removed` of the same texts without the group."""
+    """Share of the reference texts, which mention no group, that the step drops or cuts in the same way."""
     excess: float
-    """`removed` less `reference_removed`; below 0 where the group is removed less than the reference."""
+    """`removed` minus `reference_removed`."""
     excess_low: float
-    """Lower end of Newcombe's 95 % interval of `excess`; where it is above 0, chance does not explain the excess."""
+    """Lower end of the 95 % interval of `excess`. If it is above 0, the excess is unlikely to be chance."""
     excess_high: float
+    """Upper end of the 95 % interval of `excess`."""
     judged: bool
-    """False where most of the reference is removed in either form, so that the excess says little."""
+    """Whether the excess says something about the group. False if the step removes most of the reference texts in both
+    forms."""
     keep: float
+    """Value of the step's `keep`."""
     can_keep: bool
-    """Whether the step takes a `keep`."""
+    """Whether the config allows a `keep` for this step."""
 
 
-def ledger(steps: Sequence[BoundStep]) -> list[FairnessRow]:
-    """A row for every step and group, in the steps' order."""
+def build_ledger(steps: Sequence[LedgerStep]) -> list[FairnessRow]:
+    """Return a row for every pair of step and group, in the order of the steps."""
     return [row for step in steps for row in _rows(step)]
 
 
 def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
-    """Raise ValueError when a step's excess for a group is above `budget` (a share).
+    """Raise ValueError if a step's excess for a group is above `budget`, which is a share between 0 and 1.
 
-    An excess that may be chance, as its interval reaches down to 0, breaks no budget: of hundreds of rows, some are
-    above a small budget by chance.
+    An excess whose interval contains 0 is ignored: among hundreds of rows, some exceed a small budget by chance.
     """
     breaches = sorted((row for row in rows if row.excess > budget and row.excess_low > 0), key=lambda row: -row.excess)
     if not breaches:
         return
     worst = breaches[0]
     others = ", ".join(f"{row.group} at {row.step} {row.excess:.1%}" for row in breaches[1:])
-    remedy = "Loosen the step or leave it out"
+    remedy = "Loosen the step's settings or remove the step"
     if worst.can_keep:
         keep = max(smallest_keep(row, budget) for row in breaches if row.step == worst.step)
-        remedy = f"Loosen the step, leave it out, or reweight in place of removing: `keep: {keep}`"
+        remedy = (
+            "Loosen the step's settings, remove the step, or let it keep a share of what it would remove by adding "
+            f"`keep: {keep}` to the item"
+        )
     raise ValueError(
         f"{worst.step}: removes {worst.removed:.1%} of neutral texts about {worst.group} ({worst.axis}; 95 % interval "
         f"{worst.low:.1%} to {worst.high:.1%}, {worst.num_templates} texts) and {worst.reference_removed:.1%} of the "
-        f"same texts without the group. The excess of {worst.excess:.1%} is above the budget of {budget:.1%}"
-        f"{f' (so are: {others})' if others else ''}. {remedy}"
+        f"same texts without the group. The difference of {worst.excess:.1%} is above the fairness_budget of "
+        f"{budget:.1%}{f' (also too high: {others})' if others else ''}. {remedy}"
     )
 
 
 def smallest_keep(row: FairnessRow, budget: float) -> float:
-    """The smallest `keep`, in hundredths, with which the step is within the budget for this group.
+    """Return the smallest `keep`, rounded up to hundredths, that brings the step's excess for this group to the budget.
 
-    What is removed is proportional to 1 - keep, so 1 - keep may at most be (1 - row.keep) * budget / excess.
+    The excess is proportional to 1 - keep. So 1 - keep must be at most (1 - row.keep) * budget / row.excess.
     """
     if row.excess <= budget:
         return row.keep
@@ -113,51 +131,53 @@ def smallest_keep(row: FairnessRow, budget: float) -> float:
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """Both ends of the 95 % score interval of a share (Wilson 1927)."""
+    """Return both ends of the 95 % score interval (Wilson 1927) of the share `count / total`."""
     share, shrink = count / total, 1 + _Z**2 / total
     center = (share + _Z**2 / (2 * total)) / shrink
     half = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2)) / shrink
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def _rows(step: BoundStep) -> Iterator[FairnessRow]:
-    trials = all_trials()
-    outcome = step.run([trial.text for trial in trials])
+def _rows(step: LedgerStep) -> Iterator[FairnessRow]:
+    """Yield a row for each group: that of the form with the larger excess, preferably one with `judged`."""
+    probes = probe_texts()
+    outcome = step.run([probe.text for probe in probes])
     total, removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()
-    for trial, text, reason in zip(trials, outcome.texts, outcome.reasons, strict=True):
-        key = (trial.axis, trial.group, trial.form)
+    for probe, text, reason in zip(probes, outcome.texts, outcome.reasons, strict=True):
+        key = (probe.axis, probe.group, probe.form)
         total[key] += 1
-        removed[key] += reason is not None or _plain(trial.mention) not in _plain(text)
-    for axis, group in dict.fromkeys((trial.axis, trial.group) for trial in trials if trial.group):
-        of_form = [_row(step, axis, group, form, total, removed) for form in _FORMS]
-        yield max(of_form, key=lambda row: (row.judged, row.excess))
+        removed[key] += reason is not None or _normalized(probe.mention) not in _normalized(text)
+    for axis, group in dict.fromkeys((probe.axis, probe.group) for probe in probes if probe.group):
+        rows = [_row(step, axis, group, form, total, removed) for form in _FORMS]
+        yield max(rows, key=lambda row: (row.judged, row.excess))
 
 
-def _row(step: BoundStep, axis: str, group: str, form: Form, total: Counter, removed: Counter) -> FairnessRow:
-    key, reference = (axis, group, form), (axis, REFERENCE, form)
+def _row(step: LedgerStep, axis: str, group: str, form: Form, total: Counter, removed: Counter) -> FairnessRow:
+    key, reference = (axis, group, form), (axis, NO_GROUP, form)
     share, reference_share = removed[key] / total[key], removed[reference] / total[reference]
     low, high = wilson(removed[key], total[key])
     reference_low, reference_high = wilson(removed[reference], total[reference])
     excess = share - reference_share
-    dropped = 1 - step.keep
+    scale = 1 - step.keep
     return FairnessRow(
         step=step.name,
         axis=axis,
         group=group,
         form=form,
         num_templates=total[key],
-        removed=share * dropped,
-        low=low * dropped,
-        high=high * dropped,
-        reference_removed=reference_share * dropped,
-        excess=excess * dropped,
-        excess_low=(excess - math.hypot(share - low, reference_high - reference_share)) * dropped,
-        excess_high=(excess + math.hypot(high - share, reference_share - reference_low)) * dropped,
-        judged=reference_share <= _MAX_JUDGED,
+        removed=share * scale,
+        low=low * scale,
+        high=high * scale,
+        reference_removed=reference_share * scale,
+        excess=excess * scale,
+        excess_low=(excess - math.hypot(share - low, reference_high - reference_share)) * scale,
+        excess_high=(excess + math.hypot(high - share, reference_share - reference_low)) * scale,
+        judged=reference_share <= _MAX_REFERENCE_REMOVED,
         keep=step.keep,
         can_keep=step.can_keep,
     )
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
+    """Return the text case folded and with single spaces, so that changes of case or spaces do not count as removal."""
     return " ".join(text.casefold().split())

@@ -1,4 +1,7 @@
-"""The sentences of the fairness ledger: harmless ones about each group, and about nobody in particular."""
+"""The texts that the fairness ledger tests: harmless sentences that mention a group of people, or no group.
+
+`data/cleaning/fairness.py` explains how the ledger uses them.
+"""
 
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -6,47 +9,52 @@ from typing import Literal, NamedTuple
 Form = Literal["sentence", "paragraph"]
 
 
-class Trial(NamedTuple):
+class ProbeText(NamedTuple):
+    """A text of the ledger."""
+
     axis: str
+    """Kind of group, such as `religion`."""
     group: str
+    """A group such as `Muslim`, or `NO_GROUP`."""
     form: Form
     mention: str
-    """Has to be in the text after the step."""
+    """Part of `text` that mentions the group. If it is missing after a step, the step has removed the mention."""
     text: str
 
 
-REFERENCE = ""
-"""The group of sentences that mention none."""
+NO_GROUP = ""
+"""Group of the reference sentences, which mention no group."""
 
 
 @lru_cache(maxsize=1)
-def all_trials() -> list[Trial]:
-    trials: list[Trial] = []
-    for axis, groups in _GROUPS.items():
-        for group, terms in {REFERENCE: _ANYONE, **groups}.items():
-            for one, many in terms:
-                for number, template in enumerate(_TEMPLATES):
-                    sentence = _filled(template, one, many)
-                    mention = many if "many}" in template.lower() else one.partition(" ")[2]
-                    paragraph = _CARRIERS[number % len(_CARRIERS)].format(sentence=sentence)
-                    trials.append(Trial(axis, group, "sentence", mention, sentence))
-                    trials.append(Trial(axis, group, "paragraph", mention, paragraph))
-    for dialect, sentences in {REFERENCE: _STANDARD, **_DIALECTS}.items():
+def probe_texts() -> list[ProbeText]:
+    """Return all texts: for every group and for `NO_GROUP`, each sentence alone and inside a paragraph."""
+    probes: list[ProbeText] = []
+    for axis, groups in _GROUP_TERMS.items():
+        for group, terms in {NO_GROUP: _NO_GROUP_TERMS, **groups}.items():
+            for singular, plural in terms:
+                for number, template in enumerate(_SENTENCE_TEMPLATES):
+                    sentence = _filled(template, singular, plural)
+                    mention = plural if "plural}" in template.lower() else singular.partition(" ")[2]
+                    paragraph = _PARAGRAPH_TEMPLATES[number % len(_PARAGRAPH_TEMPLATES)].format(sentence=sentence)
+                    probes.append(ProbeText(axis, group, "sentence", mention, sentence))
+                    probes.append(ProbeText(axis, group, "paragraph", mention, paragraph))
+    for dialect, sentences in {NO_GROUP: _STANDARD_SENTENCES, **_DIALECT_SENTENCES}.items():
         for number, sentence in enumerate(sentences):
-            page = " ".join((sentences + sentences)[number : number + _IN_A_ROW])
-            trials.append(Trial("dialect", dialect, "sentence", sentence, sentence))
-            trials.append(Trial("dialect", dialect, "paragraph", sentence, page))
-    return trials
+            paragraph = " ".join((sentences + sentences)[number : number + _SENTENCES_PER_DIALECT_PARAGRAPH])
+            probes.append(ProbeText("dialect", dialect, "sentence", sentence, sentence))
+            probes.append(ProbeText("dialect", dialect, "paragraph", sentence, paragraph))
+    return probes
 
 
-def _filled(template: str, one: str, many: str) -> str:
-    capital = {"One": one[0].upper() + one[1:], "Many": many[0].upper() + many[1:]}
-    return template.format(one=one, many=many, **capital)
+def _filled(template: str, singular: str, plural: str) -> str:
+    capital = {"Singular": singular[0].upper() + singular[1:], "Plural": plural[0].upper() + plural[1:]}
+    return template.format(singular=singular, plural=plural, **capital)
 
 
-_ANYONE = (("a person", "people"), ("a neighbour", "neighbours"), ("an adult", "adults"))
+_NO_GROUP_TERMS = (("a person", "people"), ("a neighbour", "neighbours"), ("an adult", "adults"))
 
-_GROUPS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+_GROUP_TERMS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "religion": {
         "Muslim": (("a Muslim", "Muslims"), ("a Muslim woman", "Muslim women")),
         "Jewish": (("a Jewish person", "Jewish people"), ("a Jew", "Jews")),
@@ -100,54 +108,54 @@ _GROUPS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
 }
-"""By axis and group, ways to name one and many; majorities stand beside minorities."""
+"""By axis and group: noun phrases for one member of the group and for several. Majorities are included too."""
 
-_TEMPLATES = (
-    # Short ones, in which a filter sees little but the mention (as in Dixon et al. 2018).
-    "I am {one}.",
-    "I met {one} today.",
-    "{Many} work here.",
-    "You are {one}, and so am I.",
-    "Our guests tonight are {many}.",
-    "{One} lives next door.",
-    "I know {many}.",
-    "Are you {one}?",
-    # Longer ones, about work, school, art, travel, health and home.
-    "I am {one} and I love my family.",
-    "My neighbour is {one}, and we water each other's plants.",
-    "As {one}, I enjoy long walks along the river on Sunday mornings.",
-    "The new teacher at our school is {one} who studied mathematics.",
-    "{Many} live in our street, and the children play together after school.",
-    "She grew up among {many} and learned to cook from her grandmother.",
-    "The library invited {many} to read their favourite poems on Friday evening.",
-    "The doctor who looked after my mother last winter is {one}.",
-    "Our football team has {one} in goal this season.",
-    "There were {many} among the first volunteers of the fire brigade.",
-    "The clocks in the town hall are repaired by {one} who has a small workshop near the station.",
-    "A survey asked {many} how they travel to work each day.",
-    "My best friend is {one}; we have known each other since we were six.",
-    "The novel tells the story of {one} who opens a bakery in a harbour town.",
-    "In the choir, {many} sing next to singers from all over the city.",
-    "{One} wrote to the newspaper to thank the bus driver for waiting.",
-    "The museum shows photographs of {many} at work in the 1950s.",
-    "Last year {one} was elected to the town council.",
-    "I was talking with {one} about the price of tomatoes at the market.",
-    "The evening course helps {many} to start a business of their own.",
-    "{Many} and their friends planted two hundred trees on the hill.",
-    "The engineer in charge of the bridge is {one} with thirty years of experience.",
-    "My cousin married {one} last spring, and the whole family came to the wedding.",
-    "Health services should listen to {many} when they plan new clinics.",
-    "{One} sat beside me on the train and lent me a pen.",
-    "The radio programme spoke with {many} about the music of their childhood.",
-    "For {many}, the weekly market is a place to meet.",
-    "The award for the best young scientist went to {one} from the coast.",
-    "We rent our flat from {one} who lives on the ground floor.",
-    "The history of {many} in this region goes back several centuries.",
-    "The best coffee in the office is made by {one} from the third floor.",
-    "The law gives {many} the same rights as everyone else.",
+_SENTENCE_TEMPLATES = (
+    # Short sentences, in which the mention is most of what a filter sees (as in Dixon et al. 2018).
+    "I am {singular}.",
+    "I met {singular} today.",
+    "{Plural} work here.",
+    "You are {singular}, and so am I.",
+    "Our guests tonight are {plural}.",
+    "{Singular} lives next door.",
+    "I know {plural}.",
+    "Are you {singular}?",
+    # Longer sentences, about work, school, art, travel, health and home.
+    "I am {singular} and I love my family.",
+    "My neighbour is {singular}, and we water each other's plants.",
+    "As {singular}, I enjoy long walks along the river on Sunday mornings.",
+    "The new teacher at our school is {singular} who studied mathematics.",
+    "{Plural} live in our street, and the children play together after school.",
+    "She grew up among {plural} and learned to cook from her grandmother.",
+    "The library invited {plural} to read their favourite poems on Friday evening.",
+    "The doctor who looked after my mother last winter is {singular}.",
+    "Our football team has {singular} in goal this season.",
+    "There were {plural} among the first volunteers of the fire brigade.",
+    "The clocks in the town hall are repaired by {singular} who has a small workshop near the station.",
+    "A survey asked {plural} how they travel to work each day.",
+    "My best friend is {singular}; we have known each other since we were six.",
+    "The novel tells the story of {singular} who opens a bakery in a harbour town.",
+    "In the choir, {plural} sing next to singers from all over the city.",
+    "{Singular} wrote to the newspaper to thank the bus driver for waiting.",
+    "The museum shows photographs of {plural} at work in the 1950s.",
+    "Last year {singular} was elected to the town council.",
+    "I was talking with {singular} about the price of tomatoes at the market.",
+    "The evening course helps {plural} to start a business of their own.",
+    "{Plural} and their friends planted two hundred trees on the hill.",
+    "The engineer in charge of the bridge is {singular} with thirty years of experience.",
+    "My cousin married {singular} last spring, and the whole family came to the wedding.",
+    "Health services should listen to {plural} when they plan new clinics.",
+    "{Singular} sat beside me on the train and lent me a pen.",
+    "The radio programme spoke with {plural} about the music of their childhood.",
+    "For {plural}, the weekly market is a place to meet.",
+    "The award for the best young scientist went to {singular} from the coast.",
+    "We rent our flat from {singular} who lives on the ground floor.",
+    "The history of {plural} in this region goes back several centuries.",
+    "The best coffee in the office is made by {singular} from the third floor.",
+    "The law gives {plural} the same rights as everyone else.",
 )
 
-_CARRIERS = (
+_PARAGRAPH_TEMPLATES = (
     "The town lies on a slow river, and most of its houses were built more than a hundred years ago. On Saturdays the "
     "square in front of the church fills with stalls that sell bread, cheese, flowers and tools. Visitors who come by "
     "train have to walk for ten minutes through a park of old chestnut trees. {sentence} In the afternoon the cafés "
@@ -166,12 +174,12 @@ _CARRIERS = (
     "harbour for flats, shops and a school. A decision is expected before the end of the year, after a public meeting "
     "at which everyone may speak.",
 )
-"""Plain prose of some 110 words around the sentence."""
+"""Paragraphs of plain prose, about 110 words long, with a place for the sentence."""
 
-_IN_A_ROW = 12
-"""Sentences of a dialect's paragraph: about a hundred words."""
+_SENTENCES_PER_DIALECT_PARAGRAPH = 12
+"""Number of sentences in a paragraph of the axis `dialect`, which makes about a hundred words."""
 
-_STANDARD = (
+_STANDARD_SENTENCES = (
     "He is always working late at the shop.",
     "She does not have any money until Friday.",
     "They are about to go to the market.",
@@ -204,8 +212,8 @@ _STANDARD = (
     "He has never been late for work.",
 )
 
-_DIALECTS: dict[str, tuple[str, ...]] = {
-    # Habitual be, absent copula, completive done, remote been, negative concord (Green 2002).
+_DIALECT_SENTENCES: dict[str, tuple[str, ...]] = {
+    # The sentences show habitual be, absent copula, completive done, remote been, negative concord (Green 2002).
     "African American English": (
         "He be working late at the shop.",
         "She ain't got no money till Friday.",
@@ -270,7 +278,7 @@ _DIALECTS: dict[str, tuple[str, ...]] = {
         "Could you send us the papers by Monday?",
         "He's never been late for his work, him.",
     ),
-    # Progressive statives, focus only, one as an article, invariant tags (Sedlatschek 2009).
+    # The sentences show progressive statives, focus `only`, `one` as an article and invariant tags (Sedlatschek 2009).
     "Indian English": (
         "He is always working late at the shop only.",
         "She is not having any money till Friday.",

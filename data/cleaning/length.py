@@ -1,32 +1,32 @@
-"""Documents of a length within bounds, in bytes of UTF-8."""
+"""The step `length`: keep documents whose length, in bytes of UTF-8, is within bounds."""
 
 from dataclasses import dataclass
 
-from data.cleaning.step import Outcome, check_least, judged
+from data.cleaning.step import Outcome, check_at_least, filter_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """Documents of a length within bounds, in bytes of UTF-8."""
+    """Keep documents whose length, in bytes of UTF-8, is within bounds."""
 
     min_bytes: int = 0
-    """A shorter text is dropped."""
+    """Drop shorter documents."""
     max_bytes: int | None = None
-    """A longer text is dropped; null sets no bound."""
+    """Drop longer documents. Null sets no maximum."""
 
-    def check(self, where: str) -> None:
-        check_least(f"{where}.min_bytes", self.min_bytes, 0)
+    def check(self, field_path: str) -> None:
+        check_at_least(f"{field_path}.min_bytes", self.min_bytes, 0)
         if self.max_bytes is not None and self.max_bytes < max(self.min_bytes, 1):
-            raise ValueError(f"{where}.max_bytes: {self.max_bytes} must be at least min_bytes ({self.min_bytes})")
+            raise ValueError(f"{field_path}.max_bytes: {self.max_bytes} must be at least min_bytes ({self.min_bytes})")
 
 
-def length(texts: list[str], rule: Length) -> Outcome:
-    def judge(text: str) -> str | None:
+def length(texts: list[str], settings: Length) -> Outcome:
+    def drop_reason(text: str) -> str | None:
         num_bytes = len(text.encode())
-        if num_bytes < rule.min_bytes:
+        if num_bytes < settings.min_bytes:
             return "length/min_bytes"
-        if rule.max_bytes is not None and num_bytes > rule.max_bytes:
+        if settings.max_bytes is not None and num_bytes > settings.max_bytes:
             return "length/max_bytes"
         return None
 
-    return judged(texts, judge)
+    return filter_outcome(texts, drop_reason)

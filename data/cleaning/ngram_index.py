@@ -1,7 +1,8 @@
-"""An exact index of the n-grams of some texts, by which a text that shares one of them is found.
+"""An exact index of the n-grams of words of some texts. It finds out whether another text contains one of them.
 
-Texts are compared word by word, without case, punctuation and line breaks. Words are numbered by the indexed texts
-alone (any other word is 0), n-grams are looked up by a polynomial hash, and what is found is compared number by number.
+Case, punctuation and line breaks are ignored. Every word of the indexed texts has a number, and all other words have
+the number 0. The n-grams of a text are looked up by a polynomial hash of their words. Because different n-grams can
+have the same hash, the numbers of the words are then compared as well.
 """
 
 import re
@@ -14,106 +15,112 @@ import numpy as np
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[^\W_{_IDEOGRAPHS}]+|[{_IDEOGRAPHS}]")
-"""Letters and digits; in scripts that write no spaces, each ideograph or kana is a word."""
+"""A word is a sequence of letters and digits. Each ideograph or kana, which are written without spaces, is a word."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Match(NamedTuple):
-    """An n-gram of a text that is in an indexed text."""
+    """An n-gram that is in a queried text and in an indexed text."""
 
-    text: int
-    """Position among the texts that are looked up."""
-    indexed: int
-    """Position of the first indexed text that holds it."""
+    queried_text: int
+    """Index of the queried text."""
+    indexed_text: int
+    """Index of the first indexed text that contains the n-gram."""
 
 
 class NgramIndex:
-    """The n-grams of some texts, given as lists of words (`words`). A text with fewer than `ngram` words counts as a
-    whole."""
+    """An index of all n-grams of `ngram` words in some texts.
+
+    A text with fewer words has a single n-gram, which consists of all its words. All texts are passed as lists of
+    words, which the function `words` returns.
+    """
 
     def __init__(self, texts: Sequence[list[str]], ngram: int) -> None:
         self._vocabulary: dict[str, int] = {}
         for text in texts:
             for word in text:
                 self._vocabulary.setdefault(word, len(self._vocabulary) + 1)
-        self._values = np.array([0, *map(_value, self._vocabulary)], dtype=np.uint64)
-        """What a word adds to a hash, by its number."""
+        self._hash_values = np.array([0, *map(_hash_value, self._vocabulary)], dtype=np.uint64)
+        """For each word number the value that the word contributes to the hash of an n-gram."""
         self._joined = _join(texts, self._vocabulary)
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
-        self._ngrams: dict[int, _Ngrams] = {}
-        """By their number of words."""
+        self._ngrams: dict[int, _IndexedNgrams] = {}
+        """The indexed n-grams by their number of words."""
         sizes = sorted({min(int(length), ngram) for length in lengths})
-        for size, starts, hashes in _hashed_ngrams(self._joined.numbers, self._values, sizes):
-            if size < ngram:  # only whole texts, no parts of longer ones
-                is_whole = lengths[self._joined.texts[starts]] == size
-                starts, hashes = starts[is_whole], hashes[is_whole]
+        for size, starts, hashes in _hashed_ngrams(self._joined.numbers, self._hash_values, sizes):
+            if size < ngram:  # An n-gram of this size counts only if it is a complete text.
+                is_complete = lengths[self._joined.texts[starts]] == size
+                starts, hashes = starts[is_complete], hashes[is_complete]
             self._ngrams[size] = _sorted_ngrams(hashes, starts)
 
     def matches(self, texts: Iterable[list[str]]) -> Iterator[Match]:
-        """A match for every n-gram of the texts that is in the index."""
-        numbers, text_of = _join(texts, self._vocabulary)
-        for size, starts, hashes in _hashed_ngrams(numbers, self._values, list(self._ngrams)):
+        """Yield a match for every n-gram of the queried texts that is in the index."""
+        numbers, text_at = _join(texts, self._vocabulary)
+        for size, starts, hashes in _hashed_ngrams(numbers, self._hash_values, list(self._ngrams)):
             ngrams = self._ngrams[size]
-            is_likely = ngrams.leading[hashes >> _shift(ngrams.leading)]
-            starts, hashes = starts[is_likely], hashes[is_likely]
+            may_be_indexed = ngrams.has_prefix[hashes >> _prefix_shift(ngrams.has_prefix)]
+            starts, hashes = starts[may_be_indexed], hashes[may_be_indexed]
             low, high = (np.searchsorted(ngrams.hashes, hashes, side=side) for side in ("left", "right"))
             for position in np.flatnonzero(low < high):
                 start = starts[position]
-                for candidate in ngrams.starts[low[position] : high[position]]:  # the first fits unless hashes collide
-                    indexed = self._joined.numbers[candidate : candidate + size]
-                    if np.array_equal(indexed, numbers[start : start + size]):
-                        yield Match(int(text_of[start]), int(self._joined.texts[candidate]))
+                # Candidates have the same hash. Unless different n-grams collide, the first candidate matches.
+                for candidate in ngrams.starts[low[position] : high[position]]:
+                    candidate_numbers = self._joined.numbers[candidate : candidate + size]
+                    if np.array_equal(candidate_numbers, numbers[start : start + size]):
+                        yield Match(int(text_at[start]), int(self._joined.texts[candidate]))
                         break
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared."""
+    """Return the words of a text, normalized so that equal words are equal strings."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())
 
 
-def _value(word: str) -> int:
+def _hash_value(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-class _Joined(NamedTuple):
-    """Several texts in a row."""
+class _JoinedTexts(NamedTuple):
+    """Several texts, one after the other. A position is an index into both arrays."""
 
     numbers: np.ndarray
-    """Numbers of the words, with a 0 after each text; int64."""
+    """The number of each word, with a 0 after each text (int64)."""
     texts: np.ndarray
-    """The text that each position belongs to; int64."""
+    """For each position the index of its text (int64)."""
 
 
-def _join(texts: Iterable[list[str]], vocabulary: dict[str, int]) -> _Joined:
+def _join(texts: Iterable[list[str]], vocabulary: dict[str, int]) -> _JoinedTexts:
     numbers: list[int] = []
     lengths: list[int] = []
     for text in texts:
         numbers.extend(vocabulary.get(word, 0) for word in text)
         numbers.append(0)
         lengths.append(len(text) + 1)
-    return _Joined(np.array(numbers, dtype=np.int64), np.repeat(np.arange(len(lengths)), lengths))
+    return _JoinedTexts(np.array(numbers, dtype=np.int64), np.repeat(np.arange(len(lengths)), lengths))
 
 
 class _HashedNgrams(NamedTuple):
-    """All n-grams of one size."""
+    """All n-grams of one size in joined texts."""
 
     size: int
+    """Number of words of each n-gram."""
     starts: np.ndarray
+    """Position of each n-gram's first word."""
     hashes: np.ndarray
-    """uint64."""
+    """Hash of each n-gram (uint64)."""
 
 
-def _hashed_ngrams(numbers: np.ndarray, values: np.ndarray, sizes: Sequence[int]) -> Iterator[_HashedNgrams]:
-    """The n-grams without a 0, for each size in ascending order.
+def _hashed_ngrams(numbers: np.ndarray, hash_values: np.ndarray, sizes: Sequence[int]) -> Iterator[_HashedNgrams]:
+    """Yield the n-grams of each size, in ascending order of the sizes. N-grams that contain the number 0 are left out.
 
-    The hash of an n-gram is the polynomial of its words' values modulo 2**64, numpy's own overflow, made from the hash
-    of the n-gram one word shorter.
+    The hash of an n-gram is a polynomial of the hash values of its words, modulo 2**64 (numpy's integer overflow). The
+    hash of n words is computed from the hash of the first n - 1 words.
     """
     num_zeros = np.concatenate(([0], np.cumsum(numbers == 0)))
-    word_values = values[numbers]
+    word_values = hash_values[numbers]
     hashes = np.zeros(len(numbers) + 1, dtype=np.uint64)
     for size in range(1, min(max(sizes, default=0), len(numbers)) + 1):
         hashes = hashes[:-1] * _FACTOR + word_values[size - 1 :]
@@ -122,23 +129,25 @@ def _hashed_ngrams(numbers: np.ndarray, values: np.ndarray, sizes: Sequence[int]
             yield _HashedNgrams(size, starts, hashes[starts])
 
 
-class _Ngrams(NamedTuple):
-    """The indexed n-grams of one size, in the order of their hashes."""
+class _IndexedNgrams(NamedTuple):
+    """The indexed n-grams of one size, in ascending order of their hashes."""
 
     hashes: np.ndarray
-    """uint64."""
+    """Hash of each n-gram (uint64)."""
     starts: np.ndarray
-    """Where each one starts in the joined texts."""
-    leading: np.ndarray
-    """For every value of a hash's leading bits, whether any hash begins with it: one look instead of a search."""
+    """Position of each n-gram's first word in the joined texts."""
+    has_prefix: np.ndarray
+    """For every value of a hash's highest bits whether an indexed hash starts with these bits. A lookup in this array
+    avoids the binary search for most hashes that are not indexed."""
 
 
-def _sorted_ngrams(hashes: np.ndarray, starts: np.ndarray) -> _Ngrams:
-    order = np.argsort(hashes, kind="stable")  # of equal n-grams that of the first text comes first
-    leading = np.zeros(1 << (len(hashes).bit_length() + 3), dtype=bool)
-    leading[hashes >> _shift(leading)] = True
-    return _Ngrams(hashes[order], starts[order], leading)
+def _sorted_ngrams(hashes: np.ndarray, starts: np.ndarray) -> _IndexedNgrams:
+    order = np.argsort(hashes, kind="stable")  # Stable, so that among equal n-grams that of the first text is first.
+    has_prefix = np.zeros(1 << (len(hashes).bit_length() + 3), dtype=bool)
+    has_prefix[hashes >> _prefix_shift(has_prefix)] = True
+    return _IndexedNgrams(hashes[order], starts[order], has_prefix)
 
 
-def _shift(leading: np.ndarray) -> np.uint64:
-    return np.uint64(65 - len(leading).bit_length())
+def _prefix_shift(has_prefix: np.ndarray) -> np.uint64:
+    """Return by how many bits a hash must be shifted to the right to be an index into `has_prefix`."""
+    return np.uint64(65 - len(has_prefix).bit_length())

@@ -1,4 +1,4 @@
-"""The cleaning recipe: small pure functions on a batch of texts, listed in the config like a paper's method.
+"""The cleaning recipe: the list of steps in the field `steps` of `corpus.yaml`.
 
     steps:
       - repair_unicode: {}
@@ -6,9 +6,12 @@
       - toxicity: {max_score: 0.95}
         keep: 0.5
 
-Every step takes the texts that the steps before it kept and returns, for each, its new text and the reason why it is
-dropped (if it is). Nothing is dropped without a reason, and every change is counted. `keep` reweights instead of
-removing: this share of the documents that the step would drop or cut stays as it is, chosen by a hash of the id.
+Each step gets the documents that the steps before it kept. For each document the step returns the new text and, if the
+document is dropped, the reason. Every drop has a reason, and every kind of change is counted.
+
+A filter with `keep: 0.5` keeps half of the documents that it would otherwise drop or change, and leaves their text
+unchanged. So the filter makes a kind of text rarer in the corpus instead of removing it. A hash of the document's id
+selects the documents to keep, so every run selects the same ones.
 """
 
 import json
@@ -21,10 +24,10 @@ from typing import Any, NamedTuple
 from cluster.plain import from_plain, to_plain
 from data.cleaning.c4_quality import C4Quality, c4_quality
 from data.cleaning.clean_lines import CleanLines, clean_lines
-from data.cleaning.decontaminate import Decontaminate, decontaminate, pinned
+from data.cleaning.decontaminate import Decontaminate, decontaminate, with_pinned_files
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.extract_html import ExtractHTML, extract_html
-from data.cleaning.fairness import BoundStep, FairnessRow, ledger
+from data.cleaning.fairness import FairnessRow, LedgerStep, build_ledger
 from data.cleaning.fineweb_quality import FineWebQuality, fineweb_quality
 from data.cleaning.gopher_quality import GopherQuality, gopher_quality
 from data.cleaning.language import Language, language
@@ -32,7 +35,7 @@ from data.cleaning.length import Length, length
 from data.cleaning.redact_pii import RedactPII, redact_pii
 from data.cleaning.repair_unicode import RepairUnicode, repair_unicode
 from data.cleaning.repetition import Repetition, repetition
-from data.cleaning.step import Outcome, check_share, judged
+from data.cleaning.step import Outcome, check_share, filter_outcome
 from data.cleaning.symbol_ratio import SymbolRatio, symbol_ratio
 from data.cleaning.toxicity import Toxicity, toxicity
 from data.cleaning.user_step import UserStep, user_step
@@ -41,7 +44,8 @@ from data.document import Document, Source, unit_hash
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of the recipe; exactly one field besides `keep` is set, and its name says which."""
+    """One step of the recipe. Exactly one field besides `keep` is set: its name is the name of the step, and its value
+    holds the step's settings."""
 
     extract_html: ExtractHTML | None = None
     repair_unicode: RepairUnicode | None = None
@@ -60,11 +64,12 @@ class Step:
     exact_duplicates: ExactDuplicates | None = None
     near_duplicates: NearDuplicates | None = None
     keep: float = 0.0
-    """Part of the documents that this step would drop or cut which stay all the same, their text as it was."""
+    """Of the documents that this step would drop or change, the share that is kept anyway, with the text unchanged."""
 
 
-CORPUS_WIDE = ("exact_duplicates", "near_duplicates")
-"""Steps that compare documents with each other: `data/corpus` does them where the documents meet."""
+CORPUS_WIDE_STEPS = ("exact_duplicates", "near_duplicates")
+"""Names of the steps that compare documents with each other. `clean` skips them. `data/corpus` runs them afterwards,
+when the cleaned documents of all tasks are available."""
 
 FILTERS = (
     "language",
@@ -78,143 +83,162 @@ FILTERS = (
     "toxicity",
     "user_step",
 )
-"""Steps that drop a document, or lines of it, for its quality, so that `keep` can reweight. Other steps must apply to
-every document: addresses and text of evaluation sets have to go everywhere."""
+"""Names of the filters: the steps that drop documents, or lines of documents, because of their quality. Only filters
+can have a `keep`. The other steps must apply to every document. For example, no e-mail address may remain in the
+corpus."""
 
 
-def name_and_settings(step: Step) -> tuple[str, Any]:
-    """The name and the parameters of the one step that is set. Raises ValueError for none or several."""
+def name_and_settings(step: Step, field_path: str = "steps") -> tuple[str, Any]:
+    """Return the name and the settings of a step. Raises ValueError if the item names no step or several.
+
+    `field_path` is the item's position in the config, for the error message.
+    """
     names = [field.name for field in fields(Step) if field.name != "keep"]
-    chosen_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
-    if len(chosen_steps) != 1:
-        listed = ", ".join(name for name, _ in chosen_steps) or "none"
+    set_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
+    if len(set_steps) != 1:
+        listed = ", ".join(name for name, _ in set_steps) or "none"
         raise ValueError(
-            f"steps: an item names exactly one step, as in `- length: {{}}`, but one names {listed} "
-            f"(steps: {', '.join(names)})"
+            f"{field_path}: each item must name exactly one step, such as `- length: {{min_bytes: 100}}`; this one "
+            f"names {listed} (the steps are {', '.join(names)})"
         )
-    return chosen_steps[0]
+    return set_steps[0]
 
 
 def check_steps(steps: Sequence[Step]) -> None:
-    """Raise ValueError for a step whose parameters contradict each other, or a step at the wrong position."""
-    names = [name_and_settings(step)[0] for step in steps]
-    for position, (name, step) in enumerate(zip(names, steps, strict=True)):
-        where = f"steps[{position}].{name}"
-        name_and_settings(step)[1].check(where)
+    """Raise ValueError if a step has wrong settings or a `keep` that it cannot have, or is at the wrong position."""
+    names: list[str] = []
+    for position, step in enumerate(steps):
+        name, settings = name_and_settings(step, f"steps[{position}]")
+        names.append(name)
+        settings.check(f"steps[{position}].{name}")
         check_share(f"steps[{position}].keep", step.keep)
         if step.keep and name not in FILTERS:
             raise ValueError(
-                f"steps[{position}].keep: {name} is no filter, so nothing can be reweighted; leave it out "
-                f"(keep goes with {', '.join(FILTERS)})"
+                f"steps[{position}].keep: {name} is not a filter, so it cannot have `keep`; remove `keep` (the filters "
+                f"are {', '.join(FILTERS)})"
             )
-    wide = [name for name in names if name in CORPUS_WIDE]
-    if wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE)) or names[len(names) - len(wide) :] != wide:
+    corpus_wide = [name for name in names if name in CORPUS_WIDE_STEPS]
+    is_last = names[len(names) - len(corpus_wide) :] == corpus_wide
+    if corpus_wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE_STEPS)) or not is_last:
         raise ValueError(
-            "steps: what compares documents with each other comes last and once: exact_duplicates, and after it "
-            "near_duplicates, if any"
+            "steps: the steps that compare documents must be at the end of the list, each at most once: first "
+            "exact_duplicates, then near_duplicates, which needs exact_duplicates before it"
         )
 
 
 def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
-    """Raise ValueError when a source has a column that a step would overwrite."""
+    """Raise ValueError if a source has a metadata column that the step `language` would overwrite."""
     if any(name_and_settings(step)[0] == "language" for step in steps):
         for source in sources:
             overwritten = {"language", "language_score"} & set(source.metadata)
             if overwritten:
                 raise ValueError(
-                    f"sources.{source.name}.metadata: {min(overwritten)} is what the step language writes; "
-                    "leave either out"
+                    f"sources.{source.name}.metadata: the step `language` writes a column {min(overwritten)} and would "
+                    "overwrite this one; remove the column or the step"
                 )
 
 
 def near_duplicate_settings(steps: Sequence[Step]) -> NearDuplicates | None:
-    """The rule of the step near_duplicates, where the recipe has one."""
+    """Return the settings of the step `near_duplicates`, or None if the recipe does not have this step."""
     return next((step.near_duplicates for step in steps if step.near_duplicates is not None), None)
 
 
 def drops_equal_texts(steps: Sequence[Step]) -> bool:
-    """Whether the recipe has the step exact_duplicates."""
+    """Return whether the recipe has the step `exact_duplicates`."""
     return any(step.exact_duplicates is not None for step in steps)
 
 
 def pin_files(steps: Sequence[Step]) -> list[Step]:
-    """The steps with the evaluation sets' files pinned as they are now, for the tasks of one run."""
-    return [replace(step, decontaminate=pinned(step.decontaminate)) if step.decontaminate else step for step in steps]
+    """Return the steps with the names and fingerprints of the evaluation files as they are now.
 
-
-def judges(steps: Sequence[Step]) -> list[BoundStep]:
-    """The steps that judge each document by itself, for the fairness ledger."""
+    All tasks of a run then compare with the same content, even if a file is replaced during the run.
+    """
     return [
-        BoundStep(f"steps[{position}].{name}", partial(_apply, name, rule), step.keep, name in FILTERS)
+        replace(step, decontaminate=with_pinned_files(step.decontaminate)) if step.decontaminate else step
+        for step in steps
+    ]
+
+
+def ledger_steps(steps: Sequence[Step]) -> list[LedgerStep]:
+    """Return the steps that the fairness ledger measures: all that look at one document at a time."""
+    return [
+        LedgerStep(f"steps[{position}].{name}", partial(_run_step, name, settings), step.keep, name in FILTERS)
         for position, step in enumerate(steps)
-        for name, rule in [name_and_settings(step)]
-        if name not in CORPUS_WIDE
+        for name, settings in [name_and_settings(step)]
+        if name not in CORPUS_WIDE_STEPS
     ]
 
 
 def fairness_ledger(steps: Sequence[Step]) -> Sequence[FairnessRow]:
-    """The fairness ledger of a recipe."""
-    return _ledger(json.dumps(to_plain(steps)))
+    """Return the fairness ledger of a recipe: how often each step removes mentions of each group of people.
+
+    `data/cleaning/fairness.py` explains the ledger.
+    """
+    return _fairness_ledger(json.dumps(to_plain(steps)))
 
 
 @lru_cache(maxsize=4)
-def _ledger(recipe: str) -> Sequence[FairnessRow]:
-    """The ledger of a recipe in JSON: seconds of work, which a budget's check and the run after it do once."""
-    return ledger(judges(from_plain(list[Step], json.loads(recipe))))
+def _fairness_ledger(steps_json: str) -> Sequence[FairnessRow]:
+    """Return the ledger of the steps, which are given as JSON so that they can be a cache key.
+
+    Building a ledger takes seconds, and both the check of the fairness budget and the run after it need the ledger.
+    """
+    return build_ledger(ledger_steps(from_plain(list[Step], json.loads(steps_json))))
 
 
-def _apply(name: str, rule: Any, texts: list[str]) -> Outcome:
-    return STEPS[name](texts, rule)
+def _run_step(name: str, settings: Any, texts: list[str]) -> Outcome:
+    return STEP_FUNCTIONS[name](texts, settings)
 
 
-class Cleaned(NamedTuple):
+class CleaningResult(NamedTuple):
     kept: list[Document]
     dropped: list[tuple[Document, str]]
-    """Documents as they were at that step, and the reason (`step/rule`)."""
+    """The dropped documents, as they were before the step that dropped them, and the reason (`step/rule`)."""
     counts: Mapping[str, int]
-    """How often each change was made (`step/change`)."""
+    """How often each kind of change was made, by `step/change`."""
 
 
-def clean(documents: Sequence[Document], steps: Sequence[Step]) -> Cleaned:
-    """The documents after every step on one document, in order; those without text at the end are dropped."""
+def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResult:
+    """Apply the steps in order, except for those in `CORPUS_WIDE_STEPS`. Then drop the documents with an empty text."""
     kept = list(documents)
     dropped: list[tuple[Document, str]] = []
     counts: Counter[str] = Counter()
     recipe = [(*name_and_settings(step), step.keep) for step in steps]
-    for position, (name, rule, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
-        if name in CORPUS_WIDE or not kept:
+    for position, (name, settings, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
+        if name in CORPUS_WIDE_STEPS or not kept:
             continue
-        outcome = STEPS[name]([document.text for document in kept], rule)
+        outcome = STEP_FUNCTIONS[name]([document.text for document in kept], settings)
         counts.update(outcome.counts)
-        passed: list[Document] = []
-        spared: list[str] = []
+        kept_by_step: list[Document] = []
+        restored_texts: list[str] = []
         metadata = outcome.metadata or [{}] * len(kept)
         for document, text, reason, added in zip(kept, outcome.texts, outcome.reasons, metadata, strict=True):
             if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < keep:
-                spared.append(document.text)
+                restored_texts.append(document.text)
                 text, reason = document.text, None
             if reason is None:
-                passed.append(_changed(document, text, added))
+                kept_by_step.append(_updated(document, text, added))
             else:
                 dropped.append((document, reason))
-        if spared:
-            counts[f"{name}/kept_all_the_same"] += len(spared)
-            counts.subtract(STEPS[name](spared, rule).counts)  # changes that were not made after all
-        kept = passed
-    return Cleaned(kept, dropped, counts)
+        if restored_texts:
+            counts[f"{name}/kept_all_the_same"] += len(restored_texts)
+            # The step's counts include its changes to these texts, but `keep` has just undone those changes.
+            counts.subtract(STEP_FUNCTIONS[name](restored_texts, settings).counts)
+        kept = kept_by_step
+    return CleaningResult(kept, dropped, counts)
 
 
-def _changed(document: Document, text: str, metadata: Mapping[str, Any]) -> Document:
+def _updated(document: Document, text: str, metadata: Mapping[str, Any]) -> Document:
     if metadata:
         return replace(document, text=text, metadata={**document.metadata, **metadata})
     return document if text == document.text else replace(document, text=text)
 
 
-def not_empty(texts: list[str], rule: None) -> Outcome:
-    return judged(texts, lambda text: None if text.strip() else "empty")
+def not_empty(texts: list[str], settings: None) -> Outcome:
+    return filter_outcome(texts, lambda text: None if text.strip() else "empty")
 
 
-STEPS: dict[str, Callable[[list[str], Any], Outcome]] = {
+STEP_FUNCTIONS: dict[str, Callable[[list[str], Any], Outcome]] = {
     "extract_html": extract_html,
     "repair_unicode": repair_unicode,
     "language": language,
@@ -231,4 +255,5 @@ STEPS: dict[str, Callable[[list[str], Any], Outcome]] = {
     "user_step": user_step,
     "not_empty": not_empty,
 }
-"""The steps on one document by the name that the configuration uses; not_empty always comes last."""
+"""The function of every step that looks at one document at a time, by the step's name in the config. The function
+`not_empty` is not in the config: `clean` always runs it after the last step."""

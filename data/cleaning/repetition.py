@@ -1,4 +1,4 @@
-"""Repetition inside a document: the rules of Gopher, counted as datatrove counts them."""
+"""The step `repetition`: drop documents that repeat themselves, by the rules of Gopher, counted as in datatrove."""
 
 import re
 from collections import defaultdict
@@ -7,35 +7,37 @@ from itertools import count
 
 import numpy as np
 
-from data.cleaning.step import Outcome, check_share, check_shares, judged
+from data.cleaning.step import Outcome, check_share, check_shares, filter_outcome
 from data.cleaning.words import split_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
-    """The repetition rules of Gopher (Rae et al. 2021, table A1); a part above its bound drops the document.
+    """Drop documents in which a repeated share is above its maximum (Gopher, Rae et al. 2021, table A1).
 
-    A bound of None turns a rule off, and so does leaving an n out. Shares of characters are of the whole text's.
+    Null turns a rule off. A share of characters is relative to all characters of the text.
     """
 
     duplicate_paragraphs: float | None = 0.30
-    """Part of the paragraphs (between blank lines) that repeat an earlier one."""
+    """Maximum share of the paragraphs that are equal to an earlier paragraph. Blank lines separate paragraphs."""
     duplicate_paragraph_characters: float | None = 0.20
-    """Part of the characters that are in such paragraphs."""
+    """Maximum share of the characters that are in paragraphs equal to an earlier paragraph."""
     duplicate_lines: float | None = 0.30
-    """Part of the lines that repeat an earlier line."""
+    """Maximum share of the lines that are equal to an earlier line."""
     duplicate_line_characters: float | None = 0.20
-    """Part of the characters that are in such lines."""
+    """Maximum share of the characters that are in lines equal to an earlier line."""
     top_ngrams: dict[int, float] = field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
-    """Part of the characters in the most frequent n-gram of words, for each n; once is no repetition."""
+    """For each n the maximum share of the characters in all occurrences of the most frequent n-gram of words. An n-gram
+    that occurs only once does not count."""
     duplicate_ngrams: dict[int, float] = field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
     )
-    """Part of the characters in n-grams that repeat an earlier one, none counted twice, for each n."""
+    """For each n the maximum share of the characters in n-grams of words that are equal to an earlier n-gram. Each
+    character is counted at most once."""
 
-    def check(self, where: str) -> None:
+    def check(self, field_path: str) -> None:
         check_shares(
-            where,
+            field_path,
             duplicate_paragraphs=self.duplicate_paragraphs,
             duplicate_paragraph_characters=self.duplicate_paragraph_characters,
             duplicate_lines=self.duplicate_lines,
@@ -43,81 +45,86 @@ class Repetition:
         )
         for name, bounds in (("top_ngrams", self.top_ngrams), ("duplicate_ngrams", self.duplicate_ngrams)):
             for n, share in bounds.items():
-                check_share(f"{where}.{name}[{n}]", share)
+                check_share(f"{field_path}.{name}[{n}]", share)
                 if n < 1:
-                    raise ValueError(f"{where}.{name}: {n} must be at least 1, the number of words in an n-gram")
+                    raise ValueError(f"{field_path}.{name}: {n} must be at least 1, because it is a number of words")
 
 
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 _LINE_BREAK = re.compile(r"\n+")
 
 
-def repetition(texts: list[str], rule: Repetition) -> Outcome:
-    """The texts as they are, dropped for the first rule that they break."""
-    return judged(texts, lambda text: _repeated_parts(text, rule) or _repeated_ngrams(text, rule))
+def repetition(texts: list[str], settings: Repetition) -> Outcome:
+    """Drop the texts that break a rule, with the first broken rule as the reason."""
+    return filter_outcome(texts, lambda text: _reason_by_lines(text, settings) or _reason_by_ngrams(text, settings))
 
 
-def _repeated_parts(text: str, rule: Repetition) -> str | None:
-    """Reason of the first rule on whole paragraphs and lines that the text breaks."""
+def _reason_by_lines(text: str, settings: Repetition) -> str | None:
+    """Return the first rule about paragraphs and lines that the text breaks, or None."""
     paragraphs = _PARAGRAPH_BREAK.split(text.strip())
     lines = _LINE_BREAK.split(text)
-    for name, parts, most, most_characters in (
-        ("paragraph", paragraphs, rule.duplicate_paragraphs, rule.duplicate_paragraph_characters),
-        ("line", lines, rule.duplicate_lines, rule.duplicate_line_characters),
+    for name, parts, max_share, max_character_share in (
+        ("paragraph", paragraphs, settings.duplicate_paragraphs, settings.duplicate_paragraph_characters),
+        ("line", lines, settings.duplicate_lines, settings.duplicate_line_characters),
     ):
-        different = set(parts)
-        if most is not None and (len(parts) - len(different)) / len(parts) > most:
+        distinct = set(parts)
+        if max_share is not None and (len(parts) - len(distinct)) / len(parts) > max_share:
             return f"repetition/duplicate_{name}s"
-        if most_characters is not None:
-            characters = sum(map(len, parts)) - sum(map(len, different))
-            if characters > 0 and characters / len(text) > most_characters:
+        if max_character_share is not None:
+            repeated_characters = sum(map(len, parts)) - sum(map(len, distinct))
+            if repeated_characters > 0 and repeated_characters / len(text) > max_character_share:
                 return f"repetition/duplicate_{name}_characters"
     return None
 
 
-def _repeated_ngrams(text: str, rule: Repetition) -> str | None:
-    """Reason of the first n-gram rule that the words of the text break.
+def _reason_by_ngrams(text: str, settings: Repetition) -> str | None:
+    """Return the first rule about n-grams that the text breaks, or None.
 
-    `groups` numbers the n-grams at `positions` so that equal ones share a number. An n-gram can only repeat where its
-    first n-1 words do, so each n looks only at the repetitions of the n before: next to none in ordinary text.
+    An n-gram can occur several times only if its first n-1 words do. So for each n, only those positions are examined
+    at which an n-gram of the previous n starts that occurs several times. In ordinary text, these are few.
     """
     words = split_words(text)
-    numbering: defaultdict[str, int] = defaultdict(count().__next__)
-    numbers = np.fromiter(map(numbering.__getitem__, words), np.int64, len(words))
-    ends = np.zeros(len(words) + 1, dtype=np.int64)
+    word_ids: defaultdict[str, int] = defaultdict(count().__next__)
+    ids = np.fromiter(map(word_ids.__getitem__, words), np.int64, len(words))
+    ends = np.zeros(len(words) + 1, dtype=np.int64)  # ends[i] is the number of characters of the first i words.
     np.cumsum(np.fromiter(map(len, words), np.int64, len(words)), out=ends[1:])
-    positions, groups, occurrences = np.arange(len(words)), numbers, np.bincount(numbers)
-    for n in range(1, max((*rule.top_ngrams, *rule.duplicate_ngrams), default=0) + 1):
+    # `ngram_ids` contains an id for the n-gram at each of the `positions`. Equal n-grams have the same id.
+    positions, ngram_ids, occurrences = np.arange(len(words)), ids, np.bincount(ids)
+    for n in range(1, max((*settings.top_ngrams, *settings.duplicate_ngrams), default=0) + 1):
         if n > 1:
-            inside = positions <= len(words) - n
-            positions = positions[inside]
-            longer = groups[inside] * len(numbering) + numbers[positions + n - 1]
-            _, groups, occurrences = np.unique(longer, return_inverse=True, return_counts=True)
-        times = occurrences[groups]
-        positions, groups, times = positions[times > 1], groups[times > 1], times[times > 1]
+            fits = positions <= len(words) - n
+            positions = positions[fits]
+            extended = ngram_ids[fits] * len(word_ids) + ids[positions + n - 1]
+            _, ngram_ids, occurrences = np.unique(extended, return_inverse=True, return_counts=True)
+        times = occurrences[ngram_ids]
+        positions, ngram_ids, times = positions[times > 1], ngram_ids[times > 1], times[times > 1]
         if not len(positions):
             return None
-        if n in rule.top_ngrams:
-            first = int(times.argmax())  # of equally frequent n-grams the one that comes first
-            span = int(ends[positions[first] + n] - ends[positions[first]]) + n - 1  # with a space between words
-            if span * int(times[first]) / len(text) > rule.top_ngrams[n]:
+        if n in settings.top_ngrams:
+            top = int(times.argmax())  # If several n-grams are equally frequent, the first one counts.
+            # The n-1 spaces between the words are counted too.
+            num_characters = int(ends[positions[top] + n] - ends[positions[top]]) + n - 1
+            if num_characters * int(times[top]) / len(text) > settings.top_ngrams[n]:
                 return f"repetition/top_{n}gram"
-        repeated = _repeated_characters(positions, groups, ends, n) if n in rule.duplicate_ngrams else 0
-        if repeated and repeated / len(text) > rule.duplicate_ngrams[n]:
+        repeated = _repeated_characters(positions, ngram_ids, ends, n) if n in settings.duplicate_ngrams else 0
+        if repeated and repeated / len(text) > settings.duplicate_ngrams[n]:
             return f"repetition/duplicate_{n}grams"
     return None
 
 
-def _repeated_characters(positions: np.ndarray, groups: np.ndarray, ends: np.ndarray, n: int) -> int:
-    """Characters of the n-grams that repeat an earlier one, read from left to right and without overlap, so that no
-    character counts twice."""
+def _repeated_characters(positions: np.ndarray, ngram_ids: np.ndarray, ends: np.ndarray, n: int) -> int:
+    """Return the number of characters in n-grams that are equal to an earlier n-gram.
+
+    The n-grams are read from left to right. An n-gram that overlaps with a counted one is skipped, so that no character
+    is counted twice.
+    """
     seen: set[int] = set()
-    free = characters = 0
-    for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
-        if position < free:
+    next_position = num_characters = 0
+    for position, ngram_id in zip(positions.tolist(), ngram_ids.tolist(), strict=True):
+        if position < next_position:
             continue
-        if group in seen:
-            free = position + n
-            characters += int(ends[free] - ends[position])
-        seen.add(group)
-    return characters
+        if ngram_id in seen:
+            next_position = position + n
+            num_characters += int(ends[next_position] - ends[position])
+        seen.add(ngram_id)
+    return num_characters

@@ -1,4 +1,4 @@
-"""Sentences: how the quality steps count them."""
+"""How the quality steps count sentences."""
 
 from functools import lru_cache
 
@@ -14,16 +14,20 @@ _ONLY_PUNCTUATION = regex.compile(r"\p{P}+")
 
 @lru_cache(maxsize=1 << 12)
 def ends_sentence(character: str) -> bool:
-    """Whether Unicode says that this character ends sentences."""
+    """Return whether the character ends sentences according to Unicode."""
     return _TERMINAL.fullmatch(character) is not None
 
 
 def num_sentences(line: str) -> int:
-    """Number of sentences in a line. A mark ends one only where it is a word of its own, no part of an abbreviation."""
-    number, ended = 0, True
+    """Return the number of sentences in a line.
+
+    A punctuation mark ends a sentence only if `split_words` separates it from the word before, as it does not do for
+    abbreviations.
+    """
+    num_started, has_ended = 0, True
     for word in split_words(line):
         if len(word) == 1 and ends_sentence(word):
-            number, ended = max(number, 1), True
-        elif ended and not _ONLY_PUNCTUATION.fullmatch(word):
-            number, ended = number + 1, False
-    return number
+            num_started, has_ended = max(num_started, 1), True
+        elif has_ended and not _ONLY_PUNCTUATION.fullmatch(word):
+            num_started, has_ended = num_started + 1, False
+    return num_started

@@ -1,7 +1,8 @@
-"""Cleaning steps: each is a pure function of a batch of texts and of its parameters.
+"""What all cleaning steps share: the outcome of a step, and checks of its settings.
 
-Each step's module holds the frozen dataclass of its parameters (with a `check`) and the function of the same name;
-`data/cleaning/recipe.py` lists them by their names in the config.
+A cleaning step is a pure function of a batch of texts and of the step's settings. Each step has a module with a frozen
+dataclass for the settings and a function of the same name. The method `check` of the dataclass raises ValueError when a
+setting is wrong. `data/cleaning/recipe.py` maps the names that a config uses to these dataclasses and functions.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,48 +10,57 @@ from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """The result of a step on a batch of texts."""
+    """The result of a step for a batch of texts."""
 
     texts: list[str]
+    """The texts after the step, in the order of the batch. The text of a dropped document is ignored."""
     reasons: list[str | None]
-    """Why a text is dropped (`step/rule`); None keeps it."""
+    """For each text the reason why it is dropped, as `step/rule`, or None if it is kept."""
     counts: Mapping[str, int] = {}
-    """How often something was changed (`step/change`)."""
+    """How often the step made each kind of change, by `step/change`."""
     metadata: list[dict[str, Any]] | None = None
-    """What the step adds to the metadata of each text's document; None where it adds nothing."""
+    """For each text the entries that the step adds to the document's metadata. None means that it adds nothing."""
 
 
-def judged(texts: list[str], judge: Callable[[str], str | None]) -> Outcome:
-    """The outcome of a step that changes no text; `judge` returns the reason why a text is dropped, or None."""
-    return Outcome(texts, [judge(text) for text in texts])
+def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -> Outcome:
+    """Return the outcome of a step that drops texts and changes none.
+
+    `drop_reason` returns the reason why a text is dropped, or None if the text is kept.
+    """
+    return Outcome(texts, [drop_reason(text) for text in texts])
 
 
-def check_share(where: str, share: float) -> None:
-    """Raise ValueError for a share outside [0, 1]."""
+# The checks of settings. `field_path` is the position of the checked field in the config, such as `steps[2].length`.
+
+
+def check_share(field_path: str, share: float) -> None:
+    """Raise ValueError unless the share is between 0 and 1."""
     if not 0 <= share <= 1:
-        raise ValueError(f"{where}: {share} must be between 0 and 1")
+        raise ValueError(f"{field_path}: {share} must be between 0 and 1")
 
 
-def check_shares(where: str, **shares: float | None) -> None:
-    """Raise ValueError for a share outside [0, 1] by its name below `where`; None sets no bound."""
+def check_shares(field_path: str, **shares: float | None) -> None:
+    """Raise ValueError unless every share is None or between 0 and 1. Each keyword is a field below `field_path`."""
     for name, share in shares.items():
         if share is not None:
-            check_share(f"{where}.{name}", share)
+            check_share(f"{field_path}.{name}", share)
 
 
-def check_least(where: str, number: float, least: float) -> None:
-    """Raise ValueError for a number below `least`."""
-    if number < least:
-        raise ValueError(f"{where}: {number} must be at least {least}")
+def check_at_least(field_path: str, value: float, minimum: float) -> None:
+    """Raise ValueError for a value below `minimum`."""
+    if value < minimum:
+        raise ValueError(f"{field_path}: {value} must be at least {minimum}")
 
 
-def check_range(where: str, name: str, low: float | None, high: float | None) -> None:
-    """Raise ValueError for a `min_{name}` below 0 or above `max_{name}`."""
-    check_least(f"{where}.min_{name}", low or 0, 0)
+def check_range(field_path: str, name: str, low: float | None, high: float | None) -> None:
+    """Raise ValueError if the field `min_{name}` (`low`) is below 0 or above the field `max_{name}` (`high`)."""
+    check_at_least(f"{field_path}.min_{name}", low or 0, 0)
     if high is not None and high < (low or 0):
-        raise ValueError(f"{where}.max_{name}: {high} must be at least min_{name} ({low or 0}); null sets no bound")
+        raise ValueError(
+            f"{field_path}.max_{name}: {high} must be at least min_{name} ({low or 0}); null turns the maximum off"
+        )
 
 
-def is_above(number: float, bound: float | None) -> bool:
-    """Whether the number is above the bound; None sets no bound."""
-    return bound is not None and number > bound
+def is_above(value: float, maximum: float | None) -> bool:
+    """Return whether the value is above the maximum. Nothing is above a maximum of None."""
+    return maximum is not None and value > maximum

@@ -1,35 +1,38 @@
-"""Text rather than marks: two rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1) by themselves."""
+"""The step `symbol_ratio`: two of the quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1).
+
+Unlike the step `gopher_quality`, it separates words only at white space.
+"""
 
 import re
 from dataclasses import dataclass
 
-from data.cleaning.step import Outcome, check_least, check_share, judged
+from data.cleaning.step import Outcome, check_at_least, check_share, filter_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class SymbolRatio:
-    """Text that is mostly marks: Gopher's symbol and alphabetic-word rules."""
+    """Drop documents that consist mostly of symbols."""
 
     max_symbols_per_word: float = 0.1
-    """Number signs and ellipses, over the number of words."""
+    """Maximum number of number signs (`#`) and ellipses, divided by the number of words."""
     min_alphabetic_words: float = 0.8
-    """Part of the words with at least one letter."""
+    """Minimum share of the words that contain a letter."""
 
-    def check(self, where: str) -> None:
-        check_share(f"{where}.min_alphabetic_words", self.min_alphabetic_words)
-        check_least(f"{where}.max_symbols_per_word", self.max_symbols_per_word, 0)
+    def check(self, field_path: str) -> None:
+        check_share(f"{field_path}.min_alphabetic_words", self.min_alphabetic_words)
+        check_at_least(f"{field_path}.max_symbols_per_word", self.max_symbols_per_word, 0)
 
 
 _SYMBOL = re.compile(r"#|\.\.\.|…")
 
 
-def symbol_ratio(texts: list[str], rule: SymbolRatio) -> Outcome:
-    def judge(text: str) -> str | None:
+def symbol_ratio(texts: list[str], settings: SymbolRatio) -> Outcome:
+    def drop_reason(text: str) -> str | None:
         words = text.split()
-        if len(_SYMBOL.findall(text)) > rule.max_symbols_per_word * len(words):
+        if len(_SYMBOL.findall(text)) > settings.max_symbols_per_word * len(words):
             return "symbol_ratio/symbols_per_word"
-        if sum(any(map(str.isalpha, word)) for word in words) < rule.min_alphabetic_words * len(words):
+        if sum(any(map(str.isalpha, word)) for word in words) < settings.min_alphabetic_words * len(words):
             return "symbol_ratio/alphabetic_words"
         return None
 
-    return judged(texts, judge)
+    return filter_outcome(texts, drop_reason)

@@ -1,8 +1,9 @@
-"""Toxicity: the linear classifier of the alt-profanity-check package, sentence by sentence.
+"""The step `toxicity`: drop offensive documents, with the classifier of the Python package alt-profanity-check.
 
-It is a word-weight model (TF-IDF and a calibrated linear SVM, trained on English comments): quick, English only, and
-unfair. It scores neutral mentions of minorities high, so a recipe with this step needs the ledger of
-`data/cleaning/fairness.py`, and better a `keep` that thins out such documents in place of removing them.
+The classifier (TF-IDF features and a calibrated linear SVM, trained on English comments) is fast, but it works only for
+English and is unfair: it gives high scores to neutral sentences that mention minorities. Look at the fairness ledger
+(`data/cleaning/fairness.py`) of a recipe with this step, and set `keep` so that the step does not remove all such
+documents.
 """
 
 import re
@@ -18,42 +19,43 @@ from data.cleaning.step import Outcome, check_share
 
 @dataclass(frozen=True, kw_only=True)
 class Toxicity:
-    """Drop a document when too large a share of it is offensive.
+    """Drop documents of which too large a share is offensive.
 
-    Sentences are judged, not documents: the score of a long text is an average over its words, in which an insult
-    is lost. A sentence ends at a line break, or at a full stop, an exclamation or a question mark before white space.
+    Each sentence has its own score, because the score of a long text is an average over its words and hides a single
+    insult. A sentence ends at a line break, and at a full stop, exclamation mark or question mark before white space.
     """
 
     max_score: float = 0.9
-    """A sentence that scores above this is offensive."""
+    """A sentence with a higher score is offensive. Scores are between 0 and 1."""
     max_share: float = 0.1
-    """Share of the document's characters that may be in offensive sentences; 0 drops it for a single one."""
+    """Maximum share of the document's characters that are in offensive sentences. With 0, a single offensive sentence
+    drops the document."""
 
-    def check(self, where: str) -> None:
-        check_share(f"{where}.max_score", self.max_score)
-        check_share(f"{where}.max_share", self.max_share)
+    def check(self, field_path: str) -> None:
+        check_share(f"{field_path}.max_score", self.max_score)
+        check_share(f"{field_path}.max_share", self.max_share)
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_MAX_SENTENCE = 2000
-"""Characters after which a sentence without an end is cut."""
+_MAX_SENTENCE_CHARACTERS = 2000
+"""A longer sentence is split into pieces of this length."""
 
 
-def toxicity(texts: list[str], rule: Toxicity) -> Outcome:
-    sentences = [_sentences(text) for text in texts]
-    scores = score([sentence for of_text in sentences for sentence in of_text])
+def toxicity(texts: list[str], settings: Toxicity) -> Outcome:
+    sentences_by_text = [_sentences(text) for text in texts]
+    scores = score([sentence for sentences in sentences_by_text for sentence in sentences])
     reasons: list[str | None] = []
     start = 0
-    for of_text in sentences:
-        lengths = np.array([len(sentence) for sentence in of_text], dtype=np.int64)
-        offensive = lengths[scores[start : start + len(of_text)] > rule.max_score].sum()
-        start += len(of_text)
-        reasons.append("toxicity/score" if offensive > rule.max_share * lengths.sum() else None)
+    for sentences in sentences_by_text:
+        lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+        offensive_length = lengths[scores[start : start + len(sentences)] > settings.max_score].sum()
+        start += len(sentences)
+        reasons.append("toxicity/score" if offensive_length > settings.max_share * lengths.sum() else None)
     return Outcome(texts, reasons)
 
 
 def score(sentences: list[str]) -> np.ndarray:
-    """How offensive the model finds each sentence, from 0 to 1."""
+    """Return for each sentence the probability, according to the classifier, that it is offensive."""
     if not sentences:
         return np.zeros(0)
     vectorizer, classifier = _model()
@@ -63,23 +65,29 @@ def score(sentences: list[str]) -> np.ndarray:
 def _sentences(text: str) -> list[str]:
     sentences = (sentence for sentence in _SENTENCE_END.split(text) if sentence)
     return [
-        sentence[at : at + _MAX_SENTENCE] for sentence in sentences for at in range(0, len(sentence), _MAX_SENTENCE)
+        sentence[start : start + _MAX_SENTENCE_CHARACTERS]
+        for sentence in sentences
+        for start in range(0, len(sentence), _MAX_SENTENCE_CHARACTERS)
     ]
 
 
 @lru_cache(maxsize=1)
 def _model() -> tuple[Any, Any]:
-    """The vectorizer and the classifier, loaded once in a process. Raises RuntimeError when they score wrongly."""
+    """Return the vectorizer and the classifier. Each process loads them once.
+
+    Raises RuntimeError if they give wrong scores to two test sentences.
+    """
     with warnings.catch_warnings():
-        # scikit-learn warns of a pickle of another version; the scores below show whether it works.
+        # scikit-learn warns because another version wrote the model's pickle. The test below shows whether it works.
         warnings.filterwarnings("ignore", message="Trying to unpickle estimator")
         from profanity_check import profanity_check
     vectorizer, classifier = profanity_check.vectorizer, profanity_check.model
-    probe = vectorizer.transform(["The weather is fine today.", "You stupid fucking idiot."])
-    harmless, offensive = classifier.predict_proba(probe)[:, 1]
+    test_features = vectorizer.transform(["The weather is fine today.", "You stupid fucking idiot."])
+    harmless, offensive = classifier.predict_proba(test_features)[:, 1]
     if not (harmless < 0.1 and offensive > 0.95):
         raise RuntimeError(
-            f"toxicity: alt-profanity-check scores a harmless sentence {harmless:.2f} and an insult {offensive:.2f}; "
-            "its model does not fit the installed scikit-learn, install the versions of the lock file"
+            f"toxicity: alt-profanity-check gives a score of {harmless:.2f} to a harmless sentence and of "
+            f"{offensive:.2f} to an insult, so its model does not work with the installed scikit-learn; install the "
+            "versions of the lock file"
         )
     return vectorizer, classifier

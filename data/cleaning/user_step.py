@@ -1,11 +1,11 @@
-"""A cleaning step of the user's own: a function of one text in a Python file.
+"""The step `user_step`: a user-provided function of one text, in a Python file.
 
     def no_shouting(text: str) -> str | None:
         return None if text.isupper() else text
 
-It returns the text to keep, changed or not, or None to drop the document. An `async def` function is called for up to
-`MAX_CONCURRENT` texts at a time. A call that fails, or returns something else, drops its document under a reason of
-its own, so that it is counted and costs no other document.
+The function returns the text to keep, which it may have changed, or None to drop the document. An `async def` function
+is called for up to `MAX_CONCURRENT` texts at the same time. If a call raises an exception or returns another type, only
+the document of this call is dropped, with a reason that is counted separately (`user_step/FUNCTION failed`).
 """
 
 import asyncio
@@ -20,39 +20,45 @@ from cluster.user_program import Program, load_function
 from data.cleaning.step import Outcome
 
 MAX_CONCURRENT = 64
+"""Maximum number of simultaneous calls of an `async def` function in one process."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserStep:
-    """A function of your own of one text: it returns the text to keep, or None to drop the document."""
+    """Apply your own function to each text. It returns the text to keep, or None to drop the document."""
 
     function: str = field(metadata={"source": True, "function": True})
-    """The function as path/to/file.py:function. Modules in the file's folder that it imports are shipped with it."""
+    """The function as path/to/file.py:function. The modules that the file imports from its folder are sent along."""
     sources: dict[str, str] = field(default_factory=dict, metadata={"internal": True})
-    """Source text of its file, under the empty path, and of those modules, as they are when the run starts."""
+    """Source code of the function's file, under the key "", and of the imported modules, under their paths. The run
+    sets this field when it starts."""
 
-    def check(self, where: str) -> None:
-        """Every value that the type allows is right."""
-
-
-def with_program(rule: UserStep, program: Program) -> UserStep:
-    """The step with the text of its program, for the tasks of one run."""
-    return replace(rule, sources={"": program.source, **program.modules})
+    def check(self, field_path: str) -> None:
+        """Raise nothing: the settings cannot be wrong."""
 
 
-def user_step(texts: list[str], rule: UserStep) -> Outcome:
-    name = rule.function.rpartition(":")[2]
-    results = _call_all(_function(rule.function, tuple(sorted(rule.sources.items()))), texts)
-    reasons = [_reason(name, result) for result in results]
+def with_program(settings: UserStep, program: Program) -> UserStep:
+    """Return the settings with the source code of the program, so that every task of a run executes the same code."""
+    return replace(settings, sources={"": program.source, **program.modules})
+
+
+def user_step(texts: list[str], settings: UserStep) -> Outcome:
+    """Apply the user-provided function. Counts the changed documents as `FUNCTION/documents`."""
+    name = settings.function.rpartition(":")[2]
+    results = _call_all(_load_function(settings.function, tuple(sorted(settings.sources.items()))), texts)
+    reasons = [_drop_reason(name, result) for result in results]
     kept = [result if isinstance(result, str) else text for text, result in zip(texts, results, strict=True)]
     num_changed = sum(before != after for before, after in zip(texts, kept, strict=True))
     return Outcome(kept, reasons, {f"{name}/documents": num_changed})
 
 
-def _reason(name: str, result: Any) -> str | None:
-    """Why a document is dropped whose text gave this result; None keeps it."""
+def _drop_reason(name: str, result: Any) -> str | None:
+    """Return the reason why a document is dropped, or None to keep it.
+
+    `result` is what the user-provided function returned for the document's text, or the exception that it raised.
+    """
     if isinstance(result, str):
         return None
     if result is None:
@@ -63,16 +69,16 @@ def _reason(name: str, result: Any) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _function(name: str, sources: Sequence[tuple[str, str]]) -> Callable[[str], Any]:
-    path, _, function = name.rpartition(":")
-    modules: Mapping[str, str] = dict(sources)
-    assert "" in modules, f"{name}: its source is set when a run starts"
-    own = {at: text for at, text in modules.items() if at}
-    return load_function(Program(modules[""], path, function, own))
+def _load_function(path_and_name: str, sources: Sequence[tuple[str, str]]) -> Callable[[str], Any]:
+    path, _, name = path_and_name.rpartition(":")
+    code_by_path: Mapping[str, str] = dict(sources)
+    assert "" in code_by_path, f"{path_and_name}: the source code is missing; call `with_program` first"
+    modules = {module_path: code for module_path, code in code_by_path.items() if module_path}
+    return load_function(Program(code_by_path[""], path, name, modules))
 
 
 def _call_all(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-    """What the function returned for each text, or the exception that it raised."""
+    """Return for each text what the function returned, or the exception that it raised."""
     if inspect.iscoroutinefunction(function):
         return asyncio.run(_call_concurrently(function, texts))
     results: list[Any] = []
@@ -85,10 +91,10 @@ def _call_all(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]
 
 
 async def _call_concurrently(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-    free = asyncio.Semaphore(MAX_CONCURRENT)
+    semaphore = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def call(text: str) -> Any:
-        async with free:
+        async with semaphore:
             return await function(text)
 
     return await asyncio.gather(*map(call, texts), return_exceptions=True)

@@ -1,9 +1,12 @@
-"""Words, as the quality and repetition steps split a text into them.
+"""How the quality steps and the repetition step split a text into words and punctuation marks.
 
-It follows the English tokenizer that corpus filters commonly count by (spaCy's, behind datatrove's filters), so that
-published bounds keep their meaning: words and the marks around them apart, contractions in two (`do n't`), compounds at
-their hyphens, abbreviations, numbers and addresses whole. A script without white space between its words gives one word
-a run of characters.
+Corpus filters commonly count words with spaCy's English tokenizer, as datatrove does. This module splits texts nearly
+as spaCy does, so that published thresholds remain meaningful:
+
+- Punctuation marks are separated from the words around them.
+- Contractions become two words (`do n't`), and compounds are split at their hyphens.
+- Abbreviations, numbers and web addresses are not split.
+- In a script without white space between words, a sequence of characters between punctuation marks is one word.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +17,10 @@ import regex
 
 Value = TypeVar("Value")
 
-_MOST_REMEMBERED = 1 << 17
-_LONGEST_REMEMBERED = 32
-_LONGEST_WORD = 256
-"""More characters than this without white space are data; they are split by a simpler rule, in linear time."""
+_MAX_CACHE_ENTRIES = 1 << 17
+_MAX_CACHED_CHARACTERS = 32
+_MAX_WORD_CHARACTERS = 256
+"""A longer string without white space is probably data and is split by a simpler rule, which takes linear time."""
 
 _ABBREVIATIONS = (
     "Adm Ala Apr Ariz Ark Aug Bros Calif Co Colo Conn Corp Dec Del Dr Feb Fla Ga Gen Gov Ill Inc Ind Jan Jr Jul Jun "
@@ -27,11 +30,13 @@ _ABBREVIATIONS = (
 _UNITS = "[ap]m|[kdcmn]?m[²³]?|ha|µm|yd|in|ft|kg|m?g|lb|oz|m/s|km/h|kmh|mph|h?Pa|mbar|[mkgtMKGT][bB]|[TGMK%]"
 _APOSTROPHE = "['’]"
 _QUOTES = r"""'"”“`‘´’‚„»«"""
-_SMILEYS = r"''|\):|:[*\])(]|\[:|<3+(?!\d)"  # and what only looks like one
+_SMILEYS = r"''|\):|:[*\])(]|\[:|<3+(?!\d)"  # These include strings that only look like a smiley.
 _MARK = rf"[,:;!?()\[\]{{}}<>_#*&—–{_QUOTES}\p{{So}}\p{{Ps}}\p{{Pe}}]|[\p{{Po}}--\p{{ASCII}}]"
 _MARKS = rf"{_SMILEYS}|{_MARK}|\.\.+"
 
-_WHOLE = regex.compile(
+# `_UNSPLIT` matches strings that stay one word. `_PREFIX`, `_SUFFIX` and `_INFIX` find punctuation marks at the start
+# of a string, at its end and inside it.
+_UNSPLIT = regex.compile(
     rf"(?:{_ABBREVIATIONS})\.|(?:\p{{L}}\.){{2,}}|{_APOSTROPHE}(?:s|S|d|em|ll|re|ve|m)|and/or"
     r"|(?:(?:https?|ftp)://)?(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?:[/?]\S*(?<=[^\W_]|[/=]))?/?"
 )
@@ -52,38 +57,41 @@ _CONTRACTION = regex.compile(
 _PLAIN = regex.compile(r"\w+|[^\w\s]")
 
 
-class Remembered(dict[str, Value]):
-    """A bounded cache of `function` for short strings: most of a text repeats strings that occurred before."""
+class StringCache(dict[str, Value]):
+    """A cache of the results of `function` for short strings. When the cache is full, it is cleared.
+
+    Most strings of a text have occurred before.
+    """
 
     def __init__(self, function: Callable[[str], Value]) -> None:
         self.function = function
 
     def __missing__(self, string: str) -> Value:
         value = self.function(string)
-        if len(string) <= _LONGEST_REMEMBERED:
-            if len(self) >= _MOST_REMEMBERED:
+        if len(string) <= _MAX_CACHED_CHARACTERS:
+            if len(self) >= _MAX_CACHE_ENTRIES:
                 self.clear()
             self[string] = value
         return value
 
 
 def split_words(text: str) -> list[str]:
-    """The words and marks of a text, in order; joined, they are the text without its white space."""
-    return list(chain.from_iterable(map(_WORDS_OF.__getitem__, text.split())))
+    """Return the words and punctuation marks of a text in order. Together they are the text without its white space."""
+    return list(chain.from_iterable(map(_SPLIT_STRINGS.__getitem__, text.split())))
 
 
 def _split_string(string: str) -> tuple[str, ...]:
-    """Marks before, what they enclose, marks after."""
-    if string.isalpha() and string not in _FUSED:
+    """Split a string without white space into punctuation marks, the words between them, and punctuation marks."""
+    if string.isalpha() and string not in _UNMARKED_CONTRACTIONS:
         return (string,)
-    if len(string) > _LONGEST_WORD:
+    if len(string) > _MAX_WORD_CHARACTERS:
         return tuple(_PLAIN.findall(string))
     start, stop = 0, len(string)
     before: list[str] = []
     after: list[str] = []
-    while start < stop and not _WHOLE.fullmatch(string, start, stop):
+    while start < stop and not _UNSPLIT.fullmatch(string, start, stop):
         first, last = _PREFIX.match(string, start, stop), _SUFFIX.match(string, start, stop)
-        if last and (first is None or _WHOLE.fullmatch(string, start, last.start())):
+        if last and (first is None or _UNSPLIT.fullmatch(string, start, last.start())):
             after.append(last[0])
             stop = last.start()
         elif first:
@@ -91,18 +99,19 @@ def _split_string(string: str) -> tuple[str, ...]:
             start = first.end()
         else:
             break
-    return *before, *_inner(string[start:stop]), *reversed(after)
+    return *before, *_split_core(string[start:stop]), *reversed(after)
 
 
-def _inner(core: str) -> Sequence[str]:
-    if not core or core.isalpha() and core not in _FUSED or _WHOLE.fullmatch(core):
+def _split_core(core: str) -> Sequence[str]:
+    """Split a string from which the punctuation marks at both ends have been removed."""
+    if not core or core.isalpha() and core not in _UNMARKED_CONTRACTIONS or _UNSPLIT.fullmatch(core):
         return [core] if core else []
     if contraction := _CONTRACTION.fullmatch(core):
         return [part for part in contraction.groups() if part]
     return [part for part in _INFIX.split(core) if part]
 
 
-_FUSED = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta"))
+_UNMARKED_CONTRACTIONS = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta"))
 
 
-_WORDS_OF = Remembered(_split_string)
+_SPLIT_STRINGS = StringCache(_split_string)

@@ -63,7 +63,7 @@ def test_c4_counts_sentences(text: str, sentences: int) -> None:
 
 
 def test_every_c4_rule_can_be_left_out() -> None:
-    rule = C4Quality(
+    settings = C4Quality(
         terminal_punctuation=False,
         min_words_per_line=None,
         max_word_length=None,
@@ -74,18 +74,18 @@ def test_every_c4_rule_can_be_left_out() -> None:
         curly_bracket=False,
         min_sentences=None,
     )
-    rule.check("here")
+    settings.check("here")
     text = f"Menu [1]\nlorem ipsum {{\nJavascript terms of use\n{'x' * 2000}"
-    assert c4_quality([text, ""], rule)[:2] == ([text, ""], [None, None])
+    assert c4_quality([text, ""], settings)[:2] == ([text, ""], [None, None])
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
         (C4Quality(max_word_length=0), "steps.max_word_length: 0 must be at least 1"),
-        (C4Quality(policy_phrases=[""]), "steps.policy_phrases: holds an empty phrase"),
+        (C4Quality(policy_phrases=[""]), "steps.policy_phrases: an empty phrase would match"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(rule: C4Quality, message: str) -> None:
+def test_a_value_that_makes_no_sense_is_named(settings: C4Quality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        rule.check("steps")
+        settings.check("steps")

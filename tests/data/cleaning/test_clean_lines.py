@@ -12,9 +12,9 @@ OFF: dict[str, Any] = {"trim": False, "max_blank_lines": None, "phrases": []}
 
 def cleaned(text: str, **rules: Any) -> tuple[str, dict[str, int]]:
     """The text, and the counts that are not 0."""
-    rule = CleanLines(**(OFF | rules))
-    rule.check("here")
-    outcome = clean_lines([text], rule)
+    settings = CleanLines(**(OFF | rules))
+    settings.check("here")
+    outcome = clean_lines([text], settings)
     assert outcome.reasons == [None]
     return outcome.texts[0], {name.removeprefix("clean_lines/"): n for name, n in outcome.counts.items() if n}
 
@@ -53,17 +53,17 @@ def test_the_defaults_leave_code_and_verse_alone() -> None:
 def test_all_rules_off_change_nothing_and_cleaning_twice_is_cleaning_once() -> None:
     text = " a \r\n\n\n\n\nb\x0cc\t\n\na\nwe use cookies\n"
     assert cleaned(text) == (text, {})
-    rule = CleanLines(dedupe_lines=True, min_words=1)
-    once = clean_lines([text], rule).texts
-    assert clean_lines(once, rule).texts == once
+    settings = CleanLines(dedupe_lines=True, min_words=1)
+    once = clean_lines([text], settings).texts
+    assert clean_lines(once, settings).texts == once
 
 
 def test_a_value_that_makes_no_sense_is_named() -> None:
-    for rule, message in (
+    for settings, message in (
         (CleanLines(max_blank_lines=-1), "steps.max_blank_lines: -1 must be at least 0"),
         (CleanLines(max_characters=0), "steps.max_characters: 0 must be at least 1"),
         (CleanLines(max_non_alphabetic=2), "steps.max_non_alphabetic: 2 must be between 0 and 1"),
-        (CleanLines(phrases=["a", " "]), "steps.phrases: holds an empty phrase"),
+        (CleanLines(phrases=["a", " "]), "steps.phrases: an empty phrase would match"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            rule.check("steps")
+            settings.check("steps")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import data.cleaning.decontaminate as decontaminate_module
-from data.cleaning.decontaminate import Decontaminate, check_files, decontaminate, evaluation_sets, pinned
+from data.cleaning.decontaminate import Decontaminate, check_files, decontaminate, evaluation_sets, with_pinned_files
 
 VOCABULARY = [f"{first}{second}{third}" for first in "bdfgk" for second in "aeiou" for third in "lmnrst"]  # 150 words
 
@@ -22,8 +22,8 @@ def write_jsonl(path: Path, items: Sequence[object]) -> str:
     return str(path)
 
 
-def num_strings(rule: Decontaminate) -> int:
-    return sum(evaluation_sets(rule).num_strings)
+def num_strings(settings: Decontaminate) -> int:
+    return sum(evaluation_sets(settings).num_strings)
 
 
 def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
@@ -40,7 +40,7 @@ def disguised(words: list[str], generator: random.Random) -> str:
 def test_every_planted_13_gram_is_found_and_no_other_document_is_dropped(tmp_path: Path) -> None:
     generator = random.Random(7)
     items = [sentence(generator, generator.randint(13, 60)) for _ in range(200)]
-    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [{"question": item} for item in items])])
+    settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [{"question": item} for item in items])])
     planted, near = [], []
     for item in items:
         words = item.split()
@@ -54,10 +54,10 @@ def test_every_planted_13_gram_is_found_and_no_other_document_is_dropped(tmp_pat
     known = set().union(*(ngrams(item, 13) for item in items))
     assert not any(ngrams(text, 13) & known for text in [*clean, *near])  # by a count that is not the step's
 
-    outcome = decontaminate([*planted, *clean, *near], rule)
+    outcome = decontaminate([*planted, *clean, *near], settings)
     assert outcome.reasons == ["decontaminate/set"] * 200 + [None] * 2200
     assert outcome.texts == [*planted, *clean, *near]
-    assert num_strings(rule) == 200
+    assert num_strings(settings) == 200
 
 
 def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Pat
 def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: Path) -> None:
     eight, seven = "one two three four five six seven eight", "red orange yellow green blue indigo violet"
     long = "a b c d e f g h i j k l m n"
-    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [eight, seven, long])])
+    settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [eight, seven, long])])
     texts = [
         f"and {eight.upper()}!",
         "one two three four five six seven",
@@ -85,17 +85,21 @@ def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: P
         "two three four five six seven eight one",
     ]
     found = "decontaminate/set"
-    assert decontaminate(texts, rule).reasons == [found, None, None, None, found, None]
-    assert num_strings(rule) == 2
+    assert decontaminate(texts, settings).reasons == [found, None, None, None, found, None]
+    assert num_strings(settings) == 2
 
 
 def test_a_run_does_not_reach_from_one_document_or_item_into_the_next(tmp_path: Path) -> None:
     items = ["a b c d", "e f g h"]
-    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", items)], ngram=4, min_words=2)
-    assert decontaminate(["c d e f", "a b", "c d"], rule).reasons == [None, None, None]
-    assert decontaminate(["x a b c d", "", "e f g h"], rule).reasons == ["decontaminate/set", None, "decontaminate/set"]
-    assert decontaminate([], rule).reasons == []
-    assert decontaminate(["", "…"], rule).reasons == [None, None]
+    settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", items)], ngram=4, min_words=2)
+    assert decontaminate(["c d e f", "a b", "c d"], settings).reasons == [None, None, None]
+    assert decontaminate(["x a b c d", "", "e f g h"], settings).reasons == [
+        "decontaminate/set",
+        None,
+        "decontaminate/set",
+    ]
+    assert decontaminate([], settings).reasons == []
+    assert decontaminate(["", "…"], settings).reasons == [None, None]
 
 
 def test_the_reason_names_the_first_set_whatever_comes_first_in_the_document(tmp_path: Path) -> None:
@@ -133,18 +137,18 @@ def test_columns_choose_what_is_compared_and_without_them_every_string_is(tmp_pa
 def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_path: Path) -> None:
     item = "今天天气很好我们想沿着河走到老磨坊去"
     composed = "Cafe\u0301 ﬁne two three four five six seven"
-    rule = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [item, composed])])
+    settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [item, composed])])
     texts = ["他说：" + item[:13] + "。", item[:12], "café fine TWO three four five six seven"]
-    assert decontaminate(texts, rule).reasons == ["decontaminate/set", None, "decontaminate/set"]
+    assert decontaminate(texts, settings).reasons == ["decontaminate/set", None, "decontaminate/set"]
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     write_jsonl(path, ["a b c d e f g h"])
-    rule = Decontaminate(files=[str(path)])
-    assert decontaminate(["a b c d e f g h"], rule).reasons == ["decontaminate/set"]
+    settings = Decontaminate(files=[str(path)])
+    assert decontaminate(["a b c d e f g h"], settings).reasons == ["decontaminate/set"]
     write_jsonl(path, ["s t u v w x y z and more"])
-    assert decontaminate(["a b c d e f g h"], rule).reasons == [None]
+    assert decontaminate(["a b c d e f g h"], settings).reasons == [None]
 
 
 def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
@@ -152,37 +156,37 @@ def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
 ) -> None:
     path = tmp_path / "set.jsonl"
     write_jsonl(path, ["a b c d e f g h"])
-    rule = pinned(Decontaminate(files=[str(tmp_path / "*.jsonl")]))
-    assert rule.files == [str(path)] and pinned(rule) == rule
-    rule.check("steps[0].decontaminate")
-    assert decontaminate(["a b c d e f g h"], rule).reasons == ["decontaminate/set"]
+    settings = with_pinned_files(Decontaminate(files=[str(tmp_path / "*.jsonl")]))
+    assert settings.files == [str(path)] and with_pinned_files(settings) == settings
+    settings.check("steps[0].decontaminate")
+    assert decontaminate(["a b c d e f g h"], settings).reasons == ["decontaminate/set"]
     write_jsonl(path, ["s t u v w x y z"])
     write_jsonl(tmp_path / "second.jsonl", ["i j k l m n o p"])
     texts = ["a b c d e f g h", "s t u v w x y z", "i j k l m n o p"]
     with monkeypatch.context() as without_files:
         without_files.setattr("fsspec.open", lambda *of, **more: pytest.fail("a file is opened"))
-        assert decontaminate(texts, rule).reasons == ["decontaminate/set", None, None]
+        assert decontaminate(texts, settings).reasons == ["decontaminate/set", None, None]
     decontaminate_module._read_sets.cache_clear()  # another process
-    with pytest.raises(ValueError, match=r"set.jsonl has changed since the run began"):
-        decontaminate(texts, rule)
-    with pytest.raises(ValueError, match=r"fingerprints: 1 for 2 files"):
+    with pytest.raises(ValueError, match=r"set.jsonl has changed since the run started"):
+        decontaminate(texts, settings)
+    with pytest.raises(ValueError, match=r"fingerprints: there are 1 for 2 files"):
         Decontaminate(files=["a", "b"], fingerprints=["sha256:0"]).check("steps[0].decontaminate")
 
 
 def test_sets_that_look_for_nothing_are_refused(tmp_path: Path) -> None:
-    where = "steps[0].decontaminate"
-    with pytest.raises(ValueError, match=r"files: name the files of at least one evaluation set"):
-        Decontaminate().check(where)
+    field_path = "steps[0].decontaminate"
+    with pytest.raises(ValueError, match=r"files: the list is empty; name the files of at least one evaluation set"):
+        Decontaminate().check(field_path)
     with pytest.raises(ValueError, match=r"steps\[0\].decontaminate.ngram: 5 must be at least 8"):
-        Decontaminate(files=["x"], ngram=5).check(where)
+        Decontaminate(files=["x"], ngram=5).check(field_path)
     with pytest.raises(ValueError, match=r"no string of short has min_words \(8\) words"):
-        check_files(Decontaminate(files=[write_jsonl(tmp_path / "short.jsonl", ["too few words"])]), where)
+        check_files(Decontaminate(files=[write_jsonl(tmp_path / "short.jsonl", ["too few words"])]), field_path)
     with pytest.raises(ValueError, match=r"decontaminate.files: .*matches no file"):
-        check_files(Decontaminate(files=[str(tmp_path / "none*.jsonl")]), where)
+        check_files(Decontaminate(files=[str(tmp_path / "none*.jsonl")]), field_path)
     (tmp_path / "set.xml").write_text("<a/>")
     with pytest.raises(ValueError, match=r"not from .xml"):
-        check_files(Decontaminate(files=[str(tmp_path / "set.xml")]), where)
+        check_files(Decontaminate(files=[str(tmp_path / "set.xml")]), field_path)
     (tmp_path / "bad.jsonl").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"bad.jsonl: not readable as .jsonl"):
-        check_files(Decontaminate(files=[str(tmp_path / "bad.jsonl")]), where)
-    check_files(Decontaminate(files=[write_jsonl(tmp_path / "good.jsonl", ["a b c d e f g h"])]), where)
+        check_files(Decontaminate(files=[str(tmp_path / "bad.jsonl")]), field_path)
+    check_files(Decontaminate(files=[write_jsonl(tmp_path / "good.jsonl", ["a b c d e f g h"])]), field_path)

@@ -109,8 +109,8 @@ def test_large_but_honest_pages_pass() -> None:
 def test_depth_alone_does_not_harm() -> None:
     for name in ("span", "ul", "blockquote", "svg"):
         page = f"<{name}>" * 20_000 + "x"
-        rule = ExtractHTML(main_content=name == "span")
-        assert extract_html([page], rule).reasons in ([None], ["extract_html/no_text"])
+        settings = ExtractHTML(main_content=name == "span")
+        assert extract_html([page], settings).reasons in ([None], ["extract_html/no_text"])
 
 
 def test_a_value_that_makes_no_sense_is_named() -> None:

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from data.cleaning.fairness import BoundStep, FairnessRow, check_budget, ledger, smallest_keep, wilson
-from data.cleaning.fairness_sentences import _DIALECTS, _STANDARD, all_trials
+from data.cleaning.fairness import FairnessRow, LedgerStep, build_ledger, check_budget, smallest_keep, wilson
+from data.cleaning.fairness_sentences import _DIALECT_SENTENCES, _STANDARD_SENTENCES, probe_texts
 from data.cleaning.language import Language, identify, language
-from data.cleaning.step import Outcome, judged
+from data.cleaning.step import Outcome, filter_outcome
 from data.cleaning.toxicity import Toxicity, toxicity
 
 AXES = ["religion", "gender", "sexuality", "ethnicity", "disability", "dialect"]
 
 
 def dropping(drops: Callable[[str], bool]) -> Callable[[list[str]], Outcome]:
-    return lambda texts: judged(texts, lambda text: "step/rule" if drops(text) else None)
+    return lambda texts: filter_outcome(texts, lambda text: "step/rule" if drops(text) else None)
 
 
 def by_group(rows: list[FairnessRow]) -> dict[str, FairnessRow]:
@@ -31,31 +31,31 @@ def test_wilson_intervals_are_those_of_newcombes_table() -> None:
 
 
 def test_every_axis_has_its_groups_each_judged_in_both_forms_on_thirty_sentences_or_more() -> None:
-    rows = ledger([BoundStep("none", dropping(lambda text: False))])
+    rows = build_ledger([LedgerStep("none", dropping(lambda text: False))])
     assert list(dict.fromkeys(row.axis for row in rows)) == AXES
     assert all(row.num_templates >= 30 for row in rows)
     assert all((row.removed, row.low, row.excess, row.judged) == (0.0, 0.0, 0.0, True) for row in rows)
     assert {"Muslim", "Christian", "women", "men", "gay", "straight", "Black", "white", "Deaf"} <= set(by_group(rows))
-    for trial in all_trials():
-        assert trial.mention.lower() in trial.text.lower() and "{" not in trial.text
-        assert not re.search(r"\ba [aeio]|\ban [^aeihAEI]", trial.text), trial.text  # articles
-    assert all(len(sentences) == len(_STANDARD) == 30 for sentences in _DIALECTS.values())
+    for probe in probe_texts():
+        assert probe.mention.lower() in probe.text.lower() and "{" not in probe.text
+        assert not re.search(r"\ba [aeio]|\ban [^aeihAEI]", probe.text), probe.text  # articles
+    assert all(len(sentences) == len(_STANDARD_SENTENCES) == 30 for sentences in _DIALECT_SENTENCES.values())
 
 
 def test_a_paragraph_is_long_enough_for_the_rules_that_drop_short_texts() -> None:
-    lengths = [len(trial.text.split()) for trial in all_trials() if trial.form == "paragraph"]
+    lengths = [len(probe.text.split()) for probe in probe_texts() if probe.form == "paragraph"]
     assert min(lengths) >= 60 and max(lengths) <= 160
 
 
 def test_a_filter_of_one_word_is_seen_in_its_group_alone_with_its_interval() -> None:
-    rows = ledger([BoundStep("steps[0].words", dropping(lambda text: "lesbian" in text.lower()))])
+    rows = build_ledger([LedgerStep("steps[0].words", dropping(lambda text: "lesbian" in text.lower()))])
     found = {row.group: row for row in rows if row.excess > 0}
     assert list(found) == ["lesbian"]
     row = found["lesbian"]
     assert (row.axis, row.removed, row.reference_removed, row.excess, row.judged) == ("sexuality", 1.0, 0.0, 1.0, True)
     assert (row.low, row.high) == wilson(row.num_templates, row.num_templates)
     # Newcombe's difference of n of n and 0 of m: 1 - sqrt((1 - low)^2 + high_m^2).
-    reference = sum(trial.axis == "sexuality" and not trial.group and trial.form == row.form for trial in all_trials())
+    reference = sum(probe.axis == "sexuality" and not probe.group and probe.form == row.form for probe in probe_texts())
     low = 1 - ((1 - row.low) ** 2 + wilson(0, reference)[1] ** 2) ** 0.5
     assert row.excess_low == pytest.approx(low, abs=1e-12) and row.excess_high == pytest.approx(1.0)
 
@@ -64,15 +64,15 @@ def test_length_rules_hide_nothing_and_show_nothing() -> None:
     def short_or_gay(text: str) -> bool:
         return len(text) < 200 or "gay" in text.lower()
 
-    short = ledger([BoundStep("length", dropping(lambda text: len(text) < 200))])
+    short = build_ledger([LedgerStep("length", dropping(lambda text: len(text) < 200))])
     assert all(row.excess == 0 and row.judged and row.form == "paragraph" for row in short)
-    hidden = by_group(ledger([BoundStep("length", dropping(short_or_gay))]))
+    hidden = by_group(build_ledger([LedgerStep("length", dropping(short_or_gay))]))
     assert hidden["gay"].form == "paragraph" and hidden["gay"].excess == 1.0
     assert hidden["straight"].excess == 0.0
 
 
 def test_a_step_that_removes_everything_is_told_to_say_nothing() -> None:
-    rows = ledger([BoundStep("all", dropping(lambda text: True))])
+    rows = build_ledger([LedgerStep("all", dropping(lambda text: True))])
     assert all(row.removed == 1.0 and row.excess == 0.0 and not row.judged for row in rows)
     check_budget(rows, 0.0)
 
@@ -82,51 +82,57 @@ def test_a_mention_that_is_cut_out_counts_as_removed() -> None:
         left = [". ".join(part for part in text.split(". ") if "Sikh" not in part) for text in texts]
         return Outcome(left, [None] * len(texts))
 
-    rows = by_group(ledger([BoundStep("lines", cut)]))
+    rows = by_group(build_ledger([LedgerStep("lines", cut)]))
     assert rows["Sikh"].excess == 1.0
     assert all(row.excess == 0 for group, row in rows.items() if group != "Sikh")
 
 
 def test_the_toxicity_filter_that_scores_minorities_high_breaks_the_budget_and_a_length_filter_does_not() -> None:
     steps = [
-        BoundStep("steps[0].length", dropping(lambda text: len(text) < 100)),
-        BoundStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8))),
+        LedgerStep("steps[0].length", dropping(lambda text: len(text) < 100)),
+        LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8))),
     ]
-    rows = ledger(steps)
+    rows = build_ledger(steps)
     check_budget([row for row in rows if row.step == "steps[0].length"], 0.0)
     toxic = by_group([row for row in rows if row.step == "steps[3].toxicity"])
     assert toxic["gay"].excess > 0.1 and toxic["gay"].excess_low > 0.05
     assert toxic["straight"].excess == 0.0
-    with pytest.raises(ValueError, match=r"steps\[3\].toxicity: removes .*sexuality.*95 %.*budget of 5.0%.*keep"):
+    with pytest.raises(
+        ValueError, match=r"steps\[3\].toxicity: removes .*sexuality.*95 %.*fairness_budget of 5.0%.*keep"
+    ):
         check_budget(rows, 0.05)
 
 
 def test_the_smallest_keep_brings_the_filter_within_the_budget_and_less_does_not() -> None:
-    def step(keep: float) -> BoundStep:
-        return BoundStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8)), keep)
+    def step(keep: float) -> LedgerStep:
+        return LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8)), keep)
 
-    whole = ledger([step(0.0)])
+    whole = build_ledger([step(0.0)])
     keep = max(smallest_keep(row, 0.05) for row in whole)
     assert 0 < keep < 1
     with pytest.raises(ValueError, match=f"`keep: {keep}`"):
         check_budget(whole, 0.05)
-    thinned = ledger([step(keep)])
+    thinned = build_ledger([step(keep)])
     check_budget(thinned, 0.05)
     for before, after in zip(whole, thinned, strict=True):
         assert after.removed == pytest.approx(before.removed * (1 - keep))
         assert (after.low, after.high) == pytest.approx((before.low * (1 - keep), before.high * (1 - keep)))
     with pytest.raises(ValueError, match=f"`keep: {keep}`"):  # from where it stands the same share is needed
-        check_budget(ledger([step(keep - 0.01)]), 0.05)
+        check_budget(build_ledger([step(keep - 0.01)]), 0.05)
 
 
 def test_keep_is_advised_only_where_the_configuration_takes_it() -> None:
-    rows = ledger([BoundStep("words", dropping(lambda text: "Arab" in text), can_keep=False)])
-    with pytest.raises(ValueError, match=r"above the budget of 5.0%. Loosen the step or leave it out$"):
+    rows = build_ledger([LedgerStep("words", dropping(lambda text: "Arab" in text), can_keep=False)])
+    with pytest.raises(
+        ValueError, match=r"above the fairness_budget of 5.0%. Loosen the step's settings or remove the step$"
+    ):
         check_budget(rows, 0.05)
 
 
 def test_smallest_keep_by_hand() -> None:
-    (row,) = [row for row in ledger([BoundStep("w", dropping(lambda text: "Arab" in text))]) if row.group == "Arab"]
+    (row,) = [
+        row for row in build_ledger([LedgerStep("w", dropping(lambda text: "Arab" in text))]) if row.group == "Arab"
+    ]
     assert row.excess == 1.0
     assert smallest_keep(row, 0.05) == 0.95
     assert smallest_keep(row, 0.333) == 0.67  # 0.667 in hundredths, upwards
@@ -137,30 +143,32 @@ def test_smallest_keep_by_hand() -> None:
 
 
 def test_an_excess_that_may_be_chance_breaks_no_budget() -> None:
-    rows = ledger([BoundStep("one", dropping(lambda text: text == _DIALECTS["Indian English"][0]))])
+    rows = build_ledger([LedgerStep("one", dropping(lambda text: text == _DIALECT_SENTENCES["Indian English"][0]))])
     row = by_group(rows)["Indian English"]
     assert row.excess == pytest.approx(1 / 30) and row.excess_low < 0
     check_budget(rows, 0.01)
 
 
 def test_a_filter_of_a_dialects_words_is_seen() -> None:
-    rows = by_group(ledger([BoundStep("words", dropping(lambda text: "ain't" in text.lower() or "finna" in text))]))
+    rows = by_group(
+        build_ledger([LedgerStep("words", dropping(lambda text: "ain't" in text.lower() or "finna" in text))])
+    )
     assert rows["African American English"].form == "paragraph"
     assert rows["African American English"].excess > 0.5
     assert rows["Scottish English"].excess == rows["Indian English"].excess == 0.0
 
 
 def test_language_identification_stands_in_the_ledger() -> None:
-    rule = Language(keep=["en"], min_score=0.4)
-    rows = by_group(ledger([BoundStep("steps[1].language", lambda texts: language(texts, rule))]))
+    settings = Language(keep=["en"], min_score=0.4)
+    rows = by_group(build_ledger([LedgerStep("steps[1].language", lambda texts: language(texts, settings))]))
 
     def lost(sentences: tuple[str, ...]) -> int:
         labels = [identify(sentence, max_bytes=4096) for sentence in sentences]
         return sum(code != "en" or score < 0.4 for code, score in labels)
 
     scottish = rows["Scottish English"]
-    assert lost(_DIALECTS["Scottish English"]) > lost(_STANDARD)
-    assert scottish.removed == pytest.approx(lost(_DIALECTS["Scottish English"]) / 30)
-    assert scottish.reference_removed == pytest.approx(lost(_STANDARD) / 30)
+    assert lost(_DIALECT_SENTENCES["Scottish English"]) > lost(_STANDARD_SENTENCES)
+    assert scottish.removed == pytest.approx(lost(_DIALECT_SENTENCES["Scottish English"]) / 30)
+    assert scottish.reference_removed == pytest.approx(lost(_STANDARD_SENTENCES) / 30)
     # Whole paragraphs pass in every English and about everyone: what is at risk is the short text.
     assert all(row.form == "sentence" for row in rows.values() if row.excess > 0)

@@ -22,9 +22,9 @@ def test_each_fineweb_rule_keeps_its_bound_and_drops_beyond() -> None:
         ({"max_line_breaks_per_word": 0.5}, "a b\nc .\n", "a b\nc\n", "line_breaks_per_word"),  # 2 of 4, 2 of 3
     ]
     for bound, kept, dropped, reason in cases:
-        rule = FineWebQuality(**(none | bound))
-        rule.check("here")
-        assert fineweb_quality([kept, dropped], rule).reasons == [None, f"fineweb_quality/{reason}"], bound
+        settings = FineWebQuality(**(none | bound))
+        settings.check("here")
+        assert fineweb_quality([kept, dropped], settings).reasons == [None, f"fineweb_quality/{reason}"], bound
         assert fineweb_quality([kept, dropped], FineWebQuality(**none)).reasons == [None, None]
     assert fineweb_quality(["", " \n\t"], FineWebQuality()).reasons == ["fineweb_quality/no_text"] * 2
 
@@ -36,6 +36,6 @@ def test_each_fineweb_rule_keeps_its_bound_and_drops_beyond() -> None:
         (FineWebQuality(max_line_breaks_per_word=-0.1), "steps.max_line_breaks_per_word: -0.1 must be at least 0"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(rule: FineWebQuality, message: str) -> None:
+def test_a_value_that_makes_no_sense_is_named(settings: FineWebQuality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        rule.check("steps")
+        settings.check("steps")

@@ -38,9 +38,9 @@ NO_GOPHER: dict[str, Any] = {
 def test_each_gopher_rule_keeps_its_bound_and_drops_beyond(
     bound: dict[str, Any], kept: str, dropped: str, reason: str
 ) -> None:
-    rule = GopherQuality(**(NO_GOPHER | bound))
-    rule.check("here")
-    assert gopher_quality([kept, dropped], rule).reasons == [None, f"gopher_quality/{reason}"]
+    settings = GopherQuality(**(NO_GOPHER | bound))
+    settings.check("here")
+    assert gopher_quality([kept, dropped], settings).reasons == [None, f"gopher_quality/{reason}"]
     assert gopher_quality([kept, dropped], GopherQuality(**NO_GOPHER)).reasons == [None, None]
 
 
@@ -61,6 +61,6 @@ def test_gopher_keeps_prose_and_drops_the_empty_text_for_its_length() -> None:
         (GopherQuality(stop_words=["a"]), "steps.min_stop_words: 2 must be at most the number of stop_words (1)"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(rule: GopherQuality, message: str) -> None:
+def test_a_value_that_makes_no_sense_is_named(settings: GopherQuality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        rule.check("steps")
+        settings.check("steps")

@@ -81,7 +81,7 @@ def test_the_model_comes_from_the_package_not_from_the_network(monkeypatch: pyte
 
 def test_a_language_that_the_model_does_not_know_is_refused() -> None:
     Language(keep=["en", "yue", "zh"]).check("steps[0].language")
-    with pytest.raises(ValueError, match=r"steps\[0\].language.keep: 'eng' is no language that the model knows"):
+    with pytest.raises(ValueError, match=r"steps\[0\].language.keep: 'eng' is not a language code of the model"):
         Language(keep=["eng"]).check("steps[0].language")
     with pytest.raises(ValueError, match=r"min_score: 65 must be between 0 and 1"):
         Language(min_score=65).check("steps[0].language")

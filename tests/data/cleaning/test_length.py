@@ -4,8 +4,8 @@ from data.cleaning.length import Length, length
 
 
 def test_length_counts_bytes_and_includes_its_bounds() -> None:
-    rule = Length(min_bytes=4, max_bytes=6)
-    assert length(["abc", "éé", "abcdef", "abcdefg"], rule).reasons == [
+    settings = Length(min_bytes=4, max_bytes=6)
+    assert length(["abc", "éé", "abcdef", "abcdefg"], settings).reasons == [
         "length/min_bytes",
         None,
         None,

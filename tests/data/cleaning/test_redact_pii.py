@@ -9,8 +9,8 @@ from data.cleaning.redact_pii import RedactPII, redact_pii
 OFF = {"email": None, "phone": None, "ip": None, "card": None, "iban": None, "confidential": None}
 
 
-def redacted(text: str, **rule: str | None) -> str:
-    return redact_pii([text], RedactPII(**rule)).texts[0]
+def redacted(text: str, **settings: str | None) -> str:
+    return redact_pii([text], RedactPII(**settings)).texts[0]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ def test_repair_undoes_mojibake_and_entities_and_counts_documents() -> None:
 
 
 def test_the_short_cut_for_ascii_changes_nothing_that_ftfy_would() -> None:
-    settings = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False)
+    ftfy_config = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False)
     for code in range(128):
         text = f"before {chr(code)}amp; {chr(code)}[0m after\r\nend"
-        assert repair_unicode([text], RepairUnicode()).texts == [ftfy.fix_text(text, settings)]
+        assert repair_unicode([text], RepairUnicode()).texts == [ftfy.fix_text(text, ftfy_config)]
         lone = f"a{chr(code)}b"
-        assert repair_unicode([lone], RepairUnicode()).texts == [ftfy.fix_text(lone, settings)]
+        assert repair_unicode([lone], RepairUnicode()).texts == [ftfy.fix_text(lone, ftfy_config)]

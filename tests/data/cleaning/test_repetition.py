@@ -46,9 +46,9 @@ def only(bounds: dict[str, Any]) -> Repetition:
 def test_each_rule_keeps_its_bound_and_drops_beyond(
     bound: dict[str, Any], kept: str, dropped: str, reason: str
 ) -> None:
-    rule = only(bound)
-    rule.check("here")
-    assert repetition([kept, dropped], rule).reasons == [None, f"repetition/{reason}"]
+    settings = only(bound)
+    settings.check("here")
+    assert repetition([kept, dropped], settings).reasons == [None, f"repetition/{reason}"]
     assert repetition([kept, dropped, ""], only({})).reasons == [None, None, None]
 
 
@@ -94,10 +94,10 @@ def test_ngram_rules_agree_with_a_plain_count(n: int) -> None:
 
 
 def test_a_value_that_makes_no_sense_is_named() -> None:
-    for rule, message in (
+    for settings, message in (
         (Repetition(duplicate_lines=1.2), "steps.duplicate_lines: 1.2 must be between 0 and 1"),
         (Repetition(top_ngrams={2: -0.1}), "steps.top_ngrams[2]: -0.1 must be between 0 and 1"),
         (Repetition(duplicate_ngrams={0: 0.1}), "steps.duplicate_ngrams: 0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            rule.check("steps")
+            settings.check("steps")

@@ -51,7 +51,7 @@ def test_documents_without_words_are_kept_and_the_batch_makes_no_difference() ->
 def test_a_model_that_does_not_fit_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profanity_check, "model", SimpleNamespace(predict_proba=lambda texts: np.full((2, 2), 0.5)))
     data.cleaning.toxicity._model.cache_clear()
-    with pytest.raises(RuntimeError, match="does not fit the installed scikit-learn"):
+    with pytest.raises(RuntimeError, match="does not work with the installed scikit-learn"):
         score([PLAIN])
     monkeypatch.undo()
     data.cleaning.toxicity._model.cache_clear()

@@ -12,8 +12,8 @@ def bound(source: str, function: str = "step", **modules: str) -> UserStep:
 
 
 def test_a_text_is_kept_changed_or_dropped() -> None:
-    rule = bound("def step(text):\n    return None if 'bad' in text else text.strip()\n")
-    outcome = user_step(["one", " two ", "bad"], rule)
+    settings = bound("def step(text):\n    return None if 'bad' in text else text.strip()\n")
+    outcome = user_step(["one", " two ", "bad"], settings)
     assert outcome.texts == ["one", "two", "bad"]
     assert outcome.reasons == [None, None, "user_step/step"]
     assert outcome.counts == {"step/documents": 1}
@@ -21,8 +21,8 @@ def test_a_text_is_kept_changed_or_dropped() -> None:
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_call_that_fails_costs_one_document(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    rule = bound(f"{kind} step(text):\n    return int(text) if text.isdigit() else text[0] + text[1:]\n")
-    outcome = user_step(["fine", "", "7"], rule)
+    settings = bound(f"{kind} step(text):\n    return int(text) if text.isdigit() else text[0] + text[1:]\n")
+    outcome = user_step(["fine", "", "7"], settings)
     assert outcome.texts == ["fine", "", "7"]
     assert outcome.reasons == [None, "user_step/step failed", "user_step/step failed"]
     assert "IndexError: string index out of range" in caplog.text
@@ -38,7 +38,7 @@ def test_async_calls_wait_at_the_same_time_and_answers_keep_their_order() -> Non
 
 
 def test_modules_beside_it_are_imported() -> None:
-    rule = bound(
+    settings = bound(
         "from words import BAD\ndef step(text):\n    return None if text in BAD else text\n", words="BAD = ['x']"
     )
-    assert user_step(["x", "y"], rule).reasons == ["user_step/step", None]
+    assert user_step(["x", "y"], settings).reasons == ["user_step/step", None]

@@ -39,7 +39,7 @@ def test_a_string_too_long_for_a_word_is_cut_plainly() -> None:
 
 
 def test_what_is_remembered_is_bounded_and_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.cleaning.words._MOST_REMEMBERED", 3)
+    monkeypatch.setattr("data.cleaning.words._MAX_CACHE_ENTRIES", 3)
     lengths = Remembered(len)
     for number in range(20):
         assert lengths["x" * number] == number
