@@ -1,8 +1,9 @@
-"""Progress on stderr while a command works or waits: a redrawn line in a terminal, whole lines in a log.
+"""Shows on stderr what a command is doing.
 
-`Progress` is for work that counts steps, `working` for work that may take long without counting. All open activities of
-a process form one line, outermost first, which a thread repeats with the elapsed time whenever nothing else was
-written: so no command is silent for more than 10 s in a terminal or 30 s in a log.
+In a terminal this is one line that is redrawn in place; in a log file it is a sequence of lines. `Progress` is for
+activities that count towards a total, `working` for activities that do not. The activities that are open at a moment
+are shown together in one line, the outermost first. When nothing else was written for a while, a thread shows the line
+again with the elapsed time, so that no command is silent for more than 10 s in a terminal or 30 s in a log.
 """
 
 import logging
@@ -17,69 +18,77 @@ from contextlib import contextmanager
 
 _TERMINAL_S = 2.0
 _LOG_S = 25.0
-"""Longest silences in a terminal and in a log; below the promised 10 s and 30 s, as the machine may be busy."""
+"""The line is shown again after this much silence in a terminal or a log. Both are below the promised 10 s and 30 s,
+because a busy machine delays the thread."""
 _REDRAW_S = 0.2
+"""Shortest interval between two redraws of the line in a terminal."""
 _RATE_WINDOW = 12
-"""The number of updates over which the rate is computed."""
+"""Number of latest updates from which the rate is computed."""
 _POLL_S = 2.0
+"""Interval at which `MetricsProgress` reads the metrics log."""
 
 log = logging.getLogger(__name__)
 
 
-class _Line:
-    """The progress line of this process: the open activities, and when something was last written.
+class _ProgressLine:
+    """The progress line of this process.
 
-    consumes: the activities; waits for: silence; is unblocked by: a poll; produces: one line that names them all.
+    consumes: the open activities; waits for: a time without output; is unblocked by: a poll of the clock; produces: one
+    line that shows all open activities.
     """
 
     def __init__(self) -> None:
         self._writing = threading.RLock()
         self._activities: dict[int, Callable[[], str]] = {}
-        self._next = 0
+        """A function that returns the text of each open activity, by the activity's number."""
+        self._last_number = 0
         self.num_changes = 0
+        """How often an activity was opened, updated or closed."""
         self._is_drawn = False
-        self._written_s = time.monotonic()
+        """Whether the line is visible in the terminal now."""
+        self._last_output_s = time.monotonic()
         self._thread: threading.Thread | None = None
 
     def open(self, describe: Callable[[], str]) -> int:
-        """Add an activity; returns the number by which `close` removes it."""
+        """Add an activity and return its number, which `close` needs."""
         with self._writing:
-            self._next += 1
+            self._last_number += 1
             self.num_changes += 1
-            self._activities[self._next] = describe
-            if self._thread is None or not self._thread.is_alive():  # a forked child has none
+            self._activities[self._last_number] = describe
+            if self._thread is None or not self._thread.is_alive():  # a forked child process has no thread
                 self._thread = threading.Thread(target=self._repeat, daemon=True, name="progress")
                 self._thread.start()
-            number = self._next
+            number = self._last_number
         if _is_terminal():
             self.draw()
         return number
 
     def close(self, number: int) -> None:
+        """Remove an activity."""
         with self._writing:
             self._activities.pop(number, None)
             self.num_changes += 1
             self._clear()
 
     def draw(self) -> None:
-        """Show the activities in a terminal, at most five times a second."""
+        """Draw the line in the terminal, at most five times a second."""
         if self.silence_s() < _REDRAW_S and self._is_drawn:
             return
         with self._writing:
             self._is_drawn = _write(f"\r\033[K{self._text(_columns() - 1)}")
-            self._written_s = time.monotonic()
+            self._last_output_s = time.monotonic()
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
-        """Remove the redrawn line while something else is written."""
+        """Erase the line from the terminal while something else is written."""
         with self._writing:
             self._clear()
             yield
-            self._written_s = time.monotonic()
+            self._last_output_s = time.monotonic()
 
     def silence_s(self) -> float:
-        """Seconds since something was written."""
-        return time.monotonic() - self._written_s
+        """Return the seconds since the last output."""
+        return time.monotonic() - self._last_output_s
 
     def _clear(self) -> None:
         if self._is_drawn:
@@ -87,15 +96,16 @@ class _Line:
             self._is_drawn = False
 
     def _text(self, width: int | None = None) -> str:
-        """All activities in one line of at most `width` columns, leaving out the outermost ones first.
+        """Return all activities as one line of at most `width` columns.
 
-        A line that wraps could not be redrawn.
+        If the line is too long, the outermost activities are left out first. A line that wraps in the terminal could
+        not be redrawn.
         """
         texts: list[str] = []
         for describe in list(self._activities.values()):
             try:
                 texts.append(" ".join(describe().splitlines()))
-            except Exception as error:  # a failing description must not end the progress line
+            except Exception as error:  # an activity whose text cannot be made must not stop the progress line
                 texts.append(f"({type(error).__name__}: {error})")
         while width is not None and len(texts) > 1 and _width(" · ".join(texts)) > width:
             texts.pop(0)
@@ -105,6 +115,7 @@ class _Line:
         return text
 
     def _repeat(self) -> None:
+        """Show the line after every long silence. Runs in a thread."""
         while True:
             is_terminal = _is_terminal()
             time.sleep(0.5)
@@ -113,16 +124,17 @@ class _Line:
             if is_terminal:
                 self.draw()
             else:
-                log.info("%s", self._text())  # without the lock: the handler takes it
-                self._written_s = time.monotonic()  # also where this level is not shown
+                log.info("%s", self._text())  # not while holding `_writing`, because `LogHandler` acquires it
+                self._last_output_s = time.monotonic()  # needed where the level INFO is not shown
 
 
 def _is_terminal() -> bool:
-    """Whether stderr is a terminal in which a line can be redrawn; it may also be closed or missing."""
+    """Whether stderr is a terminal in which a line can be redrawn. stderr may be closed or missing."""
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _columns() -> int:
+    """Return the width of the terminal."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except OSError:
@@ -130,7 +142,7 @@ def _columns() -> int:
 
 
 def _write(text: str) -> bool:
-    """Write to stderr; False when that failed, as a terminal may be closed while the work continues."""
+    """Write to stderr and return whether it succeeded. The terminal may be closed while the work continues."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -140,22 +152,23 @@ def _write(text: str) -> bool:
 
 
 def _width(text: str) -> int:
-    """The width of a text in a terminal: two columns for a wide character, none for a combining mark."""
+    """Return the columns that a text takes in a terminal: two for a wide character, none for a combining mark."""
     return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
     )
 
 
-_line = _Line()
+_line = _ProgressLine()
 
 
 def current_activity() -> str:
-    """What this process is doing, as its line in a log: stage, step, rate, time left, what it waits for."""
+    """Return what this process is doing, as its progress line says it. Empty when no activity is open."""
     return _line._text()
 
 
 class LogHandler(logging.StreamHandler):
-    """Writes log records to stderr, above the redrawn line of a terminal, and counts them as progress output."""
+    """Writes log records to stderr, above the progress line of a terminal. They count as output of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with _line.interrupted():
@@ -163,21 +176,24 @@ class LogHandler(logging.StreamHandler):
 
 
 def num_changes() -> int:
-    """How often any activity has begun, advanced or ended; a command whose number does not change makes no progress."""
+    """Return how often an activity of this process was opened, updated or closed.
+
+    A command makes no progress while this number does not change.
+    """
     return _line.num_changes
 
 
 @contextmanager
-def working(what: str | Callable[[], str]) -> Iterator[None]:
-    """Show an activity and its duration for as long as the block lasts.
+def working(activity: str | Callable[[], str]) -> Iterator[None]:
+    """Show an activity and its duration while the block runs.
 
-    `what` is its text, or a function that gives the present text: it is called from another thread and must return at
-    once (`lambda: f"waiting for {name}"`).
+    `activity` is the text, or a function that returns the current text (`lambda: f"waiting for {name}"`). The function
+    is called from another thread and must return immediately.
     """
     started_s = time.monotonic()
 
     def describe() -> str:
-        text = what if isinstance(what, str) else what()
+        text = activity if isinstance(activity, str) else activity()
         return f"{text} ({format_duration(time.monotonic() - started_s)})"
 
     number = _line.open(describe)
@@ -188,121 +204,127 @@ def working(what: str | Callable[[], str]) -> Iterator[None]:
 
 
 class Progress:
-    """Progress towards a total, with rate and time left, as a context manager; its end is logged."""
+    """Shows progress towards a total, with rate and remaining time. A context manager.
+
+    The duration is logged at the end of the block, unless the block failed.
+    """
 
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._note = ""
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW)
-        """(time, done) of the last updates, from which the rate is computed: old pauses are forgotten."""
-        self.count_from(done)
+        """(time, done) of the latest updates. The rate is computed only from them, so that it ignores old pauses."""
+        self.reset_rate(done)
         self._started_s = self._updated_s
         self._number = 0
         self.has_failed = False
-        """Set it to leave the end out of the log; an exception in the block does the same."""
+        """Set this to True if the work failed without an exception in the block. The duration is then not logged."""
 
     def __enter__(self) -> "Progress":
         self._started_s = time.monotonic()
-        self.count_from(self._done)
+        self.reset_rate(self._done)
         self._number = _line.open(self._describe)
         return self
 
-    def __exit__(self, failed: object, *_: object) -> None:
+    def __exit__(self, error_type: object, *_: object) -> None:
         _line.close(self._number)
-        if failed is None and not self.has_failed:
+        if error_type is None and not self.has_failed:
             log.info("%s: %s %s", self._label, format_duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
-        """Report that `done` of the total are done. Cheap: a terminal is drawn at most five times a second."""
-        if done < self._done:  # it has resumed from a checkpoint
-            self.count_from(done)
+        """Report how much of the total is done. May be called often: a terminal is redrawn at most every 0.2 s."""
+        if done < self._done:  # the run has resumed from a checkpoint
+            self.reset_rate(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
         self._recent.append((self._updated_s, done))
         _line.num_changes += 1
         if _is_terminal():
             _line.draw()
 
-    def count_from(self, done: float) -> None:
-        """Compute rate and time left from here on: `done` was done earlier, and the time until now was not work."""
+    def reset_rate(self, done: float) -> None:
+        """Compute rate and remaining time only from the updates after this call. `done` is the progress so far."""
         self._done, self._updated_s = done, time.monotonic()
         self._recent.clear()
         self._recent.append((self._updated_s, done))
 
     def _describe(self) -> str:
         now = time.monotonic()
-        share = self._done / self._total if self._total else 1.0
-        words = [f"{self._label}  {share:.0%}  {self._done:,.0f}/{self._total:,.0f} {self._unit}"]
-        first_s, first = self._recent[0]
-        if self._done > first:
-            each_s = (self._updated_s - first_s) / (self._done - first)
-            words.append(f"{1 / each_s:,.1f}/s" if each_s < 1 else f"{each_s:,.1f} s each")
-            left_s = (self._total - self._done) * each_s - (now - self._updated_s)
-            words.append(f"{format_duration(max(0.0, left_s))} left" if self._done < self._total else "ending")
+        fraction = self._done / self._total if self._total else 1.0
+        parts = [f"{self._label}  {fraction:.0%}  {self._done:,.0f}/{self._total:,.0f} {self._unit}"]
+        first_time_s, first_done = self._recent[0]
+        if self._done > first_done:
+            s_per_unit = (self._updated_s - first_time_s) / (self._done - first_done)
+            parts.append(f"{1 / s_per_unit:,.1f}/s" if s_per_unit < 1 else f"{s_per_unit:,.1f} s each")
+            left_s = (self._total - self._done) * s_per_unit - (now - self._updated_s)
+            parts.append(f"{format_duration(max(0.0, left_s))} left" if self._done < self._total else "finishing")
         if self._note:
-            words.append(self._note)
+            parts.append(self._note)
         if now - self._updated_s > 10:
-            words.append(f"(for {format_duration(now - self._updated_s)})")
-        return "  ".join(words)
+            parts.append(f"(for {format_duration(now - self._updated_s)})")
+        return "  ".join(parts)
 
 
 class MetricsProgress:
-    """Shows the progress of a run in other processes from the last line of its metrics log, as a context manager.
+    """Shows the progress of a run in other processes, from the last line of its metrics log. A context manager.
 
-    consumes: that line, empty before the first; waits for: a new one; is unblocked by: a poll; produces: progress.
+    consumes: the last line of the metrics log; waits for: a new line; is unblocked by: a poll; produces: progress.
     """
 
-    def __init__(self, read_last: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
-        self._read_last, self._label, self._total = read_last, label, total_steps
+    def __init__(self, read_last_line: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
+        """`read_last_line` returns the last line of the log, or an empty mapping while the log is empty."""
+        self._read_last_line, self._label, self._total_steps = read_last_line, label, total_steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._before: Mapping[str, float] = {}
+        self._first_line: Mapping[str, float] = {}
+        """The last line that an earlier attempt of the run has logged."""
         self._has_failed = False
 
     def __enter__(self) -> "MetricsProgress":
-        self._before = self._last()
+        self._first_line = self._try_read()
         self._thread.start()
         return self
 
-    def __exit__(self, failed: object, *_: object) -> None:
-        self._has_failed = failed is not None
+    def __exit__(self, error_type: object, *_: object) -> None:
+        self._has_failed = error_type is not None
         self._stop.set()
         self._thread.join()
 
     def _follow(self) -> None:
-        with Progress(self._label, self._total, "steps", done=self._before.get("step", 0.0)) as progress:
-            self._show(progress)
+        with Progress(self._label, self._total_steps, "steps", done=self._first_line.get("step", 0.0)) as progress:
+            self._follow_log(progress)
             progress.has_failed = self._has_failed
 
-    def _show(self, progress: Progress) -> None:
-        last = self._before
-        with working("starting its workers; no step is logged yet"):
-            while not (now := self._last()) or now == last:
+    def _follow_log(self, progress: Progress) -> None:
+        previous = self._first_line
+        with working("starting the workers; no step is logged yet"):
+            while not (line := self._try_read()) or line == previous:
                 if self._stop.wait(_POLL_S):
                     return
-        progress.count_from(now["step"])  # not from the start of its workers, and a resume repeats some steps
+        # The time until the first line was not spent on steps, and a resumed run repeats steps that were logged before.
+        progress.reset_rate(line["step"])
         while True:
-            if now and now != last:
-                shown = [f"{key.rpartition('/')[2]} {now[key]:.3f}" for key in now if key.endswith(_SHOWN)]
-                progress.update(now["step"], "  ".join(shown))
+            if line and line != previous:
+                metrics = [f"{key.rpartition('/')[2]} {line[key]:.3f}" for key in line if key.endswith(_SHOWN_METRICS)]
+                progress.update(line["step"], "  ".join(metrics))
             if self._stop.is_set():
                 return
             self._stop.wait(_POLL_S)
-            last, now = now, self._last()
+            previous, line = line, self._try_read()
 
-    def _last(self) -> Mapping[str, float]:
+    def _try_read(self) -> Mapping[str, float]:
         try:
-            return self._read_last()
-        except OSError:  # a store that fails for a while: the next poll tries again
+            return self._read_last_line()
+        except OSError:  # the store fails at the moment; the next poll reads it again
             return {}
 
 
-_SHOWN = ("/loss", "/reward_mean")
-"""Metrics that are shown beside the steps, by the end of their keys."""
+_SHOWN_METRICS = ("/loss", "/reward_mean")
+"""Metrics whose keys end like this are shown next to the steps."""
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a duration: `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remaining_s = divmod(round(seconds), 60)
+    return f"{minutes} min {remaining_s} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

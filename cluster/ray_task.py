@@ -1,4 +1,4 @@
-"""A function as Ray tasks on one placement, and the wait for many of them."""
+"""Runs a function as Ray tasks with the resources of a placement, and waits for such tasks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from cluster.session import worker_env
 
 
 def ray_task(
-    function: Callable[..., Any], placement: Placement, environment: Mapping[str, str] | None = None
+    task_function: Callable[..., Any], placement: Placement, environment: Mapping[str, str] | None = None
 ) -> Callable[..., ray.ObjectRef]:
-    """`function` as a Ray task with one worker's share of the placement.
+    """Return a function that starts `task_function` as a Ray task and returns the task's future.
 
-    The function must be pure: it is repeated when its process dies, up to the placement's max_failures times.
+    Each task gets the resources of one worker of the placement. `task_function` must be pure, because Ray calls it
+    again when its process dies, up to `placement.max_failures` times. `environment` adds environment variables.
     """
     environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
-    stage, numbers = stage_monitor.current_stage(), itertools.count()
+    stage, task_indices = stage_monitor.current_stage(), itertools.count()
 
-    def call(number: int, *arguments: Any, **named: Any) -> Any:
-        with monitored(stage, function.__name__, number, log_death=True):
-            return function(*arguments, **named)
+    def run_monitored(index: int, *arguments: Any, **keyword_arguments: Any) -> Any:
+        with monitored(stage, task_function.__name__, index, log_death=True):
+            return task_function(*arguments, **keyword_arguments)
 
-    task = (
-        ray.remote(call)
+    start = (
+        ray.remote(run_monitored)
         .options(
             num_cpus=placement.cpus_per_worker,
             num_gpus=placement.gpus_per_worker,
@@ -39,24 +40,24 @@ def ray_task(
         )
         .remote
     )
-    return lambda *arguments, **named: task(next(numbers), *arguments, **named)
+    return lambda *arguments, **keyword_arguments: start(next(task_indices), *arguments, **keyword_arguments)
 
 
 class RunningTasks:
-    """Ray tasks that run at the same time; waiting for some of them shows how many of all are done."""
+    """Counts Ray tasks that run at the same time, and shows how many are done while some of them are waited for."""
 
     def __init__(self) -> None:
         self._num_started = self._num_done = 0
 
     def add(self, futures: Sequence[ray.ObjectRef]) -> Sequence[ray.ObjectRef]:
-        """The same futures, counted."""
+        """Count the tasks of these futures as started. Returns the futures."""
         self._num_started += len(futures)
         return futures
 
-    def wait(self, futures: Sequence[ray.ObjectRef], what: str) -> list[Any]:
-        """The results, in order."""
+    def wait(self, futures: Sequence[ray.ObjectRef], activity: str) -> list[Any]:
+        """Wait for tasks that `add` counted, while showing `activity`. Returns their results in order."""
         pending = list(futures)
-        with working(lambda: f"{what}: {self._num_done} of {self._num_started} tasks done"):
+        with working(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
             while pending:
                 _, pending = ray.wait(pending)
                 self._num_done += 1

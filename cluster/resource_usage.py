@@ -1,7 +1,7 @@
-"""How much memory and processor time this process and its descendants use, for an artifact's record.
+"""Measures the memory and CPU time of this process and its descendants, for the record of an artifact.
 
-Counted is memory that the kernel cannot take back: each process's private memory, and shared memory (Ray's object
-store) once. Mapped files such as libraries are left out: they are shared and can be dropped.
+Memory means memory that the kernel cannot reclaim: the private memory of each process, plus shared memory (Ray's object
+store) counted once. Mapped files such as libraries are not counted, because the kernel can drop them from memory.
 """
 
 import os
@@ -13,22 +13,28 @@ _SAMPLE_INTERVAL_S = 1.0
 
 
 class ResourceUsage:
-    """Peak memory and processor time of this process and its descendants, as a context manager.
+    """Measures peak memory and CPU time of this process and its descendants within the block. A context manager.
 
-    Linux only. Both stay None elsewhere, and where the session's raylet is no descendant, because then the workers
-    are not seen. consumes: /proc; waits for and is unblocked by: a timer; produces: the maximum and the sum.
+    Both are None if this process has no raylet (Ray's node process) among its descendants, because then the workers are
+    not descendants either. They are also None on systems other than Linux.
+
+    consumes: /proc; waits for: the time of the next sample; is unblocked by: a timer; produces: `peak_bytes` and
+    `cpu_s`.
     """
 
     def __init__(self) -> None:
         self.peak_bytes: int | None = None
+        """Largest sum of the memory of all processes in one sample."""
         self._cpu_s_before: dict[str, float] = {}
+        """CPU seconds of each process before the block, by process id."""
         self._cpu_s: dict[str, float] = {}
+        """CPU seconds of each process in its last sample, by process id."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="resource-usage")
+        self._thread = threading.Thread(target=self._sample_repeatedly, daemon=True, name="resource-usage")
 
     @property
     def cpu_s(self) -> float | None:
-        """Processor seconds of all cores together, as of the last sample of each process."""
+        """CPU seconds of all processes within the block. What a process used after its last sample is not counted."""
         if self.peak_bytes is None:
             return None
         return sum(seconds - self._cpu_s_before.get(pid, 0.0) for pid, seconds in self._cpu_s.items())
@@ -43,7 +49,7 @@ class ResourceUsage:
         self._stop.set()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _sample_repeatedly(self) -> None:
         while True:
             sample = sample_usage(os.getpid())
             if sample is not None:
@@ -55,51 +61,55 @@ class ResourceUsage:
 
 @dataclass(frozen=True)
 class UsageSample:
-    """What a process and its descendants use at a moment."""
+    """Memory and CPU time of a process and its descendants at one moment."""
 
     num_bytes: int
+    """Sum of the memory of all processes."""
     cpu_s: dict[str, float]
-    """Processor seconds so far, by process id."""
+    """CPU seconds since the start of each process, by process id."""
 
 
-def sample_usage(root: int) -> UsageSample | None:
-    """What a process and its descendants use now; None where no raylet is among them."""
-    statuses = {status["Pid"]: status for status in _statuses()}
+def sample_usage(root_pid: int) -> UsageSample | None:
+    """Measure a process and its descendants now. Returns None if there is no raylet among them."""
+    statuses = {status["Pid"]: status for status in _process_statuses()}
     children: dict[str, list[str]] = {}
     for pid, status in statuses.items():
         children.setdefault(status["PPid"], []).append(pid)
-    private, shared, has_raylet, pending, cpu_s = 0, 0, False, [str(root)], {}
+    private, shared, has_raylet, pending, cpu_s = 0, 0, False, [str(root_pid)], {}
     while pending:
         pid = pending.pop()
         pending += children.get(pid, [])
         status = statuses.get(pid, {})
-        private += _bytes(status, "RssAnon")
-        shared = max(shared, _bytes(status, "RssShmem"))  # every process maps the same store
+        private += _status_bytes(status, "RssAnon")
+        shared = max(shared, _status_bytes(status, "RssShmem"))  # all processes map the same object store
         has_raylet |= status.get("Name") == "raylet"
-        cpu_s[pid] = _cpu_s(pid)
+        cpu_s[pid] = _process_cpu_s(pid)
     return UsageSample(private + shared, cpu_s) if has_raylet else None
 
 
-def _cpu_s(pid: str) -> float:
+def _process_cpu_s(pid: str) -> float:
+    """Return the CPU seconds of a process since its start; 0 if the process has ended."""
     try:
-        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    user_ticks, system_ticks = int(fields[11]), int(fields[12])
+    return (user_ticks + system_ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def _statuses() -> list[dict[str, str]]:
-    """The fields of /proc/<pid>/status of every process of the machine."""
+def _process_statuses() -> list[dict[str, str]]:
+    """Return the fields of /proc/<pid>/status of every process on this machine."""
     statuses = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # A process's name is cut to 15 bytes, which may end within a character.
+            # The kernel cuts the name of a process to 15 bytes, which may cut a UTF-8 character.
             lines = (folder / "status").read_text(errors="replace").splitlines()
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
         statuses.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
     return statuses
 
 
-def _bytes(status: dict[str, str], name: str) -> int:
+def _status_bytes(status: dict[str, str], name: str) -> int:
+    """Return a memory field of a process status in bytes; 0 if the field is missing."""
     return int(status[name].split()[0]) * 1024 if name in status else 0

@@ -1,4 +1,4 @@
-"""Requests to a store are tried again when they fail for a reason that may pass."""
+"""Repeats requests to a store after transient errors."""
 
 import errno
 import logging
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BLOCK_BYTES = 8 << 20
-"""Bytes of an object that are read ahead at once, and of a part of a multipart upload (10,000 parts are 78 GiB)."""
+"""Size of a read-ahead block, and of a part of a multipart upload. An upload has at most 10,000 parts, or 78 GiB."""
 
 
-# Every S3 file system of the process is made with these settings, including those inside chained URLs and those that
-# pyarrow or a reader makes; the user's own fsspec configuration takes precedence. Listings are not cached, because
-# another process may have written since. A request is sent up to five times, up to 8 s apart; one attempt that gets no
-# answer takes 25 s.
+# These settings apply to every S3 file system of this process, including those inside chained URLs and those that
+# pyarrow or a reader creates. The user's fsspec configuration takes precedence. Listings are not cached, because other
+# processes may have written new files. botocore sends a request up to five times, at most 8 s apart. An attempt without
+# an answer fails after 25 s.
 fsspec.config.conf["s3"] = {
     "use_listings_cache": False,
     "default_block_size": BLOCK_BYTES,
@@ -31,39 +31,41 @@ fsspec.config.conf["s3"] = {
     **fsspec.config.conf.get("s3", {}),
 }
 
-_PASSING_ERRORS = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
-"""Error numbers that may be gone at the next attempt. s3fs gives EREMOTEIO for 500, EBUSY for 503 and 409."""
+_TRANSIENT_ERRNOS = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE)
+"""Error numbers of transient errors. s3fs translates HTTP status 500 to EREMOTEIO, and 503 and 409 to EBUSY."""
 
 RETRY_WAITS_S = (0.5, 1.0, 2.0)
+"""Seconds to wait before the second, third and fourth attempt."""
 
 
 def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """The result of `call`, tried up to four times in all while its error is one that may pass.
+    """Call `call(*arguments, **options)`, up to four times in all while it raises transient errors.
 
-    For reads, listings, and writes that may be made twice. botocore's own attempts handle most errors; this handles
-    those that remain, such as a body that breaks off. Transport errors of other libraries are re-raised as OSError.
+    Use it for reads, listings, and writes that may safely be repeated. botocore itself repeats most failed requests.
+    This function handles the remaining errors, such as a response body that breaks off. An exception of an HTTP
+    library (aiohttp, botocore, urllib3) that is not an OSError is raised as OSError.
     """
     for wait_s in (*RETRY_WAITS_S, None):
         try:
             return call(*arguments, **options)
         except Exception as error:
-            if wait_s is None or not _may_pass(error):
+            if wait_s is None or not _is_transient(error):
                 if isinstance(error, OSError) or not _is_transport_error(error):
                     raise
                 raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
-            logger.warning("storage: %s; trying again in %.1f s", error, wait_s)
+            logger.warning("storage: request failed (%s); trying again in %.1f s", error, wait_s)
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if _is_transport_error(error):
-        return not type(error).__module__.startswith("botocore")  # s3fs has already tried these again
+        return not type(error).__module__.startswith("botocore")  # botocore has already repeated these requests
     return isinstance(error, ConnectionError | TimeoutError) or (
-        isinstance(error, OSError) and error.errno in _PASSING_ERRORS
+        isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
     )
 
 
 def _is_transport_error(error: Exception) -> bool:
-    """Whether an error comes from a library below the file system, which has error classes of its own."""
+    """Whether the class of an error belongs to an HTTP library that file systems use."""
     return type(error).__module__.partition(".")[0] in ("aiohttp", "botocore", "urllib3")

@@ -1,4 +1,4 @@
-"""Checks that every node of a cluster sees the local paths that a run needs, by asking the nodes themselves."""
+"""Checks that every node of a cluster can access the local paths that a run needs, by a task on each node."""
 
 import os
 import uuid
@@ -13,91 +13,99 @@ from cluster.storage import Storage
 
 
 @dataclass
-class _Requirement:
-    """What every node must see for as long as a run lasts."""
+class _SharedPaths:
+    """The paths that every node must be able to access while a run lasts."""
 
     store: Storage | None = None
+    """The store of the run; None while no run is active."""
     sources: Sequence[str] = ()
+    """URLs of the source files."""
     checked_nodes: set[str] = field(default_factory=set)
-    """Ids of the nodes that see all of it."""
+    """Ids of the nodes that were checked and can access all paths."""
 
 
-_requirement = _Requirement()
-"""That of the run of this process; without a store when there is none."""
+_shared_paths = _SharedPaths()
+"""The paths of the run in this process."""
 
 
 @contextmanager
 def require_shared_paths(store: Storage, sources: Sequence[str]) -> Iterator[None]:
-    """Within the block, every node that takes work must see the store and the sources.
+    """Require within the block that every node of the cluster can access the store and the sources.
 
-    The present nodes are checked at once, those that join later by `check_new_nodes`. Raises ValueError for a plain
-    path that a node does not see.
+    The nodes that are in the cluster now are checked at once. `check_new_nodes` checks the nodes that join later.
+    Raises ValueError when a node cannot access a local path.
     """
-    global _requirement
-    before, _requirement = _requirement, _Requirement(store, sources)
+    global _shared_paths
+    previous, _shared_paths = _shared_paths, _SharedPaths(store, sources)
     try:
         check_new_nodes()
         yield
     finally:
-        _requirement = before
+        _shared_paths = previous
 
 
 def check_new_nodes() -> None:
-    """Raises ValueError when a node that was not checked before does not see what `require_shared_paths` requires.
+    """Check the nodes that have joined the cluster since the last check.
 
-    Call it whenever nodes may have joined: without new ones it costs one question to the head. It does nothing outside
-    of such a block, nor in a session that was started here, which has one node.
+    Raises ValueError when such a node cannot access a path of `require_shared_paths`. Call this function whenever nodes
+    may have joined; without new nodes it only lists the nodes. Does nothing outside of `require_shared_paths`, and in a
+    local cluster, which has one node.
     """
-    if _requirement.store is None or not is_connected() or is_local_cluster():
+    if _shared_paths.store is None or not is_connected() or is_local_cluster():
         return
-    nodes = {id: address for id, address in alive_nodes().items() if id not in _requirement.checked_nodes}
-    paths = sorted({path for url in _requirement.sources if (path := local_path(absolute_url(url)))})
-    if nodes and (paths or _requirement.store.is_local):
-        with working(f"asking {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for the store and the sources"):
-            _requirement.checked_nodes |= _require_seen(_requirement.store, paths, nodes)
+    nodes = {id: address for id, address in alive_nodes().items() if id not in _shared_paths.checked_nodes}
+    paths = sorted({path for url in _shared_paths.sources if (path := local_path(absolute_url(url)))})
+    if nodes and (paths or _shared_paths.store.is_local):
+        with working(
+            f"checking that {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} can access the store and the sources"
+        ):
+            _shared_paths.checked_nodes |= _check_nodes(_shared_paths.store, paths, nodes)
 
 
-def _require_seen(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
-    """The ids of the nodes (given as id: address) that see the store, probed with a temporary file, and the paths.
+def _check_nodes(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
+    """Check that nodes can access the store and the paths. Returns the ids of the nodes that were checked.
 
-    A node that is lost before it answers is left out. Raises ValueError for the first that does not see something.
+    `nodes` is {node id: address}. A local store is checked with a temporary file that is written to it here. A node
+    that leaves the cluster before it answers is not among the returned ids. Raises ValueError when a node cannot access
+    a path.
     """
     probe = f".probe-{uuid.uuid4().hex[:12]}"
     if store.is_local:
         store.write_bytes(probe, b"")
         paths = [store.path(probe), *paths]
     try:
-        answers = _missing_by_node(paths, list(nodes))
+        missing_by_node = _find_missing(paths, list(nodes))
     finally:
         if store.is_local:
             store.remove(probe)
-    for node, unseen in answers.items():
-        if not unseen:
+    for id, missing in missing_by_node.items():
+        if not missing:
             continue
-        subject = f"store: {store.url}" if unseen[0].endswith(probe) else f"source: {unseen[0]}"
-        others = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        subject = f"store: {store.url}" if missing[0].endswith(probe) else f"source: {missing[0]}"
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(
-            f"{subject}{others} is not seen on node {nodes[node]}: it is a path of another machine; take a URL such as "
-            "s3://bucket/path, or a path that all machines mount"
+            f"{subject}{others} does not exist on node {nodes[id]}: it is a local path of another machine; use a URL "
+            "such as s3://bucket/path, or a path that all machines mount"
         )
-    return set(answers)
+    return set(missing_by_node)
 
 
-def _missing_by_node(paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
-    """The paths that a node does not see, by the node's id."""
+def _find_missing(paths: Sequence[str], node_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the paths that do not exist on each node, by node id."""
     import ray
     from ray.exceptions import RayError
 
-    futures = {id: ray.remote(_missing).options(**options_on_node(id)).remote(paths) for id in nodes}
+    futures = {id: ray.remote(_missing_here).options(**options_on_node(id)).remote(paths) for id in node_ids}
     answers: dict[str, list[str]] = {}
     for id, future in futures.items():
         try:
             answers[id] = ray.get(future)
-        except RayError:  # the node is lost again; if it comes back, it is checked again
+        except RayError:  # the node has left the cluster; if it joins again, it is checked again
             if id in alive_nodes():
                 raise
     return answers
 
 
-def _missing(paths: Sequence[str]) -> list[str]:
+def _missing_here(paths: Sequence[str]) -> list[str]:
+    """Return the paths that do not exist on the node of this process."""
     return [path for path in paths if not os.path.exists(path)]

@@ -28,7 +28,7 @@ def test_a_process_whose_name_ends_within_a_letter_is_no_obstacle():
         assert process.stdout is not None and process.stdout.readline() == b"named\n"
         with pytest.raises(UnicodeDecodeError):
             Path(f"/proc/{process.pid}/status").read_text()
-        assert any(status["Pid"] == str(process.pid) for status in resource_usage._statuses())
+        assert any(status["Pid"] == str(process.pid) for status in resource_usage._process_statuses())
         assert sample_usage(os.getpid()) is None  # no Ray here
         assert peak_memory_of(process.pid) > 0
         process.communicate(b"")

@@ -36,7 +36,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
     fake = FakeNodes()
     monkeypatch.setattr(shared_paths, "is_connected", lambda: True)
     monkeypatch.setattr(shared_paths, "alive_nodes", fake.living)
-    monkeypatch.setattr(shared_paths, "_missing_by_node", fake.missing)
+    monkeypatch.setattr(shared_paths, "_find_missing", fake.missing)
     return fake
 
 
@@ -47,13 +47,15 @@ def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, nodes: 
     store = Storage(str(tmp_path / "runs"))
     nodes.hidden = {"/data/x.whl"}
     with (
-        pytest.raises(ValueError, match=r"source: /data/x.whl is not seen on node 10.0.0.1: it is a path of another"),
+        pytest.raises(
+            ValueError, match=r"source: /data/x.whl does not exist on node 10.0.0.1: it is a local path of another"
+        ),
         require_shared_paths(store, [SOURCE, "s3://bucket/a"]),
     ):
         raise AssertionError("the block is entered")
     nodes.hidden, nodes.hides_store = set(), {"id-10.0.0.1"}
     with (
-        pytest.raises(ValueError, match=r"store: .*runs.* is not seen on node 10.0.0.1"),
+        pytest.raises(ValueError, match=r"store: .*runs.* does not exist on node 10.0.0.1"),
         require_shared_paths(store, [SOURCE]),
     ):
         raise AssertionError("the block is entered")
@@ -73,7 +75,7 @@ def test_a_node_that_joins_later_is_asked_once_too(tmp_path: Path, nodes: FakeNo
         assert [asked for _, asked in nodes.asked] == [["id-10.0.0.1"], ["id-10.0.0.2"]]
         nodes.names.append("10.0.0.3")
         nodes.hides_store = {"id-10.0.0.3"}
-        with pytest.raises(ValueError, match=r"store: .* is not seen on node 10.0.0.3"):
+        with pytest.raises(ValueError, match=r"store: .* does not exist on node 10.0.0.3"):
             check_new_nodes()
     nodes.names.append("10.0.0.4")
     check_new_nodes()  # the run is over

@@ -115,7 +115,7 @@ def test_a_half_written_file_of_a_killed_process_is_not_listed(tmp_path: Path):
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ValueError, match="store: cannot write to .*; give a location with permission"):
+    with pytest.raises(ValueError, match="store: cannot write to .*; use a location with write permission"):
         Storage(str(tmp_path / "file" / "below")).check_writable()
 
 
@@ -273,8 +273,8 @@ def test_a_refused_or_missing_key_is_reported_as_a_refusal(s3: str, monkeypatch:
     files.clear_instance_cache()
 
 
-def test_a_name_that_is_taken_is_known_by_any_store():
+def test_a_name_that_is_exists_error_is_known_by_any_store():
     error = OSError(errno.EINVAL, "a precondition does not hold")
-    assert not cluster.storage._is_taken(error)
+    assert not cluster.storage._is_exists_error(error)
     error.__cause__ = ClientError({"Error": {"Code": "PreconditionFailed"}}, "PutObject")
-    assert cluster.storage._is_taken(error) and cluster.storage._is_taken(FileExistsError())
+    assert cluster.storage._is_exists_error(error) and cluster.storage._is_exists_error(FileExistsError())

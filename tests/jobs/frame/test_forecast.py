@@ -75,7 +75,9 @@ def test_a_finished_stage_shows_what_it_took_and_others_are_forecast_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     store = Storage(str(tmp_path))
-    monkeypatch.setattr(resource_usage, "sample_usage", lambda root: None)  # as where no raylet is below this process
+    monkeypatch.setattr(
+        resource_usage, "sample_usage", lambda root_pid: None
+    )  # as where no raylet is below this process
     artifact = run_job(job(), store, wandb_group="test")
     measured = artifact.record.measured
     assert measured.disk_gib is not None and measured.machine is not None
