@@ -31,7 +31,7 @@ from jobs.frame.pipeline import Pipeline, find_errors, load
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
-from jobs.frame.shortages import find_missing_resources
+from jobs.frame.shortages import find_shortages
 from jobs.frame.stages import STAGES
 
 log = logging.getLogger("raymill")
@@ -230,7 +230,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(line)
     if forecasts:
         print("", *forecast_table(forecasts), sep="\n")
-    errors = find_errors(pipeline) + find_missing_resources(pipeline, forecasts, address=options.address)
+    errors = find_errors(pipeline) + find_shortages(pipeline, forecasts, address=options.address)
     try:
         pipeline.store.check_writable()
     except ValueError as error:

@@ -17,7 +17,7 @@ from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.corpus.forget import find_origin_rows
 from jobs.frame.artifact import BACKUP, RECORD, UNFINISHED, Artifact, clear_output, read_unfinished
-from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten
+from jobs.frame.forgetting import FORGOTTEN, read_forgotten, remove_forgotten_documents
 from jobs.frame.record import Record, to_record
 from jobs.frame.stages import STAGES, find_stage
 
@@ -55,7 +55,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
             stage = find_stage(record.stage)
             if stage.forget is not None:
                 try:
-                    changed += [record.id] if remove_forgotten(stage, store / record.id, store) else []
+                    changed += [record.id] if remove_forgotten_documents(stage, store / record.id, store) else []
                 except (ValueError, OSError) as error:  # the other artifacts can still forget
                     failed[record.id] = str(error)
         _clear_unfinished(store, changed)

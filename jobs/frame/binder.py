@@ -1,4 +1,8 @@
-"""Binding configs to jobs: each config is read and checked, and each of its inputs becomes a job or an artifact."""
+"""Binds configs to jobs. To bind a config means to read it, to check it, and to resolve each of its inputs.
+
+An input that another config of the pipeline makes is resolved to the job of that config. Every other input is resolved
+to an artifact that exists.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ from jobs.frame.stages import STAGES, find_stage, stage_name_of
 
 
 class Binder:
-    """Binds each config of a folder once, its inputs first, and collects the errors of each."""
+    """Binds the configs of a folder to jobs. The configs that an input refers to are bound before the config itself."""
 
     def __init__(
         self,
@@ -24,22 +28,28 @@ class Binder:
         order: Sequence[str],
         files: Mapping[str, Path] | None = None,
     ) -> None:
-        """`order` lists the configs in the order of the pipeline; `files` are configs whose file name is not
-        `<name>.yaml`."""
+        """Create a binder for the configs in `folder`.
+
+        `overrides` has the overrides of each config by name. `order` lists the names of all configs in the order of the
+        pipeline. `files` has the paths of those configs whose file is not `<name>.yaml` in the folder.
+        """
         self._folder, self._overrides, self._order, self._files = folder, overrides, order, files or {}
         self.jobs: dict[str, Job] = {}
-        """The jobs of the configs without errors, by name."""
+        """The jobs of those configs that have no error, by the name of the config."""
         self.errors: dict[str, str] = {}
-        """The first error of each other config, by name."""
+        """The first error of each config that could not be bound, by the name of the config."""
         self._binding: list[str] = []
 
     def try_bind(self, name: str) -> None:
-        """Bind the config of this name, unless that was done already; the result is in `jobs` or in `errors`."""
+        """Bind the config with this name, unless it is bound already. The result is put into `jobs` or `errors`.
+
+        Raises ValueError if the config is one of its own inputs, directly or through other configs.
+        """
         if name in self.jobs or name in self.errors:
             return
         if name in self._binding:
             raise ValueError(
-                f"{' → '.join([*self._binding, name])}: a stage cannot be made from itself; change an input"
+                f"{' → '.join([*self._binding, name])}: these inputs form a cycle; change the input of one of them"
             )
         self._binding.append(name)
         try:
@@ -58,55 +68,70 @@ class Binder:
             _check_sources(stage, config)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        planned = {marked.path: self._need(f"{path}: {marked.path}", name, marked) for marked in find_inputs(config)}
+        planned = {
+            config_input.path: self._resolve_input(f"{path}: {config_input.path}", name, config_input)
+            for config_input in find_inputs(config)
+        }
         try:
             stage.check_planned_inputs(config, planned)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         job = Job(stage, name, config, planned)
-        job.id  # noqa: B018 - fingerprints every source file, so that a path that matches nothing is an error now
+        job.id  # noqa: B018 - reads every source file, so that a path without files is reported here and not later
         return job
 
-    def _need(self, where: str, name: str, marked: ConfigInput) -> Job | Artifact:
-        """What an input of the config `name` refers to; `where` names the input in a message."""
-        value = self._previous(where, name, marked) if marked.value == PREVIOUS else marked.value
+    def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
+        """Return the job or the artifact that an input of the config `name` refers to.
+
+        Raises ValueError if it does not exist or has the wrong kind. `label` names the input in the error message.
+        """
+        value = self._find_previous(label, name, config_input) if config_input.value == PREVIOUS else config_input.value
         if self._has_config(value):
             self.try_bind(value)
             if value in self.errors:
-                raise ValueError(f"{where}: {value} has errors of its own")
-            need: Job | Artifact | None = self.jobs[value]
+                raise ValueError(f"{label}: the config {value} has an error, which is reported separately")
+            resolved: Job | Artifact | None = self.jobs[value]
         else:
-            need = open_artifact(value)
-        if need is None:
+            resolved = open_artifact(value)
+        if resolved is None:
             raise ValueError(
-                f"{where}: {value!r} is neither a config beside this one, nor a finished artifact (no artifact.json), "
-                "nor a Hugging Face folder (no config.json; for a tokenizer alone, no tokenizer.json)"
+                f"{label}: {value!r} is not the name of a config in the same folder, not a finished artifact (no "
+                "artifact.json), and not a Hugging Face folder (no config.json with weights, no tokenizer.json); "
+                "correct the name or the location"
             )
-        if need.kind not in marked.kinds:
-            raise ValueError(f"{where}: {value!r} is a {need.kind}; this input takes {' or '.join(marked.kinds)}")
-        return need
+        if resolved.kind not in config_input.kinds:
+            raise ValueError(
+                f"{label}: {value!r} has the kind {resolved.kind}; this input accepts {' or '.join(config_input.kinds)}"
+            )
+        return resolved
 
     def _has_config(self, value: str) -> bool:
         return "/" not in value and (self._folder / f"{value}.yaml").is_file()
 
-    def _previous(self, where: str, name: str, marked: ConfigInput) -> str:
-        """The last config before `name` in the pipeline that makes an accepted kind."""
+    def _find_previous(self, label: str, name: str, config_input: ConfigInput) -> str:
+        """Return the name of the config that the input value `previous` refers to (see `PREVIOUS`)."""
         if name in self._order:
-            before = self._order[: self._order.index(name)]
+            earlier = self._order[: self._order.index(name)]
         else:
             position = STAGES.index(stage_name_of(name))
-            before = [other for other in self._order if STAGES.index(stage_name_of(other)) < position]
-        makers = [other for other in before if self._has_config(other) and find_stage(other).kind in marked.kinds]
-        if not makers:
+            earlier = [config for config in self._order if STAGES.index(stage_name_of(config)) < position]
+        candidates = [
+            config for config in earlier if self._has_config(config) and find_stage(config).kind in config_input.kinds
+        ]
+        if not candidates:
             raise ValueError(
-                f"{where}: no config before {name} makes a {' or '.join(marked.kinds)}; "
-                "name a config beside this one, or give the location of an artifact or of a Hugging Face folder"
+                f"{label}: no config before {name} makes a {' or '.join(config_input.kinds)}; set the input to the "
+                "name of a config in the same folder, or to the location of an artifact or of a Hugging Face folder"
             )
-        return makers[-1]
+        return candidates[-1]
 
 
 def _check_sources(stage: Stage, config: Any) -> None:
-    """`Stage.check_sources`. For a path that matches nothing the error names the field, which readers do not know."""
+    """Call the stage's `check_sources`.
+
+    If a path matches no file, the readers of source files raise an error without the name of the config field. The call
+    of `match_sources` then raises an error with the name of the field instead.
+    """
     try:
         stage.check_sources(config)
     except ValueError:

@@ -24,9 +24,9 @@ _VERSION = 2
 """Raised when the measurement changes."""
 _INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 """Environment variables that limit the libraries of matrix products to older instructions of the processor."""
-_KEPT_S = 7 * 24 * 3600.0
+_MAX_AGE_S = 7 * 24 * 3600.0
 """Age at which figures are measured again, because they may be those of a throttled or busy hour."""
-_PRODUCT_SIZE = 768
+_MATMUL_SIZE = 768
 """Rows and columns of the matrices of the large product."""
 _ROWS, _LENGTH = 2, 128
 """Size of the batch of the small decoder."""
@@ -57,7 +57,7 @@ def calibrate() -> Machine:
     names = (processor_name(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
     key = json.dumps([*names, *instructions])
     cached = _cache.get(key)
-    if cached is None or not 0 <= time.time() - cached["at"] < _KEPT_S:
+    if cached is None or not 0 <= time.time() - cached["at"] < _MAX_AGE_S:
         with working("measuring this machine, for forecasts"):
             cached = {"at": time.time(), "machine": asdict(_measure())}
         _cache.put(key, cached)
@@ -72,7 +72,7 @@ def _measure() -> Machine:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        matrix = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE)
+        matrix = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
         product_s = _best_s(lambda: torch.mm(matrix, matrix), tries=6)
         step_flops = _step_flops(None)
         slowdown = bfloat16_emulation_slowdown()
@@ -81,7 +81,7 @@ def _measure() -> Machine:
             cores=num_cores(),
             python_s=_best_s(_python_work, tries=5),
             step_flops=step_flops,
-            product_flops=2 * _PRODUCT_SIZE**3 / product_s,
+            product_flops=2 * _MATMUL_SIZE**3 / product_s,
             bfloat16_speed=_step_flops(torch.bfloat16) / step_flops if slowdown is None else 1 / slowdown,
         )
     finally:
@@ -118,10 +118,10 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
     from model.transformer import Transformer, initialize
     from model.transformer_config import TransformerConfig, flop_per_token
 
-    sizes = TransformerConfig(
+    model_config = TransformerConfig(
         vocab_size=4096, width=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=640, max_length=_LENGTH
     )
-    model = Transformer(sizes)
+    model = Transformer(model_config)
     initialize(model, seed=0)
     rows, mask = [list(range(_LENGTH + 1))] * _ROWS, [True] * (_LENGTH + 1)
     batch = batch_from_sequences(rows, [mask] * _ROWS, length=_LENGTH, pad_id=0)
@@ -132,4 +132,4 @@ def _step_flops(dtype: "torch.dtype | None") -> float:
         loss.backward()
 
     step_s = _best_s(step, tries=4)
-    return _ROWS * _LENGTH * flop_per_token(sizes, _LENGTH) / step_s
+    return _ROWS * _LENGTH * flop_per_token(model_config, _LENGTH) / step_s

@@ -50,7 +50,7 @@ ENGINE_STEP_S = 0.012
 """Seconds of an engine's forward pass beside its FLOP: scheduling and sampling, in Python."""
 THREAD_EFFICIENCY = 0.75
 """Speed of each of several threads relative to one alone, because they share memory and caches."""
-WIDE_EFFICIENCY = 0.8
+WIDE_MODEL_EFFICIENCY = 0.8
 """Fraction of a large matrix product's speed that the training of a wide model reaches."""
 
 
@@ -75,7 +75,9 @@ def predict(workload: Workload, machine: Machine) -> Cost:
     python_s = workload.python_s / max(1, min(workload.python_processes, machine.cores))
     serial_s = workload.steps * STEP_S + workload.rl_steps * RL_STEP_S + workload.engine_steps * ENGINE_STEP_S
     seconds = (
-        wait_s + slowness * (start_s / parallel_starts + python_s + serial_s) + workload.flop / flops(workload, machine)
+        wait_s
+        + slowness * (start_s / parallel_starts + python_s + serial_s)
+        + workload.flop / reachable_flops(workload, machine)
     )
     memory_gib = SESSION_GIB + workload.driver_gib + TRAIN_GROUP_GIB * has_train_group
     memory_gib += sum(
@@ -84,10 +86,10 @@ def predict(workload: Workload, machine: Machine) -> Cost:
     return Cost(seconds, memory_gib)
 
 
-def flops(workload: Workload, machine: Machine) -> float:
+def reachable_flops(workload: Workload, machine: Machine) -> float:
     """FLOP/s that a model of the work's width reaches with the work's threads."""
     narrow = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
-    wide = max(narrow, WIDE_EFFICIENCY * machine.product_flops)
+    wide = max(narrow, WIDE_MODEL_EFFICIENCY * machine.product_flops)
     wide_share = min(1.0, max(0.0, math.log2(workload.width / 256) / 2))  # 0 at width 256, 1 from 1024 on
     per_thread = narrow * (1 - wide_share) + wide * wide_share
     if workload.precision == "bfloat16":

@@ -30,7 +30,7 @@ def read_forgotten(store: Storage) -> frozenset[str]:
     return frozenset(store.read_jsonl(FORGOTTEN)) if store.exists(FORGOTTEN) else frozenset()
 
 
-def remove_forgotten(stage: Stage, output: Storage, store: Storage) -> bool:
+def remove_forgotten_documents(stage: Stage, output: Storage, store: Storage) -> bool:
     """Remove the forgotten documents of `store` from an artifact of this stage, finished or left half-changed by a
     kill.
 

@@ -33,7 +33,7 @@ from jobs.frame.artifact import (
     write_record,
 )
 from jobs.frame.config import find_execution
-from jobs.frame.forgetting import read_forgotten, remove_forgotten
+from jobs.frame.forgetting import read_forgotten, remove_forgotten_documents
 from jobs.frame.job import Job, finished_inputs
 from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulated, with_precisions
 from jobs.frame.record import Hardware, InputRecord, Measured, Record, Unfinished
@@ -86,7 +86,7 @@ def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
             output.remove(UNFINISHED)
     # A `raymill forget` during the run did not change this artifact, because it was not finished.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
-        remove_forgotten(job.stage, output, store)
+        remove_forgotten_documents(job.stage, output, store)
     artifact = open_artifact(output)
     assert artifact is not None, f"{output.url} is not finished"
     return artifact

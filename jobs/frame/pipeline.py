@@ -1,7 +1,8 @@
-"""A pipeline: config files bound to jobs, in the order in which they run.
+"""Loads a pipeline: the jobs of its configs, in the order in which they run.
 
-A folder such as `configs/tiny` holds one file per stage and `pipeline.yaml`, which lists them and names the store.
-A stage's inputs name sibling files (`shards: shards`) or the location of an artifact (`init: s3://bucket/sft-0a1b`).
+A folder such as `configs/tiny` contains one config file per stage, and `pipeline.yaml`, which lists the configs and
+names the store. The input of a stage is the name of a config in the same folder (`shards: shards`) or the location of
+an artifact (`init: s3://bucket/sft-0a1b`).
 """
 
 import os
@@ -21,48 +22,47 @@ from jobs.frame.stages import stage_name_of
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Jobs and the store that their artifacts go to."""
+    """The jobs of a pipeline and the store of their artifacts."""
 
     name: str
-    """Name of the folder of its configs."""
+    """The name of the folder that contains the configs."""
     store: Storage
+    """The folder or bucket that the artifacts are written to."""
     jobs: Mapping[str, Job]
-    """By the name of their config, in the order in which they run."""
+    """The jobs by the name of their config, in the order in which they run."""
     errors: Mapping[str, str]
-    """Why a config could not be bound to a job, by its name."""
+    """For each config that has an error and therefore no job: the name of the config and the error."""
     environment: Mapping[str, str]
-    """Environment variables of all its processes, this one included."""
+    """The environment variables of all processes of the pipeline, including this process."""
 
 
 def load(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """The pipeline in a file, where `stage` is "pipeline", or else the one stage in a config file.
-
-    Raises what `load_pipeline` and `load_stage` raise.
-    """
+    """Call `load_pipeline` if `stage` is "pipeline", and `load_stage` otherwise."""
     if stage == "pipeline":
         return load_pipeline(path, overrides, store=store)
     return load_stage(stage, path, overrides, store=store)
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """Every stage that `pipeline.yaml` lists. Overrides begin with a stage's name: `pretrain.steps=100`.
+    """Load every config that a `pipeline.yaml` lists.
 
-    Its environment variables are set in this process before any source is read.
-    Raises ValueError only for mistakes in the pipeline file or in the form of an override; those of a stage go to
-    `errors`.
+    An override begins with the name of a config: `pretrain.steps=100`. The environment variables of the pipeline are
+    set in this process before any source file is read. Raises ValueError for an error in `pipeline.yaml` or in the form
+    of an override. Errors in a config are returned in `errors`.
     """
-    config, by_stage = read_pipeline_config(path, overrides)
+    config, overrides_by_config = read_pipeline_config(path, overrides)
     environment = _set_environment(config)
-    binder = Binder(path.parent, by_stage, order=config.stages)
+    binder = Binder(path.parent, overrides_by_config, order=config.stages)
     for name in config.stages:
         binder.try_bind(name)
     return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, environment)
 
 
 def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """One stage from its config file; its inputs must be finished. Overrides name a field: `steps=100`.
+    """Load one stage from its config file. An override begins with the name of a field: `steps=100`.
 
-    The store (unless given) and the environment variables are those of the `pipeline.yaml` beside the file.
+    The environment variables are read from the `pipeline.yaml` in the same folder, and so is the store if `store` is
+    None. The inputs of the stage must be finished before the stage can run.
     """
     pipeline_config = find_pipeline_config(path)
     environment = _set_environment(pipeline_config)
@@ -74,14 +74,17 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
 
 
 def _set_environment(config: PipelineConfig) -> dict[str, str]:
-    """Set the pipeline's environment variables in this process and return them."""
+    """Set the environment variables of a pipeline in this process. Returns them."""
     variables = config.variables()
     os.environ.update(variables)
     return variables
 
 
 def find_errors(pipeline: Pipeline) -> list[str]:
-    """Every mistake that shows without starting anything: in configs, in source files, and in finished inputs."""
+    """Return every error that can be detected without starting a worker.
+
+    These are the errors in configs, source files, finished inputs, and the environment of this process.
+    """
     errors = list(pipeline.errors.values())
     for check in (wandb_mode, check_no_shadowed_packages):
         try:
@@ -91,7 +94,7 @@ def find_errors(pipeline: Pipeline) -> list[str]:
     for name, job in pipeline.jobs.items():
         inputs = finished_inputs(job, pipeline.store)
         if open_artifact(pipeline.store / job.id) or len(inputs) < len(job.planned):
-            continue  # a finished stage was checked; one that waits for an input is checked once that is made
+            continue  # A finished stage needs no check. A stage with an unfinished input is checked before it runs.
         try:
             job.stage.check_inputs(job.config, inputs)
         except ValueError as error:

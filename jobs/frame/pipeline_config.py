@@ -1,4 +1,4 @@
-"""`pipeline.yaml`: the configs of a pipeline, where its artifacts go, and the variables of its processes."""
+"""Reads `pipeline.yaml`: the list of a pipeline's configs, the location of its artifacts, and environment variables."""
 
 import difflib
 import os
@@ -21,80 +21,94 @@ class PipelineConfig:
     """`pipeline.yaml`."""
 
     store: str = "runs"
-    """Where artifacts are written: a folder or any fsspec URL. Not part of any artifact's id."""
+    """The location of the artifacts: a folder or any fsspec URL. It is not part of any artifact's id."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    """Names of config files beside this one, in the order in which they run."""
+    """Names of the config files in the same folder, without `.yaml`, in the order in which they run."""
     environment: dict[str, str | None] = field(default_factory=dict)
-    """Environment variables of all processes of the pipeline, for values that are not secret (AWS_ENDPOINT_URL,
-    WANDB_PROJECT, HTTPS_PROXY, NCCL_…); null takes the value from the environment of the command. Not part of any
-    artifact's id."""
+    """Environment variables of all processes of the pipeline, such as AWS_ENDPOINT_URL, WANDB_PROJECT, HTTPS_PROXY or
+    NCCL_…. Secrets are not allowed. The value null is replaced by the variable's value in the environment of the
+    command. The variables are not part of any artifact's id."""
 
     def variables(self) -> dict[str, str]:
-        """The environment variables with their values. Raises ValueError for a secret or a missing value.
+        """Return the environment variables with their values.
 
-        A secret belongs in the cluster's own environment, on Kubernetes as a Secret named in cluster.yaml.
+        Raises ValueError for an invalid name, a missing value, or a value that looks like a secret.
         """
         variables: dict[str, str] = {}
         for name, value in self.environment.items():
             if not _VARIABLE.fullmatch(name) or name.startswith("RAYMILL_"):
-                raise ValueError(f"environment: {name!r} is not the name of a variable that may be set")
+                raise ValueError(
+                    f"environment: {name!r} is not a variable that may be set; a name consists of letters, digits and "
+                    "underscores and must not begin with RAYMILL_"
+                )
             if is_secret_variable(name):
                 raise ValueError(
-                    f"environment.{name}: by its name this is a secret, which job records would show; put it into the "
-                    "cluster's own environment, on Kubernetes as a Secret named in cluster.yaml"
+                    f"environment.{name}: the name looks like that of a secret, and the records of submitted jobs "
+                    "would show its value; set the variable in the cluster's environment, or on Kubernetes with a "
+                    "Secret that cluster.yaml names"
                 )
             value = os.environ.get(name) if value is None else value
             if value is None:
-                raise ValueError(f"environment.{name}: null takes the value from the environment, where it is not set")
+                raise ValueError(
+                    f"environment.{name}: null means the value of the variable in the environment of the command, but "
+                    "the variable is not set there; set it, or write a value here"
+                )
             reject_credentials(value)
             variables[name] = value
         return variables
 
 
 def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict[str, list[str]]]:
-    """The config in the pipeline file, and the overrides for each of its stages, without the stage's name in front.
+    """Read a pipeline file. Returns its config, and for each config that it lists the overrides of the config's fields.
 
-    Raises ValueError for a mistake in the file or in the form of an override.
+    An override `pretrain.steps=100` becomes `steps=100` for the config `pretrain`. Raises ValueError for an error in
+    the file, or for an override that belongs to no config of the pipeline.
     """
-    for_pipeline = [override for override in overrides if _is_for_pipeline(override)]
-    config = build(PipelineConfig, load_yaml(path), for_pipeline, label=str(path))
-    by_stage: dict[str, list[str]] = {name: [] for name in config.stages}
+    pipeline_overrides = [override for override in overrides if _is_pipeline_override(override)]
+    config = build(PipelineConfig, load_yaml(path), pipeline_overrides, label=str(path))
+    overrides_by_config: dict[str, list[str]] = {name: [] for name in config.stages}
     for override in overrides:
-        if override not in for_pipeline:
-            name, _, rest = override.partition(".")
-            if name not in by_stage:
+        if override not in pipeline_overrides:
+            name, _, field_override = override.partition(".")
+            if name not in overrides_by_config:
                 nearest = difflib.get_close_matches(name, config.stages, n=1)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"stages: {', '.join(config.stages)}"
+                hint = f"did you mean {nearest[0]}?" if nearest else f"its stages are {', '.join(config.stages)}"
                 raise ValueError(f"override {override!r}: {name!r} is not a stage of {path}; {hint}")
-            by_stage[name].append(rest)
-    return config, by_stage
+            overrides_by_config[name].append(field_override)
+    return config, overrides_by_config
 
 
 def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """The config in `pipeline.yaml`, where `path` is that file or a stage's config beside it; defaults without one."""
+    """Read the `pipeline.yaml` in the folder of `path`. Returns the defaults if the folder has no such file.
+
+    `path` is `pipeline.yaml` itself or a stage's config. The overrides are used only if it is `pipeline.yaml`.
+    """
     file = path.parent / "pipeline.yaml"
     if not file.is_file():
         return PipelineConfig()
-    for_pipeline = [override for override in overrides if _is_for_pipeline(override)] if path == file else []
-    return build(PipelineConfig, load_yaml(file), for_pipeline, label=str(file))
+    pipeline_overrides = [override for override in overrides if _is_pipeline_override(override)] if path == file else []
+    return build(PipelineConfig, load_yaml(file), pipeline_overrides, label=str(file))
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The typed config of one stage, or of every stage that a pipeline lists, by name.
+    """Load the config of one stage, or of every stage of a pipeline if `stage` is "pipeline". Returns them by name.
 
-    It reads no data and no artifact, so it works on machines that cannot see them.
+    Only config files are read, so this works on machines that cannot read the source files and artifacts.
     """
     if stage != "pipeline":
         return {stage: build(find_stage(stage).config, load_yaml(path), overrides, label=str(path))}
-    config, by_stage = read_pipeline_config(path, overrides)
+    config, overrides_by_config = read_pipeline_config(path, overrides)
     files = {name: path.parent / f"{name}.yaml" for name in config.stages}
     return {
-        name: build(find_stage(name).config, load_yaml(file), by_stage[name], label=str(file))
+        name: build(find_stage(name).config, load_yaml(file), overrides_by_config[name], label=str(file))
         for name, file in files.items()
     }
 
 
-def _is_for_pipeline(override: str) -> bool:
-    """Whether an override is for `pipeline.yaml` itself, not for a stage: `store=…`, `environment.WANDB_PROJECT=…`."""
+def _is_pipeline_override(override: str) -> bool:
+    """Return whether an override changes `pipeline.yaml` itself and not the config of a stage.
+
+    Examples are `store=runs` and `environment.WANDB_PROJECT=mine`.
+    """
     key = parse_override(override).key
     return "." not in key or key.startswith("environment.")

@@ -1,4 +1,4 @@
-"""Running a pipeline: everything is checked and forecast first, then its jobs run in order in one Ray session."""
+"""Runs a pipeline: checks everything, prints a forecast, and then runs the jobs in order in one Ray session."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import Pipeline, find_errors
 from jobs.frame.references import find_functions
 from jobs.frame.same_code import SUBMITTED_VERSION
-from jobs.frame.shortages import find_missing_resources
+from jobs.frame.shortages import find_shortages
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ def run_pipeline(
 ) -> list[Artifact]:
     """Run every job whose artifact is not finished, in order, in one Ray session. Returns the artifacts of all jobs.
 
-    Logs a forecast first; `on_begin` is called when all checks have passed.
-    Raises ValueError, before anything is started, with every error of every stage, and for stages that this machine's
-    memory or the store's disk cannot hold.
+    Logs a forecast of all jobs first. Calls `on_begin` after all checks have passed and before the first job.
+    Raises ValueError before it starts anything if a stage has an error (the message contains the errors of all stages),
+    or if a stage needs more memory or disk than there is.
     """
     with working("checking the store, the sources and the inputs"):
         if not pipeline.errors:
-            pipeline.store.check_writable()  # first, so that the error names the store if that refuses every request
+            pipeline.store.check_writable()  # checked first, so that the error of an unreachable store names the store
         if errors := find_errors(pipeline):
             raise ValueError("\n".join(errors))
     finished = {
@@ -45,12 +45,12 @@ def run_pipeline(
         forecasts = forecast_jobs(pipeline.jobs, pipeline.store, address=address)
     for line in forecast_table(forecasts):
         log.info("%s", line)
-    if shortages := find_missing_resources(pipeline, forecasts, address=address):
+    if shortages := find_shortages(pipeline, forecasts, address=address):
         raise ValueError("\n".join(shortages))
-    # In a submitted job every worker has these already.
+    # In a submitted job, every worker has the environment variables already.
     environment = {} if os.environ.get(SUBMITTED_VERSION) else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
-    sources = [url for job in pending for url in _urls_read(job)]
+    sources = [url for job in pending for url in _required_urls(job)]
     with connect(address, environment=environment), require_shared_paths(pipeline.store, sources):
         _check_fits(pending)
         on_begin()
@@ -58,6 +58,7 @@ def run_pipeline(
 
 
 def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Artifact]:
+    """Run the jobs that are not in `finished`, in order. Returns the artifacts of all jobs."""
     artifacts: list[Artifact] = []
     for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
         if name in finished:
@@ -72,15 +73,20 @@ def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Arti
     return artifacts
 
 
-def _urls_read(job: Job) -> list[str]:
-    """Everything that the job reads and no stage of this pipeline makes, except programs, which are sent as text."""
+def _required_urls(job: Job) -> list[str]:
+    """Return the URLs of the source files and of the artifacts that the job reads and that the workers must see.
+
+    Artifacts of this pipeline are left out, because they are in the store. User-provided code is left out, because it
+    is sent to the workers as text.
+    """
     functions = find_functions(job.config)
-    sources = [url for path, urls in job.source_urls.items() if path not in functions for url in urls]
-    return sources + [need.storage.url for need in job.planned.values() if isinstance(need, Artifact)]
+    source_urls = [url for path, urls in job.source_urls.items() if path not in functions for url in urls]
+    artifacts = [planned_input for planned_input in job.planned.values() if isinstance(planned_input, Artifact)]
+    return source_urls + [artifact.storage.url for artifact in artifacts]
 
 
 def _check_fits(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for the first job whose workers can never fit the cluster, new nodes included."""
+    """Raise ValueError for the first job whose workers can never fit the cluster, even after it is scaled up."""
     limits = max_cluster_resources()
     if limits is None:
         return

@@ -1,4 +1,4 @@
-"""The plan of a pipeline: what is done already, what would run, and with how much work."""
+"""The plan of a pipeline: which stages are done, which stages would run, and the size of their work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,26 +15,27 @@ class PlanRow:
     """The plan of one stage."""
 
     name: str
-    """Name of its config."""
+    """The name of the config."""
     id: str
+    """The id of the artifact."""
     state: str
-    """`done`, `done (input changed: corpus)`, `resume` (an earlier attempt left files to resume from), or `pending`."""
+    """`done`, `done (input changed: corpus)`, `resume` (there are files of an interrupted run), or `pending`."""
     estimate: Mapping[str, float]
-    """Tokens, FLOP, memory; each key ends in its unit."""
+    """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key ends in the unit of its value."""
     placement: str
-    """Number of processes of each group: `placement×2`, `generators×1 learners×2`."""
+    """The number of processes in each worker group, such as `placement×2` or `generators×1 learners×2`."""
     precision: str
-    """Precision of its matrix products. `auto` is shown as what it means on this machine, or meant to the attempt that
-    began the artifact."""
+    """The precision of the stage's matmuls. `auto` is replaced by what it was resolved to in an earlier run of the job,
+    or else by what it would be resolved to on this machine."""
 
 
 def plan(pipeline: Pipeline) -> list[PlanRow]:
-    """A row for every stage; nothing is started."""
+    """Return a row for every stage. Nothing is started."""
     return [_plan_row(name, job, pipeline.store) for name, job in pipeline.jobs.items()]
 
 
 def plan_table(rows: Sequence[PlanRow]) -> list[str]:
-    """The rows as lines of text below a header."""
+    """Format the rows as a table. Returns the lines of text, with a header as the first line."""
     if not rows:
         return []
     cells = [("stage", "artifact", "state", "workers", "precision", "estimate")]
@@ -46,25 +47,26 @@ def plan_table(rows: Sequence[PlanRow]) -> list[str]:
 
 
 def _plan_row(name: str, job: Job, store: Storage) -> PlanRow:
-    group_sets = job.stage.placements(job.config)
-    warn_if_bfloat16_is_emulated(job.config, group_sets)
-    precisions = resolve_precisions(job.config, group_sets, recorded_precisions(store / job.id))
+    placements = job.stage.placements(job.config)
+    warn_if_bfloat16_is_emulated(job.config, placements)
+    precisions = resolve_precisions(job.config, placements, recorded_precisions(store / job.id))
     return PlanRow(
         name=name,
         id=job.id,
         state=_state(job, store),
         estimate=job.stage.estimate(with_precisions(job.config, precisions), job.planned),
-        placement=" ".join(f"{name}×{group.workers}" for groups in group_sets for name, group in groups.items()),
+        placement=" ".join(f"{name}×{group.workers}" for groups in placements for name, group in groups.items()),
         precision=", ".join(dict.fromkeys(precisions.values())),
     )
 
 
 def _state(job: Job, store: Storage) -> str:
+    """Return the value of `PlanRow.state` for a job."""
     artifact = open_artifact(store / job.id)
     if artifact is None:
         return "resume" if (store / job.id).exists() else "pending"
-    for path, need in job.planned.items():
-        current = need if isinstance(need, Artifact) else open_artifact(store / need.id)
+    for path, planned_input in job.planned.items():
+        current = planned_input if isinstance(planned_input, Artifact) else open_artifact(store / planned_input.id)
         if current and current.digest != artifact.record.inputs[path].digest:
             return f"done (input changed: {path})"
     return "done"

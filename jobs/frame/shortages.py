@@ -21,9 +21,7 @@ _MEMORY_SETTINGS = ("micro_batch_size", "kv_cache_gib", "task_mib")
 """Fields of `execution` that bound the memory of a stage."""
 
 
-def find_missing_resources(
-    pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, address: str | None = None
-) -> list[str]:
+def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, address: str | None = None) -> list[str]:
     """One message for each stage still to be done that memory or disk clearly cannot hold."""
     pending = {name: forecast for name, forecast in forecasts.items() if forecast.basis != MEASURED}
     store = pipeline.store

@@ -155,13 +155,13 @@ def test_a_path_that_matches_nothing_is_named_by_its_field(tmp_path: Path):
 def test_a_stage_whose_input_has_errors_only_names_the_input(folder: Path):
     (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
-    assert errors["pretrain"].endswith("corpus: corpus has errors of its own")
+    assert errors["pretrain"].endswith("corpus: the config corpus has an error, which is reported separately")
 
 
 def test_an_input_of_another_kind_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
-    assert errors["evaluate"].endswith("models.trained: 'corpus' is a corpus; this input takes model")
+    assert errors["evaluate"].endswith("models.trained: 'corpus' has the kind corpus; this input accepts model")
 
 
 def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
@@ -178,7 +178,7 @@ def test_previous_without_a_config_that_makes_the_kind_names_the_remedy(folder: 
     (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, evaluate]\n")
     error = load_pipeline(folder / "pipeline.yaml").errors["evaluate"]
-    assert "no config before evaluate makes a model; name a config beside this one" in error
+    assert "no config before evaluate makes a model; set the input to the name of a config in the same folder" in error
 
 
 def test_previous_of_a_config_that_no_pipeline_lists_follows_the_stages(folder: Path):
@@ -190,7 +190,7 @@ def test_previous_of_a_config_that_no_pipeline_lists_follows_the_stages(folder: 
 def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: evaluate}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
-    assert "evaluate → evaluate: a stage cannot be made from itself" in errors["evaluate"]
+    assert "evaluate → evaluate: these inputs form a cycle" in errors["evaluate"]
 
 
 def test_the_configs_of_the_inputs_are_checked_before_these_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -221,7 +221,7 @@ def test_a_stage_that_does_not_fit_the_whole_cluster_is_refused_before_the_first
 def test_an_input_that_names_nothing_is_refused(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: elsewhere/model}\n")
     assert (
-        "neither a config beside this one, nor a finished artifact"
+        "is not the name of a config in the same folder, not a finished artifact"
         in (load_pipeline(folder / "pipeline.yaml").errors["evaluate"])
     )
 
@@ -313,7 +313,9 @@ def test_environment_variables_come_from_the_pipeline_file_and_change_no_identit
     plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
     with (folder / "pipeline.yaml").open("a") as file:
         file.write("environment: {NCCL_SOCKET_IFNAME: eth0, AWS_ENDPOINT_URL: null}\n")
-    with pytest.raises(ValueError, match=r"environment.AWS_ENDPOINT_URL: null takes the value from the environment"):
+    with pytest.raises(
+        ValueError, match=r"environment.AWS_ENDPOINT_URL: null means the value of the variable in the env"
+    ):
         load_pipeline(folder / "pipeline.yaml")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
     pipeline = load_pipeline(folder / "pipeline.yaml", ["environment.WANDB_PROJECT=mine"])
@@ -362,12 +364,12 @@ def test_more_workers_than_an_autoscaler_can_ever_add_are_refused_before_the_run
     ("entry", "message"),
     [
         ("WANDB_API_KEY: abc", "environment.WANDB_API_KEY looks like a secret"),
-        ("HF_TOKEN: null", "environment.HF_TOKEN: by its name this is a secret"),
-        ("AWS_SECRET_ACCESS_KEY: null", "by its name this is a secret"),
+        ("HF_TOKEN: null", "environment.HF_TOKEN: the name looks like that of a secret"),
+        ("AWS_SECRET_ACCESS_KEY: null", "the name looks like that of a secret"),
         ("DB_PASSWORD: x", "environment.DB_PASSWORD looks like a secret"),
         ("HTTPS_PROXY: 'http://me:hidden@proxy:3128'", "must not contain credentials"),
-        ("RAYMILL_SUBMISSION: x", "is not the name of a variable that may be set"),
-        ("'A B': x", "is not the name of a variable that may be set"),
+        ("RAYMILL_SUBMISSION: x", "is not a variable that may be set"),
+        ("'A B': x", "is not a variable that may be set"),
     ],
 )
 def test_a_secret_in_the_environment_of_a_config_is_refused(folder: Path, entry: str, message: str):
