@@ -69,7 +69,7 @@ class VocabularyConfig:
 def check(config: VocabularyConfig) -> None:
     recipe = recipe_of(config)
     recipe.check()
-    least = recipe.least_size
+    least = recipe.min_size
     if not least < config.size <= 2**20:
         what = "bytes and special tokens" if least > 256 else "special tokens"
         raise ValueError(f"size: {config.size} must be above {least} ({what}) and at most {2**20}")

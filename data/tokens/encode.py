@@ -1,17 +1,20 @@
-"""Text to token ids by the fastest route that gives the tokenizer's own ids.
+"""Encodes text to token ids with the fastest library that gives exactly the tokenizer's ids.
 
-tiktoken encodes byte-level BPE about three times as fast as `tokenizers`. It merges any two neighbours whose union is a
-token, lowest rank first, where `tokenizers` merges the pairs of its list, first in the list first. The two are the same
-function of a pre-token when
+A tokenizer first splits a text into pre-tokens (words, numbers, white space) and then merges bytes inside each
+pre-token. tiktoken encodes byte-level BPE about three times as fast as `tokenizers`, but with a different rule.
+tiktoken merges any two neighbors that together are a token, lowest rank first. `tokenizers` has a list of pairs and
+merges the first pair of this list first. Both rules give the same tokens for every pre-token if this condition is true:
 
-    every token but the single bytes comes from one merge, and merging the token's own bytes ends in that token.
+    Every token except the single bytes comes from exactly one merge, and encoding a token's bytes gives this token.
 
-Proof: let both have done the same so far, and tiktoken now merge x and y to the token t. No merge crossed the borders
-of x and y, so the same merges were done inside them as when t is encoded alone, in the same order; and t alone passes
-through one state of two tokens, the pair that its merge joins. So (x, y) is that pair.
+Proof by induction. Assume that both have done the same merges so far, and that tiktoken now merges x and y to token t.
+No merge so far crossed the borders of x and y. So inside them, the same merges were done in the same order as when t
+is encoded alone. When t is encoded alone, there is exactly one state with two tokens, and these are the pair of the
+merge that makes t. So (x, y) is this pair, and `tokenizers` does the same merge.
 
-`_ranks` proves the condition for a vocabulary, `_pattern` composes a regular expression that cuts as the pre-tokenizer
-does, and `fast_encoder` compares the ids on texts before it chooses the route.
+`_ids_by_token` verifies the condition for a vocabulary. `_split_pattern` builds a regular expression that splits texts
+as the tokenizer's pre-tokenizer does. In addition, `fast_encoder` encodes sample texts with both libraries and uses
+tiktoken only if the ids are equal.
 """
 
 import hashlib
@@ -34,6 +37,7 @@ from data.tokens.tokenizer import load_encoder
 log = logging.getLogger(__name__)
 
 Route = Literal["tiktoken", "tokenizers"]
+"""Name of the library that encodes."""
 
 _NORMAL_FORMS = {
     "NFC": normalizers.NFC,
@@ -41,9 +45,9 @@ _NORMAL_FORMS = {
     "NFKC": normalizers.NFKC,
     "NFKD": normalizers.NFKD,
 }
-"""Normalizers that leave ASCII as it is."""
+"""The normalizers that tiktoken can be combined with. None of them changes ASCII text."""
 
-TRYING_TEXTS = (
+PROBE_TEXTS = (
     "",
     " ",
     "\n",
@@ -60,33 +64,38 @@ TRYING_TEXTS = (
     "-=-=-=_____....,,,!?!?(){}[]\\/#$%^&*~`|",
     "a" * 300 + " " + "ab" * 150 + "\n" * 70 + "x" + " " * 70 + "1" + "\t" * 70,
 )
-"""Texts on which a route that cuts or merges in another way gives other ids."""
+"""Difficult texts. Two encoders that split or merge differently are likely to give different ids on one of them."""
 
-_TRIED_DOCUMENTS = 200
-_TRIED_CHARACTERS = 1 << 18  # so that the comparison stays a small part of the work
+_MAX_COMPARED_TEXTS = 200
+_MAX_COMPARED_CHARACTERS = 1 << 18  # Both limits keep the comparison short compared with the encoding of a corpus part.
 
 
 class Encoder(Protocol):
-    """Text to ids. A special token in a text is characters, and none is added."""
+    """Encodes texts to ids. It does not recognize special tokens in a text, and it adds none."""
 
     @property
-    def route(self) -> Route: ...
+    def route(self) -> Route:
+        """Name of the library that encodes."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text: uint32 [n]."""
+        """Return the ids of each text, as uint32 [number of tokens]."""
         ...
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """The ids of a text without one token, uint32 [n]; what would become it is spelled in other tokens."""
+        """Return the ids of a text, as uint32 [number of tokens], without using one of the tokens.
+
+        Text that would become this token is encoded with other tokens.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class PlainEncoder:
-    """The tokenizer itself, without tiktoken."""
+    """Encodes with the `tokenizers` library."""
 
     tokenizer: Tokenizer
-    """From `data.tokens.tokenizer.load_encoder`."""
+    """A tokenizer that `data.tokens.tokenizer.load_encoder` returned."""
     route: Route = "tokenizers"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -94,38 +103,43 @@ class PlainEncoder:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """The text is cut inside everything that becomes the token, and each substring is encoded by itself (so a
-        tokenizer that puts a space before a text puts one there). A single character that becomes it is left out."""
+        """Return the ids of a text without using one of the tokens.
+
+        The text is cut after the first character of everything that would become the token, and the substrings are
+        encoded separately. If a single character would become the token, the character is left out. If the tokenizer
+        adds a space before a text, it also adds one at each cut.
+        """
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        spans = [span for span, number in zip(encoding.offsets, encoding.ids, strict=True) if number == token]
+        spans = [span for span, token_id in zip(encoding.offsets, encoding.ids, strict=True) if token_id == token]
         cuts = sorted({start + 1 for start, end in spans if end - start > 1})
         if not cuts:
-            return np.array([number for number in encoding.ids if number != token], dtype=np.uint32)
+            return np.array([token_id for token_id in encoding.ids if token_id != token], dtype=np.uint32)
         substrings = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
         return np.concatenate([self.encode_without(substring, token) for substring in substrings])
 
 
 @dataclass(frozen=True)
 class TiktokenEncoder:
-    """tiktoken over the tokenizer's merges, in the calling thread."""
+    """Encodes with the tiktoken library and the merges of the tokenizer, in the calling thread."""
 
     encoding: tiktoken.Encoding
     ids: np.ndarray
-    """uint32, the id of each rank."""
+    """The tokenizer's id of each tiktoken rank, uint32. tiktoken identifies a token by its rank."""
     normalizer: Any
-    """Normalizes non-ASCII text first; None for no normalization."""
+    """Normalizes texts that are not ASCII before they are encoded. None for a tokenizer without normalization."""
     plain: PlainEncoder
-    """Encodes the texts that tiktoken cannot."""
+    """Encodes the texts that tiktoken cannot encode."""
     route: Route = "tiktoken"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        normal = text if self.normalizer is None or text.isascii() else self.normalizer.normalize_str(text)
+        normalized = text if self.normalizer is None or text.isascii() else self.normalizer.normalize_str(text)
         try:
-            ranks = self.encoding.encode_to_numpy(normal, disallowed_special=())
-        except ValueError:  # its regular expression fails on a run of a million blanks, or of unmatched characters
+            ranks = self.encoding.encode_to_numpy(normalized, disallowed_special=())
+        except ValueError:
+            # The regular expression overflows its stack on a run of about a million spaces or unmatched characters.
             return self.plain.encode_batch([text])[0]
         return self.ids[ranks]
 
@@ -134,81 +148,97 @@ class TiktokenEncoder:
 
 
 def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
-    """The fastest encoder of the tokenizer in `folder` whose ids equal the tokenizer's on `sample`.
+    """Return the fastest encoder for the tokenizer in `folder` that gives the tokenizer's ids on the texts of `sample`.
 
-    At most `_TRIED_DOCUMENTS` texts of the sample and `_TRIED_CHARACTERS` characters are compared. The result is a
-    function of the tokenizer and the sample alone; the encoders are built once in a process.
+    At most `_MAX_COMPARED_TEXTS` texts and `_MAX_COMPARED_CHARACTERS` characters of the sample are compared. The result
+    depends only on the tokenizer and the sample. A process builds the encoders of a tokenizer only once.
     """
-    identity = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    plain, fast = _encoders(folder, identity)
-    if fast is None or not _agree(fast, plain, _bounded(sample)):
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    plain, fast = _encoders(folder, digest)
+    if fast is None or not _give_equal_ids(fast, plain, _texts_to_compare(sample)):
         return plain
     return fast
 
 
 @lru_cache(maxsize=4)
-def _encoders(folder: Path, identity: str) -> tuple[PlainEncoder, TiktokenEncoder | None]:
-    """The tokenizer itself, and the fast route if there is one that gives the same ids."""
+def _encoders(folder: Path, digest: str) -> tuple[PlainEncoder, TiktokenEncoder | None]:
+    """Return both encoders of the tokenizer in `folder`, or None for tiktoken if it may give different ids.
+
+    `digest` is the checksum of the tokenizer, so that a changed file is loaded again.
+    """
     plain = PlainEncoder(load_encoder(folder))
     fast = tiktoken_encoder(plain)
     if fast is None:
-        log.info("encoder: tokenizers; tiktoken is not known to give the same ids for %s", identity[:16])
-    elif not _agree(fast, plain, TRYING_TEXTS):
+        log.info(
+            "encoder: using `tokenizers`, because tiktoken may give different ids for the tokenizer %s", digest[:16]
+        )
+    elif not _give_equal_ids(fast, plain, PROBE_TEXTS):
         fast = None
     return plain, fast
 
 
-def _agree(fast: Encoder, plain: Encoder, texts: Sequence[str]) -> bool:
+def _give_equal_ids(fast: Encoder, plain: Encoder, texts: Sequence[str]) -> bool:
+    """Return whether both encoders give the same ids on every text. Logs the first text with a difference."""
     pairs = zip(fast.encode_batch(texts), plain.encode_batch(texts), strict=True)
     for text, (ids, expected) in zip(texts, pairs, strict=True):
         if not np.array_equal(ids, expected):
-            log.warning("encoder: %s differs from the tokenizer on a text that begins %r", fast.route, text[:80])
+            log.warning(
+                "encoder: using `tokenizers`, because %s gives different ids on the text that begins with %r",
+                fast.route,
+                text[:80],
+            )
             return False
     return True
 
 
-def _bounded(sample: Sequence[str]) -> list[str]:
+def _texts_to_compare(sample: Sequence[str]) -> list[str]:
+    """Return the beginning of the sample, cut to the limits of the comparison."""
     texts: list[str] = []
-    room = _TRIED_CHARACTERS
-    for text in sample[:_TRIED_DOCUMENTS]:
-        texts.append(text[:room])
-        room -= len(texts[-1])
-        if not room:
+    remaining_characters = _MAX_COMPARED_CHARACTERS
+    for text in sample[:_MAX_COMPARED_TEXTS]:
+        texts.append(text[:remaining_characters])
+        remaining_characters -= len(texts[-1])
+        if not remaining_characters:
             break
     return texts
 
 
 def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
-    """tiktoken with the tokenizer's merges and cuts, or None if it is not certain to give the same ids."""
-    whole: dict[str, Any] = json.loads(plain.tokenizer.to_str())
-    pattern = _pattern(whole["pre_tokenizer"])
-    normalizer = whole["normalizer"]
+    """Return a tiktoken encoder that gives the ids of the tokenizer, or None if this cannot be proved."""
+    description: dict[str, Any] = json.loads(plain.tokenizer.to_str())
+    pattern = _split_pattern(description["pre_tokenizer"])
+    normalizer = description["normalizer"]
     if pattern is None or not (normalizer is None or normalizer["type"] in _NORMAL_FORMS):
         return None
-    if any(not token["special"] for token in whole["added_tokens"]):  # these are found in text before it is cut
+    if any(not token["special"] for token in description["added_tokens"]):
+        return None  # The tokenizer finds these tokens in a text before it splits the text.
+    ids_by_token = _ids_by_token(description["model"], plain.tokenizer)
+    if ids_by_token is None:
         return None
-    tokens = _ranks(whole["model"], plain.tokenizer)
-    if tokens is None:
-        return None
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    # An encoding without special tokens would search every text for the empty one.
-    never = {"\U0010ffff<never>\U0010ffff": len(ranks)}
+    ranks = {token: rank for rank, token in enumerate(ids_by_token)}
+    # tiktoken without special tokens would search every text for the empty text, so it gets one that never occurs.
+    unused_special_token = {"\U0010ffff<never>\U0010ffff": len(ranks)}
     try:
-        encoding = tiktoken.Encoding("raymill", pat_str=pattern, mergeable_ranks=ranks, special_tokens=never)
-    except ValueError as error:  # a foreign tokenizer's expression, in the words of another library
-        log.info("encoder: tiktoken cannot read the pre-tokenizer's regular expression: %s", error)
+        encoding = tiktoken.Encoding(
+            "raymill", pat_str=pattern, mergeable_ranks=ranks, special_tokens=unused_special_token
+        )
+    except ValueError as error:
+        # The pre-tokenizer's regular expression comes from another project and uses the syntax of another library.
+        log.info("encoder: tiktoken does not support the regular expression of the pre-tokenizer: %s", error)
         return None
-    ids = np.fromiter(tokens.values(), dtype=np.uint32)
+    ids = np.fromiter(ids_by_token.values(), dtype=np.uint32)
     return TiktokenEncoder(encoding, ids, normalizer and _NORMAL_FORMS[normalizer["type"]](), plain)
 
 
 # Merges.
 
 
-def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] | None:
-    """Ids of all tokens that text can become, by their bytes, in the order of rank: the 256 bytes, then the merges.
+def _ids_by_token(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] | None:
+    """Return the id of every token that a text can become. The keys are the bytes of the tokens.
 
-    None if merging by rank is not certain to be the same function (see the module).
+    The order is that of tiktoken's ranks: first the 256 bytes, then the tokens in the order of their merges.
+
+    Returns None if the condition in the module's docstring is not true.
     """
     if model["type"] != "BPE" or model["dropout"]:
         return None
@@ -220,32 +250,38 @@ def _ranks(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] |
     if not vocab.keys() >= alphabet.keys() or len(set(merged)) < len(merged):
         return None
     if model["ignore_merges"]:
-        return None  # a pre-token that is an entry of the vocabulary is not merged: other rules apply
+        return None  # Such a tokenizer does not merge a pre-token that is in the vocabulary.
     bpe = tokenizer.model
-    if any([part.value for part in bpe.tokenize(token)] != [token] for token in merged):
+    if any([piece.value for piece in bpe.tokenize(token)] != [token] for token in merged):
         return None
-    return {bytes(alphabet[letter] for letter in token): vocab[token] for token in (*alphabet, *merged)}
+    return {bytes(alphabet[character] for character in token): vocab[token] for token in (*alphabet, *merged)}
 
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each letter of byte-level BPE represents: printable bytes are their own letter, the rest are the
-    letters from U+0100 on, in their order (Radford et al. 2019, the published encoder)."""
+    """Return the byte for each character with which byte-level BPE writes bytes in its vocabulary.
+
+    A printable byte is written as the character with this code. The other bytes are written, in ascending order, as the
+    characters from U+0100 on (Radford et al. 2019, the published encoder).
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-# Cuts.
+# Splitting into pre-tokens.
 
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++"
 _GPT2 = _WORDS + r"| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++\z|\s+(?=\s)|\s"
-"""The cuts of GPT-2 (Radford et al. 2019), written so that little backtracks: a run of whitespace gives its last
-character to the word after it."""
+"""Matches the pre-tokens of GPT-2 (Radford et al. 2019), with less backtracking than the published expression. The last
+character of a run of white space belongs to the word after it."""
 
 
-def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """A regular expression whose matches are the pre-tokens, end to end; None for other pre-tokenizers."""
+def _split_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
+    """Return a regular expression whose matches are the pre-tokens of a text, without gaps between them.
+
+    Returns None for a pre-tokenizer that is not supported.
+    """
     if pre_tokenizer is None:
         return None
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
@@ -256,20 +292,26 @@ def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
         return _GPT2 if last["use_regex"] else None
     first = before[0]
     if first["type"] == "Digits" and first["individual_digits"] and last["use_regex"]:
-        return _single_digits()
+        return _single_digits_pattern()
     if first["type"] == "Split" and not last["use_regex"]:
-        return _split(first)
+        return _gapless_pattern(first)
     return None
 
 
-def _single_digits() -> str:
-    """The cuts of GPT-2 between single digits; a digit ends whitespace as the end of the text does."""
-    digit = _digits()
+def _single_digits_pattern() -> str:
+    """Return the pattern of GPT-2 with every digit as a pre-token of its own.
+
+    White space before a digit is matched in the same way as white space at the end of the text.
+    """
+    digit = _digit_ranges()
     return _WORDS + rf"|[{digit}]| ?[^\s\p{{L}}{digit}]++|\s++(?=[{digit}]|\z)|\s+(?=\s)|\s"
 
 
-def _split(step: Mapping[str, Any]) -> str | None:
-    """The cuts of a Split by a regular expression: its matches, and the text between two of them."""
+def _gapless_pattern(step: Mapping[str, Any]) -> str | None:
+    """Return a pattern for a `Split` step. It matches the matches of the step's expression and the text between them.
+
+    Returns None if the step does not split by a regular expression or does not keep its matches as pre-tokens.
+    """
     if "Regex" not in step["pattern"] or step["behavior"] != "Isolated" or step["invert"]:
         return None
     match = step["pattern"]["Regex"]
@@ -277,19 +319,19 @@ def _split(step: Mapping[str, Any]) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _digits() -> str:
-    """The digits of the Digits pre-tokenizer, as ranges of a character class.
+def _digit_ranges() -> str:
+    """Return the characters that the `Digits` pre-tokenizer treats as digits, as ranges for a character class.
 
-    The library itself is asked, for `\\p{N}` of the regular expressions may be of an older Unicode. No plane above the
-    second has numerals.
+    The pre-tokenizer is called for every candidate, because `\\p{N}` of the regular expression library may be from an
+    older version of Unicode. Numerals have code points below 0x20000.
     """
     digits = pre_tokenizers.Digits(individual_digits=True)
     candidates = (chr(code) for code in range(0x20000) if unicodedata.category(chr(code)) in ("Nd", "Nl", "No", "Cn"))
-    codes = [ord(letter) for letter in candidates if len(digits.pre_tokenize_str(f"a{letter}")) == 2]
+    codes = [ord(character) for character in candidates if len(digits.pre_tokenize_str(f"a{character}")) == 2]
     return "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _runs(codes))
 
 
 def _runs(codes: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """(first, last) of every run of consecutive numbers."""
+    """Return (first, last) of every run of consecutive numbers."""
     breaks = [position for position, (before, after) in enumerate(pairwise(codes), start=1) if after > before + 1]
     return [(codes[start], codes[end - 1]) for start, end in pairwise([0, *breaks, len(codes)])]

@@ -1,10 +1,12 @@
-"""The tokenizer: three kinds of model, special tokens, a chat template, and the folder that transformers and vLLM load.
+"""Tokenizers as folders that transformers and vLLM load: special tokens, chat template and fingerprint.
 
-Two tokens end something, and they differ. `<|endoftext|>` is between documents: it is the tokenizer's bos and
-eos, and no chat holds it. `<|end|>` closes a message. A base model's folder names the first as its end, a chat
-model's the second (`base_special_tokens`, `chat_special_tokens`); an engine stops at the tokenizer's eos as well.
+Two special tokens mark an end. `<|endoftext|>` is the separator between documents. It is the tokenizer's bos and eos
+token, and no chat contains it. `<|end|>` is at the end of each message of a chat. A model folder names its end token: a
+base model ends a text with `<|endoftext|>` (`base_special_tokens`), and a chat model ends a completion with `<|end|>`
+(`chat_special_tokens`). vLLM also stops at the tokenizer's eos token.
 
-Every kind is learned from counted words (`count_words`, `train_on_word_counts`).
+A tokenizer is either trained by the stage `vocabulary` and saved by `save_tokenizer`, or it comes from a Hugging Face
+folder of another project.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 from data.tokens.tokenizer_recipe import END_OF_TEXT, MASK, PAD, UNKNOWN
 
 CHAT_TEMPLATE = (
@@ -50,33 +53,35 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a Hugging Face folder, ours or another's. Raises ValueError where there is none."""
+    """Return the tokenizer of a Hugging Face folder. Raises ValueError if the folder has no tokenizer.json."""
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
-            f"tokenizer: {folder} holds no tokenizer.json; give a folder with a tokenizer of the fast kind"
+            f"tokenizer: {folder} has no tokenizer.json; use a folder with a fast tokenizer of Hugging Face, which has "
+            "this file"
         )
-    # Late: it takes seconds, which the workers that only tokenize text need not pay.
-    if _is_ours(folder):
+    # transformers is imported here, because it takes seconds and workers that only encode text do not need it.
+    if _is_saved_by_raymill(folder):
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    # To find the class of a foreign tokenizer it imports torch and scikit-learn: 7.9 s of CPU time against 1.5 s.
+    # AutoTokenizer imports torch and scikit-learn to find the class, so it takes 7.9 s of CPU time instead of 1.5 s.
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether `save_tokenizer` wrote the folder's configuration, so that its class is known."""
+def _is_saved_by_raymill(folder: Path) -> bool:
+    """Return whether `save_tokenizer` wrote the folder. Then the tokenizer's class is PreTrainedTokenizerFast."""
     path = folder / "tokenizer_config.json"
     return path.is_file() and json.loads(path.read_text()).get("chat_template") == CHAT_TEMPLATE
 
 
 def load_encoder(folder: Path) -> Tokenizer:
-    """The bare tokenizer, for text that must not speak in special tokens: a document's `<|end|>` is characters.
+    """Return the tokenizer for encoding documents. It does not recognize special tokens in a text.
 
-    That holds for every kind we learn, and for a foreign tokenizer whose model cannot build a special token from
-    characters. A Unigram model that has `</s>` in its vocabulary (T5, XLM-R) finds it in a text all the same.
+    A text with `<|end|>` is encoded as these characters, not as the special token. This is true for every tokenizer
+    that Raymill trains, and for most others. An exception is a Unigram model with `</s>` in its vocabulary (T5, XLM-R),
+    which finds this token in a text (see `Encoder.encode_without`).
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
@@ -86,37 +91,49 @@ def load_encoder(folder: Path) -> Tokenizer:
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Id of the token between documents: `<|endoftext|>` where there is one (also in SmolLM2, whose chat eos is
-    another), else the eos token, else the sep token (BERT has no eos)."""
-    named: tuple[Any, ...] = (tokenizer.get_vocab().get(END_OF_TEXT), tokenizer.eos_token_id, tokenizer.sep_token_id)
-    for token in named:
-        if token is not None:
-            return int(token)
+    """Return the id of the separator, the special token between documents.
+
+    The separator is `<|endoftext|>` if the tokenizer has this token, otherwise the eos token, otherwise the sep token.
+    SmolLM2 is an example with `<|endoftext|>` and a different eos token. BERT is an example without an eos token.
+
+    Raises ValueError if the tokenizer has none of these tokens.
+    """
+    candidates: tuple[Any, ...] = (
+        tokenizer.get_vocab().get(END_OF_TEXT),
+        tokenizer.eos_token_id,
+        tokenizer.sep_token_id,
+    )
+    for token_id in candidates:
+        if token_id is not None:
+            return int(token_id)
     raise ValueError(
-        f"tokenizer: neither {END_OF_TEXT} nor an eos or sep token is defined, so nothing could separate documents; "
-        "name its eos_token in tokenizer_config.json"
+        f"tokenizer: it has neither {END_OF_TEXT} nor an eos or sep token, so no token can separate documents; "
+        "define eos_token in its tokenizer_config.json"
     )
 
 
 class TokenIds(NamedTuple):
-    """The ids that a model's configuration names."""
+    """The ids of special tokens in a model's configuration."""
 
     bos: int
     eos: int
     pad: int
-    """Never the last token of a document or a chat, so that padding can be recognized."""
+    """Id of the padding token. It is never the token at the end of a document or chat, so padding can be recognized."""
 
 
 def base_special_tokens(folder: Path) -> TokenIds:
-    """Of a base model: the separator begins and ends a text."""
+    """Return the special tokens of a base model, for which the separator is at the beginning and end of a text."""
     tokenizer = load_tokenizer(folder)
     separator = separator_id(tokenizer)
     return TokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
 
 
 def chat_special_tokens(folder: Path) -> TokenIds:
-    """Of a chat model: a completion ends where the chat template closes an assistant's message, and bos is the
-    tokenizer's own, or the separator where it has none."""
+    """Return the special tokens of a chat model.
+
+    The eos token is the token at the end of a message in the chat template. The bos token is that of the tokenizer, or
+    the separator if the tokenizer has none.
+    """
     tokenizer = load_tokenizer(folder)
     bos: Any = tokenizer.bos_token_id
     bos = separator_id(tokenizer) if bos is None else int(bos)
@@ -124,52 +141,72 @@ def chat_special_tokens(folder: Path) -> TokenIds:
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of padding: the tokenizer's own unless that ends a chat too (as in SmolLM2), else another special one."""
-    ends = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
+    """Return the id of a special token that can be used for padding.
+
+    It is the tokenizer's pad token, unless this token is also the end of a chat (as in SmolLM2). In that case it is
+    the separator, the unknown token or the bos token.
+
+    Raises ValueError if all of these tokens are missing or mark an end.
+    """
+    end_ids = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
     pad, unknown, bos = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id
     candidates: tuple[Any, ...] = (pad, separator_id(tokenizer), unknown, bos)
     for candidate in candidates:
-        if candidate is not None and candidate not in ends:
+        if candidate is not None and candidate not in end_ids:
             return int(candidate)
-    raise ValueError("tokenizer: no special token is free for padding; add a pad token to its tokenizer_config.json")
+    raise ValueError(
+        "tokenizer: it has no special token for padding that is not also an end token; define pad_token in its "
+        "tokenizer_config.json"
+    )
 
 
 def vocab_size(folder: Path) -> int:
-    """The number of rows that an embedding needs: the highest token id plus one."""
+    """Return the number of rows that the embedding table needs: the highest token id plus one."""
     return max(load_encoder(folder).get_vocab(with_added_tokens=True).values()) + 1
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids at which a chat's generation stops, lowest first: the token that closes the assistant's message, the
-    tokenizer's eos, and the separator of documents."""
+    """Return the ids of the tokens at which generation in a chat stops, in ascending order.
+
+    These are the token at the end of an assistant's message, the tokenizer's eos token, and the separator.
+    """
     eos: Any = tokenizer.eos_token_id
-    ends = {separator_id(tokenizer), chat_end_id(tokenizer)}
-    return sorted(ends if eos is None else ends | {int(eos)})
+    end_ids = {separator_id(tokenizer), chat_end_id(tokenizer)}
+    return sorted(end_ids if eos is None else end_ids | {int(eos)})
 
 
 def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of the first special token after an assistant's words in the chat template."""
+    """Return the id of the first special token after an assistant's message in the chat template.
+
+    Raises ValueError if there is no chat template, or if it has no special token after the message.
+    """
     if not tokenizer.chat_template:
         raise ValueError("tokenizer: it has no chat template; add chat_template to its tokenizer_config.json")
-    words = "words"
-    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
-    whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    after = whole.rpartition(words)[2]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for token in tokenizer.encode(after, add_special_tokens=False):
-        if token in special:
-            return int(token)
+    text = "words"
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    chat = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    after_message = chat.rpartition(text)[2]
+    special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for token_id in tokenizer.encode(after_message, add_special_tokens=False):
+        if token_id in special_ids:
+            return int(token_id)
     raise ValueError(
-        f"tokenizer: its chat template closes an assistant's message with {after!r}, which is no special token"
+        f"tokenizer: its chat template ends an assistant's message with {after_message!r}, which contains no special "
+        "token; change chat_template in tokenizer_config.json so that a special token ends each message"
     )
 
 
 def fingerprint(folder: Path) -> str:
-    """Identity of the text-to-ids mapping in a folder's `tokenizer.json`; formatting, padding and truncation are no
-    part of it, so it stays the same when transformers saves the tokenizer again."""
+    """Return a hash of everything in a folder's tokenizer.json that decides how text is encoded.
+
+    The format of the file and its settings for padding and truncation do not change the hash. So it stays the same when
+    transformers loads and saves the tokenizer.
+
+    Raises ValueError if the folder has no tokenizer.json.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"tokenizer: {folder} holds no tokenizer.json")
-    whole = json.loads(path.read_text())
-    mapping = {part: whole.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        raise ValueError(f"tokenizer: {folder} has no tokenizer.json")
+    content = json.loads(path.read_text())
+    mapping = {section: content.get(section) for section in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:32]

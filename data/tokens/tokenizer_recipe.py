@@ -1,4 +1,4 @@
-"""The recipe of a tokenizer: its kind, its special tokens and how text is split."""
+"""The recipe of a tokenizer: its algorithm, its special tokens, and how it normalizes and splits text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,52 +13,59 @@ UNKNOWN = "<|unk|>"
 MASK = "<|mask|>"
 
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, USER, ASSISTANT, SYSTEM, END)
-"""Special tokens of every kind, in the order of their ids, from 0."""
+"""Special tokens of every kind of tokenizer. Their ids are 0, 1, 2, … in this order."""
 
-MORE_SPECIAL_TOKENS = {"bpe": (), "wordpiece": (UNKNOWN, MASK), "unigram": (UNKNOWN,)}
-"""Special tokens of one kind; their ids follow."""
+SPECIAL_TOKENS_BY_KIND = {"bpe": (), "wordpiece": (UNKNOWN, MASK), "unigram": (UNKNOWN,)}
+"""Additional special tokens of each kind of tokenizer. Their ids follow those of `SPECIAL_TOKENS`."""
 
 MIN_SIZE = 256 + len(SPECIAL_TOKENS)
-"""Of bpe: every byte has a token, so no text is unknown and every text comes back as it was."""
+"""Smallest vocabulary of a `bpe` tokenizer. Every byte has a token, so any text can be encoded and decoded exactly."""
 
-_COVERAGE = 0.9995  # the default of sentencepiece
+_DEFAULT_COVERAGE = 0.9995  # the default of sentencepiece
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
-    """How text becomes tokens; all but the size."""
+    """All settings of a tokenizer except the size of its vocabulary."""
 
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
-    """bpe: on bytes, so that any text comes back. wordpiece: BERT's; it forgets white space. unigram: as sentencepiece
-    learns it, on characters."""
+    """Algorithm. `bpe` is byte-level BPE, which can encode and decode any text exactly. `wordpiece` is the tokenizer of
+    BERT, which does not keep white space. `unigram` is the tokenizer of sentencepiece, on characters."""
     split_digits: bool = True
-    """Digits stay single tokens, so that numbers of any length are spelled alike."""
+    """Whether every digit is a token of its own, so that long numbers are encoded in the same way as short ones."""
     normalization: Literal["none", "NFC", "NFKC"] = "none"
+    """Unicode normalization of the text before it is encoded."""
     lowercase: bool = False
-    """For wordpiece."""
+    """Whether text is changed to lower case. Only for `wordpiece`."""
     byte_fallback: bool = False
-    """For unigram: characters without a token are spelled in bytes instead of being unknown."""
-    character_coverage: float = _COVERAGE
-    """For wordpiece and unigram: part of the text whose characters, the most frequent ones, have tokens."""
+    """Whether a character without a token is encoded as bytes instead of the unknown token. Only for `unigram`."""
+    character_coverage: float = _DEFAULT_COVERAGE
+    """Fraction of the text's characters that must have a token. The rarest characters, beyond this fraction, have none.
+    Only for `wordpiece` and `unigram`."""
 
     def check(self) -> None:
-        """Raise ValueError for a value out of its range, or one that the kind would ignore."""
+        """Raise ValueError if a field is out of its range, or if the tokenizer's kind does not use it."""
         if self.lowercase and self.kind != "wordpiece":
-            raise ValueError(f"lowercase: true is for kind wordpiece, not {self.kind}; leave it out")
+            raise ValueError(f"lowercase: true is only for `kind: wordpiece`, not for {self.kind}; remove it")
         if self.byte_fallback and self.kind != "unigram":
-            why = "works on bytes anyway" if self.kind == "bpe" else "has no byte tokens"
-            raise ValueError(f"byte_fallback: true is for kind unigram; {self.kind} {why}, so leave it out")
-        if self.character_coverage != _COVERAGE and self.kind == "bpe":
-            raise ValueError("character_coverage: bpe covers every character by its bytes; leave it out")
+            reason = "always works on bytes" if self.kind == "bpe" else "has no byte tokens"
+            raise ValueError(f"byte_fallback: true is only for `kind: unigram`; {self.kind} {reason}, so remove it")
+        if self.character_coverage != _DEFAULT_COVERAGE and self.kind == "bpe":
+            raise ValueError(
+                "character_coverage: not for `kind: bpe`, which covers every character with byte tokens; remove it"
+            )
         if not 0 < self.character_coverage <= 1:
             raise ValueError(f"character_coverage: {self.character_coverage} must be above 0 and at most 1")
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """In the order of their ids, from 0."""
-        return (*SPECIAL_TOKENS, *MORE_SPECIAL_TOKENS[self.kind])
+        """All special tokens, in the order of their ids. The first id is 0."""
+        return (*SPECIAL_TOKENS, *SPECIAL_TOKENS_BY_KIND[self.kind])
 
     @property
-    def least_size(self) -> int:
-        """The number of tokens before any is learned; except for bpe, the characters of the text are added to it."""
+    def min_size(self) -> int:
+        """Number of tokens that the vocabulary has before training.
+
+        For `wordpiece` and `unigram`, the characters of the text are needed in addition.
+        """
         return len(self.special_tokens) + (256 if self.kind == "bpe" or self.byte_fallback else 0)

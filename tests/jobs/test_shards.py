@@ -131,7 +131,9 @@ def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
         # The text that differs is one of the sample's; the route of one part is not the next one's.
         with monkeypatch.context() as patch:
             if "text number 0" in sample:
-                patch.setattr("data.tokens.encode._agree", lambda fast, plain, texts: "text number 0" not in texts)
+                patch.setattr(
+                    "data.tokens.encode._give_equal_ids", lambda fast, plain, texts: "text number 0" not in texts
+                )
             return really(folder, sample)
 
     monkeypatch.setattr(data.tokens.shard_tasks, "fast_encoder", slow_for_one_part)

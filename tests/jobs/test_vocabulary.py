@@ -205,7 +205,7 @@ def test_a_default_vocabulary_keeps_its_identity() -> None:
 
 def test_a_setting_that_the_kind_would_not_heed_is_refused() -> None:
     for values, message in (
-        ({"byte_fallback": True}, "byte_fallback: true is for kind unigram"),
+        ({"byte_fallback": True}, "byte_fallback: true is only for `kind: unigram`"),
         ({"kind": "unigram", "size": 250, "byte_fallback": True}, "size: 250 must be above 263"),
         ({"execution": {"workers": -1}}, "execution.workers: -1 must not be negative"),
     ):
