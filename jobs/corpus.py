@@ -40,9 +40,14 @@ from data.corpus.accounting import (
     summarize,
     summary_without_forgotten,
 )
-from data.corpus.cleaning_tasks import EXPANSION, clean_all, cleaning_tasks, text_bytes
+from data.corpus.cleaning_tasks import (
+    TEXT_BYTES_PER_COMPRESSED_BYTE,
+    estimate_text_bytes,
+    plan_cleaning_tasks,
+    run_cleaning_tasks,
+)
 from data.corpus.forget import Corpus, apply_changes, stage_changes
-from data.corpus.origins import names_by_source, source_files, write_file_names
+from data.corpus.origins import names_by_source, number_files, write_file_names
 from data.corpus.part_tasks import write_parts
 from data.corpus.parts import MAX_PARTS, PARTS_JSON, PartRecord, part_record, read_part_records
 from data.corpus.quarantine import write_quarantine
@@ -160,20 +165,20 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     """Write documents/, drops/, origins/, quarantine/ and the files that describe them. Returns the counts."""
     output, execution = context.output, config.execution
     ranges = plan_ranges(config.sources, execution.task_mib << 20)
-    files = source_files(config.sources, ranges)
+    files = number_files(config.sources, ranges)
     work = CorpusWork(
         output=output,
         folder=output / WORK,
         sources=config.sources,
         steps=pinned_steps(config),
-        num_parts=num_parts(text_bytes(config.sources, ranges), config.part_mib),
+        num_parts=num_parts(estimate_text_bytes(config.sources, ranges), config.part_mib),
         forgotten_ids=context.forgotten,
     )
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
         fairness = driver.submit(fairness_ledger, work.steps)  # computed while the workers clean
-        tasks = cleaning_tasks(files, ranges, execution.task_mib << 20)
-        cleaned = clean_all(work, tasks, workers=execution.workers)
+        tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
+        cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
         parts = write_parts(
             work,
             [chunk for answer in cleaned for chunk in answer.chunk_files],
@@ -293,7 +298,7 @@ def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
 def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
     """Return the quantities for the forecast. Reading and each step take time in proportion to the bytes of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
-    num_mb = sum(size * (EXPANSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
+    num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Files are read in tasks of task_mib, and a last small task takes a worker's whole turn.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = num_parallel_tasks(config.execution.workers, tasks)

@@ -1,4 +1,8 @@
-"""The account of a corpus: of every source, records read = documents kept + dropped (by reason) + quarantined."""
+"""Counts what became of every record that a corpus read, and checks that no record is lost.
+
+For every source, the number of records read is the number of documents kept, plus those dropped (counted by reason),
+plus the records quarantined.
+"""
 
 import hashlib
 from collections import Counter
@@ -13,19 +17,21 @@ class SourceCounts:
     """What became of the records of one source."""
 
     read: int = 0
-    """Records that should hold a document; those in quarantine are among them."""
+    """Number of records that should be a document, including records that went to quarantine."""
     quarantined: int = 0
+    """Number of records that could not be read and went to quarantine."""
     others: int = 0
-    """Records of another purpose, such as a WARC file's requests; not among those read."""
+    """Number of records that are no documents, such as requests in a WARC file. They do not count as read."""
     bytes_read: int = 0
-    """Of the texts, before cleaning."""
+    """Total bytes of the texts before cleaning."""
     kept: int = 0
+    """Number of kept documents."""
     bytes: int = 0
-    """Of the texts that are kept."""
+    """Total bytes of the texts of the kept documents."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Documents by reason."""
+    """Number of dropped documents for each reason."""
     changed: dict[str, int] = field(default_factory=dict)
-    """How often each cleaning step made each change."""
+    """How often cleaning steps made each change to a text. The keys are `STEP/CHANGE`."""
 
     def __add__(self, other: "SourceCounts") -> "SourceCounts":
         return SourceCounts(
@@ -42,9 +48,10 @@ class SourceCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """What artifact.json says of a corpus. Counts are over all sources, as in `SourceCounts`."""
+    """The summary of a corpus in artifact.json. Its counts are sums over all sources; see `SourceCounts`."""
 
     documents: int
+    """Number of kept documents."""
     read: int
     quarantined: int
     others: int
@@ -52,42 +59,44 @@ class CorpusSummary:
     bytes: int
     dropped: dict[str, int]
     sources: dict[str, SourceCounts]
+    """Counts for each source."""
     content_digest: str
-    """Identity of all documents."""
+    """Hash of all kept documents."""
     parts: int
+    """Number of parts."""
     mixture: dict[str, float]
-    """The share of each source's documents that the mixture keeps; empty without a mixture."""
+    """Share of each source's documents that the mixture keeps. Empty without a mixture."""
 
 
 def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
-    """The sums by source."""
+    """Add up counts for each source."""
     total: dict[str, SourceCounts] = {}
     for by_source in counts:
-        for source, more in by_source.items():
-            total[source] = total.get(source, SourceCounts()) + more
+        for source, source_counts in by_source.items():
+            total[source] = total.get(source, SourceCounts()) + source_counts
     return total
 
 
 def summarize(
     sources: Mapping[str, SourceCounts], parts: Sequence[PartRecord], mixture: Mapping[str, float]
 ) -> CorpusSummary:
-    """The summary of a corpus of these parts. `sources` holds all counts but for those of the parts, for every source.
+    """Return the summary of a corpus with these parts. Checks that the counts of every source add up.
 
-    Checks that every source's account closes.
+    `sources` has the counts of every source that cleaning tasks made. The counts of the parts are added to them.
     """
-    in_parts = sum_by_source(_source_counts(part.counts) for part in parts)
+    part_counts = sum_by_source(_source_counts(part.counts) for part in parts)
     by_source = {
-        name: _check_counts(name, counts + in_parts.get(name, SourceCounts())) for name, counts in sources.items()
+        name: _check_counts(name, counts + part_counts.get(name, SourceCounts())) for name, counts in sources.items()
     }
-    every = list(by_source.values())
+    all_counts = list(by_source.values())
     return CorpusSummary(
-        documents=sum(counts.kept for counts in every),
-        read=sum(counts.read for counts in every),
-        quarantined=sum(counts.quarantined for counts in every),
-        others=sum(counts.others for counts in every),
-        bytes_read=sum(counts.bytes_read for counts in every),
-        bytes=sum(counts.bytes for counts in every),
-        dropped=_sum_by_name(counts.dropped for counts in every),
+        documents=sum(counts.kept for counts in all_counts),
+        read=sum(counts.read for counts in all_counts),
+        quarantined=sum(counts.quarantined for counts in all_counts),
+        others=sum(counts.others for counts in all_counts),
+        bytes_read=sum(counts.bytes_read for counts in all_counts),
+        bytes=sum(counts.bytes for counts in all_counts),
+        dropped=_sum_by_name(counts.dropped for counts in all_counts),
         sources=by_source,
         content_digest=_content_digest(parts),
         parts=len(parts),
@@ -96,46 +105,57 @@ def summarize(
 
 
 def summary_without_forgotten(
-    summary: CorpusSummary, forgotten: Mapping[str, int], parts: Sequence[PartRecord]
+    summary: CorpusSummary, num_forgotten: Mapping[str, int], parts: Sequence[PartRecord]
 ) -> CorpusSummary:
-    """The summary after documents are forgotten, so many of each source, and the parts are rewritten.
+    """Return the summary of a corpus from which documents were forgotten.
 
-    What cleaning changed in texts stays as it was counted when that was done.
+    `num_forgotten` is their number for each source, and `parts` are all parts as they are now. The number of changes
+    that cleaning steps made stays the same, because texts are not cleaned again to count them.
     """
     sources: dict[str, SourceCounts] = {}
     for name, counts in summary.sources.items():
-        dropped = {"forgotten": counts.dropped.get("forgotten", 0) + forgotten.get(name, 0)}
+        dropped = {"forgotten": counts.dropped.get("forgotten", 0) + num_forgotten.get(name, 0)}
         sources[name] = replace(counts, kept=0, bytes=0, dropped=dropped)
     return summarize(sources, parts, summary.mixture)
 
 
 def check_not_empty(summary: CorpusSummary) -> None:
-    """Raise ValueError naming the filter that took most when no document is left."""
+    """Raise ValueError if no document is kept. The message names the most frequent reason."""
     if summary.documents:
         return
-    taken = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])
-    account = ", ".join(f"{reason} {number:,}" for reason, number in taken if number)
-    most = taken[0][0]
-    remedy = "see quarantine for the reasons" if most == "quarantine" else f"loosen {most.partition('/')[0]}"
-    raise ValueError(f"corpus: no document is left of {summary.read:,} read; most went to {most} ({account}); {remedy}")
+    losses = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])
+    counts_by_reason = ", ".join(f"{reason} {count:,}" for reason, count in losses if count)
+    most_frequent = losses[0][0]
+    remedy = (
+        "see the corpus's folder quarantine for the reasons"
+        if most_frequent == "quarantine"
+        else f"loosen the settings of {most_frequent.partition('/')[0]}"
+    )
+    raise ValueError(
+        f"corpus: none of {summary.read:,} documents read is kept; most were lost to {most_frequent} "
+        f"({counts_by_reason}); {remedy}"
+    )
 
 
-def _source_counts(parts: Mapping[str, PartCounts]) -> dict[str, SourceCounts]:
+def _source_counts(part_counts: Mapping[str, PartCounts]) -> dict[str, SourceCounts]:
+    """Convert the counts of a part to `SourceCounts`."""
     return {
         name: SourceCounts(kept=counts.kept, bytes=counts.bytes, dropped=counts.dropped)
-        for name, counts in parts.items()
+        for name, counts in part_counts.items()
     }
 
 
 def _check_counts(source: str, counts: SourceCounts) -> SourceCounts:
-    """The counts, checked to add up."""
-    closed = counts.kept + sum(counts.dropped.values()) + counts.quarantined
-    assert counts.read == closed, f"{source}: {counts.read} records read, but {closed} accounted for: {counts}"
+    """Check that kept, dropped and quarantined records add up to the records read. Returns the counts."""
+    total = counts.kept + sum(counts.dropped.values()) + counts.quarantined
+    assert counts.read == total, (
+        f"{source}: {counts.read} records were read, but {total} were kept, dropped or quarantined: {counts}"
+    )
     return counts
 
 
 def _sum_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums by name, in the order of the names; zeros are left out."""
+    """Add up counts for each name. Names are sorted, and names with the sum 0 are left out."""
     total: Counter[str] = Counter()
     for by_name in counts:
         total.update(by_name)
@@ -143,4 +163,5 @@ def _sum_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _content_digest(parts: Iterable[PartRecord]) -> str:
+    """Return the hash of the documents of all parts."""
     return hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()

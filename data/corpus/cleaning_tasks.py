@@ -1,4 +1,7 @@
-"""The first half of a corpus: tasks that read ranges of the source files, clean the documents and write chunks."""
+"""The first half of the `corpus` stage: tasks read ranges of the source files, clean the documents and write chunks.
+
+A chunk is an intermediate file that the tasks of the second half read (`chunks.py`, `part_tasks.py`).
+"""
 
 import hashlib
 import json
@@ -13,7 +16,7 @@ from cluster.plain import to_plain
 from cluster.tasks import run_tasks
 from data.corpus.accounting import SourceCounts
 from data.corpus.chunks import ChunkWriter, PartRow, clean_rows
-from data.corpus.origins import FilesOfSource
+from data.corpus.origins import FileNumbers
 from data.corpus.quarantine import quarantine_lines
 from data.corpus.work import CorpusWork
 from data.document import Document, Quarantined, ReadRange, SkippedRecord, Source
@@ -22,24 +25,26 @@ from data.sources.readers import read_records
 
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
-_OPENING_BYTES = 1 << 10
-"""Opening a file takes as long as reading so much."""
+_MIN_FILE_BYTES = 1 << 10
+"""Size that a small file counts when files are grouped into tasks. Opening a file takes as long as reading so much."""
 
-EXPANSION = 4
-"""About how many bytes of text a byte of a compressed file holds; only the number of parts depends on it."""
+TEXT_BYTES_PER_COMPRESSED_BYTE = 4
+"""Estimated bytes of text for each byte of a compressed file. Only the number of parts depends on this estimate."""
 
-Record = Document | Quarantined | SkippedRecord
+ReadResult = Document | Quarantined | SkippedRecord
 
 
 class FileRange(NamedTuple):
-    """A range to read, with the number of its file among its source's files."""
+    """A range to read, and the number of its file among the files of its source."""
 
-    file: int
-    range: ReadRange
+    file_number: int
+    read_range: ReadRange
 
 
 @dataclass(frozen=True)
 class CleaningTask:
+    """The ranges that one task reads and cleans."""
+
     ranges: list[FileRange]
 
 
@@ -48,37 +53,44 @@ class CleanedRanges:
     """What a cleaning task wrote."""
 
     chunk_files: list[str]
+    """Names of its chunks."""
     quarantine_file: str | None
-    """The file of its bad records, if it met any."""
+    """Name of the file with its quarantined records. None if all records could be read."""
     counts: dict[str, SourceCounts]
-    """By source."""
+    """Counts for each source."""
 
 
-def text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) -> int:
-    """About how many bytes of text the ranges hold: a function of the files' formats, names and sizes alone."""
-    is_packed = [source.format == "parquet" for source in sources]
+def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) -> int:
+    """Estimate how many bytes of text the ranges contain. Depends only on formats, names and sizes of the files."""
+    is_parquet = [source.format == "parquet" for source in sources]
     return sum(
-        range_.num_bytes * (EXPANSION if is_packed[range_.source] or is_compressed(range_.url) else 1)
-        for range_ in ranges
+        read_range.num_bytes
+        * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_parquet[read_range.source] or is_compressed(read_range.url) else 1)
+        for read_range in ranges
     )
 
 
-def cleaning_tasks(files: Sequence[FilesOfSource], ranges: Sequence[ReadRange], task_bytes: int) -> list[CleaningTask]:
-    """Consecutive ranges in tasks of about `task_bytes` each, so that many small files make few tasks."""
+def plan_cleaning_tasks(
+    files: Sequence[FileNumbers], ranges: Sequence[ReadRange], task_bytes: int
+) -> list[CleaningTask]:
+    """Group consecutive ranges into tasks of about `task_bytes`. So many small files become few tasks.
+
+    `files` has the file numbers of each source (`number_files`).
+    """
     tasks: list[CleaningTask] = []
-    size = 0
-    for range_ in ranges:
-        num_bytes = max(range_.num_bytes, _OPENING_BYTES)
-        if not tasks or size + num_bytes > task_bytes:
+    bytes_in_task = 0
+    for read_range in ranges:
+        num_bytes = max(read_range.num_bytes, _MIN_FILE_BYTES)
+        if not tasks or bytes_in_task + num_bytes > task_bytes:
             tasks.append(CleaningTask([]))
-            size = 0
-        tasks[-1].ranges.append(FileRange(files[range_.source][range_.url], range_))
-        size += num_bytes
+            bytes_in_task = 0
+        tasks[-1].ranges.append(FileRange(files[read_range.source][read_range.url], read_range))
+        bytes_in_task += num_bytes
     return tasks
 
 
-def clean_all(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int | None) -> list[CleanedRanges]:
-    """Do every task that is not done yet."""
+def run_cleaning_tasks(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int | None) -> list[CleanedRanges]:
+    """Run the tasks, except those that finished before the run was killed. Returns the results in the tasks' order."""
     return run_tasks(
         partial(clean_ranges, work=work),
         tasks,
@@ -90,8 +102,8 @@ def clean_all(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int |
 
 
 def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
-    """Read and clean a task's ranges into chunks, and its bad records into a quarantine file."""
-    key = hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]
+    """Read and clean the ranges of a task. Writes chunks of rows, and a quarantine file if a record is unreadable."""
+    key = hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]  # makes the file names unique
     chunks = ChunkWriter(work.folder, f"chunks/{key}", work.num_parts, deduplicate=work.drops_exact_duplicates)
     name = f"quarantine/{key}.jsonl"
     quarantine: BinaryIO | None = None
@@ -108,25 +120,27 @@ def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
 
 
 class _Batch(NamedTuple):
-    """Some records of one source."""
+    """Consecutive records of one source."""
 
     source: Source
-    files: FilesOfSource
-    """The files that they may be from."""
-    records: list[Record]
+    files: FileNumbers
+    """Numbers of the files that the records may come from."""
+    records: list[ReadResult]
 
 
 class _CleanedBatch(NamedTuple):
+    """The rows of a batch's documents, and the counts that cannot be computed from the rows."""
+
     rows: list[PartRow]
     counts: SourceCounts
 
 
 def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
-    """The row of every document of a batch, and the counts of its records."""
+    """Clean the documents of a batch."""
     documents = [record for record in batch.records if isinstance(record, Document)]
-    remembered = [document for document in documents if document.id not in work.forgotten_ids]
+    not_forgotten = [document for document in documents if document.id not in work.forgotten_ids]
     cleaned = clean_rows(
-        remembered, work.steps, fraction=batch.source.fraction, files=batch.files, num_parts=work.num_parts
+        not_forgotten, work.steps, fraction=batch.source.fraction, files=batch.files, num_parts=work.num_parts
     )
     num_bad = sum(isinstance(record, Quarantined) for record in batch.records)
     counts = SourceCounts(
@@ -134,24 +148,25 @@ def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
         quarantined=num_bad,
         others=len(batch.records) - num_bad - len(documents),
         bytes_read=sum(len(document.text.encode()) for document in documents),
-        dropped={"forgotten": len(documents) - len(remembered)},
-        changed=dict(cleaned.changed),
+        dropped={"forgotten": len(documents) - len(not_forgotten)},
+        changed=dict(cleaned.num_changes),
     )
     return _CleanedBatch(cleaned.rows, counts)
 
 
 def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:
-    """The records of a task's ranges, in batches of one source each."""
-    for source, file_ranges in groupby(task.ranges, key=lambda file_range: sources[file_range.range.source]):
+    """Yield the records of a task's ranges in batches. Each batch has records of one source."""
+    for source, file_ranges in groupby(task.ranges, key=lambda file_range: sources[file_range.read_range.source]):
         ranges = list(file_ranges)
-        files = {range_.url: file for file, range_ in ranges}
-        for records in _bounded_batches(record for _, range_ in ranges for record in read_records(source, range_)):
+        files = {read_range.url: file_number for file_number, read_range in ranges}
+        results = (result for _, read_range in ranges for result in read_records(source, read_range))
+        for records in _bounded_batches(results):
             yield _Batch(source, files, records)
 
 
-def _bounded_batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The records in lists that are bounded in number and in bytes."""
-    batch: list[Record] = []
+def _bounded_batches(records: Iterable[ReadResult]) -> Iterator[list[ReadResult]]:
+    """Group the records into lists of limited length and of limited text bytes."""
+    batch: list[ReadResult] = []
     num_bytes = 0
     for record in records:
         batch.append(record)

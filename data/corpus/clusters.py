@@ -37,7 +37,7 @@ from data.corpus.minhash import band_hashes, minhash_signatures, mix_bits, signa
 Result = TypeVar("Result")
 
 MAX_BUCKETS = 1024
-EDGES_AT_ONCE = 1 << 20
+MAX_DRIVER_EDGES = 1 << 20
 """The driver connects up to so many edges (16 MiB) itself; more of them take rounds of many tasks."""
 
 _ENTRY = np.dtype([("hash", "<u8"), ("digest", "<u8"), ("row", "<u4")])
@@ -196,7 +196,7 @@ def find_clusters(
     phases.run("attach", _attach, len(parts), _RecordCount, rule=rule)
     linked = phases.run("link", _link, num_buckets, _RecordCount, rule=rule)
     num_edges = sum(written.records for written in (*matched, *linked))
-    labels = _connect(layout) if num_edges <= EDGES_AT_ONCE else _connect_in_rounds(phases)
+    labels = _connect(layout) if num_edges <= MAX_DRIVER_EDGES else _connect_in_rounds(phases)
     phases.run("name", _name, len(parts), _RecordCount, labels=labels)
     phases.run("keep", _keep, num_buckets, _RecordCount)
     work.write_json("clusters.json", {"num_buckets": num_buckets})

@@ -28,7 +28,7 @@ from data.corpus.chunks import PartRow, clean_rows
 from data.corpus.exact_duplicates import sort_and_deduplicate
 from data.corpus.links import representatives
 from data.corpus.mixture import apply_mixture
-from data.corpus.parts import Part, WrittenPart, part_from_rows, part_name, read_part, write_part
+from data.corpus.parts import Part, WrittenPart, part_file, part_from_rows, read_part, write_part
 from data.corpus.rows import ROW_SCHEMA, Drop, drop_rows, kept_positions, to_table
 from data.document import Document, Source
 from data.sources.readers import read_documents_at
@@ -107,7 +107,7 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
     for number, leaving_ids in sorted(leaving.items()):
         before = read_part(corpus.output, number)
         coming = table.filter(pc.equal(table["part"], number)).select(ROW_SCHEMA.names)
-        after = before.without(leaving_ids).joined(part_from_rows(coming))
+        after = before.without_ids(leaving_ids).with_rows_of(part_from_rows(coming))
         if after != before:
             parts.append(write_part(corpus.staging, number, after))
             _remove_unchanged(corpus.staging, number, before, after)
@@ -124,7 +124,7 @@ def apply_changes(output: Storage, staged: Storage) -> None:
 def _remove_unchanged(staged: Storage, number: int, before: Part, after: Part) -> None:
     for kind, table_before, table_after in zip(Part._fields, before, after, strict=True):
         if table_before == table_after:
-            staged.remove(part_name(kind, number))
+            staged.remove(part_file(kind, number))
 
 
 def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
@@ -144,7 +144,7 @@ def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[
 
 def _duplicate_pairs(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
     """(id, kept id) of every duplicate that is, or was dropped for, one of `ids`."""
-    with output.open(part_name("drops", part)) as file:
+    with output.open(part_file("drops", part)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
     dropped, kept = table["id"], table["kept_id"]
     table = table.filter(pc.and_(kept.is_valid(), pc.or_(pc.is_in(dropped, ids), pc.is_in(kept, ids))))
@@ -160,7 +160,7 @@ def find_origin_rows(output: Storage, num_parts: int, ids: Collection[str]) -> l
 
 
 def _find_origin_rows_in_part(output: Storage, part: int, ids: list[str]) -> list[OriginRow]:
-    with output.open(part_name("origins", part)) as file:  # ordered by id, so most of it need not be read
+    with output.open(part_file("origins", part)) as file:  # ordered by id, so most of it need not be read
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
     return [OriginRow(part, **row) for row in table.to_pylist()]
 

@@ -1,4 +1,4 @@
-"""The mixture of a corpus: how much of each source is kept, so that the bytes are in the proportion of the weights."""
+"""Applies a mixture: drops documents so that the kept bytes of the sources are in the proportion of given weights."""
 
 from collections.abc import Mapping
 
@@ -9,24 +9,32 @@ from data.document import unit_hash
 
 
 def mixture_shares(num_bytes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
-    """The share of each source's documents to keep, so that bytes are as the weights say and as many as possible.
+    """Return the share of each source's documents to keep. Nothing is repeated, and as much is kept as possible.
 
-    With B bytes of a source and weight w (of weights that sum to 1) the whole is T = min(B / w), the share w T / B.
-    A source with no bytes left, or weight 0, has share 0 and limits no other.
+    `num_bytes` are the bytes that each source has. Let B be the bytes of a source and w its weight, with weights that
+    sum to 1. Then the mixture has T = min(B / w) bytes, and the share of a source is w T / B. A source without bytes or
+    with the weight 0 has the share 0, and it does not limit the other sources.
     """
-    total = sum(weights.values())
-    whole = min(
-        (num_bytes[name] * total / weight for name, weight in weights.items() if weight and num_bytes.get(name)),
+    sum_of_weights = sum(weights.values())
+    mixture_bytes = min(
+        (
+            num_bytes[name] * sum_of_weights / weight
+            for name, weight in weights.items()
+            if weight and num_bytes.get(name)
+        ),
         default=0.0,
     )
     return {
-        name: min(1.0, weight / total * whole / num_bytes[name]) if num_bytes.get(name) else 0.0
+        name: min(1.0, weight / sum_of_weights * mixture_bytes / num_bytes[name]) if num_bytes.get(name) else 0.0
         for name, weight in weights.items()
     }
 
 
 def apply_mixture(rows: pa.Table, shares: Mapping[str, float]) -> pa.Table:
-    """The rows after each source is reduced to its share, by a hash of the ids; all of them without shares."""
+    """Return the rows after each source is reduced to its share. A hash of the id decides which documents are dropped.
+
+    If `shares` is empty, there is no mixture, and no document is dropped.
+    """
     if not shares:
         return rows
     ids, sources = rows["id"], rows["source"]

@@ -1,8 +1,9 @@
-"""The second half of a corpus: tasks in which the documents of a part meet, and write its files.
+"""The second half of the `corpus` stage: tasks read the rows of a part from all chunks and write the part's files.
 
-    deduplicate ─▶ find near-duplicates (`clusters.py`) ─▶ weigh ─▶ write
+    deduplicate ─▶ find near-duplicates (`clusters.py`) ─▶ count bytes ─▶ write
 
-Without near-duplicates and a mixture one pass over the parts does it all.
+Counting the bytes of each source is necessary only for a mixture. If the recipe has neither near-duplicates nor a
+mixture, a single phase deduplicates and writes the parts.
 """
 
 from collections import Counter
@@ -27,18 +28,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class GatheredPart:
-    """A part whose rows are in the work folder."""
+    """What a task returns for a part whose rows it has written to the work folder."""
 
-    bytes: dict[str, int]
-    """Of the texts that each source has left in it."""
+    kept_bytes: dict[str, int]
+    """Bytes of the kept texts of each source."""
     nodes: PartNodes | None = None
-    """What the search for near-duplicates has of it."""
+    """Describes the files that the search for near-duplicates reads. None without that search."""
 
 
 class WrittenParts(NamedTuple):
+    """The parts of a finished corpus."""
+
     parts: list[WrittenPart]
     mixture_shares: dict[str, float]
-    """The share of each source that the mixture keeps; empty without a mixture."""
+    """Share of each source's documents that the mixture keeps. Empty without a mixture."""
 
 
 def write_parts(
@@ -49,10 +52,15 @@ def write_parts(
     partitions: int | None,
     workers: int | None,
 ) -> WrittenParts:
-    """Write every part of the chunks; a task takes several parts where there are fewer `partitions` than parts."""
+    """Write all parts of a corpus from its chunks.
+
+    `partitions` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
+    parts. None means a task for each part.
+    """
     tasks = _split_parts(work.num_parts, partitions)
 
-    def over_parts(function: Callable[..., list[Result]], result_type: type[Result], label: str) -> list[Result]:
+    def run_phase(function: Callable[..., list[Result]], result_type: type[Result], label: str) -> list[Result]:
+        """Call the function with the part numbers of each task. Returns the results of all parts."""
         results = run_tasks(
             function,
             tasks,
@@ -66,8 +74,8 @@ def write_parts(
     settings = work.near_duplicate_settings
     if settings is None and mixture is None:
         label = "deduplicate and write"
-        return WrittenParts(over_parts(partial(_gather_and_write, work=work, chunks=chunks), WrittenPart, label), {})
-    gathered = over_parts(partial(_gather_parts, work=work, chunks=chunks), GatheredPart, "deduplicate")
+        return WrittenParts(run_phase(partial(_write_parts_directly, work=work, chunks=chunks), WrittenPart, label), {})
+    gathered = run_phase(partial(_gather_parts, work=work, chunks=chunks), GatheredPart, "deduplicate")
     if settings is not None:
         nodes = [part.nodes for part in gathered if part.nodes is not None]
         find_clusters(
@@ -76,69 +84,73 @@ def write_parts(
     shares: dict[str, float] = {}
     if mixture is not None:
         if settings is not None:
-            gathered = over_parts(partial(_count_bytes, work=work), GatheredPart, "weigh")
+            gathered = run_phase(partial(_count_bytes, work=work), GatheredPart, "count bytes")
         num_bytes: Counter[str] = Counter()
         for part in gathered:
-            num_bytes.update(part.bytes)
+            num_bytes.update(part.kept_bytes)
         shares = mixture_shares(num_bytes, mixture)
-    return WrittenParts(over_parts(partial(_write_mixed_parts, work=work, shares=shares), WrittenPart, "write"), shares)
+    return WrittenParts(run_phase(partial(_write_mixed_parts, work=work, shares=shares), WrittenPart, "write"), shares)
 
 
 def _split_parts(num_parts: int, partitions: int | None) -> list[list[int]]:
-    """The parts' numbers in as many runs as there are partitions, none of them empty."""
-    number = min(num_parts, partitions or num_parts)
-    return [list(range(num_parts * n // number, num_parts * (n + 1) // number)) for n in range(number)]
+    """Divide the part numbers evenly over tasks. There are no more tasks than parts, so no task is empty."""
+    num_tasks = min(num_parts, partitions or num_parts)
+    return [list(range(num_parts * n // num_tasks, num_parts * (n + 1) // num_tasks)) for n in range(num_tasks)]
 
 
-def _gather_and_write(parts: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[WrittenPart]:
-    return [
-        write_part(
-            work.output,
-            part,
-            part_from_rows(read_part_rows(work.folder, chunks, part, deduplicate=work.drops_exact_duplicates)),
-        )
-        for part in parts
-    ]
+def _write_parts_directly(part_numbers: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[WrittenPart]:
+    """Read the rows of each part from the chunks, drop exact duplicates, and write the part's files."""
+    written: list[WrittenPart] = []
+    for part_number in part_numbers:
+        rows = read_part_rows(work.folder, chunks, part_number, deduplicate=work.drops_exact_duplicates)
+        written.append(write_part(work.output, part_number, part_from_rows(rows)))
+    return written
 
 
-def _gather_parts(parts: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[GatheredPart]:
-    """Write every part's rows into the work folder, and what finds the near-duplicates among those that are kept."""
+def _gather_parts(part_numbers: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[GatheredPart]:
+    """Drop exact duplicates, and write the rows of each part to the work folder.
+
+    Also writes the files with which the search for near-duplicates begins (`write_nodes`).
+    """
     gathered: list[GatheredPart] = []
     settings = work.near_duplicate_settings
-    for part in parts:
-        rows = read_part_rows(work.folder, chunks, part, deduplicate=work.drops_exact_duplicates)
-        write_tables(work.folder, _rows_file(part), [rows])
+    for part_number in part_numbers:
+        rows = read_part_rows(work.folder, chunks, part_number, deduplicate=work.drops_exact_duplicates)
+        write_tables(work.folder, _rows_file(part_number), [rows])
         nodes = None
         if settings is not None:
             kept = kept_rows(rows)
-            nodes = write_nodes(
-                work.near_duplicates_folder, part, kept["id"].to_pylist(), kept["text"].to_pylist(), settings
-            )
+            ids, texts = kept["id"].to_pylist(), kept["text"].to_pylist()
+            nodes = write_nodes(work.near_duplicates_folder, part_number, ids, texts, settings)
         gathered.append(GatheredPart(kept_bytes_by_source(rows), nodes))
     return gathered
 
 
-def _count_bytes(parts: Sequence[int], *, work: CorpusWork) -> list[GatheredPart]:
-    """The bytes that each source has left in every part without its near-duplicates."""
-    return [GatheredPart(kept_bytes_by_source(_without_near_duplicates(work, part))) for part in parts]
+def _count_bytes(part_numbers: Sequence[int], *, work: CorpusWork) -> list[GatheredPart]:
+    """Count the bytes of each source in each part after its near-duplicates are dropped."""
+    return [GatheredPart(kept_bytes_by_source(_without_near_duplicates(work, number))) for number in part_numbers]
 
 
-def _write_mixed_parts(parts: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]) -> list[WrittenPart]:
-    return [
-        write_part(work.output, part, part_from_rows(apply_mixture(_without_near_duplicates(work, part), shares)))
-        for part in parts
-    ]
+def _write_mixed_parts(
+    part_numbers: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]
+) -> list[WrittenPart]:
+    """Drop the near-duplicates of each part, apply the mixture, and write the part's files."""
+    written: list[WrittenPart] = []
+    for part_number in part_numbers:
+        rows = apply_mixture(_without_near_duplicates(work, part_number), shares)
+        written.append(write_part(work.output, part_number, part_from_rows(rows)))
+    return written
 
 
-def _without_near_duplicates(work: CorpusWork, part: int) -> pa.Table:
-    """The rows of a part after its near-duplicates are dropped."""
-    rows = read_table(work.folder, [_rows_file(part)], 0, ROW_SCHEMA)
+def _without_near_duplicates(work: CorpusWork, part_number: int) -> pa.Table:
+    """Read the rows of a part from the work folder and drop the near-duplicates."""
+    rows = read_table(work.folder, [_rows_file(part_number)], 0, ROW_SCHEMA)
     if work.near_duplicate_settings is None:
         return rows
-    positions = kept_positions(rows)
-    kept_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part)
-    return drop_rows(rows, {int(positions[row]): Drop("near_duplicates", kept_id) for row, kept_id in kept_ids.items()})
+    positions = kept_positions(rows)  # the near-duplicates are numbered among the rows that were kept so far
+    kept_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part_number)
+    return drop_rows(rows, {int(positions[n]): Drop("near_duplicates", kept_id) for n, kept_id in kept_ids.items()})
 
 
-def _rows_file(part: int) -> str:
-    return f"rows/{part:05d}.arrow"
+def _rows_file(part_number: int) -> str:
+    return f"rows/{part_number:05d}.arrow"

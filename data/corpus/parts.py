@@ -1,10 +1,11 @@
-"""Parts: the output files of a corpus, in which equal texts have met.
+"""Parts: the output of a corpus is divided into parts, and each part is three Parquet files.
 
-Rows are ordered by id and each file's bytes depend on its rows alone, so the files are the same for any number of
-tasks, partitions and workers.
+The files list the kept documents, the dropped documents and the origin of every document. A hash of the text decides
+which part a document belongs to, so documents with equal texts are in one part. Rows are sorted by id, and the bytes of
+a file depend only on its rows. So the files are the same for any number of tasks, partitions and workers.
 """
 
-# pyarrow.compute makes its functions while it is imported, where no type checker sees them.
+# pyarrow.compute creates its functions when it is imported, so type checkers cannot see them.
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
@@ -30,7 +31,7 @@ from data.corpus.rows import (
 
 MAX_PARTS = 4096
 PARTS_JSON = "parts.json"
-"""In a corpus: a `PartRecord` of every part, in their order."""
+"""File of a corpus that lists a `PartRecord` for every part, in the order of the part numbers."""
 
 DOCUMENT_SCHEMA = pa.schema([*ID_COLUMNS, *CONTENT_COLUMNS])
 DROP_SCHEMA = pa.schema([*ID_COLUMNS, *DROP_COLUMNS])
@@ -38,73 +39,83 @@ ORIGIN_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS])
 
 
 class Part(NamedTuple):
-    """The tables of one part, each in its order."""
+    """The contents of the three files of a part."""
 
     documents: pa.Table
+    """The kept documents, with the columns `DOCUMENT_SCHEMA`."""
     drops: pa.Table
+    """The dropped documents and why they were dropped, with the columns `DROP_SCHEMA`."""
     origins: pa.Table
+    """File and offset of every document, kept or dropped, with the columns `ORIGIN_SCHEMA`."""
 
-    def without(self, ids: Collection[str]) -> "Part":
-        """The part less every row of these ids."""
-        values = pa.array(sorted(ids), pa.string())
-        return Part(*(table.filter(pc.invert(pc.is_in(table["id"], values))) for table in self))
+    def without_ids(self, ids: Collection[str]) -> "Part":
+        """Return the part without the rows of these document ids."""
+        removed_ids = pa.array(sorted(ids), pa.string())
+        return Part(*(table.filter(pc.invert(pc.is_in(table["id"], removed_ids))) for table in self))
 
-    def joined(self, other: "Part") -> "Part":
-        """The rows of both parts."""
+    def with_rows_of(self, other: "Part") -> "Part":
+        """Return a part with the rows of this part and of `other`."""
         pairs = zip(self, other, strict=True)
         return _sort_part(Part(*(pa.concat_tables([table, added.cast(table.schema)]) for table, added in pairs)))
 
 
 _SCHEMAS = (DOCUMENT_SCHEMA, DROP_SCHEMA, ORIGIN_SCHEMA)
-"""In the order of `Part`."""
+"""Schemas of the tables of a `Part`, in the order of its fields."""
 
 
 @dataclass(frozen=True)
 class PartCounts:
-    """What a part holds of one source."""
+    """Counts of one source's documents in a part."""
 
     kept: int = 0
+    """Number of kept documents."""
     bytes: int = 0
-    """Of the texts that are kept."""
+    """Total bytes of the texts of the kept documents."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Documents by reason."""
+    """Number of dropped documents for each reason."""
 
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """A part whose files are written."""
+    """What a task returns for a part whose files it has written."""
 
-    part: int
+    part_number: int
     counts: dict[str, PartCounts]
-    """By source."""
+    """Counts for each source."""
     digest: str
+    """`documents_digest` of the part."""
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What parts.json says of a part."""
+    """The entry of a part in parts.json."""
 
     name: str
-    """Of its documents' file."""
+    """Name of the file of kept documents."""
     digest: str
+    """`documents_digest` of the part."""
     documents: int
+    """Number of kept documents."""
     bytes: int
+    """Total bytes of the texts of the kept documents."""
     counts: dict[str, PartCounts]
+    """Counts for each source."""
 
 
-def part_name(kind: str, part: int) -> str:
-    """The name of a part's file; `kind` is `documents`, `drops` or `origins`."""
-    return f"{kind}/part-{part:05d}.parquet"
+def part_file(kind: str, part_number: int) -> str:
+    """Return the name of a file of a part. `kind` is `documents`, `drops` or `origins`."""
+    return f"{kind}/part-{part_number:05d}.parquet"
 
 
 def part_from_rows(rows: pa.Table) -> Part:
-    """The tables that rows of `ROW_SCHEMA` make."""
+    """Return the part that consists of these rows. The table `rows` has the columns `ROW_SCHEMA`."""
     drops = rows.filter(pc.invert(rows["reason"].is_null()))
     pairs = zip((kept_rows(rows), drops, rows), _SCHEMAS, strict=True)
     return _sort_part(Part(*(table.select(schema.names) for table, schema in pairs)))
 
 
 def _sort_part(part: Part) -> Part:
+    """Return the part with the rows of its tables in the order that the files have."""
     return Part(
         sort_rows(part.documents, ["id", "text", "metadata"]),
         sort_rows(part.drops, ["id", "reason", "kept_id"]),
@@ -112,24 +123,24 @@ def _sort_part(part: Part) -> Part:
     )
 
 
-def write_part(output: Storage, number: int, part: Part) -> WrittenPart:
-    """Write the three files of one part; return its counts and its digest."""
+def write_part(output: Storage, part_number: int, part: Part) -> WrittenPart:
+    """Write the three files of a part. Returns its counts and its digest."""
     for kind, table in part._asdict().items():
-        _write_parquet(output, part_name(kind, number), table)
-    return WrittenPart(number, _count_by_source(part.documents, part.drops), documents_digest(part.documents))
+        _write_parquet(output, part_file(kind, part_number), table)
+    return WrittenPart(part_number, _count_by_source(part.documents, part.drops), documents_digest(part.documents))
 
 
-def read_part(output: Storage, number: int) -> Part:
-    """The tables of one part, from its files."""
+def read_part(output: Storage, part_number: int) -> Part:
+    """Read a part from its files."""
     tables: list[pa.Table] = []
     for kind, schema in zip(Part._fields, _SCHEMAS, strict=True):
-        with output.open(part_name(kind, number)) as file:
+        with output.open(part_file(kind, part_number)) as file:
             tables.append(pq.read_table(file).cast(schema))
     return Part(*tables)
 
 
 def documents_digest(documents: pa.Table) -> str:
-    """Identity of a part's documents, in their order."""
+    """Return a hash of the documents of a part: their ids, texts and metadata, in the order of the table."""
     digest = hashlib.sha256()
     for batch in documents.select(["id", "text", "metadata"]).to_batches(max_chunksize=1024):
         for document_id, text, metadata in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -138,14 +149,20 @@ def documents_digest(documents: pa.Table) -> str:
 
 
 def _count_by_source(documents: pa.Table, drops: pa.Table) -> dict[str, PartCounts]:
-    counts = {source: PartCounts(*text) for source, text in count_kept_by_source(documents).items()}
+    """Return the counts of a part for each source."""
+    counts = {
+        source: PartCounts(kept.documents, kept.bytes) for source, kept in count_kept_by_source(documents).items()
+    }
     for row in drops.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
         counts.setdefault(row["source"], PartCounts()).dropped[row["reason"]] = row["count_all"]
     return counts
 
 
 def _write_parquet(output: Storage, name: str, rows: pa.Table) -> None:
-    """Write a Parquet file whose bytes depend on the rows alone: every setting that a default could change is fixed."""
+    """Write a Parquet file whose bytes depend only on the rows.
+
+    Every setting is given, because another version of pyarrow may have other defaults.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(
         rows.replace_schema_metadata(None).combine_chunks(),
@@ -161,9 +178,9 @@ def _write_parquet(output: Storage, name: str, rows: pa.Table) -> None:
 
 
 def part_record(part: WrittenPart) -> PartRecord:
-    """What parts.json says of a written part."""
+    """Return the entry of a written part in parts.json."""
     return PartRecord(
-        name=part_name("documents", part.part),
+        name=part_file("documents", part.part_number),
         digest=part.digest,
         documents=sum(counts.kept for counts in part.counts.values()),
         bytes=sum(counts.bytes for counts in part.counts.values()),
@@ -172,8 +189,13 @@ def part_record(part: WrittenPart) -> PartRecord:
 
 
 def read_part_records(corpus: Storage) -> list[PartRecord]:
-    """The record of every part of a corpus, in their order. Raises ValueError where there are none."""
+    """Read the records of all parts of a corpus, in the order of the part numbers.
+
+    Raises ValueError if the corpus has no parts.json.
+    """
     try:
         return from_plain(list[PartRecord], corpus.read_json(PARTS_JSON))
     except FileNotFoundError as error:
-        raise ValueError(f"corpus: {corpus.url} holds no {PARTS_JSON}; make the corpus again") from error
+        raise ValueError(
+            f"corpus: {corpus.url} has no {PARTS_JSON}, which every complete corpus has; run the corpus stage again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Quarantine files: the records that could not be read, one JSONL file for each source that has any."""
+"""Writes quarantine files: the records that could not be read, in one JSONL file for each source that has any."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,23 +9,27 @@ from data.document import Quarantined
 
 
 def quarantine_lines(records: Iterable[Quarantined]) -> Iterator[bytes]:
-    """A line of JSON for each record."""
+    """Yield a line of JSON for each record."""
     return (json_line(record._asdict()) for record in records)
 
 
 def write_quarantine(
-    output: Storage, work: Storage, written: Sequence[str], names: Mapping[str, Mapping[str, str]]
+    output: Storage, folder: Storage, task_files: Sequence[str], source_names: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Join the tasks' quarantine files, in the tasks' order, into one file for each source with bad records.
+    """Join the quarantine files of the cleaning tasks into one file for each source.
 
-    `names` are the files' names by source and URL.
+    `task_files` are the names of the tasks' files in `folder`, in the order of the tasks. `source_names` gives the name
+    of each source file by the name of the source and the file's URL (`origins.names_by_source`). It replaces the URL.
     """
-    for source, records in groupby(_read_quarantine(work, written), key=lambda record: record.source):
+    for source, records in groupby(_read_quarantine(folder, task_files), key=lambda record: record.source):
         with output.writing(f"quarantine/{source}.jsonl") as file:
-            file.writelines(quarantine_lines(record._replace(file=names[source][record.file]) for record in records))
+            file.writelines(
+                quarantine_lines(record._replace(file=source_names[source][record.file]) for record in records)
+            )
 
 
-def _read_quarantine(work: Storage, names: Sequence[str]) -> Iterator[Quarantined]:
-    for name in names:
-        with work.open(name, read_ahead=True) as file:
+def _read_quarantine(folder: Storage, task_files: Sequence[str]) -> Iterator[Quarantined]:
+    """Yield the records of the quarantine files of cleaning tasks."""
+    for name in task_files:
+        with folder.open(name, read_ahead=True) as file:
             yield from (Quarantined(**json.loads(line)) for line in file)

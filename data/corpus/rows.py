@@ -1,6 +1,6 @@
-"""Rows: documents on their way to a part, kept or dropped with a reason, as Arrow tables."""
+"""Rows: a row is a document on its way to a part, kept or dropped with a reason. Many rows form an Arrow table."""
 
-# pyarrow.compute makes its functions while it is imported, where no type checker sees them.
+# pyarrow.compute creates its functions when it is imported, so type checkers cannot see them.
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,26 @@ import pyarrow.compute as pc
 
 
 class Row(NamedTuple):
-    """A document on its way to a part: with text and key while it is kept, with a reason once it is dropped.
+    """A document on its way to a part. It has a text and a key while it is kept, and a reason once it is dropped.
 
-    A row with both a key and a reason has the same text as another row, which is kept.
+    A row that is dropped loses its text but not its key.
     """
 
     id: str
     source: str
     file: int
-    """Position in the list of the source's files."""
+    """Number of the file among the source's files."""
     offset: int
-    """`Document.offset`."""
+    """Position of the document in the file (`Document.offset`)."""
     text: str | None = None
     metadata: str | None = None
-    """As JSON."""
+    """The document's metadata as JSON."""
     key: bytes | None = None
-    """`text_key` of the text."""
+    """Hash that is equal for equal texts (`exact_duplicates.text_key`)."""
     reason: str | None = None
-    """`step/rule` of the step that dropped it."""
+    """Why the document was dropped: `STEP/RULE` of a cleaning step, or one word such as `exact_duplicates`."""
     kept_id: str | None = None
-    """Id of the document that is kept in place of this duplicate."""
+    """Id of the document that is kept instead, if this document was dropped as a duplicate."""
 
 
 ID_COLUMNS = (("id", pa.string()), ("source", pa.string()))
@@ -42,32 +42,35 @@ CONTENT_COLUMNS = (
 )  # a part may hold more than 2 GiB of either
 DROP_COLUMNS = (("reason", pa.string()), ("kept_id", pa.string()))
 ROW_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS, *CONTENT_COLUMNS, ("key", pa.binary()), *DROP_COLUMNS])
-"""The fields of `Row`, in their order."""
+"""The columns of a table of rows: the fields of `Row`, in their order."""
 
 
 class Drop(NamedTuple):
-    """Why a row is dropped."""
+    """Why a row is dropped, and the id of the document that is kept instead (`Row.reason` and `Row.kept_id`)."""
 
     reason: str
     kept_id: str | None = None
 
 
 class KeptCounts(NamedTuple):
-    """How much of a source is kept."""
+    """Number of kept documents of a source, and the bytes of their texts."""
 
     documents: int
     bytes: int
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:
-    """The rows as a table of `ROW_SCHEMA`."""
+    """Return the rows as a table with the columns `ROW_SCHEMA`."""
     if not rows:
         return ROW_SCHEMA.empty_table()
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=ROW_SCHEMA)
 
 
 def drop_rows(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
-    """The rows after those at some positions have got a reason and lost their text."""
+    """Return the table with some rows dropped. `drops` maps the positions of these rows to the reasons.
+
+    A dropped row stays in the table. It gets the reason and loses its text.
+    """
     if not drops:
         return rows
     positions = sorted(drops)
@@ -85,27 +88,27 @@ def drop_rows(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
 
 
 def sort_rows(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The table sorted by these columns, as one Arrow chunk."""
+    """Return the table sorted by these columns, with contiguous columns."""
     return table.sort_by([(name, "ascending") for name in columns]).combine_chunks()
 
 
 def kept_rows(rows: pa.Table) -> pa.Table:
-    """The rows that are not dropped."""
+    """Return the rows that are not dropped."""
     return rows.filter(rows["reason"].is_null())
 
 
 def kept_positions(rows: pa.Table) -> np.ndarray:
-    """Positions of the rows that are not dropped."""
+    """Return the positions of the rows that are not dropped."""
     return np.flatnonzero(rows["reason"].is_null().to_numpy())
 
 
 def count_kept_by_source(documents: pa.Table) -> dict[str, KeptCounts]:
-    """Number of documents and bytes of their texts, by source."""
-    table = pa.table({"source": documents["source"], "size": pc.binary_length(documents["text"])})
-    table = table.group_by("source").aggregate([("size", "count"), ("size", "sum")])
-    return {row["source"]: KeptCounts(row["size_count"], row["size_sum"]) for row in table.to_pylist()}
+    """Count documents and the bytes of their texts by source. No document of the table may be dropped."""
+    table = pa.table({"source": documents["source"], "bytes": pc.binary_length(documents["text"])})
+    table = table.group_by("source").aggregate([("bytes", "count"), ("bytes", "sum")])
+    return {row["source"]: KeptCounts(row["bytes_count"], row["bytes_sum"]) for row in table.to_pylist()}
 
 
 def kept_bytes_by_source(rows: pa.Table) -> dict[str, int]:
-    """Bytes of text that each source has among the rows that are kept."""
-    return {source: text.bytes for source, text in count_kept_by_source(kept_rows(rows)).items()}
+    """Return the bytes of the kept texts of each source."""
+    return {source: counts.bytes for source, counts in count_kept_by_source(kept_rows(rows)).items()}

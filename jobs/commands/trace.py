@@ -9,7 +9,7 @@ from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.corpus.forget import OriginRow, find_origin_rows
 from data.corpus.origins import FILE_NAMES_JSON
-from data.corpus.parts import part_name
+from data.corpus.parts import part_file
 from data.tokens.shard_format import SPLITS, read_manifest
 from data.tokens.shard_reader import find_document
 from jobs.frame.artifact import RECORD, Artifact, read_record
@@ -46,11 +46,11 @@ def _in_corpus(corpus: Artifact, row: OriginRow) -> Iterator[str]:
     yield corpus.id
     yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
     for table, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):
-        with corpus.storage.open(part_name(table, row.part)) as file:
+        with corpus.storage.open(part_file(table, row.part)) as file:
             rows = pq.read_table(file, columns=columns, filters=pc.field("id") == row.id)
         for entry in rows.to_pylist():
             if table == "documents":
-                yield f"  kept in       {part_name(table, row.part)}, {len(entry['text'].encode()):,} bytes"
+                yield f"  kept in       {part_file(table, row.part)}, {len(entry['text'].encode()):,} bytes"
             else:
                 kept = f", a duplicate of {entry['kept_id']}" if entry["kept_id"] else ""
                 yield f"  dropped by    {entry['reason']}{kept}"

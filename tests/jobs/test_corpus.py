@@ -14,7 +14,13 @@ import jobs.corpus
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import CorpusSummary
-from data.corpus.cleaning_tasks import CleanedRanges, CleaningTask, clean_all, cleaning_tasks, text_bytes
+from data.corpus.cleaning_tasks import (
+    CleanedRanges,
+    CleaningTask,
+    estimate_text_bytes,
+    plan_cleaning_tasks,
+    run_cleaning_tasks,
+)
 from data.corpus.work import CorpusWork
 from data.document import ReadRange
 from data.sources.readers import plan_ranges
@@ -115,12 +121,14 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monk
 
     def counted(work: CorpusWork, tasks: Sequence[CleaningTask], **rest: Any) -> list[CleanedRanges]:
         num_tasks.append(len(tasks))
-        return clean_all(work, tasks, **rest)
+        return run_cleaning_tasks(work, tasks, **rest)
 
     with monkeypatch.context() as patch:  # pieces far smaller than a config allows
         patch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 300))
-        patch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 300))
-        patch.setattr(jobs.corpus, "clean_all", counted)
+        patch.setattr(
+            jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 300)
+        )
+        patch.setattr(jobs.corpus, "run_cleaning_tasks", counted)
         second = run(build(CorpusConfig, values, ["execution.workers=1"]), tmp_path / "b")
     assert num_tasks[0] > 6  # files are cut, against one task for all of them in the first run
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and first == second
@@ -144,7 +152,9 @@ def test_small_pieces_chunks_and_partitions_give_the_same_parts(
     monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 200))
-    monkeypatch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 1024))
+    monkeypatch.setattr(
+        jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 1024)
+    )
     for partitions in (1, 2, 3, 7):
         run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
         assert contents(tmp_path / f"{partitions}") == contents(tmp_path / "a")
@@ -235,7 +245,8 @@ def test_an_empty_corpus_names_the_filter_that_took_it(tmp_path: Path) -> None:
         "steps": [{"symbol_ratio": {}}, {"length": {"min_bytes": 100}}],
     }
     with pytest.raises(
-        ValueError, match=r"no document is left of 3 read; most went to length/min_bytes .*loosen length"
+        ValueError,
+        match=r"none of 3 documents read is kept; most were lost to length/min_bytes .*loosen the settings of length",
     ):
         run(build(CorpusConfig, values), tmp_path / "out")
 
@@ -331,7 +342,7 @@ def test_compressed_files_and_parquet_count_four_times_their_size() -> None:
         },
     )
     for source, url, expected in ((0, "x.jsonl", 100), (0, "x.jsonl.gz", 400), (1, "y.data", 400)):
-        assert text_bytes(config.sources, [ReadRange(source, url, 0, -1, 100)]) == expected
+        assert estimate_text_bytes(config.sources, [ReadRange(source, url, 0, -1, 100)]) == expected
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -350,6 +361,8 @@ def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, mon
     monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 3000)
     monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 5)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 5000))
-    monkeypatch.setattr(jobs.corpus, "cleaning_tasks", lambda files, ranges, _: cleaning_tasks(files, ranges, 5000))
+    monkeypatch.setattr(
+        jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 5000)
+    )
     again = run(build(CorpusConfig, values), tmp_path / "again")
     assert again == summary and contents(tmp_path / "again") == contents(tmp_path / "out")

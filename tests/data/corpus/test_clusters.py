@@ -16,22 +16,22 @@ from data.corpus.links import representatives
 RULE = NearDuplicates()
 
 
-@pytest.mark.parametrize("edges_at_once", [0, data.corpus.clusters.EDGES_AT_ONCE])
+@pytest.mark.parametrize("max_driver_edges", [0, data.corpus.clusters.MAX_DRIVER_EDGES])
 @pytest.mark.parametrize(("num_parts", "num_buckets"), [(1, 1), (1, 7), (3, 2), (5, 1), (5, 7)])
 def test_the_clusters_are_those_in_memory_for_any_parts_and_buckets(
-    num_parts: int, num_buckets: int, edges_at_once: int, tmp_path: Path, without_ray: None, monkeypatch: Any
+    num_parts: int, num_buckets: int, max_driver_edges: int, tmp_path: Path, without_ray: None, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", edges_at_once)
+    monkeypatch.setattr(data.corpus.clusters, "MAX_DRIVER_EDGES", max_driver_edges)
     ids, texts = corpus()
     found = clustered(Storage(str(tmp_path)), ids, texts, num_parts, num_buckets)
     assert found == in_memory(ids, texts)
     assert 80 < len(found) < len(ids)
-    assert (tmp_path / f"buckets-{num_buckets:04d}/labels/00000").exists() == (edges_at_once > 0)
+    assert (tmp_path / f"buckets-{num_buckets:04d}/labels/00000").exists() == (max_driver_edges > 0)
 
 
 def test_kills_at_any_write_change_nothing(tmp_path: Path, without_ray: None, monkeypatch: Any) -> None:
     """Each run dies at one of its next writes, of files or of answers, and the next one resumes."""
-    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", 0)
+    monkeypatch.setattr(data.corpus.clusters, "MAX_DRIVER_EDGES", 0)
     ids, texts = corpus()
     work = Storage(str(tmp_path))
     answers = written(work, ids, texts, 3)
@@ -77,7 +77,7 @@ def test_of_equal_ids_the_one_in_the_lowest_part_and_row_is_kept(tmp_path: Path,
 def test_a_chain_through_all_parts_is_one_cluster(
     tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.corpus.clusters, "EDGES_AT_ONCE", 0)
+    monkeypatch.setattr(data.corpus.clusters, "MAX_DRIVER_EDGES", 0)
     words = [f"w{number}" for number in range(1000)]
     texts = [" ".join(words[step * 10 : step * 10 + 100]) for step in range(91)]
     ids = [f"{number:03d}" for number in random.Random(0).sample(range(100, 191), 91)]

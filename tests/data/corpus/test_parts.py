@@ -24,6 +24,7 @@ def test_a_part_comes_back_as_it_was_and_rows_go_and_come(tmp_path: Path) -> Non
     assert answer.counts == {"s": PartCounts(2, 2, {"exact_duplicates": 1})}
     stored = read_part(output, 0)
     assert stored == part and stored.documents.schema == DOCUMENT_SCHEMA
-    assert stored.without({"b"}).drops.num_rows == 0 and stored.without({"b"}).origins["id"].to_pylist() == ["a", "c"]
+    without_b = stored.without_ids({"b"})
+    assert without_b.drops.num_rows == 0 and without_b.origins["id"].to_pylist() == ["a", "c"]
     more = part_from_rows(sort_and_deduplicate(rows(("bb", "z")), deduplicate=True))
-    assert stored.without({"a", "b"}).joined(more).documents["id"].to_pylist() == ["bb", "c"]
+    assert stored.without_ids({"a", "b"}).with_rows_of(more).documents["id"].to_pylist() == ["bb", "c"]
