@@ -1,8 +1,11 @@
-"""Chunk files: what many tasks write for many later ones, cut into one bucket for each task that will read it.
+"""Chunk files, with which many tasks pass data to many later tasks.
 
-    int64 offsets of buckets 0, 1, … n and the end ─ bucket 0 ─ bucket 1 ─ … ─ bucket n
+Each writing task writes one chunk. A chunk consists of buckets, one for each reading task. A reading task reads its
+bucket of every chunk. A chunk begins with the offsets of its buckets:
 
-Reading a bucket takes two ranged reads, 16 bytes of offsets and then its content; an empty bucket takes only the first.
+    int64 offsets of buckets 0, 1, … n and of the end ─ bucket 0 ─ bucket 1 ─ … ─ bucket n
+
+To read a bucket, two ranged reads are necessary: 16 bytes of offsets, and the content unless the bucket is empty.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,40 +18,41 @@ import pyarrow as pa
 
 from cluster.storage import Storage
 
-_READS_AT_ONCE = 16  # small reads, each of which waits for the answer of an object store
+_NUM_READ_THREADS = 16  # Reads are small and mostly wait for the answer of an object store.
 
 Key = TypeVar("Key")
 Content = TypeVar("Content")
 
 
 def write_chunk(folder: Storage, name: str, content: bytes, sizes: Sequence[int] | np.ndarray) -> None:
-    """Write a chunk of the buckets that follow one another in `content`, of these many bytes each."""
+    """Write a chunk. `content` is the content of all buckets in order, and `sizes` is the number of bytes of each."""
     offsets = np.zeros(len(sizes) + 1, "<i8")
     np.cumsum(sizes, out=offsets[1:])
     folder.write_bytes(name, (offsets + offsets.nbytes).tobytes() + content)
 
 
 def read_buckets(folder: Storage, name: str, first: int, last: int) -> bytes:
-    """The content of buckets first to last - 1 of a chunk."""
+    """Return the content of the buckets `first` to `last` - 1 of a chunk, in order and joined."""
     offsets = np.frombuffer(folder.read_bytes(name, 8 * first, 8 * (last + 1)), "<i8")
     begin, end = int(offsets[0]), int(offsets[-1])
     return folder.read_bytes(name, begin, end) if end > begin else b""
 
 
 def read_many(read: Callable[[Key], Content], keys: Iterable[Key]) -> list[Content]:
-    """`read(key)` for every key (the name of a file, the number of a part) in their order, several at a time."""
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+    """Call `read` for every key, such as a file name, in several threads. Returns the results in the order of the
+    keys."""
+    with ThreadPoolExecutor(_NUM_READ_THREADS) as pool:
         return list(pool.map(read, keys))
 
 
 def write_tables(folder: Storage, name: str, tables: Sequence[pa.Table]) -> None:
-    """Write a chunk with one table for each bucket; a table without rows is an empty bucket."""
-    buckets = [_packed(table) for table in tables]
+    """Write a chunk with one table in each bucket. A table without rows becomes an empty bucket."""
+    buckets = [_serialize(table) for table in tables]
     write_chunk(folder, name, b"".join(buckets), [len(bucket) for bucket in buckets])
 
 
 def read_table(folder: Storage, names: Sequence[str], bucket: int, schema: pa.Schema) -> pa.Table:
-    """The rows of one bucket of every chunk, in the order of the chunks."""
+    """Read the tables in one bucket of every chunk and return their rows in the order of the chunks."""
     tables = read_many(partial(_read_table, folder, bucket, schema), names)
     return pa.concat_tables(tables or [schema.empty_table()])
 
@@ -61,8 +65,11 @@ def _read_table(folder: Storage, bucket: int, schema: pa.Schema, name: str) -> p
         return reader.read_all()
 
 
-def _packed(table: pa.Table) -> bytes:
-    """An Arrow stream, compressed as a whole: in a table of few rows the schema is the larger part."""
+def _serialize(table: pa.Table) -> bytes:
+    """Serialize a table to a compressed Arrow stream. A table without rows becomes an empty string.
+
+    The complete stream is compressed, and not each column, because the schema is most of a table with few rows.
+    """
     if not len(table):
         return b""
     sink = pa.BufferOutputStream()

@@ -1,7 +1,8 @@
-"""Documents, which all of the pipeline works on, and the sources that they are read from.
+"""Documents, the units of text in the whole pipeline, and the sources from which they are read.
 
-A document's id comes from its source's name and from its content (or from a column that the source names), so that
-moving, renaming, splitting or reordering files changes no id, and with it no split and no sample.
+A document's id consists of the source's name and a hash of the text, or the value of a column that the source names. So
+the ids do not change when files are moved, renamed, split or reordered. Everything that is selected by a hash of the
+id, such as the held-out documents, then stays the same as well.
 """
 
 import hashlib
@@ -11,14 +12,14 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 MAX_RECORD_BYTES = 128 << 20
-"""A longer record is quarantined, and skipped without being held in memory."""
+"""A longer record is put into quarantine. It is skipped without being read into memory as a whole."""
 
 MAX_NESTING = 100
-"""How deep objects and lists in metadata may be nested; Python's JSON fails at some depth of its own."""
+"""Maximum depth of nested objects and lists in metadata. At some greater depth, Python's JSON module would fail."""
 
 
 class BadRecord(Exception):
-    """A record that goes to quarantine; the message is the reason."""
+    """Raised or returned for a record that cannot be read and is put into quarantine. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -28,118 +29,134 @@ class Document:
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
     file: str = field(default="", compare=False)
-    """URL of the file it came from."""
+    """URL of the file that contains the document."""
     offset: int = field(default=0, compare=False)
-    """Position in the file, counted as in `Quarantined`."""
+    """Position of the document's record in the file, as defined by `Quarantined.offset`."""
 
 
 class Quarantined(NamedTuple):
-    """A record that could not be read: its position and the reason."""
+    """An entry of the quarantine, which lists the records that could not be read."""
 
     source: str
     file: str
     offset: int
-    """Byte offset in text, HTML, JSONL, CSV and WARC files, record number in JSON and Parquet files.
+    """Position of the record: a byte offset in text, HTML, JSONL, CSV and WARC files, a record number in JSON and
+    Parquet files.
 
-    Bytes are those of the decompressed content; of a UTF-16 file, those it would have in UTF-8.
+    Bytes are counted in the decompressed content. In a UTF-16 file they are counted as if the file were UTF-8.
     """
     reason: str
+    """Why the record could not be read."""
 
 
 class SkippedRecord(NamedTuple):
-    """A record that should hold no document, such as a WARC file's requests and pictures; the account leaves it out."""
+    """A record that should not become a document, such as a request or a picture in a WARC file.
+
+    Such records are not part of the corpus's counts.
+    """
 
     source: str
     file: str
     offset: int
     kind: str
-    """`warcinfo`, `request`, …; for a response without HTML `response image/png`."""
+    """Kind of the record, such as `warcinfo` or `request`. A response that is not HTML is, for example,
+    `response image/png`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     name: str
-    """Short name; counts are kept by it and document ids start with it."""
+    """Short name of the source. Counts are listed by it, and the ids of its documents start with it."""
     path: str = field(metadata={"source": True})
-    """File or glob on any fsspec URL, chained ones too: `zip://folder/*.jsonl::file://archive.whl`."""
+    """The files: a path, a glob or an fsspec URL. URLs can be chained: `zip://folder/*.jsonl::file://archive.whl`."""
     format: Literal["text", "jsonl", "json", "csv", "parquet", "html", "warc"]
-    """What the files hold; a last `.gz`, `.bz2`, `.xz`, `.lzma`, `.zst` or `.zip` (of one file) is looked through.
+    """Format of the files. Files that end with `.gz`, `.bz2`, `.xz`, `.lzma`, `.zst` or `.zip` are decompressed. A zip
+    file must contain a single file.
 
-    `jsonl` is one record a line; `json` one array (or object) of records a file; `csv` begins with a row of column
-    names; `text` and `html` have no columns; a document of `html` is the page's markup, for `extract_html` to read.
-    `warc` gives the HTML pages among a crawl's answers, likewise as markup, with the columns `url`, `date`, `id` (of
-    the WARC record), `status`, `content_type`, `headers.NAME` (of the record) and `http.NAME`, names in small letters.
+    A `jsonl` file has one record per line. A `json` file is an array or an object of records. A `csv` file begins with
+    a row of column names. `text` and `html` files have no columns. The text of an `html` document is the markup of the
+    page, from which the step `extract_html` extracts the plain text. A `warc` file contains the responses of a web
+    crawl. Its HTML pages become documents, also with their markup as text, and have the columns `url`, `date`, `id` (of
+    the WARC record), `status`, `content_type`, `headers.NAME` (headers of the WARC record) and `http.NAME` (HTTP
+    headers), with NAME in lower case.
     """
     text: str = "text"
-    """Column of the text. `a.b` goes into a record, `a[].b` through a list, whose strings become lines."""
+    """Column that contains the text. `a.b` is the field `b` of the object `a`. `a[].b` is the field `b` of every object
+    of the list `a`, and these strings are joined as lines."""
     id: str | None = None
-    """Column that identifies a record; without one the id is a hash of the text. `json` objects offer their `$key`."""
+    """Column that identifies a record. Without it, the id is a hash of the text. For a `json` file that is an object of
+    records, `$key` is the record's key."""
     metadata: list[str] = field(default_factory=list)
-    """Columns to keep beside the text."""
+    """Columns to keep as metadata of the documents."""
     split: str | None = None
-    """For `text`: a regular expression between documents (`\\n\\s*\\n`: a blank line); without it a file is one.
-
-    A separator may be 64 KiB long.
+    """For `text` files, a regular expression that matches the separator between two documents. For example,
+    `\\n\\s*\\n` matches a blank line. Without it, a file is one document. A separator can be at most 64 KiB long.
     """
     delimiter: str = ","
-    """For `csv`: the character between two fields (`"\\t"` for TSV)."""
+    """For `csv` files, the character between two fields. Use `"\\t"` for TSV files."""
     fraction: float = 1.0
-    """Part of the source's documents to take, chosen by a hash of the id."""
+    """Share of the source's documents to use. A hash of the id selects them."""
 
 
 class ReadRange(NamedTuple):
-    """A range of one file: bytes of a JSONL file, row groups of a Parquet file, of any other format the whole file."""
+    """A range of a file that one task reads.
+
+    A range consists of bytes in a JSONL file and of row groups in a Parquet file. Files of other formats are one range.
+    """
 
     source: int
-    """Position in the list of sources."""
+    """Index of the file's source in the list of sources."""
     url: str
     start: int
-    """First byte or row group."""
+    """Index of the first byte or row group."""
     stop: int
-    """The byte or row group after the last; -1 is the end of the file."""
+    """Index after the last byte or row group, or -1 for the end of the file."""
     num_bytes: int
-    """Size on disk, by which ranges are put into tasks."""
+    """Size of the range on disk. Ranges are distributed to tasks by their sizes."""
 
 
-def is_too_long(size: int) -> bool:
-    """Whether a record of so many bytes is quarantined."""
-    return size > MAX_RECORD_BYTES
+def is_too_long(num_bytes: int) -> bool:
+    """Return whether a record of `num_bytes` bytes is too long to be read."""
+    return num_bytes > MAX_RECORD_BYTES
 
 
 def too_long_error() -> BadRecord:
-    """The reason why it is."""
+    """Return the error for a record that is too long."""
     return BadRecord(f"record longer than {MAX_RECORD_BYTES} bytes")
 
 
 def content_id(source: str, text: str) -> str:
-    """Id of a document without an id of its own: its source and 128 bits of its text's hash."""
+    """Return the id of a document whose source has no id column: the source's name and a 128-bit hash of the text."""
     return f"{source}/{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def unit_hash(value: str, purpose: str) -> float:
-    """A pseudo-random number in [0, 1), a function of `value`; different purposes give independent numbers."""
+    """Return a pseudo-random number in [0, 1) that depends only on the value and the purpose.
+
+    The numbers of one value for different purposes are independent.
+    """
     digest = hashlib.blake2b(value.encode(), digest_size=8, person=purpose.encode()).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def column_paths(source: Source) -> list[str]:
-    """The columns that a source names."""
+    """Return the paths of all columns that the source's settings name: the text, the id and the metadata."""
     return [source.text, *([source.id] if source.id else []), *source.metadata]
 
 
 def document_from_record(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
-    """The document in a record. Raises `BadRecord` with the reason when a value is missing or of a wrong type."""
-    text = _string(source.text, _unicode(source.text, column_value(record, source.text)))
+    """Return the document in a record. Raises BadRecord if a value is missing, has a wrong type or cannot be stored."""
+    text = _to_string(source.text, _checked_value(source.text, column_value(record, source.text)))
     if is_too_long(len(text)):
         raise too_long_error()
-    document_id = content_id(source.name, text) if source.id is None else _named_id(source, record)
-    metadata = {column: _unicode(column, column_value(record, column)) for column in source.metadata}
+    document_id = content_id(source.name, text) if source.id is None else _id_from_column(source, record)
+    metadata = {column: _checked_value(column, column_value(record, column)) for column in source.metadata}
     return Document(document_id, text, source.name, metadata, file, offset)
 
 
-def _unicode(column: str, value: Any) -> Any:
-    """The value. Raises `BadRecord` when it holds a lone surrogate or is nested too deep: no file could hold it."""
-    if _too_deep(value):
+def _checked_value(column: str, value: Any) -> Any:
+    """Return the value. Raises BadRecord if it cannot be stored: if it is nested too deep or is not valid Unicode."""
+    if _is_too_deep(value):
         raise BadRecord(f"{column}: nested deeper than {MAX_NESTING}")
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
@@ -148,19 +165,19 @@ def _unicode(column: str, value: Any) -> Any:
     return value
 
 
-def _too_deep(value: Any) -> bool:
-    level = [value]
+def _is_too_deep(value: Any) -> bool:
+    items_at_depth = [value]
     for _ in range(MAX_NESTING + 1):
-        holders = [item for item in level if isinstance(item, dict | list)]
-        if not holders:
+        containers = [item for item in items_at_depth if isinstance(item, dict | list)]
+        if not containers:
             return False
-        level = [child for item in holders for child in (item.values() if isinstance(item, dict) else item)]
+        items_at_depth = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
     return True
 
 
-def _named_id(source: Source, record: dict[str, Any]) -> str:
+def _id_from_column(source: Source, record: dict[str, Any]) -> str:
     assert source.id is not None
-    value = _unicode(source.id, column_value(record, source.id))
+    value = _checked_value(source.id, column_value(record, source.id))
     if value is None or value == "":
         raise BadRecord(f"{source.id}: missing value")
     if not isinstance(value, str | int) or isinstance(value, bool):
@@ -169,27 +186,29 @@ def _named_id(source: Source, record: dict[str, Any]) -> str:
 
 
 def column_value(record: Any, column: str) -> Any:
-    """The value at a column path such as `title`, `meta.url` or `messages[].text` (a flat list); None without one.
+    """Return the value at a column path such as `title`, `meta.url` or `messages[].text`, or None if there is no value.
 
-    A column of exactly this name comes first; then dots and brackets in the name are read as a path.
+    A path with brackets returns a flat list. If the record has a column whose name is the complete path, including dots
+    and brackets, its value is returned.
     """
     if isinstance(record, dict) and column in record:
         return record[column]
-    head, _, rest = column.partition(".")
-    name = head.rstrip("[]")
+    first, _, remaining_path = column.partition(".")
+    name = first.rstrip("[]")
     value = record.get(name) if isinstance(record, dict) else None
-    depth = head.count("[]")
-    if not depth:
-        return column_value(value, rest) if rest and value is not None else value if not rest else None
+    num_brackets = first.count("[]")
+    if not num_brackets:
+        return value if not remaining_path or value is None else column_value(value, remaining_path)
     values: list[Any] = [value]
-    for _ in range(depth):
+    for _ in range(num_brackets):
         if not all(isinstance(items, list) for items in values):
             return None
         values = list(chain.from_iterable(values))
-    return [column_value(item, rest) for item in values] if rest else values
+    return [column_value(item, remaining_path) for item in values] if remaining_path else values
 
 
-def _string(column: str, value: Any) -> str:
+def _to_string(column: str, value: Any) -> str:
+    """Return a string, or the strings of a list joined as lines. Raises BadRecord for other values."""
     if value is None:
         raise BadRecord(f"{column}: missing value")
     if isinstance(value, list):

@@ -1,4 +1,8 @@
-"""Chats packed side by side into rows of a fixed length."""
+"""Packing of chats: several chats, one after the other, fill a training row of a fixed length.
+
+A chat of n tokens occupies n - 1 positions of a row: each token except the last is an input, and the next token is its
+target.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,49 +13,51 @@ from data.chats.template import RenderedChat
 from data.tokens.training_rows import PADDING_DOCUMENT, PaddedRows
 
 PackedRows = PaddedRows
-"""Chats packed side by side, as arrays with the fields of a training batch, [rows, T]."""
+"""Packed chats, as arrays of shape [rows, row length] with the fields of a training batch."""
 
-_OPEN_ROWS = 64  # how many unfinished rows `pack_chats` looks through for room
+_NUM_OPEN_ROWS = 64
+"""Number of latest rows that `pack_chats` searches for free positions. Older rows stay as they are."""
 
 
-class FittingChats(NamedTuple):
+class TruncatedChats(NamedTuple):
+    """Chats that fit into rows."""
+
     chats: list[RenderedChat]
     num_truncated: int
-    """How many of them lost their end."""
+    """Number of these chats that were truncated."""
     num_without_reply: int
-    """How many were left out because no reply begins within the row."""
+    """Number of chats that were left out because, after truncation, they contain no token of the assistant."""
 
 
-def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> FittingChats:
-    """The chats as they fit into rows of `length` positions, of which one of n tokens takes n - 1.
-
-    A longer chat is cut at its end, and left out when none of the assistant's tokens remains.
-    """
-    cut = [RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1]) for chat in chats]
-    fitting = [chat for chat in cut if any(chat.loss_mask[1:])]
+def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> TruncatedChats:
+    """Truncate the chats to rows of `length` positions. Chats without an assistant's token in the row are left out."""
+    truncated = [RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1]) for chat in chats]
+    kept = [chat for chat in truncated if any(chat.loss_mask[1:])]
     num_truncated = sum(
-        any(new.loss_mask[1:]) and len(new.ids) < len(old.ids) for new, old in zip(cut, chats, strict=True)
+        any(new.loss_mask[1:]) and len(new.ids) < len(old.ids) for new, old in zip(truncated, chats, strict=True)
     )
-    return FittingChats(fitting, num_truncated, len(chats) - len(fitting))
+    return TruncatedChats(kept, num_truncated, len(chats) - len(kept))
 
 
 def pack_chats(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
-    """Chats side by side in rows of `length` positions: each goes into the first of the last open rows with room.
+    """Pack chats into rows of `length` positions. No chat may be longer than a row (see `truncate_chats`).
 
-    The chats must fit (`truncate_chats`).
+    Each chat is added to the first of the latest rows that has enough free positions, or to a new row.
     """
     rows: list[list[RenderedChat]] = []
-    room: list[int] = []
+    free_positions: list[int] = []
     for chat in chats:
-        needed = len(chat.ids) - 1
-        assert needed <= length, f"a chat of {needed} positions in rows of {length}; fit it first"
-        first = max(0, len(rows) - _OPEN_ROWS)
-        row = next((row for row in range(first, len(rows)) if room[row] >= needed), len(rows))
+        num_positions = len(chat.ids) - 1
+        assert num_positions <= length, (
+            f"a chat has {num_positions} positions, but a row has {length}; truncate it first"
+        )
+        first_open = max(0, len(rows) - _NUM_OPEN_ROWS)
+        row = next((row for row in range(first_open, len(rows)) if free_positions[row] >= num_positions), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(length)
+            free_positions.append(length)
         rows[row].append(chat)
-        room[row] -= needed
+        free_positions[row] -= num_positions
     return _to_arrays(rows, length, pad_id)
 
 

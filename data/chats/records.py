@@ -1,11 +1,19 @@
-"""Chat, preference and prompt records, from JSONL files.
+"""Readers of chats, preferences and prompts. Each line of a JSONL file is one record.
 
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}     or
-    {"prompt": "Hi", "response": "Hello!"}                        chats
-    {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}  preferences
-    {"prompt": "Hi", "answer": "…", …}                            prompts; the other fields are for the verifier
+A chat, in one of two forms:
 
-A prompt is a string (a user's message) or a list of messages.
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+    {"prompt": "Hi", "response": "Hello!"}
+
+A preference:
+
+    {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}
+
+A prompt, whose other fields are for the verifier:
+
+    {"prompt": "Hi", "answer": "…", …}
+
+The field `prompt` is a string, which is a message of the user, or a list of messages.
 """
 
 import json
@@ -18,16 +26,18 @@ from data.sources.records import split_lines
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
+"""Messages of a chat, each with the keys `role` and `content`."""
 
 
 class Chat(NamedTuple):
     location: str
-    """File and line, for messages to the user."""
+    """File and line of the record, as `file:line`, for error messages."""
     messages: Messages
 
 
 class Preference(NamedTuple):
     location: str
+    """File and line of the record, as `file:line`, for error messages."""
     prompt: Messages
     chosen: str
     rejected: str
@@ -35,39 +45,38 @@ class Preference(NamedTuple):
 
 class PromptRecord(NamedTuple):
     location: str
+    """File and line of the record, as `file:line`, for error messages."""
     messages: Messages
-    """Up to the user's last message."""
+    """The messages of the prompt. The last one is the user's."""
     record: dict[str, Any]
-    """All fields of the line."""
+    """All fields of the record."""
 
     @property
     def text(self) -> str:
-        """The user's last message."""
+        """The text of the user's last message."""
         return self.messages[-1]["content"]
 
 
-# Reading.
-
-
 def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, record) of every line of JSONL files on any fsspec URL.
+    """Yield (`file:line`, record) for every line of JSONL files. The files can be on any file system of fsspec.
 
-    Raises ValueError naming file and line for a line that is no JSON object, for files without any record, and for a
-    damaged file.
+    Raises ValueError that names the file and the line if a line is not a JSON object or a file is damaged. Also raises
+    ValueError if the files contain no record at all.
     """
-    num_records, names = 0, []
+    num_records, read_urls = 0, []
     for url in urls:
-        names.append(url)
+        read_urls.append(url)
         for number, line in _numbered_lines(url):
             if not line.strip():
                 continue
             num_records += 1
             yield f"{url}:{number}", _parse(f"{url}:{number}", line)
     if not num_records:
-        raise ValueError(f"{', '.join(names)}: no record; expected one JSON object a line")
+        raise ValueError(f"{', '.join(read_urls)}: no record found; expected one JSON object per line")
 
 
 def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number, line) for every line of a file. The first line has the number 1."""
     number = 0
     try:
         for number, (_, line) in enumerate(split_lines(read_utf8_blocks(url)), start=1):
@@ -77,21 +86,21 @@ def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
     except Exception as error:
         if not is_damage_error(error):
             raise
-        raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); fetch it anew") from error
+        raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); download it again") from error
 
 
 def _parse(location: str, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
-        raise ValueError(f"{location}: not readable as JSON ({error})") from error
+    except ValueError as error:  # Raised for malformed JSON and for malformed UTF-8.
+        raise ValueError(f"{location}: the line is not valid JSON ({error})") from error
     if not isinstance(record, dict):
         raise ValueError(f"{location}: expected a JSON object, found {type(record).__name__}")
     return record
 
 
 def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
-    """Every chat of the files. Raises ValueError naming file, line and rule for a malformed record."""
+    """Yield every chat of the files. Raises ValueError that names file, line and problem for a malformed record."""
     for location, record in read_records(urls):
         if "messages" in record:
             messages = _messages(location, "messages", record["messages"])
@@ -100,33 +109,41 @@ def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
             messages = [*_prompt(location, record), reply]
         else:
             raise ValueError(
-                f"{location}: expected messages, or prompt and response; found {', '.join(record) or 'nothing'}"
+                f"{location}: a chat needs the field messages, or the fields prompt and response; this record has "
+                f"{', '.join(record) or 'no fields'}"
             )
         if all(message["role"] != "assistant" for message in messages):
-            raise ValueError(f"{location}: messages: none is by the assistant, so there is nothing to learn")
+            raise ValueError(
+                f"{location}: messages: no message has the role assistant, so there is nothing to train on; add a "
+                "reply or remove the record"
+            )
         yield Chat(location, messages)
 
 
 def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
-    """Every preference of the files. Raises ValueError naming file, line and rule for a malformed record."""
+    """Yield every preference of the files. Raises ValueError that names file, line and problem for a malformed
+    record."""
     for location, record in read_records(urls):
         prompt = _prompt(location, record)
         chosen, rejected = (_text(location, name, record.get(name)) for name in ("chosen", "rejected"))
         if chosen == rejected:
             raise ValueError(
-                f"{location}: chosen and rejected are the same, so there is nothing to prefer; remove the record"
+                f"{location}: chosen and rejected are the same text, so neither is preferred; remove the record"
             )
         yield Preference(location, prompt, chosen, rejected)
 
 
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
-    """Every prompt of the files. Raises ValueError naming file, line and rule for a malformed record."""
+    """Yield every prompt of the files. Raises ValueError that names file, line and problem for a malformed record."""
     for location, record in read_records(urls):
         messages = (
             _messages(location, "messages", record["messages"]) if "messages" in record else _prompt(location, record)
         )
         if messages[-1]["role"] != "user":
-            raise ValueError(f"{location}: the last message must be the user's, not the {messages[-1]['role']}'s")
+            raise ValueError(
+                f"{location}: the last message of a prompt must have the role user, but it has the role "
+                f"{messages[-1]['role']}; remove that message"
+            )
         yield PromptRecord(location, messages, record)
 
 
@@ -139,15 +156,21 @@ def _prompt(location: str, record: Mapping[str, Any]) -> Messages:
 
 def _messages(location: str, field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{location}: {field} must be a list of messages with at least one")
+        raise ValueError(f"{location}: {field} must be a list of at least one message")
     messages: Messages = []
     for number, message in enumerate(value):
-        at = f"{field}[{number}]"
+        path = f"{field}[{number}]"
         if not isinstance(message, dict):
-            raise ValueError(f"{location}: {at} must be an object with role and content, not {type(message).__name__}")
+            raise ValueError(
+                f"{location}: {path} must be an object with the keys role and content, not {type(message).__name__}"
+            )
         if message.get("role") not in ROLES:
-            raise ValueError(f"{location}: {at}.role is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
-        messages.append({"role": message["role"], "content": _text(location, f"{at}.content", message.get("content"))})
+            raise ValueError(
+                f"{location}: {path}.role is {message.get('role')!r}; it must be one of {', '.join(ROLES)}"
+            )
+        messages.append(
+            {"role": message["role"], "content": _text(location, f"{path}.content", message.get("content"))}
+        )
     return messages
 
 

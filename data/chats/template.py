@@ -1,7 +1,8 @@
-"""Chats as token ids, by the chat template of their tokenizer, with a mask of the assistant's tokens to learn.
+"""Conversion of chats to token ids with the tokenizer's chat template, and the loss mask of the assistant's tokens.
 
-The mask is found by rendering: the tokens that a chat has after its prefix are the reply. So any tokenizer whose
-template only appends works, without knowledge of its special tokens.
+To find the tokens of a reply, the chat is rendered twice: up to the message before the reply, and up to the reply. The
+additional tokens are the reply. This works for every chat template whose output for a longer chat starts with the
+output for the shorter chat, and needs no knowledge of the special tokens.
 """
 
 from collections.abc import Sequence
@@ -17,88 +18,96 @@ class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError where there is no tokenizer, or one without a chat template."""
+        """Load the tokenizer. Raises ValueError if the folder contains no tokenizer or one without a chat template."""
         self._tokenizer = load_any_tokenizer(folder)
         if not self._tokenizer.chat_template:
             raise ValueError(
-                f"tokenizer: the one in {folder} has no chat template; take a chat model's, or add a template"
+                f"tokenizer: the tokenizer in {folder} has no chat template; use the tokenizer of a chat model or add "
+                "a template"
             )
         self.pad_id = pad_id(self._tokenizer)
         self.end_id = chat_end_id(self._tokenizer)
-        """The token that closes an assistant's message."""
+        """The token that ends an assistant's message."""
         self.stop_ids = tuple(end_token_ids(self._tokenizer))
-        """Generation ends at any of these."""
-        self._marks = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
+        """Tokens at which generation stops."""
+        self._special_tokens = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
 
     def prompt_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
-        """Ids of the chat so far and of the beginning of the assistant's message."""
+        """Return the token ids of the messages and of the header of the assistant's next message."""
         return self._ids(messages, location, add_generation_prompt=True)
 
     def chat_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
-        """Ids of the whole chat; if its last message is the assistant's, up to the token that closes it."""
+        """Return the token ids of the chat. If the last message is the assistant's, the last id is `end_id`."""
         ids = self._ids(messages, location, add_generation_prompt=False)
         if messages[-1]["role"] == "assistant" and self.end_id in ids:
-            # Some templates put a line break after the end, which a model neither generates nor has to learn.
+            # Some templates add a line break after the end token. It is not part of what a model should generate.
             return ids[: len(ids) - ids[::-1].index(self.end_id)]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion with its special tokens visible, so that all that was generated is judged."""
+        """Return the text of the tokens, including special tokens, so that a verifier sees everything that was
+        generated."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _ids(self, messages: Messages, location: str, *, add_generation_prompt: bool) -> list[int]:
         for number, message in enumerate(messages):
-            mark = next((mark for mark in self._marks if mark in message["content"]), None)
-            if mark is not None:  # as text, it would become the token and forge a message
-                raise ValueError(f"{location}: messages[{number}] holds the special token {mark!r} as text; remove it")
+            found = next((token for token in self._special_tokens if token in message["content"]), None)
+            # The tokenizer would turn the text into the special token, so a message could imitate the end of a message.
+            if found is not None:
+                raise ValueError(f"{location}: messages[{number}] contains the special token {found!r}; remove it")
         try:
             ids: Any = self._tokenizer.apply_chat_template(
                 messages, tokenize=True, return_dict=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # a template is its author's program and raises what it likes
-            raise ValueError(f"{location}: the chat template refuses this chat ({error})") from error
+        except Exception as error:  # A template is a program and can raise any exception.
+            raise ValueError(f"{location}: the chat template failed for this chat ({error})") from error
         return [int(token) for token in ids]
 
 
 def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """The chat tokenizer of a Hugging Face folder. Raises ValueError when it has no chat template."""
+    """Load the tokenizer of a Hugging Face folder. Raises ValueError if it has no chat template."""
     return ChatTokenizer(folder)
 
 
 class RenderedChat(NamedTuple):
+    """A chat as token ids."""
+
     ids: list[int]
     loss_mask: list[bool]
-    """For each token whether it is the assistant's (with the token that closes its message)."""
+    """For each token whether it belongs to an assistant's message. The token that ends the message belongs to it."""
 
 
 def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
-    """Token ids of a chat and the mask of the assistant's. Raises ValueError naming the record."""
+    """Convert a chat to token ids and a loss mask. Raises ValueError that names the record if this is not possible."""
     messages = chat.messages
     ids = tokenizer.chat_ids(messages, location=chat.location)
     loss_mask = [False] * len(ids)
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.prompt_ids(messages[:number], location=chat.location) if number else []
-        last = number == len(messages) - 1
-        after = ids if last else tokenizer.chat_ids(messages[: number + 1], location=chat.location)
-        if after[: len(before)] != before or ids[: len(after)] != after:
+        before_reply = tokenizer.prompt_ids(messages[:number], location=chat.location) if number else []
+        is_last = number == len(messages) - 1
+        with_reply = ids if is_last else tokenizer.chat_ids(messages[: number + 1], location=chat.location)
+        if with_reply[: len(before_reply)] != before_reply or ids[: len(with_reply)] != with_reply:
             raise ValueError(
                 f"{chat.location}: the chat template renders what precedes messages[{number}] differently once the "
                 "reply follows, so the reply's tokens cannot be found; put each reply into a record of its own"
             )
-        loss_mask[len(before) : len(after)] = [True] * (len(after) - len(before))
+        loss_mask[len(before_reply) : len(with_reply)] = [True] * (len(with_reply) - len(before_reply))
     return RenderedChat(ids, loss_mask)
 
 
 class PreferenceTokens(NamedTuple):
+    """A preference as token ids."""
+
     chosen: list[int]
-    """Prompt and preferred completion, up to the token that closes it."""
+    """Token ids of the prompt and the preferred completion, up to the token that ends the completion."""
     rejected: list[int]
+    """Token ids of the prompt and the other completion, up to the token that ends the completion."""
 
 
 def render_preference(tokenizer: ChatTokenizer, preference: Preference) -> PreferenceTokens:
-    """Token ids of both sides of a preference. Raises ValueError naming the record."""
+    """Convert a preference to token ids. Raises ValueError that names the record if this is not possible."""
     chosen, rejected = (
         tokenizer.chat_ids([*preference.prompt, {"role": "assistant", "content": answer}], location=preference.location)
         for answer in (preference.chosen, preference.rejected)

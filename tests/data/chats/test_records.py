@@ -29,11 +29,11 @@ def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "error"),
     [
-        ("{broken", "not readable as JSON"),
+        ("{broken", "the line is not valid JSON"),
         ([1], "expected a JSON object, found list"),
-        ({"prompt": "x"}, "expected messages, or prompt and response; found prompt"),
-        ({"messages": []}, "messages must be a list of messages with at least one"),
-        ({"messages": [USER]}, "none is by the assistant"),
+        ({"prompt": "x"}, "a chat needs the field messages, or the fields prompt and response; this record has prompt"),
+        ({"messages": []}, "messages must be a list of at least one message"),
+        ({"messages": [USER]}, "no message has the role assistant"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
             r"messages\[0\].role is 'bot'; it must be one of system, user",
@@ -50,7 +50,7 @@ def test_a_bad_chat_is_named_by_file_and_line(tmp_path: Path, record: object, er
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.jsonl: no record"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: no record found"):
         list(read_chats(write(tmp_path / "a.jsonl")))
 
 
@@ -67,5 +67,5 @@ def test_prompts_keep_their_whole_record_and_end_with_the_user(tmp_path: Path) -
     first, second = read_prompts(write(tmp_path / "a.jsonl", record, {"prompt": "1+1?", "answer": "2"}))
     assert (first.text, first.record["answer"], len(first.messages)) == ("2+2?", "4", 3)
     assert second.messages == [{"role": "user", "content": "1+1?"}]
-    with pytest.raises(ValueError, match="the last message must be the user's"):
+    with pytest.raises(ValueError, match="the last message of a prompt must have the role user"):
         list(read_prompts(write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]})))
