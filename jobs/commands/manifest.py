@@ -20,7 +20,7 @@ from jobs.commands.shipping import local_program, program_files
 from jobs.frame.config import build, find_execution, load_yaml
 from jobs.frame.pipeline_config import find_pipeline_config, load_configs
 from jobs.frame.references import find_inputs, find_sources, without_function_name
-from jobs.frame.same_code import code_variables
+from jobs.frame.same_code import submission_variables
 from jobs.frame.stages import find_stage
 
 PodGroupName = Literal["data", "train", "rollout"]
@@ -55,7 +55,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         pod_groups(configs, cluster_config),
         command=shlex.join(words),
         files=files,
-        env={**pipeline_config.variables(), **JOB_VARIABLES, **code_variables(with_digest=False)},
+        env={**pipeline_config.variables(), **JOB_VARIABLES, **submission_variables(with_digest=False)},
     )
     this_command = ["raymill", "manifest", stage, str(config), *overrides, *store_option, "--cluster", str(cluster)]
     documents = (yaml.dump(one, Dumper=_BlockTextDumper, sort_keys=False, width=110) for one in objects)

@@ -18,7 +18,7 @@ from cluster.user_cache import UserCache
 from jobs.commands.shipping import write_shipped_files
 from jobs.frame.artifact import open_artifact
 from jobs.frame.pipeline import Pipeline, find_errors, load
-from jobs.frame.same_code import code_variables
+from jobs.frame.same_code import submission_variables
 
 _START_S = 30.0
 """`follow_start` waits this long for the run to begin."""
@@ -53,7 +53,7 @@ def submit(
             Path(folder),
             id=f"{stage}-{_digest(command, Path(folder), pipeline)[:12]}",
             address=address,
-            env={**pipeline.environment, **code_variables()},
+            env={**pipeline.environment, **submission_variables()},
             metadata={"raymill": version("raymill"), "store": pipeline.store.url},
             has_result=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
             before_sending=lambda id: submission_status.record_submission(pipeline.store, id),

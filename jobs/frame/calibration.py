@@ -1,6 +1,6 @@
-"""The calibration of this machine: a few figures of its speed, from which forecasts are made; measured once a week.
+"""Calibrates this machine: measures its speed at most once a week, so that forecasts can be computed.
 
-Everything is measured in processor time of one thread, so that other work on the machine does not distort it.
+All measurements are CPU time of one thread, so that other programs on the machine do not distort them.
 """
 
 import json
@@ -21,51 +21,55 @@ if TYPE_CHECKING:
     import torch
 
 _VERSION = 2
-"""Raised when the measurement changes."""
+"""The version of the measurement. Increase it when the measurement changes; calibrations are then repeated."""
 _INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that limit the libraries of matrix products to older instructions of the processor."""
+"""Environment variables that restrict the matmul libraries to older CPU instructions."""
 _MAX_AGE_S = 7 * 24 * 3600.0
-"""Age at which figures are measured again, because they may be those of a throttled or busy hour."""
+"""Older calibrations are repeated, because the machine may have been throttled or busy when they were made."""
 _MATMUL_SIZE = 768
-"""Rows and columns of the matrices of the large product."""
+"""The number of rows and columns of the matrices in the large matmul."""
 _ROWS, _LENGTH = 2, 128
-"""Size of the batch of the small decoder."""
+"""The number of rows and the tokens per row in the batch of the small decoder."""
 
 _cache = UserCache("machines")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The speed of one node."""
+    """The measured speed of one machine's CPU."""
 
     processor: str
+    """The name of the processor model."""
     cores: int
     python_s: float
-    """Seconds of a fixed Python program: JSON, regular expressions, dictionaries."""
+    """CPU seconds of a fixed Python program that uses JSON, regular expressions and dictionaries."""
     step_flops: float
-    """FLOP/s of one thread in training steps of a small decoder (width 256) in float32."""
+    """FLOP/s of one thread in forward and backward passes of a small decoder (hidden size 256) in float32."""
     product_flops: float
-    """FLOP/s of one thread in a large matrix product in float32, which wide models approach."""
+    """FLOP/s of one thread in a large float32 matmul. Models with a large hidden size come close to it."""
     bfloat16_speed: float
-    """Speed of these training steps in bfloat16 relative to float32; on a processor that emulates bfloat16, that of a
-    product instead, 0.02 to 0.1."""
+    """Speed in bfloat16 relative to float32. It is measured with the passes of the small decoder. On a processor that
+    only emulates bfloat16 it is measured with a matmul, and is 0.02 to 0.1."""
 
 
 def calibrate() -> Machine:
-    """The speed of this machine. Measuring takes about three seconds, the first time and again after a week."""
+    """Return the speed of this machine. It is measured if the cached calibration is missing or older than a week.
+
+    The measurement takes about three seconds.
+    """
     instructions = [os.environ.get(name) for name in _INSTRUCTION_VARIABLES]
     names = (processor_name(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
     key = json.dumps([*names, *instructions])
     cached = _cache.get(key)
     if cached is None or not 0 <= time.time() - cached["at"] < _MAX_AGE_S:
-        with working("measuring this machine, for forecasts"):
+        with working("measuring the speed of this machine for forecasts"):
             cached = {"at": time.time(), "machine": asdict(_measure())}
         _cache.put(key, cached)
     return Machine(**cached["machine"])
 
 
 def _measure() -> Machine:
-    import torch  # late: a remembered calibration does not need it
+    import torch  # imported here, because it is not needed when the calibration is cached
 
     from model.precision import bfloat16_emulation_slowdown
 
@@ -89,7 +93,7 @@ def _measure() -> Machine:
 
 
 def _best_s(work: Callable[[], object], *, tries: int) -> float:
-    """Processor seconds of this thread for the fastest of several calls."""
+    """Call `work` several times. Returns the CPU seconds that this thread used for the fastest call."""
     best_s = float("inf")
     for _ in range(tries):
         started = time.thread_time()
@@ -109,8 +113,11 @@ def _python_work() -> None:
 
 
 def _step_flops(dtype: "torch.dtype | None") -> float:
-    """FLOP/s (counted as for MFU) of a small decoder's forward and backward pass; None computes in float32."""
-    import torch  # late: a remembered calibration does not need it
+    """Measure the FLOP/s of a small decoder's forward and backward pass. `dtype` None means float32.
+
+    FLOP are counted by `flop_per_token`, as for the model FLOP utilization.
+    """
+    import torch  # imported here, because it is not needed when the calibration is cached
 
     from model.batch import batch_from_sequences
     from model.objectives import causal_lm

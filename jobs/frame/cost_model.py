@@ -1,8 +1,8 @@
-"""The cost model: time and memory of a stage's work on a machine, computed from the machine's calibration.
+"""The cost model: predicts the time and memory of a workload on a machine that was calibrated.
 
-The constants are seconds of the reference processor, two cores of an AMD EPYC 7001. They were tuned on whole demos on
-that one and on an EPYC of Zen 4, with AVX-512 and limited to AVX2. To tune them again, compare with what runs measured:
-`benchmarks/forecast.py` prints both.
+The constants in seconds are valid for the reference processor, two cores of an AMD EPYC 7001. They were fitted to
+complete runs of the demo on this processor and on a Zen 4 EPYC, with AVX-512 and with AVX2 only. To fit them again,
+compare the predictions with measurements, which `benchmarks/forecast.py` prints side by side.
 """
 
 import math
@@ -13,18 +13,18 @@ from jobs.frame.calibration import Machine
 from jobs.frame.workload import ProcessKind, Workload
 
 REFERENCE_PYTHON_S = 0.0193
-"""`Machine.python_s` of the reference processor."""
+"""`Machine.python_s` of the reference processor. The constants are multiplied by a machine's ratio to it."""
 
 
 class ProcessCost(NamedTuple):
-    """The cost of one process before it works."""
+    """What it costs to start one worker process and to keep it idle."""
 
     memory_gib: float
-    """Memory before it holds anything of the stage's."""
+    """Memory of the idle process, before it has any model or data."""
     start_cpu_s: float
-    """Processor seconds until it is ready: imports, process group, warm-up of an engine."""
+    """CPU seconds until the process is ready: imports, process group, warm-up of a vLLM engine."""
     start_wait_s: float
-    """Seconds of waiting until it is ready: polls, handshakes, worker pools."""
+    """Seconds during which the process waits until it is ready: polling, handshakes, worker pools."""
 
 
 PROCESS_COSTS: Mapping[ProcessKind, ProcessCost] = {
@@ -35,36 +35,36 @@ PROCESS_COSTS: Mapping[ProcessKind, ProcessCost] = {
     "server": ProcessCost(memory_gib=2.95, start_cpu_s=72.0, start_wait_s=4.0),
 }
 SESSION_GIB = 1.05
-"""Memory of Ray's own processes and the driver."""
+"""Memory of the driver and of Ray's own processes."""
 TRAIN_GROUP_GIB = 0.5
-"""Memory of Ray Train's controller and helper actors, about nine processes together."""
+"""Memory of the controller and the helper actors that Ray Train starts, about nine processes, all together."""
 TRAIN_GROUP_CPU_S = 40.0
-"""Processor seconds until these are ready."""
+"""CPU seconds to start the controller and the helper actors of Ray Train."""
 RL_START_CPU_S = 50.0
-"""Processor seconds until the actors of a graph are connected and its first weights are checked."""
+"""CPU seconds to connect the RLHF actors and to check the first weight sync, after the actors have started."""
 STEP_S = 0.08
-"""Seconds of an optimizer step beside its FLOP: optimizer, synchronization, batches."""
+"""Seconds of an optimizer step in addition to its matmuls: optimizer update, synchronization, loading of batches."""
 RL_STEP_S = 0.8
-"""Seconds of a step of an actor graph beside FLOP and generation: messages, scoring, weight sync and its check."""
+"""Seconds of an RLHF step in addition to matmuls and generation: messages, scoring, weight sync and sync check."""
 ENGINE_STEP_S = 0.012
-"""Seconds of an engine's forward pass beside its FLOP: scheduling and sampling, in Python."""
+"""Seconds of a vLLM engine's forward pass in addition to its matmuls: scheduling and sampling in Python."""
 THREAD_EFFICIENCY = 0.75
-"""Speed of each of several threads relative to one alone, because they share memory and caches."""
+"""Speed of a thread when several threads compute, relative to a single thread. They share memory and caches."""
 WIDE_MODEL_EFFICIENCY = 0.8
-"""Fraction of a large matrix product's speed that the training of a wide model reaches."""
+"""FLOP/s in the training of a model with a large hidden size, as a fraction of the FLOP/s in a large matmul."""
 
 
 class Cost(NamedTuple):
-    """What work takes on a machine."""
+    """The predicted time and memory of a workload on a machine."""
 
     seconds: float
     memory_gib: float
-    """Peak over all processes of the session."""
+    """Highest memory of all processes of the Ray session together."""
 
 
 def predict(workload: Workload, machine: Machine) -> Cost:
-    """The likely cost of work on the processors of a machine."""
-    assert not workload.on_gpu, "the calibration of a processor says nothing about GPUs"
+    """Predict the time and memory of a workload on the CPU of a machine."""
+    assert not workload.on_gpu, "the machine's CPU was calibrated, so costs on a GPU cannot be predicted"
     slowness = machine.python_s / REFERENCE_PYTHON_S
     num_processes = sum(group.number for group in workload.processes)
     has_train_group = any(group.kind == "trainer" for group in workload.processes)
@@ -87,12 +87,16 @@ def predict(workload: Workload, machine: Machine) -> Cost:
 
 
 def reachable_flops(workload: Workload, machine: Machine) -> float:
-    """FLOP/s that a model of the work's width reaches with the work's threads."""
-    narrow = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
-    wide = max(narrow, WIDE_MODEL_EFFICIENCY * machine.product_flops)
-    wide_share = min(1.0, max(0.0, math.log2(workload.width / 256) / 2))  # 0 at width 256, 1 from 1024 on
-    per_thread = narrow * (1 - wide_share) + wide * wide_share
+    """Return the FLOP/s that all threads of the workload together reach on the machine.
+
+    Up to a hidden size of 256 they follow from the measured training step, and from 1024 on from the measured large
+    matmul. In between, the two are interpolated.
+    """
+    narrow_flops = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
+    wide_flops = max(narrow_flops, WIDE_MODEL_EFFICIENCY * machine.product_flops)
+    wide_share = min(1.0, max(0.0, math.log2(workload.width / 256) / 2))  # 0 at width 256, 1 at width 1024
+    flops_per_thread = narrow_flops * (1 - wide_share) + wide_flops * wide_share
     if workload.precision == "bfloat16":
-        per_thread *= machine.bfloat16_speed
+        flops_per_thread *= machine.bfloat16_speed
     threads = max(1, min(workload.threads, machine.cores))
-    return per_thread * threads * (THREAD_EFFICIENCY if threads > 1 else 1.0)
+    return flops_per_thread * threads * (THREAD_EFFICIENCY if threads > 1 else 1.0)

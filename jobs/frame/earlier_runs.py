@@ -1,4 +1,4 @@
-"""Earlier runs in a store, from which later ones are forecast."""
+"""Reads the earlier runs in a store, from which later runs are forecast."""
 
 from dataclasses import dataclass, fields
 
@@ -12,18 +12,21 @@ from jobs.frame.workload import Workload
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A run of a stage on a machine like this one, from its beginning to its end."""
+    """An uninterrupted run of a stage on a machine with the same processor as this machine."""
 
     id: str
-    """Id of the artifact that it made."""
+    """The id of the artifact that the run made."""
     stage: str
+    """The name of the stage."""
     seconds: float
+    """Measured wall time of the run."""
     memory_gib: float
+    """Highest measured memory of all processes together."""
     workload: Workload
 
 
 def earlier_runs(store: Storage) -> list[EarlierRun]:
-    """The runs of a store that were not resumed, on a processor like this one's and with the memory measured."""
+    """Return the runs in a store that were not resumed, ran on the same processor, and whose memory was measured."""
     runs: list[EarlierRun] = []
     this_machine = Hardware(processor=processor_name(), cores=num_cores())
     for name in store.glob(f"*/{RECORD}") if store.exists() else []:

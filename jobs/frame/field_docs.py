@@ -1,4 +1,4 @@
-"""The docstrings under the fields of a config, read from its source for `raymill fields` and the JSON Schemas."""
+"""Reads the docstrings under the fields of a config class, which `raymill fields` and the JSON Schemas show."""
 
 import ast
 import dataclasses
@@ -7,7 +7,7 @@ import textwrap
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """The docstring of every documented field of a dataclass, inherited ones included, each on one line."""
+    """Return the docstring of every documented field of a dataclass, including inherited fields, each as one line."""
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if dataclasses.is_dataclass(base):
@@ -16,13 +16,14 @@ def field_docs(schema: type) -> dict[str, str]:
 
 
 def class_doc(schema: type) -> str:
-    """The dataclass's own docstring on one line; empty where it has none."""
+    """Return the docstring of a dataclass as one line, or an empty string if its source has no docstring."""
     doc = schema.__doc__ or ""
-    return "" if doc.startswith(f"{schema.__name__}(") else _one_line(doc)  # `Name(field: int)` is dataclass's own
+    is_generated = doc.startswith(f"{schema.__name__}(")  # `dataclass` generates a docstring such as `Name(field: int)`
+    return "" if is_generated else _one_line(doc)
 
 
 def _docs_in_source(schema: type) -> dict[str, str]:
-    """The string literal after each `field: type = default` in the class's own source, by field name."""
+    """Return the string literal after each `field: type = default` in the source of one class, by field name."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""Forecasts: the seconds, memory and disk that a stage will take, computed before it starts.
+"""Forecasts the time, memory and disk of a stage before the stage starts.
 
-    Stage.work (quantities) × calibration (this machine's speed) ─▶ Forecast ◀─ an earlier run, if there is one
-
-An earlier run of the same stage on a machine like this one knows what the cost model does not: its measured time is
-scaled by the ratio of the work, and its measured memory is corrected by the difference.
+The cost model predicts time and memory from the stage's workload (`Stage.workload`) and from the calibration of this
+machine. If the store has an earlier run of the stage on the same kind of machine, the forecast is more accurate: it is
+then the measured time of the earlier run, multiplied by the ratio of the two predictions, and its measured memory plus
+the difference of the two predictions.
 """
 
 import math
@@ -21,29 +21,31 @@ from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.workload import Workload
 
 MEASURED = "measured"
-"""The basis of a finished stage's forecast."""
+"""`Forecast.basis` of a finished stage."""
 
 _MAX_SCALE = 8.0
-"""An earlier run is used for work that takes up to this many times more or less time."""
+"""An earlier run is used only if its predicted time and that of the new run differ by at most this factor."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one stage will take, or took; None where it is not known."""
+    """The time, memory and disk that a stage will need, or that a finished stage needed. None means unknown."""
 
     seconds: float | None
     memory_gib: float | None
-    """Peak over the session's processes on this machine."""
+    """Highest memory of all processes of the Ray session on this machine together."""
     disk_gib: float | None
+    """Size of the artifact."""
     basis: str
-    """What it is based on: MEASURED (the stage is done), `like <id>` (an earlier run), or `calibration`."""
+    """What the values are based on: MEASURED if the stage is finished, `like <id>` if an earlier run made the artifact
+    `<id>`, `calibration` if only the calibration of this machine was used, or a reason why values are unknown."""
 
 
 def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | None = None) -> dict[str, Forecast]:
-    """The forecast of every stage that declares its work, by name; for a finished stage what was measured.
+    """Return the forecast of every job by name. For a finished job these are the measured values.
 
-    For a cluster that is joined (`address` or `RAY_ADDRESS`) only disk is forecast, because this machine's speed says
-    nothing about the cluster's.
+    Jobs of stages without `Stage.workload` are left out. If the run will join a cluster (`address` or `RAY_ADDRESS`),
+    only disk is forecast, because the speed of the cluster's machines is not known here.
     """
     artifacts = {name: open_artifact(store / job.id) for name, job in jobs.items()}
     workloads = {
@@ -57,18 +59,21 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
         if artifact := artifacts[name]:
             forecasts[name] = measured_forecast(artifact)
         elif (workload := workloads.get(name)) and is_local:
-            whole = forecast_stage(job.stage.name, workload, machine, runs)
-            is_begun = (store / job.id).exists()
-            forecasts[name] = (
-                replace(whole, basis=f"{whole.basis}, for the whole stage; a part is done") if is_begun else whole
-            )
+            forecast = forecast_stage(job.stage.name, workload, machine, runs)
+            if (store / job.id).exists():
+                forecast = replace(forecast, basis=f"{forecast.basis}, for the complete stage; a part is done already")
+            forecasts[name] = forecast
         elif workload:
-            forecasts[name] = Forecast(None, None, workload.disk_gib, "a cluster's time and memory are not forecast")
+            basis = "time and memory on a cluster are not forecast"
+            forecasts[name] = Forecast(None, None, workload.disk_gib, basis)
     return forecasts
 
 
 def _workload(job: Job, store: Storage) -> Workload | None:
-    """The job's work, in the precision that it would have on this machine; None when its stage does not declare it."""
+    """Return the workload of a job in the precision that it would have on this machine.
+
+    Returns None if the job's stage has no function `workload`.
+    """
     if job.stage.workload is None:
         return None
     recorded = recorded_precisions(store / job.id)
@@ -77,9 +82,12 @@ def _workload(job: Job, store: Storage) -> Workload | None:
 
 
 def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Sequence[EarlierRun] = ()) -> Forecast:
-    """The forecast of a stage, from the earlier run whose work is nearest, or else from the calibration alone."""
+    """Forecast a stage from that earlier run whose predicted time is most similar, or from the calibration alone.
+
+    `runs` are the earlier runs of all stages.
+    """
     if workload.on_gpu:
-        return Forecast(None, None, workload.disk_gib, "not known on GPUs before a first run")
+        return Forecast(None, None, workload.disk_gib, "time and memory on GPUs are not forecast")
     cost = predict(workload, machine)
     candidates = [
         (run, predict(run.workload, machine)) for run in runs if run.stage == stage and not run.workload.on_gpu
@@ -93,13 +101,16 @@ def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Seque
     return Forecast(seconds, memory_gib, workload.disk_gib, f"like {run.id}")
 
 
-def _distance(cost: Cost, other: Cost) -> float:
-    """The logarithm of the ratio of two times: 0 for equal ones."""
-    return abs(math.log(cost.seconds / other.seconds))
+def _distance(cost: Cost, other_cost: Cost) -> float:
+    """Return by how much the times of two costs differ: the absolute logarithm of their ratio."""
+    return abs(math.log(cost.seconds / other_cost.seconds))
 
 
 def measured_forecast(artifact: Artifact) -> Forecast:
-    """What a finished stage took, from its record; the time of a resumed run is not known."""
+    """Return the measured time, memory and disk of a finished stage, read from its record.
+
+    The time is None if the run was resumed, because only the time of its last part was measured.
+    """
     measured = artifact.record.measured
     seconds = None if measured.resumed else artifact.record.wall_s
     return Forecast(seconds, measured.peak_memory_gib, measured.disk_gib, MEASURED)

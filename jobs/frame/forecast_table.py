@@ -1,4 +1,4 @@
-"""Forecasts as a table that `raymill run` and `raymill plan` print."""
+"""Formats forecasts as the table that `raymill run` and `raymill plan` print."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -7,7 +7,10 @@ from jobs.frame.forecast import MEASURED, Forecast
 
 
 def forecast_table(forecasts: Mapping[str, Forecast]) -> list[str]:
-    """The lines of the table, with a total of the stages that are not done; none without forecasts."""
+    """Return the lines of the table. The last line is the total of the stages that are not done.
+
+    The table is empty if there are no forecasts.
+    """
     if not forecasts:
         return []
     lines = [f"{'stage':<14} {'time':>12} {'memory':>10} {'disk':>10}  from"]
@@ -25,9 +28,9 @@ def forecast_table(forecasts: Mapping[str, Forecast]) -> list[str]:
 
 
 def _combine(function: Callable[[Iterable[float]], float], values: Sequence[float | None]) -> float | None:
-    """Sum or maximum of the values; None when one of them is not known."""
-    known = [value for value in values if value is not None]
-    return function(known) if len(known) == len(values) else None
+    """Return `function(values)`, for a sum or a maximum. Returns None if one of the values is None."""
+    numbers = [value for value in values if value is not None]
+    return function(numbers) if len(numbers) == len(values) else None
 
 
 def _cells(forecast: Forecast) -> str:

@@ -1,4 +1,4 @@
-"""Forgotten documents of a store: their list, and how an artifact loses them."""
+"""Removes forgotten documents from an artifact, and reads the list of a store's forgotten documents."""
 
 import contextlib
 from collections.abc import Callable
@@ -22,28 +22,30 @@ from jobs.frame.artifact import (
 from jobs.frame.stage import Context, Stage
 
 FORGOTTEN = "forgotten.jsonl"
-"""In a store: the ids of documents that its artifacts must not hold, one per line."""
+"""File in a store with the ids of forgotten documents, one per line. Artifacts of the store must not contain them."""
 
 
 def read_forgotten(store: Storage) -> frozenset[str]:
-    """Ids of the documents that the artifacts of a store must not hold."""
+    """Return the ids of the documents that the artifacts of a store must not contain."""
     return frozenset(store.read_jsonl(FORGOTTEN)) if store.exists(FORGOTTEN) else frozenset()
 
 
 def remove_forgotten_documents(stage: Stage, output: Storage, store: Storage) -> bool:
-    """Remove the forgotten documents of `store` from an artifact of this stage, finished or left half-changed by a
-    kill.
+    """Remove the forgotten documents of `store` from the artifact in `output`. Returns whether the artifact changed.
 
-    Returns whether anything changed. Raises ValueError when an older version of the stage made the artifact.
+    The artifact may be finished, or an earlier removal may have been killed while it changed the artifact. Raises
+    ValueError if a different version of the stage made the artifact.
     """
     changed = False
     with hold_lease(output) as require_lease:
+        # Repeated until nothing changes, because more documents may be forgotten while the artifact is changed.
         while _remove_once(stage, output, store, require_lease):
-            changed = True  # look again: more documents may have been forgotten meanwhile
+            changed = True
     return changed
 
 
 def _remove_once(stage: Stage, output: Storage, store: Storage, require_lease: Callable[[], None]) -> bool:
+    """Call the stage's `forget` once and write the new record. Returns whether the artifact changed."""
     assert stage.forget is not None
     is_finished = output.exists(RECORD)
     record = read_record(output, RECORD if is_finished else BACKUP)
@@ -51,13 +53,13 @@ def _remove_once(stage: Stage, output: Storage, store: Storage, require_lease: C
         output.remove(BACKUP)
     if not record.is_current:
         raise ValueError(
-            f"{record.id} was made by version {record.stage_version} of {stage.name}, which cannot forget; "
-            "remove it, or make it again"
+            f"{record.id} was made by version {record.stage_version} of the stage {stage.name}, but this version of "
+            f"Raymill can change only artifacts of version {stage.version}; delete the artifact, or run the stage again"
         )
     inputs = {
         path: artifact
-        for path, need in record.inputs.items()
-        if (artifact := open_artifact(store / need.id) or open_artifact(need.url))
+        for path, input_record in record.inputs.items()
+        if (artifact := open_artifact(store / input_record.id) or open_artifact(input_record.url))
     }
     tracker = Tracker(storage=output, run_id=f"{record.id}-forget", name=record.name, group="forget")
     with contextlib.closing(tracker):

@@ -1,4 +1,7 @@
-"""What `precision: auto` becomes for a job, where its workers run; recorded in the artifact and kept over a resume."""
+"""Resolves `precision: auto` to bfloat16 or float32, depending on the hardware that the workers of a job run on.
+
+The resolved precision is recorded with the artifact, and a resumed run uses the recorded one.
+"""
 
 import dataclasses
 import logging
@@ -16,29 +19,30 @@ from model.precision import (
     gpu_multiplies_bfloat16,
 )
 
-Groups = Sequence[Mapping[str, Placement]]
-"""A stage's groups of workers by name (`Stage.placements`)."""
+Placements = Sequence[Mapping[str, Placement]]
+"""The placements of a stage's worker groups, as `Stage.placements` returns them."""
 
 log = logging.getLogger(__name__)
 
 
 class PrecisionField(NamedTuple):
-    """A `precision` field of a config."""
+    """A `precision` field of a config and its value."""
 
     path: str
-    """Where it is in the config: `learning.precision`."""
+    """The path of the field in the config, such as `learning.precision`."""
     value: Precision
     group: str
-    """Name of the group of workers that computes in it."""
+    """The name of the worker group that computes in this precision."""
 
 
 def resolve_precisions(
-    config: Any, groups: Groups, recorded: Mapping[str, ComputePrecision]
+    config: Any, placements: Placements, recorded: Mapping[str, ComputePrecision]
 ) -> dict[str, ComputePrecision]:
-    """The precision of every `precision` field by its path in the config, with `auto` replaced by what it becomes.
+    """Return the resolved precision of every `precision` field, by the path of the field in the config.
 
-    In a Ray session this depends on the nodes that workers may run on, which are waited for; otherwise on this machine.
-    `recorded` is what `auto` became in an earlier attempt at the same artifact, so that a resume computes alike.
+    `auto` is resolved to the precision in `recorded`, if an earlier run of the job recorded one. Otherwise it depends
+    on the hardware: in a Ray session on all nodes that the workers may run on (this function waits for them), and
+    without a session on this machine.
     """
     precisions: dict[str, ComputePrecision] = {}
     for path, value, group in _precision_fields(config):
@@ -47,12 +51,15 @@ def resolve_precisions(
         elif path in recorded:
             precisions[path] = recorded[path]
         else:
-            precisions[path] = "bfloat16" if _multiplies_bfloat16(path, group, groups) else "float32"
+            precisions[path] = "bfloat16" if _multiplies_bfloat16(path, group, placements) else "float32"
     return precisions
 
 
 def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], prefix: str = "") -> Any:
-    """The config with every `precision` field replaced, so that none is `auto` any more."""
+    """Return a copy of the config in which every `precision` field has its resolved precision.
+
+    `prefix` is the path of `config` in the complete config, ending in a dot, or empty.
+    """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         path, value = f"{prefix}{field.name}", getattr(config, field.name)
@@ -63,61 +70,67 @@ def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], pre
     return dataclasses.replace(config, **changes)
 
 
-def warn_if_bfloat16_is_emulated(config: Any, groups: Groups) -> None:
-    """Log how slow an explicit bfloat16 will be where workers compute on processors that emulate it."""
+def warn_if_bfloat16_is_emulated(config: Any, placements: Placements) -> None:
+    """Log a warning if the config sets bfloat16 and the processors of the workers only emulate bfloat16."""
     for path, value, group in _precision_fields(config):
-        slowdown = _emulation(path, group, groups) if value == "bfloat16" else None
+        slowdown = _emulation_slowdown(path, group, placements) if value == "bfloat16" else None
         if slowdown is not None and slowdown > 1.0:
             log.warning(
-                "%s: bfloat16 takes %.0f times as long as float32 on a processor here, which only emulates it; "
-                "take auto or float32",
+                "%s: bfloat16 takes %.0f times as long as float32, because a processor of the workers only emulates "
+                "it; set auto or float32",
                 path,
                 slowdown,
             )
 
 
-def _multiplies_bfloat16(path: str, group: str, groups: Groups) -> bool:
-    """Whether every device that a group's workers may compute on multiplies bfloat16 in hardware."""
-    return gpu_multiplies_bfloat16() if _is_on_gpu(group, groups) else _emulation(path, group, groups) is None
+def _multiplies_bfloat16(path: str, group: str, placements: Placements) -> bool:
+    """Return whether every device that the workers of a group may use multiplies bfloat16 in hardware."""
+    return (
+        gpu_multiplies_bfloat16()
+        if _is_on_gpu(group, placements)
+        else _emulation_slowdown(path, group, placements) is None
+    )
 
 
-def _is_on_gpu(group: str, groups: Groups) -> bool:
-    placement = _placement(group, groups)
+def _is_on_gpu(group: str, placements: Placements) -> bool:
+    placement = _find_placement(group, placements)
     if placement is not None:
         return placement.gpus_per_worker > 0
-    import torch  # late: a plan rarely needs it
+    import torch  # imported here, because most calls do not need it
 
     return torch.cuda.is_available()
 
 
-def _placement(group: str, groups: Groups) -> Placement | None:
-    return next((together[group] for together in groups if group in together), None)
+def _find_placement(group: str, placements: Placements) -> Placement | None:
+    return next((running[group] for running in placements if group in running), None)
 
 
-def _emulation(path: str, group: str, groups: Groups) -> float | None:
-    """How many times longer than float32 bfloat16 takes on the slowest processor that emulates it for a group.
+def _emulation_slowdown(path: str, group: str, placements: Placements) -> float | None:
+    """Return how many times slower than float32 bfloat16 is on the processors of a group, if one of them emulates it.
 
-    None when no processor of the group emulates it.
+    If several processors emulate bfloat16, the slowest one counts. Returns None if no processor emulates it. `path` is
+    the path of the precision field, for messages while this function waits for nodes.
     """
-    if _is_on_gpu(group, groups):
+    if _is_on_gpu(group, placements):
         return None
-    placement = _placement(group, groups)
+    placement = _find_placement(group, placements)
     if placement is None or not is_connected() or is_local_cluster():
         return bfloat16_emulation_slowdown()
-    wait_for_capacity(placement.bundles, path)  # for all workers: a node that joins later may have another processor
-    return max((factor for factor in _emulation_on_nodes() if factor is not None), default=None)
+    # Waits until the cluster has nodes for all workers, because a node that joins later may have a different processor.
+    wait_for_capacity(placement.bundles, path)
+    return max((slowdown for slowdown in _slowdowns_on_nodes() if slowdown is not None), default=None)
 
 
-def _emulation_on_nodes() -> list[float | None]:
-    import ray  # late: a plan does not need it
+def _slowdowns_on_nodes() -> list[float | None]:
+    import ray  # imported here, so that `raymill plan` does not import Ray
 
-    ask = ray.remote(bfloat16_emulation_slowdown)
+    measure = ray.remote(bfloat16_emulation_slowdown)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return ray.get([ask.options(**options_on_node(node, soft=True)).remote() for node in nodes])
+    return ray.get([measure.options(**options_on_node(node, soft=True)).remote() for node in nodes])
 
 
 def _precision_fields(config: Any, prefix: str = "") -> Iterator[PrecisionField]:
-    """Every precision field, nested configs included."""
+    """Yield every `precision` field of a config, including those of nested configs."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
         if PLACEMENT_KEY in field.metadata:

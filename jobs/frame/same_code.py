@@ -1,4 +1,7 @@
-"""Which code of Raymill runs: recorded in artifacts, and compared between a submitted job and its submitter."""
+"""Identifies the version and the source files of Raymill that run.
+
+A submitted job compares them with those of the command that submitted it. Artifacts record them.
+"""
 
 import hashlib
 import os
@@ -7,7 +10,7 @@ from pathlib import Path
 
 
 def code_digest() -> str:
-    """A hash over Raymill's source files, by which an artifact records the code that made it."""
+    """Return a hash of Raymill's source files."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[2]
     for package in ("actors", "cluster", "data", "jobs", "model"):
@@ -17,32 +20,36 @@ def code_digest() -> str:
 
 
 SUBMITTED_VERSION = "RAYMILL_SUBMITTED_VERSION"
-"""Environment variable that holds, in a submitted job, the version of Raymill that submitted it."""
+"""Environment variable of a submitted job: the version of Raymill that submitted the job."""
 
 _SUBMITTED_CODE = "RAYMILL_SUBMITTED_CODE"
+"""Environment variable of a submitted job: the `code_digest` of the Raymill that submitted the job."""
 
 
-def code_variables(*, with_digest: bool = True) -> dict[str, str]:
-    """Environment variables for a job, with which `require_same_code` recognizes the Raymill that submitted it.
+def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
+    """Return environment variables for a job, which tell `require_same_code` the Raymill that submitted the job.
 
-    A job that is sent at once must run the same sources, hence the digest. A manifest is a file that is kept, and its
-    image may be built from another checkout of the same version, so there only the version must agree.
+    `raymill submit` includes the digest: the job must run the same source files. `raymill manifest` leaves the digest
+    out, because the image may be built later from different source files of the same version.
     """
     digest = {_SUBMITTED_CODE: code_digest()} if with_digest else {}
     return {SUBMITTED_VERSION: package_version("raymill"), **digest}
 
 
 def require_same_code() -> None:
-    """Raises ValueError in a job that runs another version or other sources of Raymill than those that submitted it."""
+    """Raise ValueError in a submitted job whose Raymill differs from the one that submitted it.
+
+    Compares the version, and the source files if the job has their digest.
+    """
     submitted_version, this_version = os.environ.get(SUBMITTED_VERSION), package_version("raymill")
     submitted_code = os.environ.get(_SUBMITTED_CODE)
     if submitted_version and submitted_version != this_version:
         raise ValueError(
-            f"submitted by raymill {submitted_version}, but the cluster runs {this_version}; "
+            f"the job was submitted by raymill {submitted_version}, but the cluster runs raymill {this_version}; "
             "install the same version on both"
         )
     if submitted_code and submitted_code != (this_code := code_digest()):
         raise ValueError(
-            f"submitted by raymill {submitted_version} with sources {submitted_code[:12]}, but the cluster's raymill "
-            f"{this_version} has sources {this_code[:12]}; install the same sources on both"
+            f"the job was submitted by raymill {submitted_version} with source files {submitted_code[:12]}, but the "
+            f"cluster's raymill {this_version} has source files {this_code[:12]}; install the same source files on both"
         )

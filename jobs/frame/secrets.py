@@ -1,4 +1,4 @@
-"""Secrets are never config values: what looks like one, by its value or by its name, is refused."""
+"""Rejects config values that look like secrets, because configs are written into the records of artifacts."""
 
 import re
 from collections.abc import Mapping
@@ -21,13 +21,17 @@ _VARIABLE_NAME = re.compile(
 
 
 def reject_secrets(value: Any, label: str, path: str = "") -> None:
-    """Raises ValueError for a value that looks like a secret, or is named like one; the message never repeats it."""
+    """Raise ValueError if a value, or the name of its field, looks like that of a secret.
+
+    `value` may contain mappings and lists; `path` is its path in the config. The message begins with `label` and does
+    not contain the value.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             item_path = f"{path}.{key}" if path else str(key)
             if _FIELD_NAME.search(str(key)) and isinstance(item, str):
                 raise ValueError(
-                    f"{label}: {item_path} looks like a secret; set it in the environment, never in a config"
+                    f"{label}: {item_path} looks like a secret; set it as an environment variable, never in a config"
                 )
             reject_secrets(item, label, item_path)
     elif isinstance(value, list):
@@ -36,7 +40,8 @@ def reject_secrets(value: Any, label: str, path: str = "") -> None:
     elif isinstance(value, str):
         if any(pattern.search(value) for pattern in _VALUES):
             raise ValueError(
-                f"{label}: {path} holds what looks like a secret; set it in the environment, never in a config"
+                f"{label}: {path} has a value that looks like a secret; set it as an environment variable, never in a "
+                "config"
             )
         try:
             reject_credentials(value)
@@ -45,5 +50,5 @@ def reject_secrets(value: Any, label: str, path: str = "") -> None:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Whether an environment variable holds a secret, judged by its name."""
+    """Return whether an environment variable with this name is likely to contain a secret."""
     return _VARIABLE_NAME.search(name.upper()) is not None

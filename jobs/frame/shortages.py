@@ -1,4 +1,4 @@
-"""Shortages: stages that this machine's memory, or the store's disk, cannot hold by their forecast."""
+"""Finds shortages: stages whose forecast needs more memory or disk than this machine and the store have."""
 
 import dataclasses
 import math
@@ -14,25 +14,28 @@ from jobs.frame.forecast import MEASURED, Forecast
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
 
-_TOLERANCE = 1.25
-"""Forecasts of memory and disk are not exact; a stage is refused when it needs this many times what is free."""
+_FORECAST_TOLERANCE = 1.25
+"""A stage is rejected if its forecast exceeds the free memory or disk by more than this factor, because forecasts are
+not exact."""
 
 _MEMORY_SETTINGS = ("micro_batch_size", "kv_cache_gib", "task_mib")
-"""Fields of `execution` that bound the memory of a stage."""
+"""Fields of `execution` that a user can decrease to make a stage need less memory."""
 
 
 def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, address: str | None = None) -> list[str]:
-    """One message for each stage still to be done that memory or disk clearly cannot hold."""
+    """Return an error message for each unfinished stage that clearly needs more memory or disk than there is."""
     pending = {name: forecast for name, forecast in forecasts.items() if forecast.basis != MEASURED}
     store = pipeline.store
     outputs = {name: store / pipeline.jobs[name].id for name in pending}
     return describe_shortages(
         pending,
         store,
-        free_memory=free_local_memory(address),
-        free_disk=_free_disk_bytes(store) if pending else None,
-        remedies={name: _memory_remedy(pipeline.jobs[name]) for name in pending},
-        written={name: output.num_bytes() for name, output in outputs.items() if store.is_local and output.exists()},
+        available_memory_bytes=free_local_memory_bytes(address),
+        available_disk_bytes=_free_disk_bytes(store) if pending else None,
+        memory_remedies={name: _memory_remedy(pipeline.jobs[name]) for name in pending},
+        written_bytes={
+            name: output.num_bytes() for name, output in outputs.items() if store.is_local and output.exists()
+        },
     )
 
 
@@ -40,53 +43,57 @@ def describe_shortages(
     pending: Mapping[str, Forecast],
     store: Storage,
     *,
-    free_memory: int | None,
-    free_disk: int | None,
-    remedies: Mapping[str, str],
-    written: Mapping[str, int],
+    available_memory_bytes: int | None,
+    available_disk_bytes: int | None,
+    memory_remedies: Mapping[str, str],
+    written_bytes: Mapping[str, int],
 ) -> list[str]:
-    """One message for each stage that does not fit, by name.
+    """Return an error message for each pending stage that needs more memory or disk than is available.
 
-    `free_memory` and `free_disk` are bytes, None where they are not known, as on a cluster or an object store.
-    `remedies` says what lowers a stage's memory; `written` has the bytes that an unfinished stage has already written.
+    `available_memory_bytes` is None if the run joins a cluster, and `available_disk_bytes` is None if the store is not
+    on a local disk. By stage name, `memory_remedies` has the settings that decrease the memory of the stage, and
+    `written_bytes` has the bytes that an interrupted run of the stage has written already.
     """
     messages = []
     needed_gib = 0.0
     for name, forecast in pending.items():
-        memory, disk = forecast.memory_gib, max(0.0, (forecast.disk_gib or 0.0) - written.get(name, 0) / 2**30)
-        if memory is not None and free_memory is not None and memory > _TOLERANCE * free_memory / 2**30:
+        memory_gib = forecast.memory_gib
+        free_memory_gib = math.inf if available_memory_bytes is None else available_memory_bytes / 2**30
+        if memory_gib is not None and memory_gib > _FORECAST_TOLERANCE * free_memory_gib:
             messages.append(
-                f"{name}: needs about {memory:.1f} GiB of memory, this machine has {free_memory / 2**30:.1f} GiB free; "
-                f"lower {remedies[name]}, free memory, or run it on a cluster (--address)"
+                f"{name}: needs about {memory_gib:.1f} GiB of memory, but this machine has only "
+                f"{free_memory_gib:.1f} GiB free; decrease {memory_remedies[name]}, stop other programs, or run on a "
+                "cluster (--address)"
             )
-        needed_gib += disk
-        limit_gib = math.inf if free_disk is None else _TOLERANCE * free_disk / 2**30
-        if free_disk is not None and needed_gib > limit_gib >= needed_gib - disk:
+        disk_gib = max(0.0, (forecast.disk_gib or 0.0) - written_bytes.get(name, 0) / 2**30)
+        needed_gib += disk_gib
+        free_disk_gib = math.inf if available_disk_bytes is None else available_disk_bytes / 2**30
+        if needed_gib > _FORECAST_TOLERANCE * free_disk_gib >= needed_gib - disk_gib:
             messages.append(
-                f"{name}: needs about {disk:.2f} GiB of disk, {store.url} has "
-                f"{max(0.0, free_disk / 2**30 - needed_gib + disk):.2f} GiB left for it; free space, or give --store "
-                "another location"
+                f"{name}: needs about {disk_gib:.2f} GiB of disk, but {store.url} has only "
+                f"{max(0.0, free_disk_gib - needed_gib + disk_gib):.2f} GiB left for it; delete files, or pass another "
+                "location with --store"
             )
     return messages
 
 
 def _memory_remedy(job: Job) -> str:
-    """The settings of a stage that lower its memory."""
+    """Return the settings that decrease the memory of a stage, as part of an error message."""
     execution = find_execution(job.config)
     names = {field.name for field in dataclasses.fields(execution)} if execution else set()
     settings = [f"execution.{name}" for name in _MEMORY_SETTINGS if name in names]
-    learns = any(field.name == "steps" for field in dataclasses.fields(job.config))
-    return ", ".join([*settings, "the number of workers" + (" or the size of the model" if learns else "")])
+    is_training = any(field.name == "steps" for field in dataclasses.fields(job.config))
+    return ", ".join([*settings, "the number of workers" + (" or the size of the model" if is_training else "")])
 
 
 def _free_disk_bytes(store: Storage) -> int | None:
-    """Bytes that can still be written to a store on a local disk; None for other stores."""
+    """Return the free bytes of the disk that contains the store. Returns None if the store is not on a local disk."""
     if not store.is_local:
         return None
     path = Path(store.root)
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
 
-def free_local_memory(address: str | None) -> int | None:
-    """Free bytes of this machine's memory when the run will start its own cluster here; None when it joins one."""
+def free_local_memory_bytes(address: str | None) -> int | None:
+    """Return the free memory of this machine in bytes. Returns None if the run will join a cluster."""
     return free_memory_bytes() if cluster_address(address) == "local" else None

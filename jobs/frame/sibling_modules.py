@@ -1,7 +1,7 @@
-"""The modules beside a user's program: which ones it imports, directly or through others, and their source text.
+"""Finds and reads the modules that a user-provided Python file imports from its own folder.
 
-A module that is neither beside the program nor installed would fail on the first completion, hours into a run, so it
-is refused when the program is read.
+A module that is neither in this folder nor installed would fail only when the file is used, hours into a run.
+Therefore it is an error when the file is read.
 """
 
 import ast
@@ -17,19 +17,19 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Import(NamedTuple):
-    """A module that a file imports."""
+    """A module that a Python file imports."""
 
     name: str
-    """Dotted: `scoring.rules`."""
+    """The dotted name of the module, such as `scoring.rules`."""
     is_required: bool
-    """False where the file works without it: inside `try … except ImportError`, or for type checking only."""
+    """False if the import is inside `try … except ImportError` or inside `if TYPE_CHECKING`."""
 
 
 def read_siblings(path: str) -> dict[str, str]:
-    """Source text of every module beside the program at `path` that it imports, directly or through others.
+    """Return the source text of every module in the folder of `path` that the file at `path` imports.
 
-    Keys are paths relative to the program's folder, in sorted order. Raises ValueError for a module that is neither
-    there nor installed.
+    Imports of the imported modules are followed. The keys are paths relative to the folder, in sorted order. Raises
+    ValueError if an imported module is neither in the folder nor installed.
     """
     main = path.rpartition("/")[2]
     sources: dict[str, str] = {}
@@ -45,13 +45,13 @@ def read_siblings(path: str) -> dict[str, str]:
 
 
 def sibling_path(path: str, name: str) -> str:
-    """The path or URL of a file in the same folder as another."""
+    """Return the path or URL of the file `name` in the folder of `path`."""
     folder, slash, _ = path.rpartition("/")
     return f"{folder}{slash}{name}"
 
 
 def read_source(path: str) -> str:
-    """The text of a Python file. Raises ValueError when it cannot be read."""
+    """Return the source text of a Python file. Raises ValueError if the file cannot be read."""
     try:
         fs, fs_path = fsspec.core.url_to_fs(path)
         text: str = fs.read_text(fs_path, encoding="utf-8")
@@ -61,7 +61,7 @@ def read_source(path: str) -> str:
 
 
 def parse_source(source: str, path: str) -> ast.Module:
-    """The syntax tree of a Python file. Raises ValueError when its syntax is wrong."""
+    """Parse the source text of the Python file `path`. Raises ValueError for a syntax error."""
     try:
         return ast.parse(source, path)
     except SyntaxError as error:
@@ -69,7 +69,7 @@ def parse_source(source: str, path: str) -> ast.Module:
 
 
 def _imports(tree: ast.Module, file: str) -> Iterator[Import]:
-    """Every import in a file. `from a import b` gives both `a` and `a.b`, for b may be a module."""
+    """Yield every import in a file. `from a import b` yields both `a` and `a.b`, because `a.b` may be a module."""
     optional: set[ast.AST] = set()
     for node in ast.walk(tree):
         if _is_optional(node):
@@ -81,7 +81,8 @@ def _imports(tree: ast.Module, file: str) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             if node.level > len(package):
                 raise ValueError(
-                    f"{file}: line {node.lineno}: a relative import beyond its folder; name the module without dots"
+                    f"{file}: line {node.lineno}: this relative import leaves the folder of the file; write the name "
+                    "of the module without leading dots"
                 )
             base = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
@@ -90,7 +91,7 @@ def _imports(tree: ast.Module, file: str) -> Iterator[Import]:
 
 
 def _is_optional(node: ast.AST) -> TypeGuard[ast.Try | ast.If]:
-    """Whether the modules that the node's body imports may be missing."""
+    """Return whether the node is a statement whose body may import modules that are missing."""
     if isinstance(node, ast.Try):
         return any(_catches_import_error(handler) for handler in node.handlers)
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
@@ -102,9 +103,10 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 
 
 def _module_files(path: str, imported: Import, importer: str) -> list[str]:
-    """The files of a module beside the program at `path`, its packages' `__init__.py` first; none for an installed one.
+    """Return the files of an imported module in the folder of `path`, beginning with the `__init__.py` of its packages.
 
-    As in Python, an installed package takes precedence over a folder without `__init__.py`.
+    Returns no files for an installed module. As in Python, an installed package takes precedence over a folder without
+    `__init__.py`. `importer` is the file that imports the module.
     """
     files: list[str] = []
     parts = imported.name.split(".")
@@ -117,8 +119,9 @@ def _module_files(path: str, imported: Import, importer: str) -> list[str]:
         if not candidates and not is_folder:
             if imported.is_required:
                 raise ValueError(
-                    f"{path}: {importer} imports {imported.name!r}, which is neither beside it nor installed; put the "
-                    "module into the file's folder, which is shipped, or install it here and on the cluster"
+                    f"{path}: {importer} imports {imported.name!r}, which is neither in the folder of the file nor "
+                    "installed; put the module into this folder, from which it is shipped, or install it here and on "
+                    "the cluster"
                 )
             break
         files += candidates[:1]
@@ -131,13 +134,15 @@ def _exists(url: str) -> bool:
 
 
 def _is_installed(package: str) -> bool:
-    """Whether the cluster may have it too. A module of the working directory can be imported here, but is not
-    installed."""
+    """Return whether a package is installed, so that the cluster may have it too.
+
+    A package in the working directory can be imported here, but is not installed.
+    """
     if package in sys.builtin_module_names or package in sys.stdlib_module_names:
         return True
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # ValueError: it is in sys.modules without a spec
+    except (ImportError, ValueError):  # ValueError is raised for a module that is in sys.modules without a spec
         return package in sys.modules
     if spec is None:
         return False

@@ -1,6 +1,7 @@
-"""Programs that the user wrote, `path/to/file.py:name` in a config: how they are read, checked and shipped.
+"""Reads and checks user-provided code, which a config names as `path/to/file.py:name`.
 
-A program travels to the cluster as text, with the modules that it imports from its folder (`sibling_modules.py`).
+A program is such a file and the name of a function or object in it. It is sent to the cluster as text, with the modules
+that the file imports from its folder (`sibling_modules.py`).
 """
 
 import ast
@@ -10,10 +11,11 @@ from jobs.frame.sibling_modules import parse_source, read_siblings, read_source,
 
 
 def read_function(name: str, parameters: tuple[str, ...]) -> Program:
-    """The program of `path/to/file.py:function`; the function may be `async def`.
+    """Read the program of a function `path/to/file.py:function`, which may be an `async def` function.
 
-    Raises ValueError when the file has no such function with these parameters, or imports a module that is neither
-    beside it nor installed. The text is parsed here, and run only on the cluster.
+    Raises ValueError if the file has no such function, if the function cannot be called with the arguments
+    `parameters`, or if the file imports a module that is neither in its folder nor installed. The file is only parsed
+    here; it is executed on the cluster.
     """
     program = read_program(name)
     functions = {
@@ -22,7 +24,7 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     if program.function not in functions:
-        names = ", ".join(functions) or "none"
+        names = ", ".join(functions) or "no function"
         raise ValueError(f"{program.path} has no function {program.function!r}; it defines {names}")
     arguments = functions[program.function]
     num_positional = len(arguments.posonlyargs) + len(arguments.args)
@@ -33,31 +35,31 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
 
 
 def read_verifier(name: str) -> Program:
-    """The program of a function that scores completions. Raises ValueError as `read_function` does."""
+    """Read the program of a verifier, a function that scores completions. Raises ValueError as `read_function` does."""
     return read_function(name, ("prompt", "completion", "record"))
 
 
 def read_algorithm(name: str) -> str | Program:
-    """The name of a built-in RL algorithm, or the program that defines one.
+    """Return the program if `name` is user-provided code (`path/to/file.py:NAME`).
 
-    Raises ValueError as `read_program` does.
+    Otherwise `name` is a built-in RL algorithm and is returned unchanged. Raises ValueError as `read_program` does.
     """
     return read_program(name) if name.rpartition(":")[0].endswith(".py") else name
 
 
 def read_program(name: str) -> Program:
-    """The program of `path/to/file.py:name`, with the modules that it imports from its folder.
+    """Read the program `path/to/file.py:name`, with the modules that the file imports from its folder.
 
-    Raises ValueError when a file cannot be read, or a module is neither beside the file nor installed.
+    Raises ValueError if a file cannot be read, or if an imported module is neither in the folder nor installed.
     """
     path, function = split_function_name(name)
     return Program(read_source(path), path, function, read_siblings(path))
 
 
 def reject_file_lookups(path: str) -> None:
-    """Raises ValueError when a program that is to be shipped, or a module beside it, uses `__file__`.
+    """Raise ValueError if the Python file at `path`, or a module that it imports from its folder, uses `__file__`.
 
-    Only modules that it imports are shipped, so a data file beside it would be missing on the cluster.
+    Only Python modules are shipped to the cluster. A data file that the code looks up next to itself would be missing.
     """
     for name, source in {path.rpartition("/")[2]: read_source(path), **read_siblings(path)}.items():
         for node in ast.walk(parse_source(source, name)):

@@ -96,7 +96,7 @@ def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: P
     [
         ("OPO = 3", "OPO is a int; it must be a model.algorithms.Algorithm"),
         ("PPO = 3", "does not define 'OPO'"),
-        ("import nothing_of_this_name", "neither beside it nor installed"),
+        ("import nothing_of_this_name", "neither in the folder of the file nor installed"),
     ],
 )
 def test_a_file_without_an_algorithm_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -639,7 +639,7 @@ def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: 
         command = [sys.executable, "-P", "-c", submit_as_other]
         done = subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True, timeout=300)
         assert done.returncode == 2, done.stderr
-        assert "its run failed: ValueError: submitted by raymill 0.0.1, but the cluster runs" in done.stderr
+        assert "its run failed: ValueError: the job was submitted by raymill 0.0.1, but the cluster runs" in done.stderr
         return done.stdout.strip()
 
     first = send()

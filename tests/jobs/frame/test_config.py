@@ -121,7 +121,7 @@ def test_a_secret_value_is_refused_and_never_repeated(secret: str):
 
 def test_a_field_that_is_named_like_a_secret_is_refused():
     assert message({"steps": 1, "wandb_api_key": "short"}) == (
-        "tiny.yaml: wandb_api_key looks like a secret; set it in the environment, never in a config"
+        "tiny.yaml: wandb_api_key looks like a secret; set it as an environment variable, never in a config"
     )
 
 

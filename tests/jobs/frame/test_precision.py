@@ -101,7 +101,7 @@ def test_an_explicit_bfloat16_that_is_emulated_is_a_warning_with_the_factor(
     assert not caplog.messages
     warn_if_bfloat16_is_emulated(config, groups())
     (message,) = caplog.messages
-    assert message.startswith("sampling.precision: bfloat16 takes 70 times as long as float32 on a processor here")
+    assert message.startswith("sampling.precision: bfloat16 takes 70 times as long as float32, because a processor of")
 
 
 def test_a_resumed_run_keeps_its_precision_and_the_artifact_records_it(

@@ -16,7 +16,7 @@ from jobs.frame import pipeline_run
 from jobs.frame.forecast import Forecast
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
-from jobs.frame.shortages import describe_shortages, free_local_memory
+from jobs.frame.shortages import describe_shortages, free_local_memory_bytes
 from jobs.frame.stage import Context, Stage
 from jobs.frame.workload import Processes, Workload
 
@@ -25,29 +25,31 @@ PENDING = {"corpus": Forecast(60.0, 1.0, 2.0, "calibration"), "pretrain": Foreca
 
 
 def shortages(
-    folder: Path, memory_gib: float | None, disk_gib: float | None, written: Mapping[str, int] | None = None
+    folder: Path, memory_gib: float | None, disk_gib: float | None, written_bytes: Mapping[str, int] | None = None
 ) -> list[str]:
-    free_memory, free_disk = (None if gib is None else int(gib * GIB) for gib in (memory_gib, disk_gib))
+    available_memory_bytes, available_disk_bytes = (
+        None if gib is None else int(gib * GIB) for gib in (memory_gib, disk_gib)
+    )
     return describe_shortages(
         PENDING,
         Storage(str(folder)),
-        free_memory=free_memory,
-        free_disk=free_disk,
-        remedies=dict.fromkeys(PENDING, "the batch"),
-        written=written or {},
+        available_memory_bytes=available_memory_bytes,
+        available_disk_bytes=available_disk_bytes,
+        memory_remedies=dict.fromkeys(PENDING, "the batch"),
+        written_bytes=written_bytes or {},
     )
 
 
 def test_too_little_memory_is_refused_with_need_rest_and_remedy(tmp_path: Path):
     (message,) = shortages(tmp_path, 16, None)
     assert message.startswith(
-        "pretrain: needs about 30.0 GiB of memory, this machine has 16.0 GiB free; lower the batch, free "
+        "pretrain: needs about 30.0 GiB of memory, but this machine has only 16.0 GiB free; decrease the batch, stop "
     )
 
 
 def test_too_little_disk_names_the_first_stage_that_does_not_fit(tmp_path: Path):
     (message,) = shortages(tmp_path, None, 5)
-    assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, {tmp_path} has 3.00 GiB left for it; free ")
+    assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, but {tmp_path} has only 3.00 GiB left for it;")
 
 
 @pytest.mark.parametrize(("memory", "disk"), [(None, None), (25, 8), (25, 6)])
@@ -56,8 +58,8 @@ def test_a_stage_that_may_fit_is_not_refused(tmp_path: Path, memory: int | None,
 
 
 def test_bytes_that_an_unfinished_stage_has_written_are_not_needed_again(tmp_path: Path):
-    assert not shortages(tmp_path, None, 3, written={"pretrain": 4 * GIB})
-    assert shortages(tmp_path, None, 3, written={"pretrain": 1 * GIB})
+    assert not shortages(tmp_path, None, 3, written_bytes={"pretrain": 4 * GIB})
+    assert shortages(tmp_path, None, 3, written_bytes={"pretrain": 1 * GIB})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +88,16 @@ def test_a_run_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(pipeline_run, "connect", start)
     much = Pipeline("test", Storage(str(tmp_path / "runs")), {"sft": job(1e6)}, {}, {})
-    with pytest.raises(ValueError, match=r"sft: needs about \d+\.\d GiB of memory, this machine has .*\nsft: .* disk"):
+    with pytest.raises(ValueError, match=r"sft: needs about \d+\.\d GiB of memory, but this machine .*\nsft: .* disk"):
         pipeline_run.run_pipeline(much)
 
 
 def test_the_memory_of_this_machine_does_not_limit_a_cluster_that_is_joined(monkeypatch: pytest.MonkeyPatch):
-    assert free_local_memory(None)
-    assert free_local_memory("ray://head:10001") is None
-    assert free_local_memory("local")
+    assert free_local_memory_bytes(None)
+    assert free_local_memory_bytes("ray://head:10001") is None
+    assert free_local_memory_bytes("local")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert free_local_memory(None) is None
+    assert free_local_memory_bytes(None) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a file system of its own")
@@ -112,4 +114,6 @@ def test_a_store_on_a_small_file_system_is_refused(tmp_path: Path):
     answer = subprocess.run(inside, capture_output=True, text=True)
     if "unshare" in answer.stderr or "mount:" in answer.stderr:
         pytest.skip(f"no mounts here: {answer.stderr.strip()}")
-    assert "ValueError: sft: needs about 0.60 GiB of disk" in answer.stderr and " has 0.39 GiB left" in answer.stderr
+    assert (
+        "ValueError: sft: needs about 0.60 GiB of disk" in answer.stderr and " has only 0.39 GiB left" in answer.stderr
+    )

@@ -94,13 +94,19 @@ def test_the_modules_of_a_program_behind_a_url_are_read_too(project: Path) -> No
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import nowhere_to_be_found", r"imports 'nowhere_to_be_found', which is neither beside it nor installed"),
+        (
+            "import nowhere_to_be_found",
+            r"imports 'nowhere_to_be_found', which is neither in the folder of the file nor installed",
+        ),
         ("from words import count\nimport scoring.missing", r"imports 'scoring.missing', which is neither"),
         (
             "def f():\n    from elsewhere_in_the_project import x",
             r"'elsewhere_in_the_project', which is neither",
         ),
-        ("from . import words", r"line 1: a relative import beyond its folder; name the module without dots"),
+        (
+            "from . import words",
+            r"line 1: this relative import leaves the folder of the file; write the name of the module",
+        ),
         ("import broken", r"broken.py cannot be read as a Python file"),
     ],
 )
