@@ -20,9 +20,9 @@ class C4Quality:
     terminal_punctuation: bool = True
     """Remove lines that do not end with one of `. ? ! " '`, and lines that end with an ellipsis."""
     min_words_per_line: int | None = 3
-    """Remove lines with fewer words, which are separated by white space."""
+    """Remove lines with fewer words than this. Words are separated by white space."""
     max_word_length: int | None = 1000
-    """Remove lines with a word of more characters."""
+    """Remove lines that contain a word with more characters than this."""
     javascript: bool = True
     """Remove lines that mention Javascript."""
     policy_phrases: list[str] = field(
@@ -43,7 +43,7 @@ class C4Quality:
     curly_bracket: bool = True
     """Drop documents that contain `{`, which hardly occurs in prose."""
     min_sentences: int | None = 5
-    """Drop documents with fewer sentences in the remaining lines."""
+    """Drop documents with fewer sentences than this in the remaining lines."""
 
     def check(self, field_path: str) -> None:
         check_at_least(f"{field_path}.min_words_per_line", self.min_words_per_line or 0, 0)
@@ -63,7 +63,7 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
     """Remove the lines that break a rule, and drop documents depending on the remaining lines.
 
-    Counts the lines that each rule removed and the removed citations. Dropped documents are not counted.
+    Counts the lines that each rule removed and the removed citations. Changes in dropped documents are not counted.
     """
     counts = Counter(dict.fromkeys((f"c4_quality/{change}" for change in _CHANGES), 0))
     cleaned: list[str] = []
@@ -82,7 +82,7 @@ def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
 def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterable[str]:
     """Yield the lines to keep, and add the removed lines and citations to `changes`.
 
-    A line because of which the whole document is dropped is also yielded, and `_drop_reason` finds it.
+    A line that causes the whole document to be dropped is also yielded, so that `_drop_reason` finds it.
     """
     policies = [phrase.lower() for phrase in settings.policy_phrases]
     for line in map(str.strip, text.splitlines()):

@@ -31,16 +31,17 @@ class CleanLines:
     )
     """Remove lines of at most 200 characters that contain one of these phrases. Upper and lower case do not matter."""
     min_words: int | None = None
-    """Remove lines with fewer words, which are separated by white space. This removes menus, but also verse and
-    code."""
+    """Remove lines with fewer words than this. Words are separated by white space. The rule removes menus, but also
+    verse and code."""
     max_characters: int | None = None
-    """Remove longer lines, such as minified code and data. No paragraph has as many as 100,000 characters."""
+    """Remove lines with more characters than this, such as minified code and data. No paragraph has as many as 100,000
+    characters."""
     max_non_alphabetic: float | None = None
-    """Remove lines in which a higher share of the characters, without white space, are not letters. This removes
-    separator lines and tables, but also code and formulas."""
+    """Remove lines in which the share of characters that are not letters is higher than this. White space is not
+    counted. The rule removes separator lines and tables, but also code and formulas."""
     dedupe_lines: bool = False
-    """Remove lines that are equal to an earlier line of the document, except for white space around them. This removes
-    page headers, but also refrains and closing brackets."""
+    """Remove lines that are equal to an earlier line of the document, except for white space around them. The rule
+    removes page headers, but also refrains and closing brackets."""
 
     def check(self, field_path: str) -> None:
         for name in ("max_blank_lines", "min_words"):
@@ -64,23 +65,22 @@ def clean_lines(texts: list[str], settings: CleanLines) -> Outcome:
 
 def _kept_lines(lines: Iterable[str], settings: CleanLines, counts: Counter[str]) -> Iterable[str]:
     broken_rule = _line_checker(settings)
-    blanks = (
-        0  # Blank lines in a row in the cleaned text. A removed line between two blank lines does not separate them.
-    )
+    # The number of blank lines in a row in the cleaned text. So a removed line does not set it back to 0.
+    num_blank = 0
     for line in lines:
         if settings.trim and line[-1:].isspace():
             line = line.rstrip()
             counts["clean_lines/trimmed"] += 1
         if not line or line.isspace():
-            blanks += 1
-            if settings.max_blank_lines is not None and blanks > settings.max_blank_lines:
+            num_blank += 1
+            if settings.max_blank_lines is not None and num_blank > settings.max_blank_lines:
                 counts["clean_lines/blank"] += 1
                 continue
         elif name := broken_rule(line):
             counts[f"clean_lines/{name}"] += 1
             continue
         else:
-            blanks = 0
+            num_blank = 0
         yield line
 
 

@@ -29,11 +29,11 @@ class Decontaminate:
     ngram: int = 13
     """Number of consecutive words that a document and an evaluation item must share for a match."""
     min_words: int = 8
-    """A string with fewer than `ngram` but at least this many words must occur completely. A shorter string is
-    ignored."""
+    """Minimum number of words of a string. Shorter strings are ignored. A string with at least this many, but fewer
+    than `ngram` words matches if a document contains all of it."""
     fingerprints: list[str] = field(default_factory=list, metadata={"internal": True})
-    """Expected fingerprint of each file, in the order of `files`, which must not contain globs then. The run sets this
-    field when it starts."""
+    """Expected fingerprint of each file, in the order of `files`. The run sets this field when it starts, and replaces
+    the globs of `files` by the matching files."""
 
     def check(self, field_path: str) -> None:
         if not self.files:
@@ -60,6 +60,8 @@ def with_pinned_files(settings: Decontaminate) -> Decontaminate:
 
 
 class PinnedFile(NamedTuple):
+    """A file of an evaluation set and its expected fingerprint."""
+
     url: str
     fingerprint: str
 
@@ -107,7 +109,7 @@ def check_files(settings: Decontaminate, field_path: str) -> None:
 def evaluation_sets(settings: Decontaminate) -> EvaluationSets:
     """Return the evaluation sets. Each process reads them once.
 
-    Raises ValueError if a file is not the one that the settings have a fingerprint of.
+    Raises ValueError if a file no longer has the fingerprint in the settings.
     """
     settings = with_pinned_files(settings)
     files = tuple(map(PinnedFile, settings.files, settings.fingerprints))
@@ -122,7 +124,7 @@ def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: i
         long_enough = [string for string in map(words, read_strings(file.url, columns)) if len(string) >= min_words]
         strings += long_enough
         num_strings.append(len(long_enough))
-        # Checked after reading, because the file may be replaced until the reading ends.
+        # Checked after the file was read, because it may have been replaced during the reading.
         if fingerprint(file.url) != file.fingerprint:
             raise ValueError(f"{file.url} has changed since the run started; start the run again")
     set_of_string = np.repeat(np.arange(len(files)), num_strings)

@@ -63,13 +63,14 @@ class ExtractHTML:
     title: bool = True
     """Write the page's title to the metadata column `title`."""
     max_bytes: int | None = 10_000_000
-    """Drop larger pages without parsing them."""
+    """Drop pages with more bytes than this, without parsing them."""
     max_reopened: int | None = 4_000_000
-    """Drop pages in which the number of tags times the maximum number of open formatting tags is larger. The product is
-    an upper bound for the elements that the parser creates again. A million elements take about 0.3 s and 380 MB."""
+    """Drop pages in which the number of tags, multiplied by the maximum number of open formatting tags, is larger than
+    this. The product is an upper bound for the number of elements that the parser creates again. A million elements
+    take about 0.3 s and 380 MB."""
     max_block_depth: int | None = 100
-    """With `main_content`, drop pages of more than 1,500 tags in which `div` or `article` elements are nested
-    deeper."""
+    """With `main_content`, drop pages of more than 1,500 tags in which `div` or `article` elements are nested deeper
+    than this."""
 
     def check(self, field_path: str) -> None:
         for name in ("max_bytes", "max_reopened", "max_block_depth"):

@@ -36,7 +36,7 @@ _MAX_REFERENCE_REMOVED = 0.5
 says little about groups."""
 
 _Z = 1.959963984540054
-"""Standard deviations on each side of the mean that contain 95 % of a normal distribution."""
+"""Number of standard deviations around the mean that contain 95 % of a normal distribution."""
 
 
 class LedgerStep(NamedTuple):
@@ -54,9 +54,9 @@ class LedgerStep(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessRow:
-    """How often one step removes texts about one group.
+    """A row of the ledger: how often one step removes texts about one group.
 
-    The row is for the form, sentence or paragraph, with the larger excess. All rates are multiplied by 1 - `keep`.
+    The row describes the form (sentence or paragraph) with the larger excess. All rates are multiplied by 1 - `keep`.
     """
 
     step: str
@@ -139,7 +139,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def _rows(step: LedgerStep) -> Iterator[FairnessRow]:
-    """Yield a row for each group: that of the form with the larger excess, preferably one with `judged`."""
+    """Yield a row for each group. It describes the form with the larger excess. A form that is judged is preferred."""
     probes = probe_texts()
     outcome = step.run([probe.text for probe in probes])
     total, removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()

@@ -34,7 +34,7 @@ def probe_texts() -> list[ProbeText]:
         for group, terms in {NO_GROUP: _NO_GROUP_TERMS, **groups}.items():
             for singular, plural in terms:
                 for number, template in enumerate(_SENTENCE_TEMPLATES):
-                    sentence = _filled(template, singular, plural)
+                    sentence = _fill_template(template, singular, plural)
                     mention = plural if "plural}" in template.lower() else singular.partition(" ")[2]
                     paragraph = _PARAGRAPH_TEMPLATES[number % len(_PARAGRAPH_TEMPLATES)].format(sentence=sentence)
                     probes.append(ProbeText(axis, group, "sentence", mention, sentence))
@@ -47,7 +47,7 @@ def probe_texts() -> list[ProbeText]:
     return probes
 
 
-def _filled(template: str, singular: str, plural: str) -> str:
+def _fill_template(template: str, singular: str, plural: str) -> str:
     capital = {"Singular": singular[0].upper() + singular[1:], "Plural": plural[0].upper() + plural[1:]}
     return template.format(singular=singular, plural=plural, **capital)
 

@@ -19,7 +19,8 @@ class Language:
     keep: list[str] = field(default_factory=list)
     """ISO 639 codes of the languages to keep, such as en, de, zh. An empty list keeps all documents."""
     min_score: float = 0.65
-    """Drop documents in a language of `keep` for which the model's score is lower. The default is FineWeb's value."""
+    """Drop documents in a language of `keep` if the model's score for it is lower than this. The default is FineWeb's
+    value."""
     max_bytes: int = 4096
     """Number of bytes at the start of a document from which the language is identified."""
 

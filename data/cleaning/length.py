@@ -10,9 +10,9 @@ class Length:
     """Keep documents whose length, in bytes of UTF-8, is within bounds."""
 
     min_bytes: int = 0
-    """Drop shorter documents."""
+    """Drop documents that are shorter than this."""
     max_bytes: int | None = None
-    """Drop longer documents. Null sets no maximum."""
+    """Drop documents that are longer than this. Null sets no maximum."""
 
     def check(self, field_path: str) -> None:
         check_at_least(f"{field_path}.min_bytes", self.min_bytes, 0)

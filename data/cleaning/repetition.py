@@ -13,7 +13,7 @@ from data.cleaning.words import split_words
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
-    """Drop documents in which a repeated share is above its maximum (Gopher, Rae et al. 2021, table A1).
+    """Drop documents that contain too much repeated text (Gopher, Rae et al. 2021, table A1).
 
     Null turns a rule off. A share of characters is relative to all characters of the text.
     """
@@ -80,8 +80,8 @@ def _reason_by_lines(text: str, settings: Repetition) -> str | None:
 def _reason_by_ngrams(text: str, settings: Repetition) -> str | None:
     """Return the first rule about n-grams that the text breaks, or None.
 
-    An n-gram can occur several times only if its first n-1 words do. So for each n, only those positions are examined
-    at which an n-gram of the previous n starts that occurs several times. In ordinary text, these are few.
+    An n-gram can occur several times only if its first n-1 words occur several times. So for each n, only the positions
+    of those (n-1)-grams are examined that occur several times. In ordinary text, these are few.
     """
     words = split_words(text)
     word_ids: defaultdict[str, int] = defaultdict(count().__next__)

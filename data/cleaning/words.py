@@ -58,9 +58,9 @@ _PLAIN = regex.compile(r"\w+|[^\w\s]")
 
 
 class StringCache(dict[str, Value]):
-    """A cache of the results of `function` for short strings. When the cache is full, it is cleared.
+    """A cache of the results of `function` for short strings. When the cache is full, all entries are removed.
 
-    Most strings of a text have occurred before.
+    The cache saves most calls, because most strings of a text have occurred before.
     """
 
     def __init__(self, function: Callable[[str], Value]) -> None:
@@ -81,7 +81,7 @@ def split_words(text: str) -> list[str]:
 
 
 def _split_string(string: str) -> tuple[str, ...]:
-    """Split a string without white space into punctuation marks, the words between them, and punctuation marks."""
+    """Split a string without white space into words and punctuation marks."""
     if string.isalpha() and string not in _UNMARKED_CONTRACTIONS:
         return (string,)
     if len(string) > _MAX_WORD_CHARACTERS:
