@@ -1,4 +1,10 @@
-"""Completions of evaluation prompts by vLLM engines, each model's checked against our own model before use."""
+"""Completions of evaluation prompts, sampled with vLLM engines.
+
+Before a model's completions are used, the sync check (`actors.sync_check`) compares the engine with Raymill's own
+PyTorch model.
+
+Shape legend: in `model_NT`, N is the number of completions and T the number of positions of a row.
+"""
 
 # No `from __future__ import annotations`: the config loader reads SamplingConfig's types at run time.
 
@@ -16,7 +22,7 @@ from actors.generator_pool import GeneratorPool
 from actors.likelihood import MAX_PASS_TOKENS
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
-from actors.sync_check import LOGPROB_BOUNDS, LogprobDifference, check_logprobs, check_rollouts
+from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
 from cluster.heartbeat import monitored_class
@@ -39,99 +45,104 @@ from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 GENERATION_BATCH_PROMPTS = 64
-"""Prompts of a generation batch; fixed, so that completions do not depend on the number of engines."""
-_CHECKED_COMPLETIONS = 16
-"""Completions of each model whose logprobs our own model computes again, on the driver, where there may be no GPU."""
+"""Number of prompts in a generation batch. It is fixed, so that completions do not depend on the number of engines."""
+_NUM_CHECKED_COMPLETIONS = 16
+"""Number of completions of each model that the sync check compares. The check runs on the driver, often without a
+GPU, so the number is small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How completions are sampled. The same prompt has the same seed for every model."""
+    """How completions are sampled. A prompt has the same seed for every model."""
 
     temperature: float = 0.7
-    """0 takes the likeliest token each time."""
+    """Sampling temperature. 0 is greedy decoding."""
     max_new_tokens: int = 64
-    """A longer completion is cut."""
+    """Completions are truncated at this number of tokens."""
     seed: int = 0
-    """Seed of every completion."""
+    """The seed of each completion is derived from this seed."""
     precision: Precision = precision_field("generators")
-    """Precision of the engines (`model.precision`)."""
+    """Precision in which the engines compute (`model.precision`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPrompts:
-    """The prompts that one model completes."""
+    """A model and the prompts that it completes."""
 
     model: Storage
-    """Hugging Face folder."""
+    """Hugging Face folder of the model."""
     prompts: Sequence[PromptRequest]
-    """One sample each. Equal prompts of different models have equal indices."""
+    """The prompts, each with one completion. A prompt has the same index, and so the same seed, for every model."""
     stop_ids: tuple[int, ...]
+    """Ids of the model's stop tokens."""
 
 
 @dataclass(frozen=True)
 class Completions:
-    """One model's completions of one task's prompts, in order."""
+    """One model's completions of the prompts of one evaluation task, in the order of the prompts."""
 
     texts: list[str]
-    """Without the stop token; other special tokens stay visible."""
+    """The completions as text, without the stop token. Other special tokens are part of the text."""
     rollouts: list[Rollout]
+    """The completions as tokens."""
 
 
 def complete_tasks(
     tasks: Mapping[str, Sequence[PromptRecord]],
     models: Mapping[str, Storage],
-    tasks_of_model: Mapping[str, Sequence[str]],
+    tasks_by_model: Mapping[str, Sequence[str]],
     sampling: SamplingConfig,
     placement: Placement,
     *,
     kv_cache_gib: float,
     on_done: Callable[[str], None] = lambda model: None,
 ) -> dict[str, dict[str, Completions]]:
-    """Completions by task and model. Each model completes the prompts of all its tasks in one request.
+    """Return the completions by task and model.
 
-    `on_done` is called with the name of each model when its completions are there.
+    `tasks` has the prompts of each evaluation task. `tasks_by_model` has the names of the tasks that each model
+    completes. `on_done` is called with the name of each model after its last completion.
     """
-    number = itertools.count()
-    numbers = {task: [next(number) for _ in records] for task, records in tasks.items()}
-    tokenizers = {name: load_tokenizer(models[name].local()) for name, names in tasks_of_model.items() if names}
-    requests: dict[str, ModelPrompts] = {}
+    counter = itertools.count()
+    prompt_indices = {task: [next(counter) for _ in records] for task, records in tasks.items()}
+    tokenizers = {name: load_tokenizer(models[name].local()) for name, names in tasks_by_model.items() if names}
+    prompts_by_model: dict[str, ModelPrompts] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [
             PromptRequest(index, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), 1)
-            for task in tasks_of_model[name]
-            for index, record in zip(numbers[task], tasks[task], strict=True)
+            for task in tasks_by_model[name]
+            for index, record in zip(prompt_indices[task], tasks[task], strict=True)
         ]
-        requests[name] = ModelPrompts(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
-    rollouts = complete(requests, sampling, placement, kv_cache_gib=kv_cache_gib, on_done=on_done)
+        prompts_by_model[name] = ModelPrompts(model=models[name], prompts=prompts, stop_ids=tokenizer.stop_ids)
+    rollouts = complete(prompts_by_model, sampling, placement, kv_cache_gib=kv_cache_gib, on_done=on_done)
     completions: dict[str, dict[str, Completions]] = {task: {} for task in tasks}
     for name, tokenizer in tokenizers.items():
         remaining = iter(rollouts[name])
-        for task in tasks_of_model[name]:
-            of_task = list(itertools.islice(remaining, len(tasks[task])))
-            texts = [tokenizer.decode(rollout.text_ids) for rollout in of_task]
-            completions[task][name] = Completions(texts, of_task)
+        for task in tasks_by_model[name]:
+            task_rollouts = list(itertools.islice(remaining, len(tasks[task])))
+            texts = [tokenizer.decode(rollout.text_ids) for rollout in task_rollouts]
+            completions[task][name] = Completions(texts, task_rollouts)
     return completions
 
 
 def complete(
-    requests: Mapping[str, ModelPrompts],
+    prompts_by_model: Mapping[str, ModelPrompts],
     sampling: SamplingConfig,
     placement: Placement,
     *,
     kv_cache_gib: float,
     on_done: Callable[[str], None] = lambda model: None,
 ) -> dict[str, list[Rollout]]:
-    """Each model's completion of each of its prompts, in order, by the model's name.
+    """Return the completions of each model's prompts, in the order of the prompts, by the model's name.
 
-    Models of equal sizes share engines: loading the next model's weights takes tens of milliseconds, starting an engine
-    tens of seconds. Raises a WeightSyncError when an engine does not compute what the model does.
+    Models with equal model configs use the same engines one after the other. Starting an engine takes tens of seconds,
+    but loading other weights into it takes only tens of milliseconds. Raises a WeightSyncError when an engine does not
+    compute what the model computes.
     """
     results: dict[str, list[Rollout]] = {}
-    for model_config, names in _by_sizes(requests).items():
+    for model_config, names in _group_by_config(prompts_by_model).items():
         precision = resolved_precision(sampling.precision)
         settings = EngineSettings(
-            model=requests[names[0]].model,
+            model=prompts_by_model[names[0]].model,
             max_length=model_config.max_length,
             max_sequences=GENERATION_BATCH_PROMPTS,
             precision=precision,
@@ -141,10 +152,10 @@ def complete(
         pool = GeneratorPool(
             lambda index, settings=settings: _start_generator(settings, placement, index),
             placement.workers,
-            max_failures=placement.max_failures,
+            max_restarts=placement.max_failures,
         )
         try:
-            for name, rollouts in _complete_in_turn(pool, {name: requests[name] for name in names}, sampling):
+            for name, rollouts in _complete_by_model(pool, {name: prompts_by_model[name] for name in names}, sampling):
                 results[name] = rollouts
                 on_done(name)
         finally:
@@ -152,48 +163,54 @@ def complete(
     return results
 
 
-def _by_sizes(requests: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
-    """The names of the models of each size."""
+def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
+    """Return the names of the models with each model config."""
     names: dict[TransformerConfig, list[str]] = {}
-    for name, request in requests.items():
-        names.setdefault(read_config(request.model.local()), []).append(name)
+    for name, model_prompts in prompts_by_model.items():
+        names.setdefault(read_config(model_prompts.model.local()), []).append(name)
     return names
 
 
-def _complete_in_turn(
-    pool: GeneratorPool, requests: Mapping[str, ModelPrompts], sampling: SamplingConfig
+def _complete_by_model(
+    pool: GeneratorPool, prompts_by_model: Mapping[str, ModelPrompts], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
-    """Each model's name and completions: its weights are loaded into the engines, which complete its prompts."""
+    """Load each model's weights into the engines and complete its prompts. Yields the model's name and completions.
+
+    All models must have the model config with which the engines were started.
+    """
     precision = resolved_precision(sampling.precision)
     sender = ObjectStoreSender(rank=0, dtype=torch_dtype(precision))
     previous: WeightSnapshot | None = None
-    for version, (name, request) in enumerate(requests.items()):
-        model = load_hf_model(request.model.local())
+    for version, (name, model_prompts) in enumerate(prompts_by_model.items()):
+        model = load_hf_model(model_prompts.model.local())
         snapshot = sender.send(model, version)
         pool.load(snapshot)
-        rollouts = _generate(pool, request, sampling, version, model.config.vocab_size)
-        check_completions(model, rollouts[:_CHECKED_COMPLETIONS], sampling.temperature, precision, snapshot, previous)
+        rollouts = _generate(pool, model_prompts, sampling, version, model.config.vocab_size)
+        check_completions(
+            model, rollouts[:_NUM_CHECKED_COMPLETIONS], sampling.temperature, precision, snapshot, previous
+        )
         previous = snapshot
         yield name, rollouts
 
 
 def _generate(
-    pool: GeneratorPool, request: ModelPrompts, sampling: SamplingConfig, version: int, vocab_size: int
+    pool: GeneratorPool, model_prompts: ModelPrompts, sampling: SamplingConfig, version: int, vocab_size: int
 ) -> list[Rollout]:
-    request_sampling = SamplingParams(
+    """Return one completion of each prompt of a model whose weights the engines have loaded as `version`."""
+    batch_sampling = SamplingParams(
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
-        stop_ids=request.stop_ids,
+        stop_ids=model_prompts.stop_ids,
         seed=sampling.seed,
     )
-    tasks, size = list(request.prompts), GENERATION_BATCH_PROMPTS
+    prompts = list(model_prompts.prompts)
     groups = pool.generate(
         [
-            GenerationBatch(0, version, tuple(tasks[start : start + size]), request_sampling)
-            for start in range(0, len(tasks), size)
+            GenerationBatch(0, version, tuple(prompts[start : start + GENERATION_BATCH_PROMPTS]), batch_sampling)
+            for start in range(0, len(prompts), GENERATION_BATCH_PROMPTS)
         ]
     )
-    check_rollouts(tasks, groups, version=version, vocab_size=vocab_size)
+    check_rollouts(prompts, groups, version=version, vocab_size=vocab_size)
     return [group.rollouts[0] for group in groups]
 
 
@@ -205,8 +222,8 @@ def check_completions(
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
 ) -> None:
-    """Raises a WeightSyncError when the completions have other logprobs under our own model than in the engine."""
-    temperature = temperature or 1.0  # a greedy engine reports logprobs that no temperature has changed
+    """Raises a WeightSyncError when the engine's logprobs of the completions differ from those of Raymill's model."""
+    temperature = temperature or 1.0  # with greedy decoding, vLLM reports logprobs at temperature 1
     batch = rollout_batch(rollouts, pad_id=0)
     model_NT = batch_logprobs(
         model,
@@ -215,13 +232,13 @@ def check_completions(
         micro_batch_size=max(1, MAX_PASS_TOKENS // batch.input_ids.shape[1]),
         dtype=autocast_dtype(precision),
     )
-    # The temperature divides the logits, and their rounding errors too.
+    # The logits are divided by the temperature, so a low temperature increases their rounding errors.
     bound, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)
     check_logprobs(
         batch,
         engine_logprobs(rollouts, batch),
         model_NT,
-        bound=LogprobDifference(max=bound.max / scale, mean=bound.mean / scale),
+        bound=LogprobBound(max=bound.max / scale, mean=bound.mean / scale),
         model_config=model.config,
         temperature=temperature,
         current=current,
@@ -230,6 +247,7 @@ def check_completions(
 
 
 def _start_generator(settings: EngineSettings, placement: Placement, index: int) -> ActorHandle:
+    """Start the Ray actor of generator number `index`."""
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     handle: Any = (
         ray.remote(monitored_class(Generator, stage_monitor.current_stage(), "generator", index))

@@ -1,4 +1,4 @@
-"""The critic (PPO): it learns the value of each state of a completion."""
+"""The critic of PPO: trains a value function, which predicts the return from every token of a completion on."""
 
 from __future__ import annotations
 
@@ -18,55 +18,59 @@ from model.train import StepReport
 
 
 class Critic:
-    """One rank. It starts from the reward model, or from the policy with a head of zeros.
+    """One rank of the critic. Training starts from the reward model, or from the policy with a value head of zeros.
 
-    consumes: whole batches of a step, of which it takes its share of the rows; waits for: the other ranks, in
-    collectives; is unblocked by: their arrival, or an error when one died; produces: values and step reports.
+    Every rank receives the full batch of a training step and computes on its own share of the rows. It returns values
+    and step reports. The rank waits for the other ranks in collectives. If one of them dies, the collective ends with
+    an error.
     """
 
     def __init__(self, settings: TrainingSettings, rank: int) -> None:
         self._learning = settings.learning
-        self._rank = TrainingRank(settings, rank)
+        self._training_rank = TrainingRank(settings, rank)
 
     def free_address(self) -> str:
-        """`host:port` on this node at which nothing listens."""
+        """Return a free `host:port` on this node."""
         return free_address()
 
     def join(self, address: str) -> None:
-        """Meet the other ranks and load the critic."""
-        self._rank.join(address, load_hf_scalar_model, lr=self._learning.critic_lr)
+        """Join the process group at `address` and load the critic."""
+        self._training_rank.join(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
-        """Values [n, T] of this rank's rows, 0 where loss_mask is false."""
-        return self._rank.compute(values, batch)
+        """Return the values [n, T] of this rank's n rows. They are 0 where loss_mask is false."""
+        return self._training_rank.compute(values, batch)
 
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
-        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order."""
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)
-        return self._rank.update(batch, objective, step)
+        return self._training_rank.update(batch, objective, step)
 
     def save(self) -> None:
-        self._rank.save()
+        """See `TrainingRank.save`."""
+        self._training_rank.save()
 
     def finish_save(self) -> None:
-        self._rank.finish_save()
+        """See `TrainingRank.finish_save`."""
+        self._training_rank.finish_save()
 
     def restore(self, optimizer_step: int | None) -> None:
-        self._rank.restore(optimizer_step)
+        """See `TrainingRank.restore`."""
+        self._training_rank.restore(optimizer_step)
 
 
 class CriticGroup:
-    """The driver's view of the critic's ranks."""
+    """All ranks of the critic, as the driver calls them."""
 
     def __init__(self, ranks: RankGroup) -> None:
         self.ranks = ranks
 
     def values(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Values [N, T] of all rows, 0 where loss_mask is false."""
+        """Start computing the values [N, T] of all rows. They are 0 where loss_mask is false."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda rank: rank.values.remote(batch_ref), torch.cat)
+        return self.ranks.start(lambda actor: actor.values.remote(batch_ref), torch.cat)
 
     def update(self, batch: ValueBatch, step: int) -> Pending[list[StepReport]]:
-        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        """Start one optimizer step for each minibatch of each epoch. The result is their reports in order."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda rank: rank.update.remote(batch_ref, step), rank_0_result)
+        return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)

@@ -1,4 +1,4 @@
-"""Which device an actor computes on."""
+"""The device on which an actor computes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 
 def assigned_device() -> torch.device:
-    """The GPU that Ray assigned to this actor, or the CPU."""
-    on_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())  # outside Ray the second would start a session
+    """Return the GPU that Ray assigned to this actor, or the CPU if Ray assigned none."""
+    # `ray.get_gpu_ids` would start a Ray session in a process without one.
+    on_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")

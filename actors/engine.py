@@ -1,4 +1,4 @@
-"""How a vLLM engine is set up: its settings, its environment and the size of its prefill."""
+"""The setup of a vLLM engine: its settings, its environment variables and the size of its prefill."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from cluster.storage import Storage
 from model.precision import ComputePrecision
 
 TransferBackend = Literal["object_store", "nccl", "ipc"]
-"""How weights travel from learner to engine: through Ray's object store, or from GPU to GPU."""
+"""How the learner's weights reach the engines: through Ray's object store, or from GPU to GPU with nccl or ipc."""
 OBJECT_STORE: TransferBackend = "object_store"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """The settings of an engine."""
+    """The settings of a vLLM engine."""
 
     model: Storage
-    """Hugging Face folder."""
+    """Hugging Face folder of the model."""
     max_length: int
-    """Longest prompt and completion together, in tokens."""
+    """Maximum length of a prompt together with its completion, in tokens."""
     max_sequences: int
-    """Sequences decoded side by side: all of a generation batch."""
+    """Maximum number of sequences that are decoded at the same time. All sequences of a generation batch
+    (`actors.rollout.GenerationBatch`) must fit."""
     precision: ComputePrecision = "float32"
     kv_cache_gib: float = 0.5
-    """Memory for keys and values, on CPU."""
+    """Size of the KV cache in GiB. Used on CPU only."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory for weights, activations and cache together."""
+    """Fraction of a GPU's memory for weights, activations and KV cache together."""
     weight_transfer: TransferBackend = OBJECT_STORE
     is_cuda: bool = False
+    """Whether the engine runs on a GPU."""
 
 
 def engine_env() -> dict[str, str]:
-    """The environment of an engine's process, set before vllm is imported."""
+    """Return the environment variables of an engine's process. They must be set before vllm is imported."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's process and dies with it
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines and the learner share the cores
@@ -43,9 +45,9 @@ def engine_env() -> dict[str, str]:
 
 
 def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
-    """The number of tokens of one prefill with which an engine never splits a prompt of up to `max_length` tokens.
+    """Return the number of tokens per prefill that an engine needs to never split a prompt.
 
-    For engines without chunked prefill: after a part of a prompt, a seeded request would have to undo a draw of its
-    random generator, which vLLM cannot do on a CPU; the engine would crash.
+    Raymill disables chunked prefill, which processes long prompts in several parts. After each part but the last, vLLM
+    must undo a draw of the request's random number generator. vLLM cannot do this on CPU, and the engine crashes.
     """
     return max(2048, max_length) + max_sequences

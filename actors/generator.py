@@ -1,4 +1,7 @@
-"""The generator: a vLLM engine inside an actor, which samples whole generation batches from known weights."""
+"""The generator: a Ray actor around a vLLM engine. It samples the completions of generation batches.
+
+verl calls this the rollout worker.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,20 @@ from actors.vllm_plugin import register
 from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
 
 _VOCABULARY_PADDING = 64
-"""vLLM pads embedding tables to a multiple of this; a padded table has another checksum than ours."""
+"""vLLM pads embedding tables to a multiple of this number of rows. A padded table has another checksum than the
+table in the weight snapshot."""
 
 
 class Generator:
-    """One engine.
+    """A vLLM engine that loads weight snapshots and completes generation batches.
 
-    consumes: generation batches (prompts and the weight version to sample from) and weight snapshots;
-    waits for: nothing, each call runs to its end;
-    produces: rollout groups in the order of the prompts, each rollout with the version that it was sampled from.
+    A generation batch names the weight version from which its completions must be sampled, and each rollout reports
+    the version from which it was sampled. The rollout groups are in the order of the prompts. The generator waits for
+    no other actor.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        import vllm  # late: only an engine's process pays for it
+        import vllm  # imported here, because importing vllm is slow and only the engine's process needs it
 
         register()
         self._settings = settings
@@ -38,8 +42,10 @@ class Generator:
             enable_chunked_prefill=False,
             max_num_batched_tokens=max_prefill_tokens(settings.max_length, settings.max_sequences),
             enforce_eager=not settings.is_cuda,
-            enable_prefix_caching=False,  # its hits depend on what ran before, so would the last bits
-            logprobs_mode="processed_logprobs",  # the default ignores the temperature
+            # With prefix caching, the rounding of a result would depend on which requests ran before.
+            enable_prefix_caching=False,
+            # The default reports logprobs that are not divided by the temperature.
+            logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": settings.weight_transfer},
             disable_log_stats=True,
             seed=0,
@@ -49,7 +55,7 @@ class Generator:
         self._warm_up()
 
     def load(self, snapshot: WeightSnapshot) -> LoadReport:
-        """Load the snapshot's weights and report what the engine then holds."""
+        """Load the snapshot's weights. Returns the engine's weight version and checksums afterwards."""
         if snapshot.chunks:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"chunks": snapshot.chunks}})
@@ -57,31 +63,33 @@ class Generator:
         return LoadReport(int(self._llm.get_weight_version()), self._checksums())
 
     def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:
-        """The rollouts of a generation batch; the same batch gives the same tokens from any idle engine.
+        """Sample the completions of a generation batch. Equal batches have equal completions, whichever engine runs.
 
-        Raises StaleWeightsError when the engine holds other weights than the batch asks for.
+        Raises StaleWeightsError when the engine has another weight version than the batch requires.
         """
         version = self._llm.get_weight_version()
         if version != str(batch.weight_version):
             raise StaleWeightsError(
-                f"stale weights: a generation batch asks for version {batch.weight_version}, the engine holds {version}"
+                f"stale weights: a generation batch requires weight version {batch.weight_version}, "
+                f"but the engine has version {version}"
             )
-        requests = [(task, sample) for task in batch.tasks for sample in range(task.num_samples)]
+        samples = [(request, sample) for request in batch.requests for sample in range(request.num_samples)]
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(task.prompt_ids)} for task, _ in requests],
-            [_sampling_params(batch, task, sample) for task, sample in requests],
+            [{"prompt_token_ids": list(request.prompt_ids)} for request, _ in samples],
+            [_vllm_sampling_params(batch, request, sample) for request, sample in samples],
             use_tqdm=False,
         )
-        rollouts = iter([_rollout(output) for output in outputs])
+        rollouts = iter([_to_rollout(output) for output in outputs])
         return [
-            RolloutGroup(task.index, tuple(next(rollouts) for _ in range(task.num_samples))) for task in batch.tasks
+            RolloutGroup(request.index, tuple(next(rollouts) for _ in range(request.num_samples)))
+            for request in batch.requests
         ]
 
     def set_weight_version(self, version: int) -> None:
-        """Set the version of the weights that a trainer engine (nccl, ipc) has just sent."""
+        """Set the engine's weight version. Called after vLLM's trainer engine (nccl or ipc) has updated the weights."""
         self._llm.update_weight_version(str(version))
 
-    # The names that vLLM's RayVLLMWeightSyncClient calls.
+    # vLLM's RayVLLMWeightSyncClient calls the next four methods by these names.
 
     def init_weight_transfer_engine(self, request: Any) -> None:
         self._llm.init_weight_transfer_engine(request)
@@ -96,38 +104,43 @@ class Generator:
         self._llm.finish_weight_update()
 
     def _checksums(self) -> dict[str, str]:
+        """Return the checksums of the parameters that can be compared with a snapshot, by Hugging Face name."""
         (checksums,) = self._llm.collective_rpc("compute_weight_checksums")
-        by_name = {name.rsplit(":", 1)[-1]: digest for name, digest in checksums.items()}
+        by_name = {name.rsplit(":", 1)[-1]: checksum for name, checksum in checksums.items()}
         if self._llm.model_config.get_vocab_size() % _VOCABULARY_PADDING:
-            by_name = {n: d for n, d in by_name.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")}
-        return {name: digest for name, digest in by_name.items() if digest != _EMPTY_DIGEST}
+            by_name = {n: c for n, c in by_name.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")}
+        return {name: checksum for name, checksum in by_name.items() if checksum != _EMPTY_CHECKSUM}
 
     def _assert_transfer_engine(self) -> None:
-        """Refuse a transfer engine that another plugin has registered under our name."""
+        """Fail when another vLLM plugin has registered a transfer engine under the name of Raymill's."""
         if self._settings.weight_transfer != OBJECT_STORE:
             return
         from actors.transfer_engine import ObjectStoreEngine
 
         (engine,) = self._llm.collective_rpc(lambda worker: type(worker.weight_transfer_engine))
-        assert engine is ObjectStoreEngine, f"the engine's weight transfer is {engine}, not Raymill's"
+        assert engine is ObjectStoreEngine, f"the weight transfer engine is {engine}; it must be {ObjectStoreEngine}"
 
     def _warm_up(self) -> None:
-        """Generate once, so that compilation and allocation are over before the first step is timed."""
+        """Generate once, so that compilation and memory allocation do not slow down the first training step.
+
+        The engine then has weight version -1, which no generation batch requires.
+        """
         self._llm.update_weight_version("0")
-        task = PromptRequest(0, (0,), min(4, self._settings.max_sequences))
+        request = PromptRequest(0, (0,), min(4, self._settings.max_sequences))
         sampling = SamplingParams(temperature=1.0, max_new_tokens=4, stop_ids=(), seed=0)
-        self.generate(GenerationBatch(0, 0, (task,), sampling))
+        self.generate(GenerationBatch(0, 0, (request,), sampling))
         self._llm.update_weight_version("-1")
 
 
-_EMPTY_DIGEST = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-"""sha256 of nothing: on CPU a packed weight is an emptied parameter."""
+_EMPTY_CHECKSUM = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"""The sha256 of zero bytes. On CPU, vLLM packs weights into another buffer and leaves an empty parameter."""
 
 
-def _rollout(output: Any) -> Rollout:
+def _to_rollout(output: Any) -> Rollout:
+    """Convert vLLM's output for one request into a rollout."""
     (completion,) = output.outputs
     versions = completion.weight_versions
-    assert versions, "vLLM did not report which weights made the rollout"
+    assert versions, "vLLM did not report the weight version of a completion"
     return Rollout(
         prompt_ids=tuple(output.prompt_token_ids),
         completion_ids=tuple(completion.token_ids),
@@ -137,7 +150,8 @@ def _rollout(output: Any) -> Rollout:
     )
 
 
-def _sampling_params(batch: GenerationBatch, task: PromptRequest, sample: int) -> Any:
+def _vllm_sampling_params(batch: GenerationBatch, request: PromptRequest, sample: int) -> Any:
+    """Return vLLM's sampling parameters for completion number `sample` of a prompt."""
     import vllm
 
     sampling = batch.sampling
@@ -145,9 +159,9 @@ def _sampling_params(batch: GenerationBatch, task: PromptRequest, sample: int) -
         temperature=sampling.temperature,
         max_tokens=sampling.max_new_tokens,
         stop_token_ids=list(sampling.stop_ids),
-        ignore_eos=True,  # stop_ids are complete; the engine's own end token must not add to them
-        seed=request_seed(sampling.seed, batch.step, task.index, sample),
-        logprobs=0,  # of the sampled token alone
+        ignore_eos=True,  # only stop_ids end a completion, not the end token that vLLM reads from the model folder
+        seed=request_seed(sampling.seed, batch.step, request.index, sample),
+        logprobs=0,  # return the logprob of the sampled token, and of no other token
         flat_logprobs=True,
         detokenize=False,
     )

@@ -1,10 +1,11 @@
-"""The engines of a graph as one: generation batches go to idle engines, and a dead engine's batch is done again."""
+"""The pool of generators: assigns generation batches to idle generators, and replaces generators that die."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.rank_group import RanksDied
 from actors.rollout import GenerationBatch, RolloutGroup
-from actors.sync_check import check_loads
+from actors.sync_check import check_load
 from actors.weight_sync import WeightSnapshot
 from cluster import stage_monitor
 from cluster.failures import explain
@@ -21,59 +22,78 @@ from cluster.failures import explain
 log = logging.getLogger(__name__)
 
 
-class GeneratorPool:
-    """The driver's view of the generators.
+@dataclass(frozen=True)
+class _RunningCall:
+    """A call that one generator is working on."""
 
-    consumes: generation batches; waits for: any engine; is unblocked by: a result or a death; produces: rollout groups
-    in the order of the batches. Which engine did a batch does not matter: its seeds are its own, and it ran alone.
+    generator: int
+    """Index of the generator in `GeneratorPool.actors`."""
+    batch: int | None
+    """Index of the generation batch that it completes. None for a new generator that loads the current weights."""
+
+
+class GeneratorPool:
+    """All generators, as the driver calls them.
+
+    Every idle generator gets the next generation batch. Results are returned in the order of the batches, whichever
+    generator finished them first. A batch has the same completions from every generator, because the batch contains
+    the seeds and no other batch runs in the same engine at the same time. So when a generator dies, its batch is
+    generated again by another one.
     """
 
-    def __init__(self, make_generator: Callable[[int], ActorHandle], num_generators: int, *, max_failures: int) -> None:
-        self._make_engine = make_generator
-        self._failures_left = max_failures
-        self.actors = [make_generator(index) for index in range(num_generators)]
+    def __init__(
+        self, start_generator: Callable[[int], ActorHandle], num_generators: int, *, max_restarts: int
+    ) -> None:
+        """Start all generators. `start_generator(index)` must start the actor of one generator."""
+        self._start_generator = start_generator
+        self._restarts_left = max_restarts
+        self.actors = [start_generator(index) for index in range(num_generators)]
         self.restarts = 0
-        """How many engines died and were started again."""
+        """Number of generators that died and were replaced."""
         self._snapshot: WeightSnapshot | None = None
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        """Load the weights into every engine. Raises StaleWeightsError when one does not hold them afterwards."""
+        """Load the weights into all engines. Raises StaleWeightsError when an engine does not have them afterwards."""
         self._snapshot = snapshot
-        self._finish_loads({engine.load.remote(snapshot): index for index, engine in enumerate(self.actors)})
+        self._finish_loads({actor.load.remote(snapshot): index for index, actor in enumerate(self.actors)})
 
     def generate(self, batches: Sequence[GenerationBatch]) -> list[RolloutGroup]:
-        """The groups of all batches, in order; engines that die are replaced, up to max_failures times in all."""
+        """Return the rollout groups of all batches, in order. Replaces generators that die.
+
+        Raises RuntimeError when a generator dies and no restart is left.
+        """
         waiting = deque(range(len(batches)))
         idle = deque(range(len(self.actors)))
-        running: dict[Any, tuple[int, int | None]] = {}
+        running: dict[Any, _RunningCall] = {}
         results: dict[int, list[RolloutGroup]] = {}
         while len(results) < len(batches):
             while waiting and idle:
-                engine, number = idle.popleft(), waiting.popleft()
-                running[self.actors[engine].generate.remote(batches[number])] = (engine, number)
+                generator, batch = idle.popleft(), waiting.popleft()
+                future: Any = self.actors[generator].generate.remote(batches[batch])
+                running[future] = _RunningCall(generator, batch)
             (ready,), _ = ray.wait(list(running))
-            engine, number = running.pop(ready)
+            call = running.pop(ready)
             try:
-                if number is None:
-                    self._finish_load(ready)  # a new engine is up
+                if call.batch is None:
+                    self._finish_load(ready, call.generator)
                 else:
-                    results[number] = ray.get(ready)
+                    results[call.batch] = ray.get(ready)
             except RayActorError as error:
-                if number is not None:
-                    waiting.appendleft(number)
-                running[self._restart(engine, error)] = (engine, None)
+                if call.batch is not None:
+                    waiting.appendleft(call.batch)
+                running[self._restart(call.generator, error)] = _RunningCall(call.generator, None)
                 continue
-            idle.append(engine)
-        # An engine that came too late to help must hold the weights all the same.
-        self._finish_loads({future: engine for future, (engine, _) in running.items()})
-        return [group for number in range(len(batches)) for group in results[number]]
+            idle.append(call.generator)
+        # A new generator may still be loading the weights after the last batch is done. The next call relies on them.
+        self._finish_loads({future: call.generator for future, call in running.items()})
+        return [group for batch in range(len(batches)) for group in results[batch]]
 
     def generate_on_each(self, batch: GenerationBatch) -> list[list[RolloutGroup]]:
-        """The same batch from every engine, to check each of them."""
+        """Generate the same batch on every generator, so that each engine can be checked. Returns all results."""
         results: dict[int, list[RolloutGroup]] = {}
         while len(results) < len(self.actors):
             futures = {
-                index: engine.generate.remote(batch) for index, engine in enumerate(self.actors) if index not in results
+                index: actor.generate.remote(batch) for index, actor in enumerate(self.actors) if index not in results
             }
             for index, future in futures.items():
                 try:
@@ -83,53 +103,59 @@ class GeneratorPool:
         return [results[index] for index in range(len(self.actors))]
 
     def close(self) -> None:
-        """Kill every engine."""
+        """Kill all generators."""
         stage_monitor.ignore_exits("generator")
-        for engine in self.actors:
-            ray.kill(engine)
+        for actor in self.actors:
+            ray.kill(actor)
 
-    def _finish_loads(self, loading: dict[Any, int]) -> None:
-        """Wait until every loading engine holds the weights, replacing those that die meanwhile."""
-        while loading:
-            (ready,), _ = ray.wait(list(loading))
-            index = loading.pop(ready)
+    def _finish_loads(self, loads: dict[Any, int]) -> None:
+        """Wait until all these generators have loaded the weights. Replaces generators that die during loading.
+
+        `loads` has the index of the generator for each future of `Generator.load`.
+        """
+        while loads:
+            (ready,), _ = ray.wait(list(loads))
+            index = loads.pop(ready)
             try:
-                self._finish_load(ready)
+                self._finish_load(ready, index)
             except RayActorError as error:
-                loading[self._restart(index, error)] = index
+                loads[self._restart(index, error)] = index
 
-    def _finish_load(self, loading: Any) -> None:
-        """Wait for one engine's load.
+    def _finish_load(self, load: Any, index: int) -> None:
+        """Wait until generator number `index` has loaded the weights. `load` is the future of `Generator.load`.
 
-        Raises StaleWeightsError, or RanksDied when the snapshot was lost with the learner that owned it.
+        Raises StaleWeightsError when its engine does not have the weights afterwards, and RanksDied when the snapshot
+        was lost because the learner that owned it died.
         """
         try:
-            report: Any = ray.get(loading)
+            report: Any = ray.get(load)
         except ObjectLostError as error:
-            raise RanksDied(f"the learner died with the weight snapshot that it had made: {error}") from error
-        check_loads(self._current_snapshot, [report])
+            raise RanksDied(f"the learner died, and its weight snapshot was lost: {error}") from error
+        check_load(self._current_snapshot, report, generator=index)
 
     def _restart(self, index: int, error: RayActorError) -> ray.ObjectRef:
-        """Replace a dead engine by a new one; the future of the new one's load of the current weights.
+        """Replace a dead generator by a new one. Returns the future of the new generator's load of the weights.
 
-        Raises RuntimeError when no restart is left, or when the engine died in its constructor, as another would.
+        Raises RuntimeError when no restart is left. Also raises RuntimeError when the generator died in its
+        constructor, because a new generator would fail in the same way.
         """
         explanation = explain(error, role="generator", index=index)
         if error.actor_init_failed:
             raise explanation.to_error() from error
-        if self._failures_left == 0:
+        if self._restarts_left == 0:
             raise explanation.to_error(
-                "; no restart is left (execution.generators.max_failures; none at all with weight_transfer nccl or ipc)"
+                "; no restart is left (execution.generators.max_failures limits the restarts; "
+                "with weight_transfer nccl or ipc, generators are never restarted)"
             ) from error
-        self._failures_left -= 1
+        self._restarts_left -= 1
         self.restarts += 1
-        log.warning("%s; another is started and its work done again", explanation.sentence)
+        log.warning("%s; a new generator is started and repeats its work", explanation.sentence)
         stage_monitor.ignore_exits("generator", index)
-        ray.kill(self.actors[index])  # an actor that only seemed dead must not keep its resources
-        self.actors[index] = self._make_engine(index)
+        ray.kill(self.actors[index])  # Ray may have reported a death too early; the actor must not keep its resources
+        self.actors[index] = self._start_generator(index)
         return self.actors[index].load.remote(self._current_snapshot)
 
     @property
     def _current_snapshot(self) -> WeightSnapshot:
-        assert self._snapshot is not None, "engines are loaded before they generate"
+        assert self._snapshot is not None, "`load` must be called before `generate`"
         return self._snapshot

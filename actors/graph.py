@@ -1,8 +1,12 @@
-"""The actor graph of RLHF: its actors, their wiring, and one step of learning.
+"""The actor graph of RLHF: the actors, how they are connected, and one training step.
 
     prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
 
-`build_graph` does all the wiring; `Graph.train_step` is the algorithm.
+`build_graph` starts the actors and connects them. `Graph.train_step` is the algorithm: it generates the rollouts of one
+batch of prompts, updates learner and critic with them (several optimizer steps), and syncs the weights.
+
+Shape legend: N is the number of rollouts of a training step, and T the number of positions of a row. For example,
+`rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`).
 """
 
 from __future__ import annotations
@@ -61,82 +65,93 @@ from model.precision import resolved_precision
 
 log = logging.getLogger(__name__)
 
-_HELDOUT_STEP = -1
-"""The step in the seeds of held-out completions: the same draw before and after learning, so that they pair."""
-_PROBE_STEP = -2
-"""The step in the seeds of the sync check's completions."""
-_NUM_PROBES = 4
-_PROBE_TOKENS = 16
+_HELD_OUT_SEED_STEP = -1
+"""Replaces the training step in the seeds of held-out completions. It is constant, so that the completions before and
+after training are sampled with the same random numbers and can be compared in pairs."""
+_SYNC_CHECK_SEED_STEP = -2
+"""Replaces the training step in the seeds of the completions that the sync check samples after a weight sync."""
+_MIN_SYNC_CHECK_PROMPTS = 4
+"""Minimum number of prompts that every engine completes after a weight sync, so that the sync check can compare it."""
+_SYNC_CHECK_TOKENS = 16
+"""Maximum number of tokens of a completion for the sync check after a weight sync."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
-    """What a graph is built from, beside where it runs."""
+    """The models, prompts and settings of a graph. Where its actors run is in `GraphExecution`."""
 
     policy: Storage
     """Hugging Face folder of the policy that training starts from."""
     reward: Storage | None
-    """Hugging Face folder of a reward model; None when a verifier scores."""
+    """Hugging Face folder of the reward model. None when a verifier gives the rewards."""
     verifier: Program | None
-    """None when a reward model scores."""
+    """The user's reward function. None when a reward model gives the rewards."""
     prompts: Sequence[Prompt]
+    """The prompts for training."""
     max_prompt_length: int
-    """Of all prompts that the graph will be given, held-out ones included, in tokens."""
+    """Maximum length of the prompts, in tokens, held-out prompts included."""
     rollouts: RolloutConfig
     learning: LearningConfig
     algorithm: str | Program
-    """A row of the table by its name, or a program of the user's that defines one."""
+    """Name of a built-in algorithm (`model.algorithms.ALGORITHMS`), or a user-provided program that defines one."""
     seed: int
     shuffle_rewards: bool
-    """A control experiment: rewards are permuted over the rollouts of a step."""
+    """Whether to shuffle the rewards among the rollouts of a step. This is a control experiment: the policy must not
+    improve with shuffled rewards."""
     checkpoints: Storage
+    """Folder of the checkpoints of learner and critic."""
 
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """Rollouts with their texts and rewards."""
+    """Rollouts with their texts and rewards. The three lists have the same order."""
 
     rollouts: list[Rollout]
     texts: list[str]
-    """Completions without the stop token; other special tokens stay visible."""
+    """The completions as text, without the stop token. Other special tokens are part of the text."""
     rewards: list[float]
 
 
 class StepScores(NamedTuple):
-    """What the other actors compute of a step's rollouts."""
+    """What scorer, learner, reference and critic compute from the rollouts of a training step."""
 
     scored: ScoredRollouts
     learner_NT: Tensor
-    """Logprobs under the policy before the update; the engine's must agree with them."""
+    """Logprobs under the policy before the update, computed by the learner. The engine's logprobs must agree."""
     reference_NT: Tensor | None
+    """Logprobs under the reference. None without a reference."""
     values_NT: Tensor | None
+    """The critic's values. None without a critic."""
 
     @property
     def reference_log_ratio_NT(self) -> Tensor:
-        """log policy - log reference, 0 without a reference. Both by our own model, so that an engine's rounding does
-        not count as distance."""
+        """log policy - log reference. 0 without a reference.
+
+        The policy's logprobs are the learner's and not the engine's. So the engine's rounding errors do not count as a
+        distance from the reference.
+        """
         return torch.zeros_like(self.learner_NT) if self.reference_NT is None else self.learner_NT - self.reference_NT
 
 
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
-    """All actors of the graph, started side by side in one reservation and wired to each other.
+    """Reserve the resources of all actors at once, start the actors, and connect them to each other.
 
-    Raises ValueError when they do not fit into the cluster.
+    Raises ValueError when the actors do not fit into the cluster.
     """
     groups = execution.placements(config.learning, load_algorithm(config.algorithm))
     reservation = reserve(groups, colocate=execution.colocate)
     spawn = Spawner(reservation, groups)
     generators, learners, critics = execution.generators, execution.learners, execution.critics
 
-    def make_generator(index: int) -> ActorHandle:
+    def start_generator(index: int) -> ActorHandle:
         return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
 
-    def make_learner(rank: int) -> ActorHandle:
+    def start_learner(rank: int) -> ActorHandle:
         settings = training_settings(config, execution, config.policy, learners, name="learner")
         arguments = (config.algorithm, config.rollouts.temperature, execution.weight_transfer)
         return spawn("learners", rank, Learner, settings, rank, *arguments)
 
-    def make_critic(rank: int) -> ActorHandle:
+    def start_critic(rank: int) -> ActorHandle:
         folder = config.reward or config.policy
         settings = training_settings(config, execution, folder, critics, name="critic")
         return spawn("critics", rank, Critic, settings, rank)
@@ -145,16 +160,16 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
         config,
         execution,
         reservation=reservation,
-        generators=GeneratorPool(make_generator, generators.workers, max_failures=execution.max_generator_restarts),
-        learner=LearnerGroup(RankGroup(make_learner, learners.workers)),
-        critic=CriticGroup(RankGroup(make_critic, critics.workers)) if "critics" in groups else None,
-        reference=make_reference(spawn, config, execution) if "reference" in groups else None,
-        scorer=make_scorer(spawn, config, execution),
+        generators=GeneratorPool(start_generator, generators.workers, max_restarts=execution.max_generator_restarts),
+        learner=LearnerGroup(RankGroup(start_learner, learners.workers)),
+        critic=CriticGroup(RankGroup(start_critic, critics.workers)) if "critics" in groups else None,
+        reference=start_reference(spawn, config, execution) if "reference" in groups else None,
+        scorer=start_scorer(spawn, config, execution),
     )
 
 
 class Graph:
-    """The running actors and one step of learning. Leaving it as a context manager kills every actor."""
+    """The running actors and the training step. As a context manager, a graph kills all its actors at the end."""
 
     def __init__(
         self,
@@ -175,9 +190,9 @@ class Graph:
         folder = config.policy.local()
         self._model_config = read_config(folder)
         self._tokenizer = load_tokenizer(folder)
-        self._current: WeightSnapshot | None = None
-        self._previous: WeightSnapshot | None = None
-        self._failures_left = execution.learners.max_failures
+        self._current_snapshot: WeightSnapshot | None = None
+        self._previous_snapshot: WeightSnapshot | None = None
+        self._restarts_left = execution.learners.max_failures
 
     def __enter__(self) -> Graph:
         return self
@@ -186,10 +201,11 @@ class Graph:
         self._reservation.release()
 
     def start(self) -> int:
-        """Load all models and the newest checkpoint, if there is one. Returns the step to continue from.
+        """Load the models and the newest checkpoint, if there is one. Returns the training step to run next.
 
-        The engines are checked against the learner before this method returns. Raises RanksDied when a training rank
-        has died, as do `train_step`, `score_held_out`, `save` and `export`. Call `recover` after that error.
+        Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
+        the critic has died. The methods `train_step`, `score_held_out`, `save` and `export` raise it too. After this
+        error, call `recover`.
         """
         for ranks in self._rank_groups:
             ranks.join()
@@ -203,15 +219,15 @@ class Graph:
         return step
 
     def train_step(self, step: int) -> StepMetrics:
-        """One step of learning; its metrics."""
+        """Run one training step and return its metrics."""
         timer = Timer()
-        prompts = self._prompts_of(step)
+        prompts = self._step_prompts(step)
         with timer("generate"):
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
         batch, engine_NT = self._to_batch(groups)
         with timer("score"):
             scores = self._score(prompts, groups, batch)
-        difference = self._check_sync(batch, engine_NT, scores.learner_NT)
+        difference = self._check_logprobs(batch, engine_NT, scores.learner_NT)
 
         rewards_N = self._rewards(scores.scored, step)
         advantages_NT, returns_NT = self._algorithm.estimate(
@@ -224,7 +240,7 @@ class Graph:
             policy_update = self.learner.update(PolicyBatch(batch, engine_NT, advantages_NT, scores.reference_NT), step)
             value_metrics = None
             if self.critic is not None:
-                assert scores.values_NT is not None and returns_NT is not None, "a critic needs returns to learn"
+                assert scores.values_NT is not None and returns_NT is not None, "the critic needs values and returns"
                 value_batch = ValueBatch(batch, scores.values_NT, returns_NT)
                 value_metrics = update_metrics(self.critic.update(value_batch, step).wait())
             policy_metrics = update_metrics(policy_update.wait())
@@ -243,74 +259,79 @@ class Graph:
         )
 
     def score_held_out(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
-        """One sampled and scored completion of each prompt, by the same draw at every call."""
-        groups = self._generate(prompts, step=_HELDOUT_STEP, num_samples=1)
-        scored, samples = self._to_samples(prompts, groups)
-        return replace(scored, rewards=ray.get(self.scorer.score.remote(samples)))
+        """Sample and score one completion of each held-out prompt. Every call uses the same random numbers."""
+        groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
+        scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
+        return replace(scored, rewards=ray.get(self.scorer.score.remote(scorer_inputs)))
 
     def save(self) -> None:
-        """Begin a checkpoint of learner and critic; it is whole after the next `save`, `finish_save` or `export`."""
+        """Start saving a checkpoint of learner and critic. The files are written in the background.
+
+        The checkpoint is complete after the next call of `save`, `finish_save` or `export`.
+        """
         for ranks in self._rank_groups:
             ranks.save()
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is whole."""
+        """Wait until the last checkpoint is complete."""
         for ranks in self._rank_groups:
             ranks.finish_save()
 
     def saved_step(self) -> int:
-        """The step that a resumed run begins with: that of the newest whole checkpoint, 0 without one."""
+        """Return the training step of the newest complete checkpoint, from which a run would resume. 0 without one."""
         return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
 
     def export(self, output: Storage) -> None:
-        """Write the policy as a Hugging Face folder, and wait for the last checkpoint."""
+        """Write the policy as a Hugging Face folder, and wait until the last checkpoint is complete."""
         ids = chat_special_tokens(self._config.policy.local())
         self.learner.export(output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         self.finish_save()
 
     def recover(self, error: RanksDied) -> None:
-        """Start all training ranks anew; `start` then loads the last checkpoint.
+        """Restart all ranks of learner and critic after one of them has died. Call `start` afterwards.
 
-        Raises RuntimeError when ranks have died more than `execution.learners.max_failures` times.
+        Raises RuntimeError when no restart is left. `execution.learners.max_failures` limits the restarts.
         """
         explanation = explain(error.__cause__ or error)
-        if self._failures_left == 0:
+        if self._restarts_left == 0:
             raise explanation.to_error("; no restart is left (execution.learners.max_failures)") from error
-        self._failures_left -= 1
-        log.warning("%s; all training ranks start again from the last checkpoint", explanation.sentence)
-        self._current = None  # a snapshot is lost with the learner that made it
+        self._restarts_left -= 1
+        log.warning("%s; all ranks of learner and critic restart from the last checkpoint", explanation.sentence)
+        self._current_snapshot = None  # Ray deletes a weight snapshot when the learner that created it dies
         for role, ranks in zip(("learner", "critic"), self._rank_groups, strict=False):
             stage_monitor.ignore_exits(role)
             ranks.restart()
 
     @property
     def _rank_groups(self) -> list[RankGroup]:
+        """The ranks of the learner, and those of the critic if there is one."""
         return [self.learner.ranks] if self.critic is None else [self.learner.ranks, self.critic.ranks]
 
     def _newest_checkpoint(self) -> int | None:
-        """The newest optimizer step of which learner and critic both have a whole checkpoint."""
+        """Return the newest optimizer step of which both learner and critic have a complete checkpoint."""
         folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._rank_groups)]]
         common = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
         return max(common, default=None)
 
-    def _prompts_of(self, step: int) -> list[Prompt]:
+    def _step_prompts(self, step: int) -> list[Prompt]:
+        """Return the prompts of a training step."""
         count = self._config.rollouts.prompts_per_step
         order = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
         return [self._config.prompts[index] for index in order]
 
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
-        """Every prompt's completions, in order, from the learner's current weights."""
-        rollouts, version = self._config.rollouts, self._version
-        tasks = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        size = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
-        sampling = self._sampling(rollouts.max_new_tokens)
+        """Sample `num_samples` completions of each prompt from the current policy. Returns the groups in order."""
+        rollouts, version = self._config.rollouts, self._weight_version
+        requests = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
+        requests_per_batch = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
+        sampling = self._sampling_params(rollouts.max_new_tokens)
         groups = self.generators.generate(
-            [GenerationBatch(step, version, part, sampling) for part in batched(tasks, size)]
+            [GenerationBatch(step, version, part, sampling) for part in split(requests, requests_per_batch)]
         )
-        check_rollouts(tasks, groups, version=version, vocab_size=self._model_config.vocab_size)
+        check_rollouts(requests, groups, version=version, vocab_size=self._model_config.vocab_size)
         return groups
 
-    def _sampling(self, max_new_tokens: int) -> SamplingParams:
+    def _sampling_params(self, max_new_tokens: int) -> SamplingParams:
         return SamplingParams(
             temperature=self._config.rollouts.temperature,
             max_new_tokens=max_new_tokens,
@@ -319,33 +340,33 @@ class Graph:
         )
 
     def _to_batch(self, groups: Sequence[RolloutGroup]) -> tuple[Batch, Tensor]:
-        """All rollouts as rows in order, and the engine's logprobs [N, T] of them."""
+        """Return all rollouts as the rows of a batch, and the engine's logprobs [N, T]."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
         return batch, engine_logprobs(rollouts, batch)
 
-    def _to_samples(
+    def _to_scorer_inputs(
         self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]
     ) -> tuple[ScoredRollouts, list[ScorerInput]]:
-        """All rollouts with their texts, still without rewards, and the samples for the scorer."""
+        """Return all rollouts with their texts but still without rewards, and the inputs for the scorer."""
         pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
         texts = [self._tokenizer.decode(rollout.text_ids) for _, rollout in pairs]
-        samples = [
+        scorer_inputs = [
             ScorerInput(prompt.text, text, self._with_end_token(rollout), prompt.record)
             for (prompt, rollout), text in zip(pairs, texts, strict=True)
         ]
-        return ScoredRollouts([rollout for _, rollout in pairs], texts, []), samples
+        return ScoredRollouts([rollout for _, rollout in pairs], texts, []), scorer_inputs
 
     def _with_end_token(self, rollout: Rollout) -> tuple[int, ...]:
-        """Prompt and completion with the end token, which a completion that was cut lacks."""
+        """Return the tokens of prompt and completion. Adds the end token if the completion was truncated."""
         end = () if rollout.finished else (self._tokenizer.end_id,)
         return rollout.prompt_ids + rollout.completion_ids + end
 
     def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepScores:
-        """Rewards, logprobs and values of a step's rollouts, computed by the actors side by side."""
-        scored, samples = self._to_samples(prompts, groups)
+        """Compute rewards, logprobs and values of a step's rollouts. The actors work at the same time."""
+        scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
         batch_ref = ray.put(batch)
-        rewards = self.scorer.score.remote(samples)
+        rewards = self.scorer.score.remote(scorer_inputs)
         learner = self.learner.logprobs(batch_ref)
         reference = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
@@ -357,6 +378,7 @@ class Graph:
         )
 
     def _rewards(self, scored: ScoredRollouts, step: int) -> Tensor:
+        """Return the rewards [N] for training, shuffled if the config says so."""
         rewards_N = torch.tensor(scored.rewards, dtype=torch.float32)
         if self._config.shuffle_rewards:
             order = torch.randperm(len(rewards_N), generator=seeded_rng(self._config.seed, "shuffle", step))
@@ -364,26 +386,27 @@ class Graph:
         return rewards_N
 
     def _sync_weights(self, version: int) -> None:
-        """Load the learner's weights into the engines, and check each engine on a few prompts."""
-        self._previous, self._current = self._current, self.learner.send_weights(version)
-        self.generators.load(self._current)
-        prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_probes)
-        tasks = tuple(PromptRequest(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
-        sampling = self._sampling(min(_PROBE_TOKENS, self._config.rollouts.max_new_tokens))
-        for groups in self.generators.generate_on_each(GenerationBatch(_PROBE_STEP, version, tasks, sampling)):
-            check_rollouts(tasks, groups, version=version, vocab_size=self._model_config.vocab_size)
+        """Load the learner's weights into all engines, and run the sync check on some completions of each engine."""
+        self._previous_snapshot, self._current_snapshot = self._current_snapshot, self.learner.send_weights(version)
+        self.generators.load(self._current_snapshot)
+        prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_sync_check_prompts)
+        requests = tuple(PromptRequest(index, prompt.prompt_ids, 1) for index, prompt in enumerate(prompts))
+        sampling = self._sampling_params(min(_SYNC_CHECK_TOKENS, self._config.rollouts.max_new_tokens))
+        check_batch = GenerationBatch(_SYNC_CHECK_SEED_STEP, version, requests, sampling)
+        for groups in self.generators.generate_on_each(check_batch):
+            check_rollouts(requests, groups, version=version, vocab_size=self._model_config.vocab_size)
             batch, engine_NT = self._to_batch(groups)
-            self._check_sync(batch, engine_NT, self.learner.logprobs(batch).wait())
+            self._check_logprobs(batch, engine_NT, self.learner.logprobs(batch).wait())
 
     @property
-    def _num_probes(self) -> int:
-        """A few, and a multiple of the learner's ranks, among which the rows are divided."""
+    def _num_sync_check_prompts(self) -> int:
+        """The number of prompts for the sync check: a multiple of the number of learner ranks, which share the rows."""
         ranks = self._execution.learners.workers
-        return -(-_NUM_PROBES // ranks) * ranks
+        return -(-_MIN_SYNC_CHECK_PROMPTS // ranks) * ranks
 
-    def _check_sync(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
-        """The logprob difference of engine and learner. Raises a WeightSyncError when it is beyond the bound."""
-        assert self._current is not None
+    def _check_logprobs(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
+        """Return the logprob difference between engine and learner. Raises a WeightSyncError when it is too large."""
+        assert self._current_snapshot is not None
         return check_logprobs(
             batch,
             engine_NT,
@@ -391,18 +414,18 @@ class Graph:
             bound=logprob_bound(self._config.learning),
             model_config=self._model_config,
             temperature=self._config.rollouts.temperature,
-            current=self._current,
-            previous=self._previous,
+            current=self._current_snapshot,
+            previous=self._previous_snapshot,
         )
 
     @property
-    def _version(self) -> int:
-        assert self._current is not None, "start the graph first"
-        return self._current.version
+    def _weight_version(self) -> int:
+        assert self._current_snapshot is not None, "`start` must be called first"
+        return self._current_snapshot.version
 
 
 def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSettings:
-    """The settings of every generator's engine."""
+    """Return the settings of the generators' engines."""
     return EngineSettings(
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
@@ -418,7 +441,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
 def training_settings(
     config: GraphConfig, execution: GraphExecution, folder: Storage, placement: Placement, *, name: str
 ) -> TrainingSettings:
-    """The settings of every rank of the learner, or of the critic."""
+    """Return the settings of all ranks of the learner or the critic. `name` is the folder of their checkpoints."""
     return TrainingSettings(
         folder=folder,
         checkpoints=config.checkpoints / name,
@@ -429,15 +452,15 @@ def training_settings(
     )
 
 
-def make_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
-    """The reference's actor."""
+def start_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
+    """Start the actor of the reference."""
     temperature, precision = config.rollouts.temperature, resolved_precision(config.learning.precision)
     arguments = (config.policy, temperature, execution.micro_batch_size, precision)
     return spawn("reference", 0, Reference, *arguments, restartable=True)
 
 
-def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
-    """The scorer's actor: a verifier or a reward model."""
+def start_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
+    """Start the actor of the scorer, which has either a verifier or a reward model."""
     if config.verifier is not None:
         return spawn("scorer", 0, Verifier, config.verifier, restartable=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
@@ -446,11 +469,11 @@ def make_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution) 
 
 
 def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
-    """The position [N] of each rollout's group."""
+    """Return for each rollout [N] the position of its group. Rollouts of one prompt have equal group ids."""
     return torch.tensor([position for position, group in enumerate(groups) for _ in group.rollouts])
 
 
-def batched(tasks: Sequence[PromptRequest], size: int) -> Iterator[tuple[PromptRequest, ...]]:
-    """The tasks in order, `size` at a time."""
-    for start in range(0, len(tasks), size):
-        yield tuple(tasks[start : start + size])
+def split(requests: Sequence[PromptRequest], part_size: int) -> Iterator[tuple[PromptRequest, ...]]:
+    """Split the requests into consecutive parts of `part_size` requests. The last part may have fewer."""
+    for start in range(0, len(requests), part_size):
+        yield tuple(requests[start : start + part_size])

@@ -1,4 +1,4 @@
-"""The learner: it owns the policy, improves it and sends its weights to the engines."""
+"""The learner: trains the policy and sends its weights to the engines. verl calls this the actor worker."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from model.train import StepReport
 
 
 class Learner:
-    """One rank.
+    """One rank of the learner.
 
-    consumes: whole batches of a step, of which it takes its share of the rows; waits for: the other ranks, in
-    collectives; is unblocked by: their arrival, or an error when one died; produces: logprobs, step reports, weight
-    snapshots.
+    Every rank receives the full batch of a training step and computes on its own share of the rows. It returns
+    logprobs, step reports and weight snapshots. The rank waits for the other ranks in collectives. If one of them dies,
+    the collective ends with an error.
     """
 
     def __init__(
@@ -45,52 +45,56 @@ class Learner:
         temperature: float,
         weight_transfer: TransferBackend,
     ) -> None:
-        """`temperature` is that of sampling, by which the policy's logits are divided."""
+        """`temperature` is the sampling temperature. The policy's logits are divided by it in training too."""
         self._settings = settings
         self._temperature = temperature
         self._weight_transfer: TransferBackend = weight_transfer
         self._loss = load_algorithm(algorithm).loss
-        self._rank = TrainingRank(settings, rank)
+        self._training_rank = TrainingRank(settings, rank)
         precision = resolved_precision(settings.learning.precision)
         self._sender: WeightSender = ObjectStoreSender(rank=rank, dtype=torch_dtype(precision))
 
     def free_address(self) -> str:
-        """`host:port` on this node at which nothing listens."""
+        """Return a free `host:port` on this node."""
         return free_address()
 
     def join(self, address: str) -> None:
-        """Meet the other ranks and load the policy."""
-        self._rank.join(address, load_hf_model, lr=self._settings.learning.lr)
+        """Join the process group at `address` and load the policy."""
+        self._training_rank.join(address, load_hf_model, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
-        """Send through vLLM's own trainer engine to these generators from now on (nccl, ipc)."""
+        """From now on, send weights to these generators with vLLM's trainer engine (nccl or ipc)."""
         backend = self._weight_transfer
         assert backend != OBJECT_STORE
         host, port = address.rsplit(":", 1)
         self._sender = DeviceSender(
             backend=self._weight_transfer,
-            rank=self._rank.context.rank,
+            rank=self._training_rank.context.rank,
             generators=generators,
             address=(host, int(port)),
         )
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Logprobs [n, T] of this rank's rows under the current policy, at the sampling temperature."""
-        return self._rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
+        """Return the logprobs [n, T] of this rank's n rows under the current policy, at the sampling temperature."""
+        return self._training_rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
-        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order."""
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
-        return self._rank.update(batch, objective, step)
+        return self._training_rank.update(batch, objective, step)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """The current weights, for the engines; only rank 0's snapshot holds them."""
-        return self._sender.send(self._rank.state.model, version)
+        """Send the current weights to the engines, and return their snapshot.
+
+        With Ray's object store the snapshot refers to the weights, and the generators load it. Only the snapshot of
+        rank 0 has them.
+        """
+        return self._sender.send(self._training_rank.state.model, version)
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
-        """Write the policy as a Hugging Face folder, from rank 0."""
-        state, model = full_state_dict(self._rank.state.model), self._rank.state.model
-        if self._rank.context.rank == 0:
+        """Write the policy as a Hugging Face folder. All ranks must call this, but only rank 0 writes."""
+        state, model = full_state_dict(self._training_rank.state.model), self._training_rank.state.model
+        if self._training_rank.context.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_hf_model(
                     Path(folder),
@@ -102,40 +106,43 @@ class Learner:
                 output.put_folder(Path(folder))
 
     def save(self) -> None:
-        self._rank.save()
+        """See `TrainingRank.save`."""
+        self._training_rank.save()
 
     def finish_save(self) -> None:
-        self._rank.finish_save()
+        """See `TrainingRank.finish_save`."""
+        self._training_rank.finish_save()
 
     def restore(self, optimizer_step: int | None) -> None:
-        self._rank.restore(optimizer_step)
+        """See `TrainingRank.restore`."""
+        self._training_rank.restore(optimizer_step)
 
 
 class LearnerGroup:
-    """The driver's view of the learner's ranks."""
+    """All ranks of the learner, as the driver calls them."""
 
     def __init__(self, ranks: RankGroup) -> None:
         self.ranks = ranks
 
     def connect(self, generators: Sequence[ActorHandle]) -> None:
-        """Send weights to these generators through vLLM's own trainer engine (nccl, ipc)."""
+        """From now on, send weights to these generators with vLLM's trainer engine (nccl or ipc)."""
         address = self.ranks.free_address()
-        self.ranks.start(lambda rank: rank.connect.remote(list(generators), address), list).wait()
+        self.ranks.start(lambda actor: actor.connect.remote(list(generators), address), list).wait()
 
     def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Logprobs [N, T] of all rows under the current policy; 0 where loss_mask is false."""
+        """Start computing the logprobs [N, T] of all rows under the current policy. 0 where loss_mask is false."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda rank: rank.logprobs.remote(batch_ref), torch.cat)
+        return self.ranks.start(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
 
     def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
-        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        """Start one optimizer step for each minibatch of each epoch. The result is their reports in order."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda rank: rank.update.remote(batch_ref, step), rank_0_result)
+        return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """A snapshot of the current weights, for the engines."""
-        return self.ranks.start(lambda rank: rank.send_weights.remote(version), rank_0_result).wait()
+        """Send the current weights to the engines, and return the snapshot of rank 0."""
+        return self.ranks.start(lambda actor: actor.send_weights.remote(version), rank_0_result).wait()
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
         """Write the policy as a Hugging Face folder."""
-        self.ranks.start(lambda rank: rank.export.remote(output, special_tokens), list).wait()
+        self.ranks.start(lambda actor: actor.export.remote(output, special_tokens), list).wait()

@@ -1,4 +1,7 @@
-"""The driver's view of a group of training actors: one call goes to every rank, and a death differs from an error."""
+"""A group of training actors, one per rank, as the driver uses it (compare verl's worker group).
+
+One call goes to all ranks. The group also tells apart an exception that a rank raised and the death of a rank.
+"""
 
 from __future__ import annotations
 
@@ -11,72 +14,73 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 _DEATH_NOTICE_S = 15.0
-"""How long Ray may take to report a dead actor: a process at once, a node after some missed heartbeats."""
+"""How long to wait for Ray's report of a dead actor, in seconds. Ray reports a dead process at once, but a dead node
+only after several missed heartbeats."""
 
 T = TypeVar("T")
 
 
 class RanksDied(RuntimeError):
-    """A rank of a group has died, and with it the group's state since its last checkpoint."""
+    """A rank of a group has died. The group's training state since its last checkpoint is lost."""
 
 
 @dataclass(frozen=True)
 class Pending(Generic[T]):
-    """A call that all ranks of a group are working on."""
+    """The result of a call that all ranks of a group are working on."""
 
     group: RankGroup
     futures: Sequence[ray.ObjectRef]
     combine: Callable[[list[Any]], T]
-    """Makes one result of the ranks' results, which come in the order of the ranks."""
+    """Combines the list of the ranks' results, in the order of the ranks, into one result."""
 
     def wait(self) -> T:
-        """The combined result. Raises RanksDied when a rank has died."""
+        """Wait for all ranks and return the combined result. Raises RanksDied when a rank has died."""
         return self.combine(self.group.wait(self.futures))
 
 
 class RankGroup:
-    """A group of training actors, each of which has a `TrainingRank`.
+    """A group of training actors. Each actor has a `TrainingRank`.
 
-    consumes: calls; waits for: every rank; is unblocked by: all results, or a death; produces: results by rank.
+    A call of the group runs on every rank. Waiting for the call ends when all ranks have returned or one has died.
     """
 
-    def __init__(self, make_rank: Callable[[int], ActorHandle], num_ranks: int) -> None:
-        """`make_rank(rank)` starts one actor."""
-        self._make_rank = make_rank
+    def __init__(self, start_rank: Callable[[int], ActorHandle], num_ranks: int) -> None:
+        """Start all ranks. `start_rank(rank)` must start the actor of one rank."""
+        self._start_rank = start_rank
         self.num_ranks = num_ranks
-        self.actors = [make_rank(rank) for rank in range(num_ranks)]
+        self.actors = [start_rank(rank) for rank in range(num_ranks)]
 
     def join(self) -> None:
-        """Let the ranks meet and load their models."""
+        """Make the ranks form a process group and load their models."""
         address = self.free_address() if self.num_ranks > 1 else ""
-        self.wait([rank.join.remote(address) for rank in self.actors])
+        self.wait([actor.join.remote(address) for actor in self.actors])
 
     def free_address(self) -> str:
-        """`host:port` on the first rank's node at which nothing listens."""
+        """Return a free `host:port` on the node of rank 0."""
         return self.wait([self.actors[0].free_address.remote()])[0]
 
     def save(self) -> None:
-        """Begin a checkpoint of the current state."""
-        self.wait([rank.save.remote() for rank in self.actors])
+        """Start saving a checkpoint of the current training state. The files are written in the background."""
+        self.wait([actor.save.remote() for actor in self.actors])
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is whole."""
-        self.wait([rank.finish_save.remote() for rank in self.actors])
+        """Wait until the last checkpoint is complete."""
+        self.wait([actor.finish_save.remote() for actor in self.actors])
 
     def restore(self, optimizer_step: int | None) -> None:
-        """Load the checkpoint of this optimizer step; None keeps the model that training starts from."""
-        self.wait([rank.restore.remote(optimizer_step) for rank in self.actors])
+        """Load the checkpoint of this optimizer step. None keeps the model that training starts from."""
+        self.wait([actor.restore.remote(optimizer_step) for actor in self.actors])
 
     def start(self, call: Callable[[ActorHandle], ray.ObjectRef], combine: Callable[[list[Any]], T]) -> Pending[T]:
-        """Start a call on every rank."""
-        return Pending(self, [call(rank) for rank in self.actors], combine)
+        """Start `call(actor)` on every rank and return the pending result."""
+        return Pending(self, [call(actor) for actor in self.actors], combine)
 
     def wait(self, futures: Sequence[ray.ObjectRef]) -> list[Any]:
-        """The results of futures, one of each rank. Raises RanksDied when a rank has died."""
+        """Return the results of the ranks' futures. Raises RanksDied when a rank has died."""
         try:
             return ray.get(list(futures))
         except RayTaskError:
-            # A rank that outlives another fails in a collective, and its error may arrive first.
+            # When a rank dies, the surviving ranks fail in a collective, and their error may arrive first.
             if (death := self._death()) is None:
                 raise
             raise RanksDied(str(death)) from death
@@ -84,13 +88,16 @@ class RankGroup:
             raise RanksDied(str(error)) from error
 
     def restart(self) -> None:
-        """Kill the remaining actors and start all ranks anew; they must `join` afterwards."""
+        """Kill the remaining actors and start all ranks again. Call `join` afterwards."""
         for actor in self.actors:
             ray.kill(actor)
-        self.actors = [self._make_rank(rank) for rank in range(self.num_ranks)]
+        self.actors = [self._start_rank(rank) for rank in range(self.num_ranks)]
 
     def _death(self) -> RayActorError | None:
-        """Ray's error about a dead rank; None when no rank is dead. A rank in a collective is silent, but alive."""
+        """Return Ray's error about a dead rank, or None when no rank is dead.
+
+        A rank that waits in a collective does not answer in time, but it counts as alive.
+        """
         futures: list[Any] = [actor.__ray_ready__.remote() for actor in self.actors]
         ready, _ = ray.wait(futures, num_returns=len(futures), timeout=_DEATH_NOTICE_S)
         try:
@@ -101,10 +108,13 @@ class RankGroup:
 
 
 def to_object_ref(value: Any) -> ray.ObjectRef:
-    """The value in Ray's object store, so that it is sent once and not once for each rank."""
+    """Put a value into Ray's object store, so that it is sent once and not once for each rank.
+
+    A value that is an object reference already is returned unchanged.
+    """
     return value if isinstance(value, ray.ObjectRef) else ray.put(value)
 
 
 def rank_0_result(results: list[Any]) -> Any:
-    """Rank 0's result, where all ranks have the same or only rank 0 has one."""
+    """Return the result of rank 0. For calls whose results are equal on all ranks or exist on rank 0 only."""
     return results[0]

@@ -1,4 +1,4 @@
-"""The reference: the frozen policy that training started from, to which the KL penalty measures the distance."""
+"""The reference: the frozen policy that training started from. The KL penalty keeps the policy close to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from model.precision import ComputePrecision, autocast_dtype
 
 
 class Reference:
-    """A pure function of its folder, so Ray may restart it and repeat the call.
+    """Computes the reference's logprobs of rollouts.
 
-    consumes: batches of rollouts; waits for: nothing; produces: their logprobs.
+    The results depend only on the model folder and the call's arguments. So when the actor dies, Ray restarts it and
+    repeats the call.
     """
 
     def __init__(self, folder: Storage, temperature: float, micro_batch_size: int, precision: ComputePrecision) -> None:
@@ -25,7 +26,7 @@ class Reference:
         self._dtype = autocast_dtype(precision)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Logprobs [N, T] of the targets at the sampling temperature; 0 where loss_mask is false."""
+        """Return the logprobs [N, T] of all targets at the sampling temperature. 0 where loss_mask is false."""
         return batch_logprobs(
             self._model,
             batch,

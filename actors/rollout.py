@@ -1,9 +1,10 @@
-"""Rollouts: sampled tokens with their logprobs, and the padded tensors that learning makes of them.
+"""Rollouts (sampled completions with their logprobs), and their conversion to padded tensors for training.
 
-Everything here is deterministic: the same rollouts give the same tensors, and a request's seed depends on what is
-sampled (run, step, prompt, sample), never on where or when.
+Everything in this module is deterministic. The seed of a completion depends on the run, the step, the prompt and the
+index of the completion. It does not depend on the engine that samples the completion, nor on the time.
 
-Shape legend: N rollouts, T positions of a row (model.batch: position t belongs to the choice of target t).
+Shape legend: N is the number of rollouts, and T the number of positions of a row. Position t of a row is the one whose
+logits predict `targets[t]` (see `model.batch`).
 """
 
 from __future__ import annotations
@@ -21,77 +22,83 @@ from model.batch import Batch, PolicyBatch, ValueBatch, batch_from_sequences, ma
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How completions are sampled; the same for every prompt of a generation batch."""
+    """How the completions of a generation batch are sampled. All prompts of the batch share these parameters."""
 
     temperature: float
-    """0 takes the likeliest token; rollouts for learning need a temperature above 0."""
+    """0 is greedy decoding. Rollouts for training need a temperature above 0."""
     max_new_tokens: int
+    """A completion is truncated at this number of tokens."""
     stop_ids: tuple[int, ...]
-    """A completion ends with the first of these, which belongs to it."""
+    """Ids of the stop tokens. A completion ends with the first stop token, which is its last token."""
     seed: int
-    """Seed of the run; `request_seed` adds step, prompt and sample."""
+    """Seed of the run. `request_seed` derives the seed of each completion from it."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of the user's files."""
+    """One prompt from the user's prompt files."""
 
     text: str
-    """What a verifier gets: the last user message, or the raw prompt."""
+    """The text that a verifier receives: the last user message, or the raw prompt if there is no chat template."""
     prompt_ids: tuple[int, ...]
-    """What the engine gets: the tokens after the chat template, where there is one."""
+    """The tokens that the engine receives: the messages formatted with the chat template, if there is one."""
     record: Mapping[str, Any]
-    """All fields of its line."""
+    """All fields of the prompt's line in its file."""
 
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """One prompt to be completed `num_samples` times."""
+    """A request to complete one prompt `num_samples` times."""
 
     index: int
-    """Number of the prompt within its step or evaluation; part of each sample's seed."""
+    """Index of the prompt within its training step or evaluation. The seed of each completion depends on it."""
     prompt_ids: tuple[int, ...]
     num_samples: int
 
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """Prompts that one engine completes together and alone, so that results do not depend on the number of engines."""
+    """Prompts that one engine completes in one call, while it works on nothing else.
+
+    The rounding of an engine's results depends on which prompts it processes together. Generation batches have a fixed
+    size, so completions do not depend on the number of engines.
+    """
 
     step: int
+    """The training step. The seed of each completion depends on it."""
     weight_version: int
-    """Version of the weights that it must be sampled from."""
-    tasks: tuple[PromptRequest, ...]
+    """Version of the weights from which the completions must be sampled."""
+    requests: tuple[PromptRequest, ...]
     sampling: SamplingParams
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion."""
+    """One sampled completion of a prompt."""
 
     prompt_ids: tuple[int, ...]
-    """As the engine read them."""
+    """The prompt's tokens, as the engine reports them."""
     completion_ids: tuple[int, ...]
-    """Ends with a stop token when `finished`."""
+    """The sampled tokens. The last one is a stop token if `finished` is true."""
     logprobs: tuple[float, ...]
     """Logprob of each completion token under the engine's weights, at the sampling temperature."""
     weight_version: int
-    """Version of the weights that the engine sampled from; -1 when they changed meanwhile."""
+    """Version of the weights from which the engine sampled. -1 if the weights changed during sampling."""
     finished: bool
-    """Whether it ended by a stop token; otherwise it was cut at the longest length."""
+    """Whether the completion ended with a stop token. Otherwise it was truncated at max_new_tokens."""
 
     @property
     def text_ids(self) -> tuple[int, ...]:
-        """The completion without the stop token."""
+        """The completion's tokens without the stop token."""
         return self.completion_ids[:-1] if self.finished else self.completion_ids
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """All completions of one prompt."""
+    """All rollouts of one prompt."""
 
     index: int
-    """`PromptRequest.index`"""
+    """`PromptRequest.index` of the prompt."""
     rollouts: tuple[Rollout, ...]
 
 
@@ -99,15 +106,19 @@ BatchT = TypeVar("BatchT", bound=Batch | PolicyBatch | ValueBatch)
 
 
 def request_seed(seed: int, step: int, prompt: int, sample: int) -> int:
-    """The engine's seed of one completion: a function of what is sampled alone, below 2^63."""
+    """Return the seed with which the engine samples one completion, a number below 2^63.
+
+    `seed` is the seed of the run, `prompt` is `PromptRequest.index`, and `sample` counts the prompt's completions.
+    """
     digest = hashlib.sha256(f"{seed}:{step}:{prompt}:{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def prompt_indices(seed: int, num_prompts: int, start: int, count: int) -> list[int]:
-    """Indices of the prompts `start` … `start + count - 1` of an endless stream: each epoch is its own permutation.
+    """Return the indices of the prompts at positions `start` … `start + count - 1` of an endless stream of prompts.
 
-    Raises ValueError when there are no prompts.
+    The stream has one epoch after the other. Each epoch has all prompts in a new random order. Raises ValueError when
+    there are no prompts.
     """
     if num_prompts < 1:
         raise ValueError("there are no prompts to draw from")
@@ -123,41 +134,48 @@ def prompt_indices(seed: int, num_prompts: int, start: int, count: int) -> list[
 
 
 def seeded_rng(*parts: object) -> torch.Generator:
-    """A random generator seeded by the text of the parts, so that no two uses share a stream."""
+    """Return a random number generator whose seed is a hash of the parts.
+
+    Callers pass the purpose as one of the parts, so that two purposes never use the same random numbers.
+    """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def rollout_batch(rollouts: Sequence[Rollout], *, pad_id: int) -> Batch:
-    """Prompt and completion of each rollout as a row, padded to the longest; loss_mask marks the completion tokens."""
+    """Return a batch with prompt and completion of each rollout as a row, padded to the longest row.
+
+    loss_mask is true at the completion tokens.
+    """
     sequences = [rollout.prompt_ids + rollout.completion_ids for rollout in rollouts]
     masks = [[False] * len(r.prompt_ids) + [True] * len(r.completion_ids) for r in rollouts]
     return batch_from_sequences(sequences, masks, length=max(map(len, sequences)) - 1, pad_id=pad_id)
 
 
 def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
-    """The engine's logprob [N, T] of each target of `rollout_batch`, 0 where loss_mask is false."""
+    """Return the engine's logprobs [N, T] of the targets of `rollout_batch(rollouts)`. 0 where loss_mask is false."""
     flat = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs], dtype=torch.float32)
     return torch.zeros(batch.targets.shape).masked_scatter(batch.loss_mask, flat)
 
 
 def minibatch_rows(num_rows: int, num_minibatches: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
-    """Row indices of each minibatch: a seeded permutation cut into equal parts."""
+    """Return the row indices of each minibatch. The rows are shuffled and divided into minibatches of equal size."""
     order = torch.randperm(num_rows, generator=seeded_rng(seed, "minibatches", step, epoch))
     return list(order.chunk(num_minibatches))
 
 
 def rank_rows(rows: Tensor, rank: int, num_ranks: int) -> Tensor:
-    """The rows of one rank: `rows` cut into equal parts, in order."""
-    assert len(rows) % num_ranks == 0, f"{len(rows)} rows do not divide among {num_ranks} ranks"
+    """Return the rows of one rank. `rows` are divided into consecutive parts of equal size, one for each rank."""
+    assert len(rows) % num_ranks == 0, f"{len(rows)} rows cannot be divided equally among {num_ranks} ranks"
     return rows.chunk(num_ranks)[rank]
 
 
 def micro_batches(batch: BatchT, rows: Tensor, micro_batch_size: int) -> Iterator[BatchT]:
-    """The chosen rows of `batch` in micro-batches, each cut to its own longest row."""
+    """Yield the given rows of `batch` in micro-batches. Each micro-batch is as long as its longest row."""
     tokens = batch if isinstance(batch, Batch) else batch.tokens
-    assert tokens.document_ids is None, "rollouts are one sequence a row"
+    assert tokens.document_ids is None, "each row of a batch of rollouts must be one sequence"
     for part in rows.split(micro_batch_size):
-        # A completion runs to the end of its row, so the last counted column of any row is the last real one.
+        # A row ends with its completion, and loss_mask is true until the end of the completion. So the last column in
+        # which loss_mask is true for any row is the last column without padding.
         length = int(tokens.loss_mask[part].any(0).nonzero().max()) + 1
         yield map_tensors(batch, lambda tensor, part=part, length=length: tensor[part, :length])

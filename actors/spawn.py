@@ -1,4 +1,7 @@
-"""One reservation of resources for all actors of a graph, and the start of actors inside it."""
+"""Reserves the resources of all actors of a graph at once, and starts actors on the reserved resources.
+
+A reservation is a Ray placement group. Its bundles are sets of resources, each on one node.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,25 @@ from cluster.session import worker_env
 
 @dataclass(frozen=True)
 class Reservation:
-    """Resources reserved for a graph, and the bundle of them that each worker of each group uses."""
+    """The resources reserved for a graph, and which of them each worker uses."""
 
     group: PlacementGroup
     bundles: Sequence[Mapping[str, float]]
+    """The resources of each bundle, such as {"CPU": 0.5}."""
     bundle_indices: Mapping[tuple[str, int], int]
-    """By (group name, worker)."""
+    """The index of the bundle of each worker, by (group name, index of the worker in its group)."""
     field: str
-    """The config fields that ask for it, for messages."""
+    """The config fields that determine the resources. Error messages name them."""
 
     def wait(self) -> None:
-        """Wait until all of it is available, also after a lost node. Raises ValueError when that takes too long."""
+        """Wait until all resources are available. After a lost node, wait until Ray has reserved them elsewhere.
+
+        Raises ValueError when this takes too long.
+        """
         wait_for_placement_group(self.group, self.bundles, self.field)
 
     def release(self) -> None:
-        """Kill every actor that runs in it and free the resources."""
+        """Kill all actors that run on the reserved resources, and free the resources."""
         stage_monitor.ignore_exits()
         remove_placement_group(self.group)
 
@@ -42,32 +49,32 @@ class Reservation:
 def plan_bundles(
     groups: Mapping[str, Placement], *, colocate: bool
 ) -> tuple[list[dict[str, float]], dict[tuple[str, int], int]]:
-    """The bundles to reserve, and the number of each worker's bundle.
+    """Return the bundles to reserve, and the index of each worker's bundle by (group name, worker index).
 
-    Colocated, worker i of every group shares bundle i; otherwise each worker has its own bundle. A bundle is always on
-    one node.
+    With `colocate`, worker i of every group uses bundle i, so these workers run on one node. Otherwise each worker has
+    a bundle to itself.
     """
     workers = [(name, index) for name, placement in groups.items() for index in range(placement.workers)]
-    bundle_indices = {worker: worker[1] if colocate else number for number, worker in enumerate(workers)}
+    bundle_indices = {worker: worker[1] if colocate else position for position, worker in enumerate(workers)}
     bundles: list[dict[str, float]] = [{} for _ in range(max(bundle_indices.values()) + 1)]
     for (name, _), bundle in bundle_indices.items():
         needed = {"CPU": groups[name].cpus_per_worker, "GPU": groups[name].gpus_per_worker}
         for resource, amount in needed.items():
             if amount:
-                # Rounded to Ray's own precision, or 0.1 + 0.2 would ask for more than there is.
+                # Ray counts resources in steps of 0.0001. Without rounding, 0.1 + 0.2 would request more than 0.3.
                 bundles[bundle][resource] = round(bundles[bundle].get(resource, 0.0) + amount, 4)
     return bundles, bundle_indices
 
 
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
-    """Reserve the resources of all groups at once, waiting for them. Raises ValueError when they do not fit."""
+    """Reserve the resources of all groups at once, and wait for them. Raises ValueError when they do not fit."""
     bundles, bundle_indices = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
     return Reservation(reserve_capacity(bundles, field), bundles, bundle_indices, field)
 
 
 class Spawner:
-    """Starts actors of plain classes inside a reservation."""
+    """Starts actors on the resources of a reservation."""
 
     def __init__(self, reservation: Reservation, groups: Mapping[str, Placement]) -> None:
         self._reservation = reservation
@@ -82,11 +89,13 @@ class Spawner:
         env: Mapping[str, str] | None = None,
         restartable: bool = False,
     ) -> ActorHandle:
-        """Start worker `index` of the group `name`: an actor of `cls(*arguments)`.
+        """Start worker `index` of the group `name` as the Ray actor `cls(*arguments)`.
 
-        The results of a pure actor depend on its arguments alone: when it dies, Ray starts it again and repeats the
-        call, up to the placement's max_failures times. Raises ValueError when the reservation was lost with a node and
-        is not available again in time.
+        `env` are additional environment variables of the actor's process. When a `restartable` actor dies, Ray starts
+        it again and repeats the call, up to `max_failures` times. The results of such an actor must depend only on its
+        arguments.
+
+        Raises ValueError when the reserved resources were lost with a node and do not become available again in time.
         """
         placement = self._groups[name]
         self._reservation.wait()
@@ -109,10 +118,10 @@ class Spawner:
 
 
 def role_of(group: str) -> str:
-    """The name of one worker of a group: `generators` -> `generator`."""
+    """Return the role of a group's workers: `generator` for the group `generators`."""
     return group.removesuffix("s")
 
 
 def restart_options(placement: Placement) -> dict[str, Any]:
-    """Ray's options of a pure actor."""
+    """Return the options with which Ray restarts an actor that dies, and repeats the call."""
     return {"max_restarts": placement.max_failures, "max_task_retries": placement.max_failures}

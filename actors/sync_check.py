@@ -1,7 +1,16 @@
-"""The check that an engine samples from the learner's policy; a failure is stale weights, tokenization or numerics.
+"""The sync check: it proves that the engines sample from the learner's current policy.
 
-Three things are compared, from cheap to conclusive: the version and the tokens of each rollout, the checksums of the
-parameters that an engine holds unchanged, and the logprobs of sampled tokens, the engine's against our own.
+After every weight sync, and again for the rollouts of every step, three things are compared, the cheapest first:
+
+1. the weight version and the token ids of each rollout with those that the driver requested;
+2. the checksums of an engine's parameters with those of the weight snapshot, for the parameters that the engine stores
+   unchanged;
+3. the engine's logprobs of the sampled tokens with the logprobs of the same tokens under Raymill's own PyTorch model
+   (`model.transformer`), which has the learner's weights.
+
+A check that fails raises one of the errors of `actors.weight_sync`: stale weights, tokenization or numerics.
+
+Shape legend: in `engine_NT` and `model_NT`, N is the number of rollouts and T the number of positions of a row.
 """
 
 from __future__ import annotations
@@ -27,83 +36,104 @@ from model.learning import LearningConfig
 from model.precision import ComputePrecision, resolved_precision
 from model.transformer_config import TransformerConfig
 
+_STALE_FACTOR = 10
+"""Older weights count as the cause when their mean logprob difference is this many times smaller."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobDifference:
-    """Absolute difference of an engine's logprobs and our own over sampled tokens, in nats."""
+    """The absolute difference between the engine's and the model's logprobs over the sampled tokens, in nats."""
 
     max: float
     mean: float
 
 
-LOGPROB_BOUNDS: dict[ComputePrecision, LogprobDifference] = {
-    "float32": LogprobDifference(max=1e-4, mean=1e-4),
-    "bfloat16": LogprobDifference(max=2.0, mean=0.1),
+@dataclass(frozen=True, kw_only=True)
+class LogprobBound:
+    """The largest `LogprobDifference` that the sync check accepts, in nats."""
+
+    max: float
+    mean: float
+
+
+LOGPROB_BOUNDS: dict[ComputePrecision, LogprobBound] = {
+    "float32": LogprobBound(max=1e-4, mean=1e-4),
+    "bfloat16": LogprobBound(max=2.0, mean=0.1),
 }
-"""By the engine's precision. Measured (max, mean): 1e-5 in float32; in bfloat16 0.07 for 0.1 to 4 million parameters,
-0.4 and 0.044 for 135 million, where an unlikely token's logprob is rounded in every layer. The mean tells more."""
+"""The default bound for each precision of the engine.
+
+Measured differences are about 1e-5 in float32. In bfloat16 the maximum is 0.07 for models of 0.1 to 4 million
+parameters. For 135 million parameters the maximum is 0.4 and the mean 0.044, because every layer rounds the logprob of
+an unlikely token. Single tokens vary a lot, so the mean is the more reliable of the two numbers.
+"""
 
 
-def logprob_bound(learning: LearningConfig) -> LogprobDifference:
-    """The configured bounds; unset ones default by precision."""
+def logprob_bound(learning: LearningConfig) -> LogprobBound:
+    """Return the configured bound. A field that is not set has the default of the precision."""
     default = LOGPROB_BOUNDS[resolved_precision(learning.precision)]
-    return LogprobDifference(
+    return LogprobBound(
         max=default.max if learning.max_logprob_difference is None else learning.max_logprob_difference,
         mean=default.mean if learning.mean_logprob_difference is None else learning.mean_logprob_difference,
     )
 
 
-def check_loads(snapshot: WeightSnapshot, reports: Sequence[LoadReport]) -> None:
-    """Raises StaleWeightsError when an engine holds another version, or other bytes, than the snapshot."""
-    for engine, report in enumerate(reports):
-        if report.version != snapshot.version:
-            raise StaleWeightsError(
-                f"stale weights: engine {engine} holds version {report.version} after version "
-                f"{snapshot.version} was sent"
-            )
-        if snapshot.checksums and not snapshot.checksums.keys() & report.checksums.keys():
-            raise StaleWeightsError(
-                f"stale weights: engine {engine} reports version {report.version}, but no parameter of the "
-                "snapshot, so that nothing can be compared"
-            )
-        wrong = [n for n, digest in report.checksums.items() if snapshot.checksums.get(n, digest) != digest]
-        if wrong:
-            raise StaleWeightsError(
-                f"stale weights: engine {engine} reports version {report.version}, but its {wrong[0]} "
-                f"(and {len(wrong) - 1} more) has another checksum than in the snapshot"
-            )
+def check_load(snapshot: WeightSnapshot, report: LoadReport, *, generator: int) -> None:
+    """Check what generator number `generator` reported after it loaded a snapshot.
+
+    Raises StaleWeightsError when its engine has another weight version than the snapshot, or other bytes.
+    """
+    if report.version != snapshot.version:
+        raise StaleWeightsError(
+            f"stale weights: the engine of generator {generator} has weight version {report.version} after the learner "
+            f"sent version {snapshot.version}"
+        )
+    if snapshot.checksums and not snapshot.checksums.keys() & report.checksums.keys():
+        raise StaleWeightsError(
+            f"stale weights: the engine of generator {generator} reports weight version {report.version}, but no "
+            "checksum of a parameter in the snapshot, so its weights cannot be verified"
+        )
+    changed = [name for name, value in report.checksums.items() if snapshot.checksums.get(name, value) != value]
+    if changed:
+        raise StaleWeightsError(
+            f"stale weights: the engine of generator {generator} reports weight version {report.version}, but the "
+            f"checksum of {len(changed)} of its parameters, such as {changed[0]}, differs from the snapshot's"
+        )
 
 
 def check_rollouts(
-    tasks: Sequence[PromptRequest], groups: Sequence[RolloutGroup], *, version: int, vocab_size: int
+    requests: Sequence[PromptRequest], groups: Sequence[RolloutGroup], *, version: int, vocab_size: int
 ) -> None:
-    """Raises StaleWeightsError or TokenizationError for a rollout of other weights or other tokens than asked for."""
-    for task, group in zip(tasks, groups, strict=True):
+    """Check that every rollout is an answer to its request, sampled from the given weight version.
+
+    Raises StaleWeightsError for a rollout from another version, and TokenizationError for a rollout with other prompt
+    tokens, with a wrong number of logprobs, or with a token id that the learner's vocabulary does not contain.
+    """
+    for request, group in zip(requests, groups, strict=True):
         for rollout in group.rollouts:
             if rollout.weight_version != version:
                 raise StaleWeightsError(
-                    f"stale weights: a rollout of prompt {task.index} was sampled from version "
-                    f"{rollout.weight_version}, the learner is at {version}"
+                    f"stale weights: a rollout of prompt {request.index} was sampled from weight version "
+                    f"{rollout.weight_version}, but the learner is at version {version}"
                 )
-            if rollout.prompt_ids != task.prompt_ids:
+            if rollout.prompt_ids != request.prompt_ids:
                 raise TokenizationError(
-                    f"tokenization: prompt {task.index} was sent as {task.prompt_ids[:20]} … "
-                    f"and read by the engine as {rollout.prompt_ids[:20]} …"
+                    f"tokenization: prompt {request.index} was sent to the engine as {request.prompt_ids[:20]} …, "
+                    f"but the engine read {rollout.prompt_ids[:20]} …"
                 )
             if len(rollout.logprobs) != len(rollout.completion_ids) or not rollout.completion_ids:
                 raise TokenizationError(
-                    f"tokenization: the engine gave {len(rollout.logprobs)} logprobs for "
-                    f"{len(rollout.completion_ids)} tokens of prompt {task.index}"
+                    f"tokenization: the engine returned {len(rollout.logprobs)} logprobs for "
+                    f"{len(rollout.completion_ids)} completion tokens of prompt {request.index}"
                 )
             if max(rollout.completion_ids) >= vocab_size:
                 raise TokenizationError(
-                    f"tokenization: the engine sampled token {max(rollout.completion_ids)}, "
-                    f"the learner has {vocab_size} tokens"
+                    f"tokenization: the engine sampled token id {max(rollout.completion_ids)}, "
+                    f"but the learner's vocabulary has {vocab_size} tokens"
                 )
 
 
 def logprob_difference(batch: Batch, engine_NT: Tensor, model_NT: Tensor) -> LogprobDifference:
-    """Difference of the engine's logprobs and our own over the completion tokens of all rows."""
+    """Return the difference between the engine's and the model's logprobs over all completion tokens."""
     difference = (engine_NT - model_NT).abs()[batch.loss_mask]
     return LogprobDifference(max=difference.max().item(), mean=difference.mean().item())
 
@@ -113,17 +143,18 @@ def check_logprobs(
     engine_NT: Tensor,
     model_NT: Tensor,
     *,
-    bound: LogprobDifference,
+    bound: LogprobBound,
     model_config: TransformerConfig,
     temperature: float,
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
 ) -> LogprobDifference:
-    """The difference of the engine's logprobs [N, T] and our own.
+    """Return the difference between the engine's and the model's logprobs [N, T], if it is within the bound.
 
-    Raises StaleWeightsError or NumericsError when it is beyond the bound. Stale means that older weights explain the
-    engine ten times better than those of the current snapshot: all of them, or those of the output head alone, which
-    an engine may keep in a copy of its own.
+    Raises StaleWeightsError or NumericsError when it is not. To tell the two apart, the logprobs are computed again
+    with weights of the previous snapshot: once with all of them, and once with the previous output head (lm_head)
+    only, because an engine may keep a separate copy of the head. The weights are stale when one of the two is ten times
+    closer to the engine's logprobs than the current weights are.
     """
     difference = logprob_difference(batch, engine_NT, model_NT)
     if difference.max <= bound.max and difference.mean <= bound.mean:
@@ -133,26 +164,29 @@ def check_logprobs(
         f"allowed are {bound.max:.3g} (mean {bound.mean:.3g})"
     )
     if previous is not None and previous.chunks:
-        for what, old_sizes, weights in _older(model_config, dict(read_weights(current)), dict(read_weights(previous))):
-            old_NT = logprobs_under(old_sizes, weights, batch, temperature=temperature)
-            old_difference = logprob_difference(batch, engine_NT, old_NT)
-            if old_difference.mean * 10 < difference.mean:
+        for description, stale_config, weights in _stale_candidates(
+            model_config, dict(read_weights(current)), dict(read_weights(previous))
+        ):
+            stale_NT = logprobs_under(stale_config, weights, batch, temperature=temperature)
+            stale_difference = logprob_difference(batch, engine_NT, stale_NT)
+            if stale_difference.mean * _STALE_FACTOR < difference.mean:
                 raise StaleWeightsError(
-                    f"stale weights: {message}; with {what} of version {previous.version} instead of "
-                    f"{current.version} it is {old_difference.max:.3g}"
+                    f"stale weights: {message}; with {description} of version {previous.version} instead of "
+                    f"{current.version} they differ by up to {stale_difference.max:.3g}"
                 )
     raise NumericsError(
-        f"numerics: {message}; versions and tokens agree and older weights do not explain it. Compare the engine's and "
-        "our own precision and sizes; where a larger model rounds more, rlhf takes wider "
-        "learning.max_logprob_difference and learning.mean_logprob_difference"
+        f"numerics: {message}. Weight versions and tokens agree, and older weights do not explain the difference. "
+        "Compare the precision and the model config of the engine with those of the learner. If the model is large "
+        "and only rounds more, set learning.max_logprob_difference and learning.mean_logprob_difference of rlhf to "
+        "larger values"
     )
 
 
-def _older(
+def _stale_candidates(
     model_config: TransformerConfig, current: Mapping[str, Tensor], previous: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, TransformerConfig, Iterator[tuple[str, Tensor]]]]:
-    """What a stale engine may hold, each as a description, its sizes and its weights."""
+    """Yield the weights that a stale engine may have, each with a description and the config of a model for them."""
     yield "the weights", model_config, iter(previous.items())
-    untied = dataclasses.replace(model_config, tie_embeddings=False)
+    untied_config = dataclasses.replace(model_config, tie_embeddings=False)
     head = "lm_head.weight" if "lm_head.weight" in previous else "model.embed_tokens.weight"
-    yield "the output head", untied, iter({**current, "lm_head.weight": previous[head]}.items())
+    yield "the output head", untied_config, iter({**current, "lm_head.weight": previous[head]}.items())

@@ -1,4 +1,4 @@
-"""What a rank of the learner and a rank of the critic have in common: process group, training state, checkpoints."""
+"""One rank of the learner or the critic: its part of the process group, its training state and its checkpoints."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ from model.parallel import shard
 from model.precision import autocast_dtype, resolved_precision
 from model.train import StepReport, TrainState, fit
 
-_KEPT_CHECKPOINTS = 2
+_NUM_KEPT_CHECKPOINTS = 2
 _COLLECTIVE_TIMEOUT_S = 300.0
-"""How long a rank waits for another in a collective."""
+"""How long a rank waits in a collective for the other ranks, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a group trains; the same on every rank, and for learner and critic alike."""
+    """How a group of ranks trains. All ranks of the group have equal settings."""
 
     folder: Storage
     """Hugging Face folder of the model that training starts from."""
     checkpoints: Storage
+    """Folder of the group's checkpoints."""
     learning: LearningConfig
     seed: int
-    """Seed of the minibatches."""
+    """Seed of the random order in which rows are divided into minibatches."""
     placement: Placement
+    """Where the ranks run."""
     micro_batch_size: int
-    """Sequences of one forward and backward pass on one rank."""
+    """Number of rows in one forward and backward pass on one rank."""
 
 
 class TrainingRank:
-    """The training state of one rank, and its share of every batch."""
+    """The training state of one rank. The rank computes on its share of the rows of every batch."""
 
     def __init__(self, settings: TrainingSettings, rank: int) -> None:
         self._settings = settings
@@ -56,7 +58,7 @@ class TrainingRank:
         self.state: TrainState
 
     def join(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
-        """Meet the other ranks, load the model and shard it over the group."""
+        """Join the process group at `address`, load the model and shard it over the ranks."""
         settings, learning = self._settings, self._settings.learning
         if self.context.world_size > 1:
             join_process_group(
@@ -73,10 +75,13 @@ class TrainingRank:
             clip_norm=learning.clip_norm,
             autocast_dtype=autocast_dtype(resolved_precision(learning.precision)),
         )
-        self._checkpoints = Checkpoints(settings.checkpoints.fs, settings.checkpoints.root, keep=_KEPT_CHECKPOINTS)
+        self._checkpoints = Checkpoints(settings.checkpoints.fs, settings.checkpoints.root, keep=_NUM_KEPT_CHECKPOINTS)
 
     def compute(self, function: Callable[[Any, Batch], Tensor], batch: Batch) -> Tensor:
-        """`function(model, batch)` [n, T], without gradient, for this rank's share of the rows of a whole batch."""
+        """Return `function(model, batch)` [n, T] for the n rows of this rank, without gradient.
+
+        `batch` has the rows of all ranks.
+        """
         return compute_by_row(
             function,
             self.state.model,
@@ -87,7 +92,11 @@ class TrainingRank:
         )
 
     def update(self, batch: PolicyBatch | ValueBatch, objective: Objective, step: int) -> list[StepReport]:
-        """One optimizer step for each minibatch of each epoch; their reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order.
+
+        `batch` has the rows of all ranks. `step` is the number of the training step. The minibatches are drawn
+        at random with a seed that depends on it.
+        """
         learning = self._settings.learning
         num_rows = len(batch.tokens.input_ids)
         batches = (
@@ -98,15 +107,15 @@ class TrainingRank:
         return list(fit(self.state, batches, objective))
 
     def save(self) -> None:
-        """Begin a checkpoint of the current state."""
+        """Start saving a checkpoint of the current training state. The files are written in the background."""
         self._checkpoints.save(self.state, {})
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is whole."""
+        """Wait until the last checkpoint is complete."""
         self._checkpoints.wait()
 
     def restore(self, optimizer_step: int | None) -> None:
-        """Load the checkpoint of this optimizer step; None keeps the model that training starts from."""
+        """Load the checkpoint of this optimizer step. None keeps the model that training starts from."""
         if optimizer_step is not None:
             self._checkpoints.load(self.state, step=optimizer_step)
 

@@ -1,7 +1,8 @@
-"""The engine's end of the weight transfer through Ray's object store, on vLLM's interface.
+"""A weight transfer engine for vLLM that loads weights from Ray's object store.
 
-Imported by vLLM inside an engine's process only (`actors.vllm_plugin.register`). vLLM has engines for nccl and ipc;
-this one works on any device.
+It implements vLLM's interface `WeightTransferEngine` and runs inside a vLLM engine, as the receiving side of
+`actors.weight_sync`. vLLM's own implementations use nccl or ipc and need GPUs; this one works on any device. Only
+vLLM imports this module, in the processes where `actors.vllm_plugin.register` has registered it.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ from actors.weight_sync import read_chunks
 
 @dataclass
 class ObjectStoreInitInfo(WeightTransferInitInfo):
-    """Empty: the objects hold everything."""
+    """The arguments of `init_transfer_engine`. None are needed."""
 
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    """One update."""
+    """The arguments of one weight update."""
 
     chunks: list[ray.ObjectRef]
     """`WeightSnapshot.chunks`."""
 
 
 class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
-    """Loads weights in checkpoint format from Ray objects by vLLM's layerwise reload."""
+    """Loads weights with Hugging Face names and shapes from Ray objects, with vLLM's layerwise reload."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
-        """Nothing to connect: every process of a Ray cluster reaches the store."""
+        """Do nothing. Every process of a Ray cluster can read the object store without a connection of its own."""
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronizes an accelerator, which a CPU engine lacks.
+        # Overrides the base class, which always synchronizes an accelerator and so fails on CPU.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -58,10 +59,10 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_config.tie_word_embeddings:
-            # On CPU the head multiplies by its own packed copy of the table, which the reload of the table does
-            # not renew: without this the engine keeps the old head silently.
+            # On CPU the output head (lm_head) computes with a packed copy of the embedding table. vLLM's reload does
+            # not update this copy, so without the next lines the engine would silently keep the old head.
             head: Any = self.model.lm_head
             head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
-        """Nothing to release."""
+        """Do nothing. There is nothing to release."""

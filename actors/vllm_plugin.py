@@ -1,4 +1,7 @@
-"""The plugin that vLLM loads in each of its processes: our weight transfer engine, and two fixes for CPUs with AMX."""
+"""Raymill's vLLM plugin: registers the weight transfer engine, and fixes two problems of vLLM on CPUs with AMX.
+
+AMX is Intel's matrix extension with tile registers. vLLM loads the plugin in each of its processes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from actors.engine import OBJECT_STORE
 
 
 def register() -> None:
-    """Make our transfer engine known to vLLM in this process; the `vllm.general_plugins` entry point calls it too."""
+    """Register `actors.transfer_engine` with vLLM in this process. May be called more than once.
+
+    vLLM calls this function too, through the entry point `vllm.general_plugins` in pyproject.toml.
+    """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if torch.cpu._is_amx_tile_supported():
@@ -26,22 +32,26 @@ def register() -> None:
 
 
 def _prepare_amx() -> None:
-    """Two things that vLLM 0.32 leaves undone on a CPU with AMX.
+    """Work around two problems of vLLM 0.32 on a CPU with AMX.
 
-    Its bfloat16 attention uses the tile registers without having asked the kernel for them unless it binds threads,
-    which several engines on the same cores must not (an illegal instruction ends the process). And its int8 kernel for
-    AMX takes 16-bit activations alone: a model that computes in float32 has to stay with oneDNN's.
+    - vLLM's bfloat16 attention uses the tile registers. A process must ask the Linux kernel for them first, or it dies
+      of an illegal instruction. vLLM asks only when it binds threads to cores, and Raymill's engines do not bind
+      threads, because several engines share the cores.
+    - vLLM's int8 kernel for AMX supports 16-bit activations only. A model that computes in float32 must use oneDNN's
+      int8 kernel instead.
     """
     cpu: Any = import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
     torch.cpu._init_amx()
     if not hasattr(cpu.check_cpu_sgl_kernel, "__wrapped__"):
-        cpu.check_cpu_sgl_kernel = _unless_float32(cpu.check_cpu_sgl_kernel)
+        cpu.check_cpu_sgl_kernel = _except_in_float32(cpu.check_cpu_sgl_kernel)
 
 
-def _unless_float32(check: Callable[[int, int, torch.dtype], bool]) -> Callable[[int, int, torch.dtype], bool]:
+def _except_in_float32(check: Callable[[int, int, torch.dtype], bool]) -> Callable[[int, int, torch.dtype], bool]:
+    """Return a copy of vLLM's check for the AMX kernel that is false for int8 weights of a float32 model."""
+
     @wraps(check)
-    def check_too(n: int, k: int, dtype: torch.dtype) -> bool:
-        # vLLM makes the model's dtype the default one for as long as it loads it.
+    def is_supported(n: int, k: int, dtype: torch.dtype) -> bool:
+        # While vLLM loads a model, the default dtype is the model's dtype.
         return check(n, k, dtype) and not (dtype == torch.int8 and torch.get_default_dtype() == torch.float32)
 
-    return check_too
+    return is_supported

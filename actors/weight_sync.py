@@ -1,9 +1,11 @@
-"""How the learner's weights reach the engines.
+"""The weight sync: how the learner's weights reach the engines.
 
-The learner sends a snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer interface
-(`actors.transfer_engine` is the engine's end of the object store). Nothing is learned from a rollout before
-`actors.sync_check` has passed. The check is no formality: on CPU a tied output head is repacked only on request, and
-without that the engine samples from old weights and reports no error.
+The learner sends a weight snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer
+interface. With Ray's object store, `actors.transfer_engine` is the receiving side inside the engine.
+
+No rollout is used for training before `actors.sync_check` has passed. Weight syncs do fail without an error: on CPU,
+vLLM repacks a tied output head (lm_head) only on request, and without that request the engine keeps sampling with the
+old head.
 """
 
 from __future__ import annotations
@@ -24,53 +26,58 @@ from actors.engine import TransferBackend
 from model.huggingface import hf_tensors
 
 _CHUNK_BYTES = 256 * 2**20
-"""Weights are stored in objects of about this size, so that a snapshot needs little memory beside the model."""
+"""Approximate size of one object in the store. The weights are split into several objects, so that the learner copies
+only a small part of the model at a time."""
 
 
 class WeightSyncError(RuntimeError):
-    """An engine does not compute what the learner computes; learning stops before using its rollouts."""
+    """An engine does not compute what the learner computes. Training stops before it uses the engine's rollouts."""
 
 
 class StaleWeightsError(WeightSyncError):
-    """The engine holds weights, or a part of them, from before the last snapshot."""
+    """The engine has older weights than the last snapshot, in all or some of its parameters."""
 
 
 class TokenizationError(WeightSyncError):
-    """The engine read or sampled other tokens than were asked for."""
+    """The engine read other prompt tokens than were sent, or sampled tokens that the learner does not know."""
 
 
 class NumericsError(WeightSyncError):
-    """Same weights, same tokens, and still logprobs further apart than the bound."""
+    """Engine and learner have the same weights and tokens, but their logprobs differ by more than the bound."""
 
 
 @dataclass(frozen=True)
 class WeightSnapshot:
-    """One version of the policy's weights, ready for engines to load."""
+    """One version of the policy's weights, which engines can load."""
 
     version: int
     chunks: list[ray.ObjectRef] = field(repr=False)
-    """Each a list of (Hugging Face name, dtype name, array); empty for nccl and ipc, where nothing is stored."""
+    """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
+    which send the weights from GPU to GPU and store nothing."""
     checksums: Mapping[str, str] = field(repr=False)
-    """sha256 of each parameter's bytes, by Hugging Face name; empty where nothing is stored."""
+    """sha256 of each parameter's bytes, by Hugging Face name. Empty with nccl and ipc."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What an engine reports after loading a snapshot."""
+    """What a generator reports about its engine after the engine has loaded a snapshot."""
 
     version: int
+    """The engine's weight version."""
     checksums: Mapping[str, str] = field(repr=False)
-    """sha256 by Hugging Face name of the parameters that it holds unchanged (not fused, packed or padded)."""
+    """sha256 of the engine's parameters, by Hugging Face name. Parameters that vLLM fuses, packs or pads have another
+    name or other bytes than in the snapshot, so not all of them can be compared."""
 
 
 class WeightSender(Protocol):
-    """The learner's end of a transfer. All ranks call `send` together; only rank 0's snapshot holds the weights."""
+    """The learner's side of a weight transfer. All ranks must call `send`, which runs collectives. Only the snapshot
+    that rank 0 returns contains the weights."""
 
     def send(self, model: nn.Module, version: int) -> WeightSnapshot: ...
 
 
 class ObjectStoreSender:
-    """Puts whole weights into Ray's object store: for any device, between any processes of a cluster."""
+    """Sends weights through Ray's object store. Works on any device and between any two processes of a cluster."""
 
     def __init__(self, *, rank: int, dtype: torch.dtype) -> None:
         self._rank = rank
@@ -81,7 +88,7 @@ class ObjectStoreSender:
         checksums: dict[str, str] = {}
         pending: list[tuple[str, str, NDArray]] = []
         pending_bytes = 0
-        for name, tensor in hf_tensors(model):  # a collective: every rank iterates, rank 0 keeps
+        for name, tensor in hf_tensors(model):  # all ranks must iterate, because each tensor is all-gathered
             if self._rank != 0:
                 continue
             array = to_array(tensor.to(self._dtype))
@@ -97,10 +104,10 @@ class ObjectStoreSender:
 
 
 class DeviceSender:
-    """Sends through vLLM's own nccl or ipc trainer engine, straight from GPU to GPU.
+    """Sends weights from GPU to GPU with vLLM's trainer engine for nccl or ipc.
 
-    Written to vLLM 0.32's interface; it needs GPUs and has not been run on any. The generators' `load` is a
-    no-op for it: the trainer engine drives their update itself.
+    It is written for the interface of vLLM 0.32. It needs GPUs and has not been run on any yet. vLLM's trainer engine
+    updates the generators' engines itself, so `Generator.load` has nothing to load from the snapshot.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class DeviceSender:
 
 
 def _hf_source(model: nn.Module) -> Any:
-    """vLLM's view of our parameters: their Hugging Face names, gathered one at a time."""
+    """Return the model's parameters as vLLM's `WeightSource`: by Hugging Face name, all-gathered one at a time."""
     from vllm.distributed.weight_transfer import ParamMeta, WeightSource
 
     from model.huggingface import hf_name
@@ -152,24 +159,27 @@ def _hf_source(model: nn.Module) -> Any:
 
 
 def read_weights(snapshot: WeightSnapshot) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a snapshot, by Hugging Face name."""
+    """Yield the parameters of a snapshot with their Hugging Face names."""
     return read_chunks(snapshot.chunks)
 
 
 def read_chunks(chunks: Sequence[ray.ObjectRef]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters in objects of the store, by Hugging Face name; each tensor is a copy."""
+    """Yield the parameters in `WeightSnapshot.chunks` with their Hugging Face names. Each tensor is a copy."""
     for chunk in chunks:
         for name, dtype, array in ray.get(chunk):
             yield name, from_array(array, dtype)
 
 
 def to_array(tensor: Tensor) -> NDArray:
-    """The bytes of a tensor as an array, which Ray shares without a copy; bfloat16, which numpy lacks, as int16."""
+    """Return a tensor as a numpy array, which processes read from Ray's object store without a copy.
+
+    numpy has no bfloat16, so a bfloat16 tensor becomes an int16 array with the same bytes.
+    """
     tensor = tensor.detach().contiguous().cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def from_array(array: NDArray, dtype: str) -> Tensor:
-    """The inverse of `to_array`. It copies, because the store's memory is read-only."""
+    """Return the tensor that `to_array` converted, as a copy, because the memory of the object store is read-only."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -14,7 +14,7 @@ from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
-from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts, logprob_bound
+from actors.sync_check import LogprobDifference, check_load, check_logprobs, check_rollouts, logprob_bound
 from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnapshot
 from cluster.storage import Storage
 from model.huggingface import load_hf_model
@@ -41,7 +41,7 @@ class Engine:
     snapshots: dict[int, WeightSnapshot]
 
     def load(self, version: int) -> None:
-        check_loads(self.snapshots[version], [ray.get(self.actor.load.remote(self.snapshots[version]))])
+        check_load(self.snapshots[version], ray.get(self.actor.load.remote(self.snapshots[version])), generator=0)
 
     def generate(self, version: int, temperature: float, *, step: int = 0, length: int = 24) -> list[Rollout]:
         sampling = SamplingParams(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
@@ -118,13 +118,13 @@ def test_its_checksums_tell_too(engines: dict[str, Engine]) -> None:
     assert report.version == 0
     ray.get(engine.actor.set_weight_version.remote(1))
     report = ray.get(engine.actor.load.remote(WeightSnapshot(1, [], {})))
-    with pytest.raises(StaleWeightsError, match="another checksum than in the snapshot"):
-        check_loads(engine.snapshots[1], [report])
+    with pytest.raises(StaleWeightsError, match="the checksum of .* differs from the snapshot's"):
+        check_load(engine.snapshots[1], report, generator=0)
 
 
 def test_an_engine_refuses_a_batch_of_other_weights(engines: dict[str, Engine]) -> None:
     engines["tied"].load(1)
-    with pytest.raises(StaleWeightsError, match="a generation batch asks for version 2, the engine holds 1"):
+    with pytest.raises(StaleWeightsError, match="requires weight version 2, but the engine has version 1"):
         engines["tied"].generate(2, 1.0)
 
 

@@ -34,7 +34,7 @@ class FakeEngine:
         return LoadReport(self._version, {})
 
     def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:
-        first = self._deaths / str(batch.tasks[0].index)
+        first = self._deaths / str(batch.requests[0].index)
         try:
             if first.read_text() == "once":
                 first.unlink()
@@ -44,13 +44,13 @@ class FakeEngine:
             os._exit(1)
         return [
             RolloutGroup(t.index, (Rollout(t.prompt_ids, (t.index,), (0.0,), self._version, True),))
-            for t in batch.tasks
+            for t in batch.requests
         ]
 
 
 def pool(deaths: Path, num_generators: int, *, max_failures: int = 3) -> GeneratorPool:
     engine = ray.remote(FakeEngine).options(num_cpus=0.1)
-    made = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_failures=max_failures)
+    made = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_restarts=max_failures)
     made.load(SNAPSHOT)
     return made
 
@@ -97,8 +97,8 @@ def test_each_engine_answers_a_probe_also_after_a_death(ray_session: None, tmp_p
 
 def test_an_engine_that_keeps_its_old_weights_is_not_accepted(ray_session: None, tmp_path: Path) -> None:
     engine = ray.remote(FakeEngine).options(num_cpus=0.1)
-    stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_failures=0)
-    with pytest.raises(StaleWeightsError, match="holds version 6 after version 7 was sent"):
+    stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_restarts=0)
+    with pytest.raises(StaleWeightsError, match="has weight version 6 after the learner sent version 7"):
         stale.load(SNAPSHOT)
 
 
@@ -108,7 +108,7 @@ def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
     engines = pool(tmp_path, 1)
     (tmp_path / "0").write_text("once")
     (tmp_path / "owner").touch()
-    with pytest.raises(RanksDied, match="the learner died with the weight snapshot that it had made"):
+    with pytest.raises(RanksDied, match="the learner died, and its weight snapshot was lost"):
         engines.generate(batches(2))
     (tmp_path / "owner").unlink()
     engines.load(SNAPSHOT)
@@ -125,7 +125,7 @@ class ImpossibleEngine:
 
 def test_an_engine_that_cannot_be_made_is_not_tried_again(ray_session: None) -> None:
     engine = ray.remote(ImpossibleEngine).options(num_cpus=0.1)
-    impossible = GeneratorPool(lambda index: engine.remote(), 1, max_failures=3)
+    impossible = GeneratorPool(lambda index: engine.remote(), 1, max_restarts=3)
     told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
     with pytest.raises(RuntimeError, match=told):
         impossible.load(SNAPSHOT)

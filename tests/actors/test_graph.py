@@ -144,7 +144,7 @@ def test_the_scorer_gets_special_tokens_too(policies: dict[str, Path], tmp_path:
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
     ended = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
     cut = replace(ended, finished=False)
-    scored, samples = graph._to_samples(config.prompts[:1], [RolloutGroup(0, (ended, cut))])
+    scored, samples = graph._to_scorer_inputs(config.prompts[:1], [RolloutGroup(0, (ended, cut))])
     ends = tokenizer.decode([tokenizer.end_id])
     assert ends.strip() and tokenizer.decode(text_ids).startswith(tokenizer.decode([tokenizer.pad_id]))
     assert scored.texts == [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + ends]

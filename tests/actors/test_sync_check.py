@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.logprobs import logprobs_under
 from actors.rollout import PromptRequest, Rollout, RolloutGroup, rollout_batch
-from actors.sync_check import LogprobDifference, check_loads, check_logprobs, check_rollouts
+from actors.sync_check import LogprobBound, check_load, check_logprobs, check_rollouts
 from actors.weight_sync import (
     LoadReport,
     NumericsError,
@@ -37,33 +37,33 @@ def check(changed: Rollout) -> None:
 
 def test_a_rollout_of_another_version_is_stale() -> None:
     check(ROLLOUT)
-    with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from version 4, the learner is at 5"):
+    with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from weight version 4, but"):
         check(replace(ROLLOUT, weight_version=4))
 
 
 def test_other_tokens_than_were_sent_are_named_tokenization() -> None:
-    with pytest.raises(TokenizationError, match="prompt 4 was sent as"):
+    with pytest.raises(TokenizationError, match="prompt 4 was sent to the engine as"):
         check(replace(ROLLOUT, prompt_ids=(1, 9)))
-    with pytest.raises(TokenizationError, match="sampled token 10, the learner has 10"):
+    with pytest.raises(TokenizationError, match="sampled token id 10, but the learner's vocabulary has 10"):
         check(replace(ROLLOUT, completion_ids=(3, 10)))
-    with pytest.raises(TokenizationError, match="1 logprobs for 2 tokens"):
+    with pytest.raises(TokenizationError, match="1 logprobs for 2 completion tokens"):
         check(replace(ROLLOUT, logprobs=(-1.0,)))
 
 
-def test_an_engine_with_another_version_or_other_bytes_is_stale() -> None:
+def test_an_engine_with_another_weight_version_or_other_bytes_is_stale() -> None:
     snapshot = WeightSnapshot(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
-    check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"})])
-    with pytest.raises(StaleWeightsError, match="engine 1 holds version 2 after version 3 was sent"):
-        check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "aa"}), LoadReport(2, {})])
-    with pytest.raises(StaleWeightsError, match=r"its model.norm.weight \(and 0 more\) has another checksum"):
-        check_loads(snapshot, [LoadReport(3, {"model.norm.weight": "old"})])
+    check_load(snapshot, LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"}), generator=0)
+    with pytest.raises(StaleWeightsError, match="generator 1 has weight version 2 after the learner sent version 3"):
+        check_load(snapshot, LoadReport(2, {}), generator=1)
+    with pytest.raises(StaleWeightsError, match=r"checksum of 1 of its parameters, such as model.norm.weight, differs"):
+        check_load(snapshot, LoadReport(3, {"model.norm.weight": "old"}), generator=0)
 
 
-def test_an_engine_of_which_nothing_can_be_compared_is_not_believed() -> None:
+def test_an_engine_without_any_comparable_checksum_is_stale() -> None:
     snapshot = WeightSnapshot(3, [], {"model.norm.weight": "aa"})
-    with pytest.raises(StaleWeightsError, match="engine 0 reports version 3, but no parameter of the snapshot"):
-        check_loads(snapshot, [LoadReport(3, {"norm.weight": "aa"})])
-    check_loads(WeightSnapshot(3, [], {}), [LoadReport(3, {})])  # nccl and ipc have no digests
+    with pytest.raises(StaleWeightsError, match="generator 0 reports weight version 3, but no checksum of a parameter"):
+        check_load(snapshot, LoadReport(3, {"norm.weight": "aa"}), generator=0)
+    check_load(WeightSnapshot(3, [], {}), LoadReport(3, {}), generator=0)  # nccl and ipc have no checksums
 
 
 class Case:
@@ -85,7 +85,7 @@ class Case:
             self.batch,
             engine,
             self.learner,
-            bound=LogprobDifference(max=1e-4, mean=1e-4),
+            bound=LogprobBound(max=1e-4, mean=1e-4),
             model_config=self.model_config,
             temperature=0.7,
             current=self.new,
@@ -105,7 +105,7 @@ def test_a_snapshot_gives_the_logprobs_of_its_model(case: Case) -> None:
 
 
 def test_an_engine_that_kept_the_old_weights_is_named_stale(case: Case) -> None:
-    with pytest.raises(StaleWeightsError, match="with the weights of version 1 instead of 2 it is"):
+    with pytest.raises(StaleWeightsError, match="with the weights of version 1 instead of 2 they differ by up to"):
         case.check(case.under(case.old))
 
 
@@ -121,7 +121,7 @@ def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> No
 
 def test_a_difference_that_no_older_weights_explain_is_named_numerics(case: Case) -> None:
     noise = torch.rand(case.learner.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    with pytest.raises(NumericsError, match="older weights do not explain it"):
+    with pytest.raises(NumericsError, match="older weights do not explain the difference"):
         case.check(case.learner + noise)
 
 
