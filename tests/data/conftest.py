@@ -1,4 +1,4 @@
-"""What the tests of several readers need."""
+"""Fixtures for the tests of the readers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from data.sources.readers import plan_ranges, read_records
 
 
 class Found(NamedTuple):
-    """What was read of a source, sorted out."""
+    """The documents and other records that were read from a source."""
 
     records: list[Document | Quarantined | SkippedRecord]
 
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 @pytest.fixture
 def find() -> Callable[..., Found]:
-    """`find(path, format, **fields)` reads every file of a source in ranges of `range_bytes`."""
+    """A function that reads all records of a source. It reads each file in ranges of `range_bytes` bytes."""
 
     def find(path: Any, format: Any, *, range_bytes: int = 1 << 20, **fields: Any) -> Found:
         source = Source(name="s", path=str(path), format=format, **fields)

@@ -1,4 +1,4 @@
-"""Documents: what makes an id, what a column path means, what no document may hold."""
+"""Ids of documents, column paths, and values that a document cannot contain."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_an_id_depends_on_the_source_and_the_text_and_not_on_the_file(tmp_path: 
     assert here[0] == there[1], "where a document was found is no part of what it is"
 
 
-def test_column_value_prefers_a_literal_name_and_walks_objects_and_lists() -> None:
+def test_column_value_prefers_a_column_with_the_exact_name_and_follows_objects_and_lists() -> None:
     record = {"a.b": 1, "a": {"b": 2, "c": [{"d": 3}, {"d": 4}, {}]}}
     assert column_value(record, "a.b") == 1
     assert column_value(record, "a.c[].d") == [3, 4, None]
@@ -44,7 +44,7 @@ def test_column_value_prefers_a_literal_name_and_walks_objects_and_lists() -> No
     assert column_value(record, "a.b[]") is None
 
 
-def test_a_lone_surrogate_anywhere_in_a_record_is_quarantined_with_its_column(tmp_path: Path, find: Callable) -> None:
+def test_a_record_with_a_lone_surrogate_is_quarantined_and_its_column_named(tmp_path: Path, find: Callable) -> None:
     lines = [
         '{"text": "a", "id": "1", "meta": {"by": ["x"]}}',
         '{"text": "b", "id": "2", "meta": {"by": ["\\ud800"]}}',
@@ -57,7 +57,7 @@ def test_a_lone_surrogate_anywhere_in_a_record_is_quarantined_with_its_column(tm
     assert [bad.reason.partition(": lone surrogate")[0] for bad in found.bad] == ["meta", "meta", "id"]
 
 
-def test_metadata_may_be_nested_a_hundred_deep_and_no_deeper() -> None:
+def test_metadata_can_be_nested_a_hundred_levels_deep() -> None:
     source = Source(name="s", path="x", format="jsonl", metadata=["m"])
 
     def nested(depth: int) -> Document:
@@ -68,7 +68,7 @@ def test_metadata_may_be_nested_a_hundred_deep_and_no_deeper() -> None:
         nested(MAX_NESTING + 1)
 
 
-def test_unit_hash_is_even_and_independent_between_purposes() -> None:
+def test_unit_hash_is_uniform_and_independent_for_different_purposes() -> None:
     values = [(unit_hash(str(n), "split"), unit_hash(str(n), "fraction")) for n in range(4000)]
     assert abs(sum(a < 0.25 for a, _ in values) / 4000 - 0.25) < 0.03
     assert abs(sum(a < 0.5 and b < 0.5 for a, b in values) / 4000 - 0.25) < 0.03

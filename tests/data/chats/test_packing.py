@@ -1,4 +1,4 @@
-"""Packing chats into rows."""
+"""Truncation of chats, and packing of chats into rows."""
 
 import numpy as np
 
@@ -7,18 +7,18 @@ from data.chats.template import RenderedChat
 
 
 def chat_of(*ids: int, num_reply_tokens: int) -> RenderedChat:
-    """A chat whose last `num_reply_tokens` tokens are the assistant's."""
+    """Return a chat whose last `num_reply_tokens` tokens are the assistant's."""
     return RenderedChat(list(ids), [False] * (len(ids) - num_reply_tokens) + [True] * num_reply_tokens)
 
 
-def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
+def test_chats_are_added_to_the_first_row_with_enough_free_positions() -> None:
     long, middle, short = (
         chat_of(1, 2, 3, 4, 5, num_reply_tokens=2),
         chat_of(6, 7, 8, 9, num_reply_tokens=1),
         chat_of(10, 11, num_reply_tokens=1),
     )
     rows = pack_chats([long, middle, short], length=5, pad_id=99)
-    # 4 positions, then 3 that need a new row, then 1 that fits behind the first.
+    # The chat of 4 positions and that of 1 fit into the first row. The chat of 3 positions needs a second row.
     assert rows.input_ids.tolist() == [[1, 2, 3, 4, 10], [6, 7, 8, 99, 99]]
     assert rows.targets.tolist() == [[2, 3, 4, 5, 11], [7, 8, 9, 99, 99]]
     assert rows.loss_mask.astype(int).tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 0, 0]]
@@ -26,7 +26,7 @@ def test_chats_share_rows_in_order_and_fill_the_first_room() -> None:
     assert rows.document_ids.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, -1, -1]]
 
 
-def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes_and_both_are_counted() -> None:
+def test_long_chats_are_truncated_and_chats_without_a_reply_left_out_and_both_are_counted() -> None:
     chats = [
         chat_of(1, 2, 3, 4, 5, num_reply_tokens=3),
         chat_of(6, 7, 8, 9, num_reply_tokens=1),
@@ -38,7 +38,7 @@ def test_a_long_chat_is_cut_and_one_without_a_reply_left_goes_and_both_are_count
     assert rows.targets.tolist() == [[2, 3], [7, 8]] and rows.loss_mask.tolist() == [[False, True]] * 2
 
 
-def test_packing_keeps_every_learnt_token_once() -> None:
+def test_packing_keeps_every_token_of_the_loss_mask_once() -> None:
     generator = np.random.default_rng(0)
     chats = [
         chat_of(*generator.integers(1, 50, size=n), num_reply_tokens=int(n) // 2)

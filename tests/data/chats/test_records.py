@@ -1,4 +1,4 @@
-"""Chat records: both forms are read, and a bad one is named by file and line."""
+"""Records of chats and prompts, and the errors that name the file and line of a malformed record."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
         ({"prompt": "x", "response": "  "}, "response is empty"),
     ],
 )
-def test_a_bad_chat_is_named_by_file_and_line(tmp_path: Path, record: object, error: str) -> None:
+def test_the_error_of_a_malformed_chat_names_file_and_line(tmp_path: Path, record: object, error: str) -> None:
     urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
     with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{error}"):
         list(read_chats(urls))
@@ -54,7 +54,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
         list(read_chats(write(tmp_path / "a.jsonl")))
 
 
-def test_a_damaged_file_is_named_with_the_last_line_that_could_be_read(tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_file_names_the_last_readable_line(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"prompt": f"{n} {hash((n, 'noise'))}", "response": "x"}) + "\n" for n in range(2000))
     whole = gzip.compress(lines.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_named_with_the_last_line_that_could_be_read(tmp_path:
         list(read_chats([str(tmp_path / "a.jsonl.gz")]))
 
 
-def test_prompts_keep_their_whole_record_and_end_with_the_user(tmp_path: Path) -> None:
+def test_prompts_keep_all_fields_and_must_end_with_the_user(tmp_path: Path) -> None:
     record = {"messages": [USER, REPLY, {"role": "user", "content": "2+2?"}], "answer": "4"}
     first, second = read_prompts(write(tmp_path / "a.jsonl", record, {"prompt": "1+1?", "answer": "2"}))
     assert (first.text, first.record["answer"], len(first.messages)) == ("2+2?", "4", 3)

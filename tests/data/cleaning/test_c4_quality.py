@@ -1,4 +1,4 @@
-"""C4's rules on lines and documents worked by hand."""
+"""The rules of C4 for lines and documents, on small cases with hand-computed results."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from data.cleaning.c4_quality import C4Quality, c4_quality
 
 
-def test_c4_removes_lines_counts_them_and_keeps_the_rest() -> None:
+def test_c4_removes_and_counts_lines_and_keeps_the_other_lines() -> None:
     text = (
         "This line stays as it is.\n"
         "Home | About | Contact\n"
@@ -32,11 +32,11 @@ def test_c4_removes_lines_counts_them_and_keeps_the_rest() -> None:
     }
 
 
-def test_c4_drops_documents_as_they_were_and_counts_nothing_of_them() -> None:
+def test_c4_does_not_count_changes_in_dropped_documents() -> None:
     texts = [
         "Lorem ipsum dolor sit amet.",
         "This is code { and more.",
-        "This { is no sentence\nBut this one is.",  # the bracket goes with its line
+        "This { is no sentence\nBut this one is.",  # The line with the bracket is removed.
         "One goes here. Two goes here.",
     ]
     outcome = c4_quality(texts, C4Quality(min_sentences=1))
@@ -62,7 +62,7 @@ def test_c4_counts_sentences(text: str, sentences: int) -> None:
     assert c4_quality([text], C4Quality(min_sentences=sentences + 1)).reasons == ["c4_quality/sentences"]
 
 
-def test_every_c4_rule_can_be_left_out() -> None:
+def test_every_c4_rule_can_be_turned_off() -> None:
     settings = C4Quality(
         terminal_punctuation=False,
         min_words_per_line=None,
@@ -86,6 +86,6 @@ def test_every_c4_rule_can_be_left_out() -> None:
         (C4Quality(policy_phrases=[""]), "steps.policy_phrases: an empty phrase would match"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(settings: C4Quality, message: str) -> None:
+def test_the_error_names_the_wrong_setting(settings: C4Quality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         settings.check("steps")

@@ -1,4 +1,4 @@
-"""Planted pieces of evaluation sets are found, all of them, and nothing else is."""
+"""The step `decontaminate` finds all copied parts of evaluation sets, and nothing else."""
 
 import json
 import random
@@ -32,35 +32,35 @@ def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
 
 
 def disguised(words: list[str], generator: random.Random) -> str:
-    """The same words in other case, with other punctuation and line breaks."""
+    """Return the words with changed case, punctuation and line breaks."""
     made = [generator.choice([str.upper, str.capitalize, str])(word) for word in words]
     return "".join(word + generator.choice([" ", "\n", ", ", " – ", ".\n\n", "\t", "-", "’ “"]) for word in made)
 
 
-def test_every_planted_13_gram_is_found_and_no_other_document_is_dropped(tmp_path: Path) -> None:
+def test_every_copied_13_gram_is_found_and_no_other_document_is_dropped(tmp_path: Path) -> None:
     generator = random.Random(7)
     items = [sentence(generator, generator.randint(13, 60)) for _ in range(200)]
     settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [{"question": item} for item in items])])
-    planted, near = [], []
+    copied, near = [], []
     for item in items:
         words = item.split()
         start = generator.randint(0, len(words) - 13)
         run = words[start : start + 13]
         around = sentence(generator, 80).split(), sentence(generator, 80).split()
-        planted.append(f"{' '.join(around[0])} {disguised(run, generator)} {' '.join(around[1])}")
-        broken = [*run[:6], "xylophone", *run[7:]]  # twelve of the thirteen words, in their places
+        copied.append(f"{' '.join(around[0])} {disguised(run, generator)} {' '.join(around[1])}")
+        broken = [*run[:6], "xylophone", *run[7:]]  # 12 of the 13 words, at their positions
         near.append(f"{' '.join(around[0])} {' '.join(broken)} {' '.join(around[1])}")
     clean = [sentence(generator, generator.randint(0, 200)) for _ in range(2000)]
     known = set().union(*(ngrams(item, 13) for item in items))
-    assert not any(ngrams(text, 13) & known for text in [*clean, *near])  # by a count that is not the step's
+    assert not any(ngrams(text, 13) & known for text in [*clean, *near])  # checked with a separate implementation
 
-    outcome = decontaminate([*planted, *clean, *near], settings)
+    outcome = decontaminate([*copied, *clean, *near], settings)
     assert outcome.reasons == ["decontaminate/set"] * 200 + [None] * 2200
-    assert outcome.texts == [*planted, *clean, *near]
+    assert outcome.texts == [*copied, *clean, *near]
     assert num_strings(settings) == 200
 
 
-def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Path) -> None:
+def test_it_agrees_with_sets_of_ngrams_on_a_tiny_vocabulary(tmp_path: Path) -> None:
     generator = random.Random(1)
     for n in (1, 2, 3, 5):
         items = [" ".join(generator.choice("abcde") for _ in range(generator.randint(n, 9))) for _ in range(6)]
@@ -72,7 +72,7 @@ def test_it_agrees_with_a_count_of_ngram_sets_on_a_tiny_vocabulary(tmp_path: Pat
         assert None in expected and len(set(expected)) == 2
 
 
-def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: Path) -> None:
+def test_a_short_item_must_occur_completely_and_a_shorter_item_is_ignored(tmp_path: Path) -> None:
     eight, seven = "one two three four five six seven eight", "red orange yellow green blue indigo violet"
     long = "a b c d e f g h i j k l m n"
     settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [eight, seven, long])])
@@ -80,8 +80,8 @@ def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: P
         f"and {eight.upper()}!",
         "one two three four five six seven",
         seven,
-        "x a b c d e f g h i j k l x",  # twelve words of the long one
-        "x a b c d e f g h i j k l m x",  # thirteen
+        "x a b c d e f g h i j k l x",  # 12 words of the long item
+        "x a b c d e f g h i j k l m x",  # 13 words of the long item
         "two three four five six seven eight one",
     ]
     found = "decontaminate/set"
@@ -89,7 +89,7 @@ def test_a_short_item_counts_as_a_whole_and_a_shorter_one_not_at_all(tmp_path: P
     assert num_strings(settings) == 2
 
 
-def test_a_run_does_not_reach_from_one_document_or_item_into_the_next(tmp_path: Path) -> None:
+def test_an_ngram_does_not_span_two_documents_or_two_items(tmp_path: Path) -> None:
     items = ["a b c d", "e f g h"]
     settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", items)], ngram=4, min_words=2)
     assert decontaminate(["c d e f", "a b", "c d"], settings).reasons == [None, None, None]
@@ -102,7 +102,7 @@ def test_a_run_does_not_reach_from_one_document_or_item_into_the_next(tmp_path: 
     assert decontaminate(["", "…"], settings).reasons == [None, None]
 
 
-def test_the_reason_names_the_first_set_whatever_comes_first_in_the_document(tmp_path: Path) -> None:
+def test_the_reason_names_the_first_set_in_the_order_of_the_files(tmp_path: Path) -> None:
     first, second = "a b c d e f g h", "s t u v w x y z"
     files = [
         write_jsonl(tmp_path / "alpha.dev.jsonl", [first]),
@@ -121,7 +121,7 @@ def test_the_reason_names_the_first_set_whatever_comes_first_in_the_document(tmp
     ]
 
 
-def test_columns_choose_what_is_compared_and_without_them_every_string_is(tmp_path: Path) -> None:
+def test_columns_select_the_compared_strings_and_by_default_all_are_compared(tmp_path: Path) -> None:
     question, answer, choice = "a b c d e f g h", "i j k l m n o p", "q r s t u v w x"
     item = {"question": question, "answer": answer, "meta": {"choices": ["no", choice]}, "label": 3}
     files = [write_jsonl(tmp_path / "set.jsonl", [item, {"answer": None}])]
@@ -134,7 +134,7 @@ def test_columns_choose_what_is_compared_and_without_them_every_string_is(tmp_pa
         check_files(Decontaminate(files=files, columns=["anwser"]), "steps[2].decontaminate")
 
 
-def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_path: Path) -> None:
+def test_ideographs_are_words_and_unicode_forms_are_normalized(tmp_path: Path) -> None:
     item = "今天天气很好我们想沿着河走到老磨坊去"
     composed = "Cafe\u0301 ﬁne two three four five six seven"
     settings = Decontaminate(files=[write_jsonl(tmp_path / "set.jsonl", [item, composed])])
@@ -142,7 +142,7 @@ def test_scripts_without_spaces_are_compared_by_ideograph_and_forms_are_one(tmp_
     assert decontaminate(texts, settings).reasons == ["decontaminate/set", None, "decontaminate/set"]
 
 
-def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     write_jsonl(path, ["a b c d e f g h"])
     settings = Decontaminate(files=[str(path)])
@@ -151,7 +151,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     assert decontaminate(["a b c d e f g h"], settings).reasons == [None]
 
 
-def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
+def test_pinned_files_are_read_once_and_changed_content_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "set.jsonl"
@@ -166,14 +166,14 @@ def test_a_pinned_rule_looks_at_its_files_once_and_refuses_another_content(
     with monkeypatch.context() as without_files:
         without_files.setattr("fsspec.open", lambda *of, **more: pytest.fail("a file is opened"))
         assert decontaminate(texts, settings).reasons == ["decontaminate/set", None, None]
-    decontaminate_module._read_sets.cache_clear()  # another process
+    decontaminate_module._read_sets.cache_clear()  # as in a new process
     with pytest.raises(ValueError, match=r"set.jsonl has changed since the run started"):
         decontaminate(texts, settings)
     with pytest.raises(ValueError, match=r"fingerprints: there are 1 for 2 files"):
         Decontaminate(files=["a", "b"], fingerprints=["sha256:0"]).check("steps[0].decontaminate")
 
 
-def test_sets_that_look_for_nothing_are_refused(tmp_path: Path) -> None:
+def test_evaluation_sets_that_cannot_match_are_an_error(tmp_path: Path) -> None:
     field_path = "steps[0].decontaminate"
     with pytest.raises(ValueError, match=r"files: the list is empty; name the files of at least one evaluation set"):
         Decontaminate().check(field_path)

@@ -1,4 +1,4 @@
-"""HTML extraction: what is taken, what is left alone, and pages made to stall a parser."""
+"""What the step `extract_html` extracts, which texts it does not change, and pages that are expensive to parse."""
 
 import re
 import time
@@ -16,7 +16,7 @@ PAGE = """<!DOCTYPE html><html><head><title> A  page
 <footer>Imprint</footer></body></html>"""
 
 
-def test_the_main_text_is_taken_and_the_title_kept() -> None:
+def test_the_main_text_is_extracted_and_the_title_is_kept() -> None:
     outcome = extract_html([PAGE], ExtractHTML())
     (text,) = outcome.texts
     assert text.split() == ["Heading", "First", "bold", "words.", "See", "there."]
@@ -25,7 +25,7 @@ def test_the_main_text_is_taken_and_the_title_kept() -> None:
     assert outcome.counts == {"extract_html/extracted": 1, "extract_html/no_markup": 0}
 
 
-def test_each_field_does_what_it_says() -> None:
+def test_each_setting_has_its_effect() -> None:
     whole = extract_html([PAGE], ExtractHTML(main_content=False)).texts[0]
     assert "Home" in whole and "Imprint" in whole
     assert "a cat" in extract_html([PAGE], ExtractHTML(alt_texts=True)).texts[0]
@@ -35,13 +35,13 @@ def test_each_field_does_what_it_says() -> None:
     assert extract_html([PAGE], ExtractHTML(title=False)).metadata == [{}]
 
 
-def test_the_text_is_the_librarys_own() -> None:
+def test_the_text_is_that_of_resiliparse() -> None:
     pages = [PAGE, "<p>a<p>b", "<div>" * 90 + "x", "<table><tr><td>1<td>2</table>", "a <br> b", "<p>a</p>" * 2000]
     texts = extract_html(pages, ExtractHTML(alt_texts=True)).texts
     assert texts == [extract_plain_text(page, main_content=True) for page in pages]
 
 
-def test_a_text_without_tags_is_left_alone() -> None:
+def test_a_text_without_tags_is_not_changed() -> None:
     texts = ["a < b & c > d\n\n  kept as it is &amp;", "i<3 you", "", "x <- y"]
     outcome = extract_html(texts, ExtractHTML())
     assert outcome.texts == texts
@@ -49,7 +49,7 @@ def test_a_text_without_tags_is_left_alone() -> None:
     assert outcome.counts == {"extract_html/extracted": 0, "extract_html/no_markup": 4}
 
 
-def test_a_page_without_text_is_dropped_as_it_was() -> None:
+def test_a_page_without_text_is_dropped() -> None:
     pages = ["<html><script>a()</script></html>", "<p> </p>", "<!-- only a comment -->", "<!--" * 40_000]
     outcome = extract_html(pages, ExtractHTML())
     assert outcome.texts == pages
@@ -79,20 +79,20 @@ def test_the_size_is_counted_in_bytes() -> None:
         ("<span>" * 40_000 + "</x>" * 40_000, "too_many_open_tags"),
         ("<div>" * 20_000 + "x", "too_deep"),
         ("<article>" * 101 + "<br>" * 1400 + "x", "too_deep"),
-        # No end tag here closes a div: a cell keeps what is around it from being closed.
+        # No end tag closes a `div` here, because an open table cell prevents it.
         ("<div><table><td></div>" * 1900 + "x", "too_deep"),
         ("<p " + " ".join(f"a{i}" for i in range(40_000)) + ">x", "too_many_attributes"),
     ],
 )
-def test_a_page_made_to_stall_the_parser_is_dropped_in_no_time(page: str, reason: str) -> None:
+def test_a_page_that_is_expensive_to_parse_is_dropped_quickly(page: str, reason: str) -> None:
     start = time.process_time()
     outcome = extract_html([page], ExtractHTML())
     assert outcome.reasons == [f"extract_html/{reason}"]
     assert outcome.texts == [page]
-    assert time.process_time() - start < 2  # each takes from ten seconds to hours when it is let through
+    assert time.process_time() - start < 2  # Parsing one of these pages takes from ten seconds to hours.
 
 
-def test_large_but_honest_pages_pass() -> None:
+def test_large_ordinary_pages_are_kept() -> None:
     pages = {
         "links": "<p><a href='/x'>link</a> and <b>bold</b> words</p>" * 20_000,
         "old": "<p>text<br>" * 20_000,
@@ -106,14 +106,14 @@ def test_large_but_honest_pages_pass() -> None:
     assert dict(zip(pages, outcome.reasons, strict=True)) == dict.fromkeys(pages, None)
 
 
-def test_depth_alone_does_not_harm() -> None:
+def test_deeply_nested_pages_are_kept() -> None:
     for name in ("span", "ul", "blockquote", "svg"):
         page = f"<{name}>" * 20_000 + "x"
         settings = ExtractHTML(main_content=name == "span")
         assert extract_html([page], settings).reasons in ([None], ["extract_html/no_text"])
 
 
-def test_a_value_that_makes_no_sense_is_named() -> None:
+def test_the_error_names_the_wrong_setting() -> None:
     ExtractHTML(max_bytes=None, max_reopened=None, max_block_depth=None).check("steps")
     with pytest.raises(ValueError, match=re.escape("steps.max_block_depth: 0 must be at least 1")):
         ExtractHTML(max_block_depth=0).check("steps")

@@ -1,4 +1,4 @@
-"""The ledger's arithmetic by hand, and what it finds in filters of known fairness."""
+"""The numbers of the fairness ledger, and its rows for filters whose effect on each group is known."""
 
 import re
 from collections.abc import Callable
@@ -23,14 +23,14 @@ def by_group(rows: list[FairnessRow]) -> dict[str, FairnessRow]:
     return {row.group: row for row in rows}
 
 
-def test_wilson_intervals_are_those_of_newcombes_table() -> None:
+def test_wilson_intervals_agree_with_newcombes_table() -> None:
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
     published = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
     for count, total, low, high in published:
         assert wilson(count, total) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
-def test_every_axis_has_its_groups_each_judged_in_both_forms_on_thirty_sentences_or_more() -> None:
+def test_every_group_has_at_least_thirty_sentences_in_both_forms() -> None:
     rows = build_ledger([LedgerStep("none", dropping(lambda text: False))])
     assert list(dict.fromkeys(row.axis for row in rows)) == AXES
     assert all(row.num_templates >= 30 for row in rows)
@@ -38,29 +38,29 @@ def test_every_axis_has_its_groups_each_judged_in_both_forms_on_thirty_sentences
     assert {"Muslim", "Christian", "women", "men", "gay", "straight", "Black", "white", "Deaf"} <= set(by_group(rows))
     for probe in probe_texts():
         assert probe.mention.lower() in probe.text.lower() and "{" not in probe.text
-        assert not re.search(r"\ba [aeio]|\ban [^aeihAEI]", probe.text), probe.text  # articles
+        assert not re.search(r"\ba [aeio]|\ban [^aeihAEI]", probe.text), probe.text  # The articles must be right.
     assert all(len(sentences) == len(_STANDARD_SENTENCES) == 30 for sentences in _DIALECT_SENTENCES.values())
 
 
-def test_a_paragraph_is_long_enough_for_the_rules_that_drop_short_texts() -> None:
+def test_paragraphs_are_long_enough_for_filters_that_drop_short_texts() -> None:
     lengths = [len(probe.text.split()) for probe in probe_texts() if probe.form == "paragraph"]
     assert min(lengths) >= 60 and max(lengths) <= 160
 
 
-def test_a_filter_of_one_word_is_seen_in_its_group_alone_with_its_interval() -> None:
+def test_a_filter_of_one_word_has_an_excess_only_for_its_group() -> None:
     rows = build_ledger([LedgerStep("steps[0].words", dropping(lambda text: "lesbian" in text.lower()))])
     found = {row.group: row for row in rows if row.excess > 0}
     assert list(found) == ["lesbian"]
     row = found["lesbian"]
     assert (row.axis, row.removed, row.reference_removed, row.excess, row.judged) == ("sexuality", 1.0, 0.0, 1.0, True)
     assert (row.low, row.high) == wilson(row.num_templates, row.num_templates)
-    # Newcombe's difference of n of n and 0 of m: 1 - sqrt((1 - low)^2 + high_m^2).
+    # Newcombe's lower end for n of n minus 0 of m is 1 - sqrt((1 - low)^2 + high_m^2).
     reference = sum(probe.axis == "sexuality" and not probe.group and probe.form == row.form for probe in probe_texts())
     low = 1 - ((1 - row.low) ** 2 + wilson(0, reference)[1] ** 2) ** 0.5
     assert row.excess_low == pytest.approx(low, abs=1e-12) and row.excess_high == pytest.approx(1.0)
 
 
-def test_length_rules_hide_nothing_and_show_nothing() -> None:
+def test_a_length_filter_has_no_excess_and_does_not_hide_other_excesses() -> None:
     def short_or_gay(text: str) -> bool:
         return len(text) < 200 or "gay" in text.lower()
 
@@ -71,13 +71,13 @@ def test_length_rules_hide_nothing_and_show_nothing() -> None:
     assert hidden["straight"].excess == 0.0
 
 
-def test_a_step_that_removes_everything_is_told_to_say_nothing() -> None:
+def test_a_step_that_removes_everything_is_not_judged() -> None:
     rows = build_ledger([LedgerStep("all", dropping(lambda text: True))])
     assert all(row.removed == 1.0 and row.excess == 0.0 and not row.judged for row in rows)
     check_budget(rows, 0.0)
 
 
-def test_a_mention_that_is_cut_out_counts_as_removed() -> None:
+def test_a_mention_that_a_step_cuts_out_counts_as_removed() -> None:
     def cut(texts: list[str]) -> Outcome:
         left = [". ".join(part for part in text.split(". ") if "Sikh" not in part) for text in texts]
         return Outcome(left, [None] * len(texts))
@@ -87,7 +87,7 @@ def test_a_mention_that_is_cut_out_counts_as_removed() -> None:
     assert all(row.excess == 0 for group, row in rows.items() if group != "Sikh")
 
 
-def test_the_toxicity_filter_that_scores_minorities_high_breaks_the_budget_and_a_length_filter_does_not() -> None:
+def test_the_toxicity_filter_exceeds_the_budget_and_a_length_filter_does_not() -> None:
     steps = [
         LedgerStep("steps[0].length", dropping(lambda text: len(text) < 100)),
         LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8))),
@@ -103,7 +103,7 @@ def test_the_toxicity_filter_that_scores_minorities_high_breaks_the_budget_and_a
         check_budget(rows, 0.05)
 
 
-def test_the_smallest_keep_brings_the_filter_within_the_budget_and_less_does_not() -> None:
+def test_with_the_smallest_keep_the_filter_is_in_the_budget_and_with_less_it_is_not() -> None:
     def step(keep: float) -> LedgerStep:
         return LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8)), keep)
 
@@ -117,11 +117,11 @@ def test_the_smallest_keep_brings_the_filter_within_the_budget_and_less_does_not
     for before, after in zip(whole, thinned, strict=True):
         assert after.removed == pytest.approx(before.removed * (1 - keep))
         assert (after.low, after.high) == pytest.approx((before.low * (1 - keep), before.high * (1 - keep)))
-    with pytest.raises(ValueError, match=f"`keep: {keep}`"):  # from where it stands the same share is needed
+    with pytest.raises(ValueError, match=f"`keep: {keep}`"):  # The same `keep` is needed.
         check_budget(build_ledger([step(keep - 0.01)]), 0.05)
 
 
-def test_keep_is_advised_only_where_the_configuration_takes_it() -> None:
+def test_the_error_suggests_keep_only_if_the_step_can_have_it() -> None:
     rows = build_ledger([LedgerStep("words", dropping(lambda text: "Arab" in text), can_keep=False)])
     with pytest.raises(
         ValueError, match=r"above the fairness_budget of 5.0%. Loosen the step's settings or remove the step$"
@@ -129,27 +129,27 @@ def test_keep_is_advised_only_where_the_configuration_takes_it() -> None:
         check_budget(rows, 0.05)
 
 
-def test_smallest_keep_by_hand() -> None:
+def test_smallest_keep_agrees_with_hand_computed_values() -> None:
     (row,) = [
         row for row in build_ledger([LedgerStep("w", dropping(lambda text: "Arab" in text))]) if row.group == "Arab"
     ]
     assert row.excess == 1.0
     assert smallest_keep(row, 0.05) == 0.95
-    assert smallest_keep(row, 0.333) == 0.67  # 0.667 in hundredths, upwards
+    assert smallest_keep(row, 0.333) == 0.67  # 0.667 rounded up to hundredths
     assert smallest_keep(row, 0.0) == 1.0
     assert smallest_keep(row, 1.0) == 0.0
-    # Half is kept already, so half is the excess: a tenth may be removed, so nine tenths have to be kept.
+    # With a `keep` of 0.5, the excess is 0.5. At most 0.1 may be removed, so `keep` must be 0.9.
     assert smallest_keep(replace(row, excess=0.5, keep=0.5), 0.1) == 0.9
 
 
-def test_an_excess_that_may_be_chance_breaks_no_budget() -> None:
+def test_an_excess_that_may_be_chance_is_ignored_by_the_budget() -> None:
     rows = build_ledger([LedgerStep("one", dropping(lambda text: text == _DIALECT_SENTENCES["Indian English"][0]))])
     row = by_group(rows)["Indian English"]
     assert row.excess == pytest.approx(1 / 30) and row.excess_low < 0
     check_budget(rows, 0.01)
 
 
-def test_a_filter_of_a_dialects_words_is_seen() -> None:
+def test_a_filter_of_a_dialects_words_has_an_excess_for_this_dialect() -> None:
     rows = by_group(
         build_ledger([LedgerStep("words", dropping(lambda text: "ain't" in text.lower() or "finna" in text))])
     )
@@ -158,7 +158,7 @@ def test_a_filter_of_a_dialects_words_is_seen() -> None:
     assert rows["Scottish English"].excess == rows["Indian English"].excess == 0.0
 
 
-def test_language_identification_stands_in_the_ledger() -> None:
+def test_the_ledger_measures_the_step_language() -> None:
     settings = Language(keep=["en"], min_score=0.4)
     rows = by_group(build_ledger([LedgerStep("steps[1].language", lambda texts: language(texts, settings))]))
 
@@ -170,5 +170,5 @@ def test_language_identification_stands_in_the_ledger() -> None:
     assert lost(_DIALECT_SENTENCES["Scottish English"]) > lost(_STANDARD_SENTENCES)
     assert scottish.removed == pytest.approx(lost(_DIALECT_SENTENCES["Scottish English"]) / 30)
     assert scottish.reference_removed == pytest.approx(lost(_STANDARD_SENTENCES) / 30)
-    # Whole paragraphs pass in every English and about everyone: what is at risk is the short text.
+    # All paragraphs are kept, whatever their dialect or group. Only single sentences are dropped.
     assert all(row.form == "sentence" for row in rows.values() if row.excess > 0)

@@ -1,4 +1,4 @@
-"""FineWeb's rules on numbers worked by hand: the last document inside a bound and the first outside."""
+"""The rules of FineWeb: for each threshold a document that just meets it and one that just does not."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from data.cleaning.fineweb_quality import FineWebQuality, fineweb_quality
 
 
-def test_each_fineweb_rule_keeps_its_bound_and_drops_beyond() -> None:
+def test_each_fineweb_rule_keeps_documents_at_its_threshold_and_drops_them_beyond() -> None:
     none: dict[str, Any] = {
         "min_punctuated_lines": None,
         "max_short_lines": None,
@@ -36,6 +36,6 @@ def test_each_fineweb_rule_keeps_its_bound_and_drops_beyond() -> None:
         (FineWebQuality(max_line_breaks_per_word=-0.1), "steps.max_line_breaks_per_word: -0.1 must be at least 0"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(settings: FineWebQuality, message: str) -> None:
+def test_the_error_names_the_wrong_setting(settings: FineWebQuality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         settings.check("steps")

@@ -1,4 +1,4 @@
-"""Gopher's rules on numbers worked by hand: the last document inside a bound and the first outside."""
+"""The rules of Gopher: for each threshold a document that just meets it and one that just does not."""
 
 import re
 from typing import Any
@@ -23,19 +23,19 @@ NO_GOPHER: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("bound", "kept", "dropped", "reason"),
     [
-        ({"min_words": 3}, "one, two, 3!", "one, two - !", "min_words"),  # marks are no words
+        ({"min_words": 3}, "one, two, 3!", "one, two - !", "min_words"),  # Punctuation marks are not words.
         ({"max_words": 3}, "one, two, 3!", "one, two, 3 four", "max_words"),
         ({"min_mean_word_length": 2}, "a bbb , .", "a bb c", "min_mean_word_length"),  # (1 + 3) / 2, (1 + 2 + 1) / 3
         ({"max_mean_word_length": 2}, "a bbb", "a bbbb", "max_mean_word_length"),
         ({"max_symbols_per_word": 0.25}, "# b c d", "# b c", "number_signs"),  # 1 of 4, 1 of 3
-        ({"max_symbols_per_word": 0.25}, "b… c d", "b... c", "ellipses"),  # 1 of 4 words and marks, 1 of 3
+        ({"max_symbols_per_word": 0.25}, "b… c d", "b... c", "ellipses"),  # 1 of 4 words and punctuation marks, 1 of 3
         ({"max_bullet_lines": 0.5}, "- a\nb", " - a\n• b\nc", "bullet_lines"),
         ({"max_ellipsis_lines": 0.5}, "a...\nb", "a…\nb... \nc", "ellipsis_lines"),
         ({"min_alphabetic_words": 0.5}, "a b 1 .", "a b 1 2 .", "alphabetic_words"),
         ({"min_stop_words": 2}, "the one of it", "the one the other The", "stop_words"),
     ],
 )
-def test_each_gopher_rule_keeps_its_bound_and_drops_beyond(
+def test_each_gopher_rule_keeps_documents_at_its_threshold_and_drops_them_beyond(
     bound: dict[str, Any], kept: str, dropped: str, reason: str
 ) -> None:
     settings = GopherQuality(**(NO_GOPHER | bound))
@@ -44,7 +44,7 @@ def test_each_gopher_rule_keeps_its_bound_and_drops_beyond(
     assert gopher_quality([kept, dropped], GopherQuality(**NO_GOPHER)).reasons == [None, None]
 
 
-def test_gopher_keeps_prose_and_drops_the_empty_text_for_its_length() -> None:
+def test_gopher_keeps_prose_and_drops_an_empty_text_because_of_its_length() -> None:
     prose = "It was the best of times and it was the worst of times, so that we have to be glad. " * 4
     outcome = gopher_quality([prose, "", " \n"], GopherQuality())
     assert outcome.texts == [prose, "", " \n"]
@@ -61,6 +61,6 @@ def test_gopher_keeps_prose_and_drops_the_empty_text_for_its_length() -> None:
         (GopherQuality(stop_words=["a"]), "steps.min_stop_words: 2 must be at most the number of stop_words (1)"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named(settings: GopherQuality, message: str) -> None:
+def test_the_error_names_the_wrong_setting(settings: GopherQuality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         settings.check("steps")

@@ -1,4 +1,4 @@
-"""Language labels on real sentences, with the network cut."""
+"""The step `language` on real sentences, without network access."""
 
 import socket
 
@@ -17,7 +17,7 @@ SENTENCES = {
 }
 
 
-def test_each_language_is_named_with_its_score_and_only_those_asked_for_are_kept() -> None:
+def test_languages_are_identified_and_only_the_listed_ones_are_kept() -> None:
     outcome = language(list(SENTENCES.values()), Language(keep=["en", "de"]))
     assert outcome.metadata is not None
     assert [found["language"] for found in outcome.metadata] == list(SENTENCES)
@@ -27,14 +27,14 @@ def test_each_language_is_named_with_its_score_and_only_those_asked_for_are_kept
     assert outcome.texts == list(SENTENCES.values())
 
 
-def test_an_empty_list_keeps_and_labels_everything() -> None:
+def test_an_empty_list_keeps_and_labels_all_documents() -> None:
     texts = [*SENTENCES.values(), "", "12 345 …", "hm"]
     outcome = language(texts, Language(keep=[], min_score=1.0))
     assert outcome.reasons == [None] * len(texts)
     assert outcome.metadata is not None and len(outcome.metadata) == len(texts)
 
 
-def test_a_low_score_is_told_apart_from_another_language() -> None:
+def test_a_low_score_and_another_language_are_different_reasons() -> None:
     code, score = identify("Hello there my friend", max_bytes=100)
     assert code == "en" and 0.5 < score < 0.999
     for bound, reason in ((score - 0.001, None), (score + 0.001, "language/uncertain")):
@@ -52,17 +52,17 @@ def test_more_than_eighty_characters_are_read_but_not_more_than_max_bytes() -> N
     assert len(SENTENCES["en"]) >= 79
     assert identify(mixed, max_bytes=len(SENTENCES["en"]))[0] == "en"
     assert identify(mixed, max_bytes=4096)[0] == "de"
-    # The cut through a character of three bytes leaves the half out.
+    # A character of three bytes is left out if not all of its bytes are within the limit.
     assert identify("天天", max_bytes=4) == identify("天", max_bytes=100)
 
 
-def test_lines_and_capitals_make_no_difference() -> None:
+def test_line_breaks_and_capital_letters_do_not_change_the_result() -> None:
     text = SENTENCES["en"]
     assert identify(text.replace(" ", "\n"), max_bytes=4096) == identify(text, max_bytes=4096)
     assert identify(SENTENCES["de"].upper(), max_bytes=4096)[0] == "de"
 
 
-def test_what_a_document_gets_does_not_depend_on_its_batch() -> None:
+def test_the_result_for_a_text_does_not_depend_on_the_batch() -> None:
     texts = list(SENTENCES.values()) * 3
     together = language(texts, Language(keep=["en"]))
     alone = [language([text], Language(keep=["en"])) for text in texts]
@@ -70,7 +70,7 @@ def test_what_a_document_gets_does_not_depend_on_its_batch() -> None:
     assert together.reasons == [reason for outcome in alone for reason in outcome.reasons]
 
 
-def test_the_model_comes_from_the_package_not_from_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_read_from_the_package_and_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("a connection was tried")
 
@@ -79,7 +79,7 @@ def test_the_model_comes_from_the_package_not_from_the_network(monkeypatch: pyte
     assert identify(SENTENCES["fr"], max_bytes=4096)[0] == "fr"
 
 
-def test_a_language_that_the_model_does_not_know_is_refused() -> None:
+def test_an_unknown_language_code_is_an_error() -> None:
     Language(keep=["en", "yue", "zh"]).check("steps[0].language")
     with pytest.raises(ValueError, match=r"steps\[0\].language.keep: 'eng' is not a language code of the model"):
         Language(keep=["eng"]).check("steps[0].language")

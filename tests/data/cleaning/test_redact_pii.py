@@ -1,4 +1,4 @@
-"""Each kind of personal data against cases worked by hand, what looks like it and is not, and hostile texts."""
+"""The step `redact_pii`: examples of each kind of data, texts that only look like such data, and hostile texts."""
 
 import time
 
@@ -32,7 +32,7 @@ def redacted(text: str, **settings: str | None) -> str:
         ("to DE89370400440532013000.", "to [IBAN]."),
     ],
 )
-def test_personal_data_is_replaced_and_what_stands_around_it_stays(before: str, after: str) -> None:
+def test_personal_data_is_replaced_and_the_text_around_it_is_kept(before: str, after: str) -> None:
     assert redacted(before) == after
 
 
@@ -58,7 +58,7 @@ def test_personal_data_is_replaced_and_what_stands_around_it_stays(before: str, 
         "192.0.2.1",  # for documentation
         "2001:db8::1",
         "999.10.20.30",
-        "1.2.3.4",  # a version, as far as anyone can tell
+        "1.2.3.4",  # probably a version
         "version 10.20.30.40",
         "v10.20.30.40",
         "Ver. 10.20.30.40",
@@ -71,17 +71,17 @@ def test_personal_data_is_replaced_and_what_stands_around_it_stays(before: str, 
         "commit 0123456789abcdef0123456789abcdef01234567",
     ],
 )
-def test_what_only_looks_like_personal_data_stays(text: str) -> None:
+def test_text_that_only_looks_like_personal_data_is_kept(text: str) -> None:
     assert redacted(text) == text
 
 
 @pytest.mark.parametrize("before", ["The DNS server ", "server: ", "over ", "however, ", "driver ", "server         "])
-def test_a_word_that_ends_like_version_hides_no_address(before: str) -> None:
+def test_an_address_after_a_word_that_ends_like_version_is_replaced(before: str) -> None:
     assert redacted(f"{before}52.10.20.30 answered") == f"{before}[IP] answered"
     assert redacted(f"{before}8.8.8.80") == f"{before}[IP]"
 
 
-# Put together here, so that no scanner takes this file for a leak.
+# The keys are joined from parts, so that secret scanners do not report this file.
 CONFIDENTIAL = [
     "AKIA" + "ABCDEFGH01234567",
     "ghp_" + "a1B2" * 9,
@@ -100,7 +100,7 @@ CONFIDENTIAL = [
 
 
 @pytest.mark.parametrize("value", CONFIDENTIAL)
-def test_keys_and_tokens_are_replaced_whole(value: str) -> None:
+def test_keys_and_tokens_are_replaced_completely(value: str) -> None:
     outcome = redact_pii([f"before {value} after", f'key="{value}"'], RedactPII())
     assert outcome.texts == ["before [CONFIDENTIAL] after", 'key="[CONFIDENTIAL]"']
     assert outcome.counts["redact_pii/confidential"] == 2
@@ -117,7 +117,7 @@ def test_luhn_and_iban_checks_agree_with_their_definitions() -> None:
     assert right == [82]
 
 
-def test_counts_are_of_the_kinds_that_are_on_and_null_leaves_a_kind() -> None:
+def test_only_kinds_with_a_placeholder_are_replaced_and_counted() -> None:
     text = "jo@mail.org, +44 20 7946 0958, 93.184.216.34, 4111111111111111, DE89370400440532013000"
     outcome = redact_pii([text, text], RedactPII())
     assert outcome.counts == {
@@ -134,7 +134,7 @@ def test_counts_are_of_the_kinds_that_are_on_and_null_leaves_a_kind() -> None:
     assert only_mail.counts == {"redact_pii/email": 1}
 
 
-def test_redacting_twice_changes_nothing_more() -> None:
+def test_a_second_redaction_changes_nothing() -> None:
     text = "jo@mail.org or +44 20 7946 0958 from 93.184.216.34 with 4111 1111 1111 1111 " + " ".join(CONFIDENTIAL)
     once = redact_pii([text], RedactPII()).texts
     again = redact_pii(once, RedactPII())
@@ -169,7 +169,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_time_grows_with_the_length_of_the_text_whatever_it_is(name: str) -> None:
+def test_the_time_is_linear_in_the_length_of_the_text(name: str) -> None:
     def seconds(times: int) -> float:
         start = time.thread_time()
         redact_pii([HOSTILE[name] * times], RedactPII())

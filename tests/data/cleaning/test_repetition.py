@@ -1,4 +1,4 @@
-"""The repetition rules on numbers worked by hand, and the n-gram rules against a plain count."""
+"""The repetition rules on small cases with hand-computed results, and the n-gram rules against a simple count."""
 
 import random
 import re
@@ -27,7 +27,7 @@ def only(bounds: dict[str, Any]) -> Repetition:
     ("bound", "kept", "dropped", "reason"),
     [
         ({"duplicate_lines": 0.25}, "a\nb\nc\na", "a\nb\na", "duplicate_lines"),  # 1 of 4, 1 of 3
-        # 3 of 12 characters (line breaks are some), 3 of 11.
+        # 3 of 12 characters, 3 of 11. Line breaks are characters too.
         (
             {"duplicate_line_characters": 0.25},
             "abc\nabc\nabcd",
@@ -39,11 +39,11 @@ def only(bounds: dict[str, Any]) -> Repetition:
         ({"duplicate_paragraph_characters": 0.25}, "ab\n\nab\n\n", "ab\n\nab\n", "duplicate_paragraph_characters"),
         # "a b" twice: 6 of 12 characters, 6 of 11.
         ({"top_ngrams": {2: 0.5}}, "a b c a b de", "a b c a b d", "top_2gram"),
-        # the second "a b c" is 3 of 12 characters, 3 of 11.
+        # The second "a b c" is 3 of 12 characters, 3 of 11.
         ({"duplicate_ngrams": {3: 0.25}}, "a b c a b c\n", "a b c a b c", "duplicate_3grams"),
     ],
 )
-def test_each_rule_keeps_its_bound_and_drops_beyond(
+def test_each_rule_keeps_documents_at_its_threshold_and_drops_them_beyond(
     bound: dict[str, Any], kept: str, dropped: str, reason: str
 ) -> None:
     settings = only(bound)
@@ -52,19 +52,19 @@ def test_each_rule_keeps_its_bound_and_drops_beyond(
     assert repetition([kept, dropped, ""], only({})).reasons == [None, None, None]
 
 
-def test_an_ngram_that_occurs_once_is_no_repetition() -> None:
+def test_an_ngram_that_occurs_once_is_not_a_repetition() -> None:
     assert repetition(["five words are not many", "word", ""], Repetition()).reasons == [None, None, None]
 
 
 def test_overlapping_repeats_count_their_characters_once() -> None:
-    # a a a a a a: the 2-gram at 0 is new, those at 1, 3 repeat it, and one word is left over: 4 of 11 characters.
+    # In "a a a a a a", the 2-grams at 1 and 3 repeat the one at 0, and the last word remains: 4 of 11 characters.
     text = "a a a a a a"
     assert repetition([text], only({"duplicate_ngrams": {2: 4 / 11}})).reasons == [None]
     assert repetition([text], only({"duplicate_ngrams": {2: 0.36}})).reasons != [None]
 
 
-def plain_shares(text: str, n: int) -> tuple[float, float]:
-    """(top, duplicate) by slices of the word list: no numbering, no sorting, no skipping of what cannot repeat."""
+def simple_shares(text: str, n: int) -> tuple[float, float]:
+    """Return the shares of the top n-gram and of duplicate n-grams, computed with slices of the list of words."""
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     gram, times = Counter(grams).most_common(1)[0] if grams else ((), 0)
@@ -81,11 +81,11 @@ def plain_shares(text: str, n: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_ngram_rules_agree_with_a_plain_count(n: int) -> None:
+def test_ngram_rules_agree_with_a_simple_count(n: int) -> None:
     generator = random.Random(n)
     for _ in range(200):
         text = " ".join(generator.choice(["a", "bb", "ccc", "dddd", "e"]) for _ in range(generator.randint(1, 30)))
-        top, duplicate = plain_shares(text, n)
+        top, duplicate = simple_shares(text, n)
         for bound in (0.1, 0.3, 0.6):
             tops = only({"top_ngrams": {n: bound}})
             assert (repetition([text], tops).reasons != [None]) == (top > bound), (text, top)
@@ -93,7 +93,7 @@ def test_ngram_rules_agree_with_a_plain_count(n: int) -> None:
             assert (repetition([text], duplicates).reasons != [None]) == (duplicate > bound), (text, duplicate)
 
 
-def test_a_value_that_makes_no_sense_is_named() -> None:
+def test_the_error_names_the_wrong_setting() -> None:
     for settings, message in (
         (Repetition(duplicate_lines=1.2), "steps.duplicate_lines: 1.2 must be between 0 and 1"),
         (Repetition(top_ngrams={2: -0.1}), "steps.top_ngrams[2]: -0.1 must be between 0 and 1"),

@@ -1,9 +1,9 @@
-"""Symbols and words without letters."""
+"""The step `symbol_ratio`."""
 
 from data.cleaning.symbol_ratio import SymbolRatio, symbol_ratio
 
 
-def test_symbol_ratio_drops_hash_marks_and_numbers() -> None:
+def test_symbol_ratio_drops_texts_of_number_signs_and_digits() -> None:
     texts = [
         "# a # b",
         "one two three four # five six seven eight nine",

@@ -1,4 +1,4 @@
-"""The word rule on cases worked by hand, and what it promises of any text."""
+"""How texts are split into words: examples, and properties that hold for every text."""
 
 import random
 
@@ -22,11 +22,11 @@ from data.cleaning.words import Remembered, split_words
         (" \t\n\u00a0", ""),
     ],
 )
-def test_words_marks_contractions_and_numbers_are_cut_as_expected(text: str, words: str) -> None:
+def test_words_punctuation_contractions_and_numbers_are_split_as_expected(text: str, words: str) -> None:
     assert split_words(text) == words.split()
 
 
-def test_nothing_but_white_space_is_lost() -> None:
+def test_only_white_space_is_lost() -> None:
     generator = random.Random(0)
     alphabet = "abcXYZ019 \n'’.,-–—()[]{}<>\"#*&%$€+=/:;!?…@_~^|\\`é中🙂\u00a0n'ts"
     for _ in range(3000):
@@ -34,11 +34,11 @@ def test_nothing_but_white_space_is_lost() -> None:
         assert "".join(split_words(text)) == "".join(text.split()), repr(text)
 
 
-def test_a_string_too_long_for_a_word_is_cut_plainly() -> None:
+def test_a_string_that_is_too_long_for_a_word_is_split_by_the_simple_rule() -> None:
     assert split_words("a-b" * 100) == ["a"] + ["-", "ba"] * 99 + ["-", "b"]
 
 
-def test_what_is_remembered_is_bounded_and_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded_and_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.cleaning.words._MAX_CACHE_ENTRIES", 3)
     lengths = Remembered(len)
     for number in range(20):
