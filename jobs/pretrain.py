@@ -222,7 +222,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
             batches = validation_batches(training, payload.shards, config)
             loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
-        training.checkpoint_when_due(state)
+        training.save_checkpoint_if_due(state)
     training.finish(state, model.config, base_special_tokens, tokenizer)
     if rank_context.rank == 0 and config.sample_prompts:
         encoder, separator = load_encoder(tokenizer), reader.manifest.separator

@@ -188,7 +188,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
                 "reward/margin": "validation/margin",
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
-        training.checkpoint_when_due(state)
+        training.save_checkpoint_if_due(state)
     training.finish(state, model.config, chat_special_tokens, folder)
 
 

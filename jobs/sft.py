@@ -168,7 +168,7 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
         if training.is_validation_step(report.step):
             loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
-        training.checkpoint_when_due(state)
+        training.save_checkpoint_if_due(state)
     training.finish(state, model.config, chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)

@@ -38,7 +38,7 @@ class Binder:
         """The jobs of those configs that have no error, by the name of the config."""
         self.errors: dict[str, str] = {}
         """The first error of each config that could not be bound, by the name of the config."""
-        self._binding: list[str] = []
+        self._in_progress: list[str] = []
 
     def try_bind(self, name: str) -> None:
         """Bind the config with this name, unless it is bound already. The result is put into `jobs` or `errors`.
@@ -47,17 +47,17 @@ class Binder:
         """
         if name in self.jobs or name in self.errors:
             return
-        if name in self._binding:
+        if name in self._in_progress:
             raise ValueError(
-                f"{' → '.join([*self._binding, name])}: these inputs form a cycle; change the input of one of them"
+                f"{' → '.join([*self._in_progress, name])}: these inputs form a cycle; change the input of one of them"
             )
-        self._binding.append(name)
+        self._in_progress.append(name)
         try:
             self.jobs[name] = self._bind(name)
         except (ValueError, OSError) as error:
             self.errors[name] = str(error)
         finally:
-            self._binding.pop()
+            self._in_progress.pop()
 
     def _bind(self, name: str) -> Job:
         stage = find_stage(name)

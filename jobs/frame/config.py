@@ -72,9 +72,11 @@ def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] =
     """Build an object of the dataclass `schema` from plain `values` and `overrides`.
 
     An override such as `optimizer.lr=0.001` replaces a value. If two overrides set the same field, the later one is
-    used. Raises ValueError for an unknown field (the message
-    suggests the most similar name), a value of the wrong type, a missing value, or a value that looks like a secret.
-    Each message begins with `label`, which tells the user which config is wrong.
+    used.
+
+    Raises ValueError for an unknown field (the message suggests the most similar name), a value of the wrong type, a
+    missing value, or a value that looks like a secret. Each message begins with `label`, which tells the user which
+    config is wrong.
     """
     plain = _merge(values, overrides, label)
     _reject_interpolation(plain, label)
@@ -90,6 +92,7 @@ def find_execution(config: Any) -> Execution | None:
 
 
 def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> dict[str, Any]:
+    """Return `values` with the overrides applied, as plain dictionaries and lists."""
     merged: Any = OmegaConf.create(dict(values))
     for override in overrides:
         parse_override(override)

@@ -13,10 +13,10 @@ Meaning = Literal["artifact", "files", "user code"]
 """What a field's value refers to: an artifact, source files, or user-provided code."""
 
 PREVIOUS = "previous"
-"""The value of an input that refers to an earlier config of the same pipeline.
+"""The value of an input that refers to an earlier config of the pipeline without its name.
 
-Of the configs that run before this one and make a kind of artifact that the input accepts, it is the last. With
-`init: previous`, `sft` trains the model that `pretrain` made.
+It refers to the last config before this one that makes a kind of artifact which the input accepts. For example, in the
+config of `sft`, `init: previous` refers to the model that `pretrain` makes.
 """
 
 

@@ -84,7 +84,7 @@ def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
             require_lease()
             write_record(output, record)
             output.remove(UNFINISHED)
-    # A `raymill forget` during the run did not change this artifact, because it was not finished.
+    # Documents that were forgotten during the run are removed now. `raymill forget` changed only finished artifacts.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
         remove_forgotten_documents(job.stage, output, store)
     artifact = open_artifact(output)
@@ -103,7 +103,7 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
     with (
         capacity_wait_limit(execution.wait_s if execution else 0.0),
         ResourceUsage() as usage,
-        _explaining_failures(job.name),
+        _explain_failures(job.name),
     ):
         groups = job.stage.placements(job.config)
         precisions = resolve_precisions(job.config, groups, unfinished.precision if unfinished else {})
@@ -142,7 +142,7 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
 
 
 @contextlib.contextmanager
-def _explaining_failures(name: str) -> Iterator[None]:
+def _explain_failures(name: str) -> Iterator[None]:
     """Monitor the stage's processes during the block. Errors then name the process that failed and the cause.
 
     Raises ValueError for an error of the user, also if a worker found it. Raises JobFailed for every other error.
@@ -168,10 +168,10 @@ def _explaining_failures(name: str) -> Iterator[None]:
 def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
     """Return the interrupted attempt whose files are in the output, or None if there is none to resume from.
 
-    The files of an attempt are deleted if an input has changed since, which `raymill forget` does in place. Documents
-    are then missing from the input, so the order of its samples differs. A resumed training would skip some samples and
-    repeat others, and files that were made from the old input would still contain forgotten documents. The same holds
-    for an artifact that `raymill forget` changed only in part, because it was killed.
+    The files of an attempt are deleted if `raymill forget` has since removed documents from an input. The order of the
+    input's samples is then different, so a resumed training would skip some samples and repeat others. Files that were
+    made from the old input would still contain forgotten documents. The files are also deleted if `raymill forget` was
+    killed while it changed this artifact.
     """
     unfinished = read_unfinished(output)
     # Inputs are compared by digest and not by location, because the store may have been moved.

@@ -21,7 +21,7 @@ _STATE_BYTES = 16
 """Bytes per parameter during training: weight, gradient and the two AdamW moments, all float32."""
 _BYTES_PER_TOKEN_4096 = 3.5
 """Bytes of English prose per token with a BPE vocabulary of 4,096 tokens, measured on the demo's corpus."""
-_MARKERS_PER_MESSAGE = 3
+_TEMPLATE_TOKENS_PER_MESSAGE = 3
 """Number of tokens that a chat template adds to each message."""
 
 
@@ -78,7 +78,7 @@ def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
 
     `texts` contains the text of each message.
     """
-    return sum(len(text.encode()) / bytes_per_token(vocab_size) + _MARKERS_PER_MESSAGE for text in texts)
+    return sum(len(text.encode()) / bytes_per_token(vocab_size) + _TEMPLATE_TOKENS_PER_MESSAGE for text in texts)
 
 
 def forward_flop_per_token(model_config: TransformerConfig, length: int) -> float:

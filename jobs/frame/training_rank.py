@@ -38,8 +38,8 @@ from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 _MAX_CPU_MATMUL_FLOP = 2e10
-"""Limits the matmul that measures the peak of a CPU, in floating-point operations. The slowest CPU core needs about a
-second for that many, and a larger matmul does not reach more FLOP/s."""
+"""The peak of a CPU is measured with a matmul of at most this many floating-point operations. A slow CPU core needs
+about a second for it. A larger matmul does not reach more FLOP/s."""
 
 
 class TrainingRun:
@@ -187,7 +187,7 @@ class TrainingRun:
             self.payload.tracker.log(step, metrics)
         self._interval_start_s = time.perf_counter()
 
-    def checkpoint_when_due(self, state: TrainState) -> None:
+    def save_checkpoint_if_due(self, state: TrainState) -> None:
         """Save a checkpoint if the checkpoint interval ends with this step. It is written in the background.
 
         If the driver was asked to stop, saves a checkpoint, waits until it is complete and raises StoppedOnRequest.
