@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from jobs.cli import parse
-from jobs.commands.fields import config_named, fields_of
+from jobs.commands.fields import config_fields, find_config_class
 from jobs.frame.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def test_a_raymill_command_has_these_options_and_overrides(command: str):
 
 
 def paths_of(config: str) -> set[str]:
-    return {field.path for field in fields_of(config_named(config))}
+    return {field.path for field in config_fields(find_config_class(config))}
 
 
 @pytest.mark.parametrize("name", NAMES)

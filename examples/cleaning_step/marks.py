@@ -1,3 +1,3 @@
-"""Marks that mean shouting, in a module of their own to show that it travels with the step."""
+"""Patterns of `no_shouting.py`. They are in a second file to show that Raymill ships imported files to the cluster."""
 
-SHOUTED = r"!{2,}"
+EXCLAMATION_MARKS = r"!{2,}"

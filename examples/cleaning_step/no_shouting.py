@@ -1,4 +1,6 @@
-"""A cleaning step: texts in capital letters are dropped, and rows of exclamation marks are shortened to one.
+"""An example of a cleaning step. It drops texts in capital letters and shortens `!!!` to `!`.
+
+A corpus config uses it like this:
 
 steps:
   - user_step: {function: examples/cleaning_step/no_shouting.py:no_shouting}
@@ -6,9 +8,9 @@ steps:
 
 import re
 
-from marks import SHOUTED
+from marks import EXCLAMATION_MARKS
 
 
 def no_shouting(text: str) -> str | None:
-    """The text with single exclamation marks, or None, which drops it."""
-    return None if text.isupper() else re.sub(SHOUTED, "!", text)
+    """Return the text with single exclamation marks, or None to drop the text."""
+    return None if text.isupper() else re.sub(EXCLAMATION_MARKS, "!", text)

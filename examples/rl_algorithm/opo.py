@@ -1,11 +1,14 @@
-"""An RL algorithm of your own: OPO (arXiv 2505.23585), REINFORCE with a baseline weighted by length.
+"""An example of an RL algorithm: OPO (arXiv 2505.23585), which is REINFORCE with a length-weighted baseline.
+
+It is selected in the config or on the command line:
 
     raymill run rlhf configs/tiny/rlhf.yaml learning.algorithm=examples/rl_algorithm/opo.py:OPO
 
-An algorithm is an advantage estimator and a policy loss. Nothing else of Raymill changes: this file is fingerprinted,
-so that it is part of the artifact's identity, and shipped to the cluster.
+An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the
+artifact depends on the file's content.
 
-Shape legend: N completions of a step, T tokens of a row, G groups (the completions of one prompt).
+Suffixes of tensor names give their dimensions: N completions of a generation step, T positions of a row, G groups. A
+group is the completions of one prompt.
 """
 
 from __future__ import annotations
@@ -20,24 +23,30 @@ from model.objectives import Loss, logprobs
 from model.transformer import Transformer
 
 
-def length_weighted_baseline(scores: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Reward minus the group's baseline, sum(length · reward) / sum(length), at every token of the completion.
+def length_weighted_advantages(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
+    """Return the reward minus the baseline of the group, at all tokens of a completion.
 
-    This baseline has the least variance when the gradients of different tokens are uncorrelated (eq. 9).
+    The baseline is sum(length · reward) / sum(length) over the completions of the group. If the gradients of different
+    tokens are uncorrelated, it minimizes the variance of the policy gradient (eq. 9).
     """
-    _, group_N = scores.group_ids_N.unique(return_inverse=True)
-    length_N = scores.mask_NT.sum(1).double()
+    _, group_N = inputs.group_ids_N.unique(return_inverse=True)
+    length_N = inputs.mask_NT.sum(1).double()
     num_groups = int(group_N.max()) + 1
     length_G = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, group_N, length_N)
-    weighted_G = torch.zeros_like(length_G).index_add_(0, group_N, length_N * scores.rewards_N.double())
-    return Advantages(broadcast_to_tokens(scores.rewards_N.double() - (weighted_G / length_G)[group_N], scores.mask_NT))
+    reward_sum_G = torch.zeros_like(length_G).index_add_(0, group_N, length_N * inputs.rewards_N.double())
+    return Advantages(
+        broadcast_to_tokens(inputs.rewards_N.double() - (reward_sum_G / length_G)[group_N], inputs.mask_NT)
+    )
 
 
 def reinforce_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
-    """-advantage · log p of each completion token. OPO is exactly on-policy: leave epochs and minibatches at 1."""
+    """Return the loss -advantage · logprob of each completion token.
+
+    It is valid only on-policy, so the settings `epochs` and `minibatches` must be 1.
+    """
     mask_BT = batch.tokens.loss_mask
     logprobs_BT = logprobs(model, batch.tokens, temperature)
     return Loss(-(batch.advantages * logprobs_BT)[mask_BT].sum(), mask_BT.sum())
 
 
-OPO = Algorithm(estimate=length_weighted_baseline, loss=reinforce_loss, needs_groups=True)
+OPO = Algorithm(estimate=length_weighted_advantages, loss=reinforce_loss, needs_groups=True)

@@ -1,6 +1,6 @@
-"""lengths: how long the documents of a corpus are. A whole stage as an example, for jobs/lengths.py.
+"""An example of a stage. It measures the lengths of the documents in a corpus.
 
-raymill run lengths lengths.yaml
+Copy this file to jobs/lengths.py and run `raymill run lengths lengths.yaml`.
 """
 
 from collections.abc import Mapping
@@ -19,36 +19,38 @@ from jobs.report.part import ReportPart
 
 @dataclass(frozen=True, kw_only=True)
 class LengthsConfig:
-    """`lengths.yaml`."""
+    """The config of the stage, which is read from `lengths.yaml`."""
 
     corpus: str = input_artifact("corpus", default=PREVIOUS)
-    """The documents to measure."""
+    """Corpus whose documents are measured."""
     percentiles: tuple[float, ...] = (10.0, 50.0, 90.0)
-    """Each the percentage of documents that are at most as long as its value."""
+    """Percentiles of the document length to compute, between 0 and 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthsSummary:
-    """What the record of the artifact says."""
+    """The results of the stage, which are stored in the record of the artifact."""
 
     documents: int
+    """Number of documents."""
     bytes_by_percentile: Mapping[str, float]
+    """Percentile -> document length in bytes."""
 
 
 def check(config: LengthsConfig) -> None:
-    """Raises ValueError for a percentile outside [0, 100]."""
+    """Raises ValueError for a percentile below 0 or above 100."""
     for percentile in config.percentiles:
         if not 0 <= percentile <= 100:
             raise ValueError(f"percentiles: {percentile} must be between 0 and 100")
 
 
 def estimate(config: LengthsConfig, planned: PlannedInputs) -> dict[str, float]:
-    """What `plan` prints."""
+    """Return numbers that `raymill plan` prints for this stage."""
     return {"percentiles": len(config.percentiles)}
 
 
 def run(config: LengthsConfig, context: Context) -> LengthsSummary:
-    """Write `lengths.json`, the bytes of every document."""
+    """Write `lengths.json`, a list of the lengths of all documents in bytes. Returns the percentiles."""
     corpus = context.inputs["corpus"].storage
     lengths: list[int] = []
     for name in corpus.glob("documents/*.parquet"):
@@ -62,12 +64,12 @@ def run(config: LengthsConfig, context: Context) -> LengthsSummary:
 
 
 def report(artifact: Artifact) -> ReportPart:
-    """The percentiles as a table."""
+    """Return the stage's part of the report: a table of the percentiles."""
     summary = artifact.read_summary(LengthsSummary)
     rows = [[f"{name} %", number(value)] for name, value in summary.bytes_by_percentile.items()]
-    lead = f"{summary.documents:,} documents."
+    introduction = f"{summary.documents:,} documents."
     lengths = table(["documents of at most", "bytes"], rows, numeric=[1])
-    return ReportPart(section=section("lengths", "Lengths", lead, lengths))
+    return ReportPart(section=section("lengths", "Lengths", introduction, lengths))
 
 
 STAGE = Stage(

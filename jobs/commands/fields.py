@@ -1,4 +1,4 @@
-"""`raymill fields STAGE`: every field of a stage's config with its type, its default and its docstring."""
+"""The command `raymill fields STAGE`. It prints each field of a stage's config with type, default and docstring."""
 
 import dataclasses
 import json
@@ -14,114 +14,128 @@ from jobs.frame.fields import Meaning, accepted_kinds, user_fields, value_meanin
 from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import find_stage
 
-_WIDTH = 116
-_PLAIN_TEXT = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
+_TEXT_WIDTH = 116
+"""Columns of the printed docstrings."""
+_UNQUOTED_YAML = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
 
-LEGEND: Mapping[Meaning, str] = {
-    "artifact": "the name of a config beside this one that makes it, `previous` for the last such config before this "
-    "one in the pipeline, or the location of an artifact or of a Hugging Face folder",
-    "files": "paths, globs or fsspec URLs; the files' content is part of the artifact's id, their location is not",
-    "user code": "an extension point: path/to/file.py:name, a function or an object that you wrote",
+MEANING_TEXTS: Mapping[Meaning, str] = {
+    "artifact": "the name of another config in this folder, whose stage makes the artifact; `previous`, for the last "
+    "stage before this one in the pipeline that makes such an artifact; or the location of an artifact or of a Hugging "
+    "Face folder",
+    "files": "paths, globs or fsspec URLs; the artifact's id depends on the files' content and not on their location",
+    "user code": "path/to/file.py:name of a function or an object that you wrote",
 }
-"""Explanations of fields whose value is more than its type says."""
+"""What users can write in a field of each meaning. The type of the field does not tell it."""
 
 
 class Field(NamedTuple):
-    """One field of a config as a user writes it."""
+    """The description of one field of a config."""
 
     path: str
-    """Where it is in the YAML: `optimizer.lr`, `sources[].path`, `models.NAME`."""
+    """Path of the field in the YAML, such as `optimizer.lr`, `sources[].path` or `models.NAME`."""
     type: str
-    """In words: `int or null`, `list of str`; empty for a group of further fields."""
+    """The type in words, such as `int or null` or `list of str`. Empty for a dataclass, whose fields are listed."""
     meaning: Meaning | None
-    """What the value names; None for a plain setting."""
+    """What the value refers to. None for a setting that refers to nothing, such as a number."""
     kinds: tuple[str, ...]
-    """The kinds of artifact that an input accepts."""
+    """The kinds of artifact that the field accepts, if its value refers to an artifact."""
     default: str
-    """As YAML; empty where the field must be given."""
+    """The default as YAML. Empty for a required field."""
     doc: str
-    """Its docstring on one line."""
+    """The docstring of the field, in one line."""
 
 
-class Nested(NamedTuple):
-    """A dataclass inside the type of a field."""
+class NestedDataclass(NamedTuple):
+    """A dataclass that the type of a field contains."""
 
     dataclass: type
-    suffix: str
-    """What its path ends in: nothing for `X`, `[]` for a list or tuple, `.NAME` for a mapping."""
+    path_suffix: str
+    """Added to the path of the field: "" for `X`, `[]` for a list or tuple of X, `.NAME` for a mapping to X."""
 
 
-def config_named(name: str) -> type:
-    """The config dataclass of a stage, or of `pipeline`. Raises ValueError for another name."""
+def find_config_class(name: str) -> type:
+    """Return the config dataclass of a stage or of `pipeline`. Raises ValueError for an unknown name."""
     return PipelineConfig if name == "pipeline" else find_stage(name).config
 
 
 def describe(name: str) -> str:
-    """The text that `raymill fields NAME` prints."""
+    """Return the text that `raymill fields NAME` prints."""
     lines: list[str] = [f"{name}.yaml", ""]
-    fields = list(fields_of(config_named(name)))
+    fields = list(config_fields(find_config_class(name)))
     for field in fields:
         lines.append(_headline(field))
-        lines += textwrap.wrap(field.doc, _WIDTH, initial_indent="    ", subsequent_indent="    ")
-    used = {field.meaning for field in fields}
+        lines += textwrap.wrap(field.doc, _TEXT_WIDTH, initial_indent="    ", subsequent_indent="    ")
+    used_meanings = {field.meaning for field in fields}
     lines.append("")
-    for name, text in LEGEND.items():
-        if name in used:
-            lines += textwrap.wrap(f"({name}): {text}", _WIDTH, subsequent_indent="    ")
+    for meaning, text in MEANING_TEXTS.items():
+        if meaning in used_meanings:
+            lines += textwrap.wrap(f"({meaning}): {text}", _TEXT_WIDTH, subsequent_indent="    ")
     if any(field.path == "execution" for field in fields):
-        lines.append("execution: how the stage runs; not part of the artifact's id")
+        lines.append("execution: how the stage runs; these settings are not part of the artifact's id")
     return "\n".join(lines).rstrip()
 
 
 def _headline(field: Field) -> str:
-    """`init: str or null (artifact: model) = null`."""
+    """Return the line of a field, such as `init: str or null (artifact: model) = null`."""
     meaning = f" ({': '.join(filter(None, [field.meaning, ' or '.join(field.kinds)]))})" if field.meaning else ""
     default = f" = {field.default}" if field.default else ", required" if field.type else ""
     return f"{field.path}: {field.type}{meaning}{default}".rstrip()
 
 
-def fields_of(schema: type, default: Any = None, prefix: str = "", shown: set[type] | None = None) -> Iterator[Field]:
-    """The fields of a dataclass in the order of its source, nested ones after the field that holds them.
+def config_fields(
+    config_class: type, default: Any = None, prefix: str = "", documented: set[type] | None = None
+) -> Iterator[Field]:
+    """Yield the fields of a config dataclass in the order of its source code.
 
-    `default` is the default value of the field that holds this dataclass; its attributes are then the defaults.
-    `shown` are the dataclasses described so far, whose docstrings are not repeated.
+    A field whose type is a nested dataclass is followed by the fields of this dataclass. For a nested dataclass,
+    `default` is the default value of its field, and the attributes of this value are the defaults of the nested fields.
+    `prefix` is the beginning of each path. `documented` contains the dataclasses that were already described, and their
+    docstrings are not repeated.
     """
-    shown = set() if shown is None else shown
-    annotations, docs = typing.get_type_hints(schema), {} if schema in shown else field_docs(schema)
-    shown.add(schema)
-    for field in user_fields(schema):
+    documented = set() if documented is None else documented
+    annotations = typing.get_type_hints(config_class)
+    docs = {} if config_class in documented else field_docs(config_class)
+    documented.add(config_class)
+    for field in user_fields(config_class):
         path, annotation = f"{prefix}{field.name}", annotations[field.name]
-        value = default_of(field) if default is None else getattr(default, field.name)
-        inner = nested(annotation)
-        is_group = inner is not None and not inner.suffix and value is not None
-        doc = docs.get(field.name) or (class_doc(inner.dataclass) if inner and inner.dataclass not in shown else "")
-        words = "" if is_group else type_in_words(annotation)
-        yield Field(path, words, value_meaning(field), accepted_kinds(field), "" if is_group else yaml_of(value), doc)
-        if inner is not None:
-            yield from fields_of(inner.dataclass, value if is_group else None, f"{path}{inner.suffix}.", shown)
+        value = default_value(field) if default is None else getattr(default, field.name)
+        nested = nested_dataclass(annotation)
+        is_group = nested is not None and not nested.path_suffix and value is not None
+        class_text = class_doc(nested.dataclass) if nested and nested.dataclass not in documented else ""
+        yield Field(
+            path,
+            type="" if is_group else type_in_words(annotation),
+            meaning=value_meaning(field),
+            kinds=accepted_kinds(field),
+            default="" if is_group else to_yaml(value),
+            doc=docs.get(field.name) or class_text,
+        )
+        if nested is not None:
+            nested_default, nested_prefix = value if is_group else None, f"{path}{nested.path_suffix}."
+            yield from config_fields(nested.dataclass, nested_default, nested_prefix, documented)
 
 
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The value of a field that is left out; `dataclasses.MISSING` for one that must be given."""
+def default_value(field: dataclasses.Field[Any]) -> Any:
+    """Return the default value of a field, or `dataclasses.MISSING` for a required field."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def nested(annotation: Any) -> Nested | None:
-    """The dataclass X in `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`; None for a type without one."""
+def nested_dataclass(annotation: Any) -> NestedDataclass | None:
+    """Return the dataclass X of a type `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`, or None."""
     if dataclasses.is_dataclass(annotation):
-        return Nested(typing.cast(type, annotation), "")
+        return NestedDataclass(typing.cast(type, annotation), "")
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
-        return next((inner for inner in map(nested, arguments) if inner), None)
-    if origin is dict and (inner := nested(arguments[1])):
-        return Nested(inner.dataclass, f".NAME{inner.suffix}")
-    if origin in (list, tuple) and (inner := nested(arguments[0])):
-        return Nested(inner.dataclass, f"[]{inner.suffix}")
+        return next((found for found in map(nested_dataclass, arguments) if found), None)
+    if origin is dict and (found := nested_dataclass(arguments[1])):
+        return NestedDataclass(found.dataclass, f".NAME{found.path_suffix}")
+    if origin in (list, tuple) and (found := nested_dataclass(arguments[0])):
+        return NestedDataclass(found.dataclass, f"[]{found.path_suffix}")
     return None
 
 
 def type_in_words(annotation: Any) -> str:
-    """`int`, `int or null`, `list of str`, `mapping of str to float`, `one of NFC, NFKC`."""
+    """Return a type in words, such as `int or null`, `list of str`, `mapping of str to float` or `one of NFC, NFKC`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -137,16 +151,16 @@ def type_in_words(annotation: Any) -> str:
     return "group" if dataclasses.is_dataclass(annotation) else annotation.__name__
 
 
-def yaml_of(value: Any) -> str:
-    """A default value as one line of YAML; empty for `dataclasses.MISSING`."""
+def to_yaml(value: Any) -> str:
+    """Return a default value as one line of YAML. It is empty for `dataclasses.MISSING`."""
     if value is dataclasses.MISSING:
         return ""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(yaml_of, value))}]"
+        return f"[{', '.join(map(to_yaml, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {yaml_of(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {to_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
         return str(value).removesuffix(".0")
-    return str(value) if _PLAIN_TEXT.fullmatch(str(value)) else json.dumps(value, ensure_ascii=False)
+    return str(value) if _UNQUOTED_YAML.fullmatch(str(value)) else json.dumps(value, ensure_ascii=False)

@@ -1,9 +1,13 @@
-"""`raymill forget STORE ID…`: remove documents from every corpus and all shards that hold them.
+"""The command `raymill forget STORE ID…`. It removes documents from all corpora and shards of a store.
 
-The ids are written into the store first, so that no later run reads the documents again. Then each artifact that can
-forget is changed in place to what a run from the raw files would now make; only files that held a document are
-rewritten. Meanwhile the artifact has no artifact.json, so after a kill it does not count as finished, and the same
-command, or a run, completes the change. Tokenizers and models that learned from the documents are listed, not changed.
+First the command adds the ids to a list in the store, so that later runs skip these documents. Then it changes each
+corpus and each artifact of shards in place. The result equals that of a new run from the source files without the
+documents. Only files that contain one of the documents are rewritten.
+
+While an artifact is being changed it has no artifact.json and does not count as finished. If the command is killed, the
+same command or the next `raymill run` completes the change.
+
+Tokenizers and models that were trained on the documents are not changed. The command prints them.
 """
 
 import logging
@@ -25,30 +29,31 @@ log = logging.getLogger(__name__)
 
 
 class ForgetResult(NamedTuple):
-    """The artifacts of a store, by their ids, after documents were forgotten."""
+    """What `forget` did to the artifacts of a store."""
 
     changed: list[str]
-    """Artifacts that held one of the documents and no longer do."""
+    """Ids of the artifacts from which documents were removed."""
     derived: list[str]
-    """Artifacts that were made from one that held a forgotten document; they are not changed."""
+    """Ids of the artifacts that were not changed, but were made from an artifact from which documents were removed."""
     failed: dict[str, str]
-    """Artifacts that may still hold one of the documents, and why."""
+    """Artifact id -> error message. These artifacts may still contain one of the documents."""
 
 
 def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) -> ForgetResult:
-    """Remove the documents with these ids. Shards are rewritten on the Ray cluster at `address`, or on a local one.
+    """Remove the documents with these ids from the store.
 
-    Raises ValueError, before anything is changed, when no corpus of the store has read one of them.
+    Shards are rewritten by the Ray cluster at `address`, or by a local Ray cluster if it is None. Raises ValueError,
+    before anything is changed, if no corpus of the store has read one of the documents.
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
-    with hold_lease(store), connect(address), require_shared_paths(store, []):  # one at a time in a store
+    with hold_lease(store), connect(address), require_shared_paths(store, []):  # at most one forget runs in a store
         records = _records(store)
         forgotten = read_forgotten(store)
-        if unknown := _unknown([id for id in ids if id not in forgotten], store, records):
+        if unknown := _unknown_ids([id for id in ids if id not in forgotten], store, records):
             raise ValueError(
-                f"forget: no corpus in {store.url} has read a document {unknown[0]!r}; ids look like SOURCE/… and are "
-                "in the column `id` of a corpus's documents/ and drops/"
+                f"forget: no corpus in {store.url} has read a document with the id {unknown[0]!r}; ids begin with the "
+                "name of a source and `/`, and are in the column `id` of the files in a corpus's documents/ and drops/"
             )
         store.write_jsonl(FORGOTTEN, sorted(forgotten | set(ids)))
         for record in records:
@@ -56,23 +61,26 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
             if stage.forget is not None:
                 try:
                     changed += [record.id] if remove_forgotten_documents(stage, store / record.id, store) else []
-                except (ValueError, OSError) as error:  # the other artifacts can still forget
+                except (ValueError, OSError) as error:  # the documents are still removed from the other artifacts
                     failed[record.id] = str(error)
         _clear_unfinished(store, changed)
-        return ForgetResult(changed, _learned(_records(store)), failed)
+        return ForgetResult(changed, _derived_ids(_records(store)), failed)
 
 
 def _records(store: Storage) -> list[Record]:
-    """The records of a store's artifacts, each after its inputs; those that a kill left half-changed included."""
+    """Return the records of all artifacts of a store. The record of an artifact comes after those of its inputs.
+
+    An artifact whose change was interrupted has its record in a backup file and is included.
+    """
     paths = {name.partition("/")[0]: name for file in (BACKUP, RECORD) for name in store.glob(f"*/{file}")}
     stored = map(store.read_json, paths.values())
     records = {values["id"]: to_record(values) for values in stored if values["stage"] in STAGES}
     ordered: dict[str, Record] = {}
 
     def add(record: Record) -> None:
-        for need in record.inputs.values():
-            if need.id in records and need.id not in ordered:
-                add(records[need.id])
+        for used in record.inputs.values():
+            if used.id in records and used.id not in ordered:
+                add(records[used.id])
         ordered.setdefault(record.id, record)
 
     for _, record in sorted(records.items()):
@@ -80,8 +88,8 @@ def _records(store: Storage) -> list[Record]:
     return list(ordered.values())
 
 
-def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
-    """The ids that no corpus has read."""
+def _unknown_ids(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
+    """Return the ids that no corpus has read."""
     unseen = set(ids)
     for record in records:
         if record.kind == "corpus" and record.is_current and unseen:
@@ -93,25 +101,31 @@ def _unknown(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> l
 
 
 def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
-    """Empty the unfinished outputs that were made from the raw files, or from an artifact that has now changed."""
+    """Empty the folders of unfinished artifacts that may contain one of the documents.
+
+    These are artifacts without inputs, which read the source files, and artifacts with an input that has changed.
+    """
     for name in store.glob(f"*/{UNFINISHED}"):
         output = store / name.partition("/")[0]
         unfinished = read_unfinished(output)
-        if unfinished and (not unfinished.inputs or any(need.id in changed for need in unfinished.inputs.values())):
-            with hold_lease(output):  # waits for the run that makes it, if there is one
+        if unfinished and (not unfinished.inputs or any(used.id in changed for used in unfinished.inputs.values())):
+            with hold_lease(output):  # waits until no run writes to this folder
                 if not output.exists(RECORD):
                     clear_output(output)
-                    log.info("emptied the unfinished %s", output.url)
+                    log.info("emptied the folder of the unfinished artifact %s", output.url)
 
 
-def _learned(records: Sequence[Record]) -> list[str]:
-    """Ids of the artifacts that cannot forget and were made, directly or not, from one that has changed since."""
+def _derived_ids(records: Sequence[Record]) -> list[str]:
+    """Return the ids of the tokenizers, models and other artifacts that were made from an artifact that has changed.
+
+    Artifacts that were made from such an artifact indirectly are included.
+    """
     digests = {record.id: record.digest for record in records}
-    stale: dict[str, None] = {}
-    for record in records:  # each after its inputs
+    derived: dict[str, None] = {}
+    for record in records:  # the record of an artifact comes after those of its inputs
         if find_stage(record.stage).forget is not None:
             continue
-        planned = record.inputs.values()
-        if any(need.id in stale or digests.get(need.id, need.digest) != need.digest for need in planned):
-            stale[record.id] = None
-    return list(stale)
+        for used in record.inputs.values():
+            if used.id in derived or digests.get(used.id, used.digest) != used.digest:
+                derived[record.id] = None
+    return list(derived)

@@ -1,8 +1,9 @@
-"""`raymill manifest STAGE CONFIG`: the same command as `run`, as Kubernetes objects.
+"""The command `raymill manifest STAGE CONFIG`. It prints Kubernetes objects that execute `raymill run STAGE CONFIG`.
 
-The groups of pods are sized from the stages' `execution` settings. Stages run one after another, so each group is as
-large as the most demanding stage needs it. Data stays where the configs' URLs point; only configs and the user's own
-local `.py` files are shipped, in a ConfigMap.
+There are three groups of worker pods: data, train and rollout. The number of pods in a group follows from the
+`execution` settings of the stages. Stages run one after another, so a group has as many pods as the stage that needs
+most of them. A ConfigMap contains the configs and the local `.py` files that they name. Data is not copied: pods read
+it from the URLs in the configs.
 """
 
 import shlex
@@ -29,15 +30,19 @@ _HEADER = "# Written by: {command}\n# Apply with: kubectl apply --server-side -f
 
 
 class Location(NamedTuple):
-    """A path or URL that a config names."""
+    """A path or URL in a config."""
 
     field: str
-    """Where it is named: `store`, `sft: init`."""
+    """The field with the path or URL, such as `store` or `sft: init`."""
     url: str
+    """The path or URL."""
 
 
 def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, cluster: Path) -> str:
-    """The YAML of all objects. Raises ValueError for a wrong setting, or a location that pods cannot reach."""
+    """Return the YAML of all Kubernetes objects. `cluster` is the YAML file with the image and the sizes of the pods.
+
+    Raises ValueError for an invalid setting, and for a path that pods cannot read.
+    """
     cluster_config = build(ClusterConfig, load_yaml(cluster), label=str(cluster))
     try:
         cluster_config.check()
@@ -48,22 +53,22 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
     pipeline_config = find_pipeline_config(config, overrides)
     store = store or pipeline_config.store
     files = {_shipped_name(path): path.read_text() for path in _shipped_files(stage, config, configs)}
-    _refuse_local_locations(configs, store)
-    words = ["raymill", "run", stage, _shipped_name(config), *overrides, "--store", store]
+    _check_locations(configs, store)
+    run_command = ["raymill", "run", stage, _shipped_name(config), *overrides, "--store", store]
     objects = build_manifest(
         cluster_config,
         pod_groups(configs, cluster_config),
-        command=shlex.join(words),
+        command=shlex.join(run_command),
         files=files,
         env={**pipeline_config.variables(), **JOB_VARIABLES, **submission_variables(with_digest=False)},
     )
     this_command = ["raymill", "manifest", stage, str(config), *overrides, *store_option, "--cluster", str(cluster)]
-    documents = (yaml.dump(one, Dumper=_BlockTextDumper, sort_keys=False, width=110) for one in objects)
+    documents = (yaml.dump(value, Dumper=_BlockTextDumper, sort_keys=False, width=110) for value in objects)
     return _HEADER.format(command=shlex.join(this_command)) + "---\n" + "---\n".join(documents)
 
 
 def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> list[PodGroup]:
-    """The groups of worker pods and the number of pods in each; a group that no stage uses is left out."""
+    """Return the groups of worker pods with their number of pods. A group that no stage uses is left out."""
     shapes: dict[PodGroupName, PodShape] = {
         "data": cluster_config.data,
         "train": cluster_config.train,
@@ -71,15 +76,15 @@ def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> lis
     }
     pods: dict[PodGroupName, int] = {"data": cluster_config.data_pods, "train": 0, "rollout": 0}
     for name, config in configs.items():
-        for workers_by_group in _worker_sets(name, config):
-            for group, workers in workers_by_group.items():
+        for workers_by_pod_group in _concurrent_workers(name, config):
+            for group, workers in workers_by_pod_group.items():
                 needed = count_pods(workers, shapes[group], f"{name}: execution on {group} pods")
                 pods[group] = max(pods[group], needed)
-    return [PodGroup(group, shapes[group], number) for group, number in pods.items() if number]
+    return [PodGroup(group, shapes[group], count) for group, count in pods.items() if count]
 
 
-def _worker_sets(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dict[str, float]]]]:
-    """For each set of workers that run at the same time: the resources of each worker, by the pods that it runs on."""
+def _concurrent_workers(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dict[str, float]]]]:
+    """Yield the workers of a stage that run at the same time, as the Ray resources of each worker by pod group."""
     stage, execution = find_stage(name), find_execution(config)
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
@@ -93,44 +98,56 @@ def _worker_sets(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dic
 
 
 def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
-    """Work without GPUs runs on data pods, engines with nodes of their own on rollout pods, the rest on train pods."""
+    """Return the pod group of a placement's workers.
+
+    Workers without GPUs are on data pods, engines that do not run on the learners' nodes are on rollout pods, and
+    all other workers are on train pods.
+    """
     if not placement.gpus_per_worker:
         return "data"
     return "rollout" if is_engine_group else "train"
 
 
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
+    """Return the configs, and the local `.py` files that they name or that these import."""
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     paths += [config] if stage == "pipeline" else []
-    programs = {local_program(value) for one in configs.values() for value in find_sources(one)}
+    programs = {local_program(value) for stage_config in configs.values() for value in find_sources(stage_config)}
     files = {file for program in programs if program for file in program_files(program)}
     return [*paths, *sorted(files)]
 
 
 def _shipped_name(path: Path) -> str:
+    """Return the path of a file in the pods. Raises ValueError for a file outside of the working directory."""
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{path}: give a path below the working directory; only files below it are shipped")
+        raise ValueError(
+            f"{path}: the file must be in the working directory or a folder in it, because only such files are copied "
+            "to the pods"
+        )
     return path.as_posix()
 
 
-def _refuse_local_locations(configs: Mapping[str, Any], store: str) -> None:
-    """Raises ValueError for a path that exists on this machine only."""
+def _check_locations(configs: Mapping[str, Any], store: str) -> None:
+    """Raises ValueError for a path that exists only on this machine."""
     locations = [Location("store", store)]
     for name, config in configs.items():
         locations += [Location(f"{name}: source", value) for value in find_sources(config)]
-        inputs = [marked for marked in find_inputs(config) if "/" in marked.value]
-        locations += [Location(f"{name}: {marked.path}", marked.value) for marked in inputs]
+        inputs = [found for found in find_inputs(config) if "/" in found.value]
+        locations += [Location(f"{name}: {found.path}", found.value) for found in inputs]
     for field, url in locations:
         path = local_path(without_function_name(url))
         if local_program(url) is None and path is not None and not path.startswith("/"):
             raise ValueError(
-                f"{field}: {url!r} is a path on this machine; pods need a URL such as s3://bucket/path, or an "
-                "absolute path on a volume that all of them mount"
+                f"{field}: {url!r} is a path on this machine; use a URL such as s3://bucket/path, or an absolute path "
+                "on a volume that all pods mount"
             )
 
 
 class _BlockTextDumper(yaml.SafeDumper):
-    """Writes text of several lines as a block, so that a shipped config looks like its file, and writes no aliases."""
+    """Writes a string of several lines as a block, so that a config in the ConfigMap looks like its file.
+
+    It never writes YAML aliases.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

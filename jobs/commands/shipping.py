@@ -1,9 +1,11 @@
-"""The files that travel to a Ray cluster with a command, and the command as it runs there.
+"""Ships the files of a command to a Ray cluster.
 
-Shipped are the YAML files that the command binds and the local `.py` files that they name. Not shipped are data,
-artifacts, secrets, and Raymill itself, which the cluster has installed in the same version. A relative path of data
-is a path under the working directory of the machine that submits, so it is written into the shipped configs as an
-absolute one; artifacts' ids do not depend on paths.
+The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that these name. The
+cluster gets no data, artifacts or secrets. It also does not get Raymill, which must be installed there in the same
+version.
+
+The shipped configs have absolute paths instead of relative ones, because a relative path to data is relative to the
+working directory of the machine that submits. The ids of artifacts do not depend on paths.
 """
 
 import hashlib
@@ -27,13 +29,15 @@ from jobs.frame.user_code import reject_file_lookups
 
 
 def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
-    """Write the files to ship into `folder`, laid out as under the working directory. Returns the command to run
-    there."""
-    jobs = _with_needs(pipeline.jobs)
+    """Write the files to ship to `folder`, under their paths relative to the working directory.
+
+    Returns the command to run in this folder on the cluster.
+    """
+    jobs = _with_required_jobs(pipeline.jobs)
     replacements = {name: _path_replacements(job) for name, job in jobs.items()}
     for name in jobs:
-        is_given_file = stage != "pipeline" and name in pipeline.jobs
-        path = config if is_given_file else config.parent / f"{name}.yaml"
+        is_config_of_command = stage != "pipeline" and name in pipeline.jobs
+        path = config if is_config_of_command else config.parent / f"{name}.yaml"
         _write_yaml(folder / _shipped_path(path), _replace(load_yaml(path), replacements[name]))
     if stage == "pipeline":
         _write_yaml(folder / _shipped_path(config), load_yaml(config))
@@ -42,15 +46,17 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
             if program := local_program(value):
                 _copy_program(program, folder)
     shipped_overrides = [_shipped_override(override, stage, pipeline, replacements) for override in overrides]
-    # The store is always named: the default, `runs` in the working directory of a job, would be lost with it.
-    words = ["raymill", "run", stage, str(_shipped_path(config)), *shipped_overrides, "--store", pipeline.store.url]
-    return shlex.join(words)
+    # --store is always in the command. The default store is the folder `runs` in the working directory, and Ray removes
+    # the working directory of a job when the job ends.
+    command = ["raymill", "run", stage, str(_shipped_path(config)), *shipped_overrides, "--store", pipeline.store.url]
+    return shlex.join(command)
 
 
 def local_program(value: str) -> Path | None:
-    """The local file of a program that a source field names as `path/file.py:function`, which has to be shipped.
+    """Return the local `.py` file of a value `path/file.py:function` of a source field. The file must be shipped.
 
-    None for data, `.py` files among them, and for a program behind a URL or in an archive.
+    Returns None if the value is a path to data, which may be a `.py` file too, or if the program is at a URL or in an
+    archive.
     """
     file = without_function_name(value)
     path = None if file == value or "::" in file else local_path(file)
@@ -58,7 +64,10 @@ def local_program(value: str) -> Path | None:
 
 
 def program_files(program: Path) -> list[Path]:
-    """A program and the modules beside it that it imports. Raises ValueError when it needs other files as well."""
+    """Return the file of a program and the modules in its folder that it imports.
+
+    Raises ValueError if the program reads further files from its folder.
+    """
     reject_file_lookups(str(program))
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
@@ -71,10 +80,10 @@ def _copy_program(program: Path, folder: Path) -> None:
 
 
 def _shipped_path(path: Path) -> Path:
-    """The path of a file among the shipped ones, relative to their folder.
+    """Return the path of a shipped file, relative to the folder of the shipped files.
 
-    A file below the working directory keeps its relative path. Any other goes below `outside-<digest>`, where the
-    digest of its folder keeps folders of the same name apart.
+    It is the path relative to the working directory. A file outside of the working directory is in a folder
+    `outside-DIGEST`. The digest is a hash of the path of its folder, so that folders with equal names do not collide.
     """
     relative = Path(os.path.relpath(path))
     if ".." not in relative.parts:
@@ -83,43 +92,46 @@ def _shipped_path(path: Path) -> Path:
     return Path(f"outside-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}", folder.name, path.name)
 
 
-def _with_needs(jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """These jobs and all jobs that they need, directly or not, by name and each after its needs."""
+def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Return these jobs and all jobs whose artifacts they read, directly or indirectly, by name.
+
+    A job comes after the jobs whose artifacts it reads.
+    """
     ordered: dict[str, Job] = {}
     for name, job in jobs.items():
-        ordered |= _with_needs({need.name: need for need in job.planned.values() if isinstance(need, Job)})
+        ordered |= _with_required_jobs({used.name: used for used in job.planned.values() if isinstance(used, Job)})
         ordered[name] = job
     return ordered
 
 
 def _path_replacements(job: Job) -> dict[str, str]:
-    """Value in the job's config -> value to ship, for every path that would mean something else on the cluster."""
+    """Return value in the job's config -> shipped value, for each path that is not valid on the cluster."""
     replacements: dict[str, str] = {}
     for value in find_sources(job.config):
         program = local_program(value)
         suffix = value[len(without_function_name(value)) :]
         replacements[value] = f"{_shipped_path(program)}{suffix}" if program else absolute_url(value)
-    for marked in find_inputs(job.config):
-        if isinstance(job.planned[marked.path], Artifact):
-            replacements[marked.value] = absolute_url(marked.value)
+    for found in find_inputs(job.config):
+        if isinstance(job.planned[found.path], Artifact):
+            replacements[found.value] = absolute_url(found.value)
     return {value: replacement for value, replacement in replacements.items() if replacement != value}
 
 
 def _shipped_override(
     override: str, stage: str, pipeline: Pipeline, replacements: Mapping[str, Mapping[str, str]]
 ) -> str:
-    """The override with the paths in its value replaced."""
+    """Return an override of the command with the paths in its value replaced."""
     key, value = parse_override(override)
     name = key.partition(".")[0] if stage == "pipeline" else next(iter(pipeline.jobs))
-    plain = yaml.safe_load(value)
-    replaced = _replace(plain, replacements.get(name, {}))
-    if replaced == plain:
+    parsed = yaml.safe_load(value)
+    replaced = _replace(parsed, replacements.get(name, {}))
+    if replaced == parsed:
         return override
     return f"{key}={replaced if isinstance(replaced, str) else json.dumps(replaced)}"
 
 
 def _replace(tree: Any, replacements: Mapping[str, str]) -> Any:
-    """The plain value with every text that is a key of `replacements` replaced."""
+    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced."""
     if isinstance(tree, Mapping):
         return {key: _replace(item, replacements) for key, item in tree.items()}
     if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""`raymill ls` and `raymill show`: the artifacts of a store, and what one of them was made from."""
+"""The commands `raymill ls`, which lists the artifacts of a store, and `raymill show`, which describes an artifact."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from jobs.frame.artifact import RECORD, Artifact, open_artifact
 
 
 def list_artifacts(store: Storage) -> Iterator[str]:
-    """A line for each artifact of a store, the oldest first: id, time that it took, location."""
+    """Yield a line for each artifact of a store, oldest first, with its id, the duration of its run and its URL."""
     records = [store.read_json(name) for name in store.glob(f"*/{RECORD}")]
     if not records:
         yield f"no artifacts in {store.url}"
@@ -17,35 +17,41 @@ def list_artifacts(store: Storage) -> Iterator[str]:
 
 
 def describe_artifact(artifact: Artifact) -> Iterator[str]:
-    """Lines with the numbers and texts of an artifact's summary, then with its lineage."""
-    yield from _values(artifact.summary)
+    """Yield lines with the numbers and strings of an artifact's summary, followed by its lineage."""
+    yield from _summary_lines(artifact.summary)
     yield ""
-    yield from _lineage(artifact, indent="", shown=set())
+    yield from _lineage_lines(artifact, indent="", shown_ids=set())
 
 
-def _values(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """A line for each number and text, those of nested values after `outer.inner`; lists are left out."""
+def _summary_lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield a line for each number and string of a summary. A nested value has a name such as `outer.inner`.
+
+    Lists are left out.
+    """
     for name, value in summary.items():
         if isinstance(value, Mapping):
-            yield from _values(value, f"{prefix}{name}.")
+            yield from _summary_lines(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float, str)):
             yield f"{prefix}{name}: {value}"
 
 
-def _lineage(artifact: Artifact, indent: str, shown: set[str]) -> Iterator[str]:
-    """The artifact, its source files, and the lineage of its inputs; nothing is repeated."""
-    if artifact.id in shown:
-        yield f"{indent}{artifact.id}  (above)"
+def _lineage_lines(artifact: Artifact, indent: str, shown_ids: set[str]) -> Iterator[str]:
+    """Yield lines with the artifact, its source files and the lineage of its inputs.
+
+    The lineage of an artifact that occurs several times is printed once.
+    """
+    if artifact.id in shown_ids:
+        yield f"{indent}{artifact.id}  (see above)"
         return
-    shown.add(artifact.id)
+    shown_ids.add(artifact.id)
     yield f"{indent}{artifact.id}  {artifact.storage.url}"
     for path, files in artifact.record.sources.items():
         for url, fingerprint in files.items():
             yield f"{indent}    {path}: {url}  {fingerprint[:19]}"
-    for path, need in artifact.record.inputs.items():
+    for path, used in artifact.record.inputs.items():
         yield f"{indent}    {path}:"
-        upstream = open_artifact(need.url)
+        upstream = open_artifact(used.url)
         if upstream is None:
-            yield f"{indent}      {need.id}  (no longer at {need.url})"
+            yield f"{indent}      {used.id}  (no longer at {used.url})"
         else:
-            yield from _lineage(upstream, indent + "      ", shown)
+            yield from _lineage_lines(upstream, indent + "      ", shown_ids)

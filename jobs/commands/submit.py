@@ -1,4 +1,7 @@
-"""`raymill submit STAGE CONFIG`: run the same command as a job on a Ray cluster, with the files that it needs."""
+"""The command `raymill submit STAGE CONFIG`. It executes `raymill run STAGE CONFIG` as a job on a Ray cluster.
+
+`jobs.commands.shipping` ships the configs and `.py` files that the job needs.
+"""
 
 import hashlib
 import os
@@ -20,29 +23,34 @@ from jobs.frame.artifact import open_artifact
 from jobs.frame.pipeline import Pipeline, find_errors, load
 from jobs.frame.same_code import submission_variables
 
-_START_S = 30.0
-"""`follow_start` waits this long for the run to begin."""
-_POLL_S = 1.0
-_remembered = UserCache("submissions")
+_MAX_START_WAIT_S = 30.0
+"""Longest time that `follow_start` waits until the run begins."""
+_POLL_INTERVAL_S = 1.0
+"""Pause between two queries of a job's state."""
+_submission_cache = UserCache("submissions")
+"""Job id -> the store, address and environment variables of its last submit from this machine."""
 
 
 class RememberedSubmission(NamedTuple):
-    """A job that was submitted, and the store of its run as far as it is known."""
+    """A submitted job and the store of its run."""
 
     submission: Submission
     store: Storage | None
+    """None if the store was not given and the job was not submitted from this machine."""
 
 
 def submit(
     stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None
 ) -> SubmitResult:
-    """The job that runs this command on the cluster whose dashboard is at `address`.
+    """Submit the command as a job to the cluster whose dashboard is at `address`.
 
-    The same work is never done twice: the job's id is a hash of the command, the shipped files, Raymill's version and
-    the ids of the artifacts, so a changed data file makes another job. A job whose artifacts no longer exist is sent
-    again. Raises ValueError, before anything is sent, with every mistake that shows on this machine.
+    If the command was already submitted, its existing job is returned and the work is not repeated. The id of a job is
+    a hash of the command, the shipped files, Raymill's version and the ids of the artifacts. A changed data file gives
+    different artifact ids and therefore a different job. A job whose artifacts were deleted is submitted again.
+
+    Raises ValueError with all errors that can be detected on this machine. Nothing is submitted in this case.
     """
-    check_no_shadowed_packages()  # the folder of the shipped files is the workers' directory, as this one is here
+    check_no_shadowed_packages()  # the shipped files are in the workers' working directory, as they are in this one
     pipeline = load(stage, config, overrides, store=store)
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
@@ -51,20 +59,20 @@ def submit(
         result = submit_once(
             command,
             Path(folder),
-            id=f"{stage}-{_digest(command, Path(folder), pipeline)[:12]}",
+            id=f"{stage}-{_job_digest(command, Path(folder), pipeline)[:12]}",
             address=address,
             env={**pipeline.environment, **submission_variables()},
             metadata={"raymill": version("raymill"), "store": pipeline.store.url},
             has_result=lambda: all(open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values()),
             before_sending=lambda id: submission_status.record_submission(pipeline.store, id),
         )
-    remembered = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}
-    _remembered.put(result.submission.id, remembered)
+    entry = {"store": pipeline.store.url, "address": address, "environment": dict(pipeline.environment)}
+    _submission_cache.put(result.submission.id, entry)
     return result
 
 
-def _digest(command: str, folder: Path, pipeline: Pipeline) -> str:
-    """A hash of everything that a job depends on."""
+def _job_digest(command: str, folder: Path, pipeline: Pipeline) -> str:
+    """Return a hash of everything that the result of a job depends on."""
     digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
@@ -73,28 +81,29 @@ def _digest(command: str, folder: Path, pipeline: Pipeline) -> str:
 
 
 def follow_start(submission: Submission, store: Storage) -> JobReport:
-    """The state of a job once its run has passed all checks, or has ended, or after `_START_S` seconds.
+    """Wait until the run of a job has passed its checks or has ended, for at most `_MAX_START_WAIT_S`.
 
-    A run that is refused, because the cluster sees another store or has another Raymill, ends within seconds.
+    Returns the state of the job. A run whose checks fail ends within seconds. The checks are that the cluster reads the
+    same store and has the same version of Raymill.
     """
-    until = time.monotonic() + _START_S
+    deadline = time.monotonic() + _MAX_START_WAIT_S
     with working(lambda: f"waiting for job {submission.id} to begin"):
         while True:
             report = query_job(submission, store)
             is_running = report.run_status is not None and report.run_status.state == "running"
-            if report.has_ended or is_running or time.monotonic() > until:
+            if report.has_ended or is_running or time.monotonic() > deadline:
                 return report
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_INTERVAL_S)
 
 
 def find_submission(id: str, *, address: str | None, store: str | None) -> RememberedSubmission:
-    """A job that was submitted. An address or store that is not given is the one of the last submit of this job from
-    this machine, if there was one.
+    """Return a submitted job with its store.
 
-    The environment variables of that submit are set in this process, because the store may need them.
+    If `address` or `store` is None, it is read from the last submit of this job from this machine. The environment
+    variables of this submit are set in this process, because access to the store may need them.
     """
-    remembered = _remembered.get(id) or {}
-    store = store or remembered.get("store")
-    os.environ.update(remembered.get("environment", {}))
-    submission = Submission(id, address or remembered.get("address"))
+    entry = _submission_cache.get(id) or {}
+    store = store or entry.get("store")
+    os.environ.update(entry.get("environment", {}))
+    submission = Submission(id, address or entry.get("address"))
     return RememberedSubmission(submission, Storage(store) if store else None)

@@ -1,4 +1,4 @@
-"""What `raymill run` does in addition when it is a submitted job on a cluster."""
+"""The parts of `raymill run` that are needed only in a submitted job on a cluster."""
 
 import os
 import shutil
@@ -12,10 +12,12 @@ from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, req
 
 
 def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[], None]]:
-    """Report the status of a submitted run to its store, which the command of a submitted job always names.
+    """Return a context that writes the status of a submitted run to its store.
 
-    Yields a function to call when the first stage begins; it does nothing when this is no submitted job. Raises
-    ValueError when this process sees another store than the machine that submitted.
+    The command of a submitted job always has the option --store. The context yields a function, which the caller calls
+    when the first stage begins. In a process that is not a submitted job, context and function do nothing.
+
+    Raises ValueError if this process does not see the same store as the machine that submitted the job.
     """
     id = os.environ.get(SUBMISSION_VARIABLE)
     if id is None or store is None:
@@ -26,19 +28,19 @@ def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[
 
 @contextmanager
 def private_working_directory() -> Iterator[None]:
-    """Work in a copy of the working directory when this is a submitted job.
+    """Change to a copy of the working directory if this process is a submitted job.
 
-    When a node joins on the driver's machine, Ray unpacks the shipped files again and removes the directory that the
-    driver works in.
+    Without the copy a job would lose its working directory when a second Ray node starts on its machine: Ray then
+    removes the directory and unpacks the shipped files again.
     """
     if not os.environ.get(SUBMISSION_VARIABLE):
         yield
         return
-    shipped = Path.cwd()
+    original = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="raymill-job-", ignore_cleanup_errors=True) as copy:
-        shutil.copytree(shipped, copy, dirs_exist_ok=True)
+        shutil.copytree(original, copy, dirs_exist_ok=True)
         os.chdir(copy)
         try:
             yield
         finally:
-            os.chdir(shipped)
+            os.chdir(original)

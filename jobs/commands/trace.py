@@ -1,4 +1,4 @@
-"""`raymill trace STORE ID`: where a document came from, what became of it, and where its tokens are."""
+"""The command `raymill trace STORE ID`. It prints a document's source file, whether it was kept, and its tokens."""
 
 from collections.abc import Iterator
 
@@ -17,31 +17,34 @@ from jobs.frame.forgetting import read_forgotten
 
 
 def trace(store: Storage, id: str) -> Iterator[str]:
-    """Lines about a document in every corpus of a store, then in every shard.
+    """Yield lines about a document in each corpus and in each artifact of shards of a store.
 
-    Raises ValueError when no corpus of the store has read it.
+    Raises ValueError if no corpus of the store has read the document.
     """
     folders = [store / name.partition("/")[0] for name in store.glob(f"*/{RECORD}")]
     artifacts = [Artifact(folder, read_record(folder)) for folder in folders]
-    is_known = False
+    is_found = False
     for artifact in artifacts:
         if artifact.kind == "corpus" and not artifact.record.is_current:
-            yield f"{artifact.id} was made by an older version, which kept no origins"
+            yield f"{artifact.id} was made by an older version of Raymill, which recorded no origins of documents"
         elif artifact.kind == "corpus":
             for row in find_origin_rows(artifact.storage, artifact.read_summary(CorpusSummary).parts, [id]):
-                is_known = True
-                yield from _in_corpus(artifact, row)
+                is_found = True
+                yield from _corpus_lines(artifact, row)
     for artifact in artifacts:
         if artifact.kind == "shards":
-            yield from _in_shards(artifact, id)
+            yield from _shards_lines(artifact, id)
     if id in read_forgotten(store):
-        yield f"{id} is forgotten: no artifact in {store.url} may hold it"
-    elif not is_known:
-        raise ValueError(f"trace: no corpus in {store.url} has read a document {id!r}; ids look like SOURCE/…")
+        yield f"{id} was removed by `raymill forget`: no artifact in {store.url} may contain it"
+    elif not is_found:
+        raise ValueError(
+            f"trace: no corpus in {store.url} has read a document with the id {id!r}; ids begin with the name of a "
+            "source and `/`"
+        )
 
 
-def _in_corpus(corpus: Artifact, row: OriginRow) -> Iterator[str]:
-    """Lines about the document in one corpus: its source file, and whether it was kept or dropped."""
+def _corpus_lines(corpus: Artifact, row: OriginRow) -> Iterator[str]:
+    """Yield lines with the document's source file, and whether this corpus kept or dropped it."""
     file_name = corpus.storage.read_json(FILE_NAMES_JSON)[row.source][row.file]
     yield corpus.id
     yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
@@ -56,8 +59,8 @@ def _in_corpus(corpus: Artifact, row: OriginRow) -> Iterator[str]:
                 yield f"  dropped by    {entry['reason']}{kept}"
 
 
-def _in_shards(shards: Artifact, id: str) -> Iterator[str]:
-    """Lines about the document in one artifact of shards: the range of its tokens."""
+def _shards_lines(shards: Artifact, id: str) -> Iterator[str]:
+    """Yield lines with the shard and the range of the document's tokens."""
     for split in SPLITS:
         folder = shards.storage / split
         location = find_document(folder, read_manifest(folder), id)

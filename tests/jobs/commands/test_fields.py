@@ -1,4 +1,4 @@
-"""`raymill fields` prints of every field what a user needs to set it."""
+"""`raymill fields` prints each field of a config with type, default and docstring."""
 
 import dataclasses
 import subprocess
@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from jobs.commands.fields import Field, config_named, describe, fields_of, nested
+from jobs.commands.fields import Field, config_fields, describe, find_config_class, nested_dataclass
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.stages import STAGES
@@ -51,7 +51,7 @@ class Config(Base):
     """Those that generate."""
 
 
-FIELDS = {one.path: one for one in fields_of(Config)}
+FIELDS = {found.path: found for found in config_fields(Config)}
 
 
 def test_a_field_has_its_type_meaning_default_and_docstring():
@@ -62,12 +62,12 @@ def test_a_field_has_its_type_meaning_default_and_docstring():
     assert FIELDS["weights"] == Field("weights", "mapping of str to (float or null)", None, (), "{a: 2}", "")
 
 
-def test_inherited_docstrings_are_found_and_set_on_one_line():
+def test_docstrings_of_inherited_fields_are_found_and_joined_to_one_line():
     assert field_docs(Config)["seed"] == "Seed of the whole run."
     assert class_doc(Group) == "Some workers." and class_doc(Item) == ""
 
 
-def test_nested_fields_have_the_defaults_of_the_field_that_holds_them():
+def test_fields_of_a_nested_dataclass_have_the_defaults_of_its_field():
     assert FIELDS["learners"].default == "" and FIELDS["learners"].doc == "Some workers."
     assert (FIELDS["learners.workers"].default, FIELDS["engines.workers"].default) == ("4", "1")
     assert FIELDS["learners.backend"].type == "one of gloo, nccl"
@@ -83,33 +83,37 @@ def test_a_dataclass_that_occurs_twice_is_documented_once():
 def test_every_config_is_described_within_120_columns(name: str):
     lines = describe(name).splitlines()
     assert lines[0] == f"{name}.yaml" and len(lines) > 5
-    too_wide = [line for line in lines if len(line) > 120 and " = " not in line]  # a default is not broken
+    too_wide = [
+        line for line in lines if len(line) > 120 and " = " not in line
+    ]  # the line of a field with a long default is not wrapped
     assert not too_wide
 
 
-def test_an_unknown_stage_is_refused_with_the_nearest_name():
+def test_the_error_for_an_unknown_stage_suggests_a_similar_name():
     with pytest.raises(ValueError, match="did you mean pretrain"):
         describe("pretain")
 
 
-def test_the_command_prints_the_fields_and_refuses_to_guess_a_stage():
+def test_the_command_prints_the_fields_and_needs_a_stage():
     run = [sys.executable, "-m", "jobs.cli", "fields"]
-    answer = subprocess.run([*run, "vocabulary"], capture_output=True, text=True, check=True)
-    assert "kind: one of bpe, wordpiece, unigram = bpe" in answer.stdout.splitlines()
-    refused = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "fields: give a stage (corpus, vocabulary," in refused.stderr
+    printed = subprocess.run([*run, "vocabulary"], capture_output=True, text=True, check=True)
+    assert "kind: one of bpe, wordpiece, unigram = bpe" in printed.stdout.splitlines()
+    failed = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and "fields: give a stage (corpus, vocabulary," in failed.stderr
 
 
 @pytest.mark.parametrize("name", [*STAGES, "pipeline"])
 def test_every_field_of_a_config_has_a_docstring(name: str):
-    pending, seen = [config_named(name)], set[type]()
+    pending, seen = [find_config_class(name)], set[type]()
     while pending:
         schema = pending.pop()
         seen.add(schema)
-        docs, kinds = field_docs(schema), typing.get_type_hints(schema)
-        for one in dataclasses.fields(schema):
-            field_type = nested(kinds[one.name])
+        docs, annotations = field_docs(schema), typing.get_type_hints(schema)
+        for config_field in dataclasses.fields(schema):
+            field_type = nested_dataclass(annotations[config_field.name])
             inner = field_type.dataclass if field_type else None
-            explained = one.name in docs or (inner is not None and (class_doc(inner) or one.name == "execution"))
-            assert explained, f"{schema.__name__}.{one.name} has no docstring"
+            explained = config_field.name in docs or (
+                inner is not None and (class_doc(inner) or config_field.name == "execution")
+            )
+            assert explained, f"{schema.__name__}.{config_field.name} has no docstring"
             pending += [inner] if inner is not None and inner not in seen else []

@@ -1,4 +1,4 @@
-"""Forgetting: the rest equals the result of a run from the raw files that never read the document."""
+"""`raymill forget`: the changed artifacts equal those of a run that never read the document."""
 
 import json
 import shutil
@@ -33,18 +33,22 @@ def sentence(start: int, length: int = 40, *, changed: int | None = None) -> str
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:
+def small_parts_without_ray(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:
     monkeypatch.setattr(jobs.corpus, "num_parts", lambda ranges, part_mib: 4)
     monkeypatch.setattr(jobs.commands.forget, "connect", lambda address: nullcontext())
 
 
 def write_project(folder: Path) -> Path:
-    """A corpus of 40 different documents, of families of near-duplicates and of equal texts."""
+    """Write source files and configs. There are 40 different documents, near-duplicates, and equal texts."""
     records = [{"id": f"d{n:02d}", "text": f"{sentence(n)} Mail me{n}@mail.org."} for n in range(40)]
-    records += [{"id": f"n{n}", "text": sentence(100, 120, changed=n)} for n in range(4)]  # one family
-    records += [{"id": f"e{n}", "text": sentence(200)} for n in range(3)]  # equal
+    records += [
+        {"id": f"n{n}", "text": sentence(100, 120, changed=n)} for n in range(4)
+    ]  # near-duplicates of each other
+    records += [{"id": f"e{n}", "text": sentence(200)} for n in range(3)]  # equal texts
     records += [{"id": "m0", "text": sentence(300, 120)}, {"id": "m1", "text": sentence(300, 120, changed=60)}]
-    records += [{"id": "m2", "text": sentence(300, 120, changed=60).upper()}]  # equal to m1, near m0
+    records += [
+        {"id": "m2", "text": sentence(300, 120, changed=60).upper()}
+    ]  # equal to m1 after normalization, near-duplicate of m0
     (folder / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[::2]) + "broken\n")
     (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[1::2]))
     (folder / "corpus.yaml").write_text(
@@ -57,24 +61,24 @@ def write_project(folder: Path) -> Path:
     return folder / "pipeline.yaml"
 
 
-def make(path: Path, store: Storage, *stages: str) -> dict[str, Artifact]:
-    """The artifacts of these stages, of all unless given."""
+def run_stages(path: Path, store: Storage, *stages: str) -> dict[str, Artifact]:
+    """Run the stages, or all stages if none is given. Returns the artifacts by stage."""
     jobs = load_pipeline(path, store=store.url).jobs
     return {name: run_job(job, store, wandb_group="test") for name, job in jobs.items() if not stages or name in stages}
 
 
-def kept(corpus: Artifact) -> set[str]:
+def kept_ids(corpus: Artifact) -> set[str]:
     folder = Path(corpus.storage.root) / "documents"
     return {row["id"] for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()}
 
 
 def bytes_of(artifact: Artifact) -> dict[str, bytes]:
-    leave = (RECORD, "metrics.jsonl")
-    return {name: artifact.storage.read_bytes(name) for name in artifact.storage.files() if name not in leave}
+    skipped = (RECORD, "metrics.jsonl")
+    return {name: artifact.storage.read_bytes(name) for name in artifact.storage.files() if name not in skipped}
 
 
 def summary_of(artifact: Artifact) -> dict[str, Any]:
-    """The summary without the number of texts that cleaning changed, which is not recounted."""
+    """Return the summary without the number of texts that cleaning changed, which `forget` does not update."""
     summary = json.loads(json.dumps(artifact.summary))
     for source in summary.get("sources", {}).values():
         del source["changed"]
@@ -82,28 +86,30 @@ def summary_of(artifact: Artifact) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("id", "restored"),
+    ("id", "restored_ids"),
     [("s/d05", set()), ("s/n0", {"s/n1"}), ("s/n2", set()), ("s/e0", {"s/e1"}), ("s/m0", {"s/m1"}), ("s/m1", set())],
 )
-def test_the_rest_equals_a_run_that_never_read_the_document(tmp_path: Path, id: str, restored: set[str]) -> None:
+def test_the_changed_corpus_equals_that_of_a_run_that_never_read_the_document(
+    tmp_path: Path, id: str, restored_ids: set[str]
+) -> None:
     path = write_project(tmp_path)
     store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
-    made = make(path, store, "corpus")
-    before = kept(made["corpus"])
+    made = run_stages(path, store, "corpus")
+    before = kept_ids(made["corpus"])
     forget(store, [id])
     other.write_jsonl(FORGOTTEN, [id])
-    scratch = make(path, other, "corpus")
+    fresh_run = run_stages(path, other, "corpus")
     after = open_artifact(store / made["corpus"].id)
-    assert after is not None and kept(after) == (before | restored) - {id}
-    assert bytes_of(after) == bytes_of(scratch["corpus"])
-    assert summary_of(after) == summary_of(scratch["corpus"])
-    assert after.digest == scratch["corpus"].digest
+    assert after is not None and kept_ids(after) == (before | restored_ids) - {id}
+    assert bytes_of(after) == bytes_of(fresh_run["corpus"])
+    assert summary_of(after) == summary_of(fresh_run["corpus"])
+    assert after.digest == fresh_run["corpus"].digest
     assert id.encode() not in b"".join(bytes_of(after).values())
 
 
-def test_only_files_that_held_something_are_written(tmp_path: Path) -> None:
+def test_only_files_that_contained_the_document_are_rewritten(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
-    made = make(write_project(tmp_path), store)
+    made = run_stages(write_project(tmp_path), store)
     folder = Path(made["corpus"].storage.root)
     times = {path.name: path.stat().st_mtime_ns for path in (folder / "documents").glob("*.parquet")}
     shard_times = {p: p.stat().st_mtime_ns for p in Path(made["shards"].storage.root).rglob("*.tokens.bin")}
@@ -115,67 +121,69 @@ def test_only_files_that_held_something_are_written(tmp_path: Path) -> None:
     assert len(rewritten) == 1 and f"part-{min(rewritten)[-5:]}.parquet" == changed[0]
 
 
-def test_shards_forget_too_and_artifacts_that_learned_are_named_every_time(tmp_path: Path) -> None:
+def test_shards_are_changed_too_and_derived_artifacts_are_returned_every_time(tmp_path: Path) -> None:
     path = write_project(tmp_path)
     store = Storage(str(tmp_path / "store"))
-    made = make(path, store)
+    made = run_stages(path, store)
     id = next(f"s/d{n:02d}" for n in range(40) if unit_hash(f"s/d{n:02d}", "split") > 0.2)
     assert any("tokens in" in line for line in trace(store, id))
     result = forget(store, [id])
     assert result.changed == [made["corpus"].id, made["shards"].id]
     assert result.derived == [made["vocabulary"].id] and result.failed == {}
-    assert list(trace(store, id)) == [f"{id} is forgotten: no artifact in {store.url} may hold it"]
+    assert list(trace(store, id)) == [
+        f"{id} was removed by `raymill forget`: no artifact in {store.url} may contain it"
+    ]
     shards = open_artifact(store / made["shards"].id)
     corpus = open_artifact(store / made["corpus"].id)
     assert shards is not None and corpus is not None
     assert shards.record.inputs["corpus"].digest == corpus.digest
     assert shards.summary["train"]["documents"] == made["shards"].summary["train"]["documents"] - 1
     second = forget(store, [id])
-    assert second.changed == [] and second.derived == result.derived  # nothing is left to do
+    assert second.changed == [] and second.derived == result.derived  # there is nothing left to change
 
 
-def test_an_unknown_id_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_unknown_id_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
-    make(write_project(tmp_path), store)
-    with pytest.raises(ValueError, match="no corpus in .* has read a document 's/nobody'"):
-        forget(store, ["s/d01", "s/nobody"])
+    run_stages(write_project(tmp_path), store)
+    with pytest.raises(ValueError, match="no corpus in .* has read a document with the id 's/missing'"):
+        forget(store, ["s/d01", "s/missing"])
     assert not store.exists(FORGOTTEN)
 
 
-def test_a_document_goes_though_its_file_is_gone_and_nothing_comes_in_from_there(tmp_path: Path) -> None:
+def test_a_document_is_removed_without_its_source_file_and_its_duplicates_are_not_restored(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
-    made = make(write_project(tmp_path), store)
-    before = kept(made["corpus"])
+    made = run_stages(write_project(tmp_path), store)
+    before = kept_ids(made["corpus"])
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").unlink()
     forget(store, ["s/n0", "s/d05"])
     after = open_artifact(store / made["corpus"].id)
-    assert after is not None and kept(after) == before - {"s/n0", "s/d05"}
+    assert after is not None and kept_ids(after) == before - {"s/n0", "s/d05"}
 
 
-def test_even_the_last_document_of_a_split_can_be_forgotten(tmp_path: Path) -> None:
+def test_all_documents_of_a_split_can_be_forgotten(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
-    made = make(write_project(tmp_path), store)
-    held_out = [id for id in sorted(kept(made["corpus"])) if unit_hash(id, "split") < 0.2]
+    made = run_stages(write_project(tmp_path), store)
+    held_out = [id for id in sorted(kept_ids(made["corpus"])) if unit_hash(id, "split") < 0.2]
     result = forget(store, held_out)
     assert result.failed == {} and made["shards"].id in result.changed
     shards = open_artifact(store / made["shards"].id)
     assert shards is not None and shards.summary["validation"]["documents"] == 0
 
 
-def test_an_unfinished_output_made_from_the_old_corpus_is_emptied(tmp_path: Path) -> None:
+def test_the_folder_of_an_unfinished_artifact_with_a_changed_input_is_emptied(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
-    made = make(write_project(tmp_path), store)
-    of_corpus, of_shards = (store / f"half-made-of-{name}" for name in ("corpus", "shards"))
-    for output, need in ((of_corpus, made["corpus"]), (of_shards, made["vocabulary"])):
-        output.write_json(UNFINISHED, to_plain(Unfinished(inputs=input_records({"from": need}))))
-        output.write_bytes("half.txt", b"half")
+    made = run_stages(write_project(tmp_path), store)
+    of_corpus, of_shards = (store / f"unfinished-from-{name}" for name in ("corpus", "shards"))
+    for output, used in ((of_corpus, made["corpus"]), (of_shards, made["vocabulary"])):
+        output.write_json(UNFINISHED, to_plain(Unfinished(inputs=input_records({"from": used}))))
+        output.write_bytes("partial.txt", b"partial")
     forget(store, ["s/n0"])
-    assert not of_corpus.exists("half.txt") and of_shards.exists("half.txt")
+    assert not of_corpus.exists("partial.txt") and of_shards.exists("partial.txt")
 
 
-def killed_at(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
-    """Storage's method `name` raises KeyboardInterrupt when it is called for the `number`th time."""
+def raise_at_call(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Make the method `name` of Storage raise KeyboardInterrupt in its call with this number, counted from 1."""
     call, count = getattr(Storage, name), 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -188,14 +196,14 @@ def killed_at(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
     patch.setattr(Storage, name, counted)
 
 
-@pytest.mark.parametrize("then", ["forget", "forget another", "run"])
+@pytest.mark.parametrize("next_command", ["forget", "forget another", "run"])
 def test_after_a_kill_at_any_write_the_next_command_completes_the_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_command: str
 ) -> None:
     path = write_project(tmp_path)
     whole = Storage(str(tmp_path / "whole"))
-    ids = ["s/n0", "s/e0", "s/d05"] + (["s/d07"] if then == "forget another" else [])
-    made = make(path, whole)
+    ids = ["s/n0", "s/e0", "s/d05"] + (["s/d07"] if next_command == "forget another" else [])
+    made = run_stages(path, whole)
     shutil.copytree(whole.root, tmp_path / "fresh")
     forget(whole, ids)
     for number in range(2, 40, 3):
@@ -203,12 +211,12 @@ def test_after_a_kill_at_any_write_the_next_command_completes_the_change(
         shutil.copytree(tmp_path / "fresh", store.root)
         try:
             with monkeypatch.context() as patch:
-                killed_at(patch, "write_bytes", number)
+                raise_at_call(patch, "write_bytes", number)
                 forget(store, ids[:3])
         except KeyboardInterrupt:
             (store / ".").remove("lease.json")
-        if then == "run":
-            make(path, store)
+        if next_command == "run":
+            run_stages(path, store)
         forget(store, ids)
         for name in ("corpus", "shards"):
             done, expected = open_artifact(store / made[name].id), open_artifact(whole / made[name].id)
@@ -216,25 +224,29 @@ def test_after_a_kill_at_any_write_the_next_command_completes_the_change(
             assert bytes_of(done) == bytes_of(expected) and summary_of(done) == summary_of(expected), number
 
 
-def test_a_run_during_the_command_forgets_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_running_during_forget_removes_the_document_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_project(tmp_path)
     store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
     summarize = jobs.corpus.summarize
 
-    def meanwhile(*arguments: Any) -> dict[str, Any]:
+    def summarize_after_forget(*arguments: Any) -> dict[str, Any]:
         store.write_jsonl(FORGOTTEN, ["s/d05"])
         return summarize(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.corpus, "summarize", meanwhile)
-        made = make(path, store, "corpus")
+        patch.setattr(jobs.corpus, "summarize", summarize_after_forget)
+        made = run_stages(path, store, "corpus")
     other.write_jsonl(FORGOTTEN, ["s/d05"])
-    assert bytes_of(made["corpus"]) == bytes_of(make(path, other, "corpus")["corpus"])
+    assert bytes_of(made["corpus"]) == bytes_of(run_stages(path, other, "corpus")["corpus"])
 
 
-def test_a_copied_store_forgets_in_its_own_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forget_in_a_copy_of_a_store_does_not_change_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, copy = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "copy"))
-    made = make(write_project(tmp_path), store)
+    made = run_stages(write_project(tmp_path), store)
     shutil.copytree(store.root, copy.root)
     monkeypatch.chdir("/")
     assert forget(copy, ["s/d05"]).changed == [made["corpus"].id, made["shards"].id]

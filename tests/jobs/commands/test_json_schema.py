@@ -1,4 +1,4 @@
-"""The JSON Schemas in configs/schema are those of the dataclasses, and accept and refuse what the loader does."""
+"""The JSON Schemas in configs/schema are up to date, and accept and reject the same configs as the loader."""
 
 import json
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema)
 
 
-def errors(name: str, **values: Any) -> list[str]:
-    """The errors of these values by the schema of a config; keys become strings, as in JSON."""
+def schema_errors(name: str, **values: Any) -> list[str]:
+    """Return the schema's errors for a config with these values. Keys become strings, as in JSON."""
     return [error.message for error in validator(name).iter_errors(json.loads(json.dumps(values)))]
 
 
 def schema_of(path: Path) -> str:
-    """The name of the schema that the first line of a config file gives."""
+    """Return the name of the schema in the first line of a config file."""
     line = path.read_text().splitlines()[0]
     prefix = "# yaml-language-server: $schema="
-    assert line.startswith(prefix), f"{path}: the first line names no schema"
+    assert line.startswith(prefix), f"{path}: the first line must name a schema"
     schema = path.parent / line.removeprefix(prefix)
     assert schema.resolve().parent == COMMITTED.resolve() and schema.is_file(), f"{path}: no schema at {schema}"
     return schema.stem
 
 
-def test_the_committed_schemas_are_those_of_the_dataclasses(tmp_path: Path):
+def test_the_committed_schemas_are_up_to_date(tmp_path: Path):
     names = write_schemas(Storage(str(tmp_path)), [*STAGES, "pipeline"])
     assert sorted(names) == sorted(path.name for path in COMMITTED.iterdir())
     for name in names:
@@ -50,29 +50,39 @@ def test_the_committed_schemas_are_those_of_the_dataclasses(tmp_path: Path):
 def test_a_committed_config_is_valid_and_a_misspelt_field_is_not(path: Path):
     name, values = schema_of(path), load_yaml(path)
     assert name == ("corpus" if path.parent.name == "recipes" else path.stem.partition("-")[0])
-    assert errors(name, **values) == []
-    assert errors(name, **values, sead=1) == ["Additional properties are not allowed ('sead' was unexpected)"]
+    assert schema_errors(name, **values) == []
+    assert schema_errors(name, **values, sead=1) == ["Additional properties are not allowed ('sead' was unexpected)"]
 
 
-def test_an_item_of_steps_names_exactly_one_step():
-    def steps(*items: object) -> list[str]:
-        return errors("corpus", sources=[], steps=items)
+def test_an_item_of_steps_must_name_exactly_one_step():
+    def step_errors(*items: object) -> list[str]:
+        return schema_errors("corpus", sources=[], steps=items)
 
     assert (
-        steps({"length": {"min_bytes": 3}}, {"toxicity": {}, "keep": 0.5}, {"repetition": {"top_ngrams": {2: 0.2}}})
+        step_errors(
+            {"length": {"min_bytes": 3}}, {"toxicity": {}, "keep": 0.5}, {"repetition": {"top_ngrams": {2: 0.2}}}
+        )
         == []
     )
-    assert steps({}) and steps({"keep": 0.5}) and steps({"length": {}, "toxicity": {}})
-    assert steps({"length": None}) and steps({"lenght": {}}) and steps("length")
-    assert steps({"repetition": {"top_ngrams": {"two": 0.2}}}) and steps({"length": {"min_bites": 3}})
+    assert step_errors({}) and step_errors({"keep": 0.5}) and step_errors({"length": {}, "toxicity": {}})
+    assert step_errors({"length": None}) and step_errors({"lenght": {}}) and step_errors("length")
+    assert step_errors({"repetition": {"top_ngrams": {"two": 0.2}}}) and step_errors({"length": {"min_bites": 3}})
 
 
-def test_types_unions_and_choices_are_those_of_the_fields():
-    assert errors("pretrain", init=None, mixture={"web": 1, "books": 0.5}, steps=10, optimizer={"lr": 1e-3}) == []
-    assert errors("pretrain", steps=1.5) and errors("pretrain", steps=None) and errors("pretrain", mixture={"a": "b"})
-    assert errors("pretrain", precision="float16") == ["'float16' is not one of ['auto', 'float32', 'bfloat16']"]
-    assert errors("pipeline", environment={"A": None, "B": "b"}) == [] and errors("pipeline", environment={"A": 1})
-    assert errors("evaluate", models={"one": "sft"}, compare=[["one", "two"]]) == []
+def test_schemas_have_the_types_of_the_fields():
+    assert (
+        schema_errors("pretrain", init=None, mixture={"web": 1, "books": 0.5}, steps=10, optimizer={"lr": 1e-3}) == []
+    )
+    assert (
+        schema_errors("pretrain", steps=1.5)
+        and schema_errors("pretrain", steps=None)
+        and schema_errors("pretrain", mixture={"a": "b"})
+    )
+    assert schema_errors("pretrain", precision="float16") == ["'float16' is not one of ['auto', 'float32', 'bfloat16']"]
+    assert schema_errors("pipeline", environment={"A": None, "B": "b"}) == [] and schema_errors(
+        "pipeline", environment={"A": 1}
+    )
+    assert schema_errors("evaluate", models={"one": "sft"}, compare=[["one", "two"]]) == []
 
 
 def test_a_tuple_is_a_list():
@@ -84,11 +94,11 @@ def test_a_tuple_is_a_list():
     assert schema == {"type": "array", "items": {"type": "number"}, "default": (50.0,)}
 
 
-def test_a_field_without_default_is_required_and_the_others_have_theirs():
-    assert errors("corpus") == ["'sources' is a required property"]
+def test_a_field_without_default_is_required_and_other_fields_have_their_default():
+    assert schema_errors("corpus") == ["'sources' is a required property"]
     properties = json.loads((COMMITTED / "rlhf.json").read_text())["properties"]
     assert properties["rollouts"]["properties"]["temperature"]["default"] == 1.0
-    assert properties["policy"]["default"] == "previous" and "config beside" in properties["policy"]["description"]
+    assert properties["policy"]["default"] == "previous" and "another config" in properties["policy"]["description"]
     groups = properties["execution"]["properties"]
     shares = {name: groups[name]["properties"]["cpus_per_worker"]["default"] for name in ("learners", "scorer")}
     assert shares == {"learners": 0.5, "scorer": 0.1}

@@ -1,4 +1,4 @@
-"""The committed manifest is what the command prints, and its groups are as large as the stages need them."""
+"""The committed manifest is up to date, and its pod groups are as large as the stages need."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,12 +27,12 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_root")
-def test_the_committed_manifest_is_what_the_command_prints():
+def test_the_committed_manifest_is_up_to_date():
     rendered = render_manifest("pipeline", CONFIG, [], store=None, cluster=CLUSTER)
     assert Path("k8s/rayjob.yaml").read_text() == rendered, (
-        f"renew it: raymill manifest pipeline {CONFIG} --cluster {CLUSTER} > k8s/rayjob.yaml"
+        f"update it with: raymill manifest pipeline {CONFIG} --cluster {CLUSTER} > k8s/rayjob.yaml"
     )
-    objects = {one["kind"]: one for one in yaml.safe_load_all(rendered)}
+    objects = {value["kind"]: value for value in yaml.safe_load_all(rendered)}
     check_ray_job(objects["RayJob"])
     shipped = objects["ConfigMap"]["data"]
     assert shipped["configs_1b_pretrain.yaml"] == Path("configs/1b/pretrain.yaml").read_text()
@@ -42,21 +42,21 @@ def test_the_committed_manifest_is_what_the_command_prints():
 
 @pytest.mark.usefixtures("at_root")
 def test_the_committed_manifest_is_valid_by_the_schema_of_kuberay(rayjob_definition: jsonschema.Draft202012Validator):
-    (job,) = [one for one in yaml.safe_load_all(Path("k8s/rayjob.yaml").read_text()) if one["kind"] == "RayJob"]
+    (job,) = [value for value in yaml.safe_load_all(Path("k8s/rayjob.yaml").read_text()) if value["kind"] == "RayJob"]
     rayjob_definition.validate(job)
 
 
 @pytest.mark.usefixtures("at_root")
 def test_the_job_runs_the_same_command():
     rendered = render_manifest(
-        "pretrain", Path("configs/1b/pretrain.yaml"), ["steps=5"], store="s3://elsewhere/runs", cluster=CLUSTER
+        "pretrain", Path("configs/1b/pretrain.yaml"), ["steps=5"], store="s3://bucket/runs", cluster=CLUSTER
     )
-    (job,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "RayJob"]
+    (job,) = [value for value in yaml.safe_load_all(rendered) if value["kind"] == "RayJob"]
     assert job["spec"]["entrypoint"] == (
-        "raymill run pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs"
+        "raymill run pretrain configs/1b/pretrain.yaml steps=5 --store s3://bucket/runs"
     )
     assert rendered.splitlines()[0] == (
-        "# Written by: raymill manifest pretrain configs/1b/pretrain.yaml steps=5 --store s3://elsewhere/runs "
+        "# Written by: raymill manifest pretrain configs/1b/pretrain.yaml steps=5 --store s3://bucket/runs "
         "--cluster k8s/cluster.yaml"
     )
 
@@ -65,13 +65,13 @@ def test_the_job_runs_the_same_command():
 def test_a_verifier_behind_a_url_is_not_shipped():
     overrides = ["rlhf.reward=null", "rlhf.verifier=s3://bucket/checks.py:short"]
     rendered = render_manifest("pipeline", CONFIG, overrides, store=None, cluster=CLUSTER)
-    (shipped,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "ConfigMap"]
+    (shipped,) = [value for value in yaml.safe_load_all(rendered) if value["kind"] == "ConfigMap"]
     assert [key for key in shipped["data"] if key.endswith(".py")] == []
 
 
 @pytest.mark.usefixtures("at_root")
-def test_a_path_on_this_machine_is_refused():
-    with pytest.raises(ValueError, match="store: 'runs/tiny' is a path on this machine; pods need a URL"):
+def test_a_path_on_this_machine_is_rejected():
+    with pytest.raises(ValueError, match="store: 'runs/tiny' is a path on this machine; use a URL"):
         render_manifest("pipeline", CONFIG, [], store="runs/tiny", cluster=CLUSTER)
     with pytest.raises(ValueError, match="sft: source: 'chats.jsonl' is a path on this machine"):
         render_manifest("pipeline", CONFIG, ["sft.chats=[chats.jsonl]"], store=None, cluster=CLUSTER)
@@ -79,7 +79,7 @@ def test_a_path_on_this_machine_is_refused():
 
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(
-    ("source", "is_refused"),
+    ("source", "is_rejected"),
     [
         ("zip://a.json::file://x.whl", True),
         ("file://data/x.jsonl", True),
@@ -90,14 +90,14 @@ def test_a_path_on_this_machine_is_refused():
         ("zip://a.json::s3://bucket/x.zip", False),
     ],
 )
-def test_a_source_is_refused_by_where_its_chain_ends(source: str, is_refused: bool):
-    with pytest.raises(ValueError, match="is a path on this machine") if is_refused else nullcontext():
+def test_a_source_is_rejected_if_its_outermost_path_is_on_this_machine(source: str, is_rejected: bool):
+    with pytest.raises(ValueError, match="is a path on this machine") if is_rejected else nullcontext():
         render_manifest("pipeline", CONFIG, [f"sft.chats=['{source}']"], store=None, cluster=CLUSTER)
 
 
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize("folder", ["tiny", "1b"])
-def test_every_config_fits_its_schema_and_passes_what_can_be_checked_without_data(folder: str):
+def test_every_committed_config_passes_the_checks_of_its_stage(folder: str):
     configs = load_configs("pipeline", Path(f"configs/{folder}/pipeline.yaml"))
     listed = {path.stem for path in Path(f"configs/{folder}").glob("*.yaml")} - {"pipeline"}
     assert set(configs) <= listed
@@ -125,15 +125,17 @@ SETTINGS = ClusterConfig(
 )
 
 
-def sizes(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
+def pods_by_group(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
     learning = learning or LearningConfig()
     configs = {name: Config(execution=execution, learning=learning) for name, execution in executions.items()}
     return {group.name: group.pods for group in pod_groups(configs, SETTINGS)}
 
 
-def test_a_group_is_as_large_as_its_most_demanding_stage_needs_it():
+def test_a_pod_group_is_as_large_as_its_most_demanding_stage_needs():
     graph = GraphExecution(generators=gpu(3), learners=gpu(4), colocate=False)
-    assert sizes(corpus=TasksExecution(workers=20), pretrain=TrainingExecution(placement=gpu(6)), rlhf=graph) == {
+    assert pods_by_group(
+        corpus=TasksExecution(workers=20), pretrain=TrainingExecution(placement=gpu(6)), rlhf=graph
+    ) == {
         "data": 3,  # 20 tasks on pods of 8 CPUs
         "train": 2,  # 6 GPUs for pretrain, 4 for the learners
         "rollout": 2,  # 3 engines on pods of 2 GPUs
@@ -142,15 +144,17 @@ def test_a_group_is_as_large_as_its_most_demanding_stage_needs_it():
 
 def test_engines_that_share_a_node_with_the_learners_get_no_rollout_pods():
     graph = GraphExecution(generators=gpu(2), learners=gpu(3), colocate=True)
-    assert sizes(rlhf=graph) == {"data": 1, "train": 2}
+    assert pods_by_group(rlhf=graph) == {"data": 1, "train": 2}
 
 
 def test_actors_that_the_algorithm_does_not_start_get_no_pods():
     graph = GraphExecution(generators=gpu(1), learners=gpu(4), critics=gpu(4), reference=gpu(1), colocate=False)
-    assert sizes(LearningConfig(kl_coefficient=0.0), rlhf=graph)["train"] == 1
-    assert sizes(LearningConfig(), rlhf=graph)["train"] == 2
-    assert sizes(LearningConfig(algorithm="ppo"), rlhf=graph)["train"] == 3
+    assert pods_by_group(LearningConfig(kl_coefficient=0.0), rlhf=graph)["train"] == 1
+    assert pods_by_group(LearningConfig(), rlhf=graph)["train"] == 2
+    assert pods_by_group(LearningConfig(algorithm="ppo"), rlhf=graph)["train"] == 3
 
 
 def test_work_without_gpus_runs_on_data_pods():
-    assert sizes(corpus=TasksExecution(), pretrain=TrainingExecution(placement=Placement(workers=9))) == {"data": 2}
+    assert pods_by_group(corpus=TasksExecution(), pretrain=TrainingExecution(placement=Placement(workers=9))) == {
+        "data": 2
+    }

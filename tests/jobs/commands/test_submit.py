@@ -1,4 +1,4 @@
-"""A submitted command makes the same artifacts, is sent once, and carries no secret."""
+"""`raymill submit`: a job makes the same artifacts as a local run, is submitted once, and contains no secret."""
 
 import contextlib
 import dataclasses
@@ -73,7 +73,7 @@ STAGES = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with data, configs and a verifier, as the working directory; the stages do nothing."""
+    """Make a user's folder with data, configs and a verifier, and change to it. Its stages do nothing."""
     monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.chdir(tmp_path)
     for name, text in (
@@ -153,7 +153,7 @@ def test_a_verifier_behind_a_url_is_not_shipped_and_keeps_its_url(project: Path,
     assert shlex.split(command)[4] == overrides[0]
 
 
-def test_one_stage_ships_the_configs_of_what_it_needs(project: Path, tmp_path_factory: Any):
+def test_a_single_stage_ships_the_configs_of_the_stages_that_it_needs(project: Path, tmp_path_factory: Any):
     folder = tmp_path_factory.mktemp("shipped")
     (project / "other").mkdir()
     config = (project / "configs/tiny/rlhf.yaml").rename(project / "configs/tiny/rlhf-more.yaml")
@@ -187,7 +187,7 @@ def test_files_from_outside_the_working_directory_are_shipped_too(
     assert {name: job.id for name, job in there.items()} == {name: job.id for name, job in here.items()}
 
 
-def test_two_folders_of_the_same_name_are_shipped_apart(
+def test_two_folders_with_the_same_name_are_shipped_to_different_folders(
     project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
 ):
     elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("shipped")
@@ -208,7 +208,7 @@ def test_two_folders_of_the_same_name_are_shipped_apart(
     assert {name: job.id for name, job in there.jobs.items()} == {name: job.id for name, job in here.jobs.items()}
 
 
-def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: Any):
+def test_python_files_that_are_data_are_not_shipped(project: Path, tmp_path_factory: Any):
     (project / "configs/tiny/corpus.yaml").write_text(
         "sources:\n  - path: checks/*.py\n  - path: checks/lib/rules.py\n"
     )
@@ -220,19 +220,19 @@ def test_python_files_that_are_data_are_data(project: Path, tmp_path_factory: An
     assert not (folder / "checks/broken.py").exists()
 
 
-def test_all_mistakes_are_reported_before_anything_is_sent(project: Path):
-    (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: nowhere/*.txt\n")
+def test_all_errors_are_reported_before_anything_is_submitted(project: Path):
+    (project / "configs/tiny/corpus.yaml").write_text("sources:\n  - path: missing/*.txt\n")
     with pytest.raises(ValueError, match=r"(?s)matches no file.*did you mean steps\?"):
         submit("pipeline", CONFIG, ["rlhf.step=7"], store=None, address="http://127.0.0.1:1")
 
 
-def test_mistakes_in_the_finished_inputs_are_reported_before_anything_is_sent(
+def test_errors_in_the_finished_inputs_are_reported_before_anything_is_submitted(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(config: Any, inputs: Mapping[str, Any]) -> None:
+    def reject(config: Any, inputs: Mapping[str, Any]) -> None:
         raise ValueError("init: another tokenizer")
 
-    monkeypatch.setitem(STAGES, "rlhf", dataclasses.replace(STAGES["rlhf"], check_inputs=refuse))
+    monkeypatch.setitem(STAGES, "rlhf", dataclasses.replace(STAGES["rlhf"], check_inputs=reject))
     pipeline = load_pipeline(CONFIG)
     corpus = pipeline.jobs["corpus"]
     write_record(pipeline.store / corpus.id, Record(id=corpus.id, stage="corpus", kind="corpus"))
@@ -250,7 +250,7 @@ def job_details(id: str, status: JobStatus) -> JobDetails:
 
 
 class FakeCluster:
-    """A Jobs API whose jobs run until `finish`, which leaves their artifacts in the store or not."""
+    """A fake of Ray's Jobs API. A job runs until `finish`, which writes records of its artifacts to the store."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobStatus] = {}
@@ -269,7 +269,7 @@ class FakeCluster:
             write_record(pipeline.store / job.id, Record(id=job.id, stage=job.stage.name, kind=job.kind))
 
 
-def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are_gone(
+def test_a_command_is_submitted_once_and_again_after_data_changed_or_artifacts_were_deleted(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fake = FakeCluster()
@@ -284,8 +284,10 @@ def test_the_same_work_is_sent_once_and_again_when_data_changed_or_artifacts_are
 
     first = send()
     assert fake.variables[SUBMISSION_VARIABLE] == first
-    assert int(fake.variables["RAY_JOB_STOP_WAIT_TIME_S"]) > 13  # Ray's 3 s cut an orderly end off
-    assert send() == first  # while it runs
+    assert (
+        int(fake.variables["RAY_JOB_STOP_WAIT_TIME_S"]) > 13
+    )  # Ray's default of 3 s is too short for an orderly shutdown
+    assert send() == first  # while the job runs
     fake.finish(first)
     assert send() == first and list(fake.jobs) == [first]
     assert said == ["started", "joined, it is under way", "done before, nothing to do"]
@@ -309,10 +311,10 @@ def test_a_bare_host_and_port_is_a_dashboard(address: str, expected: str):
     assert dashboard_address(address) == expected
 
 
-class RefusingCluster(FakeCluster):
-    """A Jobs API whose jobs are refused by their own run: with its ledger kept, or before that."""
+class RejectingCluster(FakeCluster):
+    """A fake of Ray's Jobs API whose jobs fail in their first checks, after or before they write a status file."""
 
-    keeps_ledger = True
+    writes_status = True
 
     def list_jobs(self) -> list[JobDetails]:
         failed = {
@@ -324,7 +326,7 @@ class RefusingCluster(FakeCluster):
 
     def submit_job(self, *, submission_id: str, **rest: Any) -> None:
         self.jobs[submission_id] = JobStatus.FAILED
-        if self.keeps_ledger:
+        if self.writes_status:
             with contextlib.suppress(ValueError), reporting_status(Storage("runs"), submission_id):
                 raise ValueError("source: /home/me/a.txt is not seen on node 10.0.0.2")
 
@@ -332,10 +334,10 @@ class RefusingCluster(FakeCluster):
 SUBMIT = ["submit", "pipeline", str(CONFIG), "--address", "http://127.0.0.1:1"]
 
 
-def test_a_submit_ends_with_the_reason_and_the_code_of_a_run_that_is_refused(
+def test_submit_prints_the_error_of_a_run_whose_checks_fail_and_exits_with_its_code(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    fake = RefusingCluster()
+    fake = RejectingCluster()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
     assert main(SUBMIT) == 2
     printed = capsys.readouterr()
@@ -343,11 +345,11 @@ def test_a_submit_ends_with_the_reason_and_the_code_of_a_run_that_is_refused(
     assert "FAILED: its run failed: ValueError: source: /home/me/a.txt is not seen on node 10.0.0.2" in printed.err
 
 
-def test_a_submit_whose_run_reports_nothing_ends_with_the_last_lines_of_its_log(
+def test_submit_prints_the_last_lines_of_the_log_if_the_run_wrote_no_status(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(RefusingCluster, "keeps_ledger", False)
-    fake = RefusingCluster()
+    monkeypatch.setattr(RejectingCluster, "writes_status", False)
+    fake = RejectingCluster()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
     assert main(SUBMIT) == 2
     printed = capsys.readouterr()
@@ -356,7 +358,7 @@ def test_a_submit_whose_run_reports_nothing_ends_with_the_last_lines_of_its_log(
     assert "it ended before it reported anything" in capsys.readouterr().out
 
 
-def test_a_submit_succeeds_when_its_job_runs_or_waits(
+def test_submit_succeeds_if_its_job_runs_or_waits(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     class Running(FakeCluster):
@@ -377,20 +379,20 @@ def test_a_submit_succeeds_when_its_job_runs_or_waits(
     assert "its run: running, 0 s ago: corpus: waiting for resources" in capsys.readouterr().err
     assert time.monotonic() - started < 10
 
-    monkeypatch.setattr(submit_module, "_START_S", 0.1)
+    monkeypatch.setattr(submit_module, "_MAX_START_WAIT_S", 0.1)
     monkeypatch.setattr(submission_module, "job_client", lambda address: pending)
     assert main(SUBMIT) == 0
     assert "PENDING: Job has not started yet.\nits run: sent, " in capsys.readouterr().err
 
 
-def test_the_variables_of_the_config_apply_to_w_and_b_and_the_store(
+def test_the_environment_of_the_config_applies_to_w_and_b_and_the_store(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name, value in (("WANDB_MODE", "online"), ("WANDB_PROJECT", "other"), ("WANDB_BASE_URL", ""), ("ENDPOINT", "")):
         monkeypatch.setenv(name, value)
     with (project / CONFIG).open("a") as file:
         file.write("environment: {WANDB_PROJECT: mine, WANDB_BASE_URL: 'https://api.wandb.here', ENDPOINT: there}\n")
-    fake = RefusingCluster()
+    fake = RejectingCluster()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
     main(SUBMIT)
     printed = capsys.readouterr()
@@ -400,10 +402,10 @@ def test_the_variables_of_the_config_apply_to_w_and_b_and_the_store(
     assert os.environ["ENDPOINT"] == "there"
 
 
-def test_logs_do_not_repeat_what_they_have_shown(
+def test_logs_does_not_print_the_end_of_the_log_twice(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    class Logging(RefusingCluster):
+    class Logging(RejectingCluster):
         async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
             yield "raymill: store: runs is a path of the machine\n"
 
@@ -417,15 +419,15 @@ def test_logs_do_not_repeat_what_they_have_shown(
     assert printed.err == f"raymill: job {id} FAILED: Job entrypoint command failed with exit code 2\n"
 
 
-def test_when_the_head_has_lost_its_jobs_the_store_answers(
+def test_the_status_comes_from_the_store_if_the_head_does_not_know_the_job(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    class Forgetful(FakeCluster):
+    class RestartedCluster(FakeCluster):
         async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
             raise RuntimeError("Request failed with status code 404")
             yield
 
-    fake = Forgetful()
+    fake = RestartedCluster()
     monkeypatch.setattr(submission_module, "job_client", lambda address: fake)
     id = submit("pipeline", CONFIG, [], store=None, address=None).submission.id
     with reporting_status(Storage("runs"), id):
@@ -443,29 +445,31 @@ def test_when_the_head_has_lost_its_jobs_the_store_answers(
     monkeypatch.setattr(submission_module, "job_client", unreachable)
     assert main(["logs", id]) == 0
     assert "the Jobs API at http://head:8265 cannot be used" in capsys.readouterr().err
-    assert main(["logs", "pipeline-unknown"]) == 2  # neither knows it
+    assert main(["logs", "pipeline-unknown"]) == 2  # neither the head nor the store knows the job
     assert capsys.readouterr().err.count("the Jobs API at http://head:8265 cannot be used") == 1
 
 
 def test_attempts_are_ordered_by_number():
     ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
-    assert [one.submission_id for one in _tries([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")] == [
+    assert [
+        attempt.submission_id for attempt in _tries([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")
+    ] == [
         "pipeline-ab",
         "pipeline-ab-2",
         "pipeline-ab-10",
     ]
 
 
-# A real, token-protected cluster
+# The following tests use a Ray cluster that is protected by a token.
 
 
-def free_ports(number: int) -> list[int]:
-    held = [socket.socket() for _ in range(number)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
     return ports
 
 
@@ -485,8 +489,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextmanager
-def ray_head(num_cpus: int, **more: str) -> Iterator[Cluster]:
-    """A Ray head started apart on loopback with a token and secrets in its environment."""
+def ray_head(num_cpus: int, **variables: str) -> Iterator[Cluster]:
+    """Start a Ray head on the loopback address, with a token and secrets in its environment variables."""
     scratch = tempfile.mkdtemp(prefix="raymill-head-")
     secret = f"planted{secrets.token_hex(20)}"
     environment = {
@@ -499,7 +503,7 @@ def ray_head(num_cpus: int, **more: str) -> Iterator[Cluster]:
         "WANDB_MODE": "offline",
         "AWS_SECRET_ACCESS_KEY": secret,
         "OMP_NUM_THREADS": "1",
-        **more,
+        **variables,
     }
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
@@ -514,13 +518,13 @@ def ray_head(num_cpus: int, **more: str) -> Iterator[Cluster]:
         dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
         yield Cluster(dashboard, secret, environment, f"127.0.0.1:{ports['port']}", head)
     finally:
-        end(head)
+        end_processes(head)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def wait_for_port(port: int, head: subprocess.Popen[bytes], timeout_s: float = 180.0) -> None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         assert head.poll() is None, "the Ray head did not start"
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -529,8 +533,8 @@ def wait_for_port(port: int, head: subprocess.Popen[bytes], timeout_s: float = 1
     raise TimeoutError(f"no dashboard on port {port} after {timeout_s:g} s")
 
 
-def end(head: subprocess.Popen[bytes]) -> None:
-    """End the head and every process below it, by process id: other clusters of this machine are not ours."""
+def end_processes(head: subprocess.Popen[bytes]) -> None:
+    """End a Ray node and its child processes by their process ids, so that other clusters on this machine continue."""
     family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
     head.terminate()
     _, alive = psutil.wait_procs(family, timeout=10)
@@ -542,11 +546,11 @@ def end(head: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with real stages: a small corpus of made-up sentences and a model that learns it."""
+    """Make a user's folder with a small text file and the configs of the stages from corpus to pretrain."""
     monkeypatch.chdir(tmp_path)
     sentences = [f"Sentence number {n} tells of {n * n} sheep and of the hill they live on." for n in range(400)]
     records = "".join(json.dumps({"text": " ".join(sentences[n : n + 4])}) + "\n" for n in range(0, 400, 2))
-    records += "{broken\n"  # told in the quarantine alike wherever it is read
+    records += "{broken\n"  # the local and the submitted run both report this line in the quarantine
     for name, text in (
         ("data/sheep.jsonl", records),
         ("configs/tiny/pipeline.yaml", "store: runs/here\nstages: [corpus, vocabulary, shards, pretrain]\n"),
@@ -570,7 +574,7 @@ def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(cluster: Cluster, *arguments: str, code: int = 0, **environment: str) -> str:
-    """What `raymill` prints, in a process of its own: Ray reads the token once in a process's life."""
+    """Run `raymill` in a new process and return its output. Ray reads the token only once per process."""
     command = [str(Path(sys.executable).with_name("raymill")), *arguments]
     done = subprocess.run(
         command, env={**cluster.environment, **environment}, capture_output=True, text=True, timeout=1200
@@ -584,7 +588,7 @@ def submission(cluster: Cluster, *command: str) -> str:
 
 
 def records(cluster: Cluster) -> str:
-    """Everything that the cluster says of its jobs, as the JSON that it sends."""
+    """Return the JSON with which the cluster describes its jobs."""
     request = urllib.request.Request(f"{cluster.address}/api/jobs/")
     request.add_header("Authorization", f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}")
     with urllib.request.urlopen(request) as answer:
@@ -592,19 +596,19 @@ def records(cluster: Cluster) -> str:
 
 
 @pytest.mark.slow
-def test_a_submitted_pipeline_makes_the_same_as_a_local_run_once_and_without_a_secret(
+def test_a_submitted_pipeline_makes_the_same_artifacts_as_a_local_run_and_contains_no_secret(
     cluster: Cluster, text_project: Path
 ):
     command = ("pipeline", str(CONFIG), "corpus.part_mib=3", "--store", "runs/there")
     sent = [submission(cluster, *command) for _ in range(2)]
     output = call(cluster, "logs", sent[0], "--address", cluster.address)
-    status = call(cluster, "status", sent[0])  # where it was sent to is remembered
+    status = call(cluster, "status", sent[0])  # the address of the submit is remembered
     assert status.startswith("SUCCEEDED\nits run: succeeded, "), output
     sent.append(submission(cluster, *command))
     assert len(set(sent)) == 1
     jobs = records(cluster)
     assert [job["submission_id"] for job in json.loads(jobs) if job["submission_id"]] == [sent[0]]
-    call(cluster, "stop", sent[0], "--address", cluster.address)  # it has ended: nothing to do, and no error
+    call(cluster, "stop", sent[0], "--address", cluster.address)  # the job has already ended, so stop does nothing
 
     printed = call(cluster, "run", "pipeline", str(CONFIG), "corpus.part_mib=3", RAY_AUTH_MODE="disabled")
     for name, job in load_pipeline(CONFIG, ["corpus.part_mib=3"]).jobs.items():
@@ -616,12 +620,14 @@ def test_a_submitted_pipeline_makes_the_same_as_a_local_run_once_and_without_a_s
 
     assert cluster.secret not in jobs + output + printed
     written = [path for path in text_project.rglob("*") if path.is_file()]
-    assert [path.suffix for path in written if path.suffix == ".wandb"], "W&B wrote nothing to look into"
+    assert [path.suffix for path in written if path.suffix == ".wandb"], (
+        "W&B wrote no file that could contain the secret"
+    )
     assert not [path for path in written if cluster.secret.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow
-def test_without_the_token_the_cluster_refuses_everything(cluster: Cluster, text_project: Path):
+def test_without_the_token_the_cluster_rejects_all_requests(cluster: Cluster, text_project: Path):
     command = ("submit", "pipeline", str(CONFIG), "--address", cluster.address)
     assert "--address: the Jobs API at" in call(cluster, *command, code=2, RAY_AUTH_TOKEN=secrets.token_hex(32))
     with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -629,21 +635,23 @@ def test_without_the_token_the_cluster_refuses_everything(cluster: Cluster, text
 
 
 @pytest.mark.slow
-def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: Cluster, text_project: Path):
-    submit_as_other = (
+def test_a_job_of_a_different_version_fails_with_a_reason_and_can_be_submitted_again(
+    cluster: Cluster, text_project: Path
+):
+    submit_as_other_version = (
         "import sys, jobs.cli, jobs.frame.same_code; jobs.frame.same_code.package_version = lambda name: '0.0.1'; "
         f"sys.exit(jobs.cli.main(['submit', 'corpus', 'configs/tiny/corpus.yaml', '--address', {cluster.address!r}]))"
     )
 
     def send() -> str:
-        command = [sys.executable, "-P", "-c", submit_as_other]
+        command = [sys.executable, "-P", "-c", submit_as_other_version]
         done = subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True, timeout=300)
         assert done.returncode == 2, done.stderr
         assert "its run failed: ValueError: the job was submitted by raymill 0.0.1, but the cluster runs" in done.stderr
         return done.stdout.strip()
 
     first = send()
-    told = call(cluster, "logs", first, "--address", cluster.address, code=2)  # as the job's own
+    told = call(cluster, "logs", first, "--address", cluster.address, code=2)  # the exit code of the job
     assert f"job {first} FAILED" in told
     assert call(cluster, "status", first, "--address", cluster.address).startswith("FAILED\n")
     assert send() == f"{first}-2"
@@ -653,7 +661,7 @@ def test_a_job_of_another_version_fails_and_says_why_and_is_sent_again(cluster: 
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_has_time_for_an_orderly_end(cluster: Cluster, text_project: Path):
+def test_a_job_that_is_stopped_has_time_for_an_orderly_shutdown(cluster: Cluster, text_project: Path):
     (text_project / "job.py").write_text(
         "import pathlib, signal, sys, time\n"
         "def end(number, frame):\n    time.sleep(6)\n    pathlib.Path(sys.argv[1]).write_text('done')\n    sys.exit()\n"
@@ -675,14 +683,17 @@ def test_a_job_that_is_stopped_has_time_for_an_orderly_end(cluster: Cluster, tex
 
 @pytest.mark.slow
 def test_a_job_waits_for_a_worker_and_reports_the_death_of_the_head(text_project: Path):
-    """The head has no CPUs; a worker comes later; then the head is killed while a log is followed."""
-    # Two nodes on one host unpack a job into one folder, the second under the feet of the driver; without W&B, which
-    # asks for the working directory, nothing of this stage needs it any more.
+    """The head has no CPUs, and a worker node starts later. Then the head is killed while a log is followed."""
+    # Two Ray nodes on a host unpack the job's files to the same folder, so the second node removes the driver's working
+    # directory. After this only W&B would need the directory, so it is disabled.
     with ray_head(num_cpus=0, WANDB_MODE="disabled") as cluster:
         command = ("corpus", "configs/tiny/corpus.yaml", "--store", str(text_project / "runs"))
         sent = submission(cluster, *command)
         logs = follow(cluster, sent)
-        wait_for(lambda: "waiting for resources" in call(cluster, "status", sent), "it does not say that it waits")
+        wait_for(
+            lambda: "waiting for resources" in call(cluster, "status", sent),
+            "the status does not report that the job waits",
+        )
         start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs}"]
         start += ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
         worker = subprocess.Popen(start, env=cluster.environment, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -691,13 +702,16 @@ def test_a_job_waits_for_a_worker_and_reports_the_death_of_the_head(text_project
             assert logs.returncode == 0, output
             assert "needs 1 CPU, the cluster has 0" in output and "has its resources after" in output
         finally:
-            end(worker)
+            end_processes(worker)
 
         waiting = submission(cluster, *command, "execution.wait_s=300", "part_mib=2")
         logs = follow(cluster, waiting)
-        wait_for(lambda: "its run: running" in call(cluster, "status", waiting), "it does not run")
+        wait_for(
+            lambda: "its run: running" in call(cluster, "status", waiting),
+            "the status does not report that the job runs",
+        )
         for process in [psutil.Process(cluster.head.pid), *psutil.Process(cluster.head.pid).children(recursive=True)]:
-            process.kill()  # at once: a head that is asked to end drains first, and may still tell of its jobs
+            process.kill()  # killed, because a head that ends orderly may still answer for a while
         output, _ = logs.communicate(timeout=900)
         assert logs.returncode == 1 and "the cluster's head has not answered" in output, output
         status = call(cluster, "status", waiting)
@@ -711,8 +725,8 @@ def follow(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(holds: Callable[[], bool], otherwise: str, timeout_s: float = 600.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < until, otherwise
+def wait_for(condition: Callable[[], bool], message: str, timeout_s: float = 600.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, message
         time.sleep(1.0)
