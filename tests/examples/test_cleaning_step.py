@@ -1,4 +1,4 @@
-"""The example of docs/developing.md: a cleaning step of the user's own is one file (and what it imports beside it)."""
+"""The example of a user-provided cleaning step in docs/developing.md."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/cleaning_step"
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_the_example_drops_and_changes_and_is_part_of_the_id(tmp_path: Path) -> None:
+def test_the_example_drops_and_changes_texts_and_the_artifact_id_depends_on_its_files(tmp_path: Path) -> None:
     for file in EXAMPLE.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     texts = ["Hello!!!", "GO AWAY", "Good morning."]
@@ -32,12 +32,12 @@ def test_the_example_drops_and_changes_and_is_part_of_the_id(tmp_path: Path) -> 
     assert artifact.summary["sources"]["texts"]["changed"] == {"no_shouting/documents": 1}
     with artifact.storage.open("documents/part-00000.parquet") as file:
         assert sorted(pq.read_table(file)["text"].to_pylist()) == ["Good morning.", "Hello!"]
-    (tmp_path / "marks.py").write_text('SHOUTED = r"!{3,}"')
+    (tmp_path / "marks.py").write_text('EXCLAMATION_MARKS = r"!{3,}"')
     changed = load_stage("corpus", tmp_path / "corpus.yaml", store=store.url).jobs["corpus"]
     assert changed.id != job.id
 
 
-def test_a_function_that_is_not_there_is_found_before_the_run(tmp_path: Path) -> None:
+def test_a_missing_function_is_reported_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "steps.py").write_text("def other(text): return text\n")
     (tmp_path / "texts.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "corpus.yaml").write_text(

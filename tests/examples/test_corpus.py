@@ -1,4 +1,4 @@
-"""The example corpus: each record ends where the page on corpora says that it does."""
+"""The example corpus in docs/corpora.md: its records are kept, dropped or quarantined as the page describes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The example of an RL algorithm: its arithmetic, one update by a learner, and a config that names it."""
+"""The example of an RL algorithm: its advantages, one update by a learner, and a config that uses it."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from model.transformer_config import TransformerConfig
 EXAMPLE = "examples/rl_algorithm/opo.py:OPO"
 
 
-def test_the_baseline_weighs_rewards_by_length() -> None:
+def test_the_baseline_is_weighted_by_length() -> None:
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 1]]).bool()
-    scores = AdvantageInputs(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
-    advantages, _ = load_algorithm(read_algorithm(EXAMPLE)).estimate(scores, LearningConfig())
-    # Lengths 1 and 3: the baseline of group 5 is 4 / 4. A group of one is its own baseline.
+    inputs = AdvantageInputs(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
+    advantages, _ = load_algorithm(read_algorithm(EXAMPLE)).estimate(inputs, LearningConfig())
+    # Group 5 has the lengths 1 and 3, so its baseline is 4 / 4. The single completion of group 2 has the advantage 0.
     assert advantages.tolist() == [[3.0, 0.0, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
 
 
-def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
-    sizes = TransformerConfig(
+def test_an_update_raises_the_logprob_of_the_completion_with_the_higher_advantage(tmp_path: Path) -> None:
+    model_config = TransformerConfig(
         vocab_size=MIN_SIZE, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
     )
-    model = Transformer(sizes)
+    model = Transformer(model_config)
     initialize(model, seed=0)
     folder = tmp_path / "policy"
     save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
-    save_hf_model(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
+    save_hf_model(folder, model.state_dict(), model_config, special_tokens=tokens, tokenizer_folder=folder)
     training = TrainingSettings(
         folder=Storage(str(folder)),
         checkpoints=Storage(str(tmp_path / "checkpoints")),
@@ -68,11 +68,11 @@ def test_a_learner_makes_a_favored_completion_likelier(tmp_path: Path) -> None:
     advantages = torch.tensor([[1.0], [-1.0]]) * batch.loss_mask
     (report,) = learner.update(PolicyBatch(batch, before, advantages, None), step=0)
     assert report.loss == pytest.approx(-(advantages * before).sum().item() / 4, abs=1e-5)
-    favored, other = (learner.logprobs(batch) - before).sum(1).tolist()
-    assert favored > 0 > other
+    preferred, other = (learner.logprobs(batch) - before).sum(1).tolist()
+    assert preferred > 0 > other
 
 
-def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: Path) -> None:
+def test_the_artifact_id_depends_on_the_content_of_the_file_and_not_on_its_path(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "hi"}))
     values = {"verifier": "configs/tiny/gold.py:asks_question", "prompts": [str(prompts)]}
@@ -96,10 +96,10 @@ def test_a_config_names_it_and_its_content_not_its_place_is_identity(tmp_path: P
     [
         ("OPO = 3", "OPO is a int; it must be a model.algorithms.Algorithm"),
         ("PPO = 3", "does not define 'OPO'"),
-        ("import nothing_of_this_name", "neither in the folder of the file nor installed"),
+        ("import missing_module", "neither in the folder of the file nor installed"),
     ],
 )
-def test_a_file_without_an_algorithm_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_an_algorithm_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     config = RLHFConfig(prompts=[], verifier="configs/tiny/gold.py:asks_question")
     with pytest.raises(ValueError, match=message):

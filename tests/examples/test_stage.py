@@ -1,4 +1,4 @@
-"""The example of docs/developing.md: a stage is one new file and one line in the pipeline's list."""
+"""The example of a stage in docs/developing.md, which is added to a copy of Raymill as the page describes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of Raymill to which the example was added, and a folder of configs beside it."""
+    """Return a copy of Raymill to which the example stage was added."""
     copy = tmp_path / "raymill"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -30,13 +30,13 @@ def checkout(tmp_path: Path) -> Path:
 def raymill(checkout: Path, folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "WANDB_MODE": "disabled"}
     command = [sys.executable, "-m", "jobs.cli", *arguments]
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
+    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 @pytest.mark.slow
-def test_the_example_is_planned_run_and_reported(checkout: Path, tmp_path: Path) -> None:
+def test_the_example_stage_can_be_planned_and_run_and_is_in_the_report(checkout: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     texts = ["four", "sixsix", "twelve bytes"]

@@ -1,4 +1,4 @@
-"""The example of a reward that can be checked, as the page on RLHF shows it."""
+"""The example of a verifier in docs/rlhf.md."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from jobs.frame.user_code import read_verifier
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verifier"
 
 
-def test_the_reward_is_1_for_the_answer_and_0_for_another():
+def test_the_reward_is_1_for_the_correct_answer_and_0_for_a_wrong_one():
     verifier = Verifier(read_verifier(f"{EXAMPLE}/sums.py:is_right"))
     records = [record.record for record in read_prompts([f"{EXAMPLE}/sums.jsonl"])]
     answers = [ScorerInput(record["prompt"], f" {record['answer']}\n", (), record) for record in records]
