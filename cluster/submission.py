@@ -1,7 +1,10 @@
-"""Jobs on a Ray cluster through its Jobs API: submit a command, follow its log, stop it.
+"""Runs commands as jobs on a Ray cluster through Ray's Jobs API: submits a command, follows its log, and stops it.
 
-Ray's client sends the cluster's token, from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token) or from Ray's token file. Nothing
-secret enters a runtime environment, which job records show to everybody who may list jobs.
+Ray's client reads the cluster's token from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token) or from Ray's token file, and
+sends it with every request. Secrets must not be part of a runtime environment, because everybody who may list jobs can
+read it in the job records.
+
+The head is the cluster's head node. It runs the dashboard with the Jobs API, and records all jobs.
 """
 
 import asyncio
@@ -27,42 +30,46 @@ from cluster.progress import working
 from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_status
 
-_UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
-_FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_UNFINISHED_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
+_FINAL_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _UNKNOWN = "UNKNOWN"
 _STATUS_POLL_S = 0.5
 _CALL_LIMITS_S = (5.0, 20.0)
-"""Limits of one call, for connecting and for a pause in its answer: a machine that is gone refuses no connection."""
+"""Time limits of a request: for connecting, and for a pause in the response. Without them, a request to a machine that
+is down would wait for minutes."""
 _SILENT_HEAD_S = 30.0
-"""A head that has not answered for so long is taken to be gone."""
+"""A head that has not answered for this long is considered dead."""
 _NO_AGENT_S = 300.0
-"""How long a head may be running without the agent that starts its jobs."""
+"""How long to wait for the agent of a new head. Ray's job agent starts the jobs."""
 _MAX_BREAKS = 5
-"""How often in a row a log's stream may break without bringing anything new."""
-_LASTING_S = 10.0
-"""A stream that has lasted so long does not count as broken without anything new."""
+"""How often in a row the stream of a log may break without new output."""
+_STABLE_STREAM_S = 10.0
+"""A stream that was open for this long resets the count of breaks, even without new output."""
 _QUIET_S = 5.0
-"""How long a stream may bring nothing until the head is asked whether it is still there."""
+"""After this time without new output in a terminal, the head is asked for the status of the job."""
 _QUIET_IN_LOG_S = 26.0
-"""The same where stderr is no terminal; longer than a job itself is ever silent."""
+"""The same where stderr is not a terminal. Longer than a running job is ever silent."""
 _STOP_WAIT_S = 20
+"""Seconds from SIGTERM to SIGKILL when a job is stopped."""
 _DASHBOARD_PORT = ":8265"
 _HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 JOB_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-"""Variables of every job: Ray waits so long from SIGTERM to SIGKILL; its 3 s are too short for an orderly shutdown."""
+"""Environment variables of every job. Ray's default wait of 3 s is too short for an orderly shutdown."""
 
 log = logging.getLogger(__name__)
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # we log how each stream ended
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(
+    logging.WARNING
+)  # `Submission.logs` logs itself how each stream ended
 
 
 class HeadUnreachable(JobFailed):
-    """The cluster's head gives no answer, or not the requested one."""
+    """The cluster's head does not answer, or answers with an error."""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a time limit for every call, and without a proxy for addresses of this machine."""
+    """Ray's Jobs API client, with a time limit for every request and without a proxy for addresses of this machine."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         if urlsplit(self._address).hostname in _LOOPBACK:
@@ -72,29 +79,30 @@ class _Client(JobSubmissionClient):
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was submitted."""
+    """A submitted job."""
 
     id: str
+    """Ray's submission id of the job."""
     address: str | None = None
-    """Of the dashboard, such as http://127.0.0.1:8265; None takes RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
+    """Address of the dashboard, such as http://127.0.0.1:8265. None uses RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
         return job_client(self.address)
 
     def logs(self) -> Iterator[str]:
-        """The job's output, from its first line until the job has ended.
+        """Yield the output of the job from its beginning, as pieces of text, until the job has ended.
 
-        A stream that breaks is opened again and continues where it broke. Raises HeadUnreachable when the head no
-        longer answers or the stream keeps breaking, and ValueError when the head does not know the job.
+        If the stream breaks, it is opened again and continues after the last character. Raises HeadUnreachable when the
+        head no longer answers or the stream breaks repeatedly, and ValueError when the head does not know the job.
         """
         num_yielded = num_breaks = 0
         while True:
-            reason, skip, before, started_s = "", num_yielded, num_yielded, time.monotonic()
+            reason, num_skipped, num_before, started_s = "", num_yielded, num_yielded, time.monotonic()
             try:
                 for text in self._stream():
-                    new = text[skip:] if skip < len(text) else ""
-                    skip = max(0, skip - len(text))
+                    new = text[num_skipped:] if num_skipped < len(text) else ""
+                    num_skipped = max(0, num_skipped - len(text))
                     num_yielded += len(new)
                     if new:
                         yield new
@@ -102,113 +110,120 @@ class Submission:
                 raise
             except (RuntimeError, OSError, ClientError) as error:
                 reason = f"{type(error).__name__}: {error}"
-            status = self._details_with_patience().status
-            has_ended = status in _FINAL
+            status = self._details_with_retries().status
+            has_ended = status in _FINAL_STATUSES
             if has_ended and not reason:
                 return
-            reason = reason or f"it was closed, though the job is {status.value}"
-            has_advanced = num_yielded > before or (time.monotonic() - started_s > _LASTING_S and not has_ended)
+            reason = reason or f"it was closed although the job is {status.value}"
+            is_stable = time.monotonic() - started_s > _STABLE_STREAM_S and not has_ended
+            has_advanced = num_yielded > num_before or is_stable
             num_breaks = 0 if has_advanced else num_breaks + 1
             if num_breaks > _MAX_BREAKS:
                 raise HeadUnreachable(
-                    f"the log of job {self.id} cannot be read: its stream broke {num_breaks} times in a row ({reason})"
+                    f"the log of job {self.id} cannot be read: the stream broke {num_breaks} times in a row ({reason})"
                 )
             log.info("the stream of the log broke (%s); opening it again", reason)
             with working("waiting to open the log again"):
                 time.sleep(_STATUS_POLL_S * 2**num_breaks)
 
     def _stream(self) -> Iterator[str]:
+        """Yield the output of the job from its beginning until the stream ends or breaks."""
         lines = self._client.tail_job_logs(self.id)
         with asyncio.Runner() as runner:
             while (text := self._next_text(runner, lines)) is not None:
                 yield text
 
     def _next_text(self, runner: asyncio.Runner, lines: AsyncIterator[str]) -> str | None:
-        """The next text of the stream; None at its end.
+        """Return the next text of the stream, or None at its end.
 
-        A silent stream may mean that the head is gone, so the head is asked meanwhile. Raises HeadUnreachable when it
-        is, and RuntimeError when the stream stays open after the end of the job.
+        While the stream is silent, the head is asked for the status of the job, because the head may be dead. Raises
+        HeadUnreachable when the head is dead, and RuntimeError when the stream stays open although the job has ended.
         """
         task = runner.get_loop().create_task(_next_or_none(lines))
         if not _ends_within(runner, task, _QUIET_S if sys.stderr.isatty() else _QUIET_IN_LOG_S):
-            job = self._details_with_patience()
-            with working(lambda: f"job {self.id} is {job.status.value}, and its log brings nothing new"):
+            job = self._details_with_retries()
+            with working(lambda: f"job {self.id} is {job.status.value}; waiting for new output"):
                 while not _ends_within(runner, task, _QUIET_S):
-                    if job.status in _FINAL:
+                    if job.status in _FINAL_STATUSES:
                         raise RuntimeError("it stayed open after the end of the job")
-                    job = self._details_with_patience()
+                    job = self._details_with_retries()
         return task.result()
 
-    def _details_with_patience(self) -> JobDetails:
-        """`details`, asked again while the head does not answer. Raises HeadUnreachable when it stays silent."""
-        until = time.monotonic() + _SILENT_HEAD_S
+    def _details_with_retries(self) -> JobDetails:
+        """Return `details`. Repeats the request, and raises HeadUnreachable after `_SILENT_HEAD_S` of failures."""
+        deadline_s = time.monotonic() + _SILENT_HEAD_S
         with working("asking the cluster's head"):
             while True:
                 try:
                     return self.details()
                 except HeadUnreachable as error:
-                    if time.monotonic() > until:
+                    if time.monotonic() > deadline_s:
                         raise HeadUnreachable(
-                            f"the cluster's head has not answered for {_SILENT_HEAD_S:.0f} s, so it is gone or cut "
-                            f"off, and with it the driver of job {self.id} (last: {error})"
+                            f"the cluster's head has not answered for {_SILENT_HEAD_S:.0f} s; the head, and with "
+                            f"it the driver of job {self.id}, has died or cannot be reached (last error: {error})"
                         ) from error
                 time.sleep(_STATUS_POLL_S)
 
     def details(self) -> JobDetails:
-        """The head's record of the job.
+        """Return the head's record of the job.
 
-        Raises ValueError when it knows no such job or cannot be connected to, HeadUnreachable when it does not answer.
+        Raises ValueError when the head does not know the job or no connection is possible, and HeadUnreachable when the
+        head does not answer.
         """
         with _asking_head():
             jobs = self._client.list_jobs()
         matching = [job for job in jobs if job.submission_id == self.id]
         if not matching:
             raise ValueError(
-                f"no job {self.id!r} on this cluster, or no longer: a restarted head has lost its jobs; "
-                "`raymill submit` prints the id of what it sent"
+                f"no job {self.id!r} on this cluster; check the id, which `raymill submit` has printed (a "
+                "head that is restarted forgets its jobs)"
             )
         return matching[0]
 
     def stop(self) -> str:
-        """Ask the job to stop, by SIGTERM first; a message about the result. Raises what `details` raises."""
+        """Ask the head to stop the job, first with SIGTERM. Returns a message for the user.
+
+        Raises the exceptions of `details`.
+        """
         status = self.details().status
-        if status in _FINAL:
-            return f"job {self.id} had ended already: {status.value}"
+        if status in _FINAL_STATUSES:
+            return f"job {self.id} had already ended: {status.value}"
         with _asking_head():
             self._client.stop_job(self.id)
         return (
             f"job {self.id} was asked to stop, which takes up to {_STOP_WAIT_S} s; `raymill status {self.id}` shows "
-            "whether it has. Submit the same command again to resume."
+            "whether it has stopped. Submit the same command again to resume it."
         )
 
 
 @contextlib.contextmanager
 def _asking_head() -> Iterator[None]:
-    """Report a call to the head as the current activity, and raise its failures as HeadUnreachable."""
+    """Show a request to the head as the current activity. Its failures are raised as HeadUnreachable."""
     with working("asking the cluster's head"):
         try:
             yield
         except (OSError, RuntimeError, AuthenticationError) as error:
-            raise HeadUnreachable(f"the cluster's head gives no answer ({type(error).__name__}: {error})") from error
+            raise HeadUnreachable(f"the cluster's head does not answer ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """What the head and the store know of a job."""
+    """The state of a job, from the head and the store."""
 
     id: str
     status: str
-    """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`; `UNKNOWN` where only the store knows of it."""
+    """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`. `UNKNOWN` if only the store knows the job."""
     message: str
-    """The head's message about the status (with the last lines of the log after a failure), or why it has none."""
+    """The head's message about the status, or why there is none. After a failure it includes the end of the log."""
     exit_code: int
-    """0 for a job that has succeeded, its own exit code for one that has failed, 1 otherwise."""
+    """0 if the job has succeeded, the exit code of the job if it has failed, else 1."""
     run_status: RunStatus | None
-    """What its run last reported to the store."""
+    """What the run of the job last reported to the store."""
 
     @property
     def has_ended(self) -> bool:
-        return self.status in [status.value for status in _FINAL]
+        """Whether the head reports that the job has ended."""
+        return self.status in [status.value for status in _FINAL_STATUSES]
 
     @property
     def is_known_to_head(self) -> bool:
@@ -217,22 +232,22 @@ class JobReport:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended before its work was done."""
+        """Whether the job has ended without success, by the report of its run or of the head."""
         has_run_failed = self.run_status is not None and self.run_status.state in ("failed", "stopped")
         return has_run_failed or (self.has_ended and self.status != JobStatus.SUCCEEDED.value)
 
     def describe_outcome(self, *, is_log_shown: bool = False) -> str:
-        """How the job ended and why, or its present state.
+        """Return how the job ended and why, or its current state, as a message for the user.
 
-        The cause is the run's own report, or else the head's message; the log's last lines are left out when the log
-        was shown.
+        The reason comes from the report of the run if there is one, else from the head's message. With `is_log_shown`
+        the last lines of the log are left out of the message, because the user has seen them.
         """
         if self.status == JobStatus.SUCCEEDED.value:
             return f"job {self.id} succeeded"
         if self.has_failed and self.run_status and self.run_status.state in ("failed", "stopped") and not is_log_shown:
             return f"job {self.id} {self.status}: its run {self.run_status.state}: {self.run_status.says}"
-        why = self.message.partition(", last available logs")[0] if is_log_shown else self.message
-        lines = [f"job {self.id} {self.status}: {why or 'no reason given'}"]
+        reason = self.message.partition(", last available logs")[0] if is_log_shown else self.message
+        lines = [f"job {self.id} {self.status}: {reason or 'no reason given'}"]
         if not self.has_ended:
             lines.append(self.format_run_status())
         if not self.is_known_to_head and self.exit_code:
@@ -240,40 +255,40 @@ class JobReport:
         return "\n".join(filter(None, lines))
 
     def format_run_status(self) -> str:
-        """The run's last report, as one or two lines; empty where there is none."""
+        """Return the last report of the run as one or two lines; empty if there is none."""
         if self.run_status is None:
             return ""
         if self.has_ended and self.run_status.state == "sent":
-            return f"its run: it ended before it reported anything; see `raymill logs {self.id}`"
+            return f"its run: ended before it reported anything; see `raymill logs {self.id}`"
         return f"its run: {self.run}"
 
 
 def query_job(submission: Submission, store: Storage | None) -> JobReport:
-    """What the cluster's head and the store know of a job.
+    """Return the state of a job, from the cluster's head and the store.
 
-    Raises what `Submission.details` raises when neither knows it.
+    Raises the exceptions of `Submission.details` if neither the head nor the store knows the job.
     """
-    run = None
+    run_status = None
     try:
-        run = read_status(store, submission.id) if store else None
+        run_status = read_status(store, submission.id) if store else None
     except OSError as error:
-        log.warning("store: %s cannot be asked for the run (%s)", store.url if store else "", error)
+        log.warning("store: the status of the run cannot be read from %s (%s)", store.url if store else "", error)
     try:
         job = submission.details()
     except (ValueError, HeadUnreachable) as error:
-        if run is None:
+        if run_status is None:
             raise
-        return JobReport(submission.id, _UNKNOWN, str(error), 0 if run.state == "succeeded" else 1, run)
-    code = 0 if job.status == JobStatus.SUCCEEDED else max(job.driver_exit_code or 0, 0) or 1
-    return JobReport(submission.id, job.status.value, job.message or "", code, run)
+        return JobReport(submission.id, _UNKNOWN, str(error), 0 if run_status.state == "succeeded" else 1, run_status)
+    exit_code = 0 if job.status == JobStatus.SUCCEEDED else max(job.driver_exit_code or 0, 0) or 1
+    return JobReport(submission.id, job.status.value, job.message or "", exit_code, run_status)
 
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """The job of a submit, and whether it was started."""
+    """The job of a `submit_once` call, and whether the call has started it."""
 
     submission: Submission
-    outcome: Literal["started", "started again", "joined, it is under way", "done before, nothing to do"]
+    outcome: Literal["started", "started again", "already running", "already succeeded"]
 
 
 def submit_once(
@@ -287,85 +302,97 @@ def submit_once(
     has_result: Callable[[], bool],
     before_sending: Callable[[str], None] = lambda id: None,
 ) -> SubmitResult:
-    """Run `command` on the cluster, in a copy of `working_dir`, unless a job of this id runs, waits or succeeded.
+    """Submit `command` as a job that runs in a copy of `working_dir`, unless a job of this id exists.
 
-    A job that failed or was stopped, or whose result no longer exists, is submitted again as `<id>-2`, `<id>-3`, …;
-    the last of them counts. `has_result` is called only after a success. `before_sending` receives the id under which
-    the job is about to be sent, which the job itself finds in RAYMILL_SUBMISSION. Raises ValueError when the cluster
-    cannot be reached or refuses the token.
+    A job that is pending or running, or has succeeded, is not submitted again. A job that has failed or was stopped, or
+    that succeeded but whose result no longer exists, is submitted again as `<id>-2`, `<id>-3`, and so on. The last of
+    these attempts decides.
+
+    has_result: called when the last attempt has succeeded. Returns whether its result still exists.
+    before_sending: called with the id of the new attempt before it is sent. The job reads this id from the environment
+        variable RAYMILL_SUBMISSION.
+
+    Raises ValueError when the cluster cannot be reached or rejects the token.
     """
     client = job_client(address)
     with _asking_head():
-        earlier = _tries(client.list_jobs(), id)
-    if earlier:
-        last = earlier[-1]
-        if last.status in _UNDER_WAY:
-            return SubmitResult(Submission(str(last.submission_id), address), "joined, it is under way")
+        attempts = _find_attempts(client.list_jobs(), id)
+    if attempts:
+        last = attempts[-1]
+        if last.status in _UNFINISHED_STATUSES:
+            return SubmitResult(Submission(str(last.submission_id), address), "already running")
         if last.status == JobStatus.SUCCEEDED and has_result():
-            return SubmitResult(Submission(str(last.submission_id), address), "done before, nothing to do")
-    attempt = id if not earlier else f"{id}-{len(earlier) + 1}"
-    runtime_env = {"working_dir": str(working_dir), "env_vars": {**env, **JOB_VARIABLES, SUBMISSION_VARIABLE: attempt}}
-    before_sending(attempt)
+            return SubmitResult(Submission(str(last.submission_id), address), "already succeeded")
+    attempt_id = id if not attempts else f"{id}-{len(attempts) + 1}"
+    runtime_env = {
+        "working_dir": str(working_dir),
+        "env_vars": {**env, **JOB_VARIABLES, SUBMISSION_VARIABLE: attempt_id},
+    }
+    before_sending(attempt_id)
     send = partial(
         client.submit_job,
         entrypoint=command,
-        submission_id=attempt,
+        submission_id=attempt_id,
         runtime_env=runtime_env,
         metadata=dict(metadata),
     )
     try:
         send_when_agent_ready(send)
     except (RuntimeError, OSError) as error:
-        # The Jobs API refuses the same id twice: then another submit was faster, and its job is ours. So it is when the
-        # job was accepted and only the answer was lost.
+        # The Jobs API rejects an id that exists. The job exists if another `raymill submit` has sent it in the
+        # meantime, or if the head accepted this request and only the response was lost.
         with _asking_head():
-            is_there = any(job.submission_id == attempt for job in client.list_jobs())
-        if not is_there:
+            exists = any(job.submission_id == attempt_id for job in client.list_jobs())
+        if not exists:
             raise HeadUnreachable(f"the cluster's head did not accept the job ({error})") from error
-        return SubmitResult(Submission(attempt, address), "joined, it is under way")
-    return SubmitResult(Submission(attempt, address), "started again" if earlier else "started")
+        return SubmitResult(Submission(attempt_id, address), "already running")
+    return SubmitResult(Submission(attempt_id, address), "started again" if attempts else "started")
 
 
 def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AGENT_S, pause_s: float = 2.0) -> None:
-    """Call `send` until the head has an agent that starts jobs, which comes up later than its dashboard.
+    """Call `send`, and repeat it every `pause_s` seconds while the head has no job agent yet.
 
-    Raises RuntimeError when the job is refused for another reason, or when there is no agent within the limit.
+    A new head starts its job agent after its dashboard. Raises RuntimeError when the job is rejected for another
+    reason, or when there is no agent after `limit_s` seconds.
     """
-    until = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + limit_s
     with working("sending the job"):
         while True:
             try:
                 send()
                 return
             except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > until:
+                if "No available agent" not in str(error) or time.monotonic() > deadline_s:
                     raise
             time.sleep(pause_s)
 
 
 def job_client(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's Jobs API. Raises ValueError when nothing answers there or the token is refused."""
+    """Return a client of the cluster's Jobs API. Raises ValueError when it cannot be reached or rejects the token."""
     try:
         with working("asking the cluster's head"):
             return _Client(dashboard_address(address))
     except (OSError, RuntimeError, AuthenticationError) as error:
-        where = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+        location = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
         raise ValueError(
-            f"--address: the Jobs API at {where} cannot be used ({error}); give the dashboard's address, such as "
-            "http://127.0.0.1:8265, and the cluster's token in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
+            f"--address: the Jobs API at {location} cannot be used ({error}); pass the dashboard's address, such as "
+            "http://127.0.0.1:8265, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
         ) from error
 
 
 def dashboard_address(address: str | None) -> str | None:
-    """The address as a URL. Ray takes a bare `host:8265` for one of its own protocol and waits a minute for it."""
+    """Return the address of the dashboard as a URL; None if none is known.
+
+    Ray would read `host:8265` without `http://` as an address of Ray's own protocol, and wait a minute for an answer.
+    """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address and os.environ.get("RAY_ADDRESS", "").endswith(_DASHBOARD_PORT):
         address = os.environ["RAY_ADDRESS"]
     return f"http://{address}" if address and _HOST_AND_PORT.fullmatch(address) else address
 
 
-def _tries(jobs: list[JobDetails], id: str) -> list[JobDetails]:
-    """The jobs of one id in the order of their attempts: `id`, `id-2`, `id-3`, …"""
+def _find_attempts(jobs: list[JobDetails], id: str) -> list[JobDetails]:
+    """Return the jobs that are attempts of one id, in order: `id`, `id-2`, `id-3`, …"""
     attempts: list[tuple[int, JobDetails]] = []
     for job in jobs:
         base, _, number = (job.submission_id or "").rpartition("-")
@@ -377,6 +404,7 @@ def _tries(jobs: list[JobDetails], id: str) -> list[JobDetails]:
 
 
 def _ends_within(runner: asyncio.Runner, task: asyncio.Task[Any], seconds: float) -> bool:
+    """Wait for a task, at most for some seconds. Returns whether it has ended."""
     runner.run(asyncio.wait({task}, timeout=seconds))
     return task.done()
 

@@ -1,7 +1,7 @@
-"""The status of a submitted run, kept in its store for whoever asks when the cluster's head no longer answers.
+"""Writes the status of a submitted run to its store, where it can be read when the cluster's head does not answer.
 
-The reporting thread consumes: what the process is doing (`cluster.progress`); waits for: an interval; is unblocked by:
-the clock, the first stage or the end; produces: `submissions/<id>.json`.
+The reporting thread consumes: the current activity of the process (`cluster.progress`); waits for: the next report; is
+unblocked by: the clock, the start of the first stage, or the end of the run; produces: `submissions/<id>.json`.
 """
 
 import logging
@@ -18,21 +18,23 @@ from cluster.signals import received_signal
 from cluster.storage import Storage
 
 _INTERVAL_S = 10.0
+"""Interval between two reports."""
 _SILENT_S = 60.0
-"""A run that has not reported for so long is taken to be gone."""
+"""A run that has not reported for this long is considered dead."""
 
 SUBMISSION_VARIABLE = "RAYMILL_SUBMISSION"
-"""The environment variable in which a submitted job finds its id."""
+"""The environment variable that contains the id of a submitted job."""
 
 RunState = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
-"""`checking` is everything before the first stage begins, when the run may still be refused."""
+"""`sent`: the job was submitted but has not started. `checking`: the job has started, but its first stage has not, so a
+check may still fail."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What the store knows of a run: the content of `submissions/<id>.json`."""
+    """The last report of a run: the content of `submissions/<id>.json`."""
 
     state: RunState
     time: float
@@ -48,29 +50,32 @@ class RunStatus:
     def __str__(self) -> str:
         text = f"{self.state}, {format_duration(self.age_s)} ago: {self.says}"
         if self.state in ("checking", "running") and self.age_s > _SILENT_S:
-            text += "\nit has not reported since, so it is gone; submit the same command again to resume"
+            text += "\nthe run has not reported since, so it has died; submit the same command again to resume it"
         return text
 
 
 def record_submission(store: Storage, id: str) -> None:
-    """Record that a job was sent, which its run must find: otherwise it sees another store than the submitter."""
-    _write(store, id, "sent", "it has not begun")
+    """Write the first status of a job, before it is sent to the cluster.
+
+    The run of the job looks for this file, to detect that its store is another directory than the submitter's store.
+    """
+    _write(store, id, "sent", "the job has not started yet")
 
 
 def require_same_store(store: Storage, id: str) -> None:
-    """Raises ValueError when this process sees another store than the one in which the submission was recorded."""
+    """Raise ValueError when the store of this process lacks the status that `record_submission` has written."""
     if store.is_local and not store.exists(_name(id)):
         raise ValueError(
-            f"store: {store.url} is a path of the machine that submitted, and another directory here; take a URL such "
-            "as s3://bucket/runs, or a path that all machines mount"
+            f"store: {store.url} on the cluster is not the directory of this path on the machine that submitted the "
+            "job; use a URL such as s3://bucket/runs, or a path that all machines mount"
         )
 
 
 @contextmanager
 def reporting_status(store: Storage, id: str) -> Iterator[Callable[[], None]]:
-    """Report the status of a run to the store for as long as the block lasts, and how it ended.
+    """Report the status of a run to the store while the block runs, and its outcome at the end of the block.
 
-    Yields a function to call when all checks have passed and the first stage begins.
+    Yields a function. Call it when all checks have passed and the first stage starts.
     """
     state: RunState = "checking"
     last_error = ""
@@ -85,14 +90,14 @@ def reporting_status(store: Storage, id: str) -> Iterator[Callable[[], None]]:
         nonlocal last_error
         try:
             _write(store, id, state, says)
-        except Exception as error:  # every file system has its own errors, and the run itself matters more
+        except Exception as error:  # file systems raise many kinds of errors, and none of them may stop the run
             if str(error) != last_error:
-                log.warning("the status of this run, for `raymill status`, cannot be written: %s", error)
+                log.warning("the status of this run, which `raymill status` shows, cannot be written: %s", error)
             last_error = str(error)
 
     def report() -> None:
         while not ended.is_set():
-            write(state, current_activity() or "it has begun")
+            write(state, current_activity() or "the run has started")
             wake.wait(_INTERVAL_S)
             wake.clear()
 
@@ -102,8 +107,9 @@ def reporting_status(store: Storage, id: str) -> Iterator[Callable[[], None]]:
     try:
         yield begin
     except KeyboardInterrupt as stop:
-        number, where = received_signal(), str(stop)
-        outcome = ("stopped", f"by {number.name if number else 'KeyboardInterrupt'}{where and f'; {where}'}")
+        number, resume_point = received_signal(), str(stop)
+        signal_name = number.name if number else "KeyboardInterrupt"
+        outcome = ("stopped", f"by {signal_name}{resume_point and f'; {resume_point}'}")
         raise
     except BaseException as error:
         outcome = ("failed", f"{type(error).__name__}: {error}")
@@ -116,7 +122,7 @@ def reporting_status(store: Storage, id: str) -> Iterator[Callable[[], None]]:
 
 
 def read_status(store: Storage, id: str) -> RunStatus | None:
-    """The last status that a run reported; None where the store knows nothing of it."""
+    """Return the last report of a run; None if the store has no report of it."""
     return from_plain(RunStatus, store.read_json(_name(id))) if store.exists(_name(id)) else None
 
 

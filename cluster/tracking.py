@@ -1,4 +1,4 @@
-"""Logs the metrics of a run to a file in its output. W&B shows a copy of it (`cluster.wandb_mirror`)."""
+"""Logs the metrics of a run to a file in its output. `cluster.wandb_mirror` copies this log to W&B."""
 
 import json
 import os
@@ -16,29 +16,34 @@ _UPLOAD_INTERVAL_S = 15.0
 
 @dataclass
 class Tracker:
-    """Writes the metrics of a run to `metrics.jsonl` in `storage`, from one process; picklable until first used.
+    """Writes the metrics of a run to the log `metrics.jsonl` in `storage`.
 
-    The log has one JSON object per line with `step`, `time` and the metrics, in step order across kills and resumes.
-    Metric keys read `area/quantity`.
+    Each line of the log is a JSON object with `step`, `time` and the metrics. Steps increase from line to line, also
+    when the run was killed and resumed. Metric keys have the form `area/quantity`. Only one process may write the log.
+    The tracker can be pickled until it has logged something.
     """
 
     storage: Storage
+    """The output of the run."""
     run_id: str
-    """The artifact's id, so that a resumed run continues the same W&B run."""
+    """Id of the W&B run. It is the id of the artifact, so that a resumed run continues the same W&B run."""
     name: str
+    """Name of the W&B run."""
     group: str
+    """Group of the W&B run: all runs of a pipeline are in the same group."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    """The config that W&B shows for the run."""
     _file: IO[str] | None = field(default=None, repr=False)
     _uploaded_s: float = field(default=0.0, repr=False)
 
     def resume(self, step: int) -> None:
-        """Remove what was logged after `step`, as those steps will be repeated."""
+        """Remove the log lines of the steps after `step`, because a resumed run repeats these steps."""
         self._close_file()
-        kept = [line for line in read_lines(self.storage) if json.loads(line)["step"] <= step]
-        self.storage.write_bytes(METRICS_LOG, "".join(line + "\n" for line in kept).encode())
+        kept_lines = [line for line in read_lines(self.storage) if json.loads(line)["step"] <= step]
+        self.storage.write_bytes(METRICS_LOG, "".join(line + "\n" for line in kept_lines).encode())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of one step (an optimizer step, or whatever else the stage counts)."""
+        """Append the metrics of one step: a training step, or any other unit that the stage counts."""
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {key: float(value) for key, value in metrics.items()}
         self._log_file().write(json.dumps(line) + "\n")
@@ -46,11 +51,11 @@ class Tracker:
         self._upload(force=False)
 
     def flush(self) -> None:
-        """Make the log safe from a kill: to an object store it is otherwise uploaded only every few seconds."""
+        """Upload a log on an object store, so that a kill loses no lines. `log` uploads it only every 15 s."""
         self._upload(force=True)
 
     def close(self) -> None:
-        """Flush and close the log; logging again reopens it."""
+        """Flush and close the log. A later call of `log` opens it again."""
         self.flush()
         self._close_file()
 
@@ -58,10 +63,10 @@ class Tracker:
         if self._file is None:
             if self.storage.is_local:
                 os.makedirs(self.storage.root, exist_ok=True)
-                self._file = open(self.storage.path(METRICS_LOG), "a+")  # noqa: SIM115 - held over many calls
-                whole = sum(len(line.encode()) + 1 for line in read_lines(self.storage))
-                self._file.truncate(whole)  # a line that a kill cut off would corrupt the next one
-            else:  # object stores cannot append: a local copy is uploaded every few seconds
+                self._file = open(self.storage.path(METRICS_LOG), "a+")  # noqa: SIM115 - kept open between calls
+                complete_bytes = sum(len(line.encode()) + 1 for line in read_lines(self.storage))
+                self._file.truncate(complete_bytes)  # removes a last line that was cut off by a kill
+            else:  # object stores cannot append, so a local file is uploaded repeatedly
                 self._file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl")  # noqa: SIM115
                 self._file.write("".join(line + "\n" for line in read_lines(self.storage)))
         return self._file

@@ -1,6 +1,6 @@
-"""A program of the user's own as text: its file, and the modules beside it that it imports.
+"""A user-provided Python program as source text: its file, and the modules in the same folder that it imports.
 
-It travels as text, so that the cluster runs what was fingerprinted on the machine of the command.
+The source text is sent to the cluster, so that the workers run exactly the code whose fingerprint the command computed.
 """
 
 import builtins
@@ -15,24 +15,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Program:
-    """What a Python file of the user's defines under one name, as text that travels to the cluster."""
+    """A function, or another object, that a user-provided Python file defines, as source text."""
 
     source: str
+    """Source text of the file."""
     path: str
-    """Of the file, for messages."""
+    """Path of the file. Only used in messages."""
     function: str
-    """Name of a function, or of another object that the file defines."""
+    """Name of the function, or of another object, in the file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Source text of each module that it imports from its folder, by the path from there: `pkg/words.py`."""
+    """Source text of each module that the program imports from the folder of the file, by the module's path relative to
+    this folder (`pkg/words.py`)."""
 
     @property
     def name(self) -> str:
-        """`path/to/file.py:function`, as a config names it."""
+        """The program as a config names it: `path/to/file.py:function`."""
         return f"{self.path}:{self.function}"
 
 
 def load_function(program: Program) -> Callable[..., Any]:
-    """The program's function. Raises ValueError when the file does not run or does not define it as a function."""
+    """Run the program's file and return the program's function.
+
+    Raises ValueError when running the file fails, or when it does not define such a function.
+    """
     function = load_object(program)
     if not callable(function):
         raise ValueError(f"{program.path}: {program.function} is a {type(function).__name__}, not a function")
@@ -40,42 +45,48 @@ def load_function(program: Program) -> Callable[..., Any]:
 
 
 def load_object(program: Program) -> Any:
-    """What the program's file defines under its name. Raises ValueError when it does not run or does not define it."""
+    """Run the program's file and return the object that `program.function` names.
+
+    Raises ValueError when running the file fails, or when it does not define this name.
+    """
     try:
-        defined = _Imports(program).run_main()
+        namespace = _ProgramImporter(program).run_main()
     except Exception as error:
-        raise ValueError(f"{program.path} does not run: {type(error).__name__}: {error}") from error
-    if program.function not in defined:
+        raise ValueError(f"{program.path} failed when it was run: {type(error).__name__}: {error}") from error
+    if program.function not in namespace:
         raise ValueError(f"{program.path} does not define {program.function!r}")
-    return defined[program.function]
+    return namespace[program.function]
 
 
 def split_function_name(name: str) -> tuple[str, str]:
-    """`path/to/file.py:function` as its two parts. Raises ValueError for another form."""
+    """Split `path/to/file.py:function` into path and function. Raises ValueError if the name has another form."""
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
         raise ValueError(f"{name!r} must have the form path/to/file.py:function")
     return path, function
 
 
-class _Imports:
-    """The import statement inside one program: modules in its folder come first, as if the folder led `sys.path`.
+class _ProgramImporter:
+    """Runs a program and its `import` statements.
 
-    Their names in `sys.modules` (where dataclasses and pickle look for a class's module) have a prefix of the program,
-    so that they are never confused with another program's `helpers` or with our packages.
+    A module in the program's folder is preferred to an installed module of the same name, as if the folder came first
+    in `sys.path`. Modules of the program are registered in `sys.modules`, where dataclasses and pickle look for the
+    module of a class. Their names there have a random prefix, so that a module `helpers` is not confused with the
+    `helpers` of another program or with a package of Raymill.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._prefix = f"program_{uuid.uuid4().hex[:8]}"
-        self._paths = {_dotted(path): path for path in program.modules}
+        self._paths = {_module_name(path): path for path in program.modules}
+        """Path of each module of the program, by dotted module name."""
         self._packages = {
             ".".join(name.split(".")[:length]) for name in self._paths for length in range(1, len(name.split(".")))
         } | {name for name, path in self._paths.items() if path.endswith("__init__.py")}
         self._loaded: dict[str, types.ModuleType] = {}
 
     def run_main(self) -> dict[str, Any]:
-        """Everything that the program's file defines."""
+        """Run the program's file and return its global names."""
         module = self._new_module(self._prefix, package="", path=self._program.path)
         self._run(module, self._program.source, self._program.path)
         return module.__dict__
@@ -88,7 +99,7 @@ class _Imports:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        """`__import__` for the code of the program."""
+        """Replace `__import__` in the code of the program."""
         if level:
             name = importlib.util.resolve_name("." * level + name, (globals or {}).get("__package__") or "")
         top = name.partition(".")[0]
@@ -96,17 +107,17 @@ class _Imports:
             return builtins.__import__(name, globals, locals, fromlist or (), level=0)
         module = self._load(name)
         for item in fromlist or ():
-            below = f"{name}.{item}"
-            if below in self._paths or below in self._packages:
-                self._load(below)
+            submodule = f"{name}.{item}"
+            if submodule in self._paths or submodule in self._packages:
+                self._load(submodule)
         return module if fromlist else self._loaded[top]
 
     def _load(self, name: str) -> types.ModuleType:
-        """The module in the program's folder; the packages that contain it are loaded first."""
+        """Load a module of the program, after the packages that contain it."""
         if name in self._loaded:
             return self._loaded[name]
         if name not in self._paths and name not in self._packages:
-            raise ModuleNotFoundError(f"No module named {name!r} beside {self._program.path}", name=name)
+            raise ModuleNotFoundError(f"No module named {name!r} in the folder of {self._program.path}", name=name)
         parent, _, last = name.rpartition(".")
         package = self._load(parent) if parent else None
         path = self._paths.get(name, "")
@@ -132,10 +143,10 @@ class _Imports:
         return module
 
     def _run(self, module: types.ModuleType, source: str, path: str) -> None:
-        # The user asked to run this program; `dont_inherit` keeps this file's `from __future__` out of it.
+        # The user has asked to run this code. `dont_inherit` keeps `from __future__` imports of this file out of it.
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
 
 
-def _dotted(path: str) -> str:
-    """`pkg/words.py` -> `pkg.words`; `pkg/__init__.py` -> `pkg`."""
+def _module_name(path: str) -> str:
+    """Return the dotted name of a module: `pkg.words` for `pkg/words.py`, `pkg` for `pkg/__init__.py`."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")

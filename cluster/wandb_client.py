@@ -1,9 +1,9 @@
-"""The child process that talks to W&B for a command, so that W&B can neither delay nor end the work.
+"""The child process that sends metrics to W&B, so that W&B can neither delay nor stop the work of the command.
 
     consumes: requests on stdin, one JSON object per line; waits for: new lines of a metrics log, or a finish request;
     is unblocked by: a poll; produces: events on stdout, one JSON object per line
 
-The only file that imports wandb.
+This is the only file that imports wandb.
 """
 
 import json
@@ -28,17 +28,17 @@ from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 
 WANDB_FOLDER = "wandb"
-"""The folder of an output that holds the files of an offline run."""
+"""The folder for the files of an offline run, in the output of the run."""
 _POLL_S = 2.0
 _INIT_TIMEOUT_S = 60.0
 _CONNECT_LIMIT_S = 15.0
 _BLOCK_BYTES, _HEADER_BYTES = 32768, 7
-"""Of LevelDB's log format, in which W&B keeps an offline run."""
+"""Sizes of a block and of a record header in LevelDB's log format, in which W&B writes an offline run."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """How W&B shows a run."""
+    """Id, name, group and config with which a run appears in W&B."""
 
     id: str
     name: str
@@ -48,38 +48,39 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Request:
-    """One line of stdin."""
+    """A request to the client: one line of its stdin."""
 
     kind: Literal["mirror", "offline", "finish"]
-    """Send the log while it grows, write it as an offline run, or end a mirror."""
+    """`mirror` sends the log while it grows, until `finish`. `offline` writes the complete log as an offline run."""
     storage: str = ""
-    """URL of the output that holds the metrics log."""
+    """URL of the output that contains the metrics log."""
     run: RunInfo | None = None
+    """The run to send or write; None in a `finish` request."""
     is_shared: bool = False
-    """Whether clients on other nodes write to the same run."""
+    """Whether W&B clients on other nodes add system metrics to the same run."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of stdout."""
+    """What has happened to a request: one line of the client's stdout."""
 
     kind: Literal["started", "done", "failed"]
     url: str = ""
-    """Of the run, when it has started."""
+    """URL of the run in a `started` event."""
     reason: str = ""
-    """Of a failure."""
+    """What went wrong, in a `failed` event."""
 
 
 def main() -> None:
     """Handle requests until stdin ends."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # nothing else may print events
+    os.dup2(2, 1)  # what libraries print to stdout goes to stderr, because stdout is for events
     requests: queue.Queue[Request] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
             requests.put(from_plain(Request, json.loads(line)))
-        os._exit(0)  # the command that started this process is gone
+        os._exit(0)  # the command that started this process has ended
 
     def emit(event: Event) -> None:
         print(json.dumps(to_plain(event)), file=events)
@@ -88,20 +89,23 @@ def main() -> None:
     while True:
         request = requests.get()
         if request.kind == "finish":
-            continue  # of a mirror that has failed before
+            continue  # the mirror that this request would end has failed already
         try:
             if request.kind == "mirror":
                 mirror(request, requests, emit)
             else:
                 write_offline(request)
             emit(Event("done"))
-        except Exception as error:  # whatever it is, the work continues and the metrics are kept
+        except Exception as error:  # every kind: the command continues, and the metrics stay in their log
             emit(Event("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0][:300]))
 
 
 def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[Event], None]) -> None:
-    """Send every line of a metrics log once, including those from before a kill, until a finish request comes."""
-    assert request.run is not None, "a mirror names its run"
+    """Send every line of a metrics log to W&B once, until a finish request arrives.
+
+    Lines that an earlier attempt of the run has logged but not sent are sent too.
+    """
+    assert request.run is not None, "a mirror request has a run"
     storage = Storage(request.storage)
     check_reachable(server_url())
     with scratch_folder() as scratch:
@@ -111,28 +115,28 @@ def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[E
         is_finishing = False
         while not is_finishing:
             started_s = time.monotonic()
-            log_lines(run, unsent.take(read_lines(storage)))
+            log_lines(run, unsent.pop_new(read_lines(storage)))
             try:
-                # A long log is read less often.
+                # Reading a long log takes longer, so it is read less often.
                 next_request = requests.get(timeout=max(_POLL_S, 20 * (time.monotonic() - started_s)))
                 is_finishing = next_request.kind == "finish"
             except queue.Empty:
                 continue
-        log_lines(run, unsent.take(read_lines(storage)))
+        log_lines(run, unsent.pop_new(read_lines(storage)))
         run.finish()
 
 
 def server_url() -> str:
-    """The W&B server in use."""
+    """Return the URL of the W&B server in use."""
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def check_reachable(server: str) -> None:
-    """Raises OSError at once for a server that cannot be reached; W&B itself would try for a minute."""
+    """Raise OSError if the server cannot be reached. W&B itself would try for a minute."""
     url = urllib.parse.urlsplit(server)
     host = url.hostname or ""
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return  # only a request shows what the proxy reaches
+        return  # a proxy is used, and only a request could show whether the proxy reaches the server
     try:
         socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_LIMIT_S).close()
     except OSError as error:
@@ -140,27 +144,37 @@ def check_reachable(server: str) -> None:
 
 
 class UnsentLines:
-    """The lines of a growing log that are still to be sent. A resume may cut the log back and log other steps."""
+    """Finds the lines of a growing log that have not been sent yet.
+
+    A run that resumes removes the last lines of the log and logs these steps again.
+    """
 
     def __init__(self, last_step: float) -> None:
-        """`last_step` is the last step of the run that the server has; -1 without any."""
-        self._last_step = self._sent_step = last_step
-        self._num_taken, self._last_line = 0, ""
+        """`last_step` is the last step that the server has of this run; -1 if it has none."""
+        self._last_step = last_step
+        """The last step that was ever returned."""
+        self._skipped_step = last_step
+        """Steps up to this one are not returned, because they were sent before the log was shortened."""
+        self._num_read, self._last_line = 0, ""
+        """Number of lines that were read, and the last of them."""
 
-    def take(self, lines: Sequence[str]) -> list[str]:
-        """The lines that were not returned before, without those of repeated steps."""
-        if self._num_taken and (len(lines) < self._num_taken or lines[self._num_taken - 1] != self._last_line):
-            self._num_taken, self._sent_step = 0, self._last_step  # the log was cut back
-        steps = [json.loads(line)["step"] for line in lines[self._num_taken :]]
-        new = [line for line, step in zip(lines[self._num_taken :], steps, strict=True) if step > self._sent_step]
+    def pop_new(self, lines: Sequence[str]) -> list[str]:
+        """Return the lines that were not returned before. `lines` are all lines of the log.
+
+        Lines of steps that were returned before are left out.
+        """
+        if self._num_read and (len(lines) < self._num_read or lines[self._num_read - 1] != self._last_line):
+            self._num_read, self._skipped_step = 0, self._last_step  # a resumed run has shortened the log
+        steps = [json.loads(line)["step"] for line in lines[self._num_read :]]
+        new = [line for line, step in zip(lines[self._num_read :], steps, strict=True) if step > self._skipped_step]
         if lines:
             self._last_step = max([self._last_step, *steps])
-            self._num_taken, self._last_line = len(lines), lines[-1]
+            self._num_read, self._last_line = len(lines), lines[-1]
         return new
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for W&B's files of a run that is sent: in `WANDB_DIR`, or where temporary files go."""
+    """Create a temporary folder for the files of a W&B client, in `WANDB_DIR` if it is set."""
     base = os.environ.get("WANDB_DIR")
     if base:
         Path(base).mkdir(parents=True, exist_ok=True)
@@ -168,11 +182,12 @@ def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def write_offline(request: Request) -> None:
-    """Write the whole metrics log as one offline run into the output, replacing that of an earlier attempt.
+    """Write the complete metrics log as one offline run into the output of the run.
 
-    As all attempts are in one run, `wandb sync` sends each line once.
+    It replaces the offline run of an earlier attempt, so that `wandb sync` sends each line once. Raises OSError when
+    lines are missing in the written files.
     """
-    assert request.run is not None, "an offline run has a name"
+    assert request.run is not None, "an offline request has a run"
     storage = Storage(request.storage)
     storage.remove(WANDB_FOLDER)
     with tempfile.TemporaryDirectory(prefix="raymill-wandb-") as scratch:
@@ -182,32 +197,32 @@ def write_offline(request: Request) -> None:
         run.finish()
         written = Path(folder) / WANDB_FOLDER
         for path in [*written.glob("offline-run-*/*"), *written.glob("logs")]:
-            if path.is_dir():  # logs of the client, and empty folders
+            if path.is_dir():  # the client's own logs, and empty folders
                 shutil.rmtree(path)
         num_written = sum(len(read_history(file)) for file in written.glob("offline-run-*/*.wandb"))
         if num_written != len(lines):  # W&B does not report a full disk
-            raise OSError(f"{written} holds {num_written} of {len(lines)} lines; is the disk full?")
+            raise OSError(f"{written} contains {num_written} of {len(lines)} lines; is the disk full?")
         if not storage.is_local:
             storage.put_folder(written, WANDB_FOLDER)
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The logged values of an offline run, in order, from records in LevelDB's log format."""
+    """Read the logged values of an offline run, in order. The file has LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     data, position, fragment = file.read_bytes(), _HEADER_BYTES, b""
     history: list[dict[str, Any]] = []
     while position + _HEADER_BYTES <= len(data):
         left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
-        if left_in_block < _HEADER_BYTES:  # too little for the header of another record
+        if left_in_block < _HEADER_BYTES:  # the rest of a block that is too small for a header is unused
             position += left_in_block
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
         fragment += data[position + _HEADER_BYTES : position + _HEADER_BYTES + length]
         position += _HEADER_BYTES + length
-        if position > len(data):  # the end is cut off
+        if position > len(data):  # the last record is cut off
             break
-        if kind in (1, 4):  # a whole record, or the last fragment of one
+        if kind in (1, 4):  # a complete record, or the last fragment of a record
             record, fragment = Record.FromString(fragment), b""
             if record.HasField("history"):
                 items = record.history.item
@@ -216,21 +231,27 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def log_lines(run: Any, lines: Sequence[str]) -> None:
-    """Send lines of a metrics log, with the step as a metric: W&B drops lines at a step of its own that it has seen."""
+    """Log lines of a metrics log to a W&B run.
+
+    The step is logged as a metric. W&B has a step of its own, and drops a line whose W&B step is not new.
+    """
     for line in lines:
         values = json.loads(line)
         time_s = values.pop("time")
         run.log({**values, "_timestamp": time_s})
 
 
-def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", primary: bool = True) -> Any:
-    """A started W&B run, whose client also samples this node's processors, memory and GPUs.
+def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", is_primary: bool = True) -> Any:
+    """Start or continue a W&B run. Its client also samples the CPUs, memory and GPUs of this node.
 
-    Raises what wandb raises when the server cannot be reached or refuses.
+    label: name of this client in the run's system metrics.
+    is_primary: whether this client logs the metrics of the run. Other clients only add system metrics.
+
+    Raises an exception of wandb when the server cannot be reached or rejects the request.
     """
-    import wandb  # late: it takes seconds
+    import wandb  # imported here because it takes seconds
 
-    os.environ["WANDB_DISABLE_WEAVE"] = "true"  # otherwise it advertises itself wherever openai is imported
+    os.environ["WANDB_DISABLE_WEAVE"] = "true"  # otherwise wandb prints an advertisement where openai is imported
     os.environ.update({f"WANDB_{kind}_DIR": folder for kind in ("CACHE", "DATA", "CONFIG", "ARTIFACT")})
     settings = wandb.Settings(
         silent=True,
@@ -243,21 +264,21 @@ def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", pr
         x_save_requirements=False,
         x_disable_stats=mode == "offline",
         x_label=label,
-        x_primary=primary,
-        x_update_finish_state=primary,
+        x_primary=is_primary,
+        x_update_finish_state=is_primary,
     )
     started = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "raymill"),
         id=run.id,
         name=run.name,
         group=run.group,
-        config=run.config if primary else None,
+        config=run.config if is_primary else None,
         dir=folder,
         mode=mode,  # pyright: ignore[reportArgumentType]
-        resume="allow" if mode != "offline" and primary else None,
+        resume="allow" if mode != "offline" and is_primary else None,
         settings=settings,
     )
-    if primary:
+    if is_primary:
         started.define_metric("step")
         started.define_metric("*", step_metric="step")
     return started

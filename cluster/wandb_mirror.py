@@ -1,7 +1,8 @@
-"""Copies a run's metrics log to W&B from a child process, so that no failure of W&B affects the run.
+"""Copies the metrics log of a run to W&B. A child process does this, so that no failure of W&B affects the run.
 
-The log in the output stays the original. With a W&B key its lines are sent while the run continues. Without one, or
-when W&B fails, all lines are written at the end as one offline run into `wandb/` of the output, for `wandb sync`.
+With a W&B API key the lines of the log are sent while the run continues. Without a key, or when W&B fails, the complete
+log is written at the end of the run as an offline run into the folder `wandb/` of the output, for `wandb sync`. The log
+in the output is never changed.
 """
 
 import json
@@ -24,29 +25,31 @@ from cluster.session import is_connected, is_local_cluster, options_on_node, oth
 from cluster.tracking import Tracker
 from cluster.wandb_client import WANDB_FOLDER, Event, Request, RunInfo, scratch_folder, server_url, start_run
 
-_FINISH_S = 30.0
-"""How long sending the last lines, or writing an offline run, may take before W&B counts as failed."""
-_START_S, _START_AGAIN_S = 15.0, 3.0
-"""How long a stage that has ended waits for W&B's first answer, and how long when W&B failed in the stage before."""
-_FINISH_WHEN_STOPPED_S = 2.0
-"""The limit when a signal has stopped the command, which must end within seconds; a resume sends the rest."""
+_FINISH_LIMIT_S = 30.0
+"""How long W&B may take to send the last lines or to write an offline run, before this counts as a failure."""
+_START_LIMIT_S, _START_LIMIT_AFTER_FAILURE_S = 15.0, 3.0
+"""How long the end of a stage waits for W&B if the run has not started there yet. The second limit applies after W&B
+has failed in the stage before."""
+_FINISH_LIMIT_AFTER_SIGNAL_S = 2.0
+"""The limit when a signal has stopped the command, because it must end within seconds. A resumed run sends the rest."""
 _NODES_INTERVAL_S = 10.0
-"""Interval between searches for nodes that have no sampler yet."""
+"""Interval at which new nodes are looked for, to start a sampler there."""
 
 _MODES = {
     **dict.fromkeys(("online", "run", "shared"), "online"),
     **dict.fromkeys(("offline", "dryrun"), "offline"),
     "disabled": "disabled",
 }
-"""The values of `WANDB_MODE`, including W&B's older ones, and their meaning here."""
+"""Values of `WANDB_MODE`, including older values of W&B, and the mode that they mean here."""
 
 log = logging.getLogger(__name__)
 
 
 def wandb_mode() -> str:
-    """`online`, `offline` or `disabled`: `WANDB_MODE` when set; else online with a key and offline without one.
+    """Return `online`, `offline` or `disabled`, as `WANDB_MODE` says.
 
-    Raises ValueError when `WANDB_MODE` has another value.
+    If it is not set, the mode is online with an API key and offline without one. Raises ValueError when `WANDB_MODE`
+    has an unknown value.
     """
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     if mode:
@@ -57,7 +60,7 @@ def wandb_mode() -> str:
 
 
 def _has_logged_in() -> bool:
-    """Whether `wandb login` has stored a key for the server in use."""
+    """Whether `wandb login` has stored an API key for the server in use."""
     host = urllib.parse.urlsplit(server_url()).hostname
     try:
         return bool(host and netrc.netrc().authenticators(host))
@@ -66,7 +69,7 @@ def _has_logged_in() -> bool:
 
 
 def wandb_link(group: str) -> str | None:
-    """Where W&B shows the runs of a group; None unless they are logged online."""
+    """Return a link to the runs of a group in W&B, or the group's place in words. None unless the mode is online."""
     if wandb_mode() != "online":
         return None
     base = server_url().replace("://api.", "://").rstrip("/")
@@ -76,101 +79,106 @@ def wandb_link(group: str) -> str | None:
 
 @contextmanager
 def mirror_to_wandb(tracker: Tracker) -> Iterator[None]:
-    """Copy to W&B what is logged in the block; a failure of W&B is one warning.
+    """Copy the lines that are logged within the block to W&B. If W&B fails, one warning is logged.
 
-    Raises ValueError when `WANDB_MODE` is unknown.
+    Raises ValueError when `WANDB_MODE` has an unknown value.
     """
     mode = wandb_mode()
     if mode == "disabled":
         yield
         return
     mirror = _Mirror(tracker) if mode == "online" else None
-    samplers = _Samplers(tracker) if mirror is not None and mirror.is_shared else None
-    limit_s = _FINISH_S
+    samplers = _NodeSamplers(tracker) if mirror is not None and mirror.is_shared else None
+    limit_s = _FINISH_LIMIT_S
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        limit_s = _FINISH_WHEN_STOPPED_S
+        limit_s = _FINISH_LIMIT_AFTER_SIGNAL_S
         raise
     finally:
         if samplers is not None:
             samplers.stop()
         try:
             _finish(tracker, mirror, limit_s)
-        except KeyboardInterrupt:  # a signal that came now: the work is complete, so W&B need not get all metrics
-            _finish(tracker, None, _FINISH_WHEN_STOPPED_S)
+        except KeyboardInterrupt:  # the work is complete, so the command does not wait for W&B after a signal
+            _finish(tracker, None, _FINISH_LIMIT_AFTER_SIGNAL_S)
             raise
 
 
 def _finish(tracker: Tracker, mirror: "_Mirror | None", limit_s: float) -> None:
-    """Send the rest of the log, or else write all of it as an offline run."""
+    """Send the rest of the log. Without a mirror, or if it fails, write the complete log as an offline run."""
     if mirror is None or not mirror.finish(limit_s):
         with working("writing an offline run for W&B"):
             _write_offline(tracker, limit_s)
 
 
 class _Client:
-    """The child process that talks to W&B, one for all stages of a command; it is started again when it was lost."""
+    """The child process that sends metrics to W&B. All stages of a command share it. It is restarted if it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self.has_failed = False
         """Whether W&B failed in the last stage."""
 
-    def begin(self, request: Request) -> "_Task":
-        """Send a request to the child process; its progress."""
+    def begin(self, request: Request) -> "_PendingRequest":
+        """Send a request to the child process, which is started if it does not run."""
         if self._process is None or self._process.poll() is not None:
             environment = {**os.environ, "WANDB_SILENT": "true"}
             try:
                 self._process = start_module("cluster.wandb_client", [], environment=environment, has_pipes=True)
-            except OSError as error:  # for want of memory or processes
-                failed = _Task(None, reason=f"its client cannot be started: {error}")
+            except OSError as error:  # no memory is left, or too many processes run
+                failed = _PendingRequest(None, reason=f"its client cannot be started: {error}")
                 failed.ended.set()
                 return failed
-        task = _Task(self._process)
-        task.send(request)
-        task.reader.start()
-        return task
+        pending = _PendingRequest(self._process)
+        pending.send(request)
+        pending.reader.start()
+        return pending
 
     def stop(self) -> None:
-        """End a client that does not answer; the next request starts another."""
+        """End the child process. The next request starts a new one."""
         if self._process is not None:
             stop_process(self._process, grace_s=0.5)
             self._process = None
 
 
 @dataclass
-class _Task:
-    """A request and its progress.
+class _PendingRequest:
+    """A request to the child process, and what has happened to it.
 
-    The reader consumes: the events of the child process; waits for: the next one; is unblocked by: `done`, `failed` or
-    the end of the process; produces: `started`, `ended` and `reason`.
+    The reader thread consumes: events of the child process; waits for: the next event; is unblocked by: a `done` or
+    `failed` event, or the end of the process; produces: `started`, `ended` and `reason`.
     """
 
     process: subprocess.Popen[bytes] | None
-    """None when it could not be started."""
+    """The child process; None if it could not be started."""
     started: threading.Event = field(default_factory=threading.Event)
+    """Set when W&B has started the run."""
     ended: threading.Event = field(default_factory=threading.Event)
+    """Set when the request is done or has failed."""
     reason: str = ""
-    """Why it failed; empty when it has not, or not yet."""
+    """Why the request failed; empty if it has not failed."""
     on_failure: Callable[[str], None] | None = None
+    """Called with the reason, by the reader thread."""
 
     def __post_init__(self) -> None:
         self.reader = threading.Thread(target=self._read, daemon=True)
 
     def send(self, request: Request) -> None:
+        """Send a request line to the child process."""
         if self.process is None:
             return
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(to_plain(request)).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError:  # the process is gone, which the reader notices
+        except OSError:  # the process has ended, which the reader notices
             return
 
     def _read(self) -> None:
+        """Read events until the request has ended. Runs in a thread."""
         assert self.process is not None and self.process.stdout is not None
-        reason = "its client ended by itself"
+        reason = "its client process ended unexpectedly"
         for line in self.process.stdout:
             event = from_plain(Event, json.loads(line))
             if event.kind == "started":
@@ -193,37 +201,40 @@ class _Mirror:
 
     def __init__(self, tracker: Tracker) -> None:
         self.is_shared = is_connected() and not is_local_cluster()
-        self._tracker, self._warned = tracker, threading.Lock()
-        self._task = _client.begin(Request("mirror", tracker.storage.url, _run_info(tracker), self.is_shared))
-        self._task.on_failure = self._warn
+        """Whether the run has samplers on other nodes."""
+        self._tracker = tracker
+        self._warned = threading.Lock()
+        """Acquired by the first thread that logs the warning, and never released."""
+        self._request = _client.begin(Request("mirror", tracker.storage.url, _run_info(tracker), self.is_shared))
+        self._request.on_failure = self._warn
 
     def finish(self, limit_s: float) -> bool:
-        """Send the rest of the log; whether W&B has all of it."""
+        """Send the rest of the log. Returns whether W&B has received the complete log."""
         with working("sending the last metrics to W&B"):
-            self._task.send(Request("finish"))
-            if not self._task.started.is_set():
-                limit_s = min(limit_s, _START_AGAIN_S if _client.has_failed else _START_S)
-            if not self._task.ended.wait(limit_s):
-                answered = self._task.started.is_set()
+            self._request.send(Request("finish"))
+            if not self._request.started.is_set():
+                limit_s = min(limit_s, _START_LIMIT_AFTER_FAILURE_S if _client.has_failed else _START_LIMIT_S)
+            if not self._request.ended.wait(limit_s):
+                has_started = self._request.started.is_set()
                 self._warn(
-                    "it has not received the last metrics in time" if answered else "it has not answered in time"
+                    "it has not received the last metrics in time" if has_started else "it has not answered in time"
                 )
                 _client.has_failed = True
                 _client.stop()
                 return False
-        _client.has_failed = bool(self._task.reason)
-        if self._task.reason:
+        _client.has_failed = bool(self._request.reason)
+        if self._request.reason:
             _client.stop()
-            self._warn(self._task.reason)
-        return not self._task.reason
+            self._warn(self._request.reason)
+        return not self._request.reason
 
     def _warn(self, reason: str) -> None:
-        """Log a failure once, whichever thread sees it first."""
+        """Log the failure, unless another thread has logged it already."""
         if self._warned.acquire(blocking=False):
             name, folder = self._tracker.name, (self._tracker.storage / WANDB_FOLDER).url
-            copy_first = "" if self._tracker.storage.is_local else "copy that folder here, and "
+            copy_first = "" if self._tracker.storage.is_local else "copy that folder to this directory, and "
             log.warning(
-                "W&B failed (%s); %s continues without it. All metrics will be kept in %s: %ssend them later with "
+                "W&B failed (%s); %s continues without it. All metrics will be written to %s; %ssend them later with "
                 "`wandb sync %s/offline-run-*`",
                 reason,
                 name,
@@ -238,38 +249,43 @@ def _run_info(tracker: Tracker) -> RunInfo:
 
 
 def _write_offline(tracker: Tracker, limit_s: float) -> None:
-    task = _client.begin(Request("offline", tracker.storage.url, _run_info(tracker)))
-    if not task.ended.wait(limit_s):
+    request = _client.begin(Request("offline", tracker.storage.url, _run_info(tracker)))
+    if not request.ended.wait(limit_s):
         _client.stop()
-        task.reason = f"not done within {limit_s:.0f} s"
-    if task.reason:
+        request.reason = f"not done within {limit_s:.0f} s"
+    if request.reason:
         _client.stop()
         metrics = tracker.storage.path(METRICS_LOG)
-        text = "%s: no offline run for W&B was written (%s); all metrics are in %s, and a resume writes it"
-        log.warning(text, tracker.name, task.reason, metrics)
+        text = (
+            "%s: no offline run for W&B was written (%s). All metrics are in %s. The same command "
+            "writes the offline run if it resumes this stage"
+        )
+        log.warning(text, tracker.name, request.reason, metrics)
 
 
-# System metrics of the other nodes.
+# System metrics of the nodes other than the driver's node.
 
 
 class NodeSampler:
-    """An actor on another node: a W&B client that adds samples of its processors, memory and GPUs to a stage's run."""
+    """A W&B client on another node, as an actor. It adds samples of the node's CPUs, memory and GPUs to a W&B run."""
 
     def __init__(self, run: RunInfo, label: str) -> None:
         self._folder = scratch_folder()
-        self._run = start_run(run, self._folder.name, mode="shared", label=label, primary=False)
+        self._run = start_run(run, self._folder.name, mode="shared", label=label, is_primary=False)
 
     def finish(self) -> None:
-        """Send the last samples and remove the client's files."""
+        """Send the last samples, and remove the files of the client."""
         self._run.finish()
         self._folder.cleanup()
 
 
-class _Samplers:
-    """A sampler on every node except the driver's, including nodes that join while the stage runs.
+class _NodeSamplers:
+    """Starts a `NodeSampler` on every node except the driver's, also on nodes that join while the stage runs.
 
-    Nothing waits for them, and their failures are not reported: the run's own client reports those of W&B.
-    consumes: the list of nodes; waits for: new ones; is unblocked by: a poll; produces: a sampler on each.
+    The stage does not wait for the samplers, and their failures are not reported. The client on the driver's node
+    reports failures of W&B.
+
+    consumes: the list of nodes; waits for: new nodes; is unblocked by: a poll; produces: a sampler on each node.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -280,15 +296,15 @@ class _Samplers:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the samplers finish, and kill those that do not in time."""
+        """Let the samplers send their last samples, and kill those that take too long."""
         import ray
 
         self._stopped.set()
         self._thread.join()
-        answers = [actor.finish.remote() for actor in self._actors.values()]
-        if answers:
-            with working("ending W&B's clients on the other nodes"):
-                ray.wait(answers, num_returns=len(answers), timeout=_FINISH_WHEN_STOPPED_S)
+        finishing = [actor.finish.remote() for actor in self._actors.values()]
+        if finishing:
+            with working("stopping W&B's clients on the other nodes"):
+                ray.wait(finishing, num_returns=len(finishing), timeout=_FINISH_LIMIT_AFTER_SIGNAL_S)
         for actor in self._actors.values():
             ray.kill(actor)
 
@@ -296,8 +312,8 @@ class _Samplers:
         while not self._stopped.is_set():
             try:
                 self._start_missing()
-            except Exception as error:  # an error of Ray's; the metrics of the run do not depend on it
-                log.debug("the nodes could not be listed for W&B: %s", error)
+            except Exception as error:  # an error of Ray, on which the metrics of the run do not depend
+                log.debug("the nodes of the cluster could not be listed to start W&B's samplers: %s", error)
             self._stopped.wait(_NODES_INTERVAL_S)
 
     def _start_missing(self) -> None:

@@ -1,4 +1,4 @@
-"""Exceptions that cross process boundaries: how they travel, and how one is described in a sentence."""
+"""Exceptions of other processes: how they are sent to the driver, and how they are described to the user."""
 
 import pickle
 import re
@@ -18,12 +18,15 @@ _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+),? in (?P<fu
 _LIBRARY_FOLDERS = tuple(
     dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 )
-_HOME = Path(__file__).resolve().parent.parent
-_OWN_FOLDERS = tuple(f"{_HOME}/{name}/" for name in RAYMILL_PACKAGES)
+_RAYMILL_FOLDER = Path(__file__).resolve().parent.parent
+_PACKAGE_FOLDERS = tuple(f"{_RAYMILL_FOLDER}/{name}/" for name in RAYMILL_PACKAGES)
 
 
 class WorkerError(Exception):
-    """An exception of another process, with what pickling it would lose: its traceback and whose it was."""
+    """Wraps an exception that is sent to another process, with its traceback and the process that raised it.
+
+    Pickling the exception alone would lose both.
+    """
 
     def __init__(self, error: Exception, traceback: str, process: ProcessInfo | None) -> None:
         super().__init__(error, traceback, process)
@@ -31,29 +34,33 @@ class WorkerError(Exception):
 
 
 def wrap_error(error: Exception, process: ProcessInfo | None) -> WorkerError:
-    """The exception that is being handled, ready to be sent to another process.
+    """Wrap the exception that is currently handled, so that it can be sent to another process.
 
-    One that does not pickle is replaced by a RuntimeError with its type and text. `process` is the one that raised
-    it, None where it is not monitored.
+    An exception that cannot be pickled is replaced by a RuntimeError with its type and text. `process` is the process
+    that raised the exception; None if it is not monitored.
     """
     try:
         pickle.loads(pickle.dumps(error))
-        sent = error
-    except Exception as reason:  # whatever a class of the user's does when it is pickled
-        sent = RuntimeError(f"{type(error).__name__}: {error} (it does not pickle: {reason})")
-    return WorkerError(sent, traceback.format_exc(), process)
+        picklable = error
+    except Exception as reason:  # pickling may run code of a user-provided class, which may raise anything
+        picklable = RuntimeError(f"{type(error).__name__}: {error} (this exception cannot be pickled: {reason})")
+    return WorkerError(picklable, traceback.format_exc(), process)
 
 
 def describe_error(error: BaseException, traceback: str) -> str:
-    """`raised Type: message, at file.py:12 in function`; the frame is the innermost of our code or the user's."""
-    inner, frame = original_error(error), innermost_frame(traceback)
-    message = str(inner).strip().partition("\n")[0]
-    return f"raised {type(inner).__name__}" + (f": {message}" if message else "") + (f", at {frame}" if frame else "")
+    """Describe an exception as `raised Type: message, at file.py:12 in function`.
+
+    The frame is the innermost one of Raymill or user code.
+    """
+    original, frame = original_error(error), innermost_frame(traceback)
+    message = str(original).strip().partition("\n")[0]
+    text = f"raised {type(original).__name__}" + (f": {message}" if message else "")
+    return f"{text}, at {frame}" if frame else text
 
 
 def is_ray_task_error(error: object) -> "TypeGuard[RayTaskError]":
     """Whether an exception was raised in another process and sent here by Ray."""
-    if "ray" not in sys.modules:  # then nothing was; and `plan` need not wait for the import
+    if "ray" not in sys.modules:  # then Ray cannot have sent it, and `raymill plan` must not wait for the import
         return False
     from ray.exceptions import RayTaskError
 
@@ -61,7 +68,7 @@ def is_ray_task_error(error: object) -> "TypeGuard[RayTaskError]":
 
 
 def original_error(error: BaseException) -> BaseException:
-    """The exception that the work itself raised, taken out of what Ray and `wrap_error` wrapped around it."""
+    """Return the exception that the work raised, without the exceptions that Ray and `wrap_error` put around it."""
     while True:
         if isinstance(error, WorkerError):
             error = error.error
@@ -72,7 +79,7 @@ def original_error(error: BaseException) -> BaseException:
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback of the original exception, in whichever process it was raised."""
+    """Return the traceback of the original exception, from the process that raised it."""
     if isinstance(error, WorkerError):
         return error.traceback
     if is_ray_task_error(error):
@@ -81,21 +88,24 @@ def traceback_text(error: BaseException) -> str:
 
 
 def strip_colors(text: str) -> str:
-    """The text without terminal color codes, which Ray writes into its messages."""
+    """Remove terminal color codes, which Ray writes into its messages, from a text."""
     return re.sub(r"\x1b\[\d*m", "", text)
 
 
 def innermost_frame(traceback: str, *, is_innermost_first: bool = False) -> str | None:
-    """`file.py:12 in function` of the innermost frame that is not in a library; None when all are."""
+    """Return the innermost frame that is not in a library, as `file.py:12 in function`.
+
+    None if all frames are in libraries. A traceback lists the innermost frame last, unless `is_innermost_first`.
+    """
     frames = [match for match in _FRAME.finditer(traceback) if _is_outside_libraries(match["file"])]
     if not frames:
         return None
     frame = frames[0 if is_innermost_first else -1]
     file = Path(frame["file"])
-    shown = file.relative_to(_HOME) if file.is_relative_to(_HOME) else file
-    return f"{shown}:{frame['line']} in {frame['function']}"
+    short_path = file.relative_to(_RAYMILL_FOLDER) if file.is_relative_to(_RAYMILL_FOLDER) else file
+    return f"{short_path}:{frame['line']} in {frame['function']}"
 
 
 def _is_outside_libraries(file: str) -> bool:
-    """Whether a file is Raymill's (also where that is installed among the libraries) or the user's."""
-    return file.startswith(_OWN_FOLDERS) or not file.startswith((*_LIBRARY_FOLDERS, "<"))
+    """Whether a file belongs to Raymill, even if Raymill is installed among the libraries, or to the user."""
+    return file.startswith(_PACKAGE_FOLDERS) or not file.startswith((*_LIBRARY_FOLDERS, "<"))

@@ -38,7 +38,7 @@ def test_a_name_that_is_no_fault_is_refused() -> None:
             "pretrain::wandb-401",
             "12:00:00 W&B failed (CommError: Failed to get resume status for run x: returned error 401: {}); pretrain "
             "continues without it. All metrics",
-            "12:00:00 W&B failed (its client ended by itself); pretrain continues without it. All metrics",
+            "12:00:00 W&B failed (its client process ended unexpectedly); pretrain continues without it. All metrics",
         ),
         (
             "pretrain::wandb-disk",

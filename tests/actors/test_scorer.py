@@ -43,7 +43,7 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
 def test_a_source_without_the_function_is_refused() -> None:
     with pytest.raises(ValueError, match="v.py does not define 'width'"):
         load_function(Program(SOURCE, "v.py", "width"))
-    with pytest.raises(ValueError, match="does not run: SyntaxError"):
+    with pytest.raises(ValueError, match="failed when it was run: SyntaxError"):
         load_function(Program("def", "v.py", "width"))
 
 

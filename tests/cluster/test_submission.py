@@ -121,7 +121,7 @@ def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Ca
         head = reached(Breaking())
         head.status = status
         with pytest.raises(
-            HeadUnreachable, match=r"the log of job a cannot be read: its stream broke 6 times in a row"
+            HeadUnreachable, match=r"the log of job a cannot be read: the stream broke 6 times in a row"
         ):
             list(Submission("a").logs())
         assert head.streams == 6
@@ -142,7 +142,7 @@ def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Calla
             yield ""
 
     reached(Closed())
-    with pytest.raises(HeadUnreachable, match="it was closed, though the job is RUNNING"):
+    with pytest.raises(HeadUnreachable, match="it was closed although the job is RUNNING"):
         list(Submission("a").logs())
     reached(Open())
     with pytest.raises(HeadUnreachable, match="it stayed open after the end of the job"):
@@ -162,7 +162,7 @@ def test_a_head_that_vanishes_under_a_silent_stream_is_noticed(reached: Callable
             yield ""
 
     reached(Vanishing())
-    with pytest.raises(HeadUnreachable, match="head has not answered for 0 s, so it is gone or cut off"):
+    with pytest.raises(HeadUnreachable, match="has not answered for 0 s; the head, and with it the driver of job a"):
         list(Submission("a").logs())
 
 
@@ -176,7 +176,7 @@ def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
     reached(Troubled())
     store = Storage(str(tmp_path))
     for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
-        with pytest.raises(HeadUnreachable, match=r"the cluster's head gives no answer \(RuntimeError: .* 500"):
+        with pytest.raises(HeadUnreachable, match=r"the cluster's head does not answer \(RuntimeError: .* 500"):
             call()
     record_submission(store, "a")
     told = query_job(Submission("a"), store)
@@ -189,7 +189,7 @@ def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:
     assert Submission("a").stop().startswith("job a was asked to stop, which takes up to 20 s")
     assert head.stopped == ["a"]
     head.status = JobStatus.STOPPED
-    assert Submission("a").stop() == "job a had ended already: STOPPED"
+    assert Submission("a").stop() == "job a had already ended: STOPPED"
     assert head.stopped == ["a"]
 
 

@@ -35,7 +35,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> None:
-    with pytest.raises(ValueError, match="is a path of the machine that submitted, and another directory here"):
+    with pytest.raises(ValueError, match="is not the directory of this path on the machine that submitted"):
         require_same_store(store, "a")
     record_submission(store, "a")
     require_same_store(store, "a")
@@ -51,7 +51,7 @@ def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -
         raise RuntimeError("no more")
     assert str(entry(store)).endswith("s ago: RuntimeError: no more")
     store.write_json("submissions/a.json", {"state": "running", "time": time.time() - 300, "says": "sft"})
-    assert "not reported since, so it is gone" in str(entry(store))
+    assert "not reported since, so it has died" in str(entry(store))
 
 
 def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(

@@ -58,9 +58,9 @@ def offline_steps(storage: Storage) -> list[float]:
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_mirror, "_FINISH_S", 100.0)  # of a busy machine
-    monkeypatch.setattr(wandb_mirror, "_START_S", 100.0)
-    monkeypatch.setattr(wandb_mirror, "_START_AGAIN_S", 100.0)
+    monkeypatch.setattr(wandb_mirror, "_FINISH_LIMIT_S", 100.0)  # of a busy machine
+    monkeypatch.setattr(wandb_mirror, "_START_LIMIT_S", 100.0)
+    monkeypatch.setattr(wandb_mirror, "_START_LIMIT_AFTER_FAILURE_S", 100.0)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def lines_of(steps: range, keys: str = "a") -> list[str]:
 def test_a_log_that_grows_and_is_cut_back_is_sent_once():
     unsent = UnsentLines(-1.0)
     first = lines_of(range(10, 200, 10))
-    assert unsent.take(first[:5]) == first[:5] and unsent.take(first) == first[5:] and unsent.take(first) == []
+    assert unsent.pop_new(first[:5]) == first[:5] and unsent.pop_new(first) == first[5:] and unsent.pop_new(first) == []
     both = [*first, json.dumps({"step": 190, "validation": 1})]  # another line of the same step
-    assert unsent.take(both) == both[-1:]
+    assert unsent.pop_new(both) == both[-1:]
     # A resume at 100 with a shorter log interval, seen before or only after the log has grown beyond where it was.
     again = lines_of(range(10, 101, 10)) + lines_of(range(101, 230), "b")
-    assert unsent.take(again[:10]) == []
-    assert [json.loads(line)["step"] for line in unsent.take(again)] == list(range(191, 230))
+    assert unsent.pop_new(again[:10]) == []
+    assert [json.loads(line)["step"] for line in unsent.pop_new(again)] == list(range(191, 230))
     late = UnsentLines(190.0)
-    assert late.take(first) == [] and len(late.take(again)) == 39
+    assert late.pop_new(first) == [] and len(late.pop_new(again)) == 39
 
 
 def test_a_client_that_cannot_be_started_is_one_warning_and_ends_no_work(
@@ -139,11 +139,11 @@ def test_a_signal_while_the_last_metrics_are_sent_leaves_an_offline_run_to_write
         raise KeyboardInterrupt
 
     monkeypatch.setattr(wandb_mirror._Mirror, "finish", interrupted)
-    monkeypatch.setattr(wandb_mirror._Client, "begin", lambda self, task: wandb_mirror._Task(None))
+    monkeypatch.setattr(wandb_mirror._Client, "begin", lambda self, request: wandb_mirror._PendingRequest(None))
     monkeypatch.setattr(wandb_mirror, "_write_offline", lambda tracker, limit_s: written.append(limit_s))
     with pytest.raises(KeyboardInterrupt):
         attempt(Storage(str(tmp_path)), range(1, 5))
-    assert written == [wandb_mirror._FINISH_WHEN_STOPPED_S]
+    assert written == [wandb_mirror._FINISH_LIMIT_AFTER_SIGNAL_S]
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_what_fails_is_one_warning_and_one_sync_brings_all(
             variable = "WANDB_DIR" if fault.startswith("W&B") else "TMPDIR"
             monkeypatch.setenv(variable, str(request.getfixturevalue("small_disk")))
         if fault == "silent":
-            monkeypatch.setattr(wandb_mirror, "_START_AGAIN_S", 3.0)
+            monkeypatch.setattr(wandb_mirror, "_START_LIMIT_AFTER_FAILURE_S", 3.0)
             monkeypatch.setattr(wandb_mirror._client, "has_failed", True)
         wandb_mirror._client.stop()
         storage = Storage(str(tmp_path / "out"))
@@ -269,7 +269,7 @@ def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(wandb_mirror, "_NODES_INTERVAL_S", 0.5)
-    monkeypatch.setattr(wandb_mirror, "_FINISH_WHEN_STOPPED_S", 60.0)
+    monkeypatch.setattr(wandb_mirror, "_FINISH_LIMIT_AFTER_SIGNAL_S", 60.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)

@@ -30,8 +30,10 @@ def test_frames_of_libraries_and_of_the_interpreter_are_passed_over() -> None:
 
 
 def test_our_own_frame_is_found_where_we_are_installed_among_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_errors, "_LIBRARY_FOLDERS", (str(worker_errors._HOME),))
-    ours, theirs = (f'  File "{worker_errors._HOME}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn"))
+    monkeypatch.setattr(worker_errors, "_LIBRARY_FOLDERS", (str(worker_errors._RAYMILL_FOLDER),))
+    ours, theirs = (
+        f'  File "{worker_errors._RAYMILL_FOLDER}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn")
+    )
     assert innermost_frame(ours + theirs) == "jobs/sft.py:3 in run" and innermost_frame(theirs) is None
 
 
@@ -57,7 +59,7 @@ class Unpicklable(Exception):
     ("error", "told"),
     [
         (KeyError("x"), "raised KeyError: 'x', at tests/cluster/test_worker_errors.py:"),
-        (Unpicklable("bad", "luck"), "raised RuntimeError: Unpicklable: bad (it does not pickle: "),
+        (Unpicklable("bad", "luck"), "raised RuntimeError: Unpicklable: bad (this exception cannot be pickled: "),
     ],
 )
 def test_an_exception_keeps_its_type_and_traceback_from_one_process_to_another(error: Exception, told: str) -> None:

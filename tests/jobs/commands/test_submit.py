@@ -290,7 +290,7 @@ def test_a_command_is_submitted_once_and_again_after_data_changed_or_artifacts_w
     assert send() == first  # while the job runs
     fake.finish(first)
     assert send() == first and list(fake.jobs) == [first]
-    assert said == ["started", "joined, it is under way", "done before, nothing to do"]
+    assert said == ["started", "already running", "already succeeded"]
     assert "sent" in str(read_status(Storage("runs"), first))
     last = list(load_pipeline(CONFIG).jobs.values())[-1]
     Storage("runs").remove(f"{last.id}/{RECORD}")
@@ -328,7 +328,7 @@ class RejectingCluster(FakeCluster):
         self.jobs[submission_id] = JobStatus.FAILED
         if self.writes_status:
             with contextlib.suppress(ValueError), reporting_status(Storage("runs"), submission_id):
-                raise ValueError("source: /home/me/a.txt is not seen on node 10.0.0.2")
+                raise ValueError("source: /home/me/a.txt does not exist on node 10.0.0.2")
 
 
 SUBMIT = ["submit", "pipeline", str(CONFIG), "--address", "http://127.0.0.1:1"]
@@ -342,7 +342,7 @@ def test_submit_prints_the_error_of_a_run_whose_checks_fail_and_exits_with_its_c
     assert main(SUBMIT) == 2
     printed = capsys.readouterr()
     assert printed.out.strip() in fake.jobs
-    assert "FAILED: its run failed: ValueError: source: /home/me/a.txt is not seen on node 10.0.0.2" in printed.err
+    assert "FAILED: its run failed: ValueError: source: /home/me/a.txt does not exist on node 10.0.0.2" in printed.err
 
 
 def test_submit_prints_the_last_lines_of_the_log_if_the_run_wrote_no_status(
@@ -355,7 +355,7 @@ def test_submit_prints_the_last_lines_of_the_log_if_the_run_wrote_no_status(
     printed = capsys.readouterr()
     assert "raymill: store: runs is a path of the machine" in printed.err
     assert main(["status", printed.out.strip()]) == 0
-    assert "it ended before it reported anything" in capsys.readouterr().out
+    assert "ended before it reported anything" in capsys.readouterr().out
 
 
 def test_submit_succeeds_if_its_job_runs_or_waits(
@@ -435,7 +435,7 @@ def test_the_status_comes_from_the_store_if_the_head_does_not_know_the_job(
     fake.jobs.clear()
     assert main(["logs", id]) == 0
     said = capsys.readouterr().err
-    assert f"no job '{id}' on this cluster, or no longer" in said and "its run: succeeded, " in said
+    assert f"no job '{id}' on this cluster; check the id" in said and "its run: succeeded, " in said
     assert main(["status", id]) == 0
     assert capsys.readouterr().out.startswith("UNKNOWN\nno job ")
 
@@ -678,7 +678,7 @@ def test_a_job_that_is_stopped_has_time_for_an_orderly_shutdown(cluster: Cluster
     assert "job orderly was asked to stop" in call(cluster, "stop", *where)
     assert "STOPPED" in log.communicate(timeout=120)[0]
     assert (text_project / "ended").read_text() == "done"
-    assert "job orderly had ended already: STOPPED" in call(cluster, "stop", *where)
+    assert "job orderly had already ended: STOPPED" in call(cluster, "stop", *where)
 
 
 @pytest.mark.slow
