@@ -39,8 +39,7 @@ def read_buckets(folder: Storage, name: str, first: int, last: int) -> bytes:
 
 
 def read_many(read: Callable[[Key], Content], keys: Iterable[Key]) -> list[Content]:
-    """Call `read` for every key, such as a file name, in several threads. Returns the results in the order of the
-    keys."""
+    """Call `read` for every key, such as a file name, in several threads. Returns the results in order of the keys."""
     with ThreadPoolExecutor(_NUM_READ_THREADS) as pool:
         return list(pool.map(read, keys))
 

@@ -27,6 +27,7 @@ class Document:
     id: str
     text: str
     source: str
+    """Name of the source."""
     metadata: dict[str, Any] = field(default_factory=dict)
     file: str = field(default="", compare=False)
     """URL of the file that contains the document."""

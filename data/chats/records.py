@@ -1,15 +1,15 @@
 """Readers of chats, preferences and prompts. Each line of a JSONL file is one record.
 
-A chat, in one of two forms:
+A chat has one of two forms:
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
     {"prompt": "Hi", "response": "Hello!"}
 
-A preference:
+A preference is a prompt with two completions:
 
     {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}
 
-A prompt, whose other fields are for the verifier:
+A prompt can have further fields, which the verifier reads:
 
     {"prompt": "Hi", "answer": "…", …}
 

@@ -34,22 +34,21 @@ class ChatTokenizer:
 
     def prompt_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
         """Return the token ids of the messages and of the header of the assistant's next message."""
-        return self._ids(messages, location, add_generation_prompt=True)
+        return self._render(messages, location, add_generation_prompt=True)
 
     def chat_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
         """Return the token ids of the chat. If the last message is the assistant's, the last id is `end_id`."""
-        ids = self._ids(messages, location, add_generation_prompt=False)
+        ids = self._render(messages, location, add_generation_prompt=False)
         if messages[-1]["role"] == "assistant" and self.end_id in ids:
             # Some templates add a line break after the end token. It is not part of what a model should generate.
             return ids[: len(ids) - ids[::-1].index(self.end_id)]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the tokens, including special tokens, so that a verifier sees everything that was
-        generated."""
+        """Return the text of the tokens. It includes special tokens, so that a verifier sees the whole completion."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def _ids(self, messages: Messages, location: str, *, add_generation_prompt: bool) -> list[int]:
+    def _render(self, messages: Messages, location: str, *, add_generation_prompt: bool) -> list[int]:
         for number, message in enumerate(messages):
             found = next((token for token in self._special_tokens if token in message["content"]), None)
             # The tokenizer would turn the text into the special token, so a message could imitate the end of a message.
@@ -90,8 +89,8 @@ def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
         with_reply = ids if is_last else tokenizer.chat_ids(messages[: number + 1], location=chat.location)
         if with_reply[: len(before_reply)] != before_reply or ids[: len(with_reply)] != with_reply:
             raise ValueError(
-                f"{chat.location}: the chat template renders what precedes messages[{number}] differently once the "
-                "reply follows, so the reply's tokens cannot be found; put each reply into a record of its own"
+                f"{chat.location}: the chat template changes the text of earlier messages when messages[{number}] is "
+                "added, so the tokens of this reply cannot be found; put each reply into a separate record"
             )
         loss_mask[len(before_reply) : len(with_reply)] = [True] * (len(with_reply) - len(before_reply))
     return RenderedChat(ids, loss_mask)

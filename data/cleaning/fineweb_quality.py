@@ -41,8 +41,10 @@ class FineWebQuality:
 
 
 def fineweb_quality(texts: list[str], settings: FineWebQuality) -> Outcome:
-    """Drop the texts that break a rule, with the first broken rule as the reason. Texts without words break
-    `no_text`."""
+    """Drop the texts that break a rule, with the first broken rule as the reason.
+
+    The reason for a text without words is `no_text`.
+    """
 
     def drop_reason(text: str) -> str | None:
         lines = [line for line in text.split("\n") if line and not line.isspace()]

@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -> Outcome:
-    """Return the outcome of a step that drops texts and changes none.
+    """Return the outcome of a step that only drops texts and does not change them.
 
     `drop_reason` returns the reason why a text is dropped, or None if the text is kept.
     """
@@ -53,7 +53,10 @@ def check_at_least(field_path: str, value: float, minimum: float) -> None:
 
 
 def check_range(field_path: str, name: str, low: float | None, high: float | None) -> None:
-    """Raise ValueError if the field `min_{name}` (`low`) is below 0 or above the field `max_{name}` (`high`)."""
+    """Raise ValueError if a minimum is below 0 or above the maximum.
+
+    `low` is the value of the field `min_{name}` and `high` is the value of the field `max_{name}`. None sets no bound.
+    """
     check_at_least(f"{field_path}.min_{name}", low or 0, 0)
     if high is not None and high < (low or 0):
         raise ValueError(

@@ -81,7 +81,9 @@ def test_in_a_chat_that_ends_with_the_user_only_assistant_messages_are_in_the_lo
 def test_a_template_that_changes_earlier_messages_is_an_error_that_names_the_record(tmp_path: Path) -> None:
     rewriting = "{% for m in messages %}<|user|>{{ m['content'] if loop.last else '…' }}<|end|>{% endfor %}"
     tokenizer = load_tokenizer(folder_with(tmp_path, rewriting))
-    with pytest.raises(ValueError, match=r"f:7: the chat template renders what precedes messages\[1\] differently"):
+    with pytest.raises(
+        ValueError, match=r"f:7: the chat template changes the text of earlier messages when messages\[1\] is added"
+    ):
         render(tokenizer, Chat("f:7", [USER, REPLY]))
 
 
