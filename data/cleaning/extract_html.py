@@ -26,10 +26,10 @@ from resiliparse.parse.html import HTMLTree
 from data.cleaning.step import Outcome, check_at_least
 
 _TAG = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)", re.IGNORECASE)
-_REOPENED = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
+_FORMATTING_TAGS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
 """Formatting elements, which the parser creates again in the next block if their end tag is missing."""
 # Elements without an end tag come first, then elements whose end tag may be left out.
-_NOT_KEPT_OPEN = (
+_TAGS_WITHOUT_REQUIRED_END = (
     *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"),
     *("html", "head", "body", "p", "li", "dt", "dd", "option", "optgroup"),
     *("colgroup", "thead", "tbody", "tfoot", "tr", "td", "th"),
@@ -137,11 +137,11 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
     if settings.max_reopened is None or num_tags * num_tags <= settings.max_reopened:
         return None
     names, is_end_tag = _tag_names(html)
-    max_open_formatting = sum(_max_open(is_end_tag[names == _name_as_number(name)]) for name in _REOPENED)
+    max_open_formatting = sum(_max_open(is_end_tag[names == _name_as_number(name)]) for name in _FORMATTING_TAGS)
     if num_tags * max_open_formatting > settings.max_reopened:
         return "extract_html/too_many_formatting_tags"
     if num_tags * num_tags > _MAX_SEARCH_STEPS:
-        stays_open = (names != 0) & ~np.isin(names, [_name_as_number(name) for name in _NOT_KEPT_OPEN])
+        stays_open = (names != 0) & ~np.isin(names, [_name_as_number(name) for name in _TAGS_WITHOUT_REQUIRED_END])
         if num_tags * _max_open(is_end_tag[stays_open]) > _MAX_SEARCH_STEPS:
             return "extract_html/too_many_open_tags"
     return None

@@ -74,7 +74,7 @@ class FairnessRow:
     high: float
     """Upper end of the 95 % interval of `removed`."""
     reference_removed: float
-    """Share of the reference texts, which mention no group, that the step drops or cuts in the same way."""
+    """The corresponding share of the reference texts, which mention no group."""
     excess: float
     """`removed` minus `reference_removed`."""
     excess_low: float
@@ -142,21 +142,21 @@ def _rows(step: LedgerStep) -> Iterator[FairnessRow]:
     """Yield a row for each group. It describes the form with the larger excess. A form that is judged is preferred."""
     probes = probe_texts()
     outcome = step.run([probe.text for probe in probes])
-    total, removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()
+    num_texts, num_removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()
     for probe, text, reason in zip(probes, outcome.texts, outcome.reasons, strict=True):
         key = (probe.axis, probe.group, probe.form)
-        total[key] += 1
-        removed[key] += reason is not None or _normalized(probe.mention) not in _normalized(text)
+        num_texts[key] += 1
+        num_removed[key] += reason is not None or _normalized(probe.mention) not in _normalized(text)
     for axis, group in dict.fromkeys((probe.axis, probe.group) for probe in probes if probe.group):
-        rows = [_row(step, axis, group, form, total, removed) for form in _FORMS]
+        rows = [_row(step, axis, group, form, num_texts, num_removed) for form in _FORMS]
         yield max(rows, key=lambda row: (row.judged, row.excess))
 
 
-def _row(step: LedgerStep, axis: str, group: str, form: Form, total: Counter, removed: Counter) -> FairnessRow:
+def _row(step: LedgerStep, axis: str, group: str, form: Form, num_texts: Counter, num_removed: Counter) -> FairnessRow:
     key, reference = (axis, group, form), (axis, NO_GROUP, form)
-    share, reference_share = removed[key] / total[key], removed[reference] / total[reference]
-    low, high = wilson(removed[key], total[key])
-    reference_low, reference_high = wilson(removed[reference], total[reference])
+    share, reference_share = num_removed[key] / num_texts[key], num_removed[reference] / num_texts[reference]
+    low, high = wilson(num_removed[key], num_texts[key])
+    reference_low, reference_high = wilson(num_removed[reference], num_texts[reference])
     excess = share - reference_share
     scale = 1 - step.keep
     return FairnessRow(
@@ -164,7 +164,7 @@ def _row(step: LedgerStep, axis: str, group: str, form: Form, total: Counter, re
         axis=axis,
         group=group,
         form=form,
-        num_templates=total[key],
+        num_templates=num_texts[key],
         removed=share * scale,
         low=low * scale,
         high=high * scale,

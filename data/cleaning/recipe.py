@@ -94,14 +94,14 @@ def name_and_settings(step: Step, field_path: str = "steps") -> tuple[str, Any]:
     `field_path` is the item's position in the config, for the error message.
     """
     names = [field.name for field in fields(Step) if field.name != "keep"]
-    set_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
-    if len(set_steps) != 1:
-        listed = ", ".join(name for name, _ in set_steps) or "none"
+    named_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
+    if len(named_steps) != 1:
+        listed = ", ".join(name for name, _ in named_steps) or "none"
         raise ValueError(
             f"{field_path}: each item must name exactly one step, such as `- length: {{min_bytes: 100}}`; this one "
             f"names {listed} (the steps are {', '.join(names)})"
         )
-    return set_steps[0]
+    return named_steps[0]
 
 
 def check_steps(steps: Sequence[Step]) -> None:
@@ -118,8 +118,8 @@ def check_steps(steps: Sequence[Step]) -> None:
                 f"are {', '.join(FILTERS)})"
             )
     corpus_wide = [name for name in names if name in CORPUS_WIDE_STEPS]
-    is_last = names[len(names) - len(corpus_wide) :] == corpus_wide
-    if corpus_wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE_STEPS)) or not is_last:
+    are_last = names[len(names) - len(corpus_wide) :] == corpus_wide
+    if corpus_wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE_STEPS)) or not are_last:
         raise ValueError(
             "steps: the steps that compare documents must be at the end of the list, each at most once: first "
             "exact_duplicates, then near_duplicates, which needs exact_duplicates before it"
@@ -195,7 +195,8 @@ class CleaningResult(NamedTuple):
     dropped: list[tuple[Document, str]]
     """The dropped documents, as they were before the step that dropped them, and the reason (`step/rule`)."""
     counts: Mapping[str, int]
-    """How often each kind of change was made, by `step/change`."""
+    """How often each kind of change was made, by `step/change`. `step/kept_all_the_same` is the number of documents
+    that were kept because of the step's `keep`."""
 
 
 def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResult:
