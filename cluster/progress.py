@@ -39,6 +39,7 @@ class _ProgressLine:
 
     def __init__(self) -> None:
         self._writing = threading.RLock()
+        """Acquired while something is written to stderr."""
         self._activities: dict[int, Callable[[], str]] = {}
         """A function that returns the text of each open activity, by the activity's number."""
         self._last_number = 0
@@ -275,12 +276,12 @@ class MetricsProgress:
         self._read_last_line, self._label, self._total_steps = read_last_line, label, total_steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._first_line: Mapping[str, float] = {}
-        """The last line that an earlier attempt of the run has logged."""
+        self._earlier_line: Mapping[str, float] = {}
+        """The last line of the log before this run. It was logged by an earlier attempt of the run."""
         self._has_failed = False
 
     def __enter__(self) -> "MetricsProgress":
-        self._first_line = self._try_read()
+        self._earlier_line = self._try_read()
         self._thread.start()
         return self
 
@@ -290,12 +291,12 @@ class MetricsProgress:
         self._thread.join()
 
     def _follow(self) -> None:
-        with Progress(self._label, self._total_steps, "steps", done=self._first_line.get("step", 0.0)) as progress:
+        with Progress(self._label, self._total_steps, "steps", done=self._earlier_line.get("step", 0.0)) as progress:
             self._follow_log(progress)
             progress.has_failed = self._has_failed
 
     def _follow_log(self, progress: Progress) -> None:
-        previous = self._first_line
+        previous = self._earlier_line
         with working("starting the workers; no step is logged yet"):
             while not (line := self._try_read()) or line == previous:
                 if self._stop.wait(_POLL_S):

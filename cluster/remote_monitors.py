@@ -20,7 +20,7 @@ _ANSWER_LIMIT_S, _ANSWER_LIMIT_AFTER_SIGNAL_S = 5.0, 1.0
 """How long a poll waits for answers: normally, and after the driver has received a signal."""
 _POLL_S = 0.2
 _MAX_STARTS = 3
-"""How often a monitor is started on one node. A node whose monitor always dies is then no longer monitored."""
+"""How often a monitor is started on one node at most. After that the node is no longer monitored."""
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class RayClusterNodes:
     """All nodes of the Ray cluster except the driver's node."""
 
     def alive_ids(self) -> set[str]:
-        """Return the ids that Ray gives the nodes."""
+        """Return Ray's ids of the nodes that are alive."""
         return set(other_alive_nodes())
 
     def start_monitor(self, node_id: str) -> MonitorHandle:

@@ -54,7 +54,7 @@ def worker_env(threads: int) -> dict[str, str]:
 
 @dataclass
 class _Session:
-    started_here: bool = False
+    has_local_cluster: bool = False
     """Whether `connect` started a local cluster in this process."""
 
 
@@ -107,11 +107,11 @@ def connect(
             logging_level=logging.WARNING,
             runtime_env={"env_vars": {**WORKER_ENV, **(environment or {})}},
         )
-    _session.started_here = address == "local"
+    _session.has_local_cluster = address == "local"
     try:
         yield
     finally:
-        _session.started_here = False
+        _session.has_local_cluster = False
         with working("ending Ray"):
             children = psutil.Process().children(recursive=True) if address == "local" else []
             ray.shutdown()
@@ -196,7 +196,7 @@ def options_on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
 
 def is_local_cluster() -> bool:
     """Whether `connect` started a local cluster in this process. No further nodes join a local cluster."""
-    return _session.started_here
+    return _session.has_local_cluster
 
 
 def max_cluster_resources() -> dict[str, float] | None:

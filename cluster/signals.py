@@ -44,6 +44,7 @@ class _SignalState:
         """Whether the process is inside `defer_signals`."""
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a shutdown signal."""
         if self.received is not None and number == signal.SIGHUP:
             return
         if self.received is not None:
@@ -55,9 +56,11 @@ class _SignalState:
         raise KeyboardInterrupt  # Ray's blocking calls wrap every other exception
 
     def on_alarm(self, number: int, frame: FrameType | None) -> None:
+        """Handle the alarm at the end of `_DEFER_LIMIT_S`."""
         raise KeyboardInterrupt
 
     def set_handlers(self) -> None:
+        """Install `on_signal` and `on_alarm` as signal handlers."""
         for number in self.handled:
             signal.signal(number, self.on_signal)
         signal.signal(signal.SIGALRM, self.on_alarm)

@@ -73,7 +73,7 @@ def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
 
 
 class StallDetector:
-    """Decides from reports and the time whether a run has stalled."""
+    """Decides whether a run has stalled, from the reports of the nodes and the current time."""
 
     def __init__(self, now_s: float) -> None:
         self._last_progress_s = now_s
@@ -118,15 +118,16 @@ class StageMonitor:
         self.stage = stage
         self._lock = threading.RLock()
         self._deaths: list[ProcessEvent] = []
+        """Deaths that `pop_death` has not returned yet, the newest last."""
         self._processes: dict[tuple[str, int], ProcessInfo] = {}
-        """What every process does or last did, by (IP address of the node, process id), in order of start."""
+        """The latest `ProcessInfo` of every process, by (IP address of the node, process id), in order of start."""
         self._memory: dict[str, MemoryUse | None] = {}
         """Memory use of each node's control group in its last report, by the IP address of the node."""
         self._own_monitor = own_monitor or NodeMonitor()
         self._remote_monitors = RemoteMonitors(nodes or RayClusterNodes())
         self._stall_detector = StallDetector(time.monotonic())
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="stage-monitor")
+        self._thread = threading.Thread(target=self._poll_until_closed, daemon=True, name="stage-monitor")
         self._thread.start()
 
     def pop_death(
@@ -197,13 +198,14 @@ class StageMonitor:
         self._own_monitor.close()
         self._remote_monitors.close()
 
-    def _run(self) -> None:
+    def _poll_until_closed(self) -> None:
+        """Poll all nodes once a second and report stalls. Runs in a thread."""
         last_failure = ""
         while not self._closed.wait(_POLL_INTERVAL_S):
             try:
                 self._remote_monitors.update_nodes()
                 self._warn_of_stall(self._poll())
-            except Exception as error:  # every kind: if this thread ended, no death and no stall would be reported
+            except Exception as error:  # any error, because without this thread no stall would be reported
                 failure = f"{type(error).__name__}: {error}"
                 if failure != last_failure:
                     log.warning("the processes of the stage could not be checked; trying again: %s", failure)
@@ -241,7 +243,7 @@ class StageMonitor:
             log.warning("%s has made no progress for %.0f s; its Python stack:\n%s", process, pause_s, stack.strip())
 
     def _stacks(self) -> list[tuple[ProcessInfo, str]]:
-        """Return the Python stack of each process that gives one."""
+        """Return the Python stack of each process that can report it."""
         with self._lock:
             stacks = [self._own_monitor.read_stacks(), *self._remote_monitors.call(NodeMonitor.read_stacks)]
         return [(process, stack) for stacks_of_node in stacks for process, stack in stacks_of_node if stack]

@@ -260,7 +260,7 @@ class JobReport:
             return ""
         if self.has_ended and self.run_status.state == "sent":
             return f"its run: ended before it reported anything; see `raymill logs {self.id}`"
-        return f"its run: {self.run}"
+        return f"its run: {self.run_status}"
 
 
 def query_job(submission: Submission, store: Storage | None) -> JobReport:

@@ -71,8 +71,8 @@ class _ProgramImporter:
 
     A module in the program's folder is preferred to an installed module of the same name, as if the folder came first
     in `sys.path`. Modules of the program are registered in `sys.modules`, where dataclasses and pickle look for the
-    module of a class. Their names there have a random prefix, so that a module `helpers` is not confused with the
-    `helpers` of another program or with a package of Raymill.
+    module of a class. Their names there have a random prefix, so that two programs can both have a module
+    `helpers`, and a module may have the name of a package of Raymill.
     """
 
     def __init__(self, program: Program) -> None:
@@ -99,7 +99,7 @@ class _ProgramImporter:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        """Replace `__import__` in the code of the program."""
+        """Import a module for the code of the program. Has the arguments of `__import__`, which it replaces."""
         if level:
             name = importlib.util.resolve_name("." * level + name, (globals or {}).get("__package__") or "")
         top = name.partition(".")[0]

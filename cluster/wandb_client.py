@@ -96,7 +96,7 @@ def main() -> None:
             else:
                 write_offline(request)
             emit(Event("done"))
-        except Exception as error:  # every kind: the command continues, and the metrics stay in their log
+        except Exception as error:  # any error: the command continues, and the metrics are still in their log
             emit(Event("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0][:300]))
 
 

@@ -69,7 +69,10 @@ def _has_logged_in() -> bool:
 
 
 def wandb_link(group: str) -> str | None:
-    """Return a link to the runs of a group in W&B, or the group's place in words. None unless the mode is online."""
+    """Return where W&B shows the runs of a group: a URL, or a description if `WANDB_ENTITY` is not set.
+
+    None unless the mode is online.
+    """
     if wandb_mode() != "online":
         return None
     base = server_url().replace("://api.", "://").rstrip("/")

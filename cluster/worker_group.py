@@ -67,11 +67,11 @@ def run_worker_group(
             for failure in _failures_by_rank(error).values():
                 if isinstance(failure, WorkerError) and isinstance(failure.error, ValueError):
                     raise ValueError(f"{name}: {failure.error}") from error
-            first = _first_failure(error, name)
+            explanation = _explain_first_failure(error, name)
             if attempt == placement.max_failures:
                 limit = f" (execution.placement.max_failures={placement.max_failures})"
-                raise first.to_error(f"; no restart is left{limit}") from error
-            log.warning("%s; all ranks restart from the last checkpoint", first.sentence)
+                raise explanation.to_error(f"; no restart is left{limit}") from error
+            log.warning("%s; all ranks restart from the last checkpoint", explanation.sentence)
 
 
 def _run_once(worker_fn: Callable[[RankContext, Any], None], payload: Any, placement: Placement, name: str) -> None:
@@ -139,23 +139,23 @@ def _failures_by_rank(error: "TrainingFailedError") -> dict[int, Exception]:
     return dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
 
 
-def _first_failure(error: "TrainingFailedError", name: str) -> Explanation:
-    """Explain the failure that caused the others.
+def _explain_first_failure(error: "TrainingFailedError", name: str) -> Explanation:
+    """Explain the failure that caused the failures of the other ranks.
 
     When a worker dies, the other ranks fail too, because they wait for it in a collective operation.
     """
     from ray.train import ControllerError
 
     failures, monitor = _failures_by_rank(error), stage_monitor.current_monitor()
-    raised = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
+    exceptions = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerError)}
     for rank, failure in failures.items():
-        if rank not in raised:
+        if rank not in exceptions:  # the rank raised nothing, so its process died
             return explain(_health_check_failure(failure), stage=name, role="rank", index=rank)
-    if not raised:
-        inner = error.controller_failure if isinstance(error, ControllerError) else error
-        return explain(inner, stage=name, role="rank")
+    if not exceptions:
+        cause = error.controller_failure if isinstance(error, ControllerError) else error
+        return explain(cause, stage=name, role="rank")
     # Prefer an exception that is not the consequence of a lost peer, then the lowest rank.
-    rank, failure = min(raised.items(), key=lambda item: (_is_peer_lost(item[1]), item[0]))
+    rank, failure = min(exceptions.items(), key=lambda item: (_is_peer_lost(item[1]), item[0]))
     if monitor and _is_peer_lost(failure) and (death := monitor.pop_death(role="rank", oldest_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)
