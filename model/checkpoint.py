@@ -20,12 +20,12 @@ import torch.distributed as dist
 from fsspec import AbstractFileSystem
 from torch import Tensor
 
+from model.checkpoint_steps import RECORD, latest_step, prune, read_record, remove_checkpoint, step_folder
 from model.heads import ScalarHead
 from model.train import TrainState
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
-from model.checkpoint_steps import RECORD, latest_step, prune, read_record, remove_checkpoint, step_folder
 
 
 class CheckpointError(RuntimeError):
@@ -33,9 +33,9 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The folder with all checkpoints of a run. Saves and loads them.
+    """Saves and loads the checkpoints of a run, which are in one folder.
 
-    Every rank creates a `Checkpoints` object. Its methods are collective: all ranks must call them.
+    Every rank creates a `Checkpoints` object. The methods are collective: all ranks must call them.
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, keep: int = 2) -> None:
@@ -52,7 +52,7 @@ class Checkpoints:
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
-        """Copy the state to CPU memory and start writing the copy in the background. `extra` must be JSON values.
+        """Copy the state to CPU memory and start writing the copy in the background. `extra` must be JSON.
 
         If the previous save is still in progress, this method waits for it. If the previous save failed, this method
         raises its error. Call `wait` before the process ends.
@@ -130,15 +130,15 @@ class Checkpoints:
         return self._group is None or dist.get_rank(self._group) == 0
 
 
-def _rank_errors(failed: BaseException) -> str:
+def _rank_errors(exception: BaseException) -> str:
     """Return the errors of all ranks in one line, such as `OSError: No space left on device (rank 0, 1)`.
 
     Equal errors of several ranks are listed once.
     """
-    ranks: dict[str, list[str]] = {}
-    for rank, (error, _) in failed.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
-        ranks.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
-    return "; ".join(f"{text} (rank {', '.join(numbers)})" for text, numbers in ranks.items())
+    ranks_by_error: dict[str, list[str]] = {}
+    for rank, (error, _) in exception.failures.items():  # pyright: ignore[reportAttributeAccessIssue]
+        ranks_by_error.setdefault(" ".join(f"{type(error).__name__}: {error}".split()), []).append(str(rank))
+    return "; ".join(f"{text} (rank {', '.join(ranks)})" for text, ranks in ranks_by_error.items())
 
 
 def _named_tensors(state: TrainState) -> Mapping[str, Tensor]:
@@ -174,18 +174,18 @@ def _create_optimizer_state(state: TrainState, metadata: Metadata) -> None:
     """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    saved = metadata.state_dict_metadata
+    saved_tensors = metadata.state_dict_metadata
     for group in state.optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             prefix = f"optimizer/{name}/"
-            for key in (entry.removeprefix(prefix) for entry in saved if entry.startswith(prefix)):
-                entry = saved[prefix + key]
-                assert isinstance(entry, TensorStorageMetadata), f"{prefix}{key} is not a tensor in the checkpoint"
-                is_like_parameter = entry.size == parameter.shape
+            for key in (saved.removeprefix(prefix) for saved in saved_tensors if saved.startswith(prefix)):
+                tensor = saved_tensors[prefix + key]
+                assert isinstance(tensor, TensorStorageMetadata), f"{prefix}{key} is not a tensor in the checkpoint"
+                has_parameter_shape = tensor.size == parameter.shape
                 state.optimizer.state[parameter][key] = (
-                    torch.zeros_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
-                    if is_like_parameter
-                    else torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device)
+                    torch.zeros_like(parameter, dtype=tensor.properties.dtype, requires_grad=False)
+                    if has_parameter_shape
+                    else torch.zeros(tensor.size, dtype=tensor.properties.dtype, device=parameter.device)
                 )
 
 

@@ -1,13 +1,13 @@
 """Fused lm_head and cross entropy that never stores the logits of all positions.
 
-The lm_head takes a large share of a training step of a small model. The positions are processed in chunks. For each
-chunk, forward computes the logits, the loss and at once the gradient of the logits, which is softmax minus one-hot
-because the loss is a sum. The logits of a chunk stay in the CPU cache. Backward only multiplies the stored gradients by
-the incoming gradient.
+In a small model the lm_head uses a large share of the time of a training step. The positions are processed in chunks,
+so that the logits of a chunk stay in the CPU cache. For each chunk, forward computes the logits, the loss, and the
+gradients of hidden states and weight. This is possible in forward because the loss is a sum: the gradient of the logits
+is softmax minus one-hot. Backward only multiplies the gradients by the incoming gradient.
 
-On CPU this is 20 % faster than a linear layer, a cast and `F.cross_entropy`, and it needs memory for the logits of one
-chunk instead of four times the logits of all positions. `F.linear_cross_entropy` does the same on GPUs, but was five
-times slower on CPU.
+On CPU this is 20 % faster than a linear layer, a cast and `F.cross_entropy`. It stores the logits of one chunk, while
+those three operations store four tensors with an entry for each logit. `F.linear_cross_entropy` is similar and is made
+for GPUs, but on CPU it was five times slower.
 
 Suffixes of tensor names give their dimensions: N positions, D hidden size, V vocabulary size, M positions of one chunk.
 """

@@ -143,7 +143,7 @@ def _load_parameters(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], fo
 
 
 def _rename(name: str, new_names: Mapping[str, str]) -> str:
-    """Return the new name of a parameter. `new_names` maps names with # for the number of the layer."""
+    """Return the new name of a parameter by the table `new_names`, in which # stands for the number of a layer."""
     layer = re.search(r"layers\.(\d+)\.", name)
     pattern = name if layer is None else name.replace(layer[0], "layers.#.", 1)
     if pattern not in new_names:

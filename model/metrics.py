@@ -206,8 +206,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     The n-grams of all texts are counted together. Without any n-gram the result is 0.0. The result falls when there are
     more or longer texts, so it is comparable only between sets of completions of the same prompts.
 
-    It has no confidence interval. Sampling texts with replacement repeats n-grams, so a bootstrap would underestimate
-    it.
+    There is no confidence interval, because a bootstrap would underestimate distinct-n: sampling texts with replacement
+    repeats n-grams.
     """
     ngrams: Counter[tuple[str, ...]] = Counter()
     for text in texts:

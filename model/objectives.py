@@ -103,20 +103,20 @@ def policy_loss(
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_N, entropy_N = _logprobs_and_entropy(model, batch.tokens, temperature)
-    behavior_N = batch.behavior_logprobs[mask_BT]
+    behavior_logprobs_N = batch.behavior_logprobs[mask_BT]
     advantages_N = batch.advantages[mask_BT]
-    ratio_N = (logprobs_N - behavior_N).exp()
-    gain_N = ratio_N * advantages_N
-    is_clipped_N = torch.zeros_like(gain_N)
+    ratio_N = (logprobs_N - behavior_logprobs_N).exp()
+    surrogate_N = ratio_N * advantages_N
+    is_clipped_N = torch.zeros_like(surrogate_N)
     if clip_range is not None:
-        clipped_gain_N = ratio_N.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages_N
-        is_clipped_N = (clipped_gain_N < gain_N).float()
-        gain_N = torch.minimum(gain_N, clipped_gain_N)
-    loss_sum = -gain_N.sum()
+        clipped_surrogate_N = ratio_N.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages_N
+        is_clipped_N = (clipped_surrogate_N < surrogate_N).float()
+        surrogate_N = torch.minimum(surrogate_N, clipped_surrogate_N)
+    loss_sum = -surrogate_N.sum()
     metrics = {
         "policy/entropy": entropy_N.sum(),
         "policy/clip_fraction": is_clipped_N.sum(),
-        "policy/approx_kl": kl_k3(behavior_N, logprobs_N.detach()).sum(),
+        "policy/approx_kl": kl_k3(behavior_logprobs_N, logprobs_N.detach()).sum(),
         "policy/ratio": ratio_N.detach().sum(),
     }
     if kl_coefficient > 0:
@@ -141,19 +141,19 @@ def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float 
     mask_BT = batch.tokens.loss_mask
     values_N = values(model, batch.tokens)[mask_BT]
     old_values_N, returns_N = batch.old_values[mask_BT], batch.returns[mask_BT]
-    error_N = (values_N - returns_N).square()
-    is_clipped_N = torch.zeros_like(error_N)
+    squared_error_N = (values_N - returns_N).square()
+    is_clipped_N = torch.zeros_like(squared_error_N)
     if value_clip_range is not None:
         clipped_values_N = old_values_N + (values_N - old_values_N).clamp(-value_clip_range, value_clip_range)
-        clipped_error_N = (clipped_values_N - returns_N).square()
-        is_clipped_N = (clipped_error_N > error_N).float()
-        error_N = torch.maximum(error_N, clipped_error_N)
+        clipped_squared_error_N = (clipped_values_N - returns_N).square()
+        is_clipped_N = (clipped_squared_error_N > squared_error_N).float()
+        squared_error_N = torch.maximum(squared_error_N, clipped_squared_error_N)
     metrics = {
         "value/clip_fraction": is_clipped_N.sum(),
         "value/mean": values_N.detach().sum(),
         "value/return_mean": returns_N.sum(),
     }
-    return Loss(0.5 * error_N.sum(), mask_BT.sum(), metrics)
+    return Loss(0.5 * squared_error_N.sum(), mask_BT.sum(), metrics)
 
 
 def values(model: ScalarHead, batch: Batch) -> Tensor:

@@ -38,7 +38,9 @@ class TrainState:
     """The model is unsharded on a single rank. On several ranks `model.parallel.shard` must have sharded it before the
     optimizer was created."""
     optimizer: torch.optim.Optimizer
+    """The optimizer of the model's parameters."""
     schedule: Schedule
+    """Gives the learning rate of each step."""
     step: int = 0
     """Number of finished optimizer steps."""
     clip_norm: float = 1.0
@@ -136,10 +138,10 @@ def _sum_over_micro_batches(losses: Sequence[Loss], num_tokens: int, device: tor
     """
     if not losses:
         raise ValueError("a training step needs at least one micro-batch")
-    rows = [torch.stack([x.double() for x in (loss.sum, loss.num_terms, *loss.metrics.values())]) for loss in losses]
-    total = torch.stack(rows).sum(0)
+    vectors = [torch.stack([x.double() for x in (loss.sum, loss.num_terms, *loss.metrics.values())]) for loss in losses]
+    totals = torch.stack(vectors).sum(0)
     tokens = torch.tensor([num_tokens], dtype=torch.float64, device=device)
-    return torch.cat([total[:2], tokens, total[2:]])
+    return torch.cat([totals[:2], tokens, totals[2:]])
 
 
 def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
@@ -149,7 +151,7 @@ def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
     model. FSDP divides the gradients by the number of ranks, so for a sharded model it is num_ranks / num_terms. The
     scaling and the clipping are one multiplication, so that each gradient is read and written once.
     """
-    from torch.distributed.tensor import DTensor  # imported here: the import takes two seconds, and `plan` skips it
+    from torch.distributed.tensor import DTensor  # imported here, because `raymill plan` does not need it
 
     # The parameters come from the optimizer, which holds the shards. After an evaluation the model may hold unsharded
     # parameters instead.

@@ -25,7 +25,7 @@ MEANING_TEXTS: Mapping[Meaning, str] = {
     "files": "paths, globs or fsspec URLs; the artifact's id depends on the files' content and not on their location",
     "user code": "path/to/file.py:name of a function or an object that you wrote",
 }
-"""What users can write in a field of each meaning. The type of the field does not tell it."""
+"""What users can write in a field of each meaning. The type of the field does not show this."""
 
 
 class Field(NamedTuple):

@@ -48,7 +48,7 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
     changed: list[str] = []
     failed: dict[str, str] = {}
     with hold_lease(store), connect(address), require_shared_paths(store, []):  # at most one forget runs in a store
-        records = _records(store)
+        records = _read_records(store)
         forgotten = read_forgotten(store)
         if unknown := _unknown_ids([id for id in ids if id not in forgotten], store, records):
             raise ValueError(
@@ -64,23 +64,23 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
                 except (ValueError, OSError) as error:  # the documents are still removed from the other artifacts
                     failed[record.id] = str(error)
         _clear_unfinished(store, changed)
-        return ForgetResult(changed, _derived_ids(_records(store)), failed)
+        return ForgetResult(changed, _derived_ids(_read_records(store)), failed)
 
 
-def _records(store: Storage) -> list[Record]:
+def _read_records(store: Storage) -> list[Record]:
     """Return the records of all artifacts of a store. The record of an artifact comes after those of its inputs.
 
     An artifact whose change was interrupted has its record in a backup file and is included.
     """
     paths = {name.partition("/")[0]: name for file in (BACKUP, RECORD) for name in store.glob(f"*/{file}")}
-    stored = map(store.read_json, paths.values())
-    records = {values["id"]: to_record(values) for values in stored if values["stage"] in STAGES}
+    contents = map(store.read_json, paths.values())
+    records = {values["id"]: to_record(values) for values in contents if values["stage"] in STAGES}
     ordered: dict[str, Record] = {}
 
     def add(record: Record) -> None:
-        for used in record.inputs.values():
-            if used.id in records and used.id not in ordered:
-                add(records[used.id])
+        for input_record in record.inputs.values():
+            if input_record.id in records and input_record.id not in ordered:
+                add(records[input_record.id])
         ordered.setdefault(record.id, record)
 
     for _, record in sorted(records.items()):
@@ -108,7 +108,9 @@ def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
     for name in store.glob(f"*/{UNFINISHED}"):
         output = store / name.partition("/")[0]
         unfinished = read_unfinished(output)
-        if unfinished and (not unfinished.inputs or any(used.id in changed for used in unfinished.inputs.values())):
+        if unfinished and (
+            not unfinished.inputs or any(input_record.id in changed for input_record in unfinished.inputs.values())
+        ):
             with hold_lease(output):  # waits until no run writes to this folder
                 if not output.exists(RECORD):
                     clear_output(output)
@@ -125,7 +127,7 @@ def _derived_ids(records: Sequence[Record]) -> list[str]:
     for record in records:  # the record of an artifact comes after those of its inputs
         if find_stage(record.stage).forget is not None:
             continue
-        for used in record.inputs.values():
-            if used.id in derived or digests.get(used.id, used.digest) != used.digest:
+        for input_record in record.inputs.values():
+            if input_record.id in derived or digests.get(input_record.id, input_record.digest) != input_record.digest:
                 derived[record.id] = None
     return list(derived)

@@ -84,7 +84,7 @@ def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> lis
 
 
 def _concurrent_workers(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dict[str, float]]]]:
-    """Yield the workers of a stage that run at the same time, as the Ray resources of each worker by pod group."""
+    """Yield each set of workers of a stage that run at the same time: pod group -> the Ray resources of each worker."""
     stage, execution = find_stage(name), find_execution(config)
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
@@ -109,7 +109,7 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
 
 
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
-    """Return the configs, and the local `.py` files that they name or that these import."""
+    """Return the paths of the configs, of the `.py` files named in them, and of the modules that these files import."""
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     paths += [config] if stage == "pipeline" else []
     programs = {local_program(value) for stage_config in configs.values() for value in find_sources(stage_config)}

@@ -1,11 +1,11 @@
 """Ships the files of a command to a Ray cluster.
 
-The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that these name. The
-cluster gets no data, artifacts or secrets. It also does not get Raymill, which must be installed there in the same
-version.
+The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that are named in
+them. Data, artifacts and secrets are not shipped. Raymill is not shipped either. The same version of Raymill must be
+installed on the cluster.
 
-The shipped configs have absolute paths instead of relative ones, because a relative path to data is relative to the
-working directory of the machine that submits. The ids of artifacts do not depend on paths.
+In the shipped configs, paths to data and artifacts are absolute, because a relative path is valid only in the working
+directory on the machine that submits. The ids of artifacts do not depend on paths.
 """
 
 import hashlib
@@ -99,7 +99,9 @@ def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
     """
     ordered: dict[str, Job] = {}
     for name, job in jobs.items():
-        ordered |= _with_required_jobs({used.name: used for used in job.planned.values() if isinstance(used, Job)})
+        ordered |= _with_required_jobs(
+            {needed.name: needed for needed in job.planned.values() if isinstance(needed, Job)}
+        )
         ordered[name] = job
     return ordered
 
@@ -130,13 +132,13 @@ def _shipped_override(
     return f"{key}={replaced if isinstance(replaced, str) else json.dumps(replaced)}"
 
 
-def _replace(tree: Any, replacements: Mapping[str, str]) -> Any:
+def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
     """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced."""
-    if isinstance(tree, Mapping):
-        return {key: _replace(item, replacements) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [_replace(item, replacements) for item in tree]
-    return replacements.get(tree, tree) if isinstance(tree, str) else tree
+    if isinstance(value, Mapping):
+        return {key: _replace(item, replacements) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, replacements) for item in value]
+    return replacements.get(value, value) if isinstance(value, str) else value
 
 
 def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:

@@ -48,10 +48,10 @@ def _lineage_lines(artifact: Artifact, indent: str, shown_ids: set[str]) -> Iter
     for path, files in artifact.record.sources.items():
         for url, fingerprint in files.items():
             yield f"{indent}    {path}: {url}  {fingerprint[:19]}"
-    for path, used in artifact.record.inputs.items():
+    for path, input_record in artifact.record.inputs.items():
         yield f"{indent}    {path}:"
-        upstream = open_artifact(used.url)
+        upstream = open_artifact(input_record.url)
         if upstream is None:
-            yield f"{indent}      {used.id}  (no longer at {used.url})"
+            yield f"{indent}      {input_record.id}  (no longer at {input_record.url})"
         else:
             yield from _lineage_lines(upstream, indent + "      ", shown_ids)

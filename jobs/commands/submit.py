@@ -50,7 +50,8 @@ def submit(
 
     Raises ValueError with all errors that can be detected on this machine. Nothing is submitted in this case.
     """
-    check_no_shadowed_packages()  # the shipped files are in the workers' working directory, as they are in this one
+    # Workers run in a folder with the same files as this one, where a user's file would shadow the same package.
+    check_no_shadowed_packages()
     pipeline = load(stage, config, overrides, store=store)
     if errors := find_errors(pipeline):
         raise ValueError("\n".join(errors))
