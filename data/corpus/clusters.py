@@ -1,21 +1,28 @@
-"""Clusters of near-duplicates over storage: links (`find_links.py`) band by band, then their connected components.
+"""Finds clusters of near-duplicates with many tasks. A cluster is a connected component of linked documents.
 
-    write_nodes       in each part's own task: ids, signatures, and (band hash, digest, row) sorted by band hash
-      match           bucket of band hashes ─▶ equal signatures as edges; requests for the others that share a band
-      attach          part                  ─▶ the requested signatures, to the buckets that requested them
-      link            bucket                ─▶ verified links, thinned to a forest, as edges
-      stars           bucket of nodes       ─▶ connected components, in rounds (few edges: at once, in the driver)
-      name            part                  ─▶ the ids of clustered documents, to the bucket of their cluster
-      keep            bucket of clusters    ─▶ the lowest id of each, to the parts
-    near_duplicates   one part's rows and the ids of the documents kept in their place
+`links.py` says which documents are linked, and finds clusters in memory. This module does the same for a corpus that is
+larger than memory, in phases. A phase is a list of tasks. Each task reads one bucket of every file that the previous
+phase wrote, and it writes one file with a bucket for each task of the next phase.
 
-A node is a document: part << 32 | row. Every phase is a list of tasks, each named by its number; a task reads one
-bucket of every chunk of the phase before, and writes chunks of its own. A task that was done is known by its answer,
-so a kill costs no more than the tasks under way. The outcome is a function of ids and texts alone, whatever the number
-of buckets and workers.
+    write_nodes                     Run by the caller for each part. Writes ids and signatures, and an entry (band hash,
+                                    digest, row) for each band of each signature.
+      phase    a task for each
+      match    bucket of entries    Edges between documents with equal signatures. Requests for the signatures of the
+                                    other documents that share a band hash.
+      attach   part                 The requested signatures, for the buckets that requested them.
+      link     bucket of entries    Edges between documents whose signatures agree.
+      stars    bucket of nodes      Connected components, in rounds. If edges are few, the driver finds them alone.
+      name     part                 The ids of the documents in clusters, for the buckets of their clusters.
+      keep     bucket of clusters   The lowest id of each cluster, for the parts of its documents.
+    kept_ids_of_near_duplicates     Reads, for one part, the ids of the documents that are kept instead.
 
-A task holds one part's signatures or one bucket. A document costs 20 bytes a band, and 500 more for each band that it
-shares with a different one. The center of a component meets all its edges (16 bytes each) in one bucket.
+A node is a document, as the number `part << 32 | row`, where the row is its position among the documents of the part.
+The result of each finished task is stored, so only unfinished tasks run again after the process is killed. The clusters
+depend only on ids and texts, not on the number of buckets and workers.
+
+A task has in memory the signatures of one part or the records of one bucket. A document needs 20 bytes for each band,
+and with the default settings 500 more bytes for each band hash that it shares with a document of another signature. All
+edges of the center of a component (16 bytes each) are in one bucket.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,87 +45,96 @@ Result = TypeVar("Result")
 
 MAX_BUCKETS = 1024
 MAX_DRIVER_EDGES = 1 << 20
-"""The driver connects up to so many edges (16 MiB) itself; more of them take rounds of many tasks."""
+"""Up to so many edges (16 MiB), the driver finds the connected components itself. More edges need rounds of tasks."""
 
 _ENTRY = np.dtype([("hash", "<u8"), ("digest", "<u8"), ("row", "<u4")])
 _REQUEST = np.dtype([("hash", "<u8"), ("node", "<u8")])
 _ID_SCHEMA = pa.schema([("id", pa.string())])
 _CLUSTER_ID_SCHEMA = pa.schema([("cluster", pa.uint64()), ("id", pa.string()), ("node", pa.uint64())])
-_REPLACEMENT_SCHEMA = pa.schema([("row", pa.uint32()), ("id", pa.string())])
+_KEPT_ID_SCHEMA = pa.schema([("row", pa.uint32()), ("id", pa.string())])
 _ROW_BITS = np.uint64(32)
 
 
 @dataclass(frozen=True)
 class PartNodes:
-    """What `write_nodes` wrote of a part."""
+    """What `write_nodes` returns for a part."""
 
-    part: int
+    part_number: int
     documents: int
+    """Number of documents of the part."""
 
 
 @dataclass(frozen=True)
-class _RecordCount:
-    """How many records a task wrote."""
+class _NumRecords:
+    """Result of a task that wrote a file of records."""
 
-    records: int
+    num_records: int
 
 
 @dataclass(frozen=True)
 class _LargeStarResult:
+    """Result of a task that made large stars."""
+
     in_stars: bool
-    """Whether all nodes of the bucket are in stars."""
+    """Whether all nodes of the bucket were in stars before (`edges.LargeStar.in_stars`)."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the files of one clustering are, and how its nodes are distributed over them."""
+    """Says where the files of the phases are, and in which bucket each record is."""
 
     work: Storage
+    """Folder that `write_nodes` writes to. The files of the phases are in a folder below it."""
     num_parts: int
     num_buckets: int
 
     @property
     def folder(self) -> Storage:
+        """Folder of the files of the phases."""
         return self.work / f"buckets-{self.num_buckets:04d}"
 
-    def of_hash(self, hashes: np.ndarray) -> np.ndarray:
-        """The bucket of band hashes or mixed nodes: equal ranges of their first ten bits."""
+    def bucket_of_hash(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the bucket of each hash. The first ten bits of a hash decide, so buckets are ranges of hashes."""
         return (hashes >> np.uint64(54)).astype(np.int64) * self.num_buckets // MAX_BUCKETS
 
-    def of_node(self, nodes: np.ndarray) -> np.ndarray:
-        return self.of_hash(mix_bits(nodes))
+    def bucket_of_node(self, nodes: np.ndarray) -> np.ndarray:
+        """Return the bucket of each node."""
+        return self.bucket_of_hash(mix_bits(nodes))
 
-    def of_part(self, nodes: np.ndarray) -> np.ndarray:
-        return (nodes >> _ROW_BITS).astype(np.int64)
+
+def _part_numbers(nodes: np.ndarray) -> np.ndarray:
+    """Return the part number of each node."""
+    return (nodes >> _ROW_BITS).astype(np.int64)
 
 
 def _row_numbers(nodes: np.ndarray) -> np.ndarray:
+    """Return the position of each node among the documents of its part."""
     return (nodes & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-# Records in buckets.
+# Files of records in buckets.
 
 
 def _write_records(folder: Storage, name: str, records: np.ndarray, buckets: np.ndarray, num_buckets: int) -> None:
-    """Write a chunk of records; `buckets` (int64) is the bucket of each record."""
+    """Write a file of records. `buckets` (int64) has the bucket of each record."""
     order = np.argsort(buckets, kind="stable")
-    sizes = np.bincount(buckets, minlength=num_buckets) * records.itemsize
-    write_chunk(folder, name, records[order].tobytes(), sizes)
+    bucket_bytes = np.bincount(buckets, minlength=num_buckets) * records.itemsize
+    write_chunk(folder, name, records[order].tobytes(), bucket_bytes)
 
 
-def _read_records(folder: Storage, names: Sequence[str], dtype: np.dtype, first: int, last: int) -> list[np.ndarray]:
-    """The records of buckets first to last - 1 of every chunk."""
-    contents = read_many(lambda name: read_buckets(folder, name, first, last), names)
+def _read_records(folder: Storage, names: Sequence[str], dtype: np.dtype, begin: int, stop: int) -> list[np.ndarray]:
+    """Read the records of the buckets from `begin` to `stop - 1`. Returns an array for each file."""
+    contents = read_many(lambda name: read_buckets(folder, name, begin, stop), names)
     return [np.frombuffer(content, dtype) for content in contents]
 
 
 def _read_bucket(folder: Storage, names: Sequence[str], dtype: np.dtype, bucket: int) -> np.ndarray:
-    """The records of one bucket of every chunk, joined."""
+    """Read the records of one bucket of all files, and concatenate them."""
     return np.concatenate(_read_records(folder, names, dtype, bucket, bucket + 1))
 
 
 def _split_by_bucket(table: pa.Table, buckets: np.ndarray, num_buckets: int) -> list[pa.Table]:
-    """The table's rows by bucket, each in their order."""
+    """Split the rows of a table by their buckets. The order of rows within a bucket does not change."""
     table = table.take(pa.array(np.argsort(buckets, kind="stable")))
     ends = np.cumsum(np.bincount(buckets, minlength=num_buckets))
     return [table.slice(end - size, size) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
@@ -128,48 +144,52 @@ def _file_name(name: str, number: int) -> str:
     return f"{name}/{number:05d}"
 
 
-def _file_names(name: str, number: int) -> list[str]:
-    return [_file_name(name, n) for n in range(number)]
+def _file_names(name: str, num_files: int) -> list[str]:
+    return [_file_name(name, number) for number in range(num_files)]
 
 
-# One part's documents.
+# The documents of one part.
 
 
-def write_nodes(work: Storage, part: int, ids: Sequence[str], texts: Sequence[str], rule: NearDuplicates) -> PartNodes:
-    """Write what the clustering needs of the documents of one part, whose rows are in the order given.
+def write_nodes(
+    work: Storage, part_number: int, ids: Sequence[str], texts: Sequence[str], settings: NearDuplicates
+) -> PartNodes:
+    """Write the files of one part with which the search for clusters begins.
 
-    The part's number must be below 2**31, and no part may be left out: one without documents is written as well.
+    Must be called for every part, even for a part without documents. The part number must be below 2**31.
     """
-    signature = minhash_signatures(texts, rule)
-    digest = signature_digests(signature)
-    hashes = np.column_stack([band_hashes(signature, rule), digest])  # the whole signature is a band of its own
+    signatures = minhash_signatures(texts, settings)
+    digests = signature_digests(signatures)
+    # The digest counts as one more band, which documents share only if their signatures are equal.
+    hashes = np.column_stack([band_hashes(signatures, settings), digests])
     entries = np.empty(hashes.size, _ENTRY)
     entries["hash"] = hashes.ravel()
-    entries["digest"] = np.repeat(digest, hashes.shape[1])
-    entries["row"] = np.repeat(np.arange(len(signature), dtype=np.uint32), hashes.shape[1])
-    cells = _Layout(work, 1, MAX_BUCKETS).of_hash(entries["hash"])
-    _write_records(work, _file_name("entries", part), entries, cells, MAX_BUCKETS)
-    work.write_bytes(_file_name("signatures", part), signature.astype("<u4").tobytes())
-    write_tables(work, _file_name("ids", part), [pa.table({"id": pa.array(ids, pa.string())})])
-    return PartNodes(part, len(ids))
+    entries["digest"] = np.repeat(digests, hashes.shape[1])
+    entries["row"] = np.repeat(np.arange(len(signatures), dtype=np.uint32), hashes.shape[1])
+    # The number of buckets in later phases is not known here, so there are as many buckets as possible.
+    buckets = _Layout(work, 1, MAX_BUCKETS).bucket_of_hash(entries["hash"])
+    _write_records(work, _file_name("entries", part_number), entries, buckets, MAX_BUCKETS)
+    work.write_bytes(_file_name("signatures", part_number), signatures.astype("<u4").tobytes())
+    write_tables(work, _file_name("ids", part_number), [pa.table({"id": pa.array(ids, pa.string())})])
+    return PartNodes(part_number, len(ids))
 
 
 # The phases.
 
 
 class _Phases:
-    """Runs the phases of one clustering."""
+    """Runs the phases of one search for clusters."""
 
     def __init__(self, layout: _Layout, workers: int | None) -> None:
         self.layout, self.workers = layout, workers
 
     def run(
-        self, name: str, function: Callable[..., Result], number: int, result_type: type[Result], **arguments: Any
+        self, name: str, function: Callable[..., Result], num_tasks: int, result_type: type[Result], **arguments: Any
     ) -> list[Result]:
-        """`function` of every number below `number`, with the layout and these arguments."""
+        """Run a phase: call the function with each number below `num_tasks`, the layout and the arguments."""
         return run_tasks(
             partial(function, layout=self.layout, **arguments),
-            list(range(number)),
+            list(range(num_tasks)),
             result_type=result_type,
             workers=self.workers,
             label=f"near-duplicates: {name}",
@@ -178,101 +198,112 @@ class _Phases:
 
 
 def find_clusters(
-    work: Storage, nodes: Iterable[PartNodes], rule: NearDuplicates, *, num_buckets: int, workers: int | None
+    work: Storage, nodes: Iterable[PartNodes], settings: NearDuplicates, *, num_buckets: int, workers: int | None
 ) -> None:
     """Find the clusters of near-duplicates in all parts. `kept_ids_of_near_duplicates` reads the result.
 
-    `num_buckets`, 1 to 1,024, is the number of tasks in most phases. Called again after a kill it resumes.
+    `nodes` has what `write_nodes` returned for every part. `num_buckets`, 1 to 1,024, is the number of tasks in most
+    phases. After the process is killed, the same call continues the search.
     """
     if not 1 <= num_buckets <= MAX_BUCKETS:
         raise ValueError(f"num_buckets: {num_buckets} must be between 1 and {MAX_BUCKETS}")
-    parts = sorted(part.part for part in nodes)
-    assert parts and parts == list(range(len(parts))), (
-        f"parts 0 to {len(parts) - 1} are due, each once, but there are {parts}"
+    part_numbers = sorted(part.part_number for part in nodes)
+    assert part_numbers and part_numbers == list(range(len(part_numbers))), (
+        f"each part from 0 to {len(part_numbers) - 1} must occur once, but the part numbers are {part_numbers}"
     )
-    layout = _Layout(work, len(parts), num_buckets)
+    layout = _Layout(work, len(part_numbers), num_buckets)
     phases = _Phases(layout, workers)
-    matched = phases.run("match", _match, num_buckets, _RecordCount)
-    phases.run("attach", _attach, len(parts), _RecordCount, rule=rule)
-    linked = phases.run("link", _link, num_buckets, _RecordCount, rule=rule)
-    num_edges = sum(written.records for written in (*matched, *linked))
-    labels = _connect(layout) if num_edges <= MAX_DRIVER_EDGES else _connect_in_rounds(phases)
-    phases.run("name", _name, len(parts), _RecordCount, labels=labels)
-    phases.run("keep", _keep, num_buckets, _RecordCount)
+    matched = phases.run("match", _match_entries, num_buckets, _NumRecords)
+    phases.run("attach", _attach_signatures, len(part_numbers), _NumRecords, settings=settings)
+    linked = phases.run("link", _link_documents, num_buckets, _NumRecords, settings=settings)
+    num_edges = sum(result.num_records for result in (*matched, *linked))
+    label_files = _connect(layout) if num_edges <= MAX_DRIVER_EDGES else _connect_in_rounds(phases)
+    phases.run("name", _name_documents, len(part_numbers), _NumRecords, label_files=label_files)
+    phases.run("keep", _choose_kept_ids, num_buckets, _NumRecords)
     work.write_json("clusters.json", {"num_buckets": num_buckets})
 
 
-def _match(bucket: int, *, layout: _Layout) -> _RecordCount:
-    """Edges between equal signatures; a request for the signature of each of the others that share a band hash."""
-    first, last = (-(-MAX_BUCKETS * edge // layout.num_buckets) for edge in (bucket, bucket + 1))
-    by_part = _read_records(layout.work, _file_names("entries", layout.num_parts), _ENTRY, first, last)
-    entries = np.concatenate(by_part)
-    parts = np.arange(layout.num_parts, dtype=np.uint64)
-    node = np.repeat(parts << _ROW_BITS, [len(records) for records in by_part])
-    node += entries["row"]
-    order = np.lexsort((node, entries["digest"], entries["hash"]))
-    entries, node = entries[order], node[order]
+def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
+    """Write an edge for each document whose signature equals that of a lower document.
+
+    Of the documents with different signatures, those that share a band hash may be linked. Their signatures are
+    requested for the phase `link`.
+    """
+    # These are the buckets of the entries' files that make up this bucket.
+    begin, stop = (-(-MAX_BUCKETS * number // layout.num_buckets) for number in (bucket, bucket + 1))
+    entries_by_part = _read_records(layout.work, _file_names("entries", layout.num_parts), _ENTRY, begin, stop)
+    entries = np.concatenate(entries_by_part)
+    first_nodes = np.arange(layout.num_parts, dtype=np.uint64) << _ROW_BITS  # the first node of each part
+    nodes = np.repeat(first_nodes, [len(part_entries) for part_entries in entries_by_part])
+    nodes += entries["row"]
+    order = np.lexsort((nodes, entries["digest"], entries["hash"]))
+    entries, nodes = entries[order], nodes[order]
     first_equal = run_starts(entries["hash"], entries["digest"])
-    is_repeated = first_equal < np.arange(len(node))
-    # Equal signatures share all bands; that of the whole signature makes their edge.
+    is_repeated = first_equal < np.arange(len(nodes))
+    # Documents with equal signatures share all bands. Only the band of the digest makes an edge for them.
     is_edge = is_repeated & (entries["hash"] == entries["digest"])
-    edges = make_edges(node[is_edge], node[first_equal[is_edge]])
-    hashes, node = entries["hash"][~is_repeated], node[~is_repeated]
+    edges = make_edges(nodes[is_edge], nodes[first_equal[is_edge]])
+    hashes, nodes = entries["hash"][~is_repeated], nodes[~is_repeated]
     first_of_hash = run_starts(hashes)
-    is_shared = np.bincount(first_of_hash, minlength=len(node))[first_of_hash] > 1
-    wanted = np.empty(int(is_shared.sum()), _REQUEST)
-    wanted["hash"], wanted["node"] = hashes[is_shared], node[is_shared]
+    is_shared = np.bincount(first_of_hash, minlength=len(nodes))[first_of_hash] > 1
+    requests = np.empty(int(is_shared.sum()), _REQUEST)
+    requests["hash"], requests["node"] = hashes[is_shared], nodes[is_shared]
     _write_edges(layout, _file_name("edges/match", bucket), edges)
-    _write_records(
-        layout.folder, _file_name("wanted", bucket), wanted, layout.of_part(wanted["node"]), layout.num_parts
-    )
-    return _RecordCount(len(edges))
+    part_numbers = _part_numbers(requests["node"])
+    _write_records(layout.folder, _file_name("wanted", bucket), requests, part_numbers, layout.num_parts)
+    return _NumRecords(len(edges))
 
 
-def _attach(part: int, *, layout: _Layout, rule: NearDuplicates) -> _RecordCount:
-    """The signatures of the part's documents that a bucket requested, to that bucket."""
-    wanted = _read_bucket(layout.folder, _file_names("wanted", layout.num_buckets), _REQUEST, part)
-    attached = np.empty(len(wanted), _reply_type(rule))
-    attached["hash"], attached["node"] = wanted["hash"], wanted["node"]
-    if len(wanted):
-        every = np.frombuffer(layout.work.read_bytes(_file_name("signatures", part)), "<u4")
-        attached["signature"] = every.reshape(-1, rule.bands * rule.rows)[_row_numbers(wanted["node"])]
-    buckets = layout.of_hash(attached["hash"])
-    _write_records(layout.folder, _file_name("attached", part), attached, buckets, layout.num_buckets)
-    return _RecordCount(len(attached))
+def _attach_signatures(part_number: int, *, layout: _Layout, settings: NearDuplicates) -> _NumRecords:
+    """Write the requested signatures of the part's documents, for the buckets that requested them."""
+    requests = _read_bucket(layout.folder, _file_names("wanted", layout.num_buckets), _REQUEST, part_number)
+    replies = np.empty(len(requests), _reply_type(settings))
+    replies["hash"], replies["node"] = requests["hash"], requests["node"]
+    if len(requests):
+        values = np.frombuffer(layout.work.read_bytes(_file_name("signatures", part_number)), "<u4")
+        signatures = values.reshape(-1, settings.bands * settings.rows)
+        replies["signature"] = signatures[_row_numbers(requests["node"])]
+    buckets = layout.bucket_of_hash(replies["hash"])
+    _write_records(layout.folder, _file_name("attached", part_number), replies, buckets, layout.num_buckets)
+    return _NumRecords(len(replies))
 
 
-def _reply_type(rule: NearDuplicates) -> np.dtype:
-    return np.dtype([("hash", "<u8"), ("node", "<u8"), ("signature", "<u4", (rule.bands * rule.rows,))])
+def _reply_type(settings: NearDuplicates) -> np.dtype:
+    """Return the type of a request together with the requested signature."""
+    return np.dtype([("hash", "<u8"), ("node", "<u8"), ("signature", "<u4", (settings.bands * settings.rows,))])
 
 
-def _link(bucket: int, *, layout: _Layout, rule: NearDuplicates) -> _RecordCount:
-    """The links among the bucket's documents, as a forest that connects the same documents."""
-    attached = _read_bucket(layout.folder, _file_names("attached", layout.num_parts), _reply_type(rule), bucket)
-    nodes, rows, members = np.unique(attached["node"], return_index=True, return_inverse=True)
-    edges = forest_edges(nodes, find_links(attached["hash"], members, attached["signature"][rows], rule))
+def _link_documents(bucket: int, *, layout: _Layout, settings: NearDuplicates) -> _NumRecords:
+    """Write edges that connect the linked documents of the bucket.
+
+    The edges form a forest, which has fewer edges than there are links but connects the same documents.
+    """
+    replies = _read_bucket(layout.folder, _file_names("attached", layout.num_parts), _reply_type(settings), bucket)
+    nodes, first_replies, members = np.unique(replies["node"], return_index=True, return_inverse=True)
+    links = find_links(replies["hash"], members, replies["signature"][first_replies], settings)
+    edges = forest_edges(nodes, links)
     _write_edges(layout, _file_name("edges/link", bucket), edges)
-    return _RecordCount(len(edges))
+    return _NumRecords(len(edges))
 
 
-# Components.
+# Connected components.
 
 
 def _write_edges(layout: _Layout, name: str, edges: np.ndarray) -> None:
-    """Each edge goes to the buckets of both its ends, once where they are the same."""
-    upper, lower = layout.of_node(edges["node"]), layout.of_node(edges["lower"])
-    apart = upper != lower
-    edges, buckets = np.concatenate([edges, edges[apart]]), np.concatenate([upper, lower[apart]])
+    """Write each edge to the buckets of both its nodes. If both nodes are in one bucket, it is written once."""
+    node_buckets, lower_buckets = layout.bucket_of_node(edges["node"]), layout.bucket_of_node(edges["lower"])
+    differ = node_buckets != lower_buckets
+    edges, buckets = np.concatenate([edges, edges[differ]]), np.concatenate([node_buckets, lower_buckets[differ]])
     _write_records(layout.folder, name, edges, buckets, layout.num_buckets)
 
 
 def _edge_files(layout: _Layout) -> list[str]:
-    """The chunks that the links were written to."""
+    """Return the names of the files with the edges that the phases `match` and `link` wrote."""
     return [*_file_names("edges/match", layout.num_buckets), *_file_names("edges/link", layout.num_buckets)]
 
 
 def _connect(layout: _Layout) -> list[str]:
-    """Find the cluster of every document with an edge, all of them at once in this process; the chunk of labels."""
+    """Find all connected components in this process. Returns the names of the label files, here a single one."""
     edges = sort_unique(np.concatenate(_read_records(layout.folder, _edge_files(layout), EDGE, 0, layout.num_buckets)))
     nodes, pairs = np.unique(np.stack([edges["node"], edges["lower"]], axis=1), return_inverse=True)
     lowest = nodes[lowest_in_component(len(nodes), pairs.reshape(-1, 2))]
@@ -281,84 +312,89 @@ def _connect(layout: _Layout) -> list[str]:
 
 
 def _write_labels(layout: _Layout, name: str, nodes: np.ndarray, lowest: np.ndarray) -> None:
-    """The cluster of every node, that is its lowest node, to the nodes' parts."""
-    _write_records(layout.folder, name, make_edges(nodes, lowest), layout.of_part(nodes), layout.num_parts)
+    """Write the label of each node, for the node's part. The label is the lowest node of the component."""
+    _write_records(layout.folder, name, make_edges(nodes, lowest), _part_numbers(nodes), layout.num_parts)
 
 
 def _connect_in_rounds(phases: _Phases) -> list[str]:
-    """Take rounds of large and small stars until every component is a star; the chunks of labels."""
+    """Make large and small stars in rounds until every component is a star. Returns the names of the label files."""
     num_buckets = phases.layout.num_buckets
-    files = _edge_files(phases.layout)
-    number = 0
+    edge_files = _edge_files(phases.layout)
+    round_number = 0
     while True:
-        folder = f"stars-{number:03d}"
-        stars = phases.run(f"{folder}/large", _large_stars, num_buckets, _LargeStarResult, files=files, folder=folder)
-        if all(star.in_stars for star in stars):
+        folder = f"stars-{round_number:03d}"
+        results = phases.run(
+            f"{folder}/large", _make_large_stars, num_buckets, _LargeStarResult, edge_files=edge_files, folder=folder
+        )
+        if all(result.in_stars for result in results):
             return _file_names(f"{folder}/labels", num_buckets)
-        phases.run(f"{folder}/small", _small_stars, num_buckets, _RecordCount, folder=folder)
-        files = _file_names(f"{folder}/small", num_buckets)
-        number += 1
+        phases.run(f"{folder}/small", _make_small_stars, num_buckets, _NumRecords, folder=folder)
+        edge_files = _file_names(f"{folder}/small", num_buckets)
+        round_number += 1
 
 
-def _large_stars(bucket: int, *, layout: _Layout, files: Sequence[str], folder: str) -> _LargeStarResult:
-    """The large stars of a bucket's nodes; their labels once all nodes are in stars."""
-    edges = sort_unique(_read_bucket(layout.folder, files, EDGE, bucket))
-    both = np.concatenate([edges, make_edges(edges["lower"], edges["node"])])
-    both = both[layout.of_node(both["node"]) == bucket]
-    star = large_star(both["node"], both["lower"])
+def _make_large_stars(bucket: int, *, layout: _Layout, edge_files: Sequence[str], folder: str) -> _LargeStarResult:
+    """Make the large stars of the bucket's nodes. Also writes the labels if all nodes of the bucket are in stars."""
+    edges = sort_unique(_read_bucket(layout.folder, edge_files, EDGE, bucket))
+    both_directions = np.concatenate([edges, make_edges(edges["lower"], edges["node"])])
+    from_bucket = both_directions[layout.bucket_of_node(both_directions["node"]) == bucket]
+    star = large_star(from_bucket["node"], from_bucket["lower"])
     if star.in_stars:
         _write_labels(layout, _file_name(f"{folder}/labels", bucket), star.nodes, star.lowest)
-    buckets = layout.of_node(star.edges["node"])
+    buckets = layout.bucket_of_node(star.edges["node"])
     _write_records(layout.folder, _file_name(f"{folder}/large", bucket), star.edges, buckets, layout.num_buckets)
     return _LargeStarResult(star.in_stars)
 
 
-def _small_stars(bucket: int, *, layout: _Layout, folder: str) -> _RecordCount:
-    """The small stars of a bucket's nodes."""
+def _make_small_stars(bucket: int, *, layout: _Layout, folder: str) -> _NumRecords:
+    """Make the small stars of the bucket's nodes."""
     edges = sort_unique(_read_bucket(layout.folder, _file_names(f"{folder}/large", layout.num_buckets), EDGE, bucket))
-    stars = small_star(edges["node"], edges["lower"])
-    _write_edges(layout, _file_name(f"{folder}/small", bucket), stars)
-    return _RecordCount(len(stars))
+    star_edges = small_star(edges["node"], edges["lower"])
+    _write_edges(layout, _file_name(f"{folder}/small", bucket), star_edges)
+    return _NumRecords(len(star_edges))
 
 
-# Which document of a cluster is kept.
+# The document of a cluster that is kept.
 
 
-def _name(part: int, *, layout: _Layout, labels: Sequence[str]) -> _RecordCount:
-    """The ids of the part's clustered documents, to the bucket of their cluster."""
-    label = _read_bucket(layout.folder, labels, EDGE, part)
-    ids = read_table(layout.work, [_file_name("ids", part)], 0, _ID_SCHEMA).column("id")
-    rows = _row_numbers(label["node"])
-    columns = {"cluster": label["lower"], "id": ids.take(pa.array(rows)), "node": label["node"]}
-    tables = _split_by_bucket(
-        pa.table(columns, schema=_CLUSTER_ID_SCHEMA), layout.of_node(label["lower"]), layout.num_buckets
-    )
-    write_tables(layout.folder, _file_name("named", part), tables)
-    return _RecordCount(len(label))
+def _name_documents(part_number: int, *, layout: _Layout, label_files: Sequence[str]) -> _NumRecords:
+    """Write the ids of the part's documents that are in clusters, for the buckets of their clusters."""
+    labels = _read_bucket(layout.folder, label_files, EDGE, part_number)
+    ids = read_table(layout.work, [_file_name("ids", part_number)], 0, _ID_SCHEMA).column("id")
+    rows = _row_numbers(labels["node"])
+    columns = {"cluster": labels["lower"], "id": ids.take(pa.array(rows)), "node": labels["node"]}
+    buckets = layout.bucket_of_node(labels["lower"])
+    tables = _split_by_bucket(pa.table(columns, schema=_CLUSTER_ID_SCHEMA), buckets, layout.num_buckets)
+    write_tables(layout.folder, _file_name("named", part_number), tables)
+    return _NumRecords(len(labels))
 
 
-def _keep(bucket: int, *, layout: _Layout) -> _RecordCount:
-    """The lowest (id, node) of every cluster of a bucket, for each of its other documents, to their parts."""
-    named = read_table(layout.folder, _file_names("named", layout.num_parts), bucket, _CLUSTER_ID_SCHEMA)
-    named = named.sort_by([("cluster", "ascending"), ("id", "ascending"), ("node", "ascending")])
-    cluster, node = (named.column(name).to_numpy() for name in ("cluster", "node"))
-    lowest = run_starts(cluster)
-    is_other = lowest < np.arange(len(cluster))
-    rows = _row_numbers(node[is_other]).astype(np.uint32)
-    kept = pa.table(
-        {"row": rows, "id": named.column("id").take(pa.array(lowest[is_other]))}, schema=_REPLACEMENT_SCHEMA
-    )
-    tables = _split_by_bucket(kept, layout.of_part(node[is_other]), layout.num_parts)
+def _choose_kept_ids(bucket: int, *, layout: _Layout) -> _NumRecords:
+    """Choose the document of each cluster that is kept: the one with the lowest (id, node).
+
+    Writes its id for each other document of the cluster, for the part of that other document.
+    """
+    names = _file_names("named", layout.num_parts)
+    documents = read_table(layout.folder, names, bucket, _CLUSTER_ID_SCHEMA)
+    documents = documents.sort_by([("cluster", "ascending"), ("id", "ascending"), ("node", "ascending")])
+    clusters, nodes = (documents.column(name).to_numpy() for name in ("cluster", "node"))
+    kept_positions = run_starts(clusters)
+    is_dropped = kept_positions < np.arange(len(clusters))
+    dropped_nodes = nodes[is_dropped]
+    kept_ids = documents.column("id").take(pa.array(kept_positions[is_dropped]))
+    table = pa.table({"row": _row_numbers(dropped_nodes).astype(np.uint32), "id": kept_ids}, schema=_KEPT_ID_SCHEMA)
+    tables = _split_by_bucket(table, _part_numbers(dropped_nodes), layout.num_parts)
     write_tables(layout.folder, _file_name("kept", bucket), tables)
-    return _RecordCount(int(is_other.sum()))
+    return _NumRecords(len(dropped_nodes))
 
 
-def kept_ids_of_near_duplicates(work: Storage, part: int) -> dict[int, str]:
-    """The id of the document that is kept in place of each row of the part that is a near-duplicate of a lower one.
+def kept_ids_of_near_duplicates(work: Storage, part_number: int) -> dict[int, str]:
+    """Return, for each near-duplicate of a part that is dropped, the id of the document that is kept instead.
 
-    Lower means by (id, part, row). Rows are in ascending order.
+    The keys are the rows of the dropped documents, in ascending order. Each cluster keeps the document with the lowest
+    id. If several documents have this id, the lowest part number and then the lowest row decide.
     """
     num_buckets = work.read_json("clusters.json")["num_buckets"]
     folder = _Layout(work, 0, num_buckets).folder
-    kept = read_table(folder, _file_names("kept", num_buckets), part, _REPLACEMENT_SCHEMA).sort_by("row")
-    return dict(zip(kept.column("row").to_pylist(), kept.column("id").to_pylist(), strict=True))
+    table = read_table(folder, _file_names("kept", num_buckets), part_number, _KEPT_ID_SCHEMA).sort_by("row")
+    return dict(zip(table.column("row").to_pylist(), table.column("id").to_pylist(), strict=True))

@@ -1,7 +1,11 @@
-"""Edges between near-duplicate documents, and the two operations that make a star of each connected component.
+"""Edges between near-duplicate documents, and the two operations that turn each connected component into a star.
 
-The two-phase algorithm of Kiveris et al. 2014 (Connected Components in MapReduce and Beyond): a large star links each
-node's greater neighbors to its lowest one (the node counted), a small star its lower neighbors and the node itself.
+In a star, every node is linked to the component's lowest node, the center, and to no other node. The algorithm is that
+of Kiveris et al. 2014, Connected Components in MapReduce and Beyond. It alternates the operations "large star" and
+"small star" until nothing changes. Let m be the lowest among a node and its neighbors. The node's large star links all
+neighbors that are greater than the node to m. Its small star links all lower neighbors and the node itself to m.
+
+Nodes are uint64. In shapes, E is the number of edges.
 """
 
 from typing import NamedTuple
@@ -11,61 +15,77 @@ import numpy as np
 from data.corpus.links import lowest_in_component
 
 EDGE = np.dtype([("node", "<u8"), ("lower", "<u8")])
+"""An edge between a node and a lower neighbor."""
 
 
 def make_edges(node: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """An edge from each node to the one of lower number beside it, uint64 [E] each."""
+    """Return the edges (node[i], lower[i]) as an array of `EDGE`, from two arrays of shape [E]."""
     edges = np.empty(len(node), EDGE)
     edges["node"], edges["lower"] = node, lower
     return edges
 
 
 def sort_unique(edges: np.ndarray) -> np.ndarray:
-    """The edges in order, each once."""
-    edges = edges[np.lexsort((edges["lower"], edges["node"]))]  # a third of the time that np.unique takes
+    """Sort the edges and remove repeated ones."""
+    edges = edges[np.lexsort((edges["lower"], edges["node"]))]  # takes a third of the time of np.unique
     return edges[run_starts(edges["node"], edges["lower"]) == np.arange(len(edges))]
 
 
 def run_starts(*columns: np.ndarray) -> np.ndarray:
-    """For every position of sorted columns, the first position of the run of equal rows that it is in."""
-    position = np.arange(len(columns[0]))
-    same = np.zeros(len(position), bool)
-    same[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
-    return np.maximum.accumulate(np.where(same, 0, position))
+    """Return, for each position, where the run of equal rows begins that the position is in.
+
+    The rows of the columns must be sorted.
+    """
+    positions = np.arange(len(columns[0]))
+    equals_previous = np.zeros(len(positions), bool)
+    equals_previous[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    return np.maximum.accumulate(np.where(equals_previous, 0, positions))
 
 
 def forest_edges(nodes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """An edge from each node (sorted uint64; `pairs` are positions among them) to its component's lowest."""
+    """Return edges from each node to the lowest node of its component.
+
+    `nodes` are sorted. `pairs` are the linked nodes, as positions in `nodes`.
+    """
     lowest = nodes[lowest_in_component(len(nodes), pairs)]
     return make_edges(nodes[lowest < nodes], lowest[lowest < nodes])
 
 
 class LargeStar(NamedTuple):
+    """The result of the large stars of some nodes."""
+
     nodes: np.ndarray
     lowest: np.ndarray
-    """Each node's lowest neighbor, or itself."""
+    """For each node, the lowest among the node and its neighbors."""
     edges: np.ndarray
+    """The edges after the operation."""
     in_stars: bool
-    """Whether every node was in a star before: linked to greater nodes only (the center) or to a single lower one
-    (a leaf)."""
+    """Whether every node was in a star before the operation. Then a node has either no lower neighbor (the center of
+    the star), or a single neighbor, which is lower (a leaf)."""
 
 
 def large_star(node: np.ndarray, neighbor: np.ndarray) -> LargeStar:
-    """The large star of every node. Takes every neighbor of every node, uint64 [E] each, no pair twice."""
-    nodes, which = np.unique(node, return_inverse=True)
+    """Make the large star of every node. The pairs (node[i], neighbor[i]) are all neighbors of all nodes, shape [E].
+
+    No pair may occur twice.
+    """
+    nodes, index = np.unique(node, return_inverse=True)
     lowest = nodes.copy()
-    np.minimum.at(lowest, which, neighbor)
-    greater = neighbor > node
-    edges = sort_unique(make_edges(neighbor[greater], lowest[which[greater]]))
-    num_lower = np.bincount(which[~greater], minlength=len(nodes))
-    degree = np.bincount(which, minlength=len(nodes))
-    return LargeStar(nodes, lowest, edges, bool(np.all((num_lower == 0) | (degree == 1))))
+    np.minimum.at(lowest, index, neighbor)
+    is_greater = neighbor > node
+    edges = sort_unique(make_edges(neighbor[is_greater], lowest[index[is_greater]]))
+    num_lower = np.bincount(index[~is_greater], minlength=len(nodes))
+    num_neighbors = np.bincount(index, minlength=len(nodes))
+    return LargeStar(nodes, lowest, edges, bool(np.all((num_lower == 0) | (num_neighbors == 1))))
 
 
 def small_star(node: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """The edges that the small stars of all nodes make, given every node's lower neighbors, uint64 [E] each."""
-    nodes, which = np.unique(node, return_inverse=True)
+    """Return the edges after the small stars of all nodes.
+
+    The pairs (node[i], lower[i]) are all lower neighbors of all nodes, shape [E].
+    """
+    nodes, index = np.unique(node, return_inverse=True)
     lowest = nodes.copy()
-    np.minimum.at(lowest, which, lower)
-    edges = make_edges(np.concatenate([lower, nodes]), np.concatenate([lowest[which], lowest]))
+    np.minimum.at(lowest, index, lower)
+    edges = make_edges(np.concatenate([lower, nodes]), np.concatenate([lowest[index], lowest]))
     return sort_unique(edges[edges["node"] > edges["lower"]])

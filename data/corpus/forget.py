@@ -1,12 +1,16 @@
-"""Forgetting documents: which other documents a corpus then holds or lacks.
+"""Removes forgotten documents from a finished corpus, and adds the documents that were dropped because of them.
 
-A duplicate was dropped because another document was kept. When that one goes, the next of them comes in, and a cluster
-of near-duplicates may fall apart: so all documents that are connected by `kept_id` are read again and judged anew, and
-nothing else is. The changed tables are first written beside the corpus (`stage_changes`), then over it
-(`apply_changes`), which may be done again: a kill leaves the corpus as it was, or with the changes still staged.
+A duplicate was dropped because another document was kept. If the kept document is forgotten, one of its duplicates
+takes its place. Without the forgotten document, a cluster of near-duplicates may also split into several clusters. So
+all documents that are connected with a forgotten document by `Row.kept_id` are read from their source files again,
+cleaned and deduplicated. No other document is read.
+
+The changed tables are first written to a staging folder (`stage_changes`) and then copied over those of the corpus
+(`apply_changes`). If the process is killed, either the corpus is unchanged or the changes are still staged. Copying
+them again is harmless.
 """
 
-# pyarrow.compute makes its functions while it is imported, where no type checker sees them.
+# pyarrow.compute creates its functions when it is imported, so type checkers cannot see them.
 # pyright: reportAttributeAccessIssue=false
 
 import logging
@@ -37,59 +41,65 @@ log = logging.getLogger(__name__)
 
 
 class Corpus(NamedTuple):
-    """How a corpus was made."""
+    """A finished corpus and the settings that it was made with."""
 
     output: Storage
+    """Folder of the corpus."""
     staging: Storage
-    """Where changed tables are written before they replace the corpus's own."""
+    """Folder in which changed tables are written before they replace the tables of the corpus."""
     sources: Sequence[Source]
     steps: Sequence[Step]
     num_parts: int
     mixture_shares: Mapping[str, float]
-    """Share of each source's documents that the mixture kept; it stays as it was. Empty without a mixture."""
+    """Share of each source's documents that the mixture kept. The shares do not change. Empty without a mixture."""
     file_urls: Sequence[Sequence[str]]
-    """The URLs of each source's files, in the order in which origins number them."""
+    """URLs of the files of each source, in the order of the file numbers."""
     fingerprints: Mapping[str, str]
-    """Of every source file, by URL, when the corpus was made."""
+    """Fingerprint of every source file at the time when the corpus was made, by URL."""
 
 
 class Changes(NamedTuple):
-    """What is staged."""
+    """Describes the staged changes."""
 
     num_forgotten: dict[str, int]
-    """Documents that go, by source."""
+    """Number of forgotten documents of each source."""
     num_unreadable: int
-    """Documents that may have come in, but whose file is gone or another by now."""
+    """Number of dropped duplicates that cannot be considered, because their file was removed or changed."""
     parts: list[WrittenPart]
-    """Every changed part."""
+    """The changed parts."""
 
 
 class OriginRow(NamedTuple):
-    """One row of a part's origins: a document that the part keeps or has dropped."""
+    """A row of the table of origins of a part: a kept or dropped document."""
 
-    part: int
+    part_number: int
     id: str
     source: str
     file: int
+    """Number of the document's file among the source's files."""
     offset: int
 
 
 class _FileDocument(NamedTuple):
-    """A document and the number of its file among its source's files."""
+    """A document and the number of its file among the source's files."""
 
     file: int
     document: Document
 
 
 class _RereadDocuments(NamedTuple):
+    """Documents that were read from their source files again."""
+
     documents: list[_FileDocument]
-    unreadable: set[str]
-    """Ids of the documents that could not be read: their file is gone or not what the corpus was made from."""
+    unreadable_ids: set[str]
+    """Ids of the documents that could not be read, because their file was removed or changed."""
 
 
 def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
-    """Write the tables that change into `corpus.staging`, as they will be. None where the corpus holds none of the
-    forgotten."""
+    """Write the changed tables to the staging folder. Returns None if no forgotten document is in the corpus.
+
+    `forgotten` are the ids of the documents to forget.
+    """
     corpus.staging.remove()
     forgotten_rows = find_origin_rows(corpus.output, corpus.num_parts, forgotten)
     if not forgotten_rows:
@@ -98,128 +108,146 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
     related_rows = find_origin_rows(
         corpus.output, corpus.num_parts, connected_ids(corpus.output, corpus.num_parts, ids) - ids
     )
-    documents, unreadable = _reread_documents(corpus, related_rows)
-    table = _clean_and_deduplicate(corpus, documents)
-    leaving: dict[int, set[str]] = defaultdict(set)
-    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable)):
-        leaving[row.part].add(row.id)
+    documents, unreadable_ids = _reread_documents(corpus, related_rows)
+    new_rows = _clean_and_deduplicate(corpus, documents)
+    # The rows of documents that were read again are replaced. They are removed first and then added as new rows.
+    removed_ids: dict[int, set[str]] = defaultdict(set)
+    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable_ids)):
+        removed_ids[row.part_number].add(row.id)
     parts: list[WrittenPart] = []
-    for number, leaving_ids in sorted(leaving.items()):
-        before = read_part(corpus.output, number)
-        coming = table.filter(pc.equal(table["part"], number)).select(ROW_SCHEMA.names)
-        after = before.without_ids(leaving_ids).with_rows_of(part_from_rows(coming))
+    for part_number, ids_of_part in sorted(removed_ids.items()):
+        before = read_part(corpus.output, part_number)
+        added_rows = new_rows.filter(pc.equal(new_rows["part"], part_number)).select(ROW_SCHEMA.names)
+        after = before.without_ids(ids_of_part).with_rows_of(part_from_rows(added_rows))
         if after != before:
-            parts.append(write_part(corpus.staging, number, after))
-            _remove_unchanged(corpus.staging, number, before, after)
-    return Changes(dict(Counter(row.source for row in forgotten_rows)), len(unreadable), parts)
+            parts.append(write_part(corpus.staging, part_number, after))
+            _remove_unchanged_tables(corpus.staging, part_number, before, after)
+    return Changes(dict(Counter(row.source for row in forgotten_rows)), len(unreadable_ids), parts)
 
 
-def apply_changes(output: Storage, staged: Storage) -> None:
+def apply_changes(output: Storage, staging: Storage) -> None:
     """Copy the staged tables over those of the corpus."""
     for kind in Part._fields:
-        for name in staged.glob(f"{kind}/*.parquet"):
-            output.write_bytes(name, staged.read_bytes(name))
+        for name in staging.glob(f"{kind}/*.parquet"):
+            output.write_bytes(name, staging.read_bytes(name))
 
 
-def _remove_unchanged(staged: Storage, number: int, before: Part, after: Part) -> None:
+def _remove_unchanged_tables(staging: Storage, part_number: int, before: Part, after: Part) -> None:
+    """Remove the tables from the staging folder that are the same before and after the change."""
     for kind, table_before, table_after in zip(Part._fields, before, after, strict=True):
         if table_before == table_after:
-            staged.remove(part_file(kind, number))
+            staging.remove(part_file(kind, part_number))
 
 
 def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
-    """The ids, and those of every document that is connected to one of them by `kept_id`, directly or not.
+    """Return the ids, and the ids of all documents that are connected with them by `kept_id`, directly or indirectly.
 
-    Each pass reads the ids in drops/ once; a cluster is complete after four at most, for its documents were dropped for
-    one that is kept, or for one that was dropped for it.
+    Each round reads the ids of all dropped documents once. Four rounds are enough for any cluster, because each of its
+    documents was dropped for the kept document, or for a document that was dropped for the kept document.
     """
     connected: set[str] = set()
-    new = set(ids)
-    while new:
-        connected |= new
-        links = partial(_duplicate_pairs, output, ids=pa.array(sorted(new), pa.string()))
-        new = {end for pairs in read_many(links, range(num_parts)) for pair in pairs for end in pair} - connected
+    new_ids = set(ids)
+    while new_ids:
+        connected |= new_ids
+        read_pairs = partial(_duplicate_pairs, output, ids=pa.array(sorted(new_ids), pa.string()))
+        pairs_by_part = read_many(read_pairs, range(num_parts))
+        new_ids = {document_id for pairs in pairs_by_part for pair in pairs for document_id in pair} - connected
     return connected
 
 
-def _duplicate_pairs(output: Storage, part: int, ids: pa.Array) -> list[tuple[str, str]]:
-    """(id, kept id) of every duplicate that is, or was dropped for, one of `ids`."""
-    with output.open(part_file("drops", part)) as file:
+def _duplicate_pairs(output: Storage, part_number: int, ids: pa.Array) -> list[tuple[str, str]]:
+    """Return (id, kept_id) of the dropped duplicates of a part in which `id` or `kept_id` is among `ids`."""
+    with output.open(part_file("drops", part_number)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
-    dropped, kept = table["id"], table["kept_id"]
-    table = table.filter(pc.and_(kept.is_valid(), pc.or_(pc.is_in(dropped, ids), pc.is_in(kept, ids))))
+    dropped_ids, kept_ids = table["id"], table["kept_id"]
+    is_wanted = pc.or_(pc.is_in(dropped_ids, ids), pc.is_in(kept_ids, ids))
+    table = table.filter(pc.and_(kept_ids.is_valid(), is_wanted))
     return list(zip(table["id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
 
 
 def find_origin_rows(output: Storage, num_parts: int, ids: Collection[str]) -> list[OriginRow]:
-    """Every row that the parts have of these ids, kept or dropped."""
+    """Find the origins of the documents with these ids in all parts. A document may be kept or dropped."""
     if not ids:
         return []
-    rows = partial(_find_origin_rows_in_part, output, ids=sorted(ids))
-    return [row for rows_of_part in read_many(rows, range(num_parts)) for row in rows_of_part]
+    find_in_part = partial(_find_origin_rows_in_part, output, ids=sorted(ids))
+    return [row for rows in read_many(find_in_part, range(num_parts)) for row in rows]
 
 
-def _find_origin_rows_in_part(output: Storage, part: int, ids: list[str]) -> list[OriginRow]:
-    with output.open(part_file("origins", part)) as file:  # ordered by id, so most of it need not be read
+def _find_origin_rows_in_part(output: Storage, part_number: int, ids: list[str]) -> list[OriginRow]:
+    """Find the origins of the documents with these ids in one part."""
+    with output.open(part_file("origins", part_number)) as file:  # sorted by id, so only some row groups are read
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
-    return [OriginRow(part, **row) for row in table.to_pylist()]
+    return [OriginRow(part_number, **row) for row in table.to_pylist()]
 
 
 def _reread_documents(corpus: Corpus, rows: Sequence[OriginRow]) -> _RereadDocuments:
-    """The documents of these rows, read from their source files."""
-    wanted: dict[tuple[int, int], set[int]] = defaultdict(set)
-    index = {source.name: number for number, source in enumerate(corpus.sources)}
+    """Read the documents of these rows from their source files."""
+    offsets_by_file: dict[tuple[int, int], set[int]] = defaultdict(set)
+    source_index = {source.name: index for index, source in enumerate(corpus.sources)}
     for row in rows:
-        wanted[index[row.source], row.file].add(row.offset)
-    read: list[_FileDocument] = []
-    for (number, file), offsets in sorted(wanted.items()):
-        url = corpus.file_urls[number][file]
+        offsets_by_file[source_index[row.source], row.file].add(row.offset)
+    reread: list[_FileDocument] = []
+    for (index, file), offsets in sorted(offsets_by_file.items()):
+        url = corpus.file_urls[index][file]
         if _is_unchanged(corpus, url):
-            documents = read_documents_at(corpus.sources[number], url, offsets)
-            read += [_FileDocument(file, document) for document in documents]
-    origins = {(document.source, file, document.offset) for file, document in read}
-    unreadable = {row.id for row in rows if (row.source, row.file, row.offset) not in origins}
-    return _RereadDocuments([one for one in read if one.document.id not in unreadable], unreadable)
+            documents = read_documents_at(corpus.sources[index], url, offsets)
+            reread += [_FileDocument(file, document) for document in documents]
+    origins = {(document.source, file, document.offset) for file, document in reread}
+    unreadable_ids = {row.id for row in rows if (row.source, row.file, row.offset) not in origins}
+    readable = [file_document for file_document in reread if file_document.document.id not in unreadable_ids]
+    return _RereadDocuments(readable, unreadable_ids)
 
 
 def _is_unchanged(corpus: Corpus, url: str) -> bool:
+    """Whether a source file is still the file that the corpus was made from. Logs a warning if it is not."""
     try:
-        same = corpus.fingerprints.get(url) == fingerprint(url)
+        is_unchanged = corpus.fingerprints.get(url) == fingerprint(url)
     except FileNotFoundError:
-        same = False
-    if not same:
-        log.warning("%s is gone or not what the corpus was made from: no document can come in from it", url)
-    return same
+        is_unchanged = False
+    if not is_unchanged:
+        log.warning(
+            "%s was removed or changed after the corpus was made, so none of its documents can replace a forgotten one",
+            url,
+        )
+    return is_unchanged
 
 
 def _clean_and_deduplicate(corpus: Corpus, documents: Sequence[_FileDocument]) -> pa.Table:
-    """The rows of these documents, with a column `part`, as the whole corpus would have them."""
+    """Return the rows that these documents have in the new corpus, with the part number in a column `part`."""
     rows: list[PartRow] = []
     for source in corpus.sources:
-        of_source = [one for one in documents if one.document.source == source.name]
+        source_documents = [
+            file_document for file_document in documents if file_document.document.source == source.name
+        ]
         rows += clean_rows(
-            [document for _, document in of_source],
+            [document for _, document in source_documents],
             corpus.steps,
             fraction=source.fraction,
-            files={document.file: file for file, document in of_source},
+            files={document.file: file for file, document in source_documents},
             num_parts=corpus.num_parts,
         ).rows
-    table = to_table([row for _, row in rows]).append_column("part", pa.array([part for part, _ in rows], pa.int64()))
-    deduplicate, near = drops_equal_texts(corpus.steps), near_duplicate_settings(corpus.steps)
-    return apply_mixture(drop_duplicates(table, deduplicate=deduplicate, near=near), corpus.mixture_shares)
+    part_numbers = pa.array([part_number for part_number, _ in rows], pa.int64())
+    table = to_table([row for _, row in rows]).append_column("part", part_numbers)
+    deduplicate, settings = drops_equal_texts(corpus.steps), near_duplicate_settings(corpus.steps)
+    return apply_mixture(
+        drop_duplicates(table, deduplicate=deduplicate, near_duplicate_settings=settings), corpus.mixture_shares
+    )
 
 
-def drop_duplicates(rows: pa.Table, *, deduplicate: bool, near: NearDuplicates | None) -> pa.Table:
-    """The rows (of all parts together) after the duplicates among them are dropped, as the whole corpus drops them."""
+def drop_duplicates(rows: pa.Table, *, deduplicate: bool, near_duplicate_settings: NearDuplicates | None) -> pa.Table:
+    """Drop the duplicates among the rows, which may be from several parts.
+
+    The result is the same as in a corpus that consists of these rows.
+    """
     rows = sort_and_deduplicate(rows, deduplicate=deduplicate)
-    if near is None:
+    if near_duplicate_settings is None:
         return rows
     positions = kept_positions(rows)
     ids = rows["id"].take(positions).to_pylist()
-    kept = representatives(ids, rows["text"].take(positions).to_pylist(), near)
+    texts = rows["text"].take(positions).to_pylist()
     drops = {
-        int(positions[number]): Drop("near_duplicates", ids[first])
-        for number, first in enumerate(kept)
-        if first != number
+        int(positions[index]): Drop("near_duplicates", ids[kept_index])
+        for index, kept_index in enumerate(representatives(ids, texts, near_duplicate_settings))
+        if kept_index != index
     }
     return drop_rows(rows, drops)

@@ -1,9 +1,13 @@
-"""Links between documents whose signatures agree, the clusters that they make, and which document each one keeps.
+"""Links near-duplicate documents, finds clusters of linked documents, and chooses the document that a cluster keeps.
 
-Candidates whose signatures agree in a share of at least `threshold` are linked. Documents connected by links are a
-cluster, and the document with its lowest id is kept.
+Two documents are candidates if their signatures share a band. They are linked if a share of at least `threshold` of
+the values of their signatures is equal. A cluster is a set of documents that are connected by links. Its document with
+the lowest id is kept.
 
-This is the reference over one list in memory; `clusters.py` does the same over storage.
+`representatives` does this for a list of documents in memory. `clusters.py` does the same for a corpus in storage.
+
+In shapes, N is the number of signatures, K the number of values of a signature, E the number of entries, and M the
+number of links.
 """
 
 from collections.abc import Sequence
@@ -14,78 +18,93 @@ from data.cleaning.duplicates import NearDuplicates
 from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests
 
 WINDOW = 512
-"""With how many of its followers a member of a band's group is compared, besides the group's first."""
+"""Number of following members of its group with which a document is compared. Every document is also compared with the
+first member of its group."""
 
-_BLOCK_PAIRS = 1 << 14
+_BLOCK_PAIRS = 1 << 14  # pairs of signatures that are compared at once, which bounds the memory
 
 
-def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """Pairs of signatures, int64 [M, 2] of their rows, that share a key and agree in at least `threshold` of values.
+def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, settings: NearDuplicates) -> np.ndarray:
+    """Return links between signatures that share a key: pairs of their row numbers, int64 [M, 2].
 
-    Entry e says that signature `members[e]` (int64 [E]) has key `keys[e]` (uint64 [E]). No two of the signatures,
-    uint32 [N, K], are equal. Those with one key form a group, taken in the order of their digests, so that nothing
-    depends on how the documents are distributed. Each is compared with the group's first and with its next `WINDOW`,
-    except pairs that the first connects already: links enough to know what is connected, in a time linear in E.
+    Entry e says that signature `members[e]` (int64 [E]) has the key `keys[e]` (uint64 [E]). A key is the hash of a
+    band. All signatures (uint32 [N, K]) must be different.
+
+    The signatures with one key are a group. They are sorted by their digests, so that the links do not depend on how
+    the documents are distributed over tasks. Each signature is compared with the first one of its group and with the
+    next `WINDOW` ones. Two signatures that are both linked to the first one are not compared. So the time is linear in
+    E. These are not all links, but enough to find the clusters.
     """
     order = np.lexsort((signature_digests(signatures)[members], keys))
     members = members[order]
     starts, ends = _group_bounds(keys[order])
-    position = np.arange(len(order))
-    later = np.flatnonzero(position > starts)
-    with_first = np.ones(len(order), bool)
-    with_first[later] = _signatures_agree(signatures, members[starts[later]], members[later], rule)
-    linked = later[with_first[later]]
+    not_first = np.flatnonzero(np.arange(len(order)) > starts)
+    agrees_with_first = np.ones(len(order), bool)
+    agrees_with_first[not_first] = _signatures_agree(
+        signatures, members[starts[not_first]], members[not_first], settings
+    )
+    linked = not_first[agrees_with_first[not_first]]
     pairs = [np.stack([starts[linked], linked], axis=1)]
-    followed = later
+    positions = not_first
     for step in range(1, WINDOW + 1):
-        followed = followed[followed + step < ends[followed]]
-        candidates = followed[~(with_first[followed] & with_first[followed + step])]
-        agreeing = candidates[_signatures_agree(signatures, members[candidates], members[candidates + step], rule)]
+        positions = positions[positions + step < ends[positions]]
+        candidates = positions[~(agrees_with_first[positions] & agrees_with_first[positions + step])]
+        agreeing = candidates[_signatures_agree(signatures, members[candidates], members[candidates + step], settings)]
         pairs.append(np.stack([agreeing, agreeing + step], axis=1))
     return members[np.concatenate(pairs)]
 
 
 def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every position, where the run of equal keys that it is in begins and ends."""
-    new = np.ones(len(sorted_keys), bool)
-    new[1:] = sorted_keys[1:] != sorted_keys[:-1]
-    begins = np.flatnonzero(new)
-    group = np.cumsum(new) - 1
+    """Return, for each position, where the group of equal keys begins and ends that the position is in."""
+    is_first = np.ones(len(sorted_keys), bool)
+    is_first[1:] = sorted_keys[1:] != sorted_keys[:-1]
+    begins = np.flatnonzero(is_first)
+    group = np.cumsum(is_first) - 1
     return begins[group], np.append(begins[1:], len(sorted_keys))[group]
 
 
-def _signatures_agree(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """Whether each pair of rows is equal in at least `threshold` of the values."""
+def _signatures_agree(
+    signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, settings: NearDuplicates
+) -> np.ndarray:
+    """Return whether the signatures `rows[i]` and `others[i]` have at least a share of `threshold` equal values."""
     agree = np.empty(len(rows), bool)
     for begin in range(0, len(rows), _BLOCK_PAIRS):
         block = slice(begin, begin + _BLOCK_PAIRS)
-        equal = (signatures[rows[block]] == signatures[others[block]]).mean(axis=1)
-        agree[block] = equal >= rule.threshold
+        equal_share = (signatures[rows[block]] == signatures[others[block]]).mean(axis=1)
+        agree[block] = equal_share >= settings.threshold
     return agree
 
 
-def lowest_in_component(number: int, pairs: np.ndarray) -> np.ndarray:
-    """The lowest member of each node's connected component, int64 [number], for `pairs` int64 [M, 2] of nodes."""
-    lowest = np.arange(number)
+def lowest_in_component(num_nodes: int, pairs: np.ndarray) -> np.ndarray:
+    """Return the lowest node of each node's connected component, int64 [num_nodes].
+
+    Nodes are the numbers below `num_nodes`. `pairs` (int64 [M, 2]) are the linked nodes.
+    """
+    lowest = np.arange(num_nodes)  # for each node, the lowest node of its component that is found so far
     while True:
-        ends = lowest[pairs]
-        ends = ends[ends[:, 0] != ends[:, 1]]
-        if not len(ends):
+        unequal = lowest[pairs]
+        unequal = unequal[unequal[:, 0] != unequal[:, 1]]
+        if not len(unequal):
             return lowest
-        np.minimum.at(lowest, ends.max(axis=1), ends.min(axis=1))
-        while not np.array_equal(lowest, shorter := lowest[lowest]):
-            lowest = shorter
+        np.minimum.at(lowest, unequal.max(axis=1), unequal.min(axis=1))
+        while not np.array_equal(lowest, next_lowest := lowest[lowest]):
+            lowest = next_lowest
 
 
-def representatives(ids: Sequence[str], texts: Sequence[str], rule: NearDuplicates) -> list[int]:
-    """For each document, the position of the document that its cluster keeps; of equal ids the first one counts."""
-    every = minhash_signatures(texts, rule)
-    _, first, which = np.unique(signature_digests(every), return_index=True, return_inverse=True)
-    distinct = every[first]
-    members = np.repeat(np.arange(len(distinct)), rule.bands)
-    pairs = find_links(band_hashes(distinct, rule).ravel(), members, distinct, rule)
-    cluster = lowest_in_component(len(distinct), pairs)[which]
-    kept: dict[int, int] = {}
+def representatives(ids: Sequence[str], texts: Sequence[str], settings: NearDuplicates) -> list[int]:
+    """Return, for each document, the position of the document that its cluster keeps.
+
+    A cluster keeps the document with the lowest id. If several documents have this id, the first one is kept.
+    """
+    signatures = minhash_signatures(texts, settings)
+    _, first_positions, distinct_index = np.unique(
+        signature_digests(signatures), return_index=True, return_inverse=True
+    )
+    distinct = signatures[first_positions]
+    members = np.repeat(np.arange(len(distinct)), settings.bands)
+    pairs = find_links(band_hashes(distinct, settings).ravel(), members, distinct, settings)
+    clusters = lowest_in_component(len(distinct), pairs)[distinct_index]
+    kept_positions: dict[int, int] = {}
     for position in sorted(range(len(ids)), key=lambda position: (ids[position], position)):
-        kept.setdefault(int(cluster[position]), position)
-    return [kept[int(number)] for number in cluster]
+        kept_positions.setdefault(int(clusters[position]), position)
+    return [kept_positions[int(cluster)] for cluster in clusters]

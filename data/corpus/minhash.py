@@ -1,11 +1,12 @@
-"""MinHash signatures (Broder 1997) with banding, which find documents that share most of their text.
+"""MinHash signatures of documents (Broder 1997) and the hashes of their bands.
 
-Two documents are near-duplicates when they share most of their shingles, that is runs of `ngram` words. A signature
-holds the least value of K = bands * rows random orderings over a document's shingles; two documents agree in each
-value with the probability of their Jaccard similarity J. Documents that agree in all rows of a band are candidates
-(probability 1 - (1 - J^rows)^bands); `links.py` compares them.
+A shingle is a run of `ngram` consecutive words. Two documents are near-duplicates if they share most of their shingles,
+that is, if the Jaccard similarity J of their sets of shingles is high. A signature has K = bands * rows values. Each
+value is the minimum of a random hash function over the document's shingles. A value of two documents is equal with the
+probability J. Two documents are candidates if all values of a band are equal, which has the probability
+1 - (1 - J^rows)^bands. `links.py` compares the signatures of candidates.
 
-N documents, K values of a signature.
+In shapes, N is the number of documents and K the number of values of a signature.
 """
 
 import hashlib
@@ -17,24 +18,29 @@ import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
 
-_BLOCK_SHINGLES = 1 << 16  # as much as the processor's cache takes; half the time of blocks of 4,096
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_BLOCK_SHINGLES = 1 << 16  # fits in the processor's cache; takes half the time of blocks of 4,096
+# Unicode names of characters of scripts that are written without spaces begin with these words.
+_SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 # Words and shingles.
 
 
 class _CharacterTable(dict[int, int | str]):
-    """What replaces each character before a text is split at white space; filled when a character first occurs."""
+    """Table for `str.translate` that prepares a text for splitting at white space.
+
+    It removes invisible characters, replaces punctuation by spaces, and surrounds characters of scripts without spaces
+    by spaces. The entry of a character is computed when the character first occurs.
+    """
 
     def __missing__(self, code: int) -> int | str:
         character = chr(code)
         category = unicodedata.category(character)
-        if category == "Cf":
+        if category == "Cf":  # format characters such as soft hyphens and joiners
             self[code] = ""
-        elif category[0] in "PSZC":
+        elif category[0] in "PSZC":  # punctuation, symbols, separators, control characters
             self[code] = " "
-        elif unicodedata.name(character, "").startswith(_UNSPACED):
+        elif unicodedata.name(character, "").startswith(_SCRIPTS_WITHOUT_SPACES):
             self[code] = f" {character} "
         else:
             self[code] = code
@@ -45,54 +51,63 @@ _CHARACTER_TABLE = _CharacterTable()
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, as `NearDuplicates` defines them; a text without words (`!!!`) is one word."""
-    normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return normal.translate(_CHARACTER_TABLE).split() or [normal]
+    """Split a text into words as `NearDuplicates` defines them. A text without words, such as `!!!`, is one word."""
+    normalized = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return normalized.translate(_CHARACTER_TABLE).split() or [normalized]
 
 
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: str) -> int:
+    """Return 64 bits of a hash of the word."""
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(64-bit hashes, first position of each text) of the shingles of consecutive texts, in blocks of about 65,536."""
-    hashes: list[np.ndarray] = []
-    size = 0
-    for text in texts:
-        text_words = split_words(text)
-        hashed = np.zeros(max(len(text_words), ngram), np.uint64)  # zeros fill up a text shorter than a shingle
-        hashed[: len(text_words)] = np.fromiter(map(_word_hash, text_words), np.uint64, len(text_words))
-        hashes.append(hashed)
-        size += len(hashed)
-        if size >= _BLOCK_SHINGLES:
-            yield _hash_shingles(hashes, ngram)
-            hashes, size = [], 0
-    if hashes:
-        yield _hash_shingles(hashes, ngram)
+    """Yield (hashes of the shingles, position of each text's first shingle) for blocks of consecutive texts.
 
-
-def _hash_shingles(hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every run of `ngram` words inside one text as a mixed polynomial of its words' hashes, uint64.
-
-    A short text is a single shingle, so these bits alone distinguish it from other short texts.
+    A block has about 65,536 shingles.
     """
-    joined = np.concatenate(hashes)
-    ends = np.cumsum([len(text_hashes) for text_hashes in hashes])
+    word_hashes: list[np.ndarray] = []  # an array for each text
+    num_words = 0
+    for text in texts:
+        words = split_words(text)
+        text_hashes = np.zeros(max(len(words), ngram), np.uint64)  # zeros pad a text that is shorter than a shingle
+        text_hashes[: len(words)] = np.fromiter(map(_word_hash, words), np.uint64, len(words))
+        word_hashes.append(text_hashes)
+        num_words += len(text_hashes)
+        if num_words >= _BLOCK_SHINGLES:
+            yield _hash_shingles(word_hashes, ngram)
+            word_hashes, num_words = [], 0
+    if word_hashes:
+        yield _hash_shingles(word_hashes, ngram)
+
+
+def _hash_shingles(word_hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the shingles of several texts, given the hashes of the words of each text.
+
+    Returns the hashes of all shingles (uint64) and the position of each text's first shingle. The hash is a polynomial
+    of the words' hashes with mixed bits. It has 64 bits, because a short text has only a single shingle, and the hash
+    alone distinguishes the text from other short texts.
+    """
+    joined = np.concatenate(word_hashes)
+    ends = np.cumsum([len(text_hashes) for text_hashes in word_hashes])
     runs = np.zeros(len(joined) - ngram + 1, np.uint64)
     for offset in range(ngram):
         runs = runs * _FACTOR + joined[offset : offset + len(runs)]
-    inside = np.ones(len(joined), bool)
-    inside[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs reach into the next text
-    starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(hashes))
-    return mix_bits(runs[inside[: len(runs)]]), starts
+    is_within_text = np.ones(len(joined), bool)
+    is_within_text[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs extend into the next text
+    starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(word_hashes))
+    return mix_bits(runs[is_within_text[: len(runs)]]), starts
 
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix_bits(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 under which every bit depends on all: the finalizer of MurmurHash3 (Appleby)."""
+    """Mix the bits of uint64 values, so that every bit of a result depends on all bits of the value.
+
+    This bijection is the finalizer of MurmurHash3 (Appleby).
+    """
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
     return values ^ (values >> np.uint64(33))
@@ -102,46 +117,53 @@ def mix_bits(values: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _orderings(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multipliers and offsets, uint64 [number] each, the same everywhere and always."""
-    bits = np.frombuffer(hashlib.shake_256(b"raymill minhash").digest(16 * number), "<u8").astype(np.uint64)
+def _hash_functions(num_functions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the multipliers and the offsets of the hash functions, uint64 [num_functions] each.
+
+    They must never change, because stored signatures are compared with later ones.
+    """
+    bits = np.frombuffer(hashlib.shake_256(b"raymill minhash").digest(16 * num_functions), "<u8").astype(np.uint64)
     return bits[::2] | np.uint64(1), bits[1::2]
 
 
-def minhash_signatures(texts: Sequence[str], rule: NearDuplicates) -> np.ndarray:
-    """MinHash signatures, uint32 [N, bands * rows].
+def minhash_signatures(texts: Sequence[str], settings: NearDuplicates) -> np.ndarray:
+    """Return the MinHash signatures of texts, uint32 [N, K].
 
-    An ordering is h -> a h + b mod 2^64 with an odd a: a linear permutation (Broder et al. 2000) of hashes whose bits
-    are mixed already. Only the upper 32 bits of the least value are kept; they decide the order almost alone.
+    A hash function is h -> a h + b mod 2^64 with an odd a, a linear permutation (Broder et al. 2000). It is applied to
+    the hashes of shingles, whose bits are already mixed. Only the upper 32 bits of the minimum are stored. Two
+    different minima almost never have equal upper bits.
     """
-    multipliers, offsets = _orderings(rule.bands * rule.rows)
-    signature = np.empty((len(texts), rule.bands * rule.rows), np.uint32)
-    begin = 0
-    for shingles, starts in _shingle_blocks(texts, rule.ngram):
+    multipliers, offsets = _hash_functions(settings.bands * settings.rows)
+    signatures = np.empty((len(texts), settings.bands * settings.rows), np.uint32)
+    begin = 0  # position of the block's first text
+    for shingles, starts in _shingle_blocks(texts, settings.ngram):
         values = np.empty_like(shingles)
-        rows = signature[begin : begin + len(starts)]
+        block_signatures = signatures[begin : begin + len(starts)]
         for column, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):
             np.multiply(shingles, multiplier, out=values)
             np.add(values, offset, out=values)
-            rows[:, column] = np.minimum.reduceat(values, starts) >> np.uint64(32)
+            block_signatures[:, column] = np.minimum.reduceat(values, starts) >> np.uint64(32)
         begin += len(starts)
-    return signature
+    return signatures
 
 
-def band_hashes(signatures: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """One number for each band of each signature, uint64 [N, bands]; equal where a band and all its rows are."""
-    values = signatures.reshape(len(signatures), rule.bands, rule.rows)
-    return _hash_last_axis(values, np.arange(1, rule.bands + 1, dtype=np.uint64))
+def band_hashes(signatures: np.ndarray, settings: NearDuplicates) -> np.ndarray:
+    """Return a hash of each band of each signature, uint64 [N, bands].
+
+    The hash also depends on the number of the band, so equal values in two bands have different hashes.
+    """
+    values = signatures.reshape(len(signatures), settings.bands, settings.rows)
+    return _hash_last_axis(values, np.arange(1, settings.bands + 1, dtype=np.uint64))
 
 
 def signature_digests(signatures: np.ndarray) -> np.ndarray:
-    """One number for each whole signature, uint64 [N]."""
+    """Return a hash of each signature, uint64 [N]."""
     return _hash_last_axis(signatures, np.uint64(0))
 
 
 def _hash_last_axis(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
-    """A hash of the last axis, uint64."""
-    folded = mix_bits(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
+    """Hash the values along the last axis to uint64. Another seed gives other hashes."""
+    hashes = mix_bits(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
     for position in range(values.shape[-1]):
-        folded = mix_bits(folded * _FACTOR + values[..., position])
-    return folded
+        hashes = mix_bits(hashes * _FACTOR + values[..., position])
+    return hashes

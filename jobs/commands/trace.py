@@ -49,11 +49,11 @@ def _corpus_lines(corpus: Artifact, row: OriginRow) -> Iterator[str]:
     yield corpus.id
     yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
     for table, columns in (("documents", ["id", "text"]), ("drops", ["id", "reason", "kept_id"])):
-        with corpus.storage.open(part_file(table, row.part)) as file:
+        with corpus.storage.open(part_file(table, row.part_number)) as file:
             rows = pq.read_table(file, columns=columns, filters=pc.field("id") == row.id)
         for entry in rows.to_pylist():
             if table == "documents":
-                yield f"  kept in       {part_file(table, row.part)}, {len(entry['text'].encode()):,} bytes"
+                yield f"  kept in       {part_file(table, row.part_number)}, {len(entry['text'].encode()):,} bytes"
             else:
                 kept = f", a duplicate of {entry['kept_id']}" if entry["kept_id"] else ""
                 yield f"  dropped by    {entry['reason']}{kept}"

@@ -13,7 +13,7 @@ from data.cleaning.duplicates import NearDuplicates
 from data.corpus.clusters import PartNodes, find_clusters, kept_ids_of_near_duplicates, write_nodes
 from data.corpus.links import representatives
 
-RULE = NearDuplicates()
+SETTINGS = NearDuplicates()
 
 
 @pytest.mark.parametrize("max_driver_edges", [0, data.corpus.clusters.MAX_DRIVER_EDGES])
@@ -49,7 +49,7 @@ def test_kills_at_any_write_change_nothing(tmp_path: Path, without_ray: None, mo
     while not work.exists("clusters.json"):
         left = rng.randint(2, 6)
         try:
-            find_clusters(work, answers, RULE, num_buckets=2, workers=None)
+            find_clusters(work, answers, SETTINGS, num_buckets=2, workers=None)
         except KeyboardInterrupt:
             kills += 1
     assert kills > 5
@@ -69,8 +69,8 @@ def test_of_equal_ids_the_one_in_the_lowest_part_and_row_is_kept(tmp_path: Path,
     work = Storage(str(tmp_path))
     text = "all of these are the very same"
     parts = [(["b", "b"], [text] * 2), (["a", "a"], [text] * 2), (["a"], [text])]
-    answers = [write_nodes(work, part, ids, texts, RULE) for part, (ids, texts) in enumerate(parts)]
-    find_clusters(work, answers, RULE, num_buckets=3, workers=None)
+    answers = [write_nodes(work, part, ids, texts, SETTINGS) for part, (ids, texts) in enumerate(parts)]
+    find_clusters(work, answers, SETTINGS, num_buckets=3, workers=None)
     assert [kept_ids_of_near_duplicates(work, part) for part in range(3)] == [{0: "a", 1: "a"}, {1: "a"}, {0: "a"}]
 
 
@@ -88,9 +88,9 @@ def test_a_chain_through_all_parts_is_one_cluster(
 
 def test_parts_without_documents_and_corpora_without_duplicates_are_well(tmp_path: Path, without_ray: None) -> None:
     work = Storage(str(tmp_path))
-    answers = [write_nodes(work, part, [], [], RULE) for part in range(2)]
-    answers.append(write_nodes(work, 2, ["a", "b"], ["one thing", "another thing"], RULE))
-    find_clusters(work, answers, RULE, num_buckets=2, workers=None)
+    answers = [write_nodes(work, part, [], [], SETTINGS) for part in range(2)]
+    answers.append(write_nodes(work, 2, ["a", "b"], ["one thing", "another thing"], SETTINGS))
+    find_clusters(work, answers, SETTINGS, num_buckets=2, workers=None)
     assert [answer.documents for answer in answers] == [0, 0, 2]
     assert [kept_ids_of_near_duplicates(work, part) for part in range(3)] == [{}, {}, {}]
 
@@ -102,7 +102,7 @@ def test_an_object_store_serves_as_well(without_ray: None) -> None:
 
 def test_too_many_buckets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_buckets: 1025 must be between 1 and 1024"):
-        find_clusters(Storage(str(tmp_path)), [], RULE, num_buckets=1025, workers=None)
+        find_clusters(Storage(str(tmp_path)), [], SETTINGS, num_buckets=1025, workers=None)
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def written(work: Storage, ids: Sequence[str], texts: Sequence[str], num_parts: 
     answers = []
     for part in range(num_parts):
         rows = rows_of(len(ids), part, num_parts)
-        answers.append(write_nodes(work, part, [ids[row] for row in rows], [texts[row] for row in rows], RULE))
+        answers.append(write_nodes(work, part, [ids[row] for row in rows], [texts[row] for row in rows], SETTINGS))
     return answers
 
 
@@ -164,10 +164,10 @@ def clustered(
     workers: int | None = None,
 ) -> dict[int, tuple[str, int]]:
     answers = written(work, ids, texts, num_parts)
-    find_clusters(work, answers, RULE, num_buckets=num_buckets, workers=workers)
+    find_clusters(work, answers, SETTINGS, num_buckets=num_buckets, workers=workers)
     return collected(work, ids, num_parts)
 
 
 def in_memory(ids: Sequence[str], texts: Sequence[str]) -> dict[int, tuple[str, int]]:
-    kept = representatives(ids, texts, RULE)
+    kept = representatives(ids, texts, SETTINGS)
     return {position: (ids[own], own) for position, own in enumerate(kept) if own != position}

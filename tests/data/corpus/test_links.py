@@ -15,18 +15,18 @@ from data.cleaning.duplicates import NearDuplicates
 from data.corpus.links import WINDOW, find_links, lowest_in_component, representatives
 from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests, split_words
 
-RULE = NearDuplicates()
+SETTINGS = NearDuplicates()
 
 
 def test_texts_without_words_are_duplicates_only_of_themselves() -> None:
-    assert representatives(["a", "b", "c", "d"], ["!!!", "???", "!!!", ""], RULE) == [0, 1, 0, 3]
+    assert representatives(["a", "b", "c", "d"], ["!!!", "???", "!!!", ""], SETTINGS) == [0, 1, 0, 3]
 
 
 def test_datasketch_finds_the_same_candidates_and_the_same_similarity() -> None:
     texts = planted(random.Random(3), 300)[0]
-    made = minhash_signatures(texts, RULE)
+    made = minhash_signatures(texts, SETTINGS)
     sketches = [datasketch.MinHash(num_perm=120, scheme="legacy", hashvalues=row.astype(np.uint64)) for row in made]
-    index = datasketch.MinHashLSH(num_perm=120, params=(RULE.bands, RULE.rows))
+    index = datasketch.MinHashLSH(num_perm=120, params=(SETTINGS.bands, SETTINGS.rows))
     for position, sketch in enumerate(sketches):
         index.insert(position, sketch)
     theirs = {
@@ -35,26 +35,26 @@ def test_datasketch_finds_the_same_candidates_and_the_same_similarity() -> None:
         for other in cast(list[int], index.query(sketch))
         if other != one
     }
-    hashes = band_hashes(made, RULE)
-    assert len(np.unique(hashes)) == sum(len(np.unique(hashes[:, band])) for band in range(RULE.bands))
+    hashes = band_hashes(made, SETTINGS)
+    assert len(np.unique(hashes)) == sum(len(np.unique(hashes[:, band])) for band in range(SETTINGS.bands))
     shared: dict[int, list[int]] = defaultdict(list)
     for position, row in enumerate(hashes.tolist()):
         for value in row:
             shared[value].append(position)
     ours = {pair for group in shared.values() for pair in combinations(group, 2)}
     assert ours == theirs and len(ours) > 100
-    agreeing = {(one, other) for one, other in theirs if sketches[one].jaccard(sketches[other]) >= RULE.threshold}
+    agreeing = {(one, other) for one, other in theirs if sketches[one].jaccard(sketches[other]) >= SETTINGS.threshold}
     assert 50 < len(agreeing) < len(theirs)
-    assert kept_by_pairs(len(texts), agreeing) == representatives(by_number(len(texts)), texts, RULE)
+    assert kept_by_pairs(len(texts), agreeing) == representatives(by_number(len(texts)), texts, SETTINGS)
 
 
 def test_a_pair_right_at_the_threshold_is_linked() -> None:
     made = np.zeros((2, 120), np.uint32)
     made[1, 84:] = 1
     same_key, members = np.zeros(2, np.uint64), np.arange(2)
-    assert len(find_links(same_key, members, made, RULE)) == 1
+    assert len(find_links(same_key, members, made, SETTINGS)) == 1
     made[1, 83] = 1
-    assert len(find_links(same_key, members, made, RULE)) == 0
+    assert len(find_links(same_key, members, made, SETTINGS)) == 0
 
 
 def test_components_are_those_of_scipy() -> None:
@@ -79,11 +79,11 @@ def test_a_chain_of_documents_ends_with_the_lowest_id() -> None:
     chain = [" ".join(text[step * 10 : step * 10 + 100]) for step in range(11)]
     assert jaccard(chain[0], chain[-1]) == 0 and jaccard(chain[0], chain[1]) > 0.8
     ids = ["f", "e", "b", "d", "k", "c", "a", "j", "g", "h", "i"]
-    assert representatives(ids, chain, RULE) == [6] * 11
+    assert representatives(ids, chain, SETTINGS) == [6] * 11
 
 
 def test_of_equal_ids_the_first_document_is_kept() -> None:
-    assert representatives(["b", "a", "a", "z"], ["same text"] * 3 + ["other"], RULE) == [1, 1, 1, 3]
+    assert representatives(["b", "a", "a", "z"], ["same text"] * 3 + ["other"], SETTINGS) == [1, 1, 1, 3]
 
 
 @pytest.mark.parametrize("first_is_alike", [True, False])
@@ -94,7 +94,7 @@ def test_a_group_far_beyond_the_window_is_connected_without_comparing_all(first_
     made[alike, :100] = made[0, :100]
     digest = signature_digests(made)
     members = np.flatnonzero(digest >= digest[alike == first_is_alike].min())
-    pairs = find_links(np.zeros(len(members), np.uint64), members, made, RULE)
+    pairs = find_links(np.zeros(len(members), np.uint64), members, made, SETTINGS)
     assert len(pairs) == alike[members].sum() - 1 if first_is_alike else len(pairs) < WINDOW * 1500
     cluster = lowest_in_component(3000, pairs)
     assert len(set(cluster[members[alike[members]]])) == 1
@@ -104,7 +104,7 @@ def test_a_group_far_beyond_the_window_is_connected_without_comparing_all(first_
 def test_planted_near_duplicates_are_found_and_others_are_not_removed() -> None:
     rng = random.Random(5)
     texts, plants = planted(rng, 1500)
-    kept = representatives(by_number(len(texts)), texts, RULE)
+    kept = representatives(by_number(len(texts)), texts, SETTINGS)
     wanted = [(one, other) for one, other in plants if jaccard(texts[one], texts[other]) >= 0.8]
     found = sum(kept[one] == kept[other] for one, other in wanted)
     assert len(wanted) > 200 and found >= 0.97 * len(wanted)
@@ -120,7 +120,7 @@ def test_documents_that_share_a_third_to_a_half_stay_apart() -> None:
     pairs = [pair for pair in pairs if 0.3 < jaccard(*pair) < 0.5]
     texts = [text for pair in pairs for text in pair]
     assert len(pairs) > 300
-    assert representatives(by_number(len(texts)), texts, RULE) == list(range(len(texts)))
+    assert representatives(by_number(len(texts)), texts, SETTINGS) == list(range(len(texts)))
 
 
 VOCABULARY = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=3 + seed % 6)) for seed in range(4000)]

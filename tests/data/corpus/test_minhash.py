@@ -8,7 +8,7 @@ import numpy as np
 from data.cleaning.duplicates import NearDuplicates
 from data.corpus.minhash import minhash_signatures, split_words
 
-RULE = NearDuplicates()
+SETTINGS = NearDuplicates()
 
 
 def test_words_leave_case_punctuation_and_invisible_characters_out() -> None:
@@ -26,12 +26,12 @@ def test_a_signature_holds_the_minima_over_the_shingles_one_by_one() -> None:
     text = random_text(random.Random(0), 40)
     own = split_words(text)
     shingles = [" ".join(own[at : at + 5]) for at in range(len(own) - 4)]
-    made = minhash_signatures([text, "a b", *shingles, text], RULE)
+    made = minhash_signatures([text, "a b", *shingles, text], SETTINGS)
     assert (made[0] == made[2:-1].min(axis=0)).all() and (made[0] == made[-1]).all()
 
 
 def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
-    made = minhash_signatures(["one two", "One, two!", "two one", "one two three"], RULE)
+    made = minhash_signatures(["one two", "One, two!", "two one", "one two three"], SETTINGS)
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).all() and (made[0] != made[3]).all()
 
@@ -39,8 +39,8 @@ def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
 def test_signatures_do_not_depend_on_the_batch() -> None:
     rng = random.Random(1)
     texts = [random_text(rng, rng.choice([0, 1, 3, 5, 50, 3000])) for _ in range(120)]
-    alone = np.concatenate([minhash_signatures([text], RULE) for text in texts])
-    assert (minhash_signatures(texts, RULE) == alone).all()
+    alone = np.concatenate([minhash_signatures([text], SETTINGS) for text in texts])
+    assert (minhash_signatures(texts, SETTINGS) == alone).all()
 
 
 def test_signatures_are_those_of_plain_integers() -> None:
@@ -64,7 +64,7 @@ def test_signatures_are_those_of_plain_integers() -> None:
     numbers = [int.from_bytes(stream[at : at + 8], "little") for at in range(0, len(stream), 8)]
     orderings = zip(numbers[::2], numbers[1::2], strict=True)
     expected = [min(((a | 1) * one + b) % 2**64 >> 32 for one in hashes) for a, b in orderings]
-    assert minhash_signatures([" ".join(own)], RULE).tolist() == [expected]
+    assert minhash_signatures([" ".join(own)], SETTINGS).tolist() == [expected]
     assert expected[:2] == [361037417, 584266552]
 
 
@@ -82,7 +82,7 @@ def test_agreement_estimates_the_jaccard_similarity() -> None:
     for share in [0.2, 0.5, 0.8] * 100:
         one, other = pair_of_texts(rng, 300, share)
         exact = jaccard(one, other)
-        first, second = minhash_signatures([one, other], RULE)
+        first, second = minhash_signatures([one, other], SETTINGS)
         errors.append(((first == second).mean() - exact) / np.sqrt(exact * (1 - exact) / 120))
     assert abs(np.mean(errors)) < 4 / np.sqrt(len(errors))
     assert 0.85 < np.std(errors) < 1.15
