@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS, input_artifact
 from jobs.frame.stage import Context, PlannedInputs, Stage
-from jobs.report.page import number, section, table
+from jobs.report.page import format_number, section, table
 from jobs.report.part import ReportPart
 
 
@@ -66,7 +66,7 @@ def run(config: LengthsConfig, context: Context) -> LengthsSummary:
 def report(artifact: Artifact) -> ReportPart:
     """Return the stage's part of the report: a table of the percentiles."""
     summary = artifact.read_summary(LengthsSummary)
-    rows = [[f"{name} %", number(value)] for name, value in summary.bytes_by_percentile.items()]
+    rows = [[f"{name} %", format_number(value)] for name, value in summary.bytes_by_percentile.items()]
     introduction = f"{summary.documents:,} documents."
     lengths = table(["documents of at most", "bytes"], rows, numeric=[1])
     return ReportPart(section=section("lengths", "Lengths", introduction, lengths))

@@ -1,74 +1,79 @@
-"""Line and interval charts as SVG, drawn by hand."""
+"""Line charts, interval charts and share bars as SVG and HTML, without a plotting library."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.report.page import Html, element, join, number
+from jobs.report.page import Html, element, format_number, join
 from model.metrics import Interval
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 46, 10, 10, 34
+_WIDTH = 440  # width of a chart; this and the margins are in SVG units
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34  # margins between the chart and its curves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve of a chart."""
+    """One curve of a line chart."""
 
     label: str
     points: Sequence[tuple[float, float]]
-    colour: int = 0
-    """Number of the colour: 0 to 4."""
-    faint: bool = False
-    """Drawn lightly and left out of the legend: the raw values behind a mean."""
+    """The points (x, y) of the curve, in ascending order of x."""
+    color: int = 0
+    """Number of the color in the style sheet, from 0 to 4."""
+    is_faint: bool = False
+    """Whether the curve is drawn faintly and left out of the legend. Used for raw values behind their moving mean."""
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], about `count` of them."""
+    """Return about `count` round numbers in [low, high]. Their distance is 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.99)
+    min_step = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(min_step))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= min_step * 0.99)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def smooth(points: Sequence[tuple[float, float]], half_window: int) -> list[tuple[float, float]]:
-    """The mean of each point with up to `half_window` neighbours on either side, fewer near the ends."""
+    """Return the moving mean of the points.
+
+    Each mean is over a point and up to `half_window` points on each side. Near the ends there are fewer points.
+    """
     means = []
     for index, (x, _) in enumerate(points):
-        near = [y for _, y in points[max(0, index - half_window) : index + half_window + 1]]
-        means.append((x, sum(near) / len(near)))
+        window = [y for _, y in points[max(0, index - half_window) : index + half_window + 1]]
+        means.append((x, sum(window) / len(window)))
     return means
 
 
 def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Html:
-    """Curves over a common x, with round ticks and a legend. Points that are not finite are left out."""
+    """Return a chart of one or more curves with common axes and a legend. Points that are not finite are left out."""
     lines = [
         Line(
             label=line.label,
             points=[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)],
-            colour=line.colour,
-            faint=line.faint,
+            color=line.color,
+            is_faint=line.is_faint,
         )
         for line in lines
     ]
     points = [point for line in lines for point in line.points]
     if not points:
-        return element("p", "Nothing was logged.", class_="note")
+        return element("p", "This metric was not logged.", class_="note")
     left, right = _padded(min(x for x, _ in points), max(x for x, _ in points), 0.0)
     low, high = _padded(min(y for _, y in points), max(y for _, y in points), 0.06)
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
-        return across, _TOP + (high - y) / (high - low) * (height - _TOP - _BOTTOM)
+    def to_svg(x: float, y: float) -> tuple[float, float]:
+        svg_x = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
+        return svg_x, _TOP + (high - y) / (high - low) * (height - _TOP - _BOTTOM)
 
-    axes = [_horizontal_tick(tick, at(left, tick)[1]) for tick in ticks(low, high)]
+    axes = [_horizontal_tick(tick, to_svg(left, tick)[1]) for tick in ticks(low, high)]
     axes += [
         element(
             "text",
-            number(tick),
-            x=_fixed(at(tick, low)[0]),
+            format_number(tick),
+            x=_format_coordinate(to_svg(tick, low)[0]),
             y=height - _BOTTOM + 15,
             class_="tick",
             text_anchor="middle",
@@ -76,30 +81,37 @@ def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Htm
         for tick in ticks(left, right, 5)
     ]
     axes.append(element("text", x_label, x=_WIDTH - _RIGHT, y=height - 3, class_="tick", text_anchor="end"))
-    curves = [_curve(line, [at(x, y) for x, y in line.points]) for line in lines]
+    curves = [_curve(line, [to_svg(x, y) for x, y in line.points]) for line in lines]
     drawing = element("svg", axes, curves, viewBox=f"0 0 {_WIDTH} {height}", role="img")
-    return join(drawing, _legend([line for line in lines if not line.faint]))
+    return join(drawing, _legend([line for line in lines if not line.is_faint]))
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    """Return the range [low, high], extended by a share of its length on both sides."""
     if high == low:
         return low - 0.5, high + 0.5
     return low - share * (high - low), high + share * (high - low)
 
 
 def _horizontal_tick(value: float, y: float) -> Html:
-    line = element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=_fixed(y), y2=_fixed(y), class_="rule")
-    label = element("text", number(value), x=_LEFT - 6, y=_fixed(y + 3.5), class_="tick", text_anchor="end")
+    """Return a horizontal line over the width of the chart, with its value on the left."""
+    line = element(
+        "line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=_format_coordinate(y), y2=_format_coordinate(y), class_="rule"
+    )
+    label = element(
+        "text", format_number(value), x=_LEFT - 6, y=_format_coordinate(y + 3.5), class_="tick", text_anchor="end"
+    )
     return join(line, label)
 
 
-def _curve(line: Line, places: Sequence[tuple[float, float]]) -> Html:
-    kind = f"curve c{line.colour}" + (" faint" if line.faint else "")
-    if len(places) == 1:
-        ((x, y),) = places
-        return element("circle", cx=_fixed(x), cy=_fixed(y), r=3, class_=f"dot c{line.colour}")
-    path = "M" + " L".join(f"{_fixed(x)} {_fixed(y)}" for x, y in places)
-    return element("path", element("title", line.label), d=path, class_=kind)
+def _curve(line: Line, coordinates: Sequence[tuple[float, float]]) -> Html:
+    """Return the curve through these SVG coordinates, or a dot for a single point."""
+    css_class = f"curve c{line.color}" + (" faint" if line.is_faint else "")
+    if len(coordinates) == 1:
+        ((x, y),) = coordinates
+        return element("circle", cx=_format_coordinate(x), cy=_format_coordinate(y), r=3, class_=f"dot c{line.color}")
+    path = "M" + " L".join(f"{_format_coordinate(x)} {_format_coordinate(y)}" for x, y in coordinates)
+    return element("path", element("title", line.label), d=path, class_=css_class)
 
 
 def _legend(lines: Sequence[Line]) -> Html | None:
@@ -107,7 +119,7 @@ def _legend(lines: Sequence[Line]) -> Html | None:
         return None
     return element(
         "div",
-        (element("span", element("i", class_=f"c{line.colour}"), line.label) for line in lines),
+        (element("span", element("i", class_=f"c{line.color}"), line.label) for line in lines),
         class_="legend",
     )
 
@@ -117,28 +129,36 @@ def interval_chart(
     *,
     reference: float | None = None,
     bounds: tuple[float, float] | None = None,
-    mark: str = "decided",
+    dot_class: str = "decided",
 ) -> Html:
-    """A dot with whiskers for each estimate, over a common axis.
+    """Return a chart with a row for each estimate: its label, a dot for the estimate, and a line for its interval.
 
-    `reference` is a line to compare with: a dot whose interval includes it is drawn open, for it decides nothing, and
-    the others have the class `mark`. `bounds` are the ends of the axis, which otherwise fit the intervals.
+    `reference` is a value to compare the estimates with, drawn as a dashed line. The dot of an estimate is open if its
+    interval includes the reference. The other dots have the CSS class `dot_class`. `bounds` are the ends of the axis.
+    Without them, the axis fits the intervals.
     """
     label_width, row_height = 128, 26
     height = row_height * len(rows) + 26
     edges = [edge for _, row in rows for edge in (row.low, row.high)] + ([] if reference is None else [reference])
     low, high = bounds or _padded(min(edges), max(edges), 0.08)
 
-    def across(value: float) -> float:
+    def to_svg_x(value: float) -> float:
         return label_width + (value - low) / (high - low) * (_WIDTH - label_width - 16)
 
     drawn = [
         join(
-            element("line", x1=_fixed(across(tick)), x2=_fixed(across(tick)), y1=4, y2=height - 22, class_="rule"),
+            element(
+                "line",
+                x1=_format_coordinate(to_svg_x(tick)),
+                x2=_format_coordinate(to_svg_x(tick)),
+                y1=4,
+                y2=height - 22,
+                class_="rule",
+            ),
             element(
                 "text",
-                number(tick),
-                x=_fixed(across(tick)),
+                format_number(tick),
+                x=_format_coordinate(to_svg_x(tick)),
                 y=height - 8,
                 class_="tick",
                 text_anchor="middle",
@@ -147,51 +167,55 @@ def interval_chart(
         for tick in ticks(low, high)
     ]
     if reference is not None:
-        at = _fixed(across(reference))
-        drawn.append(element("line", x1=at, x2=at, y1=2, y2=height - 22, class_="reference"))
+        reference_x = _format_coordinate(to_svg_x(reference))
+        drawn.append(element("line", x1=reference_x, x2=reference_x, y1=2, y2=height - 22, class_="reference"))
     for index, (label, row) in enumerate(rows):
         y = row_height * index + 17
-        said = f"{label}: {row.value:.4g}, {row.level:.0%} interval {row.low:.4g} to {row.high:.4g}"
+        tooltip = f"{label}: {row.value:.4g}, {row.level:.0%} interval {row.low:.4g} to {row.high:.4g}"
         is_open = reference is not None and not row.excludes(reference)
-        kind = "dot open" if is_open else f"dot {mark}"
+        css_class = "dot open" if is_open else f"dot {dot_class}"
         drawn.append(
             element(
                 "g",
-                element("title", said),
+                element("title", tooltip),
                 element("text", label, x=label_width - 12, y=y + 4, class_="label", text_anchor="end"),
                 element(
                     "line",
-                    x1=_fixed(across(row.low)),
-                    x2=_fixed(across(row.high)),
+                    x1=_format_coordinate(to_svg_x(row.low)),
+                    x2=_format_coordinate(to_svg_x(row.high)),
                     y1=y,
                     y2=y,
                     class_="whisker",
                 ),
-                element("circle", cx=_fixed(across(row.value)), cy=y, r=4.5, class_=kind),
+                element("circle", cx=_format_coordinate(to_svg_x(row.value)), cy=y, r=4.5, class_=css_class),
             )
         )
     return element("svg", drawn, viewBox=f"0 0 {_WIDTH} {height}", role="img")
 
 
 def share_bar(shares: Sequence[tuple[str, float]]) -> Html:
-    """One bar cut into labelled shares of a whole, with its legend below; empty ones are left out."""
+    """Return a bar that is divided in proportion to the amounts, with a legend below it.
+
+    `shares` are pairs of a label and an amount. Amounts of 0 are left out.
+    """
     total = sum(amount for _, amount in shares) or 1.0
-    shown = [(colour % 5, label, amount) for colour, (label, amount) in enumerate(shares) if amount > 0]
+    shown = [(color % 5, label, amount) for color, (label, amount) in enumerate(shares) if amount > 0]
     parts = (
         element(
             "span",
-            class_=f"c{colour}",
+            class_=f"c{color}",
             style=f"flex-grow:{amount / total:.6f}",
             title=f"{label}: {amount:,.0f}",
         )
-        for colour, label, amount in shown
+        for color, label, amount in shown
     )
     legend = (
-        element("span", element("i", class_=f"c{colour}"), f"{label} ", element("b", f"{amount:,.0f}"))
-        for colour, label, amount in shown
+        element("span", element("i", class_=f"c{color}"), f"{label} ", element("b", f"{amount:,.0f}"))
+        for color, label, amount in shown
     )
     return join(element("div", parts, class_="shares"), element("div", legend, class_="legend"))
 
 
-def _fixed(value: float) -> str:
+def _format_coordinate(value: float) -> str:
+    """Return an SVG coordinate with one decimal, which keeps the page small."""
     return f"{value:.1f}"

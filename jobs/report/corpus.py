@@ -1,4 +1,8 @@
-"""The report on a corpus: what became of the records, and the fairness ledger."""
+"""The report section on a corpus: how many records were kept or dropped and why, and the fairness ledger.
+
+For each cleaning step, the fairness ledger shows how often the step removes neutral sentences because they mention a
+group of people (`data/cleaning/fairness.py`).
+"""
 
 from collections.abc import Sequence
 from itertools import groupby, islice
@@ -8,19 +12,19 @@ from data.cleaning.fairness import FAIRNESS, FairnessRow
 from data.corpus.accounting import CorpusSummary
 from jobs.frame.artifact import Artifact
 from jobs.report.charts import share_bar
-from jobs.report.page import Html, data_size, element, join, section, table
-from jobs.report.part import ReportPart, words
+from jobs.report.page import Html, element, format_bytes, join, section, table
+from jobs.report.part import ReportPart, readable_name
 
-_SHOWN_GROUPS = 5
+_MAX_GROUPS_PER_STEP = 5  # groups in the table that is shown at once; the full table is folded
 
 
 def report_corpus(artifact: Artifact) -> ReportPart:
-    """What became of the records of each source, what was changed in texts, and the fairness ledger."""
+    """Return a section with the counts of records by source and reason, the changes to texts, and the ledger."""
     summary = artifact.read_summary(CorpusSummary)
     reasons = sorted(summary.dropped.items(), key=lambda item: -item[1])
-    fates = [("kept", summary.documents), *((words(reason), count) for reason, count in reasons)]
+    outcomes = [("kept", summary.documents), *((readable_name(reason), count) for reason, count in reasons)]
     if summary.quarantined:
-        fates.append(("quarantined", summary.quarantined))
+        outcomes.append(("quarantined", summary.quarantined))
     rows = [
         [
             element("b", name),
@@ -28,23 +32,25 @@ def report_corpus(artifact: Artifact) -> ReportPart:
             f"{counts.kept:,}",
             f"{sum(counts.dropped.values()):,}",
             f"{counts.quarantined:,}",
-            data_size(counts.bytes),
+            format_bytes(counts.bytes),
         ]
         for name, counts in summary.sources.items()
     ]
     lead = (
-        f"{summary.read:,} records were read and {summary.documents:,} kept, {data_size(summary.bytes)} of text. "
-        "Every other one has a reason, and the counts add up."
+        f"{summary.read:,} records were read and {summary.documents:,} were kept, with {format_bytes(summary.bytes)} "
+        "of text. Every other record was dropped for a reason shown below, or quarantined because it was unreadable."
     )
-    header = ["source", "read", "kept", "dropped", "quarantined", "text kept"]
+    header = ["source", "records read", "kept", "dropped", "quarantined", "text kept"]
     by_source = table(header, rows, numeric=range(1, 6))
     return ReportPart(
-        section=section("corpus", "Corpus", lead, share_bar(fates), by_source, _changed(summary), _fairness(artifact)),
-        facts=[f"{data_size(summary.bytes)} of text"],
+        section=section(
+            "corpus", "Corpus", lead, share_bar(outcomes), by_source, _changes(summary), _fairness(artifact)
+        ),
+        facts=[f"{format_bytes(summary.bytes)} of text"],
     )
 
 
-def _changed(summary: CorpusSummary) -> Html | None:
+def _changes(summary: CorpusSummary) -> Html | None:
     total: dict[str, int] = {}
     for counts in summary.sources.values():
         for change, count in counts.changed.items():
@@ -52,47 +58,54 @@ def _changed(summary: CorpusSummary) -> Html | None:
     if not total:
         return None
     changes = ", ".join(
-        f"{words(change)} {count:,}" for change, count in sorted(total.items(), key=lambda item: -item[1])
+        f"{readable_name(change)} {count:,}" for change, count in sorted(total.items(), key=lambda item: -item[1])
     )
-    return element("p", f"Changed and kept: {changes}.", class_="note")
+    return element("p", f"Changes that cleaning steps made to kept texts: {changes}.", class_="note")
 
 
 def _fairness(artifact: Artifact) -> Html:
-    """The groups whose neutral mentions each step removes most in excess of the same text without a mention.
-
-    Every pair of step and group is listed below them, folded.
-    """
+    """Return the fairness ledger: the groups with the largest excess at each step, and a folded table of all groups."""
     ledger = [from_plain(FairnessRow, row) for row in artifact.storage.read_json(FAIRNESS)]
     unjudged = sorted({row.step for row in ledger if not row.judged})
     harmed = sorted((row for row in ledger if row.excess > 0 and row.judged), key=lambda row: (row.step, -row.excess))
-    shown = [row for _, rows in groupby(harmed, key=lambda row: row.step) for row in islice(rows, _SHOWN_GROUPS)]
+    shown = [row for _, rows in groupby(harmed, key=lambda row: row.step) for row in islice(rows, _MAX_GROUPS_PER_STEP)]
     lead = (
-        "How often a step removes neutral sentences about a group, beside the same sentences without a mention. "
-        + (f"{len(harmed)} of {len(ledger)} pairs of step and group show an excess." if harmed else "No step does.")
-        + (f" {', '.join(unjudged)} removes most of either, which says little." if unjudged else "")
+        "How often each cleaning step removes neutral sentences that mention a group of people, compared with the same "
+        "sentences without the mention. The excess is the difference. "
+        + (
+            f"{len(harmed)} of {len(ledger)} pairs of a step and a group have an excess above 0."
+            if harmed
+            else "No step has an excess above 0 for any group."
+        )
+        + (
+            f" Not counted, because they remove most of these sentences even without a mention: {', '.join(unjudged)}."
+            if unjudged
+            else ""
+        )
     )
     rows = [
         [
             element("code", row.step),
             element("b", row.group),
-            words(row.axis),
+            readable_name(row.axis),
             f"{row.removed:.1%}",
             element("span", f"{row.low:.1%} to {row.high:.1%}", class_="bounds"),
             f"{row.reference_removed:.1%}",
         ]
         for row in shown
     ]
-    header = ["step", "group", "axis", "removed", "95 % interval", "without the mention"]
-    worst = table(header, rows, numeric=[3, 5]) if rows else None
-    return element("div", element("p", lead, class_="note"), worst, _whole_ledger(ledger) if ledger else None)
+    header = ["step", "group", "kind of group", "removed", "95 % interval", "removed without the mention"]
+    largest = table(header, rows, numeric=[3, 5]) if rows else None
+    return element("div", element("p", lead, class_="note"), largest, _all_rows(ledger) if ledger else None)
 
 
-def _whole_ledger(ledger: Sequence[FairnessRow]) -> Html:
+def _all_rows(ledger: Sequence[FairnessRow]) -> Html:
+    """Return a folded table of all rows of the ledger."""
     rows = [
         [
             element("code", row.step),
             element("b", row.group),
-            words(row.axis),
+            readable_name(row.axis),
             _rate(row.removed, row.low, row.high),
             f"{row.reference_removed:.1%}",
             _rate(row.excess, row.excess_low, row.excess_high, signed=True),
@@ -101,13 +114,22 @@ def _whole_ledger(ledger: Sequence[FairnessRow]) -> Html:
         ]
         for row in ledger
     ]
-    header = ["step", "group", "axis", "removed", "without the mention", "excess", "keep", "judged"]
-    summary = element("summary", f"All {len(rows)} pairs of step and group, with 95 % intervals")
+    header = [
+        "step",
+        "group",
+        "kind of group",
+        "removed",
+        "removed without the mention",
+        "excess",
+        "kept anyway",
+        "counted",
+    ]
+    summary = element("summary", f"Show all {len(rows)} pairs of a step and a group, with 95 % intervals")
     return element("details", summary, table(header, rows, numeric=[3, 4, 5, 6]))
 
 
 def _rate(value: float, low: float, high: float, *, signed: bool = False) -> Html:
-    """A share above its interval, all in percent."""
-    form = "+.1%" if signed else ".1%"
-    bounds = element("span", f"{low:{form}} to {high:{form}}", class_="bounds")
-    return join(f"{value:{form}} ", bounds)
+    """Return a share and its interval in percent. With `signed`, positive numbers have a plus sign."""
+    number_format = "+.1%" if signed else ".1%"
+    bounds = element("span", f"{low:{number_format}} to {high:{number_format}}", class_="bounds")
+    return join(f"{value:{number_format}} ", bounds)

@@ -1,6 +1,7 @@
-"""HTML and SVG as small pure functions: a page that needs nothing from outside itself.
+"""Functions that return HTML and SVG elements, and functions that format numbers.
 
-Text is escaped by construction: whatever is not `Html` already becomes harmless text when it enters an element.
+Text is always escaped: content of an element that is not of type `Html` is shown as text, never read as markup. So a
+document or a completion cannot change the page.
 """
 
 import html
@@ -11,37 +12,43 @@ from model.metrics import Interval
 
 
 class Html(str):
-    """Markup that may stand in a page as it is."""
+    """Markup that is inserted into a page without escaping."""
 
 
 Content = Html | str | int | float | None | Iterable["Content"]
+"""What an element can contain: markup, text that will be escaped, numbers, None for nothing, or several of these."""
 
 
 def element(name: str, *content: Content, **attributes: str | float) -> Html:
-    """`<name …>content</name>`; attribute names lose a closing underscore and turn the others into dashes."""
-    written = "".join(
+    """Return the element `<name attributes>content</name>`.
+
+    In names of attributes, an underscore at the end is removed (for Python keywords such as `class_`), and the other
+    underscores become dashes.
+    """
+    attribute_text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
     )
-    return Html(f"<{name}{written}>{_inner(content)}</{name}>")
+    return Html(f"<{name}{attribute_text}>{_to_html(content)}</{name}>")
 
 
-def _inner(content: Content) -> str:
+def _to_html(content: Content) -> str:
+    """Return the content as markup. Text is escaped."""
     if content is None:
         return ""
     if isinstance(content, Html):
         return content
     if isinstance(content, (str, int, float)):
         return html.escape(str(content))
-    return "".join(_inner(item) for item in content)
+    return "".join(_to_html(item) for item in content)
 
 
 def join(*content: Content) -> Html:
-    """Pieces one after another."""
-    return Html(_inner(content))
+    """Return several pieces of content as one piece."""
+    return Html(_to_html(content))
 
 
 def page(title: str, *content: Content, style: str) -> str:
-    """A whole document with its style inside; its policy forbids the browser every request."""
+    """Return a complete HTML document with its style sheet. The document forbids the browser to load anything else."""
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"),
@@ -53,12 +60,15 @@ def page(title: str, *content: Content, style: str) -> str:
 
 
 def section(name: str, title: str, lead: Content, *content: Content) -> Html:
-    """A part of the page with an anchor, a heading and a sentence that says what there is to see."""
+    """Return a section of the page with an anchor `name`, a heading, an introduction `lead`, and content."""
     return element("section", element("h2", title), element("p", lead, class_="lead"), content, id=name)
 
 
 def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numeric: Sequence[int] = ()) -> Html:
-    """A table that scrolls sideways on a narrow screen; `numeric` columns are set to the right."""
+    """Return a table, which scrolls sideways on a narrow screen.
+
+    `numeric` are the indices of the columns that are aligned to the right.
+    """
 
     def cells(name: str, row: Sequence[Content]) -> Html:
         return join(
@@ -73,28 +83,28 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numer
 
 
 def figure(title: str, drawing: Html, note: Content = None) -> Html:
-    """A chart under its title."""
+    """Return a chart with its title and an optional note above it."""
     caption = element("figcaption", title, element("span", note, class_="note") if note else None)
     return element("figure", caption, drawing)
 
 
 def grid(*content: Content) -> Html:
-    """Figures side by side where the screen is wide enough."""
+    """Return content in several columns, or in one column on a narrow screen."""
     return element("div", content, class_="grid")
 
 
-# Numbers.
+# Formatting numbers.
 
 
-def number(value: float) -> str:
-    """A number with as many digits as a reader needs: 12,345 or 3.14 or 0.00042."""
+def format_number(value: float) -> str:
+    """Return a number with three significant digits, or without decimals from 1000 on: 12,345 or 3.14 or 0.00042."""
     if abs(value) >= 1000 and math.isfinite(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
-def data_size(num_bytes: float) -> str:
-    """Bytes in the unit that suits them: 1.2 MB."""
+def format_bytes(num_bytes: float) -> str:
+    """Return a number of bytes with a unit, such as 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
@@ -102,20 +112,20 @@ def data_size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 8.2 s, 3 min 05 s or 2 h 10 min."""
+def format_duration(seconds: float) -> str:
+    """Return a duration such as 8.2 s, 3 min 05 s or 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def interval(estimate: Interval, *, signed: bool = False) -> Html:
-    """An estimate with its interval beside it."""
+def format_interval(estimate: Interval, *, signed: bool = False) -> Html:
+    """Return an estimate followed by the ends of its interval. With `signed`, positive numbers have a plus sign."""
     sign = "+" if signed else ""
 
-    def shown(value: float) -> str:
+    def format_value(value: float) -> str:
         return f"{value:{sign}.1f}" if abs(estimate.value) >= 10 else f"{value:{sign}.3f}"
 
-    bounds = f"{shown(estimate.low)} … {shown(estimate.high)}"
-    return join(element("b", shown(estimate.value)), " ", element("span", bounds, class_="bounds"))
+    bounds = f"{format_value(estimate.low)} … {format_value(estimate.high)}"
+    return join(element("b", format_value(estimate.value)), " ", element("span", bounds, class_="bounds"))

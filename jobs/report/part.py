@@ -1,53 +1,61 @@
-"""What a stage adds to the report, and what the sections share."""
+"""The part of the report that a stage returns for its artifact, and functions that several stages use for it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.frame.artifact import Artifact
-from jobs.report.page import Content, Html, element, number
+from jobs.report.page import Content, Html, element, format_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPart:
-    """What one artifact contributes to the page."""
+    """What one artifact adds to the page."""
 
     section: Html
+    """The artifact's section of the page."""
     facts: Sequence[str] = ()
-    """For the line below the page's title."""
+    """Short texts for the line below the page's title."""
     cards: Sequence[Html] = ()
-    """Headline numbers, each with what to compare it with (`card`)."""
+    """The most important numbers, for the top of the page (`card`)."""
     samples: Html | None = None
-    """Completions side by side; the page shows those of the last artifact that has any."""
+    """A section with completions of several models. The page shows only the one of the last artifact that has it."""
 
 
 def card(value: str, label: str, note: Content, *, good: bool | None = None) -> Html:
-    """A headline number; `good` says whether it is clearly better than what the note compares it with."""
-    kind = "card" if good is None else "card good" if good else "card open"
-    return element("div", element("b", value), element("span", label), element("small", note), class_=kind)
+    """Return a box with an important number.
+
+    `good` is whether the number is significantly better than the number in the note that it is compared with. It
+    decides the color of the box. None is for a number without comparison.
+    """
+    css_class = "card" if good is None else "card good" if good else "card open"
+    return element("div", element("b", value), element("span", label), element("small", note), class_=css_class)
 
 
-def points(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of each line of a metrics log that has the metric."""
+def metric_points(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of each line of a metrics log that contains the metric `key`."""
     return [(line["step"], line[key]) for line in log if key in line]
 
 
-def ordered(by_model: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """The values by model, in the order of the config; JSON files have them in that of the alphabet."""
+def in_config_order(by_model: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """Return the values by model, in the order of the models in the config. JSON files are in alphabetical order."""
     return {name: by_model[name] for name in order if name in by_model}
 
 
-def titled(title: str, artifact: Artifact) -> str:
-    """The title, with the artifact's name where that is not its stage's: of a second RLHF run, say."""
+def section_title(title: str, artifact: Artifact) -> str:
+    """Return the title, followed by the artifact's name if the name differs from the stage, as in a second RLHF run."""
     name = artifact.name
     return title if name == artifact.stage else f"{title}: {name}"
 
 
-def words(name: str) -> str:
-    """An identifier or metric key as words."""
+def readable_name(name: str) -> str:
+    """Return an identifier or metric key with spaces and colons instead of underscores and slashes."""
     return name.replace("_", " ").replace("/", ": ")
 
 
-def score(value: float, *, fine: bool) -> str:
-    """A value between 0 and 1 as a percentage, any other as a number."""
-    return f"{value:.{int(fine)}%}" if 0 <= value <= 1 else number(value)
+def format_score(value: float, *, fine: bool) -> str:
+    """Return a value between 0 and 1 as a percentage, and any other value as a number.
+
+    With `fine`, a percentage has one decimal.
+    """
+    return f"{value:.{int(fine)}%}" if 0 <= value <= 1 else format_number(value)

@@ -1,7 +1,7 @@
-"""The report: what a run of the pipeline did, as one page that a person can open, read and pass on.
+"""The report: one HTML page about the results of a pipeline.
 
-It is drawn from the artifacts alone (their records, metrics logs and result files), so it can be drawn again at any
-time, and it asks nothing of the network.
+It is built only from files of the artifacts: their records, metrics logs and results. So it can be built again at any
+time. The page contains everything that it shows and loads nothing from the network.
 """
 
 import datetime
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
 from jobs.frame.stages import find_stage
-from jobs.report.page import Html, duration, element, page, section, table
+from jobs.report.page import Html, element, format_duration, page, section, table
 from jobs.report.part import ReportPart
 from jobs.report.style import STYLE
 
@@ -18,12 +18,12 @@ REPORT = "report.html"
 
 
 def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
-    """Write report.html into `out`, with the parts of these artifacts in the order given."""
+    """Write report.html to the folder `out`. Its sections are in the order of the artifacts."""
     out.write_bytes(REPORT, render(artifacts).encode())
 
 
 def render(artifacts: Sequence[Artifact]) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     parts = [part for part in map(_part, artifacts) if part is not None]
     cards = [card for part in parts for card in part.cards]
     samples = [part.samples for part in parts if part.samples is not None]
@@ -40,25 +40,30 @@ def render(artifacts: Sequence[Artifact]) -> str:
 
 
 def _part(artifact: Artifact) -> ReportPart | None:
+    """Return the artifact's part of the report, or None if its stage has no report."""
     report = find_stage(artifact.stage).report
     return report(artifact) if report else None
 
 
 def header(artifacts: Sequence[Artifact], facts: Sequence[str]) -> Html:
-    """What this is, of what, and when."""
+    """Return the title of the page and a line of facts about the run."""
     started = min(artifact.record.started for artifact in artifacts)
     day = datetime.datetime.fromtimestamp(started, tz=datetime.UTC)
-    total = duration(sum(artifact.record.wall_s for artifact in artifacts))
+    total = format_duration(sum(artifact.record.wall_s for artifact in artifacts))
     return element(
         "header",
         element("p", "Raymill", class_="brand"),
         element("h1", "From raw text to an aligned model"),
-        element("p", " · ".join([f"{day:%-d %B %Y}", f"{len(artifacts)} stages", total, *facts]), class_="lead"),
+        element(
+            "p",
+            " · ".join([f"{day:%-d %B %Y}", f"{len(artifacts)} stages", f"{total} in total", *facts]),
+            class_="lead",
+        ),
     )
 
 
 def pipeline(artifacts: Sequence[Artifact]) -> Html:
-    """Every stage with its artifact and how long it took."""
+    """Return a list of the artifacts with the time that each took."""
     longest = max(artifact.record.wall_s for artifact in artifacts) or 1.0
     steps = (
         element(
@@ -70,13 +75,13 @@ def pipeline(artifacts: Sequence[Artifact]) -> Html:
                 element("i", style=f"width:{100 * artifact.record.wall_s / longest:.1f}%"),
                 class_="time",
             ),
-            element("span", duration(artifact.record.wall_s), class_="bounds"),
+            element("span", format_duration(artifact.record.wall_s), class_="bounds"),
         )
         for artifact in artifacts
     )
     lead = (
-        "Each stage leaves an artifact whose name is a hash of everything that shaped it. "
-        "What is done is never done again."
+        "Each stage writes an artifact, a folder whose name contains a hash of the stage's config and inputs. A stage "
+        "does not run again if its artifact already exists."
     )
     return section("pipeline", "The pipeline", lead, element("ol", steps, class_="pipeline"))
 
@@ -86,32 +91,37 @@ def _link(artifact_id: str) -> Html:
 
 
 def lineage(artifacts: Sequence[Artifact]) -> Html:
-    """Every artifact with its inputs and the fingerprints of its source files."""
+    """Return a table of the artifacts with their inputs and the checksums of their source files."""
     rows = []
     for artifact in artifacts:
         inputs = [
-            element("div", f"{field} ", element("code", _link(need.id)))
-            for field, need in artifact.record.inputs.items()
+            element("div", f"{field} ", element("code", _link(input_record.id)))
+            for field, input_record in artifact.record.inputs.items()
         ]
         files = [
             element("div", _short_name(url), " ", element("code", fingerprint.removeprefix("sha256:")[:12]))
-            for prints in artifact.record.sources.values()
-            for url, fingerprint in prints.items()
+            for fingerprints in artifact.record.sources.values()
+            for url, fingerprint in fingerprints.items()
         ]
-        place = element("code", artifact.id, id=artifact.id)
-        rows.append([place, element("code", artifact.record.digest[:12]), inputs or "–", files or "–"])
-    lead = "Each artifact names what it was made from, down to the bytes of the source files."
-    return section("lineage", "Lineage", lead, table(["artifact", "content", "made from", "source files"], rows))
+        anchor = element("code", artifact.id, id=artifact.id)
+        rows.append([anchor, element("code", artifact.record.digest[:12]), inputs or "–", files or "–"])
+    lead = (
+        "What each artifact was made from: other artifacts and source files. Checksums are shortened to their first "
+        "digits."
+    )
+    header = ["artifact", "checksum", "made from artifacts", "made from files"]
+    return section("lineage", "Lineage", lead, table(header, rows))
 
 
 def _short_name(url: str) -> str:
-    """The end of a chained or plain path: the member with its folder, and the file that holds it."""
+    """Return the file name of a URL. For a file in an archive, the folder and the archive's name are added."""
     member, *containers = url.split("::")
     ends = ["/".join(member.rsplit("/", 2)[1:]) if containers else member.rpartition("/")[2]]
     return " in ".join(ends + [container.rpartition("/")[2] for container in containers])
 
 
 def footer(artifacts: Sequence[Artifact]) -> Html:
-    versions = artifacts[-1].record.versions
-    said = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return element("footer", f"Made by Raymill, code {artifacts[-1].record.code_digest[:12]}, with {said}.")
+    """Return a line with the versions of the software that made the last artifact."""
+    record = artifacts[-1].record
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
+    return element("footer", f"Made by Raymill (checksum of its code: {record.code_digest[:12]}) with {versions}.")

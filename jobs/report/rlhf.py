@@ -1,4 +1,4 @@
-"""The report on RLHF: its curves, and completions before and after."""
+"""The report section on RLHF: the curves of the run, and completions before and after it."""
 
 from actors.evaluation_results import EvaluationSample, ModelSample
 from actors.rlhf_results import HeldOutSample, RLHFSummary
@@ -7,28 +7,33 @@ from cluster.plain import from_plain
 from jobs.frame.artifact import Artifact
 from jobs.report.charts import Line, line_chart, smooth
 from jobs.report.page import figure, grid, section
-from jobs.report.part import ReportPart, points, titled
+from jobs.report.part import ReportPart, metric_points, section_title
 from jobs.report.samples import side_by_side
 
 
 def report_rlhf(artifact: Artifact) -> ReportPart:
-    """The curves of the run, and completions of the held-out prompts before and after it."""
+    """Return a section with the curves of the run, and completions of the held-out prompts before and after it."""
     log = read_metrics(artifact.storage)
     charts = []
     for key, title, note in _CURVES:
-        if curve := points(log, key):
+        if curve := metric_points(log, key):
             mean = smooth(curve, half_window=max(1, len(curve) // 16))
-            lines = [Line(label="each step", points=curve, faint=True), Line(label="mean", points=mean)]
+            lines = [Line(label="each step", points=curve, is_faint=True), Line(label="moving mean", points=mean)]
             charts.append(figure(title, line_chart(lines, x_label="step"), note))
     config = artifact.config
-    algorithm = config.learning.algorithm.rpartition(":")[2].upper()  # a user's own is path.py:NAME
+    # A user-provided algorithm is given as path.py:NAME. Only the name is shown.
+    algorithm = config.learning.algorithm.rpartition(":")[2].upper()
     lead = (
-        f"{algorithm}: {len(log)} logged steps of {config.rollouts.prompts_per_step} prompts, "
-        f"{config.rollouts.group_size} completions of each. They come from vLLM engines whose "
-        "weights are checked, after every update, to be the learner's."
+        f"The algorithm is {algorithm}. The run logged {len(log)} steps of {config.rollouts.prompts_per_step} prompts "
+        f"with {config.rollouts.group_size} completions each. vLLM engines generate the completions, and the learner "
+        "trains on them. Whenever the engines get new weights, the run checks that engines and learner compute the "
+        "same logprobs."
     )
     if config.shuffle_rewards:
-        lead = f"The control: each step's rewards are permuted over its completions, so nothing can be learned. {lead}"
+        lead = (
+            "This is a control run: the rewards of each step are shuffled among its completions, so the model cannot "
+            f"learn from them. {lead}"
+        )
     summary = artifact.read_summary(RLHFSummary)
     if summary.held_out_prompts:
         lead += (
@@ -36,23 +41,24 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
             f"{summary.reward_before:.3f} to {summary.reward_after:.3f}."
         )
     return ReportPart(
-        section=section(artifact.name, titled("Learning from reward", artifact), lead, grid(charts)),
+        section=section(artifact.name, section_title("Reinforcement learning (RLHF)", artifact), lead, grid(charts)),
         samples=side_by_side(_samples(artifact), ["before", "after"]) if summary.held_out_prompts else None,
     )
 
 
 _CURVES = (
-    ("rollout/reward_mean", "Reward", "mean over the step's completions"),
-    ("rollout/reference_kl", "Distance to the start", "KL to the reference, nats per token"),
-    ("policy/entropy", "Entropy", "nats per token"),
+    ("rollout/reward_mean", "Reward", "mean over the completions of a step"),
+    ("rollout/reference_kl", "Distance from the first model", "KL divergence, nats per token"),
+    ("policy/entropy", "Entropy of the model", "nats per token"),
     ("rollout/completion_length", "Length of completions", "tokens"),
-    ("rollout/distinct_2", "Variety", "distinct pairs of tokens over all pairs"),
-    ("sync_check/logprob_difference_max", "Engine against learner", "largest difference of logprobs, nats"),
+    ("rollout/distinct_2", "Variety of completions", "distinct pairs of words / all pairs"),
+    ("sync_check/logprob_difference_max", "Engine versus learner", "largest difference of logprobs, nats"),
 )
+"""The charts of the section: metric key, title and note."""
 
 
 def _samples(artifact: Artifact) -> list[EvaluationSample]:
-    """The held-out prompts with the completions before and after learning."""
+    """Return the held-out prompts with the completions before and after training."""
     lines = [from_plain(HeldOutSample, line) for line in artifact.storage.read_jsonl("samples.jsonl")]
     return [
         EvaluationSample(

@@ -1,4 +1,7 @@
-"""How the report looks: quiet paper and ink, light or dark as the reader's system is, one column on a phone."""
+"""The style sheet of the report.
+
+It follows the light or dark mode of the reader's system, and uses one column on a narrow screen.
+"""
 
 STYLE = """
 :root {
@@ -76,7 +79,7 @@ svg { display: block; width: 100%; max-width: 620px; height: auto; margin-top: 8
 .curve.c3 { stroke: var(--c3); } .curve.c4 { stroke: var(--c4); }
 .whisker { stroke: var(--c0); stroke-width: 2; stroke-linecap: round; }
 .dot { fill: var(--c0); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); }
-.dot.open { fill: var(--card); stroke: var(--c0); stroke-width: 2; } .dot.apart { fill: var(--c1); }
+.dot.open { fill: var(--card); stroke: var(--c0); stroke-width: 2; } .dot.biased { fill: var(--c1); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 6px 0 2px; color: var(--soft); font-size: 13px; }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 3px; }
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }

@@ -1,4 +1,4 @@
-"""The report: every artifact is told, nothing is fetched, and no text becomes markup."""
+"""Tests of the report: it shows every artifact, loads nothing from the network, and escapes all text."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
 from jobs.frame.record import to_record
 from jobs.report.charts import Line, interval_chart, line_chart, smooth, ticks
-from jobs.report.page import data_size, duration, element, number
+from jobs.report.page import element, format_bytes, format_duration, format_number
 from jobs.report.report import REPORT, build_report, render
 from model.metrics import Interval
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <b>bold"
 
 
-def estimate(value: float, width: float) -> dict[str, float]:
+def interval_around(value: float, width: float) -> dict[str, float]:
     return dataclasses.asdict(Interval(value=value, low=value - width, high=value + width))
 
 
-def write(store: Storage, name: str, stage: str, summary: dict[str, Any], **more: Any) -> Artifact:
+def write_artifact(store: Storage, name: str, stage: str, summary: dict[str, Any], **more: Any) -> Artifact:
     wall_s = {"corpus": 24.0, "pretrain": 241.0, "rlhf": 118.0, "evaluate": 64.0}.get(stage, 14.0)
     record = {
         "id": f"{name}-{abs(hash_of(name)):012x}"[: len(name) + 13],
@@ -57,7 +57,7 @@ def hash_of(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
-def log(artifact: Artifact, lines: list[dict[str, float]]) -> Artifact:
+def write_metrics(artifact: Artifact, lines: list[dict[str, float]]) -> Artifact:
     artifact.storage.write_bytes("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     return artifact
 
@@ -99,7 +99,7 @@ def curve(area: str, steps: int, start: float, end: float, noise: float) -> list
 
 
 def fake_pipeline(store: Storage) -> list[Artifact]:
-    """An artifact of every stage with numbers such as a run leaves."""
+    """Return an artifact of every stage with made-up results."""
     corpus = fake_corpus(store)
     vocabulary = fake_vocabulary(store, corpus)
     shards = fake_shards(store, corpus, vocabulary)
@@ -112,10 +112,10 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
 
 
 def fake_corpus(store: Storage) -> Artifact:
-    own = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
+    counts = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
     dropped = {"length/too_short": 180, "repetition": 78, "exact_duplicates": 140}
-    source = {**own, "dropped": dropped, "changed": {"repair_unicode": 12, "redact_pii/email": 31}}
-    corpus = write(
+    source = {**counts, "dropped": dropped, "changed": {"repair_unicode": 12, "redact_pii/email": 31}}
+    corpus = write_artifact(
         store,
         "corpus",
         "corpus",
@@ -142,7 +142,7 @@ def fake_corpus(store: Storage) -> Artifact:
 
 
 def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
-    return write(
+    return write_artifact(
         store,
         "vocabulary",
         "vocabulary",
@@ -163,22 +163,25 @@ def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
             "round_trip_failures": 0,
             "measured_documents": 2100,
         },
-        inputs=made_from(corpus=corpus),
+        inputs=input_records(corpus=corpus),
     )
 
 
 def fake_shards(store: Storage, corpus: Artifact, vocabulary: Artifact) -> Artifact:
     counts = {"train": 13_800, "validation": 600}
-    rest = {"bytes_per_token": 3.6, "shards": 1, "generations": 1}
-    return write(
+    other_counts = {"bytes_per_token": 3.6, "shards": 1, "generations": 1}
+    return write_artifact(
         store,
         "shards",
         "shards",
         {
-            **{split: {"documents": n, "tokens": 612 * n, "bytes": 2222 * n, **rest} for split, n in counts.items()},
+            **{
+                split: {"documents": n, "tokens": 612 * n, "bytes": 2222 * n, **other_counts}
+                for split, n in counts.items()
+            },
             **{"tokens_by_source": {}, "encoder": {}, "tokenizer": "", "vocab_size": 4096, "dtype": "uint16"},
         },
-        inputs=made_from(corpus=corpus, tokenizer=vocabulary),
+        inputs=input_records(corpus=corpus, tokenizer=vocabulary),
     )
 
 
@@ -192,8 +195,8 @@ def fake_trainings(store: Storage, shards: Artifact) -> tuple[Artifact, Artifact
         "tokens_per_s": 11_000.0,
         "mfu": 0.41,
     }
-    pretrain = log(
-        write(store, "pretrain", "pretrain", trained, inputs=made_from(shards=shards)),
+    pretrain = write_metrics(
+        write_artifact(store, "pretrain", "pretrain", trained, inputs=input_records(shards=shards)),
         curve("train", 600, 8.3, 3.4, 0.05),
     )
     samples = [
@@ -210,18 +213,23 @@ def fake_trainings(store: Storage, shards: Artifact) -> tuple[Artifact, Artifact
     }
     pairs = {"pairs": 4000, "pairs_too_long": 0, "pairs_held_out": 400, "validation_accuracy": 0.9}
     pairs |= {"validation_margin": 1.5, "training": trained}
-    sft = log(write(store, "sft", "sft", chats, inputs=made_from(init=pretrain)), curve("sft", 300, 3.4, 2.6, 0.06))
+    sft = write_metrics(
+        write_artifact(store, "sft", "sft", chats, inputs=input_records(init=pretrain)),
+        curve("sft", 300, 3.4, 2.6, 0.06),
+    )
     reward_lines = [
         line | ({"validation/accuracy": 0.5 + 0.4 * line["step"] / 200} if "validation/loss" in line else {})
         for line in curve("reward", 200, 0.69, 0.3, 0.03)
     ]
-    reward = log(write(store, "reward", "reward", pairs, inputs=made_from(init=sft)), reward_lines)
+    reward = write_metrics(
+        write_artifact(store, "reward", "reward", pairs, inputs=input_records(init=sft)), reward_lines
+    )
     return pretrain, sft, reward
 
 
 def fake_rlhf(store: Storage, sft: Artifact, reward: Artifact) -> Artifact:
-    rlhf = log(
-        write(
+    rlhf = write_metrics(
+        write_artifact(
             store,
             "rlhf",
             "rlhf",
@@ -241,7 +249,7 @@ def fake_rlhf(store: Storage, sft: Artifact, reward: Artifact) -> Artifact:
                 "rollouts": {"prompts_per_step": 16, "group_size": 8},
                 "shuffle_rewards": False,
             },
-            inputs=made_from(policy=sft, reward=reward),
+            inputs=input_records(policy=sft, reward=reward),
         ),
         rlhf_lines(),
     )
@@ -256,7 +264,9 @@ def fake_rlhf(store: Storage, sft: Artifact, reward: Artifact) -> Artifact:
 
 
 def fake_evaluation(store: Storage, models: dict[str, Artifact], shards: Artifact, reward: Artifact) -> Artifact:
-    evaluate = write(store, "evaluate", "evaluate", {}, inputs=made_from(**models, text=shards, reward=reward))
+    evaluate = write_artifact(
+        store, "evaluate", "evaluate", {}, inputs=input_records(**models, text=shards, reward=reward)
+    )
     evaluate.storage.write_json("results.json", fake_results())
     evaluate.storage.write_jsonl("samples.jsonl", fake_samples())
     return evaluate
@@ -270,19 +280,21 @@ def fake_deployment(store: Storage, rlhf: Artifact, shards: Artifact) -> tuple[A
         "num_kept": 1_300_000,
     }
     quality = {
-        "bits_per_byte_original": estimate(1.84, 0.02),
-        "bits_per_byte_compressed": estimate(1.845, 0.02),
-        "bits_per_byte_change": estimate(0.005, 0.001),
+        "bits_per_byte_original": interval_around(1.84, 0.02),
+        "bits_per_byte_compressed": interval_around(1.845, 0.02),
+        "bits_per_byte_change": interval_around(0.005, 0.001),
         "engine_logprob_difference": 0.0021,
     }
-    compress = write(store, "compress", "compress", sizes | quality, inputs=made_from(model=rlhf, text=shards))
+    compress = write_artifact(
+        store, "compress", "compress", sizes | quality, inputs=input_records(model=rlhf, text=shards)
+    )
     speed = {"questions": 1, "startup_s": 12.4, "first_token_s": 0.034, "tokens_per_s": 210.0, "latency_s": 0.2}
-    serve = write(store, "serve", "serve", speed, inputs=made_from(model=compress))
+    serve = write_artifact(store, "serve", "serve", speed, inputs=input_records(model=compress))
     serve.storage.write_json("answers.json", [ANSWER])
     return compress, serve
 
 
-def made_from(**inputs: Artifact) -> dict[str, dict[str, str]]:
+def input_records(**inputs: Artifact) -> dict[str, dict[str, str]]:
     return {field: {"id": a.id, "digest": a.digest, "url": a.storage.url} for field, a in inputs.items()}
 
 
@@ -306,14 +318,14 @@ def fake_results() -> dict[str, Any]:
     def model(gold: float, distinct: float) -> dict[str, Any]:
         return {
             "measures": {
-                "asks_question": estimate(gold, 0.05),
-                "rougeL": estimate(0.14, 0.01),
-                "bleu": estimate(2.1, 0.4),
+                "asks_question": interval_around(gold, 0.05),
+                "rougeL": interval_around(0.14, 0.01),
+                "bleu": interval_around(2.1, 0.4),
             },
             "signatures": {"bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"},
             "distinct_2": distinct,
-            "completion_length": estimate(24.0, 1.5),
-            "finished": estimate(0.93, 0.02),
+            "completion_length": interval_around(24.0, 1.5),
+            "finished": interval_around(0.93, 0.02),
         }
 
     def groups(shift: float) -> dict[str, Any]:
@@ -321,19 +333,23 @@ def fake_results() -> dict[str, Any]:
         return {
             name: {
                 "pairs": 43 if name == "all" else 7,
-                "sentence": estimate(0.5 + shift, 0.2),
-                "continuation": estimate(0.52 + shift * (n % 3), 0.14 if n else 0.08),
+                "sentence": interval_around(0.5 + shift, 0.2),
+                "continuation": interval_around(0.52 + shift * (n % 3), 0.14 if n else 0.08),
             }
             for n, name in enumerate(names)
         }
 
     text = {
-        name: {"tokens": 367_000, "bits_per_byte": estimate(bits, 0.02), "perplexity": estimate(2 ** (3.6 * bits), 3.0)}
+        name: {
+            "tokens": 367_000,
+            "bits_per_byte": interval_around(bits, 0.02),
+            "perplexity": interval_around(2 ** (3.6 * bits), 3.0),
+        }
         for name, bits in (("pretrain", 1.84), ("sft", 1.97), ("rlhf", 2.01))
     }
     compare = [
-        {"before": "sft", "after": "rlhf", "measure": "asks_question", "difference": estimate(0.46, 0.06)},
-        {"before": "sft", "after": "rlhf", "measure": "rougeL", "difference": estimate(-0.01, 0.012)},
+        {"before": "sft", "after": "rlhf", "measure": "asks_question", "difference": interval_around(0.46, 0.06)},
+        {"before": "sft", "after": "rlhf", "measure": "rougeL", "difference": interval_around(-0.01, 0.012)},
     ]
     return {
         "models": {"pretrain": "pretrain-1", "sft": "sft-1", "rlhf": "rlhf-1"},
@@ -347,7 +363,12 @@ def fake_results() -> dict[str, Any]:
             }
         },
         "bias": {"pretrain": groups(0.04), "rlhf": groups(0.1)},
-        "reward": {"pairs": 412, "pairs_too_long": 3, "accuracy": estimate(0.87, 0.03), "margin": estimate(1.2, 0.1)},
+        "reward": {
+            "pairs": 412,
+            "pairs_too_long": 3,
+            "accuracy": interval_around(0.87, 0.03),
+            "margin": interval_around(1.2, 0.1),
+        },
     }
 
 
@@ -367,15 +388,15 @@ def fake_samples() -> list[dict[str, Any]]:
             "task": "chat",
             "prompt": prompt,
             "completions": {
-                "sft": {"text": before, "finished": number % 3 > 0, "measures": {"asks_question": 0.0}},
+                "sft": {"text": before, "finished": index % 3 > 0, "measures": {"asks_question": 0.0}},
                 "rlhf": {
-                    "text": HOSTILE if number == 1 else after,
+                    "text": HOSTILE if index == 1 else after,
                     "finished": True,
                     "measures": {"asks_question": 1.0},
                 },
             },
         }
-        for number, prompt in enumerate(prompts)
+        for index, prompt in enumerate(prompts)
     ]
 
 
@@ -385,7 +406,7 @@ def artifacts(tmp_path: Path) -> list[Artifact]:
 
 
 class Page(HTMLParser):
-    """Tags, attributes and visible text of a page; fails on a tag that is closed out of order."""
+    """The tags, attributes and visible text of a page. It fails if a tag is closed in the wrong order."""
 
     VOID = ("meta",)
 
@@ -412,7 +433,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_every_stage_is_told_with_its_numbers(artifacts: list[Artifact]) -> None:
+def test_the_report_shows_every_stage_with_its_numbers(artifacts: list[Artifact]) -> None:
     page = Page(render(artifacts))
     assert page.open == []
     for heading in (
@@ -422,10 +443,10 @@ def test_every_stage_is_told_with_its_numbers(artifacts: list[Artifact]) -> None
         "Pretraining",
         "Fine-tuning",
         "Reward model",
-        "Learning from reward",
+        "Reinforcement learning (RLHF)",
     ):
         assert heading in page.text
-    for said in (
+    for text in (
         "1.840",
         "xz -9e needs 2.430",
         "31% → 77%",
@@ -434,15 +455,16 @@ def test_every_stage_is_told_with_its_numbers(artifacts: list[Artifact]) -> None
         "3.56× smaller"[:5],
         "nrefs:1|case:mixed",
     ):
-        assert said in page.text
+        assert text in page.text
     for artifact in artifacts:
         assert ("id", artifact.id) in page.attributes and ("href", f"#{artifact.id}") in page.attributes
 
 
-def test_the_ledger_shows_whom_a_step_removes(artifacts: list[Artifact]) -> None:
+def test_the_ledger_shows_which_groups_a_step_removes(artifacts: list[Artifact]) -> None:
     text = Page(render(artifacts)).text
-    assert "2 of 4 pairs of step and group show an excess" in text and "steps[1].length removes most of either" in text
-    worst, folded = text.split("All 4 pairs of step and group, with 95 % intervals")
+    assert "2 of 4 pairs of a step and a group have an excess above 0" in text
+    assert "even without a mention: steps[1].length." in text
+    worst, folded = text.split("Show all 4 pairs of a step and a group, with 95 % intervals")
     assert "33.8%" in worst and "straight" not in worst
     assert "+32.8%" in folded and "+16.4% to +33.8%" in folded and "16.9% to 50.7%" in folded
     for row in LEDGER:
@@ -450,13 +472,13 @@ def test_the_ledger_shows_whom_a_step_removes(artifacts: list[Artifact]) -> None
     assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
 
 
-def test_text_of_documents_and_models_never_becomes_markup(artifacts: list[Artifact]) -> None:
+def test_text_of_documents_and_models_is_escaped(artifacts: list[Artifact]) -> None:
     page = Page(render(artifacts))
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) == 5  # a source's name, a group's (twice), a prompt and an answer
+    assert page.text.count(HOSTILE) == 5  # the name of a source, the name of a group (twice), a prompt and a completion
 
 
-def test_the_page_asks_nothing_of_the_network(artifacts: list[Artifact]) -> None:
+def test_the_page_loads_nothing_from_the_network(artifacts: list[Artifact]) -> None:
     text = render(artifacts)
     page = Page(text)
     assert not {"link", "img", "script", "iframe"} & set(page.tags)
@@ -465,28 +487,28 @@ def test_the_page_asks_nothing_of_the_network(artifacts: list[Artifact]) -> None
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
-def test_a_part_of_the_pipeline_gives_a_part_of_the_report(artifacts: list[Artifact], tmp_path: Path) -> None:
+def test_the_report_of_some_stages_shows_only_these_stages(artifacts: list[Artifact], tmp_path: Path) -> None:
     build_report(artifacts[:4], Storage(str(tmp_path / "out")))
     text = Page((tmp_path / "out" / REPORT).read_text()).text
     assert "Pretraining" in text and "Evaluation" not in text
 
 
-def test_without_an_evaluation_rlhfs_own_samples_are_shown(artifacts: list[Artifact]) -> None:
+def test_without_an_evaluation_the_samples_of_rlhf_are_shown(artifacts: list[Artifact]) -> None:
     text = Page(render(artifacts[:7])).text
-    assert "Before and after" in text and "Do you like dogs too?" in text and "reward -1.25" in text
+    assert "Before and after training" in text and "Do you like dogs too?" in text and "reward -1.25" in text
     assert "the mean reward went from -0.812 to 1.934" in text
 
 
-def test_two_runs_of_one_stage_keep_their_names(artifacts: list[Artifact], tmp_path: Path) -> None:
-    control = write(
+def test_sections_of_two_runs_of_one_stage_show_their_names(artifacts: list[Artifact], tmp_path: Path) -> None:
+    control = write_artifact(
         Storage(str(tmp_path)),
         "rlhf-shuffled",
         "rlhf",
         {**artifacts[6].summary, "held_out_prompts": None},
         config=artifacts[6].record.config,
     )
-    text = Page(render([*artifacts, log(control, rlhf_lines())])).text
-    assert "Learning from reward: rlhf-shuffled" in text
+    text = Page(render([*artifacts, write_metrics(control, rlhf_lines())])).text
+    assert "Reinforcement learning (RLHF): rlhf-shuffled" in text
 
 
 # Charts
@@ -499,7 +521,7 @@ def test_ticks_are_round_and_inside() -> None:
     assert all(1e-6 <= tick <= 9e-6 for tick in ticks(1e-6, 9e-6))
 
 
-def test_smoothing_is_the_mean_of_the_neighbours_there_are() -> None:
+def test_smoothing_uses_fewer_neighbors_near_the_ends() -> None:
     points = [(0, 0.0), (1, 3.0), (2, 0.0), (3, 9.0), (4, 4.0)]
     assert smooth(points, 1) == [
         (0, 1.5),
@@ -510,16 +532,16 @@ def test_smoothing_is_the_mean_of_the_neighbours_there_are() -> None:
     ]
 
 
-def test_a_curve_runs_from_corner_to_corner() -> None:
+def test_a_curve_spans_the_entire_chart() -> None:
     drawn = line_chart([Line(label="up", points=[(0, 0.0), (10, 1.0), (5, math.nan)])], x_label="step", height=220)
     (path,) = re.findall(r' d="([^"]+)"', drawn)
     (x0, y0), (x1, y1) = [tuple(map(float, place.split())) for place in path[1:].split(" L")]
-    assert x0 == 46.0 and x1 == 430.0  # the whole width between the margins
-    assert y0 > y1  # up is up
+    assert x0 == 46.0 and x1 == 430.0  # the entire width between the margins
+    assert y0 > y1  # A larger y is drawn higher, so its SVG coordinate is smaller.
 
 
-def test_nothing_logged_is_said_and_one_point_is_a_dot() -> None:
-    assert "Nothing was logged" in line_chart([Line(label="none", points=[])], x_label="step")
+def test_a_chart_without_points_has_a_note_and_a_single_point_is_a_dot() -> None:
+    assert "This metric was not logged" in line_chart([Line(label="none", points=[])], x_label="step")
     assert "<circle" in line_chart([Line(label="one", points=[(1, 2.0)])], x_label="step")
 
 
@@ -530,16 +552,16 @@ def test_an_interval_that_includes_the_reference_is_drawn_open() -> None:
     assert "better: 0.4, 95% interval 0.2 to 0.6" in drawn
 
 
-def test_numbers_as_people_write_them() -> None:
-    assert [number(value) for value in (0, 12345.6, 3.14159, 0.00042, 250.0)] == [
+def test_numbers_are_formatted_for_readers() -> None:
+    assert [format_number(value) for value in (0, 12345.6, 3.14159, 0.00042, 250.0)] == [
         "0",
         "12,346",
         "3.14",
         "0.00042",
         "250",
     ]
-    assert [data_size(size) for size in (12, 34_900_000, 1_500)] == ["12 B", "34.9 MB", "1.5 kB"]
-    assert [duration(s) for s in (8.24, 185, 7800)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
+    assert [format_bytes(size) for size in (12, 34_900_000, 1_500)] == ["12 B", "34.9 MB", "1.5 kB"]
+    assert [format_duration(s) for s in (8.24, 185, 7800)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
 
 
 def test_attributes_are_escaped() -> None:
