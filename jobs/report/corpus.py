@@ -36,7 +36,7 @@ def report_corpus(artifact: Artifact) -> ReportPart:
         ]
         for name, counts in summary.sources.items()
     ]
-    lead = (
+    introduction = (
         f"{summary.read:,} records were read and {summary.documents:,} were kept, with {format_bytes(summary.bytes)} "
         "of text. Every other record was dropped for a reason shown below, or quarantined because it was unreadable."
     )
@@ -44,7 +44,7 @@ def report_corpus(artifact: Artifact) -> ReportPart:
     by_source = table(header, rows, numeric=range(1, 6))
     return ReportPart(
         section=section(
-            "corpus", "Corpus", lead, share_bar(outcomes), by_source, _changes(summary), _fairness(artifact)
+            "corpus", "Corpus", introduction, share_bar(outcomes), by_source, _changes(summary), _fairness(artifact)
         ),
         facts=[f"{format_bytes(summary.bytes)} of text"],
     )
@@ -69,7 +69,7 @@ def _fairness(artifact: Artifact) -> Html:
     unjudged = sorted({row.step for row in ledger if not row.judged})
     harmed = sorted((row for row in ledger if row.excess > 0 and row.judged), key=lambda row: (row.step, -row.excess))
     shown = [row for _, rows in groupby(harmed, key=lambda row: row.step) for row in islice(rows, _MAX_GROUPS_PER_STEP)]
-    lead = (
+    introduction = (
         "How often each cleaning step removes neutral sentences that mention a group of people, compared with the same "
         "sentences without the mention. The excess is the difference. "
         + (
@@ -96,7 +96,7 @@ def _fairness(artifact: Artifact) -> Html:
     ]
     header = ["step", "group", "kind of group", "removed", "95 % interval", "removed without the mention"]
     largest = table(header, rows, numeric=[3, 5]) if rows else None
-    return element("div", element("p", lead, class_="note"), largest, _all_rows(ledger) if ledger else None)
+    return element("div", element("p", introduction, class_="note"), largest, _all_rows(ledger) if ledger else None)
 
 
 def _all_rows(ledger: Sequence[FairnessRow]) -> Html:

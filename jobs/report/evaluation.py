@@ -88,13 +88,13 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
         content.append(_generation(name, task, results.order))
     if results.bias is not None:
         content.append(_bias(results.bias, results.order))
-    lead = (
+    introduction = (
         "Small numbers after an estimate are its 95 % confidence interval, computed with a bootstrap over the records."
     )
     lines = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     samples = [from_plain(EvaluationSample, line) for line in lines]
     return ReportPart(
-        section=section(artifact.name, section_title("Evaluation", artifact), lead, content),
+        section=section(artifact.name, section_title("Evaluation", artifact), introduction, content),
         cards=[*_text_cards(results), *_comparison_cards(results), *_reward_cards(results)],
         samples=side_by_side(samples, _compared_models(results)) if samples else None,
     )
@@ -202,7 +202,7 @@ def report_compression(artifact: Artifact) -> ReportPart:
             format_interval(summary.bits_per_byte_change, signed=True),
         ],
     ]
-    lead = (
+    introduction = (
         f"{summary.num_quantized:,} weights were rounded to int8 with one scale for each output channel, and "
         f"{summary.num_kept:,} weights are still floating point. Activations are rounded to int8 while the model runs. "
         "As a check, vLLM loaded the compressed model. Its logprobs differ from those of Raymill's model code by "
@@ -211,7 +211,7 @@ def report_compression(artifact: Artifact) -> ReportPart:
     header = ["", "weights on disk", "bits per byte"]
     return ReportPart(
         section=section(
-            artifact.name, section_title("Compression", artifact), lead, table(header, rows, numeric=[1, 2])
+            artifact.name, section_title("Compression", artifact), introduction, table(header, rows, numeric=[1, 2])
         ),
         cards=[_compression_card(summary)],
     )

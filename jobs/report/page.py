@@ -59,9 +59,9 @@ def page(title: str, *content: Content, style: str) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{join(content)}</body></html>\n'
 
 
-def section(name: str, title: str, lead: Content, *content: Content) -> Html:
-    """Return a section of the page with an anchor `name`, a heading, an introduction `lead`, and content."""
-    return element("section", element("h2", title), element("p", lead, class_="lead"), content, id=name)
+def section(name: str, title: str, introduction: Content, *content: Content) -> Html:
+    """Return a section of the page with an anchor `name`, a heading, an introduction `introduction`, and content."""
+    return element("section", element("h2", title), element("p", introduction, class_="lead"), content, id=name)
 
 
 def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numeric: Sequence[int] = ()) -> Html:

@@ -79,11 +79,11 @@ def pipeline(artifacts: Sequence[Artifact]) -> Html:
         )
         for artifact in artifacts
     )
-    lead = (
+    introduction = (
         "Each stage writes an artifact, a folder whose name contains a hash of the stage's config and inputs. A stage "
         "does not run again if its artifact already exists."
     )
-    return section("pipeline", "The pipeline", lead, element("ol", steps, class_="pipeline"))
+    return section("pipeline", "The pipeline", introduction, element("ol", steps, class_="pipeline"))
 
 
 def _link(artifact_id: str) -> Html:
@@ -105,12 +105,12 @@ def lineage(artifacts: Sequence[Artifact]) -> Html:
         ]
         anchor = element("code", artifact.id, id=artifact.id)
         rows.append([anchor, element("code", artifact.record.digest[:12]), inputs or "–", files or "–"])
-    lead = (
+    introduction = (
         "What each artifact was made from: other artifacts and source files. Checksums are shortened to their first "
         "digits."
     )
     header = ["artifact", "checksum", "made from artifacts", "made from files"]
-    return section("lineage", "Lineage", lead, table(header, rows))
+    return section("lineage", "Lineage", introduction, table(header, rows))
 
 
 def _short_name(url: str) -> str:

@@ -23,25 +23,27 @@ def report_rlhf(artifact: Artifact) -> ReportPart:
     config = artifact.config
     # A user-provided algorithm is given as path.py:NAME. Only the name is shown.
     algorithm = config.learning.algorithm.rpartition(":")[2].upper()
-    lead = (
+    introduction = (
         f"The algorithm is {algorithm}. The run logged {len(log)} steps of {config.rollouts.prompts_per_step} prompts "
         f"with {config.rollouts.group_size} completions each. vLLM engines generate the completions, and the learner "
         "trains on them. Whenever the engines get new weights, the run checks that engines and learner compute the "
         "same logprobs."
     )
     if config.shuffle_rewards:
-        lead = (
+        introduction = (
             "This is a control run: the rewards of each step are shuffled among its completions, so the model cannot "
-            f"learn from them. {lead}"
+            f"learn from them. {introduction}"
         )
     summary = artifact.read_summary(RLHFSummary)
     if summary.held_out_prompts:
-        lead += (
+        introduction += (
             f" On {summary.held_out_prompts:,} held-out prompts the mean reward went from "
             f"{summary.reward_before:.3f} to {summary.reward_after:.3f}."
         )
     return ReportPart(
-        section=section(artifact.name, section_title("Reinforcement learning (RLHF)", artifact), lead, grid(charts)),
+        section=section(
+            artifact.name, section_title("Reinforcement learning (RLHF)", artifact), introduction, grid(charts)
+        ),
         samples=side_by_side(_samples(artifact), ["before", "after"]) if summary.held_out_prompts else None,
     )
 

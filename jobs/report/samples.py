@@ -21,14 +21,14 @@ def side_by_side(samples: Sequence[EvaluationSample], compared: Sequence[str]) -
     drawn = [_sample(sample, names) for sample in shown]
     first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
     summary = element("summary", f"Show {len(more)} more prompts")
-    lead = (
+    introduction = (
         f"Completions of the first {len(shown)} held-out prompts, which no model was trained on. Nothing was selected. "
         f"The columns are {' and '.join(names)}."
     )
     return section(
         "words",
         "Before and after training",
-        lead,
+        introduction,
         element("div", first, class_="samples"),
         element("details", summary, element("div", more, class_="samples")) if more else None,
     )

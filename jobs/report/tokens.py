@@ -13,7 +13,7 @@ def report_tokenizer(artifact: Artifact) -> ReportPart:
     """Return a section with the size of the vocabulary and how well it encodes each source and language."""
     summary = artifact.read_summary(VocabularySummary)
     kind = _KINDS[summary.kind]
-    lead = (
+    introduction = (
         f"The tokenizer is {kind} with {summary.size:,} tokens, trained on {format_bytes(summary.sampled_bytes)} of "
         f"text. On average, a token has {summary.bytes_per_token:.2f} bytes and a word has {summary.fertility:.2f} "
         f"tokens. In {summary.measured_documents:,} measured documents, {summary.unused_tokens:,} tokens of the "
@@ -28,7 +28,7 @@ def report_tokenizer(artifact: Artifact) -> ReportPart:
         for name in fertility
     ]
     header = ["text", "kind", "bytes per token", "tokens per word"]
-    return ReportPart(section=section("vocabulary", "Vocabulary", lead, table(header, rows, numeric=[2, 3])))
+    return ReportPart(section=section("vocabulary", "Vocabulary", introduction, table(header, rows, numeric=[2, 3])))
 
 
 def report_shards(artifact: Artifact) -> ReportPart:
@@ -38,9 +38,9 @@ def report_shards(artifact: Artifact) -> ReportPart:
         [element("b", split), f"{counts.documents:,}", f"{counts.tokens:,}", format_bytes(counts.bytes)]
         for split, counts in (("train", summary.train), ("validation", summary.validation))
     ]
-    lead = (
+    introduction = (
         "The documents as token ids, ready for training. No model is trained on the validation documents. Pretraining "
         "and evaluation measure the models on them."
     )
     header = ["split", "documents", "tokens", "text"]
-    return ReportPart(section=section("shards", "Shards", lead, table(header, rows, numeric=[1, 2, 3])))
+    return ReportPart(section=section("shards", "Shards", introduction, table(header, rows, numeric=[1, 2, 3])))

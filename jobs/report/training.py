@@ -40,8 +40,8 @@ def report_training(
     facts += [f"trained on {summary.tokens:,} tokens", f"{summary.tokens_per_s:,.0f} tokens/s"]
     facts += [] if summary.mfu is None else [f"{summary.mfu:.0%} of the peak FLOP/s (MFU)"]
     facts += [f"computed in {precision}" for precision in dict.fromkeys(artifact.record.precision.values())]
-    lead = ", ".join(facts) + "."
-    return ReportPart(section=section(artifact.name, section_title(title, artifact), lead, grid(charts)))
+    introduction = ", ".join(facts) + "."
+    return ReportPart(section=section(artifact.name, section_title(title, artifact), introduction, grid(charts)))
 
 
 def report_pretraining(artifact: Artifact) -> ReportPart:
