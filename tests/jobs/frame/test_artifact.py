@@ -1,4 +1,4 @@
-"""An artifact is known by its content, and a Hugging Face folder is one too."""
+"""An artifact is identified by its content, and a Hugging Face folder can be opened as an artifact."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from cluster.storage import Storage
 from jobs.frame.artifact import RECORD, content_digest, open_artifact
 
 
-def test_the_content_digest_is_of_results_only(tmp_path: Path):
+def test_the_content_digest_ignores_logs_and_checkpoints(tmp_path: Path):
     storage = Storage(str(tmp_path))
     storage.write_bytes("words.txt", b"la")
     before = content_digest(storage)
@@ -17,7 +17,7 @@ def test_the_content_digest_is_of_results_only(tmp_path: Path):
     assert content_digest(storage) != before
 
 
-def test_a_foreign_model_folder_is_an_artifact_known_by_content(tmp_path: Path):
+def test_the_id_of_an_external_model_folder_depends_on_its_content_only(tmp_path: Path):
     for name in ("one", "two"):
         storage = Storage(str(tmp_path / name))
         storage.write_json("config.json", {"model_type": "llama"})
@@ -29,6 +29,6 @@ def test_a_foreign_model_folder_is_an_artifact_known_by_content(tmp_path: Path):
     assert changed and changed.id != one.id
 
 
-def test_a_model_folder_without_weights_is_no_artifact(tmp_path: Path):
+def test_a_model_folder_without_weights_is_not_an_artifact(tmp_path: Path):
     Storage(str(tmp_path)).write_json("config.json", {"model_type": "llama"})
     assert open_artifact(str(tmp_path)) is None

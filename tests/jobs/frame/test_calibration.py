@@ -1,4 +1,4 @@
-"""The speed of this machine is measured once a week."""
+"""This machine is calibrated once a week."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from jobs.frame import calibration
 from jobs.frame.calibration import calibrate
 
 
-def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_machine_is_calibrated_once_a_week(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = calibrate()
     assert first.step_flops > 1e8 and first.product_flops > 1e8 and 0 < first.python_s < 5

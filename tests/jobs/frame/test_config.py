@@ -1,4 +1,4 @@
-"""Every mistake in a config is named by field, value, rule and remedy before anything starts."""
+"""The error for a wrong config names the field, the value, the rule and a remedy."""
 
 import re
 from dataclasses import dataclass, field
@@ -45,18 +45,18 @@ def message(values: dict, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_values_and_overrides_become_one_typed_frozen_object():
+def test_values_and_overrides_are_built_into_one_frozen_object():
     config = build(Config, {"steps": 5, "sources": [{"path": "a.txt"}]}, ["optimizer.lr=0.01", "steps=7"])
     assert config == Config(steps=7, optimizer=Optimizer(lr=0.01), sources=[Source(path="a.txt")])
     with pytest.raises(AttributeError):
         config.steps = 8  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_last_override_wins():
+def test_the_last_override_of_a_field_is_used():
     assert build(Config, {"steps": 1}, ["steps=2", "steps=3"]).steps == 3
 
 
-def test_a_misspelt_key_names_the_nearest_right_one():
+def test_the_error_for_a_misspelled_key_suggests_the_nearest_name():
     assert message({"step": 5}) == "tiny.yaml: step is not a field; did you mean steps?"
     assert message({"steps": 5, "optimizer": {"learning": 1}}) == (
         "tiny.yaml: optimizer.learning is not a field; the fields here are: lr, betas"
@@ -66,11 +66,11 @@ def test_a_misspelt_key_names_the_nearest_right_one():
     )
 
 
-def test_a_misspelt_override_names_the_nearest_right_one():
+def test_the_error_for_a_misspelled_override_suggests_the_nearest_name():
     assert message({"steps": 5}, "optimiser.lr=1") == ("tiny.yaml: optimiser is not a field; did you mean optimizer?")
 
 
-def test_a_wrong_type_names_the_field_and_the_value():
+def test_the_error_for_a_wrong_type_names_the_field_and_the_value():
     assert message({"steps": "many"}) == (
         "tiny.yaml: steps: Value 'many' of type 'str' could not be converted to Integer"
     )
@@ -78,7 +78,7 @@ def test_a_wrong_type_names_the_field_and_the_value():
     assert "sources[0].kind" in text and "csv" in text and "jsonl" in text
 
 
-def test_a_missing_field_is_named():
+def test_the_error_for_a_missing_field_names_the_field():
     assert message({}) == "tiny.yaml: steps is missing and has no default; add it"
     assert message({"steps": 1, "sources": [{}]}) == (
         "tiny.yaml: sources[0].path is missing and has no default; add it"
@@ -86,19 +86,19 @@ def test_a_missing_field_is_named():
 
 
 @pytest.mark.parametrize("override", ["sources=[a", "steps=${", "sources.0.path=y"])
-def test_an_override_that_cannot_be_merged_is_named(override: str):
+def test_the_error_for_an_override_that_cannot_be_merged_contains_the_override(override: str):
     text = message({"steps": 1, "sources": [{"path": "a"}]}, override)
     assert text.startswith(f"tiny.yaml: override {override!r} cannot be merged") and "check its value" in text
 
 
-def test_an_interpolation_is_refused_because_it_could_copy_a_secret(monkeypatch: pytest.MonkeyPatch):
+def test_an_interpolation_is_rejected_because_it_could_copy_a_secret(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PASSWORD_OF_MINE", "hunter2")
     text = message({"steps": 1, "model": "https://host/x?user=me&x=${oc.env:PASSWORD_OF_MINE}"})
     assert text.startswith("tiny.yaml: model: ") and "interpolation" in text and "hunter2" not in text
 
 
 @pytest.mark.parametrize("override", ["steps", "=5"])
-def test_an_override_without_a_key_or_equals_sign_is_refused(override: str):
+def test_an_override_without_a_key_or_an_equals_sign_is_rejected(override: str):
     with pytest.raises(ValueError, match="expected field=value, such as optimizer.lr=0.001"):
         parse_override(override)
 
@@ -113,19 +113,19 @@ def test_an_override_without_a_key_or_equals_sign_is_refused(override: str):
         "s3://user:hunter2hunter2@host/data",
     ],
 )
-def test_a_secret_value_is_refused_and_never_repeated(secret: str):
+def test_a_secret_value_is_rejected_and_not_repeated_in_the_error(secret: str):
     text = message({"steps": 1, "model": secret})
     assert text.startswith("tiny.yaml: model") and secret not in text and "hunter2" not in text
     assert "environment" in text
 
 
-def test_a_field_that_is_named_like_a_secret_is_refused():
+def test_a_field_that_is_named_like_a_secret_is_rejected():
     assert message({"steps": 1, "wandb_api_key": "short"}) == (
         "tiny.yaml: wandb_api_key looks like a secret; set it as an environment variable, never in a config"
     )
 
 
-def test_only_what_changes_results_counts_as_changed():
+def test_only_fields_that_change_results_count_as_changed():
     assert changed_fields(Config(steps=5)) == {"steps": 5}
     assert changed_fields(Config(steps=5, optimizer=Optimizer(lr=1.0))) == {
         "steps": 5,
@@ -134,11 +134,11 @@ def test_only_what_changes_results_counts_as_changed():
     assert changed_fields(Config(steps=5, execution=Execution(workers=9))) == {"steps": 5}
 
 
-def test_a_nested_config_at_its_defaults_differs_from_none_at_all():
+def test_a_nested_config_with_default_values_differs_from_none():
     assert changed_fields(Config(steps=5, decay=Optimizer())) == {"steps": 5, "decay": {}}
 
 
-def test_the_location_of_a_source_is_no_change_but_its_other_fields_are():
+def test_the_location_of_a_source_is_not_a_change_but_its_other_fields_are():
     sources = [Source(path="here.txt"), Source(path="b", kind="jsonl")]
     assert changed_fields(Config(steps=5, sources=sources)) == {
         "steps": 5,
@@ -146,12 +146,12 @@ def test_the_location_of_a_source_is_no_change_but_its_other_fields_are():
     }
 
 
-def test_a_config_is_the_same_after_a_round_trip_through_plain_values():
+def test_a_config_is_equal_after_a_round_trip_through_plain_values():
     config = Config(steps=5, optimizer=Optimizer(betas=(0.8, 0.9)), sources=[Source(path="a")])
     assert build(Config, to_plain(config)) == config
 
 
-def test_a_file_that_is_missing_or_not_a_mapping_is_named(tmp_path):
+def test_the_error_for_a_missing_or_invalid_file_names_the_file(tmp_path):
     with pytest.raises(ValueError, match="no.yaml' is not a file"):
         load_yaml(tmp_path / "no.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
@@ -175,6 +175,8 @@ def test_a_file_that_is_missing_or_not_a_mapping_is_named(tmp_path):
         ("rlhf", {"learning": {"mean_logprob_gap": 1.0}}, "learning.mean_logprob_difference"),
     ],
 )
-def test_a_former_name_of_a_field_is_told_its_new_one(stage: str, values: dict[str, Any], now: str) -> None:
-    with pytest.raises(ValueError, match=rf"is not a field; it is called {re.escape(now)} now$"):
+def test_the_error_for_the_old_name_of_a_field_contains_the_new_name(
+    stage: str, values: dict[str, Any], new_name: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"is not a field; it is called {re.escape(new_name)} now$"):
         build(find_stage(stage).config, values)

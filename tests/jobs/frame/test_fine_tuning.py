@@ -1,4 +1,4 @@
-"""Which samples are held out, and what every rank reads of them."""
+"""The last samples are held out, and every rank gets the same number of held-out samples."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ from jobs.frame.fine_tuning import held_out_micro_batch_indices, split_held_out
 from jobs.sft import SftConfig
 
 
-def test_fewer_than_two_samples_that_fit_are_refused_with_the_length() -> None:
+def test_fewer_than_two_samples_that_fit_are_rejected() -> None:
     config = SftConfig(chats=[], sequence_length=8)
     for samples in ([], ["one"]):
         with pytest.raises(
@@ -19,7 +19,9 @@ def test_fewer_than_two_samples_that_fit_are_refused_with_the_length() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "num_held_out"), [(0.01, 1), (0.3, 1), (0.5, 2), (0.99, 3)])
-def test_the_last_samples_are_held_out_and_both_sides_have_some(fraction: float, num_held_out: int) -> None:
+def test_the_last_samples_are_held_out_and_both_parts_have_at_least_one_sample(
+    fraction: float, num_held_out: int
+) -> None:
     samples = list("abcd")
     train, held_out = split_held_out(samples, SftConfig(chats=[], validation_fraction=fraction), field="chats")
     assert [*train, *held_out] == samples and len(held_out) == num_held_out
@@ -33,7 +35,7 @@ def test_the_last_samples_are_held_out_and_both_sides_have_some(fraction: float,
         (1, 3, [[[0]], [[0]], [[0]]]),  # fewer samples than ranks
     ],
 )
-def test_every_rank_has_as_many_micro_batches(num_samples: int, world_size: int, by_rank: list[Any]) -> None:
+def test_every_rank_has_the_same_number_of_micro_batches(num_samples: int, world_size: int, by_rank: list[Any]) -> None:
     config = SimpleNamespace(execution=SimpleNamespace(micro_batch_size=2))
     for rank, expected in enumerate(by_rank):
         training: Any = SimpleNamespace(rank_context=SimpleNamespace(rank=rank, world_size=world_size), config=config)

@@ -1,4 +1,4 @@
-"""Forecasts learn from earlier runs, and a finished stage shows what was measured."""
+"""Forecasts use earlier runs, and the forecast of a finished stage has the measured values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def test_an_earlier_run_of_the_stage_corrects_the_calibration():
 
 
 @pytest.mark.parametrize("stage", ["reward", "sft"])
-def test_runs_of_other_stages_and_of_very_different_work_are_ignored(stage: str):
+def test_earlier_runs_of_other_stages_or_of_very_different_workloads_are_ignored(stage: str):
     much = dataclasses.replace(TRAINING, flop=100 * TRAINING.flop) if stage == "sft" else TRAINING
     run = EarlierRun(f"{stage}-1", stage, 1.0, 1.0, much)
     assert forecast_stage("sft", TRAINING, MACHINE, [run]) == forecast_stage("sft", TRAINING, MACHINE)
@@ -71,19 +71,18 @@ def job(gib: float = 1.0, name: str = "sft") -> Job:
     return Job(stage(name), name, Config(gib=gib), {})
 
 
-def test_a_finished_stage_shows_what_it_took_and_others_are_forecast_from_it(
+def test_a_finished_stage_shows_its_measurements_and_other_stages_are_forecast_from_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     store = Storage(str(tmp_path))
-    monkeypatch.setattr(
-        resource_usage, "sample_usage", lambda root_pid: None
-    )  # as where no raylet is below this process
+    # No memory is measured if this process has not started Ray.
+    monkeypatch.setattr(resource_usage, "sample_usage", lambda root_pid: None)
     artifact = run_job(job(), store, wandb_group="test")
     measured = artifact.record.measured
     assert measured.disk_gib is not None and measured.machine is not None
     assert measured.disk_gib * GIB >= 1000 and measured.machine.cores >= 1 and not measured.resumed
     assert measured_forecast(artifact).seconds == artifact.record.wall_s
-    # A run is used only when its memory was measured.
+    # An earlier run is used only if its memory was measured.
     assert measured.peak_memory_gib is None
     assert forecast_jobs({"sft": job(2.0)}, store)["sft"].basis == "calibration"
     measured = dataclasses.replace(measured, peak_memory_gib=1.5)
@@ -93,7 +92,7 @@ def test_a_finished_stage_shows_what_it_took_and_others_are_forecast_from_it(
     assert forecast_table(forecasts)[-1].startswith("still to do")
 
 
-def test_a_resumed_run_has_no_known_time(tmp_path: Path):
+def test_the_time_of_a_resumed_run_is_unknown(tmp_path: Path):
     one, store = job(), Storage(str(tmp_path))
     failing = dataclasses.replace(one, stage=dataclasses.replace(one.stage, run=lambda config, context: 1 / 0))
     with pytest.raises(JobFailed, match="ZeroDivisionError"):

@@ -43,12 +43,12 @@ def job(config: Config | None = None, *, stage: Stage | None = None, **planned: 
     return Job(stage or fake(), "fake", config or Config(), planned)
 
 
-def test_what_changes_no_result_changes_no_identity():
+def test_settings_that_do_not_change_the_result_do_not_change_the_id():
     same = [job(Config(words=3)), job(Config(execution=Execution(workers=8))), job(GrownConfig())]
     assert {one.id for one in same} == {job().id}
 
 
-def test_what_changes_the_result_changes_the_identity():
+def test_everything_that_changes_the_result_changes_the_id():
     different = [
         job(),
         job(Config(words=4)),
@@ -60,7 +60,7 @@ def test_what_changes_the_result_changes_the_identity():
     assert len({one.id for one in different}) == len(different)
 
 
-def test_a_source_is_known_by_content_not_by_path(tmp_path: Path):
+def test_the_content_of_a_source_file_changes_the_id_and_its_path_does_not(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "copy.txt").write_text("one")
     (tmp_path / "other.txt").write_text("two")
@@ -68,14 +68,14 @@ def test_a_source_is_known_by_content_not_by_path(tmp_path: Path):
     assert here == copied != other
 
 
-def test_a_glob_is_known_by_all_that_it_matches(tmp_path: Path):
+def test_every_file_that_a_glob_matches_changes_the_id(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one")
     before = job(Config(text=str(tmp_path / "*.txt"))).id
     (tmp_path / "b.txt").write_text("two")
     assert job(Config(text=str(tmp_path / "*.txt"))).id != before
 
 
-def test_which_function_of_a_file_is_called_is_part_of_the_identity(tmp_path: Path):
+def test_the_name_of_a_function_in_a_source_file_changes_the_id(tmp_path: Path):
     file = tmp_path / "verifiers.py"
     file.write_text("def right(): ...\ndef wrong(): ...\n")
     right, wrong = (job(Config(verifier=f"{file}:{name}")) for name in ("right", "wrong"))
@@ -83,12 +83,12 @@ def test_which_function_of_a_file_is_called_is_part_of_the_identity(tmp_path: Pa
     assert right.sources == wrong.sources
 
 
-def test_a_path_that_matches_nothing_names_its_field():
+def test_the_error_for_a_source_without_files_names_the_field():
     with pytest.raises(ValueError, match=r"fake: text: 'nowhere/\*.txt' matches no file"):
-        job(Config(text="nowhere/*.txt")).id  # noqa: B018 - the identity reads the sources
+        job(Config(text="nowhere/*.txt")).id  # noqa: B018 - computing the id reads the source files
 
 
-def test_an_input_given_by_default_and_one_written_out_are_the_same():
+def test_the_spelling_of_an_input_does_not_change_the_id():
     @dataclass(frozen=True, kw_only=True)
     class Defaulted:
         upstream: str = input_artifact("corpus", default="fake")

@@ -1,4 +1,4 @@
-"""A job runs once, a killed run is resumed, and only a finished output counts as an artifact."""
+"""A job runs once, a killed run is resumed, and a folder is an artifact only when it is finished."""
 
 import dataclasses
 import os
@@ -42,11 +42,11 @@ def job(config: Config | None = None, *, stage: Stage | None = None, **planned: 
     return Job(stage or fake(), "fake", config or Config(), planned)
 
 
-def run(one: Job, folder: Path) -> Artifact:
-    return run_job(one, Storage(str(folder)), wandb_group="test")
+def run(this_job: Job, folder: Path) -> Artifact:
+    return run_job(this_job, Storage(str(folder)), wandb_group="test")
 
 
-def test_a_job_is_done_once_and_recorded(tmp_path: Path):
+def test_a_job_runs_once_and_is_recorded(tmp_path: Path):
     calls: list[int] = []
 
     def counted(config: Config, context: Context) -> dict[str, Any]:
@@ -69,15 +69,15 @@ def test_a_failed_run_leaves_no_artifact_and_the_next_run_finds_its_files(tmp_pa
         context.output.write_bytes("half.txt", b"half")
         raise RuntimeError("killed here")
 
-    one = job(stage=fake(broken))
+    this_job = job(stage=fake(broken))
     with pytest.raises(RuntimeError, match="killed here"):
-        run(one, tmp_path)
-    assert (tmp_path / one.id / "half.txt").exists()
-    assert open_artifact(str(tmp_path / one.id)) is None
-    assert run(one, tmp_path).summary == {"resumed": True}
+        run(this_job, tmp_path)
+    assert (tmp_path / this_job.id / "half.txt").exists()
+    assert open_artifact(str(tmp_path / this_job.id)) is None
+    assert run(this_job, tmp_path).summary == {"resumed": True}
 
 
-def test_an_input_that_is_not_finished_is_refused_with_the_command_that_makes_it(tmp_path: Path):
+def test_the_error_for_an_unfinished_input_contains_the_command_that_makes_it(tmp_path: Path):
     with pytest.raises(ValueError, match="is not in .*make it first with `raymill run fake"):
         run(job(upstream=job(Config(words=9))), tmp_path)
 
@@ -99,7 +99,7 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_record_names_sources_and_inputs_down_to_their_bytes(tmp_path: Path):
+def test_a_record_contains_the_fingerprints_of_sources_and_the_digests_of_inputs(tmp_path: Path):
     (tmp_path / "a.txt").write_text("abc")
     upstream = job(Config(text=str(tmp_path / "a.txt")))
     made = run(upstream, tmp_path / "store")
@@ -109,20 +109,20 @@ def test_a_record_names_sources_and_inputs_down_to_their_bytes(tmp_path: Path):
     assert below.record.inputs["upstream"] == InputRecord(id=made.id, digest=made.digest, url=made.storage.url)
 
 
-def test_a_run_that_lost_its_lease_declares_no_artifact_and_leaves_the_new_holders_lease(tmp_path: Path):
+def test_a_run_that_lost_its_lease_finishes_no_artifact_and_keeps_the_new_lease(tmp_path: Path):
     def overtaken(config: Config, context: Context) -> dict[str, Any]:
         context.output.remove("lease.json")
         context.output.write_json("lease.json", {"holder": "other", "host": "elsewhere", "pid": 1, "time": time.time()})
         return write_words(config, context)
 
-    one = job(stage=fake(overtaken))
+    this_job = job(stage=fake(overtaken))
     with pytest.raises(RuntimeError, match="another one has taken"):
-        run(one, tmp_path)
-    assert open_artifact(str(tmp_path / one.id)) is None
-    assert Storage(str(tmp_path / one.id)).read_json("lease.json")["holder"] == "other"
+        run(this_job, tmp_path)
+    assert open_artifact(str(tmp_path / this_job.id)) is None
+    assert Storage(str(tmp_path / this_job.id)).read_json("lease.json")["holder"] == "other"
 
 
-def test_of_two_runs_at_once_one_does_the_work(tmp_path: Path):
+def test_of_several_simultaneous_runs_of_a_job_only_one_does_the_work(tmp_path: Path):
     calls: list[int] = []
 
     def slow(config: Config, context: Context) -> dict[str, Any]:
@@ -138,15 +138,15 @@ def test_of_two_runs_at_once_one_does_the_work(tmp_path: Path):
     assert len(calls) == 1
 
 
-def interrupted(one: Job, store: Path) -> None:
-    """Run a job that is killed after it has written a file."""
+def run_and_interrupt(this_job: Job, store: Path) -> None:
+    """Run a job that is interrupted after it has written the file half.txt."""
 
     def leave(config: Config, context: Context) -> dict[str, Any]:
         context.output.write_bytes("half.txt", b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(dataclasses.replace(one, stage=fake(leave)), store)
+        run(dataclasses.replace(this_job, stage=fake(leave)), store)
 
 
 def report_leftovers(config: Config, context: Context) -> dict[str, Any]:
@@ -156,20 +156,20 @@ def report_leftovers(config: Config, context: Context) -> dict[str, Any]:
 def test_a_killed_run_is_resumed_in_a_store_that_was_moved(tmp_path: Path):
     upstream = job(Config(words=4))
     run(upstream, tmp_path / "store")
-    interrupted(job(upstream=upstream), tmp_path / "store")
+    run_and_interrupt(job(upstream=upstream), tmp_path / "store")
     shutil.move(tmp_path / "store", tmp_path / "moved")
     assert run(job(stage=fake(report_leftovers), upstream=upstream), tmp_path / "moved").summary == {"resumed": True}
 
 
-def test_a_killed_run_with_another_input_is_not_resumed(tmp_path: Path):
+def test_a_killed_run_is_not_resumed_if_an_input_has_changed(tmp_path: Path):
     upstream = job(Config(words=4))
     made = run(upstream, tmp_path)
-    interrupted(job(upstream=upstream), tmp_path)
+    run_and_interrupt(job(upstream=upstream), tmp_path)
     write_record(made.storage, replace(made.record, digest="rebuilt"))
     assert run(job(stage=fake(report_leftovers), upstream=upstream), tmp_path).summary == {"resumed": False}
 
 
-def test_a_stage_that_cannot_forget_finishes_when_something_is_forgotten_meanwhile(tmp_path: Path):
+def test_a_stage_without_forget_finishes_if_documents_are_forgotten_during_its_run(tmp_path: Path):
     def forgetting(config: Config, context: Context) -> dict[str, Any]:
         Storage(str(tmp_path)).write_jsonl(FORGOTTEN, ["s/1"])
         return write_words(config, context)

@@ -1,4 +1,4 @@
-"""The kind of a Hugging Face folder, from its config.json."""
+"""The kind of a Hugging Face folder is determined by its config.json."""
 
 from typing import Any
 
@@ -17,5 +17,5 @@ from jobs.frame.kinds import Kind, huggingface_kind
         ({"architectures": None}, "model"),
     ],
 )
-def test_a_foreign_folder_has_a_kind(config: dict[str, Any], kind: Kind) -> None:
+def test_the_kind_of_an_external_model_folder(config: dict[str, Any], kind: Kind) -> None:
     assert huggingface_kind(config) == kind

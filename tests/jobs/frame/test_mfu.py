@@ -1,4 +1,4 @@
-"""The share of the peak FLOP/s is logged only where it is credible."""
+"""The model FLOP utilization (MFU) is logged only if the measured peak FLOP/s is credible."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,10 @@ SIZES: Any = SimpleNamespace(width=64, ffn_width=128)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: float = 0.0) -> tuple[TrainingRun, list]:
-    """One of two ranks, which starts with the first of the peaks and measures the others; and the list of the shapes
-    that it has measured."""
+    """Return one of two ranks, and the list that the shape of every measured matmul is appended to.
+
+    `peaks` are the results of the measurements. The rank has made the first measurement already.
+    """
     shapes: list[dict[str, int]] = []
 
     def measure(device: torch.device, dtype: torch.dtype | None, **shape: int) -> float:
@@ -30,19 +32,21 @@ def run(monkeypatch: pytest.MonkeyPatch, *, peaks: list[float], peak_tflops: flo
     return rank, shapes
 
 
-def test_below_the_peak_it_is_the_ratio(monkeypatch: pytest.MonkeyPatch):
+def test_mfu_is_the_ratio_of_the_reached_flops_to_the_peak(monkeypatch: pytest.MonkeyPatch):
     rank, shapes = run(monkeypatch, peaks=[1e9])
     assert rank._mfu(0.5e9) == {"perf/mfu": 0.25} and not shapes
 
 
-def test_above_the_peak_it_is_measured_again_on_the_products_of_the_run(monkeypatch: pytest.MonkeyPatch):
+def test_the_peak_is_measured_again_if_the_run_exceeds_it(monkeypatch: pytest.MonkeyPatch):
     rank, shapes = run(monkeypatch, peaks=[1e9, 4e9])
     assert rank._mfu(4e9) == {"perf/mfu": 0.5}
-    assert shapes == [{"rows": 4 * 32, "width": 64, "ffn_width": 128}], "a rank's share of the batch"
+    assert shapes == [{"rows": 4 * 32, "width": 64, "ffn_width": 128}], (
+        "the matmul has the rows of a rank's share of the batch"
+    )
     assert rank._mfu(2e9) == {"perf/mfu": 0.25} and len(shapes) == 1
 
 
-def test_a_run_that_stays_above_the_peak_logs_no_share(monkeypatch: pytest.MonkeyPatch):
+def test_no_mfu_is_logged_if_the_run_also_exceeds_the_second_measurement(monkeypatch: pytest.MonkeyPatch):
     rank, _ = run(monkeypatch, peaks=[1e9, 1.5e9])
     assert rank._mfu(4e9) == {}
 
@@ -52,7 +56,7 @@ def test_a_configured_peak_is_not_measured(monkeypatch: pytest.MonkeyPatch):
     assert rank._mfu(4e9) == {} and not shapes
 
 
-def test_a_wide_model_is_measured_by_a_product_that_takes_at_most_a_second(monkeypatch: pytest.MonkeyPatch):
+def test_the_matmul_that_measures_the_peak_is_limited_for_a_large_model(monkeypatch: pytest.MonkeyPatch):
     rank, shapes = run(monkeypatch, peaks=[1e9, 1e9])
     rank.config = SimpleNamespace(execution=rank.config.execution, global_batch_size=64, sequence_length=1024)  # pyright: ignore
     rank._model_config = SimpleNamespace(width=2048, ffn_width=8192)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Config files become jobs, every mistake is collected, and a finished stage does not run again."""
+"""Configs are bound to jobs, the errors of all configs are collected, and a finished stage does not run again."""
 
 import dataclasses
 import importlib
@@ -82,7 +82,7 @@ STAGES = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config folder of three small stages; nothing that runs needs Ray."""
+    """Return a folder with the configs of three small stages. None of them needs Ray."""
     monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.setattr(pipeline_run, "connect", no_ray)
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
@@ -101,29 +101,29 @@ def no_ray(address: str | None, environment: object) -> Iterator[None]:
     yield
 
 
-def test_inputs_are_bound_by_the_names_of_files_beside(folder: Path):
+def test_inputs_are_bound_by_the_names_of_configs_in_the_same_folder(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
     assert list(jobs) == ["corpus", "pretrain", "evaluate"]
     assert jobs["pretrain"].planned == {"corpus": jobs["corpus"]}
     assert jobs["evaluate"].planned == {"models.trained": jobs["pretrain"]}
 
 
-def test_every_node_must_see_all_sources_python_files_that_are_data_included(
+def test_every_node_must_see_all_source_files_even_python_files_that_are_text(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    asked: list[tuple[Storage, list[str]]] = []
+    checked: list[tuple[Storage, list[str]]] = []
 
     @contextmanager
-    def ask(store: Storage, sources: list[str]) -> Iterator[None]:
-        asked.append((store, sources))
+    def record_paths(store: Storage, sources: list[str]) -> Iterator[None]:
+        checked.append((store, sources))
         yield
 
-    monkeypatch.setattr(pipeline_run, "require_shared_paths", ask)
+    monkeypatch.setattr(pipeline_run, "require_shared_paths", record_paths)
     (folder / "code.py").write_text("words")
     (folder / "corpus.yaml").write_text(f"text: {folder}/*.py\n")
     pipeline = load_pipeline(folder / "pipeline.yaml")
     run_pipeline(pipeline)
-    assert asked == [(pipeline.store, [str(folder / "code.py")])]
+    assert checked == [(pipeline.store, [str(folder / "code.py")])]
 
 
 def test_an_override_changes_its_stage_and_what_depends_on_it(folder: Path):
@@ -137,7 +137,7 @@ def test_an_override_of_an_unknown_stage_names_the_nearest_one(folder: Path):
         load_pipeline(folder / "pipeline.yaml", ["pretrian.steps=30"])
 
 
-def test_the_mistakes_of_all_stages_are_collected_at_once(folder: Path):
+def test_the_errors_of_all_stages_are_collected(folder: Path):
     (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
     (folder / "evaluate.yaml").write_text("modles: {}\n")
     errors = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"]).errors
@@ -146,7 +146,7 @@ def test_the_mistakes_of_all_stages_are_collected_at_once(folder: Path):
     assert "did you mean models?" in errors["evaluate"]
 
 
-def test_a_path_that_matches_nothing_is_named_by_its_field(tmp_path: Path):
+def test_the_error_for_a_path_that_matches_no_file_names_the_field(tmp_path: Path):
     (tmp_path / "sft.yaml").write_text("chats: [nowhere.jsonl]\ninit: x\n")
     (error,) = load_stage("sft", tmp_path / "sft.yaml", store=str(tmp_path)).errors.values()
     assert re.search(r"sft.yaml: chats\S*: 'nowhere.jsonl' matches no file", error)
@@ -158,13 +158,13 @@ def test_a_stage_whose_input_has_errors_only_names_the_input(folder: Path):
     assert errors["pretrain"].endswith("corpus: the config corpus has an error, which is reported separately")
 
 
-def test_an_input_of_another_kind_is_refused(folder: Path):
+def test_an_input_of_the_wrong_kind_is_rejected(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: corpus}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
     assert errors["evaluate"].endswith("models.trained: 'corpus' has the kind corpus; this input accepts model")
 
 
-def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
+def test_previous_refers_to_the_last_earlier_config_that_makes_the_kind(folder: Path):
     (folder / "pretrain-2.yaml").write_text("steps: 30\n")
     (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pretrain-2, evaluate]\n")
@@ -174,26 +174,26 @@ def test_previous_is_the_last_config_before_that_makes_the_kind(folder: Path):
     assert load_pipeline(folder / "pipeline.yaml").jobs["evaluate"].id == by_name.id
 
 
-def test_previous_without_a_config_that_makes_the_kind_names_the_remedy(folder: Path):
+def test_previous_without_a_config_that_makes_the_kind_is_rejected_with_a_remedy(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: previous}\n")
     (folder / "pipeline.yaml").write_text("stages: [corpus, evaluate]\n")
     error = load_pipeline(folder / "pipeline.yaml").errors["evaluate"]
     assert "no config before evaluate makes a model; set the input to the name of a config in the same folder" in error
 
 
-def test_previous_of_a_config_that_no_pipeline_lists_follows_the_stages(folder: Path):
+def test_previous_in_a_config_that_no_pipeline_lists_uses_the_order_of_the_stages(folder: Path):
     (folder / "evaluate-other.yaml").write_text("models: {trained: previous}\n")
     job = load_stage("evaluate", folder / "evaluate-other.yaml").jobs["evaluate-other"]
     assert job.planned["models.trained"].name == "pretrain"
 
 
-def test_a_stage_that_would_be_made_from_itself_is_refused(folder: Path):
+def test_inputs_that_form_a_cycle_are_rejected(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: evaluate}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors
     assert "evaluate → evaluate: these inputs form a cycle" in errors["evaluate"]
 
 
-def test_the_configs_of_the_inputs_are_checked_before_these_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_planned_inputs_are_checked_before_they_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def check_planned_inputs(config: Any, planned: Any) -> None:
         if planned["corpus"].name == "corpus":
             raise ValueError("sequence_length: too long")
@@ -205,7 +205,7 @@ def test_the_configs_of_the_inputs_are_checked_before_these_are_finished(folder:
     assert errors["pretrain"].endswith("pretrain.yaml: sequence_length: too long")
 
 
-def test_a_stage_that_does_not_fit_the_whole_cluster_is_refused_before_the_first_one_runs(
+def test_a_stage_that_does_not_fit_the_cluster_is_rejected_before_the_first_stage_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
@@ -218,7 +218,7 @@ def test_a_stage_that_does_not_fit_the_whole_cluster_is_refused_before_the_first
     assert [row.state for row in plan(pipeline)] == ["pending", "pending", "pending"]
 
 
-def test_an_input_that_names_nothing_is_refused(folder: Path):
+def test_an_input_that_does_not_exist_is_rejected(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: elsewhere/model}\n")
     assert (
         "is not the name of a config in the same folder, not a finished artifact"
@@ -226,7 +226,7 @@ def test_an_input_that_names_nothing_is_refused(folder: Path):
     )
 
 
-def test_one_mistake_anywhere_stops_the_whole_run(folder: Path):
+def test_an_error_in_one_stage_stops_the_pipeline_before_it_starts(folder: Path):
     broken = load_pipeline(folder / "pipeline.yaml", ["pretrain.steps=0"])
     with pytest.raises(ValueError, match="steps: 0 must be at least 1"):
         run_pipeline(broken)
@@ -253,14 +253,14 @@ def test_the_plan_shows_what_is_done_what_resumes_and_what_is_pending(folder: Pa
     assert rows[0].placement == "placement×2" and rows[1].estimate == {"steps": 20}
 
 
-def test_the_plan_shows_an_input_that_was_made_again_with_other_bytes(folder: Path):
+def test_the_plan_shows_that_an_input_has_changed(folder: Path):
     pipeline = load_pipeline(folder / "pipeline.yaml")
     corpus = run_pipeline(pipeline)[0]
     write_record(corpus.storage, replace(corpus.record, digest="of other bytes"))
     assert [row.state for row in plan(pipeline)] == ["done", "done (input changed: corpus)", "done"]
 
 
-def test_a_single_stage_uses_the_store_of_the_pipeline_beside_it_and_requires_its_inputs(folder: Path):
+def test_a_single_stage_uses_the_store_of_its_pipeline_and_requires_finished_inputs(folder: Path):
     alone = load_stage("pretrain", folder / "pretrain.yaml", ["steps=7"])
     assert alone.store == load_pipeline(folder / "pipeline.yaml").store
     with pytest.raises(ValueError, match="corpus-[0-9a-f]{12} is not in"):
@@ -269,13 +269,13 @@ def test_a_single_stage_uses_the_store_of_the_pipeline_beside_it_and_requires_it
     assert [artifact.stage for artifact in run_pipeline(alone)] == ["pretrain"]
 
 
-def test_an_artifact_in_another_store_is_an_input_like_a_config_beside(folder: Path, tmp_path: Path):
+def test_an_input_by_location_gives_the_same_id_as_an_input_by_name(folder: Path, tmp_path: Path):
     corpus = run_pipeline(load_stage("corpus", folder / "corpus.yaml"))[0]
     by_name = load_stage("pretrain", folder / "pretrain.yaml")
     by_location = load_stage("pretrain", folder / "pretrain.yaml", [f"corpus={corpus.storage.url}"])
     assert by_name.jobs["pretrain"].id == by_location.jobs["pretrain"].id
-    need = by_location.jobs["pretrain"].planned["corpus"]
-    assert isinstance(need, Artifact) and need.id == corpus.id
+    upstream = by_location.jobs["pretrain"].planned["corpus"]
+    assert isinstance(upstream, Artifact) and upstream.id == corpus.id
 
 
 def test_a_stage_may_occur_twice_under_two_names(folder: Path):
@@ -299,16 +299,16 @@ def test_every_stage_of_the_pipeline_has_its_file(name: str):
     assert stage.name == name and find_stage(f"{name}-other") is stage
 
 
-def test_a_need_is_the_same_job_as_in_the_pipeline(folder: Path):
+def test_an_input_is_the_same_job_object_as_in_the_pipeline(folder: Path):
     jobs = load_pipeline(folder / "pipeline.yaml").jobs
-    need = jobs["pretrain"].planned["corpus"]
-    assert isinstance(need, Job) and need is jobs["corpus"]
+    upstream = jobs["pretrain"].planned["corpus"]
+    assert isinstance(upstream, Job) and upstream is jobs["corpus"]
 
 
-def test_environment_variables_come_from_the_pipeline_file_and_change_no_identity(
+def test_environment_variables_are_read_from_the_pipeline_file_and_change_no_id(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # so that monkeypatch removes them again
+    for name in ("NCCL_SOCKET_IFNAME", "WANDB_PROJECT"):  # set here, so that monkeypatch removes them after the test
         monkeypatch.setenv(name, "")
     plain = load_pipeline(folder / "pipeline.yaml").jobs["pretrain"].id
     with (folder / "pipeline.yaml").open("a") as file:
@@ -329,17 +329,17 @@ def test_environment_variables_come_from_the_pipeline_file_and_change_no_identit
 
 
 @pytest.mark.parametrize("what", ["pipeline", "stage"])
-def test_environment_variables_are_set_before_a_source_is_read(
+def test_environment_variables_are_set_before_source_files_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
     with (folder / "pipeline.yaml").open("a") as file:
         file.write("environment: {AWS_ENDPOINT_URL: 'http://minio:9000'}\n")
     endpoints: list[str | None] = []
-    look = dataclasses.replace(
+    recording_stage = dataclasses.replace(
         STAGES["corpus"], check_sources=lambda config: endpoints.append(os.environ.get("AWS_ENDPOINT_URL"))
     )
-    monkeypatch.setitem(STAGES, "corpus", look)
+    monkeypatch.setitem(STAGES, "corpus", recording_stage)
     if what == "pipeline":
         load_pipeline(folder / "pipeline.yaml")
     else:
@@ -347,17 +347,17 @@ def test_environment_variables_are_set_before_a_source_is_read(
     assert endpoints == ["http://minio:9000"]
 
 
-def test_more_workers_than_an_autoscaler_can_ever_add_are_refused_before_the_run_begins(
+def test_more_workers_than_an_autoscaler_can_add_are_rejected_before_the_run_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 1.0})
-    begun: list[bool] = []
+    begin_calls: list[bool] = []
     with pytest.raises(ValueError, match=r"corpus: execution \(placement\): does not fit: needs 2 CPUs"):
-        run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
-    assert not begun
+        run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begin_calls.append(True))
+    assert not begin_calls
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: {"CPU": 2.0})
-    run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begun.append(True))
-    assert begun == [True]
+    run_pipeline(load_pipeline(folder / "pipeline.yaml"), on_begin=lambda: begin_calls.append(True))
+    assert begin_calls == [True]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_more_workers_than_an_autoscaler_can_ever_add_are_refused_before_the_run
         ("'A B': x", "is not a variable that may be set"),
     ],
 )
-def test_a_secret_in_the_environment_of_a_config_is_refused(folder: Path, entry: str, message: str):
+def test_a_secret_in_the_environment_of_a_pipeline_is_rejected(folder: Path, entry: str, message: str):
     with (folder / "pipeline.yaml").open("a") as file:
         file.write(f"environment: {{{entry}}}\n")
     with pytest.raises(ValueError, match=message) as caught:

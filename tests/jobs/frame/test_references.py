@@ -1,4 +1,4 @@
-"""The values of a config's inputs, wherever they are in it."""
+"""The inputs of a config are found in fields, lists and mappings."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from jobs.frame.fields import input_artifact
 from jobs.frame.references import find_inputs
 
 
-def test_inputs_in_lists_and_mappings_are_found_under_their_keys():
+def test_inputs_in_lists_and_mappings_are_found_with_their_paths():
     @dataclass(frozen=True, kw_only=True)
     class Many:
         models: dict[str, str] = input_artifact("model", "reward_model")

@@ -1,4 +1,7 @@
-"""A stage is refused only when memory or disk clearly cannot hold it, with what it needs, what is free and a remedy."""
+"""A stage is rejected only if it clearly needs more memory or disk than is free.
+
+The error has the needed and the free amount and a remedy.
+"""
 
 import dataclasses
 import os
@@ -40,24 +43,24 @@ def shortages(
     )
 
 
-def test_too_little_memory_is_refused_with_need_rest_and_remedy(tmp_path: Path):
+def test_the_error_for_too_little_memory_has_the_needed_and_the_free_memory_and_a_remedy(tmp_path: Path):
     (message,) = shortages(tmp_path, 16, None)
     assert message.startswith(
         "pretrain: needs about 30.0 GiB of memory, but this machine has only 16.0 GiB free; decrease the batch, stop "
     )
 
 
-def test_too_little_disk_names_the_first_stage_that_does_not_fit(tmp_path: Path):
+def test_the_error_for_too_little_disk_names_the_first_stage_that_does_not_fit(tmp_path: Path):
     (message,) = shortages(tmp_path, None, 5)
     assert message.startswith(f"pretrain: needs about 5.00 GiB of disk, but {tmp_path} has only 3.00 GiB left for it;")
 
 
 @pytest.mark.parametrize(("memory", "disk"), [(None, None), (25, 8), (25, 6)])
-def test_a_stage_that_may_fit_is_not_refused(tmp_path: Path, memory: int | None, disk: int | None):
+def test_a_stage_that_may_fit_is_not_rejected(tmp_path: Path, memory: int | None, disk: int | None):
     assert not shortages(tmp_path, memory, disk)
 
 
-def test_bytes_that_an_unfinished_stage_has_written_are_not_needed_again(tmp_path: Path):
+def test_bytes_that_an_interrupted_stage_has_written_are_not_counted_again(tmp_path: Path):
     assert not shortages(tmp_path, None, 3, written_bytes={"pretrain": 4 * GIB})
     assert shortages(tmp_path, None, 3, written_bytes={"pretrain": 1 * GIB})
 
@@ -82,7 +85,9 @@ def job(gib: float) -> Job:
     return Job(stage(), "sft", Config(gib=gib), {})
 
 
-def test_a_run_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_without_enough_memory_and_disk_is_rejected_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def start(address: str | None) -> None:
         raise AssertionError("Ray is started")
 
@@ -92,7 +97,7 @@ def test_a_run_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: py
         pipeline_run.run_pipeline(much)
 
 
-def test_the_memory_of_this_machine_does_not_limit_a_cluster_that_is_joined(monkeypatch: pytest.MonkeyPatch):
+def test_the_memory_of_this_machine_does_not_limit_a_run_that_joins_a_cluster(monkeypatch: pytest.MonkeyPatch):
     assert free_local_memory_bytes(None)
     assert free_local_memory_bytes("ray://head:10001") is None
     assert free_local_memory_bytes("local")
@@ -101,7 +106,7 @@ def test_the_memory_of_this_machine_does_not_limit_a_cluster_that_is_joined(monk
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a file system of its own")
-def test_a_store_on_a_small_file_system_is_refused(tmp_path: Path):
+def test_a_store_on_a_file_system_that_is_too_small_is_rejected(tmp_path: Path):
     program = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from test_shortages import job, pipeline_run, Pipeline, Storage\n"

@@ -1,4 +1,4 @@
-"""What `plan` computes for a pipeline of which nothing has run."""
+"""The sizes, estimates and workloads of jobs are computed before any job has run."""
 
 import json
 from dataclasses import replace
@@ -49,34 +49,35 @@ REWARD = Job(
 
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
 
-# Table 1000·8; a layer: q and o 8·8 each, k and v 8·4 each, three of 8·16, two norms of 8; the last norm.
+# The embedding has 1000·8 parameters. A layer has q and o with 8·8 each, k and v with 8·4 each, three feed-forward
+# matrices with 8·16 each, and two norms with 8 each. The final norm has 8.
 PARAMETERS = 8000 + 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16) + 8
 
 
-def test_sizes_come_from_configs_that_have_not_run() -> None:
+def test_sizes_of_jobs_that_have_not_run_are_computed_from_their_configs() -> None:
     assert shards_sizes(SHARDS).vocab_size == 1000
     assert num_parameters(model_config_of(REWARD)) == PARAMETERS
     again = Job(pretrain.STAGE, "pretrain-adapted", PretrainConfig(init="sft"), {"init": SFT, "shards": SHARDS})
     assert model_config_of(again) == model_config_of(PRETRAIN)
 
 
-def test_a_training_stage_is_counted_in_tokens_flop_and_memory() -> None:
-    counted = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.planned)
+def test_the_estimate_of_a_training_stage_has_its_tokens_flop_and_memory() -> None:
+    estimate = pretrain.STAGE.estimate(PRETRAIN.config, PRETRAIN.planned)
     matmul = 2 * (2 * 64 + 2 * 32 + 3 * 128) + 8000
-    assert counted == {
+    assert estimate == {
         "parameters": PARAMETERS,
         "tokens": 640,
         "flop": 640 * (6 * matmul + 12 * 2 * 8 * 16),
         "state_mib_per_worker": PARAMETERS * 16 / 2 / 2**20,
     }
-    assert reward.STAGE.estimate(REWARD.config, REWARD.planned)["tokens"] == 2 * 640  # both answers of a pair
+    assert reward.STAGE.estimate(REWARD.config, REWARD.planned)["tokens"] == 2 * 640  # a pair has two replies
 
 
-def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
+def test_the_estimate_of_rlhf_has_the_memory_of_its_actors() -> None:
     config = RLHFConfig(prompts=[], reward="reward", steps=3)
-    counted = rlhf.STAGE.estimate(config, {"policy": SFT, "reward": REWARD})
+    estimate = rlhf.STAGE.estimate(config, {"policy": SFT, "reward": REWARD})
     rollouts = 3 * config.rollouts.rollouts_per_step
-    assert counted == {
+    assert estimate == {
         "rollouts": rollouts,
         "sampled_tokens": rollouts * config.rollouts.max_new_tokens,
         "generator_mib": PARAMETERS * 4 / 2**20 + 512,
@@ -86,7 +87,7 @@ def test_rlhf_counts_the_memory_of_the_actors_that_it_will_have() -> None:
     }
 
 
-def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
+def test_the_forecast_time_of_a_stage_grows_with_the_size_of_its_work(tmp_path: Path) -> None:
     pair = {"prompt": "Hello there", "chosen": "Good morning to you", "rejected": "Go away at once"}
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair | {"number": n}) + "\n" for n in range(8)))
     (tmp_path / "text.jsonl").write_text('{"text": "words"}\n' * 1000)
@@ -94,7 +95,7 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
     source = Source(name="text", path=str(tmp_path / "text.jsonl"), format="jsonl")
     text = Job(corpus.STAGE, "corpus", CorpusConfig(sources=[source]), {})
     token_ids = Job(shards.STAGE, "shards", ShardsConfig(), {"corpus": text, "tokenizer": VOCABULARY})
-    for stage, config, planned, more in (
+    for stage, config, planned, larger_settings in (
         (pretrain.STAGE, PRETRAIN_CONFIG, PRETRAIN.planned, {"steps": 20}),
         (sft.STAGE, SFT.config, SFT.planned, {"steps": 900}),
         (reward.STAGE, replace(REWARD.config, preferences=names["preferences"]), REWARD.planned, {"steps": 20}),
@@ -113,19 +114,19 @@ def test_the_work_of_a_stage_grows_with_its_config(tmp_path: Path) -> None:
         ),
         (serve.STAGE, ServeConfig(model="sft"), {"model": SFT}, {"max_new_tokens": 640}),
     ):
-        plain, larger = (seconds(stage, changed, planned) for changed in (config, replace(config, **more)))
+        plain, larger = (seconds(stage, changed, planned) for changed in (config, replace(config, **larger_settings)))
         assert plain < larger, stage.name
 
 
 def seconds(stage: Stage, config: Any, planned: PlannedInputs) -> float:
-    """The forecast time on some machine."""
+    """Return the predicted time of a stage on MACHINE."""
     assert stage.workload is not None
     return predict(
         stage.workload(with_precisions(config, resolve_precisions(config, (), {})), planned), MACHINE
     ).seconds
 
 
-def test_the_memory_of_a_server_of_a_compressed_model_is_the_size_of_its_files(tmp_path: Path):
+def test_the_memory_for_serving_a_compressed_model_includes_the_size_of_its_files(tmp_path: Path):
     folder = Storage(str(tmp_path / "compress-0"))
     folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
     folder.write_bytes("model/model.safetensors", bytes(3 << 20))

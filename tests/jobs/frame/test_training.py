@@ -1,4 +1,7 @@
-"""The training stages as a user runs them: real Ray Train groups over gloo, a driver that is killed, tiny models."""
+"""The training stages run as a user runs them, with Ray Train groups over gloo and tiny models.
+
+The driver and ranks are killed or stopped during some of the runs.
+"""
 
 import json
 import logging
@@ -43,7 +46,10 @@ STEPS = 50
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configs, shards and chats of a world in which word n is followed by word n + 1 and questions are preferred."""
+    """Return a folder with configs, shards, chats and preferences.
+
+    In the texts, word n of WORDS is always followed by word n + 1. In the preferences, a question is always chosen.
+    """
     folder = tmp_path_factory.mktemp("training")
     texts = [" ".join(WORDS[(start + n) % len(WORDS)] for n in range(5 + start % 7)) for start in range(400)]
     make_shards(folder / "shards", texts)
@@ -64,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_shards(folder: Path, texts: list[str]) -> None:
-    """A finished artifact of shards with its tokenizer."""
+    """Write a finished `shards` artifact with its tokenizer into the folder."""
     save_tokenizer(train_tokenizer(texts, size=300), folder / "tokenizer")
     encoder = fast_encoder(folder / "tokenizer")
     empty = ShardManifest(
@@ -102,62 +108,64 @@ def steps_of(artifact: Artifact, key: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(folder: Path, ray_session: None) -> Artifact:
+def trained_by_two_workers(folder: Path, ray_session: None) -> Artifact:
     return run(folder, "pretrain", "two")
 
 
 @pytest.fixture(scope="module")
-def sft(folder: Path, two_workers: Artifact) -> Artifact:
-    return run(folder, "sft", "two", f"init={two_workers.storage.url}")
+def sft(folder: Path, trained_by_two_workers: Artifact) -> Artifact:
+    return run(folder, "sft", "two", f"init={trained_by_two_workers.storage.url}")
 
 
-def test_one_and_two_workers_train_on_the_same_tokens_with_the_same_losses(folder: Path, two_workers: Artifact) -> None:
+def test_one_and_two_workers_train_on_the_same_tokens_with_the_same_losses(
+    folder: Path, trained_by_two_workers: Artifact
+) -> None:
     one = run(folder, "pretrain", "one", "execution.placement.workers=1", "execution.micro_batch_size=3")
-    assert one.id == two_workers.id  # execution settings are no part of the identity
-    assert steps_of(one, "data/hash") == steps_of(two_workers, "data/hash")
-    losses, other = steps_of(one, "train/loss"), steps_of(two_workers, "train/loss")
+    assert one.id == trained_by_two_workers.id  # execution settings are not part of the id
+    assert steps_of(one, "data/hash") == steps_of(trained_by_two_workers, "data/hash")
+    losses, other = steps_of(one, "train/loss"), steps_of(trained_by_two_workers, "train/loss")
     assert max(abs(losses[step] - other[step]) for step in losses) < 1e-4
     assert losses[1] - losses[STEPS] > 1.0
-    assert two_workers.summary["validation_loss"] < 2.5
+    assert trained_by_two_workers.summary["validation_loss"] < 2.5
 
 
-def test_a_killed_driver_leaves_no_process_and_the_resumed_run_is_bitwise_the_same(
-    folder: Path, two_workers: Artifact
+def test_a_killed_driver_leaves_no_process_and_the_resumed_run_is_bitwise_equal(
+    folder: Path, trained_by_two_workers: Artifact
 ) -> None:
     command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml")]
     command += ["--store", str(folder / "killed")]
     environment = {**os.environ, "RAYMILL_TEST_RUN": folder.name}
-    output = folder / "killed" / two_workers.id
+    output = folder / "killed" / trained_by_two_workers.id
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: any(output.glob("checkpoints/*/checkpoint.json")), driver)
     driver.send_signal(signal.SIGKILL)
-    step_at_kill = len(read_metrics(Storage(str(output))))  # the workers train on until Ray notices
+    step_at_kill = len(read_metrics(Storage(str(output))))  # the workers continue to train until Ray notices
     driver.wait()
     assert not (output / "artifact.json").exists()
     wait_for(lambda: not processes_with("RAYMILL_TEST_RUN", folder.name))
     subprocess.run(command, env=environment, check=True, capture_output=True)
     resumed = Artifact(Storage(str(output)), read_record(Storage(str(output))))
     assert 0 < step_at_kill < STEPS
-    assert steps_of(resumed, "train/loss") == steps_of(two_workers, "train/loss")
-    assert resumed.digest == two_workers.digest
+    assert steps_of(resumed, "train/loss") == steps_of(trained_by_two_workers, "train/loss")
+    assert resumed.digest == trained_by_two_workers.digest
 
 
 def wait_for(condition: Any, process: subprocess.Popen | None = None, *, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition is not true after {timeout_s} s"
         assert process is None or process.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.05)
 
 
 def processes_with(variable: str, value: str) -> list[int]:
-    """The processes whose environment holds variable=value."""
+    """Return the ids of the processes whose environment contains variable=value."""
     processes = psutil.process_iter(["environ"])
     return [process.pid for process in processes if (process.info["environ"] or {}).get(variable) == value]
 
 
 def test_sft_learns_the_replies_and_a_reward_model_the_preference(
-    folder: Path, two_workers: Artifact, sft: Artifact
+    folder: Path, trained_by_two_workers: Artifact, sft: Artifact
 ) -> None:
     losses = steps_of(sft, "sft/loss")
     assert losses[20] < losses[1] - 1.0
@@ -167,26 +175,28 @@ def test_sft_learns_the_replies_and_a_reward_model_the_preference(
     assert load_hf_scalar_model(reward.model.local()).score.weight.abs().sum() > 0
 
 
-def test_rows_longer_than_the_model_are_refused_before_a_worker_starts(folder: Path, two_workers: Artifact) -> None:
+def test_rows_longer_than_the_model_supports_are_rejected_before_a_worker_starts(
+    folder: Path, trained_by_two_workers: Artifact
+) -> None:
     with pytest.raises(
         ValueError, match="sequence_length: 128 is more than the 64 tokens that the model of `init` supports"
     ):
-        run(folder, "sft", "two", f"init={two_workers.storage.url}", "sequence_length=128")
+        run(folder, "sft", "two", f"init={trained_by_two_workers.storage.url}", "sequence_length=128")
 
 
-def test_a_preference_without_a_rejected_answer_is_named_by_file_and_line(folder: Path, sft: Artifact) -> None:
+def test_the_error_for_a_preference_without_a_rejected_reply_names_file_and_line(folder: Path, sft: Artifact) -> None:
     bad = folder / "bad.jsonl"
     write_lines(bad, [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b"}])
     with pytest.raises(ValueError, match=r"bad\.jsonl:2: rejected is missing"):
         run(folder, "reward", "two", f"init={sft.storage.url}", f"preferences=[{bad}]")
 
 
-def test_workers_that_do_not_divide_the_batch_are_refused(folder: Path) -> None:
+def test_a_number_of_workers_that_does_not_divide_the_batch_is_rejected(folder: Path) -> None:
     pipeline = load_stage("pretrain", folder / "pretrain.yaml", ["execution.placement.workers=3"])
     assert "global_batch_size: 8 samples cannot be divided equally among 3 workers" in pipeline.errors["pretrain"]
 
 
-def test_more_workers_than_the_cluster_has_cpus_for_are_refused(folder: Path, ray_session: None) -> None:
+def test_more_workers_than_the_cluster_has_cpus_for_are_rejected(folder: Path, ray_session: None) -> None:
     with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
 
@@ -196,7 +206,7 @@ def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_fin
 ) -> None:
     monkeypatch.setattr(node_monitor, "_STOPPED_S", 1.0)
     caplog.set_level(logging.INFO)
-    told: list[str] = []
+    planted: list[str] = []
 
     def plant() -> None:
         rank = wait_for_rank(0)
@@ -205,13 +215,13 @@ def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_fin
         os.kill(rank, signal.SIGCONT)
         wait_for(lambda: "continues after it was stopped" in caplog.text)
         os.kill(wait_for_rank(1), signal.SIGKILL)
-        told.append("planted")
+        planted.append("planted")
 
     planter = threading.Thread(target=plant)
     planter.start()
     artifact = run(folder, "pretrain", "faults", "steps=30", "seed=1")
     planter.join()
-    assert told == ["planted"] and artifact.summary["steps"] == 30
+    assert planted == ["planted"] and artifact.summary["steps"] == 30
     node = re.escape(socket.gethostname())
     assert re.search(rf"pretrain: rank 0 on node {node} \(pid \d+\) was stopped by a signal", caplog.text)
     killed = re.search(
@@ -222,7 +232,7 @@ def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_fin
 
 
 def wait_for_rank(rank: int) -> int:
-    """The process id of a rank that has reached its first step."""
+    """Wait until a rank has reached its first step. Returns the id of its process."""
     pids: list[int] = []
 
     def is_at_work() -> bool:

@@ -1,4 +1,4 @@
-"""A user's program is read with the modules beside it, refused when one is missing, and runs from its text alone."""
+"""User-provided code is read with the modules that it imports from its folder, and runs without its files."""
 
 import uuid
 from pathlib import Path
@@ -63,19 +63,19 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def test_the_modules_that_a_program_imports_are_read_with_it_and_no_others(project: Path) -> None:
+def test_only_the_modules_that_a_program_imports_are_read_with_it(project: Path) -> None:
     assert list(read_siblings("checks/verifier.py")) == SHIPPED
     assert list(read_siblings(f"{project}/checks/verifier.py")) == SHIPPED
 
 
-def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_runs_from_its_text_without_its_files(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = read_verifier("checks/verifier.py:score")
     for name in FILES:
         (project / name).unlink()
     first = load_function(program)
     assert first("", "three words here", {}) == 2 * 3 + 5 + 10 + 100 + 1
 
-    # Another program's module of the same name is another module.
+    # Two programs may import different modules of the same name.
     write(
         project, {"more/verifier.py": "import words\ndef score(p, r, x): return words.N\n", "more/words.py": "N = 7\n"}
     )
@@ -83,7 +83,7 @@ def test_it_runs_from_its_text_where_the_files_are_not(project: Path, monkeypatc
     assert first("", "three words here", {}) == 122
 
 
-def test_the_modules_of_a_program_behind_a_url_are_read_too(project: Path) -> None:
+def test_the_modules_of_a_program_at_a_url_are_read(project: Path) -> None:
     folder = f"memory://programs-{uuid.uuid4().hex[:8]}"
     for path, text in FILES.items():
         fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())
@@ -110,10 +110,11 @@ def test_the_modules_of_a_program_behind_a_url_are_read_too(project: Path) -> No
         ("import broken", r"broken.py cannot be read as a Python file"),
     ],
 )
-def test_what_could_not_be_imported_on_the_cluster_is_refused(
+def test_a_module_that_could_not_be_imported_on_the_cluster_is_rejected(
     project: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
-    monkeypatch.syspath_prepend(project)  # as `python -m` does: importable here, and neither installed nor shipped
+    # `python -m` adds the working directory to the path. Its modules can be imported here, but they are not shipped.
+    monkeypatch.syspath_prepend(project)
     write(project, {"elsewhere_in_the_project.py": "x = 1\n", "checks/broken.py": "def\n", "checks/it.py": source})
     with pytest.raises(ValueError, match=message):
         read_siblings("checks/it.py")
@@ -127,14 +128,16 @@ def test_what_could_not_be_imported_on_the_cluster_is_refused(
         "import numpy.linalg\nfrom importlib import metadata\nfrom model.metrics import distinct_n\n",
     ],
 )
-def test_what_is_optional_or_installed_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_optional_and_installed_modules_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"it.py": source})
     assert read_siblings("it.py") == {}
     load_function(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
 
 
-def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Path) -> None:
+def test_a_program_that_uses_its_file_name_is_not_shipped(project: Path) -> None:
     reject_file_lookups("checks/verifier.py")
     (project / "checks/words.py").write_text(
         "from pathlib import Path\n\nWORDS = Path(__file__).parent / 'words.txt'\n"
@@ -143,4 +146,4 @@ def test_a_program_that_looks_for_files_beside_itself_is_not_shipped(project: Pa
         ValueError, match=r"checks/words.py: line 3: __file__ leads nowhere .* Keep the program's data in"
     ):
         reject_file_lookups("checks/verifier.py")
-    read_verifier("checks/verifier.py:score")  # where it is not shipped it may
+    read_verifier("checks/verifier.py:score")  # `__file__` is allowed in a program that is not shipped
