@@ -17,7 +17,7 @@ from jobs.frame.workload import Processes, Workload
 MACHINE = Machine(processor="a", cores=2, python_s=0.02, step_flops=2e10, product_flops=3e10, bfloat16_speed=0.05)
 TRAINING = Workload(processes=[Processes(kind="trainer", number=2, memory_gib=0.2)], flop=1e13, steps=400, disk_gib=0.1)
 RUNS = [json.loads(line) for line in (Path(__file__).parent / "forecast_runs.jsonl").read_text().splitlines()]
-"""Runs of the demo: the workload, seconds and memory in the record of each stage, and the calibration of the machine."""
+"""Runs of the demo: workload, seconds and memory of each stage, and the calibration of the machine."""
 
 
 @pytest.mark.parametrize(
