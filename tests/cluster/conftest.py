@@ -1,4 +1,4 @@
-"""Stores of every kind, an archive, and fake nodes of a cluster with real monitors on them."""
+"""Fixtures: stores of every kind, an archive, and fake nodes of a cluster with real monitors."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ NO_PID = 2**22 + 1
 
 
 class FakeNode:
-    """A node whose monitor answers one call after another, as an actor does, while `answers` is set."""
+    """A node whose monitor answers one call at a time, like an actor. It only answers while `is_answering` is set."""
 
     def __init__(self, folder: Path) -> None:
         self.monitor = NodeMonitor(folder)
-        self.answers = threading.Event()
-        self.answers.set()
+        self.is_answering = threading.Event()
+        self.is_answering.set()
         self.is_gone = False
         self._pool = ThreadPoolExecutor(1)
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Future[Any]:
         def answer() -> Any:
-            assert self.answers.wait(60)
+            assert self.is_answering.wait(60)
             if self.is_gone:
                 raise RayActorError
             return method(self.monitor, *arguments)
@@ -45,7 +45,7 @@ class FakeNode:
         return self._pool.submit(answer)
 
     def end(self) -> None:
-        self.answers.set()
+        self.is_answering.set()
         self._pool.shutdown(wait=False)
 
 
@@ -90,7 +90,7 @@ def fake_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
 
 @pytest.fixture
 def monitor(fake_nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageMonitor]:
-    """The monitor of a stage on the fake nodes, which polls when it is asked and not by itself."""
+    """A stage monitor of the fake nodes, whose own thread does not poll."""
     monkeypatch.setattr(stage_monitor, "_POLL_INTERVAL_S", 3600.0)
     monitor = StageMonitor("rlhf", own_monitor=NodeMonitor(tmp_path / "own"), nodes=fake_nodes)
     monitor._remote_monitors.update_nodes()
@@ -112,7 +112,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A zip file with three members, in a folder of its own."""
+    """A zip file with three members."""
     path = tmp_path / "archive.whl"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("package/data/b.jsonl", "bb")

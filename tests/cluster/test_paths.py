@@ -1,4 +1,4 @@
-"""Paths and globs on any store, and inside archives, become the URLs of files."""
+"""Tests of local paths in URLs, and of glob patterns on every kind of store and inside archives."""
 
 import os
 import uuid
@@ -28,7 +28,7 @@ from cluster.storage import Storage
         ("hf://datasets/a/b", None),
     ],
 )
-def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: str | None):
+def test_local_path_returns_the_path_in_any_local_url(url: str, expected: str | None):
     assert local_path(url) == expected
 
 
@@ -46,21 +46,21 @@ def test_the_path_of_this_machine_is_found_behind_any_chain(url: str, expected: 
         ("zip://a::s3://bucket/x.zip", "zip://a::s3://bucket/x.zip"),
     ],
 )
-def test_relative_paths_become_absolute_and_urls_stay(location: str, expected: str):
+def test_relative_paths_become_absolute_and_other_urls_stay_unchanged(location: str, expected: str):
     whole = expected.format(here=os.getcwd(), home=os.path.expanduser("~"))
     assert absolute_url(location) == whole
     if "::" not in location and "*" not in location:
-        assert Storage(location).url == whole  # a worker has another working directory
+        assert Storage(location).url == whole  # a worker has a different working directory
 
 
-def test_globs_expand_to_sorted_files(tmp_path: Path):
+def test_glob_patterns_list_files_in_sorted_order(tmp_path: Path):
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.txt").mkdir()
     assert list_files([f"{tmp_path}/*.txt"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
 
 
-def test_globs_expand_on_an_object_store():
+def test_glob_patterns_list_files_on_an_object_store():
     storage = Storage(f"memory://sources-{uuid.uuid4().hex[:8]}")
     storage.write_bytes("a.txt", b"a")
     storage.write_bytes("b.txt", b"b")
@@ -69,21 +69,21 @@ def test_globs_expand_on_an_object_store():
     assert [storage.fs.cat_file(url) for url in urls] == [b"a", b"b"]
 
 
-def test_globs_expand_inside_a_zip_file_and_its_members_are_read_in_place(archive: Path):
+def test_glob_patterns_list_members_of_a_zip_file_which_can_be_opened(archive: Path):
     urls = list_files([f"zip://package/data/*.jsonl::file://{archive}"])
     assert urls == [f"zip://package/data/{name}.jsonl::file://{archive}" for name in "ab"]
     with fsspec.open(urls[1]) as file:
         assert file.read() == b"bb"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_relative_archive_is_found_from_the_working_directory(archive: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_path_of_an_archive_may_be_relative(archive: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(archive.parent)
     assert list_files(["zip://package/readme.txt::file://archive.whl"]) == [
         f"zip://package/readme.txt::file://{archive}"
     ]
 
 
-def test_a_pattern_that_matches_nothing_is_named(archive: Path):
+def test_the_error_for_a_pattern_without_a_match_names_the_pattern(archive: Path):
     for pattern in (
         f"{archive.parent}/*.csv",
         f"zip://*.csv::file://{archive}",
@@ -95,7 +95,7 @@ def test_a_pattern_that_matches_nothing_is_named(archive: Path):
 
 
 @pytest.mark.parametrize("scheme", ["zip", "tar"])
-def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Path, scheme: str):
+def test_the_error_for_a_damaged_archive_names_the_pattern(tmp_path: Path, scheme: str):
     (tmp_path / "not-an-archive").write_text("text " * 200)
     pattern = f"{scheme}://x::file://{tmp_path}/not-an-archive"
     with pytest.raises(ValueError, match="this file is damaged or is not an archive") as caught:
@@ -103,7 +103,7 @@ def test_an_archive_that_is_none_is_an_error_that_names_the_pattern(tmp_path: Pa
     assert repr(pattern) in str(caught.value)
 
 
-def test_a_listing_tells_the_sizes(storage: Storage):
+def test_list_files_with_sizes_returns_sizes_in_bytes(storage: Storage):
     for number in range(3):
         storage.write_bytes(f"in/{number}.txt", b"x" * number)
     storage.write_bytes("in/below/3.txt", b"xxx")
@@ -111,7 +111,7 @@ def test_a_listing_tells_the_sizes(storage: Storage):
     assert [(url.rsplit("/in/")[1], size) for url, size in found] == [(f"{number}.txt", number) for number in range(3)]
 
 
-def test_a_listing_follows_links_and_looks_into_archives(archive: Path, tmp_path: Path):
+def test_list_files_with_sizes_follows_links_and_lists_archives(archive: Path, tmp_path: Path):
     (tmp_path / "a.txt").write_text("four")
     (tmp_path / "folder").mkdir()
     for name, goal in (("link.txt", "a.txt"), ("folder.txt", "folder"), ("nowhere.txt", "none")):

@@ -1,11 +1,11 @@
-"""A placement that cannot be is refused with the field, the value, the rule and the remedy."""
+"""Tests of the checks and the resources of placements."""
 
 import pytest
 
 from cluster.placement import Placement, check_fits, total_resources
 
 
-def test_resources_are_those_of_all_workers_together():
+def test_resources_are_the_sum_over_all_workers():
     assert Placement(workers=4, cpus_per_worker=0.5).resources == {"CPU": 2.0}
     assert Placement(workers=2, cpus_per_worker=3, gpus_per_worker=1, backend="nccl").resources == {
         "CPU": 6.0,
@@ -36,19 +36,19 @@ def test_resources_are_those_of_all_workers_together():
         ),
     ],
 )
-def test_what_cannot_be_is_refused(placement: Placement, message: str):
+def test_invalid_placements_are_rejected(placement: Placement, message: str):
     with pytest.raises(ValueError) as caught:
         placement.check("execution.placement")
     assert str(caught.value) == message
 
 
-def test_a_placement_that_can_be_passes():
+def test_valid_placements_are_accepted():
     Placement().check("execution")
     Placement(workers=8, gpus_per_worker=1, backend="nccl").check("execution")
     Placement(workers=8, gpus_per_worker=1).check("execution", forms_process_group=False)
 
 
-def test_more_than_the_cluster_has_is_refused():
+def test_more_resources_than_the_cluster_has_are_rejected():
     with pytest.raises(ValueError) as caught:
         check_fits({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
     assert str(caught.value) == (
@@ -59,10 +59,10 @@ def test_more_than_the_cluster_has_is_refused():
         check_fits({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
 
 
-def test_exactly_what_the_cluster_has_fits_in_spite_of_rounding():
+def test_exactly_the_resources_of_the_cluster_fit_despite_rounding():
     check_fits({"CPU": 0.1 + 0.2}, {"CPU": 0.3}, "execution")
 
 
-def test_groups_that_run_together_need_the_sum_of_each_resource() -> None:
+def test_total_resources_adds_up_each_resource() -> None:
     engines, learners = Placement(workers=2, gpus_per_worker=1.0), Placement(workers=3, cpus_per_worker=0.5)
     assert total_resources([engines, learners]) == {"CPU": 3.5, "GPU": 2.0}

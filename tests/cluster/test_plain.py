@@ -1,4 +1,4 @@
-"""Typed values go through JSON and come back equal; anything else is refused."""
+"""Typed values survive a round trip through JSON, and values of another type are rejected."""
 
 import json
 from dataclasses import dataclass, field
@@ -30,13 +30,13 @@ WHOLE = Answer(
 )
 
 
-def test_a_value_comes_back_from_json_as_it_was() -> None:
+def test_a_value_survives_a_round_trip_through_json() -> None:
     assert from_plain(Answer, json.loads(json.dumps(to_plain(WHOLE)))) == WHOLE
     assert from_plain(list[Place], [["b", 2]]) == [Place("b", 2)]
     assert from_plain(int, to_plain(7)) == 7
 
 
-def test_a_dataclass_is_an_object_and_a_named_tuple_an_array() -> None:
+def test_a_named_tuple_becomes_a_list() -> None:
     assert to_plain(WHOLE)["places"] == [["a", 1]]
 
 
@@ -51,6 +51,6 @@ def test_a_dataclass_is_an_object_and_a_named_tuple_an_array() -> None:
         (int, {"edges": 1}, "expected int, found dict"),
     ],
 )
-def test_what_is_of_another_form_is_refused(kind: Any, value: Any, message: str) -> None:
+def test_values_of_another_type_are_rejected(kind: Any, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_plain(kind, value)

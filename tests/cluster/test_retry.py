@@ -1,4 +1,4 @@
-"""A request is tried again when its error may pass, and only then."""
+"""Requests are repeated after transient errors, and only then."""
 
 import errno
 from typing import Any
@@ -12,7 +12,7 @@ from cluster.storage import Storage
 
 
 class Failing:
-    """A call that raises these errors one after another, and then answers."""
+    """A function that raises the given errors, one in each call, and then returns a value."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors, self.calls = list(errors), 0
@@ -25,28 +25,32 @@ class Failing:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
 
 
-@pytest.mark.usefixtures("impatient")
-def test_what_may_pass_is_tried_four_times_and_what_will_not_once():
-    passing = [OSError(errno.EREMOTEIO, "500"), OSError(errno.EBUSY, "503"), aiohttp.ClientPayloadError("broken off")]
-    call = Failing(*passing)
+@pytest.mark.usefixtures("no_waits")
+def test_transient_errors_are_retried_three_times_and_other_errors_never():
+    transient_errors = [
+        OSError(errno.EREMOTEIO, "500"),
+        OSError(errno.EBUSY, "503"),
+        aiohttp.ClientPayloadError("broken off"),
+    ]
+    call = Failing(*transient_errors)
     assert cluster.retry.with_retries(call) == "answer" and call.calls == 4
     with pytest.raises(OSError, match="500"):
         cluster.retry.with_retries(Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
     with pytest.raises(OSError, match="ClientPayloadError: broken off"):
         cluster.retry.with_retries(Failing(*[aiohttp.ClientPayloadError("broken off")] * 4))
-    for final in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
-        call = Failing(final)
-        with pytest.raises(type(final)):
+    for error in (FileNotFoundError(), PermissionError(), OSError(errno.EINVAL, "no"), KeyError()):
+        call = Failing(error)
+        with pytest.raises(type(error)):
             cluster.retry.with_retries(call)
         assert call.calls == 1
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_store_that_does_not_say_is_not_taken_for_a_no(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("no_waits")
+def test_exists_raises_when_the_store_does_not_answer(storage: Storage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(storage.fs, "info", Failing(*[OSError(errno.EREMOTEIO, "500")] * 4))
     with pytest.raises(OSError, match="500"):
         storage.exists("a")

@@ -1,4 +1,4 @@
-"""One Ray session: Raymill's own packages are used in driver and workers, and a signal ends it in order."""
+"""Tests of the Ray session: packages that shadow Raymill's, and orderly shutdown after a signal."""
 
 import os
 import signal
@@ -14,21 +14,19 @@ from cluster.session import connect
 
 
 @pytest.mark.parametrize("name", ["data/__init__.py", "model.py", "cluster/__init__.py"])
-def test_what_would_be_imported_in_place_of_ours_is_refused_before_ray_starts(
+def test_a_file_that_shadows_a_raymill_package_is_rejected_before_ray_starts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
     with pytest.raises(ValueError, match=rf"{name} would be imported in place of Raymill's own package"), connect():
-        pytest.fail("it went on")
+        pytest.fail("the shadowing file was accepted")
     assert not ray.is_initialized()
 
 
 @pytest.mark.slow
-def test_a_folder_of_data_and_modules_of_other_names_do_no_harm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_folder_and_modules_of_other_names_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("data/corpus.txt", "data/document.py", "models.py", "jobs/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -65,10 +63,10 @@ sys.exit(cli.main())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_while_ray_starts_or_to_all_that_a_terminal_has_ends_the_command_in_order(
+def test_a_signal_while_ray_starts_or_to_all_processes_of_a_terminal_ends_the_command_in_order(
     number: signal.Signals, code: int
 ) -> None:
-    """SIGTERM comes while Ray starts, SIGHUP when it is up, and to Ray's own processes too, as of a closed terminal."""
+    """SIGTERM is sent while Ray starts. SIGHUP is sent later, also to Ray's processes, as when a terminal is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdout=subprocess.PIPE,

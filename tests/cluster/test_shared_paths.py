@@ -1,4 +1,4 @@
-"""What a node does not see is refused, also on a node that joins during the run."""
+"""Paths that a node cannot access are an error, also on a node that joins during the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,20 +13,22 @@ from cluster.storage import Storage
 
 @dataclass
 class FakeNodes:
-    """The nodes of a cluster, which lack the paths of `hidden`, and the store where `hides_store` is set."""
+    """Fake nodes. The paths in `hidden` are missing on all of them, and the store on those in `nodes_without_store`."""
 
     names: list[str] = field(default_factory=lambda: ["10.0.0.1"])
     hidden: set[str] = field(default_factory=set)
-    hides_store: set[str] = field(default_factory=set)
+    nodes_without_store: set[str] = field(default_factory=set)
     asked: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
-    def living(self) -> dict[str, str]:
+    def alive(self) -> dict[str, str]:
         return {f"id-{name}": name for name in self.names}
 
     def missing(self, paths: Sequence[str], nodes: Sequence[str]) -> dict[str, list[str]]:
         self.asked.append((list(paths), list(nodes)))
         return {
-            id: [path for path in paths if path in self.hidden or (id in self.hides_store and ".probe-" in path)]
+            id: [
+                path for path in paths if path in self.hidden or (id in self.nodes_without_store and ".probe-" in path)
+            ]
             for id in nodes
         }
 
@@ -35,7 +37,7 @@ class FakeNodes:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
     fake = FakeNodes()
     monkeypatch.setattr(shared_paths, "is_connected", lambda: True)
-    monkeypatch.setattr(shared_paths, "alive_nodes", fake.living)
+    monkeypatch.setattr(shared_paths, "alive_nodes", fake.alive)
     monkeypatch.setattr(shared_paths, "_find_missing", fake.missing)
     return fake
 
@@ -43,7 +45,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> FakeNodes:
 SOURCE = "zip://a.json::file:///data/x.whl"
 
 
-def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, nodes: FakeNodes) -> None:
+def test_the_error_names_the_missing_path_and_the_node(tmp_path: Path, nodes: FakeNodes) -> None:
     store = Storage(str(tmp_path / "runs"))
     nodes.hidden = {"/data/x.whl"}
     with (
@@ -52,21 +54,21 @@ def test_what_a_node_does_not_see_is_named_with_the_node(tmp_path: Path, nodes: 
         ),
         require_shared_paths(store, [SOURCE, "s3://bucket/a"]),
     ):
-        raise AssertionError("the block is entered")
-    nodes.hidden, nodes.hides_store = set(), {"id-10.0.0.1"}
+        raise AssertionError("the block must not be entered")
+    nodes.hidden, nodes.nodes_without_store = set(), {"id-10.0.0.1"}
     with (
         pytest.raises(ValueError, match=r"store: .*runs.* does not exist on node 10.0.0.1"),
         require_shared_paths(store, [SOURCE]),
     ):
-        raise AssertionError("the block is entered")
-    nodes.hides_store = set()
+        raise AssertionError("the block must not be entered")
+    nodes.nodes_without_store = set()
     with require_shared_paths(store, [SOURCE]):
         pass
     assert "/data/x.whl" in nodes.asked[-1][0] and len(nodes.asked[-1][0]) == 2
-    assert not list((tmp_path / "runs").iterdir())  # the probe is taken away
+    assert not list((tmp_path / "runs").iterdir())  # the temporary file is removed
 
 
-def test_a_node_that_joins_later_is_asked_once_too(tmp_path: Path, nodes: FakeNodes) -> None:
+def test_a_node_that_joins_later_is_checked_once(tmp_path: Path, nodes: FakeNodes) -> None:
     with require_shared_paths(Storage(str(tmp_path / "runs")), [SOURCE]):
         check_new_nodes()
         nodes.names.append("10.0.0.2")
@@ -74,15 +76,15 @@ def test_a_node_that_joins_later_is_asked_once_too(tmp_path: Path, nodes: FakeNo
         check_new_nodes()
         assert [asked for _, asked in nodes.asked] == [["id-10.0.0.1"], ["id-10.0.0.2"]]
         nodes.names.append("10.0.0.3")
-        nodes.hides_store = {"id-10.0.0.3"}
+        nodes.nodes_without_store = {"id-10.0.0.3"}
         with pytest.raises(ValueError, match=r"store: .* does not exist on node 10.0.0.3"):
             check_new_nodes()
     nodes.names.append("10.0.0.4")
-    check_new_nodes()  # the run is over
+    check_new_nodes()  # does nothing after the run
     assert len(nodes.asked) == 3
 
 
-def test_nothing_is_asked_for_urls_or_in_a_session_started_here(
+def test_nodes_are_not_checked_for_urls_or_in_a_local_cluster(
     tmp_path: Path, nodes: FakeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with require_shared_paths(Storage("memory://runs"), ["s3://bucket/a"]):

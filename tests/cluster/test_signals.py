@@ -1,4 +1,4 @@
-"""A command that is told to end does so in order, in time, and leaves nothing behind. Real processes."""
+"""Tests of orderly shutdown with real processes: cleanup runs, limits hold, and no process remains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import signal, subprocess, sys, time
 from cluster import signals
 from cluster.signals import restore_signal_handlers, defer_signals, orderly_shutdown, received_signal, write_stderr
 
-signals._SHUTDOWN_LIMIT_S, signals._DEFER_LIMIT_S = {order_s}, 1.0
+signals._SHUTDOWN_LIMIT_S, signals._DEFER_LIMIT_S = {shutdown_limit_s}, 1.0
 {before}
 with orderly_shutdown():
     try:
@@ -29,10 +29,15 @@ with orderly_shutdown():
 WAIT = "print('begun', flush=True); time.sleep(60)"
 
 
-def start(body: str, *, before: str = "pass", cleanup: str = "pass", order_s: float = 30.0) -> subprocess.Popen[str]:
-    """A program that has said that it has begun."""
+def start(
+    body: str, *, before: str = "pass", cleanup: str = "pass", shutdown_limit_s: float = 30.0
+) -> subprocess.Popen[str]:
+    """Start a program and wait until it has printed `begun`."""
     text = PROGRAM.format(
-        order_s=order_s, before=before, cleanup=cleanup, body="\n".join(f"        {line}" for line in body.split("\n"))
+        shutdown_limit_s=shutdown_limit_s,
+        before=before,
+        cleanup=cleanup,
+        body="\n".join(f"        {line}" for line in body.split("\n")),
     )
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
@@ -43,14 +48,14 @@ def start(body: str, *, before: str = "pass", cleanup: str = "pass", order_s: fl
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_runs_what_closes_things_and_is_the_exit_code(number: signal.Signals, code: int) -> None:
+def test_a_signal_runs_the_cleanup_and_sets_the_exit_code(number: signal.Signals, code: int) -> None:
     process = start(WAIT, cleanup="print('closed', flush=True)")
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, f"interrupted by {number.name}\nclosed\n")
 
 
-def test_a_second_signal_ends_everything_at_once() -> None:
+def test_a_second_signal_kills_all_processes_at_once() -> None:
     child = "subprocess.Popen(['sleep', '600'])"
     process = start(f"{child}\n{WAIT}", cleanup="time.sleep(600)")
     (sleeper,) = psutil.Process(process.pid).children()
@@ -63,25 +68,27 @@ def test_a_second_signal_ends_everything_at_once() -> None:
     assert not sleeper.is_running()
 
 
-def test_a_terminal_that_is_closed_says_so_twice_and_under_nohup_does_not_count() -> None:
+def test_a_second_sighup_is_ignored_and_under_nohup_every_sighup() -> None:
     process = start(WAIT, cleanup="time.sleep(1); print('closed', flush=True)")
     ignoring = start(WAIT, before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
-    for one in (process, ignoring):
-        one.send_signal(signal.SIGHUP)
+    for program in (process, ignoring):
+        program.send_signal(signal.SIGHUP)
         time.sleep(0.3)
-        one.send_signal(signal.SIGHUP)
+        program.send_signal(signal.SIGHUP)
     assert (process.communicate(timeout=60)[0], process.returncode) == ("interrupted by SIGHUP\nclosed\n", 129)
     ignoring.send_signal(signal.SIGTERM)
     assert (ignoring.communicate(timeout=60)[0], ignoring.returncode) == ("interrupted by SIGTERM\n", 143)
 
 
 @pytest.mark.parametrize("second", ["signal", "too long"])
-def test_an_end_by_force_needs_nobody_who_reads_what_is_said(second: str) -> None:
-    order_s = 30.0 if second == "signal" else 1.0
-    process = start(f"subprocess.Popen(['sleep', '600'])\n{WAIT}", cleanup="time.sleep(600)", order_s=order_s)
+def test_a_forced_end_works_with_a_closed_stderr(second: str) -> None:
+    shutdown_limit_s = 30.0 if second == "signal" else 1.0
+    process = start(
+        f"subprocess.Popen(['sleep', '600'])\n{WAIT}", cleanup="time.sleep(600)", shutdown_limit_s=shutdown_limit_s
+    )
     (sleeper,) = psutil.Process(process.pid).children()
     assert process.stdout is not None
-    process.stdout.close()  # as of `tee`, which the same Ctrl-C ends
+    process.stdout.close()  # as when stderr is piped to `tee`, which Ctrl-C ends too
     process.send_signal(signal.SIGINT)
     if second == "signal":
         time.sleep(0.3)
@@ -91,25 +98,25 @@ def test_an_end_by_force_needs_nobody_who_reads_what_is_said(second: str) -> Non
     assert not sleeper.is_running()
 
 
-def test_an_end_that_takes_too_long_is_cut_short_also_where_no_handler_runs() -> None:
-    in_order = start(WAIT, cleanup="time.sleep(600)", order_s=1.0)
-    # A C function that takes no notice of signals (a mutex locked twice), as training a tokenizer takes none.
+def test_a_slow_shutdown_is_ended_by_force_even_if_no_handler_can_run() -> None:
+    in_order = start(WAIT, cleanup="time.sleep(600)", shutdown_limit_s=1.0)
+    # A C function that cannot be interrupted by signals: it locks a mutex twice. Training a tokenizer is similar.
     lock = "import ctypes\nmutex, lock = (ctypes.c_char * 64)(), ctypes.CDLL(None).pthread_mutex_lock\nlock(mutex)"
-    deaf = start(f"{lock}\nprint('begun', flush=True)\nlock(mutex)", order_s=1.0)
+    deaf = start(f"{lock}\nprint('begun', flush=True)\nlock(mutex)", shutdown_limit_s=1.0)
     for process in (in_order, deaf):
         process.send_signal(signal.SIGINT)
         assert "took more than 1 s" in process.communicate(timeout=60)[0]
         assert process.returncode == 130
 
 
-def test_a_deferred_signal_waits_for_the_end_of_the_block() -> None:
+def test_a_deferred_signal_takes_effect_at_the_end_of_the_block() -> None:
     wait = "print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)\n"
     process = start(f"with defer_signals():\n    {wait}" + "    print('kept', flush=True)\nprint('not reached')")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "kept\ninterrupted by SIGTERM\n"
 
 
-def test_a_block_that_takes_too_long_is_interrupted() -> None:
+def test_a_block_that_defers_signals_too_long_is_interrupted() -> None:
     process = start(f"with defer_signals():\n    {WAIT}")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -117,21 +124,21 @@ def test_a_block_that_takes_too_long_is_interrupted() -> None:
     assert 1.0 <= time.monotonic() - began < 50
 
 
-def test_a_signal_is_not_lost_where_the_deferred_work_fails_of_it_too() -> None:
+def test_a_deferred_signal_replaces_an_exception_of_the_block() -> None:
     wait = "print('begun', flush=True)\n    while received_signal() is None: time.sleep(0.05)"
     process = start(f"with defer_signals():\n    {wait}\n    raise RuntimeError('the actors got the same signal')")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
 
 
-def test_a_signal_under_the_handler_of_a_library_is_ours_all_the_same() -> None:
-    """ray.init's ends the process with the number of the signal as its exit code."""
+def test_a_signal_is_handled_while_a_library_has_replaced_the_handler() -> None:
+    """Like the handler of ray.init, the library's handler exits with the number of the signal."""
     child = "sleeper = subprocess.Popen(['sleep', '600'])"
     set_handler = "signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))"
     process = start(f"with restore_signal_handlers():\n    {set_handler}\n    {WAIT}")
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "interrupted by SIGTERM\n" and process.returncode == 143
-    # A closed terminal takes its processes with it, but not those that an orderly end needs.
+    # When the terminal is closed, the processes that the library has started must survive for the orderly shutdown.
     process = start(
         f"with restore_signal_handlers():\n    {child}\n{WAIT}", cleanup="print(sleeper.poll()); sleeper.kill()"
     )

@@ -1,4 +1,4 @@
-"""The driver keeps the deaths that nobody asked for yet, and reports a stall once."""
+"""The stage monitor keeps deaths until they are asked for, and reports a stall once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cluster.node_monitor import NodeMonitor, NodeReport
 from cluster.stage_monitor import StageMonitor, StallDetector
 
 
-def test_only_the_deaths_of_who_is_dismissed_are_forgotten(fake_nodes: Any, monitor: StageMonitor) -> None:
-    places = [fake_nodes.add_process(name, index) for index, name in enumerate("ab")]
+def test_ignore_exits_forgets_only_the_deaths_of_the_given_process(fake_nodes: Any, monitor: StageMonitor) -> None:
+    processes = [fake_nodes.add_process(name, index) for index, name in enumerate("ab")]
     monitor._poll()
     monitor.ignore_exits("generator", 0)
     death = monitor.pop_death(role="generator", timeout_s=0.0)
-    assert death is not None and death.process == places[1]
+    assert death is not None and death.process == processes[1]
 
 
-def test_a_stall_of_nobody_is_reported_with_what_is_missing(
+def test_a_stall_without_processes_is_reported_with_the_missing_resources(
     monitor: StageMonitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stage_monitor, "_IDLE_LIMIT_S", 0.0)
@@ -35,12 +35,13 @@ def test_a_stall_of_nobody_is_reported_with_what_is_missing(
         caplog.text
     )
     caplog.clear()
-    monkeypatch.setattr(stage_monitor, "is_waiting_for_capacity", lambda: True)  # which says for what by itself
+    # While the stage waits for capacity, `wait_for_capacity` logs what it waits for.
+    monkeypatch.setattr(stage_monitor, "is_waiting_for_capacity", lambda: True)
     monitor._warn_of_stall(monitor._poll())
     assert caplog.text == ""
 
 
-def test_whatever_a_look_meets_the_next_one_comes_and_it_is_reported_once(
+def test_polling_continues_after_an_error_which_is_reported_once(
     fake_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stage_monitor, "_POLL_INTERVAL_S", 0.01)
@@ -55,14 +56,14 @@ def test_whatever_a_look_meets_the_next_one_comes_and_it_is_reported_once(
     monitor.close()
 
 
-def test_stillness_is_reported_once_and_only_where_nothing_computes_for_minutes_or_moves_for_half_an_hour() -> None:
-    asleep, busy, moves = NodeReport([], False, False), NodeReport([], False, True), NodeReport([], True, True)
-    clock = StallDetector(0.0)
-    assert clock.update([asleep, moves], 1, 10.0) is None
-    assert clock.update([asleep, busy], 1, 600.0) is None  # it computes, on a machine that may be slow
-    assert clock.update([asleep], 1, 700.0) is None
-    assert clock.update([asleep], 1, 790.0) == 780.0 and clock.update([asleep], 1, 900.0) is None
-    assert clock.update([asleep], 2, 910.0) is None  # the driver has come on
-    assert clock.update([asleep], 2, 910.0 + 2000.0) is None  # not ten times its longest pause, 900 s
-    endless = StallDetector(0.0)
-    assert [endless.update([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]
+def test_a_stall_is_reported_once_after_minutes_of_idle_or_half_an_hour_of_busy_processes() -> None:
+    idle, busy, progressing = NodeReport([], False, False), NodeReport([], False, True), NodeReport([], True, True)
+    detector = StallDetector(0.0)
+    assert detector.update([idle, progressing], 1, 10.0) is None
+    assert detector.update([idle, busy], 1, 600.0) is None  # a process computes, and the machine may be slow
+    assert detector.update([idle], 1, 700.0) is None
+    assert detector.update([idle], 1, 790.0) == 780.0 and detector.update([idle], 1, 900.0) is None
+    assert detector.update([idle], 2, 910.0) is None  # the driver has made progress
+    assert detector.update([idle], 2, 910.0 + 2000.0) is None  # less than ten times the longest pause, 900 s
+    busy_detector = StallDetector(0.0)
+    assert [busy_detector.update([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]

@@ -1,6 +1,6 @@
-"""A folder, object stores and the inside of a zip file behave alike, and nothing half written is seen.
+"""Local folders and object stores behave alike, and a file is never visible before it is complete.
 
-The S3 server is a real one, behind a proxy that refuses, drops, breaks off and delays.
+The S3 server is a real one, behind a proxy that rejects, drops, cuts off and delays requests.
 """
 
 import errno
@@ -25,7 +25,7 @@ from cluster.paths import list_files_with_sizes
 from cluster.storage import Storage
 
 
-def test_what_is_written_is_read_listed_and_removed(storage: Storage):
+def test_written_files_can_be_read_listed_and_removed(storage: Storage):
     storage.write_bytes("a/one.bin", b"1")
     storage.write_json("b.json", {"ü": [1, None]})
     (storage / "a").write_bytes("two.bin", b"22")
@@ -39,13 +39,13 @@ def test_what_is_written_is_read_listed_and_removed(storage: Storage):
     storage.remove("never-there")
 
 
-def test_a_name_that_is_absent_is_no_file(storage: Storage):
+def test_a_missing_file_does_not_exist(storage: Storage):
     assert not storage.exists("nothing") and not storage.exists()
     with pytest.raises(FileNotFoundError):
         storage.read_bytes("nothing")
 
 
-def test_only_the_first_of_many_creates(storage: Storage):
+def test_create_bytes_succeeds_for_exactly_one_of_many_callers(storage: Storage):
     won: list[int] = []
     threads = [
         threading.Thread(target=lambda n=n: storage.create_bytes("lease", b"%d" % n) and won.append(n))
@@ -59,7 +59,7 @@ def test_only_the_first_of_many_creates(storage: Storage):
     assert storage.files() == ["lease"]
 
 
-def test_a_copy_of_a_folder_holds_the_same_files(storage: Storage, tmp_path: Path):
+def test_put_folder_copies_all_files(storage: Storage, tmp_path: Path):
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "a.txt").write_text("a")
     (tmp_path / "folder" / "b.txt").write_text("b")
@@ -69,12 +69,12 @@ def test_a_copy_of_a_folder_holds_the_same_files(storage: Storage, tmp_path: Pat
     assert (local / "deep" / "a.txt").read_text() == "a" and (local / "b.txt").read_text() == "b"
 
 
-def test_it_travels_between_processes_as_its_url(storage: Storage):
+def test_a_storage_can_be_pickled(storage: Storage):
     storage.write_bytes("x", b"x")
     assert pickle.loads(pickle.dumps(storage)).read_bytes("x") == b"x"
 
 
-def test_a_write_that_fails_leaves_the_old_bytes_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_leaves_the_old_bytes_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     storage = Storage(str(tmp_path))
     storage.write_bytes("a", b"old")
 
@@ -88,7 +88,7 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_no_debris(tmp_path: Path, m
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_reader_never_sees_half_of_a_write(tmp_path: Path):
+def test_a_reader_never_sees_a_partial_write(tmp_path: Path):
     storage = Storage(str(tmp_path))
     versions = [bytes([n]) * 200_000 for n in range(4)]
     storage.write_bytes("a", versions[0])
@@ -108,18 +108,18 @@ def test_a_reader_never_sees_half_of_a_write(tmp_path: Path):
     assert seen <= set(versions)
 
 
-def test_a_half_written_file_of_a_killed_process_is_not_listed(tmp_path: Path):
+def test_a_partly_written_file_of_a_killed_process_is_not_listed(tmp_path: Path):
     (tmp_path / "a.1234.partial").write_text("half")
     assert Storage(str(tmp_path)).files() == []
 
 
-def test_a_store_that_cannot_be_written_says_so(tmp_path: Path):
+def test_check_writable_rejects_a_store_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match="store: cannot write to .*; use a location with write permission"):
         Storage(str(tmp_path / "file" / "below")).check_writable()
 
 
-def test_a_check_of_a_store_leaves_nothing_behind(storage: Storage, tmp_path: Path):
+def test_check_writable_removes_all_that_it_created(storage: Storage, tmp_path: Path):
     storage.check_writable()
     assert not storage.exists()
     (tmp_path / "exists").mkdir()
@@ -128,26 +128,26 @@ def test_a_check_of_a_store_leaves_nothing_behind(storage: Storage, tmp_path: Pa
     assert list((tmp_path / "exists").iterdir()) == []
 
 
-def test_a_remote_folder_that_changed_in_place_is_fetched_anew():
+def test_a_changed_remote_folder_is_downloaded_again():
     remote = Storage(f"memory://changing-{uuid.uuid4().hex[:8]}/model")
     remote.write_bytes("config.json", b"one")
     first = remote.local()
     assert remote.local() == first and (first / "config.json").read_bytes() == b"one"
-    remote.write_bytes("config.json", b"two")  # as long as before
+    remote.write_bytes("config.json", b"two")  # has the same size as before
     assert (remote.local() / "config.json").read_bytes() == b"two"
-    assert (first / "config.json").read_bytes() == b"one"  # whoever reads the old copy keeps it
+    assert (first / "config.json").read_bytes() == b"one"  # a process that reads the old copy can continue
     remote.write_bytes("more.json", b"")
     assert {path.name for path in remote.local().iterdir()} == {"config.json", "more.json"}
 
 
-def test_a_line_of_json_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path: Path):
+def test_a_line_of_json_may_contain_unicode_line_separators(tmp_path: Path):
     values = [{"text": "one\u2028two\u0085three\n"}, {"text": "four"}, {"file": "not UTF-8: \udc80"}]
     storage = Storage(str(tmp_path))
     storage.write_jsonl("lines.jsonl", values)
     assert storage.read_jsonl("lines.jsonl") == values
 
 
-def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_put_folder_copies_config_json_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     written: list[str] = []
@@ -156,7 +156,7 @@ def test_of_a_folder_the_file_that_makes_it_a_model_comes_last(tmp_path: Path, m
     assert written == ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
 
 
-def test_a_folder_can_become_the_directory_itself(storage: Storage, tmp_path: Path):
+def test_put_folder_without_a_name_copies_into_the_directory_itself(storage: Storage, tmp_path: Path):
     (tmp_path / "from" / "below").mkdir(parents=True)
     (tmp_path / "from" / "below" / "a.bin").write_bytes(b"a")
     storage.put_folder(tmp_path / "from")
@@ -164,7 +164,7 @@ def test_a_folder_can_become_the_directory_itself(storage: Storage, tmp_path: Pa
     assert storage.read_bytes("below/a.bin") == b"a"
 
 
-def test_a_file_is_written_in_pieces_and_seen_whole(storage: Storage):
+def test_a_file_that_is_written_in_pieces_appears_when_it_is_complete(storage: Storage):
     pieces = [bytes([number]) * (3 << 20) for number in range(7)]  # 21 MiB: three parts of an upload
     with storage.writing("deep/a.bin") as file:
         for piece in pieces:
@@ -177,17 +177,17 @@ def test_a_file_is_written_in_pieces_and_seen_whole(storage: Storage):
     assert storage.read_bytes("empty") == b""
 
 
-def test_writing_that_raises_leaves_what_was_there(storage: Storage):
+def test_an_exception_while_writing_leaves_the_old_file(storage: Storage):
     storage.write_bytes("a", b"old")
     with pytest.raises(KeyError), storage.writing("a") as file:
         file.write(b"new" * (4 << 20))
         raise KeyError
-    gc.collect()  # an upload that is only forgotten would be completed now
+    gc.collect()  # garbage collection must not complete the upload
     assert storage.read_bytes("a") == b"old" and storage.files() == ["a"]
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-def test_a_handle_reads_anywhere(storage: Storage, read_ahead: bool):
+def test_an_open_file_can_seek(storage: Storage, read_ahead: bool):
     content = os.urandom(1 << 16) * 300  # 19 MiB: three blocks
     storage.write_bytes("a", content)
     with storage.open("a", read_ahead=read_ahead) as file:
@@ -197,7 +197,7 @@ def test_a_handle_reads_anywhere(storage: Storage, read_ahead: bool):
         assert b"".join(iter(lambda: file.read(1_000_000), b"")) == content
 
 
-def test_a_copy_goes_within_a_store_and_between_stores(storage: Storage, tmp_path: Path):
+def test_copy_works_within_a_store_and_between_stores(storage: Storage, tmp_path: Path):
     storage.write_bytes("a", b"content")
     storage.copy("a", storage / "below", "b")
     storage.copy("a", Storage(str(tmp_path / "other")))
@@ -206,8 +206,8 @@ def test_a_copy_goes_within_a_store_and_between_stores(storage: Storage, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["internal", "dropped", "answer_lost", "broken_off"])
-def test_every_operation_outlives_a_fault(s3: str, fault: str):
-    """The proxy makes each request to a key of this name fail the first time."""
+def test_every_operation_survives_a_transient_fault(s3: str, fault: str):
+    """The proxy makes the first request to each key below this name fail."""
     storage = Storage(f"{s3}/{fault}")
     large = os.urandom(1 << 20) * 12
     assert not storage.exists() and storage.files() == []
@@ -237,7 +237,7 @@ def test_every_operation_outlives_a_fault(s3: str, fault: str):
 
 
 @pytest.mark.slow
-def test_a_thousand_and_more_are_listed_and_removed_while_the_store_fails(s3: str, object_store: Any):
+def test_more_than_a_thousand_files_are_listed_and_removed_while_the_store_fails(s3: str, object_store: Any):
     storage = Storage(s3)
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda number: storage.write_bytes(f"many/{number:04d}", b"%d" % number), range(1100)))
@@ -250,22 +250,22 @@ def test_a_thousand_and_more_are_listed_and_removed_while_the_store_fails(s3: st
 
 
 @pytest.mark.slow
-def test_what_another_process_writes_is_seen_at_once(s3: str):
-    ours, theirs = Storage(s3), Storage(s3)
-    assert not ours.exists("a/b") and ours.files() == []
-    theirs.fs.pipe_file(theirs.path("a/b"), b"")
-    assert ours.exists("a/b") and ours.exists("a") and ours.files() == ["a/b"] and ours.glob("*/*") == ["a/b"]
+def test_files_of_another_process_are_visible_at_once(s3: str):
+    reader, writer = Storage(s3), Storage(s3)
+    assert not reader.exists("a/b") and reader.files() == []
+    writer.fs.pipe_file(writer.path("a/b"), b"")
+    assert reader.exists("a/b") and reader.exists("a") and reader.files() == ["a/b"] and reader.glob("*/*") == ["a/b"]
 
 
 @pytest.mark.slow
-def test_a_refused_or_missing_key_is_reported_as_a_refusal(s3: str, monkeypatch: pytest.MonkeyPatch):
+def test_rejected_or_missing_credentials_are_an_error(s3: str, monkeypatch: pytest.MonkeyPatch):
     files = fsspec.get_filesystem_class("s3")
     for answer in ("signature", "Unable to locate credentials"):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         if answer != "signature":
             monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
             monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        files.clear_instance_cache()  # an instance keeps the keys it was made with
+        files.clear_instance_cache()  # an instance keeps the credentials that it was created with
         with pytest.raises(ValueError, match=f"store: cannot write to {s3} .*{answer}"):
             Storage(s3).check_writable()
         with pytest.raises(OSError):
@@ -273,7 +273,7 @@ def test_a_refused_or_missing_key_is_reported_as_a_refusal(s3: str, monkeypatch:
     files.clear_instance_cache()
 
 
-def test_a_name_that_is_exists_error_is_known_by_any_store():
+def test_the_error_for_an_existing_file_is_recognized_on_every_store():
     error = OSError(errno.EINVAL, "a precondition does not hold")
     assert not cluster.storage._is_exists_error(error)
     error.__cause__ = ClientError({"Error": {"Code": "PreconditionFailed"}}, "PutObject")

@@ -1,4 +1,4 @@
-"""A job is sent to a head that is still coming up, and followed however the head or its streams fail."""
+"""Tests of sending jobs to a head that is starting, and of following their logs when the head or the stream fails."""
 
 import asyncio
 import http.server
@@ -22,31 +22,31 @@ NO_AGENT = "Request failed with status code 500: No available agent to submit jo
 
 
 def answering(*answers: str | None) -> tuple[Callable[[], None], list[str | None]]:
-    """A sender that is given one answer after the other (None is a success), and what it has been given."""
-    left, given = list(answers), []
+    """Return a `send` function that gets one of the answers in each call (None is success), and the answers so far."""
+    remaining, given = list(answers), []
 
     def send() -> None:
-        given.append(left.pop(0) if len(left) > 1 else left[0])
+        given.append(remaining.pop(0) if len(remaining) > 1 else remaining[0])
         if given[-1] is not None:
             raise RuntimeError(given[-1])
 
     return send, given
 
 
-def test_a_head_without_an_agent_is_waited_for() -> None:
+def test_sending_is_repeated_while_the_head_has_no_agent() -> None:
     send, given = answering(NO_AGENT, NO_AGENT, None)
     send_when_agent_ready(send, pause_s=0.0)
     assert given == [NO_AGENT, NO_AGENT, None]
 
 
-def test_another_refusal_is_reported_at_once() -> None:
+def test_any_other_rejection_is_raised_at_once() -> None:
     send, given = answering("Request failed with status code 400: this id is taken", None)
     with pytest.raises(RuntimeError, match="this id is taken"):
         send_when_agent_ready(send, pause_s=0.0)
     assert len(given) == 1
 
 
-def test_an_agent_that_never_comes_ends_the_wait_at_its_limit() -> None:
+def test_waiting_for_an_agent_ends_at_its_limit() -> None:
     send, given = answering(NO_AGENT)
     with pytest.raises(RuntimeError, match="No available agent"):
         send_when_agent_ready(send, limit_s=0.05, pause_s=0.01)
@@ -54,8 +54,7 @@ def test_an_agent_that_never_comes_ends_the_wait_at_its_limit() -> None:
 
 
 class Head:
-    """A Jobs API with one job, whose log is five pieces in a stream that breaks after each two; the job ends with the
-    last piece."""
+    """A Jobs API with one job, which ends with the last of five log pieces. The n-th stream breaks after 2n pieces."""
 
     pieces = ("one\n", "two\n", "three\nfour\n", "five\n", "six\n")
 
@@ -82,8 +81,8 @@ class Head:
 
 
 @pytest.fixture
-def reached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Head], Head]:
-    """Makes a head the one that is reached; what is waited for is short."""
+def use_head(monkeypatch: pytest.MonkeyPatch) -> Callable[[Head], Head]:
+    """Return a function that makes a fake head the one that all calls use. Waits are short."""
     for name, value in {
         "_STATUS_POLL_S": 0.01,
         "_SILENT_HEAD_S": 0.3,
@@ -99,18 +98,19 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Head], Head]:
     return reach
 
 
-def test_a_log_whose_stream_breaks_goes_on_where_it_was_and_says_so(
-    reached: Callable[[Head], Head], caplog: pytest.LogCaptureFixture
+def test_a_broken_log_stream_is_reopened_and_continues_without_a_gap(
+    use_head: Callable[[Head], Head], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    head = reached(Head())
+    head = use_head(Head())
     assert "".join(Submission("a").logs()) == "".join(head.pieces)
     assert head.streams == 3
     assert caplog.text.count("the stream of the log broke (RuntimeError: WebSocket connection closed") == 2
-    assert (told := query_job(Submission("a"), None)).exit_code == 0 and told.describe_outcome() == "job a succeeded"
+    report = query_job(Submission("a"), None)
+    assert report.exit_code == 0 and report.describe_outcome() == "job a succeeded"
 
 
-def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Callable[[Head], Head]) -> None:
+def test_a_stream_that_always_breaks_is_given_up_even_if_the_job_has_failed(use_head: Callable[[Head], Head]) -> None:
     class Breaking(Head):
         async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
             self.streams += 1
@@ -118,7 +118,7 @@ def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Ca
             yield
 
     for status in (JobStatus.RUNNING, JobStatus.FAILED):
-        head = reached(Breaking())
+        head = use_head(Breaking())
         head.status = status
         with pytest.raises(
             HeadUnreachable, match=r"the log of job a cannot be read: the stream broke 6 times in a row"
@@ -129,7 +129,7 @@ def test_a_stream_that_only_breaks_ends_also_when_the_job_has_failed(reached: Ca
     assert query_job(Submission("a"), None).exit_code == 3
 
 
-def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Callable[[Head], Head]) -> None:
+def test_a_stream_that_closes_at_once_or_stays_open_after_the_job_is_given_up(use_head: Callable[[Head], Head]) -> None:
     class Closed(Head):
         async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
             return
@@ -141,15 +141,15 @@ def test_a_stream_that_is_closed_at_once_or_outlives_the_job_ends(reached: Calla
             await asyncio.sleep(600)
             yield ""
 
-    reached(Closed())
+    use_head(Closed())
     with pytest.raises(HeadUnreachable, match="it was closed although the job is RUNNING"):
         list(Submission("a").logs())
-    reached(Open())
+    use_head(Open())
     with pytest.raises(HeadUnreachable, match="it stayed open after the end of the job"):
         list(Submission("a").logs())
 
 
-def test_a_head_that_vanishes_under_a_silent_stream_is_noticed(reached: Callable[[Head], Head]) -> None:
+def test_a_dead_head_is_noticed_while_the_stream_is_silent(use_head: Callable[[Head], Head]) -> None:
     class Vanishing(Head):
         def list_jobs(self) -> list[JobDetails]:
             if self.streams:
@@ -161,31 +161,31 @@ def test_a_head_that_vanishes_under_a_silent_stream_is_noticed(reached: Callable
             await asyncio.sleep(600)
             yield ""
 
-    reached(Vanishing())
+    use_head(Vanishing())
     with pytest.raises(HeadUnreachable, match="has not answered for 0 s; the head, and with it the driver of job a"):
         list(Submission("a").logs())
 
 
-def test_a_head_in_trouble_is_a_sentence_or_leaves_the_word_to_the_store(
-    reached: Callable[[Head], Head], tmp_path: Path
+def test_a_failing_head_is_an_error_unless_the_store_knows_the_run(
+    use_head: Callable[[Head], Head], tmp_path: Path
 ) -> None:
     class Troubled(Head):
         def list_jobs(self) -> list[JobDetails]:
             raise RuntimeError("Request failed with status code 500: Internal Server Error.")
 
-    reached(Troubled())
+    use_head(Troubled())
     store = Storage(str(tmp_path))
     for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
         with pytest.raises(HeadUnreachable, match=r"the cluster's head does not answer \(RuntimeError: .* 500"):
             call()
     record_submission(store, "a")
-    told = query_job(Submission("a"), store)
-    assert (told.status, told.exit_code, told.is_known_to_head) == ("UNKNOWN", 1, False)
-    assert "status code 500" in told.describe_outcome() and "its run: sent, " in told.describe_outcome()
+    report = query_job(Submission("a"), store)
+    assert (report.status, report.exit_code, report.is_known_to_head) == ("UNKNOWN", 1, False)
+    assert "status code 500" in report.describe_outcome() and "its run: sent, " in report.describe_outcome()
 
 
-def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:
-    head = reached(Head())
+def test_stop_returns_what_has_happened(use_head: Callable[[Head], Head]) -> None:
+    head = use_head(Head())
     assert Submission("a").stop().startswith("job a was asked to stop, which takes up to 20 s")
     assert head.stopped == ["a"]
     head.status = JobStatus.STOPPED
@@ -193,7 +193,7 @@ def test_a_stop_says_what_became_of_it(reached: Callable[[Head], Head]) -> None:
     assert head.stopped == ["a"]
 
 
-def test_a_machine_that_takes_a_connection_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_accepts_a_connection_but_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CALL_LIMITS_S", (0.3, 0.3))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -206,7 +206,7 @@ def test_a_machine_that_takes_a_connection_and_says_nothing_is_given_up(monkeypa
 
 @pytest.fixture
 def dashboard() -> Iterator[int]:
-    """The port of a server on loopback that says which Ray it is."""
+    """The port of a local server that answers with the version of Ray."""
 
     class Version(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run says of itself in the store: that it is there, what it does, and how it ended."""
+"""Tests of the status that a run writes to its store: its current activity and its outcome."""
 
 import logging
 import signal
@@ -34,7 +34,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> None:
+def test_a_store_without_the_submission_is_rejected(store: Storage) -> None:
     with pytest.raises(ValueError, match="is not the directory of this path on the machine that submitted"):
         require_same_store(store, "a")
     record_submission(store, "a")
@@ -42,11 +42,11 @@ def test_another_store_than_that_of_the_submit_is_refused(store: Storage) -> Non
     assert str(entry(store)).startswith("sent, 0 s ago")
 
 
-def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -> None:
+def test_the_store_contains_the_last_report_and_the_outcome_of_a_run(store: Storage) -> None:
     with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), reporting_status(store, "a") as begin:
         wait_for(lambda: read_status(store, "a") is not None)
         assert entry(store).state == "checking"
-        begin()  # is told at once
+        begin()  # is reported at once
         wait_for(lambda: "running, 0 s ago: sft  step 3 of 10  loss 2.1" in str(entry(store)))
         raise RuntimeError("no more")
     assert str(entry(store)).endswith("s ago: RuntimeError: no more")
@@ -54,7 +54,7 @@ def test_the_store_keeps_what_a_run_said_last_and_how_it_ended(store: Storage) -
     assert "not reported since, so it has died" in str(entry(store))
 
 
-def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(
+def test_the_report_of_a_stopped_run_contains_the_signal_and_the_resume_point(
     store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission_status, "received_signal", lambda: signal.SIGTERM)
@@ -66,7 +66,7 @@ def test_a_stopped_run_is_reported_with_the_signal_and_where_it_goes_on(
     assert str(entry(store)) == "stopped, 0 s ago: by SIGTERM"
 
 
-def test_a_store_that_refuses_does_not_hide_how_the_run_ended(
+def test_a_store_that_cannot_be_written_does_not_replace_the_error_of_the_run(
     store: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(self: Storage, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The metrics log is whole, in order, and continues over kills and resumes."""
+"""The metrics log is complete and in order, also when the run is killed and resumed."""
 
 import json
 import pickle
@@ -25,11 +25,11 @@ def steps(storage: Storage) -> list[float]:
     return [line["step"] for line in read_metrics(storage)]
 
 
-def test_every_step_is_a_line(storage: Storage):
-    one = tracker(storage)
-    one.log(1, {"train/loss": 2.5})
-    one.log(2, {"train/loss": 2, "perf/tokens_per_s": 10.0})
-    one.close()
+def test_each_step_is_one_line(storage: Storage):
+    first = tracker(storage)
+    first.log(1, {"train/loss": 2.5})
+    first.log(2, {"train/loss": 2, "perf/tokens_per_s": 10.0})
+    first.close()
     lines = read_metrics(storage)
     assert [{key: line[key] for key in line if key != "time"} for line in lines] == [
         {"step": 1, "train/loss": 2.5},
@@ -37,16 +37,16 @@ def test_every_step_is_a_line(storage: Storage):
     ]
 
 
-def test_a_closed_tracker_goes_on_where_it_stopped(storage: Storage):
-    one = tracker(storage)
-    one.log(1, {"a": 1.0})
-    one.close()
-    one.log(2, {"a": 1.0})
-    one.close()
+def test_a_closed_tracker_can_continue_its_log(storage: Storage):
+    first = tracker(storage)
+    first.log(1, {"a": 1.0})
+    first.close()
+    first.log(2, {"a": 1.0})
+    first.close()
     assert steps(storage) == [1, 2]
 
 
-def test_resuming_forgets_what_will_be_done_again(storage: Storage):
+def test_resume_removes_the_steps_that_will_be_repeated(storage: Storage):
     killed = tracker(storage)
     for step in (1, 2, 3, 4):
         killed.log(step, {"train/loss": 1.0})
@@ -59,25 +59,25 @@ def test_resuming_forgets_what_will_be_done_again(storage: Storage):
     assert read_metrics(storage)[-1]["train/loss"] == 0.5
 
 
-def test_a_line_torn_by_a_kill_is_left_out_and_does_not_spoil_the_next(tmp_path: Path):
-    whole = json.dumps({"step": 1, "time": 0.0, "a": 1.0})
-    (tmp_path / METRICS_LOG).write_text(f'{whole}\n{{"step": 2, "ti')
+def test_a_line_that_a_kill_cut_off_is_removed(tmp_path: Path):
+    complete_line = json.dumps({"step": 1, "time": 0.0, "a": 1.0})
+    (tmp_path / METRICS_LOG).write_text(f'{complete_line}\n{{"step": 2, "ti')
     storage = Storage(str(tmp_path))
-    assert read_lines(storage) == [whole]
+    assert read_lines(storage) == [complete_line]
     resumed = tracker(storage)
     resumed.log(2, {"a": 2.0})
     resumed.close()
     assert steps(storage) == [1, 2]
 
 
-def test_no_log_is_no_metrics(storage: Storage):
+def test_without_a_log_there_are_no_metrics(storage: Storage):
     assert read_metrics(storage) == []
     resumed = tracker(storage)
     resumed.resume(0)
     assert read_metrics(storage) == []
 
 
-def test_it_travels_to_the_process_that_will_log(storage: Storage):
+def test_a_tracker_can_be_pickled_before_it_logs(storage: Storage):
     sent = pickle.loads(pickle.dumps(tracker(storage)))
     sent.log(1, {"a": 1.0})
     sent.close()

@@ -1,4 +1,4 @@
-"""W&B shows each line of a metrics log once, and whatever becomes of it costs no work and is one warning."""
+"""W&B gets each line of a metrics log once, and a failure of W&B is one warning that does not stop the work."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def tracker(storage: Storage, name: str = "pretrain") -> Tracker:
 
 
 def attempt(storage: Storage, steps: range, *, resume_at: int | None = None, killed: bool = False) -> None:
-    """One attempt of a stage: it logs the steps, and ends well or not."""
+    """Run one attempt of a stage, which logs the steps and may be killed at the end."""
     one = tracker(storage)
     with mirror_to_wandb(one):
         if resume_at is not None:
@@ -49,7 +49,7 @@ def attempt(storage: Storage, steps: range, *, resume_at: int | None = None, kil
 
 
 def offline_steps(storage: Storage) -> list[float]:
-    """The steps in the only offline run of an output, in order."""
+    """Return the steps in the only offline run of an output, in order."""
     (file,) = Path(storage.local()).glob("wandb/offline-run-*/run-run-1.wandb")
     return [values["step"] for values in read_history(file)]
 
@@ -58,7 +58,7 @@ def offline_steps(storage: Storage) -> list[float]:
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_mirror, "_FINISH_LIMIT_S", 100.0)  # of a busy machine
+    monkeypatch.setattr(wandb_mirror, "_FINISH_LIMIT_S", 100.0)  # the machine may be busy
     monkeypatch.setattr(wandb_mirror, "_START_LIMIT_S", 100.0)
     monkeypatch.setattr(wandb_mirror, "_START_LIMIT_AFTER_FAILURE_S", 100.0)
 
@@ -91,7 +91,7 @@ def test_wandb_is_online_only_with_a_key(
     assert wandb_mode() == mode
 
 
-def test_a_mode_that_wandb_does_not_have_is_refused_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_wandb_mode_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     monkeypatch.setattr(wandb_mirror, "start_module", lambda *a, **k: pytest.fail("a client was started"))
     with pytest.raises(ValueError, match="WANDB_MODE: 'onlin' must be one of online, "):
@@ -102,13 +102,13 @@ def lines_of(steps: range, keys: str = "a") -> list[str]:
     return [json.dumps({"step": step, "key": keys}) for step in steps]
 
 
-def test_a_log_that_grows_and_is_cut_back_is_sent_once():
+def test_a_log_that_grows_and_is_shortened_is_sent_once():
     unsent = UnsentLines(-1.0)
     first = lines_of(range(10, 200, 10))
     assert unsent.pop_new(first[:5]) == first[:5] and unsent.pop_new(first) == first[5:] and unsent.pop_new(first) == []
-    both = [*first, json.dumps({"step": 190, "validation": 1})]  # another line of the same step
+    both = [*first, json.dumps({"step": 190, "validation": 1})]  # a second line of the same step
     assert unsent.pop_new(both) == both[-1:]
-    # A resume at 100 with a shorter log interval, seen before or only after the log has grown beyond where it was.
+    # A resume at step 100 with a shorter log interval. It is noticed before or after the log is longer than it was.
     again = lines_of(range(10, 101, 10)) + lines_of(range(101, 230), "b")
     assert unsent.pop_new(again[:10]) == []
     assert [json.loads(line)["step"] for line in unsent.pop_new(again)] == list(range(191, 230))
@@ -116,7 +116,7 @@ def test_a_log_that_grows_and_is_cut_back_is_sent_once():
     assert late.pop_new(first) == [] and len(late.pop_new(again)) == 39
 
 
-def test_a_client_that_cannot_be_started_is_one_warning_and_ends_no_work(
+def test_work_continues_with_one_warning_if_the_client_cannot_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def start_module(*_: object, **__: object) -> None:
@@ -130,7 +130,7 @@ def test_a_client_that_cannot_be_started_is_one_warning_and_ends_no_work(
     assert "W&B failed (its client cannot be started" in failed and "no offline run for W&B was written" in offline
 
 
-def test_a_signal_while_the_last_metrics_are_sent_leaves_an_offline_run_to_write(
+def test_a_signal_while_the_last_metrics_are_sent_writes_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     written: list[float] = []
@@ -147,7 +147,9 @@ def test_a_signal_while_the_last_metrics_are_sent_leaves_an_offline_run_to_write
 
 
 @pytest.mark.slow
-def test_offline_all_attempts_are_one_run_in_the_output_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_offline_run_contains_the_steps_of_all_attempts_but_not_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
     storage = Storage(str(tmp_path))
     with pytest.raises(RuntimeError, match="killed"):
@@ -159,7 +161,7 @@ def test_offline_all_attempts_are_one_run_in_the_output_without_a_key(tmp_path: 
 
 
 @pytest.mark.slow
-def test_online_a_killed_and_resumed_run_has_each_step_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_an_online_run_that_was_killed_and_resumed_has_each_step_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         wandb_mirror._client.stop()
@@ -169,12 +171,12 @@ def test_online_a_killed_and_resumed_run_has_each_step_once(monkeypatch: pytest.
         wandb_mirror._client.stop()
         attempt(storage, range(3, 7), resume_at=2)
         assert server.steps("run-1") == [1, 2, 3, 4, 5, 6]
-    assert not storage.glob("wandb/*"), "what is there need not be kept"
+    assert not storage.glob("wandb/*"), "no offline run is written if W&B has all lines"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for four blocks."""
+    """A file system with four blocks."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]).returncode:
@@ -193,7 +195,7 @@ def closed_port() -> str:
 @pytest.mark.parametrize(
     "fault", ["unreachable", "silent", "unauthorized", "crashing", "temporary disk full", "W&B's disk full"]
 )
-def test_what_fails_is_one_warning_and_one_sync_brings_all(
+def test_a_failure_of_wandb_is_one_warning_and_the_offline_run_can_be_synced(
     fault: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -202,7 +204,7 @@ def test_what_fails_is_one_warning_and_one_sync_brings_all(
 ):
     with serving(fault if fault in ("unauthorized", "crashing") else "good") as server, socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
-        deaf.listen()  # whoever connects gets no answer
+        deaf.listen()  # a client that connects gets no answer
         urls = {"unreachable": closed_port(), "silent": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
         monkeypatch.setenv("WANDB_BASE_URL", urls.get(fault, server.url))
         if fault.endswith("disk full"):
@@ -223,7 +225,7 @@ def test_what_fails_is_one_warning_and_one_sync_brings_all(
 
 
 def synced(storage: Storage) -> list[float]:
-    """The steps that a server has after `wandb sync` of the offline run."""
+    """Return the steps that a server has after `wandb sync` of the offline run."""
     with serving() as server:
         runs = [str(path) for path in Path(storage.root).glob("wandb/offline-run-*")]
         environment = {**os.environ, "WANDB_BASE_URL": server.url}
@@ -232,7 +234,7 @@ def synced(storage: Storage) -> list[float]:
         return server.steps("run-1")
 
 
-def test_a_server_without_a_way_to_it_is_reported_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_server_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     closed = closed_port()
@@ -241,18 +243,18 @@ def test_a_server_without_a_way_to_it_is_reported_at_once(monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="https://no-such-host.invalid cannot be reached"):
         check_reachable("https://no-such-host.invalid")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    check_reachable(closed)  # the proxy's business
+    check_reachable(closed)  # with a proxy the server is not checked
     with serving() as server:
         monkeypatch.delenv("http_proxy")
         check_reachable(server.url)
 
 
 @pytest.mark.slow
-def test_the_offline_run_of_an_output_on_object_storage_is_there(
+def test_an_offline_run_is_written_to_an_output_on_object_storage(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb_mirror._client.stop()  # it has another environment
+    wandb_mirror._client.stop()  # the running client has another environment
     storage = Storage(f"{s3}/pretrain-1")
     attempt(storage, range(1, 5))
     wandb_mirror._client.stop()
@@ -265,7 +267,7 @@ def test_the_offline_run_of_an_output_on_object_storage_is_there(
 
 
 @pytest.mark.slow
-def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
+def test_every_node_of_a_joined_cluster_is_sampled_even_if_it_joins_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(wandb_mirror, "_NODES_INTERVAL_S", 0.5)
@@ -293,7 +295,7 @@ def test_every_node_of_a_joined_cluster_is_sampled_also_one_that_comes_later(
 
 
 @pytest.mark.slow
-def test_more_lines_than_a_block_holds_are_read_back_and_a_torn_file_is_seen(
+def test_an_offline_run_of_many_blocks_can_be_read_and_a_cut_file_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")

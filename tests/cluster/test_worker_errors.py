@@ -1,4 +1,4 @@
-"""An exception of another process keeps its type, its traceback and the process it came from."""
+"""Tests of sending exceptions to another process and of describing them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from cluster.worker_errors import describe_error, innermost_frame, original_erro
 from model.optim import warmup_cosine
 
 
-def test_an_exception_is_reported_with_the_innermost_frame_that_is_ours() -> None:
+def test_an_exception_is_described_with_the_innermost_frame_of_raymill() -> None:
     with pytest.raises(TypeError) as caught:
         warmup_cosine(peak_lr=1.0, warmup_steps=0, total_steps=4, final_ratio=0.1)("three")  # pyright: ignore[reportArgumentType]
-    told = describe_error(caught.value, traceback_text(caught.value))
-    assert told.startswith("raised TypeError: ") and ", at model/optim.py:" in told
+    description = describe_error(caught.value, traceback_text(caught.value))
+    assert description.startswith("raised TypeError: ") and ", at model/optim.py:" in description
 
 
-def test_frames_of_libraries_and_of_the_interpreter_are_passed_over() -> None:
+def test_frames_of_libraries_and_of_the_interpreter_are_skipped() -> None:
     library = f'  File "{subprocess.__file__}", line 7, in run\n    …\n  File "<frozen runpy>", line 198, in _run\n'
     text = f'Traceback:\n  File "/home/ann/verify.py", line 12, in score\n    …\n{library}ValueError: x'
     assert innermost_frame(text) == "/home/ann/verify.py:12 in score"
     assert innermost_frame(library) is None
 
 
-def test_our_own_frame_is_found_where_we_are_installed_among_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_raymill_are_found_if_it_is_installed_among_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_errors, "_LIBRARY_FOLDERS", (str(worker_errors._RAYMILL_FOLDER),))
-    ours, theirs = (
+    own_frame, library_frame = (
         f'  File "{worker_errors._RAYMILL_FOLDER}/{name}.py", line 3, in run\n' for name in ("jobs/sft", "torch/nn")
     )
-    assert innermost_frame(ours + theirs) == "jobs/sft.py:3 in run" and innermost_frame(theirs) is None
+    assert (
+        innermost_frame(own_frame + library_frame) == "jobs/sft.py:3 in run" and innermost_frame(library_frame) is None
+    )
 
 
-def test_what_a_worker_raised_is_reported_and_not_how_ray_brought_it() -> None:
+def test_an_exception_of_a_worker_is_described_without_the_wrapper_of_ray() -> None:
     text = 'Traceback (most recent call last):\n  File "/home/ann/verify.py", line 3, in score\n    …\nKeyError: 4'
     error = RayTaskError(
         "score", text, KeyError(4), "ray::Verifier.score", pid=77, ip="192.0.2.2"
     ).as_instanceof_cause()
-    brought = traceback_text(error)
-    assert isinstance(original_error(error), KeyError) and (pid_in_report(brought), ip_in_report(brought)) == (
+    received = traceback_text(error)
+    assert isinstance(original_error(error), KeyError) and (pid_in_report(received), ip_in_report(received)) == (
         77,
         "192.0.2.2",
     )
-    assert describe_error(error, brought) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
+    assert describe_error(error, received) == "raised KeyError: 4, at /home/ann/verify.py:3 in score"
 
 
 class Unpicklable(Exception):
@@ -56,17 +58,17 @@ class Unpicklable(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "description"),
     [
         (KeyError("x"), "raised KeyError: 'x', at tests/cluster/test_worker_errors.py:"),
         (Unpicklable("bad", "luck"), "raised RuntimeError: Unpicklable: bad (this exception cannot be pickled: "),
     ],
 )
-def test_an_exception_keeps_its_type_and_traceback_from_one_process_to_another(error: Exception, told: str) -> None:
-    place = ProcessInfo(stage="corpus", role="task", index=3, pid=7)
+def test_an_exception_keeps_its_type_and_traceback_when_it_is_pickled(error: Exception, description: str) -> None:
+    process = ProcessInfo(stage="corpus", role="task", index=3, pid=7)
     try:
         raise error
     except Exception as caught:
-        brought = pickle.loads(pickle.dumps(wrap_error(caught, place)))
-    assert describe_error(brought, traceback_text(brought)).startswith(told)
-    assert "in test_an_exception_keeps" in traceback_text(brought) and brought.process == place
+        received = pickle.loads(pickle.dumps(wrap_error(caught, process)))
+    assert describe_error(received, traceback_text(received)).startswith(description)
+    assert "in test_an_exception_keeps" in traceback_text(received) and received.process == process
