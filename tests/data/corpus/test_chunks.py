@@ -1,4 +1,4 @@
-"""Chunks: every row comes back in its part, whatever the chunks, and a text travels once."""
+"""Chunks: every row is read in its part for any number of chunks, and a chunk has each text once."""
 
 from pathlib import Path
 
@@ -15,23 +15,21 @@ from data.document import Document
 
 
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
-    """A table of (id, text), each in a file of its own."""
+    """Return a table with a row for each (id, text). Each row has another file number."""
     return to_table(
         [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
     )
 
 
-def test_chunks_give_back_every_row_of_a_part_whatever_their_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_row_of_a_part_is_read_from_any_number_of_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [Document(f"s/{n}", f"text number {n}", "s", {}, "f", n) for n in range(50)]
-    made = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
+    part_rows = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
     tables: list[list[dict]] = []
     for size in (1 << 20, 100):
         monkeypatch.setattr("data.corpus.chunks._CHUNK_BYTES", size)
         output = Storage(str(tmp_path / f"{size}"))
         writer = ChunkWriter(output, "chunks/a", 3, deduplicate=True)
-        for row in made:
+        for row in part_rows:
             writer.add([row])
         names = writer.close()
         tables.append(
@@ -41,36 +39,38 @@ def test_chunks_give_back_every_row_of_a_part_whatever_their_number(
     assert all(part_of_text(row["key"], 3) in (0, 1, 2) for row in tables[0])
 
 
-def test_of_a_chunks_equal_texts_one_travels_and_the_parts_are_the_same_for_any_chunks(
+def test_a_chunk_has_each_text_once_and_parts_are_the_same_for_any_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """300 documents of 7 texts in two spellings under ids of which every third is not the only one of its kind."""
+    """There are 300 documents with 200 different ids, and 7 different texts in upper and lower case."""
     documents = [
         Document(f"s/{n * 37 % 200:03d}", (str.upper if n % 5 else str)(f"text {n % 7}"), "s", {"n": n % 2}, "f", n)
         for n in range(300)
     ]
-    made = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
+    part_rows = clean_rows(documents, [], fraction=1.0, files={"f": 0}, num_parts=3).rows
     parts: list[list[Part]] = []
     for size, order in ((1 << 20, 1), (3000, 1), (1, 1), (3000, -1)):
         monkeypatch.setattr("data.corpus.chunks._CHUNK_BYTES", size)
         output = Storage(str(tmp_path / f"{size}{order}"))
         writer = ChunkWriter(output, "chunks/a", 3, deduplicate=True)
-        for row in made[::order]:
+        for row in part_rows[::order]:
             writer.add([row])
         names = writer.close()
         parts.append([part_from_rows(read_part_rows(output, names, part, deduplicate=True)) for part in range(3)])
         chunk = pa.concat_tables([read_table(output, names[:1], part, ROW_SCHEMA) for part in range(3)])
         assert len(chunk) - chunk["text"].null_count == len(set(chunk["key"].to_pylist()))
-    assert all(own == parts[0] for own in parts)
-    assert parts[0] == [part_from_rows(sort_and_deduplicate(plain(made, part), deduplicate=True)) for part in range(3)]
+    assert all(parts_of_run == parts[0] for parts_of_run in parts)
+    assert parts[0] == [
+        part_from_rows(sort_and_deduplicate(rows_of_part(part_rows, part), deduplicate=True)) for part in range(3)
+    ]
     assert sum(part.documents.num_rows for part in parts[0]) == 7
 
 
-def plain(rows: list[PartRow], part: int) -> pa.Table:
-    return to_table([row for of_part, row in rows if of_part == part])
+def rows_of_part(rows: list[PartRow], part: int) -> pa.Table:
+    return to_table([row for row_part, row in rows if row_part == part])
 
 
-def test_without_deduplication_equal_texts_travel_and_stay(tmp_path: Path) -> None:
+def test_without_deduplication_equal_texts_are_written_and_kept(tmp_path: Path) -> None:
     output = Storage(str(tmp_path))
     writer = ChunkWriter(output, "chunks/a", 1, deduplicate=False)
     writer.add([PartRow(0, Row(**row)) for row in rows(("b", "same"), ("a", "same")).to_pylist()])
@@ -78,7 +78,7 @@ def test_without_deduplication_equal_texts_travel_and_stay(tmp_path: Path) -> No
     assert table["text"].to_pylist() == ["same", "same"] and table["reason"].null_count == 2
 
 
-def test_a_part_costs_two_small_reads_of_a_chunk_and_an_empty_one_a_single_one(
+def test_a_part_is_read_from_a_chunk_in_two_reads_and_an_empty_part_in_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Storage(str(tmp_path))

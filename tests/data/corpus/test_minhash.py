@@ -1,4 +1,4 @@
-"""MinHash: words, shingles and signatures, against the definition in plain integers."""
+"""MinHash: words, shingles and signatures, compared with the definition in Python integers."""
 
 import hashlib
 import random
@@ -11,29 +11,29 @@ from data.corpus.minhash import minhash_signatures, split_words
 SETTINGS = NearDuplicates()
 
 
-def test_words_leave_case_punctuation_and_invisible_characters_out() -> None:
+def test_words_have_no_case_punctuation_or_invisible_characters() -> None:
     assert split_words("Don\u2019t  STOP\u2014\ufb01ne, na\u00efve co\u00adop_x 3.5!") == (
         ["don", "t", "stop", "fine", "na\u00efve", "coop", "x", "3", "5"]
     )
 
 
-def test_scripts_without_spaces_are_read_by_character_and_vowel_signs_stay_in_their_word() -> None:
+def test_scripts_without_spaces_are_split_by_character_and_vowel_signs_are_not_split() -> None:
     assert split_words("中文。カナ हिन्दी ok") == ["中", "文", "カ", "ナ", "हिन्दी", "ok"]
 
 
-def test_a_signature_holds_the_minima_over_the_shingles_one_by_one() -> None:
-    """The minimum over a text is the minimum over texts of one shingle each, whatever is beside them in a block."""
+def test_a_signature_is_the_minimum_over_the_signatures_of_its_shingles() -> None:
+    """The signature of a text is the minimum over texts of one shingle each, whatever other texts are in the block."""
     text = random_text(random.Random(0), 40)
-    own = split_words(text)
-    shingles = [" ".join(own[at : at + 5]) for at in range(len(own) - 4)]
-    made = minhash_signatures([text, "a b", *shingles, text], SETTINGS)
-    assert (made[0] == made[2:-1].min(axis=0)).all() and (made[0] == made[-1]).all()
+    words = split_words(text)
+    shingles = [" ".join(words[at : at + 5]) for at in range(len(words) - 4)]
+    signatures = minhash_signatures([text, "a b", *shingles, text], SETTINGS)
+    assert (signatures[0] == signatures[2:-1].min(axis=0)).all() and (signatures[0] == signatures[-1]).all()
 
 
 def test_a_text_shorter_than_a_shingle_is_one_shingle() -> None:
-    made = minhash_signatures(["one two", "One, two!", "two one", "one two three"], SETTINGS)
-    assert (made[0] == made[1]).all()
-    assert (made[0] != made[2]).all() and (made[0] != made[3]).all()
+    signatures = minhash_signatures(["one two", "One, two!", "two one", "one two three"], SETTINGS)
+    assert (signatures[0] == signatures[1]).all()
+    assert (signatures[0] != signatures[2]).all() and (signatures[0] != signatures[3]).all()
 
 
 def test_signatures_do_not_depend_on_the_batch() -> None:
@@ -43,8 +43,8 @@ def test_signatures_do_not_depend_on_the_batch() -> None:
     assert (minhash_signatures(texts, SETTINGS) == alone).all()
 
 
-def test_signatures_are_those_of_plain_integers() -> None:
-    """The whole definition once more; stored signatures are compared with later ones, so it must never change."""
+def test_signatures_equal_those_computed_with_python_integers() -> None:
+    """Implements the definition a second time. It must never change, because stored signatures are compared later."""
 
     def mixed(value: int) -> int:
         for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
@@ -58,25 +58,25 @@ def test_signatures_are_those_of_plain_integers() -> None:
             total = (total * 0x9E3779B97F4A7C15 + int.from_bytes(digest, "little")) % 2**64
         return mixed(total)
 
-    own = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
-    hashes = [shingle_hash(own[at : at + 5]) for at in range(5)]
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    hashes = [shingle_hash(words[at : at + 5]) for at in range(5)]
     stream = hashlib.shake_256(b"raymill minhash").digest(16 * 120)
     numbers = [int.from_bytes(stream[at : at + 8], "little") for at in range(0, len(stream), 8)]
     orderings = zip(numbers[::2], numbers[1::2], strict=True)
     expected = [min(((a | 1) * one + b) % 2**64 >> 32 for one in hashes) for a, b in orderings]
-    assert minhash_signatures([" ".join(own)], SETTINGS).tolist() == [expected]
+    assert minhash_signatures([" ".join(words)], SETTINGS).tolist() == [expected]
     assert expected[:2] == [361037417, 584266552]
 
 
-def test_distinct_texts_of_one_shingle_have_distinct_signatures() -> None:
-    """Of 300,000 hashes of 32 bits some 10 pairs would be equal, and with a hash the whole signature is."""
+def test_different_texts_of_one_shingle_have_different_signatures() -> None:
+    """With shingle hashes of 32 bits, about 10 pairs of the 300,000 texts would have equal signatures."""
     texts = [f"there are {number // 1000} and {number % 1000}" for number in range(300_000)]
-    made = minhash_signatures(texts, NearDuplicates(bands=1, rows=2))
-    assert len(np.unique(made.view(np.uint64))) == 300_000
+    signatures = minhash_signatures(texts, NearDuplicates(bands=1, rows=2))
+    assert len(np.unique(signatures.view(np.uint64))) == 300_000
 
 
-def test_agreement_estimates_the_jaccard_similarity() -> None:
-    """Mean error within four standard errors, and the spread that independent orderings would give."""
+def test_the_share_of_equal_values_estimates_the_jaccard_similarity() -> None:
+    """The mean error is within four standard errors, and the errors vary as with independent hash functions."""
     rng = random.Random(2)
     errors = []
     for share in [0.2, 0.5, 0.8] * 100:
@@ -96,8 +96,8 @@ def random_text(rng: random.Random, num_words: int) -> str:
 
 
 def shingle_set(text: str) -> set[tuple[str, ...]]:
-    own = split_words(text)
-    return {tuple(own[at : at + 5]) for at in range(max(len(own) - 4, 1))}
+    words = split_words(text)
+    return {tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))}
 
 
 def jaccard(one: str, other: str) -> float:
@@ -106,7 +106,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def pair_of_texts(rng: random.Random, num_words: int, similarity: float) -> tuple[str, str]:
-    """Two texts with a common beginning, about so similar."""
+    """Return two texts with a common beginning and about this Jaccard similarity."""
     common = int(num_words * 2 * similarity / (1 + similarity))
     begin = rng.choices(VOCABULARY, k=common)
     one, other = (" ".join(begin + rng.choices(VOCABULARY, k=num_words - common)) for _ in range(2))

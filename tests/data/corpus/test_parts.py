@@ -1,4 +1,4 @@
-"""The files of a part."""
+"""Writing, reading and changing the files of a part."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from data.corpus.rows import Row, to_table
 
 
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
-    """A table of (id, text), each in a file of its own."""
+    """Return a table with a row for each (id, text). Each row has another file number."""
     return to_table(
         [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
     )
 
 
-def test_a_part_comes_back_as_it_was_and_rows_go_and_come(tmp_path: Path) -> None:
+def test_a_part_is_read_as_it_was_written_and_rows_can_be_removed_and_added(tmp_path: Path) -> None:
     output = Storage(str(tmp_path))
     part = part_from_rows(sort_and_deduplicate(rows(("a", "x"), ("b", "X"), ("c", "y")), deduplicate=True))
-    answer = write_part(output, 0, part)
-    assert answer.counts == {"s": PartCounts(2, 2, {"exact_duplicates": 1})}
+    written = write_part(output, 0, part)
+    assert written.counts == {"s": PartCounts(2, 2, {"exact_duplicates": 1})}
     stored = read_part(output, 0)
     assert stored == part and stored.documents.schema == DOCUMENT_SCHEMA
     without_b = stored.without_ids({"b"})

@@ -1,4 +1,4 @@
-"""Opening: what is decompressed, where damage begins, and what is no damage."""
+"""Reading compressed files: decompression, damage, UTF-16, archives and web servers."""
 
 import bz2
 import functools
@@ -60,7 +60,7 @@ def test_every_member_of_a_compressed_file_is_read(
 
 
 @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending != "zip"])
-def test_what_stands_before_a_cut_is_read_and_the_cut_is_damage(tmp_path: Path, ending: str) -> None:
+def test_the_content_of_a_truncated_file_is_read_and_then_damage_is_reported(tmp_path: Path, ending: str) -> None:
     whole = COMPRESSORS[ending](noise(50)) + COMPRESSORS[ending](noise(50_000))
     path = tmp_path / f"a.{ending}"
     path.write_bytes(whole[: len(whole) // 2])
@@ -69,7 +69,7 @@ def test_what_stands_before_a_cut_is_read_and_the_cut_is_damage(tmp_path: Path, 
         for block in read_blocks(str(path)):
             found += block
     assert (noise(50) + noise(50_000)).startswith(found)
-    assert len(found) > 200_000 or ending == "bz2" and found == noise(50)  # bz2 packs 900 kB at once
+    assert len(found) > 200_000 or ending == "bz2" and found == noise(50)  # a block of bz2 is 900 kB
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
@@ -77,18 +77,18 @@ def test_a_flipped_byte_is_damage(tmp_path: Path, ending: str) -> None:
     content = bytearray(COMPRESSORS[ending](noise(2000)))
     content[len(content) // 2] ^= 0xFF
     (tmp_path / f"a.{ending}").write_bytes(content)
-    # Zstandard has no checksum unless asked for one: the byte may come out wrong and nobody can tell.
+    # Zstandard writes no checksum by default, so a wrong byte may be read without an error.
     with pytest.raises(Exception) as raised:
         assert b"".join(read_blocks(str(tmp_path / f"a.{ending}"))) == noise(2000)
     assert is_damage_error(raised.value) or ending == "zst"
 
 
-def test_errors_of_decompressors_are_damage_and_those_of_disks_and_networks_are_not() -> None:
+def test_errors_of_decompressors_are_damage_and_errors_of_disks_and_networks_are_not() -> None:
     assert is_damage_error(zstandard.ZstdError("corrupted block")) and is_damage_error(OSError("Invalid data stream"))
     assert not any(map(is_damage_error, (TimeoutError(), OSError("no route to the bucket"), OSError(5, "I/O error"))))
 
 
-def test_a_small_file_that_unpacks_to_a_giant_is_read_in_small_blocks(tmp_path: Path) -> None:
+def test_a_small_file_that_expands_to_a_huge_one_is_read_in_small_blocks(tmp_path: Path) -> None:
     giant = zstandard.ZstdCompressor(level=19).compress(bytes(300 << 20))
     assert len(giant) < 100_000
     (tmp_path / "a.zst").write_bytes(giant)
@@ -96,7 +96,7 @@ def test_a_small_file_that_unpacks_to_a_giant_is_read_in_small_blocks(tmp_path: 
     assert sum(sizes) == 300 << 20 and max(sizes) <= 65 << 20
 
 
-def test_a_zip_of_several_files_says_how_to_name_them(tmp_path: Path, find: Callable) -> None:
+def test_a_zip_of_several_files_is_an_error_that_says_how_to_name_them(tmp_path: Path, find: Callable) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.jsonl", '{"text": "a"}')
         archive.writestr("b.jsonl", '{"text": "b"}')
@@ -107,7 +107,7 @@ def test_a_zip_of_several_files_says_how_to_name_them(tmp_path: Path, find: Call
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
 @pytest.mark.parametrize("block_bytes", [4, 5, 7, 1 << 20])
-def test_utf16_is_told_by_its_mark_and_what_is_broken_costs_one_record(
+def test_utf16_is_recognized_by_its_mark_and_invalid_utf16_affects_one_record(
     tmp_path: Path, find: Callable, encoding: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
@@ -119,18 +119,18 @@ def test_utf16_is_told_by_its_mark_and_what_is_broken_costs_one_record(
     assert [(bad.offset, bad.reason[:9]) for bad in found.bad] == [(offset, "not UTF-8")]
 
 
-def test_half_a_character_at_the_end_of_utf16_is_no_text(tmp_path: Path, find: Callable) -> None:
+def test_a_utf16_file_that_ends_within_a_character_is_quarantined(tmp_path: Path, find: Callable) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffab".encode("utf-16-le") + b"c")
     assert b"".join(read_utf8_blocks(str(tmp_path / "a.txt"))) == "\ufeffab".encode() + b"\xff"
     assert "not UTF-8" in find(tmp_path / "a.txt", "text").bad[0].reason
 
 
-def test_utf32_is_not_taken_for_utf16(tmp_path: Path, find: Callable) -> None:
+def test_utf32_is_not_mistaken_for_utf16(tmp_path: Path, find: Callable) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffab".encode("utf-32-le"))
     assert "not UTF-8: invalid start byte 0xff at byte 0" in find(tmp_path / "a.txt", "text").bad[0].reason
 
 
-def test_files_inside_a_zip_are_read_in_place(tmp_path: Path, find: Callable) -> None:
+def test_files_in_a_zip_are_read_without_extracting_them(tmp_path: Path, find: Callable) -> None:
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
         archive.writestr("pkg/a.jsonl", '{"text": "one"}\n')
         archive.writestr("pkg/b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
@@ -143,7 +143,7 @@ def test_files_inside_a_zip_are_read_in_place(tmp_path: Path, find: Callable) ->
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    """The address of a server of `tmp_path` that sends files whole, as simple servers do."""
+    """The address of a server for `tmp_path` that, like simple servers, sends only complete files."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -158,7 +158,7 @@ def web(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_file_on_the_web_is_read_also_from_a_server_without_ranges(
+def test_a_file_on_a_web_server_without_ranges_is_read(
     tmp_path: Path, find: Callable, web: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n{"text": "two"}\n')
@@ -172,7 +172,7 @@ def test_a_file_on_the_web_is_read_also_from_a_server_without_ranges(
         find(f"{web}/c.parquet", "parquet")
 
 
-def test_files_of_a_store_in_memory_are_read_in_ranges(find: Callable) -> None:
+def test_files_of_an_in_memory_file_system_are_read_in_ranges(find: Callable) -> None:
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -182,9 +182,7 @@ def test_files_of_a_store_in_memory_are_read_in_ranges(find: Callable) -> None:
     fs.rm("/opening", recursive=True)
 
 
-def test_an_error_of_the_disk_stops_the_reading(
-    tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_disk_is_raised(tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.json", "a.txt", "a.html", "a.warc", "a.warc.gz"):
         (tmp_path / name).write_bytes(b"x")
 

@@ -1,4 +1,4 @@
-"""CSV: the rows that Python's csv module gives, with their offsets, and what is wrong set aside."""
+"""CSV: rows and offsets are compared with those of Python's csv module, and malformed rows are quarantined."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def random_field() -> str:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3, 50, 1 << 20])
-def test_rows_are_those_of_the_csv_module_whatever_the_blocks(
+def test_rows_equal_those_of_the_csv_module_for_any_block_size(
     tmp_path: Path, find: Callable, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random.seed(block_bytes)
@@ -46,7 +46,7 @@ def test_rows_are_those_of_the_csv_module_whatever_the_blocks(
             assert next(csv.reader(rest, delimiter=delimiter))[0] == document.metadata["id"]
 
 
-def test_what_is_wrong_with_a_row_is_quarantined_at_its_offset(tmp_path: Path, find: Callable) -> None:
+def test_malformed_rows_are_quarantined_with_their_offset_and_reason(tmp_path: Path, find: Callable) -> None:
     rows = [
         b"\xef\xbb\xbfid,text\r\n",
         b'1,"two\nlines, ""quoted"""\n',
@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_row_is_quarantined_at_its_offset(tmp_path: Path, f
     ]
 
 
-def test_a_row_over_the_limit_and_a_quote_never_closed_are_bounded(
+def test_a_row_over_the_limit_and_an_unclosed_quote_are_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 100)
@@ -83,7 +83,7 @@ def test_a_row_over_the_limit_and_a_quote_never_closed_are_bounded(
     assert [(bad.offset, bad.reason) for bad in found.bad] == [(11, reason), (11 + 501 + 7, reason)]
 
 
-def test_a_header_that_is_missing_doubled_or_of_other_columns_is_told(tmp_path: Path, find: Callable) -> None:
+def test_a_header_that_lacks_or_repeats_a_column_is_an_error(tmp_path: Path, find: Callable) -> None:
     path = tmp_path / "a.csv"
     source = Source(name="s", path=str(path), format="csv")
     path.write_text("id;text\n1;x\n")
@@ -101,7 +101,7 @@ def test_a_header_that_is_missing_doubled_or_of_other_columns_is_told(tmp_path: 
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
-def test_another_delimiter_is_named_with_its_remedy(mark: str, tmp_path: Path) -> None:
+def test_the_error_for_another_delimiter_says_how_to_set_it(mark: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"Nr{mark}Text\n1{mark}Erstens, zweitens\n")
     source = Source(name="made", path=str(tmp_path / "a.csv"), format="csv", text="Text")
     with pytest.raises(ValueError, match=re.escape(f"set the source's delimiter: {mark!r}")):

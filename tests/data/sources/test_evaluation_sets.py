@@ -1,4 +1,4 @@
-"""Evaluation sets: every format gives the same strings, and what cannot be read is refused."""
+"""Evaluation sets: every format gives the same strings, and unreadable files are errors."""
 
 import csv
 import gzip
@@ -38,7 +38,7 @@ def test_every_format_gives_the_same_strings(tmp_path: Path) -> None:
     assert read_strings(str(tmp_path / "plain.txt"), []) == [FIRST, SECOND]
 
 
-def test_columns_choose_the_strings_also_those_inside_of_lists_and_mappings(tmp_path: Path) -> None:
+def test_strings_in_lists_and_mappings_of_the_named_columns_are_read(tmp_path: Path) -> None:
     item = {"question": "a", "answer": "b", "meta": {"choices": ["c", {"d": "d"}]}, "label": 3}
     (tmp_path / "set.jsonl").write_text(json.dumps(item) + "\n" + json.dumps({"answer": None}) + "\n")
     url = str(tmp_path / "set.jsonl")
@@ -48,7 +48,7 @@ def test_columns_choose_the_strings_also_those_inside_of_lists_and_mappings(tmp_
         read_strings(url, ["anwser"])
 
 
-def test_a_compressed_file_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
+def test_a_compressed_file_is_read_completely_or_is_an_error(tmp_path: Path) -> None:
     frames = [zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in (FIRST, SECOND)]
     (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))
     assert read_strings(str(tmp_path / "frames.jsonl.zst"), []) == [FIRST, SECOND]
@@ -58,7 +58,7 @@ def test_a_compressed_file_is_read_to_its_end_or_refused(tmp_path: Path) -> None
             read_strings(str(tmp_path / name), [])
 
 
-def test_another_format_and_a_broken_record_are_refused(tmp_path: Path) -> None:
+def test_an_unknown_format_and_a_malformed_record_are_errors(tmp_path: Path) -> None:
     (tmp_path / "set.xml").write_text("<a/>")
     with pytest.raises(ValueError, match=r"evaluation sets are read from .jsonl, .*, not from .xml"):
         read_strings(str(tmp_path / "set.xml"), [])

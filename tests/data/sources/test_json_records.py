@@ -1,4 +1,4 @@
-"""JSONL and JSON files: every record once, in ranges of any size, one at a time."""
+"""JSONL and JSON files: every record is read exactly once, for ranges and blocks of any size."""
 
 import json
 import random
@@ -45,7 +45,9 @@ def test_bad_jsonl_records_are_quarantined_with_their_offset_and_reason(tmp_path
 
 
 @pytest.mark.parametrize("range_bytes", [1, 2, 7, 16, 50, 1000])
-def test_ranges_of_any_size_read_every_line_once_in_order(tmp_path: Path, find: Callable, range_bytes: int) -> None:
+def test_ranges_of_any_size_read_every_line_exactly_once_in_order(
+    tmp_path: Path, find: Callable, range_bytes: int
+) -> None:
     words = ["a" * n for n in (1, 30, 2, 0, 55, 3)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": word}) for word in words) + "\n\n")
@@ -53,7 +55,7 @@ def test_ranges_of_any_size_read_every_line_once_in_order(tmp_path: Path, find: 
 
 
 @pytest.mark.parametrize("range_bytes", [7, 100, 1000])
-def test_a_line_over_the_limit_is_quarantined_once_whatever_the_ranges(
+def test_a_line_over_the_limit_is_quarantined_once_for_any_ranges(
     tmp_path: Path, find: Callable, range_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 200)
@@ -68,7 +70,7 @@ def test_a_line_over_the_limit_is_quarantined_once_whatever_the_ranges(
     ]
 
 
-def test_json_files_hold_an_array_or_an_object_of_records(tmp_path: Path, find: Callable) -> None:
+def test_json_files_contain_an_array_or_an_object_of_records(tmp_path: Path, find: Callable) -> None:
     talk = {"turns": [[{"say": "hi"}, {"say": "there"}], [{"say": "yes"}]]}
     (tmp_path / "object.json").write_text(json.dumps({"k1": talk, "k2": 5}))
     found = find(tmp_path / "object.json", "json", text="turns[][].say", id="$key")
@@ -93,7 +95,7 @@ def random_value(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 64, 1 << 20])
-def test_arrays_and_objects_are_what_json_loads_says_whatever_the_blocks(
+def test_records_equal_those_of_json_loads_for_any_block_size(
     tmp_path: Path, find: Callable, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random.seed(block_bytes)
@@ -122,7 +124,7 @@ def test_arrays_and_objects_are_what_json_loads_says_whatever_the_blocks(
         (b'{"k": {"text": "a"}, "l": {"text": 1,}}', ["a"], [(1, "malformed JSON")]),
     ],
 )
-def test_a_malformed_record_of_an_array_costs_no_other(
+def test_a_malformed_record_of_an_array_does_not_affect_other_records(
     tmp_path: Path, find: Callable, content: bytes, texts: list[str], bad: list[tuple[int, str]]
 ) -> None:
     (tmp_path / "a.json").write_bytes(content)
@@ -132,7 +134,7 @@ def test_a_malformed_record_of_an_array_costs_no_other(
     assert all(part in record.reason for record, (_, part) in zip(found.bad, bad, strict=True))
 
 
-def test_a_giant_record_of_an_array_is_passed_over(
+def test_a_record_of_an_array_over_the_limit_is_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 100)

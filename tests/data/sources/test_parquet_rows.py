@@ -1,4 +1,4 @@
-"""Parquet: every row once, with its number, and what is damaged set aside."""
+"""Parquet: every row is read exactly once with its number, and damaged row groups are quarantined."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 
-def test_parquet_ranges_of_row_groups_read_every_row_once_with_its_number(tmp_path: Path, find: Callable) -> None:
+def test_ranges_of_row_groups_read_every_row_exactly_once_with_its_number(tmp_path: Path, find: Callable) -> None:
     path = tmp_path / "a.parquet"
     rows = [f"row {n}" if n != 6 else None for n in range(10)]
     pq.write_table(pa.table({"body": rows, "n": list(range(10))}), path, row_group_size=2)
@@ -33,9 +33,9 @@ def test_a_damaged_parquet_row_group_is_quarantined_and_the_others_are_read(tmp_
     assert [(bad.offset, "unreadable Parquet" in bad.reason) for bad in found.bad] == [(200, True)]
 
 
-def test_a_value_that_is_no_utf8_costs_only_its_row(tmp_path: Path, find: Callable) -> None:
+def test_a_value_that_is_not_utf8_affects_only_its_row(tmp_path: Path, find: Callable) -> None:
     raw = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
-    # A view, for Arrow would check a cast.
+    # This array shares the bytes of `raw`. A cast would fail, because Arrow checks for valid UTF-8.
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     found = find(tmp_path / "a.parquet", "parquet")
@@ -43,7 +43,7 @@ def test_a_value_that_is_no_utf8_costs_only_its_row(tmp_path: Path, find: Callab
     assert [(bad.offset, bad.reason[:16]) for bad in found.bad] == [(1, "unreadable value")]
 
 
-def test_giant_rows_come_in_small_batches(tmp_path: Path, find: Callable) -> None:
+def test_huge_rows_are_read_in_small_batches(tmp_path: Path, find: Callable) -> None:
     pq.write_table(pa.table({"text": ["x" * (3 << 20)] * 9}), tmp_path / "a.parquet", use_dictionary=False)
     before = pa.total_allocated_bytes()
     pa.default_memory_pool()
@@ -53,7 +53,7 @@ def test_giant_rows_come_in_small_batches(tmp_path: Path, find: Callable) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet" * 100])
-def test_what_is_no_parquet_is_quarantined(tmp_path: Path, find: Callable, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_quarantined(tmp_path: Path, find: Callable, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     (bad,) = find(tmp_path / "a.parquet", "parquet", range_bytes=10).bad
     assert "unreadable Parquet, file" in bad.reason

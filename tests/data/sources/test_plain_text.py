@@ -1,4 +1,4 @@
-"""Text and HTML files: what is one document, where separators cut, which characters the bytes mean."""
+"""Text and HTML files: how they are split into documents and decoded."""
 
 import random
 import re
@@ -13,7 +13,7 @@ import data.sources.plain_text
 from data.sources.charset import decode_html
 
 
-def test_a_text_file_is_one_document_or_split_by_a_rule_and_a_bad_byte_costs_only_its_piece(
+def test_a_text_file_is_one_document_or_several_and_an_invalid_byte_affects_only_one(
     tmp_path: Path, find: Callable
 ) -> None:
     path = tmp_path / "a.txt"
@@ -27,7 +27,7 @@ def test_a_text_file_is_one_document_or_split_by_a_rule_and_a_bad_byte_costs_onl
 
 
 def pieces(content: bytes, separator: bytes) -> list[tuple[int, str]]:
-    """The rule over the whole content at once."""
+    """Split the complete content with `re.finditer`. Returns (offset, text) of each document."""
     found = list(re.finditer(separator, content))
     spans = zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(content)], strict=True)
     parts = [(start, content[start:stop].decode()) for start, stop in spans]
@@ -36,7 +36,7 @@ def pieces(content: bytes, separator: bytes) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("separator", [r"\n\s*\n", r"\n(?=C)", r"(?m)^C.*$", r"(?<=b)\n|--+", r"\A\w", "(?=C)"])
 @pytest.mark.parametrize("block_bytes", [1, 7, 64])
-def test_separators_cut_as_over_the_whole_file_whatever_the_blocks(
+def test_a_file_is_split_as_by_re_finditer_for_any_block_size(
     tmp_path: Path, find: Callable, separator: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random.seed(block_bytes)
@@ -49,7 +49,7 @@ def test_separators_cut_as_over_the_whole_file_whatever_the_blocks(
         assert [(d.offset, d.text) for d in found.documents] == pieces(content, separator.encode())
 
 
-def test_a_document_over_the_limit_is_passed_over(
+def test_a_document_over_the_limit_is_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 100)
@@ -101,7 +101,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_are_decoded_as_html5_says(name: str) -> None:
+def test_pages_are_decoded_as_html5_specifies(name: str) -> None:
     raw, transport, text = PAGES[name]
     assert decode_html(raw, transport) == text
 

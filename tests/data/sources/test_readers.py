@@ -1,4 +1,4 @@
-"""All formats together: ranges, damage, hostile files, bounded memory, and the check before any work."""
+"""Readers of all formats: ranges, damage, random content, limited memory, and the checks of a source."""
 
 import bz2
 import csv
@@ -49,14 +49,14 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_a_compressed_file_is_read_whole_however_small_the_ranges(tmp_path: Path, find: Callable, name: str) -> None:
+def test_a_compressed_file_is_read_completely_for_any_ranges(tmp_path: Path, find: Callable, name: str) -> None:
     (tmp_path / name).write_bytes(COMPRESSORS[name](noise_lines(2000)))
     found = find(tmp_path / name, "jsonl", range_bytes=1000)
     assert len(found.texts) == len(found.records) == 2000
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_a_flipped_byte_is_damage_that_a_run_sets_aside_and_the_check_lets_pass(
+def test_a_flipped_byte_is_quarantined_by_a_run_and_is_no_error_of_the_check(
     tmp_path: Path, find: Callable, name: str
 ) -> None:
     (tmp_path / "z.jsonl").write_text('{"text": "whole"}\n')
@@ -70,7 +70,7 @@ def test_a_flipped_byte_is_damage_that_a_run_sets_aside_and_the_check_lets_pass(
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.GZ", "a.jsonl.xz", "a.jsonl.zst"])
-def test_a_truncated_archive_loses_its_end_and_says_so(tmp_path: Path, find: Callable, name: str) -> None:
+def test_the_end_of_a_truncated_archive_is_one_quarantined_record(tmp_path: Path, find: Callable, name: str) -> None:
     whole = COMPRESSORS[name](noise_lines(20_000))
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     found = find(tmp_path / name, "jsonl")
@@ -79,9 +79,7 @@ def test_a_truncated_archive_loses_its_end_and_says_so(tmp_path: Path, find: Cal
     assert found.bad[0].offset >= found.documents[-1].offset
 
 
-def test_the_check_lets_pass_what_is_truncated_or_no_parquet_when_other_files_can_be_read(
-    tmp_path: Path, find: Callable
-) -> None:
+def test_the_check_accepts_damaged_files_if_other_files_are_readable(tmp_path: Path, find: Callable) -> None:
     whole = gzip.compress(noise_lines(150))
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     check_source(Source(name="s", path=str(tmp_path / "a.jsonl.gz"), format="jsonl"))
@@ -95,7 +93,7 @@ def test_the_check_lets_pass_what_is_truncated_or_no_parquet_when_other_files_ca
     assert found.texts == ["x"] and ["unreadable Parquet" in bad.reason for bad in found.bad] == [True]
 
 
-def test_a_missing_column_is_an_error_before_any_work_with_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_that_suggests_the_most_similar_name(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"texts": "x", "n": 1}\n')
     with pytest.raises(ValueError, match=r"sources\.s: column 'text' .* did you mean 'texts'\? \(present: texts, n\)"):
         check_source(Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl"))
@@ -130,14 +128,14 @@ def test_a_missing_column_is_an_error_before_any_work_with_the_nearest_name(tmp_
         ({"format": "warc"}, r"no readable warc record .* no WARC record begins here"),
     ],
 )
-def test_contradictory_sources_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_contradictory_fields_of_a_source_are_errors(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     (tmp_path / "a.txt").write_text("x")
     values: dict[str, Any] = {"path": "a.txt", "format": "text"} | fields
     with pytest.raises(ValueError, match=message):
         check_sources([Source(**values | {"name": "s", "path": f"{tmp_path}/{values['path']}"})])
 
 
-def test_sources_have_names_of_their_own(tmp_path: Path) -> None:
+def test_two_sources_with_one_name_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     text = Source(name="s", path=str(tmp_path / "a.txt"), format="text")
     check_sources([text])
@@ -145,7 +143,7 @@ def test_sources_have_names_of_their_own(tmp_path: Path) -> None:
         check_sources([text, text])
 
 
-def test_a_range_past_the_end_of_an_empty_file_has_no_records(tmp_path: Path) -> None:
+def test_a_range_of_an_empty_file_has_no_records(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
     source = Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl")
     assert list(read_records(source, ReadRange(0, source.path, 0, 100, 0))) == []
@@ -158,7 +156,7 @@ def test_an_empty_file_has_no_records(tmp_path: Path, find: Callable, format: st
         assert find(tmp_path / name, format).records == []
 
 
-def test_many_files_are_planned_from_the_listing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_are_planned_without_opening_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(300):
         (tmp_path / f"{number:03d}.txt").write_bytes(b"x" * number)
     (tmp_path / "link.txt").symlink_to(tmp_path / "007.txt")
@@ -175,11 +173,11 @@ def test_many_files_are_planned_from_the_listing_alone(tmp_path: Path, monkeypat
     assert not asked
 
 
-# Hostile files.
+# Random and broken files.
 
 
-def intact(format: str, number: int) -> bytes:
-    """A file of `number` good records, `text 0` and so on."""
+def valid_content(format: str, number: int) -> bytes:
+    """Return the content of a file with `number` valid records."""
     texts = [f"text {n} " + "x" * (n % 50) for n in range(number)]
     if format == "csv":
         made = io.StringIO(newline="")
@@ -200,8 +198,8 @@ def intact(format: str, number: int) -> bytes:
     return "\n\n".join(texts).encode()
 
 
-def spoiled(content: bytes, rng: random.Random) -> bytes:
-    """The content with a few bytes overwritten, cut out, doubled or cut off."""
+def corrupt(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with some bytes overwritten, removed, repeated or inserted, or with its end removed."""
     start = rng.randrange(len(content))
     stop = min(len(content), start + rng.choice([1, 3, 40]))
     return rng.choice(
@@ -217,7 +215,9 @@ def spoiled(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("format", READERS)
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".bz2", ".xz"])
-def test_no_content_raises_and_offsets_stay_in_order(tmp_path: Path, find: Callable, format: str, ending: str) -> None:
+def test_no_content_raises_an_error_and_offsets_are_ascending(
+    tmp_path: Path, find: Callable, format: str, ending: str
+) -> None:
     rng = random.Random(f"{format}{ending}")
     pack = COMPRESSORS.get(f"a.jsonl{ending}".replace(".gz", ".GZ"), bytes)
     fields = {"split": "\n\n"} if format == "text" else {}
@@ -227,9 +227,9 @@ def test_no_content_raises_and_offsets_stay_in_order(tmp_path: Path, find: Calla
         if kind == 0:
             content = rng.randbytes(rng.randrange(300))
         elif kind == 1:
-            content = pack(spoiled(intact(format, 20), rng))
+            content = pack(corrupt(valid_content(format, 20), rng))
         else:
-            content = spoiled(pack(intact(format, 20)), rng)
+            content = corrupt(pack(valid_content(format, 20)), rng)
         path.write_bytes(content)
         found = find(path, format, range_bytes=rng.choice([50, 1 << 20]), **fields)
         offsets = [record.offset for record in found.records]
@@ -240,11 +240,11 @@ def test_no_content_raises_and_offsets_stay_in_order(tmp_path: Path, find: Calla
 
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "warc", "json"])
-def test_junk_costs_no_record_that_it_does_not_touch(tmp_path: Path, find: Callable, format: str) -> None:
-    """In a JSON file, where only brackets and quotes tell records apart, none that is before it."""
+def test_inserted_bytes_affect_only_the_records_that_they_touch(tmp_path: Path, find: Callable, format: str) -> None:
+    """In a JSON file only earlier records are unaffected, because brackets and quotes separate its records."""
     rng = random.Random(format)
     fields = {"split": "\n\n"} if format == "text" else {}
-    content = intact(format, 60)
+    content = valid_content(format, 60)
     texts = find_all(tmp_path, find, content, format, fields)
     assert len(texts) == 60
     begins = [content.find(text.encode()) for text in texts]
@@ -253,7 +253,7 @@ def test_junk_costs_no_record_that_it_does_not_touch(tmp_path: Path, find: Calla
         start = rng.randrange(len(content) // 4, len(content) // 2)
         junk = bytes(rng.choice(b"\0\x80\xff\xc3") for _ in range(12))
         found = find_all(tmp_path, find, content[:start] + junk + content[start + 12 :], format, fields)
-        # A record with its frame is between the texts before and behind it.
+        # The bytes that frame a record, such as its brackets, are between the texts of its neighbors.
         before = [text for text, begin in zip(texts, [*begins[1:], len(content)], strict=True) if begin <= start]
         behind = [text for text, end in zip(texts, [0, *ends[:-1]], strict=True) if end >= start + 12]
         assert len(before) > 10 and len(behind) > 10
@@ -270,7 +270,7 @@ WHOLE = ReadRange(0, "x", 0, -1, 0)
 
 
 class Endless(io.RawIOBase):
-    """A file that begins and ends as given, with `size` bytes of filling between, made as they are read."""
+    """A file of `begin`, `size` bytes that repeat `fill`, and `end`. The bytes are created as they are read."""
 
     def __init__(self, begin: bytes, fill: bytes, size: int, end: bytes):
         self.parts = iter([begin, *([fill * ((1 << 20) // len(fill))] * (size >> 20)), end])
@@ -291,7 +291,7 @@ class Endless(io.RawIOBase):
         ("warc", b"WARC/1.1\r\nWARC-Type: response\r\nContent-Length: 33554432\r\n\r\n", b"x", b"\r\n\r\n", []),
     ],
 )
-def test_a_record_larger_than_memory_is_passed_over_without_being_held(
+def test_a_record_over_the_limit_is_skipped_with_little_memory(
     format: Any, begin: bytes, fill: bytes, end: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 1 << 20)
@@ -310,7 +310,7 @@ def test_a_record_larger_than_memory_is_passed_over_without_being_held(
     assert peak < 12 << 20, f"{peak >> 20} MiB"
 
 
-def test_a_quote_that_is_never_closed_holds_no_more_than_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unclosed_quote_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 1 << 20)
     line = b"x" * 1023 + b"\n"
     monkeypatch.setattr(
@@ -332,9 +332,9 @@ def test_a_quote_that_is_never_closed_holds_no_more_than_one_record(monkeypatch:
         *((fault, "a.jsonl") for fault in ("slow_down", "internal", "dropped", "answer_lost", "broken_off")),
     ],
 )
-def test_files_on_an_object_store_that_fails_are_read_whole(s3: str, find: Callable, fault: str, name: str) -> None:
+def test_files_on_a_failing_object_store_are_read_completely(s3: str, find: Callable, fault: str, name: str) -> None:
     format: Any = {"txt": "text", "gz": "jsonl"}.get(name.rpartition(".")[2], name.rpartition(".")[2])
-    content = intact(format, 400)
+    content = valid_content(format, 400)
     url = f"{s3}/{fault}-{name}"
     Storage(s3).write_bytes(f"{fault}-{name}", gzip.compress(content) if name.endswith("gz") else content)
     found = find(f"{s3}/*{name}", format, range_bytes=5000, **({"split": "\n\n"} if format == "text" else {}))

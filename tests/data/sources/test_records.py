@@ -1,4 +1,4 @@
-"""Lines and buffers over blocks of any size: nothing is lost, nothing too long is held."""
+"""Lines and buffers give the same results for blocks of any size, and keep nothing that is too long in memory."""
 
 import random
 import re
@@ -15,7 +15,7 @@ def blocks_of(content: bytes, size: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_lines_are_those_of_the_content_whatever_the_blocks(size: int) -> None:
+def test_lines_equal_those_of_splitlines_for_any_block_size(size: int) -> None:
     content = b"one\n\ntwo\r\n\x00three\nlast"
     found = list(split_lines(blocks_of(content, size)))
     assert [line for _, line in found] == content.splitlines(keepends=True)
@@ -23,7 +23,9 @@ def test_lines_are_those_of_the_content_whatever_the_blocks(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 1000])
-def test_a_line_too_long_is_told_of_once_and_the_others_are_kept(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_over_the_limit_is_one_bad_record_and_other_lines_are_read(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
     content = b"123456789\n1234567890\nshort\n" + b"x" * 99
     found = list(split_lines(blocks_of(content, size)))
@@ -35,7 +37,7 @@ def test_a_line_too_long_is_told_of_once_and_the_others_are_kept(size: int, monk
     ]
 
 
-def test_ranges_within_a_giant_line_do_not_read_on_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_within_a_huge_line_does_not_read_the_line_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10)
     taken = 0
 
@@ -49,7 +51,7 @@ def test_ranges_within_a_giant_line_do_not_read_on_to_its_end(monkeypatch: pytes
     assert taken == 5
 
 
-def test_the_byte_that_is_no_utf8_is_named_also_behind_a_byte_order_mark() -> None:
+def test_the_position_of_an_invalid_byte_counts_the_byte_order_mark() -> None:
     assert decode_utf8(b"\xef\xbb\xbfab") == "ab"
     with pytest.raises(BadRecord, match="0xe9 at byte 2 of the record"):
         decode_utf8(b"ab\xe9")
@@ -57,7 +59,7 @@ def test_the_byte_that_is_no_utf8_is_named_also_behind_a_byte_order_mark() -> No
         decode_utf8(b"\xef\xbb\xbfab\xe9")
 
 
-def test_a_window_finds_what_lies_across_its_blocks() -> None:
+def test_a_buffer_finds_a_match_that_spans_blocks() -> None:
     random.seed(3)
     content = bytes(random.choice(b"ab\n") for _ in range(300)) + b"needle" + b"b" * 50
     for size in (1, 4, 17, 1000):

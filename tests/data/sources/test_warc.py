@@ -1,4 +1,4 @@
-"""WARC: the pages that fastwarc finds, and what is broken set aside at no more than its own cost."""
+"""WARC: pages are compared with those that fastwarc finds, and broken records do not affect other records."""
 
 import gzip
 import io
@@ -23,7 +23,7 @@ def record(kind: str, block: bytes, **headers: str) -> bytes:
     return f"WARC/1.1\r\n{head}\r\n".encode() + block + b"\r\n\r\n"
 
 
-def answer(number: int, body: bytes, *http: str, status: str = "200 OK", kind: str = "text/html") -> bytes:
+def response(number: int, body: bytes, *http: str, status: str = "200 OK", kind: str = "text/html") -> bytes:
     head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", f"Content-Type: {kind}", *http))
     return record(
         "response",
@@ -45,11 +45,11 @@ def request(number: int) -> bytes:
 
 
 def crawl() -> list[bytes]:
-    """A record about the crawl, then a request and an answer each, every third of which is a picture."""
+    """Return a record about the crawl, then 12 requests, each with its response. Every third response is a picture."""
     records = [record("warcinfo", b"software: test\r\n", Content_Type="application/warc-fields")]
     for number in range(12):
         kind = "image/png" if number % 3 == 2 else "text/html; charset=utf-8"
-        records += [request(number), answer(number, page(number, 40 * number), kind=kind)]
+        records += [request(number), response(number, page(number, 40 * number), kind=kind)]
     return records
 
 
@@ -89,7 +89,7 @@ def by_fastwarc(content: bytes) -> list[tuple[int, str, str, bytes]]:
 
 @pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
-def test_pages_are_those_that_fastwarc_finds(
+def test_pages_equal_those_that_fastwarc_finds(
     tmp_path: Path, find: Callable, packed: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
@@ -133,21 +133,21 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bodies_are_unpacked_as_http_says(tmp_path: Path, find: Callable, name: str) -> None:
+def test_bodies_are_decoded_as_http_specifies(tmp_path: Path, find: Callable, name: str) -> None:
     body, http = BODIES[name]
-    (tmp_path / "a.warc").write_bytes(answer(1, body, *http))
+    (tmp_path / "a.warc").write_bytes(response(1, body, *http))
     assert find(tmp_path / "a.warc", "warc").texts == [BODY.decode()]
 
 
-def test_what_cannot_be_unpacked_is_quarantined(
+def test_a_body_that_cannot_be_decoded_is_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = bytearray(gzip.compress(page(1, 500)))
     records = [
-        answer(0, b"\x0b\x02\x80abc\x03", "Content-Encoding: br"),
-        answer(1, bytes(packed[:-20]), "Content-Encoding: gzip"),
-        answer(2, gzip.compress(bytes(100_000)), "Content-Encoding: gzip"),
-        answer(3, BODY),
+        response(0, b"\x0b\x02\x80abc\x03", "Content-Encoding: br"),
+        response(1, bytes(packed[:-20]), "Content-Encoding: gzip"),
+        response(2, gzip.compress(bytes(100_000)), "Content-Encoding: gzip"),
+        response(3, BODY),
     ]
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 10_000)
     (tmp_path / "a.warc").write_bytes(b"".join(records))
@@ -160,14 +160,14 @@ def test_what_cannot_be_unpacked_is_quarantined(
     ]
 
 
-def test_the_charset_comes_from_http_before_the_page(tmp_path: Path, find: Callable) -> None:
+def test_the_charset_of_http_has_priority_over_that_of_the_page(tmp_path: Path, find: Callable) -> None:
     body = b"<meta charset=koi8-r>\xc6"
-    (tmp_path / "a.warc").write_bytes(answer(1, body, kind='Text/HTML; charset="windows-1251"') + answer(2, body))
+    (tmp_path / "a.warc").write_bytes(response(1, body, kind='Text/HTML; charset="windows-1251"') + response(2, body))
     assert [text[-1] for text in find(tmp_path / "a.warc", "warc").texts] == ["Ж", "ф"]
 
 
-def test_answers_without_html_or_http_are_no_pages(tmp_path: Path, find: Callable) -> None:
-    records = [answer(1, b"{}", kind="application/json"), record("response", b"dns"), record("revisit", b"")]
+def test_responses_without_html_or_http_are_not_pages(tmp_path: Path, find: Callable) -> None:
+    records = [response(1, b"{}", kind="application/json"), record("response", b"dns"), record("revisit", b"")]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     found = find(tmp_path / "a.warc", "warc")
     assert [other.kind for other in found.others] == ["response application/json", "response without HTTP", "revisit"]
@@ -190,7 +190,7 @@ def test_answers_without_html_or_http_are_no_pages(tmp_path: Path, find: Callabl
 )
 @pytest.mark.parametrize("place", [0, 5, 9])
 @pytest.mark.parametrize("block_bytes", [50, 1 << 20])
-def test_a_broken_record_costs_itself_and_no_other(
+def test_a_broken_record_does_not_affect_other_records(
     tmp_path: Path,
     find: Callable,
     spoil: Callable[[bytes], bytes],
@@ -200,23 +200,23 @@ def test_a_broken_record_costs_itself_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", block_bytes)
-    records = [answer(number, page(number, 300)) for number in range(10)]
+    records = [response(number, page(number, 300)) for number in range(10)]
     offsets = [sum(map(len, records[:number])) for number in range(10)]
     records[place] = spoil(records[place])
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     found = find(tmp_path / "a.warc", "warc")
     (bad,) = found.bad
     assert bad.offset == offsets[place]
-    assert reason in bad.reason or place == 9, "the last one may only be seen to end too early"
+    assert reason in bad.reason or place == 9, "a broken last record may only be reported as truncated"
     assert found.texts == [page(number, 300).decode() for number in range(10) if number != place]
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.warc.gz", pack_gzip), ("a.warc.zst", pack_zstd)])
 @pytest.mark.parametrize("place", [0, 4, 9])
-def test_a_damaged_member_costs_itself_and_no_other(
+def test_a_damaged_member_does_not_affect_other_members(
     tmp_path: Path, find: Callable, name: str, pack: Callable[[list[bytes]], bytes], place: int
 ) -> None:
-    records = [answer(number, page(number, 300)) for number in range(10)]
+    records = [response(number, page(number, 300)) for number in range(10)]
     start, stop = len(pack(records[:place])), len(pack(records[: place + 1]))
     for at in range(start, stop, 7):
         content = bytearray(pack(records))
@@ -230,12 +230,12 @@ def test_a_damaged_member_costs_itself_and_no_other(
     assert found.texts == [page(number, 300).decode() for number in range(place)] and len(found.bad) == 1
 
 
-def test_a_record_over_the_limit_is_passed_over(
+def test_a_record_over_the_limit_is_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 1000)
     monkeypatch.setattr(data.sources.compression, "BLOCK_BYTES", 64)
-    records = [answer(0, page(0)), answer(1, page(1, 3000)), record("resource", bytes(5000)), answer(2, page(2))]
+    records = [response(0, page(0)), response(1, page(1, 3000)), record("resource", bytes(5000)), response(2, page(2))]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     found = find(tmp_path / "a.warc", "warc")
     assert found.texts == [page(0).decode(), page(2).decode()]
@@ -252,5 +252,7 @@ def test_the_check_knows_the_columns_of_a_page(tmp_path: Path) -> None:
     check(id="url", metadata=["http.last-modified", "headers.warc-ip-address", "date"])
     with pytest.raises(ValueError, match="column 'uri' is in none .*did you mean 'url'"):
         check(metadata=["uri"])
-    with pytest.raises(ValueError, match=r"sources\.s\.text: 'html': what is read of a WARC file is its pages"):
+    with pytest.raises(
+        ValueError, match=r"sources\.s\.text: 'html' cannot be chosen, because the text of a WARC record"
+    ):
         check(text="html")
