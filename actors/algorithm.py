@@ -1,4 +1,4 @@
-"""The RL algorithm of a run: a row of the table, or one that a file of the user's defines."""
+"""Loads the RL algorithm of a run: a built-in one, or one that a user's file defines."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from model.algorithms import ALGORITHMS, Algorithm
 
 
 def load_algorithm(algorithm: str | Program) -> Algorithm:
-    """The algorithm of this name in the table, or the one that a program defines.
+    """Return the built-in algorithm with this name, or the algorithm that a user-provided program defines.
 
-    Raises ValueError for an unknown name, and for a program that defines no `Algorithm` of its name.
+    Raises ValueError for an unknown name, and for a program whose object is not an `Algorithm`.
     """
     if isinstance(algorithm, str):
         if algorithm not in ALGORITHMS:
             raise ValueError(
                 f"algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}; "
-                "your own algorithm is path/to/file.py:NAME"
+                "name an algorithm of your own as path/to/file.py:NAME"
             )
         return ALGORITHMS[algorithm]
-    row = load_object(algorithm)
-    if not isinstance(row, Algorithm):
+    loaded = load_object(algorithm)
+    if not isinstance(loaded, Algorithm):
         raise ValueError(
-            f"algorithm: {algorithm.name} is a {type(row).__name__}; it must be a model.algorithms.Algorithm"
+            f"algorithm: {algorithm.name} is a {type(loaded).__name__}; it must be a model.algorithms.Algorithm"
         )
-    return row
+    return loaded

@@ -1,4 +1,7 @@
-"""What each completion is worth: by functions of the user's, and by metrics against the prompt's answer."""
+"""Measures the quality of each completion, with verifiers and with metrics that compare it with the correct answer.
+
+A verifier is a user-provided function. A measure is a verifier or a metric.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from data.chats.records import PromptRecord
 from model.metrics import exact_match, rouge, token_f1
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
-"""Metrics against the `answer` of a prompt's record. All but bleu, which is of a whole task, have a value by prompt."""
+"""The metrics that compare a completion with the `answer` in the prompt's record. All except bleu have one value per
+completion. Bleu has one value for all completions of a task."""
 
 
 def measure_completions(
@@ -21,14 +25,14 @@ def measure_completions(
     verifiers: Mapping[str, Verifier],
     metrics: Sequence[str],
 ) -> dict[str, list[float]]:
-    """The value of each completion, in the order of the prompts, by verifier and metric."""
+    """Return one value per completion, in the order of the prompts, for each verifier and metric."""
     values: dict[str, list[float]] = {}
-    samples = [
+    scorer_inputs = [
         ScorerInput(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
         for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
     ]
     for name, verifier in verifiers.items():
-        values[name] = verifier.score(samples)
+        values[name] = verifier.score(scorer_inputs)
     accepted = [accepted_answers(record.record.get("answer")) for record in records]
     for name, metric in (("exact_match", exact_match), ("f1", token_f1)):
         if name in metrics:
@@ -39,5 +43,5 @@ def measure_completions(
 
 
 def accepted_answers(answer: Any) -> list[str]:
-    """The `answer` of a record as a list of texts."""
+    """Return the `answer` of a record as a list of texts. Each of them is a correct answer."""
     return [str(item) for item in answer] if isinstance(answer, list) else [str(answer)]

@@ -1,4 +1,9 @@
-"""How a compressed model compares with the original, and whether vLLM reads its folder correctly."""
+"""Compares a compressed (int8) model with the original, and checks that vLLM reads the compressed folder correctly.
+
+The check compares vLLM's logprobs of given tokens with the logprobs of Raymill's PyTorch model, which simulates int8.
+
+Shape legend: N is the number of tokens with a logprob.
+"""
 
 from __future__ import annotations
 
@@ -11,61 +16,70 @@ from actors.evaluation_results import NATS_PER_BIT
 from model.metrics import Interval, bootstrap_interval
 
 SMALL_DIFFERENCE = 0.05
-"""A mean difference of vLLM's logprobs and ours on the compressed folder, in nats, that is always accepted."""
+"""A mean difference between vLLM's and Raymill's logprobs up to this value, in nats, is always accepted."""
 MAX_DIFFERENCE_RATIO = 15.0
-"""Largest mean difference over what rounding to int8 itself has changed. Where sums are exact, another order of them
-moves a few activations to the next step (ratio 1.5); a processor without int8 dot products (AVX2) adds pairs in 16
-bits, which saturate (7 to 11 on random weights). Wrongly read scales give 20 and more."""
-_SMALLEST = 1e-12
-"""Replaces a divisor of 0."""
-MAX_UNEXPLAINED = 0.25
-"""Largest share of the variance of our logprobs that vLLM's leave unexplained: 0.03 with saturation, 0.3 to 1.7 for
-rows or scales in another order. It decides where rounding itself changes much."""
+"""Largest accepted ratio: the mean difference between vLLM and Raymill, divided by the mean difference that compression
+made. Measured ratios are 1.5 where vLLM's int8 sums are exact, because another order of float operations rounds some
+activations to the next int8 value. On processors without int8 dot products (AVX2), pairs of products are added in 16
+bits and can saturate; there the ratio is 7 to 11 for random weights. It is 20 and more if vLLM misreads the scales."""
+_MIN_DIVISOR = 1e-12
+"""Avoids a division by 0."""
+MAX_UNEXPLAINED_VARIANCE = 0.25
+"""Largest accepted fraction of the variance of Raymill's logprobs that vLLM's logprobs do not explain. Measured values
+are 0.03 with the saturation described above, and 0.3 to 1.7 if vLLM mixes up the order of rows or scales. This limit
+matters for models that compression changes a lot, because the ratio above is then small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressSummary:
-    """The sizes of both models, their likelihoods, and how well vLLM agrees with us."""
+    """The summary of a compression: sizes and likelihoods of both models, and the result of the check with vLLM."""
 
     original_bytes: int
     compressed_bytes: int
     num_quantized: int
-    """Weights rounded to int8."""
+    """Number of weights that were rounded to int8."""
     num_kept: int
-    """Weights that stay floating point."""
+    """Number of weights that stayed floating point."""
     bits_per_byte_original: Interval
+    """Bits per byte of the original model on held-out text."""
     bits_per_byte_compressed: Interval
     bits_per_byte_change: Interval
+    """Bits per byte of the compressed model minus those of the original, paired by document."""
     engine_logprob_difference: float
-    """Mean difference of vLLM's logprobs and ours on the compressed model, in nats."""
+    """Mean difference between vLLM's and Raymill's logprobs of the compressed model, in nats."""
 
     def by_key(self) -> dict[str, float]:
-        """By metric key."""
+        """Return the summary by metric key. An interval is replaced by its point estimate."""
         values = {name: value.value if isinstance(value, Interval) else value for name, value in vars(self).items()}
         return {f"compress/{name}": float(value) for name, value in values.items()}
 
 
-def check_engine(engine: Sequence[np.ndarray], ours: Sequence[np.ndarray], original: Sequence[np.ndarray]) -> float:
-    """Mean difference, in nats, of vLLM's logprobs of the compressed folder and ours.
+def check_engine(
+    engine: Sequence[np.ndarray], compressed: Sequence[np.ndarray], original: Sequence[np.ndarray]
+) -> float:
+    """Return the mean difference between vLLM's and Raymill's logprobs of the compressed model, in nats.
 
-    `original` are our logprobs of the model before it was compressed.
-    Raises RuntimeError when the difference is so large that vLLM must have misread the folder.
+    Each argument has the logprobs of the same sequences: `engine` by vLLM for the compressed model, `compressed` by
+    Raymill for the compressed model, and `original` by Raymill for the model before compression.
+    Raises RuntimeError when the difference is so large that vLLM must have misread the compressed folder.
     """
-    engine_N, ours_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, ours, original))
-    difference = float(np.abs(engine_N - ours_N).mean())
+    engine_N, compressed_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, compressed, original))
+    difference = float(np.abs(engine_N - compressed_N).mean())
     if difference <= SMALL_DIFFERENCE:
         return difference
-    ratio = difference / max(float(np.abs(ours_N - original_N).mean()), _SMALLEST)
-    unexplained = float(np.square(engine_N - ours_N).mean() / max(float(ours_N.var()), _SMALLEST))
-    if not (ratio <= MAX_DIFFERENCE_RATIO and unexplained <= MAX_UNEXPLAINED):  # NaN is refused too
+    ratio = difference / max(float(np.abs(compressed_N - original_N).mean()), _MIN_DIVISOR)
+    unexplained = float(np.square(engine_N - compressed_N).mean() / max(float(compressed_N.var()), _MIN_DIVISOR))
+    # Written with `not`, so that NaN is rejected too.
+    if not (ratio <= MAX_DIFFERENCE_RATIO and unexplained <= MAX_UNEXPLAINED_VARIANCE):
         raise RuntimeError(
-            f"compress: vLLM's logprobs of the compressed model are {difference:.3f} nats from ours on average, "
-            f"{ratio:.0f} times what rounding has changed (at most {MAX_DIFFERENCE_RATIO:.0f}), and leave "
-            f"{unexplained:.0%} of their variance unexplained (at most {MAX_UNEXPLAINED:.0%}): vLLM misreads the folder"
+            "compress: vLLM misreads the compressed folder. On average, its logprobs differ by "
+            f"{difference:.3f} nats from those of Raymill's model. That is {ratio:.0f} times the change by compression "
+            f"(at most {MAX_DIFFERENCE_RATIO:.0f} is accepted), and {unexplained:.0%} of the variance is unexplained "
+            f"(at most {MAX_UNEXPLAINED_VARIANCE:.0%} is accepted). Check that this version of vLLM supports the format"
         )
     return difference
 
 
 def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> Interval:
-    """Bits by byte of text, resampled by document."""
+    """Return the bits per byte of text with its confidence interval. The bootstrap resamples documents."""
     return bootstrap_interval(nats / NATS_PER_BIT, num_bytes)

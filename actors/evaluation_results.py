@@ -1,6 +1,10 @@
-"""The results of an evaluation, computed from scores and completions; each estimate has its bootstrap interval.
+"""The results of an evaluation, computed from likelihoods and completions.
 
-`EvaluationResults` is results.json: the field names are its keys.
+`EvaluationResults` is the content of results.json. The names of its fields are the keys of the file. An
+`Interval` is an estimate with its bootstrap confidence interval.
+
+A measure is a metric such as exact match, or a verifier (a user-provided function). A task is a set of prompts together
+with the measures for their completions.
 """
 
 from __future__ import annotations
@@ -19,130 +23,145 @@ from model.metrics import Interval, bleu, bootstrap_interval, distinct_n, paired
 
 NATS_PER_BIT = float(np.log(2))
 
-Values = Mapping[str, Sequence[float]]
-"""A value of each completion, in the order of the prompts, by measure."""
+CompletionValues = Mapping[str, Sequence[float]]
+"""The values of one model's completions in the order of the prompts, by the name of the measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """The resampling from which all intervals of an evaluation come."""
+    """The bootstrap with which all confidence intervals of an evaluation are computed."""
 
     num_resamples: int
     seed: int
 
     def interval(self, values_N: ArrayLike, weights_N: ArrayLike | None = None) -> Interval:
-        """`model.metrics.bootstrap_interval`"""
+        """See `model.metrics.bootstrap_interval`. N is the number of resampled items, such as documents."""
         return bootstrap_interval(values_N, weights_N, num_resamples=self.num_resamples, seed=self.seed)
 
     def change(self, before_N: ArrayLike, after_N: ArrayLike) -> Interval:
-        """`model.metrics.paired_bootstrap`"""
+        """See `model.metrics.paired_bootstrap`."""
         return paired_bootstrap(before_N, after_N, num_resamples=self.num_resamples, seed=self.seed)
 
     def bleu(self, texts: Sequence[str], references: Sequence[str]) -> tuple[Interval, str]:
-        """Corpus BLEU and its signature."""
+        """Return corpus BLEU and sacrebleu's signature."""
         return bleu(texts, references, num_resamples=self.num_resamples, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLikelihood:
-    """One model's likelihood of the held-out text."""
+    """The likelihood of the held-out text under one model."""
 
     tokens: int
-    """Predicted tokens, the ends of documents included."""
+    """Number of predicted tokens. The end of each document counts as a token."""
     bits_per_byte: Interval
     perplexity: Interval
-    """Of a token."""
+    """Perplexity per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextResults:
-    """The likelihood of the held-out text."""
+    """The likelihood of the held-out text under all models."""
 
     documents: int
+    """Number of documents."""
     bytes: int
+    """Total bytes of the documents' text."""
     xz_bits_per_byte: float | None
-    """Of `xz -9e` on the whole text; None when it was not compressed."""
+    """Bits per byte of the text after compression with `xz -9e`, for comparison. None if it was not measured."""
     models: dict[str, ModelLikelihood]
+    """Results by the name of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupBias:
-    """Share of sentence pairs in which a model finds the stereotype likelier; 0.5 is no preference."""
+    """The fraction of sentence pairs in which a model finds the stereotype likelier. 0.5 means no preference."""
 
     pairs: int
+    """Number of sentence pairs."""
     sentence: Interval
-    """By log p(whole sentence)."""
+    """The fraction when the log-likelihoods of the complete sentences are compared."""
     continuation: Interval
-    """By log p(what follows the group's name | the sentence up to and with it). Read this one: names of groups differ
-    in how common they are, which `sentence` counts too."""
+    """The fraction when the log-likelihoods of the text after the group's name are compared, given the text up to the
+    name. This number is more meaningful than `sentence`, which also depends on how common the names are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardResults:
-    """How a reward model orders held-out preference pairs."""
+    """The results of a reward model on held-out preference pairs."""
 
     pairs: int
+    """Number of pairs that were scored."""
     pairs_too_long: int
+    """Number of pairs that were left out because they were too long for the reward model."""
     accuracy: Interval
-    """Share of pairs in order; a tie counts half."""
+    """Fraction of the pairs in which the chosen completion has the higher reward. A tie counts as half."""
     margin: Interval
-    """Mean reward of the chosen minus that of the rejected completion."""
+    """Mean of the chosen completion's reward minus the rejected completion's reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCompletions:
-    """What is measured of one model's completions of one task."""
+    """The results of one model's completions of one task."""
 
     measures: dict[str, Interval]
+    """The mean over the completions, by the name of the measure."""
     signatures: dict[str, str]
-    """How a metric was computed, by its name (sacrebleu's signature)."""
+    """How a metric was computed, by the name of the metric. Only bleu has a signature (sacrebleu's)."""
     distinct_2: float
+    """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together."""
     completion_length: Interval
-    """Tokens of a completion."""
+    """Mean number of tokens in a completion."""
     finished: Interval
-    """Share of completions that ended by themselves."""
+    """Fraction of the completions that ended with a stop token and were not truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The change of one measure from one model to another, paired by prompt."""
+    """The difference between two models in one measure, paired by prompt."""
 
     before: str
+    """Name of the model from which the difference is measured."""
     after: str
+    """Name of the model to which the difference is measured."""
     measure: str
+    """Name of the measure."""
     difference: Interval
+    """Mean of the value for `after` minus the value for `before`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResults:
-    """One generation task."""
+    """The results of all models on one task."""
 
     prompts: int
+    """Number of prompts."""
     models: dict[str, ModelCompletions]
+    """Results by the name of the model."""
     compare: list[Comparison]
+    """The comparisons that the config asks for, one for each measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResults:
-    """All that an evaluation measured; None for the parts that its config does not ask for."""
+    """All results of an evaluation. A result is None if the config does not ask for it."""
 
     models: dict[str, str]
-    """Artifact id by the model's name."""
+    """Artifact id of each model, by the name of the model."""
     order: list[str]
-    """The models' names in the order of the config."""
+    """The names of the models in the order of the config."""
     text: TextResults | None = None
     generation: dict[str, TaskResults] | None = None
-    """By task."""
+    """Results by the name of the task."""
     bias: dict[str, dict[str, GroupBias]] | None = None
-    """By model and group; the group `all` is all pairs."""
+    """Results by the name of the model and the kind of social group. The kind `all` has all sentence pairs."""
     reward: RewardResults | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """The content of results.json, without the parts that were not measured."""
+        """Return the content of results.json, without the results that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def by_key(self) -> dict[str, float]:
-        """The estimates without their intervals by a key such as `sft/perplexity`, for the log and the summary."""
+        """Return the estimates without intervals, by a key such as `sft/perplexity`, for the log and the summary."""
         return dict(_estimates(self))
 
 
@@ -152,32 +171,35 @@ class ModelSample:
 
     text: str
     finished: bool
+    """Whether the completion ended with a stop token. Otherwise it was truncated."""
     measures: dict[str, float]
+    """Values by the name of the measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSample:
-    """A line of samples.jsonl: one prompt with every model's completion side by side."""
+    """A line of samples.jsonl: one prompt with the completions of all models."""
 
     task: str
     prompt: str
     completions: dict[str, ModelSample]
+    """Completions by the name of the model."""
 
 
 def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
-    """Bits per byte and perplexity of every model."""
-    one = next(iter(scores.values()))
-    num_bytes = int(one.num_bytes.sum())
+    """Compute bits per byte and perplexity of every model. `scores` are by the name of the model."""
+    first_scores = next(iter(scores.values()))
+    num_bytes = int(first_scores.num_bytes.sum())
     return TextResults(
-        documents=len(one.index),
+        documents=len(first_scores.index),
         bytes=num_bytes,
         xz_bits_per_byte=None if xz_bytes is None else 8 * xz_bytes / num_bytes,
-        models={name: model_likelihood(of_model, bootstrap) for name, of_model in scores.items()},
+        models={name: model_likelihood(model_scores, bootstrap) for name, model_scores in scores.items()},
     )
 
 
 def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihood:
-    """Bits per byte and perplexity of a token, resampled by document; the ends of documents count as tokens."""
+    """Compute bits per byte and perplexity per token of one model. The bootstrap resamples documents."""
     nats_per_token = bootstrap.interval(scores.nats, scores.num_tokens)
     return ModelLikelihood(
         tokens=int(scores.num_tokens.sum()),
@@ -192,51 +214,52 @@ def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihoo
 
 
 def bias_results(pairs: Sequence[SentencePair], scores: PairScores, bootstrap: Bootstrap) -> dict[str, GroupBias]:
-    """The share of pairs in which the model finds the stereotype likelier, over all pairs and by group."""
+    """Compute the fraction of pairs in which the model finds the stereotype likelier, over all pairs and by group."""
     groups = np.array([pair.group for pair in pairs])
     results = {}
     for group in ("all", *dict.fromkeys(groups.tolist())):
-        chosen = np.ones(len(groups), dtype=bool) if group == "all" else groups == group
+        in_group = np.ones(len(groups), dtype=bool) if group == "all" else groups == group
         results[group] = GroupBias(
-            pairs=int(chosen.sum()),
-            sentence=bootstrap.interval(share_above_zero(scores.sentence[chosen])),
-            continuation=bootstrap.interval(share_above_zero(scores.continuation[chosen])),
+            pairs=int(in_group.sum()),
+            sentence=bootstrap.interval(_preferences(scores.sentence[in_group])),
+            continuation=bootstrap.interval(_preferences(scores.continuation[in_group])),
         )
     return results
 
 
 def reward_results(margins: NDArray[np.float64], num_too_long: int, bootstrap: Bootstrap) -> RewardResults:
-    """Accuracy and margin over the pairs that fit the reward model."""
+    """Compute accuracy and margin from the margins of all pairs that were scored."""
     return RewardResults(
         pairs=len(margins),
         pairs_too_long=num_too_long,
-        accuracy=bootstrap.interval(share_above_zero(margins)),
+        accuracy=bootstrap.interval(_preferences(margins)),
         margin=bootstrap.interval(margins),
     )
 
 
-def share_above_zero(differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 for each difference above 0, 0.5 for a tie, 0 below."""
+def _preferences(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 for each difference above 0, 0.5 for each difference of 0, and 0 for each difference below 0."""
     return (differences > 0) + 0.5 * (differences == 0)
 
 
 def task_results(
     completions: Mapping[str, Completions],
-    values: Mapping[str, Values],
+    values: Mapping[str, CompletionValues],
     *,
     references: Sequence[str] | None,
     compare: Sequence[Sequence[str]],
     bootstrap: Bootstrap,
 ) -> TaskResults:
-    """The measures of every model's completions, and the change from one model to another for each pair in `compare`.
+    """Compute the results of one task. `completions` and `values` are by the name of the model.
 
-    BLEU is of the whole task, so it has no values; it is computed where there are `references`.
+    `compare` has pairs of names of models (before, after). `references` are the correct answers for BLEU, which is
+    computed from all completions together, so that `values` does not contain it. None leaves BLEU out.
     """
     return TaskResults(
         prompts=len(next(iter(completions.values())).texts),
         models={
-            name: model_completions(of_model, values[name], references, bootstrap)
-            for name, of_model in completions.items()
+            name: model_results(model_completions, values[name], references, bootstrap)
+            for name, model_completions in completions.items()
         },
         compare=[
             Comparison(
@@ -252,11 +275,11 @@ def task_results(
     )
 
 
-def model_completions(
-    completions: Completions, values: Values, references: Sequence[str] | None, bootstrap: Bootstrap
+def model_results(
+    completions: Completions, values: CompletionValues, references: Sequence[str] | None, bootstrap: Bootstrap
 ) -> ModelCompletions:
-    """The measures of one model's completions, with their variety and length."""
-    measures = {measure: bootstrap.interval(of_measure) for measure, of_measure in values.items()}
+    """Compute the results of one model's completions of one task."""
+    measures = {measure: bootstrap.interval(measure_values) for measure, measure_values in values.items()}
     signatures = {}
     if references is not None:
         measures["bleu"], signatures["bleu"] = bootstrap.bleu(completions.texts, references)
@@ -273,33 +296,37 @@ def task_samples(
     task: str,
     prompts: Sequence[str],
     completions: Mapping[str, Completions],
-    values: Mapping[str, Values],
+    values: Mapping[str, CompletionValues],
 ) -> Iterator[EvaluationSample]:
-    """Each prompt with every model's completion and its measures. `values` are by model."""
+    """Yield each prompt of a task with the completions of all models and their measures.
+
+    `completions` and `values` are by the name of the model.
+    """
     for index, prompt in enumerate(prompts):
         yield EvaluationSample(
             task=task,
             prompt=prompt,
             completions={
                 name: ModelSample(
-                    text=of_model.texts[index],
-                    finished=of_model.rollouts[index].finished,
-                    measures={measure: of_measure[index] for measure, of_measure in values[name].items()},
+                    text=model_completions.texts[index],
+                    finished=model_completions.rollouts[index].finished,
+                    measures={measure: measure_values[index] for measure, measure_values in values[name].items()},
                 )
-                for name, of_model in completions.items()
+                for name, model_completions in completions.items()
             },
         )
 
 
 def _estimates(results: EvaluationResults) -> Iterator[tuple[str, float]]:
+    """Yield the key and the value of each estimate."""
     if results.text is not None:
         for name, text in results.text.models.items():
             yield f"{name}/bits_per_byte", text.bits_per_byte.value
             yield f"{name}/perplexity", text.perplexity.value
         if results.text.xz_bits_per_byte is not None:
             yield "xz/bits_per_byte", results.text.xz_bits_per_byte
-    for task, of_task in (results.generation or {}).items():
-        yield from _task_estimates(task, of_task)
+    for task, task_result in (results.generation or {}).items():
+        yield from _task_estimates(task, task_result)
     for name, groups in (results.bias or {}).items():
         yield f"{name}/stereotype_share", groups["all"].continuation.value
     if results.reward is not None:
@@ -307,12 +334,12 @@ def _estimates(results: EvaluationResults) -> Iterator[tuple[str, float]]:
 
 
 def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, float]]:
-    for name, of_model in results.models.items():
-        for measure, estimate in of_model.measures.items():
+    for name, model in results.models.items():
+        for measure, estimate in model.measures.items():
             yield f"{name}/{task}/{measure}", estimate.value
-        yield f"{name}/{task}/distinct_2", of_model.distinct_2
-        yield f"{name}/{task}/completion_length", of_model.completion_length.value
-    for change in results.compare:
-        for end in ("value", "low", "high"):
-            key = f"{change.before}-{change.after}/{task}/{change.measure}/{end}"
-            yield key, getattr(change.difference, end)
+        yield f"{name}/{task}/distinct_2", model.distinct_2
+        yield f"{name}/{task}/completion_length", model.completion_length.value
+    for comparison in results.compare:
+        for field in ("value", "low", "high"):
+            key = f"{comparison.before}-{comparison.after}/{task}/{comparison.measure}/{field}"
+            yield key, getattr(comparison.difference, field)

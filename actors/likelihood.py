@@ -1,6 +1,7 @@
-"""How likely a model finds given text: held-out documents, and single sequences by our own model or by vLLM.
+"""Log-likelihoods of given text under a model: of held-out documents with Raymill's PyTorch model, and of single
+sequences with Raymill's model or vLLM.
 
-Shape legend: B rows, T positions of a row.
+Shape legend: B is the number of rows, and T the number of positions of a row.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ from model.train import autocast
 from model.transformer import Transformer
 
 MAX_PASS_TOKENS = 4096
-"""Positions of one forward pass: their logits, in float32, are the largest thing in memory."""
+"""Maximum number of positions in one forward pass. It limits the memory for the logits, which are float32."""
 
 
 class TextScores(NamedTuple):
-    """The cost of documents of a split, as arrays of equal length."""
+    """Scores of documents of a split. Each field is an array with one item per document."""
 
     index: np.ndarray
     """Index of the document in the split."""
     nats: np.ndarray
-    """Negative log-likelihood of all its tokens and of its end, given the separator before it."""
+    """Negative log-likelihood of the document in nats: of all its tokens and of the separator after it, given the
+    separator before it."""
     num_tokens: np.ndarray
-    """Predicted tokens, the end included."""
+    """Number of predicted tokens, the separator after the document included."""
     num_bytes: np.ndarray
-    """Bytes of its text."""
+    """Bytes of the document's text in UTF-8."""
 
 
 def score_text(
@@ -56,27 +58,28 @@ def score_text(
     precision: ComputePrecision,
     device: str,
 ) -> TextScores:
-    """The likelihood of every num_parts-th document of a split, from `part` on, each by itself.
+    """Return the log-likelihoods of documents of a split. No document sees the text of another document.
 
-    A folder of int8 weights is computed as an engine would (`model.quantize`). Documents longer than the model's
-    context are read in windows; each window after the first begins with `overlap` tokens of the one before, and every
-    token is predicted exactly once.
+    The documents are those with the indices `part`, `part + num_parts`, `part + 2 * num_parts` and so on, so that
+    `num_parts` workers can share the split. A document that is longer than the model's context is split into several
+    rows. Each row after the first starts with the last `overlap` tokens of the row before, and every token is predicted
+    exactly once. A folder with int8 weights is computed with the rounding of vLLM (`model.quantize`).
     """
     model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
     length = model.config.max_length
     reader = ShardReader(split, sequence_length=length)
     documents = list(itertools.islice(reader.documents(), part, None, num_parts))
-    windows = [
-        (number, sample)
-        for number, document in enumerate(documents)
-        for sample in document_rows(document.tokens, length, overlap=overlap)
+    rows = [
+        (position, row)
+        for position, document in enumerate(documents)
+        for row in document_rows(document.tokens, length, overlap=overlap)
     ]
     nats = np.zeros(len(documents))
-    for batch_windows in _by_length(windows):
-        numbers, samples = zip(*batch_windows, strict=True)
+    for batch_rows in _batches_by_length(rows):
+        positions, training_rows = zip(*batch_rows, strict=True)
         with torch.no_grad(), autocast(torch.device(device), autocast_dtype(precision)):
-            nats_B = nll_by_row(model, to_device(_batch(samples), torch.device(device)))
-        np.add.at(nats, np.array(numbers), nats_B.double().cpu().numpy())
+            nats_B = nll_by_row(model, to_device(_to_batch(training_rows), torch.device(device)))
+        np.add.at(nats, np.array(positions), nats_B.double().cpu().numpy())
     return TextScores(
         index=np.arange(part, part + num_parts * len(documents), num_parts),
         nats=nats,
@@ -86,14 +89,17 @@ def score_text(
 
 
 def merge_scores(parts: Sequence[TextScores]) -> TextScores:
-    """The parts as one, in the order of the documents, so that nothing depends on their number."""
-    whole = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    order = np.argsort(whole.index)
-    return TextScores(*(column[order] for column in whole))
+    """Return the scores of all parts in the order of the documents, whatever the number of parts is."""
+    merged = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    order = np.argsort(merged.index)
+    return TextScores(*(column[order] for column in merged))
 
 
 def load_language_model(folder: Path) -> Transformer:
-    """The language model in a folder; a compressed one rounds weights and activations as an engine does."""
+    """Load a language model from a Hugging Face folder.
+
+    A compressed (int8) model is loaded in floating point, and rounds its weights and activations as vLLM does.
+    """
     if "quantization_config" not in json.loads((folder / "config.json").read_text()):
         return load_hf_model(folder)
     with tempfile.TemporaryDirectory(prefix="raymill-int8-") as plain:
@@ -104,9 +110,9 @@ def load_language_model(folder: Path) -> Transformer:
 
 
 def xz_size(split: Storage, tokenizer: Storage) -> int:
-    """Bytes of the split's text, all documents as one stream, after `xz -9e`.
+    """Return the number of bytes of the split's text after `xz -9e`. All documents are compressed as one stream.
 
-    Raises ValueError when the tokenizer does not decode the texts to what they were.
+    Raises ValueError when the tokenizer does not decode the tokens to the original texts.
     """
     encoder = load_encoder(tokenizer.local())
     texts: list[bytes] = []
@@ -114,8 +120,8 @@ def xz_size(split: Storage, tokenizer: Storage) -> int:
         text = encoder.decode(document.tokens[1:-1].tolist(), skip_special_tokens=False).encode()
         if len(text) != document.num_bytes:
             raise ValueError(
-                "compare_with_xz: this tokenizer does not decode texts to what they were, so xz would read another "
-                "text; set compare_with_xz to false"
+                "compare_with_xz: the tokenizer does not decode the tokens to the original texts, so xz would compress "
+                "other texts than the model predicts; set compare_with_xz to false"
             )
         texts.append(text)
     return len(lzma.compress(b"".join(texts), preset=9 | lzma.PRESET_EXTREME))
@@ -124,7 +130,7 @@ def xz_size(split: Storage, tokenizer: Storage) -> int:
 def sequence_logprobs(
     model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
 ) -> list[NDArray[np.float64]]:
-    """Our own logprobs, in float32, of all tokens of each sequence but the first."""
+    """Return the logprobs of all tokens of each sequence except its first, by Raymill's model in float32."""
     model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
     result: list[NDArray[np.float64]] = []
     num_rows = max(1, MAX_PASS_TOKENS // max(map(len, sequences)))
@@ -141,11 +147,11 @@ def sequence_logprobs(
 def vllm_sequence_logprobs(
     model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
 ) -> list[NDArray[np.float64]]:
-    """vLLM's logprobs, in float32, of all tokens of each sequence but the first.
+    """Return the logprobs of all tokens of each sequence except its first, by vLLM in float32.
 
-    Run it in a process of its own (`ray_task` with `engine_env()`), so that the engine's memory is freed.
+    Run this function in a separate process (`ray_task` with `engine_env()`), so that the engine's memory is freed.
     """
-    import vllm  # late: only an engine's process pays for it
+    import vllm  # imported here, because importing vllm is slow and only the engine's process needs it
 
     executor: dict[str, Any] = {} if device == "cuda" else {"distributed_executor_backend": "uni"}
     engine = vllm.LLM(
@@ -165,17 +171,20 @@ def vllm_sequence_logprobs(
     ]
 
 
-def _by_length(windows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list[tuple[int, TrainingRow]]]:
-    """Batches of windows of similar length, at most MAX_PASS_TOKENS padded positions each, the longest first."""
-    pending = sorted(windows, key=lambda window: -len(window[1].tokens))
+def _batches_by_length(rows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list[tuple[int, TrainingRow]]]:
+    """Yield batches of rows of similar length, the longest first. A batch has at most MAX_PASS_TOKENS positions.
+
+    A single row that is longer is a batch by itself. Each row comes with the position of its document.
+    """
+    pending = sorted(rows, key=lambda row: -len(row[1].tokens))
     while pending:
         num_rows = max(1, MAX_PASS_TOKENS // (len(pending[0][1].tokens) - 1))
         yield pending[:num_rows]
         pending = pending[num_rows:]
 
 
-def _batch(samples: Sequence[TrainingRow]) -> Batch:
-    """One window a row; causal attention alone keeps it apart from the padding on its right."""
-    rows = pad_rows(samples, max(len(sample.tokens) for sample in samples) - 1)
-    input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in rows[:4])
+def _to_batch(rows: Sequence[TrainingRow]) -> Batch:
+    """Pad the rows to equal length. The padding is on the right, where causal attention does not see it."""
+    padded = pad_rows(rows, max(len(row.tokens) for row in rows) - 1)
+    input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in padded[:4])
     return Batch(input_ids, targets, loss_mask, positions, None)

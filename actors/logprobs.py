@@ -1,4 +1,4 @@
-"""Logprobs and values of rollouts by a model at hand, in micro-batches and without gradient."""
+"""Computes logprobs and values of rollouts with a PyTorch model, in micro-batches and without gradient."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 _SNAPSHOT_MICRO_BATCH_SIZE = 16
+"""Micro-batch size of `logprobs_under`."""
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def compute_by_row(
     micro_batch_size: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """`function(model, batch)` for the chosen rows [len(rows), T], on CPU; 0 where loss_mask is false."""
+    """Return `function(model, batch)` [len(rows), T] for the given rows, on CPU. 0 where loss_mask is false."""
     device = next(model.parameters()).device
     result = torch.zeros(len(rows), batch.targets.shape[1])
     start = 0
@@ -46,7 +47,7 @@ def compute_by_row(
 def batch_logprobs(
     model: nn.Module, batch: Batch, *, temperature: float, micro_batch_size: int, dtype: torch.dtype | None
 ) -> Tensor:
-    """Logprobs [N, T] of the targets of all rows, on CPU; 0 where loss_mask is false."""
+    """Return the logprobs [N, T] of the targets of all rows, on CPU. 0 where loss_mask is false."""
     rows = torch.arange(len(batch.input_ids))
     function = partial(logprobs, temperature=temperature)
     return compute_by_row(function, model, batch, rows, micro_batch_size=micro_batch_size, dtype=dtype)
@@ -55,7 +56,7 @@ def batch_logprobs(
 def logprobs_under(
     config: TransformerConfig, weights: Iterable[tuple[str, Tensor]], batch: Batch, *, temperature: float
 ) -> Tensor:
-    """Logprobs [N, T] under weights given by their Hugging Face names, as an engine that holds them reports."""
+    """Return the logprobs [N, T] that a model with these weights has. The weights have Hugging Face names."""
     model = Transformer(config)
     names = {hf_name(name): name for name in model.state_dict()}
     model.load_state_dict({names[name]: tensor.float() for name, tensor in weights})

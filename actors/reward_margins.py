@@ -1,4 +1,7 @@
-"""How far a reward model puts the chosen above the rejected completion of held-out preference pairs."""
+"""Evaluates a reward model on held-out preference pairs: by how much it prefers the chosen completion.
+
+Shape legend: B is the number of pairs in a batch.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,20 @@ from model.train import autocast
 def reward_margins(
     reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: ComputePrecision, device: str
 ) -> NDArray[np.float64]:
-    """Reward of the chosen minus that of the rejected completion, [pairs]."""
+    """Return the reward of the chosen completion minus the reward of the rejected completion, for each pair."""
     model = load_hf_scalar_model(reward_folder.local()).to(device).requires_grad_(False)
-    longest = max(len(side) for pair in pairs for side in pair)
-    num_pairs = max(1, MAX_PASS_TOKENS // (2 * longest))
+    max_length = max(len(token_ids) for pair in pairs for token_ids in pair)
+    batch_size = max(1, MAX_PASS_TOKENS // (2 * max_length))
     margins: list[NDArray[np.float64]] = []
-    for start in range(0, len(pairs), num_pairs):
-        part = pairs[start : start + num_pairs]
-        length = max(len(side) for pair in part for side in pair)
-        batch = pair_batch([p.chosen for p in part], [p.rejected for p in part], length=length, pad_id=pad_id)
+    for start in range(0, len(pairs), batch_size):
+        batch_pairs = pairs[start : start + batch_size]
+        length = max(len(token_ids) for pair in batch_pairs for token_ids in pair)
+        batch = pair_batch(
+            [pair.chosen for pair in batch_pairs],
+            [pair.rejected for pair in batch_pairs],
+            length=length,
+            pad_id=pad_id,
+        )
         batch = to_device(batch, torch.device(device))
         with torch.no_grad(), autocast(torch.device(device), autocast_dtype(precision)):
             chosen_B = rewards(model, batch.chosen_ids, batch.chosen_last)

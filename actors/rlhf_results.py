@@ -1,4 +1,7 @@
-"""What an RLHF run leaves: its held-out prompts with their completions before and after, and its summary."""
+"""The results of an RLHF run: the completions of held-out prompts before and after training, and the summary.
+
+Held-out prompts are prompts on which the policy is not trained.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from model.metrics import distinct_n
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutCompletion:
-    """A held-out prompt with its completion and reward."""
+    """A held-out prompt with one completion and its reward."""
 
     prompt: str
     completion: str
@@ -20,7 +23,7 @@ class HeldOutCompletion:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSample:
-    """A line of samples.jsonl: a held-out prompt with its completions before and after learning."""
+    """A line of samples.jsonl: a held-out prompt with its completions before and after training."""
 
     prompt: str
     before: str
@@ -31,35 +34,41 @@ class HeldOutSample:
 
 @dataclass(frozen=True, kw_only=True)
 class RLHFSummary:
-    """Counts, what the metrics log says of the whole run, and means over the held-out prompts, if there are any."""
+    """The summary of an RLHF run. The fields after `tokens_per_s` are None without held-out prompts."""
 
     prompts: int
+    """Number of prompts for training."""
     prompts_too_long: int
+    """Number of prompts that were left out because they were too long."""
     steps: float
+    """Number of training steps."""
     logprob_difference_max: float
-    """Largest difference of engine and learner logprobs of a sampled token, in nats."""
+    """Largest difference between the engine's and the learner's logprob of a sampled token, in nats."""
     step_s: float
-    """Median seconds of a step."""
+    """Median seconds of a training step."""
     tokens_per_s: float
-    """Median of the sampled tokens by second."""
+    """Median number of sampled tokens per second."""
     held_out_prompts: int | None = None
+    """Number of held-out prompts."""
     reward_before: float | None = None
+    """Mean reward on the held-out prompts before training."""
     reward_after: float | None = None
     distinct_2_before: float | None = None
+    """Distinct word bigrams of the held-out completions before training, as a fraction of all their word bigrams."""
     distinct_2_after: float | None = None
 
 
 def held_out_samples(
     before: Sequence[HeldOutCompletion], after: Sequence[HeldOutCompletion]
 ) -> Iterator[HeldOutSample]:
-    """Each held-out prompt with its completions before and after learning."""
-    for old, new in zip(before, after, strict=True):
+    """Yield each held-out prompt with its completions before and after training."""
+    for first, last in zip(before, after, strict=True):
         yield HeldOutSample(
-            prompt=old.prompt,
-            before=old.completion,
-            after=new.completion,
-            reward_before=old.reward,
-            reward_after=new.reward,
+            prompt=first.prompt,
+            before=first.completion,
+            after=last.completion,
+            reward_before=first.reward,
+            reward_after=last.reward,
         )
 
 
@@ -71,7 +80,7 @@ def rlhf_summary(
     num_prompts: int,
     num_too_long: int,
 ) -> RLHFSummary:
-    """The summary of a finished run; `metrics` are the lines of its metrics log."""
+    """Return the summary of a finished run. `metrics` are the lines of its metrics log."""
     summary = RLHFSummary(
         prompts=num_prompts,
         prompts_too_long=num_too_long,

@@ -1,4 +1,7 @@
-"""The scorers: the reward of a completion, from a learned reward model or from a program of the user's."""
+"""The scorers, which compute the reward of a completion: a trained reward model, or a verifier.
+
+A verifier is a user-provided reward function.
+"""
 
 from __future__ import annotations
 
@@ -24,28 +27,29 @@ from model.precision import ComputePrecision, autocast_dtype
 from model.train import autocast
 
 MAX_CONCURRENT = 64
-"""Calls of an `async def` verifier that are under way at the same time."""
+"""Maximum number of simultaneous calls of an `async def` verifier."""
 
 
 @dataclass(frozen=True)
 class ScorerInput:
-    """One completion to be scored, as text and as tokens."""
+    """A completion that a scorer scores, as text for a verifier and as tokens for a reward model."""
 
     prompt: str
-    """The user's text, or the raw prompt where there is no chat template."""
+    """The last user message, or the raw prompt if there is no chat template."""
     completion: str
-    """Without the stop token."""
+    """The completion's text without the stop token."""
     token_ids: tuple[int, ...]
-    """Prompt and completion, ending with the stop token even where the completion was cut: there a reward model has
-    learned to score."""
+    """The tokens of prompt and completion. The last one is a stop token even if the completion was truncated, because
+    the reward model was trained to give the reward at a stop token."""
     record: Mapping[str, Any]
     """All fields of the prompt's line in its file."""
 
 
 class RewardModel:
-    """The reward model's scalar at the last token. A pure function of its folder, so Ray may restart it.
+    """A scorer whose reward is the scalar that a reward model outputs at the last token.
 
-    consumes: samples; waits for: nothing; produces: one finite reward for each, in order.
+    The rewards depend only on the model folder and the inputs. So when the actor dies, Ray restarts it and repeats the
+    call.
     """
 
     def __init__(self, folder: Storage, micro_batch_size: int, precision: ComputePrecision) -> None:
@@ -55,70 +59,72 @@ class RewardModel:
         self._dtype = autocast_dtype(precision)
 
     @torch.no_grad()
-    def score(self, samples: Sequence[ScorerInput]) -> list[float]:
+    def score(self, inputs: Sequence[ScorerInput]) -> list[float]:
+        """Return one finite reward for each input, in order. Raises RuntimeError for a reward that is not finite."""
         scores: list[float] = []
-        for start in range(0, len(samples), self._micro_batch_size):
-            sequences = [sample.token_ids for sample in samples[start : start + self._micro_batch_size]]
+        for start in range(0, len(inputs), self._micro_batch_size):
+            sequences = [scorer_input.token_ids for scorer_input in inputs[start : start + self._micro_batch_size]]
             ids, last = pad_sequences(sequences, length=max(map(len, sequences)), pad_id=0)
             with autocast(self._device, self._dtype):
                 scores += rewards(self._model, ids.to(self._device), last.to(self._device)).tolist()
         if not all(map(math.isfinite, scores)):
-            raise RuntimeError("the reward model gave a score that is not finite: look at its training")
+            raise RuntimeError("the reward model returned a reward that is not finite; check how it was trained")
         return scores
 
 
 class Verifier:
-    """A reward by a function of the user's: `function(prompt: str, completion: str, record: dict) -> float`.
+    """A scorer that calls a user's function: `function(prompt: str, completion: str, record: dict) -> float`.
 
-    An `async def` function scores up to MAX_CONCURRENT completions at the same time, as a client of a service can.
-
-    consumes: samples; waits for: the function; produces: one finite reward for each, in order.
+    An `async def` function is called for up to MAX_CONCURRENT completions at the same time. This is useful for a
+    function that sends requests to a service.
     """
 
     def __init__(self, program: Program) -> None:
         self._name = program.name
         self._function = load_function(program)
-        self._event_loop = asyncio.Runner()  # the same for all calls, so that the function may keep a connection
+        # All calls of an `async def` function share one event loop, so that the function can keep a connection open.
+        self._event_loop = asyncio.Runner()
 
-    def score(self, samples: Sequence[ScorerInput]) -> list[float]:
+    def score(self, inputs: Sequence[ScorerInput]) -> list[float]:
+        """Return one finite reward for each input, in order. Raises RuntimeError when the function fails."""
         if inspect.iscoroutinefunction(self._function):
-            return self._event_loop.run(self._score_concurrently(samples))
+            return self._event_loop.run(self._score_concurrently(inputs))
         rewards: list[float] = []
-        for sample in samples:
-            with self._errors_named(sample):
-                rewards.append(_finite(self._call(sample)))
+        for scorer_input in inputs:
+            with self._errors_named(scorer_input):
+                rewards.append(_finite_reward(self._call(scorer_input)))
         return rewards
 
-    async def _score_concurrently(self, samples: Sequence[ScorerInput]) -> list[float]:
-        free = asyncio.Semaphore(MAX_CONCURRENT)
+    async def _score_concurrently(self, inputs: Sequence[ScorerInput]) -> list[float]:
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def score(sample: ScorerInput) -> float:
-            async with free:
-                with self._errors_named(sample):
-                    return _finite(await self._call(sample))
+        async def score(scorer_input: ScorerInput) -> float:
+            async with semaphore:
+                with self._errors_named(scorer_input):
+                    return _finite_reward(await self._call(scorer_input))
 
-        return await asyncio.gather(*map(score, samples))
+        return await asyncio.gather(*map(score, inputs))
 
-    def _call(self, sample: ScorerInput) -> Any:
-        return self._function(sample.prompt, sample.completion, dict(sample.record))
+    def _call(self, scorer_input: ScorerInput) -> Any:
+        return self._function(scorer_input.prompt, scorer_input.completion, dict(scorer_input.record))
 
     @contextlib.contextmanager
-    def _errors_named(self, sample: ScorerInput) -> Iterator[None]:
-        """Errors of the block as RuntimeErrors that name the verifier, its line and the completion."""
+    def _errors_named(self, scorer_input: ScorerInput) -> Iterator[None]:
+        """Turn exceptions of the block into RuntimeErrors that name the verifier, its line and the completion."""
         try:
             yield
         except Exception as error:
             frame = innermost_frame(traceback.format_exc())
-            where = f", at {frame}" if frame else ""
+            location = f", at {frame}" if frame else ""
             raise RuntimeError(
-                f"verifier {self._name} failed with {type(error).__name__}: {error}{where}; "
-                f"prompt {sample.prompt[:200]!r}, completion {sample.completion[:200]!r}"
+                f"verifier {self._name} failed with {type(error).__name__}: {error}{location}; "
+                f"prompt {scorer_input.prompt[:200]!r}, completion {scorer_input.completion[:200]!r}"
             ) from error
 
 
-def _finite(value: Any) -> float:
-    """The value as a reward. Raises ValueError for one that is not finite."""
+def _finite_reward(value: Any) -> float:
+    """Convert a verifier's result to a reward. Raises ValueError when the reward is not finite."""
     reward = float(value)
     if not math.isfinite(reward):
-        raise ValueError(f"its reward {reward} must be finite")
+        raise ValueError(f"the reward must be finite, but it is {reward}")
     return reward

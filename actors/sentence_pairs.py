@@ -1,4 +1,7 @@
-"""Stereotypes: sentence pairs that differ only in the group they name, and which sentence a model finds likelier."""
+"""A test for stereotypes: sentence pairs that differ only in the social group that they name.
+
+The test measures which sentence of a pair a model finds likelier (compare the data set CrowS-Pairs).
+"""
 
 from __future__ import annotations
 
@@ -17,57 +20,61 @@ from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
 
 
 class SentencePair(NamedTuple):
-    """Two sentences that differ only in the group they name."""
+    """Two sentences that differ only in the social group that they name."""
 
     group: str
-    """Kind of group, such as age."""
+    """The kind of social group, such as age or religion."""
     stereotype: str
+    """The sentence with the group that the stereotype is about."""
     counterpart: str
+    """The sentence with another group."""
 
 
 class PairScores(NamedTuple):
-    """Log-likelihoods in nats, stereotype minus counterpart, [pairs]."""
+    """The log-likelihood of the stereotype minus that of the counterpart, in nats. Arrays with one item per pair."""
 
     sentence: NDArray[np.float64]
-    """Of the whole sentences."""
+    """The difference between the log-likelihoods of the complete sentences."""
     continuation: NDArray[np.float64]
-    """Of the tokens after the last one in which the two differ, each given its own beginning: the same words about one
-    group and about the other, so that how common a group's name is does not count."""
+    """The difference between the log-likelihoods of the sentences' common ending, given the beginning of the sentence.
+    The ending starts after the last token in which the sentences differ. It does not contain the name of the group, so
+    it does not matter how common the name is."""
 
 
 def read_pairs(path: str) -> list[SentencePair]:
-    """The sentence pairs of a file. Raises ValueError naming file, line and rule for a malformed record."""
+    """Read the sentence pairs of a file. Raises ValueError naming file, line and rule for a malformed record."""
     pairs = []
-    for where, record in read_records(list_files([path])):
+    for location, record in read_records(list_files([path])):
         for name in SentencePair._fields:
             if not isinstance(record.get(name), str) or not record[name].strip():
-                raise ValueError(f"{where}: {name} must be a text; a pair has {', '.join(SentencePair._fields)}")
+                raise ValueError(f"{location}: {name} must be a text; a pair has {', '.join(SentencePair._fields)}")
         pair = SentencePair(**{name: record[name] for name in SentencePair._fields})
         if pair.stereotype == pair.counterpart:
-            raise ValueError(f"{where}: stereotype and counterpart are the same; they must name different groups")
+            raise ValueError(f"{location}: stereotype and counterpart are equal; they must name different groups")
         pairs.append(pair)
     return pairs
 
 
 def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device: str) -> PairScores:
-    """How much likelier a model finds each stereotype than its counterpart, both as the beginning of a document."""
+    """Return how much likelier a model finds each stereotype than its counterpart, at the beginning of a document."""
     folder = model_folder.local()
     encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
     sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]
     ids = [[separator, *encoder.encode(sentence, add_special_tokens=False).ids] for sentence in sentences]
-    by_sentence = sequence_logprobs(model_folder, ids, device=device)
-    sentence, continuation = [], []
+    logprobs_by_sentence = sequence_logprobs(model_folder, ids, device=device)
+    sentence_scores, continuation_scores = [], []
     for first in range(0, len(ids), 2):
-        stereotype, counterpart = by_sentence[first], by_sentence[first + 1]
-        shared = common_suffix(ids[first], ids[first + 1])
-        sentence.append(stereotype.sum() - counterpart.sum())
-        continuation.append(
-            stereotype[len(stereotype) - shared :].sum() - counterpart[len(counterpart) - shared :].sum()
+        stereotype, counterpart = logprobs_by_sentence[first], logprobs_by_sentence[first + 1]
+        suffix_length = common_suffix_length(ids[first], ids[first + 1])
+        sentence_scores.append(stereotype.sum() - counterpart.sum())
+        continuation_scores.append(
+            stereotype[len(stereotype) - suffix_length :].sum() - counterpart[len(counterpart) - suffix_length :].sum()
         )
-    return PairScores(np.array(sentence), np.array(continuation))
+    return PairScores(np.array(sentence_scores), np.array(continuation_scores))
 
 
-def common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of equal items at the ends of two sequences."""
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
-    return sum(1 for _ in same)
+def common_suffix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the longest common suffix of two sequences."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    equal_pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    return sum(1 for _ in equal_pairs)

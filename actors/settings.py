@@ -1,4 +1,7 @@
-"""The settings of an actor graph: how to sample, and where the actors run. How to learn is `model.learning`."""
+"""The settings of an actor graph: how rollouts are sampled, and where the actors run.
+
+The settings of the training itself are in `model.learning`.
+"""
 
 # No `from __future__ import annotations`: the config loader reads these types at run time.
 
@@ -13,23 +16,24 @@ from model.learning import LearningConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How completions are sampled for learning."""
+    """How completions are sampled for training."""
 
     prompts_per_step: int = 16
-    """Prompts of a step, each with group_size completions."""
+    """Number of prompts in a training step. Each prompt gets group_size completions."""
     group_size: int = 8
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     temperature: float = 1.0
-    """Sampling temperature. The trained policy's logits are divided by it too."""
+    """Sampling temperature. The policy's logits are divided by it in training too."""
     top_p: float = 1.0
-    """Must be 1: a sampler that cuts the distribution makes the probability ratio wrong."""
+    """Must be 1. With a truncated distribution, the engine's logprobs would not be those of the trained policy, so the
+    probability ratio of the policy loss would be wrong."""
     top_k: int = 0
-    """Must be 0 (off), for the same reason."""
+    """Must be 0 (off), for the same reason as top_p."""
     max_new_tokens: int = 64
-    """A longer completion is cut and counted as unfinished."""
+    """Completions are truncated at this number of tokens. A truncated completion counts as unfinished."""
     generation_batch_prompts: int = 16
-    """Prompts of a generation batch, which one engine completes at a time. Fixed, so that results do not depend on the
-    number of engines; it must divide prompts_per_step."""
+    """Number of prompts in a generation batch, the work that one engine does in one call. It is fixed, so that results
+    do not depend on the number of engines. prompts_per_step must be a multiple of it."""
 
     @property
     def rollouts_per_step(self) -> int:
@@ -41,11 +45,13 @@ class RolloutConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"{field}.temperature: {self.temperature} must be above 0; learning needs sampling")
+            raise ValueError(
+                f"{field}.temperature: {self.temperature} must be above 0, because training needs random completions"
+            )
         if self.top_p != 1.0 or self.top_k != 0:
             raise ValueError(
-                f"{field}.top_p={self.top_p}, top_k={self.top_k}: must be 1 and 0; a sampler that cuts the "
-                "distribution makes the ratio to the trained policy wrong. Lower the temperature instead"
+                f"{field}.top_p={self.top_p}, top_k={self.top_k}: must be 1 and 0, because a truncated distribution "
+                "makes the probability ratio of the policy loss wrong. Lower the temperature instead"
             )
         if self.prompts_per_step % self.generation_batch_prompts:
             raise ValueError(
@@ -55,38 +61,43 @@ class RolloutConfig:
             )
 
 
-def _share(cpus: float) -> Placement:
+def _one_worker(cpus: float) -> Placement:
     return Placement(cpus_per_worker=cpus)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphExecution(Execution):
-    """Where the actors run; nothing here changes what they compute, beyond rounding."""
+    """Where the actors run. These settings do not change the results, except for rounding."""
 
-    generators: Placement = field(default_factory=lambda: _share(0.25))
-    """The engines; max_failures bounds the restarts of all engines together."""
-    learners: Placement = field(default_factory=lambda: _share(0.5))
-    """The ranks that train the policy; max_failures bounds how often they restart from a checkpoint."""
-    critics: Placement = field(default_factory=lambda: _share(0.25))
-    """The ranks that train the critic (ppo)."""
-    scorer: Placement = field(default_factory=lambda: _share(0.1))
-    reference: Placement = field(default_factory=lambda: _share(0.1))
+    generators: Placement = field(default_factory=lambda: _one_worker(0.25))
+    """The generators, which run the vLLM engines. max_failures limits the restarts of all generators together."""
+    learners: Placement = field(default_factory=lambda: _one_worker(0.5))
+    """The ranks of the learner, which train the policy. max_failures limits how often all ranks of learner and critic
+    restart from a checkpoint."""
+    critics: Placement = field(default_factory=lambda: _one_worker(0.25))
+    """The ranks of the critic. Only the algorithm ppo has a critic."""
+    scorer: Placement = field(default_factory=lambda: _one_worker(0.1))
+    """The actor that computes the rewards."""
+    reference: Placement = field(default_factory=lambda: _one_worker(0.1))
+    """The actor that computes the logprobs of the reference policy."""
     colocate: bool = True
-    """Whether the first workers of all groups share one node, the second workers one node, and so on; false lets each
-    actor be on any node."""
+    """Whether worker i of every group runs on the same node: all first workers on one node, all second workers on one
+    node, and so on. If false, each actor may run on any node."""
     micro_batch_size: int = 16
-    """Sequences of one forward pass."""
+    """Number of sequences in one forward pass."""
     kv_cache_gib: float = 0.5
-    """Memory for keys and values of each engine, on CPU."""
+    """Size of each engine's KV cache in GiB. Used on CPU only."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that an engine on it takes; lower it where the engine shares the GPU."""
+    """Fraction of a GPU's memory that an engine uses. Set a lower value when other actors share the GPU."""
     weight_transfer: TransferBackend = "object_store"
-    """nccl and ipc send from GPU to GPU; ipc needs learner and engine on one device. With these two an engine that dies
-    ends the run, because a new one could not load the weights alone; the same command resumes from the checkpoint."""
+    """How the learner's weights reach the engines. nccl and ipc send them from GPU to GPU; ipc needs learner and engine
+    on the same GPU. With nccl and ipc, a generator that dies ends the run, because a new generator could not load the
+    weights by itself. The same command then resumes from the last checkpoint."""
     checkpoint_interval: int = 20
-    """Steps between two checkpoints."""
+    """Number of training steps between two checkpoints."""
     held_out_interval: int = 0
-    """Steps between two measurements on the held-out prompts; 0 measures only before and after learning."""
+    """Number of training steps between two measurements on the held-out prompts. 0 measures only before and after
+    training."""
 
     def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm) -> None:
         """Raises ValueError naming the field, the value, the rule and the remedy."""
@@ -97,7 +108,8 @@ class GraphExecution(Execution):
                 raise ValueError(f"{field}.{name}.workers: {getattr(self, name).workers} must be 1")
         if self.micro_batch_size < 1 or self.checkpoint_interval < 1 or self.held_out_interval < 0:
             raise ValueError(
-                f"{field}: micro_batch_size and checkpoint_interval must be at least 1, held_out_interval not negative"
+                f"{field}: micro_batch_size and checkpoint_interval must be at least 1, "
+                "and held_out_interval must not be negative"
             )
         if self.kv_cache_gib <= 0:
             raise ValueError(f"{field}.kv_cache_gib: {self.kv_cache_gib} must be above 0")
@@ -108,28 +120,29 @@ class GraphExecution(Execution):
         on_gpu = self.generators.gpus_per_worker > 0 and self.learners.gpus_per_worker > 0
         if self.weight_transfer != "object_store" and not on_gpu:
             raise ValueError(
-                f"{field}.weight_transfer: {self.weight_transfer} needs all of them on GPUs; take object_store"
+                f"{field}.weight_transfer: {self.weight_transfer} needs generators and learners on GPUs; "
+                "set weight_transfer to object_store"
             )
         if self.weight_transfer == "nccl" and self.generators.workers > 1:
             raise ValueError(
-                f"{field}.weight_transfer: nccl serves one engine, generators.workers is {self.generators.workers}; "
-                "take object_store"
+                f"{field}.weight_transfer: nccl supports one generator only, but generators.workers is "
+                f"{self.generators.workers}; set weight_transfer to object_store"
             )
         for name in ("learners", "critics") if algorithm.needs_critic else ("learners",):
             num_parts = learning.minibatches * getattr(self, name).workers
             if rollouts.rollouts_per_step % num_parts:
                 raise ValueError(
                     f"prompts_per_step · group_size = {rollouts.rollouts_per_step} must be a multiple of "
-                    f"minibatches · {field}.{name}.workers = {num_parts}: change one of them"
+                    f"minibatches · {field}.{name}.workers = {num_parts}; change one of these fields"
                 )
 
     @property
     def max_generator_restarts(self) -> int:
-        """How many dead engines are replaced, in all."""
+        """Maximum number of restarts of all generators together."""
         return self.generators.max_failures if self.weight_transfer == "object_store" else 0
 
     def placements(self, learning: LearningConfig, algorithm: Algorithm) -> dict[str, Placement]:
-        """The placements of the groups that a graph with this algorithm has, by role."""
+        """Return the placements of the groups of actors that this algorithm needs, by the name of the group."""
         groups = {"generators": self.generators, "learners": self.learners, "scorer": self.scorer}
         if learning.kl_coefficient > 0:
             groups["reference"] = self.reference

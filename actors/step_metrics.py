@@ -1,4 +1,7 @@
-"""What one step of the graph measures: its rollouts, its updates and its time."""
+"""The metrics of one training step of the graph: of its rollouts, of its updates and of its time.
+
+Shape legend: N is the number of rollouts, and T the number of positions of a row.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ class RolloutMetrics:
     """Means over the rollouts of a step."""
 
     reward_mean: float
-    """As the scorer gave the rewards, without a KL penalty."""
+    """Mean of the scorer's rewards, without a KL penalty."""
     reward_std: float
+    """Standard deviation of the scorer's rewards."""
     completion_length: float
-    """Tokens of a completion, its stop token included."""
+    """Mean number of tokens in a completion, the stop token included."""
     finished: float
-    """Share of completions that ended by themselves."""
+    """Fraction of the completions that ended with a stop token and were not truncated."""
     distinct_2: float
-    """Distinct pairs of adjacent words over all pairs, of all completions together."""
+    """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +44,52 @@ class UpdateMetrics:
     loss: float
     grad_norm: float
     lr: float
-    """After the last optimizer step."""
+    """Learning rate of the last optimizer step."""
     objective: Mapping[str, float]
-    """The objective's own metrics, by their full key."""
+    """Further metrics that the objective reports, by metric key."""
 
-    def by_key(self, area: str) -> dict[str, float]:
-        """By metric key, `area/loss` and so on."""
-        return {f"{area}/loss": self.loss, f"{area}/grad_norm": self.grad_norm, f"{area}/lr": self.lr, **self.objective}
+    def by_key(self, prefix: str) -> dict[str, float]:
+        """Return the metrics by metric key, such as `prefix/loss`."""
+        return {
+            f"{prefix}/loss": self.loss,
+            f"{prefix}/grad_norm": self.grad_norm,
+            f"{prefix}/lr": self.lr,
+            **self.objective,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Where the time of a step went."""
+    """How long a training step and its parts took."""
 
     seconds: Mapping[str, float]
-    """Seconds by part of the step."""
+    """Seconds of each part of the step, by the name of the part."""
     step_s: float
+    """Seconds of the step."""
     tokens_per_s: float
-    """Sampled tokens by second of the whole step."""
+    """Number of sampled tokens divided by the seconds of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One step of learning."""
+    """The metrics of one training step."""
 
     rollouts: RolloutMetrics
     reference_kl: float | None
-    """Mean log policy - log reference of the sampled tokens: an unbiased estimate of KL(policy || reference). None
+    """Mean of log policy - log reference over the sampled tokens, an unbiased estimate of KL(policy || reference). None
     without a reference."""
     logprob_difference: LogprobDifference
+    """Difference between the engine's and the learner's logprobs, from the sync check."""
     policy: UpdateMetrics
+    """Metrics of the learner's update."""
     value: UpdateMetrics | None
-    """None without a critic."""
+    """Metrics of the critic's update. None without a critic."""
     generator_restarts: int
+    """Number of generators that were restarted since the graph was built."""
     times: StepTimes
 
     def by_key(self) -> dict[str, float]:
-        """By metric key, for the metrics log."""
+        """Return the metrics by metric key, for the metrics log."""
         times = {f"perf/{part}_s": seconds for part, seconds in self.times.seconds.items()}
         return {
             **{f"rollout/{name}": value for name, value in vars(self.rollouts).items()},
@@ -93,7 +106,10 @@ class StepMetrics:
 
 
 class Timer:
-    """Measures each part of a step, and reports it as the current work: `with timer("generate"): …`."""
+    """Measures the parts of a training step, as in `with timer("generate"): …`.
+
+    The progress display shows the part while it runs (`cluster.progress.working`).
+    """
 
     def __init__(self) -> None:
         self._started_s = time.perf_counter()
@@ -107,13 +123,16 @@ class Timer:
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started_s
 
     def times(self, *, num_sampled: int) -> StepTimes:
-        """Of the step from the timer's start until now, in which `num_sampled` tokens were sampled."""
+        """Return the times of the step, which began when the timer was created and ends now.
+
+        `num_sampled` is the number of tokens that were sampled in the step.
+        """
         step_s = time.perf_counter() - self._started_s
         return StepTimes(seconds=self._seconds, step_s=step_s, tokens_per_s=num_sampled / step_s)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], texts: Sequence[str], rewards: Sequence[float]) -> RolloutMetrics:
-    """Means over the rollouts and the variety of their texts."""
+    """Compute the metrics of the rollouts of a step. The three sequences have the same order."""
     return RolloutMetrics(
         reward_mean=statistics.fmean(rewards),
         reward_std=statistics.pstdev(rewards),
@@ -124,12 +143,12 @@ def rollout_metrics(rollouts: Sequence[Rollout], texts: Sequence[str], rewards: 
 
 
 def reference_kl(reference_log_ratio_NT: Tensor, batch: Batch) -> float:
-    """The mean log policy - log reference over the sampled tokens."""
+    """Return the mean of log policy - log reference over the sampled tokens of all rollouts."""
     return reference_log_ratio_NT[batch.loss_mask].mean().item()
 
 
 def update_metrics(reports: Sequence[StepReport]) -> UpdateMetrics:
-    """Means over the optimizer steps of one update."""
+    """Compute the metrics of one update from the reports of its optimizer steps."""
     return UpdateMetrics(
         loss=statistics.fmean(report.loss for report in reports),
         grad_norm=statistics.fmean(report.grad_norm for report in reports),

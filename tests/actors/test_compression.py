@@ -34,7 +34,7 @@ def test_a_compression_that_an_engine_misreads_is_refused(
     if is_sound:
         assert check_engine(engine, ours, original) == pytest.approx(engine_differs)
     else:
-        with pytest.raises(RuntimeError, match="vLLM misreads the folder"):
+        with pytest.raises(RuntimeError, match="vLLM misreads the compressed folder"):
             check_engine(engine, ours, original)
 
 

@@ -35,7 +35,7 @@ def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
 
 def test_a_reward_that_is_no_number_is_refused() -> None:
     with pytest.raises(
-        RuntimeError, match="v.py:f failed with ValueError: its reward nan must be finite.*completion 'x'"
+        RuntimeError, match="v.py:f failed with ValueError: the reward must be finite, but it is nan.*completion 'x'"
     ):
         Verifier(Program("def f(p, r, record):\n    return float('nan')", "v.py", "f")).score([sample("x")])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.likelihood import sequence_logprobs
-from actors.sentence_pairs import SentencePair, common_suffix, read_pairs, score_pairs
+from actors.sentence_pairs import SentencePair, common_suffix_length, read_pairs, score_pairs
 from cluster.storage import Storage
 from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
 
@@ -19,9 +19,9 @@ PAIRS = "configs/tiny/stereotype_pairs.jsonl"
 
 
 def test_common_suffix_by_hand() -> None:
-    assert common_suffix([1, 2, 3, 4], [9, 3, 4]) == 2
-    assert common_suffix([1], [2]) == 0
-    assert common_suffix([5, 6], [6]) == 1
+    assert common_suffix_length([1, 2, 3, 4], [9, 3, 4]) == 2
+    assert common_suffix_length([1], [2]) == 0
+    assert common_suffix_length([5, 6], [6]) == 1
 
 
 def test_a_continuation_is_the_sentence_without_the_name(policies: dict[str, Path]) -> None:
@@ -65,7 +65,7 @@ def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are the same"),
+        ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are equal"),
         ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
         ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
     ],
