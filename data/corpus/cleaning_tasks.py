@@ -26,7 +26,7 @@ from data.sources.readers import read_records
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 16 << 20
 _MIN_FILE_BYTES = 1 << 10
-"""Size that a small file counts when files are grouped into tasks. Opening a file takes as long as reading so much."""
+"""Smallest size that a file counts when files are grouped into tasks. Opening a file takes as long as reading 1 KiB."""
 
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
 """Estimated bytes of text for each byte of a compressed file. Only the number of parts depends on this estimate."""
@@ -73,7 +73,7 @@ def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) 
 def plan_cleaning_tasks(
     files: Sequence[FileNumbers], ranges: Sequence[ReadRange], task_bytes: int
 ) -> list[CleaningTask]:
-    """Group consecutive ranges into tasks of about `task_bytes`. So many small files become few tasks.
+    """Group consecutive ranges into tasks of about `task_bytes`. One task can read many small files.
 
     `files` has the file numbers of each source (`number_files`).
     """

@@ -30,6 +30,7 @@ from data.corpus.rows import (
 )
 
 MAX_PARTS = 4096
+"""Greatest number of parts of a corpus."""
 PARTS_JSON = "parts.json"
 """File of a corpus that lists a `PartRecord` for every part, in the order of the part numbers."""
 

@@ -36,10 +36,8 @@ class Row(NamedTuple):
 
 ID_COLUMNS = (("id", pa.string()), ("source", pa.string()))
 ORIGIN_COLUMNS = (("file", pa.uint32()), ("offset", pa.uint64()))
-CONTENT_COLUMNS = (
-    ("text", pa.large_string()),
-    ("metadata", pa.large_string()),
-)  # a part may hold more than 2 GiB of either
+# These strings are `large_string`, because a part may contain more than 2 GiB of texts or of metadata.
+CONTENT_COLUMNS = (("text", pa.large_string()), ("metadata", pa.large_string()))
 DROP_COLUMNS = (("reason", pa.string()), ("kept_id", pa.string()))
 ROW_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS, *CONTENT_COLUMNS, ("key", pa.binary()), *DROP_COLUMNS])
 """The columns of a table of rows: the fields of `Row`, in their order."""
