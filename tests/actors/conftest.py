@@ -1,4 +1,4 @@
-"""A tiny random policy with a byte tokenizer, and a random reward model, for all tests of the actors."""
+"""Fixtures for the tests of the actors: tiny random policies with a byte tokenizer, and a random reward model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from model.transformer_config import TransformerConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SIZES = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
+MODEL_CONFIG = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
 
 
 def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> Transformer:
-    """Save a random policy; `scale` enlarges its matrices so that its distributions are far from uniform."""
-    config = TransformerConfig(vocab_size=MIN_SIZE, tie_embeddings=tied, **SIZES)
+    """Save a random policy as a Hugging Face folder, and return it.
+
+    The weight matrices are multiplied by `scale`, so that the predicted distributions are far from uniform.
+    """
+    config = TransformerConfig(vocab_size=MIN_SIZE, tie_embeddings=tied, **MODEL_CONFIG)
     model = Transformer(config)
     initialize(model, seed)
     for name, parameter in model.named_parameters():
@@ -42,7 +45,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
 
 @pytest.fixture(scope="session")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of random policies: tied-1, tied-2, tied-3, untied-1, …"""
+    """The folders of six random policies, named tied-1 to tied-3 and untied-1 to untied-3 (tied embeddings or not)."""
     root = tmp_path_factory.mktemp("policies")
     names = [(kind, seed) for kind in ("tied", "untied") for seed in (1, 2, 3)]
     for kind, seed in names:
@@ -52,7 +55,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScalarHead]:
-    """A random reward model and its folder."""
+    """The folder of a random reward model, and the model."""
     folder = tmp_path_factory.mktemp("reward")
     save_policy(folder, tied=True, seed=4)
     model = load_hf_scalar_model(folder)

@@ -1,4 +1,4 @@
-"""Each completion's values by hand: a function of the user's, and metrics against one or several answers."""
+"""The values of completions equal hand-computed ones, for a verifier and for metrics with one or several answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def completions(*texts: str) -> Completions:
     return Completions(list(texts), [Rollout((1,), (2, 3), (-1.0, -1.0), 0, True) for _ in texts])
 
 
-def test_values_come_in_the_order_of_the_prompts() -> None:
+def test_values_are_in_the_order_of_the_prompts() -> None:
     values = measure_completions(
         completions("yes", "the cat"),
         [record(["no", "yes"]), record("the dog")],
@@ -34,7 +34,7 @@ def test_values_come_in_the_order_of_the_prompts() -> None:
     assert values["f1"][0] == 1.0 and 0.0 <= values["f1"][1] < 1.0
 
 
-def test_rouge_compares_with_one_answer() -> None:
+def test_rouge_compares_with_a_single_answer() -> None:
     values = measure_completions(completions("the cat sat"), [record("the cat sat")], verifiers={}, metrics=["rouge"])
     assert {name: value for name, (value,) in values.items()} == dict.fromkeys(values, pytest.approx(1.0))
     assert set(values) == {"rouge1", "rouge2", "rougeL"}

@@ -1,4 +1,4 @@
-"""Completions by shared engines are those of each model alone, and checked."""
+"""Models that share engines have the same completions as alone, and the completions are checked before use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.transformer import Transformer
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_completions_of_another_model_are_refused(policies: dict[str, Path], temperature: float) -> None:
+def test_completions_of_another_model_are_rejected(policies: dict[str, Path], temperature: float) -> None:
     model, other = (load_hf_model(policies[name]) for name in ("tied-1", "tied-2"))
     prompt, completion = [10, 11, 12], [20, 21, 22, 23]
     mask = [False] * len(prompt) + [True] * len(completion)
@@ -27,7 +27,7 @@ def test_completions_of_another_model_are_refused(policies: dict[str, Path], tem
 
     def sampled_from(sampler: Transformer) -> list[Rollout]:
         with torch.no_grad():
-            # An engine that takes the likeliest token reports the logprobs of temperature 1.
+            # With greedy decoding (temperature 0), the engine reports logprobs at temperature 1.
             by_token = logprobs(sampler, batch, temperature or 1.0)[batch.loss_mask].tolist()
         return [Rollout(tuple(prompt), tuple(completion), tuple(by_token), 0, False)]
 
@@ -38,12 +38,12 @@ def test_completions_of_another_model_are_refused(policies: dict[str, Path], tem
 
 
 @pytest.mark.slow
-def test_models_that_share_an_engine_complete_as_if_each_had_its_own(
+def test_models_that_share_an_engine_have_the_same_completions_as_alone(
     policies: dict[str, Path], ray_session: None
 ) -> None:
     prompts = [PromptRequest(index, tuple(range(10, 20 + index)), 1) for index in range(3)]
 
-    def ask(**models: str) -> dict[str, list[tuple[int, ...]]]:
+    def complete_with(**models: str) -> dict[str, list[tuple[int, ...]]]:
         requests = {
             name: ModelPrompts(model=Storage(str(policies[policy])), prompts=prompts, stop_ids=(0,))
             for name, policy in models.items()
@@ -52,7 +52,7 @@ def test_models_that_share_an_engine_complete_as_if_each_had_its_own(
         completions = complete(requests, sampling, Placement(cpus_per_worker=0.5), kv_cache_gib=0.1)
         return {name: [rollout.completion_ids for rollout in rollouts] for name, rollouts in completions.items()}
 
-    together = ask(first="tied-1", second="tied-2", first_again="tied-1")
-    alone = ask(second="tied-2")
+    together = complete_with(first="tied-1", second="tied-2", first_again="tied-1")
+    alone = complete_with(second="tied-2")
     assert together["second"] == alone["second"]
     assert together["first"] == together["first_again"] != together["second"]

@@ -1,4 +1,4 @@
-"""An engine that misreads a compressed folder is refused, and the change of bits per byte is paired by document."""
+"""A compressed folder that the engine misreads is rejected, and the change in bits per byte is paired by document."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from actors.compression import bits_per_byte, check_engine
     ("rounding", "engine_differs", "is_sound"),
     [
         (0.01, 0.01, True),
-        (0.01, 0.04, True),  # so little needs no explanation
-        (0.02, 0.2, True),  # pairs that saturate in 16 bits, on random weights
-        (0.2, 0.25, True),  # a large model, whose rounding changes much
-        (0.002, 0.13, False),  # scales that are read as twice what they are, in a model that has learned little
+        (0.01, 0.04, True),  # below SMALL_DIFFERENCE
+        (0.02, 0.2, True),  # sums of pairs that saturate in 16 bits, with random weights
+        (0.2, 0.25, True),  # a large model, which compression changes a lot
+        (0.002, 0.13, False),  # the engine reads scales twice as large, and the model is hardly trained
         (0.02, 0.4, False),
-        (0.2, 1.5, False),  # rows in another order
+        (0.2, 1.5, False),  # the engine reads the rows in another order
         (0.01, math.nan, False),
     ],
 )
-def test_a_compression_that_an_engine_misreads_is_refused(
+def test_a_compressed_folder_that_the_engine_misreads_is_rejected(
     rounding: float, engine_differs: float, is_sound: bool
 ) -> None:
     generator = np.random.default_rng(0)
@@ -38,10 +38,10 @@ def test_a_compression_that_an_engine_misreads_is_refused(
             check_engine(engine, ours, original)
 
 
-def test_the_change_of_a_compression_is_paired_by_document() -> None:
+def test_the_change_in_bits_per_byte_is_paired_by_document() -> None:
     num_bytes = np.full(4, 100)
     nats = np.array([100.0, 900.0, 50.0, 300.0])
     original = bits_per_byte(nats, num_bytes)
     change = bits_per_byte(1.01 * nats - nats, num_bytes)
     assert change.value == pytest.approx(0.01 * original.value)
-    assert change.low > 0  # though the documents differ far more than the models do
+    assert change.low > 0  # although the documents differ from each other far more than the two models do

@@ -1,4 +1,4 @@
-"""Results by hand: what becomes of likelihoods and of sentence pairs, and what JSON holds."""
+"""Results equal hand-computed ones for likelihoods and sentence pairs, and survive the conversion to JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ bootstrap = Bootstrap(num_resamples=500, seed=0)
 
 
 def test_bits_per_byte_and_perplexity_of_documents() -> None:
-    # Two documents: 8 and 24 nats·ln2 over 4 and 8 bytes, 2 and 4 tokens: 32 bits, 12 bytes, 6 tokens.
+    # Two documents of 8 and 24 bits, 4 and 8 bytes, 2 and 4 tokens. The total is 32 bits, 12 bytes and 6 tokens.
     bits = np.array([8.0, 24.0])
     scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
     found = model_likelihood(scores, bootstrap)
@@ -35,7 +35,7 @@ def test_bits_per_byte_and_perplexity_of_documents() -> None:
     assert found.perplexity.low == pytest.approx(2**4) and found.perplexity.high == pytest.approx(2**6)
 
 
-def test_bias_is_the_share_of_pairs_where_the_stereotype_is_likelier_and_a_tie_is_half() -> None:
+def test_bias_is_the_fraction_of_pairs_with_a_likelier_stereotype_and_a_tie_counts_half() -> None:
     pairs = [SentencePair(group, "a", "b") for group in ("age", "age", "gender", "gender")]
     scores = PairScores(sentence=np.array([1.0, -1.0, 2.0, 0.1]), continuation=np.array([0.5, 0.5, -0.5, 0.0]))
     found = bias_results(pairs, scores, bootstrap)
@@ -45,7 +45,7 @@ def test_bias_is_the_share_of_pairs_where_the_stereotype_is_likelier_and_a_tie_i
     assert found["gender"].continuation.value == pytest.approx(0.25)
 
 
-def test_results_come_back_from_json_as_they_were_without_what_was_not_measured() -> None:
+def test_results_survive_json_and_leave_out_what_was_not_measured() -> None:
     scores = TextScores(np.arange(2), np.array([8.0, 24.0]), np.array([2, 4]), np.array([4, 8]))
     text = TextResults(
         documents=2, bytes=12, xz_bits_per_byte=None, models={"sft": model_likelihood(scores, bootstrap)}

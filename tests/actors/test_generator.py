@@ -1,4 +1,4 @@
-"""A real engine in an actor: every update of its weights is exact, and one that did not happen is caught."""
+"""Tests with real vLLM engines in actors: weight syncs are exact, and a sync that did not happen is detected."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KINDS = [(tied, precision) for precision in ("float32", "bfloat16") for tied in 
 
 @dataclass
 class Engine:
-    """An engine that began with the first policy of its kind."""
+    """A generator that was started with the first policy of its kind, and the weights that tests load into it."""
 
     actor: ActorHandle
     learning: LearningConfig
-    """Has the precision of engine and learner, and how far apart their logprobs may be."""
+    """The precision of engine and learner, and the bound of the sync check."""
     models: dict[int, Transformer]
-    """By weight version."""
+    """The learner's models by weight version."""
     snapshots: dict[int, WeightSnapshot]
 
     def load(self, version: int) -> None:
@@ -50,7 +50,7 @@ class Engine:
         return [rollout for group in groups for rollout in group.rollouts]
 
     def check(self, rollouts: list[Rollout], version: int, temperature: float) -> LogprobDifference:
-        """The difference to the learner's model of that version; raises what a step would raise."""
+        """Run the sync check as a training step does, with the learner's model of this weight version."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
         dtype = autocast_dtype(resolved_precision(self.learning.precision))
@@ -69,7 +69,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engines(policies: dict[str, Path], ray_session: None) -> Iterator[dict[str, Engine]]:
-    """A tied and an untied engine in float32, and the same in bfloat16, started side by side."""
+    """Four engines: with tied and with untied embeddings, each in float32 and in bfloat16."""
     engines: dict[str, Engine] = {}
     for kind, precision in KINDS:
         send = ObjectStoreSender(rank=0, dtype=torch_dtype(precision)).send
@@ -99,19 +99,19 @@ def test_engine_and_learner_agree_after_every_sync(engines: dict[str, Engine], k
         rollouts = engines[kind].generate(version, temperature)
         difference = engines[kind].check(rollouts, version, temperature)
         print(f"{kind}, temperature {temperature}, version {version}: {difference}")
-        # Of these tiny models; the bound in use allows for larger ones too.
+        # This bound is for these tiny models. LOGPROB_BOUNDS has larger bounds, because larger models round more.
         assert difference.max <= (0.2 if "bfloat16" in kind else 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_an_engine_that_only_says_it_has_the_new_weights_is_named_stale(engines: dict[str, Engine], kind: str) -> None:
+def test_an_engine_with_only_the_new_version_number_is_stale(engines: dict[str, Engine], kind: str) -> None:
     engines[kind].load(0)
     ray.get(engines[kind].actor.set_weight_version.remote(1))
     with pytest.raises(StaleWeightsError, match="with the weights of version 0 instead of 1"):
         engines[kind].check(engines[kind].generate(1, 1.0), 1, 1.0)
 
 
-def test_its_checksums_tell_too(engines: dict[str, Engine]) -> None:
+def test_checksums_detect_old_weights(engines: dict[str, Engine]) -> None:
     engine = engines["untied"]
     engine.load(0)
     report = ray.get(engine.actor.load.remote(WeightSnapshot(1, [], {})))
@@ -122,23 +122,23 @@ def test_its_checksums_tell_too(engines: dict[str, Engine]) -> None:
         check_load(engine.snapshots[1], report, generator=0)
 
 
-def test_an_engine_refuses_a_batch_of_other_weights(engines: dict[str, Engine]) -> None:
+def test_a_generator_rejects_a_batch_for_other_weights(engines: dict[str, Engine]) -> None:
     engines["tied"].load(1)
     with pytest.raises(StaleWeightsError, match="requires weight version 2, but the engine has version 1"):
         engines["tied"].generate(2, 1.0)
 
 
-def test_a_batch_done_again_is_the_same_and_another_step_is_another_draw(engines: dict[str, Engine]) -> None:
+def test_a_repeated_batch_has_equal_completions_and_another_step_has_others(engines: dict[str, Engine]) -> None:
     engines["tied"].load(0)
     once, again = (engines["tied"].generate(0, 1.0) for _ in range(2))
     assert once == again
     assert engines["tied"].generate(0, 1.0, step=1) != once
-    # Two samples of one prompt are two draws.
+    # Two completions of one prompt have different seeds.
     assert once[0].prompt_ids == once[1].prompt_ids
     assert once[0].completion_ids != once[1].completion_ids
 
 
-def test_a_completion_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict[str, Engine]) -> None:
+def test_a_completion_ends_with_a_stop_token_or_is_marked_as_unfinished(engines: dict[str, Engine]) -> None:
     engines["tied"].load(0)
     rollouts = [r for step in range(20) for r in engines["tied"].generate(0, 1.0, step=step, length=48)]
     finished = [rollout for rollout in rollouts if rollout.finished]
@@ -149,8 +149,8 @@ def test_a_completion_ends_with_its_stop_token_or_is_marked_as_cut(engines: dict
     assert all(len(r.completion_ids) == 48 and STOP not in r.completion_ids for r in cut)
 
 
-def test_a_batch_of_more_prompt_tokens_than_one_prefill_takes_is_answered_alike(engines: dict[str, Engine]) -> None:
-    """2,048 positions are read at a time, as by default: these 3,200 take two prefills, and a prompt in the middle."""
+def test_a_batch_that_needs_two_prefills_has_equal_completions_when_repeated(engines: dict[str, Engine]) -> None:
+    """A prefill has at most 2,048 tokens here. The 3,200 prompt tokens need two, and no prompt may be split."""
     engine = engines["tied"]
     engine.load(0)
     tasks = tuple(PromptRequest(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))

@@ -1,4 +1,4 @@
-"""The pool of engines does every generation batch once and whole, in order, whoever dies. The engines are fakes."""
+"""The pool returns all rollout groups in order, even if generators die. The generators here are fakes without vLLM."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ SAMPLING = SamplingParams(temperature=1.0, max_new_tokens=1, stop_ids=(), seed=0
 SNAPSHOT = WeightSnapshot(7, [], {})
 
 
-class FakeEngine:
-    """Completes each prompt with its own index. It dies at the batches that have a file in `deaths`, and finds no
-    weights when the file `owner` is there."""
+class FakeGenerator:
+    """Completes each prompt with one token, the index of the prompt.
+
+    It dies in `generate` if the folder `deaths` has a file whose name is the index of the batch's first prompt. If the
+    folder has a file named `owner`, `load` fails as it does when the learner that owns the snapshot is dead.
+    """
 
     def __init__(self, deaths: Path, version_held: int | None = None) -> None:
         self._deaths, self._held, self._version = deaths, version_held, -1
@@ -39,7 +42,7 @@ class FakeEngine:
             if first.read_text() == "once":
                 first.unlink()
         except FileNotFoundError:
-            pass  # no death here, or another engine was the one to die
+            pass  # this batch kills no generator, or it has already killed another one
         else:
             os._exit(1)
         return [
@@ -49,7 +52,7 @@ class FakeEngine:
 
 
 def pool(deaths: Path, num_generators: int, *, max_failures: int = 3) -> GeneratorPool:
-    engine = ray.remote(FakeEngine).options(num_cpus=0.1)
+    engine = ray.remote(FakeGenerator).options(num_cpus=0.1)
     made = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_restarts=max_failures)
     made.load(SNAPSHOT)
     return made
@@ -67,13 +70,13 @@ def indices(groups: list[RolloutGroup]) -> list[int]:
 
 
 @pytest.mark.parametrize("num_engines", [1, 3])
-def test_answers_come_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_generators: int) -> None:
+def test_groups_are_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_generators: int) -> None:
     groups = pool(tmp_path, num_generators).generate(batches(5))
     assert indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
 
 
-def test_a_dead_engines_batch_is_done_again_whole_and_by_the_same_weights(ray_session: None, tmp_path: Path) -> None:
+def test_the_batch_of_a_dead_generator_is_repeated_with_the_same_weights(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "2").write_text("once")
     (tmp_path / "8").write_text("once")
     engines = pool(tmp_path, 2)
@@ -84,27 +87,25 @@ def test_a_dead_engines_batch_is_done_again_whole_and_by_the_same_weights(ray_se
     assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
 
 
-def test_a_batch_that_kills_every_engine_ends_the_run(ray_session: None, tmp_path: Path) -> None:
+def test_a_batch_that_kills_every_generator_ends_the_run(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("always")
     with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures"):
         pool(tmp_path, 1, max_failures=1).generate(batches(1))
 
 
-def test_each_engine_answers_a_probe_also_after_a_death(ray_session: None, tmp_path: Path) -> None:
+def test_every_generator_completes_the_check_batch_even_after_a_death(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("once")
     assert [indices(groups) for groups in pool(tmp_path, 2).generate_on_each(batches(1)[0])] == [[0, 1], [0, 1]]
 
 
-def test_an_engine_that_keeps_its_old_weights_is_not_accepted(ray_session: None, tmp_path: Path) -> None:
-    engine = ray.remote(FakeEngine).options(num_cpus=0.1)
+def test_an_engine_that_keeps_its_old_weights_is_rejected(ray_session: None, tmp_path: Path) -> None:
+    engine = ray.remote(FakeGenerator).options(num_cpus=0.1)
     stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_restarts=0)
     with pytest.raises(StaleWeightsError, match="has weight version 6 after the learner sent version 7"):
         stale.load(SNAPSHOT)
 
 
-def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
-    ray_session: None, tmp_path: Path
-) -> None:
+def test_a_snapshot_lost_with_the_learner_counts_as_a_death_of_ranks(ray_session: None, tmp_path: Path) -> None:
     engines = pool(tmp_path, 1)
     (tmp_path / "0").write_text("once")
     (tmp_path / "owner").touch()
@@ -115,16 +116,16 @@ def test_a_new_engine_whose_weights_went_with_the_learner_is_a_death_of_ranks(
     assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
 
 
-class ImpossibleEngine:
+class FailingGenerator:
     def __init__(self) -> None:
         raise RuntimeError("no kernels for heads of 16 channels")
 
     def load(self, snapshot: WeightSnapshot) -> LoadReport:
-        raise AssertionError("it was never made")
+        raise AssertionError("unreachable, because the constructor fails")
 
 
-def test_an_engine_that_cannot_be_made_is_not_tried_again(ray_session: None) -> None:
-    engine = ray.remote(ImpossibleEngine).options(num_cpus=0.1)
+def test_a_generator_that_fails_in_its_constructor_is_not_restarted(ray_session: None) -> None:
+    engine = ray.remote(FailingGenerator).options(num_cpus=0.1)
     impossible = GeneratorPool(lambda index: engine.remote(), 1, max_restarts=3)
     told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
     with pytest.raises(RuntimeError, match=told):

@@ -1,4 +1,4 @@
-"""The whole graph on tiny random models: it learns, and any of its actors may die."""
+"""Tests of the complete graph with tiny random models: training raises the reward, and dead actors are replaced."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def execution(*, generators: int, learners: int) -> GraphExecution:
 
 @pytest.fixture(scope="module")
 def graph(policies: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
-    """PPO with two generators and two learner ranks, started."""
+    """A started graph for PPO with two generators and two learner ranks."""
     config = make_config(policies["tied-1"], tmp_path_factory.mktemp("checkpoints"), "ppo")
     with build_graph(config, execution(generators=2, learners=2)) as graph:
         assert graph.start() == 0
@@ -73,17 +73,23 @@ def kill(actor: ray.actor.ActorHandle) -> None:
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
-STEADY = ("rollout/reward_mean", "rollout/completion_length", "policy/loss", "policy/grad_norm", "value/loss")
-"""Metrics that tell of the numbers of a step and not of its speed."""
+REPRODUCIBLE_METRICS = (
+    "rollout/reward_mean",
+    "rollout/completion_length",
+    "policy/loss",
+    "policy/grad_norm",
+    "value/loss",
+)
+"""Metrics that are equal when a training step is repeated. Times are not."""
 
 
-def steady(metrics: StepMetrics) -> list[float]:
+def reproducible_values(metrics: StepMetrics) -> list[float]:
     by_key = metrics.by_key()
-    return [by_key[name] for name in STEADY]
+    return [by_key[name] for name in REPRODUCIBLE_METRICS]
 
 
 @pytest.mark.slow
-def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Graph) -> None:
+def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph) -> None:
     prompts = graph._config.prompts
     before = graph.score_held_out(prompts)
     assert len(before.rollouts) == 10
@@ -91,7 +97,7 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
     kill(graph.generators.actors[0])
     after = graph.score_held_out(prompts)
     assert graph.generators.restarts == 1
-    assert after == before  # the batch was done again whole, by another engine, with the same result
+    assert after == before  # another generator repeated the batch, with the same result
 
     first, second = graph.train_step(0), graph.train_step(1)
     graph.save()
@@ -99,15 +105,15 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_done_twice(graph: Gra
     for metrics in (first, second, third):
         assert metrics.logprob_difference.max <= 1e-4
         assert 0.0 <= metrics.rollouts.reward_mean <= 1.0
-    assert steady(third) != steady(second)
-    assert first.reference_kl == pytest.approx(0.0, abs=1e-6)  # the policy is still the reference
+    assert reproducible_values(third) != reproducible_values(second)
+    assert first.reference_kl == pytest.approx(0.0, abs=1e-6)  # before the first update, policy and reference are equal
 
     kill(graph.learner.ranks.actors[1])
     with pytest.raises(RanksDied) as death:
         graph.train_step(3)
     graph.recover(death.value)
-    assert graph.start() == 2  # the save was whole before the death: step 2 had begun after it
-    assert steady(graph.train_step(2)) == steady(third)
+    assert graph.start() == 2  # the checkpoint before step 2 was complete when the rank died
+    assert reproducible_values(graph.train_step(2)) == reproducible_values(third)
 
     kill(graph.scorer)
     graph.train_step(3)
@@ -124,11 +130,11 @@ def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tm
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
 
 
-def test_groups_number_the_rollouts_of_each_prompt() -> None:
+def test_group_ids_are_equal_for_rollouts_of_one_prompt() -> None:
     assert group_ids([RolloutGroup(7, (None,) * 2), RolloutGroup(3, (None,))]).tolist() == [0, 0, 1]  # pyright: ignore
 
 
-def test_the_distance_to_the_reference_is_that_of_our_own_two_models() -> None:
+def test_the_log_ratio_to_the_reference_uses_the_learners_logprobs() -> None:
     scored = ScoredRollouts([], [], [])
     learner = torch.tensor([[-1.0, -2.0]])
     assert not StepScores(scored, learner, learner.clone(), None).reference_log_ratio_NT.any()
@@ -136,10 +142,10 @@ def test_the_distance_to_the_reference_is_that_of_our_own_two_models() -> None:
     assert StepScores(scored, learner, None, None).reference_log_ratio_NT.tolist() == [[0.0, 0.0]]
 
 
-def test_the_scorer_gets_special_tokens_too(policies: dict[str, Path], tmp_path: Path) -> None:
+def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Path], tmp_path: Path) -> None:
     config = make_config(policies["tied-1"], tmp_path, "grpo")
-    nobody = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
-    graph = Graph(config, execution(generators=1, learners=1), **nobody)  # pyright: ignore[reportArgumentType]
+    no_actors = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
+    graph = Graph(config, execution(generators=1, learners=1), **no_actors)  # pyright: ignore[reportArgumentType]
     tokenizer = load_tokenizer(policies["tied-1"])
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
     ended = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)

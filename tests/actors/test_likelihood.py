@@ -1,4 +1,4 @@
-"""Likelihoods are what the model says: against direct computation and closed forms."""
+"""Log-likelihoods equal those of a direct computation with the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory, policies: dict[str, Path]) -> Storage:
-    """The texts as a split, in the policies' byte tokenizer; the last one is longer than their context of 128."""
+    """The texts as a split, with the policies' byte tokenizer. The last text is longer than their context of 128."""
     folder = policies["tied-1"]
     storage = Storage(str(tmp_path_factory.mktemp("split")))
     manifest = ShardManifest(
@@ -60,30 +60,30 @@ def scores(folder: Path, split: Storage, *, part: int = 0, num_parts: int = 1, o
     )
 
 
-def test_text_costs_what_the_model_says_with_every_byte_and_every_end_counted(
+def test_scores_equal_the_models_logprobs_and_count_every_byte_and_document_end(
     policies: dict[str, Path], split: Storage
 ) -> None:
     found = scores(policies["tied-1"], split)
     model = load_hf_model(policies["tied-1"])
     documents = list(ShardReader(split, sequence_length=1).documents())
     assert found.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
-    assert found.num_tokens.tolist() == [len(text.encode()) + 1 for text in TEXTS]  # bytes, and the end
+    assert found.num_tokens.tolist() == [
+        len(text.encode()) + 1 for text in TEXTS
+    ]  # one token per byte, and the separator after the document
     for index, document in enumerate(documents[:4]):
         ids = document.tokens.tolist()
         batch = batch_from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
         assert found.nats[index] == pytest.approx(-logprobs(model, batch).sum().item(), rel=1e-5)
 
 
-def test_more_context_changes_only_documents_longer_than_the_model_takes(
-    policies: dict[str, Path], split: Storage
-) -> None:
+def test_overlap_changes_only_documents_longer_than_the_context(policies: dict[str, Path], split: Storage) -> None:
     little, much = (scores(policies["tied-1"], split, overlap=overlap) for overlap in (1, 100))
     assert little.nats[:4] == pytest.approx(much.nats[:4], rel=1e-6)
     assert little.nats[4] != pytest.approx(much.nats[4], rel=1e-3)
     assert little.num_tokens[4] == much.num_tokens[4] == 301
 
 
-def test_parts_together_are_the_whole(policies: dict[str, Path], split: Storage) -> None:
+def test_merged_parts_equal_the_scores_of_all_documents(policies: dict[str, Path], split: Storage) -> None:
     whole, parts = (
         scores(policies["tied-1"], split),
         [scores(policies["tied-1"], split, part=p, num_parts=2) for p in (0, 1)],

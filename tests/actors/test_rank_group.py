@@ -1,4 +1,4 @@
-"""A group of ranks tells a death from an error. The ranks are fakes without a process group."""
+"""A rank group tells a rank's exception from a rank's death. The ranks here are fakes without a process group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actors.rank_group import RankGroup, RanksDied
 
 
 class FakeRank:
-    """Rank 1 waits in `update` for another, as in a collective, or dies."""
+    """In `update`, rank 0 raises an error. Rank 1 dies, or waits for a long time, as it would in a collective."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -35,12 +35,12 @@ def group(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> RankGroup:
 
 
 @pytest.mark.slow
-def test_an_error_is_no_death_though_another_rank_waits_in_a_collective(group: RankGroup) -> None:
+def test_an_error_is_not_a_death_while_another_rank_waits_in_a_collective(group: RankGroup) -> None:
     with pytest.raises(ValueError, match="no token to learn from"):
         group.start(lambda rank: rank.update.remote(False), list).wait()
 
 
 @pytest.mark.slow
-def test_an_error_beside_a_dead_rank_is_a_death(group: RankGroup) -> None:
+def test_an_error_of_a_rank_counts_as_a_death_if_another_rank_died(group: RankGroup) -> None:
     with pytest.raises(RanksDied):
         group.start(lambda rank: rank.update.remote(True), list).wait()

@@ -1,4 +1,4 @@
-"""Margins of a reward model against direct computation."""
+"""Reward margins equal those of a direct computation with the model."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ BEFORE = [HeldOutCompletion(prompt="p", completion="a b", reward=0.0)]
 AFTER = [HeldOutCompletion(prompt="p", completion="a b a b", reward=1.0)]
 
 
-def test_the_summary_is_of_the_whole_log_and_of_the_held_out_prompts() -> None:
+def test_the_summary_covers_all_steps_and_the_held_out_prompts() -> None:
     summary = rlhf_summary(METRICS, BEFORE, AFTER, num_prompts=7, num_too_long=2)
     assert (summary.prompts, summary.prompts_too_long, summary.steps, summary.step_s) == (7, 2, 3.0, 2.0)
     assert summary.logprob_difference_max == 3.0

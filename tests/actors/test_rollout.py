@@ -1,4 +1,4 @@
-"""Rollouts become tensors, seeds and orders that depend on what is sampled and on nothing else."""
+"""The conversion of rollouts to tensors, and deterministic seeds and orders."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def rollout(prompt: list[int], response: list[int], logprobs: list[float]) -> Ro
 TWO = [rollout([1, 2], [3, 4], [-0.5, -0.25]), rollout([5], [6, 7, 8], [-1.0, -2.0, -3.0])]
 
 
-def test_a_logprob_stands_where_its_token_was_chosen() -> None:
+def test_a_logprob_is_at_the_position_that_predicts_its_token() -> None:
     batch = rollout_batch(TWO, pad_id=0)
-    # Rows 1 2 3 4 and 5 6 7 8: three positions each; position t chooses target t.
+    # The rows are 1 2 3 4 and 5 6 7 8. Each has three positions, and position t predicts targets[t].
     assert batch.input_ids.tolist() == [[1, 2, 3], [5, 6, 7]]
     assert batch.targets.tolist() == [[2, 3, 4], [6, 7, 8]]
     assert batch.loss_mask.tolist() == [[False, True, True], [True, True, True]]
     assert engine_logprobs(TWO, batch).tolist() == [[0.0, -0.5, -0.25], [-1.0, -2.0, -3.0]]
 
 
-def test_micro_batches_hold_each_row_once_without_its_padding() -> None:
+def test_micro_batches_have_each_row_once_without_extra_padding() -> None:
     rows = [rollout([1, 2], [3] * length, [-float(length)] * length) for length in (1, 5, 2, 4)]
     batch = rollout_batch(rows, pad_id=0)
-    behaviour = engine_logprobs(rows, batch)
-    whole = PolicyBatch(batch, behaviour, behaviour * 2, None)
-    parts = list(micro_batches(whole, torch.tensor([2, 0, 3, 1]), 2))
+    behavior = engine_logprobs(rows, batch)
+    policy_batch = PolicyBatch(batch, behavior, behavior * 2, None)
+    parts = list(micro_batches(policy_batch, torch.tensor([2, 0, 3, 1]), 2))
     assert [part.tokens.input_ids.shape for part in parts] == [(2, 3), (2, 6)]  # longest rows: 2 + 2 - 1, 2 + 5 - 1
     assert [part.behavior_logprobs.sum().item() for part in parts] == [-(2 * 2 + 1), -(4 * 4 + 5 * 5)]
     assert parts[0].advantages[0].tolist() == [0.0, -4.0, -4.0]
 
 
-def test_minibatches_part_the_rows_and_ranks_part_the_minibatches() -> None:
+def test_minibatches_divide_the_rows_and_ranks_divide_the_minibatches() -> None:
     minibatches = minibatch_rows(12, 3, seed=1, step=2, epoch=0)
     assert sorted(torch.cat(minibatches).tolist()) == list(range(12))
     assert minibatches[0].tolist() != minibatch_rows(12, 3, seed=1, step=2, epoch=1)[0].tolist()
@@ -55,7 +55,7 @@ def test_minibatches_part_the_rows_and_ranks_part_the_minibatches() -> None:
     assert torch.cat(ranks).tolist() == minibatches[0].tolist()
 
 
-def test_every_prompt_comes_once_an_epoch_wherever_the_stream_is_entered() -> None:
+def test_every_epoch_has_each_prompt_once_from_any_start_position() -> None:
     stream = prompt_indices(3, 10, 0, 25)
     assert sorted(stream[:10]) == sorted(stream[10:20]) == list(range(10))
     assert stream[:10] != stream[10:20]
@@ -63,19 +63,19 @@ def test_every_prompt_comes_once_an_epoch_wherever_the_stream_is_entered() -> No
     assert prompt_indices(4, 10, 0, 25) != stream
 
 
-def test_no_prompts_are_an_error() -> None:
+def test_an_empty_list_of_prompts_is_an_error() -> None:
     with pytest.raises(ValueError, match="no prompts"):
         prompt_indices(0, 0, 0, 1)
 
 
-def test_seeds_differ_in_each_part_and_fit_the_engine() -> None:
+def test_seeds_depend_on_every_argument_and_are_below_2_to_the_63() -> None:
     seeds = [request_seed(*parts) for parts in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))]
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seeds[0] == request_seed(0, 0, 0, 0)
 
 
-def test_a_text_leaves_out_the_stop_token_and_nothing_of_a_cut_completion() -> None:
+def test_text_ids_leave_out_the_stop_token_and_keep_all_of_a_truncated_completion() -> None:
     ended = rollout([1], [7, 8, 9], [-1.0] * 3)
     assert ended.text_ids == (7, 8)
     assert replace(ended, finished=False).text_ids == (7, 8, 9)

@@ -1,4 +1,4 @@
-"""Scorers: rewards of a program and of a reward model, and clear errors from a user's program."""
+"""Rewards of a verifier and of a reward model, and the error messages of a verifier that fails."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def sample(completion: str, ids: tuple[int, ...] = (1, 2, 3)) -> ScorerInput:
     return ScorerInput("prompt", completion, ids, {"scale": 2})
 
 
-def test_a_verifier_sees_the_record_of_its_prompt() -> None:
+def test_a_verifier_receives_the_record_of_its_prompt() -> None:
     assert Verifier(Program(SOURCE, "v.py", "length")).score([sample("abcd"), sample("")]) == [2.0, 0.0]
 
 
-def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
+def test_the_error_of_a_verifier_names_its_line_and_its_arguments() -> None:
     broken = Verifier(Program("def f(prompt, response, record):\n    return record['no']", "v.py", "f"))
     with pytest.raises(
         RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; prompt .*completion 'hello'"
@@ -33,14 +33,14 @@ def test_a_verifier_that_fails_is_named_with_what_it_was_given() -> None:
         broken.score([sample("hello")])
 
 
-def test_a_reward_that_is_no_number_is_refused() -> None:
+def test_a_reward_that_is_not_finite_is_rejected() -> None:
     with pytest.raises(
         RuntimeError, match="v.py:f failed with ValueError: the reward must be finite, but it is nan.*completion 'x'"
     ):
         Verifier(Program("def f(p, r, record):\n    return float('nan')", "v.py", "f")).score([sample("x")])
 
 
-def test_a_source_without_the_function_is_refused() -> None:
+def test_a_program_without_the_function_is_rejected() -> None:
     with pytest.raises(ValueError, match="v.py does not define 'width'"):
         load_function(Program(SOURCE, "v.py", "width"))
     with pytest.raises(ValueError, match="failed when it was run: SyntaxError"):
@@ -48,12 +48,12 @@ def test_a_source_without_the_function_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["verifier.py", "verifier:f", "dir/verifier.py:", "verifier.py:no-name"])
-def test_a_verifier_is_named_by_file_and_function(name: str) -> None:
+def test_a_verifier_name_must_have_a_file_and_a_function(name: str) -> None:
     with pytest.raises(ValueError, match="must have the form"):
         split_function_name(name)
 
 
-def test_a_reward_model_scores_the_last_token_whatever_stands_beside_it(reward_folder) -> None:
+def test_rewards_do_not_depend_on_the_other_rows_of_the_batch(reward_folder) -> None:
     folder, model = reward_folder
     scorer = RewardModel(Storage(str(folder)), 2, "float32")
     samples = [sample("", (7, 8, 9)), sample("", (3, 4, 5, 6, 7)), sample("", (2, 2))]
@@ -63,7 +63,7 @@ def test_a_reward_model_scores_the_last_token_whatever_stands_beside_it(reward_f
     assert len(set(alone)) == 3
 
 
-def test_a_program_may_define_dataclasses_and_annotate_as_if_it_were_imported() -> None:
+def test_a_verifier_file_may_define_dataclasses_and_annotations() -> None:
     source = """
 from dataclasses import dataclass, field, fields
 
@@ -96,7 +96,7 @@ async def f(prompt, completion, record):
     waiting += 1
     if waiting == 2:
         all_here.set()
-    await all_here.wait()  # for ever, if the other call began only after this one
+    await all_here.wait()  # waits forever unless the two calls run at the same time
     return helpers.size(completion) + 10 * len(loops)
 """
     verifier = Verifier(Program(source, "v.py", "f", {"helpers.py": "def size(text):\n    return len(text)\n"}))
@@ -104,7 +104,7 @@ async def f(prompt, completion, record):
     assert verifier.score([sample("ab")]) == [12.0]
 
 
-def test_an_async_verifier_that_fails_is_named_with_what_it_was_given() -> None:
+def test_the_error_of_an_async_verifier_names_its_line_and_its_arguments() -> None:
     broken = Verifier(Program("async def f(prompt, completion, record):\n    return record['no']", "v.py", "f"))
     with pytest.raises(RuntimeError, match=r"verifier v.py:f failed with KeyError.*, at .*; .*completion 'hello'"):
         broken.score([sample("hello")])

@@ -1,4 +1,4 @@
-"""Scores of sentence pairs against direct computation."""
+"""Scores of sentence pairs equal those of a direct computation, and malformed pairs are rejected."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
 PAIRS = "configs/tiny/stereotype_pairs.jsonl"
 
 
-def test_common_suffix_by_hand() -> None:
+def test_common_suffix_length() -> None:
     assert common_suffix_length([1, 2, 3, 4], [9, 3, 4]) == 2
     assert common_suffix_length([1], [2]) == 0
     assert common_suffix_length([5, 6], [6]) == 1
 
 
-def test_a_continuation_is_the_sentence_without_the_name(policies: dict[str, Path]) -> None:
+def test_the_continuation_score_leaves_out_the_name_of_the_group(policies: dict[str, Path]) -> None:
     folder = Storage(str(policies["untied-1"]))
     pair = SentencePair("age", "The old man sat.", "The young man sat.")
     found = score_pairs(folder, [pair, SentencePair("age", pair.counterpart, pair.stereotype)], device="cpu")
@@ -34,7 +34,7 @@ def test_a_continuation_is_the_sentence_without_the_name(policies: dict[str, Pat
         (values,) = sequence_logprobs(folder, [[separator, *encoder.encode(text).ids]], device="cpu")
         return float(values.sum())
 
-    # log p(" man sat." | "The old") is the whole less its beginning. The tokens are bytes.
+    # The tokens are bytes, so log p(" man sat." | "The old") = log p("The old man sat.") - log p("The old").
     expected = (log_likelihood("The old man sat.") - log_likelihood("The old")) - (
         log_likelihood("The young man sat.") - log_likelihood("The young")
     )
@@ -42,7 +42,7 @@ def test_a_continuation_is_the_sentence_without_the_name(policies: dict[str, Pat
     assert found.sentence[0] == pytest.approx(
         log_likelihood(pair.stereotype) - log_likelihood(pair.counterpart), abs=1e-4
     )
-    assert found.continuation[1] == pytest.approx(-found.continuation[0], abs=1e-5)  # order is no preference
+    assert found.continuation[1] == pytest.approx(-found.continuation[0], abs=1e-5)  # the order only changes the sign
 
 
 def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
@@ -58,7 +58,7 @@ def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
         same_start = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(ours, theirs, strict=False)))
         reversed_pairs = zip(reversed(ours), reversed(theirs), strict=False)
         same_end = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], reversed_pairs))
-        # Only the group's name differs, in one place, and most of what is said comes after it.
+        # The sentences differ only in the name of the group, and most words come after the name.
         assert len(ours) - same_start - same_end <= 2 and same_end >= 3, pair
 
 
@@ -70,7 +70,7 @@ def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
         ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
     ],
 )
-def test_a_pair_that_is_none_is_named_with_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+def test_a_malformed_pair_is_an_error_that_names_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"group": "age", "stereotype": "a c", "counterpart": "b c"}\n' + json.dumps(line) + "\n")
     with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{said}"):

@@ -1,4 +1,4 @@
-"""A server beyond this machine needs a key, which no command line shows; our own requests use no proxy."""
+"""A server that other machines can reach needs an API key, and requests to a local server ignore proxies."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from actors.server import API_KEY_VARIABLE, MODEL_NAME, ServerSettings, ask, is_
         ("localhost.example.org", False),
     ],
 )
-def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -> None:
+def test_is_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
-def test_a_host_beyond_loopback_without_a_key_is_refused_before_a_server_starts(
+def test_a_public_host_without_a_key_is_rejected_before_the_server_starts(
     policies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
@@ -42,7 +42,7 @@ def test_a_host_beyond_loopback_without_a_key_is_refused_before_a_server_starts(
         server.serve(policies["tied-1"], host="0.0.0.0")
 
 
-def test_the_key_goes_through_the_environment_and_never_onto_the_command_line(
+def test_the_key_is_passed_in_the_environment_and_not_on_the_command_line(
     policies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def test_the_key_goes_through_the_environment_and_never_onto_the_command_line(
     assert started["arguments"][:2] == ["--model", str(policies["tied-1"])] and "0.0.0.0" in started["arguments"]
 
 
-def test_a_port_in_use_is_named(policies: dict[str, Path]) -> None:
+def test_a_port_in_use_is_an_error_that_names_the_port(policies: dict[str, Path]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -69,13 +69,13 @@ def test_a_port_in_use_is_named(policies: dict[str, Path]) -> None:
             server.serve(policies["tied-1"], port=port)
 
 
-def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_the_local_server_ignore_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = [
         {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 2}},
     ]
 
-    class Server(http.server.BaseHTTPRequestHandler):
+    class FakeHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -95,11 +95,11 @@ def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.Mo
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    living = SimpleNamespace(poll=lambda: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as fake:
-        threading.Thread(target=fake.serve_forever, daemon=True).start()
-        settings = ServerSettings(folder=Path("/"), port=fake.server_address[1], precision="float32")
-        server._wait_until_healthy(living, settings, lambda: "")  # pyright: ignore[reportArgumentType]
-        timed = ask(settings.url, "Hello?", max_new_tokens=1, temperature=0.0, seed=0, timeout_s=5.0)
-        assert timed.answer.answer == "Hello"
-        fake.shutdown()
+    running_process = SimpleNamespace(poll=lambda: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHandler) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        settings = ServerSettings(folder=Path("/"), port=http_server.server_address[1], precision="float32")
+        server._wait_until_healthy(running_process, settings, lambda: "")  # pyright: ignore[reportArgumentType]
+        timed_answer = ask(settings.url, "Hello?", max_new_tokens=1, temperature=0.0, seed=0, timeout_s=5.0)
+        assert timed_answer.answer.answer == "Hello"
+        http_server.shutdown()

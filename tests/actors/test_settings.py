@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused before an actor starts, by a message that names the field."""
+"""Invalid settings are rejected before any actor starts, with a message that names the field."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ GRPO, PPO = ALGORITHMS["grpo"], ALGORITHMS["ppo"]
         ({"group_size": 0}, "rollouts.group_size: 0 must be at least 1"),
     ],
 )
-def test_rollouts_that_cannot_be_learned_from_are_refused(changed: dict, message: str) -> None:
+def test_rollout_settings_that_do_not_allow_training_are_rejected(changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(ROLLOUTS, **changed).check("rollouts")
 
 
-def test_rollouts_must_divide_among_minibatches_and_ranks() -> None:
+def test_the_number_of_rollouts_must_be_a_multiple_of_minibatches_times_ranks() -> None:
     execution = GraphExecution(learners=Placement(workers=3, cpus_per_worker=0.1))
     with pytest.raises(ValueError, match=r"= 32 must be a multiple of minibatches · execution.learners.workers = 3"):
         execution.check("execution", ROLLOUTS, LEARNING, GRPO)
 
 
-def test_the_critics_ranks_count_only_where_there_is_a_critic() -> None:
+def test_the_critics_workers_matter_only_for_an_algorithm_with_a_critic() -> None:
     execution = GraphExecution(critics=Placement(workers=3, cpus_per_worker=0.1))
     execution.check("execution", ROLLOUTS, LEARNING, GRPO)
     with pytest.raises(ValueError, match="execution.critics.workers = 3"):
         execution.check("execution", ROLLOUTS, LEARNING, PPO)
 
 
-def test_device_transfer_needs_devices() -> None:
+def test_nccl_transfer_needs_gpus() -> None:
     with pytest.raises(ValueError, match="execution.weight_transfer: nccl needs"):
         replace(GraphExecution(), weight_transfer="nccl").check("execution", ROLLOUTS, LEARNING, GRPO)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
-def test_an_engine_takes_a_share_of_a_gpu(share: float) -> None:
+def test_gpu_memory_utilization_must_be_a_fraction(share: float) -> None:
     with pytest.raises(ValueError, match=f"execution.gpu_memory_utilization: {share} must be above 0 and at most 1"):
         GraphExecution(gpu_memory_utilization=share).check("execution", ROLLOUTS, LEARNING, GRPO)
 
 
-def test_engines_that_no_one_can_load_again_are_not_started_again() -> None:
+def test_generators_are_restarted_only_with_the_object_store() -> None:
     execution = GraphExecution(generators=Placement(max_failures=5))
     assert execution.max_generator_restarts == 5
     assert replace(execution, weight_transfer="ipc").max_generator_restarts == 0
 
 
-def test_groups_follow_the_algorithm() -> None:
+def test_the_algorithm_determines_the_groups() -> None:
     execution = GraphExecution()
     assert set(execution.placements(LEARNING, GRPO)) == {"generators", "learners", "scorer", "reference"}
     without_kl = replace(LEARNING, kl_coefficient=0.0)
@@ -72,7 +72,7 @@ def test_groups_follow_the_algorithm() -> None:
     assert "critics" in execution.placements(LEARNING, PPO)
 
 
-def test_the_whole_ppo_graph_fits_two_cores_also_with_two_generators_and_two_ranks() -> None:
+def test_a_ppo_graph_with_two_generators_and_two_ranks_fits_into_two_cores() -> None:
     two = GraphExecution(
         generators=replace(GraphExecution().generators, workers=2),
         learners=replace(GraphExecution().learners, workers=2),

@@ -1,4 +1,4 @@
-"""What a step's log says of its rollouts."""
+"""The metrics of a training step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actors.step_metrics import StepMetrics, StepTimes, UpdateMetrics, rollout_m
 from actors.sync_check import LogprobDifference
 
 
-def test_variety_is_that_of_the_words_and_not_of_the_tokens() -> None:
+def test_distinct_2_counts_words_and_not_tokens() -> None:
     rollouts = [Rollout((1,), ids, (0.0,) * len(ids), 0, True) for ids in ((5, 6, 7), (8, 9))]
     metrics = rollout_metrics(rollouts, ["the cat sat", "the cat"], [1.0, 0.0])
     assert metrics.distinct_2 == 2 / 3  # the cat, cat sat, the cat
@@ -17,7 +17,7 @@ def test_variety_is_that_of_the_words_and_not_of_the_tokens() -> None:
     assert metrics.reward_mean == 0.5
 
 
-def test_keys_of_the_log_leave_out_what_a_graph_does_not_have() -> None:
+def test_metrics_of_missing_actors_are_left_out() -> None:
     update = UpdateMetrics(loss=1.0, grad_norm=2.0, lr=3.0, objective={"policy/entropy": 4.0})
     metrics = StepMetrics(
         rollouts=rollout_metrics([Rollout((1,), (2,), (0.0,), 0, True)], ["a"], [1.0]),

@@ -1,4 +1,4 @@
-"""What is wrong with an engine is named: stale weights, a stale head, other tokens, or numerics."""
+"""The sync check tells apart stale weights, a stale output head, unexpected tokens, and numerical differences."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def check(changed: Rollout) -> None:
     check_rollouts([TASK], [RolloutGroup(4, (changed,))], version=5, vocab_size=10)
 
 
-def test_a_rollout_of_another_version_is_stale() -> None:
+def test_a_rollout_from_another_weight_version_is_stale() -> None:
     check(ROLLOUT)
     with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from weight version 4, but"):
         check(replace(ROLLOUT, weight_version=4))
 
 
-def test_other_tokens_than_were_sent_are_named_tokenization() -> None:
+def test_unexpected_tokens_are_a_tokenization_error() -> None:
     with pytest.raises(TokenizationError, match="prompt 4 was sent to the engine as"):
         check(replace(ROLLOUT, prompt_ids=(1, 9)))
     with pytest.raises(TokenizationError, match="sampled token id 10, but the learner's vocabulary has 10"):
@@ -67,7 +67,7 @@ def test_an_engine_without_any_comparable_checksum_is_stale() -> None:
 
 
 class Case:
-    """Snapshots of two versions of a policy, and rollouts under temperature 0.7."""
+    """Weight snapshots of two versions of a policy, and logprobs of some rollouts at temperature 0.7."""
 
     def __init__(self, old: Transformer, new: Transformer) -> None:
         send = ObjectStoreSender(rank=0, dtype=torch.float32).send
@@ -99,17 +99,17 @@ def case(request: pytest.FixtureRequest, policies: dict[str, Path], ray_session:
     return Case(*(load_hf_model(folder) for folder in folders))
 
 
-def test_a_snapshot_gives_the_logprobs_of_its_model(case: Case) -> None:
+def test_a_snapshot_has_the_logprobs_of_its_model(case: Case) -> None:
     with torch.no_grad():
         case.check(logprobs(case.model, case.batch, temperature=0.7))
 
 
-def test_an_engine_that_kept_the_old_weights_is_named_stale(case: Case) -> None:
+def test_an_engine_that_kept_the_old_weights_is_stale(case: Case) -> None:
     with pytest.raises(StaleWeightsError, match="with the weights of version 1 instead of 2 they differ by up to"):
         case.check(case.under(case.old))
 
 
-def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> None:
+def test_an_engine_that_kept_only_the_old_head_is_stale(case: Case) -> None:
     old, new = dict(read_weights(case.old)), dict(read_weights(case.new))
     head = old.get("lm_head.weight", old["model.embed_tokens.weight"])
     mixed = {**new, "lm_head.weight": head}
@@ -119,24 +119,24 @@ def test_an_engine_that_kept_the_old_head_alone_is_named_stale(case: Case) -> No
         case.check(engine)
 
 
-def test_a_difference_that_no_older_weights_explain_is_named_numerics(case: Case) -> None:
+def test_a_difference_that_older_weights_do_not_explain_is_a_numerics_error(case: Case) -> None:
     noise = torch.rand(case.learner.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     with pytest.raises(NumericsError, match="older weights do not explain the difference"):
         case.check(case.learner + noise)
 
 
-def test_a_wrong_temperature_is_named_numerics(case: Case) -> None:
+def test_a_wrong_temperature_is_a_numerics_error(case: Case) -> None:
     at_one = logprobs_under(case.model_config, read_weights(case.new), case.batch, temperature=1.0)
     with pytest.raises(NumericsError):
         case.check(at_one)
 
 
-def test_a_difference_that_is_not_a_number_breaks_the_bound(case: Case) -> None:
+def test_a_difference_of_nan_is_a_numerics_error(case: Case) -> None:
     with pytest.raises(NumericsError):
         case.check(torch.full_like(case.learner, float("nan")))
 
 
-def test_weights_travel_unchanged_in_bfloat16(ray_session: None, policies: dict[str, Path]) -> None:
+def test_bfloat16_weights_are_sent_unchanged(ray_session: None, policies: dict[str, Path]) -> None:
     model = load_hf_model(policies["tied-1"])
     snapshot = ObjectStoreSender(rank=0, dtype=torch.bfloat16).send(model, 1)
     received = dict(read_weights(snapshot))
