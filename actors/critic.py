@@ -42,7 +42,7 @@ class Critic:
         return self._training_rank.compute(values, batch)
 
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
-        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order."""
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)
         return self._training_rank.update(batch, objective, step)
 
@@ -60,7 +60,7 @@ class Critic:
 
 
 class CriticGroup:
-    """All ranks of the critic, as the driver calls them."""
+    """The driver's interface to all ranks of the critic."""
 
     def __init__(self, ranks: RankGroup) -> None:
         self.ranks = ranks
@@ -71,6 +71,6 @@ class CriticGroup:
         return self.ranks.start(lambda actor: actor.values.remote(batch_ref), torch.cat)
 
     def update(self, batch: ValueBatch, step: int) -> Pending[list[StepReport]]:
-        """Start one optimizer step for each minibatch of each epoch. The result is their reports in order."""
+        """Start one optimizer step for each minibatch of each epoch. The result is the list of step reports."""
         batch_ref = to_object_ref(batch)
         return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)

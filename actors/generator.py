@@ -30,10 +30,10 @@ class Generator:
 
         register()
         self._settings = settings
-        device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        device_options: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
         if not settings.is_cuda:
             cache_bytes = int(settings.kv_cache_gib * 2**30)
-            device = {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": cache_bytes}
+            device_options = {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": cache_bytes}
         self._llm = vllm.LLM(
             model=str(settings.model.local()),
             dtype=settings.precision,
@@ -49,7 +49,7 @@ class Generator:
             weight_transfer_config={"backend": settings.weight_transfer},
             disable_log_stats=True,
             seed=0,
-            **device,
+            **device_options,
         )
         self._assert_transfer_engine()
         self._warm_up()
@@ -63,7 +63,7 @@ class Generator:
         return LoadReport(int(self._llm.get_weight_version()), self._checksums())
 
     def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:
-        """Sample the completions of a generation batch. Equal batches have equal completions, whichever engine runs.
+        """Sample the completions of a generation batch. The same batch has the same completions on any generator.
 
         Raises StaleWeightsError when the engine has another weight version than the batch requires.
         """
@@ -104,8 +104,9 @@ class Generator:
         self._llm.finish_weight_update()
 
     def _checksums(self) -> dict[str, str]:
-        """Return the checksums of the parameters that can be compared with a snapshot, by Hugging Face name."""
+        """Return the checksums of the engine's parameters by name, without padded and empty parameters."""
         (checksums,) = self._llm.collective_rpc("compute_weight_checksums")
+        # vLLM puts the ranks of the worker and a colon before each parameter's name.
         by_name = {name.rsplit(":", 1)[-1]: checksum for name, checksum in checksums.items()}
         if self._llm.model_config.get_vocab_size() % _VOCABULARY_PADDING:
             by_name = {n: c for n, c in by_name.items() if n not in ("model.embed_tokens.weight", "lm_head.weight")}

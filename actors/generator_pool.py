@@ -33,12 +33,11 @@ class _RunningCall:
 
 
 class GeneratorPool:
-    """All generators, as the driver calls them.
+    """The driver's interface to all generators.
 
-    Every idle generator gets the next generation batch. Results are returned in the order of the batches, whichever
-    generator finished them first. A batch has the same completions from every generator, because the batch contains
-    the seeds and no other batch runs in the same engine at the same time. So when a generator dies, its batch is
-    generated again by another one.
+    Every idle generator gets the next generation batch. A batch has the same completions on every generator, because
+    the batch determines the seeds and an engine runs no other batch at the same time. So when a generator dies, another
+    generator repeats its batch.
     """
 
     def __init__(
@@ -89,7 +88,10 @@ class GeneratorPool:
         return [group for batch in range(len(batches)) for group in results[batch]]
 
     def generate_on_each(self, batch: GenerationBatch) -> list[list[RolloutGroup]]:
-        """Generate the same batch on every generator, so that each engine can be checked. Returns all results."""
+        """Run the same batch on every generator, so that each engine can be checked.
+
+        Returns the rollout groups of each generator. Replaces generators that die, as `generate` does.
+        """
         results: dict[int, list[RolloutGroup]] = {}
         while len(results) < len(self.actors):
             futures = {

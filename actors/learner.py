@@ -79,15 +79,15 @@ class Learner:
         return self._training_rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
-        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order."""
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._training_rank.update(batch, objective, step)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """Send the current weights to the engines, and return their snapshot.
+        """Return a snapshot of the current weights, which the generators must load.
 
-        With Ray's object store the snapshot refers to the weights, and the generators load it. Only the snapshot of
-        rank 0 has them.
+        With nccl and ipc, this method has already sent the weights to the engines, and the snapshot contains none.
+        Otherwise, only the snapshot of rank 0 contains the weights.
         """
         return self._sender.send(self._training_rank.state.model, version)
 
@@ -119,7 +119,7 @@ class Learner:
 
 
 class LearnerGroup:
-    """All ranks of the learner, as the driver calls them."""
+    """The driver's interface to all ranks of the learner."""
 
     def __init__(self, ranks: RankGroup) -> None:
         self.ranks = ranks
@@ -135,12 +135,12 @@ class LearnerGroup:
         return self.ranks.start(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
 
     def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
-        """Start one optimizer step for each minibatch of each epoch. The result is their reports in order."""
+        """Start one optimizer step for each minibatch of each epoch. The result is the list of step reports."""
         batch_ref = to_object_ref(batch)
         return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """Send the current weights to the engines, and return the snapshot of rank 0."""
+        """Return a snapshot of the current weights, which the generators must load (`Learner.send_weights`)."""
         return self.ranks.start(lambda actor: actor.send_weights.remote(version), rank_0_result).wait()
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:

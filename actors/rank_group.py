@@ -1,6 +1,6 @@
-"""A group of training actors, one per rank, as the driver uses it (compare verl's worker group).
+"""The driver's interface to a group of training actors, with one actor for each rank (verl's worker group).
 
-One call goes to all ranks. The group also tells apart an exception that a rank raised and the death of a rank.
+Each call runs on all ranks. The group also tells apart an exception that a rank raised and the death of a rank.
 """
 
 from __future__ import annotations

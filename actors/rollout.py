@@ -65,7 +65,7 @@ class GenerationBatch:
     """
 
     step: int
-    """The training step. The seed of each completion depends on it."""
+    """The training step, or 0 in an evaluation. The seed of each completion depends on it."""
     weight_version: int
     """Version of the weights from which the completions must be sampled."""
     requests: tuple[PromptRequest, ...]

@@ -40,7 +40,7 @@ class RolloutConfig:
         return self.prompts_per_step * self.group_size
 
     def check(self, field: str) -> None:
-        """Raises ValueError naming the field, the value, the rule and the remedy."""
+        """Raises ValueError for an invalid setting. `field` is the path of this object in the job's config."""
         for name in ("prompts_per_step", "group_size", "max_new_tokens", "generation_batch_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{field}.{name}: {getattr(self, name)} must be at least 1")
@@ -100,7 +100,7 @@ class GraphExecution(Execution):
     training."""
 
     def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm) -> None:
-        """Raises ValueError naming the field, the value, the rule and the remedy."""
+        """Raises ValueError for an invalid setting. `field` is the path of this object in the job's config."""
         for name in ("generators", "learners", "critics", "scorer", "reference"):
             getattr(self, name).check(f"{field}.{name}", forms_process_group=name in ("learners", "critics"))
         for name in ("scorer", "reference"):

@@ -1,14 +1,13 @@
-"""The sync check: it proves that the engines sample from the learner's current policy.
+"""The sync check: it verifies that the engines sample from the learner's current policy. It has three parts:
 
-After every weight sync, and again for the rollouts of every step, three things are compared, the cheapest first:
+1. `check_load` compares the checksums of an engine's parameters with those of the weight snapshot, after each weight
+   sync. Parameters that vLLM stores in another layout are left out.
+2. `check_rollouts` compares the weight version and the prompt tokens of each rollout with those that the driver
+   requested.
+3. `check_logprobs` compares the engine's logprobs of the sampled tokens with the logprobs of the same tokens under
+   Raymill's own PyTorch model (`model.transformer`), which has the learner's weights.
 
-1. the weight version and the token ids of each rollout with those that the driver requested;
-2. the checksums of an engine's parameters with those of the weight snapshot, for the parameters that the engine stores
-   unchanged;
-3. the engine's logprobs of the sampled tokens with the logprobs of the same tokens under Raymill's own PyTorch model
-   (`model.transformer`), which has the learner's weights.
-
-A check that fails raises one of the errors of `actors.weight_sync`: stale weights, tokenization or numerics.
+A check that fails raises one of the errors of `actors.weight_sync`, for stale weights, tokenization or numerics.
 
 Shape legend: in `engine_NT` and `model_NT`, N is the number of rollouts and T the number of positions of a row.
 """
@@ -37,7 +36,7 @@ from model.precision import ComputePrecision, resolved_precision
 from model.transformer_config import TransformerConfig
 
 _STALE_FACTOR = 10
-"""Older weights count as the cause when their mean logprob difference is this many times smaller."""
+"""Older weights count as the cause of a difference if the mean difference with them is smaller by this factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +62,8 @@ LOGPROB_BOUNDS: dict[ComputePrecision, LogprobBound] = {
 """The default bound for each precision of the engine.
 
 Measured differences are about 1e-5 in float32. In bfloat16 the maximum is 0.07 for models of 0.1 to 4 million
-parameters. For 135 million parameters the maximum is 0.4 and the mean 0.044, because every layer rounds the logprob of
-an unlikely token. Single tokens vary a lot, so the mean is the more reliable of the two numbers.
+parameters. For 135 million parameters the maximum is 0.4 and the mean 0.044, because the rounding errors of all layers
+add up in the logprob of an unlikely token. Single tokens vary a lot, so the mean is the more reliable number.
 """
 
 
@@ -103,7 +102,7 @@ def check_load(snapshot: WeightSnapshot, report: LoadReport, *, generator: int) 
 def check_rollouts(
     requests: Sequence[PromptRequest], groups: Sequence[RolloutGroup], *, version: int, vocab_size: int
 ) -> None:
-    """Check that every rollout is an answer to its request, sampled from the given weight version.
+    """Check that every rollout completes the prompt of its request and was sampled from the given weight version.
 
     Raises StaleWeightsError for a rollout from another version, and TokenizationError for a rollout with other prompt
     tokens, with a wrong number of logprobs, or with a token id that the learner's vocabulary does not contain.

@@ -92,7 +92,7 @@ class TrainingRank:
         )
 
     def update(self, batch: PolicyBatch | ValueBatch, objective: Objective, step: int) -> list[StepReport]:
-        """Run one optimizer step for each minibatch of each epoch. Returns their reports in order.
+        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
         `batch` has the rows of all ranks. `step` is the number of the training step. The minibatches are drawn
         at random with a seed that depends on it.

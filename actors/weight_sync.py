@@ -3,9 +3,9 @@
 The learner sends a weight snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer
 interface. With Ray's object store, `actors.transfer_engine` is the receiving side inside the engine.
 
-No rollout is used for training before `actors.sync_check` has passed. Weight syncs do fail without an error: on CPU,
-vLLM repacks a tied output head (lm_head) only on request, and without that request the engine keeps sampling with the
-old head.
+No rollout is used for training before `actors.sync_check` has passed, because a weight sync can fail without an error.
+For example, vLLM on CPU repacks a tied output head (lm_head) only on request. Without that request, the engine keeps
+sampling with the old head.
 """
 
 from __future__ import annotations
