@@ -100,7 +100,7 @@ class RewardResults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCompletions:
+class ModelTaskResults:
     """The results of one model's completions of one task."""
 
     measures: dict[str, Interval]
@@ -135,7 +135,7 @@ class TaskResults:
 
     prompts: int
     """Number of prompts."""
-    models: dict[str, ModelCompletions]
+    models: dict[str, ModelTaskResults]
     """Results by the name of the model."""
     compare: list[Comparison]
     """The comparisons that the config asks for, one for each measure."""
@@ -277,13 +277,13 @@ def task_results(
 
 def model_results(
     completions: Completions, values: CompletionValues, references: Sequence[str] | None, bootstrap: Bootstrap
-) -> ModelCompletions:
+) -> ModelTaskResults:
     """Compute the results of one model's completions of one task."""
     measures = {measure: bootstrap.interval(measure_values) for measure, measure_values in values.items()}
     signatures = {}
     if references is not None:
         measures["bleu"], signatures["bleu"] = bootstrap.bleu(completions.texts, references)
-    return ModelCompletions(
+    return ModelTaskResults(
         measures=measures,
         signatures=signatures,
         distinct_2=distinct_n(completions.texts, 2),

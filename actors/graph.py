@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -310,14 +311,14 @@ class Graph:
     def _newest_checkpoint(self) -> int | None:
         """Return the newest optimizer step of which both learner and critic have a complete checkpoint."""
         folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._rank_groups)]]
-        common = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
-        return max(common, default=None)
+        common_steps = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
+        return max(common_steps, default=None)
 
     def _step_prompts(self, step: int) -> list[Prompt]:
         """Return the prompts of a training step."""
         count = self._config.rollouts.prompts_per_step
-        order = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
-        return [self._config.prompts[index] for index in order]
+        indices = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
+        return [self._config.prompts[index] for index in indices]
 
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
         """Sample `num_samples` completions of each prompt from the current policy. Returns the groups in order."""
@@ -326,7 +327,7 @@ class Graph:
         requests_per_batch = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
         sampling = self._sampling_params(rollouts.max_new_tokens)
         groups = self.generators.generate(
-            [GenerationBatch(step, version, part, sampling) for part in split(requests, requests_per_batch)]
+            [GenerationBatch(step, version, part, sampling) for part in split_requests(requests, requests_per_batch)]
         )
         check_rollouts(requests, groups, version=version, vocab_size=self._model_config.vocab_size)
         return groups
@@ -367,13 +368,13 @@ class Graph:
         scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
         batch_ref = ray.put(batch)
         rewards = self.scorer.score.remote(scorer_inputs)
-        learner = self.learner.logprobs(batch_ref)
-        reference = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
+        learner_logprobs = self.learner.logprobs(batch_ref)
+        reference_ref = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
         return StepScores(
             scored=replace(scored, rewards=ray.get(rewards)),
-            learner_NT=learner.wait(),
-            reference_NT=None if reference is None else ray.get(reference),  # pyright: ignore[reportArgumentType]
+            learner_NT=learner_logprobs.wait(),
+            reference_NT=None if reference_ref is None else ray.get(reference_ref),  # pyright: ignore[reportArgumentType]
             values_NT=None if values is None else values.wait(),
         )
 
@@ -400,9 +401,9 @@ class Graph:
 
     @property
     def _num_sync_check_prompts(self) -> int:
-        """The number of prompts for the sync check: a multiple of the number of learner ranks, which share the rows."""
-        ranks = self._execution.learners.workers
-        return -(-_MIN_SYNC_CHECK_PROMPTS // ranks) * ranks
+        """The number of prompts for the sync check. It is a multiple of the number of learner ranks, which share them."""
+        num_ranks = self._execution.learners.workers
+        return math.ceil(_MIN_SYNC_CHECK_PROMPTS / num_ranks) * num_ranks
 
     def _check_logprobs(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
         """Return the logprob difference between engine and learner. Raises a WeightSyncError when it is too large."""
@@ -473,7 +474,7 @@ def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
     return torch.tensor([position for position, group in enumerate(groups) for _ in group.rollouts])
 
 
-def split(requests: Sequence[PromptRequest], part_size: int) -> Iterator[tuple[PromptRequest, ...]]:
+def split_requests(requests: Sequence[PromptRequest], part_size: int) -> Iterator[tuple[PromptRequest, ...]]:
     """Split the requests into consecutive parts of `part_size` requests. The last part may have fewer."""
     for start in range(0, len(requests), part_size):
         yield tuple(requests[start : start + part_size])

@@ -89,7 +89,7 @@ def score_text(
 
 
 def merge_scores(parts: Sequence[TextScores]) -> TextScores:
-    """Return the scores of all parts in the order of the documents, whatever the number of parts is."""
+    """Return the scores of all parts in the order of the documents. The number of parts does not matter."""
     merged = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     order = np.argsort(merged.index)
     return TextScores(*(column[order] for column in merged))
@@ -102,9 +102,9 @@ def load_language_model(folder: Path) -> Transformer:
     """
     if "quantization_config" not in json.loads((folder / "config.json").read_text()):
         return load_hf_model(folder)
-    with tempfile.TemporaryDirectory(prefix="raymill-int8-") as plain:
-        decompress_folder(folder, Path(plain))
-        model = load_hf_model(Path(plain))
+    with tempfile.TemporaryDirectory(prefix="raymill-int8-") as decompressed:
+        decompress_folder(folder, Path(decompressed))
+        model = load_hf_model(Path(decompressed))
     simulate_int8(model)
     return model
 
@@ -135,12 +135,12 @@ def sequence_logprobs(
     result: list[NDArray[np.float64]] = []
     num_rows = max(1, MAX_PASS_TOKENS // max(map(len, sequences)))
     for start in range(0, len(sequences), num_rows):
-        part = sequences[start : start + num_rows]
-        masks = [[True] * len(sequence) for sequence in part]
-        batch = batch_from_sequences(part, masks, length=max(map(len, part)) - 1, pad_id=0)
+        batch_sequences = sequences[start : start + num_rows]
+        masks = [[True] * len(sequence) for sequence in batch_sequences]
+        batch = batch_from_sequences(batch_sequences, masks, length=max(map(len, batch_sequences)) - 1, pad_id=0)
         with torch.no_grad():
             logprobs_BT = logprobs(model, to_device(batch, torch.device(device))).double().cpu().numpy()
-        result += [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, part, strict=True)]
+        result += [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, batch_sequences, strict=True)]
     return result
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device:
     return PairScores(np.array(sentence_scores), np.array(continuation_scores))
 
 
-def common_suffix_length(first: Sequence[int], second: Sequence[int]) -> int:
+def common_suffix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Return the length of the longest common suffix of two sequences."""
     pairs = zip(reversed(first), reversed(second), strict=False)
     equal_pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)

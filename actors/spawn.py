@@ -82,14 +82,14 @@ class Spawner:
 
     def __call__(
         self,
-        name: str,
+        group: str,
         index: int,
         cls: type,
         *arguments: Any,
         env: Mapping[str, str] | None = None,
         restartable: bool = False,
     ) -> ActorHandle:
-        """Start worker `index` of the group `name` as the Ray actor `cls(*arguments)`.
+        """Start worker `index` of the group named `group` as the Ray actor `cls(*arguments)`.
 
         `env` are additional environment variables of the actor's process. When a `restartable` actor dies, Ray starts
         it again and repeats the call, up to `max_failures` times. The results of such an actor must depend only on its
@@ -97,18 +97,20 @@ class Spawner:
 
         Raises ValueError when the reserved resources were lost with a node and do not become available again in time.
         """
-        placement = self._groups[name]
+        placement = self._groups[group]
         self._reservation.wait()
         env_vars = {**worker_env(placement.threads_per_worker), **(env or {})}
         options = restart_options(placement) if restartable else {}
         handle: Any = (
-            ray.remote(monitored_class(cls, stage_monitor.current_stage(), role_of(name), index, log_death=restartable))
+            ray.remote(
+                monitored_class(cls, stage_monitor.current_stage(), role_of(group), index, log_death=restartable)
+            )
             .options(
                 num_cpus=placement.cpus_per_worker,
                 num_gpus=placement.gpus_per_worker,
                 runtime_env={"env_vars": env_vars},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._reservation.group, placement_group_bundle_index=self._reservation.bundle_indices[name, index]
+                    self._reservation.group, placement_group_bundle_index=self._reservation.bundle_indices[group, index]
                 ),
                 **options,
             )

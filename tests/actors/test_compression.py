@@ -11,7 +11,7 @@ from actors.compression import bits_per_byte, check_engine
 
 
 @pytest.mark.parametrize(
-    ("rounding", "engine_differs", "is_sound"),
+    ("compression_change", "engine_difference", "is_accepted"),
     [
         (0.01, 0.01, True),
         (0.01, 0.04, True),  # below SMALL_DIFFERENCE
@@ -24,18 +24,18 @@ from actors.compression import bits_per_byte, check_engine
     ],
 )
 def test_a_compressed_folder_that_the_engine_misreads_is_rejected(
-    rounding: float, engine_differs: float, is_sound: bool
+    compression_change: float, engine_difference: float, is_accepted: bool
 ) -> None:
     generator = np.random.default_rng(0)
-    ours = [generator.normal(-5.0, 1.2, size) for size in (300, 200)]
-    signs = [generator.choice([-1.0, 1.0], len(values)) for values in ours]
-    original = [values + rounding for values in ours]
-    engine = [values + engine_differs * sign for values, sign in zip(ours, signs, strict=True)]
-    if is_sound:
-        assert check_engine(engine, ours, original) == pytest.approx(engine_differs)
+    compressed = [generator.normal(-5.0, 1.2, size) for size in (300, 200)]
+    signs = [generator.choice([-1.0, 1.0], len(values)) for values in compressed]
+    original = [values + compression_change for values in compressed]
+    engine = [values + engine_difference * sign for values, sign in zip(compressed, signs, strict=True)]
+    if is_accepted:
+        assert check_engine(engine, compressed, original) == pytest.approx(engine_difference)
     else:
         with pytest.raises(RuntimeError, match="vLLM misreads the compressed folder"):
-            check_engine(engine, ours, original)
+            check_engine(engine, compressed, original)
 
 
 def test_the_change_in_bits_per_byte_is_paired_by_document() -> None:

@@ -29,20 +29,20 @@ def test_bits_per_byte_and_perplexity_of_documents() -> None:
     # Two documents of 8 and 24 bits, 4 and 8 bytes, 2 and 4 tokens. The total is 32 bits, 12 bytes and 6 tokens.
     bits = np.array([8.0, 24.0])
     scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
-    found = model_likelihood(scores, bootstrap)
-    assert found.bits_per_byte.value == pytest.approx(32 / 12)
-    assert found.perplexity.value == pytest.approx(2 ** (32 / 6))
-    assert found.perplexity.low == pytest.approx(2**4) and found.perplexity.high == pytest.approx(2**6)
+    computed = model_likelihood(scores, bootstrap)
+    assert computed.bits_per_byte.value == pytest.approx(32 / 12)
+    assert computed.perplexity.value == pytest.approx(2 ** (32 / 6))
+    assert computed.perplexity.low == pytest.approx(2**4) and computed.perplexity.high == pytest.approx(2**6)
 
 
 def test_bias_is_the_fraction_of_pairs_with_a_likelier_stereotype_and_a_tie_counts_half() -> None:
     pairs = [SentencePair(group, "a", "b") for group in ("age", "age", "gender", "gender")]
     scores = PairScores(sentence=np.array([1.0, -1.0, 2.0, 0.1]), continuation=np.array([0.5, 0.5, -0.5, 0.0]))
-    found = bias_results(pairs, scores, bootstrap)
-    assert found["all"].pairs == 4 and found["age"].pairs == 2
-    assert found["all"].sentence.value == pytest.approx(0.75)
-    assert found["age"].continuation.value == pytest.approx(1.0)
-    assert found["gender"].continuation.value == pytest.approx(0.25)
+    computed = bias_results(pairs, scores, bootstrap)
+    assert computed["all"].pairs == 4 and computed["age"].pairs == 2
+    assert computed["all"].sentence.value == pytest.approx(0.75)
+    assert computed["age"].continuation.value == pytest.approx(1.0)
+    assert computed["gender"].continuation.value == pytest.approx(0.25)
 
 
 def test_results_survive_json_and_leave_out_what_was_not_measured() -> None:

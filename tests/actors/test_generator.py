@@ -24,7 +24,7 @@ from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
 
-TASKS = tuple(PromptRequest(index, tuple(range(20 + index, 30 + 2 * index)), 2) for index in range(4))
+REQUESTS = tuple(PromptRequest(index, tuple(range(20 + index, 30 + 2 * index)), 2) for index in range(4))
 STOP = 5
 KINDS = [(tied, precision) for precision in ("float32", "bfloat16") for tied in ("tied", "untied")]
 
@@ -45,8 +45,8 @@ class Engine:
 
     def generate(self, version: int, temperature: float, *, step: int = 0, length: int = 24) -> list[Rollout]:
         sampling = SamplingParams(temperature=temperature, max_new_tokens=length, stop_ids=(STOP,), seed=1)
-        groups = ray.get(self.actor.generate.remote(GenerationBatch(step, version, TASKS, sampling)))
-        check_rollouts(TASKS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
+        groups = ray.get(self.actor.generate.remote(GenerationBatch(step, version, REQUESTS, sampling)))
+        check_rollouts(REQUESTS, groups, version=version, vocab_size=self.models[version].config.vocab_size)
         return [rollout for group in groups for rollout in group.rollouts]
 
     def check(self, rollouts: list[Rollout], version: int, temperature: float) -> LogprobDifference:
@@ -153,9 +153,9 @@ def test_a_batch_that_needs_two_prefills_has_equal_completions_when_repeated(eng
     """A prefill has at most 2,048 tokens here. The 3,200 prompt tokens need two, and no prompt may be split."""
     engine = engines["tied"]
     engine.load(0)
-    tasks = tuple(PromptRequest(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
+    requests = tuple(PromptRequest(index, tuple(range(10 + index, 60 + index)), 8) for index in range(8))
     sampling = SamplingParams(temperature=1.0, max_new_tokens=8, stop_ids=(STOP,), seed=1)
-    once, again = (ray.get(engine.actor.generate.remote(GenerationBatch(0, 0, tasks, sampling))) for _ in range(2))
-    check_rollouts(tasks, once, version=0, vocab_size=engine.models[0].config.vocab_size)
+    once, again = (ray.get(engine.actor.generate.remote(GenerationBatch(0, 0, requests, sampling))) for _ in range(2))
+    check_rollouts(requests, once, version=0, vocab_size=engine.models[0].config.vocab_size)
     assert once == again
     engine.check([rollout for group in once for rollout in group.rollouts], 0, 1.0)

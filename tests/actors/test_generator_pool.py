@@ -53,9 +53,9 @@ class FakeGenerator:
 
 def pool(deaths: Path, num_generators: int, *, max_failures: int = 3) -> GeneratorPool:
     engine = ray.remote(FakeGenerator).options(num_cpus=0.1)
-    made = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_restarts=max_failures)
-    made.load(SNAPSHOT)
-    return made
+    generator_pool = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_restarts=max_failures)
+    generator_pool.load(SNAPSHOT)
+    return generator_pool
 
 
 def batches(count: int) -> list[GenerationBatch]:
@@ -127,7 +127,7 @@ class FailingGenerator:
 def test_a_generator_that_fails_in_its_constructor_is_not_restarted(ray_session: None) -> None:
     engine = ray.remote(FailingGenerator).options(num_cpus=0.1)
     impossible = GeneratorPool(lambda index: engine.remote(), 1, max_restarts=3)
-    told = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
-    with pytest.raises(RuntimeError, match=told):
+    message = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
+    with pytest.raises(RuntimeError, match=message):
         impossible.load(SNAPSHOT)
     assert impossible.restarts == 0

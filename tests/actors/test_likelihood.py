@@ -63,24 +63,24 @@ def scores(folder: Path, split: Storage, *, part: int = 0, num_parts: int = 1, o
 def test_scores_equal_the_models_logprobs_and_count_every_byte_and_document_end(
     policies: dict[str, Path], split: Storage
 ) -> None:
-    found = scores(policies["tied-1"], split)
+    computed = scores(policies["tied-1"], split)
     model = load_hf_model(policies["tied-1"])
     documents = list(ShardReader(split, sequence_length=1).documents())
-    assert found.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
-    assert found.num_tokens.tolist() == [
+    assert computed.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    assert computed.num_tokens.tolist() == [
         len(text.encode()) + 1 for text in TEXTS
     ]  # one token per byte, and the separator after the document
     for index, document in enumerate(documents[:4]):
         ids = document.tokens.tolist()
         batch = batch_from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
-        assert found.nats[index] == pytest.approx(-logprobs(model, batch).sum().item(), rel=1e-5)
+        assert computed.nats[index] == pytest.approx(-logprobs(model, batch).sum().item(), rel=1e-5)
 
 
 def test_overlap_changes_only_documents_longer_than_the_context(policies: dict[str, Path], split: Storage) -> None:
-    little, much = (scores(policies["tied-1"], split, overlap=overlap) for overlap in (1, 100))
-    assert little.nats[:4] == pytest.approx(much.nats[:4], rel=1e-6)
-    assert little.nats[4] != pytest.approx(much.nats[4], rel=1e-3)
-    assert little.num_tokens[4] == much.num_tokens[4] == 301
+    small_overlap, large_overlap = (scores(policies["tied-1"], split, overlap=overlap) for overlap in (1, 100))
+    assert small_overlap.nats[:4] == pytest.approx(large_overlap.nats[:4], rel=1e-6)
+    assert small_overlap.nats[4] != pytest.approx(large_overlap.nats[4], rel=1e-3)
+    assert small_overlap.num_tokens[4] == large_overlap.num_tokens[4] == 301
 
 
 def test_merged_parts_equal_the_scores_of_all_documents(policies: dict[str, Path], split: Storage) -> None:
@@ -97,13 +97,13 @@ def test_a_compressed_folder_is_scored_with_its_rounding(
     policies: dict[str, Path], split: Storage, tmp_path: Path
 ) -> None:
     compress_folder(policies["tied-1"], tmp_path / "int8", kept_dtype="float32")
-    found = scores(tmp_path / "int8", split)
+    computed = scores(tmp_path / "int8", split)
     simulated = load_hf_model(policies["tied-1"])
     simulate_int8(simulated)
     ids = next(iter(ShardReader(split, sequence_length=1).documents())).tokens.tolist()
     batch = batch_from_sequences([ids], [[True] * len(ids)], length=len(ids) - 1, pad_id=0)
-    assert found.nats[0] == pytest.approx(-logprobs(simulated, batch).sum().item(), rel=1e-4)
-    assert found.nats[0] != pytest.approx(scores(policies["tied-1"], split).nats[0], rel=1e-5)
+    assert computed.nats[0] == pytest.approx(-logprobs(simulated, batch).sum().item(), rel=1e-4)
+    assert computed.nats[0] != pytest.approx(scores(policies["tied-1"], split).nats[0], rel=1e-5)
 
 
 def test_xz_reads_all_texts_as_one_stream(policies: dict[str, Path], split: Storage) -> None:

@@ -21,9 +21,9 @@ def test_margins_are_differences_of_rewards(reward_folder: tuple[Path, ScalarHea
     generator = np.random.default_rng(0)
     sides = [generator.integers(6, MIN_SIZE, size=length).tolist() for length in (5, 40, 17, 3, 60, 60)]
     pairs = [PreferenceTokens(*sides[first : first + 2]) for first in (0, 2, 4)]
-    found = reward_margins(Storage(str(folder)), pairs, pad_id=1, precision="float32", device="cpu")
+    computed = reward_margins(Storage(str(folder)), pairs, pad_id=1, precision="float32", device="cpu")
 
     def reward(ids: list[int]) -> float:
         return rewards(model, torch.tensor([ids]), torch.tensor([len(ids) - 1])).item()
 
-    assert found == pytest.approx([reward(pair.chosen) - reward(pair.rejected) for pair in pairs], abs=1e-4)
+    assert computed == pytest.approx([reward(pair.chosen) - reward(pair.rejected) for pair in pairs], abs=1e-4)

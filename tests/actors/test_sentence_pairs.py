@@ -27,7 +27,7 @@ def test_common_suffix_length() -> None:
 def test_the_continuation_score_leaves_out_the_name_of_the_group(policies: dict[str, Path]) -> None:
     folder = Storage(str(policies["untied-1"]))
     pair = SentencePair("age", "The old man sat.", "The young man sat.")
-    found = score_pairs(folder, [pair, SentencePair("age", pair.counterpart, pair.stereotype)], device="cpu")
+    computed = score_pairs(folder, [pair, SentencePair("age", pair.counterpart, pair.stereotype)], device="cpu")
     encoder, separator = load_encoder(policies["untied-1"]), separator_id(load_tokenizer(policies["untied-1"]))
 
     def log_likelihood(text: str) -> float:
@@ -38,11 +38,13 @@ def test_the_continuation_score_leaves_out_the_name_of_the_group(policies: dict[
     expected = (log_likelihood("The old man sat.") - log_likelihood("The old")) - (
         log_likelihood("The young man sat.") - log_likelihood("The young")
     )
-    assert found.continuation[0] == pytest.approx(expected, abs=1e-4)
-    assert found.sentence[0] == pytest.approx(
+    assert computed.continuation[0] == pytest.approx(expected, abs=1e-4)
+    assert computed.sentence[0] == pytest.approx(
         log_likelihood(pair.stereotype) - log_likelihood(pair.counterpart), abs=1e-4
     )
-    assert found.continuation[1] == pytest.approx(-found.continuation[0], abs=1e-5)  # the order only changes the sign
+    assert computed.continuation[1] == pytest.approx(
+        -computed.continuation[0], abs=1e-5
+    )  # the order only changes the sign
 
 
 def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
@@ -54,24 +56,26 @@ def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
         and min(groups.values()) >= 7
     )
     for pair in pairs:
-        ours, theirs = pair.stereotype.split(), pair.counterpart.split()
-        same_start = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(ours, theirs, strict=False)))
-        reversed_pairs = zip(reversed(ours), reversed(theirs), strict=False)
-        same_end = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], reversed_pairs))
-        # The sentences differ only in the name of the group, and most words come after the name.
-        assert len(ours) - same_start - same_end <= 2 and same_end >= 3, pair
+        stereotype_words, counterpart_words = pair.stereotype.split(), pair.counterpart.split()
+        word_pairs = zip(stereotype_words, counterpart_words, strict=False)
+        prefix_length = sum(1 for _ in itertools.takewhile(lambda words: words[0] == words[1], word_pairs))
+        suffix_length = common_suffix_length(stereotype_words, counterpart_words)
+        # The sentences differ only in the name of the group, and at least three words come after the name.
+        assert len(stereotype_words) - prefix_length - suffix_length <= 2 and suffix_length >= 3, pair
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are equal"),
         ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
         ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
     ],
 )
-def test_a_malformed_pair_is_an_error_that_names_file_and_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+def test_a_malformed_pair_is_an_error_that_names_file_and_line(
+    tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"group": "age", "stereotype": "a c", "counterpart": "b c"}\n' + json.dumps(line) + "\n")
-    with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{said}"):
+    with pytest.raises(ValueError, match=f"pairs.jsonl:2: .*{message}"):
         read_pairs(str(path))

@@ -27,27 +27,27 @@ from model.huggingface import load_hf_model
 from model.objectives import logprobs
 from model.transformer import Transformer
 
-TASK = PromptRequest(4, (1, 2), 1)
+REQUEST = PromptRequest(4, (1, 2), 1)
 ROLLOUT = Rollout((1, 2), (3, 4), (-1.0, -2.0), weight_version=5, finished=True)
 
 
-def check(changed: Rollout) -> None:
-    check_rollouts([TASK], [RolloutGroup(4, (changed,))], version=5, vocab_size=10)
+def check_rollout(changed: Rollout) -> None:
+    check_rollouts([REQUEST], [RolloutGroup(4, (changed,))], version=5, vocab_size=10)
 
 
 def test_a_rollout_from_another_weight_version_is_stale() -> None:
-    check(ROLLOUT)
+    check_rollout(ROLLOUT)
     with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from weight version 4, but"):
-        check(replace(ROLLOUT, weight_version=4))
+        check_rollout(replace(ROLLOUT, weight_version=4))
 
 
 def test_unexpected_tokens_are_a_tokenization_error() -> None:
     with pytest.raises(TokenizationError, match="prompt 4 was sent to the engine as"):
-        check(replace(ROLLOUT, prompt_ids=(1, 9)))
+        check_rollout(replace(ROLLOUT, prompt_ids=(1, 9)))
     with pytest.raises(TokenizationError, match="sampled token id 10, but the learner's vocabulary has 10"):
-        check(replace(ROLLOUT, completion_ids=(3, 10)))
+        check_rollout(replace(ROLLOUT, completion_ids=(3, 10)))
     with pytest.raises(TokenizationError, match="1 logprobs for 2 completion tokens"):
-        check(replace(ROLLOUT, logprobs=(-1.0,)))
+        check_rollout(replace(ROLLOUT, logprobs=(-1.0,)))
 
 
 def test_an_engine_with_another_weight_version_or_other_bytes_is_stale() -> None:
