@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -369,12 +369,12 @@ class Graph:
         batch_ref = ray.put(batch)
         rewards = self.scorer.score.remote(scorer_inputs)
         learner_logprobs = self.learner.logprobs(batch_ref)
-        reference_ref = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
+        reference: Any = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
         return StepScores(
             scored=replace(scored, rewards=ray.get(rewards)),
             learner_NT=learner_logprobs.wait(),
-            reference_NT=None if reference_ref is None else ray.get(reference_ref),  # pyright: ignore[reportArgumentType]
+            reference_NT=None if reference is None else ray.get(reference),
             values_NT=None if values is None else values.wait(),
         )
 
