@@ -401,7 +401,7 @@ class Graph:
 
     @property
     def _num_sync_check_prompts(self) -> int:
-        """The number of prompts for the sync check. It is a multiple of the number of learner ranks, which share them."""
+        """The number of prompts for the sync check, a multiple of the number of learner ranks, which share them."""
         num_ranks = self._execution.learners.workers
         return math.ceil(_MIN_SYNC_CHECK_PROMPTS / num_ranks) * num_ranks
 
