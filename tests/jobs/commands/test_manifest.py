@@ -128,7 +128,7 @@ SETTINGS = ClusterConfig(
 def pods_by_group(learning: LearningConfig | None = None, **executions: Any) -> dict[str, int]:
     learning = learning or LearningConfig()
     configs = {name: Config(execution=execution, learning=learning) for name, execution in executions.items()}
-    return {group.name: group.pods for group in pod_groups(configs, SETTINGS)}
+    return {group.name: group.num_pods for group in pod_groups(configs, SETTINGS)}
 
 
 def test_a_pod_group_is_as_large_as_its_most_demanding_stage_needs():
