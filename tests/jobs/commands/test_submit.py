@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as submission_module
 from cluster.storage import Storage
-from cluster.submission import _tries, dashboard_address
+from cluster.submission import _find_attempts, dashboard_address
 from cluster.submission_status import SUBMISSION_VARIABLE, read_status, reporting_status
 from jobs.cli import main
 from jobs.commands import submit as submit_module
@@ -452,7 +452,7 @@ def test_the_status_comes_from_the_store_if_the_head_does_not_know_the_job(
 def test_attempts_are_ordered_by_number():
     ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
     assert [
-        attempt.submission_id for attempt in _tries([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")
+        attempt.submission_id for attempt in _find_attempts([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")
     ] == [
         "pipeline-ab",
         "pipeline-ab-2",
