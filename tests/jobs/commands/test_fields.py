@@ -99,7 +99,7 @@ def test_the_command_prints_the_fields_and_needs_a_stage():
     printed = subprocess.run([*run, "vocabulary"], capture_output=True, text=True, check=True)
     assert "kind: one of bpe, wordpiece, unigram = bpe" in printed.stdout.splitlines()
     failed = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert failed.returncode == 2 and "fields: give a stage (corpus, vocabulary," in failed.stderr
+    assert failed.returncode == 2 and "fields: name a stage (corpus, vocabulary," in failed.stderr
 
 
 @pytest.mark.parametrize("name", [*STAGES, "pipeline"])

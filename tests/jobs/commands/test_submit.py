@@ -452,7 +452,8 @@ def test_the_status_comes_from_the_store_if_the_head_does_not_know_the_job(
 def test_attempts_are_ordered_by_number():
     ids = ["pipeline-ab-10", "pipeline-ab", "pipeline-ab-2", "pipeline-cd", "rlhf-ab-x"]
     assert [
-        attempt.submission_id for attempt in _find_attempts([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")
+        attempt.submission_id
+        for attempt in _find_attempts([job_details(id, JobStatus.FAILED) for id in ids], "pipeline-ab")
     ] == [
         "pipeline-ab",
         "pipeline-ab-2",
