@@ -96,14 +96,14 @@ def _find_missing(paths: Sequence[str], node_ids: Sequence[str]) -> dict[str, li
     from ray.exceptions import RayError
 
     futures = {id: ray.remote(_missing_here).options(**options_on_node(id)).remote(paths) for id in node_ids}
-    answers: dict[str, list[str]] = {}
+    missing_by_node: dict[str, list[str]] = {}
     for id, future in futures.items():
         try:
-            answers[id] = ray.get(future)
+            missing_by_node[id] = ray.get(future)
         except RayError:  # the node has left the cluster; if it joins again, it is checked again
             if id in alive_nodes():
                 raise
-    return answers
+    return missing_by_node
 
 
 def _missing_here(paths: Sequence[str]) -> list[str]:

@@ -33,7 +33,9 @@ from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_statu
 _UNFINISHED_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _UNKNOWN = "UNKNOWN"
+"""Status in a `JobReport` of a job that the head does not know."""
 _STATUS_POLL_S = 0.5
+"""Interval at which a head that does not answer is asked again."""
 _CALL_LIMITS_S = (5.0, 20.0)
 """Time limits of a request: for connecting, and for a pause in the response. Without them, a request to a machine that
 is down would wait for minutes."""
@@ -59,9 +61,8 @@ JOB_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
 """Environment variables of every job. Ray's default wait of 3 s is too short for an orderly shutdown."""
 
 log = logging.getLogger(__name__)
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(
-    logging.WARNING
-)  # `Submission.logs` logs itself how each stream ended
+# Ray's client would also log how each stream of a log ended, as `Submission.logs` does.
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
 
 class HeadUnreachable(JobFailed):

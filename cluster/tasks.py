@@ -1,8 +1,8 @@
 """Runs one function over many independent tasks, as a Ray Data pipeline.
 
-Stages that shuffle data exchange it through storage, not through memory: each task writes its own files and returns a
-description of them, its result. Results are kept in storage too, so that a task that finished before the process was
-killed does not run again. The input of a later task never depends on how many workers there were.
+Stages that shuffle data exchange it through storage, not through memory. Each task writes files of its own and returns
+a description of them as its result. Results are also written to storage, so that a task that finished before the
+process was killed does not run again. The number of workers never changes what a task reads.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class _NumberedJson(NamedTuple):
-    """A task or a task's result as JSON, with the index of the task in the list of tasks."""
+    """A task, or the result of a task, as JSON. `number` is the index of the task in the list of tasks."""
 
     number: int
     json: str
