@@ -1,9 +1,9 @@
 """Forecasts the time, memory and disk of a stage before the stage starts.
 
 The cost model predicts time and memory from the stage's workload (`Stage.workload`) and from the calibration of this
-machine. If the store has an earlier run of the stage on the same kind of machine, the forecast is more accurate: it is
-then the measured time of the earlier run, multiplied by the ratio of the two predictions, and its measured memory plus
-the difference of the two predictions.
+machine. The forecast is more accurate if the store has an earlier run of the stage on the same kind of machine. The
+model then predicts both runs. The measured time of the earlier run is multiplied by the ratio of the predicted times,
+and the difference of the predicted memories is added to its measured memory.
 """
 
 import math

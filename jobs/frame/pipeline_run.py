@@ -92,5 +92,5 @@ def _check_fits(jobs: Sequence[Job]) -> None:
         return
     for job in jobs:
         for groups in job.stage.placements(job.config):
-            where = f"{job.name}: execution ({', '.join(groups)})"
-            check_fits(total_resources(groups.values()), limits, where)
+            label = f"{job.name}: execution ({', '.join(groups)})"
+            check_fits(total_resources(groups.values()), limits, label)

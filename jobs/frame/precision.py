@@ -102,14 +102,14 @@ def _is_on_gpu(group: str, placements: Placements) -> bool:
 
 
 def _find_placement(group: str, placements: Placements) -> Placement | None:
-    return next((running[group] for running in placements if group in running), None)
+    return next((concurrent[group] for concurrent in placements if group in concurrent), None)
 
 
 def _emulation_slowdown(path: str, group: str, placements: Placements) -> float | None:
-    """Return how many times slower than float32 bfloat16 is on the processors of a group, if one of them emulates it.
+    """Return the factor by which bfloat16 is slower than float32 on the processors of a worker group.
 
-    If several processors emulate bfloat16, the slowest one counts. Returns None if no processor emulates it. `path` is
-    the path of the precision field, for messages while this function waits for nodes.
+    If several processors emulate bfloat16, the largest factor is returned. Returns None if no processor emulates
+    bfloat16. `path` is the path of the precision field, for messages while this function waits for nodes.
     """
     if _is_on_gpu(group, placements):
         return None

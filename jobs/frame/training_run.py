@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPayload:
-    """What every worker of a training stage gets from the driver. The stages add their own fields in a payload around
-    this one."""
+    """What every worker of a training stage gets from the driver.
+
+    It is the field `training` of each stage's own payload, which has the inputs of the stage in other fields.
+    """
 
     config: TrainingConfig
     output: Storage

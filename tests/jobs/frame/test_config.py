@@ -163,7 +163,7 @@ def test_the_error_for_a_missing_or_invalid_file_names_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "values", "now"),
+    ("stage", "values", "new_name"),
     [
         ("pretrain", {"batch_size": 8}, "global_batch_size"),
         ("pretrain", {"validation_rows": 8}, "validation_samples"),

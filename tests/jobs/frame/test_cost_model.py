@@ -21,7 +21,7 @@ RUNS = [json.loads(line) for line in (Path(__file__).parent / "forecast_runs.jso
 
 
 @pytest.mark.parametrize(
-    "more",
+    "larger",
     [
         {"flop": 2e13},
         {"steps": 800},

@@ -71,7 +71,7 @@ def test_on_a_cluster_auto_depends_on_all_nodes_and_the_warning_names_the_slowes
     assert resolve_precisions(Config(), four, {})["precision"] == "bfloat16"
 
 
-@pytest.mark.parametrize(("capability", "becomes"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
 def test_auto_depends_on_the_gpu_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
