@@ -153,7 +153,9 @@ def test_a_job_sent_by_another_version_is_refused(
     monkeypatch.setenv("RAYMILL_SUBMITTED_VERSION", version("raymill"))
     monkeypatch.setenv("RAYMILL_SUBMITTED_CODE", "0" * 64)
     assert main(["run", "corpus", "corpus.yaml"]) == 2
-    assert re.search(r"with sources 000000000000, but the cluster's raymill .* has sources", capsys.readouterr().err)
+    assert re.search(
+        r"with source files 000000000000, but the cluster's raymill .* has source files", capsys.readouterr().err
+    )
     assert not (folder / "runs").exists()
 
 

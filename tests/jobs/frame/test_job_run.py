@@ -116,7 +116,7 @@ def test_a_run_that_lost_its_lease_finishes_no_artifact_and_keeps_the_new_lease(
         return write_words(config, context)
 
     this_job = job(stage=fake(overtaken))
-    with pytest.raises(RuntimeError, match="another one has taken"):
+    with pytest.raises(RuntimeError, match="did not renew its lease"):
         run(this_job, tmp_path)
     assert open_artifact(str(tmp_path / this_job.id)) is None
     assert Storage(str(tmp_path / this_job.id)).read_json("lease.json")["holder"] == "other"
