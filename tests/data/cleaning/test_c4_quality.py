@@ -80,7 +80,7 @@ def test_every_c4_rule_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("settings", "message"),
     [
         (C4Quality(max_word_length=0), "steps.max_word_length: 0 must be at least 1"),
         (C4Quality(policy_phrases=[""]), "steps.policy_phrases: an empty phrase would match"),

@@ -30,7 +30,7 @@ def test_each_fineweb_rule_keeps_documents_at_its_threshold_and_drops_them_beyon
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("settings", "message"),
     [
         (FineWebQuality(max_short_lines=67), "steps.max_short_lines: 67 must be between 0 and 1"),
         (FineWebQuality(max_line_breaks_per_word=-0.1), "steps.max_line_breaks_per_word: -0.1 must be at least 0"),

@@ -53,7 +53,7 @@ def test_gopher_keeps_prose_and_drops_an_empty_text_because_of_its_length() -> N
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("settings", "message"),
     [
         (GopherQuality(min_words=9, max_words=8), "steps.max_words: 8 must be at least min_words (9)"),
         (GopherQuality(min_mean_word_length=-1), "steps.min_mean_word_length: -1 must be at least 0"),

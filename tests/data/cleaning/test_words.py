@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data.cleaning.words import Remembered, split_words
+from data.cleaning.words import StringCache, split_words
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_string_that_is_too_long_for_a_word_is_split_by_the_simple_rule() -> N
 
 def test_the_cache_is_bounded_and_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.cleaning.words._MAX_CACHE_ENTRIES", 3)
-    lengths = Remembered(len)
+    lengths = StringCache(len)
     for number in range(20):
         assert lengths["x" * number] == number
         assert len(lengths) <= 3
