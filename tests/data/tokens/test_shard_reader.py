@@ -1,4 +1,4 @@
-"""The shard contract: layout, exactness of an epoch, order, and what a broken shard says."""
+"""Tests of the shard format and its reader: layout, epochs, order of rows, and errors for broken shards."""
 
 import threading
 from collections.abc import Iterator
@@ -67,17 +67,17 @@ def expected_stream(encoder: Tokenizer, name: str) -> list[int]:
     return [S, *(token for text in TEXTS[name] for token in (*encoder.encode(text).ids, S))]
 
 
-def rows_at(reader: ShardReader, *places: int) -> PaddedRows:
-    """The rows at places of the stream, each found by its index in the first epoch's order."""
+def rows_by_number(reader: ShardReader, *row_numbers: int) -> PaddedRows:
+    """Return the rows with these row numbers, which are read by their indices in the first epoch."""
     order = reader.row_numbers(range(reader.num_rows)).tolist()
-    return reader.rows([order.index(place) for place in places])
+    return reader.rows([order.index(number) for number in row_numbers])
 
 
-def test_the_stream_holds_every_document_between_separators(split: Storage, encoder: Tokenizer) -> None:
+def test_the_stream_has_every_document_between_separators(split: Storage, encoder: Tokenizer) -> None:
     for name in TEXTS:
         stored = np.frombuffer(split.read_bytes(f"{name}.tokens.bin"), dtype="<u2")
         assert stored.tolist() == expected_stream(encoder, name)
-    # The text `<|endoftext|>` inside a document is characters: five separators for four documents.
+    # The text `<|endoftext|>` in a document is encoded as characters, so four documents have five separators.
     assert expected_stream(encoder, "shard-00000").count(S) == 5
     manifest = read_manifest(split)
     assert manifest.num_documents == 5
@@ -85,12 +85,12 @@ def test_the_stream_holds_every_document_between_separators(split: Storage, enco
     assert manifest.num_targets == sum(len(expected_stream(encoder, name)) - 1 for name in TEXTS)
 
 
-def test_tokens_take_16_bits_until_the_vocabulary_needs_32(tmp_path: Path, encoder: Tokenizer) -> None:
+def test_tokens_have_16_bits_unless_the_vocabulary_needs_32(tmp_path: Path, encoder: Tokenizer) -> None:
     assert ShardManifest(**{**EMPTY.__dict__, "vocab_size": 65536}).dtype == np.dtype("<u2")
     manifest = write_split(Storage(str(tmp_path)), encoder, dtype_size=65537)
     assert manifest.dtype == np.dtype("<u4")
     reader = ShardReader(Storage(str(tmp_path)), sequence_length=1000)
-    assert rows_at(reader, 0).input_ids[0, :6].tolist() == expected_stream(encoder, "shard-00000")[:6]
+    assert rows_by_number(reader, 0).input_ids[0, :6].tolist() == expected_stream(encoder, "shard-00000")[:6]
 
 
 @pytest.mark.parametrize("sequence_length", [1, 2, 3, 7, 16, 1000])
@@ -110,40 +110,41 @@ def test_rows_mark_documents_positions_and_padding(split: Storage, encoder: Toke
     first = len(encoder.encode("abcde").ids)
     assert first == 5
     reader = ShardReader(split, sequence_length=4)
-    rows = rows_at(reader, 0, 1)
+    rows = rows_by_number(reader, 0, 1)
     assert rows.input_ids.tolist() == [stream[0:4], stream[4:8]]
     assert rows.targets.tolist() == [stream[1:5], stream[5:9]]
-    # Row 0: S a b c. Row 1: d e | S (an empty document) | S t …: what goes on from row 0 is a document of its own.
+    # Row 0 is S a b c. Row 1 is d e | S | S t. In row 1, the rest of the first document counts as a document, and the
+    # second document is empty.
     assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
     assert [len(set(ids)) for ids in rows.document_ids.tolist()] == [1, 3]
     assert rows.loss_mask.all()
-    last = rows_at(reader, reader.num_rows - 1)
+    last = rows_by_number(reader, reader.num_rows - 1)
     filled = int(last.loss_mask.sum())
     assert 0 < filled < 4 and last.document_ids[0, filled:].tolist() == [-1] * (4 - filled)
 
 
-def test_the_order_is_a_function_of_generations_seed_length_and_index(
+def test_the_order_depends_only_on_generations_seed_length_and_index(
     split: Storage, tmp_path: Path, encoder: Tokenizer
 ) -> None:
-    def places(sequence_length: int = 2, seed: int = 0, at: Storage = split) -> list[int]:
-        reader = ShardReader(at, sequence_length=sequence_length, seed=seed)
+    def row_numbers(sequence_length: int = 2, seed: int = 0, storage: Storage = split) -> list[int]:
+        reader = ShardReader(storage, sequence_length=sequence_length, seed=seed)
         return reader.row_numbers(range(2 * reader.num_rows)).tolist()
 
-    order = places()
+    order = row_numbers()
     half = len(order) // 2
     assert sorted(order[:half]) == sorted(order[half:]) == list(range(half)) and order[:half] != order[half:]
-    assert order == places() and order != places(seed=1)
+    assert order == row_numbers() and order != row_numbers(seed=1)
     reader = ShardReader(split, sequence_length=2)
     streams = [expected_stream(encoder, name) for name in TEXTS]
-    windows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
-    assert [reader.row(index).tokens.tolist() for index in (5, 1)] == [windows[order[5]], windows[order[1]]]
+    rows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
+    assert [reader.row(index).tokens.tolist() for index in (5, 1)] == [rows[order[5]], rows[order[1]]]
     manifest = read_manifest(split)
     grown = Storage(str(tmp_path))
     write_manifest(grown, ShardManifest(**{**manifest.__dict__, "generations": manifest.generations * 2}))
-    assert places(at=grown)[:half] != order[:half]
+    assert row_numbers(storage=grown)[:half] != order[:half]
 
 
-def test_whole_documents_come_back_with_their_text_and_bytes(split: Storage, encoder: Tokenizer) -> None:
+def test_complete_documents_are_read_with_their_text_and_size(split: Storage, encoder: Tokenizer) -> None:
     documents = list(ShardReader(split, sequence_length=8).documents())
     texts = [text for texts in TEXTS.values() for text in texts]
     assert [encoder.decode(d.tokens[1:-1].tolist(), skip_special_tokens=False) for d in documents] == texts
@@ -153,13 +154,13 @@ def test_whole_documents_come_back_with_their_text_and_bytes(split: Storage, enc
     assert sorted_document_keys(split, read_manifest(split)).tolist() == sorted(d.key for d in documents)
 
 
-def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
+def test_errors_name_the_truncated_corrupt_or_missing_shard(split: Storage) -> None:
     name = "shard-00000.tokens.bin"
-    whole = split.read_bytes(name)
-    split.write_bytes(name, whole[:-2])
-    with pytest.raises(ValueError, match=rf"{name} has {len(whole) - 2} bytes instead of {len(whole)}"):
+    content = split.read_bytes(name)
+    split.write_bytes(name, content[:-2])
+    with pytest.raises(ValueError, match=rf"{name} has {len(content) - 2} bytes instead of {len(content)}"):
         ShardReader(split, sequence_length=4).sample(0)
-    split.write_bytes(name, whole[:-1] + bytes([whole[-1] ^ 1]))
+    split.write_bytes(name, content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{name} is corrupt: its checksum"):
         list(ShardReader(split, sequence_length=4).documents())
     split.remove(name)
@@ -167,7 +168,7 @@ def test_a_truncated_corrupt_or_missing_shard_is_named(split: Storage) -> None:
         list(ShardReader(split, sequence_length=4).documents())
 
 
-def test_another_tokenizer_or_no_manifest_is_refused_when_the_reader_is_made(split: Storage, tmp_path: Path) -> None:
+def test_creating_a_reader_fails_for_another_tokenizer_or_without_a_manifest(split: Storage, tmp_path: Path) -> None:
     ShardReader(split, sequence_length=4, tokenizer_fingerprint="t")
     with pytest.raises(ValueError, match="made with tokenizer t, not with tokenizer other"):
         ShardReader(split, sequence_length=4, tokenizer_fingerprint="other")
@@ -178,7 +179,9 @@ def test_another_tokenizer_or_no_manifest_is_refused_when_the_reader_is_made(spl
         read_manifest(split)
 
 
-def test_a_remote_split_reads_like_a_local_one_and_heals_a_broken_copy(split: Storage, encoder: Tokenizer) -> None:
+def test_a_remote_split_gives_the_same_rows_and_a_broken_cached_copy_is_replaced(
+    split: Storage, encoder: Tokenizer
+) -> None:
     remote = Storage("memory://shards-test/train")
     write_split(remote, encoder)
     rows = ShardReader(remote, sequence_length=5, seed=1).rows(range(6))
@@ -191,7 +194,7 @@ def test_a_remote_split_reads_like_a_local_one_and_heals_a_broken_copy(split: St
     with pytest.raises(ValueError, match=f"{name} is corrupt"):
         list(ShardReader(remote, sequence_length=5).documents())
     assert len(list(ShardReader(remote, sequence_length=5).documents())) == 5
-    copy.write_bytes(copy.read_bytes()[:-2])  # of another size it is fetched anew at once
+    copy.write_bytes(copy.read_bytes()[:-2])  # A copy with a wrong size is replaced immediately.
     assert len(list(ShardReader(remote, sequence_length=5).documents())) == 5
     remote.write_bytes(name, remote.read_bytes(name)[:-2])
     copy.unlink()
@@ -209,7 +212,7 @@ MIXED = {
 
 @pytest.fixture
 def mixed(tmp_path: Path, encoder: Tokenizer) -> Storage:
-    """Two shards of three sources; the third source of the list has no text."""
+    """Two shards with documents of three sources. The manifest lists a fourth source, `none`, without text."""
     split = Storage(str(tmp_path / "mixed"))
     empty = ShardManifest(**{**EMPTY.__dict__, "sources": ("web", "books", "none", "code")})
     shards = tuple(
@@ -226,7 +229,7 @@ def mixed(tmp_path: Path, encoder: Tokenizer) -> Storage:
     return split
 
 
-def test_the_documents_of_a_source_stand_together_in_their_order(mixed: Storage, encoder: Tokenizer) -> None:
+def test_the_documents_of_a_source_follow_one_another_in_their_order(mixed: Storage, encoder: Tokenizer) -> None:
     texts = ["the cat", "mat", "a hat", "sat on it", "x = 1", "the hat and the cat", "y = 2 * x"]
     documents = list(ShardReader(mixed, sequence_length=4).documents())
     assert [encoder.decode(document.tokens.tolist()[1:-1]) for document in documents] == texts
@@ -245,19 +248,19 @@ def test_the_documents_of_a_source_stand_together_in_their_order(mixed: Storage,
     }
 
 
-def window_sources(reader: ShardReader) -> list[str]:
-    """The source of every window in the order of the stream, counted by hand from the manifest."""
-    found: list[str] = []
+def sources_of_rows(reader: ShardReader) -> list[str]:
+    """Return the source of every row by row number, computed from the manifest."""
+    sources: list[str] = []
     for shard in reader.manifest.shards:
-        for part in shard.source_ranges:
-            num_windows = -(-part.num_targets // reader.sequence_length)
-            found += [reader.manifest.sources[part.source]] * num_windows
-    return found
+        for source_range in shard.source_ranges:
+            num_rows = -(-source_range.num_targets // reader.sequence_length)
+            sources += [reader.manifest.sources[source_range.source]] * num_rows
+    return sources
 
 
-def test_without_a_mixture_an_epoch_holds_every_target_of_every_source_once(mixed: Storage, encoder: Tokenizer) -> None:
+def test_without_a_mixture_an_epoch_has_every_target_of_every_source_once(mixed: Storage, encoder: Tokenizer) -> None:
     reader = ShardReader(mixed, sequence_length=3, seed=1)
-    assert sorted(reader.row_numbers(range(reader.num_rows))) == list(range(len(window_sources(reader))))
+    assert sorted(reader.row_numbers(range(reader.num_rows))) == list(range(len(sources_of_rows(reader))))
     pairs: list[tuple[int, int]] = []
     for index in range(reader.num_rows):
         tokens = reader.row(index).tokens.tolist()
@@ -269,66 +272,73 @@ def test_without_a_mixture_an_epoch_holds_every_target_of_every_source_once(mixe
     assert sorted(pairs) == sorted(expected)
 
 
-def test_a_mixture_reads_by_weight_and_repeats_a_source_only_when_all_of_it_was_read(mixed: Storage) -> None:
+def test_a_mixture_reads_by_weight_and_repeats_a_source_only_after_all_of_its_rows(mixed: Storage) -> None:
     weights = {"web": 3, "books": 1, "code": 2}
-    reader = ShardReader(mixed, sequence_length=1, seed=5, mixture=weights)  # all rows are equally long
-    owners = window_sources(reader)
-    sizes = {source: owners.count(source) for source in weights}
-    assert reader.rows_by_source == sizes and reader.num_rows == sum(sizes.values())
+    reader = ShardReader(
+        mixed, sequence_length=1, seed=5, mixture=weights
+    )  # With one target each, all rows are equally long.
+    sources = sources_of_rows(reader)
+    num_rows = {source: sources.count(source) for source in weights}
+    assert reader.rows_by_source == num_rows and reader.num_rows == sum(num_rows.values())
     order = reader.row_numbers(range(600)).tolist()
     for n in range(1, 601):
         for source, weight in weights.items():
-            assert abs(sum(owners[place] == source for place in order[:n]) - weight / 6 * n) < 1
-    for source, size in sizes.items():
-        own = [place for place in order if owners[place] == source]
-        epochs = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+            assert abs(sum(sources[number] == source for number in order[:n]) - weight / 6 * n) < 1
+    for source, size in num_rows.items():
+        rows_of_source = [number for number in order if sources[number] == source]
+        last_start = len(rows_of_source) - size
+        epochs = [rows_of_source[start : start + size] for start in range(0, last_start + 1, size)]
         assert len(epochs) > 3
-        assert all(sorted(epoch) == [n for n, owner in enumerate(owners) if owner == source] for epoch in epochs)
+        expected = [number for number, name in enumerate(sources) if name == source]
+        assert all(sorted(epoch) == expected for epoch in epochs)
         assert epochs[0] != epochs[1] or size == 1
-    assert reader.row_numbers([250, 17]).tolist() == [order[250], order[17]]  # of the index alone: so a run resumes
+    assert reader.row_numbers([250, 17]).tolist() == [
+        order[250],
+        order[17],
+    ]  # A row depends only on its index, so a run can resume.
     assert ShardReader(mixed, sequence_length=1, seed=6, mixture=weights).row_numbers(range(600)).tolist() != order
 
 
 def test_a_source_of_many_small_ranges_gets_its_weight_in_tokens(tmp_path: Path, encoder: Tokenizer) -> None:
     split = Storage(str(tmp_path / "small"))
     plain = PlainEncoder(encoder)
-    # One short row of "books" in each shard, beside a long text of "web".
+    # Each shard has one short row of "books" and a long text of "web".
     documents = [TextDocument("w", "the cat and the hat " * 40, "web"), TextDocument("b", "a hat", "books")]
     shards = tuple(write_shard(split, f"shard-{n:05d}", documents, plain, EMPTY) for n in range(20))
     write_manifest(split, replace(EMPTY, generations=(Generation(corpus="c", shards=shards),)))
     lengths = {text: len(encoder.encode(text).ids) + 1 for _, text, _ in documents}
     for weights in ({"web": 0.5, "books": 0.5}, {"web": 3, "books": 1}):
         reader = ShardReader(split, sequence_length=64, mixture=weights)
-        owners = window_sources(reader)
+        sources = sources_of_rows(reader)
         tokens = {"web": 0, "books": 0}
         for start in range(0, 20_000, 1000):
             rows = reader.rows(range(start, start + 1000))
             row_numbers = reader.row_numbers(range(start, start + 1000))
-            for place, count in zip(row_numbers, rows.loss_mask.sum(axis=1), strict=True):
-                tokens[owners[place]] += int(count)
-        assert lengths["a hat"] < 10 and owners.count("books") == 20
+            for number, num_targets in zip(row_numbers, rows.loss_mask.sum(axis=1), strict=True):
+                tokens[sources[number]] += int(num_targets)
+        assert lengths["a hat"] < 10 and sources.count("books") == 20
         assert tokens["web"] / tokens["books"] == pytest.approx(weights["web"] / weights["books"], rel=0.01)
 
 
-def test_the_rows_of_a_mixture_go_on_after_a_restart_as_if_there_had_been_none(mixed: Storage) -> None:
-    def steps(first: int) -> Iterator[PaddedRows]:
+def test_after_a_restart_the_rows_of_a_mixture_are_the_same_as_without_a_restart(mixed: Storage) -> None:
+    def batches_from(first: int) -> Iterator[PaddedRows]:
         reader = ShardReader(mixed, sequence_length=3, seed=5, mixture={"web": 3, "books": 0.7, "code": 2})
         return reader.read_ahead(range(6 * step, 6 * step + 6) for step in range(first, 20))
 
-    whole = list(steps(0))
+    uninterrupted = list(batches_from(0))
     for first in (1, 7, 19):
-        for rows, expected in zip(steps(first), whole[first:], strict=True):
+        for rows, expected in zip(batches_from(first), uninterrupted[first:], strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(rows, expected, strict=True))
 
 
 def test_a_weight_of_zero_leaves_a_source_out(mixed: Storage) -> None:
     reader = ShardReader(mixed, sequence_length=2, mixture={"web": 0, "books": 1, "code": 0})
-    owners = window_sources(reader)
-    assert {owners[place] for place in reader.row_numbers(range(50))} == {"books"}
-    assert reader.num_rows == owners.count("books")
+    sources = sources_of_rows(reader)
+    assert {sources[number] for number in reader.row_numbers(range(50))} == {"books"}
+    assert reader.num_rows == sources.count("books")
 
 
-def test_weights_must_name_the_sources_that_are_there(mixed: Storage) -> None:
+def test_weights_must_name_the_sources_of_the_split(mixed: Storage) -> None:
     def reader(**mixture: float) -> None:
         ShardReader(mixed, sequence_length=2, mixture=mixture)
 
@@ -352,42 +362,42 @@ def test_reading_ahead_gives_the_same_rows(mixed: Storage) -> None:
         assert all((a == b).all() for a, b in zip(rows, reader.rows(indices), strict=True))
 
 
-def test_a_shard_is_on_its_way_before_its_step_and_a_broken_one_is_an_error_at_its_step(
+def test_a_shard_is_read_before_its_batch_and_a_broken_shard_is_an_error_at_its_batch(
     mixed: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = ShardReader(mixed, sequence_length=1000)
     name = "shard-00001.tokens.bin"
-    place_of_second = [place for place, _ in enumerate(window_sources(reader))][-1]
-    index = reader.row_numbers(range(reader.num_rows)).tolist().index(place_of_second)
-    fine = [n for n in range(reader.num_rows) if reader.row_numbers([n])[0] < 3]
+    row_of_second_shard = len(sources_of_rows(reader)) - 1
+    index = reader.row_numbers(range(reader.num_rows)).tolist().index(row_of_second_shard)
+    first_shard = [n for n in range(reader.num_rows) if reader.row_numbers([n])[0] < 3]
     mixed.write_bytes(name, mixed.read_bytes(name)[:-2])
-    asked = threading.Event()
-    really_open = data.tokens.shard_reader._open_shard
+    was_opened = threading.Event()
+    original_open = data.tokens.shard_reader._open_shard
 
-    def watched(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
-        if number == 1:
-            asked.set()
-        return really_open(split, manifest, number, proved)
+    def open_and_watch(split: Storage, manifest: ShardManifest, shard_index: int, verified: set[str]) -> object:
+        if shard_index == 1:
+            was_opened.set()
+        return original_open(split, manifest, shard_index, verified)
 
-    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", watched)
-    steps = reader.read_ahead([[fine[0]], [fine[1]], [index]], num_batches=1)
-    next(steps)
-    assert not asked.is_set()
-    next(steps)
-    assert asked.wait(30)  # while the caller is still at the step before
+    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", open_and_watch)
+    batches = reader.read_ahead([[first_shard[0]], [first_shard[1]], [index]], num_batches=1)
+    next(batches)
+    assert not was_opened.is_set()
+    next(batches)
+    assert was_opened.wait(30)  # The caller has not asked for its batch yet.
     with pytest.raises(ValueError, match=f"{name} has"):
-        next(steps)
+        next(batches)
 
 
-def test_only_so_many_shards_stay_open(split: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_limited_number_of_shards_stays_open(split: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    really_open = data.tokens.shard_reader._open_shard
+    original_open = data.tokens.shard_reader._open_shard
 
-    def counted(split: Storage, manifest: ShardManifest, number: int, proved: set[str]) -> object:
-        opened.append(number)
-        return really_open(split, manifest, number, proved)
+    def open_and_count(split: Storage, manifest: ShardManifest, shard_index: int, verified: set[str]) -> object:
+        opened.append(shard_index)
+        return original_open(split, manifest, shard_index, verified)
 
-    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", counted)
+    monkeypatch.setattr(data.tokens.shard_reader, "_open_shard", open_and_count)
     reader = ShardReader(split, sequence_length=4)
     rows = reader.rows(range(reader.num_rows))
     assert sorted(opened) == [0, 2]
@@ -403,10 +413,10 @@ def test_a_document_is_found_by_its_id(mixed: Storage, encoder: Tokenizer) -> No
     for name, documents in MIXED.items():
         stream = np.frombuffer(mixed.read_bytes(f"{name}.tokens.bin"), dtype="<u2")
         for _, text in documents:
-            place = find_document(mixed, manifest, text)
-            assert place is not None and place.shard == name
-            assert stream[place.first : place.first + place.num_tokens].tolist() == encoder.encode(text).ids
-            assert stream[place.first - 1] == stream[place.first + place.num_tokens] == S
+            position = find_document(mixed, manifest, text)
+            assert position is not None and position.shard == name
+            assert stream[position.first : position.first + position.num_tokens].tolist() == encoder.encode(text).ids
+            assert stream[position.first - 1] == stream[position.first + position.num_tokens] == S
     assert find_document(mixed, manifest, "the cat") == DocumentPosition(
         "shard-00000", 1, len(encoder.encode("the cat").ids)
     )

@@ -1,4 +1,4 @@
-"""Writing shards: no document holds the separator."""
+"""Tests of writing shards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ S = 0  # the separator
 EMPTY = ShardManifest(tokenizer="t", vocab_size=300, separator=S, sources=("web", "books"), generations=())
 
 
-def test_no_document_holds_the_separator_though_the_tokenizer_finds_it_in_text(tmp_path: Path) -> None:
-    # As in T5: the pieces of the Unigram model hold "</s>", which it finds in any text.
+def test_no_document_has_the_separator_even_if_the_tokenizer_finds_it_in_a_text(tmp_path: Path) -> None:
+    # As in T5, "</s>" is in the vocabulary of the Unigram model, so the model finds it in texts.
     pieces = [("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in "a</s>")]
     tokenizer = Tokenizer(models.Unigram(vocab=pieces, unk_id=1))
     assert tokenizer.encode("a</s>a").ids == [2, 0, 2]
@@ -28,5 +28,5 @@ def test_no_document_holds_the_separator_though_the_tokenizer_finds_it_in_text(t
     write_manifest(split, replace(EMPTY, generations=(Generation(corpus="c", shards=(info,)),)))
     stored = [document.tokens.tolist() for document in ShardReader(split, sequence_length=8).documents()]
     assert [ids[0] == ids[-1] == S and S not in ids[1:-1] for ids in stored] == [True] * 4
-    spelt = ["".join(str(tokenizer.id_to_token(number)) for number in ids[1:-1]) for ids in stored]
-    assert spelt == [document.text for document in documents]
+    decoded = ["".join(str(tokenizer.id_to_token(number)) for number in ids[1:-1]) for ids in stored]
+    assert decoded == [document.text for document in documents]

@@ -1,4 +1,4 @@
-"""Tokenizers as folders: special tokens, chat templates, fingerprints."""
+"""Tests of tokenizer folders: special tokens, chat templates, fingerprints."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def save_chatml(folder: Path) -> None:
-    """A tokenizer in SmolLM2-Instruct's manner: the end of a chat is eos and pad, bos opens a message."""
+    """Save a tokenizer like that of SmolLM2-Instruct. Its eos token ends messages and is also its pad token."""
     tokenizer = train_tokenizer(TEXTS, size=280)
     tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
     save_tokenizer(tokenizer, folder)
@@ -54,26 +54,26 @@ def save_chatml(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def test_any_text_comes_back_as_it_was(folder: Path) -> None:
+def test_any_text_is_decoded_exactly(folder: Path) -> None:
     encoder = load_encoder(folder)
     for text in ("", " ", "\r\n\t x  ", "日本語 \U0001f600 naïve", "".join(map(chr, range(256))), "<|end|> <|pad|>"):
         assert encoder.decode(encoder.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_special_tokens_have_the_first_ids_and_digits_are_single(folder: Path) -> None:
+def test_special_tokens_have_the_first_ids_and_every_digit_is_a_token(folder: Path) -> None:
     encoder = load_encoder(folder)
     assert [encoder.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(6))
     assert len(encoder.encode("2018").ids) == 4
     assert encoder.get_vocab_size() == vocab_size(folder) == 280 > MIN_SIZE
 
 
-def test_a_document_cannot_speak_in_special_tokens(folder: Path) -> None:
+def test_a_document_cannot_contain_special_tokens(folder: Path) -> None:
     ids = load_encoder(folder).encode(f"say {END} {END_OF_TEXT}").ids
     assert not set(ids) & set(range(len(SPECIAL_TOKENS)))
     assert SPECIAL_TOKENS.index(END) in load_tokenizer(folder).encode(END)
 
 
-def test_transformers_encodes_alike_and_renders_chats(folder: Path) -> None:
+def test_transformers_gives_the_same_ids_and_renders_chats(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     text = "the cat's café 2018\n  <b>"
     assert tokenizer.encode(text) == load_encoder(folder).encode(text).ids
@@ -87,7 +87,7 @@ def test_transformers_encodes_alike_and_renders_chats(folder: Path) -> None:
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 
 
-def test_ends_and_padding_of_our_tokenizer_and_of_a_foreign_one(folder: Path, tmp_path: Path) -> None:
+def test_end_and_padding_tokens_of_our_tokenizer_and_of_another_one(folder: Path, tmp_path: Path) -> None:
     ours = load_tokenizer(folder)
     assert (separator_id(ours), chat_end_id(ours), pad_id(ours), end_token_ids(ours)) == (0, 5, 1, [0, 5])
     assert ours.eos_token == END_OF_TEXT and ours.pad_token == PAD
@@ -95,15 +95,15 @@ def test_ends_and_padding_of_our_tokenizer_and_of_a_foreign_one(folder: Path, tm
     save_chatml(tmp_path / "chatml")
     foreign = load_tokenizer(tmp_path / "chatml")
     start, end = foreign.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    # Its pad token also ends a chat; padding must be told from the last real token, so another one is taken.
+    # The pad token also ends a chat. Padding must be distinguishable from that, so another token is used.
     assert (separator_id(foreign), chat_end_id(foreign), pad_id(foreign)) == (0, end, 0)
     assert chat_special_tokens(tmp_path / "chatml") == (start, end, 0)
     config = json.loads((tmp_path / "chatml/tokenizer_config.json").read_text())
     (tmp_path / "chatml/tokenizer_config.json").write_text(json.dumps(config | {"bos_token": None}))
-    assert chat_special_tokens(tmp_path / "chatml") == (0, end, 0)  # without a bos of its own the separator
+    assert chat_special_tokens(tmp_path / "chatml") == (0, end, 0)  # Without a bos token, the separator is used.
 
 
-def test_the_fingerprint_outlives_saving_by_transformers_and_tells_another_vocabulary(
+def test_the_fingerprint_stays_when_transformers_saves_and_differs_for_another_vocabulary(
     folder: Path, tmp_path: Path
 ) -> None:
     load_tokenizer(folder).save_pretrained(tmp_path / "again")
@@ -112,14 +112,14 @@ def test_the_fingerprint_outlives_saving_by_transformers_and_tells_another_vocab
     assert fingerprint(tmp_path / "smaller") != fingerprint(folder)
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         fingerprint(tmp_path)
 
 
-def test_a_foreign_tokenizer_without_ends_and_template_says_what_it_lacks(tmp_path: Path) -> None:
+def test_errors_say_which_token_or_template_a_tokenizer_lacks(tmp_path: Path) -> None:
     bare = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     bare.add_special_tokens(["[SEP]", "[PAD]"])
     bare.save(str(tmp_path / "tokenizer.json"))
@@ -130,4 +130,4 @@ def test_a_foreign_tokenizer_without_ends_and_template_says_what_it_lacks(tmp_pa
         chat_end_id(tokenizer)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "[SEP]", "pad_token": "[PAD]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert base_special_tokens(tmp_path) == (2, 2, 3)  # as of a BERT, which has no eos
+    assert base_special_tokens(tmp_path) == (2, 2, 3)  # BERT has no eos token either.

@@ -1,4 +1,4 @@
-"""Learning tokenizers of every kind: the same bytes for texts in any order, and any text comes back."""
+"""Tests of training tokenizers of every kind."""
 
 import random
 from collections import Counter
@@ -61,7 +61,7 @@ ODD_TEXTS = (
 
 
 def sample(number: int = 400) -> list[str]:
-    """Texts of many words, in which all of ODD_TEXTS's letters are rare or missing."""
+    """Return texts of many words. The characters of ODD_TEXTS are rare or missing in them."""
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdluE", k=draw.randint(1, 8))) for _ in range(300)]
     return [" ".join([*draw.choices(words, k=30), str(draw.randint(0, 999)), "(end). </b>"]) for _ in range(number)]
@@ -69,40 +69,40 @@ def sample(number: int = 400) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {name: tmp_path_factory.mktemp("kind") for name in RECIPES}
+    folders = {name: tmp_path_factory.mktemp("kind") for name in RECIPES}
     for name, recipe in RECIPES.items():
-        save_tokenizer(train_tokenizer(sample(), size=SIZE, recipe=recipe), made[name])
-    return made
+        save_tokenizer(train_tokenizer(sample(), size=SIZE, recipe=recipe), folders[name])
+    return folders
 
 
-def test_the_default_is_byte_for_byte_what_the_trainer_of_tokenizers_makes(tmp_path: Path) -> None:
+def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(tmp_path: Path) -> None:
     texts = [*sample(), *ODD_TEXTS]
-    known = Tokenizer(models.BPE())
-    known.pre_tokenizer = pre_tokenizers.Sequence(
+    expected = Tokenizer(models.BPE())
+    expected.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    known.decoder = decoders.ByteLevel()
+    expected.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=SIZE,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    known.train_from_iterator(texts, trainer)
-    known.save(str(tmp_path / "known.json"))
+    expected.train_from_iterator(texts, trainer)
+    expected.save(str(tmp_path / "expected.json"))
     save_tokenizer(train_tokenizer(texts, size=SIZE), tmp_path / "ours")
-    assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "known.json").read_bytes()
+    assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
 
 
-def test_every_kind_gives_the_same_bytes_for_the_texts_in_any_order(folders: dict[str, Path], tmp_path: Path) -> None:
-    mixed = sorted(sample(), key=lambda text: text[::-1])
+def test_the_order_of_the_texts_does_not_matter_for_any_kind(folders: dict[str, Path], tmp_path: Path) -> None:
+    shuffled = sorted(sample(), key=lambda text: text[::-1])
     for name, folder in folders.items():
-        save_tokenizer(train_tokenizer(mixed, size=SIZE, recipe=RECIPES[name]), tmp_path / name)
+        save_tokenizer(train_tokenizer(shuffled, size=SIZE, recipe=RECIPES[name]), tmp_path / name)
         assert (tmp_path / name / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_words_are_counted_as_the_whole_text_is_cut(folders: dict[str, Path], name: str) -> None:
+def test_counted_words_are_the_pre_tokens_of_the_texts(folders: dict[str, Path], name: str) -> None:
     draw = random.Random(3)
     odd = ["\t", "\r\n", "\u3000", "\x1c", "\x85", "B's", "12", ".", "<|", "\u65e5", "e\u0301", "_"]
     pieces = [" ", "  ", "\n", "a", *odd]
@@ -110,31 +110,31 @@ def test_words_are_counted_as_the_whole_text_is_cut(folders: dict[str, Path], na
     tokenizer = load_encoder(folders[name])
     expected: Counter[str] = Counter()
     for text in texts:
-        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-        expected.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+        normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        expected.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
     assert count_words(texts, RECIPES[name]) == expected
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_transformers_encodes_every_kind_alike(folders: dict[str, Path], name: str) -> None:
-    ours, theirs = load_encoder(folders[name]), load_tokenizer(folders[name])
-    assert ours.get_vocab_size() == len(theirs) == vocab_size(folders[name]) == SIZE
+def test_transformers_gives_the_same_ids_for_every_kind(folders: dict[str, Path], name: str) -> None:
+    encoder, transformers_tokenizer = load_encoder(folders[name]), load_tokenizer(folders[name])
+    assert encoder.get_vocab_size() == len(transformers_tokenizer) == vocab_size(folders[name]) == SIZE
     for text in (*sample(20), *ODD_TEXTS[:-1]):
-        ids = ours.encode(text).ids
-        assert theirs.encode(text) == ids
-        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False)
+        ids = encoder.encode(text).ids
+        assert transformers_tokenizer.encode(text) == ids
+        assert transformers_tokenizer.decode(ids) == encoder.decode(ids, skip_special_tokens=False)
     special = RECIPES[name].special_tokens
-    assert theirs.convert_tokens_to_ids(list(special)) == list(range(len(special)))
-    assert theirs.encode("".join(special)) == list(range(len(special)))
+    assert transformers_tokenizer.convert_tokens_to_ids(list(special)) == list(range(len(special)))
+    assert transformers_tokenizer.encode("".join(special)) == list(range(len(special)))
     assert chat_special_tokens(folders[name]) == (0, 5, 1) and base_special_tokens(folders[name]) == (0, 0, 1)
-    assert theirs.unk_token == (UNKNOWN if UNKNOWN in special else None)
-    assert theirs.mask_token == (MASK if MASK in special else None)
-    theirs.save_pretrained(folders[name] / "again")
+    assert transformers_tokenizer.unk_token == (UNKNOWN if UNKNOWN in special else None)
+    assert transformers_tokenizer.mask_token == (MASK if MASK in special else None)
+    transformers_tokenizer.save_pretrained(folders[name] / "again")
     assert fingerprint(folders[name] / "again") == fingerprint(folders[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_no_document_speaks_in_special_tokens_or_bytes(folders: dict[str, Path], name: str) -> None:
+def test_no_document_contains_special_tokens_or_byte_tokens(folders: dict[str, Path], name: str) -> None:
     encoder = load_encoder(folders[name])
     unknown = encoder.token_to_id(UNKNOWN)
     special = {number for number in range(len(RECIPES[name].special_tokens)) if number != unknown}
@@ -142,13 +142,13 @@ def test_no_document_speaks_in_special_tokens_or_bytes(folders: dict[str, Path],
 
 
 @pytest.mark.parametrize("name", ["bpe", "unigram bytes"])
-def test_kinds_with_bytes_give_any_text_back(folders: dict[str, Path], name: str) -> None:
+def test_kinds_with_byte_tokens_decode_any_text_exactly(folders: dict[str, Path], name: str) -> None:
     encoder = load_encoder(folders[name])
     for text in (*sample(20), *ODD_TEXTS, "a" * 100_000, " " * 1000, "\u65e5" * 1000):
         assert encoder.decode(encoder.encode(text).ids, skip_special_tokens=False) == text
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
-def test_a_size_without_room_for_the_characters_is_an_error(kind: Any) -> None:
+def test_a_size_that_is_too_small_for_the_characters_is_an_error(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"size: .*character_coverage"):
         train_tokenizer(sample(), size=12, recipe=TokenizerRecipe(kind=kind))
