@@ -116,7 +116,7 @@ def test_whole_documents_stand_on_one_side_by_a_hash_of_their_id(inputs: dict[st
     assert summary.encoder == {"tiktoken": 3}
     train = [tokens.train for tokens in summary.tokens_by_source.values()]
     assert list(summary.tokens_by_source) == list(SOURCES) and sum(train) == summary.train.tokens
-    ShardReader(Storage(str(tmp_path / "out/train")), sequence_length=8, tokenizer=summary.tokenizer)
+    ShardReader(Storage(str(tmp_path / "out/train")), sequence_length=8, tokenizer_fingerprint=summary.tokenizer)
     assert not (tmp_path / "out/work").exists()
 
 
@@ -402,7 +402,7 @@ def test_pretraining_takes_a_mixture_of_the_sources_that_are_there(inputs: dict[
     check(web=3, books=1)
     with pytest.raises(ValueError, match="has no text of source 'book'; did you mean 'books'"):
         check(web=3, book=1)
-    with pytest.raises(ValueError, match="mixture.web: -1.0 must be a number of at least 0"):
+    with pytest.raises(ValueError, match="mixture.web: -1.0 must be a finite number of at least 0"):
         check(web=-1, books=1)
 
 
@@ -411,7 +411,7 @@ def test_a_corpus_without_digests_of_its_parts_has_to_be_made_again(
 ) -> None:
     corpus = corpus_artifact(tmp_path / "corpus", range(10))
     (tmp_path / "corpus/parts.json").unlink()
-    with pytest.raises(ValueError, match=r"corpus: .* holds no parts\.json; make the corpus again"):
+    with pytest.raises(ValueError, match=r"corpus: .* has no parts\.json, which every complete corpus has"):
         run({**inputs, "corpus": corpus}, tmp_path / "out")
 
 
@@ -440,7 +440,7 @@ def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> No
     jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "bare")))
     assert fingerprint(tmp_path / "bare") == fingerprint(tmp_path / "copy")
     (tmp_path / "foreign/tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"tokenizer: .*foreign holds no tokenizer\.json; give a folder"):
+    with pytest.raises(ValueError, match=r"tokenizer: .*foreign has no tokenizer\.json; name a folder"):
         jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "none")))
 
 

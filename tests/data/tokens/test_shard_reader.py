@@ -159,7 +159,7 @@ def test_errors_name_the_truncated_corrupt_or_missing_shard(split: Storage) -> N
     content = split.read_bytes(name)
     split.write_bytes(name, content[:-2])
     with pytest.raises(ValueError, match=rf"{name} has {len(content) - 2} bytes instead of {len(content)}"):
-        ShardReader(split, sequence_length=4).sample(0)
+        ShardReader(split, sequence_length=4).row(0)
     split.write_bytes(name, content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{name} is corrupt: its checksum"):
         list(ShardReader(split, sequence_length=4).documents())
