@@ -27,7 +27,7 @@ from data.tokens.shard_format import (
     write_manifest,
 )
 from data.tokens.shard_reader import check_tokenizer
-from data.tokens.shard_tasks import PartOfCorpus, excluded_digest, run_shard_tasks, shard_tasks, unchanged_shards
+from data.tokens.shard_tasks import CorpusPart, excluded_digest, run_shard_tasks, shard_tasks, unchanged_shards
 from data.tokens.shards_summary import ShardsSummary, summarize_shards
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
 from jobs.frame.artifact import WORK, Artifact, start_change
@@ -126,7 +126,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
         manifests = copy_generations(old, output, manifests)
         excluded = write_excluded(old, output / WORK, corpus.storage)
     tasks = shard_tasks(
-        [PartOfCorpus(part.name, part.digest) for part in read_part_records(corpus.storage)],
+        [CorpusPart(part.name, part.digest) for part in read_part_records(corpus.storage)],
         manifests,
         excluded=excluded,
         validation_fraction=config.validation_fraction,

@@ -2,8 +2,9 @@
 
 A tokenizer first splits a text into pre-tokens (words, numbers, white space) and then merges bytes inside each
 pre-token. tiktoken encodes byte-level BPE about three times as fast as `tokenizers`, but with a different rule.
-tiktoken merges any two neighbors that together are a token, lowest rank first. `tokenizers` has a list of pairs and
-merges the first pair of this list first. Both rules give the same tokens for every pre-token if this condition is true:
+tiktoken merges any two neighbors that together are a token, lowest rank (tiktoken's id of the token) first.
+`tokenizers` has a list of pairs and merges the first pair of this list first. Both rules give the same tokens for every
+pre-token if this condition is true:
 
     Every token except the single bytes comes from exactly one merge, and encoding a token's bytes gives this token.
 
@@ -83,9 +84,9 @@ class Encoder(Protocol):
         ...
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """Return the ids of a text, as uint32 [number of tokens], without using one of the tokens.
+        """Return the ids of a text, as uint32 [number of tokens], without using the token with the id `token`.
 
-        Text that would become this token is encoded with other tokens.
+        The part of the text that would become this token is encoded with other tokens.
         """
         ...
 
@@ -103,7 +104,7 @@ class PlainEncoder:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def encode_without(self, text: str, token: int) -> np.ndarray:
-        """Return the ids of a text without using one of the tokens.
+        """Return the ids of a text without using the token with the id `token`.
 
         The text is cut after the first character of everything that would become the token, and the substrings are
         encoded separately. If a single character would become the token, the character is left out. If the tokenizer
@@ -162,7 +163,9 @@ def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
 
 @lru_cache(maxsize=4)
 def _encoders(folder: Path, digest: str) -> tuple[PlainEncoder, TiktokenEncoder | None]:
-    """Return both encoders of the tokenizer in `folder`, or None for tiktoken if it may give different ids.
+    """Return the `tokenizers` encoder and the tiktoken encoder for the tokenizer in `folder`.
+
+    Instead of the tiktoken encoder, None is returned if its ids may differ from those of the tokenizer.
 
     `digest` is the checksum of the tokenizer, so that a changed file is loaded again.
     """

@@ -49,32 +49,33 @@ class ExcludedDocuments:
 # Copying the older generations.
 
 
-def copy_generations(old: Storage, new: Storage, empty: SplitManifests) -> SplitManifests:
+def copy_generations(old: Storage, new: Storage, new_manifests: SplitManifests) -> SplitManifests:
     """Copy the shards of the older generations from `old` to `new`.
 
-    Returns the manifests of the copied shards. The sources of the new corpus, which `empty` names, are added to them.
+    `new_manifests` have no shards yet and name the sources of the new corpus. Returns the manifests of the copied
+    shards with these sources added.
     """
-    pairs = zip(SPLITS, empty, strict=True)
+    pairs = zip(SPLITS, new_manifests, strict=True)
     return SplitManifests(*(_copy_split(old / split, new / split, manifest) for split, manifest in pairs))
 
 
-def _copy_split(old: Storage, new: Storage, empty: ShardManifest) -> ShardManifest:
+def _copy_split(old: Storage, new: Storage, new_manifest: ShardManifest) -> ShardManifest:
     manifest = read_manifest(old)
     for shard in manifest.shards:
         for file in shard_files(manifest, shard):
             if not _is_copied(old, new, file):
                 _copy_file(old, new, file.name)
-    return replace(manifest, sources=tuple(dict.fromkeys([*manifest.sources, *empty.sources])))
+    return replace(manifest, sources=tuple(dict.fromkeys([*manifest.sources, *new_manifest.sources])))
 
 
 def _is_copied(source: Storage, target: Storage, file: ShardFile) -> bool:
-    """Return whether the target already has the file completely: as a hard link, or with the same checksum."""
+    """Return whether the target already has the complete file, as a hard link or as a copy with the same checksum."""
     if not target.exists(file.name):
         return False
     if source.is_local and target.is_local and os.path.samefile(source.path(file.name), target.path(file.name)):
         return True
-    with target.open(file.name, read_ahead=True) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    with target.open(file.name, read_ahead=True) as copied_file:
+        return hashlib.file_digest(copied_file, "sha256").hexdigest() == file.sha256
 
 
 def _copy_file(source: Storage, target: Storage, name: str) -> None:

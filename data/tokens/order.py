@@ -1,7 +1,8 @@
 """The order in which training reads rows: a random permutation, and a mixture of sources.
 
-Both compute the row at any index directly, without computing the rows before it. So a rank can read any row, and a
-resumed run reads the same rows as a run that was never interrupted.
+An index counts the rows in the order in which they are trained on, over all epochs. Permutation and mixture compute the
+row at any index directly, without computing the rows before it. So a rank can read any row, and a resumed run reads the
+same rows as a run that was never interrupted.
 
 The permutation is a Feistel network, which is a bijection of pairs (left, right) for any round function. Its domain is
 a power of four that is at most four times as large as the number of rows. If the network returns a value that is not
@@ -32,7 +33,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 class Permutation:
-    """A pseudo-random permutation of range(size). Equal `size` and `key` give the same permutation."""
+    """A pseudo-random permutation of range(size) that depends only on `size` and the text `key`."""
 
     def __init__(self, size: int, key: str) -> None:
         if size < 1:
@@ -139,11 +140,11 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"mixture.{name}: {weight} must be a finite number of at least 0; 0 leaves the source out")
-    exact = {name: _decimal_fraction(weight) for name, weight in weights.items()}
-    total = sum(exact.values())
+    exact_weights = {name: _decimal_fraction(weight) for name, weight in weights.items()}
+    total = sum(exact_weights.values())
     if not total:
         raise ValueError("mixture: no source has a weight above 0; raise at least one weight, or remove `mixture`")
-    for name, weight in exact.items():
+    for name, weight in exact_weights.items():
         if 0 < weight < total / MAX_PERIOD:
             raise ValueError(
                 f"mixture.{name}: {weights[name]} is less than 1/{MAX_PERIOD:,} of the sum of all weights; "
@@ -186,7 +187,7 @@ def _decimal_fraction(weight: float) -> Fraction:
 
 
 def _schedule(rows_per_period: list[int]) -> np.ndarray:
-    """Return the source of each row of a period, as int32 [sum of rows_per_period].
+    """Return the source of each row of a period, as its position in `rows_per_period`: int32 [sum of rows_per_period].
 
     Each position gets the source with the earliest deadline among the sources whose release time has come.
     """

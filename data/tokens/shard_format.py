@@ -7,10 +7,11 @@ written last, so a split without a manifest is incomplete:
     shard-00000.tokens.bin      the stream: S a … a S b … b S c … c S    little-endian token ids
     shard-00000.documents.bin   one `DOCUMENT_DTYPE` record for each document, in the order of the stream
 
-S is the separator, a special token between documents. As a target it is the last token of the document before it. As an
-input it is the first token of the document after it. So the model predicts every token of a document and the
-document's end exactly once, no target has to be masked, and no token is stored twice. Training computes document ids
-from the separators, so that attention does not cross from one document to the next.
+The stream of a shard is the sequence of its token ids. S is the separator, a special token between documents. The
+model reads each token as an input and predicts the next token, the target. As a target, the separator is the last token
+of the document before it. As an input, it is the first token of the document after it. So every token of a document and
+the document's end are targets exactly once, no target has to be masked, and no token is stored twice. Training computes
+document ids from the document table, so that attention does not cross from one document to the next.
 
 In a shard, all documents of one source follow one another; they are a `SourceRange`. The sequence length T is not part
 of the format. A reader cuts a range that begins at token f into rows: row r is stream[f + r * T : f + r * T + T + 1],
@@ -38,7 +39,7 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 
 DOCUMENT_DTYPE = np.dtype([("start", "<u8"), ("num_bytes", "<u8"), ("id", "<u8"), ("source", "<u4")])
-"""A record of the document table, the file `<shard>.documents.bin`.
+"""Type of the records in a shard's document table, the file `<shard>.documents.bin`. Their fields are:
 
 - start: position in the stream of the separator before the document.
 - num_bytes: size of the document's text in bytes.
@@ -156,7 +157,7 @@ class SplitManifests(NamedTuple):
 
 
 def write_manifest(split: Storage, manifest: ShardManifest) -> None:
-    """Write the manifest of a split. The shards must be written before, because the manifest marks a complete split."""
+    """Write the manifest of a split. All shards must exist already, because a split with a manifest is complete."""
     split.write_json(MANIFEST, to_plain(manifest))
 
 

@@ -19,7 +19,7 @@ from data.tokens.growth import ExcludedDocuments, without_excluded
 from data.tokens.shard_format import SPLITS, ShardInfo, SplitManifests
 from data.tokens.shard_writer import ShardWriter, TextDocument
 
-_BATCH_DOCUMENTS = 256
+_BATCH_DOCUMENTS = 256  # documents that are read and encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class SplitShards(NamedTuple):
     validation: ShardInfo
 
 
-class PartOfCorpus(NamedTuple):
+class CorpusPart(NamedTuple):
     """A file with documents of a corpus."""
 
     name: str
@@ -63,7 +63,7 @@ class PartOfCorpus(NamedTuple):
 
 
 def shard_tasks(
-    parts: Sequence[PartOfCorpus],
+    parts: Sequence[CorpusPart],
     manifests: SplitManifests,
     *,
     excluded: ExcludedDocuments | None,

@@ -45,8 +45,8 @@ class ShardWriter:
     def add(self, documents: Sequence[TextDocument]) -> None:
         """Encode documents and add them to the shard. The documents of a source keep their order.
 
-        If the text of a document contains the separator's text, it is encoded with other tokens, so that the stream has
-        the separator only between documents.
+        If the tokenizer finds the separator in a text, the text is encoded with other tokens. So the separator is only
+        between documents.
         """
         ids_of_documents = self.encoder.encode_batch([document.text for document in documents])
         for document, ids in zip(documents, ids_of_documents, strict=True):

@@ -49,8 +49,8 @@ def _comparison_cards(results: EvaluationResults) -> list[Html]:
                 f"({change.level:.0%} interval {change.low:+.3f} to {change.high:+.3f}); the variety of the "
                 f"completions (distinct-2) is {variety:.2f} times that of {comparison.before}"
             )
-            arrow = " → ".join(format_score(value, fine=abs(change.value) < 0.05) for value in values)
-            cards.append(card(arrow, label, note, good=change.low > 0))
+            before_and_after = " → ".join(format_score(value, fine=abs(change.value) < 0.05) for value in values)
+            cards.append(card(before_and_after, label, note, good=change.low > 0))
     return cards
 
 
@@ -59,7 +59,7 @@ def _reward_cards(results: EvaluationResults) -> list[Html]:
         return []
     accuracy = results.reward.accuracy
     note = (
-        f"of {results.reward.pairs:,} held-out pairs, the better completion got the higher reward; "
+        f"share of {results.reward.pairs:,} held-out pairs in which the better completion got the higher reward; "
         f"{accuracy.level:.0%} interval {accuracy.low:.1%} to {accuracy.high:.1%}; chance is 50%"
     )
     return [card(f"{accuracy.value:.1%}", "reward model accuracy", note, good=accuracy.low > 0.5)]
@@ -83,13 +83,14 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
     results = from_plain(EvaluationResults, artifact.storage.read_json("results.json"))
     content: list[Content] = []
     if results.text is not None:
-        content.append(_text(results.text, results.order))
+        content.append(_text_results(results.text, results.order))
     for name, task in (results.generation or {}).items():
-        content.append(_generation(name, task, results.order))
+        content.append(_completion_results(name, task, results.order))
     if results.bias is not None:
-        content.append(_bias(results.bias, results.order))
+        content.append(_stereotype_results(results.bias, results.order))
     introduction = (
-        "Small numbers after an estimate are its 95 % confidence interval, computed with a bootstrap over the records."
+        "Small numbers after an estimate are its 95 % confidence interval. It is computed by resampling the documents, "
+        "prompts or sentence pairs (bootstrap)."
     )
     lines = artifact.storage.read_jsonl("samples.jsonl") if artifact.storage.exists("samples.jsonl") else []
     samples = [from_plain(EvaluationSample, line) for line in lines]
@@ -100,7 +101,7 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
     )
 
 
-def _text(text: TextResults, order: Sequence[str]) -> Html:
+def _text_results(text: TextResults, order: Sequence[str]) -> Html:
     """Return the bits per byte and perplexity of each model on the held-out text."""
     rows, estimates = [], []
     for name, model in in_config_order(text.models, order).items():
@@ -117,8 +118,9 @@ def _text(text: TextResults, order: Sequence[str]) -> Html:
     if xz_bits is not None:
         rows.append([element("b", "xz -9e"), element("b", f"{xz_bits:.3f}"), "–", "–"])
     note = (
-        f"{text.documents:,} documents with {format_bytes(text.bytes)}. Lower is better. Bits per byte can be compared "
-        "between models with different tokenizers; perplexity cannot."
+        f"{text.documents:,} documents with {format_bytes(text.bytes)}. Bits per byte is how many bits a model "
+        "needs to encode a byte of the text, so lower is better. It can be compared between models with different "
+        "tokenizers. Perplexity cannot."
     )
     drawing = interval_chart(estimates, reference=xz_bits)
     caption = "the dashed line is the compressor xz -9e" if xz_bits is not None else None
@@ -130,7 +132,7 @@ def _text(text: TextResults, order: Sequence[str]) -> Html:
     )
 
 
-def _generation(name: str, task: TaskResults, order: Sequence[str]) -> Html:
+def _completion_results(name: str, task: TaskResults, order: Sequence[str]) -> Html:
     """Return the measures of each model's completions of one task, and charts of the changes between models."""
     models = in_config_order(task.models, order)
     measures = list(next(iter(models.values())).measures)
@@ -165,7 +167,7 @@ def _generation(name: str, task: TaskResults, order: Sequence[str]) -> Html:
     )
 
 
-def _bias(bias: Mapping[str, Mapping[str, GroupBias]], order: Sequence[str]) -> Html:
+def _stereotype_results(bias: Mapping[str, Mapping[str, GroupBias]], order: Sequence[str]) -> Html:
     """Return for each model a chart of how often it prefers stereotypes, by group."""
     charts = []
     for name, groups in in_config_order(bias, order).items():
