@@ -69,7 +69,7 @@ def indices(groups: list[RolloutGroup]) -> list[int]:
     return [group.index for group in groups]
 
 
-@pytest.mark.parametrize("num_engines", [1, 3])
+@pytest.mark.parametrize("num_generators", [1, 3])
 def test_groups_are_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_generators: int) -> None:
     groups = pool(tmp_path, num_generators).generate(batches(5))
     assert indices(groups) == list(range(10))
