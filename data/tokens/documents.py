@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from cluster.storage import Storage
 from data.document import unit_hash
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 1024  # documents that are read at once
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _count_words_of_substrings(substrings: Counter[str], tokenizer: Tokenizer, w
 
 
 def _untrained_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
-    """Return a tokenizer with the normalizer, pre-tokenizer and decoder of the recipe, but with an empty vocabulary."""
+    """Return a tokenizer with the normalizer, pre-tokenizer and decoder of the recipe and an empty vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     normalizer_steps: list[Any] = [] if recipe.normalization == "none" else [_NORMALIZERS[recipe.normalization]()]
     digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.split_digits else []

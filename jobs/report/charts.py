@@ -73,7 +73,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Htm
         element(
             "text",
             format_number(tick),
-            x=_format_coordinate(to_svg(tick, low)[0]),
+            x=_coordinate(to_svg(tick, low)[0]),
             y=height - _BOTTOM + 15,
             class_="tick",
             text_anchor="middle",
@@ -95,12 +95,8 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
 
 def _horizontal_tick(value: float, y: float) -> Html:
     """Return a horizontal line over the width of the chart, with its value on the left."""
-    line = element(
-        "line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=_format_coordinate(y), y2=_format_coordinate(y), class_="rule"
-    )
-    label = element(
-        "text", format_number(value), x=_LEFT - 6, y=_format_coordinate(y + 3.5), class_="tick", text_anchor="end"
-    )
+    line = element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=_coordinate(y), y2=_coordinate(y), class_="rule")
+    label = element("text", format_number(value), x=_LEFT - 6, y=_coordinate(y + 3.5), class_="tick", text_anchor="end")
     return join(line, label)
 
 
@@ -109,8 +105,8 @@ def _curve(line: Line, coordinates: Sequence[tuple[float, float]]) -> Html:
     css_class = f"curve c{line.color}" + (" faint" if line.is_faint else "")
     if len(coordinates) == 1:
         ((x, y),) = coordinates
-        return element("circle", cx=_format_coordinate(x), cy=_format_coordinate(y), r=3, class_=f"dot c{line.color}")
-    path = "M" + " L".join(f"{_format_coordinate(x)} {_format_coordinate(y)}" for x, y in coordinates)
+        return element("circle", cx=_coordinate(x), cy=_coordinate(y), r=3, class_=f"dot c{line.color}")
+    path = "M" + " L".join(f"{_coordinate(x)} {_coordinate(y)}" for x, y in coordinates)
     return element("path", element("title", line.label), d=path, class_=css_class)
 
 
@@ -142,55 +138,34 @@ def interval_chart(
     edges = [edge for _, row in rows for edge in (row.low, row.high)] + ([] if reference is None else [reference])
     low, high = bounds or _padded(min(edges), max(edges), 0.08)
 
-    def to_svg_x(value: float) -> float:
-        return label_width + (value - low) / (high - low) * (_WIDTH - label_width - 16)
+    def svg_x(value: float) -> str:
+        return _coordinate(label_width + (value - low) / (high - low) * (_WIDTH - label_width - 16))
 
-    drawn = [
+    elements = [
         join(
-            element(
-                "line",
-                x1=_format_coordinate(to_svg_x(tick)),
-                x2=_format_coordinate(to_svg_x(tick)),
-                y1=4,
-                y2=height - 22,
-                class_="rule",
-            ),
-            element(
-                "text",
-                format_number(tick),
-                x=_format_coordinate(to_svg_x(tick)),
-                y=height - 8,
-                class_="tick",
-                text_anchor="middle",
-            ),
+            element("line", x1=svg_x(tick), x2=svg_x(tick), y1=4, y2=height - 22, class_="rule"),
+            element("text", format_number(tick), x=svg_x(tick), y=height - 8, class_="tick", text_anchor="middle"),
         )
         for tick in ticks(low, high)
     ]
     if reference is not None:
-        reference_x = _format_coordinate(to_svg_x(reference))
-        drawn.append(element("line", x1=reference_x, x2=reference_x, y1=2, y2=height - 22, class_="reference"))
+        reference_x = svg_x(reference)
+        elements.append(element("line", x1=reference_x, x2=reference_x, y1=2, y2=height - 22, class_="reference"))
     for index, (label, row) in enumerate(rows):
         y = row_height * index + 17
         tooltip = f"{label}: {row.value:.4g}, {row.level:.0%} interval {row.low:.4g} to {row.high:.4g}"
         is_open = reference is not None and not row.excludes(reference)
         css_class = "dot open" if is_open else f"dot {dot_class}"
-        drawn.append(
+        elements.append(
             element(
                 "g",
                 element("title", tooltip),
                 element("text", label, x=label_width - 12, y=y + 4, class_="label", text_anchor="end"),
-                element(
-                    "line",
-                    x1=_format_coordinate(to_svg_x(row.low)),
-                    x2=_format_coordinate(to_svg_x(row.high)),
-                    y1=y,
-                    y2=y,
-                    class_="whisker",
-                ),
-                element("circle", cx=_format_coordinate(to_svg_x(row.value)), cy=y, r=4.5, class_=css_class),
+                element("line", x1=svg_x(row.low), x2=svg_x(row.high), y1=y, y2=y, class_="whisker"),
+                element("circle", cx=svg_x(row.value), cy=y, r=4.5, class_=css_class),
             )
         )
-    return element("svg", drawn, viewBox=f"0 0 {_WIDTH} {height}", role="img")
+    return element("svg", elements, viewBox=f"0 0 {_WIDTH} {height}", role="img")
 
 
 def share_bar(shares: Sequence[tuple[str, float]]) -> Html:
@@ -216,6 +191,6 @@ def share_bar(shares: Sequence[tuple[str, float]]) -> Html:
     return join(element("div", parts, class_="shares"), element("div", legend, class_="legend"))
 
 
-def _format_coordinate(value: float) -> str:
+def _coordinate(value: float) -> str:
     """Return an SVG coordinate with one decimal, which keeps the page small."""
     return f"{value:.1f}"

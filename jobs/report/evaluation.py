@@ -26,7 +26,7 @@ def _text_cards(results: EvaluationResults) -> list[Html]:
             f"{bits.value:.3f}",
             "bits per byte",
             f"{note}; the compressor xz -9e needs {xz_bits:.3f}",
-            good=bits.high < xz_bits,
+            is_better=bits.high < xz_bits,
         )
     ]
 
@@ -50,7 +50,7 @@ def _comparison_cards(results: EvaluationResults) -> list[Html]:
                 f"completions (distinct-2) is {variety:.2f} times that of {comparison.before}"
             )
             before_and_after = " → ".join(format_score(value, fine=abs(change.value) < 0.05) for value in values)
-            cards.append(card(before_and_after, label, note, good=change.low > 0))
+            cards.append(card(before_and_after, label, note, is_better=change.low > 0))
     return cards
 
 
@@ -62,7 +62,7 @@ def _reward_cards(results: EvaluationResults) -> list[Html]:
         f"share of {results.reward.pairs:,} held-out pairs in which the better completion got the higher reward; "
         f"{accuracy.level:.0%} interval {accuracy.low:.1%} to {accuracy.high:.1%}; chance is 50%"
     )
-    return [card(f"{accuracy.value:.1%}", "reward model accuracy", note, good=accuracy.low > 0.5)]
+    return [card(f"{accuracy.value:.1%}", "reward model accuracy", note, is_better=accuracy.low > 0.5)]
 
 
 def _compression_card(summary: CompressSummary) -> Html:

@@ -60,7 +60,7 @@ def page(title: str, *content: Content, style: str) -> str:
 
 
 def section(name: str, title: str, introduction: Content, *content: Content) -> Html:
-    """Return a section of the page with an anchor `name`, a heading, an introduction `introduction`, and content."""
+    """Return a section of the page with a heading, an introduction, and content. Links to it are `#name`."""
     return element("section", element("h2", title), element("p", introduction, class_="lead"), content, id=name)
 
 
@@ -83,7 +83,7 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, numer
 
 
 def figure(title: str, drawing: Html, note: Content = None) -> Html:
-    """Return a chart with its title and an optional note above it."""
+    """Return a chart with a title and an optional note above the chart."""
     caption = element("figcaption", title, element("span", note, class_="note") if note else None)
     return element("figure", caption, drawing)
 
@@ -116,8 +116,8 @@ def format_duration(seconds: float) -> str:
     """Return a duration such as 8.2 s, 3 min 05 s or 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, remaining_seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {remaining_seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def format_interval(estimate: Interval, *, signed: bool = False) -> Html:

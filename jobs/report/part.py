@@ -19,16 +19,16 @@ class ReportPart:
     cards: Sequence[Html] = ()
     """The most important numbers, for the top of the page (`card`)."""
     samples: Html | None = None
-    """A section with completions of several models. The page shows only the one of the last artifact that has it."""
+    """A section with completions of several models. If several artifacts have one, the page shows only the last one."""
 
 
-def card(value: str, label: str, note: Content, *, good: bool | None = None) -> Html:
+def card(value: str, label: str, note: Content, *, is_better: bool | None = None) -> Html:
     """Return a box with an important number.
 
-    `good` is whether the number is significantly better than the number in the note that it is compared with. It
-    decides the color of the box. None is for a number without comparison.
+    The note may contain another number to compare with. `is_better` is whether the important number is significantly
+    better, and decides the color of the box. None is for a number without a comparison.
     """
-    css_class = "card" if good is None else "card good" if good else "card open"
+    css_class = "card" if is_better is None else "card good" if is_better else "card open"
     return element("div", element("b", value), element("span", label), element("small", note), class_=css_class)
 
 

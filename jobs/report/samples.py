@@ -11,12 +11,12 @@ _MAX_SAMPLES = 24
 _SHOWN_MEASURES = 1  # measures below each completion
 
 
-def side_by_side(samples: Sequence[EvaluationSample], compared: Sequence[str]) -> Html:
-    """Return a section with the completions of the compared models for the first prompts.
+def side_by_side(samples: Sequence[EvaluationSample], model_names: Sequence[str]) -> Html:
+    """Return a section with the completions of these models for the first prompts.
 
-    If no models are compared, the first two models are shown.
+    If `model_names` is empty, the first two models are shown.
     """
-    names = list(compared or list(samples[0].completions)[:2])
+    names = list(model_names or list(samples[0].completions)[:2])
     shown = [sample for sample in samples if all(name in sample.completions for name in names)][:_MAX_SAMPLES]
     drawn = [_sample(sample, names) for sample in shown]
     first, more = drawn[:_OPEN_SAMPLES], drawn[_OPEN_SAMPLES:]
