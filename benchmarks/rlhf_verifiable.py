@@ -45,7 +45,7 @@ from cluster.user_program import Program
 from data.chats.records import Chat
 from data.chats.template import RenderedChat, load_tokenizer, render
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from model.batch import Batch, batch_from_sequences
 from model.huggingface import load_hf_model, save_hf_model
@@ -125,10 +125,10 @@ class Benchmark:
     def __init__(self, seed: int, scratch: Path) -> None:
         self.seed, self.scratch = seed, scratch
         self.task = make_task(seed)
-        save_tokenizer(train_tokenizer([""], size=MIN_SIZE), scratch / "tokenizer")
+        save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), scratch / "tokenizer")
         self.tokenizer = load_tokenizer(scratch / "tokenizer")
         self.sizes = TransformerConfig(
-            vocab_size=MIN_SIZE, width=96, num_layers=3, num_heads=3, num_kv_heads=3, ffn_width=256, max_length=32
+            vocab_size=MIN_BPE_SIZE, width=96, num_layers=3, num_heads=3, num_kv_heads=3, ffn_width=256, max_length=32
         )
         draw = random.Random(f"demonstrations:{seed}")
         self.demonstrations = [self._rendered(prompt, demonstration(prompt, draw)) for prompt in self.task.train]

@@ -139,7 +139,8 @@ class _LinkedSymbols:
     def merge(self, left: int, right: int, new_id: int, positions: np.ndarray) -> tuple[_Pairs, _Pairs]:
         """Replace the pair (left, right) by `new_id` at those of the positions where the pair still is.
 
-        Returns the pairs with neighboring symbols that were removed by this, and the pairs that were added.
+        This removes the pairs of `left` and `right` with the symbols beside them, and adds pairs with `new_id`. Returns
+        the removed pairs and the added pairs.
         """
         symbols, after, before = self.symbols, self.after, self.before
         positions = positions[symbols[positions] == left]
@@ -189,8 +190,8 @@ class _PairQueue:
     def __init__(self, pairs: _Pairs) -> None:
         """Create a queue of these pairs."""
         self.heap: list[tuple[int, int]] = []  # (-count, key)
-        self.counts: dict[int, int] = {}
-        self.positions: dict[int, np.ndarray] = {}
+        self.counts: dict[int, int] = {}  # by key
+        self.positions: dict[int, np.ndarray] = {}  # by key
         self.update(_Pairs(*(column[:0] for column in pairs)), pairs)
 
     def pop(self) -> tuple[int, int, np.ndarray] | None:
@@ -199,9 +200,9 @@ class _PairQueue:
         The pair may have been removed from some of the positions by an earlier merge.
         """
         while self.heap:
-            negative, key = self.heap[0]
+            negative_count, key = self.heap[0]
             count = self.counts.get(key, 0)
-            if 0 < count < -negative:
+            if 0 < count < -negative_count:
                 heapq.heapreplace(self.heap, (-count, key))
                 continue
             heapq.heappop(self.heap)

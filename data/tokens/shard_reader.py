@@ -210,10 +210,10 @@ class ShardReader:
         }
 
     def _row_number(self, source: str, row_in_source: int) -> int:
-        """Return the number, in the split, of a row that is given by its number among the rows of its source."""
-        range_indices, ends_in_source = self._rows_of_sources[source]
-        position = int(np.searchsorted(ends_in_source, row_in_source, side="right"))
-        rows_to_range_end = ends_in_source[position] - row_in_source
+        """Return the row number of a row of `source`. `row_in_source` is its number among the rows of the source."""
+        range_indices, range_ends = self._rows_of_sources[source]
+        position = int(np.searchsorted(range_ends, row_in_source, side="right"))
+        rows_to_range_end = range_ends[position] - row_in_source
         return int(self._range_ends[range_indices[position]] - rows_to_range_end)
 
     def _read_row(self, row_number: int) -> TrainingRow:

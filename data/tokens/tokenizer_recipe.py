@@ -18,7 +18,7 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD, USER, ASSISTANT, SYSTEM, END)
 SPECIAL_TOKENS_BY_KIND = {"bpe": (), "wordpiece": (UNKNOWN, MASK), "unigram": (UNKNOWN,)}
 """Additional special tokens of each kind of tokenizer. Their ids follow those of `SPECIAL_TOKENS`."""
 
-MIN_SIZE = 256 + len(SPECIAL_TOKENS)
+MIN_BPE_SIZE = 256 + len(SPECIAL_TOKENS)
 """Smallest vocabulary of a `bpe` tokenizer. Every byte has a token, so any text can be encoded and decoded exactly."""
 
 _DEFAULT_COVERAGE = 0.9995  # the default of sentencepiece
@@ -64,8 +64,8 @@ class TokenizerRecipe:
 
     @property
     def min_size(self) -> int:
-        """Number of tokens that the vocabulary has before training.
+        """Number of special tokens and byte tokens, which every vocabulary of this recipe has.
 
-        For `wordpiece` and `unigram`, the characters of the text are needed in addition.
+        A `wordpiece` or `unigram` vocabulary also needs tokens for the characters of the text.
         """
         return len(self.special_tokens) + (256 if self.kind == "bpe" or self.byte_fallback else 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from model.heads import ScalarHead
 from model.huggingface import load_hf_scalar_model, save_hf_model
@@ -27,7 +27,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
 
     The weight matrices are multiplied by `scale`, so that the predicted distributions are far from uniform.
     """
-    config = TransformerConfig(vocab_size=MIN_SIZE, tie_embeddings=tied, **MODEL_CONFIG)
+    config = TransformerConfig(vocab_size=MIN_BPE_SIZE, tie_embeddings=tied, **MODEL_CONFIG)
     model = Transformer(config)
     initialize(model, seed)
     for name, parameter in model.named_parameters():
@@ -36,7 +36,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
         else:
             parameter.data.mul_(scale)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
     ids = chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)

@@ -15,7 +15,7 @@ from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_reader import ShardReader
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from model.batch import batch_from_sequences
 from model.huggingface import load_hf_model
 from model.objectives import logprobs
@@ -37,7 +37,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, policies: dict[str, Path]) -
     storage = Storage(str(tmp_path_factory.mktemp("split")))
     manifest = ShardManifest(
         tokenizer=fingerprint(folder),
-        vocab_size=MIN_SIZE,
+        vocab_size=MIN_BPE_SIZE,
         separator=separator_id(load_tokenizer(folder)),
         sources=("test",),
         generations=(),

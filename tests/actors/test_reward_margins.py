@@ -11,7 +11,7 @@ import torch
 from actors.reward_margins import reward_margins
 from cluster.storage import Storage
 from data.chats.template import PreferenceTokens
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from model.heads import ScalarHead
 from model.objectives import rewards
 
@@ -19,7 +19,7 @@ from model.objectives import rewards
 def test_margins_are_differences_of_rewards(reward_folder: tuple[Path, ScalarHead]) -> None:
     folder, model = reward_folder
     generator = np.random.default_rng(0)
-    sides = [generator.integers(6, MIN_SIZE, size=length).tolist() for length in (5, 40, 17, 3, 60, 60)]
+    sides = [generator.integers(6, MIN_BPE_SIZE, size=length).tolist() for length in (5, 40, 17, 3, 60, 60)]
     pairs = [PreferenceTokens(*sides[first : first + 2]) for first in (0, 2, 4)]
     computed = reward_margins(Storage(str(folder)), pairs, pad_id=1, precision="float32", device="cpu")
 

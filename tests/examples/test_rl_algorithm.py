@@ -16,7 +16,7 @@ from actors.training_rank import TrainingSettings
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.config import build
 from jobs.frame.identity import changed_fields
@@ -44,12 +44,12 @@ def test_the_baseline_is_weighted_by_length() -> None:
 
 def test_an_update_raises_the_logprob_of_the_completion_with_the_higher_advantage(tmp_path: Path) -> None:
     model_config = TransformerConfig(
-        vocab_size=MIN_SIZE, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
+        vocab_size=MIN_BPE_SIZE, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=24, max_length=16
     )
     model = Transformer(model_config)
     initialize(model, seed=0)
     folder = tmp_path / "policy"
-    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
     save_hf_model(folder, model.state_dict(), model_config, special_tokens=tokens, tokenizer_folder=folder)
     training = TrainingSettings(

@@ -17,7 +17,7 @@ from data.tokens.encode import fast_encoder
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
 from data.tokens.tokenizer import chat_special_tokens, fingerprint, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig
@@ -73,13 +73,13 @@ def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> N
 
 
 def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
-    config = TransformerConfig(vocab_size=MIN_SIZE, **SIZES)
+    config = TransformerConfig(vocab_size=MIN_BPE_SIZE, **SIZES)
     torch.manual_seed(seed)
     model = ScalarHead(config) if scalar else Transformer(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
-    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
     save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
 
@@ -95,9 +95,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         save_model(root / name / "model", seed=seed)
     save_model(root / "reward" / "model", seed=5, scalar=True)
     tokenizer = root / "shards" / "tokenizer"
-    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), tokenizer)
+    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), tokenizer)
     manifest = ShardManifest(
-        tokenizer=fingerprint(tokenizer), vocab_size=MIN_SIZE, separator=0, sources=("test",), generations=()
+        tokenizer=fingerprint(tokenizer), vocab_size=MIN_BPE_SIZE, separator=0, sources=("test",), generations=()
     )
     split = Storage(str(root / "shards" / "validation"))
     documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
@@ -182,8 +182,8 @@ def test_a_whole_compression(inputs: dict[str, Artifact], ray_session: None, tmp
 
 def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     folder = tmp_path / "other" / "model"
-    config = TransformerConfig(vocab_size=MIN_SIZE + 5, **SIZES)
-    save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_SIZE + 5), folder)
+    config = TransformerConfig(vocab_size=MIN_BPE_SIZE + 5, **SIZES)
+    save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_BPE_SIZE + 5), folder)
     tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
     save_hf_model(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
     given = {"models.m": artifact(tmp_path / "other", "sft"), "text": inputs["shards"]}

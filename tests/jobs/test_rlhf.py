@@ -20,7 +20,7 @@ from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.user_program import Program
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config import build
@@ -34,7 +34,7 @@ from model.transformer import Transformer, initialize
 from model.transformer_config import TransformerConfig
 
 SIZES = TransformerConfig(
-    vocab_size=MIN_SIZE, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=96
+    vocab_size=MIN_BPE_SIZE, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=96
 )
 VERIFIER = """
 def letters(prompt, response, record):
@@ -50,7 +50,7 @@ def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = 
     model = Transformer(sizes)
     initialize(model, 0)
     folder.mkdir(parents=True)
-    save_tokenizer(train_tokenizer([digits], size=MIN_SIZE + (10 if digits else 0)), folder)
+    save_tokenizer(train_tokenizer([digits], size=MIN_BPE_SIZE + (10 if digits else 0)), folder)
     ids = chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_hf_model(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
@@ -123,7 +123,9 @@ def test_an_unknown_algorithm_is_named_with_the_known_ones(config: RLHFConfig) -
 
 def test_a_reward_model_with_another_tokenizer_is_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy")
-    other = save_model(tmp_path / "other", replace(SIZES, vocab_size=MIN_SIZE + 10), digits="hello hello hello " * 9)
+    other = save_model(
+        tmp_path / "other", replace(SIZES, vocab_size=MIN_BPE_SIZE + 10), digits="hello hello hello " * 9
+    )
     with pytest.raises(ValueError, match="reward: the tokenizer of huggingface-.* differs from that of the policy"):
         check_inputs(replace(config, verifier=None, reward="r"), {"policy": policy, "reward": other})
 

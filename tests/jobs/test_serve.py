@@ -15,7 +15,7 @@ from actors.server import API_KEY_VARIABLE, MODEL_NAME, TimedAnswer, ask
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_SIZE
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs import serve as stage
 from jobs.frame.artifact import Artifact
@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "model"
     torch.manual_seed(0)
     config = TransformerConfig(
-        vocab_size=MIN_SIZE, width=64, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=128
+        vocab_size=MIN_BPE_SIZE, width=64, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=96, max_length=128
     )
-    save_tokenizer(train_tokenizer([""], size=MIN_SIZE), folder)
+    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
     state = Transformer(config).state_dict()
     save_hf_model(
         folder,

@@ -19,7 +19,7 @@ from data.tokens.tokenizer import (
     separator_id,
     vocab_size,
 )
-from data.tokens.tokenizer_recipe import END, END_OF_TEXT, MIN_SIZE, PAD, SPECIAL_TOKENS
+from data.tokens.tokenizer_recipe import END, END_OF_TEXT, MIN_BPE_SIZE, PAD, SPECIAL_TOKENS
 from data.tokens.tokenizer_training import train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the cat and the hat", "a café, 2018; a hat"] * 3
@@ -64,7 +64,7 @@ def test_special_tokens_have_the_first_ids_and_every_digit_is_a_token(folder: Pa
     encoder = load_encoder(folder)
     assert [encoder.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(6))
     assert len(encoder.encode("2018").ids) == 4
-    assert encoder.get_vocab_size() == vocab_size(folder) == 280 > MIN_SIZE
+    assert encoder.get_vocab_size() == vocab_size(folder) == 280 > MIN_BPE_SIZE
 
 
 def test_a_document_cannot_contain_special_tokens(folder: Path) -> None:
