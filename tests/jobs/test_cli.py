@@ -117,7 +117,7 @@ def test_artifacts_are_listed_shown_and_exported(folder: Path, capsys: pytest.Ca
     assert main(["export", pretrain[1], "out"]) == 0
     assert (folder / "out" / "model.safetensors").read_bytes() == b"weights"
     assert main(["export", pretrain[1], "out"]) == 2
-    assert "out already holds a model" in capsys.readouterr().err
+    assert "out already contains a model" in capsys.readouterr().err
     assert main(["export", corpus[1], "other"]) == 2
     assert "is a corpus, not a model" in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def test_a_plan_starts_nothing_and_prints_every_mistake(folder: Path, capsys: py
     assert main(["plan", "pipeline", "pipeline.yaml", "pretrain.stps=1"]) == 2
     printed = capsys.readouterr()
     assert "'nowhere.txt' matches no file" in printed.out and "did you mean steps?" in printed.out
-    assert "2 mistakes to correct first" in printed.err
+    assert "2 errors to correct first" in printed.err
     assert not (folder / "runs").exists()
 
 

@@ -1,6 +1,7 @@
 """The corpus stage on Ray Data: accounts that close, bytes that do not depend on how it ran."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,7 +315,7 @@ def test_a_filter_that_removes_people_breaks_the_budget_and_keep_mends_it(tmp_pa
     }
     with pytest.raises(ValueError, match=r"steps\[0\].toxicity: removes .* \(sexuality; .*`keep: 0\.\d+`") as refused:
         STAGE.check_sources(build(CorpusConfig, values))
-    keep = float(str(refused.value).rpartition("`keep: ")[2].rstrip("`"))
+    keep = float(re.findall(r"`keep: ([\d.]+)`", str(refused.value))[-1])
     STAGE.check_sources(build(CorpusConfig, {**values, "steps": [{**values["steps"][0], "keep": keep}]}))
 
 

@@ -50,15 +50,15 @@ def config_of(**changes: Any) -> EvaluateConfig:
         ({"compare": [["sft", "ppo"]]}, "compare\\[0\\]: 'ppo' is not one of the models; they are sft, rlhf"),
         ({"compare": [["sft"]]}, "must be a pair"),
         ({"text_models": ["base"]}, "text_models: 'base' is not one"),
-        ({"generation": [{"name": "a", "prompts": "p"}]}, "generation\\[0\\]: needs metrics or measures"),
+        ({"generation": [{"name": "a", "prompts": "p"}]}, "generation\\[0\\]: set metrics or measures"),
         ({"generation": [{"name": "a", "prompts": "p", "metrics": ["blue"]}]}, "'blue' is not one of bleu, rouge"),
         ({"generation": 2 * [{"name": "a", "prompts": "p", "metrics": ["f1"]}]}, "names a, a must differ"),
         (
             {"generation": [{"name": "a", "prompts": "p", "measures": ["configs/tiny/gold.py:gone"]}]},
             "generation\\[0\\].measures: .*no function 'gone'; it defines asks_question",
         ),
-        ({"reward": "reward"}, "reward and preferences: give both"),
-        ({"compare_with_xz": True}, "compare_with_xz: needs text"),
+        ({"reward": "reward"}, "reward and preferences: set both"),
+        ({"compare_with_xz": True}, "compare_with_xz: set `text` too"),
         ({"sampling": {"max_new_tokens": 0}}, "sampling: "),
         ({"num_resamples": 10}, "num_resamples: 10 must be at least 100"),
     ],
@@ -202,8 +202,11 @@ def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_
 
 
 def test_a_metric_needs_an_answer_to_compare_with(tmp_path: Path) -> None:
-    for record, said in (({"prompt": "hi"}, "answer is missing"), ({"prompt": "hi", "answer": ["a"]}, "give a string")):
+    for record, message in (
+        ({"prompt": "hi"}, "the field `answer` is missing"),
+        ({"prompt": "hi", "answer": ["a"]}, "make it a string"),
+    ):
         path = write_lines(tmp_path / "prompts.jsonl", [record])
         config = config_of(models={"sft": "sft"}, generation=[{"name": "a", "prompts": path, "metrics": ["bleu"]}])
-        with pytest.raises(ValueError, match=f"prompts.jsonl:1: {said}|prompts.jsonl:1: .*{said}"):
+        with pytest.raises(ValueError, match=f"prompts.jsonl:1: {message}|prompts.jsonl:1: .*{message}"):
             STAGE.check_sources(config)

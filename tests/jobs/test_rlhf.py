@@ -132,7 +132,7 @@ def test_a_reward_model_with_another_tokenizer_is_refused(config: RLHFConfig, tm
 
 def test_heads_that_the_cpu_engine_cannot_compute_are_refused(config: RLHFConfig, tmp_path: Path) -> None:
     policy = save_model(tmp_path / "policy", replace(SIZES, num_heads=4))
-    with pytest.raises(ValueError, match="its heads have 16 channels"):
+    with pytest.raises(ValueError, match="its head dim is 16"):
         check_planned_inputs(config, {"policy": policy})
 
 
