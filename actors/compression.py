@@ -18,10 +18,11 @@ from model.metrics import Interval, bootstrap_interval
 SMALL_DIFFERENCE = 0.05
 """A mean difference between vLLM's and Raymill's logprobs up to this value, in nats, is always accepted."""
 MAX_DIFFERENCE_RATIO = 15.0
-"""Largest accepted ratio: the mean difference between vLLM and Raymill, divided by the mean difference that compression
-made. Measured ratios are 1.5 where vLLM's int8 sums are exact, because another order of float operations rounds some
-activations to the next int8 value. On processors without int8 dot products (AVX2), pairs of products are added in 16
-bits and can saturate; there the ratio is 7 to 11 for random weights. It is 20 and more if vLLM misreads the scales."""
+"""Largest accepted ratio of two mean differences: between vLLM's and Raymill's logprobs of the compressed model, and
+between Raymill's logprobs before and after compression. The measured ratio is 1.5 where vLLM's int8 sums are exact,
+because another order of float operations rounds some activations to the next int8 value. On processors without int8
+dot products (AVX2), pairs of products are added in 16 bits and can saturate. The ratio there is 7 to 11 for random
+weights. If vLLM misreads the scales, the ratio is 20 or more."""
 _MIN_DIVISOR = 1e-12
 """Avoids a division by 0."""
 MAX_UNEXPLAINED_VARIANCE = 0.25

@@ -38,7 +38,10 @@ class Critic:
         self._training_rank.join(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
-        """Return the values [n, T] of this rank's n rows. They are 0 where loss_mask is false."""
+        """Return the values [n, T] of this rank's n rows.
+
+        The result is 0 where loss_mask is false.
+        """
         return self._training_rank.compute(values, batch)
 
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
@@ -66,7 +69,10 @@ class CriticGroup:
         self.ranks = ranks
 
     def values(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Start computing the values [N, T] of all rows. They are 0 where loss_mask is false."""
+        """Start computing the values [N, T] of all rows.
+
+        The result is 0 where loss_mask is false.
+        """
         batch_ref = to_object_ref(batch)
         return self.ranks.start(lambda actor: actor.values.remote(batch_ref), torch.cat)
 

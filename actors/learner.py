@@ -130,7 +130,10 @@ class LearnerGroup:
         self.ranks.start(lambda actor: actor.connect.remote(list(generators), address), list).wait()
 
     def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Start computing the logprobs [N, T] of all rows under the current policy. 0 where loss_mask is false."""
+        """Start computing the logprobs [N, T] of all rows under the current policy.
+
+        The result is 0 where loss_mask is false.
+        """
         batch_ref = to_object_ref(batch)
         return self.ranks.start(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
 

@@ -1,4 +1,7 @@
-"""Computes logprobs and values of rollouts with a PyTorch model, in micro-batches and without gradient."""
+"""Computes logprobs and values of rollouts with a PyTorch model, in micro-batches and without gradient.
+
+Shape legend: N is the number of rows of a batch, and T the number of positions of a row.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def compute_by_row(
     micro_batch_size: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Return `function(model, batch)` [len(rows), T] for the given rows, on CPU. 0 where loss_mask is false."""
+    """Return `function(model, batch)` [len(rows), T] for the rows with these indices, on CPU.
+
+    The result is 0 where loss_mask is false.
+    """
     device = next(model.parameters()).device
     result = torch.zeros(len(rows), batch.targets.shape[1])
     start = 0
@@ -47,7 +53,10 @@ def compute_by_row(
 def batch_logprobs(
     model: nn.Module, batch: Batch, *, temperature: float, micro_batch_size: int, dtype: torch.dtype | None
 ) -> Tensor:
-    """Return the logprobs [N, T] of the targets of all rows, on CPU. 0 where loss_mask is false."""
+    """Return the logprobs [N, T] of the targets of all rows, on CPU.
+
+    The result is 0 where loss_mask is false.
+    """
     rows = torch.arange(len(batch.input_ids))
     function = partial(logprobs, temperature=temperature)
     return compute_by_row(function, model, batch, rows, micro_batch_size=micro_batch_size, dtype=dtype)

@@ -1,6 +1,6 @@
 """The driver's interface to a group of training actors, with one actor for each rank (verl's worker group).
 
-Each call runs on all ranks. The group also tells apart an exception that a rank raised and the death of a rank.
+Each call runs on all ranks. The group also distinguishes the death of a rank from an exception that a rank raised.
 """
 
 from __future__ import annotations

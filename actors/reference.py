@@ -26,7 +26,10 @@ class Reference:
         self._dtype = autocast_dtype(precision)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Return the logprobs [N, T] of all targets at the sampling temperature. 0 where loss_mask is false."""
+        """Return the logprobs [N, T] of all targets at the sampling temperature.
+
+        The result is 0 where loss_mask is false.
+        """
         return batch_logprobs(
             self._model,
             batch,

@@ -153,7 +153,10 @@ def rollout_batch(rollouts: Sequence[Rollout], *, pad_id: int) -> Batch:
 
 
 def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
-    """Return the engine's logprobs [N, T] of the targets of `rollout_batch(rollouts)`. 0 where loss_mask is false."""
+    """Return the engine's logprobs [N, T] of the targets of `rollout_batch(rollouts)`.
+
+    The result is 0 where loss_mask is false.
+    """
     flat = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs], dtype=torch.float32)
     return torch.zeros(batch.targets.shape).masked_scatter(batch.loss_mask, flat)
 

@@ -23,7 +23,7 @@ from model.train import StepReport
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMetrics:
-    """Means over the rollouts of a step."""
+    """Statistics of the rollouts of a training step."""
 
     reward_mean: float
     """Mean of the scorer's rewards, without a KL penalty."""

@@ -28,6 +28,7 @@ from model.precision import autocast_dtype, resolved_precision
 from model.train import StepReport, TrainState, fit
 
 _NUM_KEPT_CHECKPOINTS = 2
+"""Number of newest complete checkpoints that are kept. Older ones are deleted."""
 _COLLECTIVE_TIMEOUT_S = 300.0
 """How long a rank waits in a collective for the other ranks, in seconds."""
 
@@ -94,8 +95,8 @@ class TrainingRank:
     def update(self, batch: PolicyBatch | ValueBatch, objective: Objective, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the number of the training step. The minibatches are drawn
-        at random with a seed that depends on it.
+        `batch` has the rows of all ranks. `step` is the number of the training step. The rows are assigned to
+        minibatches at random, and the step number is part of the random seed.
         """
         learning = self._settings.learning
         num_rows = len(batch.tokens.input_ids)
