@@ -52,8 +52,8 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
         forgotten = read_forgotten(store)
         if unknown := _unknown_ids([id for id in ids if id not in forgotten], store, records):
             raise ValueError(
-                f"forget: no corpus in {store.url} has read a document with the id {unknown[0]!r}; ids begin with the "
-                "name of a source and `/`, and are in the column `id` of the files in a corpus's documents/ and drops/"
+                f"forget: no corpus in {store.url} has read a document with the id {unknown[0]!r}; an id has the "
+                "form SOURCE/…, and the ids are in the column `id` of the files in a corpus's documents/ and drops/"
             )
         store.write_jsonl(FORGOTTEN, sorted(forgotten | set(ids)))
         for record in records:

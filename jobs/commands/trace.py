@@ -38,8 +38,8 @@ def trace(store: Storage, id: str) -> Iterator[str]:
         yield f"{id} was removed by `raymill forget`: no artifact in {store.url} may contain it"
     elif not is_found:
         raise ValueError(
-            f"trace: no corpus in {store.url} has read a document with the id {id!r}; ids begin with the name of a "
-            "source and `/`"
+            f"trace: no corpus in {store.url} has read a document with the id {id!r}; an id has the form "
+            "SOURCE/…, where SOURCE is the name of a source in the corpus config"
         )
 
 
@@ -55,8 +55,8 @@ def _corpus_lines(corpus: Artifact, row: OriginRow) -> Iterator[str]:
             if table == "documents":
                 yield f"  kept in       {part_file(table, row.part_number)}, {len(entry['text'].encode()):,} bytes"
             else:
-                kept = f", a duplicate of {entry['kept_id']}" if entry["kept_id"] else ""
-                yield f"  dropped by    {entry['reason']}{kept}"
+                duplicate = f", a duplicate of {entry['kept_id']}" if entry["kept_id"] else ""
+                yield f"  dropped by    {entry['reason']}{duplicate}"
 
 
 def _shards_lines(shards: Artifact, id: str) -> Iterator[str]:
