@@ -109,8 +109,8 @@ def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
     if worst.can_keep:
         keep = max(smallest_keep(row, budget) for row in breaches if row.step == worst.step)
         remedy = (
-            "Loosen the step's settings, remove the step, or let it keep a share of what it would remove by adding "
-            f"`keep: {keep}` to the item"
+            "Loosen the step's settings, remove the step, or keep a share of what it would remove by adding this to the "
+            f"step: `keep: {keep}`"
         )
     raise ValueError(
         f"{worst.step}: removes {worst.removed:.1%} of neutral texts about {worst.group} ({worst.axis}; 95 % interval "

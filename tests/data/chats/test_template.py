@@ -54,7 +54,7 @@ def text_in_loss_mask(tokenizer: ChatTokenizer, chat: RenderedChat) -> list[str]
             runs.append([])
         if in_loss:
             runs[-1].append(token)
-    return [tokenizer._tokenizer.decode(run, skip_special_tokens=False) for run in runs]
+    return [str(tokenizer._tokenizer.decode(run, skip_special_tokens=False)) for run in runs]
 
 
 def test_the_assistants_messages_and_their_end_tokens_are_in_the_loss_mask(ours: ChatTokenizer) -> None:
