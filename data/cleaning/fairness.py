@@ -109,8 +109,8 @@ def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
     if worst.can_keep:
         keep = max(smallest_keep(row, budget) for row in breaches if row.step == worst.step)
         remedy = (
-            "Loosen the step's settings, remove the step, or keep a share of what it would remove by adding this to the "
-            f"step: `keep: {keep}`"
+            "Loosen the step's settings, remove the step, or keep a share of what it would remove by adding this to "
+            f"the step: `keep: {keep}`"
         )
     raise ValueError(
         f"{worst.step}: removes {worst.removed:.1%} of neutral texts about {worst.group} ({worst.axis}; 95 % interval "
@@ -121,7 +121,9 @@ def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
 
 
 def smallest_keep(row: FairnessRow, budget: float) -> float:
-    """Return the smallest `keep`, rounded up to hundredths, that brings the step's excess for this group to the budget.
+    """Return the smallest `keep` with which the step's excess for this group is not above the budget.
+
+    The result is rounded up to hundredths.
 
     The excess is proportional to 1 - keep. So 1 - keep must be at most (1 - row.keep) * budget / row.excess.
     """
@@ -139,7 +141,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def _rows(step: LedgerStep) -> Iterator[FairnessRow]:
-    """Yield a row for each group. It describes the form with the larger excess. A form that is judged is preferred."""
+    """Yield a row for each group. It describes the form with the larger excess, or the only form that is judged."""
     probes = probe_texts()
     outcome = step.run([probe.text for probe in probes])
     num_texts, num_removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()

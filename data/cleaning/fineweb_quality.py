@@ -1,8 +1,7 @@
-"""The step `fineweb_quality`: the quality rules that FineWeb adds to those of Gopher and C4 (Penedo et al. 2024,
-section 3.6).
+"""The step `fineweb_quality`: the quality rules that FineWeb adds to those of Gopher and C4.
 
-`data/cleaning/words.py` splits the text into words. Where the paper does not define exactly what is counted, the step
-counts as datatrove does.
+The rules are in section 3.6 of the paper (Penedo et al. 2024). `data/cleaning/words.py` splits the text into words.
+Where the paper does not define exactly what is counted, the step counts as datatrove does.
 """
 
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from data.cleaning.words import split_words
 
 @dataclass(frozen=True, kw_only=True)
 class FineWebQuality:
-    """Drop documents that break a quality rule of FineWeb (Penedo et al. 2024, section 3.6). Blank lines do not
-    count."""
+    """Drop documents that break a quality rule of FineWeb (Penedo et al. 2024). Blank lines do not count."""
 
     min_punctuated_lines: float | None = 0.12
     """Minimum share of the lines that end with a punctuation mark that ends sentences."""
@@ -27,7 +25,8 @@ class FineWebQuality:
     """Maximum share of the characters, without line breaks, that are in lines equal to an earlier line. The default is
     the paper's value; the default of datatrove is 0.01."""
     max_line_breaks_per_word: float | None = 0.3
-    """Maximum number of line breaks divided by the number of words and punctuation marks. Lists exceed it."""
+    """Maximum number of line breaks divided by the number of words and punctuation marks. Lists often
+    exceed it."""
 
     def check(self, field_path: str) -> None:
         check_shares(

@@ -133,8 +133,8 @@ def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
             overwritten = {"language", "language_score"} & set(source.metadata)
             if overwritten:
                 raise ValueError(
-                    f"sources.{source.name}.metadata: the step `language` writes a column {min(overwritten)} and would "
-                    "overwrite this one; remove the column or the step"
+                    f"sources.{source.name}.metadata: the step `language` would overwrite the column "
+                    f"{min(overwritten)}; remove the column or the step"
                 )
 
 

@@ -21,8 +21,8 @@ def ends_sentence(character: str) -> bool:
 def num_sentences(line: str) -> int:
     """Return the number of sentences in a line.
 
-    A punctuation mark ends a sentence only if `split_words` separates it from the word before, as it does not do for
-    abbreviations.
+    A punctuation mark ends a sentence only if `split_words` separates it from the word before. The full stop of an
+    abbreviation is not separated.
     """
     num_started, has_ended = 0, True
     for word in split_words(line):

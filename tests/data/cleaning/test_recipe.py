@@ -72,7 +72,9 @@ def test_what_a_step_finds_out_is_added_to_the_metadata() -> None:
     (kept,) = clean([Document("s/0", text, "s", {"url": "u"})], [Step(language=Language(keep=["en"]))]).kept
     assert kept.metadata["url"] == "u" and kept.metadata["language"] == "en"
     source = Source(name="s", path="x", format="jsonl", metadata=["language"])
-    with pytest.raises(ValueError, match=r"sources.s.metadata: the step `language` writes a column language"):
+    with pytest.raises(
+        ValueError, match=r"sources.s.metadata: the step `language` would overwrite the column language"
+    ):
         check_metadata([source], [Step(language=Language())])
 
 
