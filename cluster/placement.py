@@ -60,8 +60,8 @@ class Placement:
     def check(self, field: str, *, forms_process_group: bool = True) -> None:
         """Raise ValueError when a value is not allowed. `field` is the name of this placement in the config.
 
-        Set `forms_process_group` to False for workers that do not communicate with each other. Then `backend` has no
-        effect, and gloo is also accepted on GPUs.
+        Set `forms_process_group` to False for workers that do not communicate with each other. Then gloo is also
+        accepted on GPUs, because the workers do not use the backend.
         """
         for name, value in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
             if value < 1:

@@ -15,8 +15,8 @@ _SAMPLE_INTERVAL_S = 1.0
 class ResourceUsage:
     """Measures peak memory and CPU time of this process and its descendants within the block. A context manager.
 
-    Both are None if this process has no raylet (Ray's node process) among its descendants, because then the workers are
-    not descendants either. They are also None on systems other than Linux.
+    `peak_bytes` and `cpu_s` are None if this process has no raylet (Ray's node process) among its descendants, because
+    then the workers are not descendants either. They are also None on systems other than Linux.
 
     consumes: /proc; waits for: the time of the next sample; is unblocked by: a timer; produces: `peak_bytes` and
     `cpu_s`.
@@ -54,6 +54,7 @@ class ResourceUsage:
             sample = sample_usage(os.getpid())
             if sample is not None:
                 self.peak_bytes = max(sample.num_bytes, self.peak_bytes or 0)
+                # A process that ends while it is sampled has 0 s. Its earlier value is kept.
                 self._cpu_s |= {pid: s for pid, s in sample.cpu_s.items() if s >= self._cpu_s.get(pid, 0.0)}
             if self._stop.wait(_SAMPLE_INTERVAL_S):
                 return
