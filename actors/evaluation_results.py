@@ -187,7 +187,7 @@ class EvaluationSample:
 
 
 def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
-    """Compute bits per byte and perplexity of every model. `scores` are by the name of the model."""
+    """Compute bits per byte and perplexity of every model. The keys of `scores` are the names of the models."""
     first_scores = next(iter(scores.values()))
     num_bytes = int(first_scores.num_bytes.sum())
     return TextResults(
@@ -250,7 +250,7 @@ def task_results(
     compare: Sequence[Sequence[str]],
     bootstrap: Bootstrap,
 ) -> TaskResults:
-    """Compute the results of one task. `completions` and `values` are by the name of the model.
+    """Compute the results of one task. The keys of `completions` and `values` are the names of the models.
 
     `compare` has pairs of names of models (before, after). `references` are the correct answers for BLEU, which is
     computed from all completions together, so that `values` does not contain it. None leaves BLEU out.
@@ -258,7 +258,7 @@ def task_results(
     return TaskResults(
         prompts=len(next(iter(completions.values())).texts),
         models={
-            name: model_results(model_completions, values[name], references, bootstrap)
+            name: model_task_results(model_completions, values[name], references, bootstrap)
             for name, model_completions in completions.items()
         },
         compare=[
@@ -275,7 +275,7 @@ def task_results(
     )
 
 
-def model_results(
+def model_task_results(
     completions: Completions, values: CompletionValues, references: Sequence[str] | None, bootstrap: Bootstrap
 ) -> ModelTaskResults:
     """Compute the results of one model's completions of one task."""
@@ -300,7 +300,7 @@ def task_samples(
 ) -> Iterator[EvaluationSample]:
     """Yield each prompt of a task with the completions of all models and their measures.
 
-    `completions` and `values` are by the name of the model.
+    The keys of `completions` and `values` are the names of the models.
     """
     for index, prompt in enumerate(prompts):
         yield EvaluationSample(

@@ -27,20 +27,20 @@ class FakeGenerator:
     folder has a file named `owner`, `load` fails as it does when the learner that owns the snapshot is dead.
     """
 
-    def __init__(self, deaths: Path, version_held: int | None = None) -> None:
-        self._deaths, self._held, self._version = deaths, version_held, -1
+    def __init__(self, deaths: Path, fixed_version: int | None = None) -> None:
+        self._deaths, self._fixed_version, self._version = deaths, fixed_version, -1
 
     def load(self, snapshot: WeightSnapshot) -> LoadReport:
         if (self._deaths / "owner").exists():
             raise OwnerDiedError("00" * 28, b"", "")
-        self._version = snapshot.version if self._held is None else self._held
+        self._version = snapshot.version if self._fixed_version is None else self._fixed_version
         return LoadReport(self._version, {})
 
     def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:
-        first = self._deaths / str(batch.requests[0].index)
+        death_file = self._deaths / str(batch.requests[0].index)
         try:
-            if first.read_text() == "once":
-                first.unlink()
+            if death_file.read_text() == "once":
+                death_file.unlink()
         except FileNotFoundError:
             pass  # this batch kills no generator, or it has already killed another one
         else:
@@ -51,69 +51,74 @@ class FakeGenerator:
         ]
 
 
-def pool(deaths: Path, num_generators: int, *, max_failures: int = 3) -> GeneratorPool:
-    engine = ray.remote(FakeGenerator).options(num_cpus=0.1)
-    generator_pool = GeneratorPool(lambda index: engine.remote(deaths), num_generators, max_restarts=max_failures)
+def make_pool(deaths: Path, num_generators: int, *, max_restarts: int = 3) -> GeneratorPool:
+    generator_class = ray.remote(FakeGenerator).options(num_cpus=0.1)
+    generator_pool = GeneratorPool(
+        lambda index: generator_class.remote(deaths), num_generators, max_restarts=max_restarts
+    )
     generator_pool.load(SNAPSHOT)
     return generator_pool
 
 
-def batches(count: int) -> list[GenerationBatch]:
+def make_batches(count: int) -> list[GenerationBatch]:
     return [
         GenerationBatch(0, 7, tuple(PromptRequest(2 * i + j, (1,), 1) for j in range(2)), SAMPLING)
         for i in range(count)
     ]
 
 
-def indices(groups: list[RolloutGroup]) -> list[int]:
+def prompt_indices(groups: list[RolloutGroup]) -> list[int]:
     return [group.index for group in groups]
 
 
 @pytest.mark.parametrize("num_generators", [1, 3])
 def test_groups_are_in_the_order_of_the_batches(ray_session: None, tmp_path: Path, num_generators: int) -> None:
-    groups = pool(tmp_path, num_generators).generate(batches(5))
-    assert indices(groups) == list(range(10))
+    groups = make_pool(tmp_path, num_generators).generate(make_batches(5))
+    assert prompt_indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
 
 
 def test_the_batch_of_a_dead_generator_is_repeated_with_the_same_weights(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "2").write_text("once")
     (tmp_path / "8").write_text("once")
-    engines = pool(tmp_path, 2)
-    groups = engines.generate(batches(5))
-    assert indices(groups) == list(range(10))
+    generators = make_pool(tmp_path, 2)
+    groups = generators.generate(make_batches(5))
+    assert prompt_indices(groups) == list(range(10))
     assert {rollout.weight_version for group in groups for rollout in group.rollouts} == {7}
-    assert engines.restarts == 2
-    assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
+    assert generators.restarts == 2
+    assert prompt_indices(generators.generate(make_batches(2))) == [0, 1, 2, 3]
 
 
 def test_a_batch_that_kills_every_generator_ends_the_run(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("always")
     with pytest.raises(RuntimeError, match=r"no restart is left \(execution.generators.max_failures"):
-        pool(tmp_path, 1, max_failures=1).generate(batches(1))
+        make_pool(tmp_path, 1, max_restarts=1).generate(make_batches(1))
 
 
 def test_every_generator_completes_the_check_batch_even_after_a_death(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "0").write_text("once")
-    assert [indices(groups) for groups in pool(tmp_path, 2).generate_on_each(batches(1)[0])] == [[0, 1], [0, 1]]
+    assert [prompt_indices(groups) for groups in make_pool(tmp_path, 2).generate_on_each(make_batches(1)[0])] == [
+        [0, 1],
+        [0, 1],
+    ]
 
 
 def test_an_engine_that_keeps_its_old_weights_is_rejected(ray_session: None, tmp_path: Path) -> None:
-    engine = ray.remote(FakeGenerator).options(num_cpus=0.1)
-    stale = GeneratorPool(lambda index: engine.remote(tmp_path, 6), 1, max_restarts=0)
+    generator_class = ray.remote(FakeGenerator).options(num_cpus=0.1)
+    stale_pool = GeneratorPool(lambda index: generator_class.remote(tmp_path, 6), 1, max_restarts=0)
     with pytest.raises(StaleWeightsError, match="has weight version 6 after the learner sent version 7"):
-        stale.load(SNAPSHOT)
+        stale_pool.load(SNAPSHOT)
 
 
 def test_a_snapshot_lost_with_the_learner_counts_as_a_death_of_ranks(ray_session: None, tmp_path: Path) -> None:
-    engines = pool(tmp_path, 1)
+    generators = make_pool(tmp_path, 1)
     (tmp_path / "0").write_text("once")
     (tmp_path / "owner").touch()
     with pytest.raises(RanksDied, match="the learner died, and its weight snapshot was lost"):
-        engines.generate(batches(2))
+        generators.generate(make_batches(2))
     (tmp_path / "owner").unlink()
-    engines.load(SNAPSHOT)
-    assert indices(engines.generate(batches(2))) == [0, 1, 2, 3]
+    generators.load(SNAPSHOT)
+    assert prompt_indices(generators.generate(make_batches(2))) == [0, 1, 2, 3]
 
 
 class FailingGenerator:
@@ -125,9 +130,9 @@ class FailingGenerator:
 
 
 def test_a_generator_that_fails_in_its_constructor_is_not_restarted(ray_session: None) -> None:
-    engine = ray.remote(FailingGenerator).options(num_cpus=0.1)
-    impossible = GeneratorPool(lambda index: engine.remote(), 1, max_restarts=3)
+    generator_class = ray.remote(FailingGenerator).options(num_cpus=0.1)
+    failing_pool = GeneratorPool(lambda index: generator_class.remote(), 1, max_restarts=3)
     message = "generator 0 .*raised RuntimeError: no kernels for heads of 16 channels, at .*, in its constructor"
     with pytest.raises(RuntimeError, match=message):
-        impossible.load(SNAPSHOT)
-    assert impossible.restarts == 0
+        failing_pool.load(SNAPSHOT)
+    assert failing_pool.restarts == 0

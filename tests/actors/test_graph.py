@@ -32,7 +32,7 @@ ROLLOUTS = RolloutConfig(
 )
 
 
-def make_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
+def make_graph_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
     tokenizer = load_tokenizer(folder)
     texts = [f"hello {number}" for number in range(10)]
     ids = [tuple(tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in texts]
@@ -63,13 +63,13 @@ def execution(*, generators: int, learners: int) -> GraphExecution:
 @pytest.fixture(scope="module")
 def graph(policies: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     """A started graph for PPO with two generators and two learner ranks."""
-    config = make_config(policies["tied-1"], tmp_path_factory.mktemp("checkpoints"), "ppo")
+    config = make_graph_config(policies["tied-1"], tmp_path_factory.mktemp("checkpoints"), "ppo")
     with build_graph(config, execution(generators=2, learners=2)) as graph:
         assert graph.start() == 0
         yield graph
 
 
-def kill(actor: ray.actor.ActorHandle) -> None:
+def kill_process(actor: ray.actor.ActorHandle) -> None:
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
@@ -94,7 +94,7 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph
     before = graph.score_held_out(prompts)
     assert len(before.rollouts) == 10
 
-    kill(graph.generators.actors[0])
+    kill_process(graph.generators.actors[0])
     after = graph.score_held_out(prompts)
     assert graph.generators.restarts == 1
     assert after == before  # another generator repeated the batch, with the same result
@@ -108,20 +108,20 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph
     assert reproducible_values(third) != reproducible_values(second)
     assert first.reference_kl == pytest.approx(0.0, abs=1e-6)  # before the first update, policy and reference are equal
 
-    kill(graph.learner.ranks.actors[1])
+    kill_process(graph.learner.ranks.actors[1])
     with pytest.raises(RanksDied) as death:
         graph.train_step(3)
     graph.recover(death.value)
     assert graph.start() == 2  # the checkpoint before step 2 was complete when the rank died
     assert reproducible_values(graph.train_step(2)) == reproducible_values(third)
 
-    kill(graph.scorer)
+    kill_process(graph.scorer)
     graph.train_step(3)
 
 
 @pytest.mark.slow
 def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tmp_path: Path) -> None:
-    config = make_config(policies["untied-1"], tmp_path, "grpo")
+    config = make_graph_config(policies["untied-1"], tmp_path, "grpo")
     rollouts = replace(ROLLOUTS, prompts_per_step=8, group_size=8, generation_batch_prompts=8)
     config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
     with build_graph(config, execution(generators=1, learners=1)) as graph:
@@ -143,15 +143,17 @@ def test_the_log_ratio_to_the_reference_uses_the_learners_logprobs() -> None:
 
 
 def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(policies["tied-1"], tmp_path, "grpo")
+    config = make_graph_config(policies["tied-1"], tmp_path, "grpo")
     no_actors = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
     graph = Graph(config, execution(generators=1, learners=1), **no_actors)  # pyright: ignore[reportArgumentType]
     tokenizer = load_tokenizer(policies["tied-1"])
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
-    ended = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
-    cut = replace(ended, finished=False)
-    scored, samples = graph._to_scorer_inputs(config.prompts[:1], [RolloutGroup(0, (ended, cut))])
-    ends = tokenizer.decode([tokenizer.end_id])
-    assert ends.strip() and tokenizer.decode(text_ids).startswith(tokenizer.decode([tokenizer.pad_id]))
-    assert scored.texts == [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + ends]
+    finished_rollout = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
+    truncated_rollout = replace(finished_rollout, finished=False)
+    scored, samples = graph._to_scorer_inputs(
+        config.prompts[:1], [RolloutGroup(0, (finished_rollout, truncated_rollout))]
+    )
+    end_text = tokenizer.decode([tokenizer.end_id])
+    assert end_text.strip() and tokenizer.decode(text_ids).startswith(tokenizer.decode([tokenizer.pad_id]))
+    assert scored.texts == [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + end_text]
     assert [sample.completion for sample in samples] == scored.texts

@@ -69,27 +69,27 @@ def test_an_engine_without_any_comparable_checksum_is_stale() -> None:
 class Case:
     """Weight snapshots of two versions of a policy, and logprobs of some rollouts at temperature 0.7."""
 
-    def __init__(self, old: Transformer, new: Transformer) -> None:
+    def __init__(self, old_model: Transformer, new_model: Transformer) -> None:
         send = ObjectStoreSender(rank=0, dtype=torch.float32).send
-        self.old, self.new = send(old, 1), send(new, 2)
-        self.model, self.model_config = new, new.config
+        self.old_snapshot, self.new_snapshot = send(old_model, 1), send(new_model, 2)
+        self.model, self.model_config = new_model, new_model.config
         rollouts = [Rollout((5, 6, 7), tuple(range(10 + i, 26 + i)), (0.0,) * 16, 2, False) for i in range(4)]
         self.batch: Batch = rollout_batch(rollouts, pad_id=0)
-        self.learner = self.under(self.new)
+        self.learner_logprobs = self.logprobs_under_snapshot(self.new_snapshot)
 
-    def under(self, snapshot: WeightSnapshot) -> Tensor:
+    def logprobs_under_snapshot(self, snapshot: WeightSnapshot) -> Tensor:
         return logprobs_under(self.model_config, read_weights(snapshot), self.batch, temperature=0.7)
 
     def check(self, engine: Tensor) -> None:
         check_logprobs(
             self.batch,
             engine,
-            self.learner,
+            self.learner_logprobs,
             bound=LogprobBound(max=1e-4, mean=1e-4),
             model_config=self.model_config,
             temperature=0.7,
-            current=self.new,
-            previous=self.old,
+            current=self.new_snapshot,
+            previous=self.old_snapshot,
         )
 
 
@@ -106,34 +106,34 @@ def test_a_snapshot_has_the_logprobs_of_its_model(case: Case) -> None:
 
 def test_an_engine_that_kept_the_old_weights_is_stale(case: Case) -> None:
     with pytest.raises(StaleWeightsError, match="with the weights of version 1 instead of 2 they differ by up to"):
-        case.check(case.under(case.old))
+        case.check(case.logprobs_under_snapshot(case.old_snapshot))
 
 
 def test_an_engine_that_kept_only_the_old_head_is_stale(case: Case) -> None:
-    old, new = dict(read_weights(case.old)), dict(read_weights(case.new))
-    head = old.get("lm_head.weight", old["model.embed_tokens.weight"])
-    mixed = {**new, "lm_head.weight": head}
+    old_weights, new_weights = dict(read_weights(case.old_snapshot)), dict(read_weights(case.new_snapshot))
+    head = old_weights.get("lm_head.weight", old_weights["model.embed_tokens.weight"])
+    mixed_weights = {**new_weights, "lm_head.weight": head}
     untied = replace(case.model_config, tie_embeddings=False)
-    engine = logprobs_under(untied, mixed.items(), case.batch, temperature=0.7)
+    engine = logprobs_under(untied, mixed_weights.items(), case.batch, temperature=0.7)
     with pytest.raises(StaleWeightsError, match="with the output head of version 1 instead of 2"):
         case.check(engine)
 
 
 def test_a_difference_that_older_weights_do_not_explain_is_a_numerics_error(case: Case) -> None:
-    noise = torch.rand(case.learner.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    noise = torch.rand(case.learner_logprobs.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     with pytest.raises(NumericsError, match="older weights do not explain the difference"):
-        case.check(case.learner + noise)
+        case.check(case.learner_logprobs + noise)
 
 
 def test_a_wrong_temperature_is_a_numerics_error(case: Case) -> None:
-    at_one = logprobs_under(case.model_config, read_weights(case.new), case.batch, temperature=1.0)
+    at_temperature_1 = logprobs_under(case.model_config, read_weights(case.new_snapshot), case.batch, temperature=1.0)
     with pytest.raises(NumericsError):
-        case.check(at_one)
+        case.check(at_temperature_1)
 
 
 def test_a_difference_of_nan_is_a_numerics_error(case: Case) -> None:
     with pytest.raises(NumericsError):
-        case.check(torch.full_like(case.learner, float("nan")))
+        case.check(torch.full_like(case.learner_logprobs, float("nan")))
 
 
 def test_bfloat16_weights_are_sent_unchanged(ray_session: None, policies: dict[str, Path]) -> None:
