@@ -126,7 +126,7 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
 
 
 def apply_changes(output: Storage, staging: Storage) -> None:
-    """Copy the staged tables over those of the corpus."""
+    """Replace the tables of the corpus by the staged tables."""
     for kind in Part._fields:
         for name in staging.glob(f"{kind}/*.parquet"):
             output.write_bytes(name, staging.read_bytes(name))
@@ -143,7 +143,8 @@ def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[
     """Return the ids, and the ids of all documents that are connected with them by `kept_id`, directly or indirectly.
 
     Each round reads the ids of all dropped documents once. Four rounds are enough for any cluster, because each of its
-    documents was dropped for the kept document, or for a document that was dropped for the kept document.
+    documents was dropped in favor of the kept document, or in favor of a document that was itself dropped in favor of
+    the kept document.
     """
     connected: set[str] = set()
     new_ids = set(ids)
@@ -156,7 +157,7 @@ def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[
 
 
 def _duplicate_pairs(output: Storage, part_number: int, ids: pa.Array) -> list[tuple[str, str]]:
-    """Return (id, kept_id) of the dropped duplicates of a part in which `id` or `kept_id` is among `ids`."""
+    """Return (id, kept_id) of each dropped duplicate of a part whose `id` or `kept_id` is among `ids`."""
     with output.open(part_file("drops", part_number)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
     dropped_ids, kept_ids = table["id"], table["kept_id"]

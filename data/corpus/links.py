@@ -30,10 +30,10 @@ def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, se
     Entry e says that signature `members[e]` (int64 [E]) has the key `keys[e]` (uint64 [E]). A key is the hash of a
     band. All signatures (uint32 [N, K]) must be different.
 
-    The signatures with one key are a group. They are sorted by their digests, so that the links do not depend on how
-    the documents are distributed over tasks. Each signature is compared with the first one of its group and with the
-    next `WINDOW` ones. Two signatures that are both linked to the first one are not compared. So the time is linear in
-    E. These are not all links, but enough to find the clusters.
+    The signatures with one key are a group. A group is sorted by the digests of its signatures, so that the links do
+    not depend on how the documents are distributed over tasks. Each signature is compared with the first signature of
+    its group and with the next `WINDOW` signatures. Two signatures that are both linked to the first one are not
+    compared. So the time is linear in E. The result does not contain all links, but enough to find the clusters.
     """
     order = np.lexsort((signature_digests(signatures)[members], keys))
     members = members[order]

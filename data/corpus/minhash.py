@@ -162,7 +162,7 @@ def signature_digests(signatures: np.ndarray) -> np.ndarray:
 
 
 def _hash_last_axis(values: np.ndarray, seed: np.ndarray | np.uint64) -> np.ndarray:
-    """Hash the values along the last axis to uint64. Another seed gives other hashes."""
+    """Hash the values along the last axis to uint64. Different seeds give different hashes."""
     hashes = mix_bits(np.zeros(values.shape[:-1], np.uint64) + seed * _FACTOR)
     for position in range(values.shape[-1]):
         hashes = mix_bits(hashes * _FACTOR + values[..., position])

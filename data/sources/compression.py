@@ -51,7 +51,7 @@ CODECS = {
     "lzma": Codec(b"\x5d\0\0", lzma.LZMADecompressor),
     "zst": Codec(b"\x28\xb5\x2f\xfd", zstd_decompressor),
 }
-"""The codec of each extension of a file name (in lower case)."""
+"""The codec for each extension of a file name. Extensions are in lower case."""
 
 
 def is_damage_error(error: Exception) -> bool:
@@ -201,7 +201,7 @@ class DecompressedBlocks:
             yield b"".join(pieces)
 
     def _decompress_pieces(self) -> Iterator[bytes]:
-        """Yield what each `_INPUT_BYTES` of the file decompress to."""
+        """Decompress `_INPUT_BYTES` of the file at a time, and yield the results."""
         block_start = self.member_start  # position of the block in the file
         decompressor: Any = None
         for block in read_raw_blocks(self._file):

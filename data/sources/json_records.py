@@ -33,7 +33,7 @@ def jsonl_records(source: Source, read_range: ReadRange) -> Records:
         if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
-            yield offset, parse_object(line, "a line must hold a JSON object")
+            yield offset, parse_object(line, "a line must be a JSON object")
 
 
 def parse_object(raw: bytes, rule: str) -> dict[str, Any] | BadRecord:
@@ -71,7 +71,7 @@ def json_records(source: Source, read_range: ReadRange) -> Records:
                 record = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)
             yield index, record
     elif first_character:
-        yield 0, BadRecord("malformed JSON: a file must hold an array or an object of records")
+        yield 0, BadRecord("malformed JSON: a file must be an array or an object of records")
 
 
 def _drop_first_character(buffer: Buffer) -> str:

@@ -234,7 +234,7 @@ def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]
 def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the readable records of a file. Appends the reasons of unreadable records to `errors`.
 
-    Damage ends the file without raising an error, because a run sends the rest of a damaged file to quarantine.
+    Stops at damage without raising an error, because a run sends the rest of a damaged file to quarantine.
     """
     try:
         for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):

@@ -32,14 +32,14 @@ def decode_utf8(raw: bytes | bytearray) -> str:
 
 def join_blocks(blocks: Iterable[bytes]) -> bytes | BadRecord:
     """Join all blocks to one record. Returns a BadRecord as soon as the record is too long."""
-    read_blocks: list[bytes] = []
+    joined_blocks: list[bytes] = []
     num_bytes = 0
     for block in blocks:
-        read_blocks.append(block)
+        joined_blocks.append(block)
         num_bytes += len(block)
         if is_too_long(num_bytes):
             return too_long_error()
-    return b"".join(read_blocks)
+    return b"".join(joined_blocks)
 
 
 def split_lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
@@ -48,8 +48,8 @@ def split_lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Ite
     A line includes its line end. `offset` is the position in the file at which the first block begins. A BadRecord
     takes the place of a line that is too long.
     """
-    pieces: list[bytes] = []  # of the current line
-    line_start = position = offset  # `position` is that of the next byte to search for a line end
+    pieces: list[bytes] = []  # the pieces of the current line
+    line_start = position = offset  # `position` is where the search for line ends continues
     for block in blocks:
         begin = 0
         while end := block.find(b"\n", begin) + 1:
@@ -76,7 +76,10 @@ def _join_line(pieces: list[bytes], num_bytes: int) -> bytes | BadRecord:
 
 
 class Buffer:
-    """A window on a stream of blocks. A parser appends blocks at its end and drops parsed bytes at its start."""
+    """The part of a stream of blocks that a parser keeps in memory.
+
+    A parser appends blocks at the end of the buffer and drops parsed bytes at its start.
+    """
 
     def __init__(self, blocks: Iterable[bytes], offset: int = 0):
         self._blocks = iter(blocks)
@@ -119,7 +122,8 @@ class Buffer:
         """Find the first match from `start` on, reading blocks as needed. Returns its begin and end within `data`.
 
         Returns None if no match begins within about `limit` bytes after `start`. `overlap` is the greatest length of a
-        match. So many bytes at the end of `data` are searched again after each block, for a match across the blocks.
+        match. The last `overlap` bytes of `data` are searched again after each block, because a match may continue in
+        the next block.
         """
         position = start
         while True:

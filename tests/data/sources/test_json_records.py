@@ -120,7 +120,7 @@ def test_records_equal_those_of_json_loads_for_any_block_size(
         (b'[{"text": "a"}, ]', ["a"], [(1, "malformed JSON")]),
         (b'[{"text": "a"}] {"text": "b"}', ["a"], [(1, "more text after the end")]),
         (b'[{"text": "a"}, [' + b"[" * 5000 + b"]" * 5000 + b'], {"text": "c"}]', ["a", "c"], [(1, "too deep")]),
-        (b'"just a string"', [], [(0, "must hold an array or an object")]),
+        (b'"just a string"', [], [(0, "must be an array or an object")]),
         (b'{"k": {"text": "a"}, "l": {"text": 1,}}', ["a"], [(1, "malformed JSON")]),
     ],
 )

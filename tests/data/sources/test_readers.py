@@ -124,7 +124,7 @@ def test_a_missing_column_is_an_error_that_suggests_the_most_similar_name(tmp_pa
         ({"format": "csv", "delimiter": '"'}, "must be one character"),
         ({"fraction": 0}, "fraction: 0 must be above 0"),
         ({"format": "jsonl"}, r"no readable jsonl record .* \(malformed JSON: Expecting value"),
-        ({"format": "json"}, r"no readable json record .* must hold an array or an object"),
+        ({"format": "json"}, r"no readable json record .* must be an array or an object"),
         ({"format": "warc"}, r"no readable warc record .* no WARC record begins here"),
     ],
 )
