@@ -21,15 +21,15 @@ def text_key(text: str) -> bytes:
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are dropped.
 
-    `rows` must contain all rows of the part.
+    `rows` must contain all rows of a part. It may contain rows of several parts.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:
         return rows
     ids, keys = rows["id"].to_pylist(), rows["key"].to_pylist()
     first_positions: dict[bytes, int] = {}
-    # A chunk contains only one text of its equal ones (`without_equal_texts`). The first row of the part was also the
-    # first one in its chunk, so it still has its text.
+    # In a chunk, only the first row of each text still has the text (`without_equal_texts`). The row that is first in
+    # the part was also first in its chunk, so it still has the text.
     for position in kept_positions(rows).tolist():
         first_positions.setdefault(keys[position], position)
     duplicates = {

@@ -50,7 +50,7 @@ def _wrong_field_count(row: list[str], header: list[str]) -> BadRecord:
 class _LineFeed:
     """Iterator that gives lines to the csv module and remembers the lines of the current row.
 
-    The csv module asks for as many lines as the row needs. The iterator raises BadRecord if they are too long together.
+    The csv module asks for as many lines as the row needs. The iterator raises BadRecord if the row becomes too long.
     """
 
     def __init__(self, lines: Iterator[tuple[int, bytes | BadRecord]]):
