@@ -313,7 +313,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="corpus",
-    version=3,
+    version=4,
     kind="corpus",
     config=CorpusConfig,
     run=run,
