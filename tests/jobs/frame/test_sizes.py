@@ -131,5 +131,6 @@ def test_the_memory_for_serving_a_compressed_model_includes_the_size_of_its_file
     folder.write_json("model/config.json", {"model_type": "llama", "quantization_config": {"quant_method": "int8"}})
     folder.write_bytes("model/model.safetensors", bytes(3 << 20))
     planned = {"model": Artifact(folder, Record(id="compress-0", stage="compress", kind="compressed_model"))}
+    assert serve.STAGE.workload is not None
     (server,) = serve.STAGE.workload(ServeConfig(model="compress"), planned).processes
     assert server.memory_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)
