@@ -13,7 +13,8 @@ _MAX_LIMIT_BYTES = 1 << 60
 """A larger limit means no limit: version 1 writes a number near 2**63 where no limit is set."""
 _ROOT = Path("/sys/fs/cgroup")
 _MARKER_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
-"""For each controller the file that every group has, in version 1 and in version 2. The root of version 2 has none."""
+"""For each controller the names of a file that every group has: first in version 1, then in version 2. A folder with
+such a file is a group. Only the root group of version 2 lacks the file."""
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def start_module(
     The child's stdout and stderr are written to `output`. If it is None, the child inherits those of this process. With
     `has_pipes` the child's stdin and stdout are pipes to this process and its stderr is discarded.
 
-    The module must not pass functions that it defines to children that it spawns, because in those children it is not
-    the main module and the functions are not found. Call `start_module` from a thread that lives as long as the child
-    is needed, because the kernel kills the child when the thread that started it ends.
+    The module must not pass its own functions to children that it spawns with multiprocessing: the children could not
+    find the functions, because `module` is not their main module. Call `start_module` from a thread that lives as long
+    as the child is needed, because the kernel kills the child when the thread that started the child ends.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.child_process", module, *arguments],
@@ -64,7 +64,7 @@ def stop_process(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> 
 def _end_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, and exit now if the parent has already ended.
 
-    Systems other than Linux offer no such kill, so there only the exit happens.
+    Systems other than Linux cannot kill a process when its parent ends. On them this function only exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

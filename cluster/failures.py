@@ -24,7 +24,7 @@ _MAX_DETAIL_LINES = 12
 
 
 class JobFailed(RuntimeError):
-    """A job failed and no restart is left.
+    """A job failed, and all restarts that its config allows are used up.
 
     `text` is one sentence for the user. `detail` is a traceback or the end of a log.
     """
