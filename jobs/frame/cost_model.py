@@ -13,7 +13,8 @@ from jobs.frame.calibration import Machine
 from jobs.frame.workload import ProcessKind, Workload
 
 REFERENCE_PYTHON_S = 0.0193
-"""`Machine.python_s` of the reference processor. The constants are multiplied by a machine's ratio to it."""
+"""`Machine.python_s` of the reference processor. On another machine, the constants in seconds are multiplied
+by the ratio of its `python_s` to this value. Times of waiting are not."""
 
 
 class ProcessCost(NamedTuple):
@@ -89,8 +90,8 @@ def predict(workload: Workload, machine: Machine) -> Cost:
 def reachable_flops(workload: Workload, machine: Machine) -> float:
     """Return the FLOP/s that all threads of the workload together reach on the machine.
 
-    Up to a hidden size of 256 they follow from the measured training step, and from 1024 on from the measured large
-    matmul. In between, the two are interpolated.
+    The calibration measured the FLOP/s of a small decoder and of a large matmul. Up to a hidden size of 256, the result
+    follows from the small decoder, and from 1024 on it follows from the large matmul. In between, it is interpolated.
     """
     narrow_flops = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
     wide_flops = max(narrow_flops, WIDE_MODEL_EFFICIENCY * machine.product_flops)

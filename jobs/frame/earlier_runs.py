@@ -34,9 +34,8 @@ def earlier_runs(store: Storage) -> list[EarlierRun]:
         measured = record.measured
         if measured.peak_memory_gib is None or measured.machine != this_machine or measured.resumed:
             continue
-        if set(measured.workload or {}) == {
-            field.name for field in fields(Workload)
-        }:  # written by this version of Raymill
+        # A version of Raymill with a different Workload may have written the record.
+        if set(measured.workload or {}) == {field.name for field in fields(Workload)}:
             workload = from_plain(Workload, measured.workload)
             runs.append(EarlierRun(record.id, record.stage, record.wall_s, measured.peak_memory_gib, workload))
     return runs

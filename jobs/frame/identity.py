@@ -7,8 +7,8 @@ from typing import Any
 from jobs.frame.references import is_user_code
 
 _HASHED_BY_CONTENT = ("kinds", "source")
-"""The marks (see `fields.py`) of fields that refer to artifacts or files. These are hashed by id or by content, not by
-the value of the field."""
+"""The marks (see `fields.py`) of fields that refer to artifacts or files. `Job.id` hashes the id of the artifact or the
+content of the file instead of the value of the field."""
 
 
 def changed_fields(config: Any) -> dict[str, Any]:

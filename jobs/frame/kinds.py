@@ -1,8 +1,8 @@
-"""The kinds of artifacts, and the sizes that describe an artifact of each kind.
+"""The kinds of artifacts, and for each kind the sizes that other stages need to know.
 
-A stage makes artifacts of one kind, and an input accepts artifacts of certain kinds. No stage's code names another
-stage. The sizes of a finished artifact are read from it. The sizes of an artifact that does not exist yet are computed
-by its stage (`Stage.output_sizes`).
+A stage makes artifacts of one kind, and an input accepts artifacts of certain kinds. Therefore no stage's code refers
+to a different stage. The sizes of a finished artifact are read from it. The sizes of an artifact that does not exist
+yet are computed by its stage (`Stage.output_sizes`).
 """
 
 from dataclasses import dataclass

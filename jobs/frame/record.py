@@ -38,7 +38,7 @@ class Measured:
     """The fields of `Workload` as plain values. An artifact of a different version of Raymill may have different
     fields."""
     resumed: bool = False
-    """Whether the run resumed from an earlier attempt. Its time is then only a part of the time of the stage."""
+    """Whether the run resumed from an earlier attempt. The measured time is then only a part of the stage's time."""
     machine: Hardware | None = None
     cpu_s: float | None = None
     """CPU seconds, summed over all processes."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.credentials import reject_credentials
 
-_VALUES = (
+_SECRET_VALUES = (
     re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
     re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
@@ -14,22 +14,22 @@ _VALUES = (
     re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
     re.compile(r"^[0-9a-f]{40}$"),  # a W&B key of the older format
 )
-_FIELD_NAME = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
-_VARIABLE_NAME = re.compile(
+_SECRET_FIELD_NAME = re.compile(r"(api_?key|secret|password|passwd|access_?key|auth_?token)$", re.IGNORECASE)
+_SECRET_VARIABLE_NAME = re.compile(
     r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|PAT)(_|$)|ACCESS_KEY"
 )
 
 
 def reject_secrets(value: Any, label: str, path: str = "") -> None:
-    """Raise ValueError if a value, or the name of its field, looks like that of a secret.
+    """Raise ValueError if a value looks like a secret, or if its field has a name such as `api_key` or `password`.
 
-    `value` may contain mappings and lists; `path` is its path in the config. The message begins with `label` and does
-    not contain the value.
+    `value` may be a mapping or a list; then every value inside is checked. `path` is the path of `value` in the config.
+    The message begins with `label` and does not contain the secret.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
             item_path = f"{path}.{key}" if path else str(key)
-            if _FIELD_NAME.search(str(key)) and isinstance(item, str):
+            if _SECRET_FIELD_NAME.search(str(key)) and isinstance(item, str):
                 raise ValueError(
                     f"{label}: {item_path} looks like a secret; set it as an environment variable, never in a config"
                 )
@@ -38,7 +38,7 @@ def reject_secrets(value: Any, label: str, path: str = "") -> None:
         for index, item in enumerate(value):
             reject_secrets(item, label, f"{path}[{index}]")
     elif isinstance(value, str):
-        if any(pattern.search(value) for pattern in _VALUES):
+        if any(pattern.search(value) for pattern in _SECRET_VALUES):
             raise ValueError(
                 f"{label}: {path} has a value that looks like a secret; set it as an environment variable, never in a "
                 "config"
@@ -51,4 +51,4 @@ def reject_secrets(value: Any, label: str, path: str = "") -> None:
 
 def is_secret_variable(name: str) -> bool:
     """Return whether an environment variable with this name is likely to contain a secret."""
-    return _VARIABLE_NAME.search(name.upper()) is not None
+    return _SECRET_VARIABLE_NAME.search(name.upper()) is not None

@@ -30,7 +30,9 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
     num_positional = len(arguments.posonlyargs) + len(arguments.args)
     num_required = num_positional - len(arguments.defaults)
     if arguments.vararg is None and not num_required <= len(parameters) <= num_positional:
-        raise ValueError(f"{program.function} of {program.path} must take ({', '.join(parameters)})")
+        raise ValueError(
+            f"the function {program.function} in {program.path} must accept the parameters ({', '.join(parameters)})"
+        )
     return program
 
 

@@ -49,7 +49,7 @@ class Workload:
     rl_steps: int = 0
     """Number of RLHF steps. The cost model adds time for each step's messages, weight sync and sync check."""
     engine_steps: float = 0.0
-    """Number of forward passes of the vLLM engines. To decode one more token for all prompts of a batch is one pass."""
+    """Number of forward passes of the vLLM engines. One pass decodes one more token for every prompt of a batch."""
     python_s: float = 0.0
     """Seconds that the stage's Python code would take in one process on the reference processor
     (`cost_model.REFERENCE_PYTHON_S`)."""

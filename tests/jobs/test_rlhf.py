@@ -92,7 +92,9 @@ def test_a_verifier_must_be_a_function_of_three(config: RLHFConfig) -> None:
     assert read_verifier(f"{file}:letters") == Program(VERIFIER, file, "letters")
     with pytest.raises(ValueError, match="has no function 'words'; it defines letters, two_arguments"):
         read_verifier(f"{file}:words")
-    with pytest.raises(ValueError, match=r"two_arguments of .* must take \(prompt, completion, record\)"):
+    with pytest.raises(
+        ValueError, match=r"two_arguments in .* must accept the parameters \(prompt, completion, record\)"
+    ):
         read_verifier(f"{file}:two_arguments")
     with pytest.raises(ValueError, match="cannot be read as a Python file"):
         read_verifier("nowhere/verifier.py:f")
