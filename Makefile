@@ -26,7 +26,7 @@ demo: .cache/demo/written
 	$(BIN)/raymill run pipeline configs/tiny/pipeline.yaml
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -69,17 +69,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that share a Ray session last, one after another: others start sessions of their own.
-
-    With xdist the tests of a file share a worker, as do those that share a Ray session.
-    """
-    items.sort(key=_shares_ray)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray_session" if _shares_ray(item) else str(item.path)))
-
-
-def _shares_ray(item: pytest.Item) -> bool:
-    return "ray_session" in getattr(item, "fixturenames", ())
+    """Run the files that use the shared Ray session last, because tests of other files start sessions of their own."""
+    files = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in files)
 
 
 @pytest.fixture(scope="session")
