@@ -1,6 +1,6 @@
 """Sampling from a decoder without a KV cache, for a few sample texts after training.
 
-It is slow. Rollouts, evaluation and serving generate with vLLM.
+Rollouts, evaluation and serving do not use this slow function. They generate with vLLM.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def length_weighted_advantages(inputs: AdvantageInputs, learning: LearningConfig
     length_N = inputs.mask_NT.sum(1).double()
     num_groups = int(group_N.max()) + 1
     length_G = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, group_N, length_N)
-    reward_sum_G = torch.zeros_like(length_G).index_add_(0, group_N, length_N * inputs.rewards_N.double())
+    weighted_reward_sum_G = torch.zeros_like(length_G).index_add_(0, group_N, length_N * inputs.rewards_N.double())
     return Advantages(
-        broadcast_to_tokens(inputs.rewards_N.double() - (reward_sum_G / length_G)[group_N], inputs.mask_NT)
+        broadcast_to_tokens(inputs.rewards_N.double() - (weighted_reward_sum_G / length_G)[group_N], inputs.mask_NT)
     )
 
 
