@@ -204,7 +204,7 @@ def test_more_workers_than_the_cluster_has_cpus_for_are_rejected(folder: Path, r
 def test_a_stopped_and_a_killed_rank_are_reported_with_the_cause_and_the_run_finishes(
     folder: Path, ray_session: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_monitor, "_STOPPED_S", 1.0)
+    monkeypatch.setattr(node_monitor, "_MIN_STOP_S", 1.0)
     caplog.set_level(logging.INFO)
     planted: list[str] = []
 
