@@ -168,10 +168,11 @@ def _explain_failures(name: str) -> Iterator[None]:
 def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
     """Return the interrupted attempt whose files are in the output, or None if there is none to resume from.
 
-    The files of an attempt are deleted if `raymill forget` has since removed documents from an input. The order of the
-    input's samples is then different, so a resumed training would skip some samples and repeat others. Files that were
-    made from the old input would still contain forgotten documents. The files are also deleted if `raymill forget` was
-    killed while it changed this artifact.
+    The files of an attempt are deleted if the content of an input has changed since, for example because
+    `raymill forget` has removed documents from the input. The order of the input's samples is then different, so a
+    resumed training would skip some samples and repeat others. Files that were made from the old input would still
+    contain forgotten documents. The files are also deleted if `raymill forget` was killed while it changed this
+    artifact.
     """
     unfinished = read_unfinished(output)
     # Inputs are compared by digest and not by location, because the store may have been moved.

@@ -67,7 +67,7 @@ class Stage:
     """Writes the artifact into `context.output` and returns its summary, a dataclass of plain values. If the process
     is killed, the next attempt calls `run` again with the files that the earlier attempt wrote still in the output."""
     check: Callable[[Any], None] = lambda config: None
-    """Checks the config alone: no file, no input. Raises ValueError for a wrong value."""
+    """Checks the values of the config, without its source files and inputs. Raises ValueError for a wrong value."""
     check_sources: Callable[[Any], None] = lambda config: None
     """Checks the source files that the config names. Raises ValueError for a missing column or a malformed record.
     Called only on machines that can read the files."""
