@@ -18,14 +18,9 @@ from cluster.process_info import ProcessInfo
 from cluster.progress import num_changes
 from cluster.remote_monitors import ClusterNodes, RayClusterNodes, RemoteMonitors
 from cluster.signals import received_signal
+from cluster.stall_detector import StallDetector
 
 _POLL_INTERVAL_S = 1.0
-_IDLE_LIMIT_S, _BUSY_LIMIT_S = 180.0, 1800.0
-"""A stall is reported when the run has made no progress for this long: the first limit applies while all processes are
-idle, the second while at least one computes."""
-_STALL_FACTOR = 10.0
-"""A pause without progress only counts as a stall if it is this many times longer than the longest pause before. Slow
-machines have long pauses and must not cause warnings."""
 _POP_DEATH_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -70,37 +65,6 @@ def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
     """Monitor a child process that the driver started itself. Does nothing when no stage is monitored."""
     if _current_monitor is not None:
         write_record(replace(process, ip=node_ip()), log_death=log_death)
-
-
-class StallDetector:
-    """Decides whether a run has stalled, from the reports of the nodes and the current time."""
-
-    def __init__(self, now_s: float) -> None:
-        self._last_progress_s = now_s
-        """Time of the last progress."""
-        self._last_activity_s = now_s
-        """Time at which a process last computed or made progress."""
-        self._longest_pause_s, self._num_changes, self._is_reported = 0.0, 0, False
-
-    def update(self, reports: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
-        """Return the seconds since the last progress when the run has stalled, else None.
-
-        A stall is returned once, and then not again before there was progress. `num_changes` is the driver's own
-        progress counter (`progress.num_changes`).
-        """
-        pause_s = now_s - self._last_progress_s
-        if num_changes != self._num_changes or any(report.has_progress for report in reports):
-            self._longest_pause_s = max(self._longest_pause_s, pause_s)
-            self._num_changes, self._is_reported = num_changes, False
-            self._last_progress_s = self._last_activity_s = now_s
-            return None
-        if any(report.is_busy for report in reports):
-            self._last_activity_s = now_s
-        is_over_limit = pause_s > _BUSY_LIMIT_S or now_s - self._last_activity_s > _IDLE_LIMIT_S
-        if self._is_reported or not is_over_limit or pause_s <= _STALL_FACTOR * self._longest_pause_s:
-            return None
-        self._is_reported = True
-        return pause_s
 
 
 class StageMonitor:

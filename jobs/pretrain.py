@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster.process_group import RankContext
 from cluster.storage import Storage
-from data.tokens.order import check_weights
+from data.tokens.mixture import check_weights
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.frame.artifact import Artifact

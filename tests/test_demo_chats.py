@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from jobs.frame.config import load_yaml
+from jobs.frame.config_loader import load_yaml
 
 TINY = Path(__file__).parent.parent / "configs/tiny"
 SIZES = {"sft": 40, "preferences": 30, "preferences_held_out": 4, "prompts": 10, "prompts_held_out": 5}

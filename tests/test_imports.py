@@ -37,7 +37,7 @@ DATA_ARROWS = {
 it uses the readers."""
 
 ONE_HOME = {
-    "omegaconf": {"jobs/frame/config.py"},
+    "omegaconf": {"jobs/frame/config_loader.py"},
     "wandb": {"cluster/wandb_client.py"},
 }
 """Libraries that one file each knows."""

@@ -8,7 +8,7 @@ import pytest
 from data.cleaning.recipe import clean, name_and_settings
 from data.document import Document
 from jobs.corpus import CorpusConfig, check, check_fairness
-from jobs.frame.config import build, load_yaml
+from jobs.frame.config_loader import build, load_yaml
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "recipes").glob("*.yaml"))
 

@@ -19,7 +19,8 @@ and the last row of a range may be shorter. So each row belongs to one source, a
 
 A document is never split between shards, so when a document must be forgotten only its shard is written again. A corpus
 grows by adding shards, which form a new generation. The order in which rows are trained on depends only on the
-generations, the seed, the sequence length and the mixture of sources (`data/tokens/order.py`).
+generations, the seed, the sequence length and the mixture of sources (`data/tokens/shuffle.py` and
+`data/tokens/mixture.py`).
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.storage import Storage
-from data.tokens.order import Mixture, epoch_order
+from data.tokens.mixture import Mixture
 from data.tokens.shard_cache import local_file
 from data.tokens.shard_format import (
     DOCUMENT_DTYPE,
@@ -33,6 +33,7 @@ from data.tokens.shard_format import (
     read_manifest,
     shard_files,
 )
+from data.tokens.shuffle import epoch_order
 from data.tokens.training_rows import PaddedRows, TrainingRow, pad_rows
 
 _MAX_OPEN_SHARDS = 64  # shards that a reader keeps memory-mapped; each shard has two files

@@ -18,7 +18,7 @@ from cluster.paths import local_path
 from cluster.placement import Placement, TasksExecution
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.shipping import local_program, program_files
-from jobs.frame.config import build, find_execution, load_yaml
+from jobs.frame.config_loader import build, find_execution, load_yaml
 from jobs.frame.pipeline_config import find_pipeline_config, load_configs
 from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.same_code import submission_variables

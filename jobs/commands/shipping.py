@@ -20,7 +20,7 @@ import yaml
 
 from cluster.paths import absolute_url, local_path
 from jobs.frame.artifact import Artifact
-from jobs.frame.config import load_yaml, parse_override
+from jobs.frame.config_loader import load_yaml, parse_override
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
 from jobs.frame.references import find_inputs, find_sources, without_function_name

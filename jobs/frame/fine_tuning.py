@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from data.chats.template import load_tokenizer
-from data.tokens.order import epoch_order
+from data.tokens.shuffle import epoch_order
 from jobs.frame.artifact import Artifact
 from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import PlannedInputs

@@ -32,7 +32,7 @@ from jobs.frame.artifact import (
     read_unfinished,
     write_record,
 )
-from jobs.frame.config import find_execution
+from jobs.frame.config_loader import find_execution
 from jobs.frame.forgetting import read_forgotten, remove_forgotten_documents
 from jobs.frame.job import Job, finished_inputs
 from jobs.frame.precision import resolve_precisions, warn_if_bfloat16_is_emulated, with_precisions

@@ -14,8 +14,8 @@ from cluster.session import check_no_shadowed_packages
 from cluster.storage import Storage
 from cluster.wandb_mirror import wandb_mode
 from jobs.frame.artifact import open_artifact
-from jobs.frame.binder import Binder
 from jobs.frame.job import Job, finished_inputs
+from jobs.frame.job_binder import Binder
 from jobs.frame.pipeline_config import PipelineConfig, find_pipeline_config, read_pipeline_config
 from jobs.frame.stages import stage_name_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.credentials import reject_credentials
-from jobs.frame.config import build, load_yaml, parse_override
+from jobs.frame.config_loader import build, load_yaml, parse_override
 from jobs.frame.secrets import is_secret_variable
 from jobs.frame.stages import STAGES, find_stage
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.machine import free_memory_bytes
 from cluster.session import cluster_address
 from cluster.storage import Storage
-from jobs.frame.config import find_execution
+from jobs.frame.config_loader import find_execution
 from jobs.frame.forecast import MEASURED, Forecast
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster import stage_monitor
-from cluster.node_monitor import NodeMonitor, NodeReport
-from cluster.stage_monitor import StageMonitor, StallDetector
+from cluster import stage_monitor, stall_detector
+from cluster.node_monitor import NodeMonitor
+from cluster.stage_monitor import StageMonitor
 
 
 def test_ignore_exits_forgets_only_the_deaths_of_the_given_process(fake_nodes: Any, monitor: StageMonitor) -> None:
@@ -25,8 +25,8 @@ def test_ignore_exits_forgets_only_the_deaths_of_the_given_process(fake_nodes: A
 def test_a_stall_without_processes_is_reported_with_the_missing_resources(
     monitor: StageMonitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stage_monitor, "_IDLE_LIMIT_S", 0.0)
-    monkeypatch.setattr(stage_monitor, "_STALL_FACTOR", 0.0)
+    monkeypatch.setattr(stall_detector, "_IDLE_LIMIT_S", 0.0)
+    monkeypatch.setattr(stall_detector, "_STALL_FACTOR", 0.0)
     monkeypatch.setattr(stage_monitor, "missing_capacity", lambda: "cleaning: needs 1 CPU, the cluster has 0")
     monitor._warn_of_stall(monitor._poll())
     time.sleep(0.01)
@@ -54,16 +54,3 @@ def test_polling_continues_after_an_error_which_is_reported_once(
     while len(fake_nodes.started) < 3:
         time.sleep(0.01)
     monitor.close()
-
-
-def test_a_stall_is_reported_once_after_minutes_of_idle_or_half_an_hour_of_busy_processes() -> None:
-    idle, busy, progressing = NodeReport([], False, False), NodeReport([], False, True), NodeReport([], True, True)
-    detector = StallDetector(0.0)
-    assert detector.update([idle, progressing], 1, 10.0) is None
-    assert detector.update([idle, busy], 1, 600.0) is None  # a process computes, and the machine may be slow
-    assert detector.update([idle], 1, 700.0) is None
-    assert detector.update([idle], 1, 790.0) == 780.0 and detector.update([idle], 1, 900.0) is None
-    assert detector.update([idle], 2, 910.0) is None  # the driver has made progress
-    assert detector.update([idle], 2, 910.0 + 2000.0) is None  # less than ten times the longest pause, 900 s
-    busy_detector = StallDetector(0.0)
-    assert [busy_detector.update([busy], 0, now) for now in (1000.0, 1799.0, 1801.0)] == [None, None, 1801.0]

@@ -8,7 +8,7 @@ import pytest
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from jobs.corpus import STAGE, CorpusConfig
-from jobs.frame.config import build, load_yaml
+from jobs.frame.config_loader import build, load_yaml
 from jobs.frame.stage import Context
 
 ROOT = Path(__file__).parents[2]

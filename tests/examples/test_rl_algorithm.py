@@ -18,7 +18,7 @@ from cluster.storage import Storage
 from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.identity import changed_fields
 from jobs.frame.references import find_functions, match_sources
 from jobs.frame.user_code import read_algorithm

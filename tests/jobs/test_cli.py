@@ -18,7 +18,7 @@ from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, read_status, record_submission
 from jobs import cli
 from jobs.cli import main, parse
-from jobs.frame import binder, pipeline_run
+from jobs.frame import job_binder, pipeline_run
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.stage import Context, Stage
 
@@ -65,7 +65,7 @@ def no_ray(address: str | None, environment: object) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs of small stages; nothing that runs needs Ray."""
-    monkeypatch.setattr(binder, "find_stage", STAGES.__getitem__)
+    monkeypatch.setattr(job_binder, "find_stage", STAGES.__getitem__)
     monkeypatch.setattr(pipeline_run, "connect", no_ray)
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ from data.corpus.work import CorpusWork
 from data.document import ReadRange
 from data.sources.readers import plan_ranges
 from jobs.corpus import STAGE, WORK, CorpusConfig, num_parts
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.stage import Context
 
 

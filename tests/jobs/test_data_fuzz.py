@@ -17,7 +17,7 @@ from cluster.plain import to_plain
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from jobs.corpus import STAGE, CorpusConfig
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.stage import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_ray")]

@@ -23,7 +23,7 @@ from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig
 from jobs.evaluate import STAGE, EvaluateConfig
 from jobs.frame.artifact import Artifact
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.frame.stages import find_stage

@@ -23,7 +23,7 @@ from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier
 from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, run, train

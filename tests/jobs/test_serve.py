@@ -19,7 +19,7 @@ from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs import serve as stage
 from jobs.frame.artifact import Artifact
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.serve import STAGE, ServeConfig

@@ -27,7 +27,7 @@ from data.tokens.shards_summary import ShardsSummary
 from data.tokens.tokenizer import fingerprint, load_encoder, load_tokenizer, save_tokenizer
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.record import InputRecord, Record
 from jobs.frame.stage import Context
 from jobs.pretrain import STAGE as PRETRAIN

@@ -21,7 +21,7 @@ from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
 from data.tokens.tokenizer_recipe import UNKNOWN
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import WORK, Artifact
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 from jobs.frame.identity import changed_fields
 from jobs.frame.record import Record
 from jobs.frame.stage import Context

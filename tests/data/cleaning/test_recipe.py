@@ -15,7 +15,7 @@ from data.cleaning.repair_unicode import RepairUnicode
 from data.cleaning.repetition import Repetition
 from data.document import Document, Source
 from jobs.corpus import CorpusConfig
-from jobs.frame.config import build
+from jobs.frame.config_loader import build
 
 
 def documents(*texts: str) -> list[Document]:

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.storage import Storage
 from jobs.commands.json_schema import json_schema, write_schemas
-from jobs.frame.config import load_yaml
+from jobs.frame.config_loader import load_yaml
 from jobs.frame.stages import STAGES
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -35,7 +35,7 @@ from jobs.cli import main
 from jobs.commands import submit as submit_module
 from jobs.commands.shipping import write_shipped_files
 from jobs.commands.submit import submit
-from jobs.frame import binder
+from jobs.frame import job_binder
 from jobs.frame.artifact import RECORD, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.pipeline import load_pipeline, load_stage
@@ -74,7 +74,7 @@ STAGES = {
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a user's folder with data, configs and a verifier, and change to it. Its stages do nothing."""
-    monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(job_binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("data/a.txt", "one"),

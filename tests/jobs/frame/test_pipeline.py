@@ -14,7 +14,7 @@ import pytest
 
 from cluster.placement import Placement
 from cluster.storage import Storage
-from jobs.frame import binder, pipeline_run
+from jobs.frame import job_binder, pipeline_run
 from jobs.frame.artifact import Artifact, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.job import Job
@@ -83,7 +83,7 @@ STAGES = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with the configs of three small stages. None of them needs Ray."""
-    monkeypatch.setattr(binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
+    monkeypatch.setattr(job_binder, "find_stage", lambda name: STAGES[name.partition("-")[0]])
     monkeypatch.setattr(pipeline_run, "connect", no_ray)
     monkeypatch.setattr(pipeline_run, "max_cluster_resources", lambda: None)
     (tmp_path / "text.txt").write_text("words")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from cluster.plain import to_plain
-from jobs.frame.config import build, load_yaml, parse_override
+from jobs.frame.config_loader import build, load_yaml, parse_override
 from jobs.frame.identity import changed_fields
 from jobs.frame.stages import find_stage
 

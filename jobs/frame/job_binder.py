@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.frame.artifact import Artifact, open_artifact
-from jobs.frame.config import build, load_yaml
+from jobs.frame.config_loader import build, load_yaml
 from jobs.frame.fields import PREVIOUS
 from jobs.frame.job import Job
 from jobs.frame.references import ConfigInput, find_inputs, match_sources
