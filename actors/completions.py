@@ -61,7 +61,7 @@ class SamplingConfig:
     """Completions are truncated at this number of tokens."""
     seed: int = 0
     """The seed of each completion is derived from this seed."""
-    precision: Precision = precision_field("generators")
+    precision: Precision = precision_field(placement="generators")
     """Precision in which the engines compute (`model.precision`)."""
 
 

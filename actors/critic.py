@@ -33,9 +33,9 @@ class Critic:
         """Return a free `host:port` on this node."""
         return free_address()
 
-    def join(self, address: str) -> None:
+    def join_process_group(self, address: str) -> None:
         """Join the process group at `address` and load the critic."""
-        self._training_rank.join(address, load_hf_scalar_model, lr=self._learning.critic_lr)
+        self._training_rank.join_process_group(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
         """Return the values [n, T] of this rank's n rows.

@@ -83,7 +83,8 @@ class GeneratorPool:
                 running[self._restart(call.generator, error)] = _RunningCall(call.generator, None)
                 continue
             idle.append(call.generator)
-        # A new generator may still be loading the weights after the last batch is done. The next call relies on them.
+        # A new generator may still be loading the weights after the last batch is done. The next call of this method
+        # assumes that all generators have the weights.
         self._finish_loads({future: call.generator for future, call in running.items()})
         return [group for batch in range(len(batches)) for group in results[batch]]
 
@@ -153,7 +154,8 @@ class GeneratorPool:
         self.restarts += 1
         log.warning("%s; a new generator is started and repeats its work", explanation.sentence)
         stage_monitor.ignore_exits("generator", index)
-        ray.kill(self.actors[index])  # Ray may have reported a death too early; the actor must not keep its resources
+        # Ray can report a death while the process is still alive. Without the kill it would keep its resources.
+        ray.kill(self.actors[index])
         self.actors[index] = self._start_generator(index)
         return self.actors[index].load.remote(self._current_snapshot)
 

@@ -72,7 +72,8 @@ after training are sampled with the same random numbers and can be compared in p
 _SYNC_CHECK_SEED_STEP = -2
 """Replaces the training step in the seeds of the completions that the sync check samples after a weight sync."""
 _MIN_SYNC_CHECK_PROMPTS = 4
-"""Minimum number of prompts that every engine completes after a weight sync, so that the sync check can compare it."""
+"""Minimum number of prompts that every engine completes after a weight sync. The sync check compares its logprobs of
+these completions with the learner's."""
 _SYNC_CHECK_TOKENS = 16
 """Maximum number of tokens of a completion for the sync check after a weight sync."""
 
@@ -205,11 +206,11 @@ class Graph:
         """Load the models and the newest checkpoint, if there is one. Returns the training step to run next.
 
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
-        the critic has died. The methods `train_step`, `score_held_out`, `save` and `export` raise it too. After this
+        the critic has died. The methods `train_step`, `complete_and_score`, `save` and `export` raise it too. After this
         error, call `recover`.
         """
         for ranks in self._rank_groups:
-            ranks.join()
+            ranks.join_process_group()
         optimizer_step = self._newest_checkpoint()
         for ranks in self._rank_groups:
             ranks.restore(optimizer_step)
@@ -238,13 +239,16 @@ class Graph:
             self._config.learning,
         )
         with timer("update"):
-            policy_update = self.learner.update(PolicyBatch(batch, engine_NT, advantages_NT, scores.reference_NT), step)
+            # Learner and critic update at the same time.
+            pending_policy_update = self.learner.update(
+                PolicyBatch(batch, engine_NT, advantages_NT, scores.reference_NT), step
+            )
             value_metrics = None
             if self.critic is not None:
                 assert scores.values_NT is not None and returns_NT is not None, "the critic needs values and returns"
                 value_batch = ValueBatch(batch, scores.values_NT, returns_NT)
                 value_metrics = update_metrics(self.critic.update(value_batch, step).wait())
-            policy_metrics = update_metrics(policy_update.wait())
+            policy_metrics = update_metrics(pending_policy_update.wait())
         with timer("weight_sync"):
             self._sync_weights(step + 1)
 
@@ -259,7 +263,7 @@ class Graph:
             times=timer.times(num_sampled=int(batch.loss_mask.sum())),
         )
 
-    def score_held_out(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
+    def complete_and_score(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
         """Sample and score one completion of each held-out prompt. Every call uses the same random numbers."""
         groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
         scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
@@ -268,7 +272,7 @@ class Graph:
     def save(self) -> None:
         """Start saving a checkpoint of learner and critic. The files are written in the background.
 
-        The checkpoint is complete after the next call of `save`, `finish_save` or `export`.
+        The next call of `save`, `finish_save` or `export` waits until this checkpoint is complete.
         """
         for ranks in self._rank_groups:
             ranks.save()
@@ -279,7 +283,8 @@ class Graph:
             ranks.finish_save()
 
     def saved_step(self) -> int:
-        """Return the training step of the newest complete checkpoint, from which a run would resume. 0 without one."""
+        """Return the number of training steps in the newest complete checkpoint, 0 without one. A run resumes with the
+        step of this index."""
         return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
 
     def export(self, output: Storage) -> None:
@@ -324,6 +329,7 @@ class Graph:
         """Sample `num_samples` completions of each prompt from the current policy. Returns the groups in order."""
         rollouts, version = self._config.rollouts, self._weight_version
         requests = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
+        # A batch always has the same number of completions. With fewer completions per prompt it has more prompts.
         requests_per_batch = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
         sampling = self._sampling_params(rollouts.max_new_tokens)
         groups = self.generators.generate(
@@ -440,11 +446,12 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
 
 
 def training_settings(
-    config: GraphConfig, execution: GraphExecution, folder: Storage, placement: Placement, *, name: str
+    config: GraphConfig, execution: GraphExecution, model_folder: Storage, placement: Placement, *, name: str
 ) -> TrainingSettings:
-    """Return the settings of all ranks of the learner or the critic. `name` is the folder of their checkpoints."""
+    """Return the settings of all ranks of the learner or the critic. `name` is the name of the subfolder
+    for their checkpoints."""
     return TrainingSettings(
-        folder=folder,
+        folder=model_folder,
         checkpoints=config.checkpoints / name,
         learning=config.learning,
         seed=config.seed,

@@ -58,12 +58,12 @@ class Learner:
         """Return a free `host:port` on this node."""
         return free_address()
 
-    def join(self, address: str) -> None:
+    def join_process_group(self, address: str) -> None:
         """Join the process group at `address` and load the policy."""
-        self._training_rank.join(address, load_hf_model, lr=self._settings.learning.lr)
+        self._training_rank.join_process_group(address, load_hf_model, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
-        """From now on, send weights to these generators with vLLM's trainer engine (nccl or ipc)."""
+        """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc)."""
         backend = self._weight_transfer
         assert backend != OBJECT_STORE
         host, port = address.rsplit(":", 1)
@@ -79,15 +79,18 @@ class Learner:
         return self._training_rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
-        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
+
+        `step` is the training step of RLHF, on which the shuffle of the minibatches depends.
+        """
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._training_rank.update(batch, objective, step)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """Return a snapshot of the current weights, which the generators must load.
+        """Make the current weights available to the generators. Each of them must then load the returned snapshot.
 
-        With nccl and ipc, this method has already sent the weights to the engines, and the snapshot contains none.
-        Otherwise, only the snapshot of rank 0 contains the weights.
+        With the object store, the snapshot of rank 0 contains the weights. With nccl and ipc, the engines have received
+        the weights already, and the snapshot contains only their version and checksums.
         """
         return self._sender.send(self._training_rank.state.model, version)
 
@@ -125,7 +128,7 @@ class LearnerGroup:
         self.ranks = ranks
 
     def connect(self, generators: Sequence[ActorHandle]) -> None:
-        """From now on, send weights to these generators with vLLM's trainer engine (nccl or ipc)."""
+        """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc)."""
         address = self.ranks.free_address()
         self.ranks.start(lambda actor: actor.connect.remote(list(generators), address), list).wait()
 

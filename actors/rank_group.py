@@ -50,10 +50,10 @@ class RankGroup:
         self.num_ranks = num_ranks
         self.actors = [start_rank(rank) for rank in range(num_ranks)]
 
-    def join(self) -> None:
+    def join_process_group(self) -> None:
         """Make the ranks form a process group and load their models."""
         address = self.free_address() if self.num_ranks > 1 else ""
-        self.wait([actor.join.remote(address) for actor in self.actors])
+        self.wait([actor.join_process_group.remote(address) for actor in self.actors])
 
     def free_address(self) -> str:
         """Return a free `host:port` on the node of rank 0."""

@@ -1,10 +1,10 @@
 """Rollouts (sampled completions with their logprobs), and their conversion to padded tensors for training.
 
 Everything in this module is deterministic. The seed of a completion depends on the run, the step, the prompt and the
-index of the completion. It does not depend on the engine that samples the completion, nor on the time.
+index of the completion. It does not depend on the engine that samples the completion, nor on when it is sampled.
 
-Shape legend: N is the number of rollouts, and T the number of positions of a row. Position t of a row is the one whose
-logits predict `targets[t]` (see `model.batch`).
+Shape legend: N is the number of rollouts, and T the number of positions of a row. A sequence of T + 1 tokens gives a
+row of T positions: position t sees the tokens 0 to t and predicts token t + 1, which is `targets[t]` (`model.batch`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class GenerationBatch:
     """
 
     step: int
-    """The training step, or 0 in an evaluation. The seed of each completion depends on it."""
+    """The training step, 0 in the stage `evaluate`, or a negative constant for held-out prompts and the sync check
+    (`actors.graph`). The seed of each completion depends on it."""
     weight_version: int
     """Version of the weights from which the completions must be sampled."""
     requests: tuple[PromptRequest, ...]
@@ -175,10 +176,10 @@ def rank_rows(rows: Tensor, rank: int, num_ranks: int) -> Tensor:
 
 def micro_batches(batch: BatchT, rows: Tensor, micro_batch_size: int) -> Iterator[BatchT]:
     """Yield the given rows of `batch` in micro-batches. Each micro-batch is as long as its longest row."""
-    tokens = batch if isinstance(batch, Batch) else batch.tokens
-    assert tokens.document_ids is None, "each row of a batch of rollouts must be one sequence"
+    token_batch = batch if isinstance(batch, Batch) else batch.tokens
+    assert token_batch.document_ids is None, "rows of rollouts must not be packed: each row must be one sequence"
     for part in rows.split(micro_batch_size):
         # A row ends with its completion, and loss_mask is true until the end of the completion. So the last column in
         # which loss_mask is true for any row is the last column without padding.
-        length = int(tokens.loss_mask[part].any(0).nonzero().max()) + 1
+        length = int(token_batch.loss_mask[part].any(0).nonzero().max()) + 1
         yield map_tensors(batch, lambda tensor, part=part, length=length: tensor[part, :length])

@@ -27,7 +27,7 @@ from cluster.child_process import start_module, stop_process
 from cluster.death_causes import exit_cause
 from cluster.failures import JobFailed
 from cluster.process_info import ProcessInfo
-from cluster.progress import working
+from cluster.progress import show_activity
 from model.precision import ComputePrecision, choose_precision
 
 API_KEY_VARIABLE = "RAYMILL_API_KEY"
@@ -124,7 +124,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     settings = ServerSettings(folder=folder, host=host, port=port, precision=precision)
     process = _start_server(settings, output=None)
     try:
-        with working("starting the vLLM server"):
+        with show_activity("starting the vLLM server"):
             _wait_until_healthy(process, settings, lambda: "")
         log.info("serving %s as model %r at %s/v1; stop with Ctrl-C", folder, MODEL_NAME, settings.url)
         process.wait()
@@ -151,7 +151,7 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
         server = ProcessInfo(stage=stage, role="server", index=0, node=node, pid=process.pid, log=name)
         try:
             stage_monitor.register_child(server)
-            with working("starting the vLLM server"):
+            with show_activity("starting the vLLM server"):
                 _wait_until_healthy(process, settings, tail)
             _monitor_engines(server)
             yield settings.url

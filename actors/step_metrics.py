@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.rollout import Rollout
 from actors.sync_check import LogprobDifference
-from cluster.progress import working
+from cluster.progress import show_activity
 from model.batch import Batch
 from model.metrics import distinct_n
 from model.train import StepReport
@@ -108,7 +108,7 @@ class StepMetrics:
 class Timer:
     """Measures the parts of a training step, as in `with timer("generate"): …`.
 
-    The progress display shows the part while it runs (`cluster.progress.working`).
+    The progress display shows the part while it runs (`cluster.progress.show_activity`).
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Timer:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         started_s = time.perf_counter()
-        with working(part):
+        with show_activity(part):
             yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started_s
 

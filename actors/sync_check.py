@@ -36,7 +36,8 @@ from model.precision import ComputePrecision, resolved_precision
 from model.transformer_config import TransformerConfig
 
 _STALE_FACTOR = 10
-"""Older weights count as the cause of a difference if the mean difference with them is smaller by this factor."""
+"""Older weights are taken as the cause if the mean logprob difference computed with them is at least this many times
+smaller than with the current weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ def check_load(snapshot: WeightSnapshot, report: LoadReport, *, generator: int) 
         )
     if snapshot.checksums and not snapshot.checksums.keys() & report.checksums.keys():
         raise StaleWeightsError(
-            f"stale weights: the engine of generator {generator} reports weight version {report.version}, but no "
-            "checksum of a parameter in the snapshot, so its weights cannot be verified"
+            f"stale weights: the engine of generator {generator} reports weight version {report.version}, but "
+            "the parameters whose checksums it reports are not in the snapshot, so its weights cannot be verified"
         )
     changed = [name for name, value in report.checksums.items() if snapshot.checksums.get(name, value) != value]
     if changed:
@@ -175,9 +176,9 @@ def check_logprobs(
                 )
     raise NumericsError(
         f"numerics: {message}. Weight versions and tokens agree, and older weights do not explain the difference. "
-        "Compare the precision and the model config of the engine with those of the learner. If the model is large "
-        "and only rounds more, set learning.max_logprob_difference and learning.mean_logprob_difference of rlhf to "
-        "larger values"
+        "Compare the precision and the model config of the engine with those of the learner. If the difference is only "
+        "the rounding error of a large model, set learning.max_logprob_difference and "
+        "learning.mean_logprob_difference of rlhf to larger values"
     )
 
 

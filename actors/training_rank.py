@@ -58,7 +58,7 @@ class TrainingRank:
         self.context = RankContext(rank, settings.placement.workers)
         self.state: TrainState
 
-    def join(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
+    def join_process_group(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
         """Join the process group at `address`, load the model and shard it over the ranks."""
         settings, learning = self._settings, self._settings.learning
         if self.context.world_size > 1:

@@ -145,7 +145,7 @@ class Benchmark:
             if report.step % (SFT_STEPS // 10) == 0:
                 with torch.no_grad():
                     loss = causal_lm(model, validation)
-                losses.append((loss.sum / loss.num_terms).item())
+                losses.append((loss.sum / loss.num_loss_terms).item())
         return self._save(model, "sft"), losses
 
     def more_sft(self, start: Path) -> Path:
@@ -180,12 +180,12 @@ class Benchmark:
         held_out = self._prompts(self.task.held_out)
         with build_graph(config, execution) as graph:
             graph.start()
-            before = graph.score_held_out(held_out).rewards
+            before = graph.complete_and_score(held_out).rewards
             for step in range(RL_STEPS):
                 metrics = graph.train_step(step)
                 if step % 10 == 9:
                     logging.info("%s step %d: %s", name, step + 1, _brief(metrics))
-            return before, graph.score_held_out(held_out).rewards
+            return before, graph.complete_and_score(held_out).rewards
 
     def accuracy(self, folder: Path) -> list[float]:
         """Held-out rewards of a model, sampled by an engine."""

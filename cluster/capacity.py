@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.placement import check_fits, format_amount, sum_resources
-from cluster.progress import format_duration, working
+from cluster.progress import format_duration, show_activity
 from cluster.session import cluster_resources, is_local_cluster, max_cluster_resources
 from cluster.shared_paths import check_new_nodes
 
@@ -134,7 +134,7 @@ def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: 
     new_node_limit_s = 0.0 if is_local_cluster() else _current_stage.limit_s
     start_s = time.monotonic()
     message = ""
-    with working(lambda: message or f"{field}: reserving resources"):
+    with show_activity(lambda: message or f"{field}: reserving resources"):
         # `wait` cuts a fraction of a second to 0, so a shorter timeout would flood Ray's head node with requests.
         while not group.wait(timeout_seconds=1):
             waited_s = time.monotonic() - start_s

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
     if not _try_acquire(output, holder):
         other_run = _describe_holder(output)
         log.info("waiting: another run%s is writing %s", other_run, output.url)
-        with working(f"waiting for another run{other_run}, which is writing {output.url}"):
+        with show_activity(f"waiting for another run{other_run}, which is writing {output.url}"):
             while not _try_acquire(output, holder):
                 time.sleep(1.0)
     stop = threading.Event()

@@ -1,7 +1,7 @@
 """Shows on stderr what a command is doing.
 
 In a terminal this is one line that is redrawn in place; in a log file it is a sequence of lines. `Progress` is for
-activities that count towards a total, `working` for activities that do not. The activities that are open at a moment
+activities that count towards a total, `show_activity` for activities that do not. The activities that are open at a moment
 are shown together in one line, the outermost first. When nothing else was written for a while, a thread shows the line
 again with the elapsed time, so that no command is silent for more than 10 s in a terminal or 30 s in a log.
 """
@@ -185,7 +185,7 @@ def num_changes() -> int:
 
 
 @contextmanager
-def working(activity: str | Callable[[], str]) -> Iterator[None]:
+def show_activity(activity: str | Callable[[], str]) -> Iterator[None]:
     """Show an activity and its duration while the block runs.
 
     `activity` is the text, or a function that returns the current text (`lambda: f"waiting for {name}"`). The function
@@ -297,7 +297,7 @@ class MetricsProgress:
 
     def _follow_log(self, progress: Progress) -> None:
         previous = self._earlier_line
-        with working("starting the workers; no step is logged yet"):
+        with show_activity("starting the workers; no step is logged yet"):
             while not (line := self._try_read()) or line == previous:
                 if self._stop.wait(_POLL_S):
                     return

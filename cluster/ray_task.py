@@ -11,7 +11,7 @@ import ray
 from cluster import stage_monitor
 from cluster.heartbeat import monitored
 from cluster.placement import Placement
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.session import worker_env
 
 
@@ -57,7 +57,7 @@ class RunningTasks:
     def wait(self, futures: Sequence[ray.ObjectRef], activity: str) -> list[Any]:
         """Wait for tasks that `add` counted, while showing `activity`. Returns their results in order."""
         pending = list(futures)
-        with working(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
+        with show_activity(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
             while pending:
                 _, pending = ray.wait(pending)
                 self._num_done += 1

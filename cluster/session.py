@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from cluster.machine import num_cores
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.signals import restore_signal_handlers
 
 RAYMILL_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
@@ -98,7 +98,7 @@ def connect(
         # Ray would start workers in advance without the `runtime_env` below, and could never use them for our work.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     activity = "starting Ray" if address == "local" else f"joining the Ray cluster at {address}"
-    with working(activity), restore_signal_handlers():
+    with show_activity(activity), restore_signal_handlers():
         ray.init(
             address=address,
             num_cpus=num_cpus or num_cores() if address == "local" else None,
@@ -112,7 +112,7 @@ def connect(
         yield
     finally:
         _session.has_local_cluster = False
-        with working("ending Ray"):
+        with show_activity("ending Ray"):
             children = psutil.Process().children(recursive=True) if address == "local" else []
             ray.shutdown()
             _end_ray_processes(children)

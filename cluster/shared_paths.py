@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cluster.paths import absolute_url, local_path
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.session import alive_nodes, is_connected, is_local_cluster, options_on_node
 from cluster.storage import Storage
 
@@ -56,7 +56,7 @@ def check_new_nodes() -> None:
     nodes = {id: address for id, address in alive_nodes().items() if id not in _shared_paths.checked_nodes}
     paths = sorted({path for url in _shared_paths.sources if (path := local_path(absolute_url(url)))})
     if nodes and (paths or _shared_paths.store.is_local):
-        with working(
+        with show_activity(
             f"checking that {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} can access the store and the sources"
         ):
             _shared_paths.checked_nodes |= _check_nodes(_shared_paths.store, paths, nodes)

@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.credentials import reject_credentials
 from cluster.paths import absolute_url
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.retry import BLOCK_BYTES, RETRY_WAITS_S, with_retries
 
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
@@ -249,7 +249,7 @@ class Storage:
         target = Path(tempfile.gettempdir()) / f"raymill-{os.getuid()}" / key
         if not target.exists():
             partial = target.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
-            with working(f"downloading {self.url}"):
+            with show_activity(f"downloading {self.url}"):
                 with_retries(self.fs.get, self.root + "/", str(partial) + "/", recursive=True)
             try:
                 partial.rename(target)
@@ -270,7 +270,7 @@ class Storage:
         `config.json` is copied last, because a model folder counts as complete when this file exists.
         """
         source = Storage(str(folder))
-        with working(f"copying to {self.url}"):
+        with show_activity(f"copying to {self.url}"):
             for file in sorted(source.files(), key=lambda file: (Path(file).name == "config.json", file)):
                 source.copy(file, self, f"{name}/{file}" if name else file)
 

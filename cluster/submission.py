@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.failures import JobFailed
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.storage import Storage
 from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_status
 
@@ -124,7 +124,7 @@ class Submission:
                     f"the log of job {self.id} cannot be read: the stream broke {num_breaks} times in a row ({reason})"
                 )
             log.info("the stream of the log broke (%s); opening it again", reason)
-            with working("waiting to open the log again"):
+            with show_activity("waiting to open the log again"):
                 time.sleep(_STATUS_POLL_S * 2**num_breaks)
 
     def _stream(self) -> Iterator[str]:
@@ -143,7 +143,7 @@ class Submission:
         task = runner.get_loop().create_task(_next_or_none(lines))
         if not _ends_within(runner, task, _QUIET_S if sys.stderr.isatty() else _QUIET_IN_LOG_S):
             job = self._details_with_retries()
-            with working(lambda: f"job {self.id} is {job.status.value}; waiting for new output"):
+            with show_activity(lambda: f"job {self.id} is {job.status.value}; waiting for new output"):
                 while not _ends_within(runner, task, _QUIET_S):
                     if job.status in _FINAL_STATUSES:
                         raise RuntimeError("it stayed open after the end of the job")
@@ -153,7 +153,7 @@ class Submission:
     def _details_with_retries(self) -> JobDetails:
         """Return `details`. Repeats the request, and raises HeadUnreachable after `_SILENT_HEAD_S` of failures."""
         deadline_s = time.monotonic() + _SILENT_HEAD_S
-        with working("asking the cluster's head"):
+        with show_activity("asking the cluster's head"):
             while True:
                 try:
                     return self.details()
@@ -200,7 +200,7 @@ class Submission:
 @contextlib.contextmanager
 def _asking_head() -> Iterator[None]:
     """Show a request to the head as the current activity. Its failures are raised as HeadUnreachable."""
-    with working("asking the cluster's head"):
+    with show_activity("asking the cluster's head"):
         try:
             yield
         except (OSError, RuntimeError, AuthenticationError) as error:
@@ -357,7 +357,7 @@ def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AG
     reason, or when there is no agent after `limit_s` seconds.
     """
     deadline_s = time.monotonic() + limit_s
-    with working("sending the job"):
+    with show_activity("sending the job"):
         while True:
             try:
                 send()
@@ -371,7 +371,7 @@ def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AG
 def job_client(address: str | None) -> JobSubmissionClient:
     """Return a client of the cluster's Jobs API. Raises ValueError when it cannot be reached or rejects the token."""
     try:
-        with working("asking the cluster's head"):
+        with show_activity("asking the cluster's head"):
             return _Client(dashboard_address(address))
     except (OSError, RuntimeError, AuthenticationError) as error:
         location = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"

@@ -20,7 +20,7 @@ from typing import Any
 from cluster.child_process import start_module, stop_process
 from cluster.metrics_log import METRICS_LOG
 from cluster.plain import from_plain, to_plain
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.session import is_connected, is_local_cluster, options_on_node, other_alive_nodes
 from cluster.tracking import Tracker
 from cluster.wandb_client import WANDB_FOLDER, Event, Request, RunInfo, scratch_folder, server_url, start_run
@@ -111,7 +111,7 @@ def mirror_to_wandb(tracker: Tracker) -> Iterator[None]:
 def _finish(tracker: Tracker, mirror: "_Mirror | None", limit_s: float) -> None:
     """Send the rest of the log. Without a mirror, or if it fails, write the complete log as an offline run."""
     if mirror is None or not mirror.finish(limit_s):
-        with working("writing an offline run for W&B"):
+        with show_activity("writing an offline run for W&B"):
             _write_offline(tracker, limit_s)
 
 
@@ -213,7 +213,7 @@ class _Mirror:
 
     def finish(self, limit_s: float) -> bool:
         """Send the rest of the log. Returns whether W&B has received the complete log."""
-        with working("sending the last metrics to W&B"):
+        with show_activity("sending the last metrics to W&B"):
             self._request.send(Request("finish"))
             if not self._request.started.is_set():
                 limit_s = min(limit_s, _START_LIMIT_AFTER_FAILURE_S if _client.has_failed else _START_LIMIT_S)
@@ -306,7 +306,7 @@ class _NodeSamplers:
         self._thread.join()
         finishing = [actor.finish.remote() for actor in self._actors.values()]
         if finishing:
-            with working("stopping W&B's clients on the other nodes"):
+            with show_activity("stopping W&B's clients on the other nodes"):
                 ray.wait(finishing, num_returns=len(finishing), timeout=_FINISH_LIMIT_AFTER_SIGNAL_S)
         for actor in self._actors.values():
             ray.kill(actor)

@@ -122,7 +122,7 @@ def _fit_until_signal(trainer: "Trainer") -> None:
         monitor.ignore_exits("rank")  # Ray Train has ended the processes of the previous attempt
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     thread.start()
-    with defer_signals():
+    with defer_signals():  # raises KeyboardInterrupt at its end if a signal came
         while thread.is_alive() and received_signal() is None:
             thread.join(_POLL_S)
         if received_signal() is not None and monitor is not None:
@@ -156,6 +156,7 @@ def _explain_first_failure(error: "TrainingFailedError", name: str) -> Explanati
         return explain(cause, stage=name, role="rank")
     # Prefer an exception that is not the consequence of a lost peer, then the lowest rank.
     rank, failure = min(exceptions.items(), key=lambda item: (_is_peer_lost(item[1]), item[0]))
+    # If every rank reports only a lost peer, the cause is the process that the monitor saw die first.
     if monitor and _is_peer_lost(failure) and (death := monitor.pop_death(role="rank", oldest_first=True)):
         return explain_death(str(failure.error), death)
     process = failure.process or ProcessInfo(stage=name, role="rank", index=rank)

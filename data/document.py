@@ -116,6 +116,11 @@ class ReadRange(NamedTuple):
     """Size of the range on disk. Ranges are distributed to tasks by their sizes."""
 
 
+def whole_file(source: int, url: str, num_bytes: int = 0) -> ReadRange:
+    """Return the range that is a whole file of `num_bytes` bytes."""
+    return ReadRange(source, url, start=0, stop=-1, num_bytes=num_bytes)
+
+
 def is_too_long(num_bytes: int) -> bool:
     """Return whether a record of `num_bytes` bytes is too long to be read."""
     return num_bytes > MAX_RECORD_BYTES

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.failures import JobFailed
-from cluster.progress import LogHandler, working
+from cluster.progress import LogHandler, show_activity
 from cluster.signals import StoppedBySignal, flush_output, orderly_shutdown, received_signal, write_stderr
 from cluster.storage import Storage
 from cluster.worker_errors import traceback_text
@@ -223,7 +223,7 @@ def _add_job_commands(commands: Any) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     pipeline = _load(options)
-    with working("estimating what would run"):
+    with show_activity("estimating what would run"):
         rows = plan(pipeline)
         forecasts = forecast_jobs(pipeline.jobs, pipeline.store, address=options.address)
     for line in plan_table(rows):
@@ -243,7 +243,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     with reporting_run_status(options.store) as on_begin:
-        require_same_code()
+        require_same_code()  # on a cluster: the code that was submitted
         pipeline = _load(options)
         with private_working_directory():
             artifacts = run_pipeline(pipeline, address=options.address, on_begin=on_begin)
@@ -251,7 +251,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Pipeline:
-    with working(f"reading {options.config} and the files that it names"):
+    with show_activity(f"reading {options.config} and the files that it names"):
         return load(options.stage, Path(options.config), options.overrides, store=options.store)
 
 
@@ -261,7 +261,7 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: S
     if options.stage == "pipeline":
         from jobs.report.report import build_report  # imported here because only a pipeline has a report
 
-        with working("drawing the report"):
+        with show_activity("drawing the report"):
             build_report(artifacts, pipeline.store)
         print(f"report       {pipeline.store.url}/report.html")
 
@@ -328,7 +328,7 @@ def _show(options: argparse.Namespace) -> None:
 def _trace(options: argparse.Namespace) -> None:
     from jobs.commands.trace import trace
 
-    with working(f"looking for {options.document} in {options.store}"):
+    with show_activity(f"looking for {options.document} in {options.store}"):
         lines = list(trace(Storage(options.store), options.document))
     print("\n".join(lines))
 
@@ -336,14 +336,14 @@ def _trace(options: argparse.Namespace) -> None:
 def _forget(options: argparse.Namespace) -> None:
     from jobs.commands.forget import forget
 
-    with working(f"forgetting in {options.store}"):
+    with show_activity(f"forgetting in {options.store}"):
         result = forget(Storage(options.store), options.documents, address=options.address)
     for name in result.changed:
         print(f"forgot       {options.store}/{name}")
     if not result.changed and not result.failed:
         print(f"no artifact in {options.store} contains any of these documents")
     for name in result.derived:
-        print(f"not changed  {name} was trained or built from an artifact that contained these documents")
+        print(f"not changed  {name}: it was built from an artifact that contained these documents")
     if result.failed:
         raise ValueError(
             "\n".join(f"{name} may still contain a document: {reason}" for name, reason in result.failed.items())
@@ -400,18 +400,18 @@ def _logs(options: argparse.Namespace) -> int:
     from jobs.commands.submit import find_submission
 
     submission, store = find_submission(options.id, address=options.address, store=options.store)
-    log_error = ""
+    reason_without_log = ""
     try:
         for lines in submission.logs():
             print(lines, end="", flush=True)
     except (HeadUnreachable, ValueError) as error:
-        log_error = str(error)
+        reason_without_log = str(error)
     report = query_job(submission, store)
-    if log_error and report.is_known_to_head:
-        write_stderr(f"raymill: {log_error}")
-    elif log_error:
-        report = replace(report, message=log_error)
-    write_stderr(f"raymill: {report.describe_outcome(is_log_shown=not log_error)}")
+    if reason_without_log and report.is_known_to_head:
+        write_stderr(f"raymill: {reason_without_log}")
+    elif reason_without_log:
+        report = replace(report, message=reason_without_log)
+    write_stderr(f"raymill: {report.describe_outcome(is_log_shown=not reason_without_log)}")
     return report.exit_code
 
 

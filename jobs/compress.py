@@ -17,7 +17,7 @@ from actors.engine import engine_env
 from actors.likelihood import MAX_PASS_TOKENS, score_text, sequence_logprobs, vllm_sequence_logprobs
 from cluster.capacity import wait_for_capacity
 from cluster.placement import Execution, Placement
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.ray_task import ray_task
 from cluster.storage import Storage
 from data.tokens.shard_format import read_manifest
@@ -92,7 +92,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
     with tempfile.TemporaryDirectory(prefix="raymill-compress-") as scratch:
-        with working("rounding the weights to int8"):
+        with show_activity("rounding the weights to int8"):
             size = compress_folder(original.local(), Path(scratch), kept_dtype=config.kept_dtype)
         context.output.put_folder(Path(scratch), "model")
     probes, device = _probes(split), worker.device
@@ -101,9 +101,9 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
     settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
     scores = [ray_task(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
-    with working("measuring the original and the compressed model"):
+    with show_activity("measuring the original and the compressed model"):
         before, after = ray.get(scores)
-    with working("comparing vLLM's logprobs of the compressed model with ours"):
+    with show_activity("comparing vLLM's logprobs of the compressed model with ours"):
         difference = check_engine(*ray.get([engine, *ours]))
     summary = CompressSummary(
         **asdict(size),
@@ -122,7 +122,8 @@ def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
 
 
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: likelihoods of both models at the same time, and an engine."""
+    """Return what the forecast of time and memory is computed from: likelihoods of both models at the same time, and
+    an engine."""
     sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)

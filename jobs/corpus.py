@@ -296,7 +296,8 @@ def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
 
 
 def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast. Reading and each step take time in proportion to the bytes of text."""
+    """Return what the forecast of time and memory is computed from. Reading and each step take time in proportion to
+    the bytes of text."""
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # Files are read in tasks of task_mib, and a last small task takes a worker's whole turn.

@@ -36,7 +36,7 @@ from actors.sentence_pairs import read_pairs, score_pairs
 from cluster.capacity import wait_for_capacity
 from cluster.paths import list_files
 from cluster.placement import Execution, Placement
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.ray_task import RunningTasks, ray_task
 from cluster.storage import Storage
 from data.chats.records import PromptRecord, read_preferences, read_prompts
@@ -125,7 +125,7 @@ class EvaluateConfig:
     overlap: int = 64
     """Tokens that consecutive windows of a long document share. Except at the start of a document, every token is
     predicted from at least this much context."""
-    precision: Precision = precision_field("scorers")
+    precision: Precision = precision_field(placement="scorers")
     """Precision of matmuls when text and preferences are scored (`model.precision`)."""
     compare_with_xz: bool = False
     """Also compress the held-out text with `xz -9e` in one stream, to compare its bits per byte with the models'."""
@@ -414,7 +414,7 @@ def _complete(
     def model_done(name: str) -> None:
         log.info("evaluate: %s has completed %d prompts", name, pending.pop(name))
 
-    with working(lambda: f"completing the prompts with {', '.join(list(pending))}"):
+    with show_activity(lambda: f"completing the prompts with {', '.join(list(pending))}"):
         return complete_tasks(
             records,
             models,
@@ -427,7 +427,8 @@ def _complete(
 
 
 def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: likelihoods of the text, completions, and their measures."""
+    """Return what the forecast of time and memory is computed from: likelihoods of the text, completions, and their
+    measures."""
     execution, model_configs = config.execution, [model_config_of(planned[f"models.{name}"]) for name in config.models]
     largest = max(model_configs, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)

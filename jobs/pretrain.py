@@ -17,7 +17,7 @@ from data.tokens.mixture import check_weights
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.sizes import forward_flop_per_token, model_config_of, shards_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.training_config import (
@@ -76,11 +76,11 @@ class ModelConfig:
 class PretrainConfig:
     """`pretrain.yaml`."""
 
-    shards: str = input_artifact("shards", default=PREVIOUS)
+    shards: str = input_artifact("shards", default=PREVIOUS_STAGE)
     """Shards with the training and validation tokens."""
     mixture: dict[str, float] | None = None
-    """Source → its weight, in proportion to which training tokens are taken from the sources; 0 leaves a source out. A
-    source is repeated only after all of it was used. By default sources are read in proportion to their size."""
+    """Weight of each source. Training tokens are taken from the sources in proportion to the weights, and a weight of 0
+    leaves a source out. A source is repeated only after all of it was used. By default the weights are the sizes."""
     init: str | None = input_artifact("model", default=None)
     """Model to continue training. If unset, a new model is initialized with the sizes in `model`."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -94,7 +94,7 @@ class PretrainConfig:
     steps: int = 1000
     """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    precision: Precision = precision_field("placement")
+    precision: Precision = precision_field(placement="placement")
     """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
     """Seed of the parameter initialization and of the sample order."""
@@ -115,7 +115,8 @@ def check(config: PretrainConfig) -> None:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at most max_length ({config.max_length})")
     if config.init is not None and config.model != ModelConfig():
         raise ValueError(
-            "model: with `init` the sizes are those of that model and these would be ignored; remove `model` or `init`"
+            "model: `init` is set, so the sizes come from that model and the ones in `model` would be ignored; remove "
+            "one of the two"
         )
 
 
@@ -161,7 +162,7 @@ def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]
 
 
 def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast. Validation is forward only."""
+    """Return what the forecast of time and memory is computed from. Validation is forward only."""
     model_config = sizes(config, planned)
     training = training_workload(config, model_config)
     num_validations = 1 + config.steps // config.execution.validation_interval
@@ -205,7 +206,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
 
     config = payload.config
     training = TrainingRun(rank_context, payload.training)
-    tokenizer = (payload.shards / "tokenizer").local()
+    tokenizer_folder = (payload.shards / "tokenizer").local()
     reader = ShardReader(
         payload.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
     )
@@ -223,11 +224,11 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
             loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, model.config, base_special_tokens, tokenizer)
+    training.finish(state, model.config, base_special_tokens, tokenizer_folder)
     if rank_context.rank == 0 and config.sample_prompts:
-        encoder, separator = load_encoder(tokenizer), reader.manifest.separator
-        prompts = [(text, [separator, *encoder.encode(text).ids]) for text in config.sample_prompts]
-        continue_prompts(payload.training.output, prompts, encoder.decode, stop_id=separator, seed=config.seed)
+        tokenizer, separator = load_encoder(tokenizer_folder), reader.manifest.separator
+        prompts = [(text, [separator, *tokenizer.encode(text).ids]) for text in config.sample_prompts]
+        continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=separator, seed=config.seed)
 
 
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":

@@ -20,7 +20,7 @@ from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
 from data.tokens.tokenizer import chat_special_tokens
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
@@ -60,7 +60,7 @@ class RewardConfig:
 
     preferences: list[str] = source_files()
     """JSONL files of `{"prompt", "chosen", "rejected"}`; a prompt is a string or a list of messages."""
-    init: str = input_artifact("model", default=PREVIOUS)
+    init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model whose decoder initializes the reward model: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
     """Longest prompt and completion together, in tokens. A pair with a longer side is left out and counted."""
@@ -69,7 +69,7 @@ class RewardConfig:
     steps: int = 100
     """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    precision: Precision = precision_field("placement")
+    precision: Precision = precision_field(placement="placement")
     """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
     """Seed of the pair order."""
@@ -85,12 +85,12 @@ def check_preferences(config: RewardConfig) -> None:
 
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return the largest number of tokens and FLOPs. Pairs are padded to the longest of their batch."""
+    """Return upper bounds of tokens and FLOPs. They count every sequence as full, although most are shorter."""
     return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 
 
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast. Pairs are padded to the longest of their batch."""
+    """Return what the forecast of time and memory is computed from. Pairs are padded to the longest of their batch."""
     sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [

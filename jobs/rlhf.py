@@ -22,13 +22,13 @@ from actors.settings import GraphExecution, RolloutConfig
 from cluster.metrics_log import read_metrics
 from cluster.paths import list_files
 from cluster.placement import Placement
-from cluster.progress import Progress, working
+from cluster.progress import Progress, show_activity
 from cluster.signals import StoppedBySignal, defer_signals, received_signal
 from data.chats.records import read_prompts
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import PREVIOUS, input_artifact, source_files, user_function
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files, user_function
 from jobs.frame.sizes import (
     activation_gib,
     chat_tokens,
@@ -59,15 +59,15 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class RLHFConfig:
     """`rlhf.yaml`."""
 
-    policy: str = input_artifact("model", default=PREVIOUS)
+    policy: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Chat model to train: a stage, an artifact or a Llama-family Hugging Face folder."""
     reward: str | None = input_artifact("reward_model", default=None)
     """Reward model that scores the completions. Set either this or `verifier`."""
     verifier: str | None = user_function(default=None)
     """User-provided function that scores the completions: `path/to/file.py:function`, called as function(prompt,
     completion, record). Modules in its folder that it imports are shipped with it, and their content is part of the
-    artifact's id. Other files in the folder are not shipped: keep data in such a module, or on storage that every node
-    can read."""
+    artifact's id. Data files in the folder are not shipped: write the data into an imported module, or put it on
+    storage that every node can read."""
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`. A verifier receives the complete record."""
     held_out_prompts: list[str] = source_files(default=[])
@@ -179,19 +179,19 @@ def train_with_recovery(
     """
     while True:
         try:
-            with working("starting the engines, the learner and the scorer"):
+            with show_activity("starting the engines, the learner and the scorer"):
                 step = graph.start()
             context.tracker.resume(step)
             if step:
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)
             else:
-                with working("completing the held-out prompts before training"):
+                with show_activity("completing the held-out prompts before training"):
                     before = complete_held_out(graph, prompts)
                 context.output.write_jsonl(_HELD_OUT_BEFORE, map(asdict, before))
             train(config, context, graph, prompts, step)
-            with working("completing the held-out prompts after training"):
+            with show_activity("completing the held-out prompts after training"):
                 after = complete_held_out(graph, prompts)
-            with working("writing the model and the last checkpoint"):
+            with show_activity("writing the model and the last checkpoint"):
                 graph.export(context.output / "model")
             return after
         except RanksDied as error:
@@ -205,7 +205,7 @@ def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
     execution = config.execution
     with Progress("training", config.steps, "steps", done=step) as progress:
         while step < config.steps:
-            with defer_signals():  # on a signal the current step is finished and saved
+            with defer_signals():  # a signal takes effect at the end of this block, when the step is saved
                 metrics = graph.train_step(step)
                 step += 1
                 by_key = metrics.by_key()
@@ -215,8 +215,10 @@ def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
                     graph.save()
                     graph.finish_save()
             if execution.held_out_interval and step % execution.held_out_interval == 0 and step < config.steps:
-                with working("completing the held-out prompts"):
-                    by_key["held_out/reward_mean"] = statistics.fmean(graph.score_held_out(prompts.held_out).rewards)
+                with show_activity("completing the held-out prompts"):
+                    by_key["held_out/reward_mean"] = statistics.fmean(
+                        graph.complete_and_score(prompts.held_out).rewards
+                    )
             context.tracker.log(step, by_key)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
                 context.tracker.flush()  # steps before a checkpoint are never rerun, so their metrics are written first
@@ -242,7 +244,10 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 
 
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
-    """Read and tokenize all prompts. Raises ValueError when no prompt of a field is short enough for max_new_tokens."""
+    """Read and tokenize all prompts.
+
+    Raises ValueError if all of `prompts`, or all of `held_out_prompts`, are too long to leave room for max_new_tokens.
+    """
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
     max_prompt_length = read_config(folder).max_length - config.rollouts.max_new_tokens
@@ -268,7 +273,7 @@ def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prom
 
 def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
     """Complete and score the held-out prompts with the current policy."""
-    scored: ScoredRollouts = graph.score_held_out(prompts.held_out)
+    scored: ScoredRollouts = graph.complete_and_score(prompts.held_out)
     return [
         HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
         for prompt, text, reward in zip(prompts.held_out, scored.texts, scored.rewards, strict=True)
@@ -286,7 +291,8 @@ def placements_of(config: RLHFConfig) -> dict[str, Placement]:
 
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return the largest number of rollouts and sampled tokens, and the memory of each actor's models and KV cache."""
+    """Return the number of rollouts, an upper bound of the sampled tokens, and the memory of each actor's models and KV
+    cache."""
     execution, model_config = config.execution, model_config_of(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
     placements = placements_of(config)
@@ -306,7 +312,7 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 
 
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: generation, scoring, the reference, and the updates.
+    """Return what the forecast of time and memory is computed from: generation, scoring, reference and updates.
 
     It assumes that completions have two thirds of max_new_tokens, and that prompts are as long as the first thousand
     are on average.
@@ -369,5 +375,6 @@ STAGE = Stage(
     workload=workload,
     report=report_rlhf,
     placements=lambda config: (placements_of(config),),
+    # Colocated generators share the nodes of the learner, and need no pods of their own on Kubernetes.
     engine_groups=lambda config: () if config.execution.colocate else ("generators",),
 )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from actors.server import ServerSettings, ServeSummary, TimedAnswer, ask, free_port, running_server
 from cluster.placement import Execution
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.storage import Storage
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
@@ -49,7 +49,7 @@ class ServeConfig:
     """Sampling temperature; 0 is greedy decoding."""
     seed: int = 0
     """Sampling seed of every answer."""
-    precision: Precision = precision_field("")
+    precision: Precision = precision_field(placement="")
     """Precision of the engine (`model.precision`)."""
     execution: ServeExecution = field(default_factory=ServeExecution)
 
@@ -95,7 +95,7 @@ def run(config: ServeConfig, context: Context) -> ServeSummary:
     answers: list[TimedAnswer] = []
     with running_server(settings) as url:
         startup_s = time.monotonic() - started
-        with working(lambda: f"asking the server: {len(answers)} of {len(config.questions)} questions answered"):
+        with show_activity(lambda: f"asking the server: {len(answers)} of {len(config.questions)} questions answered"):
             for question in config.questions:
                 answers.append(_ask(config, url, question))
     # Only the answers are content of the artifact, because the times differ from run to run.
@@ -129,7 +129,8 @@ def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
 
 
 def workload(config: ServeConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: the start of the server, and the answers one after another."""
+    """Return what the forecast of time and memory is computed from: the start of the server, and the answers one
+    after another."""
     return Workload(
         processes=[Processes(kind="server", memory_gib=weights_gib(planned["model"]) + config.execution.kv_cache_gib)],
         engine_steps=len(config.questions) * config.max_new_tokens,

@@ -18,7 +18,7 @@ from data.chats.records import read_chats
 from data.chats.template import load_tokenizer, render
 from data.tokens.tokenizer import chat_special_tokens
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import PREVIOUS, input_artifact, source_files
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
@@ -58,7 +58,7 @@ class SftConfig:
 
     chats: list[str] = source_files()
     """JSONL files (globs on any fsspec URL) of `{"messages": [{"role", "content"}, …]}` or `{"prompt", "response"}`."""
-    init: str = input_artifact("model", default=PREVIOUS)
+    init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model to fine-tune: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
     """Length of a training row, in tokens. Chats are packed into rows and do not attend to each other. A longer chat is
@@ -68,10 +68,10 @@ class SftConfig:
     steps: int = 200
     """Total number of optimizer steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    precision: Precision = precision_field("placement")
+    precision: Precision = precision_field(placement="placement")
     """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the row order."""
+    """Seed of the row order and of the sampled replies."""
     validation_fraction: float = 0.05
     """Fraction of the chats that is held out for the validation loss. The last chats are used."""
     sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
@@ -80,19 +80,21 @@ class SftConfig:
 
 
 def check_chats(config: SftConfig) -> None:
-    """Raises ValueError that names the file and line of a malformed record, or if there are fewer than two chats."""
+    """Raises ValueError for a malformed record, naming its file and line, and for fewer than two chats."""
     number = sum(1 for _ in read_chats(list_files(config.chats)))
     if number < 2:
-        raise ValueError(f"chats: {number} must be at least 2, one to train on and one to hold out; add chats")
+        raise ValueError(
+            f"chats: found {number}, but at least 2 are needed, one to train on and one to hold out; add chats"
+        )
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return the largest number of tokens and FLOPs. The end of a row may be padding."""
+    """Return upper bounds of tokens and FLOPs. They count every row as full, although its end may be padding."""
     return estimate_training(config, model_config_of(planned["init"]))
 
 
 def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast. Packed rows are full, and padding is computed too."""
+    """Return what the forecast of time and memory is computed from. Padding costs as much as tokens."""
     return training_workload(config, model_config_of(planned["init"]))
 
 

@@ -31,7 +31,7 @@ from data.tokens.shard_tasks import CorpusPart, excluded_digest, run_shard_tasks
 from data.tokens.shards_summary import ShardsSummary, summarize_shards
 from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
 from jobs.frame.artifact import WORK, Artifact, start_change
-from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import ShardsSizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
@@ -45,9 +45,9 @@ _ENCODE_S_PER_MB = 0.3  # seconds of Python on the reference processor (`jobs.fr
 class ShardsConfig:
     """`shards.yaml`."""
 
-    corpus: str = input_artifact("corpus", default=PREVIOUS)
+    corpus: str = input_artifact("corpus", default=PREVIOUS_STAGE)
     """Corpus to tokenize."""
-    tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS)
+    tokenizer: str = input_artifact("tokenizer", "model", default=PREVIOUS_STAGE)
     """Artifact or folder whose tokenizer is used: a vocabulary, or the model that will be trained on the shards."""
     validation_fraction: float = 0.01
     """Fraction of the documents that is held out for validation. Documents are chosen by a hash of their ids, so that a
@@ -221,7 +221,8 @@ def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
 
 
 def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: encoding the text, and two or four bytes on disk for each token."""
+    """Return what the forecast of time and memory is computed from: encoding the text, and two or four bytes on disk
+    for each token."""
     from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])

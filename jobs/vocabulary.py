@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from cluster.machine import num_parallel_tasks
 from cluster.placement import TasksExecution
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.tokens.documents import CorpusText
@@ -25,7 +25,7 @@ from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.tokenizer_training import train_on_word_counts
 from data.tokens.word_counts import WordCounts, count_sample
 from jobs.frame.artifact import WORK
-from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import TokenizerSizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
@@ -41,7 +41,7 @@ _DEFAULTS = TokenizerRecipe()
 class VocabularyConfig:
     """`vocabulary.yaml`."""
 
-    corpus: str = input_artifact("corpus", default=PREVIOUS)
+    corpus: str = input_artifact("corpus", default=PREVIOUS_STAGE)
     """Corpus on whose documents the tokenizer is trained."""
     size: int = 32768
     """Number of tokens, special tokens included."""
@@ -101,7 +101,7 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     num_bytes = artifact.read_summary(CorpusSummary).bytes
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
     sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
-    with working(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
+    with show_activity(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
         tokenizer = train_on_word_counts(sample.words, sample.counts, size=config.size, recipe=recipe_of(config))
     _check_size(tokenizer, config, sample)
     with tempfile.TemporaryDirectory() as temporary:
@@ -180,7 +180,7 @@ def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
 
 
 def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
-    """Return the quantities for the forecast: counting words, and training on the counts."""
+    """Return what the forecast of time and memory is computed from: counting words, and training on the counts."""
     from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])

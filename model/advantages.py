@@ -4,9 +4,9 @@ An estimator computes the advantage of each completion token from the rewards of
 combines each estimator with a policy loss. A group is the completions of one prompt.
 
 Suffixes of tensor names give their dimensions: N completions, T positions of a row, G groups. Each row is a prompt and
-its completion. A value at position t belongs to target t, the token that follows input t (`model.batch`). mask_NT is
-true where the target is a completion token. These positions are contiguous in a row, and at all other positions the
-results are 0.
+its completion. The entry at position t of any tensor belongs to target t, the token that follows input t
+(`model.batch`). mask_NT is true where the target is a completion token. These positions are contiguous in a row, and at
+all other positions the results are 0.
 """
 
 from __future__ import annotations

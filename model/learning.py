@@ -40,7 +40,7 @@ class LearningConfig:
     """Discount factor per token (ppo)."""
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation (ppo): 0 gives one-step advantages, 1 gives Monte Carlo advantages."""
-    precision: Precision = precision_field("learners")
+    precision: Precision = precision_field(placement="learners")
     """Precision of the engines' weights and of the learner's matmuls (`model.precision`)."""
     max_logprob_difference: float | None = None
     """Largest allowed difference between the engine's and the learner's logprob of any sampled token, in nats. If it is

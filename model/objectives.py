@@ -33,7 +33,7 @@ class Loss:
 
     sum: Tensor
     """Sum of the loss terms, a float32 scalar with gradient."""
-    num_terms: Tensor
+    num_loss_terms: Tensor
     """Number of loss terms (tokens or preference pairs), a scalar."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Further sums over the tokens or pairs, scalars without gradient. `model.train` divides them by the total number

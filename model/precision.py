@@ -27,7 +27,7 @@ _TIMED_MATRIX_SIZE = 256
 in hardware, and an emulated bfloat16 matmul takes only 18 ms."""
 
 
-def precision_field(placement: str) -> Any:
+def precision_field(*, placement: str) -> Any:
     """Return a config field of type Precision with the default `auto`.
 
     The workers of the placement named `placement` use the precision. If the name is empty, the driver's machine uses

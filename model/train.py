@@ -65,10 +65,10 @@ class StepReport:
     """Number of finished optimizer steps, this one included."""
     loss: float
     """Mean over the loss terms, computed with the parameters before the update."""
-    num_terms: float
+    num_loss_terms: float
     """Number of loss terms: tokens whose loss mask is true, or preference pairs."""
     num_tokens: int
-    """Number of input tokens, as the property `num_tokens` of the batches counts them."""
+    """Number of input tokens without padding (`num_tokens` of the batches)."""
     grad_norm: float
     """L2 norm of the gradient of all parameters, before clipping."""
     lr: float
@@ -101,19 +101,21 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
         with autocast(device, state.autocast_dtype):
             loss = objective(state.model, to_device(batch, device))
         loss.sum.backward()
-        losses.append(Loss(loss.sum.detach(), loss.num_terms, loss.metrics))
+        losses.append(Loss(loss.sum.detach(), loss.num_loss_terms, loss.metrics))
         num_tokens += batch.num_tokens
 
     totals = sum_over_ranks(_sum_over_micro_batches(losses, num_tokens, device), mesh).tolist()
-    loss_sum, num_terms, total_tokens, metric_sums = totals[0], totals[1], int(totals[2]), totals[3:]
-    if num_terms == 0:
+    loss_sum, num_loss_terms, total_tokens, metric_sums = totals[0], totals[1], int(totals[2]), totals[3:]
+    if num_loss_terms == 0:
         state.optimizer.zero_grad()
         raise ValueError(f"step {state.step}: the loss mask of every batch is empty, so there is nothing to train on")
-    grad_norm = _average_and_clip_gradients(state, 1.0 / num_terms if mesh is None else mesh.size() / num_terms)
+    grad_norm = _average_and_clip_gradients(
+        state, 1.0 / num_loss_terms if mesh is None else mesh.size() / num_loss_terms
+    )
     if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
         state.optimizer.zero_grad()
         raise NonFiniteError(
-            f"step {state.step}: the loss is {loss_sum / num_terms} and the gradient norm is {grad_norm}. The "
+            f"step {state.step}: the loss is {loss_sum / num_loss_terms} and the gradient norm is {grad_norm}. The "
             f"parameters are unchanged. Lower the learning rate, or look at the data of this step"
         )
     lr = state.schedule(state.step)
@@ -122,8 +124,8 @@ def train_step(state: TrainState, micro_batches: Sequence[TrainBatch], objective
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
-    metrics = {name: value / num_terms for name, value in zip(losses[0].metrics, metric_sums, strict=True)}
-    return StepReport(state.step, loss_sum / num_terms, num_terms, total_tokens, grad_norm, lr, metrics)
+    metrics = {name: value / num_loss_terms for name, value in zip(losses[0].metrics, metric_sums, strict=True)}
+    return StepReport(state.step, loss_sum / num_loss_terms, num_loss_terms, total_tokens, grad_norm, lr, metrics)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
@@ -138,7 +140,9 @@ def _sum_over_micro_batches(losses: Sequence[Loss], num_tokens: int, device: tor
     """
     if not losses:
         raise ValueError("a training step needs at least one micro-batch")
-    vectors = [torch.stack([x.double() for x in (loss.sum, loss.num_terms, *loss.metrics.values())]) for loss in losses]
+    vectors = [
+        torch.stack([x.double() for x in (loss.sum, loss.num_loss_terms, *loss.metrics.values())]) for loss in losses
+    ]
     totals = torch.stack(vectors).sum(0)
     tokens = torch.tensor([num_tokens], dtype=torch.float64, device=device)
     return torch.cat([totals[:2], tokens, totals[2:]])
@@ -147,9 +151,9 @@ def _sum_over_micro_batches(losses: Sequence[Loss], num_tokens: int, device: tor
 def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
     """Turn the gradients of the loss sum into clipped gradients of the mean loss. Returns the norm before clipping.
 
-    `scale` times a gradient of the loss sum is the gradient of the mean loss. It is 1 / num_terms for an unsharded
-    model. FSDP divides the gradients by the number of ranks, so for a sharded model it is num_ranks / num_terms. The
-    scaling and the clipping are one multiplication, so that each gradient is read and written once.
+    `scale` times a gradient of the loss sum is the gradient of the mean loss. It is 1 / num_loss_terms for an unsharded
+    model. FSDP divides the gradients by the number of ranks, so for a sharded model it is num_ranks / num_loss_terms.
+    The scaling and the clipping are one multiplication, so that each gradient is read and written once.
     """
     from torch.distributed.tensor import DTensor  # imported here, because `raymill plan` does not need it
 

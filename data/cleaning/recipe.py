@@ -149,7 +149,7 @@ def drops_equal_texts(steps: Sequence[Step]) -> bool:
 
 
 def pin_files(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps with the names and fingerprints of the evaluation files as they are now.
+    """Return the steps, with the current names and fingerprints of the files of `decontaminate` in their settings.
 
     All tasks of a run then compare with the same content, even if a file is replaced during the run.
     """
@@ -195,7 +195,7 @@ class CleaningResult(NamedTuple):
     dropped: list[tuple[Document, str]]
     """The dropped documents, as they were before the step that dropped them, and the reason (`step/rule`)."""
     counts: Mapping[str, int]
-    """How often each kind of change was made, by `step/change`. `step/kept_all_the_same` is the number of documents
+    """How often each kind of change was made, by `step/change`. `step/kept_anyway` is the number of documents
     that were kept because of the step's `keep`."""
 
 
@@ -222,7 +222,7 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResul
             else:
                 dropped.append((document, reason))
         if restored_texts:
-            counts[f"{name}/kept_all_the_same"] += len(restored_texts)
+            counts[f"{name}/kept_anyway"] += len(restored_texts)
             # The step's counts include its changes to these texts, but `keep` has just undone those changes.
             counts.subtract(STEP_FUNCTIONS[name](restored_texts, settings).counts)
         kept = kept_by_step

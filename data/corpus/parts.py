@@ -2,7 +2,7 @@
 
 The files list the kept documents, the dropped documents and the origin of every document. A hash of the text decides
 which part a document belongs to, so documents with equal texts are in one part. Rows are sorted by id, and the bytes of
-a file depend only on its rows. So the files are the same for any number of tasks, partitions and workers.
+a file depend only on its rows. So the files are the same for any number of tasks and workers.
 """
 
 # pyarrow.compute creates its functions when it is imported, so type checkers cannot see them.
@@ -109,7 +109,8 @@ def part_file(kind: str, part_number: int) -> str:
 
 
 def part_from_rows(rows: pa.Table) -> Part:
-    """Return the part that consists of these rows. The table `rows` has the columns `ROW_SCHEMA`."""
+    """Return the part that consists of these rows. The table has the schema
+    `data.corpus.rows.ROW_SCHEMA`."""
     drops = rows.filter(pc.invert(rows["reason"].is_null()))
     pairs = zip((kept_rows(rows), drops, rows), _SCHEMAS, strict=True)
     return _sort_part(Part(*(table.select(schema.names) for table, schema in pairs)))

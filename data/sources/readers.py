@@ -1,8 +1,9 @@
 """Reads the files of sources into documents, and checks the sources of a config.
 
-`plan_ranges` splits the files into ranges, and `read_records` reads a range. It yields a `Document`, a `Quarantined` or
-a `SkippedRecord` for every record. Files may be at any fsspec URL, including `zip://member::file://archive.whl`. A bad
-record never stops the run and is never lost. A failing file system stops the run, because the file itself may be good.
+`plan_ranges` splits the files into ranges, and `read_records` reads a range. For every record it yields a `Document`, a
+`Quarantined` (a record that cannot be read) or a `SkippedRecord` (a good record that is not text, such as an image in a
+WARC file). Files may be at any fsspec URL, including `zip://member::file://archive.whl`. A bad record never stops the
+run and is never lost. A failing file system stops the run, because the file itself may be good.
 """
 
 import difflib
@@ -23,6 +24,7 @@ from data.document import (
     column_paths,
     column_value,
     document_from_record,
+    whole_file,
 )
 from data.sources.compression import is_compressed, is_damage_error, open_file, supports_ranges, utf16_encoding
 from data.sources.csv_rows import csv_records
@@ -78,7 +80,7 @@ def _split_file(source_index: int, source: Source, url: str, num_bytes: int, ran
             ReadRange(source_index, url, start, start + step, step * num_bytes // num_groups)
             for start in range(0, num_groups, step)
         ]
-    return [ReadRange(source_index, url, 0, -1, num_bytes)]
+    return [whole_file(source_index, url, num_bytes)]
 
 
 def _can_start_within_file(url: str) -> bool:
@@ -107,9 +109,10 @@ def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Q
 
 def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
     """Yield the documents at the given offsets of one file (`Document.offset`), in the file's order."""
-    ranges = [ReadRange(0, url, 0, -1, 0)]
+    ranges = [whole_file(0, url)]
     if source.format == "jsonl" and _can_start_within_file(url):
-        ranges = [ReadRange(0, url, offset, offset + 1, 0) for offset in sorted(offsets)]
+        # A range yields the records that start in it, so a range of one byte yields the record at this offset.
+        ranges = [ReadRange(0, url, start=offset, stop=offset + 1, num_bytes=0) for offset in sorted(offsets)]
     for read_range in ranges:
         for record in read_records(source, read_range):
             if isinstance(record, Document) and record.offset in offsets:
@@ -237,7 +240,7 @@ def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[st
     Stops at damage without raising an error, because a run sends the rest of a damaged file to quarantine.
     """
     try:
-        for _, record in READERS[source.format](source, ReadRange(0, url, 0, -1, 0)):
+        for _, record in READERS[source.format](source, whole_file(0, url)):
             if isinstance(record, dict):
                 yield record
             elif isinstance(record, BadRecord):

@@ -1,7 +1,8 @@
 """Reads shards: training rows by their index, and complete documents.
 
-Each range of a shard (all its documents of one source) is cut into training rows of T targets, where T is the sequence
-length. The last row of a range may be shorter. Two numbers identify a row:
+A shard stores its documents grouped by source. The documents of one source in a shard are a range. Each range is cut
+into training rows of T targets, where T is the sequence length. The last row of a range may be shorter. Two numbers
+identify a row:
 
 - The row number counts the rows of a split in the order in which they are stored: shard by shard, range by range.
 - The index counts rows in the order in which they are trained on, over all epochs. `ShardReader.row_numbers` maps
@@ -103,7 +104,7 @@ class ShardReader:
             [-(-source_range.num_targets // sequence_length) for _, source_range in self._ranges], dtype=np.int64
         )
         self._range_ends = np.cumsum(self._rows_per_range)
-        """For each range, the number of the first row after it."""
+        """For each range, the row number of the first row after it."""
         self._mixture = None
         if mixture is not None:
             _check_sources(split, self.manifest, mixture)
@@ -118,12 +119,13 @@ class ShardReader:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows in one epoch. An epoch has every target of the sources with a weight exactly once."""
-        return sum(self.rows_by_source.values())
+        """Number of different rows: those of all sources, or with a mixture those of the sources with a weight above
+        0."""
+        return sum(self.num_rows_by_source.values())
 
     @cached_property
-    def rows_by_source(self) -> dict[str, int]:
-        """Number of rows in one epoch of each source. Sources without a weight are left out."""
+    def num_rows_by_source(self) -> dict[str, int]:
+        """Number of rows of each source. Sources with the weight 0 are left out."""
         sources = self.manifest.sources if self._mixture is None else self._mixture.sources
         return {name: self._num_source_rows(name) for name in sources}
 
@@ -140,7 +142,7 @@ class ShardReader:
         row_numbers: list[int] = []
         for index in indices:
             source, index_in_source = self._mixture.source_row(index)
-            num_rows = self.rows_by_source[source]
+            num_rows = self.num_rows_by_source[source]
             (row_in_source,) = epoch_order([index_in_source], num_rows, seed=self.seed, key=f"{key}:{source}")
             row_numbers.append(self._row_number(source, int(row_in_source)))
         return np.array(row_numbers, dtype=np.int64)
@@ -182,7 +184,7 @@ class ShardReader:
                     tokens=shard.tokens[start : end + 1].astype(np.int64),
                     num_bytes=int(record["num_bytes"]),
                     source=self.manifest.sources[int(record["source"])],
-                    key=int(record["id"]),
+                    key=int(record["id"]),  # the column `id` holds keys
                 )
 
     def _targets_per_row(self, mixture: Mapping[str, float]) -> dict[str, Fraction]:
@@ -202,9 +204,9 @@ class ShardReader:
         )
 
     @cached_property
-    def _rows_of_sources(self) -> dict[str, _SourceRows]:
+    def _row_locations_by_source(self) -> dict[str, _SourceRows]:
         """For each source that is read, where its rows are."""
-        range_indices = {source: self._range_indices(source) for source in self.rows_by_source}
+        range_indices = {source: self._range_indices(source) for source in self.num_rows_by_source}
         return {
             source: _SourceRows(indices, np.cumsum(self._rows_per_range[indices]))
             for source, indices in range_indices.items()
@@ -212,7 +214,7 @@ class ShardReader:
 
     def _row_number(self, source: str, row_in_source: int) -> int:
         """Return the row number of a row of `source`. `row_in_source` is its number among the rows of the source."""
-        range_indices, range_ends = self._rows_of_sources[source]
+        range_indices, range_ends = self._row_locations_by_source[source]
         position = int(np.searchsorted(range_ends, row_in_source, side="right"))
         rows_to_range_end = range_ends[position] - row_in_source
         return int(self._range_ends[range_indices[position]] - rows_to_range_end)
@@ -266,8 +268,8 @@ def check_tokenizer(split: Storage, manifest: ShardManifest, fingerprint: str) -
     if manifest.tokenizer != fingerprint:
         raise ValueError(
             f"{split.url}: these shards were made with tokenizer {manifest.tokenizer}, not with tokenizer "
-            f"{fingerprint} (both are fingerprints); make the shards again with the second tokenizer, or use the "
-            "tokenizer or model that the shards were made for"
+            f"{fingerprint} (both are fingerprints); make the shards again with the tokenizer that you "
+            "use now, or use the tokenizer or model that the shards were made for"
         )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.frame.artifact import Artifact
-from jobs.frame.fields import PREVIOUS, input_artifact
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.report.page import format_number, section, table
 from jobs.report.part import ReportPart
@@ -22,7 +22,7 @@ from jobs.report.part import ReportPart
 class LengthsConfig:
     """The config of the stage, which is read from `lengths.yaml`."""
 
-    corpus: str = input_artifact("corpus", default=PREVIOUS)
+    corpus: str = input_artifact("corpus", default=PREVIOUS_STAGE)
     """Corpus whose documents are measured."""
     percentiles: tuple[float, ...] = (10.0, 50.0, 90.0)
     """Percentiles of the document length to compute, between 0 and 100."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster import submission_status
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.session import check_no_shadowed_packages
 from cluster.storage import Storage
 from cluster.submission import JobReport, Submission, SubmitResult, query_job, submit_once
@@ -88,7 +88,7 @@ def follow_start(submission: Submission, store: Storage) -> JobReport:
     same store and has the same version of Raymill.
     """
     deadline = time.monotonic() + _MAX_START_WAIT_S
-    with working(lambda: f"waiting for job {submission.id} to begin"):
+    with show_activity(lambda: f"waiting for job {submission.id} to begin"):
         while True:
             report = query_job(submission, store)
             is_running = report.run_status is not None and report.run_status.state == "running"

@@ -13,7 +13,7 @@ from cluster.fingerprints import fingerprint
 from cluster.lease import LEASE_FILE
 from cluster.metrics_log import METRICS_LOG
 from cluster.plain import from_plain, to_plain
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.storage import Storage
 from jobs.frame.kinds import Kind, huggingface_kind
 from jobs.frame.record import InputRecord, Record, Unfinished, to_record
@@ -26,7 +26,7 @@ RECORD = "artifact.json"
 """File with the record of a finished artifact."""
 
 BACKUP = "forgetting.json"
-"""File with a copy of the record while `raymill forget` changes the artifact and artifact.json does not exist."""
+"""While `raymill forget` changes an artifact, this file holds its record, and artifact.json does not exist."""
 
 UNFINISHED = "unfinished.json"
 """File in the folder of an unfinished artifact. It lists the inputs and the precision that `auto` was resolved to."""
@@ -145,9 +145,10 @@ def read_unfinished(output: Storage) -> Unfinished | None:
 
 
 def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
-    """Return what every `precision: auto` of the config was resolved to, by config path, as an earlier run recorded it.
+    """Return the precision that each `precision: auto` was resolved to in an earlier run of the artifact.
 
-    The artifact may be finished or unfinished. Returns an empty mapping if no run has begun it.
+    The keys are paths of config fields, such as `learning.precision`. The artifact may be finished or unfinished.
+    Returns an empty mapping if no run has begun the artifact.
     """
     if output.exists(RECORD):
         return read_record(output).precision
@@ -169,7 +170,7 @@ def start_change(artifact: Artifact) -> None:
 
 
 def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
-    """Return what the record of an artifact says about each of its inputs, by config path."""
+    """Return the entries for the inputs that a new record gets. The keys are the config fields that name the inputs."""
     return {
         path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
         for path, artifact in inputs.items()
@@ -182,7 +183,7 @@ def content_digest(storage: Storage) -> str:
     for name in storage.files():
         if not name.startswith(_OUTSIDE_DIGEST):
             content = hashlib.sha256()
-            with working(f"hashing {name}"), storage.open(name, read_ahead=True) as file:
+            with show_activity(f"hashing {name}"), storage.open(name, read_ahead=True) as file:
                 while block := file.read(1 << 22):
                     content.update(block)
             digest.update(f"{name}\0{content.hexdigest()}\n".encode())

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from cluster.machine import num_cores, processor_name
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.user_cache import UserCache
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def calibrate() -> Machine:
     key = json.dumps([*names, *instructions])
     cached = _cache.get(key)
     if cached is None or not 0 <= time.time() - cached["at"] < _MAX_AGE_S:
-        with working("measuring the speed of this machine for forecasts"):
+        with show_activity("measuring the speed of this machine for forecasts"):
             cached = {"at": time.time(), "machine": asdict(_measure())}
         _cache.put(key, cached)
     return Machine(**cached["machine"])

@@ -12,7 +12,7 @@ from jobs.frame.kinds import Kind
 Meaning = Literal["artifact", "files", "user code"]
 """What a field's value refers to: an artifact, source files, or user-provided code."""
 
-PREVIOUS = "previous"
+PREVIOUS_STAGE = "previous"
 """The value of an input that refers to an earlier config of the pipeline without its name.
 
 It refers to the last config before this one that makes a kind of artifact which the input accepts. For example, in the

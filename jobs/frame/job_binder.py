@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config_loader import build, load_yaml
-from jobs.frame.fields import PREVIOUS
+from jobs.frame.fields import PREVIOUS_STAGE
 from jobs.frame.job import Job
 from jobs.frame.references import ConfigInput, find_inputs, match_sources
 from jobs.frame.stage import Stage
@@ -85,7 +85,11 @@ class Binder:
 
         Raises ValueError if it does not exist or has the wrong kind. `label` names the input in the error message.
         """
-        value = self._find_previous(label, name, config_input) if config_input.value == PREVIOUS else config_input.value
+        value = (
+            self._find_previous(label, name, config_input)
+            if config_input.value == PREVIOUS_STAGE
+            else config_input.value
+        )
         if self._has_config(value):
             self.try_bind(value)
             if value in self.errors:
@@ -109,7 +113,7 @@ class Binder:
         return "/" not in value and (self._folder / f"{value}.yaml").is_file()
 
     def _find_previous(self, label: str, name: str, config_input: ConfigInput) -> str:
-        """Return the name of the config that the input value `previous` refers to (see `PREVIOUS`)."""
+        """Return the name of the config that the input value `previous` refers to (see `PREVIOUS_STAGE`)."""
         if name in self._order:
             earlier = self._order[: self._order.index(name)]
         else:

@@ -13,7 +13,7 @@ from cluster.failures import JobFailed, explain
 from cluster.lease import hold_lease
 from cluster.machine import num_cores, processor_name
 from cluster.plain import to_plain
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.resource_usage import ResourceUsage
 from cluster.signals import StoppedBySignal
 from cluster.stage_monitor import monitor_stage
@@ -61,7 +61,7 @@ def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
                 f"{job.name}: {path}: the input {planned_input.id} is not in {store.url}; make it first with "
                 f"`raymill run {stage_name} <its config>`, or run the pipeline"
             )
-    with working("checking the inputs"):
+    with show_activity("checking the inputs"):
         job.stage.check_inputs(job.config, inputs)
     with hold_lease(output) as require_lease:
         if artifact := open_artifact(output):

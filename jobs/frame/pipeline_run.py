@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.placement import check_fits, total_resources
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.session import connect, max_cluster_resources
 from cluster.shared_paths import require_shared_paths
 from jobs.frame.artifact import Artifact, open_artifact
@@ -16,7 +16,7 @@ from jobs.frame.job import Job
 from jobs.frame.job_run import run_job
 from jobs.frame.pipeline import Pipeline, find_errors
 from jobs.frame.references import find_functions
-from jobs.frame.same_code import SUBMITTED_VERSION
+from jobs.frame.same_code import SUBMITTED_VERSION_VARIABLE
 from jobs.frame.shortages import find_shortages
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ def run_pipeline(
     Raises ValueError before it starts anything if a stage has an error (the message contains the errors of all stages),
     or if a stage needs more memory or disk than there is.
     """
-    with working("checking the store, the sources and the inputs"):
+    with show_activity("checking the store, the sources and the inputs"):
         if not pipeline.errors:
-            pipeline.store.check_writable()  # checked first, so that the error of an unreachable store names the store
+            # Before find_errors, which also reads the store and whose error would not name it.
+            pipeline.store.check_writable()
         if errors := find_errors(pipeline):
             raise ValueError("\n".join(errors))
     finished = {
@@ -41,14 +42,16 @@ def run_pipeline(
     }
     if len(finished) == len(pipeline.jobs):
         return list(finished.values())
-    with working("forecasting time, memory and disk"):
+    with show_activity("forecasting time, memory and disk"):
         forecasts = forecast_jobs(pipeline.jobs, pipeline.store, address=address)
     for line in forecast_table(forecasts):
         log.info("%s", line)
     if shortages := find_shortages(pipeline, forecasts, address=address):
         raise ValueError("\n".join(shortages))
-    # In a submitted job, every worker has the environment variables already.
-    environment = {} if os.environ.get(SUBMITTED_VERSION) else dict(pipeline.environment)
+    is_submitted_job = (
+        SUBMITTED_VERSION_VARIABLE in os.environ
+    )  # then every worker has the environment variables already
+    environment = {} if is_submitted_job else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
     sources = [url for job in pending for url in _required_urls(job)]
     with connect(address, environment=environment), require_shared_paths(pipeline.store, sources):
@@ -67,7 +70,7 @@ def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Arti
         position = f"[{number}/{len(pipeline.jobs)}]"
         log.info("%s %s", position, job.id)
         started = time.monotonic()
-        with working(name):
+        with show_activity(name):
             artifacts.append(run_job(job, pipeline.store, wandb_group=pipeline.name))
         log.info("%s %s done in %.1f s", position, job.id, time.monotonic() - started)
     return artifacts
@@ -79,8 +82,8 @@ def _required_urls(job: Job) -> list[str]:
     Artifacts of this pipeline are left out, because they are in the store. User-provided code is left out, because it
     is sent to the workers as text.
     """
-    functions = find_functions(job.config)
-    source_urls = [url for path, urls in job.source_urls.items() if path not in functions for url in urls]
+    user_code = find_functions(job.config)
+    source_urls = [url for field_path, urls in job.source_urls.items() if field_path not in user_code for url in urls]
     artifacts = [planned_input for planned_input in job.planned.values() if isinstance(planned_input, Artifact)]
     return source_urls + [artifact.storage.url for artifact in artifacts]
 
@@ -91,6 +94,6 @@ def _check_fits(jobs: Sequence[Job]) -> None:
     if limits is None:
         return
     for job in jobs:
-        for groups in job.stage.placements(job.config):
-            label = f"{job.name}: execution ({', '.join(groups)})"
-            check_fits(total_resources(groups.values()), limits, label)
+        for concurrent_groups in job.stage.placements(job.config):
+            label = f"{job.name}: execution ({', '.join(concurrent_groups)})"
+            check_fits(total_resources(concurrent_groups.values()), limits, label)

@@ -19,7 +19,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-SUBMITTED_VERSION = "RAYMILL_SUBMITTED_VERSION"
+SUBMITTED_VERSION_VARIABLE = "RAYMILL_SUBMITTED_VERSION"
 """Environment variable of a submitted job: the version of Raymill that submitted the job."""
 
 _SUBMITTED_CODE = "RAYMILL_SUBMITTED_CODE"
@@ -33,7 +33,7 @@ def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
     out, because the image may be built later from different source files of the same version.
     """
     digest = {_SUBMITTED_CODE: code_digest()} if with_digest else {}
-    return {SUBMITTED_VERSION: package_version("raymill"), **digest}
+    return {SUBMITTED_VERSION_VARIABLE: package_version("raymill"), **digest}
 
 
 def require_same_code() -> None:
@@ -41,7 +41,7 @@ def require_same_code() -> None:
 
     Compares the version, and the source files if the job has their digest.
     """
-    submitted_version, this_version = os.environ.get(SUBMITTED_VERSION), package_version("raymill")
+    submitted_version, this_version = os.environ.get(SUBMITTED_VERSION_VARIABLE), package_version("raymill")
     submitted_code = os.environ.get(_SUBMITTED_CODE)
     if submitted_version and submitted_version != this_version:
         raise ValueError(

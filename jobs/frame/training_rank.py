@@ -142,8 +142,8 @@ class TrainingRun:
         self.payload.tracker.log(
             report.step,
             {
-                f"{metrics_prefix}/loss": sum(r.loss * r.num_terms for r in reports)
-                / sum(r.num_terms for r in reports),
+                f"{metrics_prefix}/loss": sum(r.loss * r.num_loss_terms for r in reports)
+                / sum(r.num_loss_terms for r in reports),
                 f"{metrics_prefix}/grad_norm": report.grad_norm,
                 f"{metrics_prefix}/lr": report.lr,
                 "data/tokens": self.total_tokens,
@@ -222,15 +222,15 @@ class TrainingRun:
             for batch in batches:
                 with autocast(self.device, self.dtype):
                     loss = objective(state.model, to_device(batch, self.device))
-                batch_sums = {"loss": loss.sum, "num_terms": loss.num_terms, **loss.metrics}
+                batch_sums = {"loss": loss.sum, "num_loss_terms": loss.num_loss_terms, **loss.metrics}
                 sums = {
                     name: sums.get(name, torch.zeros((), dtype=torch.float64)) + batch_sum.double().cpu()
                     for name, batch_sum in batch_sums.items()
                 }
         values = sum_over_ranks(torch.stack(list(sums.values())).to(self.device), self._mesh).tolist()
         totals = dict(zip(sums, values, strict=True))
-        num_terms = totals.pop("num_terms")
-        return {name: total / num_terms for name, total in totals.items()}
+        num_loss_terms = totals.pop("num_loss_terms")
+        return {name: total / num_loss_terms for name, total in totals.items()}
 
     def finish(
         self,

@@ -91,11 +91,11 @@ def reproducible_values(metrics: StepMetrics) -> list[float]:
 @pytest.mark.slow
 def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph) -> None:
     prompts = graph._config.prompts
-    before = graph.score_held_out(prompts)
+    before = graph.complete_and_score(prompts)
     assert len(before.rollouts) == 10
 
     kill_process(graph.generators.actors[0])
-    after = graph.score_held_out(prompts)
+    after = graph.complete_and_score(prompts)
     assert graph.generators.restarts == 1
     assert after == before  # another generator repeated the batch, with the same result
 

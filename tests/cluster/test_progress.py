@@ -125,7 +125,7 @@ def test_a_dumb_terminal_gets_complete_lines():
 
 
 def test_a_long_line_is_cut_to_the_columns_of_the_terminal():
-    with progress.working("源" * 30), progress.working("clean\ning สวัสดี"):
+    with progress.show_activity("源" * 30), progress.show_activity("clean\ning สวัสดี"):
         assert progress._width("源ing ส\u0e39") == 2 + 3 + 1 + 1
         assert progress._line._text(99).startswith("源" * 30 + " (")
         assert "源" not in progress._line._text(79)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster import submission_status
-from cluster.progress import working
+from cluster.progress import show_activity
 from cluster.signals import StoppedBySignal
 from cluster.storage import Storage
 from cluster.submission_status import RunStatus, read_status, record_submission, reporting_status, require_same_store
@@ -43,7 +43,11 @@ def test_a_store_without_the_submission_is_rejected(store: Storage) -> None:
 
 
 def test_the_store_contains_the_last_report_and_the_outcome_of_a_run(store: Storage) -> None:
-    with pytest.raises(RuntimeError), working("sft  step 3 of 10  loss 2.1"), reporting_status(store, "a") as begin:
+    with (
+        pytest.raises(RuntimeError),
+        show_activity("sft  step 3 of 10  loss 2.1"),
+        reporting_status(store, "a") as begin,
+    ):
         wait_for(lambda: read_status(store, "a") is not None)
         assert entry(store).state == "checking"
         begin()  # is reported at once

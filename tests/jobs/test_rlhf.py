@@ -200,7 +200,7 @@ class FakeGraph:
             times=StepTimes(seconds={}, step_s=1, tokens_per_s=1),
         )
 
-    def score_held_out(self, prompts: list) -> ScoredRollouts:
+    def complete_and_score(self, prompts: list) -> ScoredRollouts:
         self._reach("held_out")
         return ScoredRollouts([], ["line\u2028break"] * len(prompts), [float(self._done)] * len(prompts))
 

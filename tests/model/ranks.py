@@ -78,7 +78,7 @@ class Rank:
         reports = self.results.setdefault(name, [])
         while state.step < until:
             report = train_step(state, list(self.share_of(make_batch(state.step))), objective)
-            reports.append((report.loss, report.grad_norm, report.num_terms, report.num_tokens, report.metrics))
+            reports.append((report.loss, report.grad_norm, report.num_loss_terms, report.num_tokens, report.metrics))
 
     def checkpoints(self, world: int) -> Checkpoints:
         return Checkpoints(fsspec.filesystem("file"), f"{self.folder}/checkpoints-{world}")
@@ -125,7 +125,7 @@ class Rank:
 
         def objective(model: Model, batch: Batch) -> Loss:
             loss = causal_lm(model, batch)
-            return Loss(loss.sum * (float("inf") if self.rank == 0 else 1.0), loss.num_terms)
+            return Loss(loss.sum * (float("inf") if self.rank == 0 else 1.0), loss.num_loss_terms)
 
         before = full_state_dict(state.model)
         try:

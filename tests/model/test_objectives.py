@@ -69,7 +69,7 @@ def test_causal_lm_equals_the_sum_over_separate_sequences() -> None:
     model = make_model()
     loss = causal_lm(model, make_batch())
     torch.testing.assert_close(loss.sum, -torch.cat(naive_logprobs(model)).sum())
-    assert loss.num_terms == 8
+    assert loss.num_loss_terms == 8
 
 
 def test_logprobs_are_at_the_positions_of_their_targets_and_use_the_temperature() -> None:
@@ -116,7 +116,7 @@ def test_policy_loss_equals_a_naive_loop() -> None:
     assert loss.sum.item() == pytest.approx(total, rel=1e-4)
     assert 0 < clipped < 8
     assert loss.metrics["policy/clip_fraction"].item() == clipped
-    assert loss.num_terms == 8
+    assert loss.num_loss_terms == 8
 
 
 def test_on_policy_the_clipped_and_unclipped_gradients_equal_reinforce() -> None:
@@ -187,7 +187,7 @@ def test_bradley_terry_by_hand() -> None:
     assert loss.sum.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins), rel=1e-5)
     assert loss.metrics["reward/margin"].item() == pytest.approx(sum(margins), abs=1e-5)
     assert loss.metrics["reward/accuracy"].item() == sum(m > 0 for m in margins)
-    assert loss.num_terms == 2
+    assert loss.num_loss_terms == 2
 
 
 def test_bradley_terry_of_an_initial_scalar_head_is_log_2_with_accuracy_one_half() -> None:
@@ -220,6 +220,6 @@ def test_micro_batches_add_up_to_the_batch(kind: str) -> None:
     parts = [objective(network, part) for part in split_rows(batch, 2)]
     assert len(parts) == 2
     torch.testing.assert_close(sum(part.sum for part in parts), whole.sum)
-    torch.testing.assert_close(sum(part.num_terms for part in parts), whole.num_terms)
+    torch.testing.assert_close(sum(part.num_loss_terms for part in parts), whole.num_loss_terms)
     for name, value in whole.metrics.items():
         torch.testing.assert_close(sum(part.metrics[name] for part in parts), value, atol=1e-5, rtol=1e-5)

@@ -72,10 +72,10 @@ def test_one_sharded_rank_is_bitwise_equal_to_the_unsharded_model(results: Resul
 def test_two_ranks_train_to_the_same_parameters_as_one(results: Results, run: str) -> None:
     one, two = results[0, 0], results[2, 0]
     assert len(two[run]) == 10
-    for (loss, norm, num_terms, num_tokens, metrics), expected in zip(two[run], one[run], strict=True):
+    for (loss, norm, num_loss_terms, num_tokens, metrics), expected in zip(two[run], one[run], strict=True):
         assert loss == pytest.approx(expected[0], abs=2e-5)
         assert norm == pytest.approx(expected[1], rel=1e-3)
-        assert (num_terms, num_tokens) == expected[2:4]
+        assert (num_loss_terms, num_tokens) == expected[2:4]
         assert metrics == pytest.approx(expected[4], abs=1e-4)
     assert_states_equal(two[f"{run}/state"], one[f"{run}/state"], atol=1e-4)
     assert two[run][-1][0] < 0.95 * two[run][0][0]

@@ -51,7 +51,7 @@ def test_the_step_does_not_depend_on_micro_batches() -> None:
         for report in reports.values():
             assert report.loss == pytest.approx(reports[8].loss, abs=1e-5)
             assert report.grad_norm == pytest.approx(reports[8].grad_norm, rel=1e-4)
-            assert report.num_terms == make_batch(seed).loss_mask.sum()
+            assert report.num_loss_terms == make_batch(seed).loss_mask.sum()
             assert report.num_tokens == 8 * 12
     for state in states.values():
         torch.testing.assert_close(flat(state), flat(states[8]), atol=2e-5, rtol=0)
@@ -100,7 +100,7 @@ def test_the_learning_rate_follows_the_schedule() -> None:
 def test_metrics_are_divided_by_the_total_number_of_loss_terms() -> None:
     def objective(model: Transformer, batch: Batch) -> Loss:
         loss = causal_lm(model, batch)
-        return Loss(loss.sum, loss.num_terms, {"x/twos": 2.0 * loss.num_terms})
+        return Loss(loss.sum, loss.num_loss_terms, {"x/twos": 2.0 * loss.num_loss_terms})
 
     report = train_step(make_state(), list(split_rows(make_batch(), 3)), objective)
     assert report.metrics == {"x/twos": pytest.approx(2.0)}
@@ -118,7 +118,7 @@ def test_a_step_without_loss_terms_is_an_error_and_a_step_with_some_empty_micro_
     twin = make_state()
     alone = train_step(twin, [make_batch()], causal_lm)
     report = train_step(state, [empty, make_batch(), empty], causal_lm)
-    assert (report.loss, report.num_terms) == (alone.loss, alone.num_terms)
+    assert (report.loss, report.num_loss_terms) == (alone.loss, alone.num_loss_terms)
     assert torch.equal(flat(state), flat(twin))
 
 
@@ -126,7 +126,7 @@ def test_a_step_without_loss_terms_is_an_error_and_a_step_with_some_empty_micro_
 def test_a_loss_that_is_not_finite_raises_before_the_parameters_change(factor: float) -> None:
     def objective(model: Transformer, batch: Batch) -> Loss:
         loss = causal_lm(model, batch)
-        return Loss(loss.sum * factor, loss.num_terms)
+        return Loss(loss.sum * factor, loss.num_loss_terms)
 
     state = make_state()
     before = flat(state).clone()

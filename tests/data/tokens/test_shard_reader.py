@@ -279,7 +279,7 @@ def test_a_mixture_reads_by_weight_and_repeats_a_source_only_after_all_of_its_ro
     )  # With one target each, all rows are equally long.
     sources = sources_of_rows(reader)
     num_rows = {source: sources.count(source) for source in weights}
-    assert reader.rows_by_source == num_rows and reader.num_rows == sum(num_rows.values())
+    assert reader.num_rows_by_source == num_rows and reader.num_rows == sum(num_rows.values())
     order = reader.row_numbers(range(600)).tolist()
     for n in range(1, 601):
         for source, weight in weights.items():

@@ -24,12 +24,12 @@ from model.precision import Precision, precision_field
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    precision: Precision = precision_field("engines")
+    precision: Precision = precision_field(placement="engines")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    precision: Precision = precision_field("ranks")
+    precision: Precision = precision_field(placement="ranks")
     sampling: Sampling = field(default_factory=Sampling)
 
 
