@@ -23,12 +23,12 @@ from cluster.tracking import Tracker
 SCRIPT = """
 import logging, sys, time
 from cluster import progress
-from cluster.progress import LogHandler, Progress, working
+from cluster.progress import LogHandler, Progress, show_activity
 progress._LOG_S = progress._TERMINAL_S = 1.0
 logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, handlers=[LogHandler()])
-with working("rlhf"), Progress("steps", 20, "steps") as steps:
+with show_activity("rlhf"), Progress("steps", 20, "steps") as steps:
     steps.update(5, "loss 2.5")
-    with working(lambda: "generating"):
+    with show_activity(lambda: "generating"):
         time.sleep(5)
     if "fail" in sys.argv:
         raise OSError("gone")
@@ -37,10 +37,10 @@ TERMINAL = {**os.environ, "TERM": "xterm"}
 BUSY = """
 import logging, time
 from cluster import progress
-from cluster.progress import LogHandler, working
+from cluster.progress import LogHandler, show_activity
 progress._LOG_S = 1.0
 logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[LogHandler()])
-with working(lambda: 1 / 0):
+with show_activity(lambda: 1 / 0):
     end = time.monotonic() + 5
     while time.monotonic() < end:  # keeps the GIL until the interpreter switches threads
         sum(range(1000))
@@ -83,10 +83,10 @@ def test_the_line_in_a_terminal_is_redrawn_during_silent_work():
 GONE = """
 import logging, os, pathlib, sys, time
 from cluster import progress
-from cluster.progress import LogHandler, Progress, working
+from cluster.progress import LogHandler, Progress, show_activity
 progress._LOG_S = progress._TERMINAL_S = 0.1
 logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[LogHandler()])
-with working("rlhf"), Progress("steps", 20, "steps") as steps:
+with show_activity("rlhf"), Progress("steps", 20, "steps") as steps:
     steps.update(5)
     pathlib.Path(sys.argv[1]).touch()
     time.sleep(2)
