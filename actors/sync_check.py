@@ -178,7 +178,7 @@ def check_logprobs(
         f"numerics: {message}. Weight versions and tokens agree, and older weights do not explain the difference. "
         "Compare the precision and the model config of the engine with those of the learner. If the difference is only "
         "the rounding error of a large model, set learning.max_logprob_difference and "
-        "learning.mean_logprob_difference of rlhf to larger values"
+        "learning.mean_logprob_difference to larger values"
     )
 
 

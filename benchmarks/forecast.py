@@ -18,7 +18,7 @@ from cluster.plain import from_plain
 from cluster.storage import Storage
 from jobs.frame.artifact import open_artifact
 from jobs.frame.calibration import calibrate
-from jobs.frame.cost_model import flops
+from jobs.frame.cost_model import reachable_flops
 from jobs.frame.forecast import Forecast, forecast_jobs, measured_forecast
 from jobs.frame.pipeline import load_pipeline
 from jobs.frame.record import Measured
@@ -62,7 +62,7 @@ def flop_s(measured: Measured) -> float | None:
     if not measured.workload:
         return None
     workload = from_plain(Workload, {**measured.workload, "threads": 1})
-    return workload.flop / flops(workload, calibrate())
+    return workload.flop / reachable_flops(workload, calibrate())
 
 
 def cell(value: float | None, digits: int = 0) -> str:

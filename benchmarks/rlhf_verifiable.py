@@ -60,7 +60,7 @@ from model.transformer_config import TransformerConfig
 
 NUM_DIGITS = 5
 WRONG_SHARE = 2 / 3
-NUM_HELDOUT = 400
+NUM_HELD_OUT = 400
 SFT_STEPS = 1000
 SFT_BATCH = 128
 MAX_NEW_TOKENS = NUM_DIGITS + 2
@@ -77,8 +77,8 @@ MINUTES = 10
 """Of one seed."""
 
 VERIFIER = """
-def is_sorted(prompt, response, record):
-    return float(response == record["answer"])
+def is_sorted(prompt, completion, record):
+    return float(completion == record["answer"])
 """
 
 
@@ -96,7 +96,7 @@ def make_task(seed: int) -> Task:
     multisets = list(itertools.combinations_with_replacement("0123456789", NUM_DIGITS))
     multisets = [digits for digits in multisets if len(set(digits)) > 2]  # an exchange must be visible
     shuffler.shuffle(multisets)
-    held_out, kept = multisets[:NUM_HELDOUT], multisets[NUM_HELDOUT:]
+    held_out, kept = multisets[:NUM_HELD_OUT], multisets[NUM_HELD_OUT:]
 
     def ordered(digits: Sequence[str]) -> str:
         return "".join(shuffler.sample(list(digits), NUM_DIGITS))
@@ -201,8 +201,8 @@ class Benchmark:
         texts = [self.tokenizer.decode(group.rollouts[0].text_ids) for group in groups]
         return [float(text == answer(prompt)) for text, prompt in zip(texts, self.task.held_out, strict=True)]
 
-    def _rendered(self, prompt: str, response: str) -> RenderedChat:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    def _rendered(self, prompt: str, completion: str) -> RenderedChat:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         return render(self.tokenizer, Chat("demonstration", messages))
 
     def _prompts(self, texts: Sequence[str]) -> list[Prompt]:
@@ -327,7 +327,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="raymill-bench-") as scratch, connect("local", num_cpus=2):
             rows, losses = run_seed(seed, Path(scratch))
         minutes = (time.perf_counter() - started) / 60
-        print(f"\nseed {seed}, {NUM_HELDOUT} held-out prompts, {minutes:.1f} minutes, 95% bootstrap intervals")
+        print(f"\nseed {seed}, {NUM_HELD_OUT} held-out prompts, {minutes:.1f} minutes, 95% bootstrap intervals")
         print(f"{'':<10} {'accuracy':>24} {'gain over sft':>24} {'seconds':>8}")
         for row in rows:
             print(f"{row.name:<10} {_text(row.accuracy):>24} {_text(row.gain):>24} {row.seconds:>8.0f}")

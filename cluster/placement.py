@@ -58,7 +58,7 @@ class Placement:
     """How often the group may be restarted from its last checkpoint after a worker has died."""
 
     def check(self, field: str, *, forms_process_group: bool = True) -> None:
-        """Raise ValueError when a value is not allowed. `field` is the name of this placement in the config.
+        """Raises ValueError when a value is not allowed. `field` is the name of this placement in the config.
 
         Set `forms_process_group` to False for workers that do not communicate with each other. Then gloo is also
         accepted on GPUs, because the workers do not use the backend.
@@ -125,7 +125,7 @@ def format_amount(name: str, amount: float) -> str:
 
 
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
-    """Raise ValueError when the whole cluster has less of a resource than `needed`. `field` is named in the error."""
+    """Raises ValueError when the whole cluster has less of a resource than `needed`. `field` is named in the error."""
     for name, amount in needed.items():
         total = available.get(name, 0.0)
         if amount > total + 1e-9:

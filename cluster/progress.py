@@ -2,8 +2,8 @@
 
 In a terminal this is one line that is redrawn in place; in a log file it is a sequence of lines. `Progress` is for
 activities that count towards a total, `show_activity` for activities that do not. The activities that are open at a
-moment are shown together in one line, the outermost first. When nothing else was written for a while, a thread shows the line
-again with the elapsed time, so that no command is silent for more than 10 s in a terminal or 30 s in a log.
+moment are shown together in one line, the outermost first. When nothing else was written for a while, a thread shows
+the line again with the elapsed time, so that no command is silent for more than 10 s in a terminal or 30 s in a log.
 """
 
 import logging

@@ -136,7 +136,7 @@ def _command_line(process: psutil.Process) -> str:
 
 
 def check_no_shadowed_packages() -> None:
-    """Raise ValueError when a user's file or folder would be imported in place of one of Raymill's packages.
+    """Raises ValueError when a user's file or folder would be imported in place of one of Raymill's packages.
 
     Ray puts the driver's working directory first on the `sys.path` of its workers. A file `model.py` or a package
     `data/` in that directory would be imported there instead of Raymill's package. A folder `data/` without

@@ -275,7 +275,7 @@ class Storage:
                 source.copy(file, self, f"{name}/{file}" if name else file)
 
     def check_writable(self) -> None:
-        """Raise ValueError when this directory cannot be written: no permission, no free space, or no such bucket.
+        """Raises ValueError when this directory cannot be written: no permission, no free space, or no such bucket.
 
         Files and folders that the check creates are removed again.
         """

@@ -63,7 +63,7 @@ def record_submission(store: Storage, id: str) -> None:
 
 
 def require_same_store(store: Storage, id: str) -> None:
-    """Raise ValueError when the store of this process lacks the status that `record_submission` has written."""
+    """Raises ValueError when the store of this process lacks the status that `record_submission` has written."""
     if store.is_local and not store.exists(_name(id)):
         raise ValueError(
             f"store: {store.url} on the cluster is not the directory of this path on the machine that submitted the "

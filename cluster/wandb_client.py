@@ -132,7 +132,7 @@ def server_url() -> str:
 
 
 def check_reachable(server: str) -> None:
-    """Raise OSError if the server cannot be reached. W&B itself would try for a minute."""
+    """Raises OSError if the server cannot be reached. W&B itself would try for a minute."""
     url = urllib.parse.urlsplit(server)
     host = url.hostname or ""
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):

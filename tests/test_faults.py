@@ -31,7 +31,8 @@ def test_a_name_that_is_no_fault_is_refused() -> None:
         (
             "shards::port",
             "raymill: store: cannot write to s3://nowhere/store ([Errno 5] EndpointConnectionError: Could not connect "
-            'to the endpoint URL: "http://127.0.0.1:9/nowhere/store/.probe-1"); give a location',
+            'to the endpoint URL: "http://127.0.0.1:9/nowhere/store/.probe-1"); use a '
+            "location with write permission and free space",
             "12:00:00 connected; the connection was refused",
         ),
         (
@@ -48,7 +49,7 @@ def test_a_name_that_is_no_fault_is_refused() -> None:
         ),
         (
             "rlhf::term",
-            "raymill: stopped by SIGTERM; the same command resumes from here: rlhf goes on from step 3 of 4",
+            "raymill: stopped by SIGTERM; the same command resumes from here: rlhf resumes from step 3 of 4",
             "raymill: stopped by SIGTERM; the same command resumes from here",
         ),
     ],

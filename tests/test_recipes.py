@@ -40,7 +40,7 @@ def test_the_recipe_of_the_page_on_corpora_is_a_config_without_mistakes(tmp_path
     page = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text()
     block = "".join(re.findall(r"^```yaml\n# corpus.yaml\n(.*?)^```", page, re.M | re.S))
     evaluation_set = tmp_path / "set.txt"
-    evaluation_set.write_text("Here stand the questions that the model must not have learnt from its corpus.")
+    evaluation_set.write_text("Here are the questions that the model must not have learned from its corpus.")
     (tmp_path / "corpus.yaml").write_text(
         block.replace("evals/*.jsonl", str(evaluation_set)).replace("[question]", "[]")
     )

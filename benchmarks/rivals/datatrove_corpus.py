@@ -1,4 +1,4 @@
-"""The corpus of `benchmarks/data.py` by datatrove, run by its own environment's Python.
+"""The corpus of `benchmarks/data_path.py` by datatrove, run by its own environment's Python.
 
     python datatrove_corpus.py INPUT OUTPUT WORKERS filters|near_duplicates
 

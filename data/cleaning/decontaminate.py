@@ -93,7 +93,7 @@ def decontaminate(texts: list[str], settings: Decontaminate) -> Outcome:
 
 
 def check_files(settings: Decontaminate, field_path: str) -> None:
-    """Raise ValueError if a file cannot be read, lacks a configured column, or has no string that is long enough."""
+    """Raises ValueError if a file cannot be read, lacks a configured column, or has no string that is long enough."""
     try:
         sets = evaluation_sets(settings)
     except ValueError as error:

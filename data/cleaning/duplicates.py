@@ -19,7 +19,7 @@ class ExactDuplicates:
     """
 
     def check(self, field_path: str) -> None:
-        """Raise nothing: the step has no settings."""
+        """Raises nothing: the step has no settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class NearDuplicates:
     compared with a probability of 0.27, 0.92 or 0.998."""
 
     def check(self, field_path: str) -> None:
-        """Raise ValueError for a value out of its range."""
+        """Raises ValueError for a value out of its range."""
         for name in ("ngram", "bands", "rows"):
             check_at_least(f"{field_path}.{name}", self.__dict__[name], 1)
         check_share(f"{field_path}.threshold", self.threshold)

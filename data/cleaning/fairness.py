@@ -96,7 +96,7 @@ def build_ledger(steps: Sequence[LedgerStep]) -> list[FairnessRow]:
 
 
 def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
-    """Raise ValueError if a step's excess for a group is above `budget`, which is a share between 0 and 1.
+    """Raises ValueError if a step's excess for a group is above `budget`, which is a share between 0 and 1.
 
     An excess whose interval contains 0 is ignored: among hundreds of rows, some exceed a small budget by chance.
     """

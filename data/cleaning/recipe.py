@@ -105,7 +105,7 @@ def name_and_settings(step: Step, field_path: str = "steps") -> tuple[str, Any]:
 
 
 def check_steps(steps: Sequence[Step]) -> None:
-    """Raise ValueError if a step has wrong settings or a `keep` that it cannot have, or is at the wrong position."""
+    """Raises ValueError if a step has wrong settings or a `keep` that it cannot have, or is at the wrong position."""
     names: list[str] = []
     for position, step in enumerate(steps):
         name, settings = name_and_settings(step, f"steps[{position}]")
@@ -127,7 +127,7 @@ def check_steps(steps: Sequence[Step]) -> None:
 
 
 def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
-    """Raise ValueError if a source has a metadata column that the step `language` would overwrite."""
+    """Raises ValueError if a source has a metadata column that the step `language` would overwrite."""
     if any(name_and_settings(step)[0] == "language" for step in steps):
         for source in sources:
             overwritten = {"language", "language_score"} & set(source.metadata)

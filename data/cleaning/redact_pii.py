@@ -39,7 +39,7 @@ class RedactPII:
     OpenAI, PyPI, Slack, Stripe), JSON web tokens, and private keys in PEM format."""
 
     def check(self, field_path: str) -> None:
-        """Raise nothing: every placeholder is allowed."""
+        """Raises nothing: every placeholder is allowed."""
 
 
 class _Detector(NamedTuple):

@@ -21,7 +21,7 @@ class RepairUnicode:
     """Unicode normalization form of the text."""
 
     def check(self, field_path: str) -> None:
-        """Raise nothing: every value that the type allows is valid."""
+        """Raises nothing: every value that the type allows is valid."""
 
 
 # What ftfy can change in ASCII text: HTML entities, and control characters other than tab and line feed.

@@ -34,26 +34,26 @@ def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -
 
 
 def check_share(field_path: str, share: float) -> None:
-    """Raise ValueError unless the share is between 0 and 1."""
+    """Raises ValueError unless the share is between 0 and 1."""
     if not 0 <= share <= 1:
         raise ValueError(f"{field_path}: {share} must be between 0 and 1")
 
 
 def check_shares(field_path: str, **shares: float | None) -> None:
-    """Raise ValueError unless every share is None or between 0 and 1. Each keyword is a field below `field_path`."""
+    """Raises ValueError unless every share is None or between 0 and 1. Each keyword is a field below `field_path`."""
     for name, share in shares.items():
         if share is not None:
             check_share(f"{field_path}.{name}", share)
 
 
 def check_at_least(field_path: str, value: float, minimum: float) -> None:
-    """Raise ValueError for a value below `minimum`."""
+    """Raises ValueError for a value below `minimum`."""
     if value < minimum:
         raise ValueError(f"{field_path}: {value} must be at least {minimum}")
 
 
 def check_range(field_path: str, name: str, low: float | None, high: float | None) -> None:
-    """Raise ValueError if a minimum is below 0 or above the maximum.
+    """Raises ValueError if a minimum is below 0 or above the maximum.
 
     `low` is the value of the field `min_{name}` and `high` is the value of the field `max_{name}`. None sets no bound.
     """

@@ -36,7 +36,7 @@ class UserStep:
     sets this field when it starts."""
 
     def check(self, field_path: str) -> None:
-        """Raise nothing: the settings cannot be wrong."""
+        """Raises nothing: the settings cannot be wrong."""
 
 
 def with_program(settings: UserStep, program: Program) -> UserStep:

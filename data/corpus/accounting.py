@@ -120,7 +120,7 @@ def summary_without_forgotten(
 
 
 def check_not_empty(summary: CorpusSummary) -> None:
-    """Raise ValueError if no document is kept. The message names the most frequent reason."""
+    """Raises ValueError if no document is kept. The message names the most frequent reason."""
     if summary.documents:
         return
     losses = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])

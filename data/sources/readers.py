@@ -134,7 +134,7 @@ def _to_result(
 
 
 def check_sources(sources: list[Source]) -> None:
-    """Raise ValueError for a mistake that can be found from the fields of the sources and their first records."""
+    """Raises ValueError for a mistake that can be found from the fields of the sources and their first records."""
     if not sources:
         raise ValueError("sources: the list is empty; it needs at least one source")
     names = [source.name for source in sources]
@@ -150,7 +150,7 @@ def check_sources(sources: list[Source]) -> None:
 
 
 def check_source(source: Source) -> None:
-    """Raise ValueError if fields contradict each other, if no file matches the path, or if a named column is missing.
+    """Raises ValueError if fields contradict each other, if no file matches the path, or if a named column is missing.
 
     Columns are looked up in the first records of the first files.
     """
@@ -174,7 +174,7 @@ def check_source(source: Source) -> None:
 
 
 def _check_fields(location: str, source: Source) -> None:
-    """Raise ValueError for a field that the source's format would ignore, or for a value out of its range."""
+    """Raises ValueError for a field that the source's format would ignore, or for a value out of its range."""
     if not 0 < source.fraction <= 1:
         raise ValueError(f"{location}.fraction: {source.fraction} must be above 0 and at most 1")
     if source.format in _FORMATS_WITHOUT_COLUMNS:
@@ -200,7 +200,7 @@ def _check_fields(location: str, source: Source) -> None:
 
 
 def _check_split(location: str, split: str) -> None:
-    """Raise ValueError if `split` is not a regular expression, or if it matches everywhere."""
+    """Raises ValueError if `split` is not a regular expression, or if it matches everywhere."""
     try:
         matches_empty = re.compile(split.encode()).fullmatch(b"") is not None
     except re.error as error:
@@ -213,7 +213,7 @@ def _check_split(location: str, split: str) -> None:
 
 
 def _check_schema(location: str, source: Source, urls: list[str]) -> None:
-    """Raise ValueError if the first readable Parquet file lacks a column that the source names."""
+    """Raises ValueError if the first readable Parquet file lacks a column that the source names."""
     for url in urls:
         if metadata := parquet_metadata(url):
             names = metadata.schema.to_arrow_schema().names
@@ -252,7 +252,7 @@ def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[st
 
 
 def _raise_missing_column(location: str, column: str, records: list[dict[str, Any]], file: str) -> None:
-    """Raise ValueError that suggests the most similar column that the records have."""
+    """Raises ValueError that suggests the most similar column that the records have."""
     present = list(dict.fromkeys(name for record in records for name in record))
     similar = difflib.get_close_matches(column, present, n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""

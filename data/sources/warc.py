@@ -57,7 +57,7 @@ def warc_records(source: Source, read_range: ReadRange) -> Records:
 
 
 def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
-    """Yield every record of a compressed file. Each damaged stretch of the file is one BadRecord.
+    """Yield every record of a compressed file. Each damaged section of the file is one BadRecord.
 
     Reading continues after the damage, unless the server of the file does not support range requests.
     """
@@ -124,7 +124,7 @@ def _codec_with_dictionary(file: IO[bytes], codec: Codec) -> Codec:
 
 
 def _read_stream(buffer: Buffer) -> Records:
-    """Yield every record of a decompressed stream. Each broken stretch of the stream is one BadRecord."""
+    """Yield every record of a decompressed stream. Each broken section of the stream is one BadRecord."""
     while _skip_blank_lines(buffer):
         offset = buffer.offset
         yield offset, _read_record(buffer)

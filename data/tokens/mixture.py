@@ -72,7 +72,7 @@ class Mixture:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ValueError if a weight is negative, not finite or too small, or if all weights are 0."""
+    """Raises ValueError if a weight is negative, not finite or too small, or if all weights are 0."""
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"mixture.{name}: {weight} must be a finite number of at least 0; 0 leaves the source out")
@@ -89,7 +89,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _check_row_weights(weights: Mapping[str, float], row_weights: Mapping[str, Fraction]) -> None:
-    """Raise ValueError if the share of a source in the rows is so small that it could be rounded to 0."""
+    """Raises ValueError if the share of a source in the rows is so small that it could be rounded to 0."""
     total = sum(row_weights.values())
     for name, row_weight in row_weights.items():
         if row_weight < total / MAX_PERIOD:

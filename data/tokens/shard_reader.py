@@ -245,7 +245,7 @@ class ShardReader:
 
 
 def _check_sources(split: Storage, manifest: ShardManifest, mixture: Mapping[str, float]) -> None:
-    """Raise ValueError unless the mixture names exactly the sources that have text in the split.
+    """Raises ValueError unless the mixture names exactly the sources that have text in the split.
 
     A source of the corpus that has no text in this split may be named with the weight 0.
     """
@@ -264,7 +264,7 @@ def _check_sources(split: Storage, manifest: ShardManifest, mixture: Mapping[str
 
 
 def check_tokenizer(split: Storage, manifest: ShardManifest, fingerprint: str) -> None:
-    """Raise ValueError unless the shards were made with the tokenizer that has this fingerprint."""
+    """Raises ValueError unless the shards were made with the tokenizer that has this fingerprint."""
     if manifest.tokenizer != fingerprint:
         raise ValueError(
             f"{split.url}: these shards were made with tokenizer {manifest.tokenizer}, not with tokenizer "

@@ -73,7 +73,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def _is_saved_by_raymill(folder: Path) -> bool:
     """Return whether `save_tokenizer` wrote the folder. Then the tokenizer's class is PreTrainedTokenizerFast."""
     path = folder / "tokenizer_config.json"
-    return path.is_file() and json.loads(path.read_text()).get("chat_template") == CHAT_TEMPLATE
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    return config.get("chat_template") == CHAT_TEMPLATE and config.get("tokenizer_class") == "PreTrainedTokenizerFast"
 
 
 def load_encoder(folder: Path) -> Tokenizer:

@@ -1,7 +1,7 @@
 """An example of a stage. It measures the lengths of the documents in a corpus.
 
-To try it out, copy this file to jobs/lengths.py, add a line `"lengths",` to STAGES in jobs/frame/stages.py, and run
-`raymill run lengths lengths.yaml`.
+To try it out, copy this file to jobs/lengths.py, add a line `"lengths",` to STAGES in jobs/frame/stages.py, write the
+line `corpus: runs/tiny/CORPUS` (the folder of a corpus) into lengths.yaml, and run `raymill run lengths lengths.yaml`.
 """
 
 from collections.abc import Mapping

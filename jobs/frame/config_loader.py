@@ -105,7 +105,7 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
 
 
 def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
-    """Raise ValueError if the text `${` occurs in any value, at any depth.
+    """Raises ValueError if the text `${` occurs in any value, at any depth.
 
     omegaconf would interpolate it, which could copy a secret from the environment into the recorded config.
     """
@@ -120,7 +120,7 @@ def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
 
 
 def _reject_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
-    """Raise ValueError for a key that is not a field of `schema`, in `values` or in a nested mapping.
+    """Raises ValueError for a key that is not a field of `schema`, in `values` or in a nested mapping.
 
     `prefix` is the path of `values` in the config, ending in a dot, or empty.
     """

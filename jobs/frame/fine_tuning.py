@@ -31,14 +31,14 @@ class FineTuningConfig(TrainingConfig, Protocol):
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:
-    """Raise ValueError if a setting that these stages have in common is out of range. The inputs are not needed."""
+    """Raises ValueError if a setting that these stages have in common is out of range. The inputs are not needed."""
     check_training(config)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1, such as 0.05")
 
 
 def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raise ValueError if the tokenizer of the model in `init` has no chat template."""
+    """Raises ValueError if the tokenizer of the model in `init` has no chat template."""
     load_tokenizer(inputs["init"].model.local())
 
 

@@ -89,7 +89,7 @@ def _required_urls(job: Job) -> list[str]:
 
 
 def _check_fits(jobs: Sequence[Job]) -> None:
-    """Raise ValueError for the first job whose workers can never fit the cluster, even after it is scaled up."""
+    """Raises ValueError for the first job whose workers can never fit the cluster, even after it is scaled up."""
     limits = max_cluster_resources()
     if limits is None:
         return

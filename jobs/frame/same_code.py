@@ -37,7 +37,7 @@ def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
 
 
 def require_same_code() -> None:
-    """Raise ValueError in a submitted job whose Raymill differs from the one that submitted it.
+    """Raises ValueError in a submitted job whose Raymill differs from the one that submitted it.
 
     Compares the version, and the source files if the job has their digest.
     """

@@ -21,7 +21,7 @@ _SECRET_VARIABLE_NAME = re.compile(
 
 
 def reject_secrets(value: Any, label: str, path: str = "") -> None:
-    """Raise ValueError if a value looks like a secret, or if its field has a name such as `api_key` or `password`.
+    """Raises ValueError if a value looks like a secret, or if its field has a name such as `api_key` or `password`.
 
     `value` may be a mapping or a list; then every value inside is checked. `path` is the path of `value` in the config.
     The message begins with `label` and does not contain the secret.

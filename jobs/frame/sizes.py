@@ -40,11 +40,12 @@ def tokenizer_sizes(planned_input: Job | Artifact) -> TokenizerSizes:
     if not isinstance(planned_input, Artifact):
         return cast(TokenizerSizes, planned_input.output_sizes)
     num_ids = vocab_size(planned_input.tokenizer.local())
-    if planned_input.is_external:
+    corpus = planned_input.record.inputs.get("corpus")
+    if corpus is None:  # nothing is known about the text that the tokenizer was trained on
         return TokenizerSizes(vocab_size=num_ids)
     return TokenizerSizes(
         vocab_size=num_ids,
-        corpus_id=planned_input.record.inputs["corpus"].id,
+        corpus_id=corpus.id,
         held_out_fraction=planned_input.config.held_out_fraction,
     )
 

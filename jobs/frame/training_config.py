@@ -32,7 +32,7 @@ class OptimizerConfig:
     """Gradient clipping: the gradient of all parameters together is scaled down to this L2 norm if it is larger."""
 
     def check(self, steps: int) -> None:
-        """Raise ValueError if a setting is out of range. `steps` is the number of optimizer steps of the run."""
+        """Raises ValueError if a setting is out of range. `steps` is the number of optimizer steps of the run."""
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr: {self.lr} is not above 0; set a positive learning rate such as 0.0003")
         if not 0 <= self.warmup_steps <= steps:
@@ -69,7 +69,7 @@ class TrainingExecution(Execution):
     measured with the largest matmul of a layer."""
 
     def check(self, global_batch_size: int) -> None:
-        """Raise ValueError if the workers cannot divide the global batch equally, or if a setting is out of range."""
+        """Raises ValueError if the workers cannot divide the global batch equally, or if a setting is out of range."""
         self.placement.check("execution.placement")
         if global_batch_size % self.placement.workers:
             raise ValueError(
@@ -105,7 +105,7 @@ class TrainingConfig(Protocol):
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise ValueError if a setting that all training stages have is out of range. The inputs are not needed."""
+    """Raises ValueError if a setting that all training stages have is out of range. The inputs are not needed."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:
@@ -120,7 +120,7 @@ def training_placements(config: TrainingConfig) -> Sequence[Mapping[str, Placeme
 
 
 def check_length(config: TrainingConfig, planned: PlannedInputs) -> None:
-    """Raise ValueError if sequence_length is larger than the max_length of the model in the input `init`."""
+    """Raises ValueError if sequence_length is larger than the max_length of the model in the input `init`."""
     max_length = model_config_of(planned["init"]).max_length
     if config.sequence_length > max_length:
         raise ValueError(

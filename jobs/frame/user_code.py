@@ -59,7 +59,7 @@ def read_program(name: str) -> Program:
 
 
 def reject_file_lookups(path: str) -> None:
-    """Raise ValueError if the Python file at `path`, or a module that it imports from its folder, uses `__file__`.
+    """Raises ValueError if the Python file at `path`, or a module that it imports from its folder, uses `__file__`.
 
     Only Python modules are shipped to the cluster. A data file that the code looks up next to itself would be missing.
     """

@@ -565,7 +565,7 @@ def text_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "configs/tiny/pretrain.yaml",
             "model: {width: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_width: 64}\n"
-            "max_length: 64\nsequence_length: 32\nbatch_size: 4\nsteps: 3\nvalidation_rows: 4\n"
+            "max_length: 64\nsequence_length: 32\nglobal_batch_size: 4\nsteps: 3\nvalidation_samples: 4\n"
             "optimizer: {warmup_steps: 1}\nexecution: {micro_batch_size: 2, peak_tflops: 0.1}\n",
         ),
     ):
