@@ -64,9 +64,9 @@ class Stage:
     config: type
     """The class of the stage's config, a frozen dataclass."""
     run: Callable[[Any, Context], object]
-    """Writes the artifact into `context.output` and returns its summary: a dataclass of plain values, or numbers by metric
-    key. If the process
-    is killed, the next attempt calls `run` again with the files that the earlier attempt wrote still in the output."""
+    """Writes the artifact into `context.output` and returns its summary: a dataclass of plain values, or numbers by
+    metric key. If the process is killed, the next attempt calls `run` again with the files that the earlier attempt
+    wrote still in the output."""
     check: Callable[[Any], None] = lambda config: None
     """Checks the values of the config, without its source files and inputs. Raises ValueError for a wrong value."""
     check_sources: Callable[[Any], None] = lambda config: None
