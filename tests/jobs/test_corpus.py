@@ -206,7 +206,7 @@ def test_a_run_that_was_killed_while_it_cleaned_up_can_run_again(
 
 def answer_of(folder: Path, part: int) -> Path:
     """The answer of the task that wrote this part."""
-    (found,) = [path for path in folder.glob("*.json") if json.loads(path.read_text())[0]["part"] == part]
+    (found,) = [path for path in folder.glob("*.json") if json.loads(path.read_text())[0]["part_number"] == part]
     return found
 
 
