@@ -4,7 +4,12 @@ Resources may be missing because nodes are still starting or because other work 
 placement group, so Ray's scheduler decides when the request fits, and an autoscaler starts nodes for it. A bundle is
 the resources of one worker, such as `{"CPU": 4, "GPU": 1}`. One node must have all of a bundle.
 
-In all functions `field` is the config field (or the work) that the resources are for. Messages begin with it.
+A wait has a limit, which depends on what is missing. For nodes that have not joined yet it is the limit that
+`capacity_wait_limit` sets, or 0 in a local cluster. For resources that exist but are in use it is at least
+`_MIN_BUSY_WAIT_S`.
+
+In all functions `field` is the name of the config field, or of the work, that needs the resources. Messages begin with
+this name.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ from cluster.shared_paths import check_new_nodes
 _UNREPORTED_WAIT_S = 2.0
 """A wait is reported only after this time, because Ray needs a moment even when the resources are free."""
 _MIN_BUSY_WAIT_S = 120.0
-"""The shortest limit of a wait for resources that exist but are in use. Finished work may still be releasing them."""
+"""The shortest limit of a wait for resources that exist but are in use. It is not 0, because work that has just
+finished may still be releasing the resources."""
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -40,7 +46,8 @@ class _StageCapacity:
     limit_s: float = 0.0
     """The longest wait for nodes that have not joined yet."""
     granted: dict[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
-    """The bundles that were granted so far, by `field`. The cluster may lose them again when a node dies."""
+    """The bundles that were granted so far. The keys are the `field` arguments of the requests. The cluster may lose
+    the bundles again when a node dies."""
     num_waits: int = 0
     """The number of threads that are waiting for resources now."""
 
@@ -71,9 +78,9 @@ def missing_capacity() -> str:
 
 
 def wait_for_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Return as soon as the cluster has all bundles free at the same time.
+    """Return as soon as the cluster has all bundles free at the same time. Does not keep them reserved.
 
-    Raises ValueError when the bundles can never fit, or do not fit within the limit.
+    Empty bundles need no resources and are ignored. Raises ValueError in the same cases as `reserve_capacity`.
     """
     # Ray is imported inside functions so that `raymill plan` does not import it.
     from ray.util.placement_group import remove_placement_group
@@ -84,7 +91,7 @@ def wait_for_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> Non
 
 
 def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> PlacementGroup:
-    """Reserve the bundles and return their placement group. Waits until they are free, and reports the wait.
+    """Reserve the bundles and return their placement group. Waits until the bundles are free, and reports the wait.
 
     Raises ValueError when the bundles can never fit, when they do not fit within the limit, or when a node that
     joined during the wait cannot access the paths that the run needs.
@@ -104,7 +111,7 @@ def reserve_capacity(bundles: Sequence[Mapping[str, float]], field: str) -> Plac
 def check_can_fit(bundles: Sequence[Mapping[str, float]], field: str) -> None:
     """Raises ValueError when waiting cannot help, because the cluster can never have the bundles.
 
-    A cluster that this command started never grows, and another cluster grows up to its autoscaler's limits.
+    A cluster that this command started never grows. Any other cluster grows at most to its autoscaler's limits.
     """
     limits = max_cluster_resources()
     if limits is not None:
@@ -114,7 +121,7 @@ def check_can_fit(bundles: Sequence[Mapping[str, float]], field: str) -> None:
 
 
 def wait_for_placement_group(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: str) -> None:
-    """Return as soon as a placement group has its resources. Waits until they are free, and reports the wait.
+    """Wait until a placement group has its resources, and report the wait. `bundles` are the bundles of the group.
 
     The group may be new, or may have lost resources because a node died. Raises ValueError when the group does not get
     its resources within the limit, or when a new node cannot access the paths that the run needs.
@@ -125,7 +132,7 @@ def wait_for_placement_group(group: PlacementGroup, bundles: Sequence[Mapping[st
         _wait(group, bundles, field)
     finally:
         stage.num_waits -= 1
-    if stage is not _outside_of_stages:  # Nothing clears `granted` outside of a stage.
+    if stage is not _outside_of_stages:  # Outside of a stage, nothing would ever remove an entry from `granted`.
         stage.granted[field] = bundles
     check_new_nodes()
 
@@ -158,7 +165,8 @@ def _wait(group: PlacementGroup, bundles: Sequence[Mapping[str, float]], field: 
 def _describe_shortage(bundles: Sequence[Mapping[str, float]]) -> str:
     """Describe what the present nodes lack even when no work runs on them: `needs 8 GPUs, the cluster has 4`.
 
-    Returns an empty text when the bundles would fit on idle nodes. Bundles are placed first fit, largest first.
+    Returns an empty text when the bundles would fit on idle nodes. To find out, each bundle is placed on the first node
+    that has room for it, the largest bundle first.
     """
     import ray
 

@@ -1,7 +1,8 @@
-"""Reads the limits and the use of Linux control groups (cgroups, version 1 and 2): memory, OOM kills and CPU cores.
+"""Reads from Linux control groups (cgroups, version 1 and 2): memory limit, memory use, OOM kills and CPU limit.
 
-An OOM kill is a kill by the kernel's out-of-memory killer. The limit of a group also applies to all groups below it,
-so the limit of a Kubernetes pod or a batch job is often set on an ancestor of a process's group.
+An OOM kill is a kill by the kernel's out-of-memory killer. The limit of a group also applies to all groups below it.
+The limit of a Kubernetes pod or a batch job is often set on an ancestor of a process's own group, so every function
+here that looks for a limit also looks at the ancestors, unless its docstring says otherwise.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ _MAX_LIMIT_BYTES = 1 << 60
 """A larger limit means no limit: version 1 writes a number near 2**63 where no limit is set."""
 _ROOT = Path("/sys/fs/cgroup")
 _MARKER_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
-"""For each controller the names of a file that every group has: first in version 1, then in version 2. A folder with
-such a file is a group. Only the root group of version 2 lacks the file."""
+"""For each controller: the name, first in version 1 and then in version 2, of a file that shows that a folder is a
+group. Every group has the file, except for the root group of version 2."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class MemoryGroup:
     num_oom_kills: int
     """The number of the group's processes that the OOM killer has killed since the group was created."""
     limit_bytes: int | None
-    """None if the group has no limit."""
+    """The memory limit that is set on the group itself and not on an ancestor. None if no limit is set."""
     peak_bytes: int | None
     """The most memory that the group has used. None if the kernel does not record it."""
 
 
 class MemoryUse(NamedTuple):
-    """The memory that a control group uses and its limit."""
+    """The memory use of a control group, and the limit of the same group."""
 
     used_bytes: int
-    """Without the cached file pages that the kernel can drop."""
+    """The memory that the group uses, without the cached file pages that the kernel can drop."""
     limit_bytes: int
 
     def __str__(self) -> str:
@@ -42,7 +43,10 @@ class MemoryUse(NamedTuple):
 
 
 def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path | None:
-    """The folder of a process's control group. None if the process has no group or has ended."""
+    """The folder of a process's control group. None if the process has no group or has ended.
+
+    In version 1 a process has one group for each controller. In version 2 all controllers share one group.
+    """
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
@@ -50,7 +54,8 @@ def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
     v1_path = next((path for controllers, path in paths.items() if controller in controllers.split(",")), None)
     hierarchy, path = (_ROOT / controller, v1_path) if v1_path is not None else (_ROOT, paths.get("", "/"))
-    # In a container the path may be the host's path, while the mounted folder is already the container's group.
+    # In a container, /proc may state the group's path on the host. The path does not exist in the container, where the
+    # folder of the whole hierarchy is the container's own group.
     for folder in (hierarchy / path.lstrip("/"), hierarchy):
         if any((folder / name).exists() for name in _MARKER_FILES[controller]):
             return folder
@@ -81,7 +86,7 @@ def free_group_bytes(folder: Path) -> int | None:
 
 
 def smallest_limit_use(folder: Path) -> MemoryUse | None:
-    """The memory use under the smallest limit of a group and its ancestors. None if no limit applies."""
+    """The memory use of the group with the smallest limit among a group and its ancestors. None if no limit applies."""
     return min(_memory_uses(folder), key=lambda use: use.limit_bytes, default=None)
 
 
@@ -93,7 +98,10 @@ def limiting_group(folder: Path) -> MemoryGroup | None:
 
 
 def core_limit_of(folder: Path) -> float | None:
-    """The CPU cores that a group may use under its limit and those of its ancestors. None if no limit applies."""
+    """The number of CPU cores that a group may use under its limit and those of its ancestors; it may be a fraction.
+
+    Returns None if no limit applies.
+    """
     limits = [limit for group in _group_and_ancestors(folder) if (limit := _read_core_limit(group)) is not None]
     return min(limits, default=None)
 
@@ -112,11 +120,12 @@ def format_gib(num_bytes: int) -> str:
 
 
 def _group_and_ancestors(folder: Path) -> list[Path]:
+    """The folder of a group and the folders of its ancestors up to `_ROOT`, the group itself first."""
     return [group for group in (folder, *folder.parents) if group.is_relative_to(_ROOT) or group == folder]
 
 
 def _read_core_limit(folder: Path) -> float | None:
-    """The limit that is set on the group itself and not on an ancestor, in CPU cores."""
+    """The limit that is set on the group itself and not on an ancestor, in CPU cores. None if no limit is set."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -130,12 +139,12 @@ def _read_core_limit(folder: Path) -> float | None:
 
 
 def _memory_uses(folder: Path) -> list[MemoryUse]:
-    """The memory use of a group and of each ancestor, where a limit is set."""
+    """The memory use of each group that has a limit, among a group and its ancestors."""
     return [use for group in _group_and_ancestors(folder) if (use := _read_memory_use(group)) is not None]
 
 
 def _read_memory_use(folder: Path) -> MemoryUse | None:
-    """The memory use of the group itself. None if no limit is set on the group itself."""
+    """The memory use of the group itself. None if the group itself has no limit, or no longer exists."""
     is_v1 = (folder / "memory.oom_control").exists()
     usage_name, droppable_name = ("usage_in_bytes", "total_inactive_file") if is_v1 else ("current", "inactive_file")
     group = read_memory_group(folder)
@@ -159,7 +168,7 @@ def _read_named_number(path: Path, name: str) -> int:
 
 
 def _read_number(path: Path) -> int | None:
-    """The number in a file. None if the file does not exist or its number means that no limit is set."""
+    """The number in a file. None if the file does not exist, or if its content means that no limit is set."""
     if not path.exists():
         return None
     text = path.read_text().strip()

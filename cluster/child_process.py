@@ -1,8 +1,8 @@
 """Runs a Python module in a child process that is killed when the process that started it ends.
 
-This is for programs that we start but did not write, such as vLLM's inference server. They would keep running after
-their parent was killed by SIGKILL, which no handler can catch. On Linux the kernel kills the child when its parent
-ends (PR_SET_PDEATHSIG). The child's Python children are killed in turn when the child ends, and so on.
+This is for programs that we start but did not write, such as vLLM's inference server. Such a program would keep running
+after its parent was killed by SIGKILL, because no handler can catch SIGKILL. On Linux the kernel kills the child when
+its parent ends (PR_SET_PDEATHSIG). The child's Python children are killed in turn when the child ends, and so on.
 """
 
 import contextlib
@@ -30,12 +30,14 @@ def start_module(
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments…` in a new process group. The child is killed when this process ends.
 
-    The child's stdout and stderr are written to `output`. If it is None, the child inherits those of this process. With
-    `has_pipes` the child's stdin and stdout are pipes to this process and its stderr is discarded.
+    `environment` contains all environment variables of the child. The child's stdout and stderr are written to
+    `output`. If `output` is None, the child inherits the stdout and stderr of this process. With `has_pipes`, `output`
+    is ignored: the child's stdin and stdout are pipes to this process, and its stderr is discarded.
 
-    The module must not pass its own functions to children that it spawns with multiprocessing: the children could not
-    find the functions, because `module` is not their main module. Call `start_module` from a thread that lives as long
-    as the child is needed, because the kernel kills the child when the thread that started the child ends.
+    The module must not pass its own functions to children that it spawns with multiprocessing, because those children
+    could not find the functions: the main module of those children is this file and not `module`. Call `start_module`
+    from a thread that lives as long as the child is needed, because the kernel kills the child when the thread that
+    started the child ends.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.child_process", module, *arguments],
@@ -64,7 +66,7 @@ def stop_process(process: subprocess.Popen[bytes], *, grace_s: float = 15.0) -> 
 def _end_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, and exit now if the parent has already ended.
 
-    Systems other than Linux cannot kill a process when its parent ends. On them this function only exits.
+    Only Linux can kill a process when its parent ends. On other systems this function only does the second part.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

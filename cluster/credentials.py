@@ -6,7 +6,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)
 """One URL, or one link of fsspec's chained URLs `a::b::c`; the groups are the scheme and what follows `://`."""
 
 _SCHEMES_WITHOUT_USER_NAMES = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""In URLs of these schemes, text before an @ is not a user name and therefore a token or a key."""
+"""In URLs of these schemes, the text before an @ cannot be a mere user name, so it must be a token or a key."""
 
 _CREDENTIAL_PARAMETER = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
@@ -33,8 +33,8 @@ def _has_credentials(scheme: str, location: str) -> bool:
     user, at, _ = authority.rpartition("@")
     if at and (":" in user or scheme in _SCHEMES_WITHOUT_USER_NAMES):
         return True
-    # In key:secret@bucket the secret may contain a slash, and then the @ is not in the authority. A colon there is
-    # harmless in s3://arn:… and before the port of an HTTP host.
+    # In key:secret@bucket the secret may contain a slash. The authority then ends at this slash, before the @, but it
+    # still contains the colon. A colon in the authority is harmless in s3://arn:… and before the port of an HTTP host.
     _, colon, after_colon = authority.partition(":")
     is_http_port = scheme.startswith("http") and after_colon.isdigit()
     may_be_secret = colon and not authority.startswith("arn:") and not is_http_port

@@ -17,13 +17,14 @@ _FATAL_ERRORS = {
     "Floating-point exception": signal.SIGFPE,
     "Illegal instruction": signal.SIGILL,
 }
-"""The signal for each text that Python's faulthandler writes into a worker's log before the signal ends the worker."""
+"""The keys are the texts that Python's faulthandler writes into a worker's log before a signal ends the worker. The
+values are the signals."""
 
 LOST_WITH_NODE = "was lost with its node"
 
 
 def signal_cause(number: int) -> str:
-    """The cause of a death by a signal: `was killed by signal 9 (SIGKILL)`."""
+    """The cause of a death by the signal with this number: `was killed by signal 9 (SIGKILL)`."""
     return f"was killed by signal {number} ({signal.Signals(number).name})"
 
 
@@ -33,7 +34,10 @@ def exit_cause(code: int) -> str:
 
 
 def cause_in_log(log: str) -> str | None:
-    """The fatal signal that a worker's log reports, with the innermost Python frame. None if it reports no signal."""
+    """The cause of death that a worker's log states. None if the log states no fatal signal.
+
+    The cause is the signal and, where the log contains Python's stack, the innermost frame.
+    """
     match = re.search(r"^Fatal Python error: (.+)$", log, re.MULTILINE)
     number = _FATAL_ERRORS.get(match[1].strip()) if match else None
     if match and number is not None:
@@ -65,13 +69,17 @@ def cause_in_report(report: str) -> str | None:
 def pid_in_report(report: str) -> int | None:
     """The process id in Ray's report of a death or an exception. None if the report has no process id.
 
-    Of several ids it is the last, because a chain of exceptions ends with the process in which it began.
+    If the report has several ids, the last is returned. A report of a chain of exceptions ends with the process that
+    raised the first of the exceptions.
     """
     matches = re.findall(r"\bpid: (\d+)|Worker PID: (\d+)|\(pid=(\d+), ip=", report)
     return int(next(filter(None, matches[-1]))) if matches else None
 
 
 def ip_in_report(report: str) -> str:
-    """The node's IP address in Ray's report of a death or an exception. Empty if the report has no address."""
+    """The node's IP address in Ray's report of a death or an exception. Empty if the report has no address.
+
+    If the report has several addresses, the last is returned, as in `pid_in_report`.
+    """
     matches = re.findall(r"(?:\bip|\bIP|IP address)(?:: |=)([\w.:]+)", report)
     return matches[-1] if matches else ""

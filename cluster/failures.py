@@ -21,12 +21,13 @@ from cluster.worker_errors import (
 )
 
 _MAX_DETAIL_LINES = 12
+"""Of a log or of Ray's report, this many lines at the end become the detail of an explanation."""
 
 
 class JobFailed(RuntimeError):
     """A job failed, and all restarts that its config allows are used up.
 
-    `text` is one sentence for the user. `detail` is a traceback or the end of a log.
+    `text` is one sentence for the user. `detail` is a traceback or the end of a log; it is empty if there is none.
     """
 
     def __init__(self, text: str, detail: str = "") -> None:
@@ -43,7 +44,7 @@ class Explanation:
 
     sentence: str
     detail: str = ""
-    """A traceback, the end of the process's log, or the end of Ray's report."""
+    """A traceback, the end of the process's log, or the end of Ray's report. Empty if there is none."""
 
     def to_error(self, suffix: str = "") -> JobFailed:
         """Convert the explanation to an exception, with `suffix` appended to the sentence."""
@@ -51,10 +52,11 @@ class Explanation:
 
 
 def explain(error: BaseException, *, stage: str = "", role: str | None = None, index: int | None = None) -> Explanation:
-    """Explain an exception, or the death of a process that Ray's exception reports.
+    """Explain an exception, or the death of a process if `error` is the exception with which Ray reports a death.
 
-    `stage`, `role` and `index` name the process in case no monitor knows the process. With `role=None` an exception is
-    attributed to the driver.
+    `role` and `index` name the process as far as the caller knows it. They select the death among those that the
+    stage's monitor observed, and they appear in the sentence if the monitor does not know the process. `stage` is used
+    only if no stage is monitored. With `role=None`, an exception of an unknown process is attributed to the driver.
     """
     from ray.exceptions import RayActorError  # Imported here so that `raymill plan` does not import Ray.
 
@@ -79,7 +81,7 @@ def explain(error: BaseException, *, stage: str = "", role: str | None = None, i
 
 
 def _explain_constructor_error(error: BaseException, stage: str, role: str | None, index: int | None) -> Explanation:
-    """Explain an exception in an actor's constructor, of which Ray passes on only the traceback's text."""
+    """Explain an exception in an actor's constructor. Of such an exception, Ray passes on only the traceback's text."""
     monitor, text = current_monitor(), strip_colors(str(error))
     pid, frame = pid_in_report(text), innermost_frame(text)
     process = monitor.find_process(pid=pid, ip=ip_in_report(text)) if monitor and pid else None
@@ -88,12 +90,12 @@ def _explain_constructor_error(error: BaseException, stage: str, role: str | Non
 
 
 def explain_exception(process: ProcessInfo, error: BaseException, traceback: str) -> Explanation:
-    """Explain an exception that a given process raised. `traceback` is the text that the process sent."""
+    """Explain an exception that a given process raised. `traceback` is the text of the exception's traceback."""
     return Explanation(process.sentence(describe_error(error, traceback)), traceback)
 
 
 def explain_death(report: str, death: ProcessEvent) -> Explanation:
-    """Explain a death that a monitor observed. `report` is what Ray or a surviving process reports about it."""
+    """Explain a death that a monitor observed. `report` is what Ray or a surviving process reports about the death."""
     cause = death.cause if death.is_cause_certain else cause_in_report(report) or death.cause
     return Explanation(death.process.sentence(cause), _last_lines(death.log_tail))
 
@@ -127,7 +129,7 @@ def _is_death(error: BaseException) -> bool:
 
 
 def _subject(stage: str, role: str | None, index: int | None) -> str:
-    """Name a process as in `rlhf: generator 0`, without the parts that are unknown."""
+    """Name a process as in `rlhf: generator 0`, without the parts that are unknown. Without a role it is `a worker`."""
     prefix = f"{stage}: " if stage else ""
     if role is None:
         return f"{prefix}a worker"

@@ -1,8 +1,9 @@
 """Computes fingerprints of files: texts that identify a file's content.
 
-The fingerprint of a local file is the SHA-256 digest of its bytes. A cache keeps it, so that a file is read once and
-not by every command. A cached fingerprint is used as long as the file system reports no change: the device, the inode,
-the size and the times of the last change of content and of metadata (to the nanosecond) are all the same.
+The fingerprint of a file in an object store is the ETag, if the store provides one. The fingerprint of any other file
+is the SHA-256 digest of its bytes. For local files a cache keeps the digest, so that a file is read once and not by
+every command. A cached digest is used as long as the file system reports no change: the device, the inode, the size
+and the times of the last change of content and of metadata (to the nanosecond) are all the same.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ _MIN_AGE_S = 2.0
 """Files that changed more recently are not cached. Some file systems record times in whole seconds, so that a second
 change could go unnoticed."""
 _MIN_PROGRESS_BYTES = 256 << 20
-"""Progress is shown from this number of bytes to read, which takes a second or more."""
+"""Progress is shown if at least this many bytes must be read, because reading them takes a second or more."""
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
 _cache = UserCache("fingerprints")
@@ -39,7 +40,11 @@ def fingerprint(url: str) -> str:
 
 
 def fingerprints(urls: Sequence[str], label: str) -> list[str]:
-    """The fingerprint of each URL. Large files are read in parallel and with a progress display that shows `label`."""
+    """The fingerprint of each URL, in the order of the URLs.
+
+    If at least `_MIN_PROGRESS_BYTES` must be read in all, the files are read in parallel, and a progress display shows
+    `label`.
+    """
     total = sum(size for url in urls if (size := _bytes_to_read(url)))
     if total < _MIN_PROGRESS_BYTES:
         return [fingerprint(url) for url in urls]
@@ -52,12 +57,15 @@ def fingerprints(urls: Sequence[str], label: str) -> list[str]:
                 num_read += num_bytes
                 progress.update(num_read / 1e6)
 
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:  # Threads run in parallel here: hashing releases the GIL.
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:  # Threads run in parallel here, because hashing frees the GIL.
             return list(pool.map(lambda url: _fingerprint(url, report_read), urls))
 
 
 def _fingerprint(url: str, report_read: Callable[[int], None]) -> str:
-    """The fingerprint of one file. Calls `report_read` with the number of bytes of each block that it reads."""
+    """The fingerprint of one file.
+
+    If the file can be cached but is not, `report_read` is called with the number of bytes of each block that is read.
+    """
     key = _cache_key(url)
     cached = _cache.get(key) if key else None
     if cached is not None:
@@ -82,7 +90,7 @@ def _sha256(fs: fsspec.AbstractFileSystem, path: str, report_read: Callable[[int
 
 
 def _bytes_to_read(url: str) -> int:
-    """The size of a local file whose fingerprint could be cached and is not. 0 for all other URLs."""
+    """The size of a local file whose fingerprint could be cached but is not. 0 for all other URLs."""
     key = _cache_key(url)
     path = local_path(url)
     return os.stat(path).st_size if path and key and "::" not in url and _cache.get(key) is None else 0
@@ -91,7 +99,8 @@ def _bytes_to_read(url: str) -> int:
 def _cache_key(url: str) -> str:
     """The cache key of the present content of a local file or of a member of a local archive.
 
-    Returns an empty key for a URL that is not local, and for a file that is missing, small or recently changed.
+    For a member, size and times are those of the whole archive. Returns an empty key for a URL that is not local, and
+    for a file that is missing, small or recently changed.
     """
     path = local_path(url)
     if not path:
