@@ -82,7 +82,8 @@ def open_file(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[b
         with open(url, "rb", buffering=0) as file:
             yield file
         return
-    # `fs` must stay referenced while the file is open: fsspec closes an archive with the last reference to it.
+    # `fs` must stay referenced while the file is open: when nothing refers to the file system of an
+    # archive any more, fsspec closes the archive.
     fs, path = fsspec.core.url_to_fs(url)
     options: dict[str, Any] = {"block_size": block_bytes, "cache_type": "readahead"}
     if "::" in url:  # the archive's file system decides how to fetch
@@ -129,7 +130,10 @@ def read_raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """Return the blocks of `read_blocks`, converted to UTF-8 if the file begins with a UTF-16 byte order mark."""
+    """Return the blocks of `read_blocks`. A file that begins with a UTF-16 byte order mark is converted to UTF-8.
+
+    With a `start` above 0, nothing is converted, because the byte order mark is not read.
+    """
     following_blocks = read_blocks(url, start)
     first_block = next(following_blocks, b"")
     blocks = chain([first_block], following_blocks) if first_block else iter(())
@@ -183,7 +187,10 @@ class DecompressedBlocks:
         """Position in the file at which the current member begins."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises EOFError if the file ends within a member. Raises the decompressor's error if a member is damaged."""
+        """Yield the blocks.
+
+        Raises EOFError if the file ends within a member. Raises the decompressor's error if a member is damaged.
+        """
         pieces: list[bytes] = []
         num_bytes = 0
         try:
@@ -201,7 +208,7 @@ class DecompressedBlocks:
             yield b"".join(pieces)
 
     def _decompress_pieces(self) -> Iterator[bytes]:
-        """Decompress `_INPUT_BYTES` of the file at a time, and yield the results."""
+        """Decompress `_INPUT_BYTES` of the file at a time, and yield the decompressed bytes of each time."""
         block_start = self.member_start  # position of the block in the file
         decompressor: Any = None
         for block in read_raw_blocks(self._file):

@@ -42,6 +42,7 @@ def csv_records(source: Source, read_range: ReadRange) -> Records:
 
 def _wrong_field_count(row: list[str], header: list[str]) -> BadRecord:
     """Return the BadRecord for a row whose number of fields differs from the header's."""
+    # A header of one field that contains another delimiter suggests that the source's delimiter is wrong.
     likely = next((character for character in _OTHER_DELIMITERS if len(header) == 1 and character in header[0]), None)
     remedy = f"; the header looks separated by {likely!r}: set the source's delimiter: {likely!r}" if likely else ""
     return BadRecord(f"malformed CSV: {len(row)} fields where the header has {len(header)}{remedy}")
@@ -60,9 +61,13 @@ class _LineFeed:
     def begin_row(self) -> None:
         """Forget the lines of the previous row. The next line is the first one of a new row."""
         self.row_offset: int | None = None
+        """Position in the file of the row's first line. None until this line has been read."""
         self.row_lines: list[bytes] = []
+        """The lines of the row that have been read so far."""
         self.row_bytes = 0
+        """Total size of these lines."""
         self.is_utf8 = True
+        """Whether all of these lines are valid UTF-8."""
 
     def __iter__(self) -> "_LineFeed":
         return self
@@ -102,6 +107,6 @@ def _read_rows(feed: _LineFeed, delimiter: str) -> Iterator[tuple[int, list[str]
             row = BadRecord(f"malformed CSV: {error}")
         except BadRecord as bad:
             row = bad
-        if row:
+        if row:  # An empty list is a blank row.
             assert feed.row_offset is not None
             yield feed.row_offset, row

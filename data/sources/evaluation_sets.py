@@ -17,10 +17,12 @@ from data.sources.compression import is_compressed, is_damage_error, read_blocks
 
 
 def read_strings(url: str, columns: Sequence[str]) -> list[str]:
-    """Return all strings in the given columns of a file's items, including strings in lists and mappings.
+    """Return all strings in the given columns of a file's items, including strings inside lists and mappings.
 
-    If `columns` is empty, all columns are read. Raises ValueError for a damaged file, for a file of an unknown format,
-    and for a column that no item has.
+    An item is a line of a JSONL file, a member of a JSON array, a value of a JSON object, a row of a table, or a
+    paragraph of a text file. If `columns` is empty, all columns are read.
+
+    Raises ValueError for a damaged file, for a file of an unknown format, and for a column that no item has.
     """
     path = url.partition("::")[0]  # the path within the archive if the URL names a file in an archive
     suffix = posixpath.splitext(posixpath.splitext(path)[0] if is_compressed(url) else path)[1]

@@ -13,7 +13,8 @@ from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_er
 from data.sources.compression import read_utf8_blocks
 from data.sources.records import Buffer, Records, decode_utf8, split_lines
 
-# What `_split_items` passes over at once: everything up to the next byte that can change its state.
+# What `_split_items` passes over at once: everything up to the next byte that can begin or end a string or an item, or
+# that is a bracket.
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the quote that ends the string
 _IN_RECORD = re.compile(rb'[^"\[\]{}]*+')
 _BETWEEN_RECORDS = re.compile(rb'[^"\[\]{},]*+')
@@ -95,8 +96,9 @@ def _match_end(pattern: re.Pattern[bytes], buffer: Buffer, position: int) -> int
 def _split_items(buffer: Buffer) -> Iterator[bytes | BadRecord]:
     """Yield the bytes between the commas of the array or object whose opening bracket was just dropped.
 
-    Only brackets, quotes and commas are looked at. So one record at a time is kept in memory and parsed. A malformed
-    record does not affect the records after it, as long as its brackets and quotes are balanced.
+    Only brackets, quotes and commas are looked at, and the caller parses each item by itself. So only one item is in
+    memory at a time. A malformed item does not affect the items after it, as long as its brackets and quotes are
+    balanced.
     """
     position = num_items = 0
     depth, in_string = 1, False

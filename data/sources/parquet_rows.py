@@ -56,7 +56,10 @@ def parquet_metadata(url: str) -> pq.FileMetaData | None:
 
 @contextmanager
 def _open_parquet(url: str) -> Iterator[IO[bytes]]:
-    """Open a Parquet file, which may be compressed as a whole, so that it can be read at any position."""
+    """Open a Parquet file, which may be compressed as a whole, so that it can be read at any position.
+
+    Raises OSError if the file is on a server that sends only complete files.
+    """
     if not supports_ranges(url):
         raise OSError(
             errno.ESPIPE,
@@ -68,7 +71,7 @@ def _open_parquet(url: str) -> Iterator[IO[bytes]]:
 
 
 def _rows_per_batch(group: pq.RowGroupMetaData) -> int:
-    """Return the number of rows that make a batch of about 8 MiB; at most 1024."""
+    """Return how many rows of this row group make a batch of about 8 MiB; at least 1 and at most 1024."""
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 

@@ -70,13 +70,15 @@ def _document_bytes(buffer: Buffer, begin: int, stop: int) -> bytes | BadRecord:
 
 
 def _next_separator(buffer: Buffer, separator: re.Pattern[bytes], begin: int, search: int) -> tuple[int, int] | None:
-    """Find the first separator from position `search` of the file on. Returns its begin and end in the file.
+    """Find the first separator from position `search` of the file on. Returns the positions of its begin and end.
 
-    Returns None if no separator follows. The current document begins at `begin`. Once it is too long for a record, its
-    bytes are dropped from the buffer while the search continues.
+    Returns None if no separator follows. The current document begins at position `begin` of the file. Once this
+    document is too long for a record, its bytes are dropped from the buffer while the search continues.
     """
     while search <= buffer.offset + len(buffer.data):
         match = separator.search(buffer.data, search - buffer.offset)
+        # Without a match, the search continues MAX_SEPARATOR_BYTES before the end of the data, because a separator that
+        # begins there may continue in the next block.
         first, last = match.span() if match else (len(buffer.data) - MAX_SEPARATOR_BYTES, len(buffer.data))
         is_match = match is not None
         del match  # a bytearray cannot be resized while a match object refers to it

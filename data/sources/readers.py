@@ -67,7 +67,7 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
 
 
 def _split_file(source_index: int, source: Source, url: str, num_bytes: int, range_bytes: int) -> list[ReadRange]:
-    """Return the ranges of one file of `num_bytes`."""
+    """Return the ranges of one file of `num_bytes`. If the size is not known, `num_bytes` is 0."""
     if num_bytes > range_bytes and source.format == "jsonl" and _can_start_within_file(url):
         return [
             ReadRange(source_index, url, start, start + range_bytes, min(range_bytes, num_bytes - start))
@@ -75,6 +75,7 @@ def _split_file(source_index: int, source: Source, url: str, num_bytes: int, ran
         ]
     if num_bytes > range_bytes and source.format == "parquet" and (metadata := parquet_metadata(url)):
         num_groups = metadata.num_row_groups
+        # `step` is the number of row groups in a range.
         step = max(1, num_groups * range_bytes // num_bytes)
         return [
             ReadRange(source_index, url, start, start + step, step * num_bytes // num_groups)
@@ -122,7 +123,7 @@ def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Ite
 def _to_result(
     source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotText
 ) -> Document | Quarantined | SkippedRecord:
-    """Return what `read_records` yields for a record of a reader."""
+    """Return what `read_records` yields for a record that a reader has yielded."""
     if isinstance(record, NotText):
         return SkippedRecord(source.name, file, offset, str(record))
     try:
@@ -168,6 +169,7 @@ def check_source(source: Source) -> None:
             f"{location}: no readable {source.format} record at the start of {urls[0]}; is the format right?{reason}"
         )
     for column in column_paths(source):
+        # A header that none of the first records has may still occur in later records.
         may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
         if not may_be_missing and all(column_value(record, column) is None for record in records):
             _raise_missing_column(location, column, records, os.path.basename(urls[0]))

@@ -13,11 +13,14 @@ from data.document import BadRecord, is_too_long, too_long_error
 
 
 class NotText(Exception):
-    """Yielded for a record that should not become a document, such as a crawler's request. The message is its kind."""
+    """Yielded for a record that should not become a document, such as a crawler's request.
+
+    The exception's message is the kind of the record (`SkippedRecord.kind`).
+    """
 
 
 Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotText"]]
-"""(offset, record) of every record. `Quarantined.offset` says what offsets count in each format."""
+"""(offset, record) of every record. `Quarantined.offset` defines, for each format, what the offset counts."""
 
 
 def decode_utf8(raw: bytes | bytearray) -> str:
@@ -43,9 +46,9 @@ def join_blocks(blocks: Iterable[bytes]) -> bytes | BadRecord:
 
 
 def split_lines(blocks: Iterable[bytes], offset: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Yield (offset, line) of every line that begins before position `stop`; -1 means no limit.
+    """Yield (position in the file, line) of every line that begins before the position `stop`; -1 means no limit.
 
-    A line includes its line end. `offset` is the position in the file at which the first block begins. A BadRecord
+    `offset` is the position in the file at which the first block begins. A line includes its line end. A BadRecord
     takes the place of a line that is too long.
     """
     pieces: list[bytes] = []  # the pieces of the current line
@@ -119,11 +122,12 @@ class Buffer:
         return True
 
     def find(self, pattern: re.Pattern[bytes], start: int, limit: int, overlap: int = 16) -> tuple[int, int] | None:
-        """Find the first match from `start` on, reading blocks as needed. Returns its begin and end within `data`.
+        """Find the first match from the position `start` of `data` on. Reads further blocks until there is a match.
 
-        Returns None if no match begins within about `limit` bytes after `start`. `overlap` is the greatest length of a
-        match. The last `overlap` bytes of `data` are searched again after each block, because a match may continue in
-        the next block.
+        Returns the positions in `data` of the match's begin and end. Returns None if no match begins within about
+        `limit` bytes after `start` or before the end of the stream. `overlap` is the greatest length of a match. The
+        last `overlap` bytes of `data` are searched again after each block, because a match may continue in the next
+        block.
         """
         position = start
         while True:

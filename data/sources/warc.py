@@ -82,7 +82,7 @@ def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
 def _find_next_member(file: IO[bytes], codec: Codec, start: int) -> int | None:
     """Return the position of the first member from `start` on whose content begins with a record; None without one."""
     file.seek(start)
-    data = b""
+    data = b""  # the bytes of the file that begin at position `start`; `start` moves along with them
     while block := file.read(_SEARCH_BYTES):
         data += block
         begin = 0
@@ -108,9 +108,10 @@ def _member_begins_with_record(file: IO[bytes], codec: Codec, start: int) -> boo
 
 
 def _codec_with_dictionary(file: IO[bytes], codec: Codec) -> Codec:
-    """Return the zstd codec with the file's own dictionary, if the file begins with one.
+    """Return the zstd codec with the file's own dictionary. If the file does not begin with one, `codec` is returned.
 
-    The dictionary is specified by the IIPC (International Internet Preservation Consortium) for .warc.zst files.
+    Afterwards the file is at the position of its first member. The IIPC (International Internet Preservation
+    Consortium) has specified this dictionary for .warc.zst files.
     """
     head = file.read(8)
     if head[:4] != _DICTIONARY_MAGIC:
@@ -167,7 +168,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
         return too_long_error() if kind == _RESPONSE else NotText(kind)
     if not buffer.fill(block_end):
         return _skip_broken_record(buffer, _TRUNCATED)
-    buffer.fill(block_end + 4)
+    buffer.fill(block_end + 4)  # The two line ends after the block. They may be missing at the end of the file.
     if not _is_record_end(bytes(buffer.data[block_end : block_end + 4])):
         return _skip_broken_record(buffer, f"Content-Length {int(length)} does not lead to the record's end")
     block = bytes(buffer.data[block_start:block_end])
