@@ -106,8 +106,8 @@ class _Pairs(NamedTuple):
 class _LinkedSymbols:
     """The symbols of all words as a linked list in arrays.
 
-    The position after the last symbol stands for the outside of every word. It is before the first symbol of a word and
-    after the last symbol of a word.
+    One more position, after all symbols, stands for the outside of every word (`end`). The first symbol of each word is
+    linked to this position as the one before it, and the last symbol of each word as the one after it.
     """
 
     def __init__(self, symbols: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:

@@ -67,8 +67,9 @@ PROBE_TEXTS = (
 )
 """Difficult texts. Two encoders that split or merge differently are likely to give different ids on one of them."""
 
+# Limits of the comparison in `fast_encoder`. They make it short compared with the encoding of a corpus part.
 _MAX_COMPARED_TEXTS = 200
-_MAX_COMPARED_CHARACTERS = 1 << 18  # Both limits keep the comparison short compared with the encoding of a corpus part.
+_MAX_COMPARED_CHARACTERS = 1 << 18
 
 
 class Encoder(Protocol):
@@ -219,7 +220,8 @@ def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
     if ids_by_token is None:
         return None
     ranks = {token: rank for rank, token in enumerate(ids_by_token)}
-    # tiktoken without special tokens would search every text for the empty text, so it gets one that never occurs.
+    # Without special tokens, tiktoken would search every text for the empty string. So it gets a special token, and one
+    # that never occurs in a text.
     unused_special_token = {"\U0010ffff<never>\U0010ffff": len(ranks)}
     try:
         encoding = tiktoken.Encoding(
@@ -237,7 +239,7 @@ def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
 
 
 def _ids_by_token(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes, int] | None:
-    """Return the id of every token that a text can become. The keys are the bytes of the tokens.
+    """Return the id of every token that can occur in an encoded text. The keys are the bytes of the tokens.
 
     The order is that of tiktoken's ranks: first the 256 bytes, then the tokens in the order of their merges.
 

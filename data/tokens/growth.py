@@ -60,6 +60,7 @@ def copy_generations(old: Storage, new: Storage, new_manifests: SplitManifests) 
 
 
 def _copy_split(old: Storage, new: Storage, new_manifest: ShardManifest) -> ShardManifest:
+    """Copy the shards of one split. Returns their manifest with the sources of `new_manifest` added."""
     manifest = read_manifest(old)
     for shard in manifest.shards:
         for file in shard_files(manifest, shard):
@@ -69,7 +70,10 @@ def _copy_split(old: Storage, new: Storage, new_manifest: ShardManifest) -> Shar
 
 
 def _is_copied(source: Storage, target: Storage, file: ShardFile) -> bool:
-    """Return whether the target already has the complete file, as a hard link or as a copy with the same checksum."""
+    """Return whether the folder `target` already has the complete file of the folder `source`.
+
+    The file in `target` is a hard link to the file in `source`, or a copy with the checksum of `file`.
+    """
     if not target.exists(file.name):
         return False
     if source.is_local and target.is_local and os.path.samefile(source.path(file.name), target.path(file.name)):
@@ -79,7 +83,9 @@ def _is_copied(source: Storage, target: Storage, file: ShardFile) -> bool:
 
 
 def _copy_file(source: Storage, target: Storage, name: str) -> None:
-    """Copy a file. If both storages are on the same local disk, create a hard link instead, which takes no time.
+    """Copy a file from the folder `source` to the folder `target`.
+
+    If both folders are on the same local disk, a hard link is created instead, because this takes no time.
 
     Hard links are safe because a shard file is never changed in place. A new version replaces the file.
     """
@@ -112,11 +118,12 @@ def write_excluded(old: Storage, work: Storage, corpus: Storage) -> ExcludedDocu
 
 
 def _with_kept_duplicates(excluded: np.ndarray, corpus: Storage) -> np.ndarray:
-    """Return the sorted keys, extended by the documents that the corpus kept instead of one of these documents.
+    """Return the keys in `excluded` and the keys of the documents that the corpus kept instead of these, sorted.
 
-    Of several duplicates, a corpus keeps the document with the lowest id. That can be a document of a new source whose
-    duplicate is in the older generations. The kept document may itself be dropped for another duplicate, so drops/, the
-    list of dropped documents, is read again until no more documents are found.
+    Of several duplicates, a corpus keeps the document with the lowest id. So it may keep a document of a new source and
+    drop its duplicate, which the older generations contain. The list of dropped documents (drops/) names the kept
+    document of each. A kept document may itself have been dropped for another duplicate, so the list is read again
+    until no more documents are found.
     """
     drops = corpus.glob("drops/part-*.parquet")
     while True:
@@ -165,5 +172,6 @@ def _is_excluded(ids: Sequence[str], excluded_keys: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _excluded_keys(work: Storage, excluded: ExcludedDocuments) -> np.ndarray:
+    """Return the sorted keys in the file of excluded documents, memory-mapped, as uint64."""
     path = local_file(work, excluded.name, sha256=excluded.sha256, num_bytes=excluded.num_bytes)
     return np.memmap(path, dtype="<u8", mode="r")

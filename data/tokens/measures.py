@@ -70,8 +70,9 @@ class _PartMeasures:
     used_tokens: str
     """A bit for each token id, as hexadecimal digits. A bit is 1 if the token occurs."""
     by_source: dict[str, TextSizes]
+    """Sizes of the documents of each source."""
     by_language: dict[str, TextSizes]
-    """Sizes of the documents whose metadata name a language."""
+    """Sizes of the documents in each language. Documents whose metadata name no language are left out."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ class TokenizerMeasures:
     """The measures of a tokenizer over all measured documents."""
 
     total: TextSizes
+    """Sizes of all measured documents together."""
     by_source: dict[str, TextSizes]
+    """Sizes of the documents of each source."""
     by_language: dict[str, TextSizes]
-    """Sizes of the documents whose metadata name a language."""
+    """Sizes of the documents in each language. Documents whose metadata name no language are left out."""
     documents: int
     """Number of measured documents."""
     unused_tokens: int
@@ -124,7 +127,7 @@ class VocabularySummary:
 def measure_tokenizer(
     corpus: CorpusText, work: Storage, folder: Storage, *, tokenizer: str, share: float, workers: int | None
 ) -> TokenizerMeasures:
-    """Measure the tokenizer in `folder` on about a `share` of the corpus.
+    """Measure the tokenizer in `folder` on about the fraction `share` of the corpus's documents.
 
     `tokenizer` is the fingerprint of the tokenizer, and `work` is a temporary folder for the results of the tasks.
     """
@@ -183,7 +186,7 @@ def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _P
 def _survives_round_trip(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
     """Return whether decoding the ids gives the text, after the tokenizer's normalization.
 
-    WordPiece does not keep white space, so for it white space is not compared.
+    White space is not compared for a WordPiece tokenizer, because WordPiece does not keep it.
     """
     expected = encoder.normalizer.normalize_str(text) if encoder.normalizer else text
     decoded = encoder.decode(ids, skip_special_tokens=False)

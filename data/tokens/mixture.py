@@ -58,6 +58,7 @@ class Mixture:
         self.rows_per_period = _proportional_integers(list(row_weights.values()))
         """Number of rows of each source in one period. The sequence of sources repeats after each period."""
         self._schedule = _schedule(self.rows_per_period)
+        """For each row of a period, the position of its source in `sources`."""
         self._index_in_period = np.zeros(len(self._schedule), dtype=np.int64)
         """For each row of a period, the number of earlier rows of the same source in the period."""
         for source, num_rows in enumerate(self.rows_per_period):
@@ -66,7 +67,7 @@ class Mixture:
     def source_row(self, index: int) -> SourceRow:
         """Return the source of the row at an index, and the index of the row among the rows of its source."""
         num_periods, position = divmod(index, len(self._schedule))
-        source = int(self._schedule[position])
+        source = int(self._schedule[position])  # position of the source in `self.sources`
         index_in_source = num_periods * self.rows_per_period[source] + int(self._index_in_period[position])
         return SourceRow(self.sources[source], index_in_source)
 

@@ -15,8 +15,9 @@ def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verifi
     """Return the local path of a file of a split, after verifying its size and checksum.
 
     A remote file is downloaded once into a cache, which all processes of the node share. If the cached copy has a wrong
-    size, the file is downloaded again. `verified` is a set of names of files whose checksum is not verified again.
-    When the checksum of a file was verified, its name is added to the set.
+    size, the file is downloaded again. `verified` is the set of the names of files whose checksum need not be verified
+    again. When this function has verified a checksum, it adds the name to the set. If `verified` is None, the checksum
+    is always verified.
 
     Raises ValueError if the file is missing, or if its size or checksum is wrong.
     """

@@ -213,7 +213,7 @@ class ShardReader:
         }
 
     def _row_number(self, source: str, row_in_source: int) -> int:
-        """Return the row number of a row of `source`. `row_in_source` is its number among the rows of the source."""
+        """Return the row number of a row of `source`. `row_in_source` counts the rows of this source from 0."""
         range_indices, range_ends = self._row_locations_by_source[source]
         position = int(np.searchsorted(range_ends, row_in_source, side="right"))
         rows_to_range_end = range_ends[position] - row_in_source
@@ -285,6 +285,10 @@ class _Shard(NamedTuple):
 
 
 def _open_shard(split: Storage, manifest: ShardManifest, shard_index: int, verified: set[str]) -> _Shard:
+    """Return the files of the shard with this index in the manifest, after verifying them.
+
+    Files named in `verified` are not verified again. The names of newly verified files are added to it.
+    """
     info = manifest.shards[shard_index]
     tokens_file, _ = shard_files(manifest, info)
     tokens = local_file(split, **tokens_file._asdict(), verified=verified)

@@ -90,7 +90,8 @@ def shard_tasks(
 def unchanged_shards(task: ShardTask, finished: SplitManifests | None) -> SplitShards | None:
     """Return the shards in a finished output that the task would write again with the same bytes.
 
-    Returns None if the output is not finished or if the task would write different shards.
+    `finished` has the manifests of this output. Returns None if `finished` is None, because there is no finished output
+    yet, and if the task would write different shards.
     """
     if finished is None:
         return None

@@ -26,6 +26,7 @@ class _EncodedDocument(NamedTuple):
     """A document that is encoded but not written yet."""
 
     tokens: np.ndarray
+    """Token ids of the text, without separators."""
     num_bytes: int
     """Size of the document's text in bytes."""
     key: int
@@ -91,6 +92,7 @@ class ShardWriter:
         )
 
     def _source_ranges(self) -> tuple[SourceRange, ...]:
+        """Return the range of each source that has documents in the shard, in the order of the stream."""
         ranges: list[SourceRange] = []
         first = 0
         for source_index, documents in enumerate(self._encoded):

@@ -22,7 +22,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SplitTokens:
-    """Number of tokens of one source in each split."""
+    """Number of tokens to predict of one source in each split."""
 
     train: int
     validation: int
@@ -36,7 +36,7 @@ class ShardsSummary:
     validation: SplitCounts
     tokens_by_source: dict[str, SplitTokens]
     encoder: dict[str, int]
-    """For each encoding library, `tiktoken` or `tokenizers`, the number of corpus parts that it encoded."""
+    """For each encoding library, `tiktoken` or `tokenizers`, the number of training shards whose text it encoded."""
     tokenizer: str
     """Fingerprint of the tokenizer."""
     vocab_size: int

@@ -6,7 +6,8 @@ rows as a run that was never interrupted.
 
 The permutation is a Feistel network, which is a bijection of pairs (left, right) for any round function. Its domain is
 a power of four that is at most four times as large as the number of rows. If the network returns a value that is not
-below the number of rows, it is applied to this value again ("cycle walking"). The result is a bijection of range(size).
+below the number of rows, the network is applied to this value again ("cycle walking"). The result is a bijection of
+range(size).
 """
 
 import hashlib
@@ -40,6 +41,7 @@ class Permutation:
         return value
 
     def _encrypt(self, value: int) -> int:
+        """Apply the Feistel network to a value."""
         half_mask = (1 << self._half_bits) - 1
         left, right = value >> self._half_bits, value & half_mask
         for key in self._round_keys:
@@ -61,7 +63,8 @@ def epoch_order(indices: Iterable[int], size: int, *, seed: int, key: str = "") 
     """Return a number in range(size) for each index, as int64. The indices count 0, 1, 2, … over all epochs.
 
     Each epoch consists of `size` indices and has its own permutation. The result depends only on `size`, `seed`, `key`
-    and the index, so every worker can compute it for any index.
+    and the index, so every worker can compute it for any index. `key` names what is permuted, so that different data
+    have different permutations.
     """
     permuted = [_permutation(size, f"{key}:{seed}:{index // size}")(index % size) for index in indices]
     return np.array(permuted, dtype=np.int64)

@@ -200,8 +200,8 @@ def chat_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def fingerprint(folder: Path) -> str:
     """Return a hash of everything in a folder's tokenizer.json that decides how text is encoded.
 
-    The format of the file and its settings for padding and truncation do not change the hash. So it stays the same when
-    transformers loads and saves the tokenizer.
+    The format of the file and its settings for padding and truncation do not change the hash. So the hash stays
+    the same when transformers loads and saves the tokenizer.
 
     Raises ValueError if the folder has no tokenizer.json.
     """

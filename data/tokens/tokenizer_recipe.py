@@ -44,7 +44,7 @@ class TokenizerRecipe:
     Only for `wordpiece` and `unigram`."""
 
     def check(self) -> None:
-        """Raises ValueError if a field is out of its range, or if the tokenizer's kind does not use it."""
+        """Raises ValueError for a field that is out of its range, or that is set although `kind` does not use it."""
         if self.lowercase and self.kind != "wordpiece":
             raise ValueError(f"lowercase: true is only for `kind: wordpiece`, not for {self.kind}; remove it")
         if self.byte_fallback and self.kind != "unigram":

@@ -3,8 +3,8 @@
     documents/part-* ─ count ─▶ words/<part> ─ merge ─▶ merged/<bucket>
                      (a task for each part)   (a task for each bucket)
 
-A bucket holds the words with the same hash. The counts do not depend on the number of parts or workers, because sums do
-not depend on the order of their terms.
+A bucket holds the words whose hash has the same value modulo the number of buckets. The counts do not depend on the
+number of parts or workers, because sums do not depend on the order of their terms.
 """
 
 import zlib
@@ -35,8 +35,9 @@ class WordCounts(NamedTuple):
     counts: list[int]
     """The count of each word, in the order of `words`."""
     sampled_documents: int
+    """Number of documents in the sample."""
     sampled_bytes: int
-    """Size of the sampled text."""
+    """Size of the text of these documents."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _CountedPart:
     """The result of counting the words of a part."""
 
     words: str
-    """Name of the file with the part's words and counts, sorted into buckets."""
+    """Name of the file with the part's words and counts. The file has a table for each bucket."""
     sampled_documents: int
     sampled_bytes: int
 
@@ -70,7 +71,7 @@ class _MergeTask:
     bucket: int
     """Number of the bucket."""
     files: list[str]
-    """Names of the files with the words of each part."""
+    """Names of the files that the count tasks have written, one for each part."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _MergedBucket:
 def count_sample(
     corpus: CorpusText, work: Storage, recipe: TokenizerRecipe, *, first: float, workers: int | None
 ) -> WordCounts:
-    """Count the words of the documents whose `split_position` is at least `first`.
+    """Count the words of the sample: of the documents whose `split_position` is at least `first`.
 
     `work` is a temporary folder for the results and files of the tasks.
     """
@@ -107,6 +108,7 @@ def count_sample(
         label="vocabulary: add counts",
         result_folder=work / "merge",
     )
+    # The file of a merged bucket has only one table, so its number is 0.
     table = read_table(work, [bucket.words for bucket in merged], 0, _WORD_SCHEMA)
     return WordCounts(
         words=table["word"].to_pylist(),
