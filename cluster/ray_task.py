@@ -21,7 +21,8 @@ def ray_task(
     """Return a function that starts `task_function` as a Ray task and returns the task's future.
 
     Each task gets the resources of one worker of the placement. `task_function` must be pure, because Ray calls it
-    again when its process dies, up to `placement.max_failures` times. `environment` adds environment variables.
+    again when its process dies, up to `placement.max_failures` times. `environment` contains further environment
+    variables of the task's process.
     """
     environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
     stage, task_indices = stage_monitor.current_stage(), itertools.count()
@@ -44,7 +45,7 @@ def ray_task(
 
 
 class RunningTasks:
-    """Counts Ray tasks that run at the same time, and shows how many are done while some of them are waited for."""
+    """Counts the Ray tasks that were started and those that are done, and shows both counts while `wait` waits."""
 
     def __init__(self) -> None:
         self._num_started = self._num_done = 0

@@ -19,8 +19,10 @@ from cluster.signals import received_signal
 _ANSWER_LIMIT_S, _ANSWER_LIMIT_AFTER_SIGNAL_S = 5.0, 1.0
 """How long a poll waits for answers: normally, and after the driver has received a signal."""
 _POLL_S = 0.2
+"""How often a poll that waits for answers checks whether the driver has received a signal."""
 _MAX_STARTS = 3
-"""How often a monitor is started on one node at most. After that the node is no longer monitored."""
+"""How many monitors are started on one node, one after another. When the last of them dies, the node is no longer
+monitored."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ class MonitorHandle(Protocol):
     def call(self, method: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Call a method of `NodeMonitor`.
 
-        The future raises RayTaskError when the method raised, and any other exception when the monitor is dead.
+        Reading the future's result raises RayTaskError when the method raised, and any other exception when the monitor
+        is dead.
         """
         ...
 
@@ -60,9 +63,11 @@ class _RemoteMonitor:
 
     monitor: MonitorHandle
     pending: "Future[NodeReport] | None" = None
-    """The poll that has not been answered yet. Its report is returned by the next `RemoteMonitors.poll`."""
+    """The answer to that poll, which the next `RemoteMonitors.poll` returns. None if no poll is waiting for an
+    answer."""
     expected_ends: list[tuple[str | None, int | None]] = field(default_factory=list)
-    """(role, index) of the processes that were ended on purpose while the poll was pending."""
+    """(role, index) of the processes that were ended on purpose while the poll was pending. None stands for every role
+    or every index."""
     ip: str = ""
     """IP address of the node. Empty until the node has reported a process."""
 
@@ -108,7 +113,7 @@ class RemoteMonitors:
         return [report for report in reports if report is not None]
 
     def call(self, method: Callable[..., T], *arguments: Any) -> list[T]:
-        """Call a method of `NodeMonitor` on all nodes and return the answers.
+        """Call a method of `NodeMonitor` on all other nodes. Returns the answers that arrive within the time limit.
 
         Does not wait for nodes that have not answered an earlier poll yet.
         """
@@ -142,7 +147,10 @@ class RemoteMonitors:
             self._remotes = {}
 
     def _collect(self, node_id: str, remote: _RemoteMonitor) -> NodeReport | None:
-        """Return the answer to the pending poll of a node. None when there is no answer, or the poll failed."""
+        """Return the answer to the pending poll of a node. None if it has not arrived yet, or if the poll failed.
+
+        A monitor that is dead is removed.
+        """
         from ray.exceptions import RayTaskError
 
         if remote.pending is None or not remote.pending.done():

@@ -24,7 +24,7 @@ class ResourceUsage:
 
     def __init__(self) -> None:
         self.peak_bytes: int | None = None
-        """Largest sum of the memory of all processes in one sample."""
+        """The largest `UsageSample.num_bytes` of all samples within the block."""
         self._cpu_s_before: dict[str, float] = {}
         """CPU seconds of each process before the block, by process id."""
         self._cpu_s: dict[str, float] = {}

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BLOCK_BYTES = 8 << 20
-"""Size of a read-ahead block, and of a part of a multipart upload. An upload has at most 10,000 parts, or 78 GiB."""
+"""Size of a read-ahead block, and of a part of a multipart upload. S3 accepts 10,000 parts, so that an uploaded file
+can have up to 78 GiB."""
 
 
 # These settings apply to every S3 file system of this process, including those inside chained URLs and those that

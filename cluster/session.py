@@ -22,8 +22,8 @@ RAYMILL_PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 _SESSION_END_S = 3.0
 """How long Ray's processes get to end by themselves before they are killed."""
 
-# Ray prints guesses about why a worker died on stdout, and no setting turns them off. This variable filters them out,
-# because `cluster.stage_monitor` reports the actual cause. Ray reads the variable when it is imported.
+# When a worker dies, Ray prints guesses about the cause to stdout, and no setting turns them off. This variable filters
+# them out, because `cluster.stage_monitor` reports the actual cause. Ray reads the variable when it is imported.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     r"A worker died or was killed while executing a task|There are \d+ retries remaining",
@@ -37,17 +37,18 @@ WORKER_ENV = {
     # Several processes share the cores, so a waiting OpenMP thread must sleep. By default it spins. A training step
     # with two threads took 2.2 s on two busy cores with spinning threads, and 0.6 s with sleeping threads.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # The empty value unsets it. Where the user's shell or the image sets this variable, every worker would compile the
-    # source of torch, Ray and vLLM again, which takes 15 s on a slow core for the imports of `raymill plan` alone.
+    # Python treats an empty value like an unset variable. If the user's shell or the image has set the variable, every
+    # worker would otherwise compile the source of torch, Ray and vLLM again. For the imports of `raymill plan` alone
+    # this takes 15 s on a slow core.
     "PYTHONDONTWRITEBYTECODE": "",
 }
-"""Environment variables of every worker. Must not contain secrets, because Ray shows them in job records."""
+"""Environment variables of every worker. Must not contain secrets, because Ray shows these variables in job records."""
 
 
 def worker_env(threads: int) -> dict[str, str]:
     """Return the environment variables of a worker with this many OpenMP threads.
 
-    Without this setting Ray derives the number of threads from `num_cpus`.
+    Without `OMP_NUM_THREADS` Ray would derive the number of threads from the `num_cpus` of the worker.
     """
     return {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
 
@@ -78,8 +79,9 @@ def connect(
     """Connect to a Ray cluster for the duration of the block.
 
     Joins the cluster at `address`, or else at `RAY_ADDRESS`. Without either, starts a local cluster, which ends with
-    the block. Does nothing when this process is already connected. `environment` is added to `WORKER_ENV` as
-    environment variables of every worker.
+    the block. Does nothing when this process is already connected. `num_cpus` is the number of CPUs that a local
+    cluster offers to tasks and actors; None means the cores of this machine. `environment` contains environment
+    variables that every worker gets in addition to `WORKER_ENV`.
     """
     # Ray is imported inside functions so that `raymill --help` and `raymill plan` do not wait a second for it.
     import ray
@@ -139,7 +141,7 @@ def check_no_shadowed_packages() -> None:
     """Raises ValueError when a user's file or folder would be imported in place of one of Raymill's packages.
 
     Ray puts the driver's working directory first on the `sys.path` of its workers. A file `model.py` or a package
-    `data/` in that directory would be imported there instead of Raymill's package. A folder `data/` without
+    `data/` in that directory would be imported by the workers instead of Raymill's package. A folder `data/` without
     `__init__.py` is not a package and causes no problem.
     """
     raymill_folder, working_dir = Path(__file__).resolve().parent.parent, Path.cwd().resolve()
@@ -187,7 +189,7 @@ def other_alive_nodes() -> dict[str, str]:
 def options_on_node(id: str, *, soft: bool = False) -> dict[str, Any]:
     """Return options for a Ray task or actor that runs on the node `id` and reserves no resources.
 
-    With `soft` it may run on another node when this node is gone.
+    With `soft` the task or actor may run on another node if the node `id` has left the cluster.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -200,10 +202,10 @@ def is_local_cluster() -> bool:
 
 
 def max_cluster_resources() -> dict[str, float] | None:
-    """Return the most resources that the cluster can ever have; None when that is unknown.
+    """Return upper bounds of the resources that the cluster can ever have, in the form of `cluster_resources`.
 
     A local cluster does not grow. Any other cluster may grow up to the limits that its autoscaler has reported to Ray.
-    The autoscalers of KubeRay and of Ray itself report them.
+    The autoscalers of KubeRay and of Ray itself report limits. Returns None if no limits were reported.
     """
     from ray._private.state import state as ray_state
 

@@ -65,9 +65,9 @@ def check_new_nodes() -> None:
 def _check_nodes(store: Storage, paths: Sequence[str], nodes: Mapping[str, str]) -> set[str]:
     """Check that nodes can access the store and the paths. Returns the ids of the nodes that were checked.
 
-    `nodes` is {node id: address}. A local store is checked with a temporary file that is written to it here. A node
-    that leaves the cluster before it answers is not among the returned ids. Raises ValueError when a node cannot access
-    a path.
+    `nodes` is {node id: address}. If the store is local, this process writes a temporary file into it, which every node
+    must see. A node that leaves the cluster before it answers is not among the returned ids. Raises ValueError when a
+    node cannot access a path.
     """
     probe = f".probe-{uuid.uuid4().hex[:12]}"
     if store.is_local:
@@ -91,7 +91,7 @@ def _check_nodes(store: Storage, paths: Sequence[str], nodes: Mapping[str, str])
 
 
 def _find_missing(paths: Sequence[str], node_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Return the paths that do not exist on each node, by node id."""
+    """Return {node id: paths that do not exist on the node}, without the nodes that have left the cluster."""
     import ray
     from ray.exceptions import RayError
 

@@ -38,6 +38,7 @@ class _SignalState:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        """The first shutdown signal. None until there is one."""
         self.handled: tuple[signal.Signals, ...] = ()
         """The signals of `_SHUTDOWN_SIGNALS` that are not ignored. Empty outside of `orderly_shutdown`."""
         self.is_deferred = False
@@ -133,8 +134,8 @@ def defer_signals() -> Iterator[None]:
 
     Use it for work that should finish first, such as writing a checkpoint. Inside the block `received_signal` shows
     whether a signal was received. KeyboardInterrupt is raised at the end of the block, or `_DEFER_LIMIT_S` after the
-    signal if the block has not ended by then. It replaces an exception that the block raised, because that exception is
-    usually a consequence of the signal: the actors of a run often receive the same signal and fail.
+    signal if the block has not ended by then. KeyboardInterrupt replaces an exception that the block raised, because
+    that exception is usually a consequence of the signal: the actors of a run often receive the same signal and fail.
     """
     _signals.is_deferred = True
     try:
@@ -193,7 +194,7 @@ def write_stderr(text: str) -> None:
 def flush_output() -> None:
     """Flush stdout and stderr. Output that a closed pipe does not accept is discarded.
 
-    Otherwise Python would fail to flush it at exit and replace the exit code with 120.
+    If such output were kept, Python would fail to flush it at exit and would replace the exit code with 120.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:

@@ -51,7 +51,7 @@ def current_monitor() -> "StageMonitor | None":
 
 
 def current_stage() -> str | None:
-    """Return the name of the monitored stage, the first argument of `heartbeat.monitored`. None without a monitor."""
+    """Return the name of the monitored stage, which callers pass to `heartbeat.monitored`. None without a monitor."""
     return _current_monitor.stage if _current_monitor else None
 
 
@@ -62,7 +62,10 @@ def ignore_exits(role: str | None = None, index: int | None = None) -> None:
 
 
 def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
-    """Monitor a child process that the driver started itself. Does nothing when no stage is monitored."""
+    """Monitor a child process that the driver started itself. Does nothing when no stage is monitored.
+
+    With `log_death` the death of the process is logged. Use it if no exception will report the death.
+    """
     if _current_monitor is not None:
         write_record(replace(process, ip=node_ip()), log_death=log_death)
 
@@ -71,14 +74,17 @@ class StageMonitor:
     """Monitors the processes of one stage on all nodes of the cluster.
 
     consumes: the report of each node; waits for: one second between polls; is unblocked by: the clock; produces: log
-    warnings about stopped and stalled processes, and about deaths that no exception reports. All other deaths are kept
-    until `pop_death` returns them.
+    warnings about stopped and stalled processes, and about deaths that no exception reports. Every death is kept until
+    `pop_death` returns it.
     """
 
     def __init__(
         self, stage: str, *, own_monitor: NodeMonitor | None = None, nodes: ClusterNodes | None = None
     ) -> None:
-        """`own_monitor` monitors this node and `nodes` are the other nodes. None means those of the Ray cluster."""
+        """`own_monitor` monitors this node, and `nodes` are the other nodes of the cluster.
+
+        Tests pass their own. With None a new `NodeMonitor` and the nodes of the Ray cluster are used.
+        """
         self.stage = stage
         self._lock = threading.RLock()
         self._deaths: list[ProcessEvent] = []
@@ -86,7 +92,8 @@ class StageMonitor:
         self._processes: dict[tuple[str, int], ProcessInfo] = {}
         """The latest `ProcessInfo` of every process, by (IP address of the node, process id), in order of start."""
         self._memory: dict[str, MemoryUse | None] = {}
-        """Memory use of each node's control group in its last report, by the IP address of the node."""
+        """The memory use that each node last reported, by the IP address of the node. None if no memory limit
+        applies."""
         self._own_monitor = own_monitor or NodeMonitor()
         self._remote_monitors = RemoteMonitors(nodes or RayClusterNodes())
         self._stall_detector = StallDetector(time.monotonic())
@@ -130,7 +137,10 @@ class StageMonitor:
             return next((info for info in newest_first if info.matches(role=role, index=index, pid=pid, ip=ip)), None)
 
     def last_memory_use(self, ip: str) -> MemoryUse | None:
-        """Return the memory use of a node's control group in its last report; None without a memory limit."""
+        """Return the memory use that the node with this IP address last reported.
+
+        None if no memory limit applies on the node, or if it has reported nothing.
+        """
         with self._lock:
             return self._memory.get(ip)
 
@@ -149,7 +159,10 @@ class StageMonitor:
         self._remote_monitors.call(NodeMonitor.request_stop)
 
     def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
-        """Stop monitoring processes that are about to be ended on purpose: those of a role, or all processes."""
+        """Stop monitoring the processes with this role and index, because they are about to be ended on purpose.
+
+        None stands for every role or every index.
+        """
         with self._lock:
             self._deaths = [death for death in self._deaths if not death.process.matches(role=role, index=index)]
             self._own_monitor.ignore_exits(role, index)
@@ -177,7 +190,10 @@ class StageMonitor:
                 last_failure = failure
 
     def _poll(self) -> list[NodeReport]:
-        """Return the reports of all nodes that answer. Deaths are kept for `pop_death`, and events are logged."""
+        """Poll all nodes and return the reports of those that answer.
+
+        The deaths in the reports are kept for `pop_death`, and the events in the reports are logged.
+        """
         with self._lock:
             reports = [self._own_monitor.poll(), *self._remote_monitors.poll()]
             for report in reports:
@@ -214,7 +230,7 @@ class StageMonitor:
 
 
 def _log_event(event: ProcessEvent) -> None:
-    """Log an event, unless it is a death that some exception will report."""
+    """Log an event, unless it is a death that some exception will report (`log_death` is false)."""
     if event.kind == EventKind.DEAD and event.log_death:
         log.warning("%s", event.process.sentence(event.cause))
     elif event.kind == EventKind.STOPPED:

@@ -8,8 +8,8 @@ _IDLE_LIMIT_S, _BUSY_LIMIT_S = 180.0, 1800.0
 """A stall is reported when the run has made no progress for this long: the first limit applies while all processes are
 idle, the second while at least one computes."""
 _STALL_FACTOR = 10.0
-"""A pause without progress only counts as a stall if it is this many times longer than the longest pause before. Slow
-machines have long pauses and must not cause warnings."""
+"""A pause without progress only counts as a stall if it is more than this many times as long as the longest earlier
+pause. Slow machines have long pauses and must not cause warnings."""
 
 
 class StallDetector:
@@ -25,8 +25,9 @@ class StallDetector:
     def update(self, reports: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
         """Return the seconds since the last progress when the run has stalled, else None.
 
-        A stall is returned once, and then not again before there was progress. `num_changes` is the driver's own
-        progress counter (`progress.num_changes`).
+        Each stall is reported once: after that, the result is None until the run has made progress and stalled again.
+        `num_changes` is the driver's own progress counter (`progress.num_changes`), and `now_s` is the current time of
+        a monotonic clock.
         """
         pause_s = now_s - self._last_progress_s
         if num_changes != self._num_changes or any(report.has_progress for report in reports):
