@@ -14,8 +14,8 @@ from data.chats.records import PromptRecord
 from model.metrics import exact_match, rouge, token_f1
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
-"""The metrics that compare a completion with the `answer` in the prompt's record. All except bleu have one value per
-completion. Bleu has one value for all completions of a task."""
+"""The metrics that compare a completion with the `answer` in the prompt's record. Bleu has one value for all
+completions of a task, and the other metrics have one value per completion."""
 
 
 def measure_completions(
@@ -25,7 +25,12 @@ def measure_completions(
     verifiers: Mapping[str, Verifier],
     metrics: Sequence[str],
 ) -> dict[str, list[float]]:
-    """Return one value per completion, in the order of the prompts, for each verifier and metric."""
+    """Return one value per completion, in the order of the prompts, for each verifier and each metric except bleu.
+
+    The keys of the result are the names of the verifiers and metrics. The metric rouge has three keys instead: rouge1,
+    rouge2 and rougeL. The keys of `verifiers` are their names, and `metrics` has names from METRICS. `records` are the
+    prompts that were completed.
+    """
     values: dict[str, list[float]] = {}
     scorer_inputs = [
         ScorerInput(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
@@ -38,10 +43,11 @@ def measure_completions(
         if name in metrics:
             values[name] = [metric(text, answers) for text, answers in zip(completions.texts, accepted, strict=True)]
     if "rouge" in metrics:
+        # The unpacking requires that each record has exactly one correct answer.
         values |= rouge(completions.texts, [answer for (answer,) in accepted])
     return values
 
 
 def accepted_answers(answer: Any) -> list[str]:
-    """Return the `answer` of a record as a list of texts. Each of them is a correct answer."""
+    """Return the `answer` of a record as a list of texts, each of which is a correct answer."""
     return [str(item) for item in answer] if isinstance(answer, list) else [str(answer)]

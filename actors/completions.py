@@ -72,7 +72,8 @@ class ModelPrompts:
     model: Storage
     """Hugging Face folder of the model."""
     prompts: Sequence[PromptRequest]
-    """The prompts, each with one completion. A prompt has the same index, and so the same seed, for every model."""
+    """One request for each prompt, with `num_samples` 1. A prompt has the same index, and so the same seed, for every
+    model."""
     stop_ids: tuple[int, ...]
     """Ids of the model's stop tokens."""
 
@@ -97,10 +98,12 @@ def complete_tasks(
     kv_cache_gib: float,
     on_done: Callable[[str], None] = lambda model: None,
 ) -> dict[str, dict[str, Completions]]:
-    """Return the completions by task and model.
+    """Return the completions. The outer keys are the names of the tasks, and the inner keys the names of the models.
 
-    `tasks` has the prompts of each evaluation task. `tasks_by_model` has the names of the tasks that each model
-    completes. `on_done` is called with the name of each model after its last completion.
+    `tasks` has the prompts of each evaluation task, by the name of the task. The keys of `models` and `tasks_by_model`
+    are the names of the models. `models` has the Hugging Face folder of each model, and `tasks_by_model` the names of
+    the tasks that each model completes. `kv_cache_gib` is the size of each engine's KV cache. `on_done` is called with
+    the name of a model after the model's last completion.
     """
     counter = itertools.count()
     prompt_indices = {task: [next(counter) for _ in records] for task, records in tasks.items()}
@@ -132,11 +135,12 @@ def complete(
     kv_cache_gib: float,
     on_done: Callable[[str], None] = lambda model: None,
 ) -> dict[str, list[Rollout]]:
-    """Return the completions of each model's prompts, in the order of the prompts, by the model's name.
+    """Return the completions of each model's prompts, in the order of the prompts.
 
-    Models with equal model configs use the same engines one after the other. Starting an engine takes tens of seconds,
-    but loading other weights into it takes only tens of milliseconds. Raises a WeightSyncError when an engine does not
-    compute what the model computes.
+    The keys of `prompts_by_model` and of the result are the names of the models. Models with equal model configs use
+    the same engines one after the other, because starting an engine takes tens of seconds, but loading other weights
+    into a running engine takes only tens of milliseconds. `on_done` is called with the name of a model after the
+    model's last completion. Raises a WeightSyncError when the logprobs of an engine are not those of Raymill's model.
     """
     results: dict[str, list[Rollout]] = {}
     for model_config, names in _group_by_config(prompts_by_model).items():
@@ -164,7 +168,7 @@ def complete(
 
 
 def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
-    """Return the names of the models with each model config."""
+    """Return the names of the models that share a model config, for each model config."""
     names: dict[TransformerConfig, list[str]] = {}
     for name, model_prompts in prompts_by_model.items():
         names.setdefault(read_config(model_prompts.model.local()), []).append(name)
@@ -174,9 +178,10 @@ def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[Trans
 def _complete_by_model(
     pool: GeneratorPool, prompts_by_model: Mapping[str, ModelPrompts], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
-    """Load each model's weights into the engines and complete its prompts. Yields the model's name and completions.
+    """Complete the prompts of one model after the other. Yields the name and the completions of each model.
 
-    All models must have the model config with which the engines were started.
+    The weights of each model are loaded into the engines, so all models must have the model config with which the
+    engines were started. The weight version of a model is its position in `prompts_by_model`.
     """
     precision = resolved_precision(sampling.precision)
     sender = ObjectStoreSender(rank=0, dtype=torch_dtype(precision))
@@ -196,7 +201,7 @@ def _complete_by_model(
 def _generate(
     pool: GeneratorPool, model_prompts: ModelPrompts, sampling: SamplingConfig, version: int, vocab_size: int
 ) -> list[Rollout]:
-    """Return one completion of each prompt of a model whose weights the engines have loaded as `version`."""
+    """Return one completion of each prompt of a model. `version` is the weight version that the engines have loaded."""
     batch_sampling = SamplingParams(
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
@@ -222,7 +227,11 @@ def check_completions(
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
 ) -> None:
-    """Raises a WeightSyncError when the engine's logprobs of the completions differ from those of Raymill's model."""
+    """Raises a WeightSyncError when the engine's and Raymill's logprobs of the completions differ by more than a bound.
+
+    The bound depends on `precision` and `temperature`. `current` is the snapshot from which the engine loaded `model`,
+    and `previous` the snapshot that the engine had loaded before, or None.
+    """
     temperature = temperature or 1.0  # with greedy decoding, vLLM reports logprobs at temperature 1
     batch = rollout_batch(rollouts, pad_id=0)
     model_NT = batch_logprobs(
@@ -232,7 +241,7 @@ def check_completions(
         micro_batch_size=max(1, MAX_PASS_TOKENS // batch.input_ids.shape[1]),
         dtype=autocast_dtype(precision),
     )
-    # The logits are divided by the temperature, so a low temperature increases their rounding errors.
+    # The logits are divided by the temperature, so a low temperature increases the rounding errors of the logprobs.
     bound, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)
     check_logprobs(
         batch,

@@ -2,7 +2,7 @@
 
 The check compares vLLM's logprobs of given tokens with the logprobs of Raymill's PyTorch model, which simulates int8.
 
-Shape legend: N is the number of tokens with a logprob.
+Shape legend: N is the number of tokens with a logprob, over all sequences together.
 """
 
 from __future__ import annotations
@@ -16,19 +16,23 @@ from actors.evaluation_results import NATS_PER_BIT
 from model.metrics import Interval, bootstrap_interval
 
 SMALL_DIFFERENCE = 0.05
-"""A mean difference between vLLM's and Raymill's logprobs up to this value, in nats, is always accepted."""
+"""vLLM's logprobs are always accepted if their mean absolute difference from Raymill's, in nats, is at most this."""
 MAX_DIFFERENCE_RATIO = 15.0
-"""Largest accepted ratio of two mean differences: between vLLM's and Raymill's logprobs of the compressed model, and
-between Raymill's logprobs before and after compression. The measured ratio is 1.5 where vLLM's int8 sums are exact,
-because another order of float operations rounds some activations to the next int8 value. On processors without int8
-dot products (AVX2), pairs of products are added in 16 bits and can saturate. The ratio there is 7 to 11 for random
-weights. If vLLM misreads the scales, the ratio is 20 or more."""
+"""Largest accepted ratio of two mean absolute differences. The numerator compares vLLM's logprobs of the compressed
+model with Raymill's logprobs of the same model. The denominator compares Raymill's logprobs of the compressed model
+with Raymill's logprobs of the original model.
+
+Where vLLM adds the int8 products exactly, the measured ratio is 1.5. It is not 0, because vLLM's other order of float
+operations rounds some activations to the next int8 value. On processors without int8 dot products (AVX2), vLLM adds
+pairs of products in 16 bits, and the sums can saturate. The ratio is then 7 to 11 for random weights. If vLLM misreads
+the scales, the ratio is 20 or more."""
 _MIN_DIVISOR = 1e-12
-"""Avoids a division by 0."""
+"""Smaller divisors are replaced by this value, which avoids a division by 0."""
 MAX_UNEXPLAINED_VARIANCE = 0.25
-"""Largest accepted fraction of the variance of Raymill's logprobs that vLLM's logprobs do not explain. Measured values
-are 0.03 with the saturation described above, and 0.3 to 1.7 if vLLM mixes up the order of rows or scales. This limit
-matters for models that compression changes a lot, because the ratio above is then small."""
+"""Largest accepted mean square of the difference between vLLM's and Raymill's logprobs of the compressed model, divided
+by the variance of Raymill's logprobs. Measured values are 0.03 with the saturation described above, and 0.3 to 1.7 if
+vLLM mixes up the order of rows or scales. This limit is for models that compression changes a lot. The denominator of
+the ratio above is then large, so the ratio stays small even if vLLM misreads the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +42,16 @@ class CompressSummary:
     original_bytes: int
     compressed_bytes: int
     num_quantized: int
-    """Number of weights that were rounded to int8."""
+    """Number of single weights, not tensors, that were rounded to int8."""
     num_kept: int
-    """Number of weights that stayed floating point."""
+    """Number of single weights, not tensors, that stayed floating point."""
     bits_per_byte_original: Interval
     """Bits per byte of the original model on held-out text."""
     bits_per_byte_compressed: Interval
     bits_per_byte_change: Interval
     """Bits per byte of the compressed model minus those of the original, paired by document."""
     engine_logprob_difference: float
-    """Mean difference between vLLM's and Raymill's logprobs of the compressed model, in nats."""
+    """Mean absolute difference between vLLM's and Raymill's logprobs of the compressed model, in nats."""
 
     def by_key(self) -> dict[str, float]:
         """Return the summary by metric key. An interval is replaced by its point estimate."""
@@ -58,11 +62,11 @@ class CompressSummary:
 def check_engine(
     engine: Sequence[np.ndarray], compressed: Sequence[np.ndarray], original: Sequence[np.ndarray]
 ) -> float:
-    """Return the mean difference between vLLM's and Raymill's logprobs of the compressed model, in nats.
+    """Return the mean absolute difference between vLLM's and Raymill's logprobs of the compressed model, in nats.
 
-    Each argument has the logprobs of the same sequences: `engine` by vLLM for the compressed model, `compressed` by
-    Raymill for the compressed model, and `original` by Raymill for the model before compression.
-    Raises RuntimeError when the difference is so large that vLLM must have misread the compressed folder.
+    Each argument has one array of logprobs for each of the same sequences. `engine` is computed by vLLM with the
+    compressed model, `compressed` by Raymill with the compressed model, and `original` by Raymill with the original
+    model. Raises RuntimeError when the difference is so large that vLLM must have misread the compressed folder.
     """
     engine_N, compressed_N, original_N = (np.concatenate(logprobs) for logprobs in (engine, compressed, original))
     difference = float(np.abs(engine_N - compressed_N).mean())
@@ -82,5 +86,8 @@ def check_engine(
 
 
 def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> Interval:
-    """Return the bits per byte of text with its confidence interval. The bootstrap resamples documents."""
+    """Return the bits per byte of a text with their confidence interval. The bootstrap resamples documents.
+
+    `nats` has the negative log-likelihood of each document, or its change, and `num_bytes` the size of each document.
+    """
     return bootstrap_interval(nats / NATS_PER_BIT, num_bytes)

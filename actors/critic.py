@@ -1,4 +1,4 @@
-"""The critic of PPO: trains a value function, which predicts the return from every token of a completion on."""
+"""The critic of PPO: trains a value function, which predicts for each completion token the return from there on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from model.train import StepReport
 
 
 class Critic:
-    """One rank of the critic. Training starts from the reward model, or from the policy with a value head of zeros.
+    """One rank of the critic.
 
-    Every rank receives the full batch of a training step and computes on its own share of the rows. It returns values
-    and step reports. The rank waits for the other ranks in collectives. If one of them dies, the collective ends with
-    an error.
+    Training starts from the reward model or, when a verifier gives the rewards, from the policy with a value head of
+    zeros. Every rank receives the full batch of a training step, computes on its own share of the rows, and returns
+    values and step reports. In collectives, a rank waits for all other ranks. If another rank dies, the collective ends
+    with an error.
     """
 
     def __init__(self, settings: TrainingSettings, rank: int) -> None:
@@ -34,18 +35,22 @@ class Critic:
         return free_address()
 
     def join_process_group(self, address: str) -> None:
-        """Join the process group at `address` and load the critic."""
+        """Join the process group at `address` and load the critic. The address is "" if there is only one rank."""
         self._training_rank.join_process_group(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
-        """Return the values [n, T] of this rank's n rows.
+        """Return the values [n, T] of this rank's n rows with T positions each. `batch` has the rows of all ranks.
 
         The result is 0 where loss_mask is false.
         """
         return self._training_rank.compute(values, batch)
 
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
-        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order."""
+        """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
+
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step, on which the shuffle of the minibatches
+        depends.
+        """
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)
         return self._training_rank.update(batch, objective, step)
 
@@ -69,7 +74,7 @@ class CriticGroup:
         self.ranks = ranks
 
     def values(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Start computing the values [N, T] of all rows.
+        """Start computing the values [N, T] of all N rows with T positions each.
 
         The result is 0 where loss_mask is false.
         """

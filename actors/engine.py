@@ -1,4 +1,4 @@
-"""The setup of a vLLM engine: its settings, its environment variables and the size of its prefill."""
+"""The setup of a vLLM engine: its settings, its environment variables and the size limit of a prefill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EngineSettings:
     kv_cache_gib: float = 0.5
     """Size of the KV cache in GiB. Used on CPU only."""
     gpu_memory_utilization: float = 0.9
-    """Fraction of a GPU's memory for weights, activations and KV cache together."""
+    """Fraction of a GPU's memory for weights, activations and KV cache together. Used on GPU only."""
     weight_transfer: TransferBackend = OBJECT_STORE
     is_cuda: bool = False
     """Whether the engine runs on a GPU."""
@@ -45,9 +45,10 @@ def engine_env() -> dict[str, str]:
 
 
 def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
-    """Return the number of tokens per prefill that an engine needs to never split a prompt.
+    """Return a limit on the tokens of one prefill that is so high that the engine never has to split a prompt.
 
-    Raymill disables chunked prefill, which processes long prompts in several parts. After each part but the last, vLLM
-    must undo a draw of the request's random number generator. vLLM cannot do this on CPU, and the engine crashes.
+    The arguments are fields of `EngineSettings`, and the limit is vLLM's setting `max_num_batched_tokens`. Raymill
+    disables chunked prefill, which processes long prompts in several parts. After each part but the last, vLLM must
+    undo a draw of the request's random number generator. vLLM cannot do this on CPU, and the engine crashes.
     """
     return max(2048, max_length) + max_sequences

@@ -55,8 +55,8 @@ class Generator:
         self._warm_up()
 
     def load(self, snapshot: WeightSnapshot) -> LoadReport:
-        """Load the snapshot's weights. Returns the engine's weight version and checksums afterwards."""
-        if snapshot.chunks:
+        """Load the snapshot's weights. Returns the weight version and the checksums that the engine has afterwards."""
+        if snapshot.chunks:  # with nccl and ipc there are no chunks, because the engine has the weights already
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"chunks": snapshot.chunks}})
             self._llm.finish_weight_update(str(snapshot.version))
@@ -124,7 +124,7 @@ class Generator:
     def _warm_up(self) -> None:
         """Generate once, so that compilation and memory allocation do not slow down the first training step.
 
-        The engine then has weight version -1, which no generation batch requires.
+        After this method, the engine has weight version -1, which no generation batch requires.
         """
         self._llm.update_weight_version("0")
         request = PromptRequest(0, (0,), min(4, self._settings.max_sequences))
@@ -140,7 +140,7 @@ _EMPTY_CHECKSUM = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b
 def _to_rollout(output: Any) -> Rollout:
     """Convert vLLM's output for one request into a rollout."""
     (completion,) = output.outputs
-    versions = completion.weight_versions
+    versions = completion.weight_versions  # one item for each weight version that the engine had during sampling
     assert versions, "vLLM did not report the weight version of a completion"
     return Rollout(
         prompt_ids=tuple(output.prompt_token_ids),
@@ -152,7 +152,7 @@ def _to_rollout(output: Any) -> Rollout:
 
 
 def _vllm_sampling_params(batch: GenerationBatch, request: PromptRequest, sample: int) -> Any:
-    """Return vLLM's sampling parameters for completion number `sample` of a prompt."""
+    """Return vLLM's sampling parameters for one completion of a prompt. `sample` is the index of the completion."""
     import vllm
 
     sampling = batch.sampling

@@ -29,7 +29,8 @@ class _RunningCall:
     generator: int
     """Index of the generator in `GeneratorPool.actors`."""
     batch: int | None
-    """Index of the generation batch that it completes. None for a new generator that loads the current weights."""
+    """Index of the generation batch that the call completes. None if the call loads the current weights into a new
+    generator."""
 
 
 class GeneratorPool:
@@ -43,7 +44,10 @@ class GeneratorPool:
     def __init__(
         self, start_generator: Callable[[int], ActorHandle], num_generators: int, *, max_restarts: int
     ) -> None:
-        """Start all generators. `start_generator(index)` must start the actor of one generator."""
+        """Start all generators. `start_generator(index)` must start the actor of one generator.
+
+        At most `max_restarts` generators are replaced, all replacements together.
+        """
         self._start_generator = start_generator
         self._restarts_left = max_restarts
         self.actors = [start_generator(index) for index in range(num_generators)]
@@ -52,14 +56,18 @@ class GeneratorPool:
         self._snapshot: WeightSnapshot | None = None
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        """Load the weights into all engines. Raises StaleWeightsError when an engine does not have them afterwards."""
+        """Load the weights into all engines. Replaces generators that die.
+
+        Raises StaleWeightsError when an engine does not have the weights afterwards, RuntimeError when a generator dies
+        and no restart is left, and RanksDied when the learner that owned the snapshot has died.
+        """
         self._snapshot = snapshot
         self._finish_loads({actor.load.remote(snapshot): index for index, actor in enumerate(self.actors)})
 
     def generate(self, batches: Sequence[GenerationBatch]) -> list[RolloutGroup]:
-        """Return the rollout groups of all batches, in order. Replaces generators that die.
+        """Return the rollout groups of all batches in one list, in the order of the batches and their prompts.
 
-        Raises RuntimeError when a generator dies and no restart is left.
+        Replaces generators that die. Raises RuntimeError when a generator dies and no restart is left.
         """
         waiting = deque(range(len(batches)))
         idle = deque(range(len(self.actors)))
@@ -112,9 +120,9 @@ class GeneratorPool:
             ray.kill(actor)
 
     def _finish_loads(self, loads: dict[Any, int]) -> None:
-        """Wait until all these generators have loaded the weights. Replaces generators that die during loading.
+        """Wait until the generators in `loads` have loaded the weights. Replaces generators that die during loading.
 
-        `loads` has the index of the generator for each future of `Generator.load`.
+        The keys of `loads` are futures of `Generator.load`, and its values are the indices of the generators.
         """
         while loads:
             (ready,), _ = ray.wait(list(loads))
@@ -125,9 +133,9 @@ class GeneratorPool:
                 loads[self._restart(index, error)] = index
 
     def _finish_load(self, load: Any, index: int) -> None:
-        """Wait until generator number `index` has loaded the weights. `load` is the future of `Generator.load`.
+        """Wait until the generator with this index has loaded the weights. `load` is the future of `Generator.load`.
 
-        Raises StaleWeightsError when its engine does not have the weights afterwards, and RanksDied when the snapshot
+        Raises StaleWeightsError when the engine does not have the weights afterwards, and RanksDied when the snapshot
         was lost because the learner that owned it died.
         """
         try:
@@ -137,10 +145,10 @@ class GeneratorPool:
         check_load(self._current_snapshot, report, generator=index)
 
     def _restart(self, index: int, error: RayActorError) -> ray.ObjectRef:
-        """Replace a dead generator by a new one. Returns the future of the new generator's load of the weights.
+        """Replace a dead generator by a new one that loads the current weights. Returns the future of this load.
 
-        Raises RuntimeError when no restart is left. Also raises RuntimeError when the generator died in its
-        constructor, because a new generator would fail in the same way.
+        Raises RuntimeError when no restart is left, and when the generator died in its constructor, because a new
+        generator would fail in the same way.
         """
         explanation = explain(error, role="generator", index=index)
         if error.actor_init_failed:
@@ -154,7 +162,8 @@ class GeneratorPool:
         self.restarts += 1
         log.warning("%s; a new generator is started and repeats its work", explanation.sentence)
         stage_monitor.ignore_exits("generator", index)
-        # Ray can report a death while the process is still alive. Without the kill it would keep its resources.
+        # Ray can report a death while the process is still alive. Without the kill, the process would keep its
+        # resources.
         ray.kill(self.actors[index])
         self.actors[index] = self._start_generator(index)
         return self.actors[index].load.remote(self._current_snapshot)

@@ -31,7 +31,7 @@ from model.train import autocast
 from model.transformer import Transformer
 
 MAX_PASS_TOKENS = 4096
-"""Maximum number of positions in one forward pass. It limits the memory for the logits, which are float32."""
+"""Maximum number of positions in one forward pass, padding included. It limits the memory for the float32 logits."""
 
 
 class TextScores(NamedTuple):
@@ -63,7 +63,7 @@ def score_text(
     The documents are those with the indices `part`, `part + num_parts`, `part + 2 * num_parts` and so on, so that
     `num_parts` workers can share the split. A document that is longer than the model's context is split into several
     rows. Each row after the first starts with the last `overlap` tokens of the row before, and every token is predicted
-    exactly once. A folder with int8 weights is computed with the rounding of vLLM (`model.quantize`).
+    exactly once. A model with int8 weights computes with the rounding of vLLM (`model.quantize`).
     """
     model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
     length = model.config.max_length
@@ -89,7 +89,7 @@ def score_text(
 
 
 def merge_scores(parts: Sequence[TextScores]) -> TextScores:
-    """Return the scores of all parts in the order of the documents. The number of parts does not matter."""
+    """Return the scores of all parts in the order of the documents. The result is the same for any number of parts."""
     merged = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     order = np.argsort(merged.index)
     return TextScores(*(column[order] for column in merged))
@@ -98,7 +98,7 @@ def merge_scores(parts: Sequence[TextScores]) -> TextScores:
 def load_language_model(folder: Path) -> Transformer:
     """Load a language model from a Hugging Face folder.
 
-    A compressed (int8) model is loaded in floating point, and rounds its weights and activations as vLLM does.
+    A compressed (int8) model is loaded in floating point. It then rounds its weights and activations as vLLM does.
     """
     if "quantization_config" not in json.loads((folder / "config.json").read_text()):
         return load_hf_model(folder)
@@ -157,7 +157,7 @@ def vllm_sequence_logprobs(
     engine = vllm.LLM(
         model=str(model_folder.local()),
         dtype="float32",
-        max_model_len=max(map(len, sequences)) + 1,
+        max_model_len=max(map(len, sequences)) + 1,  # vLLM must sample at least one token after each sequence
         enforce_eager=True,
         kv_cache_memory_bytes=2**28,
         disable_log_stats=True,
@@ -165,6 +165,7 @@ def vllm_sequence_logprobs(
     )
     sampling = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     outputs = engine.generate([{"prompt_token_ids": list(s)} for s in sequences], sampling, use_tqdm=False)
+    # The first token of a sequence has no logprob. Every other entry maps the token's id to an object with its logprob.
     return [
         np.array([next(iter(entry.values())).logprob for entry in (output.prompt_logprobs or [])[1:] if entry])
         for output in outputs
@@ -174,7 +175,8 @@ def vllm_sequence_logprobs(
 def _batches_by_length(rows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list[tuple[int, TrainingRow]]]:
     """Yield batches of rows of similar length, the longest first. A batch has at most MAX_PASS_TOKENS positions.
 
-    A single row that is longer is a batch by itself. Each row comes with the position of its document.
+    A row that has more positions is a batch by itself. `rows` and the batches have pairs of the position of a document
+    in the list of documents, and a row of this document.
     """
     pending = sorted(rows, key=lambda row: -len(row[1].tokens))
     while pending:

@@ -34,9 +34,10 @@ def compute_by_row(
     micro_batch_size: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Return `function(model, batch)` [len(rows), T] for the rows with these indices, on CPU.
+    """Return `function(model, batch)` [len(rows), T] for the rows with the indices `rows`, on CPU.
 
-    The result is 0 where loss_mask is false.
+    `function` is called on one micro-batch after the other. `dtype` is the dtype of autocast, and None means no
+    autocast. The result is 0 where loss_mask is false.
     """
     device = next(model.parameters()).device
     result = torch.zeros(len(rows), batch.targets.shape[1])
@@ -55,7 +56,7 @@ def batch_logprobs(
 ) -> Tensor:
     """Return the logprobs [N, T] of the targets of all rows, on CPU.
 
-    The result is 0 where loss_mask is false.
+    `dtype` is the dtype of autocast, and None means no autocast. The result is 0 where loss_mask is false.
     """
     rows = torch.arange(len(batch.input_ids))
     function = partial(logprobs, temperature=temperature)
@@ -65,7 +66,10 @@ def batch_logprobs(
 def logprobs_under(
     config: TransformerConfig, weights: Iterable[tuple[str, Tensor]], batch: Batch, *, temperature: float
 ) -> Tensor:
-    """Return the logprobs [N, T] that a model with these weights has. The weights have Hugging Face names."""
+    """Return the logprobs [N, T] of the targets under a float32 model with this config and these weights.
+
+    `weights` has pairs of a Hugging Face name and a tensor. The result is 0 where loss_mask is false.
+    """
     model = Transformer(config)
     names = {hf_name(name): name for name in model.state_dict()}
     model.load_state_dict({names[name]: tensor.float() for name, tensor in weights})

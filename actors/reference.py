@@ -26,7 +26,7 @@ class Reference:
         self._dtype = autocast_dtype(precision)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Return the logprobs [N, T] of all targets at the sampling temperature.
+        """Return the logprobs [N, T] of the targets of N rows with T positions, at the sampling temperature.
 
         The result is 0 where loss_mask is false.
         """

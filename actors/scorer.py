@@ -39,8 +39,8 @@ class ScorerInput:
     completion: str
     """The completion's text without the stop token."""
     token_ids: tuple[int, ...]
-    """The tokens of prompt and completion. The last one is a stop token even if the completion was truncated, because
-    the reward model was trained to give the reward at a stop token."""
+    """The tokens of prompt and completion. For a reward model, the last token is a stop token even if the completion
+    was truncated, because the reward model was trained to give the reward at a stop token."""
     record: Mapping[str, Any]
     """All fields of the prompt's line in its file."""
 
@@ -110,7 +110,10 @@ class Verifier:
 
     @contextlib.contextmanager
     def _errors_named(self, scorer_input: ScorerInput) -> Iterator[None]:
-        """Turn exceptions of the block into RuntimeErrors that name the verifier, its line and the completion."""
+        """Turn an exception of the block into a RuntimeError.
+
+        The error names the verifier, the line at which the verifier failed, the prompt and the completion.
+        """
         try:
             yield
         except Exception as error:

@@ -26,15 +26,18 @@ class Reservation:
     """The resources reserved for a graph, and which of them each worker uses."""
 
     group: PlacementGroup
+    """Ray's placement group, which holds the resources. All other groups in this module are groups of workers."""
     bundles: Sequence[Mapping[str, float]]
     """The resources of each bundle, such as {"CPU": 0.5}."""
     bundle_indices: Mapping[tuple[str, int], int]
-    """The index of the bundle of each worker, by (group name, index of the worker in its group)."""
+    """The index of each worker's bundle in `bundles`. The keys are pairs of the name of the worker's group and the
+    worker's index in that group."""
     field: str
-    """The config fields that determine the resources. Error messages name them."""
+    """The config fields that determine the resources, such as `execution (generators, learners)`. Error messages name
+    these fields."""
 
     def wait(self) -> None:
-        """Wait until all resources are available. After a lost node, wait until Ray has reserved them elsewhere.
+        """Wait until all resources are available. If a node was lost, Ray first replaces its resources.
 
         Raises ValueError when this takes too long.
         """
@@ -49,10 +52,10 @@ class Reservation:
 def plan_bundles(
     groups: Mapping[str, Placement], *, colocate: bool
 ) -> tuple[list[dict[str, float]], dict[tuple[str, int], int]]:
-    """Return the bundles to reserve, and the index of each worker's bundle by (group name, worker index).
+    """Return the values of `Reservation.bundles` and `Reservation.bundle_indices` for these groups of workers.
 
-    With `colocate`, worker i of every group uses bundle i, so these workers run on one node. Otherwise each worker has
-    a bundle to itself.
+    The keys of `groups` are the names of the groups. With `colocate`, worker i of every group uses bundle i, so these
+    workers run on one node. Otherwise each worker has a bundle to itself.
     """
     workers = [(name, index) for name, placement in groups.items() for index in range(placement.workers)]
     bundle_indices = {worker: worker[1] if colocate else position for position, worker in enumerate(workers)}
@@ -67,7 +70,10 @@ def plan_bundles(
 
 
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
-    """Reserve the resources of all groups at once, and wait for them. Raises ValueError when they do not fit."""
+    """Reserve the resources of all groups at once, and wait until they are available.
+
+    The keys of `groups` are the names of the groups. Raises ValueError when the resources do not fit into the cluster.
+    """
     bundles, bundle_indices = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
     return Reservation(reserve_capacity(bundles, field), bundles, bundle_indices, field)
@@ -92,8 +98,8 @@ class Spawner:
         """Start worker `index` of the group named `group` as the Ray actor `cls(*arguments)`.
 
         `env` are additional environment variables of the actor's process. When a `restartable` actor dies, Ray starts
-        it again and repeats the call, up to `max_failures` times. The results of such an actor must depend only on its
-        arguments.
+        it again and repeats the interrupted call of its method, up to `Placement.max_failures` times. The results of
+        such an actor must depend only on the arguments of its constructor and of the call.
 
         Raises ValueError when the reserved resources were lost with a node and do not become available again in time.
         """
@@ -120,10 +126,10 @@ class Spawner:
 
 
 def role_of(group: str) -> str:
-    """Return the role of a group's workers: `generator` for the group `generators`."""
+    """Return the role of a group's workers: the name of the group without a plural s, such as `generator`."""
     return group.removesuffix("s")
 
 
 def restart_options(placement: Placement) -> dict[str, Any]:
-    """Return the options with which Ray restarts an actor that dies, and repeats the call."""
+    """Return the options with which Ray restarts an actor that dies, and repeats the call that was interrupted."""
     return {"max_restarts": placement.max_failures, "max_task_retries": placement.max_failures}

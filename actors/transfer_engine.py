@@ -32,7 +32,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
     """The arguments of one weight update."""
 
     chunks: list[ray.ObjectRef]
-    """`WeightSnapshot.chunks`."""
+    """The chunks of the snapshot to load (`WeightSnapshot.chunks`)."""
 
 
 class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
@@ -48,7 +48,8 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # Overrides the base class, which always synchronizes an accelerator and so fails on CPU.
+        # Overrides the method of the base class, because that method always synchronizes an accelerator, which fails on
+        # CPU.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -59,8 +60,9 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_config.tie_word_embeddings:
-            # On CPU the output head (lm_head) computes with a packed copy of the embedding table. vLLM's reload does
-            # not update this copy, so without the next lines the engine would silently keep the old head.
+            # With tied embeddings on CPU, the output head (lm_head) computes with a packed copy of the embedding table.
+            # vLLM's reload does not update this copy, so without the next lines the engine would silently keep the old
+            # head.
             head: Any = self.model.lm_head
             head.quant_method.process_weights_after_loading(head)
 
