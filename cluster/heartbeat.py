@@ -1,9 +1,10 @@
 """The part of monitoring that runs inside each monitored process.
 
-Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. It removes the record
-when it ends without an exception (`monitored`), so a record without a process means that the process died. While it
-runs it writes heartbeats, and on request its Python stacks, into the same folder.
-`cluster.node_monitor` reads the records on one node, and `cluster.stage_monitor` combines all nodes.
+Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. When the process ends
+without an exception, it removes the record. When it ends with an exception, it marks the record (`monitored`). So an
+unmarked record without a process means that the process died. A running process writes heartbeats, and on request its
+Python stacks, into the same folder. `cluster.node_monitor` reads the folder of one node, and `cluster.stage_monitor`
+combines the reports of all nodes.
 """
 
 import contextlib
@@ -40,17 +41,17 @@ class ProcessRecord:
     """Whether the monitor logs a warning when the process dies. It is true for processes whose work Ray silently
     repeats, because otherwise nothing reports their death."""
     log_offset: int
-    """The size of the process's log, in bytes, when it was registered. What precedes the offset was written by earlier
-    work in the same Ray worker process."""
+    """The size of the process's log, in bytes, when the process was registered. What precedes the offset was written by
+    earlier work in the same Ray worker process, because Ray reuses its workers."""
     handles_stack_signal: bool
     """Whether the process handles `STACK_SIGNAL`. The signal kills a process that does not handle it."""
     ended_with_exception: bool = False
-    """Whether the process ended with an exception. The monitor does not report it, because the receiver of the
-    exception does."""
+    """Whether the process ended with an exception. The monitor does not report such an end, because the receiver of the
+    exception reports the exception."""
 
     @staticmethod
     def read(file: Path) -> "ProcessRecord":
-        """Read a record. Raises FileNotFoundError if the process has ended without an exception."""
+        """Read a record. Raises FileNotFoundError if it was removed, because the process ended without an exception."""
         return from_plain(ProcessRecord, json.loads(file.read_text()))
 
     def write(self, file: Path) -> None:
@@ -64,11 +65,15 @@ class _Registration:
         self.folder: Path | None = None
         """The node's folder of records. None if this process has never been monitored."""
         self.process: ProcessInfo | None = None
+        """The identity under which this process was last monitored, or that of its parent in a forked child that has
+        not registered yet. None if neither was ever monitored."""
         self.last_heartbeat_s = 0.0
+        """The time of the last heartbeat, by `time.monotonic`."""
         self.stack_file: IO[str] | None = None
+        """The open file `<pid>.stack`. None if this process has never been monitored."""
         self.stack_pid = 0
         """The id of the process whose signal handler writes to `stack_file`. It differs from this process's id in a
-        forked child that has not registered yet."""
+        forked child that has not registered yet. 0 if there is no handler."""
 
 
 _registration = _Registration()
@@ -78,7 +83,8 @@ _registration = _Registration()
 def monitored(stage: str | None, role: str, index: int, *, log_death: bool = False) -> Iterator[None]:
     """Have this process monitored while the block runs. Does nothing if `stage` is None.
 
-    `role` and `index` name the process within the stage, as in `generator 0`.
+    `role` and `index` name the process within the stage, as in `generator 0`. `log_death` is described in
+    `ProcessRecord`.
     """
     file = None if stage is None else register_process(stage, role, index, log_death=log_death)
     if file is None:
@@ -86,7 +92,7 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
         return
     try:
         yield
-    except BaseException:  # The record is kept, so that the receiver of the exception can name the process.
+    except BaseException:  # The record is kept, so that the monitor knows the process that raised the exception.
         with contextlib.suppress(OSError):
             replace(ProcessRecord.read(file), ended_with_exception=True).write(file)
         raise
@@ -95,7 +101,10 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
 
 
 def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_death: bool = False) -> type:
-    """A subclass of `cls` for Ray actors whose processes are monitored. Returns `cls` itself if `stage` is None."""
+    """A subclass of `cls` for a Ray actor. Its constructor has the actor's process monitored, as `monitored` does.
+
+    Returns `cls` itself if `stage` is None.
+    """
     if stage is None:
         return cls
 
@@ -109,8 +118,8 @@ def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_
 def register_process(stage: str, role: str, index: int, *, log_death: bool = False) -> Path | None:
     """Have this process monitored, until its record is removed or the process ends. Returns the path of the record.
 
-    Logs a warning and returns None if the record cannot be written, for example because the disk is full. The work can
-    run without a monitor.
+    If the record cannot be written, for example because the disk is full, the function logs a warning and returns None,
+    because the work can run without a monitor.
     """
     try:
         return _write_registration(stage, role, index, log_death)
@@ -144,7 +153,10 @@ def _write_registration(stage: str, role: str, index: int, log_death: bool) -> P
 def write_record(
     process: ProcessInfo, *, log_death: bool, log_offset: int = 0, handles_stack_signal: bool = False
 ) -> Path:
-    """Write the record of a process of this node into the node's folder, and return the record's path."""
+    """Write the record of a process of this node into the node's folder, and return the record's path.
+
+    The parameters are the fields of `ProcessRecord`.
+    """
     folder = node_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{process.pid}.json"
@@ -155,12 +167,13 @@ def write_record(
 def send_heartbeat(step: int) -> None:
     """Report that this process has reached a step.
 
-    Call it as often as you like: at most one report a second is written, and none if the process is not monitored.
+    You may call this function as often as you like, because it writes at most one report a second. It writes none if
+    the process is not monitored.
     """
     now = time.monotonic()
     if _registration.folder is not None and now - _registration.last_heartbeat_s > _MIN_HEARTBEAT_INTERVAL_S:
         _registration.last_heartbeat_s = now
-        # The work goes on without heartbeats if the folder was removed or the disk is full.
+        # If the folder was removed or the disk is full, the work goes on without heartbeats.
         with contextlib.suppress(OSError):
             _write_atomically(_registration.folder / f"{os.getpid()}.beat", str(step))
 
@@ -179,8 +192,8 @@ def current_process_info() -> ProcessInfo | None:
 def node_folder() -> Path:
     """The folder of the current Ray job's records on this node.
 
-    It is in Ray's session folder, because all processes of a node see the same one, whatever their TMPDIR. Its name
-    contains Ray's node id, because several nodes can run on one machine.
+    It is in Ray's session folder, because that is the same folder for all processes of a node, whatever their TMPDIR.
+    Its name contains Ray's node id, because several nodes can run on one machine.
     """
     import ray  # Imported here so that `raymill plan` does not import Ray.
     from ray._private import worker

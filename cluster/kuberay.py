@@ -3,7 +3,8 @@
 KubeRay (v1.7) is the Kubernetes operator that creates the cluster from the RayJob. The manifest adds what the operator
 leaves out: token authentication, pods without root rights, a NetworkPolicy (Ray listens on all interfaces, and its
 metrics port asks for no token), and a PodDisruptionBudget. A RayJob is also checked against the rules that the operator
-applies and the Kubernetes schema does not. The caller gives the number of pods, so this file does not know the stages.
+applies and the Kubernetes schema does not. The caller gives the number of pods, because this file knows nothing of the
+stages.
 """
 
 import hashlib
@@ -18,12 +19,14 @@ JOB_FOLDER = "/job"
 """The folder in every pod with the configs and files of the run. It is the working directory of all Ray processes."""
 
 _MAX_NAME_LENGTH = 47
-"""The operator's limit, because it derives longer names from the name of the RayJob."""
+"""The operator's limit for the name of a RayJob. It is low because the operator derives longer names from the name."""
 _DNS_1035_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _USER_ID = 1000
+"""The Linux user under which all containers run."""
 _MAX_FILES_BYTES = 1 << 20
 """The files are stored in a ConfigMap, which Kubernetes limits to 1 MiB."""
 _SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+"""The values of `submissionMode` that the operator accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ class ClusterConfig:
     data: PodShape = field(default_factory=lambda: PodShape(cpus=16, memory_gib=64))
     """The resources of a pod for work without GPUs."""
     data_pods: int = 1
-    """The smallest number of data pods. More pods speed up the stages that use all CPUs of the cluster."""
+    """The smallest number of data pods; there are more if the workers of a stage need them. More pods also speed up the
+    stages that use all CPUs of the cluster."""
     train: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
     """The resources of a pod for training workers with GPUs."""
     rollout: PodShape = field(default_factory=lambda: PodShape(cpus=32, memory_gib=256, gpus=8))
@@ -93,10 +97,11 @@ class ClusterConfig:
     service_account: str | None = None
     """The Kubernetes service account of the pods, if object storage grants access by the pod's identity."""
     redis: Redis | None = None
-    """Optional storage of the cluster's state, so that the workers survive a restart of the head. The driver runs on
-    the head, so the job is retried after a restart in any case and resumes from its checkpoints."""
+    """Optional storage of the cluster's state, with which the workers survive a restart of the head. With null they do
+    not. In both cases the job is retried after a restart of the head, because the driver runs on the head. The job then
+    resumes from its checkpoints."""
     grace_s: int = 120
-    """Seconds that a pod has to end after it is asked to. It must be longer than writing a checkpoint takes."""
+    """Seconds that a pod has to end after it is asked to. This must be longer than writing a checkpoint takes."""
     retries: int = 3
     """How often the whole command is retried after a failure. A retry skips finished stages and resumes training from
     its checkpoints."""
@@ -134,14 +139,17 @@ class PodGroup:
     """
 
     name: str
+    """`data`, `train` or `rollout`, as in `ClusterConfig`."""
     shape: PodShape
+    """The resources of each pod."""
     num_pods: int
 
 
 def count_pods(workers: Sequence[Mapping[str, float]], shape: PodShape, field: str) -> int:
-    """The number of pods of `shape` that the workers need when they are packed first fit, largest first.
+    """The number of pods of `shape` that the workers need.
 
-    Each worker is given by its resources, {"CPU": …, "GPU": …}. `field` is the config field that defines the workers.
+    Each worker is given by its resources, {"CPU": …, "GPU": …}. The workers are placed one by one, the largest first,
+    each in the first pod that has room for it. `field` is the config field that defines the workers.
     Raises ValueError if a worker is larger than a pod.
     """
     capacity = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
@@ -196,9 +204,10 @@ def build_manifest(
 
 
 def _config_map_keys(paths: Iterable[str]) -> dict[str, str]:
-    """The ConfigMap key of each path. Keys must not contain slashes, so they are replaced by underscores.
+    """The ConfigMap key of each path: a dict from paths to keys.
 
-    Paths that would then have equal keys get a digest in front of the key.
+    A key is the path with underscores in place of slashes and of all other characters that Kubernetes does not allow in
+    a key. If several paths would have the same key, a digest of the path precedes each of these keys.
     """
     keys = {path: re.sub(r"[^-._a-zA-Z0-9]", "_", path) for path in sorted(paths)}
     repeated = {key for key, count in Counter(keys.values()).items() if count > 1}
@@ -264,6 +273,7 @@ def _ray_job(config: ClusterConfig, groups: Sequence[PodGroup], command: str, se
 
 
 def _pod_template(settings: _PodSettings, role: str, shape: PodShape) -> dict[str, Any]:
+    """The template of the head pod or of the pods of a group. `role` is `head` or the name of the group."""
     config = settings.config
     resources: dict[str, Any] = {"cpu": str(shape.cpus), "memory": f"{shape.memory_gib}Gi"}
     if shape.gpus:

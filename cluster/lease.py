@@ -25,8 +25,8 @@ _RENEWAL_INTERVAL_S = 5.0
 _EXPIRY_S = 30.0
 """The time without renewal after which another run may take a lease over."""
 _SETTLE_S = 0.5
-"""The wait between overwriting a lease and reading it back. Several runs may overwrite it at the same time; after the
-wait only the last writer still finds its own lease."""
+"""The wait between overwriting an abandoned lease and reading it back. Several runs may overwrite the lease at the same
+time. After the wait only the last of them still finds its own lease."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
     the artifact as complete. If the process that holds the lease ran on this machine and has ended, the lease is taken
     over at once. A lease from another machine is taken over after `_EXPIRY_S` without renewal.
 
-    The renewal thread consumes: nothing; waits for: its interval; is unblocked by: the clock or the end of the block;
-    produces: a lease file with the present time, until another run has taken the lease over.
+    A thread renews the lease until another run has taken the lease over. The thread consumes: nothing; waits for: its
+    interval; is unblocked by: the clock or the end of the block; produces: a lease file with the present time.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     if not _try_acquire(output, holder):

@@ -43,13 +43,13 @@ def processor_name() -> str:
 def num_parallel_tasks(workers: int | None, num_tasks: int) -> int:
     """The number of a data stage's tasks that run at the same time on this machine.
 
-    `workers` is the stage's `execution.workers`; None means one task per core.
+    `workers` is the stage's `execution.workers`. None means one task for each core, and 0 is treated like None.
     """
     return min(workers or num_cores(), num_cores(), num_tasks)
 
 
 def num_cores() -> int:
-    """The CPU cores that this process may use, given its CPU affinity and its control group's limit."""
+    """The number of CPU cores that this process may use, given its CPU affinity and its control group's limit."""
     affinity_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     group = cgroup_of(os.getpid(), "cpu")
     core_limit = core_limit_of(group) if group else None

@@ -1,4 +1,7 @@
-"""Reads metrics.jsonl, the log of a stage's metrics. Each line is the JSON object of one step."""
+"""Reads metrics.jsonl, the log of a stage's metrics.
+
+Each line is a JSON object with the metrics of one step. Its keys are the names of the metrics, and `step`.
+"""
 
 import json
 
@@ -6,13 +9,13 @@ from cluster.storage import Storage
 
 METRICS_LOG = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
-"""`last_step_metrics` reads this many bytes at the end of the log. They are many times the length of a line."""
+"""`last_step_metrics` reads this many bytes at the end of the log, which is many times the length of a line."""
 
 
 def read_lines(storage: Storage) -> list[str]:
-    """The complete lines of a metrics log.
+    """The complete lines of a metrics log. Empty if the log does not exist.
 
-    Leaves out a last line without an end, which remains when the process is killed while writing.
+    A last line without a line break is left out, because a process that was killed has written only a part of it.
     """
     if not storage.exists(METRICS_LOG):
         return []
@@ -26,7 +29,7 @@ def read_metrics(storage: Storage) -> list[dict[str, float]]:
 
 
 def latest_values(storage: Storage) -> dict[str, float]:
-    """The last logged value of each metric (not all metrics are logged at every step), and the last `step`."""
+    """The last logged value of each metric, by name, and the last `step`. Not all metrics are logged at every step."""
     values: dict[str, float] = {}
     for metrics in read_metrics(storage):
         values |= metrics
