@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cluster.storage import Storage
 
-_NUM_READ_THREADS = 16  # Reads are small and mostly wait for the answer of an object store.
+_NUM_READ_THREADS = 16  # May be more than the cores, because small reads mostly wait for an object store.
 
 Key = TypeVar("Key")
 Content = TypeVar("Content")
@@ -32,7 +32,7 @@ def write_chunk(folder: Storage, name: str, content: bytes, sizes: Sequence[int]
 
 
 def read_buckets(folder: Storage, name: str, first: int, last: int) -> bytes:
-    """Return the content of the buckets `first` to `last` - 1 of a chunk, in order and joined."""
+    """Return the content of the buckets `first` to `last` - 1 of a chunk, joined in order."""
     offsets = np.frombuffer(folder.read_bytes(name, 8 * first, 8 * (last + 1)), "<i8")
     begin, end = int(offsets[0]), int(offsets[-1])
     return folder.read_bytes(name, begin, end) if end > begin else b""
@@ -67,7 +67,7 @@ def _read_table(folder: Storage, bucket: int, schema: pa.Schema, name: str) -> p
 def _serialize(table: pa.Table) -> bytes:
     """Serialize a table to a compressed Arrow stream. A table without rows becomes an empty string.
 
-    The complete stream is compressed, and not each column, because the schema is most of a table with few rows.
+    The complete stream is compressed instead of each column, because most bytes of a small table are its schema.
     """
     if not len(table):
         return b""

@@ -1,8 +1,8 @@
 """Documents, the units of text in the whole pipeline, and the sources from which they are read.
 
-A document's id consists of the source's name and a hash of the text, or the value of a column that the source names. So
-the ids do not change when files are moved, renamed, split or reordered. Everything that is selected by a hash of the
-id, such as the held-out documents, then stays the same as well.
+A document's id is `SOURCE/KEY`. SOURCE is the name of the source. If the source names an id column, KEY is the value of
+this column, and otherwise a hash of the text. So the ids do not change when files are moved, renamed, split or
+reordered. Everything that is selected by a hash of the id, such as the held-out documents, then stays the same as well.
 """
 
 import hashlib
@@ -12,10 +12,11 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 MAX_RECORD_BYTES = 128 << 20
-"""A longer record is put into quarantine. It is skipped without being read into memory as a whole."""
+"""Maximum length of a record. A longer record is put into quarantine without being read into memory as a whole."""
 
 MAX_NESTING = 100
-"""Maximum depth of nested objects and lists in metadata. At some greater depth, Python's JSON module would fail."""
+"""Maximum depth of nested objects and lists in the columns that a source uses. A record with a deeper value is put into
+quarantine, because Python's JSON module fails for very deep values."""
 
 
 class BadRecord(Exception):
@@ -29,6 +30,7 @@ class Document:
     source: str
     """Name of the source."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """Values of the columns in `Source.metadata`, and the entries that cleaning steps add, by name."""
     file: str = field(default="", compare=False)
     """URL of the file that contains the document."""
     offset: int = field(default=0, compare=False)
@@ -41,8 +43,8 @@ class Quarantined(NamedTuple):
     source: str
     file: str
     offset: int
-    """Position of the record: a byte offset in text, HTML, JSONL, CSV and WARC files, a record number in JSON and
-    Parquet files.
+    """Position of the record in the file: a byte offset in text, HTML, JSONL, CSV and WARC files, and the number of
+    records before it in JSON and Parquet files.
 
     Bytes are counted in the decompressed content. In a UTF-16 file they are counted as if the file were UTF-8.
     """
@@ -51,9 +53,9 @@ class Quarantined(NamedTuple):
 
 
 class SkippedRecord(NamedTuple):
-    """A record that should not become a document, such as a request or a picture in a WARC file.
+    """A record that is not meant to become a document, such as a request or a picture in a WARC file.
 
-    Such records are not part of the corpus's counts.
+    A corpus counts such records separately, and not among the records that it read (`SourceCounts.others`).
     """
 
     source: str
@@ -83,7 +85,7 @@ class Source:
     """
     text: str = "text"
     """Column that contains the text. `a.b` is the field `b` of the object `a`. `a[].b` is the field `b` of every object
-    of the list `a`, and these strings are joined as lines."""
+    of the list `a`, and these strings are joined with line breaks."""
     id: str | None = None
     """Column that identifies a record. Without it, the id is a hash of the text. For a `json` file that is an object of
     records, `$key` is the record's key."""
@@ -117,7 +119,7 @@ class ReadRange(NamedTuple):
 
 
 def whole_file(source: int, url: str, num_bytes: int = 0) -> ReadRange:
-    """Return the range that is a whole file of `num_bytes` bytes."""
+    """Return the range that is a whole file of `num_bytes` bytes. The size may be 0 if no task is planned with it."""
     return ReadRange(source, url, start=0, stop=-1, num_bytes=num_bytes)
 
 
@@ -153,6 +155,7 @@ def column_paths(source: Source) -> list[str]:
 def document_from_record(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
     """Return the document in a record. Raises BadRecord if a value is missing, has a wrong type or cannot be stored."""
     text = _to_string(source.text, _checked_value(source.text, column_value(record, source.text)))
+    # The number of characters is at most the number of bytes, and is known without encoding the text.
     if is_too_long(len(text)):
         raise too_long_error()
     document_id = content_id(source.name, text) if source.id is None else _id_from_column(source, record)
@@ -194,8 +197,8 @@ def _id_from_column(source: Source, record: dict[str, Any]) -> str:
 def column_value(record: Any, column: str) -> Any:
     """Return the value at a column path such as `title`, `meta.url` or `messages[].text`, or None if there is no value.
 
-    A path with brackets returns a flat list. If the record has a column whose name is the complete path, including dots
-    and brackets, its value is returned.
+    For a path with brackets, the result is a list. It is None if a value before brackets is not a list. If the record
+    has a column whose name is the complete path, including dots and brackets, the value of this column is returned.
     """
     if isinstance(record, dict) and column in record:
         return record[column]
@@ -214,7 +217,10 @@ def column_value(record: Any, column: str) -> Any:
 
 
 def _to_string(column: str, value: Any) -> str:
-    """Return a string, or the strings of a list joined as lines. Raises BadRecord for other values."""
+    """Return the value if it is a string, or the strings of a list joined with line breaks.
+
+    Raises BadRecord for other values.
+    """
     if value is None:
         raise BadRecord(f"{column}: missing value")
     if isinstance(value, list):

@@ -16,21 +16,24 @@ PackedRows = PaddedRows
 """Packed chats, as arrays of shape [rows, row length] with the fields of a training batch."""
 
 _NUM_OPEN_ROWS = 64
-"""Number of latest rows that `pack_chats` searches for free positions. Older rows stay as they are."""
+"""Number of most recently added rows that `pack_chats` searches for free positions. Older rows do not change."""
 
 
 class TruncatedChats(NamedTuple):
-    """Chats that fit into rows."""
+    """The result of `truncate_chats`: chats that fit into rows."""
 
     chats: list[RenderedChat]
     num_truncated: int
-    """Number of these chats that were truncated."""
+    """Number of chats in `chats` that were truncated."""
     num_without_reply: int
     """Number of chats that were left out because, after truncation, they contain no token of the assistant."""
 
 
 def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> TruncatedChats:
-    """Truncate the chats to rows of `length` positions. Chats without an assistant's token in the row are left out."""
+    """Truncate the chats to rows of `length` positions, which are `length` + 1 tokens.
+
+    Chats that then have no token of the assistant among their targets are left out.
+    """
     truncated = [RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1]) for chat in chats]
     kept = [chat for chat in truncated if any(chat.loss_mask[1:])]
     num_truncated = sum(
@@ -40,9 +43,10 @@ def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> TruncatedCh
 
 
 def pack_chats(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
-    """Pack chats into rows of `length` positions. No chat may be longer than a row (see `truncate_chats`).
+    """Pack chats into rows of `length` positions. A chat may have at most `length` + 1 tokens (see `truncate_chats`).
 
-    Each chat is added to the first of the latest rows that has enough free positions, or to a new row.
+    Each chat is added to the first of the last `_NUM_OPEN_ROWS` rows that has enough free positions, or to a new row.
+    Positions that remain free are padding, with `pad_id` as input and target.
     """
     rows: list[list[RenderedChat]] = []
     free_positions: list[int] = []

@@ -9,11 +9,12 @@ A preference is a prompt with two completions:
 
     {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}
 
-A prompt can have further fields, which the verifier reads:
+A prompt can have further fields, which the verifier (the user-provided reward function) reads:
 
     {"prompt": "Hi", "answer": "…", …}
 
-The field `prompt` is a string, which is a message of the user, or a list of messages.
+The field `prompt` is either a string, which is a message of the user, or a list of messages. A file of prompts may also
+have the list of messages in a field `messages` instead.
 """
 
 import json
@@ -40,7 +41,9 @@ class Preference(NamedTuple):
     """File and line of the record, as `file:line`, for error messages."""
     prompt: Messages
     chosen: str
+    """The text of the preferred completion."""
     rejected: str
+    """The text of the other completion."""
 
 
 class PromptRecord(NamedTuple):
@@ -58,10 +61,10 @@ class PromptRecord(NamedTuple):
 
 
 def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`file:line`, record) for every line of JSONL files. The files can be on any file system of fsspec.
+    """Yield (`file:line`, record) for every line of JSONL files that is not blank.
 
-    Raises ValueError that names the file and the line if a line is not a JSON object or a file is damaged. Also raises
-    ValueError if the files contain no record at all.
+    The files can be on any file system of fsspec. Raises ValueError if a line is not a JSON object, if a file is
+    damaged, or if the files contain no record at all. The message names the file and, where possible, the line.
     """
     num_records, read_urls = 0, []
     for url in urls:
@@ -100,7 +103,10 @@ def _parse(location: str, line: bytes) -> dict[str, Any]:
 
 
 def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
-    """Yield every chat of the files. Raises ValueError that names file, line and problem for a malformed record."""
+    """Yield every chat of the files.
+
+    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    """
     for location, record in read_records(urls):
         if "messages" in record:
             messages = _messages(location, "messages", record["messages"])
@@ -121,8 +127,10 @@ def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
 
 
 def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
-    """Yield every preference of the files. Raises ValueError that names file, line and problem for a malformed
-    record."""
+    """Yield every preference of the files.
+
+    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    """
     for location, record in read_records(urls):
         prompt = _prompt(location, record)
         chosen, rejected = (_text(location, name, record.get(name)) for name in ("chosen", "rejected"))
@@ -134,7 +142,10 @@ def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
 
 
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
-    """Yield every prompt of the files. Raises ValueError that names file, line and problem for a malformed record."""
+    """Yield every prompt of the files.
+
+    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    """
     for location, record in read_records(urls):
         messages = (
             _messages(location, "messages", record["messages"]) if "messages" in record else _prompt(location, record)

@@ -1,8 +1,9 @@
 """Conversion of chats to token ids with the tokenizer's chat template, and the loss mask of the assistant's tokens.
 
-To find the tokens of a reply, the chat is rendered twice: up to the message before the reply, and up to the reply. The
-additional tokens are the reply. This works for every chat template whose output for a longer chat starts with the
-output for the shorter chat, and needs no knowledge of the special tokens.
+To find the tokens of a reply, the chat is rendered twice. The first rendering ends where the reply would start, and the
+second one ends with the reply. The tokens that only the second rendering has are the reply. This method works for every
+chat template whose output for a longer chat starts with the output for the shorter chat. It needs no knowledge of the
+special tokens.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the tokenizer. Raises ValueError if the folder contains no tokenizer or one without a chat template."""
+        """Load the tokenizer. Raises ValueError if the folder contains no tokenizer or has no chat template."""
         self._tokenizer = load_any_tokenizer(folder)
         if not self._tokenizer.chat_template:
             raise ValueError(
@@ -33,19 +34,25 @@ class ChatTokenizer:
         self._special_tokens = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
 
     def prompt_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
-        """Return the token ids of the messages and of the header of the assistant's next message."""
+        """Return the token ids of the messages and of the header of the assistant's next message.
+
+        `location` names the record in error messages.
+        """
         return self._render(messages, location, add_generation_prompt=True)
 
     def chat_ids(self, messages: Messages, *, location: str = "chat") -> list[int]:
-        """Return the token ids of the chat. If the last message is the assistant's, the last id is `end_id`."""
+        """Return the token ids of the chat. If the last message is the assistant's, the last id is `end_id`.
+
+        `location` names the record in error messages.
+        """
         ids = self._render(messages, location, add_generation_prompt=False)
         if messages[-1]["role"] == "assistant" and self.end_id in ids:
-            # Some templates add a line break after the end token. It is not part of what a model should generate.
+            # Some templates add a line break after the end token. The model should not generate this line break.
             return ids[: len(ids) - ids[::-1].index(self.end_id)]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the tokens. It includes special tokens, so that a verifier sees the whole completion."""
+        """Return the text of the tokens, including special tokens, so that a verifier sees the complete completion."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _render(self, messages: Messages, location: str, *, add_generation_prompt: bool) -> list[int]:
@@ -73,11 +80,15 @@ class RenderedChat(NamedTuple):
 
     ids: list[int]
     loss_mask: list[bool]
-    """For each token whether it belongs to an assistant's message. The token that ends the message belongs to it."""
+    """For each token, whether it belongs to an assistant's message. The token that ends a message belongs to the
+    message, but the message's header does not."""
 
 
 def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
-    """Convert a chat to token ids and a loss mask. Raises ValueError that names the record if this is not possible."""
+    """Convert a chat to token ids and a loss mask.
+
+    Raises ValueError if the chat cannot be converted. The message names the record.
+    """
     messages = chat.messages
     ids = tokenizer.chat_ids(messages, location=chat.location)
     loss_mask = [False] * len(ids)
@@ -106,7 +117,10 @@ class PreferenceTokens(NamedTuple):
 
 
 def render_preference(tokenizer: ChatTokenizer, preference: Preference) -> PreferenceTokens:
-    """Convert a preference to token ids. Raises ValueError that names the record if this is not possible."""
+    """Convert a preference to token ids.
+
+    Raises ValueError if the preference cannot be converted. The message names the record.
+    """
     chosen, rejected = (
         tokenizer.chat_ids([*preference.prompt, {"role": "assistant", "content": answer}], location=preference.location)
         for answer in (preference.chosen, preference.rejected)

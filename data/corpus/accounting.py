@@ -17,13 +17,14 @@ class SourceCounts:
     """What became of the records of one source."""
 
     read: int = 0
-    """Number of records that should be a document, including records that went to quarantine."""
+    """Number of records that are meant to be documents, including records that went to quarantine."""
     quarantined: int = 0
     """Number of records that could not be read and went to quarantine."""
     others: int = 0
-    """Number of records that are no documents, such as requests in a WARC file. They do not count as read."""
+    """Number of records that are not meant to be documents, such as requests in a WARC file. They are not counted in
+    `read`."""
     bytes_read: int = 0
-    """Total bytes of the texts before cleaning."""
+    """Total bytes of the texts of all documents before cleaning."""
     kept: int = 0
     """Number of kept documents."""
     bytes: int = 0
@@ -69,7 +70,7 @@ class CorpusSummary:
 
 
 def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
-    """Add up counts for each source."""
+    """Add up counts for each source. Each mapping in `counts`, and the result, has the source's name as the key."""
     total: dict[str, SourceCounts] = {}
     for by_source in counts:
         for source, source_counts in by_source.items():
@@ -82,7 +83,8 @@ def summarize(
 ) -> CorpusSummary:
     """Return the summary of a corpus with these parts. Checks that the counts of every source add up.
 
-    `sources` has the counts of every source that cleaning tasks made. The counts of the parts are added to them.
+    `sources` maps the name of each source to the counts that the cleaning tasks made. Documents in the parts, kept or
+    dropped, are counted there only as read, so the counts of the parts are added. `mixture` is a field of the summary.
     """
     part_counts = sum_by_source(_source_counts(part.counts) for part in parts)
     by_source = {
@@ -109,18 +111,20 @@ def summary_without_forgotten(
 ) -> CorpusSummary:
     """Return the summary of a corpus from which documents were forgotten.
 
-    `num_forgotten` is their number for each source, and `parts` are all parts as they are now. The number of changes
-    that cleaning steps made stays the same, because texts are not cleaned again to count them.
+    `num_forgotten` maps the name of a source to the number of its forgotten documents. `parts` are all parts after the
+    documents were removed. The number of changes that cleaning steps made stays the same, because the remaining texts
+    are not cleaned again to count the changes.
     """
     sources: dict[str, SourceCounts] = {}
     for name, counts in summary.sources.items():
         dropped = {"forgotten": counts.dropped.get("forgotten", 0) + num_forgotten.get(name, 0)}
+        # `summarize` adds the kept documents and the other dropped documents, because the parts count them.
         sources[name] = replace(counts, kept=0, bytes=0, dropped=dropped)
     return summarize(sources, parts, summary.mixture)
 
 
 def check_not_empty(summary: CorpusSummary) -> None:
-    """Raises ValueError if no document is kept. The message names the most frequent reason."""
+    """Raises ValueError if no document is kept. The message names the most frequent reason why documents were lost."""
     if summary.documents:
         return
     losses = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])

@@ -24,9 +24,12 @@ from data.sources.compression import is_compressed
 from data.sources.readers import read_records
 
 _BATCH_DOCUMENTS = 512
+"""Maximum number of records in a batch, including records that are not documents."""
 _BATCH_BYTES = 16 << 20
+"""A batch ends when its texts have more characters than this."""
 _MIN_FILE_BYTES = 1 << 10
-"""Smallest size that a file counts when files are grouped into tasks. Opening a file takes as long as reading 1 KiB."""
+"""When files are grouped into tasks, a smaller file counts as if it had this size, because opening a file takes as long
+as reading 1 KiB."""
 
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
 """Estimated bytes of text for each byte of a compressed file. Only the number of parts depends on this estimate."""
@@ -90,7 +93,7 @@ def plan_cleaning_tasks(
 
 
 def run_cleaning_tasks(work: CorpusWork, tasks: Sequence[CleaningTask], *, workers: int | None) -> list[CleanedRanges]:
-    """Run the tasks, except those that finished before the run was killed. Returns the results in the tasks' order."""
+    """Run the tasks that no earlier run has finished. Returns the results of all tasks in the order of the tasks."""
     return run_tasks(
         partial(clean_ranges, work=work),
         tasks,
@@ -165,7 +168,7 @@ def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:
 
 
 def _bounded_batches(records: Iterable[ReadResult]) -> Iterator[list[ReadResult]]:
-    """Group the records into lists of limited length and of limited text bytes."""
+    """Group the records into batches of limited length (`_BATCH_DOCUMENTS`, `_BATCH_BYTES`)."""
     batch: list[ReadResult] = []
     num_bytes = 0
     for record in records:

@@ -3,9 +3,10 @@
 In a star, every node is linked to the component's lowest node, the center, and to no other node. The algorithm is that
 of Kiveris et al. 2014, Connected Components in MapReduce and Beyond. It alternates the operations "large star" and
 "small star" until nothing changes. Let m be the lowest among a node and its neighbors. The node's large star links all
-neighbors that are greater than the node to m. Its small star links all lower neighbors and the node itself to m.
+neighbors that are greater than the node to m. The node's small star links all lower neighbors and the node itself to m.
 
-Nodes are uint64. In shapes, E is the number of edges.
+A node is the number of a document (uint64, see `clusters.py`). A node is lower than another if its number is lower. In
+shapes, E is the number of edges.
 """
 
 from typing import NamedTuple
@@ -32,9 +33,9 @@ def sort_unique(edges: np.ndarray) -> np.ndarray:
 
 
 def run_starts(*columns: np.ndarray) -> np.ndarray:
-    """Return, for each position, where the run of equal rows begins that the position is in.
+    """Return, for each row, the position of the first row that equals this row.
 
-    The rows of the columns must be sorted.
+    The values at one position of all columns are a row. The rows must be sorted, so that equal rows are consecutive.
     """
     positions = np.arange(len(columns[0]))
     equals_previous = np.zeros(len(positions), bool)
@@ -43,7 +44,7 @@ def run_starts(*columns: np.ndarray) -> np.ndarray:
 
 
 def forest_edges(nodes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return edges from each node to the lowest node of its component.
+    """Return an edge from each node to the lowest node of its component. The lowest node itself has no edge.
 
     `nodes` are sorted. `pairs` are the linked nodes, as positions in `nodes`.
     """
@@ -60,14 +61,15 @@ class LargeStar(NamedTuple):
     edges: np.ndarray
     """The edges after the operation."""
     in_stars: bool
-    """Whether every node was in a star before the operation. Then a node has either no lower neighbor (the center of
-    the star), or a single neighbor, which is lower (a leaf)."""
+    """Whether every node was the center or a leaf of a star before the operation. A center has no lower neighbor. A
+    leaf has a single neighbor, which is lower."""
 
 
 def large_star(node: np.ndarray, neighbor: np.ndarray) -> LargeStar:
-    """Make the large star of every node. The pairs (node[i], neighbor[i]) are all neighbors of all nodes, shape [E].
+    """Make the large star of every node in `node`.
 
-    No pair may occur twice.
+    Each pair (node[i], neighbor[i]) is a node and one of its neighbors. There must be one pair for every neighbor of
+    every node, and no pair may occur twice.
     """
     nodes, index = np.unique(node, return_inverse=True)
     lowest = nodes.copy()
@@ -82,7 +84,8 @@ def large_star(node: np.ndarray, neighbor: np.ndarray) -> LargeStar:
 def small_star(node: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """Return the edges after the small stars of all nodes.
 
-    The pairs (node[i], lower[i]) are all lower neighbors of all nodes, shape [E].
+    Each pair (node[i], lower[i]) is a node and one of its lower neighbors. There must be a pair for every lower
+    neighbor of every node in `node`.
     """
     nodes, index = np.unique(node, return_inverse=True)
     lowest = nodes.copy()

@@ -21,7 +21,8 @@ def text_key(text: str) -> bytes:
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are dropped.
 
-    `rows` must contain all rows of a part. It may contain rows of several parts.
+    `rows` must contain all rows that can have equal texts, such as all rows of a part. It may contain rows of several
+    parts.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:
@@ -39,10 +40,10 @@ def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
 
 
 def without_equal_texts(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with all rows dropped but the first one of each text, in the order of `sort_and_deduplicate`.
+    """Drop all rows but the first one of each text. Returns the kept and the dropped rows.
 
-    The dropped rows lose their texts, which saves space in a chunk. They get the `kept_id` later, because the row that
-    is kept may come from another chunk.
+    The first row is the first in the order of `sort_and_deduplicate`. Dropped rows lose their texts, which saves space
+    in a chunk. `sort_and_deduplicate` sets their `kept_id` later, because the kept row may be in another chunk.
     """
     result = [row for row in rows if row.key is None]
     seen_keys: set[bytes | None] = set()

@@ -109,8 +109,7 @@ def part_file(kind: str, part_number: int) -> str:
 
 
 def part_from_rows(rows: pa.Table) -> Part:
-    """Return the part that consists of these rows. The table has the schema
-    `data.corpus.rows.ROW_SCHEMA`."""
+    """Return the part that consists of these rows. The table has the schema `data.corpus.rows.ROW_SCHEMA`."""
     drops = rows.filter(pc.invert(rows["reason"].is_null()))
     pairs = zip((kept_rows(rows), drops, rows), _SCHEMAS, strict=True)
     return _sort_part(Part(*(table.select(schema.names) for table, schema in pairs)))

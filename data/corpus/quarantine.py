@@ -18,9 +18,10 @@ def write_quarantine(
 ) -> None:
     """Join the quarantine files of the cleaning tasks into one file for each source.
 
-    `task_files` are the names of the tasks' files in `folder`, in the order of the tasks. `source_names` gives the name
-    of each source file by the name of the source and the file's URL (`origins.names_by_source`). It replaces the URL.
+    `task_files` are the names of the tasks' files in `folder`, in the order of the tasks. `source_names[source][url]`
+    is the name of a source file (`origins.names_by_source`). In the output, this name replaces the URL.
     """
+    # The tasks are in the order of the sources, so all records of a source are consecutive.
     for source, records in groupby(_read_quarantine(folder, task_files), key=lambda record: record.source):
         with output.writing(f"quarantine/{source}.jsonl") as file:
             file.writelines(

@@ -1,7 +1,7 @@
 """`CorpusWork`: what every task of the `corpus` stage gets, and the folder of the intermediate files.
 
 The stage has two halves. Cleaning tasks read the source files and write chunks (`cleaning_tasks.py`). Part tasks read
-the chunks and write the corpus's parts (`part_tasks.py`). Both halves exchange files through this folder.
+the chunks and write the corpus's parts (`part_tasks.py`). The two halves exchange files through the folder.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ from data.cleaning.duplicates import NearDuplicates
 from data.cleaning.recipe import Step, drops_equal_texts, near_duplicate_settings
 from data.document import Source
 
-_TASK_SETTINGS = "cut.json"  # file with the settings that the folder was written with; without it no file is trusted
+_TASK_SETTINGS = "cut.json"
+"""File with the settings with which the folder's files were written. Without this file, no other file is reused."""
 _RESULTS = "answers"
+"""Folder of the task results, below the folder of the intermediate files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusWork:
-    """What every task of a corpus gets."""
+    """What every task of the `corpus` stage gets."""
 
     output: Storage
     """Folder of the corpus."""
@@ -53,18 +55,18 @@ class CorpusWork:
     def prepare_folder(self, task_settings: Any) -> None:
         """Remove the files of a killed run if they were written with other settings.
 
-        `task_settings` is a value that JSON can represent. It contains every setting that changes the files of a task
-        without changing the task itself.
+        `task_settings` is a value that JSON can represent. It must contain every setting that affects the files that a
+        task writes but is not part of the task itself.
         """
         if not self.folder.exists(_TASK_SETTINGS) or self.folder.read_json(_TASK_SETTINGS) != task_settings:
             self.remove_folder()
             self.folder.write_json(_TASK_SETTINGS, task_settings)
 
     def remove_folder(self) -> None:
-        """Remove the folder. The settings and the task results are removed before the files that they describe.
+        """Remove the folder: first the settings, then the task results, then the files that the tasks wrote.
 
-        If the process is killed in between, no result remains without its files. The next run would trust such a
-        result and would not run its task again.
+        Because of this order, no result remains without its files if the process is killed in between. The next run
+        would trust such a result and would not run the task again.
         """
         for name in (_TASK_SETTINGS, _RESULTS, ""):
             self.folder.remove(name)
