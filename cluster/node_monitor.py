@@ -1,4 +1,6 @@
-"""Observes the monitored processes of one node and reports deaths with their causes, stops and progress.
+"""Observes the monitored processes of one node and reports their deaths, stops and progress.
+
+A death is reported with its cause. A stop means that a signal (SIGSTOP) has paused the process.
 
 Some causes can be found only with observations from before the death. Once a process has ended, the kernel no longer
 reports which memory control group (cgroup) the process was in or how much memory it had used. So every poll records
@@ -36,7 +38,7 @@ from cluster.process_info import ProcessInfo
 _MIN_STOP_S = 6.0
 """A process that a signal has stopped (SIGSTOP) is reported after this time."""
 _IDLE_CORE_SHARE = 0.02
-"""The processes count as idle if together they use less than this share of one CPU core."""
+"""The processes count as idle if all of them together use less than this share of one CPU core between two polls."""
 _LOG_TAIL_BYTES = 16 << 10
 _STACK_WAIT_S = 0.5
 """The time that processes have to write their stacks after the signal."""
@@ -77,13 +79,14 @@ class NodeReport(NamedTuple):
     has_progress: bool
     """Whether a process has reached another step, or a process has started or ended."""
     is_busy: bool
-    """Whether the processes have used CPU time."""
+    """Whether the processes together have used more than `_IDLE_CORE_SHARE` of a CPU core since the previous poll."""
     new_processes: Sequence[ProcessInfo] = ()
     """The processes that were registered since the previous poll, even if they have ended by now."""
     running_processes: Sequence[ProcessInfo] = ()
     """The processes that are monitored now."""
     memory_use: MemoryUse | None = None
-    """The memory use of the control group that is nearest to its limit. None if no limit applies."""
+    """The memory use of the control group that is nearest to its limit, among the groups of the processes and of the
+    monitor. None if no limit applies."""
 
 
 @dataclass
@@ -94,11 +97,15 @@ class _MonitoredProcess:
     handle: psutil.Process | None
     """None if the process had ended before the first poll."""
     initial_oom_kills: dict[str, int] = field(default_factory=dict)
-    """For each memory control group that the process has been in: the group's number of OOM kills when the process was
-    first seen in it. The keys are the groups' folders."""
+    """The keys are the folders of the memory control groups that the process has been in. The value is the group's
+    number of OOM kills when the process was first seen in the group, plus the later kills of other processes of the
+    group."""
     peak_bytes: int = 0
+    """The largest resident memory that the process has had, as of the last poll."""
     stopped_since_s: float | None = None
+    """The time, by `time.monotonic`, of the first poll that found the process stopped. None while the process runs."""
     is_stop_reported: bool = False
+    """Whether STOPPED was reported and CONTINUED was not yet."""
 
     @property
     def process(self) -> ProcessInfo:
@@ -136,23 +143,22 @@ class NodeMonitor:
         has_progress, self._progress = progress != self._progress, progress
         cpu_s, now = sum(map(_cpu_s, self._monitored.values())), time.monotonic()
         is_busy = cpu_s - self._cpu_s > _IDLE_CORE_SHARE * (now - self._polled_s)
-        # The CPU seconds of all processes at the last poll, and the time of that poll.
         self._cpu_s, self._polled_s = cpu_s, now
         new_processes, self._new_processes = self._new_processes, []
         running = [monitored.process for monitored in self._monitored.values()]
         return NodeReport(events, has_progress, is_busy, new_processes, running, self._memory_use())
 
     def request_stop(self) -> None:
-        """Ask the processes to save their work and stop. They learn of it by `heartbeat.stop_requested`."""
+        """Ask the processes to save their work and end. They learn of the request by `heartbeat.stop_requested`."""
         try:
             (self.folder / STOP_FILE).touch()
         except OSError as error:
             log.warning("the processes of this node cannot be asked to stop: %s", error)
 
     def read_stacks(self) -> list[tuple[ProcessInfo, str]]:
-        """The Python stacks of all processes that handle the stack signal.
+        """Return each process that handles the stack signal, with the text of its Python stacks.
 
-        The text is empty for a process that does not respond because a signal has stopped it.
+        The text is empty for a process that does not respond because another signal has stopped the process.
         """
         requested = [
             (monitored, file)
@@ -164,14 +170,17 @@ class NodeMonitor:
             with contextlib.suppress(psutil.Error):
                 if monitored.handle is not None:
                     monitored.handle.send_signal(STACK_SIGNAL)
-        time.sleep(_STACK_WAIT_S)  # A process that runs handles the signal at once.
+        time.sleep(_STACK_WAIT_S)  # A process that is not stopped handles the signal at once.
         return [
             (monitored.process, file.read_text()[offset:])
             for (monitored, file), offset in zip(requested, offsets, strict=True)
         ]
 
     def ignore_exits(self, role: str | None = None, index: int | None = None) -> None:
-        """Stop monitoring the processes of a role, or all processes, because they are about to be ended on purpose."""
+        """Stop monitoring the processes with this role and index, because they are about to be ended on purpose.
+
+        `role=None` matches all roles and `index=None` all indices.
+        """
         self._add_new_processes()
         for pid, monitored in list(self._monitored.items()):
             if monitored.process.matches(role=role, index=index):
@@ -199,7 +208,7 @@ class NodeMonitor:
             self._new_processes.append(record.process)
 
     def _observe(self, pid: int) -> ProcessEvent | None:
-        """Observe one process and return what happened to it since the last call.
+        """Observe one process and return what happened to it since the last call. None if there is nothing to report.
 
         Stops monitoring the process if it has ended.
         """
@@ -231,7 +240,7 @@ class NodeMonitor:
         return sorted(times)
 
     def _memory_use(self) -> MemoryUse | None:
-        """The memory use of the group nearest to its limit, of the groups of the processes and of the monitor."""
+        """The value of `NodeReport.memory_use`."""
         folders = {Path(path) for monitored in self._monitored.values() for path in monitored.initial_oom_kills}
         groups = {cgroup_of(os.getpid()), *folders}
         uses = [use for group in groups if group is not None and (use := smallest_limit_use(group)) is not None]
@@ -263,7 +272,7 @@ class NodeMonitor:
 
 
 def _stop_event(monitored: _MonitoredProcess) -> ProcessEvent | None:
-    """The event that a living process has been stopped by a signal for some seconds, or runs again afterwards."""
+    """The STOPPED or CONTINUED event of a living process. None if there is no event to report."""
     assert monitored.handle is not None, "only a living process can be stopped"
     try:
         is_stopped = monitored.handle.status() == psutil.STATUS_STOPPED

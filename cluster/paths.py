@@ -16,7 +16,7 @@ _LOCAL_PREFIXES = ("file://", "local://", "file:", "local:")
 
 
 def local_path(url: str) -> str | None:
-    """Return the path in a URL that points to the local disk; None for a URL of any other store.
+    """Return the path in a URL that points to the local disk. Returns None for a URL that points elsewhere.
 
     A local URL is a plain path or starts with `file://`. In a chained URL such as `zip://member::file:///x.zip` the
     last part decides. The path is returned as it is written, not made absolute.

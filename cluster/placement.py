@@ -90,7 +90,7 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
-        """The sum of the resources of all workers."""
+        """The amount of each resource for all workers together: {"CPU": …, "GPU": …}, as in `bundle`."""
         return {name: self.workers * amount for name, amount in self.bundle.items()}
 
     @property
@@ -106,7 +106,7 @@ class Placement:
 
 
 def total_resources(placements: Iterable[Placement]) -> dict[str, float]:
-    """Return the sum of the resources of several groups that run at the same time."""
+    """Return the amount of each resource that several groups of workers need when they run at the same time."""
     return sum_resources(placement.resources for placement in placements)
 
 
@@ -125,7 +125,11 @@ def format_amount(name: str, amount: float) -> str:
 
 
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
-    """Raises ValueError when the whole cluster has less of a resource than `needed`. `field` is named in the error."""
+    """Raises ValueError when more of a resource is `needed` than is `available`.
+
+    Both map the names of resources to amounts. `available` is the total of the cluster, with the resources in use.
+    `field` is the config field that the error message names.
+    """
     for name, amount in needed.items():
         total = available.get(name, 0.0)
         if amount > total + 1e-9:

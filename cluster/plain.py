@@ -27,8 +27,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(value_type: type[T], value: Any) -> T:
     """Convert a plain value back to `value_type`, the reverse of `to_plain`.
 
-    `value` may have been written to JSON and read again, which turns all keys of dicts into strings. Raises ValueError
-    when `to_plain` cannot have made `value` from a value of this type.
+    `value` may have been written to JSON and read again. JSON turns all keys of dicts into strings, so keys of type int
+    are converted back. Raises ValueError when `to_plain` cannot have made `value` from a value of this type.
     """
     return typing.cast(T, _convert(value_type, value))
 
@@ -81,7 +81,7 @@ def _to_named_tuple(value_type: Any, value: Any) -> Any:
 
 
 def _expect(container_type: Any, value_type: Any, value: Any) -> Any:
-    """Return `value` if it is a `container_type`. Otherwise raise ValueError, which names `value_type`."""
+    """Return `value` if it is an instance of `container_type`, else raise ValueError with `value_type` in its text."""
     if not isinstance(value, container_type):
         raise ValueError(f"expected {value_type}, found {type(value).__name__}")
     return value

@@ -16,7 +16,7 @@ class RankContext:
 def join_process_group(context: RankContext, *, backend: str, address: str, timeout_s: float) -> None:
     """Initialize torch.distributed. Blocks until all ranks of the group have called this function.
 
-    address: `host:port` of rank 0, where the ranks connect.
+    address: `host:port` at which rank 0 listens and to which all ranks connect.
     timeout_s: how long a rank waits for other ranks, here and in every later collective operation. A rank whose process
         died is noticed without this wait, because its connection is closed.
     """

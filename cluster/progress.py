@@ -1,9 +1,10 @@
 """Shows on stderr what a command is doing.
 
-In a terminal this is one line that is redrawn in place; in a log file it is a sequence of lines. `Progress` is for
-activities that count towards a total, `show_activity` for activities that do not. The activities that are open at a
-moment are shown together in one line, the outermost first. When nothing else was written for a while, a thread shows
-the line again with the elapsed time, so that no command is silent for more than 10 s in a terminal or 30 s in a log.
+In a terminal the display is one line that is redrawn in place; in a log file it is a sequence of lines. `Progress` is
+for activities that count towards a total, `show_activity` for activities that do not. An activity is open while its
+`with` block runs. All open activities are shown together in one line, the outermost first. When nothing else was
+written for a while, a thread shows the line again with the elapsed time, so that no command is silent for more than
+10 s in a terminal or 30 s in a log.
 """
 
 import logging
@@ -18,8 +19,8 @@ from contextlib import contextmanager
 
 _TERMINAL_S = 2.0
 _LOG_S = 25.0
-"""The line is shown again after this much silence in a terminal or a log. Both are below the promised 10 s and 30 s,
-because a busy machine delays the thread."""
+"""The line is shown again after `_TERMINAL_S` of silence in a terminal and after `_LOG_S` of silence in a log. Both are
+below the promised 10 s and 30 s, because a busy machine delays the thread."""
 _REDRAW_S = 0.2
 """Shortest interval between two redraws of the line in a terminal."""
 _RATE_WINDOW = 12
@@ -41,8 +42,10 @@ class _ProgressLine:
         self._writing = threading.RLock()
         """Acquired while something is written to stderr."""
         self._activities: dict[int, Callable[[], str]] = {}
-        """A function that returns the text of each open activity, by the activity's number."""
+        """For each open activity, a function that returns its text. The keys are numbers that identify the activities.
+        The order is that in which the activities were opened."""
         self._last_number = 0
+        """The identifying number of the activity that was opened last."""
         self.num_changes = 0
         """How often an activity was opened, updated or closed."""
         self._is_drawn = False
@@ -51,7 +54,7 @@ class _ProgressLine:
         self._thread: threading.Thread | None = None
 
     def open(self, describe: Callable[[], str]) -> int:
-        """Add an activity and return its number, which `close` needs."""
+        """Add an activity and return the number that identifies it, which `close` needs."""
         with self._writing:
             self._last_number += 1
             self.num_changes += 1
@@ -97,10 +100,10 @@ class _ProgressLine:
             self._is_drawn = False
 
     def _text(self, width: int | None = None) -> str:
-        """Return all activities as one line of at most `width` columns.
+        """Return all open activities as one line of at most `width` columns. None means that the width has no limit.
 
-        If the line is too long, the outermost activities are left out first. A line that wraps in the terminal could
-        not be redrawn.
+        If the line is too long, the outermost activities are left out first. The width is limited because a line that
+        wraps in the terminal could not be redrawn.
         """
         texts: list[str] = []
         for describe in list(self._activities.values()):
@@ -153,7 +156,10 @@ def _write(text: str) -> bool:
 
 
 def _width(text: str) -> int:
-    """Return the columns that a text takes in a terminal: two for a wide character, none for a combining mark."""
+    """Return the number of columns that a text takes in a terminal.
+
+    A wide character takes two columns, a combining mark none, and any other character one.
+    """
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -169,7 +175,7 @@ def current_activity() -> str:
 
 
 class LogHandler(logging.StreamHandler):
-    """Writes log records to stderr, above the progress line of a terminal. They count as output of the command."""
+    """Writes log records to stderr, above the progress line of a terminal. The records end a silence of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with _line.interrupted():
@@ -211,13 +217,16 @@ class Progress:
     """
 
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0.0) -> None:
+        """`label` names the activity, and `unit` is the unit of `total`. `done` is how much was done earlier."""
         self._label, self._total, self._unit = label, total, unit
         self._note = ""
+        """The text behind the numbers, such as the latest loss. The log line at the end shows it too."""
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW)
-        """(time, done) of the latest updates. The rate is computed only from them, so that it ignores old pauses."""
+        """(time, done) of the latest updates. The rate is computed only from these, so that old pauses do not count."""
         self.reset_rate(done)
         self._started_s = self._updated_s
         self._number = 0
+        """The number that identifies this activity in the progress line."""
         self.has_failed = False
         """Set this to True if the work failed without an exception in the block. The duration is then not logged."""
 
@@ -233,7 +242,10 @@ class Progress:
             log.info("%s: %s %s", self._label, format_duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
-        """Report how much of the total is done. May be called often: a terminal is redrawn at most every 0.2 s."""
+        """Report how much of the total is done. `note` is a text to show behind the numbers.
+
+        May be called often, because a terminal is redrawn at most every 0.2 s.
+        """
         if done < self._done:  # the run has resumed from a checkpoint
             self.reset_rate(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
@@ -266,18 +278,19 @@ class Progress:
 
 
 class MetricsProgress:
-    """Shows the progress of a run in other processes, from the last line of its metrics log. A context manager.
+    """Shows the progress of a run whose steps other processes perform and log. A context manager.
 
     consumes: the last line of the metrics log; waits for: a new line; is unblocked by: a poll; produces: progress.
     """
 
     def __init__(self, read_last_line: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
-        """`read_last_line` returns the last line of the log, or an empty mapping while the log is empty."""
+        """`read_last_line` returns the metrics of the log's last line, or an empty mapping while the log is empty."""
         self._read_last_line, self._label, self._total_steps = read_last_line, label, total_steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._earlier_line: Mapping[str, float] = {}
-        """The last line of the log before this run. It was logged by an earlier attempt of the run."""
+        """The line that was last in the log when this attempt of the run began. An earlier attempt logged it. Empty if
+        there was none."""
         self._has_failed = False
 
     def __enter__(self) -> "MetricsProgress":
@@ -301,7 +314,8 @@ class MetricsProgress:
             while not (line := self._try_read()) or line == previous:
                 if self._stop.wait(_POLL_S):
                     return
-        # The time until the first line was not spent on steps, and a resumed run repeats steps that were logged before.
+        # The rate starts here, because the time until the first line was not spent on steps, and because a resumed run
+        # repeats steps that were logged before.
         progress.reset_rate(line["step"])
         while True:
             if line and line != previous:
