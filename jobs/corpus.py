@@ -3,17 +3,19 @@
     files ─ read, clean ─▶ chunks ─ gather, drop equal texts ─▶ parts ─ find near-duplicates, mix, write ─▶ documents/
             (tasks over ranges)     (tasks over parts)                  (tasks over parts)
 
-Each half is made of idempotent tasks that meet in storage (`data/corpus/cleaning_tasks.py` and `part_tasks.py`), so
-what was done before a kill is not done again, and the bytes do not depend on how the work was cut or who did it.
+Cleaning tasks (`data/corpus/cleaning_tasks.py`) and part tasks (`data/corpus/part_tasks.py`) exchange files through
+storage, and running a task twice gives the same files. So a run that was killed does not repeat its finished tasks, and
+the output does not depend on the number and size of the tasks or on the number of workers.
 
     documents/part-*.parquet   the documents that are kept: id, source, text, metadata
-    drops/part-*.parquet       those that are not, with the reason and, for a duplicate, the id that is kept instead
+    drops/part-*.parquet       the documents that are dropped, with the reason and, for a duplicate, the id of the
+                               document that is kept instead
     origins/                   the file and offset of each document, for `raymill trace` and `raymill forget`
     quarantine/*.jsonl         records that could not be read, with file, offset and reason
     parts.json                 digest and size of each part
-    fairness.json              which steps would remove whose mentions (`data/cleaning/fairness.py`)
+    fairness.json              how often each step would remove mentions of each group (`data/cleaning/fairness.py`)
 
-Counts close: of every source, records read = documents kept + dropped (by reason) + quarantined.
+The counts of every source add up: records read = documents kept + documents dropped + records quarantined.
 """
 
 import difflib
@@ -63,10 +65,10 @@ from jobs.frame.user_code import read_program
 from jobs.frame.workload import Processes, Workload
 from jobs.report.corpus import report_corpus
 
-_STAGED = f"{WORK}/forget"
-_CHANGES = "staged.json"  # in the folder of the staged tables, written last
-_READ_S_PER_MB = 0.22  # seconds of Python on the reference processor (`jobs.frame.forecast`)
-_STEP_S_PER_MB = 0.108  # mean over the cleaning steps of the demo
+_STAGED = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
+_CHANGES = "staged.json"  # file with a `_Staged`, written into that folder after all tables
+_READ_S_PER_MB = 0.22  # seconds of Python for reading, on the reference processor (`jobs.frame.cost_model`)
+_STEP_S_PER_MB = 0.108  # the same for one cleaning step, as a mean over the steps of the demo
 _KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
 _COMPRESSED = 0.6  # size of text in Parquet over its size in memory
 _MAX_PART_MIB = 1024  # a task holds several copies of a part in memory
@@ -81,7 +83,7 @@ class CorpusExecution(TasksExecution):
     task_mib: int = 32
     """Approximate MiB of input that one cleaning task reads."""
     partitions: int | None = None
-    """Number of tasks that write the parts. By default one for each part."""
+    """Number of tasks that write the parts. By default, there is one task for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,9 @@ class CorpusConfig:
     steps: list[Step] = list_of_choices()
     """The cleaning steps, applied in order."""
     mixture: dict[str, float] | None = None
-    """Source → its weight in the kept bytes. As much text is kept as the weights allow, and nothing is repeated.
-    Duplicates are dropped first: a text is lost entirely if its copy with the lowest id is in a source of weight 0."""
+    """Weight of each source. The kept bytes of the sources are in proportion to the weights. As much text is kept as
+    the weights allow, and nothing is repeated. Duplicates are dropped before the weights are applied. So a text is lost
+    entirely if, of all its copies, the one with the lowest id is in a source of weight 0."""
     fairness_budget: float | None = None
     """Largest allowed excess rate at which a step removes neutral sentences that mention a group, compared with the
     same sentences without the mention. 0.05 allows five more in a hundred."""
@@ -134,7 +137,10 @@ def _check_mixture(mixture: Mapping[str, float], sources: Sequence[str]) -> None
 
 
 def check_first_records(config: CorpusConfig) -> None:
-    """Raises ValueError when a source's first records lack a column, or a step exceeds the fairness budget."""
+    """Raises ValueError if the first records of a source lack a column, or if a step exceeds the fairness budget.
+
+    Also raises ValueError if the files of a step or the function of a user-provided step cannot be read.
+    """
     check_sources(config.sources)
     for position, step in enumerate(config.steps):
         name, settings = name_and_settings(step)
@@ -146,13 +152,16 @@ def check_first_records(config: CorpusConfig) -> None:
 
 
 def check_fairness(config: CorpusConfig) -> None:
-    """Raises ValueError when a step removes mentions of a group more often than fairness_budget allows."""
+    """Raises ValueError when a step removes mentions of a group more often than fairness_budget allows.
+
+    Without a fairness_budget, everything is allowed.
+    """
     if config.fairness_budget is not None:
         check_budget(fairness_ledger(pinned_steps(config)), config.fairness_budget)
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return the steps with the current content of the evaluation sets and user-provided functions that they read."""
+    """Return the steps, which then contain the current content of the evaluation sets and functions that they name."""
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
         if step.user_step
@@ -176,7 +185,8 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     )
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
-        fairness = driver.submit(fairness_ledger, work.steps)  # computed while the workers clean
+        # The driver computes the content of fairness.json while the workers run the cleaning tasks.
+        fairness = driver.submit(fairness_ledger, work.steps)
         tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
         parts = write_parts(
@@ -214,8 +224,10 @@ def metrics(summary: CorpusSummary) -> dict[str, float]:
 
 
 def num_parts(num_bytes: int, part_mib: int) -> int:
-    """Return the number of parts of about `part_mib` for `num_bytes` of text. There are at most MAX_PARTS, which are
-    then larger."""
+    """Return the number of parts of about `part_mib` for `num_bytes` of text.
+
+    The number is at most MAX_PARTS. If more parts would be needed, the parts are larger than `part_mib`.
+    """
     wanted = max(1, -(-num_bytes // (part_mib << 20)))
     if wanted > MAX_PARTS:
         log.warning(
@@ -237,9 +249,9 @@ class _Staged:
 
 
 def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> CorpusSummary | None:
-    """Rewrite the tables that contain a forgotten document, or lack a near-duplicate that was dropped for it.
+    """Remove the forgotten documents, and restore the documents that were dropped as duplicates of them.
 
-    Returns the new summary, or None when nothing changes.
+    Only the tables of the parts that change are written again. Returns the new summary, or None when nothing changes.
     """
     output, folder = context.output, context.output / _STAGED
     if output.exists(RECORD):
@@ -248,7 +260,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
             return None
         folder.write_json(_CHANGES, to_plain(staged))
         start_change(artifact)
-    else:  # an earlier call was killed after it had staged the changes
+    else:  # an earlier call was killed after `start_change`, so its changes are staged completely
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))
@@ -256,7 +268,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
 
 
 def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
-    """Write the changed tables into a staging folder. Returns None when no document of the corpus is forgotten."""
+    """Write the changed tables into the folder `_STAGED`. Returns None when no document of the corpus is forgotten."""
     summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
@@ -296,13 +308,16 @@ def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
 
 
 def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from. Reading and each step take time in proportion to
-    the bytes of text."""
+    """Return what the forecast of time and memory is computed from.
+
+    The time for reading and for each step is in proportion to the bytes of text.
+    """
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
-    # Files are read in tasks of task_mib, and a last small task takes a worker's whole turn.
+    # The number of tasks is rounded down, because a worker that gets only a small last task saves almost no time.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = num_parallel_tasks(config.execution.workers, tasks)
+    # A worker is assumed to hold three copies of its task's text.
     text_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Workload(
         processes=[Processes(kind="task", number=workers, memory_gib=text_gib)],

@@ -1,9 +1,11 @@
-"""shards: tokenizes the corpus into files that training reads by sample index. A document is either training or
-validation text as a whole.
+"""shards: tokenizes the corpus into shards, the files from which training reads any row by its index.
 
-Each part of the corpus becomes one shard of train/ and one of validation/, source by source in the part's order, so the
-bytes do not depend on the workers. A shard records the digest of its part: when documents are forgotten, only the
-shards of the parts that changed are written again (`rebuild_stale`). `data/tokens/shard_format.py` defines the format.
+A document is as a whole in one of the splits, train/ or validation/. A part is an output file of the corpus. Each part
+becomes one shard of train/ and one shard of validation/. A shard has its documents source by source, and those of one
+source in the part's order. So the shards do not depend on the number of workers.
+
+A shard records the digest of its part. When documents are forgotten, only the shards whose parts have changed are
+written again (`rebuild_stale`). `data/tokens/shard_format.py` defines the format.
 """
 
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
-_ENCODE_S_PER_MB = 0.3  # seconds of Python on the reference processor (`jobs.frame.forecast`)
+_ENCODE_S_PER_MB = 0.3  # seconds of Python on the reference processor (`jobs.frame.cost_model`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class ShardsConfig:
     """Fraction of the documents that is held out for validation. Documents are chosen by a hash of their ids, so that a
     document is always in the same split."""
     grow: str | None = input_artifact("shards", default=None)
-    """Existing shards to extend by a generation. It contains the documents of this corpus whose ids are not in the
-    existing shards, except those whose duplicate is in them."""
+    """Existing shards to extend by a new generation. The new generation contains the documents of `corpus`, except
+    documents that the existing shards contain and documents that have a duplicate in the existing shards."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
@@ -65,7 +67,7 @@ def check(config: ShardsConfig) -> None:
 
 
 def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError when the tokenizer may be trained on documents that these shards hold out."""
+    """Raises ValueError if the tokenizer may be trained on documents that these shards hold out for validation."""
     from jobs.frame.sizes import tokenizer_sizes  # imported here: it imports torch, which the tasks do not need
 
     if planned["tokenizer"].kind != "tokenizer":
@@ -80,7 +82,7 @@ def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
 
 
 def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError when there is no usable tokenizer, or it differs from that of the shards to grow."""
+    """Raises ValueError if the tokenizer cannot be used, or if it is not the tokenizer of the shards in `grow`."""
     folder = inputs["tokenizer"].tokenizer.local()
     separator_id(load_tokenizer(folder))
     read_part_records(inputs["corpus"].storage)
@@ -96,17 +98,17 @@ def run(config: ShardsConfig, context: Context) -> ShardsSummary:
 
 
 def rebuild_stale(config: ShardsConfig, context: Context) -> ShardsSummary:
-    """Rewrite the shards of a finished output whose part of the corpus has changed. Returns what `run` returns.
+    """Rewrite those shards of a finished output whose corpus parts have changed. Returns what `run` returns.
 
-    The output is then the same, byte for byte, as one made from the changed corpus anew. A shard keeps its name; the
-    manifests are written last, so until then a reader may find a shard that is not what its manifest says.
+    Afterwards, the output has the same bytes as an output that `run` makes from the changed corpus. A rewritten shard
+    keeps its name. The manifests are written last, so until then a manifest may contradict a rewritten shard.
     """
     manifests = (read_manifest(context.output / split) for split in SPLITS)
     return _write(config, context, finished=SplitManifests(*manifests))
 
 
 def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> ShardsSummary | None:
-    """Rewrite the shards whose documents have changed. Returns None when no input has changed."""
+    """Rewrite the shards whose documents have changed. Returns the new summary, or None when no input has changed."""
     before = artifact.record.inputs
     if all(before[name].digest == need.digest for name, need in context.inputs.items()):
         return None
@@ -115,7 +117,11 @@ def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> Shards
 
 
 def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests | None) -> ShardsSummary:
-    """Write the shards that are not finished yet, then the manifests."""
+    """Write the shards, then the manifests. Returns the counts of both splits.
+
+    `finished` has the manifests of an output that was finished before, whose unchanged shards are kept. It is None if
+    the output is new.
+    """
     output, corpus = context.output, context.inputs["corpus"]
     tokenizer = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(tokenizer, output / "tokenizer")
@@ -140,6 +146,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
         manifests=manifests,
         workers=config.execution.workers,
     )
+    # `written` has the shards of the tasks without unchanged shards, in the order of these tasks.
     following = iter(written)
     shards = [one if one is not None else next(following) for one in unchanged]
     generations = (
@@ -165,6 +172,7 @@ def metrics(summary: ShardsSummary) -> dict[str, float]:
 
 
 def _empty_manifests(tokenizer: Path, corpus: CorpusSummary) -> SplitManifests:
+    """Return manifests without shards for the tokenizer in the folder `tokenizer` and the sources of the corpus."""
     empty = ShardManifest(
         tokenizer=fingerprint(tokenizer),
         vocab_size=vocab_size(tokenizer),
@@ -197,7 +205,10 @@ def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
 
 
 def _copy_tokenizer(source: Storage, target: Storage) -> None:
-    """Copy the tokenizer files of `source`. Raises ValueError when they are not those of a fast tokenizer."""
+    """Copy the tokenizer files of the folder `source` to the folder `target`.
+
+    Raises ValueError if `source` has no fast tokenizer.
+    """
     if not source.exists("tokenizer.json"):
         raise ValueError(f"tokenizer: {source.url} has no tokenizer.json; name a folder with a fast tokenizer")
     for name in TOKENIZER_FILES:
@@ -221,8 +232,10 @@ def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
 
 
 def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: encoding the text, and two or four bytes on disk
-    for each token."""
+    """Return what the forecast of time and memory is computed from.
+
+    The encoding time is in proportion to the bytes of text. The shards are assumed to be as large as the text.
+    """
     from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])

@@ -3,7 +3,9 @@
     documents/part-* ─ count ─▶ work/words/<part> ─ merge ─▶ work/merged/<bucket> ─ learn ─▶ tokenizer/ ─ measure
                      (a task for each part)        (a task for each bucket)      (driver)     (a task for each part)
 
-Only the counts of words are merged, and sums have no order, so the tokenizer is the same for any parts and workers.
+A part is an output file of the corpus. A bucket holds the words with equal hashes (`data/tokens/word_counts.py`).
+Only the counts of words are merged, and sums do not depend on the order of their terms. So the tokenizer is the same
+for any number of parts and workers.
 """
 
 import tempfile
@@ -32,8 +34,8 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
 
 MEASURED_BYTES = 4 << 20  # approximate size of the text on which the tokenizer is measured
-_COUNT_S_PER_MB = 1.1  # seconds of Python on the reference processor (`jobs.frame.forecast`)
-_LEARN_S_PER_TOKEN = 0.003
+_COUNT_S_PER_MB = 1.1  # seconds of Python on the reference processor (`jobs.frame.cost_model`)
+_LEARN_S_PER_TOKEN = 0.003  # the same, for each token of the vocabulary
 _DEFAULTS = TokenizerRecipe()
 
 
@@ -57,16 +59,18 @@ class VocabularyConfig:
     byte_fallback: bool = _DEFAULTS.byte_fallback
     """For unigram: whether characters without a token are encoded as bytes instead of as unknown."""
     character_coverage: float = _DEFAULTS.character_coverage
-    """For wordpiece and unigram: fraction of the text that the characters with a token of their own cover."""
+    """For wordpiece and unigram: fraction of the text's characters that must have a token. The rarest characters,
+    beyond this fraction, have none."""
     sample_mib: int = 256
     """Approximate MiB of text to train on. Documents are chosen by a hash of their ids."""
     held_out_fraction: float = 0.1
-    """Fraction of the documents that the tokenizer is not trained on: those that `shards` would use for validation. It
-    must be at least the validation_fraction of the shards."""
+    """Fraction of the documents that the tokenizer is not trained on: those that `shards` would use for validation. The
+    fraction must be at least the validation_fraction of the shards."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
 def check(config: VocabularyConfig) -> None:
+    """Raises ValueError for a field out of its range, and for a field that is set although `kind` does not use it."""
     recipe = recipe_of(config)
     recipe.check()
     least = recipe.min_size
@@ -83,7 +87,7 @@ def check(config: VocabularyConfig) -> None:
 
 
 def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
-    """Return the part of the config that determines the tokenizer's algorithm."""
+    """Return the settings of the config that determine the tokenizer, except the size of its vocabulary."""
     return TokenizerRecipe(
         kind=config.kind,
         split_digits=config.split_digits,
@@ -99,6 +103,7 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     artifact, output, workers = context.inputs["corpus"], context.output, config.execution.workers
     corpus = CorpusText(artifact.storage, artifact.digest)
     num_bytes = artifact.read_summary(CorpusSummary).bytes
+    # The tokenizer is trained on the documents whose `split_position` is at least `first`.
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
     sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
     with show_activity(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
@@ -127,8 +132,10 @@ def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCoun
 
 
 def _remove_work(output: Storage) -> None:
-    """Remove the stored task results first, then the files that they name. In the other order a kill in between would
-    leave results that name missing files."""
+    """Remove the stored task results first, and then the files that they name.
+
+    In the other order, a kill in between would leave results that name missing files.
+    """
     for name in ("count", "merge", "measure", ""):
         (output / WORK).remove(name)
 
@@ -170,7 +177,7 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
 
 
 def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
-    """Return the sizes of the tokenizer."""
+    """Return the sizes that the tokenizer will have."""
     corpus = planned.get("corpus")
     return TokenizerSizes(
         vocab_size=config.size,
