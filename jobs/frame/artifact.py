@@ -26,10 +26,11 @@ RECORD = "artifact.json"
 """File with the record of a finished artifact."""
 
 BACKUP = "forgetting.json"
-"""While `raymill forget` changes an artifact, this file holds its record, and artifact.json does not exist."""
+"""While `raymill forget` changes an artifact, this file holds the artifact's record, and artifact.json does not
+exist."""
 
 UNFINISHED = "unfinished.json"
-"""File in the folder of an unfinished artifact. It lists the inputs and the precision that `auto` was resolved to."""
+"""File in the folder of an unfinished artifact. Its content is described by the class `Unfinished`."""
 
 WORK = "work"
 """Folder with intermediate files of a stage's tasks. It is removed when the artifact is finished."""
@@ -38,14 +39,18 @@ WORK = "work"
 _OUTSIDE_DIGEST = (RECORD, BACKUP, UNFINISHED, LEASE_FILE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 
 _EXTERNAL_STAGES = ("huggingface", "tokenizer")
-"""`Record.stage` of a folder that Raymill did not make: a Hugging Face model folder, or a folder with a tokenizer."""
+"""The values of `Record.stage` for folders that Raymill did not make.
+
+`huggingface` stands for a Hugging Face model folder, and `tokenizer` for a folder with a tokenizer and without a model.
+"""
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A finished artifact: its folder and its record.
 
-    A Hugging Face folder that Raymill did not make is an artifact too (`is_external`). Its record is computed.
+    A Hugging Face folder that Raymill did not make is an artifact too (`is_external`). Its record is not read from a
+    file but computed from the files of the folder.
     """
 
     storage: Storage
@@ -170,7 +175,7 @@ def start_change(artifact: Artifact) -> None:
 
 
 def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
-    """Return the entries for the inputs that a new record gets. The keys are the config fields that name the inputs."""
+    """Return the field `inputs` of a new record. The keys are paths of config fields, such as `init`."""
     return {
         path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
         for path, artifact in inputs.items()

@@ -93,7 +93,7 @@ def _measure() -> Machine:
 
 
 def _best_s(work: Callable[[], object], *, tries: int) -> float:
-    """Call `work` several times. Returns the CPU seconds that this thread used for the fastest call."""
+    """Call `work` as often as `tries` says. Returns the CPU seconds that this thread used for the fastest call."""
     best_s = float("inf")
     for _ in range(tries):
         started = time.thread_time()
@@ -103,6 +103,7 @@ def _best_s(work: Callable[[], object], *, tries: int) -> float:
 
 
 def _python_work() -> None:
+    """The Python program whose CPU time is `Machine.python_s`."""
     words = [f"word{number % 997}" for number in range(20_000)]
     counts: dict[str, int] = {}
     for word in words:

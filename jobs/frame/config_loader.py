@@ -107,7 +107,8 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
 def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
     """Raises ValueError if the text `${` occurs in any value, at any depth.
 
-    omegaconf would interpolate it, which could copy a secret from the environment into the recorded config.
+    omegaconf would interpolate such a value, which could copy a secret from the environment into the recorded config.
+    `path` is the path of `value` in the config, or empty for the config itself.
     """
     if isinstance(value, (Mapping, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

@@ -14,7 +14,7 @@ from jobs.frame.workload import ProcessKind, Workload
 
 REFERENCE_PYTHON_S = 0.0193
 """`Machine.python_s` of the reference processor. On another machine, the constants in seconds are multiplied
-by the ratio of its `python_s` to this value. Times of waiting are not."""
+by the ratio of its `python_s` to this value. `start_wait_s` is not multiplied, because waiting is not faster there."""
 
 
 class ProcessCost(NamedTuple):
@@ -50,7 +50,8 @@ RL_STEP_S = 0.8
 ENGINE_STEP_S = 0.012
 """Seconds of a vLLM engine's forward pass in addition to its matmuls: scheduling and sampling in Python."""
 THREAD_EFFICIENCY = 0.75
-"""Speed of a thread when several threads compute, relative to a single thread. They share memory and caches."""
+"""Speed of a thread when several threads compute, relative to a single thread. It is below 1 because the threads
+share memory and caches."""
 WIDE_MODEL_EFFICIENCY = 0.8
 """FLOP/s in the training of a model with a large hidden size, as a fraction of the FLOP/s in a large matmul."""
 
@@ -71,6 +72,7 @@ def predict(workload: Workload, machine: Machine) -> Cost:
     has_train_group = any(group.kind == "trainer" for group in workload.processes)
     start_s = sum(PROCESS_COSTS[group.kind].start_cpu_s * group.number for group in workload.processes)
     start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (workload.rl_steps > 0)
+    # The processes start in parallel. The controller and the helpers of Ray Train count as one process.
     parallel_starts = min(machine.cores, has_train_group + max(1, num_processes))
     wait_s = max((PROCESS_COSTS[group.kind].start_wait_s for group in workload.processes), default=0.0)
     python_s = workload.python_s / max(1, min(workload.python_processes, machine.cores))

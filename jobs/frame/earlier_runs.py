@@ -12,7 +12,7 @@ from jobs.frame.workload import Workload
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """An uninterrupted run of a stage on a machine with the same processor as this machine."""
+    """An uninterrupted run of a stage on a machine with the same processor and number of cores as this machine."""
 
     id: str
     """The id of the artifact that the run made."""
@@ -26,7 +26,7 @@ class EarlierRun:
 
 
 def earlier_runs(store: Storage) -> list[EarlierRun]:
-    """Return the runs in a store that were not resumed, ran on the same processor, and whose memory was measured."""
+    """Return the earlier runs in a store. Runs whose memory was not measured are left out."""
     runs: list[EarlierRun] = []
     this_machine = Hardware(processor=processor_name(), cores=num_cores())
     for name in store.glob(f"*/{RECORD}") if store.exists() else []:

@@ -50,10 +50,10 @@ def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> Trans
 def split_held_out(
     samples: Sequence[Sample], config: FineTuningConfig, *, field: str
 ) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Split the samples into (training samples, held-out samples). The last `validation_fraction` are held out.
+    """Split the samples into (training samples, held-out samples). The last samples are held out.
 
-    Each part has at least one sample. `samples` are the records of the config field `field` that fit sequence_length.
-    Raises ValueError for fewer than two samples.
+    Their share of all samples is `validation_fraction`, but each part has at least one sample. `samples` are the
+    records of the config field `field` that fit sequence_length. Raises ValueError for fewer than two samples.
     """
     if len(samples) < 2:
         raise ValueError(
@@ -67,9 +67,10 @@ def split_held_out(
 def step_sample_indices(
     training: "TrainingRun", state: "TrainState", num_samples: int, *, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (step, indices of this rank's samples in that step) for each remaining step.
+    """Yield (step, indices of this rank's samples in that step) for each step that is not done yet.
 
-    An epoch contains every sample once. Each epoch has a different order, which depends on `seed`.
+    Steps count from 0. `num_samples` is the number of training samples. An epoch contains every sample once. Each epoch
+    has a different order, which depends on `seed`.
     """
     for step in range(state.step, training.config.steps):
         yield step, epoch_order(training.rank_sample_indices(step), num_samples, seed=seed)
@@ -78,8 +79,8 @@ def step_sample_indices(
 def held_out_micro_batch_indices(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
     """Yield the indices of the held-out samples in each of this rank's micro-batches.
 
-    Every rank gets the same number of samples. The remainder of the division is left out. If there are fewer samples
-    than ranks, several ranks get the same sample.
+    Every rank gets the same number of samples. Samples that cannot be divided equally are left out. If there are fewer
+    samples than ranks, several ranks get the same sample.
     """
     samples_per_rank = max(1, num_samples // training.rank_context.world_size)
     first = training.rank_context.rank * samples_per_rank

@@ -2,8 +2,8 @@
 
 The cost model predicts time and memory from the stage's workload (`Stage.workload`) and from the calibration of this
 machine. The forecast is more accurate if the store has an earlier run of the stage on the same kind of machine. The
-model then predicts both runs. The measured time of the earlier run is multiplied by the ratio of the predicted times,
-and the difference of the predicted memories is added to its measured memory.
+cost model then predicts both runs. The measured time of the earlier run is multiplied by the ratio of the predicted
+times, and the difference of the predicted memories is added to the measured memory of the earlier run.
 """
 
 import math
@@ -42,10 +42,11 @@ class Forecast:
 
 
 def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | None = None) -> dict[str, Forecast]:
-    """Return the forecast of every job by name. For a finished job these are the measured values.
+    """Return the forecast of every job. The keys are those of `jobs`.
 
-    Jobs of stages without `Stage.workload` are left out. If the run will join a cluster (`address` or `RAY_ADDRESS`),
-    only disk is forecast, because the speed of the cluster's machines is not known here.
+    The forecast of a finished job contains the measured values. Jobs of stages without `Stage.workload` are left out.
+    If the run will join a cluster (`address` or `RAY_ADDRESS`), only disk is forecast, because the speed of the
+    cluster's machines is not known here.
     """
     artifacts = {name: open_artifact(store / job.id) for name, job in jobs.items()}
     workloads = {
@@ -70,7 +71,7 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
 
 
 def _workload(job: Job, store: Storage) -> Workload | None:
-    """Return the workload of a job in the precision that it would have on this machine.
+    """Return the workload of a job in the precision that the job would use on this machine.
 
     Returns None if the job's stage has no function `workload`.
     """
@@ -82,9 +83,10 @@ def _workload(job: Job, store: Storage) -> Workload | None:
 
 
 def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Sequence[EarlierRun] = ()) -> Forecast:
-    """Forecast a stage from that earlier run whose predicted time is most similar, or from the calibration alone.
+    """Forecast a stage from that earlier run whose predicted time is most similar to the stage's predicted time.
 
-    `runs` are the earlier runs of all stages.
+    If no run is similar enough, the forecast follows from the calibration alone. `runs` contains earlier runs of all
+    stages. Runs of other stages are ignored.
     """
     if workload.on_gpu:
         return Forecast(None, None, workload.disk_gib, "time and memory on GPUs are not forecast")

@@ -7,9 +7,10 @@ from jobs.frame.forecast import MEASURED, Forecast
 
 
 def forecast_table(forecasts: Mapping[str, Forecast]) -> list[str]:
-    """Return the lines of the table. The last line is the total of the stages that are not done.
+    """Return the lines of the table, or an empty list without forecasts.
 
-    The table is empty if there are no forecasts.
+    The last line is the total of the stages that are not done, if there are any. Its memory is the maximum over the
+    stages, because they run one after another.
     """
     if not forecasts:
         return []

@@ -1,4 +1,4 @@
-"""Jobs: a job is a stage with a config and inputs. Its id is the id of the artifact that it makes.
+"""Jobs: a job is a stage with a config and inputs. The id of a job is the id of the artifact that the job makes.
 
 The id is a hash of everything that changes the job's result, and of nothing else. Therefore a job is not run again if
 its artifact exists, and two artifacts with the same id were made from the same bytes.
@@ -29,8 +29,9 @@ class Job:
     config: Any
     """The config, an object of the class `stage.config`."""
     planned: PlannedInputs
-    """The job's inputs by config path. They may not be finished: an input that another config of the pipeline makes is
-    a `Job`, and an input that already exists elsewhere is an `Artifact`."""
+    """The job's inputs. The keys are paths of config fields, such as `init` or `models.before`. The inputs may not be
+    finished: an input that another config of the pipeline makes is a `Job`, and an input that already exists elsewhere
+    is an `Artifact`."""
 
     @property
     def kind(self) -> Kind:
@@ -39,7 +40,10 @@ class Job:
 
     @cached_property
     def id(self) -> str:
-        """`<name>-<hash>`. On all machines, jobs with the same config, source files and inputs have the same id."""
+        """The id of the job and of its artifact, `<name>-<hash>`.
+
+        Jobs with the same name, config, source files and inputs have the same id on all machines.
+        """
         identity = {
             "stage": self.stage.name,
             "version": self.stage.version,
@@ -61,12 +65,15 @@ class Job:
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:
-        """The fingerprints of the source files by config path, in the order of `source_urls`."""
+        """The fingerprints of the source files, with the same keys and in the same order as `source_urls`."""
         return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
-        """The URLs of the source files by config path. Raises ValueError if a source field matches no file."""
+        """The URLs of the source files. The keys are paths of values in the config, such as `sources.0.path`.
+
+        Raises ValueError if a value of a source field matches no file.
+        """
         try:
             return match_sources(self.config)
         except ValueError as error:
@@ -74,7 +81,7 @@ class Job:
 
 
 def finished_inputs(job: Job, store: Storage) -> dict[str, Artifact]:
-    """Return those inputs of the job that are finished, by config path."""
+    """Return the artifacts of those inputs of the job that are finished. The keys are those of `job.planned`."""
     inputs = {
         path: planned_input if isinstance(planned_input, Artifact) else open_artifact(store / planned_input.id)
         for path, planned_input in job.planned.items()

@@ -30,8 +30,9 @@ class Binder:
     ) -> None:
         """Create a binder for the configs in `folder`.
 
-        `overrides` has the overrides of each config by name. `order` lists the names of all configs in the order of the
-        pipeline. `files` has the paths of those configs whose file is not `<name>.yaml` in the folder.
+        `overrides` maps the name of a config to the overrides of its fields. `order` lists the names of all configs in
+        the order of the pipeline. `files` maps the name of a config to the path of its file, for those configs whose
+        file is not `<name>.yaml` in the folder.
         """
         self._folder, self._overrides, self._order, self._files = folder, overrides, order, files or {}
         self.jobs: dict[str, Job] = {}
@@ -83,7 +84,8 @@ class Binder:
     def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
         """Return the job or the artifact that an input of the config `name` refers to.
 
-        Raises ValueError if it does not exist or has the wrong kind. `label` names the input in the error message.
+        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. `label` names the input in
+        the error message.
         """
         value = (
             self._find_previous(label, name, config_input)

@@ -49,7 +49,10 @@ class ShardsSizes:
 
 
 def huggingface_kind(config: dict[str, Any]) -> Kind:
-    """Return the kind of a Hugging Face model folder that Raymill did not make. `config` is its config.json."""
+    """Return the kind of a Hugging Face model folder that Raymill did not make.
+
+    `config` is the content of its config.json.
+    """
     if "quantization_config" in config:
         return "compressed_model"
     architectures = config.get("architectures") or []

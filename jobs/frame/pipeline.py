@@ -37,7 +37,10 @@ class Pipeline:
 
 
 def load(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """Call `load_pipeline` if `stage` is "pipeline", and `load_stage` otherwise."""
+    """Call `load_pipeline` if `stage` is "pipeline", and `load_stage` otherwise.
+
+    `store` is the location of the artifacts. If it is None, the location is read from `pipeline.yaml`.
+    """
     if stage == "pipeline":
         return load_pipeline(path, overrides, store=store)
     return load_stage(stage, path, overrides, store=store)
@@ -48,7 +51,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
 
     An override begins with the name of a config: `pretrain.steps=100`. The environment variables of the pipeline are
     set in this process before any source file is read. Raises ValueError for an error in `pipeline.yaml` or in the form
-    of an override. Errors in a config are returned in `errors`.
+    of an override. Errors in the configs that it lists are returned in `Pipeline.errors`.
     """
     config, overrides_by_config = read_pipeline_config(path, overrides)
     environment = _set_environment(config)

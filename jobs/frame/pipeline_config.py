@@ -59,8 +59,9 @@ class PipelineConfig:
 
 
 def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict[str, list[str]]]:
-    """Read a pipeline file. Returns its config, and for each config that it lists the overrides of the config's fields.
+    """Read a pipeline file. Returns (its config, overrides by config).
 
+    The overrides by config map the name of each config that the file lists to the overrides of the config's fields.
     An override `pretrain.steps=100` becomes `steps=100` for the config `pretrain`. Raises ValueError for an error in
     the file, or for an override that belongs to no config of the pipeline.
     """
@@ -81,7 +82,7 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
 def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Read the `pipeline.yaml` in the folder of `path`. Returns the defaults if the folder has no such file.
 
-    `path` is `pipeline.yaml` itself or a stage's config. The overrides are used only if it is `pipeline.yaml`.
+    `path` is `pipeline.yaml` itself or a stage's config. The overrides are used only if `path` is `pipeline.yaml`.
     """
     file = path.parent / "pipeline.yaml"
     if not file.is_file():
@@ -91,9 +92,10 @@ def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineC
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load the config of one stage, or of every stage of a pipeline if `stage` is "pipeline". Returns them by name.
+    """Load the config of one stage, or every config of a pipeline if `stage` is "pipeline".
 
-    Only config files are read, so this works on machines that cannot read the source files and artifacts.
+    The keys of the result are the name of the stage or the names of the configs that the pipeline lists. Only config
+    files are read, so this works on machines that cannot read the source files and artifacts.
     """
     if stage != "pipeline":
         return {stage: build(find_stage(stage).config, load_yaml(path), overrides, label=str(path))}

@@ -29,11 +29,13 @@ def run_pipeline(
 
     Logs a forecast of all jobs first. Calls `on_begin` after all checks have passed and before the first job.
     Raises ValueError before it starts anything if a stage has an error (the message contains the errors of all stages),
-    or if a stage needs more memory or disk than there is.
+    or if a stage needs more memory or disk than there is. `address` is the Ray cluster to join. If it is None, the
+    cluster of RAY_ADDRESS is joined, or a local one is started.
     """
     with show_activity("checking the store, the sources and the inputs"):
         if not pipeline.errors:
-            # Before find_errors, which also reads the store and whose error would not name it.
+            # This check comes before `find_errors`, which also reads the store but whose error would not name the
+            # store.
             pipeline.store.check_writable()
         if errors := find_errors(pipeline):
             raise ValueError("\n".join(errors))
@@ -89,7 +91,10 @@ def _required_urls(job: Job) -> list[str]:
 
 
 def _check_fits(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for the first job whose workers can never fit the cluster, even after it is scaled up."""
+    """Raises ValueError for the first job whose workers can never fit the cluster, even after it is scaled up.
+
+    Checks nothing if it is unknown how far the cluster can be scaled up.
+    """
     limits = max_cluster_resources()
     if limits is None:
         return

@@ -23,7 +23,8 @@ class PlanRow:
     estimate: Mapping[str, float]
     """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key ends in the unit of its value."""
     placement: str
-    """The number of processes in each worker group, such as `placement×2` or `generators×1 learners×2`."""
+    """The number of processes in each worker group, such as `generators×1 learners×2`. The only worker group of a
+    training stage is called `placement`."""
     precision: str
     """The precision of the stage's matmuls. `auto` is replaced by what it was resolved to in an earlier run of the job,
     or else by what it would be resolved to on this machine."""

@@ -38,11 +38,12 @@ class PrecisionField(NamedTuple):
 def resolve_precisions(
     config: Any, placements: Placements, recorded: Mapping[str, ComputePrecision]
 ) -> dict[str, ComputePrecision]:
-    """Return the resolved precision of every `precision` field, by the path of the field in the config.
+    """Return the resolved precision of every `precision` field.
 
-    `auto` is resolved to the precision in `recorded`, if an earlier run of the job recorded one. Otherwise it depends
-    on the hardware: in a Ray session on all nodes that the workers may run on (this function waits for them), and
-    without a session on this machine.
+    The keys, also those of `recorded`, are paths of config fields, such as `learning.precision`. `auto` is resolved to
+    the precision in `recorded`, if an earlier run of the job recorded one. Otherwise the result depends on hardware. In
+    a Ray session, this is the hardware of all nodes that the workers may run on, and this function waits until these
+    nodes exist. Without a session, it is the hardware of this machine.
     """
     precisions: dict[str, ComputePrecision] = {}
     for path, value, group in _precision_fields(config):
@@ -93,6 +94,7 @@ def _multiplies_bfloat16(path: str, group: str, placements: Placements) -> bool:
 
 
 def _is_on_gpu(group: str, placements: Placements) -> bool:
+    """Return whether a worker group computes on GPUs. A group without a placement does if this machine has a GPU."""
     placement = _find_placement(group, placements)
     if placement is not None:
         return placement.gpus_per_worker > 0
@@ -102,6 +104,7 @@ def _is_on_gpu(group: str, placements: Placements) -> bool:
 
 
 def _find_placement(group: str, placements: Placements) -> Placement | None:
+    """Return the placement of a worker group, or None if `placements` does not contain the group."""
     return next((concurrent[group] for concurrent in placements if group in concurrent), None)
 
 
@@ -122,6 +125,7 @@ def _emulation_slowdown(path: str, group: str, placements: Placements) -> float 
 
 
 def _slowdowns_on_nodes() -> list[float | None]:
+    """Return the result of `bfloat16_emulation_slowdown` on each node of the cluster that has CPUs."""
     import ray  # imported here, so that `raymill plan` does not import Ray
 
     measure = ray.remote(bfloat16_emulation_slowdown)

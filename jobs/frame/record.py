@@ -35,16 +35,17 @@ class Measured:
     """The resources that a run used, and its workload. Later runs of the stage are forecast from them."""
 
     workload: Mapping[str, Any] | None = None
-    """The fields of `Workload` as plain values. An artifact of a different version of Raymill may have different
-    fields."""
+    """The fields of `Workload` as plain values. None if the stage has no function `workload`. An artifact of a
+    different version of Raymill may have different fields."""
     resumed: bool = False
     """Whether the run resumed from an earlier attempt. The measured time is then only a part of the stage's time."""
     machine: Hardware | None = None
+    """The machine of the driver. None in records of older versions of Raymill."""
     cpu_s: float | None = None
-    """CPU seconds, summed over all processes."""
+    """CPU seconds, summed over all processes. None if the run joined a cluster, because the processes on the cluster's
+    machines were not measured."""
     peak_memory_gib: float | None = None
-    """Highest memory of all processes together. None if the run joined a cluster, because the processes on its machines
-    were not measured."""
+    """Highest memory of all processes together. None if the run joined a cluster, as for `cpu_s`."""
     disk_gib: float | None = None
     """Size of the artifact, including its checkpoints."""
 
@@ -66,9 +67,10 @@ class Record:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The complete config as plain values."""
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Config path -> URL of each source file -> fingerprint of the file."""
+    """The fingerprints of the source files: path of a value in the config -> URL of a source file -> its
+    fingerprint."""
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
-    """The inputs by config path."""
+    """The inputs. The keys are paths of config fields, such as `init`."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """The counts and measurements that the stage's `run` returned, as plain values."""
     code_digest: str = ""
@@ -80,7 +82,8 @@ class Record:
     wall_s: float = 0.0
     """How long the run took, in seconds of wall time."""
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
-    """The precision of every `precision` field, by config path. `auto` is replaced by what it was resolved to."""
+    """The precision of every `precision` field. The keys are paths of these fields, such as `learning.precision`.
+    `auto` is replaced by what it was resolved to."""
     measured: Measured = field(default_factory=Measured)
 
     @property
@@ -94,12 +97,15 @@ class Unfinished:
     """The content of `unfinished.json`: what an unfinished artifact is made from."""
 
     inputs: Mapping[str, InputRecord]
-    """The inputs by config path."""
+    """The inputs, with keys as in `Record.inputs`."""
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
-    """The precision of every `precision` field, by config path. `auto` is replaced by what it was resolved to."""
+    """The precision of every `precision` field, as in `Record.precision`."""
 
 
 def to_record(values: Mapping[str, Any]) -> Record:
-    """Convert JSON values to a record. Fields that this version of Raymill does not have are ignored."""
+    """Convert JSON values to a record. Fields that this version of Raymill does not have are ignored.
+
+    A record without a kind, which an older version has written, gets the kind of its stage.
+    """
     kept = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
     return from_plain(Record, {"kind": find_stage(values["stage"]).kind, **kept} if "kind" not in kept else kept)

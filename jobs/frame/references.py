@@ -49,16 +49,19 @@ def find_sources(config: Any) -> list[str]:
 
 
 def find_functions(config: Any) -> dict[str, str]:
-    """Return `:function` of every value `path/file.py:function` in the source fields, by config path."""
+    """Return `:function` of every value `path/file.py:function` in the source fields.
+
+    The keys are paths of values in the config, such as `learning.algorithm`.
+    """
     functions = {path: text[len(without_function_name(text)) :] for path, text in _source_values(config)}
     return {path: function for path, function in functions.items() if function}
 
 
 def match_sources(config: Any) -> dict[str, list[str]]:
-    """Return the URLs of the files that each value of a source field matches, by config path.
+    """Return the URLs of the files that each value of a source field matches.
 
-    For a Python file the result includes the modules in the same folder that the file imports. Raises ValueError if a
-    value matches no file.
+    The keys are paths of values in the config, such as `sources.0.path`. For a Python file the result includes the
+    modules in the same folder that the file imports. Raises ValueError if a value matches no file.
     """
     urls: dict[str, list[str]] = {}
     for path, text in _source_values(config):

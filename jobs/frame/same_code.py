@@ -27,7 +27,7 @@ _SUBMITTED_CODE = "RAYMILL_SUBMITTED_CODE"
 
 
 def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
-    """Return environment variables for a job, which tell `require_same_code` the Raymill that submitted the job.
+    """Return environment variables for a job, from which `require_same_code` learns what version submitted the job.
 
     `raymill submit` includes the digest: the job must run the same source files. `raymill manifest` leaves the digest
     out, because the image may be built later from different source files of the same version.

@@ -51,8 +51,8 @@ def describe_shortages(
     """Return an error message for each pending stage that needs more memory or disk than is available.
 
     `available_memory_bytes` is None if the run joins a cluster, and `available_disk_bytes` is None if the store is not
-    on a local disk. By stage name, `memory_remedies` has the settings that decrease the memory of the stage, and
-    `written_bytes` has the bytes that an interrupted run of the stage has written already.
+    on a local disk. `memory_remedies` maps the name of a stage to the settings that decrease its memory.
+    `written_bytes` maps the name of a stage to the number of bytes that an interrupted run of it has written already.
     """
     messages = []
     needed_gib = 0.0
@@ -68,6 +68,8 @@ def describe_shortages(
         disk_gib = max(0.0, (forecast.disk_gib or 0.0) - written_bytes.get(name, 0) / 2**30)
         needed_gib += disk_gib
         free_disk_gib = math.inf if available_disk_bytes is None else available_disk_bytes / 2**30
+        # `needed_gib` is the sum over the stages so far. Only the first stage for which the disk is too small is
+        # reported.
         if needed_gib > _FORECAST_TOLERANCE * free_disk_gib >= needed_gib - disk_gib:
             messages.append(
                 f"{name}: needs about {disk_gib:.2f} GiB of disk, but {store.url} has only "

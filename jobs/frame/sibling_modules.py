@@ -1,7 +1,7 @@
 """Finds and reads the modules that a user-provided Python file imports from its own folder.
 
 A module that is neither in this folder nor installed would fail only when the file is used, hours into a run.
-Therefore it is an error when the file is read.
+Therefore Raymill raises an error as soon as it reads a file that imports such a module.
 """
 
 import ast
@@ -22,7 +22,8 @@ class Import(NamedTuple):
     name: str
     """The dotted name of the module, such as `scoring.rules`."""
     is_required: bool
-    """False if the import is inside `try … except ImportError` or inside `if TYPE_CHECKING`."""
+    """False if the import is inside `try … except ImportError` or inside `if TYPE_CHECKING`. False also for the name
+    `a.b` of `from a import b`, because `b` may be a function."""
 
 
 def read_siblings(path: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ _TEMPLATE_TOKENS_PER_MESSAGE = 3
 
 
 def corpus_sizes(planned_input: Job | Artifact) -> CorpusSizes:
-    """Return the sizes of a corpus that an input refers to."""
+    """Return the sizes of the corpus that an input refers to."""
     if isinstance(planned_input, Artifact):
         summary = planned_input.read_summary(CorpusSummary)
         return CorpusSizes(num_bytes=summary.bytes, num_parts=summary.parts)
@@ -51,7 +51,7 @@ def tokenizer_sizes(planned_input: Job | Artifact) -> TokenizerSizes:
 
 
 def shards_sizes(planned_input: Job | Artifact) -> ShardsSizes:
-    """Return the sizes of shards that an input refers to."""
+    """Return the sizes of the shards that an input refers to."""
     if not isinstance(planned_input, Artifact):
         return cast(ShardsSizes, planned_input.output_sizes)
     summary = planned_input.read_summary(ShardsSummary)
@@ -85,7 +85,7 @@ def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
 def forward_flop_per_token(model_config: TransformerConfig, length: int) -> float:
     """Return the floating-point operations of a forward pass per token, in a sequence of `length` tokens.
 
-    It is a third of the FLOP of training, where the backward pass takes twice as many as the forward pass.
+    This is a third of the FLOP of training, because a backward pass takes twice as many FLOP as a forward pass.
     """
     return flop_per_token(model_config, length) / 3
 
@@ -114,7 +114,8 @@ def parameters_mib(model_config: TransformerConfig, bytes_per_parameter: float) 
 def weights_gib(planned_input: Job | Artifact) -> float:
     """Return the size of a model's weights in GiB.
 
-    It is the size of the files if the model exists. For a model that does not exist yet, float32 weights are assumed.
+    If the model exists, this is the size of its files. For a model that does not exist yet, float32 weights are
+    assumed.
     """
     if isinstance(planned_input, Artifact):
         return planned_input.model.num_bytes() / 2**30
@@ -122,5 +123,5 @@ def weights_gib(planned_input: Job | Artifact) -> float:
 
 
 def training_state_mib(model_config: TransformerConfig, *, workers: int = 1) -> float:
-    """Return the size of weights, gradients and optimizer state in MiB per worker. `workers` workers shard them."""
+    """Return the size of weights, gradients and optimizer state in MiB per worker, sharded over the workers."""
     return parameters_mib(model_config, _STATE_BYTES) / workers

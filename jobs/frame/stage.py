@@ -1,4 +1,4 @@
-"""Stages: `STAGE` of a stage's file declares everything that the rest of Raymill knows about the stage.
+"""Stages: the file of a stage defines `STAGE`, which contains what the rest of Raymill knows about the stage.
 
 A stage bound to a config and to its inputs is a job (`jobs/frame/job.py`). Running a job writes an artifact
 (`jobs/frame/artifact.py`).
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model.transformer_config import TransformerConfig
 
 PlannedInputs = Mapping[str, "Job | Artifact"]
-"""The inputs of a config, by config path, whether they are finished or not.
+"""The inputs of a config, whether they are finished or not. The keys are paths of config fields, such as `init`.
 
 An input is a `Job` when a config of the same pipeline makes it, even if its artifact is finished already. It is an
 `Artifact` when the config names a location.
@@ -33,13 +33,13 @@ OutputSizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's `run` gets besides its config. Nothing here is part of the artifact's id."""
+    """What a stage's `run` gets besides its config. Only the ids of the inputs are hashed into the artifact's id."""
 
     output: Storage
     """The folder of the artifact."""
     inputs: Mapping[str, Artifact]
-    """The finished inputs by config path, such as `init`. An entry of a dict or list field has a path such as
-    `models.sft` or `models.0`."""
+    """The finished inputs. The keys are paths of config fields, such as `init`. An entry of a dict or list field has a
+    path such as `models.sft` or `models.0`."""
     tracker: Tracker
     """Writes the metrics log of the artifact."""
     forgotten: frozenset[str] = frozenset()
@@ -50,23 +50,23 @@ class Context:
 class Stage:
     """One stage of the pipeline.
 
-    Raymill calls the four check functions in the order in which they are listed here, as soon as their arguments
-    exist. All of them run before the stage starts a worker.
+    Raymill calls each of the four check functions as soon as its arguments exist, in the order in which the functions
+    are listed here. All checks run before the stage starts a worker.
     """
 
     name: str
     """The name of the stage. Its file is `jobs/<name>.py` and its config is usually `<name>.yaml`."""
     version: int
-    """The version of the stage's results, part of every artifact's id. Increase it when a code change makes the stage
-    write a different artifact for the same config."""
+    """The version of the stage's results. It is part of the ids of the stage's artifacts. Increase it when a code
+    change makes the stage write a different artifact for the same config."""
     kind: Kind
-    """The kind of artifact that the stage makes. The inputs of other stages accept artifacts by kind."""
+    """The kind of artifact that the stage makes. Each input of a stage accepts artifacts of certain kinds."""
     config: type
     """The class of the stage's config, a frozen dataclass."""
     run: Callable[[Any, Context], object]
-    """Writes the artifact into `context.output` and returns its summary: a dataclass of plain values, or numbers by
-    metric key. If the process is killed, the next attempt calls `run` again with the files that the earlier attempt
-    wrote still in the output."""
+    """Writes the artifact into `context.output` and returns its summary: a dataclass of plain values, or a mapping from
+    metric keys to numbers. If the process is killed, the next attempt calls `run` again with the files that the earlier
+    attempt wrote still in the output."""
     check: Callable[[Any], None] = lambda config: None
     """Checks the values of the config, without its source files and inputs. Raises ValueError for a wrong value."""
     check_sources: Callable[[Any], None] = lambda config: None
@@ -79,18 +79,18 @@ class Stage:
     """Checks the config against the content of its finished inputs. Raises ValueError, for example for a tokenizer that
     differs from the model's, or for too little text."""
     output_sizes: Callable[[Any, PlannedInputs], OutputSizes] | None = None
-    """Computes the sizes of the artifact from the config and its inputs, before the artifact exists. Returns the class
-    of sizes that belongs to the stage's kind. Required when another stage computes its estimate or its workload from
-    artifacts of this kind."""
+    """Computes the sizes of the artifact from the config and its inputs, before the artifact exists. Returns an object
+    of that class in `OutputSizes` which belongs to the stage's kind. Required when another stage computes its estimate
+    or its workload from artifacts of this kind."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
     """Computes the numbers that `raymill plan` prints for the stage, such as tokens, FLOP and memory. Each key ends in
     the unit of its value. The inputs may not be finished."""
     workload: Callable[[Any, PlannedInputs], Workload] | None = None
-    """Computes how much work the stage does. The forecast of time, memory and disk is made from it. Without this
-    function the stage has no forecast. The inputs may not be finished."""
+    """Computes how much work the stage does. The forecast of time, memory and disk is computed from the workload.
+    A stage without this function has no forecast. The inputs may not be finished."""
     placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
-    """Returns the placements of the stage's worker groups. Each mapping, from group name to placement, contains the
-    groups that run at the same time, so each mapping must fit the cluster by itself."""
+    """Returns the placements of the stage's worker groups, as mappings from the name of a group to its placement. The
+    groups of one mapping run at the same time, so each mapping must fit the cluster by itself."""
     engine_groups: Callable[[Any], Collection[str]] = lambda config: ()
     """Returns the names of the worker groups that run vLLM engines on nodes of their own. `raymill manifest` puts these
     groups into the rollout pods of the Kubernetes cluster."""
@@ -102,4 +102,4 @@ class Stage:
 
     The function calls `start_change(artifact)` after everything that can raise ValueError and before its first write.
     If the process is killed after that, the next `raymill forget` calls the function again with the half-changed files.
-    Without this function the stage's artifacts keep the documents, and `raymill forget` lists those artifacts."""
+    If a stage has no such function, its artifacts keep the documents, and `raymill forget` lists these artifacts."""

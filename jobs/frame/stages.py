@@ -19,7 +19,7 @@ STAGES = (
     "compress",
     "serve",
 )
-"""To add a stage, add its file, which defines `STAGE`, and its name here."""
+"""The names of the stages. To add a stage, write its file, which defines `STAGE`, and add its name here."""
 
 
 def stage_name_of(config_name: str) -> str:

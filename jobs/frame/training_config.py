@@ -135,7 +135,7 @@ def estimate_training(
     """Return what `raymill plan` prints for a training stage (`Stage.estimate`).
 
     These are the tokens and the FLOP of the run, both upper bounds, and the memory in MiB of each worker's weights,
-    gradients and optimizer state. A sample has one row of tokens, or two if it is a preference pair.
+    gradients and optimizer state. `rows_per_sample` is 1, or 2 if a sample is a preference pair.
     """
     tokens = config.steps * config.global_batch_size * config.sequence_length * rows_per_sample
     return {
@@ -150,8 +150,8 @@ def training_workload(
 ) -> Workload:
     """Return the workload of a training stage (`Stage.workload`).
 
-    A sample has one row of tokens, or two if it is a preference pair. Rows are assumed to have `fill_fraction` of the
-    sequence length.
+    `rows_per_sample` is 1, or 2 if a sample is a preference pair. `fill_fraction` is the assumed length of a row of
+    tokens, as a fraction of sequence_length.
     """
     execution, length = config.execution, max(2, round(config.sequence_length * fill_fraction))
     placement = execution.placement

@@ -55,7 +55,7 @@ class TrainingRun:
         self.dtype = autocast_dtype(resolved_precision(payload.config.precision))
         checkpoints = payload.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
-        self.total_tokens = 0
+        self.total_tokens = 0  # tokens that the ranks together have trained on since the first step, without padding
         self._unlogged_reports: list[StepReport] = []
         self._data_hash = 0
         self._interval_start_s = time.perf_counter()
@@ -98,7 +98,8 @@ class TrainingRun:
     def rank_sample_indices(self, step: int) -> range:
         """Return the global indices of the samples that this rank trains on in step `step`.
 
-        The ranks divide the global batch among them: each sample of the batch belongs to exactly one rank.
+        Steps count from 0. Global indices count the samples of all ranks and steps, also from 0. The ranks divide the
+        global batch among them: each sample of the batch belongs to exactly one rank.
         """
         num_samples = self.config.global_batch_size // self.rank_context.world_size
         first = step * self.config.global_batch_size + self.rank_context.rank * num_samples
@@ -110,7 +111,7 @@ class TrainingRun:
         return Batch(*(torch.from_numpy(array) for array in rows))
 
     def micro_batches(self, batch: B, token_ids: np.ndarray, step: int) -> list[B]:
-        """Split this rank's batch of step `step` into micro-batches.
+        """Split this rank's batch of step `step` into micro-batches. Steps count from 0.
 
         `token_ids` [samples, T] are the token ids of the batch. They are added to the data hash (see `log`).
         """
@@ -120,10 +121,11 @@ class TrainingRun:
         return list(split_rows(batch, self.config.execution.micro_batch_size))
 
     def log(self, report: StepReport, flop_per_token: float) -> None:
-        """Write a line of metrics if the logging interval ends with this step or if it is the last step.
+        """Write a line of metrics if a logging interval ends with the step of the report, or if this is the last step.
 
-        The metric `data/hash` is a hash of all token ids since the previous line and of their samples' global indices.
-        Two runs that train on the same samples in the same order have the same hashes, with any number of workers.
+        In a report, `step` is the number of finished steps. The metric `data/hash` is a hash of all token ids since the
+        previous line and of their samples' global indices. Two runs that train on the same samples in the same order
+        have the same hashes, with any number of workers.
         """
         send_heartbeat(report.step)
         self._unlogged_reports.append(report)
@@ -178,17 +180,20 @@ class TrainingRun:
         return measure_peak_flops(self.device, self.dtype, rows=rows, width=width, ffn_width=ffn_width)
 
     def is_validation_step(self, step: int) -> bool:
-        """Return whether the validation loss is computed after step `step`."""
+        """Return whether the validation loss is computed when `step` steps are finished."""
         return step % self.config.execution.validation_interval == 0 or step == self.config.steps
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the validation metrics of a step. The time of the validation does not count in `perf/tokens_per_s`."""
+        """Write the metrics of the validation after `step` finished steps.
+
+        The time of the validation does not count in `perf/tokens_per_s`.
+        """
         if self.rank_context.rank == 0:
             self.payload.tracker.log(step, metrics)
         self._interval_start_s = time.perf_counter()
 
     def save_checkpoint_if_due(self, state: TrainState) -> None:
-        """Save a checkpoint if the checkpoint interval ends with this step. It is written in the background.
+        """Save a checkpoint if the checkpoint interval ends with this step. The file is written in the background.
 
         If the driver was asked to stop, saves a checkpoint, waits until it is complete and raises StoppedOnRequest.
         """
@@ -214,8 +219,9 @@ class TrainingRun:
     def mean_metrics(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
         """Compute the mean loss and the means of the objective's metrics over the batches of all ranks.
 
-        The model is not trained. Every rank must pass the same number of batches. A rank without samples must pass
-        batches whose loss mask is false everywhere.
+        The keys of the result are `loss` and the names of the metrics. Each mean is a mean over loss terms. The model
+        is not trained. Every rank must pass the same number of batches. A rank without samples must pass batches whose
+        loss mask is false everywhere.
         """
         sums: dict[str, torch.Tensor] = {}
         with torch.no_grad():
@@ -265,7 +271,7 @@ def measure_peak_flops(
 ) -> float:
     """Return the highest of eight measurements of FLOP/s, for the matmul [rows, width] x [width, ffn_width].
 
-    It is the largest matmul of a transformer layer. `dtype` None means float32.
+    This matmul is the largest of a transformer layer. `dtype` None means float32.
     """
     left = torch.randn(rows, width, device=device, dtype=dtype or torch.float32)
     right = torch.randn(width, ffn_width, device=device, dtype=dtype or torch.float32)

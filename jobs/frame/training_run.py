@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class TrainingPayload:
     """What every worker of a training stage gets from the driver.
 
-    It is the field `training` of each stage's own payload, which has the inputs of the stage in other fields.
+    A TrainingPayload is the field `training` of each stage's own payload, which has the inputs of the stage in other
+    fields.
     """
 
     config: TrainingConfig
@@ -65,7 +66,8 @@ def run_training(
 ) -> None:
     """Call `work(rank_context, payload)` on every worker and show the progress of the training.
 
-    The training resumes from the newest checkpoint in the output. Raises StoppedBySignal if a signal stops it.
+    `name` is the name of the job, for messages. The training resumes from the newest checkpoint in the output. Raises
+    StoppedBySignal if a signal stops it.
     """
     checkpoints = context.output / "checkpoints"
     if step := latest_step(checkpoints.fs, checkpoints.root):
