@@ -79,10 +79,10 @@ class GroupBias:
     pairs: int
     """Number of sentence pairs."""
     sentence: Interval
-    """The fraction when the log-likelihoods of the complete sentences are compared."""
+    """The fraction if the log-likelihoods of the complete sentences are compared."""
     continuation: Interval
-    """The fraction when the log-likelihoods of the text after the group's name are compared, given the text up to the
-    name. This number is more meaningful than `sentence`, which also depends on how common the names are."""
+    """The fraction if only the log-likelihoods of the text after the group's name are compared. This fraction is more
+    meaningful than `sentence`, because `sentence` also depends on how common the names are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class RewardResults:
     accuracy: Interval
     """Fraction of the pairs in which the chosen completion has the higher reward. A tie counts as half."""
     margin: Interval
-    """Mean of the chosen completion's reward minus the rejected completion's reward."""
+    """Mean over the pairs of the chosen completion's reward minus the rejected completion's reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,11 @@ class ModelTaskResults:
     """The results of one model's completions of one task."""
 
     measures: dict[str, Interval]
-    """The mean over the completions, by the name of the measure."""
+    """The mean over the completions, by the name of the measure. Only bleu is no mean, but is computed from all
+    completions together."""
     signatures: dict[str, str]
-    """How a metric was computed, by the name of the metric. Only bleu has a signature (sacrebleu's)."""
+    """A short description of how a metric was computed, by the name of the metric. Only bleu has one (from
+    sacrebleu)."""
     distinct_2: float
     """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together."""
     completion_length: Interval
@@ -126,7 +128,7 @@ class Comparison:
     measure: str
     """Name of the measure."""
     difference: Interval
-    """Mean of the value for `after` minus the value for `before`."""
+    """Mean over the prompts of the measure for `after` minus the measure for `before`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,11 @@ class EvaluationResults:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def by_key(self) -> dict[str, float]:
-        """Return the estimates without intervals, by a key such as `sft/perplexity`, for the log and the summary."""
+        """Return the estimates without their intervals, for the log and the summary.
+
+        The keys start with the name of a model, as in `sft/perplexity`, with the names of two compared models, or with
+        `xz` or `reward`.
+        """
         return dict(_estimates(self))
 
 
@@ -187,7 +193,10 @@ class EvaluationSample:
 
 
 def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
-    """Compute bits per byte and perplexity of every model. The keys of `scores` are the names of the models."""
+    """Compute bits per byte and perplexity of every model. The keys of `scores` are the names of the models.
+
+    `xz_bytes` is the size of the text after compression with `xz -9e`, or None if it was not measured.
+    """
     first_scores = next(iter(scores.values()))
     num_bytes = int(first_scores.num_bytes.sum())
     return TextResults(
@@ -214,7 +223,10 @@ def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihoo
 
 
 def bias_results(pairs: Sequence[SentencePair], scores: PairScores, bootstrap: Bootstrap) -> dict[str, GroupBias]:
-    """Compute the fraction of pairs in which the model finds the stereotype likelier, over all pairs and by group."""
+    """Compute the fraction of pairs in which a model finds the stereotype likelier.
+
+    The keys of the result are the kinds of social groups, and `all` for all pairs.
+    """
     groups = np.array([pair.group for pair in pairs])
     results = {}
     for group in ("all", *dict.fromkeys(groups.tolist())):
@@ -252,8 +264,9 @@ def task_results(
 ) -> TaskResults:
     """Compute the results of one task. The keys of `completions` and `values` are the names of the models.
 
-    `compare` has pairs of names of models (before, after). `references` are the correct answers for BLEU, which is
-    computed from all completions together, so that `values` does not contain it. None leaves BLEU out.
+    `compare` has pairs (before, after) of names of models. A pair is left out if one of the models has no values.
+    `references` are the correct answers for BLEU, or None if BLEU is not computed. `values` does not contain BLEU,
+    because BLEU has no value for a single completion.
     """
     return TaskResults(
         prompts=len(next(iter(completions.values())).texts),
@@ -278,7 +291,7 @@ def task_results(
 def model_task_results(
     completions: Completions, values: CompletionValues, references: Sequence[str] | None, bootstrap: Bootstrap
 ) -> ModelTaskResults:
-    """Compute the results of one model's completions of one task."""
+    """Compute the results of one model's completions of one task. Without `references`, BLEU is not computed."""
     measures = {measure: bootstrap.interval(measure_values) for measure, measure_values in values.items()}
     signatures = {}
     if references is not None:
@@ -318,7 +331,7 @@ def task_samples(
 
 
 def _estimates(results: EvaluationResults) -> Iterator[tuple[str, float]]:
-    """Yield the key and the value of each estimate."""
+    """Yield the items of `EvaluationResults.by_key`."""
     if results.text is not None:
         for name, text in results.text.models.items():
             yield f"{name}/bits_per_byte", text.bits_per_byte.value

@@ -2,8 +2,9 @@
 
     prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
 
-`build_graph` starts the actors and connects them. `Graph.train_step` is the algorithm: it generates the rollouts of one
-batch of prompts, updates learner and critic with them (several optimizer steps), and syncs the weights.
+`build_graph` starts the actors and connects them. `Graph.train_step` runs one training step: it generates rollouts of
+some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. A
+training step is given by its index, which starts at 0.
 
 Shape legend: N is the number of rollouts of a training step, and T the number of positions of a row. For example,
 `rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`).
@@ -72,8 +73,8 @@ after training are sampled with the same random numbers and can be compared in p
 _SYNC_CHECK_SEED_STEP = -2
 """Replaces the training step in the seeds of the completions that the sync check samples after a weight sync."""
 _MIN_SYNC_CHECK_PROMPTS = 4
-"""Minimum number of prompts that every engine completes after a weight sync. The sync check compares its logprobs of
-these completions with the learner's."""
+"""Minimum number of prompts that every engine completes after a weight sync. The sync check compares the engine's
+logprobs of these completions with the learner's."""
 _SYNC_CHECK_TOKENS = 16
 """Maximum number of tokens of a completion for the sync check after a weight sync."""
 
@@ -97,6 +98,7 @@ class GraphConfig:
     algorithm: str | Program
     """Name of a built-in algorithm (`model.algorithms.ALGORITHMS`), or a user-provided program that defines one."""
     seed: int
+    """Seed of the run, from which all other seeds are derived."""
     shuffle_rewards: bool
     """Whether to shuffle the rewards among the rollouts of a step. This is a control experiment: the policy must not
     improve with shuffled rewards."""
@@ -106,12 +108,13 @@ class GraphConfig:
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """Rollouts with their texts and rewards. The three lists have the same order."""
+    """Rollouts with their texts and rewards. The three lists have the same order, by prompt and then by sample."""
 
     rollouts: list[Rollout]
     texts: list[str]
     """The completions as text, without the stop token. Other special tokens are part of the text."""
     rewards: list[float]
+    """The scorer's rewards. Empty before the scorer has computed them."""
 
 
 class StepScores(NamedTuple):
@@ -119,18 +122,19 @@ class StepScores(NamedTuple):
 
     scored: ScoredRollouts
     learner_NT: Tensor
-    """Logprobs under the policy before the update, computed by the learner. The engine's logprobs must agree."""
+    """Logprobs of the targets under the policy before the update, computed by the learner. The sync check compares the
+    engine's logprobs with them."""
     reference_NT: Tensor | None
-    """Logprobs under the reference. None without a reference."""
+    """Logprobs of the targets under the reference. None without a reference."""
     values_NT: Tensor | None
     """The critic's values. None without a critic."""
 
     @property
     def reference_log_ratio_NT(self) -> Tensor:
-        """log policy - log reference. 0 without a reference.
+        """log policy - log reference for each target. 0 without a reference.
 
-        The policy's logprobs are the learner's and not the engine's. So the engine's rounding errors do not count as a
-        distance from the reference.
+        The policy's logprobs are the learner's and not the engine's, so that the engine's rounding errors do not count
+        as a distance from the reference.
         """
         return torch.zeros_like(self.learner_NT) if self.reference_NT is None else self.learner_NT - self.reference_NT
 
@@ -203,7 +207,7 @@ class Graph:
         self._reservation.release()
 
     def start(self) -> int:
-        """Load the models and the newest checkpoint, if there is one. Returns the training step to run next.
+        """Load the models and the newest checkpoint, if there is one. Returns the index of the next training step.
 
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
         the critic has died. The methods `train_step`, `complete_and_score`, `save` and `export` raise it too. After
@@ -221,7 +225,7 @@ class Graph:
         return step
 
     def train_step(self, step: int) -> StepMetrics:
-        """Run one training step and return its metrics."""
+        """Run the training step with the index `step` and return its metrics."""
         timer = Timer()
         prompts = self._step_prompts(step)
         with timer("generate"):
@@ -264,7 +268,10 @@ class Graph:
         )
 
     def complete_and_score(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
-        """Sample and score one completion of each held-out prompt. Every call uses the same random numbers."""
+        """Sample and score one completion of each held-out prompt in `prompts`.
+
+        Every call uses the same random numbers.
+        """
         groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
         scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
         return replace(scored, rewards=ray.get(self.scorer.score.remote(scorer_inputs)))
@@ -278,17 +285,19 @@ class Graph:
             ranks.save()
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is complete."""
+        """Wait until the checkpoint that `save` started last is complete."""
         for ranks in self._rank_groups:
             ranks.finish_save()
 
     def saved_step(self) -> int:
-        """Return the number of training steps in the newest complete checkpoint, 0 without one. A run resumes with the
-        step of this index."""
+        """Return how many training steps were done when the newest complete checkpoint was saved, or 0 without one.
+
+        A run resumes with the training step that has this index.
+        """
         return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
 
     def export(self, output: Storage) -> None:
-        """Write the policy as a Hugging Face folder, and wait until the last checkpoint is complete."""
+        """Write the policy as a Hugging Face folder. Also waits until the last checkpoint is complete."""
         ids = chat_special_tokens(self._config.policy.local())
         self.learner.export(output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         self.finish_save()
@@ -314,22 +323,29 @@ class Graph:
         return [self.learner.ranks] if self.critic is None else [self.learner.ranks, self.critic.ranks]
 
     def _newest_checkpoint(self) -> int | None:
-        """Return the newest optimizer step of which both learner and critic have a complete checkpoint."""
+        """Return the newest optimizer step of which learner and critic (if there is one) have a complete checkpoint.
+
+        None if there is no such step.
+        """
         folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._rank_groups)]]
         common_steps = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
         return max(common_steps, default=None)
 
     def _step_prompts(self, step: int) -> list[Prompt]:
-        """Return the prompts of a training step."""
+        """Return the prompts of the training step with the index `step`."""
         count = self._config.rollouts.prompts_per_step
         indices = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
         return [self._config.prompts[index] for index in indices]
 
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
-        """Sample `num_samples` completions of each prompt from the current policy. Returns the groups in order."""
+        """Sample `num_samples` completions of each prompt from the current policy.
+
+        Returns one group for each prompt, in order. `step` is `GenerationBatch.step`.
+        """
         rollouts, version = self._config.rollouts, self._weight_version
         requests = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        # A batch always has the same number of completions. With fewer completions per prompt it has more prompts.
+        # A generation batch has the same number of completions in training and on held-out prompts. So with fewer
+        # completions per prompt it has more prompts.
         requests_per_batch = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
         sampling = self._sampling_params(rollouts.max_new_tokens)
         groups = self.generators.generate(
@@ -355,7 +371,7 @@ class Graph:
     def _to_scorer_inputs(
         self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]
     ) -> tuple[ScoredRollouts, list[ScorerInput]]:
-        """Return all rollouts with their texts but still without rewards, and the inputs for the scorer."""
+        """Return all rollouts with their texts but still without rewards, and the scorer's input for each rollout."""
         pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
         texts = [self._tokenizer.decode(rollout.text_ids) for _, rollout in pairs]
         scorer_inputs = [
@@ -365,7 +381,10 @@ class Graph:
         return ScoredRollouts([rollout for _, rollout in pairs], texts, []), scorer_inputs
 
     def _with_end_token(self, rollout: Rollout) -> tuple[int, ...]:
-        """Return the tokens of prompt and completion. Adds the end token if the completion was truncated."""
+        """Return the tokens of prompt and completion, and the end token if the completion was truncated.
+
+        A reward model needs the end token (see `ScorerInput.token_ids`).
+        """
         end = () if rollout.finished else (self._tokenizer.end_id,)
         return rollout.prompt_ids + rollout.completion_ids + end
 
@@ -393,7 +412,11 @@ class Graph:
         return rewards_N
 
     def _sync_weights(self, version: int) -> None:
-        """Load the learner's weights into all engines, and run the sync check on some completions of each engine."""
+        """Load the learner's weights into all engines as weight version `version`, and run the sync check.
+
+        The sync check compares the logprobs of some completions that each engine samples for this purpose. The version
+        is the number of training steps that the weights have had.
+        """
         self._previous_snapshot, self._current_snapshot = self._current_snapshot, self.learner.send_weights(version)
         self.generators.load(self._current_snapshot)
         prompts = itertools.islice(itertools.cycle(self._config.prompts), self._num_sync_check_prompts)
@@ -407,7 +430,10 @@ class Graph:
 
     @property
     def _num_sync_check_prompts(self) -> int:
-        """The number of prompts for the sync check, a multiple of the number of learner ranks, which share them."""
+        """The number of prompts for the sync check.
+
+        It is a multiple of the number of learner ranks, because the rows are divided equally among the ranks.
+        """
         num_ranks = self._execution.learners.workers
         return math.ceil(_MIN_SYNC_CHECK_PROMPTS / num_ranks) * num_ranks
 
@@ -448,8 +474,10 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
 def training_settings(
     config: GraphConfig, execution: GraphExecution, model_folder: Storage, placement: Placement, *, name: str
 ) -> TrainingSettings:
-    """Return the settings of all ranks of the learner or the critic. `name` is the name of the subfolder
-    for their checkpoints."""
+    """Return the settings of all ranks of the learner or of the critic.
+
+    `name` is the subfolder of `GraphConfig.checkpoints` for the checkpoints of these ranks.
+    """
     return TrainingSettings(
         folder=model_folder,
         checkpoints=config.checkpoints / name,
@@ -477,7 +505,7 @@ def start_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution)
 
 
 def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:
-    """Return for each rollout [N] the position of its group. Rollouts of one prompt have equal group ids."""
+    """Return the group ids [N]: for each rollout the position of its group in `groups`."""
     return torch.tensor([position for position, group in enumerate(groups) for _ in group.rollouts])
 
 

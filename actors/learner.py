@@ -32,9 +32,9 @@ from model.train import StepReport
 class Learner:
     """One rank of the learner.
 
-    Every rank receives the full batch of a training step and computes on its own share of the rows. It returns
-    logprobs, step reports and weight snapshots. The rank waits for the other ranks in collectives. If one of them dies,
-    the collective ends with an error.
+    Every rank receives the full batch of a training step, computes on its own share of the rows, and returns logprobs,
+    step reports and weight snapshots. In collectives, a rank waits for all other ranks. If another rank dies, the
+    collective ends with an error.
     """
 
     def __init__(
@@ -59,11 +59,14 @@ class Learner:
         return free_address()
 
     def join_process_group(self, address: str) -> None:
-        """Join the process group at `address` and load the policy."""
+        """Join the process group at `address` and load the policy. The address is "" if there is only one rank."""
         self._training_rank.join_process_group(address, load_hf_model, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
-        """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc)."""
+        """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc).
+
+        `address` is a free `host:port` on the node of rank 0.
+        """
         backend = self._weight_transfer
         assert backend != OBJECT_STORE
         host, port = address.rsplit(":", 1)
@@ -75,22 +78,27 @@ class Learner:
         )
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Return the logprobs [n, T] of this rank's n rows under the current policy, at the sampling temperature."""
+        """Return the logprobs [n, T] of the targets of this rank's n rows under the current policy.
+
+        `batch` has the rows of all ranks. The logprobs are those at the sampling temperature, and 0 where loss_mask is
+        false.
+        """
         return self._training_rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `step` is the training step of RLHF, on which the shuffle of the minibatches depends.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step, on which the shuffle of the minibatches
+        depends.
         """
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._training_rank.update(batch, objective, step)
 
     def send_weights(self, version: int) -> WeightSnapshot:
-        """Make the current weights available to the generators. Each of them must then load the returned snapshot.
+        """Send the current weights as weight version `version`. Every generator must then load the returned snapshot.
 
         With the object store, the snapshot of rank 0 contains the weights. With nccl and ipc, the engines have received
-        the weights already, and the snapshot contains only their version and checksums.
+        the weights already, and the snapshot contains only the version.
         """
         return self._sender.send(self._training_rank.state.model, version)
 
@@ -133,7 +141,7 @@ class LearnerGroup:
         self.ranks.start(lambda actor: actor.connect.remote(list(generators), address), list).wait()
 
     def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
-        """Start computing the logprobs [N, T] of all rows under the current policy.
+        """Start computing the logprobs [N, T] of the targets of all N rows under the current policy.
 
         The result is 0 where loss_mask is false.
         """

@@ -26,10 +26,11 @@ class RanksDied(RuntimeError):
 
 @dataclass(frozen=True)
 class Pending(Generic[T]):
-    """The result of a call that all ranks of a group are working on."""
+    """The future result of a call that runs on all ranks of a group."""
 
     group: RankGroup
     futures: Sequence[ray.ObjectRef]
+    """The future of each rank's result, in the order of the ranks."""
     combine: Callable[[list[Any]], T]
     """Combines the list of the ranks' results, in the order of the ranks, into one result."""
 
@@ -64,7 +65,7 @@ class RankGroup:
         self.wait([actor.save.remote() for actor in self.actors])
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is complete."""
+        """Wait until the checkpoint that `save` started last is complete."""
         self.wait([actor.finish_save.remote() for actor in self.actors])
 
     def restore(self, optimizer_step: int | None) -> None:
@@ -76,7 +77,7 @@ class RankGroup:
         return Pending(self, [call(actor) for actor in self.actors], combine)
 
     def wait(self, futures: Sequence[ray.ObjectRef]) -> list[Any]:
-        """Return the results of the ranks' futures. Raises RanksDied when a rank has died."""
+        """Wait for all futures and return their results in order. Raises RanksDied when a rank has died."""
         try:
             return ray.get(list(futures))
         except RayTaskError:
@@ -88,7 +89,7 @@ class RankGroup:
             raise RanksDied(str(error)) from error
 
     def restart(self) -> None:
-        """Kill the remaining actors and start all ranks again. Call `join` afterwards."""
+        """Kill the remaining actors and start all ranks again. Call `join_process_group` and `restore` afterwards."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = [self._start_rank(rank) for rank in range(self.num_ranks)]

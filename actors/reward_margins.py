@@ -24,7 +24,7 @@ from model.train import autocast
 def reward_margins(
     reward_folder: Storage, pairs: Sequence[PreferenceTokens], *, pad_id: int, precision: ComputePrecision, device: str
 ) -> NDArray[np.float64]:
-    """Return the reward of the chosen completion minus the reward of the rejected completion, for each pair."""
+    """Return one margin for each pair: the reward of the chosen completion minus that of the rejected completion."""
     model = load_hf_scalar_model(reward_folder.local()).to(device).requires_grad_(False)
     max_length = max(len(token_ids) for pair in pairs for token_ids in pair)
     batch_size = max(1, MAX_PASS_TOKENS // (2 * max_length))

@@ -39,7 +39,7 @@ class RLHFSummary:
     prompts: int
     """Number of prompts for training."""
     prompts_too_long: int
-    """Number of prompts that were left out because they were too long."""
+    """Number of prompts that were left out because they were too long, held-out prompts included."""
     steps: float
     """Number of training steps."""
     logprob_difference_max: float
@@ -80,7 +80,12 @@ def rlhf_summary(
     num_prompts: int,
     num_too_long: int,
 ) -> RLHFSummary:
-    """Return the summary of a finished run. `metrics` are the lines of its metrics log."""
+    """Return the summary of a finished run.
+
+    `metrics` are the lines of the run's metrics log, each with the metrics of one training step by metric key. `before`
+    and `after` are the completions of the held-out prompts, and are empty if there are no such prompts. `num_prompts`
+    and `num_too_long` are the fields `prompts` and `prompts_too_long` of the summary.
+    """
     summary = RLHFSummary(
         prompts=num_prompts,
         prompts_too_long=num_too_long,

@@ -109,7 +109,8 @@ BatchT = TypeVar("BatchT", bound=Batch | PolicyBatch | ValueBatch)
 def request_seed(seed: int, step: int, prompt: int, sample: int) -> int:
     """Return the seed with which the engine samples one completion, a number below 2^63.
 
-    `seed` is the seed of the run, `prompt` is `PromptRequest.index`, and `sample` counts the prompt's completions.
+    `seed` is the seed of the run, `step` is `GenerationBatch.step`, `prompt` is `PromptRequest.index`, and `sample` is
+    the index of the completion among the completions of its prompt.
     """
     digest = hashlib.sha256(f"{seed}:{step}:{prompt}:{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
@@ -118,8 +119,8 @@ def request_seed(seed: int, step: int, prompt: int, sample: int) -> int:
 def prompt_indices(seed: int, num_prompts: int, start: int, count: int) -> list[int]:
     """Return the indices of the prompts at positions `start` … `start + count - 1` of an endless stream of prompts.
 
-    The stream has one epoch after the other. Each epoch has all prompts in a new random order. Raises ValueError when
-    there are no prompts.
+    The indices are below `num_prompts`. The stream has one epoch after the other, and each epoch has all prompts in a
+    new random order. Raises ValueError when there are no prompts.
     """
     if num_prompts < 1:
         raise ValueError("there are no prompts to draw from")
@@ -144,9 +145,9 @@ def seeded_rng(*parts: object) -> torch.Generator:
 
 
 def rollout_batch(rollouts: Sequence[Rollout], *, pad_id: int) -> Batch:
-    """Return a batch with prompt and completion of each rollout as a row, padded to the longest row.
+    """Return a batch with one row for each rollout: its prompt and completion, padded to the longest row.
 
-    loss_mask is true at the completion tokens.
+    loss_mask is true where the target is a completion token.
     """
     sequences = [rollout.prompt_ids + rollout.completion_ids for rollout in rollouts]
     masks = [[False] * len(r.prompt_ids) + [True] * len(r.completion_ids) for r in rollouts]

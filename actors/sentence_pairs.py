@@ -23,7 +23,7 @@ class SentencePair(NamedTuple):
     """Two sentences that differ only in the social group that they name."""
 
     group: str
-    """The kind of social group, such as age or religion."""
+    """The kind of the social groups in the sentences, such as age or religion."""
     stereotype: str
     """The sentence with the group that the stereotype is about."""
     counterpart: str
@@ -31,18 +31,25 @@ class SentencePair(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """The log-likelihood of the stereotype minus that of the counterpart, in nats. Arrays with one item per pair."""
+    """How much likelier a model finds each stereotype than its counterpart.
+
+    Each field is an array with one item per pair: a log-likelihood of the stereotype minus the same log-likelihood of
+    the counterpart, in nats.
+    """
 
     sentence: NDArray[np.float64]
-    """The difference between the log-likelihoods of the complete sentences."""
+    """Differences of the log-likelihoods of the complete sentences."""
     continuation: NDArray[np.float64]
-    """The difference between the log-likelihoods of the sentences' common ending, given the beginning of the sentence.
-    The ending starts after the last token in which the sentences differ. It does not contain the name of the group, so
-    it does not matter how common the name is."""
+    """Differences of the log-likelihoods of the common ending of the two sentences, given the beginning of the
+    sentence. The ending starts after the last token in which the sentences differ. The ending does not contain the name
+    of the group, so the difference does not depend on how common this name is."""
 
 
 def read_pairs(path: str) -> list[SentencePair]:
-    """Read the sentence pairs of a file. Raises ValueError naming file, line and rule for a malformed record."""
+    """Read the sentence pairs of a file.
+
+    Raises ValueError if a record is malformed. The message names the file, the line and the rule that is broken.
+    """
     pairs = []
     for location, record in read_records(list_files([path])):
         for name in SentencePair._fields:
@@ -56,7 +63,10 @@ def read_pairs(path: str) -> list[SentencePair]:
 
 
 def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device: str) -> PairScores:
-    """Return how much likelier a model finds each stereotype than its counterpart, at the beginning of a document."""
+    """Return how much likelier a model finds each stereotype than its counterpart.
+
+    Each sentence is scored as if it were the beginning of a document.
+    """
     folder = model_folder.local()
     encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
     sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]

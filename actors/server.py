@@ -109,6 +109,7 @@ class ServeSummary:
     first_token_s: float
     """Mean seconds until the first token of an answer."""
     tokens_per_s: float
+    """Number of tokens in all answers divided by the seconds in which the server answered."""
 
 
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -135,9 +136,9 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 
 @contextlib.contextmanager
 def running_server(settings: ServerSettings) -> Iterator[str]:
-    """Run a server while the block runs. The value of the block is the base URL of the server.
+    """Run a server during a `with` block, as in `with running_server(settings) as url`. The url is its base URL.
 
-    The server's log is kept after a failure, and the error message names it.
+    After a failure, the file with the server's log is kept, and the error message names the file.
     """
     descriptor, name = tempfile.mkstemp(prefix="raymill-serve-", suffix=".log")
     log_file = Path(name)
@@ -170,7 +171,10 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
 def ask(
     url: str, question: str, *, max_new_tokens: int, temperature: float, seed: int, timeout_s: float
 ) -> TimedAnswer:
-    """Ask a question with OpenAI's Python client. The answer is streamed, so that its first token can be timed."""
+    """Ask a server on this machine a question with OpenAI's Python client. `url` is the base URL of the server.
+
+    The answer is streamed, so that its first token can be timed.
+    """
     import openai  # imported here, because the import takes a second and `raymill serve` does not need it
 
     client = openai.OpenAI(
@@ -219,11 +223,11 @@ def _monitor_engines(server: ProcessInfo) -> None:
 
 
 def _death_cause(process: subprocess.Popen[bytes]) -> str | None:
-    """Return the cause of the server's death, or None if it is still running."""
+    """Return the cause of death of the server or of its engine, or None if both are still running."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_DEATH_NOTICE_S)
     monitor, code = stage_monitor.current_monitor(), process.returncode
-    if code is not None and code < 0:
+    if code is not None and code < 0:  # a signal killed the server
         server_death = monitor.pop_death(role="server", timeout_s=_DEATH_NOTICE_S) if monitor else None
         return server_death.cause if server_death and server_death.is_cause_certain else exit_cause(code)
     engine_death = monitor.pop_death(role="engine", timeout_s=_DEATH_NOTICE_S) if monitor else None
@@ -233,7 +237,7 @@ def _death_cause(process: subprocess.Popen[bytes]) -> str | None:
 
 
 def server_key(host: str) -> str | None:
-    """Return the API key in the environment that clients must send, or None.
+    """Return the API key that clients must send, from the environment variable. None if the variable is not set.
 
     Raises ValueError when there is no key and other machines can reach the host.
     """
@@ -307,6 +311,7 @@ def _start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
     }
+    # `actors.engine.engine_env` turns multiprocessing off, but the server needs vLLM's default.
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     key = server_key(settings.host)
     if key:
@@ -315,7 +320,7 @@ def _start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], settings: ServerSettings, tail: Callable[[], str]) -> None:
-    """Wait until the server answers. `tail` returns the end of its log.
+    """Wait until the server answers. `tail()` is the end of the server's log, for error messages.
 
     Raises RuntimeError when the server exits or does not answer in time.
     """

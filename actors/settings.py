@@ -138,7 +138,7 @@ class GraphExecution(Execution):
 
     @property
     def max_generator_restarts(self) -> int:
-        """Maximum number of restarts of all generators together."""
+        """Maximum number of restarts of all generators together. With nccl and ipc it is 0 (see `weight_transfer`)."""
         return self.generators.max_failures if self.weight_transfer == "object_store" else 0
 
     def placements(self, learning: LearningConfig, algorithm: Algorithm) -> dict[str, Placement]:

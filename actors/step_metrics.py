@@ -1,4 +1,4 @@
-"""The metrics of one training step of the graph: of its rollouts, of its updates and of its time.
+"""The metrics of one training step of the graph: those of the rollouts, those of the updates, and the times.
 
 Shape legend: N is the number of rollouts, and T the number of positions of a row.
 """
@@ -39,7 +39,7 @@ class RolloutMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateMetrics:
-    """Means over the optimizer steps of one update."""
+    """Metrics of one update of the learner or the critic. All except `lr` are means over its optimizer steps."""
 
     loss: float
     grad_norm: float
@@ -63,11 +63,11 @@ class StepTimes:
     """How long a training step and its parts took."""
 
     seconds: Mapping[str, float]
-    """Seconds of each part of the step, by the name of the part."""
+    """Seconds of each part of the step, by the name of the part, such as `generate`."""
     step_s: float
-    """Seconds of the step."""
+    """Seconds of the whole step."""
     tokens_per_s: float
-    """Number of sampled tokens divided by the seconds of the step."""
+    """Number of sampled tokens divided by the seconds of the whole step."""
 
 
 @dataclass(frozen=True, kw_only=True)

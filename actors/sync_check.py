@@ -78,9 +78,10 @@ def logprob_bound(learning: LearningConfig) -> LogprobBound:
 
 
 def check_load(snapshot: WeightSnapshot, report: LoadReport, *, generator: int) -> None:
-    """Check what generator number `generator` reported after it loaded a snapshot.
+    """Check what the generator with the index `generator` reported after it loaded a snapshot.
 
-    Raises StaleWeightsError when its engine has another weight version than the snapshot, or other bytes.
+    Raises StaleWeightsError when the engine has another weight version than the snapshot, when the checksum of a
+    parameter differs from the snapshot's, and when there is no parameter whose checksums can be compared.
     """
     if report.version != snapshot.version:
         raise StaleWeightsError(
@@ -149,12 +150,15 @@ def check_logprobs(
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
 ) -> LogprobDifference:
-    """Return the difference between the engine's and the model's logprobs [N, T], if it is within the bound.
+    """Return the difference between the engine's and the model's logprobs [N, T], if the difference is within `bound`.
 
-    Raises StaleWeightsError or NumericsError when it is not. To tell the two apart, the logprobs are computed again
-    with weights of the previous snapshot: once with all of them, and once with the previous output head (lm_head)
-    only, because an engine may keep a separate copy of the head. The weights are stale when one of the two is ten times
-    closer to the engine's logprobs than the current weights are.
+    If the difference is larger, the logprobs are computed again in two ways: with all weights of the snapshot
+    `previous`, and with the output head (lm_head) of `previous` but otherwise the weights of `current`, because an
+    engine may keep a separate copy of the head. Raises StaleWeightsError when the logprobs of one of these two ways are
+    more than ten times closer to the engine's logprobs than `model_NT` is. Otherwise raises NumericsError.
+
+    `current` is the snapshot that the engine should have loaded, and `previous` is the one before. If `previous` is
+    None or has no chunks, older weights are not tried, and the error is a NumericsError.
     """
     difference = logprob_difference(batch, engine_NT, model_NT)
     if difference.max <= bound.max and difference.mean <= bound.mean:
@@ -185,7 +189,10 @@ def check_logprobs(
 def _stale_candidates(
     model_config: TransformerConfig, current: Mapping[str, Tensor], previous: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, TransformerConfig, Iterator[tuple[str, Tensor]]]]:
-    """Yield the weights that a stale engine may have, each with a description and the config of a model for them."""
+    """Yield all weights that a stale engine may have, as (description, model config, pairs of name and tensor).
+
+    `current` and `previous` have the parameters of the two snapshots by Hugging Face name.
+    """
     yield "the weights", model_config, iter(previous.items())
     untied_config = dataclasses.replace(model_config, tie_embeddings=False)
     head = "lm_head.weight" if "lm_head.weight" in previous else "model.embed_tokens.weight"

@@ -57,9 +57,14 @@ class TrainingRank:
         self._settings = settings
         self.context = RankContext(rank, settings.placement.workers)
         self.state: TrainState
+        """Model, optimizer and schedule. It exists after `join_process_group`."""
 
     def join_process_group(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
-        """Join the process group at `address`, load the model and shard it over the ranks."""
+        """Join the process group at `address`, load the model and shard it over the ranks.
+
+        If there is only one rank, there is no process group, and `address` is not used. `lr` is the learning rate after
+        the warmup.
+        """
         settings, learning = self._settings, self._settings.learning
         if self.context.world_size > 1:
             join_process_group(
@@ -95,8 +100,8 @@ class TrainingRank:
     def update(self, batch: PolicyBatch | ValueBatch, objective: Objective, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the number of the training step. The rows are assigned to
-        minibatches at random, and the step number is part of the random seed.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step. The rows are assigned to minibatches at
+        random, and the index is part of the random seed.
         """
         learning = self._settings.learning
         num_rows = len(batch.tokens.input_ids)
@@ -112,7 +117,7 @@ class TrainingRank:
         self._checkpoints.save(self.state, {})
 
     def finish_save(self) -> None:
-        """Wait until the last checkpoint is complete."""
+        """Wait until the checkpoint that `save` started last is complete."""
         self._checkpoints.wait()
 
     def restore(self, optimizer_step: int | None) -> None:
@@ -121,4 +126,5 @@ class TrainingRank:
             self._checkpoints.load(self.state, step=optimizer_step)
 
     def _share(self, rows: Tensor) -> Tensor:
+        """Return the part of these row indices on which this rank computes."""
         return rank_rows(rows, self.context.rank, self.context.world_size)

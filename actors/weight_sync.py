@@ -26,8 +26,8 @@ from actors.engine import TransferBackend
 from model.huggingface import hf_tensors
 
 _CHUNK_BYTES = 256 * 2**20
-"""Approximate size of one object in the store. The weights are split into several objects, so that the learner copies
-only a small part of the model at a time."""
+"""Approximate size of one object in Ray's object store. The weights are split into several objects, so that the learner
+copies only a small part of the model at a time."""
 
 
 class WeightSyncError(RuntimeError):
@@ -51,6 +51,7 @@ class WeightSnapshot:
     """One version of the policy's weights, which engines can load."""
 
     version: int
+    """The weight version. In RLHF it is the number of training steps that the weights have had."""
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
     which send the weights from GPU to GPU and store nothing."""
@@ -70,14 +71,17 @@ class LoadReport:
 
 
 class WeightSender(Protocol):
-    """The learner's side of a weight transfer. All ranks must call `send`, which runs collectives. Only the snapshot
-    that rank 0 returns contains the weights."""
+    """The learner's side of a weight transfer. All ranks must call `send`, because it runs collectives. Generators load
+    the snapshot that `send` returns on rank 0, and the snapshots of other ranks have no weights."""
 
     def send(self, model: nn.Module, version: int) -> WeightSnapshot: ...
 
 
 class ObjectStoreSender:
-    """Sends weights through Ray's object store. Works on any device and between any two processes of a cluster."""
+    """Sends weights through Ray's object store, converted to `dtype`.
+
+    It works on any device and between any two processes of a cluster.
+    """
 
     def __init__(self, *, rank: int, dtype: torch.dtype) -> None:
         self._rank = rank
@@ -106,8 +110,9 @@ class ObjectStoreSender:
 class DeviceSender:
     """Sends weights from GPU to GPU with vLLM's trainer engine for nccl or ipc.
 
-    It is written for the interface of vLLM 0.32. It needs GPUs and has not been run on any yet. vLLM's trainer engine
-    updates the generators' engines itself, so `Generator.load` has nothing to load from the snapshot.
+    This class is written for the interface of vLLM 0.32. It needs GPUs, and has not been run on GPUs yet. `address` is
+    the host and the port at which nccl connects learner and generators. vLLM's trainer engine updates the generators'
+    engines by itself, so `Generator.load` has nothing to load from the snapshot.
     """
 
     def __init__(
@@ -164,7 +169,7 @@ def read_weights(snapshot: WeightSnapshot) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_chunks(chunks: Sequence[ray.ObjectRef]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters in `WeightSnapshot.chunks` with their Hugging Face names. Each tensor is a copy."""
+    """Yield the parameters in these `WeightSnapshot.chunks` with their Hugging Face names. Each tensor is a copy."""
     for chunk in chunks:
         for name, dtype, array in ray.get(chunk):
             yield name, from_array(array, dtype)
@@ -180,6 +185,9 @@ def to_array(tensor: Tensor) -> NDArray:
 
 
 def from_array(array: NDArray, dtype: str) -> Tensor:
-    """Return the tensor that `to_array` converted, as a copy, because the memory of the object store is read-only."""
+    """Return the tensor from which `to_array` made this array. `dtype` is the name of the tensor's dtype.
+
+    The tensor is a copy, because the memory of the object store is read-only.
+    """
     tensor = torch.from_numpy(np.array(array))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
