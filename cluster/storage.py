@@ -38,6 +38,7 @@ class Storage:
     """A directory on any fsspec location (`runs/tiny`, `s3://bucket/runs`)."""
 
     url: str
+    """URL of the directory. The path of a local directory is made absolute."""
 
     def __post_init__(self) -> None:
         reject_credentials(self.url)
@@ -226,7 +227,7 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file or directory, or without a name this directory. Does nothing if it does not exist."""
         path = self.path(name) if name else self.root
-        for _ in RETRY_WAITS_S:
+        for _ in RETRY_WAITS_S:  # as many attempts as there are waits; this loop does not wait itself
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process has removed it

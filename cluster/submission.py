@@ -33,24 +33,25 @@ from cluster.submission_status import SUBMISSION_VARIABLE, RunStatus, read_statu
 _UNFINISHED_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
 _FINAL_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _UNKNOWN = "UNKNOWN"
-"""Status in a `JobReport` of a job that the head does not know."""
+"""Status in a `JobReport` when the head does not know the job or does not answer."""
 _STATUS_POLL_S = 0.5
-"""Interval at which a head that does not answer is asked again."""
+"""Interval at which a head that does not answer is asked again, and the first wait before a broken stream is opened
+again."""
 _CALL_LIMITS_S = (5.0, 20.0)
 """Time limits of a request: for connecting, and for a pause in the response. Without them, a request to a machine that
 is down would wait for minutes."""
 _SILENT_HEAD_S = 30.0
 """A head that has not answered for this long is considered dead."""
 _NO_AGENT_S = 300.0
-"""How long to wait for the agent of a new head. Ray's job agent starts the jobs."""
+"""How long to wait until a new head has a job agent, the process of Ray that starts the jobs."""
 _MAX_BREAKS = 5
 """How often in a row the stream of a log may break without new output."""
 _STABLE_STREAM_S = 10.0
 """A stream that was open for this long resets the count of breaks, even without new output."""
 _QUIET_S = 5.0
-"""After this time without new output in a terminal, the head is asked for the status of the job."""
+"""Where stderr is a terminal, the head is asked for the status of the job after this time without new output."""
 _QUIET_IN_LOG_S = 26.0
-"""The same where stderr is not a terminal. Longer than a running job is ever silent."""
+"""The same time where stderr is not a terminal. It is longer than a running job is ever silent."""
 _STOP_WAIT_S = 20
 """Seconds from SIGTERM to SIGKILL when a job is stopped."""
 _DASHBOARD_PORT = ":8265"
@@ -99,6 +100,8 @@ class Submission:
         """
         num_yielded = num_breaks = 0
         while True:
+            # The stream begins again at the first character. `num_skipped` is how many of its next characters were
+            # yielded before.
             reason, num_skipped, num_before, started_s = "", num_yielded, num_yielded, time.monotonic()
             try:
                 for text in self._stream():
@@ -168,8 +171,8 @@ class Submission:
     def details(self) -> JobDetails:
         """Return the head's record of the job.
 
-        Raises ValueError when the head does not know the job or no connection is possible, and HeadUnreachable when the
-        head does not answer.
+        Raises ValueError when the head does not know the job or when `job_client` cannot connect to the head, and
+        HeadUnreachable when the head does not answer after a connection was made.
         """
         with _asking_head():
             jobs = self._client.list_jobs()
@@ -213,11 +216,12 @@ class JobReport:
 
     id: str
     status: str
-    """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`. `UNKNOWN` if only the store knows the job."""
+    """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`. `UNKNOWN` if the head does not know the job or does not
+    answer."""
     message: str
     """The head's message about the status, or why there is none. After a failure it includes the end of the log."""
     exit_code: int
-    """0 if the job has succeeded, the exit code of the job if it has failed, else 1."""
+    """0 if the job has succeeded. Otherwise the exit code of the job's command, or 1 if the head reports none."""
     run_status: RunStatus | None
     """What the run of the job last reported to the store."""
 
@@ -228,7 +232,7 @@ class JobReport:
 
     @property
     def is_known_to_head(self) -> bool:
-        """Whether the head knows the job."""
+        """Whether the head has answered and knows the job."""
         return self.status != _UNKNOWN
 
     @property
@@ -290,6 +294,8 @@ class SubmitResult:
 
     submission: Submission
     outcome: Literal["started", "started again", "already running", "already succeeded"]
+    """`started`: this call has started the first attempt. `started again`: it has started a further attempt. `already
+    running`: an earlier attempt is pending or running. `already succeeded`: an earlier attempt has succeeded."""
 
 
 def submit_once(
@@ -306,14 +312,18 @@ def submit_once(
     """Submit `command` as a job that runs in a copy of `working_dir`, unless a job of this id exists.
 
     A job that is pending or running, or has succeeded, is not submitted again. A job that has failed or was stopped, or
-    that succeeded but whose result no longer exists, is submitted again as `<id>-2`, `<id>-3`, and so on. The last of
-    these attempts decides.
+    that succeeded but whose result no longer exists, is submitted again as `<id>-2`, `<id>-3`, and so on. The state of
+    the last attempt decides whether another one is submitted.
 
+    address: as in `Submission.address`.
+    env: environment variables of the job.
+    metadata: names and values that the head shows in its record of the job.
     has_result: called when the last attempt has succeeded. Returns whether its result still exists.
     before_sending: called with the id of the new attempt before it is sent. The job reads this id from the environment
         variable RAYMILL_SUBMISSION.
 
-    Raises ValueError when the cluster cannot be reached or rejects the token.
+    Raises ValueError when the cluster cannot be reached or rejects the token, and HeadUnreachable when the head no
+    longer answers or does not accept the job.
     """
     client = job_client(address)
     with _asking_head():
@@ -369,7 +379,10 @@ def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AG
 
 
 def job_client(address: str | None) -> JobSubmissionClient:
-    """Return a client of the cluster's Jobs API. Raises ValueError when it cannot be reached or rejects the token."""
+    """Return a client of the cluster's Jobs API. `address` is as in `Submission.address`.
+
+    Raises ValueError when the API cannot be reached or rejects the token.
+    """
     try:
         with show_activity("asking the cluster's head"):
             return _Client(dashboard_address(address))
@@ -382,7 +395,7 @@ def job_client(address: str | None) -> JobSubmissionClient:
 
 
 def dashboard_address(address: str | None) -> str | None:
-    """Return the address of the dashboard as a URL; None if none is known.
+    """Return the address of the dashboard as a URL; None if no address is known.
 
     Ray would read `host:8265` without `http://` as an address of Ray's own protocol, and wait a minute for an answer.
     """

@@ -23,11 +23,11 @@ _SILENT_S = 60.0
 """A run that has not reported for this long is considered dead."""
 
 SUBMISSION_VARIABLE = "RAYMILL_SUBMISSION"
-"""The environment variable that contains the id of a submitted job."""
+"""The environment variable in which a submitted job finds its own id."""
 
 RunState = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
 """`sent`: the job was submitted but has not started. `checking`: the job has started, but its first stage has not, so a
-check may still fail."""
+check may still fail. `stopped`: a signal has ended the run."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class RunStatus:
 def record_submission(store: Storage, id: str) -> None:
     """Write the first status of a job, before it is sent to the cluster.
 
-    The run of the job looks for this file, to detect that its store is another directory than the submitter's store.
+    The run of the job calls `require_same_store`, which looks for this file. If the file is missing, the store of the
+    run is another directory than the store of the submitting machine.
     """
     _write(store, id, "sent", "the job has not started yet")
 

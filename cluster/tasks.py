@@ -1,8 +1,8 @@
 """Runs one function over many independent tasks, as a Ray Data pipeline.
 
-Stages that shuffle data exchange it through storage, not through memory. Each task writes files of its own and returns
-a description of them as its result. Results are also written to storage, so that a task that finished before the
-process was killed does not run again. The number of workers never changes what a task reads.
+Where a stage shuffles data, its tasks exchange the data through storage, not through memory. Each task writes files of
+its own and returns a description of them as its result. Results are also written to storage, so that a task that
+finished before the process was killed does not run again. The number of workers never changes what a task reads.
 """
 
 import hashlib
@@ -49,11 +49,13 @@ def run_tasks(
 
     All tasks have the same type. Tasks and results are sent between processes as JSON (`cluster.plain`).
 
+    result_type: the type of the results.
     workers: how many tasks run at once, each on one CPU. None uses all CPUs of the cluster. 0 runs the tasks one after
         another in this process, where a debugger stops at their breakpoints.
+    label: what the tasks do, for the progress line and for messages.
     result_folder: where the result of each task is written when the task is done, under a hash of the task's content.
-        A task whose result is already in this folder does not run again. Code that removes files which results
-        describe must remove the results first.
+        With None no results are written. A task whose result is already in this folder does not run again. Code that
+        removes files which results describe must remove the results first.
     """
     done: dict[int, Result] = {}
     pending: list[_NumberedJson] = []

@@ -34,7 +34,9 @@ class Tracker:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config that W&B shows for the run."""
     _file: IO[str] | None = field(default=None, repr=False)
+    """The open log, or a local copy of a log on an object store. None while the log is not open."""
     _uploaded_s: float = field(default=0.0, repr=False)
+    """When the local copy was last uploaded."""
 
     def resume(self, step: int) -> None:
         """Remove the log lines of the steps after `step`, because a resumed run repeats these steps."""
@@ -51,7 +53,10 @@ class Tracker:
         self._upload(force=False)
 
     def flush(self) -> None:
-        """Upload a log on an object store, so that a kill loses no lines. `log` uploads it only every 15 s."""
+        """Upload the log if it is on an object store, so that a kill loses no lines.
+
+        `log` uploads it only every 15 s.
+        """
         self._upload(force=True)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Ray Train's trainer without the helper actors that our worker groups have no use for.
 
-Each of these actors imports ray.train and pandas, about 2.5 s of CPU time before the first training step.
+Each of these actors imports ray.train and pandas, which takes about 2.5 s of CPU time before the first training step.
 """
 
 from typing import Any
@@ -10,18 +10,22 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 NEEDLESS_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-"""Callbacks that start an actor each. One distributes Ray datasets, of which we pass none. The other releases the
-workers' placement group when the controller dies while the driver lives, and our driver then ends the whole session."""
+"""Callbacks that start an actor each. The first distributes Ray datasets, of which we pass none. The second releases
+the workers' placement group when the controller dies while the driver lives. We do not need this, because our driver
+then ends the whole session."""
 
 
 class Trainer(DataParallelTrainer):
-    """Runs a function in a group of workers, whose process group they form themselves.
+    """Runs a function in a group of workers that form their process group themselves.
 
-    `TorchTrainer` would form it, for which the controller imports torch.
+    `TorchTrainer` would form the process group for the workers, but its controller would have to import torch for this.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return Ray's callbacks without the needless ones. Should Ray rename this method, they would start again."""
+        """Return Ray's callbacks without the needless ones.
+
+        If Ray renamed this method, the needless callbacks would be used again, without an error.
+        """
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in NEEDLESS_CALLBACKS]
 
@@ -35,12 +39,12 @@ class Trainer(DataParallelTrainer):
 class ReservedGroup(FixedScalingPolicy):
     """A group of fixed size for which the cluster has room already.
 
-    Ray's own policy asks an autoscaling coordinator, an actor, for nodes. `wait_for_capacity` has waited for them
-    before, and the placement group of the workers keeps them.
+    Ray's own policy asks an autoscaling coordinator, an actor, for nodes. This policy asks for none, because
+    `wait_for_capacity` has already waited for the nodes, and the workers' placement group reserves their resources.
     """
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Do not create the coordinator's client."""
+        """Do not create a client of the coordinator, as Ray's own policy does here."""
 
     def _maybe_send_resource_request(self) -> None:
-        """Ask for nothing."""
+        """Do not ask the coordinator for nodes."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_BYTES = 32 << 20
-"""A file larger than this is removed, so that the cache starts empty."""
+"""A file larger than this is removed after it is read, so that the next command starts with an empty cache."""
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class UserCache:
         self._name = name
         self._lock = threading.Lock()
         self._path: Path | None = None
+        """The cache file that was read. None before the first read, or if there is no folder for it."""
         self._values: dict[str, Any] = {}
 
     def get(self, key: str) -> Any | None:

@@ -36,7 +36,7 @@ class Program:
 def load_function(program: Program) -> Callable[..., Any]:
     """Run the program's file and return the program's function.
 
-    Raises ValueError when running the file fails, or when it does not define such a function.
+    Raises ValueError when running the file fails, or when the file does not define such a function.
     """
     function = load_object(program)
     if not callable(function):
@@ -47,7 +47,7 @@ def load_function(program: Program) -> Callable[..., Any]:
 def load_object(program: Program) -> Any:
     """Run the program's file and return the object that `program.function` names.
 
-    Raises ValueError when running the file fails, or when it does not define this name.
+    Raises ValueError when running the file fails, or when the file does not define this name.
     """
     try:
         namespace = _ProgramImporter(program).run_main()
@@ -71,7 +71,7 @@ class _ProgramImporter:
 
     A module in the program's folder is preferred to an installed module of the same name, as if the folder came first
     in `sys.path`. Modules of the program are registered in `sys.modules`, where dataclasses and pickle look for the
-    module of a class. Their names there have a random prefix, so that two programs can both have a module
+    module of a class. In `sys.modules` their names have a random prefix, so that two programs can both have a module
     `helpers`, and a module may have the name of a package of Raymill.
     """
 
@@ -83,7 +83,9 @@ class _ProgramImporter:
         self._packages = {
             ".".join(name.split(".")[:length]) for name in self._paths for length in range(1, len(name.split(".")))
         } | {name for name, path in self._paths.items() if path.endswith("__init__.py")}
+        """Dotted names of the program's packages: all folders that contain its modules."""
         self._loaded: dict[str, types.ModuleType] = {}
+        """The modules and packages that were loaded, by dotted name without the random prefix."""
 
     def run_main(self) -> dict[str, Any]:
         """Run the program's file and return its global names."""
@@ -143,7 +145,8 @@ class _ProgramImporter:
         return module
 
     def _run(self, module: types.ModuleType, source: str, path: str) -> None:
-        # The user has asked to run this code. `dont_inherit` keeps `from __future__` imports of this file out of it.
+        # The user has asked to run this code. `dont_inherit` keeps the `from __future__` imports of user_program.py out
+        # of that code.
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
 
 

@@ -30,6 +30,7 @@ from cluster.storage import Storage
 WANDB_FOLDER = "wandb"
 """The folder for the files of an offline run, in the output of the run."""
 _POLL_S = 2.0
+"""Shortest interval at which the metrics log is read."""
 _INIT_TIMEOUT_S = 60.0
 _CONNECT_LIMIT_S = 15.0
 _BLOCK_BYTES, _HEADER_BYTES = 32768, 7
@@ -53,7 +54,7 @@ class Request:
     kind: Literal["mirror", "offline", "finish"]
     """`mirror` sends the log while it grows, until `finish`. `offline` writes the complete log as an offline run."""
     storage: str = ""
-    """URL of the output that contains the metrics log."""
+    """URL of the output that contains the metrics log; empty in a `finish` request."""
     run: RunInfo | None = None
     """The run to send or write; None in a `finish` request."""
     is_shared: bool = False
@@ -103,7 +104,8 @@ def main() -> None:
 def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[Event], None]) -> None:
     """Send every line of a metrics log to W&B once, until a finish request arrives.
 
-    Lines that an earlier attempt of the run has logged but not sent are sent too.
+    Lines that an earlier attempt of the run has logged but not sent are sent too. `requests` is where the finish
+    request arrives, and `emit` writes an event to stdout.
     """
     assert request.run is not None, "a mirror request has a run"
     storage = Storage(request.storage)
@@ -152,16 +154,16 @@ class UnsentLines:
     def __init__(self, last_step: float) -> None:
         """`last_step` is the last step that the server has of this run; -1 if it has none."""
         self._last_step = last_step
-        """The last step that was ever returned."""
+        """The highest step that was ever returned, or at first the highest step that the server has."""
         self._skipped_step = last_step
         """Steps up to this one are not returned, because they were sent before the log was shortened."""
         self._num_read, self._last_line = 0, ""
-        """Number of lines that were read, and the last of them."""
+        """Number of lines that the last call of `pop_new` was given, and the last of these lines."""
 
     def pop_new(self, lines: Sequence[str]) -> list[str]:
         """Return the lines that were not returned before. `lines` are all lines of the log.
 
-        Lines of steps that were returned before are left out.
+        A line that a resumed run has logged again is left out if its step was returned before.
         """
         if self._num_read and (len(lines) < self._num_read or lines[self._num_read - 1] != self._last_line):
             self._num_read, self._skipped_step = 0, self._last_step  # a resumed run has shortened the log
@@ -184,8 +186,8 @@ def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
 def write_offline(request: Request) -> None:
     """Write the complete metrics log as one offline run into the output of the run.
 
-    It replaces the offline run of an earlier attempt, so that `wandb sync` sends each line once. Raises OSError when
-    lines are missing in the written files.
+    The new offline run replaces that of an earlier attempt, so that `wandb sync` sends each line once. Raises OSError
+    when lines are missing in the written files.
     """
     assert request.run is not None, "an offline request has a run"
     storage = Storage(request.storage)
@@ -207,7 +209,10 @@ def write_offline(request: Request) -> None:
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """Read the logged values of an offline run, in order. The file has LevelDB's log format."""
+    """Return {metric: value} for each line that was logged to an offline run, in order.
+
+    The file has LevelDB's log format.
+    """
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     data, position, fragment = file.read_bytes(), _HEADER_BYTES, b""
@@ -233,7 +238,8 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 def log_lines(run: Any, lines: Sequence[str]) -> None:
     """Log lines of a metrics log to a W&B run.
 
-    The step is logged as a metric. W&B has a step of its own, and drops a line whose W&B step is not new.
+    The step of a line is logged as a metric and not as the step of W&B, because W&B drops a line whose W&B step is not
+    higher than the last one.
     """
     for line in lines:
         values = json.loads(line)
@@ -244,6 +250,8 @@ def log_lines(run: Any, lines: Sequence[str]) -> None:
 def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", is_primary: bool = True) -> Any:
     """Start or continue a W&B run. Its client also samples the CPUs, memory and GPUs of this node.
 
+    folder: where the client keeps its files.
+    mode: W&B's mode: `online`, `offline`, or `shared`, in which the clients of several nodes add to one run.
     label: name of this client in the run's system metrics.
     is_primary: whether this client logs the metrics of the run. Other clients only add system metrics.
 

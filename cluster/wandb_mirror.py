@@ -28,12 +28,13 @@ from cluster.wandb_client import WANDB_FOLDER, Event, Request, RunInfo, scratch_
 _FINISH_LIMIT_S = 30.0
 """How long W&B may take to send the last lines or to write an offline run, before this counts as a failure."""
 _START_LIMIT_S, _START_LIMIT_AFTER_FAILURE_S = 15.0, 3.0
-"""How long the end of a stage waits for W&B if the run has not started there yet. The second limit applies after W&B
-has failed in the stage before."""
+"""How long the end of a stage waits for W&B if W&B has not started the run yet. The second limit applies if W&B failed
+in the previous stage of the command."""
 _FINISH_LIMIT_AFTER_SIGNAL_S = 2.0
-"""The limit when a signal has stopped the command, because it must end within seconds. A resumed run sends the rest."""
+"""The limit in place of `_FINISH_LIMIT_S` when a signal has stopped the command, because the command must then end
+within seconds. A resumed run sends the rest. It is also how long the samplers may take to send their last samples."""
 _NODES_INTERVAL_S = 10.0
-"""Interval at which new nodes are looked for, to start a sampler there."""
+"""Interval at which new nodes are looked for, to start a `NodeSampler` on each of them."""
 
 _MODES = {
     **dict.fromkeys(("online", "run", "shared"), "online"),
@@ -48,8 +49,8 @@ log = logging.getLogger(__name__)
 def wandb_mode() -> str:
     """Return `online`, `offline` or `disabled`, as `WANDB_MODE` says.
 
-    If it is not set, the mode is online with an API key and offline without one. Raises ValueError when `WANDB_MODE`
-    has an unknown value.
+    If the variable is not set, the mode is online with an API key and offline without one. Raises ValueError when
+    `WANDB_MODE` has an unknown value.
     """
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     if mode:
@@ -116,7 +117,7 @@ def _finish(tracker: Tracker, mirror: "_Mirror | None", limit_s: float) -> None:
 
 
 class _Client:
-    """The child process that sends metrics to W&B. All stages of a command share it. It is restarted if it died."""
+    """The child process that sends metrics to W&B. All stages of a command share it, and it is restarted if it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -162,7 +163,7 @@ class _PendingRequest:
     reason: str = ""
     """Why the request failed; empty if it has not failed."""
     on_failure: Callable[[str], None] | None = None
-    """Called with the reason, by the reader thread."""
+    """Called with the reason when the request has failed, by the reader thread."""
 
     def __post_init__(self) -> None:
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -294,6 +295,7 @@ class _NodeSamplers:
     def __init__(self, tracker: Tracker) -> None:
         self._run = _run_info(tracker)
         self._actors: dict[str, Any] = {}
+        """The actors that run the samplers, by node id."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="wandb-samplers")
         self._thread.start()

@@ -50,7 +50,8 @@ def wrap_error(error: Exception, process: ProcessInfo | None) -> WorkerError:
 def describe_error(error: BaseException, traceback: str) -> str:
     """Describe an exception as `raised Type: message, at file.py:12 in function`.
 
-    The frame is the innermost one of Raymill or user code.
+    `traceback` is the text of the exception's traceback. The frame is the innermost one in code of Raymill or of the
+    user, and is left out if there is none.
     """
     original, frame = original_error(error), innermost_frame(traceback)
     message = str(original).strip().partition("\n")[0]
@@ -107,5 +108,5 @@ def innermost_frame(traceback: str, *, is_innermost_first: bool = False) -> str 
 
 
 def _is_outside_libraries(file: str) -> bool:
-    """Whether a file belongs to Raymill, even if Raymill is installed among the libraries, or to the user."""
+    """Whether a file belongs to the user or to Raymill, even if Raymill is installed among the libraries."""
     return file.startswith(_PACKAGE_FOLDERS) or not file.startswith((*_LIBRARY_FOLDERS, "<"))

@@ -48,7 +48,8 @@ def run_worker_group(
     """Call `worker_fn(rank_context, payload)` in every worker of the group, inside an initialized process group.
 
     When a worker dies, the whole group is restarted, up to `placement.max_failures` times. After a restart `worker_fn`
-    must load the last complete checkpoint itself. Its return value is ignored: it writes its results to storage.
+    must load the last complete checkpoint itself. The return value of `worker_fn` is ignored, so it must write its
+    results to storage. `payload` is any value that can be pickled, and `name` is the name of the stage.
 
     Raises ValueError when the group does not fit into the cluster, or when `worker_fn` raised a ValueError. A
     ValueError is a user error, so the group is not restarted. Raises RuntimeError when the group failed and no restart
@@ -58,7 +59,7 @@ def run_worker_group(
     from ray.train import TrainingFailedError
 
     for attempt in range(placement.max_failures + 1):
-        # Before every attempt, because the node may have died together with the worker.
+        # Waits before every attempt, because the node may have died together with the worker.
         wait_for_capacity(placement.bundles, f"{name}: execution.placement")
         try:
             _run_once(worker_fn, payload, placement, name)
