@@ -47,7 +47,8 @@ _AFTER_SIGNAL = {
     "logs": "the job continues; the same command follows it again, and `raymill stop` ends it",
     "serve": "the server has ended",
 }
-"""Command → what is printed when a signal stops it. Commands that are not listed print nothing more."""
+"""Name of a command -> what is printed when a signal stops the command. For other commands, only the signal is
+printed."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,7 +99,7 @@ def _failure_message(error: Exception, options: argparse.Namespace) -> str:
 
 
 def _is_stdout_closed() -> bool:
-    """Whether the program that reads our stdout has closed it."""
+    """Return whether the program that reads the stdout of this process has closed it."""
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)
@@ -108,7 +109,7 @@ def _is_stdout_closed() -> bool:
 
 
 def _is_runtime_failure(error: Exception) -> bool:
-    """Whether the error came from running the command, rather than from a bug in Raymill."""
+    """Return whether the error came from running the command, rather than from a bug in Raymill."""
     if isinstance(error, (RuntimeError, OSError)):
         return True
     if "ray" not in sys.modules:  # Ray was never imported, so this is none of its errors
@@ -119,7 +120,10 @@ def _is_runtime_failure(error: Exception) -> bool:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the options of one command. Overrides may come before and after options such as `--store`."""
+    """Parse a command line, which is that of this process if `arguments` is None.
+
+    Overrides may come before and after options such as `--store`.
+    """
     parser = _parser()
     options, unparsed = parser.parse_known_args(arguments)
     if unparsed and (not hasattr(options, "overrides") or any(word.startswith("-") for word in unparsed)):
@@ -154,7 +158,7 @@ def _add_command(commands: Any, name: str, function: object, text: str) -> argpa
 
 
 def _add_stage_commands(commands: Any) -> None:
-    """Commands that take a stage and its config."""
+    """Add the commands that take a stage and its config, and the command `fields`, which takes a stage."""
     for name, function, text in (
         ("plan", _plan, "show what is finished, what would run, what it would cost, and every error in the configs"),
         ("run", _run, "run a stage, or all stages of a pipeline that are not finished"),
@@ -182,7 +186,7 @@ def _add_stage_commands(commands: Any) -> None:
 
 
 def _add_artifact_commands(commands: Any) -> None:
-    """Commands that take a store or an artifact."""
+    """Add the commands that take a store or an artifact."""
     parser = _add_command(commands, "ls", _ls, "list the artifacts of a store")
     parser.add_argument("store", nargs="?", help="default: runs")
     parser = _add_command(commands, "show", _show, "print an artifact's results, its inputs and its source files")
@@ -206,7 +210,7 @@ def _add_artifact_commands(commands: Any) -> None:
 
 
 def _add_job_commands(commands: Any) -> None:
-    """Commands that take a submitted job."""
+    """Add the commands that take the id of a submitted job."""
     for name, function, text in (
         ("status", _status, "print the status of a job, even when its cluster is gone"),
         ("logs", _logs, "follow the log of a job, and exit with its exit code"),
@@ -243,7 +247,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     with reporting_run_status(options.store) as on_begin:
-        require_same_code()  # on a cluster: the code that was submitted
+        require_same_code()  # in a submitted job, the code must be that of the machine that submitted the job
         pipeline = _load(options)
         with private_working_directory():
             artifacts = run_pipeline(pipeline, address=options.address, on_begin=on_begin)

@@ -12,5 +12,5 @@ from marks import EXCLAMATION_MARKS
 
 
 def no_shouting(text: str) -> str | None:
-    """Return the text with single exclamation marks, or None to drop the text."""
+    """Return the text with `!` instead of several exclamation marks in a row, or None to drop the text."""
     return None if text.isupper() else re.sub(EXCLAMATION_MARKS, "!", text)

@@ -7,8 +7,8 @@ It is selected in the config or on the command line:
 An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the
 artifact depends on the file's content.
 
-Suffixes of tensor names give their dimensions: N completions of a generation step, T positions of a row, G groups. A
-group is the completions of one prompt.
+Suffixes of tensor names give their dimensions: N completions of a generation step, B completions of a micro-batch, T
+positions of a row, G groups. A group is the completions of one prompt.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def length_weighted_advantages(inputs: AdvantageInputs, learning: LearningConfig
     """Return the reward minus the baseline of the group, at all tokens of a completion.
 
     The baseline is sum(length · reward) / sum(length) over the completions of the group. If the gradients of different
-    tokens are uncorrelated, it minimizes the variance of the policy gradient (eq. 9).
+    tokens are uncorrelated, this baseline minimizes the variance of the policy gradient (eq. 9 of the paper).
     """
+    # group_N is the index of each completion's group, from 0 to G - 1.
     _, group_N = inputs.group_ids_N.unique(return_inverse=True)
     length_N = inputs.mask_NT.sum(1).double()
     num_groups = int(group_N.max()) + 1
@@ -42,7 +43,7 @@ def length_weighted_advantages(inputs: AdvantageInputs, learning: LearningConfig
 def reinforce_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
     """Return the loss -advantage · logprob of each completion token.
 
-    It is valid only on-policy, so the settings `epochs` and `minibatches` must be 1.
+    This loss is valid only on-policy, so the settings `epochs` and `minibatches` must be 1.
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_BT = logprobs(model, batch.tokens, temperature)

@@ -34,7 +34,8 @@ class Field(NamedTuple):
     path: str
     """Path of the field in the YAML, such as `optimizer.lr`, `sources[].path` or `models.NAME`."""
     type: str
-    """The type in words, such as `int or null` or `list of str`. Empty for a dataclass, whose fields are listed."""
+    """The type in words, such as `int or null` or `list of str`. Empty for a dataclass, whose own fields are described
+    after it."""
     meaning: Meaning | None
     """What the value refers to. None for a setting that refers to nothing, such as a number."""
     kinds: tuple[str, ...]
@@ -89,8 +90,8 @@ def config_fields(
 
     A field whose type is a nested dataclass is followed by the fields of this dataclass. For a nested dataclass,
     `default` is the default value of its field, and the attributes of this value are the defaults of the nested fields.
-    `prefix` is the beginning of each path. `documented` contains the dataclasses that were already described, and their
-    docstrings are not repeated.
+    If `default` is None, the defaults in the dataclass are used. `prefix` is the beginning of each path. `documented`
+    contains the dataclasses that were already described, because their docstrings are not repeated.
     """
     documented = set() if documented is None else documented
     annotations = typing.get_type_hints(config_class)
@@ -121,7 +122,10 @@ def default_value(field: dataclasses.Field[Any]) -> Any:
 
 
 def nested_dataclass(annotation: Any) -> NestedDataclass | None:
-    """Return the dataclass X of a type `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`, or None."""
+    """Return the dataclass X of a type `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`.
+
+    Returns None for any other type.
+    """
     if dataclasses.is_dataclass(annotation):
         return NestedDataclass(typing.cast(type, annotation), "")
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -152,7 +156,7 @@ def type_in_words(annotation: Any) -> str:
 
 
 def to_yaml(value: Any) -> str:
-    """Return a default value as one line of YAML. It is empty for `dataclasses.MISSING`."""
+    """Return a default value as one line of YAML, or an empty string for `dataclasses.MISSING`."""
     if value is dataclasses.MISSING:
         return ""
     if isinstance(value, bool) or value is None:

@@ -42,8 +42,9 @@ class ForgetResult(NamedTuple):
 def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) -> ForgetResult:
     """Remove the documents with these ids from the store.
 
-    Shards are rewritten by the Ray cluster at `address`, or by a local Ray cluster if it is None. Raises ValueError,
-    before anything is changed, if no corpus of the store has read one of the documents.
+    Shards are rewritten by the Ray cluster at `address`. If `address` is None, they are rewritten by the cluster of
+    RAY_ADDRESS, or by a local one. Raises ValueError, before anything is changed, if one of the documents was read by
+    no corpus of the store.
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
@@ -89,7 +90,7 @@ def _read_records(store: Storage) -> list[Record]:
 
 
 def _unknown_ids(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
-    """Return the ids that no corpus has read."""
+    """Return those ids whose documents were read by no corpus of the store."""
     unseen = set(ids)
     for record in records:
         if record.kind == "corpus" and record.is_current and unseen:
@@ -104,6 +105,7 @@ def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
     """Empty the folders of unfinished artifacts that may contain one of the documents.
 
     These are artifacts without inputs, which read the source files, and artifacts with an input that has changed.
+    `changed` contains the ids of the changed artifacts.
     """
     for name in store.glob(f"*/{UNFINISHED}"):
         output = store / name.partition("/")[0]

@@ -34,8 +34,8 @@ def json_schema(config_class: type, default: Any = None, *, is_choice: bool = Fa
     """Return the schema of a YAML mapping with the fields of a config dataclass.
 
     For a nested dataclass, `default` is the default value of its field, and the attributes of this value are the
-    defaults of the nested fields. With `is_choice` the mapping must set exactly one of the fields whose default is
-    null.
+    defaults of the nested fields. If `default` is None, the defaults in the dataclass are used. With `is_choice` the
+    mapping must set exactly one of the fields whose default is null.
     """
     annotations, docs = typing.get_type_hints(config_class), field_docs(config_class)
     fields = user_fields(config_class)
@@ -57,7 +57,7 @@ def json_schema(config_class: type, default: Any = None, *, is_choice: bool = Fa
 
 
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
-    """Return the schema of a field's value. Its description is the docstring of the field."""
+    """Return the schema of a field's value. The schema's description contains `doc`, the docstring of the field."""
     schema = _type_schema(annotation, value, is_choice=is_list_of_choices(field))
     sentences = [doc or schema.get("description", "")]
     if meaning := value_meaning(field):

@@ -2,8 +2,8 @@
 
 There are three groups of worker pods: data, train and rollout. The number of pods in a group follows from the
 `execution` settings of the stages. Stages run one after another, so a group has as many pods as the stage that needs
-most of them. A ConfigMap contains the configs and the local `.py` files that they name. Data is not copied: pods read
-it from the URLs in the configs.
+the most pods of this group. A ConfigMap contains the configs and the local `.py` files that they name. Data is not
+copied: pods read it from the URLs in the configs.
 """
 
 import shlex
@@ -68,7 +68,10 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
 
 
 def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> list[PodGroup]:
-    """Return the groups of worker pods with their number of pods. A group that no stage uses is left out."""
+    """Return the groups of worker pods with their number of pods. A group that no stage uses is left out.
+
+    The keys of `configs` are the names of the configs.
+    """
     shapes: dict[PodGroupName, PodShape] = {
         "data": cluster_config.data,
         "train": cluster_config.train,

@@ -1,8 +1,8 @@
 """Ships the files of a command to a Ray cluster.
 
-The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that are named in
-them. Data, artifacts and secrets are not shipped. Raymill is not shipped either. The same version of Raymill must be
-installed on the cluster.
+The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that these YAML
+files name. Data, artifacts and secrets are not shipped. Raymill is not shipped either. The same version of Raymill must
+be installed on the cluster.
 
 In the shipped configs, paths to data and artifacts are absolute, because a relative path is valid only in the working
 directory on the machine that submits. The ids of artifacts do not depend on paths.
@@ -29,9 +29,9 @@ from jobs.frame.user_code import reject_file_lookups
 
 
 def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
-    """Write the files to ship to `folder`, under their paths relative to the working directory.
+    """Write the files that must be shipped into `folder`, under their paths relative to the working directory.
 
-    Returns the command to run in this folder on the cluster.
+    Returns the command that the cluster must run in its copy of this folder.
     """
     jobs = _with_required_jobs(pipeline.jobs)
     replacements = {name: _path_replacements(job) for name, job in jobs.items()}
@@ -53,7 +53,7 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
 
 
 def local_program(value: str) -> Path | None:
-    """Return the local `.py` file of a value `path/file.py:function` of a source field. The file must be shipped.
+    """Return the local `.py` file of a value `path/file.py:function` of a source field, which must be shipped.
 
     Returns None if the value is a path to data, which may be a `.py` file too, or if the program is at a URL or in an
     archive.
@@ -83,7 +83,8 @@ def _shipped_path(path: Path) -> Path:
     """Return the path of a shipped file, relative to the folder of the shipped files.
 
     It is the path relative to the working directory. A file outside of the working directory is in a folder
-    `outside-DIGEST`. The digest is a hash of the path of its folder, so that folders with equal names do not collide.
+    `outside-DIGEST`. DIGEST is a hash of the path of the file's own folder, so that folders with equal names do not
+    collide.
     """
     relative = Path(os.path.relpath(path))
     if ".." not in relative.parts:
@@ -93,9 +94,9 @@ def _shipped_path(path: Path) -> Path:
 
 
 def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """Return these jobs and all jobs whose artifacts they read, directly or indirectly, by name.
+    """Return these jobs and all jobs whose artifacts they read, directly or indirectly.
 
-    A job comes after the jobs whose artifacts it reads.
+    The keys are the names of the jobs. A job comes after the jobs whose artifacts it reads.
     """
     ordered: dict[str, Job] = {}
     for name, job in jobs.items():
@@ -107,7 +108,10 @@ def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
 
 
 def _path_replacements(job: Job) -> dict[str, str]:
-    """Return value in the job's config -> shipped value, for each path that is not valid on the cluster."""
+    """Return a replacement for each path in the job's config that is not valid on the cluster.
+
+    The keys are the paths as the config contains them, and the values are the paths to ship instead.
+    """
     replacements: dict[str, str] = {}
     for value in find_sources(job.config):
         program = local_program(value)
@@ -122,7 +126,10 @@ def _path_replacements(job: Job) -> dict[str, str]:
 def _shipped_override(
     override: str, stage: str, pipeline: Pipeline, replacements: Mapping[str, Mapping[str, str]]
 ) -> str:
-    """Return an override of the command with the paths in its value replaced."""
+    """Return an override of the command with the paths in its value replaced.
+
+    `replacements` maps the name of a job to the result of `_path_replacements`.
+    """
     key, value = parse_override(override)
     name = key.partition(".")[0] if stage == "pipeline" else next(iter(pipeline.jobs))
     parsed = yaml.safe_load(value)
@@ -133,7 +140,7 @@ def _shipped_override(
 
 
 def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
-    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced."""
+    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced by its value."""
     if isinstance(value, Mapping):
         return {key: _replace(item, replacements) for key, item in value.items()}
     if isinstance(value, list):

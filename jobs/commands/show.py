@@ -38,7 +38,8 @@ def _summary_lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str
 def _lineage_lines(artifact: Artifact, indent: str, shown_ids: set[str]) -> Iterator[str]:
     """Yield lines with the artifact, its source files and the lineage of its inputs.
 
-    The lineage of an artifact that occurs several times is printed once.
+    The lineage of an artifact that occurs several times is printed once. `shown_ids` collects the ids of the artifacts
+    that were printed already.
     """
     if artifact.id in shown_ids:
         yield f"{indent}{artifact.id}  (see above)"

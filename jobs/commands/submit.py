@@ -1,6 +1,7 @@
 """The command `raymill submit STAGE CONFIG`. It executes `raymill run STAGE CONFIG` as a job on a Ray cluster.
 
-`jobs.commands.shipping` ships the configs and `.py` files that the job needs.
+`jobs.commands.shipping` ships the configs and `.py` files that the job needs. In this file, a job is a job of the Ray
+cluster. Only the items of `pipeline.jobs` are objects of the class `Job`.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class RememberedSubmission(NamedTuple):
 
     submission: Submission
     store: Storage | None
-    """None if the store was not given and the job was not submitted from this machine."""
+    """The store of the run. None if the store was not given and the job was not submitted from this machine."""
 
 
 def submit(
@@ -50,7 +51,8 @@ def submit(
 
     Raises ValueError with all errors that can be detected on this machine. Nothing is submitted in this case.
     """
-    # Workers run in a folder with the same files as this one, where a user's file would shadow the same package.
+    # Workers run in a folder with the same files as the working directory. A user's file such as
+    # `numpy.py` would be imported there instead of the installed package.
     check_no_shadowed_packages()
     pipeline = load(stage, config, overrides, store=store)
     if errors := find_errors(pipeline):
@@ -100,8 +102,8 @@ def follow_start(submission: Submission, store: Storage) -> JobReport:
 def find_submission(id: str, *, address: str | None, store: str | None) -> RememberedSubmission:
     """Return a submitted job with its store.
 
-    If `address` or `store` is None, it is read from the last submit of this job from this machine. The environment
-    variables of this submit are set in this process, because access to the store may need them.
+    If `address` or `store` is None, its value at the last submit of this job from this machine is used. The environment
+    variables of that submit are set in this process, because access to the store may need them.
     """
     entry = _submission_cache.get(id) or {}
     store = store or entry.get("store")

@@ -14,8 +14,9 @@ from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, req
 def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[], None]]:
     """Return a context that writes the status of a submitted run to its store.
 
-    The command of a submitted job always has the option --store. The context yields a function, which the caller calls
-    when the first stage begins. In a process that is not a submitted job, context and function do nothing.
+    `store` is the option --store, which the command of a submitted job always has. The context yields a function, which
+    the caller calls when the first stage begins. In a process that is not a submitted job, context and function do
+    nothing.
 
     Raises ValueError if this process does not see the same store as the machine that submitted the job.
     """

@@ -48,7 +48,10 @@ def smooth(points: Sequence[tuple[float, float]], half_window: int) -> list[tupl
 
 
 def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Html:
-    """Return a chart of one or more curves with common axes and a legend. Points that are not finite are left out."""
+    """Return a chart of one or more curves with common axes and a legend. Points that are not finite are left out.
+
+    `height` is in SVG units.
+    """
     lines = [
         Line(
             label=line.label,
@@ -87,7 +90,10 @@ def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Htm
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
-    """Return the range [low, high], extended by a share of its length on both sides."""
+    """Return the ends of the range [low, high], extended by a share of its length on both sides.
+
+    A range of length 0 is extended by 0.5 on both sides.
+    """
     if high == low:
         return low - 0.5, high + 0.5
     return low - share * (high - low), high + share * (high - low)
@@ -171,7 +177,7 @@ def interval_chart(
 def share_bar(shares: Sequence[tuple[str, float]]) -> Html:
     """Return a bar that is divided in proportion to the amounts, with a legend below it.
 
-    `shares` are pairs of a label and an amount. Amounts of 0 are left out.
+    `shares` are pairs (label, amount). Amounts of 0 are left out.
     """
     total = sum(amount for _, amount in shares) or 1.0
     shown = [(color % 5, label, amount) for color, (label, amount) in enumerate(shares) if amount > 0]

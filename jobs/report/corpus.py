@@ -15,11 +15,11 @@ from jobs.report.charts import share_bar
 from jobs.report.page import Html, element, format_bytes, join, section, table
 from jobs.report.part import ReportPart, readable_name
 
-_MAX_GROUPS_PER_STEP = 5  # groups in the table that is shown at once; the full table is folded
+_MAX_GROUPS_PER_STEP = 5  # number of groups per step in the table that is always visible; the full table is folded
 
 
 def report_corpus(artifact: Artifact) -> ReportPart:
-    """Return a section with the counts of records by source and reason, the changes to texts, and the ledger."""
+    """Return a section with the counts of records by source and reason, changes to texts, and the fairness ledger."""
     summary = artifact.read_summary(CorpusSummary)
     reasons = sorted(summary.dropped.items(), key=lambda item: -item[1])
     outcomes = [("kept", summary.documents), *((readable_name(reason), count) for reason, count in reasons)]
@@ -51,6 +51,7 @@ def report_corpus(artifact: Artifact) -> ReportPart:
 
 
 def _changes(summary: CorpusSummary) -> Html | None:
+    """Return a line that says how often each change was made to the texts, or None if no text was changed."""
     total: dict[str, int] = {}
     for counts in summary.sources.values():
         for change, count in counts.changed.items():
@@ -64,7 +65,11 @@ def _changes(summary: CorpusSummary) -> Html | None:
 
 
 def _fairness(artifact: Artifact) -> Html:
-    """Return the fairness ledger: the groups with the largest excess at each step, and a folded table of all groups."""
+    """Return the fairness ledger: the groups with the largest excess at each step, and a folded table of all groups.
+
+    Rows that are not `judged` are left out of the first table, because their step removes most of the sentences even
+    without a mention.
+    """
     ledger = [from_plain(FairnessRow, row) for row in artifact.storage.read_json(FAIRNESS)]
     unjudged = sorted({row.step for row in ledger if not row.judged})
     harmed = sorted((row for row in ledger if row.excess > 0 and row.judged), key=lambda row: (row.step, -row.excess))

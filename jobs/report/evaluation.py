@@ -13,7 +13,7 @@ from jobs.report.samples import side_by_side
 
 
 def _text_cards(results: EvaluationResults) -> list[Html]:
-    """Return a card with the bits per byte of the first model on the held-out text."""
+    """Return a card with the bits per byte of the first model on the held-out text, if the text was measured."""
     if results.text is None:
         return []
     name, likelihood = next(iter(in_config_order(results.text.models, results.order).items()))
@@ -32,9 +32,10 @@ def _text_cards(results: EvaluationResults) -> list[Html]:
 
 
 def _comparison_cards(results: EvaluationResults) -> list[Html]:
-    """Return a card for each task with a comparison of models: the change of the task's first measure.
+    """Return a card for each task that compares models. The card shows the change in the task's first comparison.
 
-    The config names the measure first that the training was meant to improve.
+    The first comparison is about the measure that the training was meant to improve, because the config names this
+    measure first.
     """
     cards = []
     for task in (results.generation or {}).values():
@@ -171,7 +172,7 @@ def _stereotype_results(bias: Mapping[str, Mapping[str, GroupBias]], order: Sequ
     """Return for each model a chart of how often it prefers stereotypes, by group."""
     charts = []
     for name, groups in in_config_order(bias, order).items():
-        rows_by_group = {"all": groups["all"], **groups}  # The row for all pairs comes first.
+        rows_by_group = {"all": groups["all"], **groups}  # The row of all groups together comes first.
         rows = [(f"{group} ({share.pairs})", share.continuation) for group, share in rows_by_group.items()]
         drawing = interval_chart(rows, reference=0.5, bounds=(-0.02, 1.02), dot_class="biased")
         charts.append(figure(name, drawing, "0.5 means no preference"))

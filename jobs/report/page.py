@@ -48,7 +48,10 @@ def join(*content: Content) -> Html:
 
 
 def page(title: str, *content: Content, style: str) -> str:
-    """Return a complete HTML document with its style sheet. The document forbids the browser to load anything else."""
+    """Return a complete HTML document. `style` is the text of its style sheet.
+
+    The document forbids the browser to load anything from elsewhere.
+    """
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"),
@@ -60,7 +63,7 @@ def page(title: str, *content: Content, style: str) -> str:
 
 
 def section(name: str, title: str, introduction: Content, *content: Content) -> Html:
-    """Return a section of the page with a heading, an introduction, and content. Links to it are `#name`."""
+    """Return a section of the page with a heading, an introduction, and content. A link to the section is `#name`."""
     return element("section", element("h2", title), element("p", introduction, class_="lead"), content, id=name)
 
 

@@ -25,8 +25,8 @@ class ReportPart:
 def card(value: str, label: str, note: Content, *, is_better: bool | None = None) -> Html:
     """Return a box with an important number.
 
-    The note may contain another number to compare with. `is_better` is whether the important number is significantly
-    better, and decides the color of the box. None is for a number without a comparison.
+    The note may contain another number to compare with. `is_better` decides the color of the box. It tells whether the
+    important number is significantly better than the other number, and is None without a comparison.
     """
     css_class = "card" if is_better is None else "card good" if is_better else "card open"
     return element("div", element("b", value), element("span", label), element("small", note), class_=css_class)
@@ -38,7 +38,10 @@ def metric_points(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[fl
 
 
 def in_config_order(by_model: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """Return the values by model, in the order of the models in the config. JSON files are in alphabetical order."""
+    """Return the items of `by_model` in `order`, the order of the models in the config.
+
+    The keys are names of models. They were read from a JSON file, in which they are in alphabetical order.
+    """
     return {name: by_model[name] for name in order if name in by_model}
 
 
@@ -56,6 +59,6 @@ def readable_name(name: str) -> str:
 def format_score(value: float, *, fine: bool) -> str:
     """Return a value between 0 and 1 as a percentage, and any other value as a number.
 
-    With `fine`, a percentage has one decimal.
+    With `fine`, a percentage has one decimal, and otherwise none.
     """
     return f"{value:.{int(fine)}%}" if 0 <= value <= 1 else format_number(value)

@@ -63,7 +63,7 @@ def header(artifacts: Sequence[Artifact], facts: Sequence[str]) -> Html:
 
 
 def pipeline(artifacts: Sequence[Artifact]) -> Html:
-    """Return a list of the artifacts with the time that each took."""
+    """Return a section with a list of the artifacts and the time that the run of each took."""
     longest = max(artifact.record.wall_s for artifact in artifacts) or 1.0
     steps = (
         element(
@@ -91,7 +91,7 @@ def _link(artifact_id: str) -> Html:
 
 
 def lineage(artifacts: Sequence[Artifact]) -> Html:
-    """Return a table of the artifacts with their inputs and the checksums of their source files."""
+    """Return a section with a table of the artifacts, their inputs, and the checksums of their source files."""
     rows = []
     for artifact in artifacts:
         inputs = [

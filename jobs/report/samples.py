@@ -6,9 +6,9 @@ from actors.evaluation_results import EvaluationSample
 from jobs.report.page import Html, element, format_number, section
 from jobs.report.part import readable_name
 
-_OPEN_SAMPLES = 4  # prompts that are shown at once; the others are folded
+_OPEN_SAMPLES = 4  # number of prompts that are always visible; the others are folded
 _MAX_SAMPLES = 24
-_SHOWN_MEASURES = 1  # measures below each completion
+_SHOWN_MEASURES = 1  # number of measures that are shown below each completion
 
 
 def side_by_side(samples: Sequence[EvaluationSample], model_names: Sequence[str]) -> Html:
