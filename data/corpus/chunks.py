@@ -18,6 +18,7 @@ from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document, unit_hash
 
 _CHUNK_BYTES = 64 << 20
+"""A chunk is written when the collected rows take more memory than this."""
 _ROW_BYTES = 200
 """Approximate size in memory of a row without its text and metadata."""
 
@@ -72,8 +73,8 @@ def _identity_row(document: Document, files: Mapping[str, int]) -> Row:
 class ChunkWriter:
     """Collects rows and writes them as chunks. Bucket p of a chunk contains the rows of part p.
 
-    With `deduplicate` a chunk contains each text only once. Without that, the millions of copies of a frequent text
-    would all be written to one part.
+    With `deduplicate`, a chunk contains each text only once. Otherwise, the millions of copies of a frequent text would
+    all be written to the bucket of one part.
     """
 
     def __init__(self, folder: Storage, prefix: str, num_parts: int, *, deduplicate: bool) -> None:
@@ -83,7 +84,7 @@ class ChunkWriter:
         self._names: list[str] = []
 
     def add(self, rows: Iterable[PartRow]) -> None:
-        """Add rows. Writes a chunk if the collected rows are large enough (`_CHUNK_BYTES`)."""
+        """Add rows. Writes a chunk if the collected rows are larger than `_CHUNK_BYTES`."""
         for part_number, row in rows:
             self._rows_by_part[part_number].append(row)
             self._num_bytes += len(row.text or "") + len(row.metadata or "") + _ROW_BYTES

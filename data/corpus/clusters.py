@@ -11,18 +11,20 @@ phase wrote, and it writes one file with a bucket for each task of the next phas
                                     other documents that share a band hash.
       attach   part                 The requested signatures, for the buckets that requested them.
       link     bucket of entries    Edges between documents whose signatures agree.
-      stars    bucket of nodes      Connected components, in rounds. If edges are few, the driver finds them alone.
+      stars    bucket of nodes      Connected components, in rounds. With few edges, the driver finds all components.
       name     part                 The ids of the documents in clusters, for the buckets of their clusters.
       keep     bucket of clusters   The lowest id of each cluster, for the parts of its documents.
     kept_ids_of_near_duplicates     Reads, for one part, the ids of the documents that are kept instead.
 
-A node is a document, as the number `part << 32 | row`, where the row is its position among the documents of the part.
+A node is the number `part << 32 | row` of a document. The row is the document's position among the documents of the
+part that `write_nodes` gets.
+
 The result of each finished task is stored, so only unfinished tasks run again after the process is killed. The clusters
 depend only on ids and texts, not on the number of buckets and workers.
 
-A task has in memory the signatures of one part or the records of one bucket. A document needs 20 bytes for each band,
-and with the default settings 500 more bytes for each band hash that it shares with a document of another signature. All
-edges of the center of a component (16 bytes each) are in one bucket.
+A task has in memory the signatures of one part or the records of one bucket. The records of a document take 20 bytes
+for each band. With the default settings, they take 500 more bytes for each band hash that the document shares with a
+document with a different signature. All edges of the center of a component (16 bytes each) are in one bucket.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -44,14 +46,20 @@ from data.corpus.minhash import band_hashes, minhash_signatures, mix_bits, signa
 Result = TypeVar("Result")
 
 MAX_BUCKETS = 1024
+"""Maximum number of buckets, and the number of buckets in the files of entries, which `write_nodes` writes."""
 MAX_DRIVER_EDGES = 1 << 20
-"""Up to so many edges (16 MiB), the driver finds the connected components itself. More edges need rounds of tasks."""
+"""With at most this many edges (16 MiB), the driver finds the connected components itself. With more edges, tasks find
+them in rounds."""
 
 _ENTRY = np.dtype([("hash", "<u8"), ("digest", "<u8"), ("row", "<u4")])
+"""A band hash of a document, the digest of the document's signature, and the document's row in its part."""
 _REQUEST = np.dtype([("hash", "<u8"), ("node", "<u8")])
+"""A request for the signature of a node, and the shared band hash because of which the signature is requested."""
 _ID_SCHEMA = pa.schema([("id", pa.string())])
 _CLUSTER_ID_SCHEMA = pa.schema([("cluster", pa.uint64()), ("id", pa.string()), ("node", pa.uint64())])
+"""For each document in a cluster: the lowest node of the cluster, and the id and the node of the document."""
 _KEPT_ID_SCHEMA = pa.schema([("row", pa.uint32()), ("id", pa.string())])
+"""For each document that is dropped: its row in its part, and the id of the document that is kept instead."""
 _ROW_BITS = np.uint64(32)
 
 
@@ -87,6 +95,7 @@ class _Layout:
     """Folder that `write_nodes` writes to. The files of the phases are in a folder below it."""
     num_parts: int
     num_buckets: int
+    """Number of buckets of hashes, of nodes and of clusters. Files for the tasks of parts have `num_parts` buckets."""
 
     @property
     def folder(self) -> Storage:
@@ -94,7 +103,7 @@ class _Layout:
         return self.work / f"buckets-{self.num_buckets:04d}"
 
     def bucket_of_hash(self, hashes: np.ndarray) -> np.ndarray:
-        """Return the bucket of each hash. The first ten bits of a hash decide, so buckets are ranges of hashes."""
+        """Return the bucket of each hash. The ten highest bits of a hash decide, so buckets are ranges of hashes."""
         return (hashes >> np.uint64(54)).astype(np.int64) * self.num_buckets // MAX_BUCKETS
 
     def bucket_of_node(self, nodes: np.ndarray) -> np.ndarray:
@@ -229,7 +238,7 @@ def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
     Of the documents with different signatures, those that share a band hash may be linked. Their signatures are
     requested for the phase `link`.
     """
-    # These are the buckets of the entries' files that make up this bucket.
+    # The files of entries have `MAX_BUCKETS` buckets. Those from `begin` to `stop - 1` make up this bucket.
     begin, stop = (-(-MAX_BUCKETS * number // layout.num_buckets) for number in (bucket, bucket + 1))
     entries_by_part = _read_records(layout.work, _file_names("entries", layout.num_parts), _ENTRY, begin, stop)
     entries = np.concatenate(entries_by_part)
@@ -240,7 +249,7 @@ def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
     entries, nodes = entries[order], nodes[order]
     first_equal = run_starts(entries["hash"], entries["digest"])
     is_repeated = first_equal < np.arange(len(nodes))
-    # Documents with equal signatures share all bands. Only the band of the digest makes an edge for them.
+    # Documents with equal signatures share all bands, but only one edge is needed: that for the band of the digest.
     is_edge = is_repeated & (entries["hash"] == entries["digest"])
     edges = make_edges(nodes[is_edge], nodes[first_equal[is_edge]])
     hashes, nodes = entries["hash"][~is_repeated], nodes[~is_repeated]
@@ -290,7 +299,7 @@ def _link_documents(bucket: int, *, layout: _Layout, settings: NearDuplicates) -
 
 
 def _write_edges(layout: _Layout, name: str, edges: np.ndarray) -> None:
-    """Write each edge to the buckets of both its nodes. If both nodes are in one bucket, it is written once."""
+    """Write each edge to the buckets of both its nodes. If both nodes are in one bucket, the edge is written once."""
     node_buckets, lower_buckets = layout.bucket_of_node(edges["node"]), layout.bucket_of_node(edges["lower"])
     differ = node_buckets != lower_buckets
     edges, buckets = np.concatenate([edges, edges[differ]]), np.concatenate([node_buckets, lower_buckets[differ]])
@@ -303,7 +312,7 @@ def _edge_files(layout: _Layout) -> list[str]:
 
 
 def _connect(layout: _Layout) -> list[str]:
-    """Find all connected components in this process. Returns the names of the label files, here a single one."""
+    """Find all connected components in this process. Returns the names of the label files, which is a single name."""
     edges = sort_unique(np.concatenate(_read_records(layout.folder, _edge_files(layout), EDGE, 0, layout.num_buckets)))
     nodes, pairs = np.unique(np.stack([edges["node"], edges["lower"]], axis=1), return_inverse=True)
     lowest = nodes[lowest_in_component(len(nodes), pairs.reshape(-1, 2))]
@@ -312,7 +321,10 @@ def _connect(layout: _Layout) -> list[str]:
 
 
 def _write_labels(layout: _Layout, name: str, nodes: np.ndarray, lowest: np.ndarray) -> None:
-    """Write the label of each node, for the node's part. The label is the lowest node of the component."""
+    """Write the label of each node, for the node's part. The label is the lowest node of the component.
+
+    A node with its label has the form of an edge (`EDGE`). A label may equal its node.
+    """
     _write_records(layout.folder, name, make_edges(nodes, lowest), _part_numbers(nodes), layout.num_parts)
 
 
@@ -336,6 +348,7 @@ def _connect_in_rounds(phases: _Phases) -> list[str]:
 def _make_large_stars(bucket: int, *, layout: _Layout, edge_files: Sequence[str], folder: str) -> _LargeStarResult:
     """Make the large stars of the bucket's nodes. Also writes the labels if all nodes of the bucket are in stars."""
     edges = sort_unique(_read_bucket(layout.folder, edge_files, EDGE, bucket))
+    # In this array, the field `lower` is any neighbor of the node, lower or not.
     both_directions = np.concatenate([edges, make_edges(edges["lower"], edges["node"])])
     from_bucket = both_directions[layout.bucket_of_node(both_directions["node"]) == bucket]
     star = large_star(from_bucket["node"], from_bucket["lower"])
@@ -354,7 +367,7 @@ def _make_small_stars(bucket: int, *, layout: _Layout, folder: str) -> _NumRecor
     return _NumRecords(len(star_edges))
 
 
-# The document of a cluster that is kept.
+# The document that a cluster keeps.
 
 
 def _name_documents(part_number: int, *, layout: _Layout, label_files: Sequence[str]) -> _NumRecords:
@@ -370,9 +383,10 @@ def _name_documents(part_number: int, *, layout: _Layout, label_files: Sequence[
 
 
 def _choose_kept_ids(bucket: int, *, layout: _Layout) -> _NumRecords:
-    """Choose the document of each cluster that is kept: the one with the lowest (id, node).
+    """Choose the document that each cluster keeps: the document with the lowest (id, node).
 
-    Writes its id for each other document of the cluster, for the part of that other document.
+    For every other document of the cluster, writes the id of the kept document, in the bucket of the other document's
+    part.
     """
     names = _file_names("named", layout.num_parts)
     documents = read_table(layout.folder, names, bucket, _CLUSTER_ID_SCHEMA)
@@ -391,7 +405,8 @@ def _choose_kept_ids(bucket: int, *, layout: _Layout) -> _NumRecords:
 def kept_ids_of_near_duplicates(work: Storage, part_number: int) -> dict[int, str]:
     """Return, for each near-duplicate of a part that is dropped, the id of the document that is kept instead.
 
-    The keys are the rows of the dropped documents, in ascending order. Each cluster keeps the document with the lowest
+    The keys are the positions of the dropped documents among those that `write_nodes` got for the part, in ascending
+    order. Each cluster keeps the document with the lowest
     id. If several documents have this id, the lowest part number and then the lowest row decide.
     """
     num_buckets = work.read_json("clusters.json")["num_buckets"]

@@ -133,7 +133,7 @@ def apply_changes(output: Storage, staging: Storage) -> None:
 
 
 def _remove_unchanged_tables(staging: Storage, part_number: int, before: Part, after: Part) -> None:
-    """Remove the tables from the staging folder that are the same before and after the change."""
+    """Remove, from the staging folder, the tables that are the same before and after the change."""
     for kind, table_before, table_after in zip(Part._fields, before, after, strict=True):
         if table_before == table_after:
             staging.remove(part_file(kind, part_number))
@@ -176,7 +176,8 @@ def find_origin_rows(output: Storage, num_parts: int, ids: Collection[str]) -> l
 
 def _find_origin_rows_in_part(output: Storage, part_number: int, ids: list[str]) -> list[OriginRow]:
     """Find the origins of the documents with these ids in one part."""
-    with output.open(part_file("origins", part_number)) as file:  # sorted by id, so only some row groups are read
+    # The rows of the file are sorted by id, so only some row groups are read.
+    with output.open(part_file("origins", part_number)) as file:
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
     return [OriginRow(part_number, **row) for row in table.to_pylist()]
 

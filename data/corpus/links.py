@@ -18,10 +18,11 @@ from data.cleaning.duplicates import NearDuplicates
 from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests
 
 WINDOW = 512
-"""Number of following members of its group with which a document is compared. Every document is also compared with the
-first member of its group."""
+"""A document is compared with this many following members of its group, and with the first member. `find_links` says
+what a group is."""
 
-_BLOCK_PAIRS = 1 << 14  # pairs of signatures that are compared at once, which bounds the memory
+_BLOCK_PAIRS = 1 << 14
+"""Number of pairs of signatures that are compared at once. It bounds the memory."""
 
 
 def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, settings: NearDuplicates) -> np.ndarray:
@@ -32,8 +33,9 @@ def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, se
 
     The signatures with one key are a group. A group is sorted by the digests of its signatures, so that the links do
     not depend on how the documents are distributed over tasks. Each signature is compared with the first signature of
-    its group and with the next `WINDOW` signatures. Two signatures that are both linked to the first one are not
-    compared. So the time is linear in E. The result does not contain all links, but enough to find the clusters.
+    its group and with the next `WINDOW` signatures, so the time is linear in E. Two signatures that are both linked to
+    the first one are not compared, because they are in one cluster already. The result does not contain all links, but
+    enough to find the clusters.
     """
     order = np.lexsort((signature_digests(signatures)[members], keys))
     members = members[order]
@@ -55,7 +57,7 @@ def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, se
 
 
 def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each position, where the group of equal keys begins and ends that the position is in."""
+    """Return, for each position, the first position of its group of equal keys and the position after its last one."""
     is_first = np.ones(len(sorted_keys), bool)
     is_first[1:] = sorted_keys[1:] != sorted_keys[:-1]
     begins = np.flatnonzero(is_first)

@@ -2,9 +2,10 @@
 
 A shingle is a run of `ngram` consecutive words. Two documents are near-duplicates if they share most of their shingles,
 that is, if the Jaccard similarity J of their sets of shingles is high. A signature has K = bands * rows values. Each
-value is the minimum of a random hash function over the document's shingles. A value of two documents is equal with the
-probability J. Two documents are candidates if all values of a band are equal, which has the probability
-1 - (1 - J^rows)^bands. `links.py` compares the signatures of candidates.
+value is the minimum of a random hash function over the document's shingles. The values at the same position of two
+signatures are equal with the probability J. A band is a run of `rows` consecutive values. Two documents are candidates
+if at least one band of their signatures is equal, which has the probability 1 - (1 - J^rows)^bands. `links.py` compares
+the signatures of candidates.
 
 In shapes, N is the number of documents and K the number of values of a signature.
 """
@@ -18,7 +19,9 @@ import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
 
-_BLOCK_SHINGLES = 1 << 16  # fits in the processor's cache; takes half the time of blocks of 4,096
+_BLOCK_SHINGLES = 1 << 16
+"""Number of shingles that are hashed at once. They fit in the processor's cache. Blocks of 4,096 shingles would take
+twice the time."""
 # Unicode names of characters of scripts that are written without spaces begin with these words.
 _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
@@ -29,8 +32,8 @@ _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER"
 class _CharacterTable(dict[int, int | str]):
     """Table for `str.translate` that prepares a text for splitting at white space.
 
-    It removes invisible characters, replaces punctuation by spaces, and surrounds characters of scripts without spaces
-    by spaces. The entry of a character is computed when the character first occurs.
+    The table removes invisible characters, replaces punctuation by spaces, and surrounds characters of scripts without
+    spaces by spaces. The entry of a character is computed when the character first occurs.
     """
 
     def __missing__(self, code: int) -> int | str:
@@ -58,14 +61,14 @@ def split_words(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: str) -> int:
-    """Return 64 bits of a hash of the word."""
+    """Return a hash of the word with 64 bits."""
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (hashes of the shingles, position of each text's first shingle) for blocks of consecutive texts.
 
-    A block has about 65,536 shingles.
+    A block has about `_BLOCK_SHINGLES` shingles.
     """
     word_hashes: list[np.ndarray] = []  # an array for each text
     num_words = 0
@@ -85,9 +88,9 @@ def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarr
 def _hash_shingles(word_hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Hash the shingles of several texts, given the hashes of the words of each text.
 
-    Returns the hashes of all shingles (uint64) and the position of each text's first shingle. The hash is a polynomial
-    of the words' hashes with mixed bits. It has 64 bits, because a short text has only a single shingle, and the hash
-    alone distinguishes the text from other short texts.
+    Returns the hashes of all shingles (uint64) and the position of each text's first shingle. A shingle's hash is a
+    polynomial of its words' hashes, whose bits are mixed at the end. The hash has 64 bits because a short text has only
+    a single shingle, whose hash alone distinguishes the text from other short texts.
     """
     joined = np.concatenate(word_hashes)
     ends = np.cumsum([len(text_hashes) for text_hashes in word_hashes])
@@ -120,7 +123,7 @@ def mix_bits(values: np.ndarray) -> np.ndarray:
 def _hash_functions(num_functions: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the multipliers and the offsets of the hash functions, uint64 [num_functions] each.
 
-    They must never change, because stored signatures are compared with later ones.
+    The functions must never change, because stored signatures are compared with later ones.
     """
     bits = np.frombuffer(hashlib.shake_256(b"raymill minhash").digest(16 * num_functions), "<u8").astype(np.uint64)
     return bits[::2] | np.uint64(1), bits[1::2]
@@ -150,7 +153,8 @@ def minhash_signatures(texts: Sequence[str], settings: NearDuplicates) -> np.nda
 def band_hashes(signatures: np.ndarray, settings: NearDuplicates) -> np.ndarray:
     """Return a hash of each band of each signature, uint64 [N, bands].
 
-    The hash also depends on the number of the band, so equal values in two bands have different hashes.
+    The hash also depends on the position of the band in the signature, so equal values in two different bands have
+    different hashes.
     """
     values = signatures.reshape(len(signatures), settings.bands, settings.rows)
     return _hash_last_axis(values, np.arange(1, settings.bands + 1, dtype=np.uint64))

@@ -11,9 +11,10 @@ from data.document import unit_hash
 def mixture_shares(num_bytes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
     """Return the share of each source's documents to keep. Nothing is repeated, and as much is kept as possible.
 
-    `num_bytes` are the bytes that each source has. Let B be the bytes of a source and w its weight, with weights that
-    sum to 1. Then the mixture has T = min(B / w) bytes, and the share of a source is w T / B. A source without bytes or
-    with the weight 0 has the share 0, and it does not limit the other sources.
+    `num_bytes`, `weights` and the result have the source's name as the key. Let B be the bytes of a source and w its
+    weight, with weights that sum to 1. Then the mixture has T bytes, where T is the minimum of B / w over all sources,
+    and the share of a source is w T / B. A source without bytes or with the weight 0 has the share 0, and it does not
+    limit the other sources.
     """
     sum_of_weights = sum(weights.values())
     mixture_bytes = min(

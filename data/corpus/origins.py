@@ -1,8 +1,8 @@
 """Numbers and names the source files that documents were read from.
 
-A part stores the origin of a document as the number of its file and an offset. `FILE_NAMES_JSON` gives the name of each
-number. The name does not contain the folder of the file, because the same files in another folder must give the same
-corpus.
+A part stores the origin of a document as the number of its file and an offset. `FILE_NAMES_JSON` gives the name of the
+file with each number, counted from 0. The name does not contain the folder of the file, because the same files in
+another folder must give the same corpus.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ def number_files(sources: Sequence[Source], ranges: Iterable[ReadRange]) -> list
 def file_names(urls: Sequence[str]) -> dict[str, str]:
     """Return the name of each file by URL: the last component of its path.
 
-    If several files have the same last component, the number of the file is appended to the name.
+    If several files have the same last component, the file's position in `urls`, counted from 1, is appended to it.
     """
     names = {url: url.partition("::")[0].rpartition("/")[2] for url in urls}
     num_files = Counter(names.values())

@@ -33,7 +33,7 @@ class GatheredPart:
     kept_bytes: dict[str, int]
     """Bytes of the kept texts of each source."""
     nodes: PartNodes | None = None
-    """Describes the files that the search for near-duplicates reads. None without that search."""
+    """Describes the files that the search for near-duplicates reads. None without that search, and after it."""
 
 
 class WrittenParts(NamedTuple):
@@ -147,7 +147,7 @@ def _without_near_duplicates(work: CorpusWork, part_number: int) -> pa.Table:
     rows = read_table(work.folder, [_rows_file(part_number)], 0, ROW_SCHEMA)
     if work.near_duplicate_settings is None:
         return rows
-    positions = kept_positions(rows)  # the near-duplicates are numbered among the rows that were kept so far
+    positions = kept_positions(rows)  # `kept_ids` has positions among the rows that are kept so far
     kept_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part_number)
     return drop_rows(rows, {int(positions[n]): Drop("near_duplicates", kept_id) for n, kept_id in kept_ids.items()})
 

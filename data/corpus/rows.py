@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 
 class Row(NamedTuple):
-    """A document on its way to a part. It has a text and a key while it is kept, and a reason once it is dropped.
+    """A document on its way to a part.
 
-    A row that is dropped loses its text but not its key.
+    A row that is kept so far has a text and a key. A dropped row has a reason and no text. A row that is dropped after
+    the cleaning steps, for example as a duplicate, still has its key.
     """
 
     id: str
