@@ -168,7 +168,7 @@ def complete(
 
 
 def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
-    """Return the names of the models that share a model config, for each model config."""
+    """Group the names of the models by model config. The models of one group have equal configs."""
     names: dict[TransformerConfig, list[str]] = {}
     for name, model_prompts in prompts_by_model.items():
         names.setdefault(read_config(model_prompts.model.local()), []).append(name)

@@ -104,8 +104,8 @@ class ModelTaskResults:
     """The results of one model's completions of one task."""
 
     measures: dict[str, Interval]
-    """The mean over the completions, by the name of the measure. Only bleu is no mean, but is computed from all
-    completions together."""
+    """The result of each measure, by the name of the measure: bleu of all completions together, or the mean of another
+    measure over the completions."""
     signatures: dict[str, str]
     """A short description of how a metric was computed, by the name of the metric. Only bleu has one (from
     sacrebleu)."""
@@ -264,7 +264,7 @@ def task_results(
 ) -> TaskResults:
     """Compute the results of one task. The keys of `completions` and `values` are the names of the models.
 
-    `compare` has pairs (before, after) of names of models. A pair is left out if one of the models has no values.
+    `compare` has pairs (before, after) of names of models. A pair is left out if one of its models is not in `values`.
     `references` are the correct answers for BLEU, or None if BLEU is not computed. `values` does not contain BLEU,
     because BLEU has no value for a single completion.
     """

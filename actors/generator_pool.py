@@ -46,7 +46,7 @@ class GeneratorPool:
     ) -> None:
         """Start all generators. `start_generator(index)` must start the actor of one generator.
 
-        At most `max_restarts` generators are replaced, all replacements together.
+        `max_restarts` is the number of generators that the pool may replace in its lifetime.
         """
         self._start_generator = start_generator
         self._restarts_left = max_restarts

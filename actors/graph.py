@@ -414,8 +414,8 @@ class Graph:
     def _sync_weights(self, version: int) -> None:
         """Load the learner's weights into all engines as weight version `version`, and run the sync check.
 
-        The sync check compares the logprobs of some completions that each engine samples for this purpose. The version
-        is the number of training steps that the weights have had.
+        For the sync check, each engine samples a few completions, and the engine's logprobs of these completions are
+        compared with the learner's. The weight version is the number of training steps that are done.
         """
         self._previous_snapshot, self._current_snapshot = self._current_snapshot, self.learner.send_weights(version)
         self.generators.load(self._current_snapshot)

@@ -175,8 +175,8 @@ def vllm_sequence_logprobs(
 def _batches_by_length(rows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list[tuple[int, TrainingRow]]]:
     """Yield batches of rows of similar length, the longest first. A batch has at most MAX_PASS_TOKENS positions.
 
-    A row that has more positions is a batch by itself. `rows` and the batches have pairs of the position of a document
-    in the list of documents, and a row of this document.
+    A row that has more positions is a batch by itself. The items of `rows` and of the batches are pairs (position of
+    the document in the list of documents, row of this document).
     """
     pending = sorted(rows, key=lambda row: -len(row[1].tokens))
     while pending:

@@ -136,7 +136,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 
 @contextlib.contextmanager
 def running_server(settings: ServerSettings) -> Iterator[str]:
-    """Run a server during a `with` block, as in `with running_server(settings) as url`. The url is its base URL.
+    """Run a server during a `with` block. The block gets the base URL of the server.
 
     After a failure, the file with the server's log is kept, and the error message names the file.
     """
@@ -237,7 +237,7 @@ def _death_cause(process: subprocess.Popen[bytes]) -> str | None:
 
 
 def server_key(host: str) -> str | None:
-    """Return the API key that clients must send, from the environment variable. None if the variable is not set.
+    """Return the API key that clients must send, or None if the environment variable RAYMILL_API_KEY has no key.
 
     Raises ValueError when there is no key and other machines can reach the host.
     """

@@ -57,7 +57,7 @@ class TrainingRank:
         self._settings = settings
         self.context = RankContext(rank, settings.placement.workers)
         self.state: TrainState
-        """Model, optimizer and schedule. It exists after `join_process_group`."""
+        """Model, optimizer and schedule. `join_process_group` sets this attribute."""
 
     def join_process_group(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
         """Join the process group at `address`, load the model and shard it over the ranks.

@@ -51,7 +51,7 @@ class WeightSnapshot:
     """One version of the policy's weights, which engines can load."""
 
     version: int
-    """The weight version. In RLHF it is the number of training steps that the weights have had."""
+    """The weight version. In RLHF it is the number of training steps after which the policy had these weights."""
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
     which send the weights from GPU to GPU and store nothing."""
