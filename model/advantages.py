@@ -1,7 +1,7 @@
 """The advantage estimators of GRPO, RLOO, PPO and REINFORCE++.
 
-An estimator computes the advantage of each completion token from the rewards of one generation step. `model.algorithms`
-combines each estimator with a policy loss. A group is the completions of one prompt.
+An estimator computes the advantage of each completion token from the rewards of one RLHF step. `model.algorithms`
+combines each estimator with a policy loss. A group is the completions of one prompt in an RLHF step.
 
 Suffixes of tensor names give their dimensions: N completions, T positions of a row, G groups. Each row is a prompt and
 its completion. The entry at position t of any tensor belongs to target t, the token that follows input t
@@ -33,10 +33,10 @@ class AdvantageInputs(NamedTuple):
     mask_NT: Tensor
     """bool. True at completion tokens."""
     reference_log_ratio_NT: Tensor
-    """Logprob of each sampled token under the policy, before the update, minus its logprob under the reference. It is 0
-    without a reference."""
+    """For each completion token, its logprob under the policy before the update, minus its logprob under the reference.
+    All entries are 0 without a reference."""
     values_NT: Tensor | None = None
-    """The critic's value of the state before each token. None without a critic."""
+    """The critic's value of the state before each target. None without a critic."""
 
 
 class Advantages(NamedTuple):
@@ -49,13 +49,13 @@ class Advantages(NamedTuple):
 
 
 Estimator = Callable[[AdvantageInputs, LearningConfig], Advantages]
-"""A function that estimates the advantages of all completions of one generation step."""
+"""A function that estimates the advantages of all completions of one RLHF step."""
 
 
 def grpo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Return (reward - group mean) / group std at all tokens of a completion (DeepSeekMath, arXiv 2402.03300, §4.1.2).
+    """Return (reward - group mean) / group std as the advantage of all tokens of a completion.
 
-    The std has n - 1 in its denominator, as in TRL.
+    This is the estimator of DeepSeekMath (arXiv 2402.03300, §4.1.2). The std has n - 1 in its denominator, as in TRL.
     """
     mean_N, std_N, _ = group_statistics(inputs.rewards_N, inputs.group_ids_N)
     return Advantages(broadcast_to_tokens((inputs.rewards_N.double() - mean_N) / (std_N + EPSILON), inputs.mask_NT))
@@ -64,8 +64,8 @@ def grpo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
 def rloo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Return each reward minus the mean reward of the other completions in the group (arXiv 2402.14740, §3.2).
 
-    The reward includes the KL penalty, summed over the completion's tokens. Raises ValueError for a group with a single
-    completion.
+    This is the advantage of all tokens of the completion. The reward includes the KL penalty, summed over these tokens.
+    Raises ValueError for a group with a single completion.
     """
     rewards_N = inputs.rewards_N - learning.kl_coefficient * (inputs.reference_log_ratio_NT * inputs.mask_NT).sum(1)
     mean_N, _, group_size_N = group_statistics(rewards_N, inputs.group_ids_N)
@@ -81,7 +81,7 @@ def ppo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Return advantages by generalized advantage estimation (arXiv 1506.02438, eq. 16), and returns for the critic.
 
     The token rewards are those of `token_rewards` (arXiv 2203.02155). The advantages are whitened over all completion
-    tokens of the generation step. The returns are the advantages before whitening, plus the values.
+    tokens of the RLHF step. The returns are the advantages before whitening, plus the values.
     """
     if inputs.values_NT is None:
         raise ValueError("ppo needs the critic's values: AdvantageInputs.values_NT is None")
@@ -94,7 +94,7 @@ def ppo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
 
 
 def reinforce_plus_plus(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
-    """Return the reward-to-go of each token, whitened over the step's completion tokens (arXiv 2501.03262).
+    """Return the reward-to-go of each token, whitened over the RLHF step's completion tokens (arXiv 2501.03262).
 
     The reward-to-go is the sum of the token rewards from this token to the end of the completion. Token rewards include
     the KL penalty (`token_rewards`).
@@ -107,8 +107,8 @@ def reinforce_plus_plus(inputs: AdvantageInputs, learning: LearningConfig) -> Ad
 def token_rewards(inputs: AdvantageInputs, kl_coefficient: float) -> Tensor:
     """Return the reward [N, T] of each completion token.
 
-    It is the KL penalty, -kl_coefficient · reference_log_ratio. The last completion token also receives the reward of
-    the completion.
+    The reward of a token is the KL penalty, -kl_coefficient · reference_log_ratio. At the last token of a completion
+    the reward of the completion is added.
     """
     rewards_NT = torch.where(inputs.mask_NT, -kl_coefficient * inputs.reference_log_ratio_NT, 0.0)
     return rewards_NT + last_token(inputs.mask_NT) * inputs.rewards_N[:, None]
@@ -117,9 +117,10 @@ def token_rewards(inputs: AdvantageInputs, kl_coefficient: float) -> Tensor:
 def generalized_advantages(
     rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, *, gamma: float, gae_lambda: float
 ) -> Tensor:
-    """Return A_t = delta_t + gamma · lambda · A_(t+1) [N, T], with delta_t = r_t + gamma · V_(t+1) - V_t.
+    """Return the advantages [N, T] of generalized advantage estimation (`ppo`).
 
-    The state after the last completion token is terminal, so its value is 0.
+    They are A_t = delta_t + gamma · lambda · A_(t+1), with delta_t = r_t + gamma · V_(t+1) - V_t. The state after the
+    last completion token is terminal, so its value is 0.
     """
     advantages_NT = torch.zeros_like(rewards_NT)
     next_advantage_N = torch.zeros_like(rewards_NT[:, 0])
@@ -133,7 +134,7 @@ def generalized_advantages(
 
 
 def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Shift and scale x to mean 0 and std 1 over the tokens where the mask is true. It is 0 at the other tokens."""
+    """Shift and scale x to mean 0 and std 1 over the tokens where the mask is true. The result is 0 elsewhere."""
     completion_values = x_NT[mask_NT].double()  # float64 for the reason given in group_statistics
     std = completion_values.std(correction=0)
     return torch.where(mask_NT, (x_NT.double() - completion_values.mean()) / (std + EPSILON), 0.0).float()

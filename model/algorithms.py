@@ -1,7 +1,7 @@
 """The RL algorithms. An `Algorithm` combines an advantage estimator with a policy loss.
 
-To add an algorithm, write these two functions and an entry of `ALGORITHMS`. A user can also define an `Algorithm` in a
-file outside of Raymill (`examples/rl_algorithm`).
+To add an algorithm, write an estimator, a policy loss and an entry of `ALGORITHMS`. A user can also define an
+`Algorithm` in a file outside of Raymill (`examples/rl_algorithm`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Algorithm:
     """The parts of an RL algorithm that differ between algorithms."""
 
     estimate: Estimator
-    """Computes the advantage of each completion token from the rewards of one generation step."""
+    """Computes the advantage of each completion token from the rewards of one RLHF step."""
     loss: PolicyLoss
     """Computes the policy loss from the advantages."""
     needs_critic: bool = False

@@ -99,7 +99,7 @@ class TrainBatch(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Number of input tokens."""
+        """Number of input tokens. The class of the batch says whether padding tokens count."""
         ...
 
 
@@ -128,8 +128,8 @@ def batch_from_sequences(
     """Return a `Batch` with one sequence per row, padded on the right to `length` positions.
 
     A sequence of n tokens has n - 1 positions. loss_masks[i][j] is true if token j of sequence i counts in the loss as
-    a target. The first token of a sequence is never a target. Raises ValueError if a sequence is too long or shorter
-    than two tokens.
+    a target. The first token of a sequence is never a target. The batch has no document ids. Raises ValueError if a
+    sequence is too long or shorter than two tokens.
     """
     input_ids = torch.full((len(sequences), length), pad_id)
     targets = torch.full((len(sequences), length), pad_id)
@@ -186,7 +186,7 @@ def row_positions(input_ids_BT: Tensor) -> Tensor:
 
 
 def map_tensors(batch: B, function: Callable[[Tensor], Tensor]) -> B:
-    """Return a copy of the batch in which the function is applied to every tensor."""
+    """Return a copy of the batch with every tensor replaced by `function(tensor)`, also inside of nested batches."""
 
     def apply(field: object) -> object:
         if isinstance(field, Tensor):

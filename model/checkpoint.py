@@ -55,7 +55,7 @@ class Checkpoints:
         """Copy the state to CPU memory and start writing the copy in the background. `extra` must be JSON.
 
         If the previous save is still in progress, this method waits for it. If the previous save failed, this method
-        raises its error. Call `wait` before the process ends.
+        raises the error of that save. Call `wait` before the process ends.
         """
         self.wait()
         tensors = _copy_to_cpu(_named_tensors(state))
@@ -64,7 +64,10 @@ class Checkpoints:
         self._pending_save = self._writer.submit(self._write, tensors, record)
 
     def wait(self) -> None:
-        """Wait until the last save has written a complete checkpoint. If the save failed, raises its error."""
+        """Wait until the last save has written a complete checkpoint. Raises the error of a save that failed.
+
+        Does nothing if no save has started since the last call.
+        """
         if self._pending_save is not None:
             pending_save, self._pending_save = self._pending_save, None
             pending_save.result()
@@ -142,8 +145,9 @@ def _rank_errors(exception: BaseException) -> str:
 
 
 def _named_tensors(state: TrainState) -> Mapping[str, Tensor]:
-    """Return all tensors of the state as `model/PARAMETER` and `optimizer/PARAMETER/KEY`. They are not copied."""
-    # state_dict() instead of named_parameters(), because it first reshards parameters that a forward left unsharded.
+    """Return all tensors of the state by the names `model/PARAMETER` and `optimizer/PARAMETER/KEY`, without copying."""
+    # state_dict() instead of named_parameters(), because state_dict() first reshards parameters that a forward left
+    # unsharded.
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     for group in state.optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 
 
 class CheckpointFiles(FileSystem):
-    """PyTorch's adapter for fsspec filesystems, with a given filesystem."""
+    """PyTorch's adapter for fsspec filesystems. It uses the filesystem that it is given."""
 
     def __init__(self, fs: AbstractFileSystem) -> None:
         super().__init__()

@@ -40,7 +40,10 @@ def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
 
 
 def prune(fs: AbstractFileSystem, path: str, *, keep: int) -> None:
-    """Keep the newest `keep` complete checkpoints. Remove all other checkpoints that are older than the newest one."""
+    """Keep the newest `keep` complete checkpoints, and remove all other checkpoints.
+
+    Incomplete checkpoints that are newer than the newest complete one also stay.
+    """
     kept = complete_steps(fs, path)[-keep:]
     for step in _all_steps(fs, path):
         if kept and step < kept[-1] and step not in kept:

@@ -2,12 +2,13 @@
 
 In a small model the lm_head uses a large share of the time of a training step. The positions are processed in chunks,
 so that the logits of a chunk stay in the CPU cache. For each chunk, forward computes the logits, the loss, and the
-gradients of hidden states and weight. This is possible in forward because the loss is a sum: the gradient of the logits
-is softmax minus one-hot. Backward only multiplies the gradients by the incoming gradient.
+gradients with respect to hidden states and weight. Forward can compute them because the loss is a sum over positions:
+the gradient with respect to the logits of a position is softmax minus one-hot and depends on no other position.
+Backward only multiplies the gradients by the incoming gradient.
 
-On CPU this is 20 % faster than a linear layer, a cast and `F.cross_entropy`. It stores the logits of one chunk, while
-those three operations store four tensors with an entry for each logit. `F.linear_cross_entropy` is similar and is made
-for GPUs, but on CPU it was five times slower.
+On CPU this is 20 % faster than a linear layer, a cast and `F.cross_entropy`. `linear_cross_entropy` has only the logits
+of one chunk in memory, while those three operations store four tensors with an entry for each logit. PyTorch's
+`F.linear_cross_entropy` is similar and is made for GPUs, but on CPU it was five times slower.
 
 Suffixes of tensor names give their dimensions: N positions, D hidden size, V vocabulary size, M positions of one chunk.
 """
@@ -59,9 +60,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, needs_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients for hidden (in the dtype of hidden) and for weight (in float32).
+    """Return the loss, and its gradients with respect to hidden (in the dtype of hidden) and to weight (in float32).
 
-    The gradients are 0 if they are not needed.
+    With `needs_gradients` false both gradients are 0.
     """
     loss = torch.zeros((), device=hidden_ND.device)
     hidden_grad_ND = torch.zeros_like(hidden_ND)

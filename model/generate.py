@@ -24,8 +24,8 @@ def sample(
 ) -> list[int]:
     """Return at most `num_tokens` token ids that continue the prompt, sampled at `temperature`.
 
-    Generation ends at the stop token, which is not returned. The model reads only the last `max_length` tokens of
-    prompt and completion. Raises ValueError for an empty prompt.
+    Generation ends at the token `stop_id`, which is not returned. With None no token ends it. The model reads only the
+    last `max_length` tokens of prompt and completion. Raises ValueError for an empty prompt.
     """
     if not prompt_ids:
         raise ValueError("prompt_ids: the prompt is empty; pass at least one token")

@@ -38,7 +38,7 @@ HF_NAMES = {
     "head.weight": "lm_head.weight",
     "score.weight": "score.weight",
 }
-"""Raymill's parameter names -> Hugging Face's parameter names. # stands for the number of the layer."""
+"""Hugging Face's parameter names by Raymill's parameter names. # stands for the index of the layer."""
 
 
 def hf_name(name: str) -> str:
@@ -143,7 +143,7 @@ def _load_parameters(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], fo
 
 
 def _rename(name: str, new_names: Mapping[str, str]) -> str:
-    """Return the new name of a parameter by the table `new_names`, in which # stands for the number of a layer."""
+    """Return the new name of a parameter by the table `new_names`, in which # stands for the index of a layer."""
     layer = re.search(r"layers\.(\d+)\.", name)
     pattern = name if layer is None else name.replace(layer[0], "layers.#.", 1)
     if pattern not in new_names:

@@ -20,9 +20,9 @@ _SUPPORTED_VALUES = {
     "quantization_config": (None,),
     "pretraining_tp": (1, None),
 }
-"""Settings that change what a Llama model computes -> the values that `Transformer` supports.
+"""The values that `Transformer` supports, by the name of a setting that changes what a Llama model computes.
 
-A setting that config.json does not have counts as the first value.
+If config.json does not have a setting, its first value here is assumed.
 """
 
 TOKENIZER_FILES = (
@@ -43,7 +43,9 @@ class SpecialTokens:
     """The ids of the special tokens in config.json."""
 
     bos: int | None
+    """Id of the token at the beginning of a text. None if the tokenizer has no such token."""
     eos: int
+    """Id of the token at the end of a text."""
     pad: int
     """Id of the padding token. No scored sequence may end with this token, because `LlamaForSequenceClassification`
     reads the scalar at the last token that is not padding."""

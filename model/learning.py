@@ -26,8 +26,8 @@ class LearningConfig:
     clip_norm: float = 1.0
     """Largest allowed L2 norm of the gradient of all parameters. A larger gradient is scaled down to this norm."""
     kl_coefficient: float = 0.02
-    """Coefficient of the KL divergence from the reference. ppo, rloo and reinforce++ subtract it from the rewards, and
-    grpo adds it to the loss. With 0 there is no reference."""
+    """Coefficient of the KL divergence from the reference. ppo, rloo and reinforce++ subtract coefficient · KL from the
+    rewards, and grpo adds coefficient · KL to the loss. With 0 there is no reference."""
     clip_range: float = 0.2
     """The probability ratio is clipped to [1 - clip_range, 1 + clip_range] (ppo, grpo, reinforce++)."""
     value_clip_range: float = 0.2

@@ -21,7 +21,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 _MAX_SAMPLED_INDICES = 2_000_000
-"""Number of record indices that a bootstrap samples at once. They take 16 MB, however many resamples there are."""
+"""How many record indices a bootstrap samples at once, at most. They take 16 MB, however many resamples there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,8 @@ def bleu(
 ) -> tuple[Interval, str]:
     """Return corpus BLEU between 0 and 100 with its confidence interval, and sacrebleu's signature.
 
-    The signature lists the settings and the version with which sacrebleu computed the score.
+    references[i] is the only reference of predictions[i]. The signature lists the settings and the version with which
+    sacrebleu computed the score.
     """
     _require_equal_length(predictions, references)
     metric = BLEU()
@@ -156,7 +157,10 @@ def bleu(
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Return for rouge1, rouge2 and rougeL the F-measures of the N records, between 0 and 1, with Porter stemming."""
+    """Return {name: F-measure of each record}, where name is one of `ROUGE_TYPES`.
+
+    references[i] is the only reference of predictions[i]. An F-measure is between 0 and 1. Words are stemmed (Porter).
+    """
     # Imported here, so that `raymill plan` does not import nltk and scikit-learn, which takes three seconds.
     from rouge_score import rouge_scorer
     from rouge_score.tokenizers import DefaultTokenizer
@@ -188,7 +192,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return the highest F1 of the prediction's words over the accepted answers, all of them normalized."""
+    """Return the highest word F1 that the prediction has with one of the accepted answers, after normalization."""
     return max(_token_f1(prediction, answer) for answer in answers)
 
 

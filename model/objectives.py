@@ -36,8 +36,8 @@ class Loss:
     num_loss_terms: Tensor
     """Number of loss terms (tokens or preference pairs), a scalar."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Further sums over the tokens or pairs, scalars without gradient. `model.train` divides them by the total number
-    of loss terms too. The keys must be equal on every rank and micro-batch."""
+    """Further sums over the same tokens or pairs, scalars without gradient, by name. `model.train` divides them by the
+    total number of loss terms too. The keys must be equal on every rank and micro-batch."""
 
 
 Objective = Callable[[Any, Any], Loss]
@@ -98,8 +98,8 @@ def policy_loss(
 
     The metrics are means over the completion tokens. policy/entropy is the entropy at `temperature`.
     policy/clip_fraction is the share of tokens whose loss has the clipped ratio. policy/approx_kl is the k3 estimate of
-    the KL divergence between the policy that sampled and the current policy. policy/ratio is r. policy/reference_kl is
-    the k3 estimate of KL(policy || reference), if kl_coefficient is above 0.
+    the KL divergence between the policy that sampled and the current policy. policy/ratio is the mean of r.
+    policy/reference_kl is the k3 estimate of KL(policy || reference), if kl_coefficient is above 0.
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_N, entropy_N = _logprobs_and_entropy(model, batch.tokens, temperature)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 Schedule = Callable[[int], float]
-"""A function from the step (0, 1, 2, …) to the learning rate. It has no state, so checkpoints do not store it."""
+"""A function from the index of a step (0, 1, 2, …) to the learning rate. It has no state, so checkpoints do not store
+it."""
 
 
 def adamw(
@@ -22,9 +23,9 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return fused AdamW (arXiv 1711.05101) for all parameters. Weight decay applies to matrices, not to norm weights.
 
-    Call it after sharding, because sharding replaces the parameters of the model. The parameter groups contain the
-    names of the parameters, under which checkpoints store the optimizer's state. On CPU the fused kernel is about three
-    times as fast as a loop over the parameters.
+    Call this function after sharding, because sharding replaces the parameters of the model. The parameter groups
+    contain the names of the parameters, under which checkpoints store the optimizer's state. On CPU the fused kernel is
+    about three times as fast as a loop over the parameters.
     """
     named_parameters = list(model.named_parameters())
     groups = [

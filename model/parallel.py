@@ -66,7 +66,7 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
 
 
 def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
-    """All-reduce `tensor` in place over the ranks of `mesh`, and return it. With mesh None it stays unchanged."""
+    """Add up `tensor` over the ranks of `mesh`, in place, and return it. With mesh None nothing is added."""
     if mesh is not None:
         dist.all_reduce(tensor, group=mesh.get_group())
     return tensor
@@ -75,7 +75,7 @@ def sum_over_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
 def set_gradient_sync(model: nn.Module, *, is_last: bool) -> None:
     """Set whether the next backward of a sharded model reduces the gradients over the ranks.
 
-    Only the backward of the last micro-batch of a step should do so.
+    `is_last` is true for the last micro-batch of a step. Only its backward reduces the gradients.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -92,7 +92,8 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     from torch.distributed.tensor import DTensor
 
-    # state_dict() instead of named_parameters(), because it first reshards parameters that a forward left unsharded.
+    # state_dict() instead of named_parameters(), because state_dict() first reshards parameters that a forward left
+    # unsharded.
     for name, tensor in model.state_dict().items():
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

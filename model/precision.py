@@ -23,15 +23,15 @@ ComputePrecision = Literal["float32", "bfloat16"]
 PLACEMENT_KEY = "computed_by"
 """Key in the metadata of a precision field. Its value is the name of the placement whose workers use the precision."""
 _TIMED_MATRIX_SIZE = 256
-"""Rows and columns of the matrices that `bfloat16_slowdown` multiplies. This size is large enough to measure a matmul
-in hardware, and an emulated bfloat16 matmul takes only 18 ms."""
+"""Rows and columns of the matrices that `bfloat16_slowdown` multiplies. Matmuls of this size in hardware take long
+enough to be measured, and an emulated bfloat16 matmul of this size takes only 18 ms."""
 
 
 def precision_field(*, placement: str) -> Any:
     """Return a config field of type Precision with the default `auto`.
 
-    The workers of the placement named `placement` use the precision. If the name is empty, the driver's machine uses
-    it.
+    The workers of the placement named `placement` use the precision. If `placement` is empty, the driver's machine uses
+    the precision.
     """
     return dataclasses.field(default="auto", metadata={PLACEMENT_KEY: placement})
 
@@ -43,7 +43,10 @@ def resolved_precision(precision: Precision) -> ComputePrecision:
 
 
 def choose_precision(*, on_gpu: bool) -> ComputePrecision:
-    """Return the precision to which `auto` is resolved on this machine."""
+    """Return the precision to which `auto` is resolved on this machine.
+
+    With `on_gpu` this depends on the GPUs of the machine, otherwise on its CPU.
+    """
     has_hardware_bfloat16 = gpu_multiplies_bfloat16() if on_gpu else cpu_multiplies_bfloat16()
     return "bfloat16" if has_hardware_bfloat16 else "float32"
 

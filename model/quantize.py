@@ -42,7 +42,7 @@ class CompressedSize:
     compressed_bytes: int
     """Bytes of the weight file after quantization."""
     num_quantized: int
-    """Number of parameters that are now int8."""
+    """Number of parameters that are now int8. The scales do not count as parameters."""
     num_kept: int
     """Number of parameters that are still floating point."""
 
@@ -99,10 +99,11 @@ def simulate_int8(model: nn.Module) -> None:
 
 
 def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision = "bfloat16") -> CompressedSize:
-    """Quantize the Llama model in the Hugging Face folder `source` and write it to `target`. Other files are copied.
+    """Quantize the Llama model in the Hugging Face folder `source` and write it to `target`.
 
-    `kept_dtype` is the dtype of the weights that stay floating point, and the dtype in which vLLM computes by default.
-    Raises ValueError if `source` does not contain a Llama model in floating point.
+    The other files of `source` are copied. `kept_dtype` is the dtype of the weights that stay floating point, and the
+    dtype in which vLLM computes by default. Raises ValueError if `source` does not contain a Llama model in floating
+    point. Returns the size before and after.
     """
     tensors = {hf_name(name): tensor for name, tensor in load_hf_model(source).state_dict().items()}
     linear_names = {name for name in tensors if _LINEAR_WEIGHT.match(name)}

@@ -40,7 +40,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     """The optimizer of the model's parameters."""
     schedule: Schedule
-    """Gives the learning rate of each step."""
+    """The learning rate of each step."""
     step: int = 0
     """Number of finished optimizer steps."""
     clip_norm: float = 1.0
@@ -68,7 +68,7 @@ class StepReport:
     num_loss_terms: float
     """Number of loss terms: tokens whose loss mask is true, or preference pairs."""
     num_tokens: int
-    """Number of input tokens without padding (`num_tokens` of the batches)."""
+    """Sum of `num_tokens` of the batches. Each class of batch documents whether its padding tokens count."""
     grad_norm: float
     """L2 norm of the gradient of all parameters, before clipping."""
     lr: float

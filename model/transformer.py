@@ -29,9 +29,9 @@ Up to this length they are small compared with the other activations of a traini
 class Transformer(nn.Module):
     """A decoder. `forward` returns the final hidden states, and `logits` applies the lm_head to hidden states.
 
-    They are separate because most callers need logits at few positions. A caller selects the hidden states of these
-    positions and passes only them to `logits`. Under FSDP the embedding, the final norm and the lm_head stay unsharded
-    from `forward` to the end of backward, so calling `logits` after `forward` needs no further all-gather.
+    The two methods are separate because most callers need logits at few positions. A caller selects the hidden states
+    of these positions and passes only them to `logits`. Under FSDP the embedding, the final norm and the lm_head stay
+    unsharded from `forward` to the end of backward, so calling `logits` after `forward` needs no further all-gather.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -153,7 +153,10 @@ def apply_rotary(x_BHTC: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(query_BHTC: Tensor, key_BKTC: Tensor, value_BKTC: Tensor, mask_B1TT: Tensor | None) -> Tensor:
-    """Return the attention output [B, H, T, C]. Query head h uses key-value head h // (H/K). Mask None means causal."""
+    """Return the attention output [B, H, T, C]. Query head h uses key-value head h // (H/K).
+
+    The mask is that of `document_mask`. With None each row is a single document.
+    """
     is_cpu_bfloat16 = query_BHTC.device.type == "cpu" and query_BHTC.dtype == torch.bfloat16
     if is_cpu_bfloat16 and query_BHTC.shape[2] <= CPU_EXPLICIT_SCORES_MAX_LENGTH:
         return _attend_with_explicit_scores(query_BHTC, key_BKTC, value_BKTC, mask_B1TT)
@@ -200,9 +203,9 @@ def initialize(model: nn.Module, seed: int) -> None:
     not depend on the order in which parameters are created, nor on the number of ranks.
 
     Weight matrices are sampled from a normal distribution with standard deviation 0.02. For the two matrices of each
-    layer whose output is added to the residual stream it is 0.02 / sqrt(2 · num_layers), so that the variance of the
-    residual stream does not grow with depth (as in GPT-2). Norm weights start at 1. The weight of a scalar head starts
-    at 0, so that all rewards and values start at 0 and the Bradley-Terry loss starts at ln 2.
+    layer whose output is added to the residual stream the standard deviation is 0.02 / sqrt(2 · num_layers), so that
+    the variance of the residual stream does not grow with depth (as in GPT-2). Norm weights start at 1. The weight of a
+    scalar head starts at 0, so that all rewards and values start at 0 and the Bradley-Terry loss starts at ln 2.
     """
     num_layers = sum(isinstance(module, Layer) for module in model.modules())
     for name, parameter in model.named_parameters():

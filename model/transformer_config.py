@@ -68,9 +68,10 @@ def num_parameters(config: TransformerConfig) -> int:
 def flop_per_token(config: TransformerConfig, length: int) -> float:
     """Return the floating point operations of forward and backward for one token of a sequence of `length` tokens.
 
-    The count follows PaLM (arXiv 2204.02311, appendix B), so that the MFU is comparable with that of other systems. It
-    is 6 for each parameter of a matmul, plus 12 · num_layers · width · length for attention. The lm_head is a matmul
-    and the embedding lookup is not. Attention is not halved for causality, and recomputed activations do not count.
+    The count follows PaLM (arXiv 2204.02311, appendix B), so that the MFU is comparable with that of other systems. The
+    count is 6 for each parameter of a matmul, plus 12 · num_layers · width · length for attention. The lm_head is a
+    matmul and the embedding lookup is not. Attention is not halved for causality, and recomputed activations do not
+    count.
     """
     matmul_parameters = config.num_layers * _layer_matmul_parameters(config) + config.vocab_size * config.width
     return 6.0 * matmul_parameters + 12.0 * config.num_layers * config.width * length
