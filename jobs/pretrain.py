@@ -2,7 +2,8 @@
 
     raymill run pretrain configs/tiny/pretrain.yaml
 
-For continued pretraining on a domain, set `init` to a model and `shards` to those of the domain's corpus.
+For continued pretraining on a domain, set `init` to a model and `shards` to the shards of the domain's corpus. In this
+file, a sample is a row of the shards: `sequence_length` targets and their inputs.
 """
 
 import dataclasses
@@ -80,11 +81,12 @@ class PretrainConfig:
     """Shards with the training and validation tokens."""
     mixture: dict[str, float] | None = None
     """Weight of each source. Training tokens are taken from the sources in proportion to the weights, and a weight of 0
-    leaves a source out. A source is repeated only after all of it was used. By default the weights are the sizes."""
+    leaves a source out. A source is repeated only after all of it was used. By default, the weight of a source is its
+    number of tokens."""
     init: str | None = input_artifact("model", default=None)
     """Model to continue training. If unset, a new model is initialized with the sizes in `model`."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Sizes of a new model; not used with `init`."""
+    """Sizes of a new model. They must not be set together with `init`."""
     max_length: int = 1024
     """Longest sequence that a new model supports, in tokens. It must be at least sequence_length."""
     sequence_length: int = 256
@@ -127,8 +129,11 @@ def check_planned_inputs(config: PretrainConfig, planned: PlannedInputs) -> None
 
 
 def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the shards are too small for one batch, were made with a different tokenizer than that of
-    `init`, or lack a source of the mixture."""
+    """Raises ValueError if the shards do not fit the config.
+
+    Their training split must have at least one batch of samples, and their validation split at least one sample. They
+    must have the sources of the mixture, and the tokenizer of `init`.
+    """
     shards = inputs["shards"].storage
     tokenizer_fingerprint = None if config.init is None else fingerprint(inputs["init"].model.local())
     reader = ShardReader(
@@ -156,13 +161,13 @@ def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
 
 
 def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return the number of parameters, tokens and FLOPs, and the memory of the training state."""
+    """Return what `raymill plan` prints: the number of `parameters`, and the values of `estimate_training`."""
     model_config = sizes(config, planned)
     return {"parameters": num_parameters(model_config)} | estimate_training(config, model_config)
 
 
 def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from. Validation is forward only."""
+    """Return what the forecast of time and memory is computed from: training, and the forward passes of validation."""
     model_config = sizes(config, planned)
     training = training_workload(config, model_config)
     num_validations = 1 + config.steps // config.execution.validation_interval
@@ -172,7 +177,10 @@ def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
 
 
 def run(config: PretrainConfig, context: Context) -> TrainingSummary:
-    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`.
+
+    Returns the summary of the training.
+    """
     payload = PretrainPayload(
         training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="train"),
         config=config,
@@ -185,12 +193,13 @@ def run(config: PretrainConfig, context: Context) -> TrainingSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPayload:
-    """What every rank receives."""
+    """What the driver sends to every rank."""
 
     training: TrainingPayload
     config: PretrainConfig
     shards: Storage
     init: Storage | None
+    """Folder of the model to continue training. None for a new model."""
 
 
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
@@ -232,7 +241,10 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
 
 
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
-    """Yield this rank's micro-batches of each remaining step. They depend on the step alone, so resuming is exact."""
+    """Yield the list of this rank's micro-batches for each remaining step.
+
+    The micro-batches of a step do not depend on the steps before it. So a resumed run trains on the same batches.
+    """
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.rank_sample_indices, steps)), strict=True):
         yield training.micro_batches(training.to_batch(rows), rows.input_ids, step)

@@ -63,7 +63,8 @@ class RewardConfig:
     init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model whose decoder initializes the reward model: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
-    """Longest prompt and completion together, in tokens. A pair with a longer side is left out and counted."""
+    """Maximum length of a prompt with one of its completions, in tokens. A pair is left out, and counted, if the prompt
+    is longer with either completion."""
     global_batch_size: int = 32
     """Pairs in one optimizer step, over all workers."""
     steps: int = 100
@@ -79,18 +80,24 @@ class RewardConfig:
 
 
 def check_preferences(config: RewardConfig) -> None:
-    """Raises ValueError that names the file and line of a malformed record."""
+    """Raises ValueError for a malformed record. The error names the record's file and line."""
     for _ in read_preferences(list_files(config.preferences)):
         pass
 
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return upper bounds of tokens and FLOPs. They count every sequence as full, although most are shorter."""
+    """Return what `raymill plan` prints (`estimate_training`).
+
+    The tokens and the FLOP are upper bounds, because every sequence is counted as full, although most are shorter.
+    """
     return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 
 
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from. Pairs are padded to the longest of their batch."""
+    """Return what the forecast of time and memory is computed from.
+
+    Pairs are padded to the longest sequence of their batch. The lengths of the first 50 batches stand for all batches.
+    """
     sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
     lengths = [
@@ -114,9 +121,11 @@ class RewardSummary:
     """The summary in artifact.json."""
 
     pairs: int
+    """Number of pairs in the files."""
     pairs_too_long: int
-    """Pairs left out because one of their completions did not fit."""
+    """Number of pairs that were left out, because the prompt with one of the completions did not fit."""
     pairs_held_out: int
+    """Number of pairs that were held out for validation."""
     validation_accuracy: float
     """Share of the held-out pairs whose chosen completion has the higher reward."""
     validation_margin: float
@@ -125,7 +134,10 @@ class RewardSummary:
 
 
 def run(config: RewardConfig, context: Context) -> RewardSummary:
-    """Train the model and write `model/` (a sequence classifier with one label), `checkpoints/` and `metrics.jsonl`."""
+    """Train the model and write `model/`, `checkpoints/` and `metrics.jsonl`.
+
+    `model/` is a sequence classifier with one label, which is the reward.
+    """
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
@@ -155,12 +167,14 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardPayload:
-    """What every rank receives."""
+    """What the driver sends to every rank."""
 
     training: TrainingPayload
     config: RewardConfig
     init: Storage
+    """Folder of the model whose decoder initializes the reward model."""
     pad_id: int
+    """Id of the padding token."""
     train: Sequence[PreferenceTokens]
     held_out: Sequence[PreferenceTokens]
 
@@ -195,9 +209,10 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
 def step_batches(
     training: "TrainingRun", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
-    """Yield this rank's micro-batches of each remaining step."""
+    """Yield the list of this rank's micro-batches for each remaining step."""
     for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
         batch = to_pairs([payload.train[index] for index in indices], payload)
+        # The token ids that the model is fed become part of the logged data hash.
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         yield training.micro_batches(batch, fed, step)
 
@@ -209,7 +224,7 @@ def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterat
 
 
 def to_pairs(pairs: Sequence[PreferenceTokens], payload: RewardPayload) -> "PairBatch":
-    """Return the pairs as a batch, padded to the longest sequence."""
+    """Return the pairs as a batch, padded to the longest sequence of these pairs."""
     from model.batch import pair_batch
 
     longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)

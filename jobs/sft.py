@@ -80,7 +80,10 @@ class SftConfig:
 
 
 def check_chats(config: SftConfig) -> None:
-    """Raises ValueError for a malformed record, naming its file and line, and for fewer than two chats."""
+    """Raises ValueError for a malformed record, and for fewer than two chats.
+
+    The error for a malformed record names its file and line.
+    """
     number = sum(1 for _ in read_chats(list_files(config.chats)))
     if number < 2:
         raise ValueError(
@@ -89,12 +92,15 @@ def check_chats(config: SftConfig) -> None:
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return upper bounds of tokens and FLOPs. They count every row as full, although its end may be padding."""
+    """Return what `raymill plan` prints (`estimate_training`).
+
+    The tokens and the FLOP are upper bounds, because every row is counted as full, although its end may be padding.
+    """
     return estimate_training(config, model_config_of(planned["init"]))
 
 
 def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from. Padding costs as much as tokens."""
+    """Return what the forecast of time and memory is computed from. Padding counts as tokens, because it costs time."""
     return training_workload(config, model_config_of(planned["init"]))
 
 
@@ -103,11 +109,13 @@ class SftSummary:
     """The summary in artifact.json."""
 
     chats: int
+    """Number of chats in the files."""
     chats_cut: int
-    """Chats that were truncated to fit a row."""
+    """Number of chats that were truncated to fit a row."""
     chats_too_long: int
-    """Chats left out because nothing of their last reply would have fit a row."""
+    """Number of chats that were left out, because nothing of their last reply would have fit a row."""
     chats_held_out: int
+    """Number of chats that were held out for the validation loss."""
     rows: int
     """Number of packed training rows."""
     training: TrainingSummary
@@ -140,13 +148,15 @@ def run(config: SftConfig, context: Context) -> SftSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SftPayload:
-    """What every rank receives."""
+    """What the driver sends to every rank."""
 
     training: TrainingPayload
     config: SftConfig
     init: Storage
+    """Folder of the model to fine-tune."""
     train: PackedRows
     held_out: PackedRows
+    """The rows of the held-out chats."""
 
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
@@ -181,7 +191,7 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
 def step_batches(
     training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
-    """Yield this rank's micro-batches of each remaining step."""
+    """Yield the list of this rank's micro-batches for each remaining step."""
     for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
         yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
