@@ -15,7 +15,7 @@ from data.cleaning.step import Outcome, check_at_least
 @dataclass(frozen=True, kw_only=True)
 class C4Quality:
     """The rules of C4: remove lines, then drop the document depending on the remaining lines. Use this step only for
-    web prose, because code, tables and verse lose most of their lines."""
+    web prose, because code, tables and verse lose most of their lines. False or null turns a rule off."""
 
     terminal_punctuation: bool = True
     """Remove lines that do not end with one of `. ? ! " '`, and lines that end with an ellipsis."""

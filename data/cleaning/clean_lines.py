@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from data.cleaning.step import Outcome, check_at_least, check_shares
 
 _MAX_NOTICE_CHARACTERS = 200
-"""A longer line that contains a phrase is probably a paragraph about cookies, for example, and not a notice."""
+"""A longer line is kept even if it contains a phrase, because it is probably not a notice. For example, it may be a
+paragraph about cookies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLines:
     """Remove lines and white space. By default, the step removes only notices, white space at line ends and surplus
-    blank lines, so that code, verse and tables keep their lines. The other rules are off unless they are set."""
+    blank lines, so that code, verse and tables keep their lines. The other rules are off unless they are set. False or
+    null turns a rule off."""
 
     trim: bool = True
     """Remove white space at the ends of lines."""
@@ -65,7 +67,8 @@ def clean_lines(texts: list[str], settings: CleanLines) -> Outcome:
 
 def _kept_lines(lines: Iterable[str], settings: CleanLines, counts: Counter[str]) -> Iterable[str]:
     broken_rule = _line_checker(settings)
-    # The number of blank lines in a row in the cleaned text. So a removed line does not set it back to 0.
+    # The number of blank lines in a row in the cleaned text. A removed line does not set this number back to 0, because
+    # the line is not in the cleaned text.
     num_blank = 0
     for line in lines:
         if settings.trim and line[-1:].isspace():

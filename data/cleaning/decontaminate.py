@@ -70,6 +70,7 @@ class EvaluationSets(NamedTuple):
     """Evaluation sets, one for each file, with an index of the n-grams of their strings."""
 
     names: list[str]
+    """Name of each set, which is a part of the reason to drop a document (`decontaminate/NAME`)."""
     num_strings: list[int]
     """Number of indexed strings of each set."""
     set_of_string: np.ndarray
@@ -118,7 +119,7 @@ def evaluation_sets(settings: Decontaminate) -> EvaluationSets:
 
 @lru_cache(maxsize=4)
 def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: int, min_words: int) -> EvaluationSets:
-    strings: list[list[str]] = []
+    strings: list[list[str]] = []  # each string as the list of its words
     num_strings: list[int] = []
     for file in files:
         long_enough = [string for string in map(words, read_strings(file.url, columns)) if len(string) >= min_words]

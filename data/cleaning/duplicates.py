@@ -14,8 +14,8 @@ _MAX_SIGNATURE_VALUES = 1024
 class ExactDuplicates:
     """Of the documents with the same text, keep only the one with the lowest id, even if they are from several sources.
 
-    The step compares the texts of the whole corpus, after the steps that look at one document at a time. So it must be
-    listed after those steps.
+    Texts that differ only in case, white space or Unicode normalization are the same text. The step compares the texts
+    of the whole corpus, after the steps that look at one document at a time. So it must be listed after those steps.
     """
 
     def check(self, field_path: str) -> None:

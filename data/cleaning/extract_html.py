@@ -7,8 +7,7 @@ expensive pages. The cost has three causes:
   again in every following block. A page of 20 kB can become a million elements of 380 bytes.
 - For an end tag, the parser may search all open elements. For an attribute, it searches all other attributes of the
   tag.
-- The search for the main content visits everything inside a `div` or `article` once for every `div` or `article` around
-  it.
+- The search for the main content visits every element once for each `div` or `article` that contains the element.
 
 Deep nesting of other elements is harmless: pages with 300,000 nested elements of many kinds were extracted. The first
 two costs are estimated from the tags in the page's source text. A page that is built to deceive this estimate, for
@@ -45,7 +44,7 @@ _LONG_TAG_CHARACTERS = 20_000
 _FEW_TAGS = 1_500
 """In a page with at most this many tags, the search for the main content takes at most a fraction of a second."""
 _NAME_BYTES = 8
-"""Number of bytes of a tag's name that are compared. No name above is longer."""
+"""Number of bytes of a tag's name that are compared. No name in the lists above is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,8 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
 
 def _max_attributes(html: str) -> int:
     """Return the maximum number of attributes of a long tag, or 0 if no tag is long."""
-    # A long tag covers at least one block of half its length that contains no "<".
+    # The page is divided into blocks of half the length of a long tag. A long tag contains no further "<", so it covers
+    # at least one complete block without "<".
     block = _LONG_TAG_CHARACTERS // 2
     if all(html.find("<", start, start + block) >= 0 for start in range(0, len(html) - block + 1, block)):
         return 0
@@ -160,7 +160,8 @@ def _max_attributes(html: str) -> int:
 def _tag_names(html: str) -> tuple[np.ndarray, np.ndarray]:
     """Return two arrays with an element for each tag: the tag's name as a number, and whether it is an end tag.
 
-    The number consists of the first bytes of the name in lower case, as in `_name_as_number`. It is 0 without a name.
+    The number consists of the first bytes of the name in lower case, as in `_name_as_number`. It is 0 for a tag
+    without a name, such as a comment.
     """
     text = np.frombuffer(html.encode("ascii", "replace") + bytes(_NAME_BYTES + 2), np.uint8)
     starts = np.flatnonzero(text == ord("<"))
@@ -191,8 +192,9 @@ def _max_open(is_end_tag: np.ndarray) -> int:
 def _is_too_deep(html: str, tree: HTMLTree, max_depth: int) -> bool:
     """Return whether more than `max_depth` `div` elements, or `article` elements, are nested in each other.
 
-    Only the parsed tree shows which elements the parser has closed. The depth is tested with a CSS selector because
-    this is fast. To walk over the elements would take milliseconds for each.
+    A page of at most `_FEW_TAGS` tags is never too deep. Only the parsed tree shows which elements the parser has
+    closed. The depth is tested with a CSS selector because this is fast. A walk over the elements would take
+    milliseconds for each element.
     """
     if tree.document is None or html.count("<") <= _FEW_TAGS:
         return False

@@ -56,7 +56,8 @@ class LedgerStep(NamedTuple):
 class FairnessRow:
     """A row of the ledger: how often one step removes texts about one group.
 
-    The row describes the form (sentence or paragraph) with the larger excess. All rates are multiplied by 1 - `keep`.
+    The row describes one form (sentence or paragraph): the form with the larger excess, or the only form that is
+    judged. All rates, excesses and intervals are multiplied by 1 - `keep`.
     """
 
     step: str
@@ -66,7 +67,7 @@ class FairnessRow:
     group: str
     form: Form
     num_templates: int
-    """Number of texts about the group."""
+    """Number of texts about the group in this form."""
     removed: float
     """Share of the texts about the group that the step drops or from which it cuts the mention of the group."""
     low: float
@@ -123,9 +124,8 @@ def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
 def smallest_keep(row: FairnessRow, budget: float) -> float:
     """Return the smallest `keep` with which the step's excess for this group is not above the budget.
 
-    The result is rounded up to hundredths.
-
-    The excess is proportional to 1 - keep. So 1 - keep must be at most (1 - row.keep) * budget / row.excess.
+    The result is rounded up to hundredths. The excess is proportional to 1 - keep. So 1 - keep must be at most
+    (1 - row.keep) * budget / row.excess.
     """
     if row.excess <= budget:
         return row.keep
@@ -141,7 +141,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def _rows(step: LedgerStep) -> Iterator[FairnessRow]:
-    """Yield a row for each group. It describes the form with the larger excess, or the only form that is judged."""
+    """Yield a row for each group, which describes the form with the larger excess, or the only form that is judged."""
     probes = probe_texts()
     outcome = step.run([probe.text for probe in probes])
     num_texts, num_removed = Counter[tuple[str, str, Form]](), Counter[tuple[str, str, Form]]()

@@ -18,7 +18,11 @@ class ProbeText(NamedTuple):
     """A group such as `Muslim`, or `NO_GROUP`."""
     form: Form
     mention: str
-    """Part of `text` that mentions the group. If it is missing after a step, the step has removed the mention."""
+    """Part of `text` that mentions the group. If this part is missing after a step, the step has removed the mention.
+
+    In a text of `NO_GROUP` it is the word for a person, such as `neighbour`. In a text of the axis `dialect`, it is the
+    sentence.
+    """
     text: str
 
 
@@ -108,7 +112,8 @@ _GROUP_TERMS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
 }
-"""By axis and group: noun phrases for one member of the group and for several. Majorities are included too."""
+"""By axis and group: pairs of a noun phrase for one member of the group and a noun phrase for several members. Groups
+that are a majority are included too."""
 
 _SENTENCE_TEMPLATES = (
     # Short sentences, in which the mention is most of what a filter sees (as in Dixon et al. 2018).

@@ -13,7 +13,10 @@ from data.cleaning.words import split_words
 
 @dataclass(frozen=True, kw_only=True)
 class FineWebQuality:
-    """Drop documents that break a quality rule of FineWeb (Penedo et al. 2024). Blank lines do not count."""
+    """Drop documents that break a quality rule of FineWeb (Penedo et al. 2024).
+
+    Blank lines are not counted as lines. Null turns a rule off.
+    """
 
     min_punctuated_lines: float | None = 0.12
     """Minimum share of the lines that end with a punctuation mark that ends sentences."""
@@ -25,8 +28,8 @@ class FineWebQuality:
     """Maximum share of the characters, without line breaks, that are in lines equal to an earlier line. The default is
     the paper's value; the default of datatrove is 0.01."""
     max_line_breaks_per_word: float | None = 0.3
-    """Maximum number of line breaks divided by the number of words and punctuation marks. Lists often
-    exceed it."""
+    """Maximum number of line breaks divided by the number of words and punctuation marks. Lists often exceed this
+    maximum."""
 
     def check(self, field_path: str) -> None:
         check_shares(
@@ -42,7 +45,7 @@ class FineWebQuality:
 def fineweb_quality(texts: list[str], settings: FineWebQuality) -> Outcome:
     """Drop the texts that break a rule, with the first broken rule as the reason.
 
-    The reason for a text without words is `no_text`.
+    A text that has only blank lines is dropped with the reason `fineweb_quality/no_text`.
     """
 
     def drop_reason(text: str) -> str | None:

@@ -15,7 +15,7 @@ from data.cleaning.words import StringCache, split_words
 
 @dataclass(frozen=True, kw_only=True)
 class GopherQuality:
-    """Drop documents that break a quality rule of Gopher (Rae et al. 2021, section A.1.1)."""
+    """Drop documents that break a quality rule of Gopher (Rae et al. 2021, section A.1.1). Null turns a rule off."""
 
     min_words: int | None = 50
     """Minimum number of words with a letter or a digit."""

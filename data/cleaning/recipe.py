@@ -193,9 +193,9 @@ def _run_step(name: str, settings: Any, texts: list[str]) -> Outcome:
 class CleaningResult(NamedTuple):
     kept: list[Document]
     dropped: list[tuple[Document, str]]
-    """The dropped documents, as they were before the step that dropped them, and the reason (`step/rule`)."""
+    """The dropped documents, as they were before the step that dropped them, and the reason (`STEP/RULE`)."""
     counts: Mapping[str, int]
-    """How often each kind of change was made, by `step/change`. `step/kept_anyway` is the number of documents
+    """How often each kind of change was made. The keys are `STEP/CHANGE`. `STEP/kept_anyway` is the number of documents
     that were kept because of the step's `keep`."""
 
 

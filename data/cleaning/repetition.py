@@ -81,7 +81,7 @@ def _reason_by_ngrams(text: str, settings: Repetition) -> str | None:
     """Return the first rule about n-grams that the text breaks, or None.
 
     An n-gram can occur several times only if its first n-1 words occur several times. So for each n, only the positions
-    of those (n-1)-grams are examined that occur several times. In ordinary text, these are few.
+    whose (n-1)-gram occurs several times are examined. In ordinary text, these positions are few.
     """
     words = split_words(text)
     word_ids: defaultdict[str, int] = defaultdict(count().__next__)
@@ -116,7 +116,8 @@ def _repeated_characters(positions: np.ndarray, ngram_ids: np.ndarray, ends: np.
     """Return the number of characters in n-grams that are equal to an earlier n-gram.
 
     The n-grams are read from left to right. An n-gram that overlaps with a counted one is skipped, so that no character
-    is counted twice.
+    is counted twice. The spaces between words are not counted. `ends` has the number of characters of the first i words
+    at position i.
     """
     seen: set[int] = set()
     next_position = num_characters = 0

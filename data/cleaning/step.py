@@ -15,9 +15,9 @@ class Outcome(NamedTuple):
     texts: list[str]
     """The texts after the step, in the order of the batch. The text of a dropped document is ignored."""
     reasons: list[str | None]
-    """For each text the reason why it is dropped, as `step/rule`, or None if it is kept."""
+    """For each text the reason why it is dropped, as `STEP/RULE`, or None if it is kept."""
     counts: Mapping[str, int] = {}
-    """How often the step made each kind of change, by `step/change`."""
+    """How often the step made each kind of change. The keys are `STEP/CHANGE`."""
     metadata: list[dict[str, Any]] | None = None
     """For each text the entries that the step adds to the document's metadata. None means that it adds nothing."""
 
@@ -30,7 +30,8 @@ def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -
     return Outcome(texts, [drop_reason(text) for text in texts])
 
 
-# The checks of settings. `field_path` is the position of the checked field in the config, such as `steps[2].length`.
+# The checks of settings. `field_path` is the path in the config, such as `steps[2].length` for the settings of a step
+# and `steps[2].length.min_bytes` for one of its fields.
 
 
 def check_share(field_path: str, share: float) -> None:

@@ -1,6 +1,6 @@
 """The step `symbol_ratio`: two of the quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1).
 
-Unlike the step `gopher_quality`, it separates words only at white space.
+Unlike the step `gopher_quality`, this step separates words only at white space.
 """
 
 import re

@@ -42,6 +42,7 @@ _MAX_SENTENCE_CHARACTERS = 2000
 
 
 def toxicity(texts: list[str], settings: Toxicity) -> Outcome:
+    """Drop the texts in which the share of offensive sentences, by characters, is above `max_share`."""
     sentences_by_text = [_sentences(text) for text in texts]
     scores = score([sentence for sentences in sentences_by_text for sentence in sentences])
     reasons: list[str | None] = []

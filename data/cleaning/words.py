@@ -112,6 +112,7 @@ def _split_core(core: str) -> Sequence[str]:
 
 
 _UNMARKED_CONTRACTIONS = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta"))
+"""Contractions without an apostrophe, which become two words, such as `can not`."""
 
 
 _SPLIT_STRINGS = StringCache(_split_string)
