@@ -2,7 +2,10 @@
 
     raymill run compress compress.yaml
 
-original ─ round ─▶ model/ (compressed-tensors W8A8) ─▶ bits per byte of both, and vLLM's logprobs against ours
+    original ─ round ─▶ model/ (compressed-tensors W8A8) ─ measure ─▶ bits per byte and logprobs
+
+Bits per byte are measured for both models with Raymill's PyTorch model. vLLM's logprobs of the compressed model are
+compared with those of Raymill's PyTorch model, which simulates int8.
 """
 
 import tempfile
@@ -41,11 +44,13 @@ from model.precision import ComputePrecision
 from model.quantize import compress_folder
 from model.transformer_config import TransformerConfig
 
-_PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96
+_PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96  # number and length of the sequences whose logprobs are compared with vLLM's
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressExecution(Execution):
+    """Where the stage runs. These settings change no result, except by rounding."""
+
     worker: Placement = field(default_factory=lambda: Placement(cpus_per_worker=0.5))
     """Placement of each of the three tasks that measure the original model, the compressed model and vLLM."""
 
@@ -59,9 +64,9 @@ class CompressConfig:
     text: str = input_artifact("shards")
     """Shards on whose validation documents both models are measured."""
     text_bytes: int = 200_000
-    """Approximate bytes of that text to measure on. Documents are taken evenly from all of it."""
+    """Approximate bytes of these documents to measure on. The measured documents are taken evenly from all of them."""
     overlap: int = 64
-    """Tokens that consecutive windows of a long document share."""
+    """Number of tokens that consecutive windows of a long document share."""
     kept_dtype: ComputePrecision = "bfloat16"
     """Data type of embeddings, lm_head and norms, which are not quantized. Engines compute in it by default."""
     execution: CompressExecution = field(default_factory=CompressExecution)
@@ -75,7 +80,11 @@ def check(config: CompressConfig) -> None:
 
 
 def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError for a model that is not a floating-point Llama, or text of another tokenizer."""
+    """Raises ValueError if the model, the overlap or the text cannot be used.
+
+    The model must be a floating-point Llama, the overlap must be below the model's max_length, and the text must have
+    been tokenized with the model's tokenizer.
+    """
     folder = inputs["model"].model.local()
     sizes = read_config(folder)
     if not 0 <= config.overlap < sizes.max_length:
@@ -87,7 +96,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def run(config: CompressConfig, context: Context) -> CompressSummary:
-    """Write the quantized model/ and measure it beside the original."""
+    """Write model/, the quantized model, and measure it beside the original. Returns its sizes and the measures."""
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
@@ -98,6 +107,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     probes, device = _probes(split), worker.device
     engine = ray_task(vllm_sequence_logprobs, worker, engine_env())(compressed, probes, device=device)
     ours = [ray_task(sequence_logprobs, worker)(folder, probes, device=device) for folder in (compressed, original)]
+    # The documents are divided into `num_parts` parts of about text_bytes, and only part 0 is measured.
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
     settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
     scores = [ray_task(score_text, worker)(folder, split, **settings) for folder in (original, compressed)]
@@ -105,6 +115,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
         before, after = ray.get(scores)
     with show_activity("comparing vLLM's logprobs of the compressed model with ours"):
         difference = check_engine(*ray.get([engine, *ours]))
+    # Both models are measured on the same documents, so `before.num_bytes` is the size of the text for both.
     summary = CompressSummary(
         **asdict(size),
         bits_per_byte_original=bits_per_byte(before.nats, before.num_bytes),
@@ -122,15 +133,17 @@ def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
 
 
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: likelihoods of both models at the same time, and
-    an engine."""
+    """Return what the forecast of time and memory is computed from.
+
+    These are two tasks that compute the likelihoods of both models at the same time, and an engine.
+    """
     sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
     activations_gib = (
         activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # fewer are kept without a backward
+    )  # half, because without a backward pass fewer activations are kept
     scorer_gib, engine_gib = (
         2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
         parameters_mib(sizes, 4) / 1024 + 0.5,
@@ -165,7 +178,10 @@ STAGE = Stage(
 
 
 def _probes(split: Storage) -> list[list[int]]:
-    """Return the first tokens of the first documents."""
+    """Return the first `_PROBE_TOKENS` token ids of each of the first `_PROBE_SEQUENCES` documents of a split.
+
+    The first id of each document is the separator before it.
+    """
     documents = ShardReader(split, sequence_length=1).documents()
     return [
         document.tokens[:_PROBE_TOKENS].tolist()

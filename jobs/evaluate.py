@@ -63,9 +63,9 @@ from model.precision import Precision, precision_field, resolved_precision
 from model.transformer_config import num_parameters
 
 _FORECAST_WINDOW = 512
-"""Sequence length that the forecast of FLOPs and memory assumes."""
+"""Longest sequence that the forecast of FLOPs and memory assumes, in tokens."""
 _COMPLETION_S = 0.004
-"""Seconds of Python that one completion and its measures take on the reference processor."""
+"""Seconds of Python that one completion and its measures take on the reference processor (`jobs.frame.cost_model`)."""
 _XZ_S = 1e-6
 """Seconds that `xz -9e` takes for one byte on the reference processor."""
 
@@ -79,15 +79,15 @@ class GenerationTask:
     name: str
     """Name in the results."""
     prompts: str = source_files()
-    """JSONL of `{"prompt": …}` or `{"messages": […]}`. The metrics compare each completion with the
-    field `answer`: a text or, for exact_match and f1, a list of accepted texts."""
+    """JSONL file of `{"prompt": …}` or `{"messages": […]}`. The metrics compare each completion with the record's field
+    `answer`: a text or, for exact_match and f1, a list of accepted texts."""
     measures: list[str] = user_function([])
-    """User-provided functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float. An
-    RLHF verifier can be used as it is; if it returns 0 or 1, its mean is the accuracy."""
+    """User-provided functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float. The
+    verifier of an RLHF run can be used as it is. If a function returns 0 or 1, its mean is the accuracy."""
     metrics: list[str] = field(default_factory=list)
     """Built-in metrics: any of bleu, rouge, exact_match and f1. They need an `answer` in every prompt's record."""
     models: list[str] = field(default_factory=list)
-    """Names of the models that complete these prompts. If empty, every model does."""
+    """Names of the models that complete these prompts. If empty, every model completes them."""
     max_prompts: int | None = None
     """Use only the first max_prompts prompts. If unset, all prompts are used."""
 
@@ -117,26 +117,30 @@ class EvaluateConfig:
     """`evaluate.yaml`."""
 
     models: dict[str, str] = input_artifact("model")
-    """Name in the results → model to evaluate: a stage, an artifact or a Llama-family Hugging Face folder."""
+    """The models to evaluate, by their names in the results. A model is a stage, an artifact or a Llama-family Hugging
+    Face folder."""
     text: str | None = input_artifact("shards", default=None)
     """Shards whose validation documents are the held-out text. If unset, bits per byte are not measured."""
     text_models: list[str] = field(default_factory=list)
     """Names of the models whose bits per byte are measured. If empty, every model is measured."""
     overlap: int = 64
-    """Tokens that consecutive windows of a long document share. Except at the start of a document, every token is
-    predicted from at least this much context."""
+    """Number of tokens that consecutive windows of a long document share. Except at the start of a document, every
+    token is predicted from at least this number of tokens before it."""
     precision: Precision = precision_field(placement="scorers")
     """Precision of matmuls when text and preferences are scored (`model.precision`)."""
     compare_with_xz: bool = False
-    """Also compress the held-out text with `xz -9e` in one stream, to compare its bits per byte with the models'."""
+    """Whether the held-out text is also compressed with `xz -9e` in one stream. The bits per byte of xz are then
+    compared with those of the models."""
     generation: list[GenerationTask] = field(default_factory=list)
     """Sets of prompts to complete."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How completions are sampled."""
     compare: list[list[str]] = field(default_factory=list)
-    """Pairs [before, after] of model names. They are compared prompt by prompt on every set that both complete."""
+    """Pairs [before, after] of model names. The two models of a pair are compared prompt by prompt, on every set of
+    prompts that both complete."""
     stereotype_pairs: str | None = source_files(None)
-    """JSONL of `{"group", "stereotype", "counterpart"}`: sentences that differ only in the group that they name."""
+    """JSONL file of `{"group", "stereotype", "counterpart"}`. The last two are sentences that differ only in the group
+    that they name."""
     reward: str | None = input_artifact("reward_model", default=None)
     """Reward model whose accuracy on `preferences` is measured."""
     preferences: list[str] = source_files([])
@@ -204,7 +208,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
 
 
 def check_records(config: EvaluateConfig) -> None:
-    """Raises ValueError that names the file and line of a malformed prompt, pair or preference."""
+    """Raises ValueError for a malformed prompt, sentence pair or preference. The error names its file and line."""
     for task in config.generation:
         _records(task)
     if config.stereotype_pairs is not None:
@@ -215,7 +219,11 @@ def check_records(config: EvaluateConfig) -> None:
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the text was tokenized with another tokenizer than a model's, or a prompt is too long."""
+    """Raises ValueError if the text, the overlap or a prompt cannot be used for one of the models.
+
+    The text must have been tokenized with the model's tokenizer, the overlap must be below the model's max_length, and
+    a prompt with its completion must not be longer than max_length.
+    """
     for name in config.models:
         folder = inputs[f"models.{name}"].model.local()
         max_length = read_config(folder).max_length
@@ -250,6 +258,7 @@ def _records(task: GenerationTask) -> list[PromptRecord]:
 def _check_prompt_lengths(
     config: EvaluateConfig, task: GenerationTask, records: Sequence[PromptRecord], name: str, model: Storage
 ) -> None:
+    """Raises ValueError for a prompt that is too long for the model with this name, whose folder is `model`."""
     max_prompt_length = read_config(model.local()).max_length - config.sampling.max_new_tokens
     tokenizer = load_tokenizer(model.local())
     for record in records:
@@ -270,7 +279,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
         wait_for_capacity(
             group.bundles, f"evaluate: execution.{name}"
-        )  # separately: they need not fit at the same time
+        )  # one group after the other, because both groups need not fit at the same time
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     bootstrap = Bootstrap(num_resamples=config.num_resamples, seed=config.seed)
     running = RunningTasks()
@@ -304,13 +313,14 @@ T = TypeVar("T")
 
 
 def _finish(wait: Callable[[], T] | None) -> T | None:
+    """Return what `wait` returns: the results of a measurement. Returns None if this measurement was not started."""
     return None if wait is None else wait()
 
 
 def start_text(
     config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], TextResults]:
-    """Start the likelihood tasks of every model, and xz. Returns a function that waits for their results."""
+    """Start the likelihood tasks of every model, and the task of xz. Returns a function that waits for the results."""
     scorers, split = config.execution.scorers, shards / "validation"
     score = ray_task(score_text, scorers)
     parts = {
@@ -388,8 +398,10 @@ def generate(
     samples: list[EvaluationSample] = []
     for task in config.generation:
         completions_by_model, prompts = completions[task.name], records[task.name]
+        # A `Verifier` calls any user-provided function. Here, the functions are the task's `measures`.
         programs = [read_verifier(measure) for measure in task.measures]
         verifiers = {program.function: Verifier(program) for program in programs}
+        # For each model and each measure or metric, one value for each prompt.
         values = {
             name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=task.metrics)
             for name, model_completions in completions_by_model.items()
@@ -409,6 +421,7 @@ def _complete(
     tasks_of_model = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }
+    # The number of prompts of each model that has not completed all of its prompts yet.
     pending = {name: sum(len(records[task]) for task in tasks) for name, tasks in tasks_of_model.items() if tasks}
 
     def model_done(name: str) -> None:
@@ -427,8 +440,10 @@ def _complete(
 
 
 def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: likelihoods of the text, completions, and their
-    measures."""
+    """Return what the forecast of time and memory is computed from: likelihoods, completions, and the measures.
+
+    Every model is assumed to be as large as the largest one.
+    """
     execution, model_configs = config.execution, [model_config_of(planned[f"models.{name}"]) for name in config.models]
     largest = max(model_configs, key=num_parameters)
     window = min(largest.max_length, _FORECAST_WINDOW)
@@ -443,7 +458,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     model_gib = parameters_mib(largest, 4) / 1024
     activations_gib = (
         activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # fewer are kept without a backward
+    )  # half, because without a backward pass fewer activations are kept
     processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib

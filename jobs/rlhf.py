@@ -71,15 +71,16 @@ class RLHFConfig:
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`. A verifier receives the complete record."""
     held_out_prompts: list[str] = source_files(default=[])
-    """JSONL files of prompts that are never trained on. They are completed before and after training."""
+    """JSONL files of prompts that are never trained on. The policy completes them before and after training."""
     steps: int = 100
-    """Number of training steps. Each goes from generation to weight sync."""
+    """Number of training steps. Each step begins with generation and ends with the weight sync."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """How completions are sampled."""
     learning: LearningConfig = field(default_factory=LearningConfig)
     """The RL algorithm and its settings."""
     shuffle_rewards: bool = False
-    """Whether the rewards of each step are permuted over its completions: a control experiment that cannot learn."""
+    """Whether each step's rewards are assigned to the step's completions at random. This is a control experiment, in
+    which the policy cannot learn anything."""
     seed: int = 0
     """Seed of the prompt order, of every completion and of the minibatches."""
     execution: GraphExecution = field(default_factory=GraphExecution)
@@ -111,13 +112,13 @@ def check(config: RLHFConfig) -> None:
 
 
 def check_prompts(config: RLHFConfig) -> None:
-    """Raises ValueError that names the file and line of a malformed prompt."""
+    """Raises ValueError for a malformed prompt. The error names the prompt's file and line."""
     for _ in read_prompts(list_files([*config.prompts, *config.held_out_prompts])):
         pass
 
 
 def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the reward model's tokenizer differs from the policy's, or no prompt is short enough."""
+    """Raises ValueError if the reward model's tokenizer is not the policy's, or if no prompt is short enough."""
     policy, reward = inputs["policy"], inputs.get("reward")
     if reward is not None and fingerprint(policy.model.local()) != fingerprint(reward.model.local()):
         raise ValueError(
@@ -128,8 +129,10 @@ def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
 
 
 def check_planned_inputs(config: RLHFConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError if the policy's max_length is too small for the completions, or vLLM does not support its head
-    dim on CPUs."""
+    """Raises ValueError if the policy's max_length is too small for the completions.
+
+    Also raises ValueError if the engines run on CPUs and vLLM does not support the policy's head dim there.
+    """
     model_config = model_config_of(planned["policy"])
     if config.rollouts.max_new_tokens >= model_config.max_length:
         raise ValueError(
@@ -155,7 +158,10 @@ class Prompts:
 
 
 def run(config: RLHFConfig, context: Context) -> RLHFSummary:
-    """Train the policy and write `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl`."""
+    """Train the policy and write `model/`, `samples.jsonl`, `checkpoints/` and `metrics.jsonl`.
+
+    `samples.jsonl` has the completions of the held-out prompts before and after training.
+    """
     prompts = tokenize_prompts(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         after = train_with_recovery(config, context, graph, prompts)
@@ -173,14 +179,15 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
 def train_with_recovery(
     config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts
 ) -> list[HeldOutCompletion]:
-    """Train from the last checkpoint and export the model. Restarts from the last checkpoint when a training rank dies.
+    """Train from the last checkpoint, or from the beginning if there is none, and export the model.
 
-    Returns the held-out completions after training.
+    When a training rank dies, training restarts from the last checkpoint. Returns the completions of the held-out
+    prompts after training.
     """
     while True:
         try:
             with show_activity("starting the engines, the learner and the scorer"):
-                step = graph.start()
+                step = graph.start()  # the number of steps that the checkpoint contains, or 0
             context.tracker.resume(step)
             if step:
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)
@@ -201,7 +208,10 @@ def train_with_recovery(
 
 
 def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
-    """Run the steps from `step` on. Logs each step, and saves checkpoints at the interval and at the end."""
+    """Run the remaining steps. Logs each step, and saves a checkpoint at each checkpoint_interval and at the end.
+
+    `step` is the number of steps that are done already. So it is also the index of the next step, counted from 0.
+    """
     execution = config.execution
     with Progress("training", config.steps, "steps", done=step) as progress:
         while step < config.steps:
@@ -244,9 +254,9 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 
 
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
-    """Read and tokenize all prompts.
+    """Read and tokenize all prompts. A prompt that leaves no room for max_new_tokens is left out.
 
-    Raises ValueError if all of `prompts`, or all of `held_out_prompts`, are too long to leave room for max_new_tokens.
+    Raises ValueError if all of `prompts` are left out, or all of `held_out_prompts`.
     """
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
@@ -286,16 +296,20 @@ def sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
 
 
 def placements_of(config: RLHFConfig) -> dict[str, Placement]:
-    """Return the placements of the graph's actors, by role."""
+    """Return the placement of each worker group of the actor graph, by group name, such as `learners` or `critics`."""
     return config.execution.placements(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
 
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return the number of rollouts, an upper bound of the sampled tokens, and the memory of each actor's models and KV
-    cache."""
+    """Return what `raymill plan` prints.
+
+    This is the number of `rollouts`, an upper bound of the `sampled_tokens`, and for each kind of actor, such as
+    `learner_mib`, the memory of its models and KV cache. Actors that the graph does not have are left out.
+    """
     execution, model_config = config.execution, model_config_of(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
     placements = placements_of(config)
+    # MiB of an engine's weights, and of its KV cache on CPUs.
     engine = parameters_mib(model_config, 2 if config.learning.precision == "bfloat16" else 4)
     cache = execution.kv_cache_gib * 1024 if execution.generators.gpus_per_worker == 0 else 0
     memory: dict[str, float] = {
@@ -314,8 +328,8 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from: generation, scoring, reference and updates.
 
-    It assumes that completions have two thirds of max_new_tokens, and that prompts are as long as the first thousand
-    are on average.
+    Every completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of
+    the first thousand prompts.
     """
     execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
@@ -323,12 +337,15 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
     )
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
+    # How often the held-out prompts are completed: before training, after training, and at each held_out_interval.
     num_evaluations = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
+    # Assumed length of a prompt and its completion, in tokens.
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
     placements = placements_of(config)
     trained_tokens = config.steps * rollouts.rollouts_per_step * length
-    # One forward pass in the engine, one in the learner (old logprobs) and one in the reference. An update costs three
-    # passes (forward and backward), and is repeated in each epoch.
+    # `passes` is the cost of a trained token, counted in forward passes: one in the engine, one in the learner (old
+    # logprobs), one in the reference, and in each epoch three for the learner's update and three for the critic's. An
+    # update counts as three, because its backward pass costs as much as two forward passes.
     passes = 2 + ("reference" in placements) + 3 * config.learning.epochs * (1 + ("critics" in placements))
     scored_tokens = (trained_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
     batches_per_engine = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
@@ -375,6 +392,6 @@ STAGE = Stage(
     workload=workload,
     report=report_rlhf,
     placements=lambda config: (placements_of(config),),
-    # Colocated generators share the nodes of the learner, and need no pods of their own on Kubernetes.
+    # Colocated generators run on the nodes of the learners. So they need no pods of their own on Kubernetes.
     engine_groups=lambda config: () if config.execution.colocate else ("generators",),
 )

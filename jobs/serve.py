@@ -44,7 +44,7 @@ class ServeConfig:
     questions: list[str] = field(default_factory=lambda: ["Hello! How are you today?"])
     """Questions to ask, each in a new chat."""
     max_new_tokens: int = 64
-    """Longest answer, in tokens. A longer one is truncated."""
+    """Maximum length of an answer, in tokens. A longer answer is truncated."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy decoding."""
     seed: int = 0
@@ -55,7 +55,7 @@ class ServeConfig:
 
 
 def check(config: ServeConfig) -> None:
-    """Raises ValueError for a config that cannot be served."""
+    """Raises ValueError for a field out of its range."""
     if not config.questions:
         raise ValueError("questions: add at least one question")
     if config.max_new_tokens < 1:
@@ -117,7 +117,7 @@ def _ask(config: ServeConfig, url: str, question: str) -> TimedAnswer:
 
 
 def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
-    """Return the means over the answers."""
+    """Return the time that the server took to start (`startup_s`), and the mean times and speed of the answers."""
     seconds = sum(timed.seconds for timed in answers)
     return ServeSummary(
         questions=len(answers),
@@ -129,8 +129,10 @@ def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
 
 
 def workload(config: ServeConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: the start of the server, and the answers one
-    after another."""
+    """Return what the forecast of time and memory is computed from.
+
+    These are the start of the server, and the answers, which are generated one after the other.
+    """
     return Workload(
         processes=[Processes(kind="server", memory_gib=weights_gib(planned["model"]) + config.execution.kv_cache_gib)],
         engine_steps=len(config.questions) * config.max_new_tokens,
