@@ -294,8 +294,9 @@ class SubmitResult:
 
     submission: Submission
     outcome: Literal["started", "started again", "already running", "already succeeded"]
-    """`started`: this call has started the first attempt. `started again`: it has started a further attempt. `already
-    running`: an earlier attempt is pending or running. `already succeeded`: an earlier attempt has succeeded."""
+    """`started`: the call has started the first attempt. `started again`: the call has started a further attempt.
+    `already running`: an attempt exists that is pending or running. `already succeeded`: the last attempt has succeeded
+    and its result exists."""
 
 
 def submit_once(

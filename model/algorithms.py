@@ -23,7 +23,10 @@ _CRITIC_SETTINGS = ("critic_lr", "value_clip_range")
 
 
 class PolicyLoss(Protocol):
-    """A function that returns the loss of the policy on one micro-batch. The learner calls it."""
+    """A function that returns the loss of the policy on one micro-batch. The learner calls it.
+
+    `temperature` is the temperature at which the completions were sampled.
+    """
 
     def __call__(
         self, model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float

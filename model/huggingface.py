@@ -49,8 +49,8 @@ def hf_name(name: str) -> str:
 def hf_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the Hugging Face name and the unsharded value of each parameter, one at a time, on every rank.
 
-    This function is collective: all ranks must call it. Weights are sent to vLLM in this form. The weight of a tied
-    lm_head is yielded once, as the embedding.
+    This function is collective: all ranks must call it. In RLHF the weights are sent to vLLM under these names. The
+    weight of a tied lm_head is yielded once, as the embedding.
     """
     for name, tensor in full_tensors(model):
         yield hf_name(name), tensor

@@ -90,8 +90,9 @@ def policy_loss(
     """Return the clipped surrogate loss (PPO, arXiv 1707.06347, eq. 7). The loss terms are the completion tokens.
 
     Let A be the advantage of a token and r its probability under the policy, divided by its probability under the
-    policy that sampled it. The loss of the token is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A). With clip_range
-    None it is -r·A. On-policy, the gradient of -r·A is that of REINFORCE.
+    policy that sampled it. Probabilities are those at `temperature`, at which the completions were sampled. The loss of
+    the token is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A). With clip_range None it is -r·A. On-policy, the
+    gradient of -r·A is that of REINFORCE.
 
     With kl_coefficient above 0 the loss of the token also has kl_coefficient times the k3 estimate of
     KL(policy || reference), see `kl_k3`. Raises ValueError if the batch then has no reference logprobs.

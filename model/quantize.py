@@ -1,7 +1,7 @@
 """Int8 quantization of a Llama model (W8A8), in the compressed-tensors format that vLLM loads on CPU and GPU.
 
-The weight of each linear layer in the transformer blocks becomes int8, with a float scale per output channel. The
-engine quantizes activations at run time, with a scale per token, so no calibration data is needed. The embedding, the
+The weight of each linear layer in the transformer blocks becomes int8, with a float scale per output channel. vLLM
+quantizes the activations at run time, with a scale per token, so no calibration data is needed. The embedding, the
 lm_head and the norm weights stay floating point: quantizing them would reduce the quality most, and int8 does not make
 an embedding lookup faster.
 

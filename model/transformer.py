@@ -80,6 +80,10 @@ class Layer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x_BTD: Tensor, cos_sin: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
+        """Return the residual stream [B, T, D] after this block.
+
+        `cos_sin` is the result of `rotary_cos_sin`, and the mask is that of `document_mask`, or None.
+        """
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin, mask_B1TT)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
