@@ -7,7 +7,7 @@ It is selected in the config or on the command line:
 An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the
 artifact depends on the file's content.
 
-Suffixes of tensor names give their dimensions: N completions of a generation step, B completions of a micro-batch, T
+Suffixes of tensor names give their dimensions: N completions of a RLHF step, B completions of a micro-batch, T
 positions of a row, G groups. A group is the completions of one prompt.
 """
 
