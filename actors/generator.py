@@ -86,7 +86,8 @@ class Generator:
         ]
 
     def set_weight_version(self, version: int) -> None:
-        """Set the engine's weight version. Called after vLLM's trainer engine (nccl or ipc) has updated the weights."""
+        """Set the engine's weight version. Called after vLLM's weight transfer (nccl or ipc) has sent the
+        weights to this engine."""
         self._llm.update_weight_version(str(version))
 
     # vLLM's RayVLLMWeightSyncClient calls the next four methods by these names.
@@ -113,7 +114,7 @@ class Generator:
         return {name: checksum for name, checksum in by_name.items() if checksum != _EMPTY_CHECKSUM}
 
     def _assert_transfer_engine(self) -> None:
-        """Fail when another vLLM plugin has registered a transfer engine under the name of Raymill's."""
+        """Fail if another vLLM plugin has registered its own transfer engine under the name that Raymill's uses."""
         if self._settings.weight_transfer != OBJECT_STORE:
             return
         from actors.transfer_engine import ObjectStoreEngine

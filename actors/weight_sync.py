@@ -1,7 +1,8 @@
 """The weight sync: how the learner's weights reach the engines.
 
 The learner sends a weight snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer
-interface. With Ray's object store, `actors.transfer_engine` is the receiving side inside the engine.
+interface. When weights go through Ray's object store, `actors.transfer_engine` receives them inside the
+engine.
 
 No rollout is used for training before `actors.sync_check` has passed, because a weight sync can fail without an error.
 For example, vLLM on CPU repacks a tied output head (lm_head) only on request. Without that request, the engine keeps
@@ -51,7 +52,7 @@ class WeightSnapshot:
     """One version of the policy's weights, which engines can load."""
 
     version: int
-    """The weight version. In RLHF it is the number of training steps after which the policy had these weights."""
+    """The weight version. In RLHF it is the number of training steps that the policy had completed by then."""
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
     which send the weights from GPU to GPU and store nothing."""

@@ -29,14 +29,14 @@ class TasksExecution(Execution):
 
     workers: int | None = None
     """How many tasks run at the same time, each on one CPU. null uses all CPUs of the cluster. 0 runs the tasks one
-    after another in the process of the command, where `breakpoint()` opens the debugger."""
+    after another in the `raymill` process itself, where `breakpoint()` opens the debugger."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers is not None and self.workers < 0:
             raise ValueError(
                 f"execution.workers: {self.workers} must not be negative; remove it to use all CPUs, or set it to 0 to "
-                "run the tasks in the process of the command"
+                "run the tasks in the raymill process itself"
             )
 
 
@@ -127,7 +127,7 @@ def format_amount(name: str, amount: float) -> str:
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
     """Raises ValueError when more of a resource is `needed` than is `available`.
 
-    Both map the names of resources to amounts. `available` is the total of the cluster, with the resources in use.
+    Both map the names of resources to amounts. `available` is the total of the cluster, including resources in use.
     `field` is the config field that the error message names.
     """
     for name, amount in needed.items():

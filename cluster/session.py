@@ -37,9 +37,9 @@ WORKER_ENV = {
     # Several processes share the cores, so a waiting OpenMP thread must sleep. By default it spins. A training step
     # with two threads took 2.2 s on two busy cores with spinning threads, and 0.6 s with sleeping threads.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Python treats an empty value like an unset variable. If the user's shell or the image has set the variable, every
-    # worker would otherwise compile the source of torch, Ray and vLLM again. For the imports of `raymill plan` alone
-    # this takes 15 s on a slow core.
+    # An empty value replaces a value that the user's shell or the image has set, and Python treats it as unset. With
+    # that value no bytecode is cached, and every worker would compile the source of torch, Ray and vLLM again. For the
+    # imports of `raymill plan` alone this takes 15 s on a slow core.
     "PYTHONDONTWRITEBYTECODE": "",
 }
 """Environment variables of every worker. Must not contain secrets, because Ray shows these variables in job records."""

@@ -52,7 +52,7 @@ class CompressExecution(Execution):
     """Where the stage runs. These settings change no result, except by rounding."""
 
     worker: Placement = field(default_factory=lambda: Placement(cpus_per_worker=0.5))
-    """Placement of each of the three tasks that measure the original model, the compressed model and vLLM."""
+    """Placement of each task that measures the original model, the compressed model or the vLLM engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class CompressConfig:
     text: str = input_artifact("shards")
     """Shards on whose validation documents both models are measured."""
     text_bytes: int = 200_000
-    """Approximate bytes of these documents to measure on. The measured documents are taken evenly from all of them."""
+    """Approximate size of the sample of validation documents to measure on, in bytes. The sample is spread evenly over
+    all of them."""
     overlap: int = 64
     """Number of tokens that consecutive windows of a long document share."""
     kept_dtype: ComputePrecision = "bfloat16"
@@ -135,7 +136,7 @@ def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    These are two tasks that compute the likelihoods of both models at the same time, and an engine.
+    It counts one scoring task for each of the two models, and one vLLM engine, all at the same time.
     """
     sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
@@ -150,7 +151,8 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     )
     return Workload(
         processes=[
-            # These tasks end before the engine, which starts at the same time, reaches its peak.
+            # Tasks and engine start together, but the tasks end before the engine's memory peaks.
+            # Until then the engine is assumed to use half of its peak.
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],

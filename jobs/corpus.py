@@ -13,7 +13,8 @@ the output does not depend on the number and size of the tasks or on the number 
     origins/                   the file and offset of each document, for `raymill trace` and `raymill forget`
     quarantine/*.jsonl         records that could not be read, with file, offset and reason
     parts.json                 digest and size of each part
-    fairness.json              how often each step would remove mentions of each group (`data/cleaning/fairness.py`)
+    fairness.json              how often each step would remove sentences about each group of people
+                               (`data/cleaning/fairness.py`)
 
 The counts of every source add up: records read = documents kept + documents dropped + records quarantined.
 """
@@ -66,7 +67,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.corpus import report_corpus
 
 _STAGED = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
-_CHANGES = "staged.json"  # file with a `_Staged`, written into that folder after all tables
+_CHANGES = "staged.json"  # file in that folder with a `_Staged`, written last
 _READ_S_PER_MB = 0.22  # seconds of Python for reading, on the reference processor (`jobs.frame.cost_model`)
 _STEP_S_PER_MB = 0.108  # the same for one cleaning step, as a mean over the steps of the demo
 _KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
@@ -96,11 +97,12 @@ class CorpusConfig:
     """The cleaning steps, applied in order."""
     mixture: dict[str, float] | None = None
     """Weight of each source. The kept bytes of the sources are in proportion to the weights. As much text is kept as
-    the weights allow, and nothing is repeated. Duplicates are dropped before the weights are applied. So a text is lost
-    entirely if, of all its copies, the one with the lowest id is in a source of weight 0."""
+    the weights allow, and nothing is repeated. Duplicates are dropped before the weights are applied: of
+    several copies of a text, the one with the lowest id is kept. If that copy is in a source of weight 0, the text is
+    missing from the corpus, even if another source has a copy."""
     fairness_budget: float | None = None
-    """Largest allowed excess rate at which a step removes neutral sentences that mention a group, compared with the
-    same sentences without the mention. 0.05 allows five more in a hundred."""
+    """Each step is tested on neutral sentences with and without a mention of a group of people. This is how much larger
+    the removed fraction may be with the mention: 0.05 allows five more in a hundred. By default it is not limited."""
     part_mib: int = 64
     """Approximate MiB of text in one part. Each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
@@ -152,7 +154,7 @@ def check_first_records(config: CorpusConfig) -> None:
 
 
 def check_fairness(config: CorpusConfig) -> None:
-    """Raises ValueError when a step removes mentions of a group more often than fairness_budget allows.
+    """Raises ValueError when a step removes sentences about a group more often than fairness_budget allows.
 
     Without a fairness_budget, everything is allowed.
     """
@@ -161,7 +163,7 @@ def check_fairness(config: CorpusConfig) -> None:
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return the steps, which then contain the current content of the evaluation sets and functions that they name."""
+    """Return copies of the steps with the current content of the evaluation sets and functions that they name."""
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
         if step.user_step
@@ -242,7 +244,7 @@ def num_parts(num_bytes: int, part_mib: int) -> int:
 
 @dataclass(frozen=True)
 class _Staged:
-    """The content of parts.json and the summary after the staged tables have replaced those of the corpus."""
+    """What parts.json and the summary will contain once the staged tables have replaced the tables of the corpus."""
 
     parts: list[PartRecord]
     summary: CorpusSummary
@@ -260,7 +262,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
             return None
         folder.write_json(_CHANGES, to_plain(staged))
         start_change(artifact)
-    else:  # an earlier call was killed after `start_change`, so its changes are staged completely
+    else:  # `start_change` removes the record, so an earlier call staged all its changes and was then killed
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))

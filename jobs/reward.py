@@ -63,8 +63,8 @@ class RewardConfig:
     init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model whose decoder initializes the reward model: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
-    """Maximum length of a prompt with one of its completions, in tokens. A pair is left out, and counted, if the prompt
-    is longer with either completion."""
+    """Maximum length of a prompt and one of its completions together, in tokens. A pair that exceeds it with either
+    completion is left out and counted."""
     global_batch_size: int = 32
     """Pairs in one optimizer step, over all workers."""
     steps: int = 100

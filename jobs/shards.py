@@ -1,8 +1,8 @@
 """shards: tokenizes the corpus into shards, the files from which training reads any row by its index.
 
-A document is as a whole in one of the splits, train/ or validation/. A part is an output file of the corpus. Each part
-becomes one shard of train/ and one shard of validation/. A shard has its documents source by source, and those of one
-source in the part's order. So the shards do not depend on the number of workers.
+Each document is entirely in one split, train/ or validation/. A part is an output file of the corpus. Each part
+becomes one shard of train/ and one shard of validation/. In a shard, documents are grouped by source, and within a
+source they keep the part's order. So the shards are the same for any number of workers.
 
 A shard records the digest of its part. When documents are forgotten, only the shards whose parts have changed are
 written again (`rebuild_stale`). `data/tokens/shard_format.py` defines the format.
@@ -75,9 +75,9 @@ def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
     tokenizer = tokenizer_sizes(planned["tokenizer"])
     if tokenizer.corpus_id == planned["corpus"].id and config.validation_fraction > tokenizer.held_out_fraction:
         raise ValueError(
-            f"validation_fraction: {config.validation_fraction} is more than the held_out_fraction "
-            f"{tokenizer.held_out_fraction} of the "
-            "vocabulary, which may learn from some of these documents; raise that one, or lower this one"
+            f"validation_fraction: {config.validation_fraction} is more than the vocabulary's held_out_fraction, which "
+            f"is {tokenizer.held_out_fraction}, so the vocabulary may be trained on documents that these shards hold "
+            "out; raise held_out_fraction, or lower validation_fraction"
         )
 
 
@@ -110,7 +110,7 @@ def rebuild_stale(config: ShardsConfig, context: Context) -> ShardsSummary:
 def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> ShardsSummary | None:
     """Rewrite the shards whose documents have changed. Returns the new summary, or None when no input has changed."""
     before = artifact.record.inputs
-    if all(before[name].digest == need.digest for name, need in context.inputs.items()):
+    if all(before[name].digest == current.digest for name, current in context.inputs.items()):
         return None
     start_change(artifact)
     return rebuild_stale(config, context)
@@ -146,9 +146,9 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
         manifests=manifests,
         workers=config.execution.workers,
     )
-    # `written` has the shards of the tasks without unchanged shards, in the order of these tasks.
-    following = iter(written)
-    shards = [one if one is not None else next(following) for one in unchanged]
+    # For each task, take its unchanged shards, or else the next written ones, which are in the order of the tasks.
+    next_written = iter(written)
+    shards = [kept if kept is not None else next(next_written) for kept in unchanged]
     generations = (
         Generation(corpus=corpus_summary.content_digest, shards=of_split, known=excluded_digest(excluded))
         for of_split in zip(*shards, strict=True)

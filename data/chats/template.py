@@ -87,7 +87,7 @@ class RenderedChat(NamedTuple):
 def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
     """Convert a chat to token ids and a loss mask.
 
-    Raises ValueError if the chat cannot be converted. The message names the record.
+    Raises ValueError if the chat cannot be converted. The error names the record.
     """
     messages = chat.messages
     ids = tokenizer.chat_ids(messages, location=chat.location)
@@ -119,7 +119,7 @@ class PreferenceTokens(NamedTuple):
 def render_preference(tokenizer: ChatTokenizer, preference: Preference) -> PreferenceTokens:
     """Convert a preference to token ids.
 
-    Raises ValueError if the preference cannot be converted. The message names the record.
+    Raises ValueError if the preference cannot be converted. The error names the record.
     """
     chosen, rejected = (
         tokenizer.chat_ids([*preference.prompt, {"role": "assistant", "content": answer}], location=preference.location)

@@ -6,13 +6,13 @@ phase wrote, and it writes one file with a bucket for each task of the next phas
 
     write_nodes                     Run by the caller for each part. Writes ids and signatures, and an entry (band hash,
                                     digest, row) for each band of each signature.
-      phase    a task for each
-      match    bucket of entries    Edges between documents with equal signatures. Requests for the signatures of the
-                                    other documents that share a band hash.
+      phase    a task for each      what the task writes
+      match    bucket of entries    Edges between documents with equal signatures. For documents with different
+                                    signatures that share a band hash, requests for their signatures.
       attach   part                 The requested signatures, for the buckets that requested them.
       link     bucket of entries    Edges between documents whose signatures agree.
       stars    bucket of nodes      Connected components, in rounds. With few edges, the driver finds all components.
-      name     part                 The ids of the documents in clusters, for the buckets of their clusters.
+      name     part                 The id of each document in a cluster, for the bucket of its cluster.
       keep     bucket of clusters   The lowest id of each cluster, for the parts of its documents.
     kept_ids_of_near_duplicates     Reads, for one part, the ids of the documents that are kept instead.
 
@@ -25,6 +25,8 @@ depend only on ids and texts, not on the number of buckets and workers.
 A task has in memory the signatures of one part or the records of one bucket. The records of a document take 20 bytes
 for each band. With the default settings, they take 500 more bytes for each band hash that the document shares with a
 document with a different signature. All edges of the center of a component (16 bytes each) are in one bucket.
+
+Large stars and small stars are the two operations of the algorithm that finds connected components (`edges.py`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -84,7 +86,7 @@ class _LargeStarResult:
     """Result of a task that made large stars."""
 
     in_stars: bool
-    """Whether all nodes of the bucket were in stars before (`edges.LargeStar.in_stars`)."""
+    """Whether all nodes of the bucket were already in stars before this task (`edges.LargeStar.in_stars`)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class _Layout:
     """Folder that `write_nodes` writes to. The files of the phases are in a folder below it."""
     num_parts: int
     num_buckets: int
-    """Number of buckets of hashes, of nodes and of clusters. Files for the tasks of parts have `num_parts` buckets."""
+    """Number of buckets in a file that is divided by band hash, node or cluster. A file that is divided by part has
+    `num_parts` buckets."""
 
     @property
     def folder(self) -> Storage:
@@ -233,7 +236,7 @@ def find_clusters(
 
 
 def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
-    """Write an edge for each document whose signature equals that of a lower document.
+    """Write an edge for each document whose signature equals that of a document with a lower node number.
 
     Of the documents with different signatures, those that share a band hash may be linked. Their signatures are
     requested for the phase `link`.

@@ -11,8 +11,8 @@ The stream of a shard is the sequence of its token ids. Here a, b and c are the 
 separator, a special token between documents. The model reads each token as an input and predicts the next token, the
 target. As a target, the separator is the last token of the document before it. As an input, it is the first token of
 the document after it. So every token of a document and the document's end are targets exactly once, no target has to be
-masked, and no token is stored twice. Training computes document ids from the document table, so that attention does not
-cross from one document to the next.
+masked, and no token is stored twice. From the document table, training numbers the documents in each row, so that
+attention does not cross from one document to the next.
 
 In a shard, all documents of one source follow one another; they are a `SourceRange`. The sequence length T is not part
 of the format. A reader cuts a range that begins at token f into rows: row r is stream[f + r * T : f + r * T + T + 1],

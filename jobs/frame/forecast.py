@@ -33,7 +33,7 @@ class Forecast:
 
     seconds: float | None
     memory_gib: float | None
-    """Highest memory of all processes of the Ray session on this machine together."""
+    """Peak of the memory that all processes of the Ray session on this machine use together."""
     disk_gib: float | None
     """Size of the artifact."""
     basis: str

@@ -105,7 +105,8 @@ class TrainingConfig(Protocol):
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raises ValueError if a setting that all training stages have is out of range. The inputs are not needed."""
+    """Raises ValueError if a setting that all training stages have is out of range. It looks at
+    the config alone."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:

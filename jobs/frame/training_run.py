@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class TrainingPayload:
     """What every worker of a training stage gets from the driver.
 
-    A TrainingPayload is the field `training` of each stage's own payload, which has the inputs of the stage in other
-    fields.
+    Each stage has a payload class of its own. Its field `training` is a TrainingPayload, and its other fields have the
+    inputs of the stage.
     """
 
     config: TrainingConfig
@@ -51,9 +51,10 @@ class TrainingSummary:
     tokens: int
     """Number of tokens that the model was trained on, without padding."""
     loss: float
-    """Mean training loss over the steps of the last logging interval, in the unit of the objective."""
+    """Mean training loss over the steps of the last logging interval, in the objective's unit (nats per token, or per
+    preference pair)."""
     validation_loss: float
-    """Validation loss of the trained model, in the unit of the objective."""
+    """Validation loss of the trained model, in the objective's unit."""
     tokens_per_s: float
     """Tokens per second over the steps of the last logging interval, all workers together."""
     mfu: float | None
