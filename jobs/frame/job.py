@@ -30,8 +30,8 @@ class Job:
     """The config, an object of the class `stage.config`."""
     planned: PlannedInputs
     """The job's inputs. The keys are paths of config fields, such as `init` or `models.before`. An input need not be
-    finished yet: an input that another config of the pipeline makes is a `Job`, and an input that already exists elsewhere
-    is an `Artifact`."""
+    finished yet: an input that another config of the pipeline makes is a `Job`, and an input that already exists
+    elsewhere is an `Artifact`."""
 
     @property
     def kind(self) -> Kind:
