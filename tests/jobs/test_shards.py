@@ -454,7 +454,7 @@ def test_a_fraction_that_holds_out_nothing_is_an_error(inputs: dict[str, Artifac
 
 def test_a_vocabulary_that_may_be_trained_on_held_out_documents_is_refused(inputs: dict[str, Artifact]) -> None:
     config = build(ShardsConfig, {"validation_fraction": 0.3})
-    with pytest.raises(ValueError, match=r"validation_fraction: 0.3 is more than the vocabulary.s held_out_fraction, which is 0.2"):
+    with pytest.raises(ValueError, match=r"validation_fraction: 0.3 is more than the vocabulary.s held_out_fraction"):
         STAGE.check_planned_inputs(config, inputs)
     of_another_corpus = Artifact(inputs["corpus"].storage, replace(inputs["corpus"].record, id="corpus-2"))
     STAGE.check_planned_inputs(config, {**inputs, "corpus": of_another_corpus})
