@@ -35,7 +35,7 @@ UNFINISHED = "unfinished.json"
 WORK = "work"
 """Folder with intermediate files of a stage's tasks. It is removed when the artifact is finished."""
 
-# The beginnings of the names of those files that are not part of an artifact's digest.
+# Files whose names begin with one of these strings are not part of an artifact's digest.
 _OUTSIDE_DIGEST = (RECORD, BACKUP, UNFINISHED, LEASE_FILE, METRICS_LOG, f"{WORK}/", "checkpoints/", "wandb/", "logs/")
 
 _EXTERNAL_STAGES = ("huggingface", "tokenizer")
@@ -80,7 +80,7 @@ class Artifact:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The counts and measurements that the stage's `run` returned, as plain values."""
+        """The counts and measurements that the stage's `run` returned, as plain values: name -> value."""
         return self.record.summary
 
     def read_summary(self, summary_class: type[T]) -> T:
@@ -94,7 +94,7 @@ class Artifact:
 
     @property
     def is_external(self) -> bool:
-        """Whether the artifact is a folder that Raymill did not make. It has no artifact.json."""
+        """Whether the artifact is a folder that Raymill did not make. Such a folder has no artifact.json."""
         return self.stage in _EXTERNAL_STAGES
 
     @property
@@ -162,7 +162,7 @@ def recorded_precisions(output: Storage) -> Mapping[str, ComputePrecision]:
 
 
 def clear_output(output: Storage) -> None:
-    """Remove all files of an unfinished artifact, except the lease file that this process holds."""
+    """Remove all files of an unfinished artifact, except the lease file, because this process holds the lease."""
     for name in dict.fromkeys(name.partition("/")[0] for name in output.files()):
         if name != LEASE_FILE:
             output.remove(name)
@@ -175,7 +175,10 @@ def start_change(artifact: Artifact) -> None:
 
 
 def input_records(inputs: Mapping[str, Artifact]) -> dict[str, InputRecord]:
-    """Return the field `inputs` of a new record. The keys are paths of config fields, such as `init`."""
+    """Return what the record of a new artifact says about its inputs (`Record.inputs`).
+
+    The keys, also those of `inputs`, are paths of config fields, such as `init`.
+    """
     return {
         path: InputRecord(id=artifact.id, digest=artifact.digest, url=artifact.storage.url)
         for path, artifact in inputs.items()

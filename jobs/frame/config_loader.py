@@ -30,7 +30,8 @@ _RENAMED_FIELDS = {
     "max_logprob_gap": "max_logprob_difference",
     "mean_logprob_gap": "mean_logprob_difference",
 }
-"""Old name of a field -> its present name. The error for an old name in a config suggests the present one."""
+"""Old name of a field -> its present name. If a config contains an old name, the error message gives the present
+name."""
 
 
 class Override(NamedTuple):
@@ -86,7 +87,7 @@ def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] =
 
 
 def find_execution(config: Any) -> Execution | None:
-    """Return the `execution` settings of a config, or None if the config has no such field."""
+    """Return the `execution` settings of a config, or None if the config has no field `execution`."""
     values = (getattr(config, field.name) for field in dataclasses.fields(config))
     return next((value for value in values if isinstance(value, Execution)), None)
 
@@ -107,8 +108,8 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
 def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
     """Raises ValueError if the text `${` occurs in any value, at any depth.
 
-    omegaconf would interpolate such a value, which could copy a secret from the environment into the recorded config.
-    `path` is the path of `value` in the config, or empty for the config itself.
+    The reason is that omegaconf would interpolate such a value, and this could copy a secret from the environment into
+    the recorded config. `path` is the path of `value` in the config, or empty for the config itself.
     """
     if isinstance(value, (Mapping, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -123,7 +124,7 @@ def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
 def _reject_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
     """Raises ValueError for a key that is not a field of `schema`, in `values` or in a nested mapping.
 
-    `prefix` is the path of `values` in the config, ending in a dot, or empty.
+    `prefix` is the path of `values` in the config, ending in a dot, or empty for the config itself.
     """
     annotations = typing.get_type_hints(schema)
     names = [field.name for field in user_fields(schema)]
@@ -154,7 +155,10 @@ def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:
 
 
 def _dataclass_in(annotation: Any) -> type | None:
-    """Return the dataclass X in an annotation X, `X | None`, `list[X]` or `dict[str, X]`. None for any other type."""
+    """Return the dataclass X of an annotation `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`.
+
+    Returns None for any other annotation.
+    """
     if dataclasses.is_dataclass(annotation):
         return typing.cast(type, annotation)
     if get_origin(annotation) in (list, dict, tuple, types.UnionType, typing.Union):
@@ -163,7 +167,10 @@ def _dataclass_in(annotation: Any) -> type | None:
 
 
 def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: str) -> T:
-    """Convert plain values to an object of `schema`. Raises ValueError for a missing value or a wrong type."""
+    """Convert plain values to an object of `schema`. Raises ValueError for a missing value or a wrong type.
+
+    `prefix` is the path of `plain` in the config, ending in a dot, or empty for the config itself.
+    """
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except MissingMandatoryValue as error:

@@ -7,7 +7,10 @@ import textwrap
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """Return the docstring of every documented field of a dataclass, including inherited fields, each as one line."""
+    """Return the docstrings of the fields of a dataclass: field name -> docstring as one line.
+
+    Inherited fields are included. Fields without a docstring are left out.
+    """
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if dataclasses.is_dataclass(base):
@@ -16,14 +19,18 @@ def field_docs(schema: type) -> dict[str, str]:
 
 
 def class_doc(schema: type) -> str:
-    """Return the docstring of a dataclass as one line, or an empty string if its source has no docstring."""
+    """Return the docstring of a dataclass as one line, or an empty string if the class has no docstring in its
+    source."""
     doc = schema.__doc__ or ""
     is_generated = doc.startswith(f"{schema.__name__}(")  # `dataclass` generates a docstring such as `Name(field: int)`
     return "" if is_generated else _one_line(doc)
 
 
 def _docs_in_source(schema: type) -> dict[str, str]:
-    """Return the string literal after each `field: type = default` in the source of one class, by field name."""
+    """Return the docstrings of the fields that the class itself defines: field name -> docstring as one line.
+
+    A docstring is the string literal after `field: type = default` in the source of the class.
+    """
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}

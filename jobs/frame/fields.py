@@ -13,10 +13,10 @@ Meaning = Literal["artifact", "files", "user code"]
 """What a field's value refers to: an artifact, source files, or user-provided code."""
 
 PREVIOUS_STAGE = "previous"
-"""The value of an input that refers to an earlier config of the pipeline without its name.
+"""The value of an input that refers to an earlier config of the pipeline without naming it.
 
-It refers to the last config before this one that makes a kind of artifact which the input accepts. For example, in the
-config of `sft`, `init: previous` refers to the model that `pretrain` makes.
+The value refers to the last config before this one that makes a kind of artifact which the input accepts. For example,
+in the config of `sft`, `init: previous` refers to the model that `pretrain` makes.
 """
 
 
@@ -43,7 +43,7 @@ def source_files(default: Any = dataclasses.MISSING) -> Any:
 def user_function(default: Any = dataclasses.MISSING) -> Any:
     """Declare a config field of user-provided functions, each written as `path/to/file.py:function`.
 
-    It is a source field too (see `source_files`).
+    The field is a source field too (see `source_files`), because the functions are read from source files.
     """
     field = source_files(default)
     return dataclasses.field(
@@ -54,8 +54,9 @@ def user_function(default: Any = dataclasses.MISSING) -> Any:
 def list_of_choices() -> Any:
     """Declare a config field with a list of dataclass objects, empty by default, such as the steps of a recipe.
 
-    Each item must set exactly one of those fields whose default is null. The name of this field tells what the item is,
-    for example `length` in `- length: {min: 100}`.
+    The dataclass has a field with the default null for each choice, and each item of the list must set exactly one of
+    these fields. The name of the field that is set tells what the item is, for example `length` in the item
+    `- length: {min: 100}`.
     """
     return dataclasses.field(default_factory=list, metadata={"choice": True})
 
@@ -82,6 +83,6 @@ def value_meaning(field: dataclasses.Field[Any]) -> Meaning | None:
 def user_fields(schema: type) -> list[dataclasses.Field[Any]]:
     """Return the fields of a config class that a user may set.
 
-    The other fields are marked `internal` in their metadata. Raymill sets them when a run starts.
+    The other fields are marked `internal` in their metadata. Raymill sets the internal fields when a run starts.
     """
     return [field for field in dataclasses.fields(schema) if "internal" not in field.metadata]

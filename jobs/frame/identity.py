@@ -7,12 +7,14 @@ from typing import Any
 from jobs.frame.references import is_user_code
 
 _HASHED_BY_CONTENT = ("kinds", "source")
-"""The marks (see `fields.py`) of fields that refer to artifacts or files. `Job.id` hashes the id of the artifact or the
-content of the file instead of the value of the field."""
+"""Metadata keys that mark the fields which refer to artifacts or files (see `fields.py`). `Job.id` hashes the id of the
+artifact or the content of the file instead of the value of such a field."""
 
 
 def changed_fields(config: Any) -> dict[str, Any]:
-    """Return the fields of a config that differ from their defaults, as plain values, including nested fields.
+    """Return the fields of a config that differ from their defaults: field name -> plain value.
+
+    The plain value of a nested config is again a dictionary of its fields that differ from their defaults.
 
     Only these fields are hashed into an artifact's id. Therefore no existing id changes when a new version of Raymill
     adds a field with a default. The field `execution` is left out, because it does not change the result. Fields that
@@ -31,14 +33,15 @@ def changed_fields(config: Any) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue
         plain = _plain(value)
-        # A nested config whose fields all have their defaults is not a change. The exception is a field whose default
-        # is None: there `step: {}` enables the step.
+        # A nested config whose fields all have their defaults is left out, because it changes nothing. The exception is
+        # a field whose default is None: there the config `step: {}` changes something, because it enables the step.
         if plain != {} or not dataclasses.is_dataclass(value) or field.default is None:
             changed[field.name] = plain
     return changed
 
 
 def _plain(value: Any) -> Any:
+    """Convert a value to dictionaries, lists and scalars. A dataclass object becomes its `changed_fields`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return changed_fields(value)
     if isinstance(value, Mapping):

@@ -25,13 +25,14 @@ class Job:
 
     stage: Stage
     name: str
-    """The name of the config file without `.yaml`. The config `rlhf-ppo` belongs to the stage `rlhf`."""
+    """The name of the config file without `.yaml`. It begins with the name of the stage: the config `rlhf-ppo` belongs
+    to the stage `rlhf`."""
     config: Any
     """The config, an object of the class `stage.config`."""
     planned: PlannedInputs
-    """The job's inputs. The keys are paths of config fields, such as `init` or `models.before`. An input need not be
-    finished yet: an input that another config of the pipeline makes is a `Job`, and an input that already exists
-    elsewhere is an `Artifact`."""
+    """The job's inputs. The keys are paths of config fields, such as `init` or `models.before`. An input that
+    another config of the pipeline makes is a `Job`, whether it has run or not. An input that the config names by its
+    location is an `Artifact`."""
 
     @property
     def kind(self) -> Kind:
@@ -65,12 +66,15 @@ class Job:
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:
-        """The fingerprints of the source files, with the same keys and in the same order as `source_urls`."""
+        """The fingerprints of the source files. The keys are those of `source_urls`, and each list has the fingerprints
+        of the files in the order of the URLs in `source_urls`."""
         return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
-        """The URLs of the source files. The keys are paths of values in the config, such as `sources.0.path`.
+        """The URLs of the source files that each value of a source field matches.
+
+        The keys are the paths of these values in the config, such as `sources.0.path`.
 
         Raises ValueError if a value of a source field matches no file.
         """
@@ -81,7 +85,10 @@ class Job:
 
 
 def finished_inputs(job: Job, store: Storage) -> dict[str, Artifact]:
-    """Return the artifacts of those inputs of the job that are finished. The keys are those of `job.planned`."""
+    """Return the artifacts of those inputs of the job that are finished.
+
+    The keys are those keys of `job.planned` whose inputs are finished.
+    """
     inputs = {
         path: planned_input if isinstance(planned_input, Artifact) else open_artifact(store / planned_input.id)
         for path, planned_input in job.planned.items()

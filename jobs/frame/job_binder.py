@@ -18,7 +18,8 @@ from jobs.frame.stages import STAGES, find_stage, stage_name_of
 
 
 class Binder:
-    """Binds the configs of a folder to jobs. The configs that an input refers to are bound before the config itself."""
+    """Binds the configs of a folder to jobs. Before a config is bound, the configs that its inputs refer
+    to are bound."""
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class Binder:
         self._in_progress: list[str] = []
 
     def try_bind(self, name: str) -> None:
-        """Bind the config with this name, unless it is bound already. The result is put into `jobs` or `errors`.
+        """Bind the config with this name, and put the job into `jobs` or the error message into `errors`.
+
+        Does nothing if `jobs` or `errors` already has an entry for the config.
 
         Raises ValueError if the config is one of its own inputs, directly or through other configs.
         """
@@ -61,6 +64,7 @@ class Binder:
             self._in_progress.pop()
 
     def _bind(self, name: str) -> Job:
+        """Return the job of the config with this name. Raises ValueError or OSError if the config has an error."""
         stage = find_stage(name)
         path = self._files.get(name, self._folder / f"{name}.yaml")
         config = build(stage.config, load_yaml(path), self._overrides.get(name, ()), label=str(path))
@@ -84,8 +88,8 @@ class Binder:
     def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
         """Return the job or the artifact that an input of the config `name` refers to.
 
-        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. `label` names the input in
-        the error message.
+        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. The error
+        message begins with `label`, which names the file of the config and the field of the input.
         """
         value = (
             self._find_previous(label, name, config_input)
@@ -112,13 +116,19 @@ class Binder:
         return resolved
 
     def _has_config(self, value: str) -> bool:
+        """Return whether `value` is the name of a config in the folder, and not a location."""
         return "/" not in value and (self._folder / f"{value}.yaml").is_file()
 
     def _find_previous(self, label: str, name: str, config_input: ConfigInput) -> str:
-        """Return the name of the config that the input value `previous` refers to (see `PREVIOUS_STAGE`)."""
+        """Return the name of the config that the value `previous` refers to in an input of the config `name`.
+
+        See `PREVIOUS_STAGE`. Raises ValueError if there is no such config. The error message begins with `label`.
+        """
         if name in self._order:
             earlier = self._order[: self._order.index(name)]
         else:
+            # `pipeline.yaml` does not list the config `name`. Therefore the order of `STAGES` decides which of the
+            # configs that it lists are earlier.
             position = STAGES.index(stage_name_of(name))
             earlier = [config for config in self._order if STAGES.index(stage_name_of(config)) < position]
         candidates = [
@@ -135,8 +145,9 @@ class Binder:
 def _check_sources(stage: Stage, config: Any) -> None:
     """Call the stage's `check_sources`.
 
-    If a path matches no file, the readers of source files raise an error without the name of the config field. The call
-    of `match_sources` then raises an error with the name of the field instead.
+    If a path matches no file, `check_sources` raises an error that does not name the config field. In this case
+    `match_sources`, which is called after every ValueError, raises an error that names the field. Otherwise the error
+    of `check_sources` is raised.
     """
     try:
         stage.check_sources(config)

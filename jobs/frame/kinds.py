@@ -13,7 +13,8 @@ Kind = Literal[
 ]
 
 HUGGING_FACE_KINDS: tuple[Kind, ...] = ("model", "reward_model", "compressed_model")
-"""The kinds whose artifacts contain a Hugging Face model folder. `raymill export` and `raymill serve` accept them."""
+"""The kinds whose artifacts contain a Hugging Face model folder. `raymill export` and `raymill serve` accept artifacts
+of these kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
