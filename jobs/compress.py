@@ -97,7 +97,10 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def run(config: CompressConfig, context: Context) -> CompressSummary:
-    """Write model/, the quantized model, and measure it beside the original. Returns its sizes and the measures."""
+    """Write the quantized model to model/, and measure it beside the original.
+
+    Returns the sizes of the quantized model, and the measures.
+    """
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"
@@ -107,6 +110,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
         context.output.put_folder(Path(scratch), "model")
     probes, device = _probes(split), worker.device
     engine = ray_task(vllm_sequence_logprobs, worker, engine_env())(compressed, probes, device=device)
+    # Raymill's logprobs: first of the compressed model, then of the original.
     ours = [ray_task(sequence_logprobs, worker)(folder, probes, device=device) for folder in (compressed, original)]
     # The documents are divided into `num_parts` parts of about text_bytes, and only part 0 is measured.
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
@@ -129,14 +133,14 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
 
 
 def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
-    """Return the model config, which is that of the original."""
+    """Return the config of the compressed model's network, which is that of the original."""
     return model_config_of(planned["model"])
 
 
 def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    It counts one scoring task for each of the two models, and one vLLM engine, all at the same time.
+    One scoring task for each of the two models is assumed to run at the same time as one vLLM engine.
     """
     sizes, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
@@ -151,8 +155,8 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     )
     return Workload(
         processes=[
-            # Tasks and engine start together, but the tasks end before the engine's memory peaks.
-            # Until then the engine is assumed to use half of its peak.
+            # The tasks and the engine start together, but the tasks end before the engine's memory peaks. While the
+            # tasks run, the engine is assumed to use half of its peak. So this half is subtracted from the tasks.
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],

@@ -68,11 +68,11 @@ from jobs.report.corpus import report_corpus
 
 _STAGED = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
 _CHANGES = "staged.json"  # file in that folder with a `_Staged`, written last
-_READ_S_PER_MB = 0.22  # seconds of Python for reading, on the reference processor (`jobs.frame.cost_model`)
-_STEP_S_PER_MB = 0.108  # the same for one cleaning step, as a mean over the steps of the demo
+_READ_S_PER_MB = 0.22  # seconds to read 1 MB of text in Python on the reference processor (`cost_model`)
+_STEP_S_PER_MB = 0.108  # the same for one cleaning step on 1 MB of text, as a mean over the steps of the demo
 _KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
 _COMPRESSED = 0.6  # size of text in Parquet over its size in memory
-_MAX_PART_MIB = 1024  # a task holds several copies of a part in memory
+_MAX_PART_MIB = 1024  # limited, because a task holds several copies of a part in memory
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def check_fairness(config: CorpusConfig) -> None:
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return copies of the steps with the current content of the evaluation sets and functions that they name."""
+    """Return copies of the steps that contain what they name: the current evaluation sets and functions."""
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
         if step.user_step
@@ -187,7 +187,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     )
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as driver:
-        # The driver computes the content of fairness.json while the workers run the cleaning tasks.
+        # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks.
         fairness = driver.submit(fairness_ledger, work.steps)
         tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
@@ -199,6 +199,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
             workers=execution.workers,
         )
     records = [part_record(part) for part in parts.parts]
+    # Zero counts for every source, so that the summary also has the sources without a record.
     zero = {source.name: SourceCounts() for source in config.sources}
     summary = summarize(sum_by_source([zero, *(answer.counts for answer in cleaned)]), records, parts.mixture_shares)
     check_not_empty(summary)
@@ -215,7 +216,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
 
 
 def metrics(summary: CorpusSummary) -> dict[str, float]:
-    """Return the summary by metric key."""
+    """Return the counts of the summary by metric key, such as `corpus/read`."""
     return {
         "corpus/read": summary.read,
         "corpus/documents": summary.documents,
@@ -262,7 +263,7 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
             return None
         folder.write_json(_CHANGES, to_plain(staged))
         start_change(artifact)
-    else:  # `start_change` removes the record, so an earlier call staged all its changes and was then killed
+    else:  # an earlier call staged all its changes, removed the record in `start_change`, and was then killed
         staged = from_plain(_Staged, folder.read_json(_CHANGES))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))
@@ -270,7 +271,10 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
 
 
 def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
-    """Write the changed tables into the folder `_STAGED`. Returns None when no document of the corpus is forgotten."""
+    """Write the changed tables into the folder `_STAGED`.
+
+    Returns what the other files will contain, or None when the corpus contains none of the forgotten documents.
+    """
     summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
@@ -297,7 +301,10 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
 
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:
-    """Return the URLs of a source's files in the order in which they were read: by archive, then by member."""
+    """Return the URLs of a source's files in the order in which they were read: by archive, then by member.
+
+    `source` is the position of the source in the config. The URL of a file in an archive is `member::archive`.
+    """
     return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 
@@ -312,14 +319,14 @@ def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
 def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    The time for reading and for each step is in proportion to the bytes of text.
+    The time for reading and for each cleaning step is in proportion to the bytes of text.
     """
     sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
     num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # The number of tasks is rounded down, because a worker that gets only a small last task saves almost no time.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = num_parallel_tasks(config.execution.workers, tasks)
-    # A worker is assumed to hold three copies of its task's text.
+    # Each worker is assumed to hold three copies of the text of the task that it runs.
     text_gib = 3 * min(num_mb * 1e6 / workers, config.execution.task_mib << 20) / 2**30
     return Workload(
         processes=[Processes(kind="task", number=workers, memory_gib=text_gib)],

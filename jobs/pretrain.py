@@ -203,7 +203,7 @@ class PretrainPayload:
 
 
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
-    """Run the training on one rank."""
+    """Train the model on one rank, and complete the sample prompts on rank 0."""
     from jobs.frame.training_rank import (
         TrainingRun,
         continue_prompts,
@@ -241,9 +241,10 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
 
 
 def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
-    """Yield the list of this rank's micro-batches for each remaining step.
+    """Yield, for each remaining step, the list of this rank's micro-batches.
 
-    The micro-batches of a step do not depend on the steps before it. So a resumed run trains on the same batches.
+    `state.step` is the first remaining step. The micro-batches of a step do not depend on the steps before it, so a
+    resumed run trains on the same batches.
     """
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.rank_sample_indices, steps)), strict=True):
@@ -251,7 +252,10 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
 
 
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
-    """Yield this rank's micro-batches of the validation samples, which are the same in every validation."""
+    """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
+
+    The samples are divided equally among the ranks, and every rank gets at least one.
+    """
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)
     first = training.rank_context.rank * num_samples

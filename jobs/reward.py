@@ -86,9 +86,9 @@ def check_preferences(config: RewardConfig) -> None:
 
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return what `raymill plan` prints (`estimate_training`).
+    """Return what `raymill plan` prints: the values of `estimate_training`.
 
-    The tokens and the FLOP are upper bounds, because every sequence is counted as full, although most are shorter.
+    The numbers of tokens and the FLOP are upper bounds, because every sequence is counted as full, although most are shorter.
     """
     return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 
@@ -96,7 +96,8 @@ def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    Pairs are padded to the longest sequence of their batch. The lengths of the first 50 batches stand for all batches.
+    The two sequences of each pair are padded to the longest sequence of their batch. The first 50 batches of the files
+    stand for all batches.
     """
     sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
@@ -107,6 +108,7 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
         )
         for pair in first
     ]
+    # Estimated length of the longer sequence of each pair that is not left out.
     fitting = [length for length in lengths if length <= config.sequence_length] or [config.sequence_length]
     longest = [
         max(fitting[start : start + config.global_batch_size])
@@ -136,7 +138,8 @@ class RewardSummary:
 def run(config: RewardConfig, context: Context) -> RewardSummary:
     """Train the model and write `model/`, `checkpoints/` and `metrics.jsonl`.
 
-    `model/` is a sequence classifier with one label, which is the reward.
+    `model/` is a sequence classifier with one label, which is the reward. Returns the numbers of pairs, the validation
+    metrics, and the summary of the training.
     """
     init = context.inputs["init"].model
     tokenizer = load_tokenizer(init.local())
@@ -176,11 +179,13 @@ class RewardPayload:
     pad_id: int
     """Id of the padding token."""
     train: Sequence[PreferenceTokens]
+    """The pairs to train on."""
     held_out: Sequence[PreferenceTokens]
+    """The pairs for validation."""
 
 
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
-    """Run the training on one rank."""
+    """Train the reward model on one rank."""
     from jobs.frame.training_rank import TrainingRun  # imported here, so that `raymill plan` does not import torch
     from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry
@@ -196,6 +201,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
         training.log(report, token_flop)
         if training.is_validation_step(report.step):
             held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
+            # From the names of the means to the metric keys.
             names = {
                 "loss": "validation/loss",
                 "reward/accuracy": "validation/accuracy",
@@ -209,7 +215,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
 def step_batches(
     training: "TrainingRun", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
-    """Yield the list of this rank's micro-batches for each remaining step."""
+    """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
     for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
         batch = to_pairs([payload.train[index] for index in indices], payload)
         # The token ids that the model is fed become part of the logged data hash.

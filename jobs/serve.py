@@ -82,7 +82,10 @@ def require_chat_template(folder: Storage) -> None:
 
 
 def run(config: ServeConfig, context: Context) -> ServeSummary:
-    """Start the server on a free local port, ask every question, write answers.json, and stop the server."""
+    """Start the server on a free local port, ask every question, write answers.json, and stop the server.
+
+    Returns the measured times (`summarize`).
+    """
     execution = config.execution
     settings = ServerSettings(
         folder=context.inputs["model"].model.local(),
@@ -117,7 +120,10 @@ def _ask(config: ServeConfig, url: str, question: str) -> TimedAnswer:
 
 
 def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
-    """Return the time that the server took to start (`startup_s`), and the mean times and speed of the answers."""
+    """Return the summary: `startup_s`, the time in which the server started, and means over the answers.
+
+    `answers` must not be empty.
+    """
     seconds = sum(timed.seconds for timed in answers)
     return ServeSummary(
         questions=len(answers),
@@ -131,7 +137,7 @@ def summarize(answers: Sequence[TimedAnswer], startup_s: float) -> ServeSummary:
 def workload(config: ServeConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    These are the start of the server, and the answers, which are generated one after the other.
+    The time is that of starting the server, and of generating the answers one after the other.
     """
     return Workload(
         processes=[Processes(kind="server", memory_gib=weights_gib(planned["model"]) + config.execution.kv_cache_gib)],

@@ -92,9 +92,9 @@ def check_chats(config: SftConfig) -> None:
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return what `raymill plan` prints (`estimate_training`).
+    """Return what `raymill plan` prints: the values of `estimate_training`.
 
-    The tokens and the FLOP are upper bounds, because every row is counted as full, although its end may be padding.
+    The numbers of tokens and the FLOP are upper bounds, because every row is counted as full, although its end may be padding.
     """
     return estimate_training(config, model_config_of(planned["init"]))
 
@@ -122,7 +122,10 @@ class SftSummary:
 
 
 def run(config: SftConfig, context: Context) -> SftSummary:
-    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`."""
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`.
+
+    Returns the numbers of chats and rows, and the summary of the training.
+    """
     model_folder = context.inputs["init"].model
     tokenizer = load_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
@@ -155,12 +158,13 @@ class SftPayload:
     init: Storage
     """Folder of the model to fine-tune."""
     train: PackedRows
+    """The rows of the chats to train on."""
     held_out: PackedRows
     """The rows of the held-out chats."""
 
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
-    """Run the training on one rank."""
+    """Train the model on one rank, and let it reply to the sample prompts on rank 0."""
     from jobs.frame.training_rank import (
         TrainingRun,
         continue_prompts,
@@ -191,7 +195,7 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
 def step_batches(
     training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
-    """Yield the list of this rank's micro-batches for each remaining step."""
+    """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
     for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
         yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)

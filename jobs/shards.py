@@ -40,7 +40,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
-_ENCODE_S_PER_MB = 0.3  # seconds of Python on the reference processor (`jobs.frame.cost_model`)
+_ENCODE_S_PER_MB = 0.3  # seconds to encode 1 MB of text in Python on the reference processor (`cost_model`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def check(config: ShardsConfig) -> None:
 
 def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
     """Raises ValueError if the tokenizer may be trained on documents that these shards hold out for validation."""
-    from jobs.frame.sizes import tokenizer_sizes  # imported here: it imports torch, which the tasks do not need
+    from jobs.frame.sizes import tokenizer_sizes  # imported here because it imports torch, which tasks do not need
 
     if planned["tokenizer"].kind != "tokenizer":
         return
@@ -82,7 +82,11 @@ def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
 
 
 def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the tokenizer cannot be used, or if it is not the tokenizer of the shards in `grow`."""
+    """Raises ValueError if an input cannot be used.
+
+    The tokenizer must be a fast one with a separator, the corpus must have a parts.json, and the shards in `grow` must
+    have been made with the same tokenizer.
+    """
     folder = inputs["tokenizer"].tokenizer.local()
     separator_id(load_tokenizer(folder))
     read_part_records(inputs["corpus"].storage)
@@ -108,7 +112,10 @@ def rebuild_stale(config: ShardsConfig, context: Context) -> ShardsSummary:
 
 
 def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> ShardsSummary | None:
-    """Rewrite the shards whose documents have changed. Returns the new summary, or None when no input has changed."""
+    """Rewrite the shards whose corpus parts have changed, because documents were forgotten.
+
+    Returns the new summary, or None when no input has changed.
+    """
     before = artifact.record.inputs
     if all(before[name].digest == current.digest for name, current in context.inputs.items()):
         return None
@@ -119,13 +126,14 @@ def forget(config: ShardsConfig, context: Context, artifact: Artifact) -> Shards
 def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests | None) -> ShardsSummary:
     """Write the shards, then the manifests. Returns the counts of both splits.
 
-    `finished` has the manifests of an output that was finished before, whose unchanged shards are kept. It is None if
-    the output is new.
+    `finished` is None if the output is new. Otherwise the output was finished before, and `finished` has its manifests.
+    Its unchanged shards are then kept.
     """
     output, corpus = context.output, context.inputs["corpus"]
     tokenizer = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(tokenizer, output / "tokenizer")
     corpus_summary = corpus.read_summary(CorpusSummary)
+    # `excluded` stands for the documents that the shards in `grow` contain or have a duplicate of. None without `grow`.
     manifests, excluded = _empty_manifests(tokenizer.local(), corpus_summary), None
     if config.grow is not None:
         old = context.inputs["grow"].storage
@@ -166,13 +174,16 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
 
 
 def metrics(summary: ShardsSummary) -> dict[str, float]:
-    """Return the summary by metric key."""
+    """Return the counts of both splits by metric key, such as `train/documents`."""
     splits = zip(SPLITS, (summary.train, summary.validation), strict=True)
     return {f"{split}/{name}": value for split, counts in splits for name, value in asdict(counts).items()}
 
 
 def _empty_manifests(tokenizer: Path, corpus: CorpusSummary) -> SplitManifests:
-    """Return manifests without shards for the tokenizer in the folder `tokenizer` and the sources of the corpus."""
+    """Return a manifest without shards for each split.
+
+    They name the tokenizer in the folder `tokenizer` and the sources of the corpus.
+    """
     empty = ShardManifest(
         tokenizer=fingerprint(tokenizer),
         vocab_size=vocab_size(tokenizer),
@@ -221,7 +232,7 @@ def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
     from jobs.frame.sizes import (
         corpus_sizes,
         tokenizer_sizes,
-    )  # imported here: it imports torch, which the tasks do not need
+    )  # imported here because it imports torch, which the tasks do not need
 
     num_bytes = corpus_sizes(planned["corpus"]).num_bytes
     return ShardsSizes(
@@ -236,7 +247,7 @@ def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
 
     The encoding time is in proportion to the bytes of text. The shards are assumed to be as large as the text.
     """
-    from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
+    from jobs.frame.sizes import corpus_sizes  # imported here because it imports torch, which tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = corpus.num_bytes / 1e6

@@ -3,7 +3,8 @@
     documents/part-* ─ count ─▶ work/words/<part> ─ merge ─▶ work/merged/<bucket> ─ learn ─▶ tokenizer/ ─ measure
                      (a task for each part)        (a task for each bucket)      (driver)     (a task for each part)
 
-A part is an output file of the corpus. A bucket holds the words with equal hashes (`data/tokens/word_counts.py`).
+A part is an output file of the corpus. A bucket holds the words whose hashes are equal modulo the number of buckets
+(`data/tokens/word_counts.py`).
 Only the counts of words are merged, and sums do not depend on the order of their terms. So the tokenizer is the same
 for any number of parts and workers.
 """
@@ -34,8 +35,8 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
 
 MEASURED_BYTES = 4 << 20  # approximate size of the text on which the tokenizer is measured
-_COUNT_S_PER_MB = 1.1  # seconds of Python on the reference processor (`jobs.frame.cost_model`)
-_LEARN_S_PER_TOKEN = 0.003  # the same, for each token of the vocabulary
+_COUNT_S_PER_MB = 1.1  # seconds to count the words of 1 MB in Python on the reference processor (`cost_model`)
+_LEARN_S_PER_TOKEN = 0.003  # seconds of training for each token of the vocabulary, on the same processor
 _DEFAULTS = TokenizerRecipe()
 
 
@@ -103,7 +104,8 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     artifact, output, workers = context.inputs["corpus"], context.output, config.execution.workers
     corpus = CorpusText(artifact.storage, artifact.digest)
     num_bytes = artifact.read_summary(CorpusSummary).bytes
-    # The tokenizer is trained on the documents whose `split_position` is at least `first`.
+    # The tokenizer is trained on the documents whose `split_position` is at least `first`. This leaves out the held-out
+    # documents, and more documents if the rest of the corpus is larger than sample_mib.
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
     sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
     with show_activity(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
@@ -132,11 +134,11 @@ def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCoun
 
 
 def _remove_work(output: Storage) -> None:
-    """Remove the stored task results first, and then the files that they name.
+    """Remove the folder of intermediate files: the stored task results first, and then the files that they name.
 
-    In the other order, a kill in between would leave results that name missing files.
+    The reason for this order is that in the other order, a kill in between would leave results that name missing files.
     """
-    for name in ("count", "merge", "measure", ""):
+    for name in ("count", "merge", "measure", ""):  # the empty name is the folder itself
         (output / WORK).remove(name)
 
 
@@ -163,7 +165,7 @@ def _summarize(
 
 
 def metrics(summary: VocabularySummary) -> dict[str, float]:
-    """Return the summary by metric key."""
+    """Return the summary's numbers by metric key, such as `vocabulary/fertility`."""
     return {
         "vocabulary/sampled_documents": summary.sampled_documents,
         "vocabulary/sampled_bytes": summary.sampled_bytes,
@@ -177,7 +179,7 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
 
 
 def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
-    """Return the sizes that the tokenizer will have."""
+    """Return the vocabulary size that the tokenizer will have, and which documents it is trained on."""
     corpus = planned.get("corpus")
     return TokenizerSizes(
         vocab_size=config.size,
@@ -188,7 +190,7 @@ def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
 
 def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from: counting words, and training on the counts."""
-    from jobs.frame.sizes import corpus_sizes  # imported here: it imports torch, which the tasks do not need
+    from jobs.frame.sizes import corpus_sizes  # imported here because it imports torch, which tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])
     num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6
