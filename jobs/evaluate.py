@@ -208,7 +208,10 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
 
 
 def check_records(config: EvaluateConfig) -> None:
-    """Raises ValueError for a malformed prompt, sentence pair or preference. The error names its file and line."""
+    """Raises ValueError for a malformed prompt, sentence pair or preference.
+
+    The error names the file and line of the malformed record.
+    """
     for task in config.generation:
         _records(task)
     if config.stereotype_pairs is not None:
@@ -241,7 +244,11 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
-    """Read the task's prompts. Raises ValueError for a prompt without the answer that a metric needs."""
+    """Read the task's prompts, at most max_prompts.
+
+    Raises ValueError for a prompt that has no `answer` although a metric needs one, and for a list of answers if a
+    metric compares with a single text.
+    """
     records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
         answer = record.record.get("answer")
@@ -275,7 +282,10 @@ def _check_prompt_lengths(
 
 
 def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
-    """Run all measurements and write results.json and samples.jsonl. Returns the results by metric key."""
+    """Run all measurements and write results.json and samples.jsonl.
+
+    Returns the results by key, such as `sft/perplexity`.
+    """
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
         wait_for_capacity(
             group.bundles, f"evaluate: execution.{name}"
@@ -320,7 +330,10 @@ def _finish(wait: Callable[[], T] | None) -> T | None:
 def start_text(
     config: EvaluateConfig, models: Mapping[str, Storage], shards: Storage, running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], TextResults]:
-    """Start the likelihood tasks of every model, and the task of xz. Returns a function that waits for the results."""
+    """Start the Ray tasks that compute each model's likelihood of the text, and the task that compresses it with xz.
+
+    Returns a function that waits for the results.
+    """
     scorers, split = config.execution.scorers, shards / "validation"
     score = ray_task(score_text, scorers)
     parts = {
@@ -353,7 +366,11 @@ def start_text(
 def start_bias(
     config: EvaluateConfig, path: str, models: Mapping[str, Storage], running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], dict[str, dict[str, GroupBias]]]:
-    """Start scoring the sentence pairs with every model. Returns a function that waits for the results."""
+    """Start scoring the sentence pairs with every model.
+
+    Returns a function that waits for the results. The keys of the results are the names of the models, and then the
+    kinds of social groups.
+    """
     pairs, scorers = read_pairs(path), config.execution.scorers
     score = ray_task(score_pairs, scorers)
     tasks = {name: running.add([score(folder, pairs, device=scorers.device)]) for name, folder in models.items()}
@@ -368,9 +385,10 @@ def start_bias(
 def start_reward(
     config: EvaluateConfig, model: Storage, running: RunningTasks, bootstrap: Bootstrap
 ) -> Callable[[], RewardResults]:
-    """Start scoring the preferences. Returns a function that waits for the results.
+    """Start scoring the preference pairs. Returns a function that waits for the results.
 
-    Raises ValueError when no pair fits the reward model.
+    Pairs that are longer than the reward model's max_length are left out and counted. Raises ValueError when all are
+    left out.
     """
     tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
     max_length = read_config(model.local()).max_length
@@ -391,7 +409,10 @@ def start_reward(
 def generate(
     config: EvaluateConfig, models: Mapping[str, Storage], bootstrap: Bootstrap
 ) -> tuple[dict[str, TaskResults], list[EvaluationSample]]:
-    """Complete and measure the prompts of every task. Returns the results by task, and the samples of all tasks."""
+    """Complete the prompts of every generation task, and measure the completions.
+
+    Returns the results by the task's name, and the samples of all tasks. Here, a task is a `GenerationTask`.
+    """
     records = {task.name: _records(task) for task in config.generation}
     completions = _complete(config, models, records)
     results: dict[str, TaskResults] = {}
@@ -401,7 +422,7 @@ def generate(
         # A `Verifier` calls any user-provided function. Here, the functions are the task's `measures`.
         programs = [read_verifier(measure) for measure in task.measures]
         verifiers = {program.function: Verifier(program) for program in programs}
-        # For each model and each measure or metric, one value for each prompt.
+        # `values` has, for each model and each measure or metric, one value for each prompt.
         values = {
             name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=task.metrics)
             for name, model_completions in completions_by_model.items()
@@ -417,11 +438,14 @@ def generate(
 def _complete(
     config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
 ) -> dict[str, dict[str, Completions]]:
-    """Complete the prompts of every task. Returns the completions by task and model."""
+    """Complete the prompts of every task. `records` has the prompts by the task's name.
+
+    Returns the completions by the task's name, and then by the model's name.
+    """
     tasks_of_model = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }
-    # The number of prompts of each model that has not completed all of its prompts yet.
+    # The models that have not completed all of their prompts yet, each with the number of all its prompts.
     pending = {name: sum(len(records[task]) for task in tasks) for name, tasks in tasks_of_model.items() if tasks}
 
     def model_done(name: str) -> None:
@@ -442,7 +466,7 @@ def _complete(
 def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from: likelihoods, completions, and the measures.
 
-    Every model is assumed to be as large as the largest one.
+    Every model is assumed to be as large as the largest of `models`.
     """
     execution, model_configs = config.execution, [model_config_of(planned[f"models.{name}"]) for name in config.models]
     largest = max(model_configs, key=num_parameters)

@@ -88,7 +88,8 @@ def check_preferences(config: RewardConfig) -> None:
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
     """Return what `raymill plan` prints: the values of `estimate_training`.
 
-    The numbers of tokens and the FLOP are upper bounds, because every sequence is counted as full, although most are shorter.
+    The numbers of tokens and FLOP are upper bounds, because every sequence is counted as full, although most are
+    shorter.
     """
     return estimate_training(config, model_config_of(planned["init"]), rows_per_sample=2)
 

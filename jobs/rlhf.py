@@ -118,7 +118,10 @@ def check_prompts(config: RLHFConfig) -> None:
 
 
 def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the reward model's tokenizer is not the policy's, or if no prompt is short enough."""
+    """Raises ValueError if the reward model has another tokenizer than the policy.
+
+    Also raises ValueError if none of `prompts`, or none of `held_out_prompts`, is short enough (`tokenize_prompts`).
+    """
     policy, reward = inputs["policy"], inputs.get("reward")
     if reward is not None and fingerprint(policy.model.local()) != fingerprint(reward.model.local()):
         raise ValueError(
@@ -181,13 +184,13 @@ def train_with_recovery(
 ) -> list[HeldOutCompletion]:
     """Train from the last checkpoint, or from the beginning if there is none, and export the model.
 
-    When a training rank dies, training restarts from the last checkpoint. Returns the completions of the held-out
-    prompts after training.
+    When a rank of the learner or the critic dies, training restarts from the last checkpoint. Returns the completions
+    of the held-out prompts after training, with their rewards.
     """
     while True:
         try:
             with show_activity("starting the engines, the learner and the scorer"):
-                step = graph.start()  # the number of steps that the checkpoint contains, or 0
+                step = graph.start()  # the number of steps that were done at the checkpoint, or 0 without one
             context.tracker.resume(step)
             if step:
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)
@@ -208,14 +211,16 @@ def train_with_recovery(
 
 
 def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
-    """Run the remaining steps. Logs each step, and saves a checkpoint at each checkpoint_interval and at the end.
+    """Run the remaining training steps, log each of them, and save a checkpoint every checkpoint_interval steps.
 
-    `step` is the number of steps that are done already. So it is also the index of the next step, counted from 0.
+    The last step is followed by a checkpoint too. `step` is the number of steps that are done already. So it is also
+    the index of the next step, counted from 0.
     """
     execution = config.execution
     with Progress("training", config.steps, "steps", done=step) as progress:
         while step < config.steps:
-            with defer_signals():  # a signal takes effect at the end of this block, when the step is saved
+            # After a signal, the block saves the step that is running, and ends with KeyboardInterrupt.
+            with defer_signals():
                 metrics = graph.train_step(step)
                 step += 1
                 by_key = metrics.by_key()
@@ -231,7 +236,8 @@ def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, 
                     )
             context.tracker.log(step, by_key)
             if step % execution.checkpoint_interval == 0 or step == config.steps:
-                context.tracker.flush()  # steps before a checkpoint are never rerun, so their metrics are written first
+                # Steps before a checkpoint are never rerun. So their metrics are written before the checkpoint.
+                context.tracker.flush()
                 graph.save()
             progress.update(step, f"reward {metrics.rollouts.reward_mean:.3f}")
 
@@ -256,7 +262,8 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
     """Read and tokenize all prompts. A prompt that leaves no room for max_new_tokens is left out.
 
-    Raises ValueError if all of `prompts` are left out, or all of `held_out_prompts`.
+    Raises ValueError if all prompts of the config field `prompts` are left out, or all of a `held_out_prompts` that is
+    not empty.
     """
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
@@ -282,7 +289,7 @@ def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prom
 
 
 def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
-    """Complete and score the held-out prompts with the current policy."""
+    """Complete the held-out prompts with the current policy, and score the completions."""
     scored: ScoredRollouts = graph.complete_and_score(prompts.held_out)
     return [
         HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
@@ -301,10 +308,11 @@ def placements_of(config: RLHFConfig) -> dict[str, Placement]:
 
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
-    """Return what `raymill plan` prints.
+    """Return what `raymill plan` prints, by name.
 
-    This is the number of `rollouts`, an upper bound of the `sampled_tokens`, and for each kind of actor, such as
-    `learner_mib`, the memory of its models and KV cache. Actors that the graph does not have are left out.
+    `rollouts` is the number of rollouts of the run, and `sampled_tokens` an upper bound of their tokens. For each kind
+    of actor in the graph, there is the MiB of memory that one such actor needs for its models and KV cache, such as
+    `learner_mib`.
     """
     execution, model_config = config.execution, model_config_of(planned["policy"])
     rollouts = config.steps * config.rollouts.rollouts_per_step
@@ -326,9 +334,9 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 
 
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: generation, scoring, reference and updates.
+    """Return what the forecast of time and memory is computed from.
 
-    Every completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of
+    The time is that of generating and scoring completions, of the reference's forward passes, and of the updates. Every completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of
     the first thousand prompts.
     """
     execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
@@ -337,7 +345,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
     )
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
-    # How often the held-out prompts are completed: before training, after training, and at each held_out_interval.
+    # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and at each held_out_interval.
     num_evaluations = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
     # Assumed length of a prompt and its completion, in tokens.
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
@@ -347,7 +355,9 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     # logprobs), one in the reference, and in each epoch three for the learner's update and three for the critic's. An
     # update counts as three, because its backward pass costs as much as two forward passes.
     passes = 2 + ("reference" in placements) + 3 * config.learning.epochs * (1 + ("critics" in placements))
+    # Tokens that the reward model scores. A verifier is assumed to take no time.
     scored_tokens = (trained_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
+    # Generation batches that each engine completes: in one training step, and for all held-out prompts once.
     batches_per_engine = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
     held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
     model_gib, state_gib = parameters_mib(model_config, 4) / 1024, training_state_mib(model_config) / 1024
@@ -369,6 +379,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         width=model_config.width,
         precision=resolved_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
+        # Optimizer steps. There are several of them in each of the `rl_steps`, the training steps of RLHF.
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
         engine_steps=rollouts.max_new_tokens * (config.steps * batches_per_engine + num_evaluations * held_out_batches),

@@ -94,7 +94,8 @@ def check_chats(config: SftConfig) -> None:
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
     """Return what `raymill plan` prints: the values of `estimate_training`.
 
-    The numbers of tokens and the FLOP are upper bounds, because every row is counted as full, although its end may be padding.
+    The numbers of tokens and FLOP are upper bounds, because every row is counted as full, although its end may be
+    padding.
     """
     return estimate_training(config, model_config_of(planned["init"]))
 
