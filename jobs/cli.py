@@ -1,6 +1,7 @@
 """The command line: `raymill run|plan|submit …`.
 
-To follow the code from here to the loss, read `jobs/<stage>.py` next, then `model/train.py`.
+Each command has a function of its name, such as `_run`. To follow the code from here to the loss, read
+`jobs/<stage>.py` next, then `model/train.py`.
 """
 
 import argparse
@@ -52,8 +53,12 @@ printed."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 after success, 1 after a failure, 2 for invalid input, and 128 + N
-    when signal N stopped it."""
+    """Run one command and return the exit code of this process.
+
+    The code is 0 after success, 1 after a failure, 2 for invalid input, and 128 + N when signal N stopped the command.
+    The commands `logs` and `submit` may also return the exit code of a submitted job. `arguments` are those of
+    `parse`.
+    """
     options = parse(arguments)
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, handlers=[LogHandler()]
@@ -81,7 +86,8 @@ def _run_command(options: argparse.Namespace) -> int:
         write_stderr(f"raymill: stopped by {number.name}{consequence}{detail}")
         return 128 + number
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # as after `raymill ls | head`
+        # The reader of stdout has ended before this process, as in `raymill ls | head`.
+        if isinstance(error, BrokenPipeError) and _is_stdout_closed():
             return 128 + signal.SIGPIPE
         if not _is_runtime_failure(error):
             raise
@@ -103,16 +109,19 @@ def _is_stdout_closed() -> bool:
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)
-    except (OSError, ValueError):  # stdout is not a file
+    except (OSError, ValueError):  # stdout has no file descriptor, so nothing reads it
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _is_runtime_failure(error: Exception) -> bool:
-    """Return whether the error came from running the command, rather than from a bug in Raymill."""
+    """Return whether the user gets a message about the error: it came from a worker, the system or the cluster.
+
+    Other errors are bugs in Raymill, so they are raised with a traceback.
+    """
     if isinstance(error, (RuntimeError, OSError)):
         return True
-    if "ray" not in sys.modules:  # Ray was never imported, so this is none of its errors
+    if "ray" not in sys.modules:  # Ray was never imported, so the error is not one of Ray's
         return False
     from ray.exceptions import RayError
 
@@ -120,9 +129,10 @@ def _is_runtime_failure(error: Exception) -> bool:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse a command line, which is that of this process if `arguments` is None.
+    """Parse the words of a command line. If `arguments` is None, they are those of this process.
 
-    Overrides may come before and after options such as `--store`.
+    Overrides may come before and after options such as `--store`. argparse returns those after an option as unparsed
+    words.
     """
     parser = _parser()
     options, unparsed = parser.parse_known_args(arguments)
@@ -158,7 +168,7 @@ def _add_command(commands: Any, name: str, function: object, text: str) -> argpa
 
 
 def _add_stage_commands(commands: Any) -> None:
-    """Add the commands that take a stage and its config, and the command `fields`, which takes a stage."""
+    """Add the commands that take a stage and its config, and the command `fields`, which takes only a stage."""
     for name, function, text in (
         ("plan", _plan, "show what is finished, what would run, what it would cost, and every error in the configs"),
         ("run", _run, "run a stage, or all stages of a pipeline that are not finished"),
@@ -247,7 +257,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     with reporting_run_status(options.store) as on_begin:
-        require_same_code()  # in a submitted job, the code must be that of the machine that submitted the job
+        require_same_code()  # in a submitted job, this code must equal that of the machine that submitted the job
         pipeline = _load(options)
         with private_working_directory():
             artifacts = run_pipeline(pipeline, address=options.address, on_begin=on_begin)

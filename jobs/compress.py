@@ -148,7 +148,7 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     window = min(sizes.max_length, 512)
     activations_gib = (
         activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # half, because without a backward pass fewer activations are kept
+    )  # half of the memory of training, because without a backward pass fewer activations are kept
     scorer_gib, engine_gib = (
         2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
         parameters_mib(sizes, 4) / 1024 + 0.5,

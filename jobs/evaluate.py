@@ -482,7 +482,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     model_gib = parameters_mib(largest, 4) / 1024
     activations_gib = (
         activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # half, because without a backward pass fewer activations are kept
+    )  # half of the memory of training, because without a backward pass fewer activations are kept
     processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib

@@ -336,8 +336,9 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    The time is that of generating and scoring completions, of the reference's forward passes, and of the updates. Every completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of
-    the first thousand prompts.
+    The time is that of generating and scoring completions, of the reference's forward passes, and of the updates. Every
+    completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of the
+    first thousand prompts.
     """
     execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
@@ -345,7 +346,8 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
     )
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
-    # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and at each held_out_interval.
+    # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and at each
+    # held_out_interval.
     num_evaluations = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
     # Assumed length of a prompt and its completion, in tokens.
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)

@@ -1,9 +1,9 @@
-"""serve: serves a model with vLLM's OpenAI-compatible server and asks it questions.
+"""serve: serves a model with vLLM's OpenAI-compatible server and asks the model questions.
 
     raymill run serve serve.yaml
 
-The stage starts the server that `raymill serve ARTIFACT` starts, asks it a few questions as any client does, and
-records the answers.
+The stage starts the same server as `raymill serve ARTIFACT`, sends it a few questions as any client does, and records
+the answers.
 """
 
 import time
@@ -70,7 +70,7 @@ def check_inputs(config: ServeConfig, inputs: Mapping[str, Artifact]) -> None:
 
 
 def require_chat_template(folder: Storage) -> None:
-    """Raises ValueError when a model folder has no chat template."""
+    """Raises ValueError when a model folder has no chat template, as a file or in its tokenizer_config.json."""
     if folder.exists("chat_template.jinja") or (
         folder.exists("tokenizer_config.json") and "chat_template" in folder.read_json("tokenizer_config.json")
     ):
