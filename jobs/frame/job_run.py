@@ -1,4 +1,5 @@
-"""Runs a job until its artifact is finished. If an earlier attempt was interrupted, the run resumes from its files."""
+"""Runs a job until its artifact is finished. If an earlier attempt was interrupted, the run resumes from the files of
+that attempt."""
 
 import contextlib
 import hashlib
@@ -50,8 +51,8 @@ log = logging.getLogger(__name__)
 def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
     """Return the job's artifact. Runs the job first if the store does not contain the finished artifact.
 
-    The job's inputs must be finished. Raises ValueError for an error in the config or in the inputs, before any worker
-    starts. On Weights & Biases the runs of one pipeline have the same `wandb_group`.
+    Raises ValueError for an unfinished input or an error in the config or in the inputs. Most of these errors are
+    raised before any worker starts. On Weights & Biases the runs of one pipeline have the same `wandb_group`.
     """
     output, inputs = store / job.id, finished_inputs(job, store)
     for path, planned_input in job.planned.items():
@@ -84,7 +85,8 @@ def run_job(job: Job, store: Storage, *, wandb_group: str) -> Artifact:
             require_lease()
             write_record(output, record)
             output.remove(UNFINISHED)
-    # Documents that were forgotten during the run are removed now. `raymill forget` changed only finished artifacts.
+    # Documents that were forgotten during the run are removed now, because `raymill forget` could not remove them: it
+    # changes only finished artifacts.
     if job.stage.forget is not None and read_forgotten(store) != forgotten:
         remove_forgotten_documents(job.stage, output, store)
     artifact = open_artifact(output)
@@ -143,9 +145,10 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
 
 @contextlib.contextmanager
 def _explain_failures(name: str) -> Iterator[None]:
-    """Monitor the stage's processes during the block. Errors then name the process that failed and the cause.
+    """Monitor the stage's processes during the block, so that errors name the process that failed and the cause.
 
-    Raises ValueError for an error of the user, also if a worker found it. Raises JobFailed for every other error.
+    `name` is the name of the job. An error that the block raises is replaced: by ValueError for an error of the user,
+    also if a worker found the error, by StoppedBySignal for KeyboardInterrupt, and by JobFailed for every other error.
     """
     with monitor_stage(name):
         try:
@@ -156,7 +159,8 @@ def _explain_failures(name: str) -> Iterator[None]:
             inner = original_error(error)
             if inner is error and isinstance(error, ValueError):
                 raise
-            if isinstance(inner, ValueError):  # A worker raised it. Ray's own error would show a traceback instead.
+            # Here a worker raised `inner`, and `error` is Ray's own error, which would show a traceback to the user.
+            if isinstance(inner, ValueError):
                 raise ValueError(f"{name}: {inner}") from error
             raise explain(error, stage=name).to_error() from error
         except KeyboardInterrupt as stop:
@@ -166,13 +170,13 @@ def _explain_failures(name: str) -> Iterator[None]:
 
 
 def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:
-    """Return the interrupted attempt whose files are in the output, or None if there is none to resume from.
+    """Return the interrupted attempt whose files are in the output. Returns None if no attempt can be resumed.
 
-    The files of an attempt are deleted if the content of an input has changed since, for example because
-    `raymill forget` has removed documents from the input. The order of the input's samples is then different, so a
-    resumed training would skip some samples and repeat others. Files that were made from the old input would still
-    contain forgotten documents. The files are also deleted if `raymill forget` was killed while it changed this
-    artifact.
+    The files of an attempt are deleted if the content of an input has changed since the attempt, for example because
+    `raymill forget` has removed documents from the input. There are two reasons. The order of the input's samples is
+    then different, so a resumed training would skip some samples and repeat others. Files that were made from the old
+    input would still contain the forgotten documents. The files are also deleted if `raymill forget` was killed while
+    it changed this artifact.
     """
     unfinished = read_unfinished(output)
     # Inputs are compared by digest and not by location, because the store may have been moved.
@@ -188,4 +192,5 @@ def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinish
 
 
 def _digests(inputs: Mapping[str, InputRecord]) -> dict[str, str]:
+    """Return the digest of each input. The keys, also those of `inputs`, are paths of config fields."""
     return {path: input_record.digest for path, input_record in inputs.items()}

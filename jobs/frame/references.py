@@ -1,6 +1,7 @@
 """Finds what the values of a config refer to: artifacts, source files, and user-provided functions.
 
-The fields were marked by the constructors in `fields.py`.
+The constructors in `fields.py` have marked the config fields that contain such values. The fields with the
+mark `source` are called source fields. Their values are paths of files.
 """
 
 import dataclasses
@@ -49,9 +50,9 @@ def find_sources(config: Any) -> list[str]:
 
 
 def find_functions(config: Any) -> dict[str, str]:
-    """Return `:function` of every value `path/file.py:function` in the source fields.
+    """Return the part `:function` of every value `path/file.py:function` in the source fields.
 
-    The keys are paths of values in the config, such as `learning.algorithm`.
+    The keys are the paths of these values in the config, such as `learning.algorithm`.
     """
     functions = {path: text[len(without_function_name(text)) :] for path, text in _source_values(config)}
     return {path: function for path, function in functions.items() if function}
@@ -60,8 +61,8 @@ def find_functions(config: Any) -> dict[str, str]:
 def match_sources(config: Any) -> dict[str, list[str]]:
     """Return the URLs of the files that each value of a source field matches.
 
-    The keys are paths of values in the config, such as `sources.0.path`. For a Python file the result includes the
-    modules in the same folder that the file imports. Raises ValueError if a value matches no file.
+    The keys are the paths of these values in the config, such as `sources.0.path`. For user-provided code the URLs
+    include the modules in the same folder that the Python file imports. Raises ValueError if a value matches no file.
     """
     urls: dict[str, list[str]] = {}
     for path, text in _source_values(config):
@@ -89,10 +90,9 @@ def is_user_code(value: str) -> bool:
 
 
 def _source_values(config: Any) -> list[ConfigValue]:
-    """Return the values of all source fields.
+    """Return the values of all source fields, and the user-provided code in all other fields.
 
-    A field such as `learning.algorithm`, whose value is a built-in name or user-provided code, is included if its value
-    is user-provided code.
+    An example of another field is `learning.algorithm`, whose value is either a built-in name or user-provided code.
     """
     user_code = [value for value in _marked_values(config, "user_code") if is_user_code(value.text)]
     return [*_marked_values(config, "source"), *user_code]

@@ -1,6 +1,7 @@
 """Identifies the version and the source files of Raymill that run.
 
-A submitted job compares them with those of the command that submitted it. Artifacts record them.
+A submitted job compares its version and source files with those of the command that submitted the job. Artifacts
+record a hash of the source files.
 """
 
 import hashlib
@@ -20,14 +21,14 @@ def code_digest() -> str:
 
 
 SUBMITTED_VERSION_VARIABLE = "RAYMILL_SUBMITTED_VERSION"
-"""Environment variable of a submitted job: the version of Raymill that submitted the job."""
+"""Name of the environment variable that tells a submitted job which version of Raymill submitted it."""
 
 _SUBMITTED_CODE = "RAYMILL_SUBMITTED_CODE"
-"""Environment variable of a submitted job: the `code_digest` of the Raymill that submitted the job."""
+"""Name of the environment variable that tells a submitted job the `code_digest` of the Raymill that submitted it."""
 
 
 def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
-    """Return environment variables for a job, from which `require_same_code` learns what version submitted the job.
+    """Return environment variables for a job: name -> value. `require_same_code` reads them in the submitted job.
 
     `raymill submit` includes the digest: the job must run the same source files. `raymill manifest` leaves the digest
     out, because the image may be built later from different source files of the same version.
@@ -37,9 +38,10 @@ def submission_variables(*, with_digest: bool = True) -> dict[str, str]:
 
 
 def require_same_code() -> None:
-    """Raises ValueError in a submitted job whose Raymill differs from the one that submitted it.
+    """Raises ValueError in a submitted job whose Raymill differs from the Raymill that submitted the job.
 
-    Compares the version, and the source files if the job has their digest.
+    Compares the versions, and also the source files if the job has the environment variable with their digest. Does
+    nothing in a process that is not a submitted job.
     """
     submitted_version, this_version = os.environ.get(SUBMITTED_VERSION_VARIABLE), package_version("raymill")
     submitted_code = os.environ.get(_SUBMITTED_CODE)

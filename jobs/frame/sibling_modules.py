@@ -1,7 +1,7 @@
 """Finds and reads the modules that a user-provided Python file imports from its own folder.
 
-A module that is neither in this folder nor installed would fail only when the file is used, hours into a run.
-Therefore Raymill raises an error as soon as it reads a file that imports such a module.
+If an imported module is neither in this folder nor installed, the import fails when the file is executed, which may be
+hours into a run. Therefore Raymill raises an error as soon as it reads a file that imports such a module.
 """
 
 import ast
@@ -22,15 +22,15 @@ class Import(NamedTuple):
     name: str
     """The dotted name of the module, such as `scoring.rules`."""
     is_required: bool
-    """False if the import is inside `try … except ImportError` or inside `if TYPE_CHECKING`. False also for the name
-    `a.b` of `from a import b`, because `b` may be a function."""
+    """Whether a missing module is an error. False if the import is inside `try … except ImportError` or inside
+    `if TYPE_CHECKING`. False also for the name `a.b` of `from a import b`, because `b` may be a function."""
 
 
 def read_siblings(path: str) -> dict[str, str]:
     """Return the source text of every module in the folder of `path` that the file at `path` imports.
 
-    Imports of the imported modules are followed. The keys are paths relative to the folder, in sorted order. Raises
-    ValueError if an imported module is neither in the folder nor installed.
+    Modules that these modules import are included. The keys are the paths of the modules' files relative to the folder,
+    in sorted order. Raises ValueError if an imported module is neither in the folder nor installed.
     """
     main = path.rpartition("/")[2]
     sources: dict[str, str] = {}
@@ -70,7 +70,11 @@ def parse_source(source: str, path: str) -> ast.Module:
 
 
 def _imports(tree: ast.Module, file: str) -> Iterator[Import]:
-    """Yield every import in a file. `from a import b` yields both `a` and `a.b`, because `a.b` may be a module."""
+    """Yield every import in a file. `from a import b` yields both `a` and `a.b`, because `a.b` may be a module.
+
+    `file` is the path of the file relative to the folder of the user-provided file. Raises ValueError for a relative
+    import that leaves this folder.
+    """
     optional: set[ast.AST] = set()
     for node in ast.walk(tree):
         if _is_optional(node):
@@ -106,7 +110,8 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 def _module_files(path: str, imported: Import, importer: str) -> list[str]:
     """Return the files of an imported module in the folder of `path`, beginning with the `__init__.py` of its packages.
 
-    Returns no files for an installed module. As in Python, an installed package takes precedence over a folder without
+    Returns no files for an installed module, or for a missing module that is not required. Raises ValueError for a
+    missing module that is required. As in Python, an installed package takes precedence over a folder without
     `__init__.py`. `importer` is the file that imports the module.
     """
     files: list[str] = []
@@ -135,9 +140,10 @@ def _exists(url: str) -> bool:
 
 
 def _is_installed(package: str) -> bool:
-    """Return whether a package is installed, so that the cluster may have it too.
+    """Return whether a package is installed on this machine.
 
-    A package in the working directory can be imported here, but is not installed.
+    A package in the working directory can be imported here, but does not count as installed, because the cluster would
+    not have it. Exceptions are the packages of Raymill and packages in a `site-packages` folder.
     """
     if package in sys.builtin_module_names or package in sys.stdlib_module_names:
         return True

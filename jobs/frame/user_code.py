@@ -1,7 +1,7 @@
 """Reads and checks user-provided code, which a config names as `path/to/file.py:name`.
 
-A program is such a file and the name of a function or object in it. It is sent to the cluster as text, with the modules
-that the file imports from its folder (`sibling_modules.py`).
+A program is such a file and the name of a function or object in the file. The file is sent to the cluster as text, with
+the modules that it imports from its folder (`sibling_modules.py`).
 """
 
 import ast
@@ -13,9 +13,10 @@ from jobs.frame.sibling_modules import parse_source, read_siblings, read_source,
 def read_function(name: str, parameters: tuple[str, ...]) -> Program:
     """Read the program of a function `path/to/file.py:function`, which may be an `async def` function.
 
-    Raises ValueError if the file has no such function, if the function cannot be called with the arguments
-    `parameters`, or if the file imports a module that is neither in its folder nor installed. The file is only parsed
-    here; it is executed on the cluster.
+    `parameters` are the names of the positional arguments that Raymill passes. Only their number is compared with the
+    function's own parameters. Raises ValueError if the file has no such function, if the function cannot be called with
+    this number of arguments, or if the file imports a module that is neither in its folder nor installed. The file is
+    only parsed here; it is executed on the cluster.
     """
     program = read_program(name)
     functions = {
@@ -42,9 +43,10 @@ def read_verifier(name: str) -> Program:
 
 
 def read_algorithm(name: str) -> str | Program:
-    """Return the program if `name` is user-provided code (`path/to/file.py:NAME`).
+    """Return the program of an RL algorithm if `name` is user-provided code (`path/to/file.py:NAME`).
 
-    Otherwise `name` is a built-in RL algorithm and is returned unchanged. Raises ValueError as `read_program` does.
+    Otherwise `name` is the name of a built-in algorithm and is returned unchanged. Raises ValueError as `read_program`
+    does.
     """
     return read_program(name) if name.rpartition(":")[0].endswith(".py") else name
 
@@ -61,7 +63,8 @@ def read_program(name: str) -> Program:
 def reject_file_lookups(path: str) -> None:
     """Raises ValueError if the Python file at `path`, or a module that it imports from its folder, uses `__file__`.
 
-    Only Python modules are shipped to the cluster. A data file that the code looks up next to itself would be missing.
+    The reason is that code uses `__file__` to find data files in its own folder. These files would be missing on the
+    cluster, because only Python modules are shipped.
     """
     for name, source in {path.rpartition("/")[2]: read_source(path), **read_siblings(path)}.items():
         for node in ast.walk(parse_source(source, name)):
