@@ -28,8 +28,8 @@ def measure_completions(
     """Return one value per completion, in the order of the prompts, for each verifier and each metric except bleu.
 
     The keys of the result are the names of the verifiers and metrics. The metric rouge has three keys instead: rouge1,
-    rouge2 and rougeL. The keys of `verifiers` are their names, and `metrics` has names from METRICS. `records` are the
-    prompts that were completed.
+    rouge2 and rougeL. The keys of `verifiers` are the names of the verifiers, and `metrics` has names from METRICS.
+    `records` are the prompts that were completed.
     """
     values: dict[str, list[float]] = {}
     scorer_inputs = [

@@ -102,11 +102,14 @@ def complete_tasks(
 
     `tasks` has the prompts of each evaluation task, by the name of the task. The keys of `models` and `tasks_by_model`
     are the names of the models. `models` has the Hugging Face folder of each model, and `tasks_by_model` the names of
-    the tasks that each model completes. `kv_cache_gib` is the size of each engine's KV cache. `on_done` is called with
-    the name of a model after the model's last completion.
+    the tasks that each model completes. `placement` has the number of engines and the resources of each engine.
+    `kv_cache_gib` is the size of each engine's KV cache. `on_done` is called with the name of a model after the model's
+    last completion.
     """
+    # Every prompt of every task gets an index of its own, from which the seed of its completion is derived.
     counter = itertools.count()
     prompt_indices = {task: [next(counter) for _ in records] for task, records in tasks.items()}
+    # A model without tasks is left out here and in all that follows.
     tokenizers = {name: load_tokenizer(models[name].local()) for name, names in tasks_by_model.items() if names}
     prompts_by_model: dict[str, ModelPrompts] = {}
     for name, tokenizer in tokenizers.items():
@@ -139,8 +142,8 @@ def complete(
 
     The keys of `prompts_by_model` and of the result are the names of the models. Models with equal model configs use
     the same engines one after the other, because starting an engine takes tens of seconds, but loading other weights
-    into a running engine takes only tens of milliseconds. `on_done` is called with the name of a model after the
-    model's last completion. Raises a WeightSyncError when the logprobs of an engine are not those of Raymill's model.
+    into a running engine takes only tens of milliseconds. The other arguments are those of `complete_tasks`. Raises a
+    WeightSyncError when the logprobs of an engine differ from those of Raymill's model by more than a bound.
     """
     results: dict[str, list[Rollout]] = {}
     for model_config, names in _group_by_config(prompts_by_model).items():
@@ -178,7 +181,7 @@ def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[Trans
 def _complete_by_model(
     pool: GeneratorPool, prompts_by_model: Mapping[str, ModelPrompts], sampling: SamplingConfig
 ) -> Iterator[tuple[str, list[Rollout]]]:
-    """Complete the prompts of one model after the other. Yields the name and the completions of each model.
+    """Complete all prompts, one model after the other. Yields the name and the completions of each model.
 
     The weights of each model are loaded into the engines, so all models must have the model config with which the
     engines were started. The weight version of a model is its position in `prompts_by_model`.
@@ -230,7 +233,7 @@ def check_completions(
     """Raises a WeightSyncError when the engine's and Raymill's logprobs of the completions differ by more than a bound.
 
     The bound depends on `precision` and `temperature`. `current` is the snapshot from which the engine loaded `model`,
-    and `previous` the snapshot that the engine had loaded before, or None.
+    and `previous` the snapshot that the engine had loaded before. `previous` is None for the first model of an engine.
     """
     temperature = temperature or 1.0  # with greedy decoding, vLLM reports logprobs at temperature 1
     batch = rollout_batch(rollouts, pad_id=0)
@@ -256,7 +259,7 @@ def check_completions(
 
 
 def _start_generator(settings: EngineSettings, placement: Placement, index: int) -> ActorHandle:
-    """Start the Ray actor of generator number `index`."""
+    """Start the Ray actor of the generator with this index."""
     environment = {**worker_env(placement.threads_per_worker), **engine_env()}
     handle: Any = (
         ray.remote(monitored_class(Generator, stage_monitor.current_stage(), "generator", index))

@@ -54,7 +54,7 @@ class CompressSummary:
     """Mean absolute difference between vLLM's and Raymill's logprobs of the compressed model, in nats."""
 
     def by_key(self) -> dict[str, float]:
-        """Return the summary by metric key. An interval is replaced by its point estimate."""
+        """Return the fields by metric key, such as `compress/num_kept`. An interval is replaced by its estimate."""
         values = {name: value.value if isinstance(value, Interval) else value for name, value in vars(self).items()}
         return {f"compress/{name}": float(value) for name, value in values.items()}
 
@@ -88,6 +88,7 @@ def check_engine(
 def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> Interval:
     """Return the bits per byte of a text with their confidence interval. The bootstrap resamples documents.
 
-    `nats` has the negative log-likelihood of each document, or its change, and `num_bytes` the size of each document.
+    `nats` has the negative log-likelihood of each document. For the bits per byte by which compression changes a model,
+    `nats` has the change of each document's negative log-likelihood. `num_bytes` has the size of each document.
     """
     return bootstrap_interval(nats / NATS_PER_BIT, num_bytes)

@@ -1,4 +1,4 @@
-"""The critic of PPO: trains a value function, which predicts for each completion token the return from there on."""
+"""The critic of PPO: trains a value function, which predicts the return from each completion token on."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Critic:
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the RLHF step, on which the shuffle of the minibatches
-        depends.
+        `batch` has the rows of all ranks. `step` is the index of the training step of RLHF, not of an optimizer step.
+        The random order in which the rows are divided into minibatches depends on this index.
         """
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)
         return self._training_rank.update(batch, objective, step)

@@ -45,9 +45,9 @@ def engine_env() -> dict[str, str]:
 
 
 def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
-    """Return a limit on the tokens of one prefill that is so high that the engine never has to split a prompt.
+    """Return a maximum number of tokens in one prefill. It is so high that the engine never has to split a prompt.
 
-    The arguments are fields of `EngineSettings`, and the limit is vLLM's setting `max_num_batched_tokens`. Raymill
+    The arguments are fields of `EngineSettings`, and the result is vLLM's setting `max_num_batched_tokens`. Raymill
     disables chunked prefill, which processes long prompts in several parts. After each part but the last, vLLM must
     undo a draw of the request's random number generator. vLLM cannot do this on CPU, and the engine crashes.
     """

@@ -122,9 +122,9 @@ class Comparison:
     """The difference between two models in one measure, paired by prompt."""
 
     before: str
-    """Name of the model from which the difference is measured."""
+    """Name of the model whose result is subtracted."""
     after: str
-    """Name of the model to which the difference is measured."""
+    """Name of the model from whose result the result of `before` is subtracted."""
     measure: str
     """Name of the measure."""
     difference: Interval
@@ -213,6 +213,7 @@ def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihoo
     return ModelLikelihood(
         tokens=int(scores.num_tokens.sum()),
         bits_per_byte=bootstrap.interval(scores.nats / NATS_PER_BIT, scores.num_bytes),
+        # `nats_per_token` is already divided by the number of tokens, so the second argument of `perplexity` is 1.
         perplexity=Interval(
             value=perplexity(nats_per_token.value, 1),
             low=perplexity(nats_per_token.low, 1),
@@ -347,6 +348,7 @@ def _estimates(results: EvaluationResults) -> Iterator[tuple[str, float]]:
 
 
 def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, float]]:
+    """Yield the items of `EvaluationResults.by_key` for one task."""
     for name, model in results.models.items():
         for measure, estimate in model.measures.items():
             yield f"{name}/{task}/{measure}", estimate.value

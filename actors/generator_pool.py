@@ -67,7 +67,8 @@ class GeneratorPool:
     def generate(self, batches: Sequence[GenerationBatch]) -> list[RolloutGroup]:
         """Return the rollout groups of all batches in one list, in the order of the batches and their prompts.
 
-        Replaces generators that die. Raises RuntimeError when a generator dies and no restart is left.
+        Replaces generators that die. Raises RuntimeError when a generator dies and no restart is left, and the other
+        errors of `load` when a new generator cannot load the weights.
         """
         waiting = deque(range(len(batches)))
         idle = deque(range(len(self.actors)))

@@ -88,8 +88,8 @@ class Learner:
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the RLHF step, on which the shuffle of the minibatches
-        depends.
+        `batch` has the rows of all ranks. `step` is the index of the training step of RLHF, not of an optimizer step.
+        The random order in which the rows are divided into minibatches depends on this index.
         """
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._training_rank.update(batch, objective, step)
@@ -97,8 +97,8 @@ class Learner:
     def send_weights(self, version: int) -> WeightSnapshot:
         """Send the current weights as weight version `version`. Every generator must then load the returned snapshot.
 
-        With the object store, the snapshot of rank 0 contains the weights. With nccl and ipc, the engines have received
-        the weights already, and the snapshot contains only the version.
+        With the object store, only the snapshot that rank 0 returns contains the weights. With nccl and ipc, the
+        engines have received the weights already, and the snapshot contains only the version.
         """
         return self._sender.send(self._training_rank.state.model, version)
 

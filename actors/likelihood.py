@@ -58,7 +58,7 @@ def score_text(
     precision: ComputePrecision,
     device: str,
 ) -> TextScores:
-    """Return the log-likelihoods of documents of a split. No document sees the text of another document.
+    """Return the log-likelihoods of documents of a split. No document has the text of another document as context.
 
     The documents are those with the indices `part`, `part + num_parts`, `part + 2 * num_parts` and so on, so that
     `num_parts` workers can share the split. A document that is longer than the model's context is split into several
@@ -130,7 +130,7 @@ def xz_size(split: Storage, tokenizer: Storage) -> int:
 def sequence_logprobs(
     model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
 ) -> list[NDArray[np.float64]]:
-    """Return the logprobs of all tokens of each sequence except its first, by Raymill's model in float32."""
+    """Return for each sequence the logprobs of all tokens but the first, computed by Raymill's model in float32."""
     model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
     result: list[NDArray[np.float64]] = []
     num_rows = max(1, MAX_PASS_TOKENS // max(map(len, sequences)))
@@ -147,7 +147,7 @@ def sequence_logprobs(
 def vllm_sequence_logprobs(
     model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
 ) -> list[NDArray[np.float64]]:
-    """Return the logprobs of all tokens of each sequence except its first, by vLLM in float32.
+    """Return for each sequence the logprobs of all tokens but the first, computed by vLLM in float32.
 
     Run this function in a separate process (`ray_task` with `engine_env()`), so that the engine's memory is freed.
     """

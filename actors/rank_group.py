@@ -117,5 +117,5 @@ def to_object_ref(value: Any) -> ray.ObjectRef:
 
 
 def rank_0_result(results: list[Any]) -> Any:
-    """Return the result of rank 0. For calls whose results are equal on all ranks or exist on rank 0 only."""
+    """Return the result of rank 0. Used for calls whose results are equal on all ranks or exist on rank 0 only."""
     return results[0]

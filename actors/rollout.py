@@ -65,8 +65,8 @@ class GenerationBatch:
     """
 
     step: int
-    """The training step, 0 in the stage `evaluate`, or a negative constant for held-out prompts and the sync check
-    (`actors.graph`). The seed of each completion depends on it."""
+    """Index of the training step, 0 in the stage `evaluate`, or a negative constant for held-out prompts and the sync
+    check (`actors.graph`). The seed of each completion depends on it."""
     weight_version: int
     """Version of the weights from which the completions must be sampled."""
     requests: tuple[PromptRequest, ...]
@@ -164,7 +164,10 @@ def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
 
 
 def minibatch_rows(num_rows: int, num_minibatches: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
-    """Return the row indices of each minibatch. The rows are shuffled and divided into minibatches of equal size."""
+    """Return the row indices of each minibatch. The rows are shuffled and divided into minibatches of equal size.
+
+    The random order of the rows depends on `seed`, `step` (the index of the training step) and `epoch`.
+    """
     order = torch.randperm(num_rows, generator=seeded_rng(seed, "minibatches", step, epoch))
     return list(order.chunk(num_minibatches))
 

@@ -98,7 +98,7 @@ class TimedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSummary:
-    """The speed of a server that answers the questions of one client one after the other."""
+    """The speed of a server, measured with one client that asks one question after the other."""
 
     questions: int
     """Number of questions."""
@@ -320,7 +320,7 @@ def _start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], settings: ServerSettings, tail: Callable[[], str]) -> None:
-    """Wait until the server answers. `tail()` is the end of the server's log, for error messages.
+    """Wait until the server answers. `tail()` returns the end of the server's log, for error messages.
 
     Raises RuntimeError when the server exits or does not answer in time.
     """

@@ -39,7 +39,7 @@ class RolloutMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateMetrics:
-    """Metrics of one update of the learner or the critic. All except `lr` are means over its optimizer steps."""
+    """Metrics of one update of the learner or the critic. All except `lr` are means over the optimizer steps."""
 
     loss: float
     grad_norm: float

@@ -36,8 +36,8 @@ from model.precision import ComputePrecision, resolved_precision
 from model.transformer_config import TransformerConfig
 
 _STALE_FACTOR = 10
-"""Older weights are taken as the cause if the mean logprob difference computed with them is at least this many times
-smaller than with the current weights."""
+"""Decides whether older weights are the cause of a logprob difference above the bound: they are if the mean difference
+with the older weights is more than this many times smaller than the mean difference with the current weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ add up in the logprob of an unlikely token. Single tokens vary a lot, so the mea
 
 
 def logprob_bound(learning: LearningConfig) -> LogprobBound:
-    """Return the configured bound. A field that is not set has the default of the precision."""
+    """Return the configured bound. A bound that the config does not set is the default of the precision."""
     default = LOGPROB_BOUNDS[resolved_precision(learning.precision)]
     return LogprobBound(
         max=default.max if learning.max_logprob_difference is None else learning.max_logprob_difference,
@@ -195,5 +195,6 @@ def _stale_candidates(
     """
     yield "the weights", model_config, iter(previous.items())
     untied_config = dataclasses.replace(model_config, tie_embeddings=False)
+    # With tied embeddings, the snapshot has no output head of its own, and the embedding table is the head.
     head = "lm_head.weight" if "lm_head.weight" in previous else "model.embed_tokens.weight"
     yield "the output head", untied_config, iter({**current, "lm_head.weight": previous[head]}.items())

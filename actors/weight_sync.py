@@ -124,6 +124,7 @@ class DeviceSender:
         self._generators = list(generators)
         self._address = address
         self._engine: Any = None
+        """vLLM's trainer engine, which sends the weights. None before the first call of `send`."""
 
     def send(self, model: nn.Module, version: int) -> WeightSnapshot:
         if self._engine is None:
