@@ -109,7 +109,7 @@ def _is_stdout_closed() -> bool:
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)
-    except (OSError, ValueError):  # stdout has no file descriptor, so nothing reads it
+    except (OSError, ValueError):  # stdout is no file of the operating system, as in a test that captures it
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 

@@ -309,7 +309,7 @@ def _file_urls(artifact: Artifact, source: int) -> list[str]:
 
 
 def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
-    """Estimate the size of the corpus from its source files."""
+    """Estimate the size of the corpus from the size of its source files."""
     num_bytes = _KEPT_TEXT * sum(
         size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
     )

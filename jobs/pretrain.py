@@ -123,7 +123,10 @@ def check(config: PretrainConfig) -> None:
 
 
 def check_planned_inputs(config: PretrainConfig, planned: PlannedInputs) -> None:
-    """Raises ValueError if sequence_length exceeds the max_length of `init`."""
+    """Raises ValueError if sequence_length exceeds the max_length of the model `init`.
+
+    `check` does the same for a new model.
+    """
     if config.init is not None:
         check_length(config, planned)
 

@@ -97,8 +97,8 @@ def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
 def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    The two sequences of each pair are padded to the longest sequence of their batch. The first 50 batches of the files
-    stand for all batches.
+    The two sequences of each pair are padded to the longest sequence of their batch. The padded length is estimated
+    from the first pairs in the files, as many as 50 batches have.
     """
     sizes = model_config_of(planned["init"])
     first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)

@@ -189,7 +189,10 @@ def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
 
 
 def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
-    """Return what the forecast of time and memory is computed from: counting words, and training on the counts."""
+    """Return what the forecast of time and memory is computed from.
+
+    The time is that of counting words, and of training on the counts.
+    """
     from jobs.frame.sizes import corpus_sizes  # imported here because it imports torch, which tasks do not need
 
     corpus = corpus_sizes(planned["corpus"])
