@@ -68,7 +68,7 @@ from jobs.report.corpus import report_corpus
 
 _STAGED = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
 _CHANGES = "staged.json"  # file in that folder with a `_Staged`, written last
-_READ_S_PER_MB = 0.22  # seconds to read 1 MB of text in Python on the reference processor (`cost_model`)
+_READ_S_PER_MB = 0.22  # seconds to read 1 MB of text in Python on the reference processor (`jobs.frame.cost_model`)
 _STEP_S_PER_MB = 0.108  # the same for one cleaning step on 1 MB of text, as a mean over the steps of the demo
 _KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
 _COMPRESSED = 0.6  # size of text in Parquet over its size in memory

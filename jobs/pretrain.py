@@ -257,7 +257,7 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
 
-    The samples are divided equally among the ranks, and every rank gets at least one.
+    Every rank gets the same number of samples, and at least one.
     """
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)

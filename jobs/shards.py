@@ -40,7 +40,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
-_ENCODE_S_PER_MB = 0.3  # seconds to encode 1 MB of text in Python on the reference processor (`cost_model`)
+_ENCODE_S_PER_MB = 0.3  # seconds to encode 1 MB of text in Python on the reference processor (`jobs.frame.cost_model`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     """Write the shards, then the manifests. Returns the counts of both splits.
 
     `finished` is None if the output is new. Otherwise the output was finished before, and `finished` has its manifests.
-    Its unchanged shards are then kept.
+    The unchanged shards of that output are then kept.
     """
     output, corpus = context.output, context.inputs["corpus"]
     tokenizer = context.inputs["tokenizer"].tokenizer
@@ -182,7 +182,7 @@ def metrics(summary: ShardsSummary) -> dict[str, float]:
 def _empty_manifests(tokenizer: Path, corpus: CorpusSummary) -> SplitManifests:
     """Return a manifest without shards for each split.
 
-    They name the tokenizer in the folder `tokenizer` and the sources of the corpus.
+    Both manifests name the tokenizer in the folder `tokenizer` and the sources of the corpus.
     """
     empty = ShardManifest(
         tokenizer=fingerprint(tokenizer),

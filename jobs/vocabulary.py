@@ -35,7 +35,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
 
 MEASURED_BYTES = 4 << 20  # approximate size of the text on which the tokenizer is measured
-_COUNT_S_PER_MB = 1.1  # seconds to count the words of 1 MB in Python on the reference processor (`cost_model`)
+_COUNT_S_PER_MB = 1.1  # seconds to count the words of 1 MB on the reference processor (`jobs.frame.cost_model`)
 _LEARN_S_PER_TOKEN = 0.003  # seconds of training for each token of the vocabulary, on the same processor
 _DEFAULTS = TokenizerRecipe()
 
