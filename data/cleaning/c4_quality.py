@@ -55,7 +55,7 @@ class C4Quality:
 
 
 _CHANGES = ("long_word", "terminal_punctuation", "few_words", "javascript", "policy", "citations")
-
+"""The kinds of change that the step counts. A count has the key `c4_quality/CHANGE`."""
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 
@@ -109,10 +109,12 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterab
 
 
 def _has_long_word(line: str, words: list[str], max_length: int | None) -> bool:
+    """Return whether a word has more than `max_length` characters. Most lines are too short for such a word."""
     return max_length is not None and len(line) > max_length and any(len(word) > max_length for word in words)
 
 
 def _drop_reason_of_line(line: str, lower: str, settings: C4Quality) -> str | None:
+    """Return the reason why this line causes its document to be dropped, or None. `lower` is the line in lower case."""
     if settings.lorem_ipsum and "lorem ipsum" in lower:
         return "c4_quality/lorem_ipsum"
     # As in C4, a line that is removed because of Javascript does not count for the curly bracket rule.
@@ -121,9 +123,11 @@ def _drop_reason_of_line(line: str, lower: str, settings: C4Quality) -> str | No
 
 
 def _drop_reason(lines: list[str], settings: C4Quality) -> str | None:
+    """Return the reason why a document with these remaining lines is dropped, or None if it is kept."""
     for line in lines:
         if reason := _drop_reason_of_line(line, line.lower(), settings):
             return reason
+    # `num_missing` is the number of sentences that are still needed. The counting stops when there are enough.
     num_missing = settings.min_sentences or 0
     for line in lines:
         if num_missing <= 0:

@@ -56,6 +56,7 @@ class CleanLines:
 
 
 _CHANGES = ("trimmed", "blank", "phrases", "min_words", "max_characters", "non_alphabetic", "repeated")
+"""The kinds of change that the step counts. A count has the key `clean_lines/CHANGE`."""
 
 
 def clean_lines(texts: list[str], settings: CleanLines) -> Outcome:

@@ -51,7 +51,8 @@ def with_pinned_files(settings: Decontaminate) -> Decontaminate:
     """Return the settings with the globs replaced by the files that they match now, and with the files' fingerprints.
 
     All tasks of a run then compare with the same content, and a task that already has the n-gram index in memory need
-    not look at the files again. Raises ValueError for a glob that matches no file.
+    not look at the files again. Settings that already have fingerprints are returned unchanged. Raises ValueError for a
+    glob that matches no file.
     """
     if settings.fingerprints:
         return settings
@@ -89,6 +90,7 @@ def decontaminate(texts: list[str], settings: Decontaminate) -> Outcome:
     first_set = [no_set] * len(texts)
     for text_index, string_index in sets.index.matches(words(text) for text in texts):
         first_set[text_index] = min(first_set[text_index], int(sets.set_of_string[string_index]))
+    # The item at the index `no_set` is None, so a document without a shared n-gram is kept.
     reasons = [*(f"decontaminate/{name}" for name in sets.names), None]
     return Outcome(texts, [reasons[set_index] for set_index in first_set])
 

@@ -35,8 +35,8 @@ _TAGS_WITHOUT_REQUIRED_END = (
 )
 """Elements that do not stay open until the end of the page, even if no end tag closes them."""
 _MAX_SEARCH_STEPS = 500_000_000
-"""Maximum of the number of open elements times the number of tags, which is how many elements the parser may visit in
-its searches for end tags. A visit takes about 3 ns."""
+"""Maximum product of the number of open elements and the number of tags. The product is an upper bound for the number
+of elements that the parser visits in its searches for end tags. A visit takes about 3 ns."""
 _MAX_ATTRIBUTES = 5_000
 """Maximum number of attributes of a tag."""
 _LONG_TAG_CHARACTERS = 20_000
@@ -132,7 +132,8 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
     num_tags = html.count("<")
     if _max_attributes(html) > _MAX_ATTRIBUTES:
         return "extract_html/too_many_attributes"
-    # There cannot be more open tags than tags, so ordinary pages need no further counting.
+    # There are at most as many open tags as tags. So if even the square of the number of tags is small, as in ordinary
+    # pages, the open tags need not be counted.
     if settings.max_reopened is None or num_tags * num_tags <= settings.max_reopened:
         return None
     names, is_end_tag = _tag_names(html)
@@ -183,7 +184,7 @@ def _name_as_number(name: str) -> np.uint64:
 def _max_open(is_end_tag: np.ndarray) -> int:
     """Return the maximum number of tags that are open at the same time.
 
-    `is_end_tag` describes tags in the order of the page. An end tag without an open tag has no effect.
+    `is_end_tag` has an element for each tag, in the order of the page. An end tag without an open tag has no effect.
     """
     depth = np.cumsum(np.where(is_end_tag, -1, 1))
     return int((depth - np.minimum.accumulate(np.minimum(depth, 0))).max(initial=0))

@@ -159,6 +159,7 @@ def _row(step: LedgerStep, axis: str, group: str, form: Form, num_texts: Counter
     share, reference_share = num_removed[key] / num_texts[key], num_removed[reference] / num_texts[reference]
     low, high = wilson(num_removed[key], num_texts[key])
     reference_low, reference_high = wilson(num_removed[reference], num_texts[reference])
+    # The ends of the excess's interval are computed below from both Wilson intervals (Newcombe, method 10).
     excess = share - reference_share
     scale = 1 - step.keep
     return FairnessRow(

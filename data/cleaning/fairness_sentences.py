@@ -39,6 +39,7 @@ def probe_texts() -> list[ProbeText]:
             for singular, plural in terms:
                 for number, template in enumerate(_SENTENCE_TEMPLATES):
                     sentence = _fill_template(template, singular, plural)
+                    # The mention is the plural term, or the singular term without its article.
                     mention = plural if "plural}" in template.lower() else singular.partition(" ")[2]
                     paragraph = _PARAGRAPH_TEMPLATES[number % len(_PARAGRAPH_TEMPLATES)].format(sentence=sentence)
                     probes.append(ProbeText(axis, group, "sentence", mention, sentence))

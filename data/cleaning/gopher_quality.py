@@ -58,6 +58,8 @@ class GopherQuality:
 
 
 class _WordCounts(NamedTuple):
+    """Counts of the words and punctuation marks of a text."""
+
     total: int
     """Number of words and punctuation marks."""
     alphanumeric: int

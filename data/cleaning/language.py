@@ -38,7 +38,8 @@ class Language:
 def language(texts: list[str], settings: Language) -> Outcome:
     """Add `language` and `language_score` (0 to 1, rounded to three digits) to each document's metadata.
 
-    Drops the documents in other languages than those of `keep`, and those whose score is too low.
+    If `keep` is not empty, drops the documents in languages that are not in `keep`, and the documents in a language of
+    `keep` with a score below `min_score`.
     """
     keep = set(settings.keep)
     reasons: list[str | None] = []

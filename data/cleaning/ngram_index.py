@@ -15,9 +15,10 @@ import numpy as np
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[^\W_{_IDEOGRAPHS}]+|[{_IDEOGRAPHS}]")
-"""A word is a sequence of letters and digits. Each ideograph or kana, which are written without spaces, is a word."""
+"""A word is a sequence of letters and digits, or one ideograph or kana, because these are written without spaces."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""The number at which the polynomial of an n-gram's hash is evaluated, an arbitrary odd constant."""
 
 
 class Match(NamedTuple):
@@ -80,6 +81,7 @@ def words(text: str) -> list[str]:
 
 
 def _hash_value(word: str) -> int:
+    """Return the value that a word contributes to the hash of an n-gram."""
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
@@ -93,6 +95,7 @@ class _JoinedTexts(NamedTuple):
 
 
 def _join(texts: Iterable[list[str]], vocabulary: dict[str, int]) -> _JoinedTexts:
+    """Join the texts. `vocabulary` has the number of each indexed word, and all other words have the number 0."""
     numbers: list[int] = []
     lengths: list[int] = []
     for text in texts:
@@ -115,6 +118,9 @@ class _HashedNgrams(NamedTuple):
 
 def _hashed_ngrams(numbers: np.ndarray, hash_values: np.ndarray, sizes: Sequence[int]) -> Iterator[_HashedNgrams]:
     """Yield the n-grams of each size, in ascending order of the sizes. N-grams that contain the number 0 are left out.
+
+    `numbers` are the numbers of words in joined texts (`_JoinedTexts.numbers`). `hash_values` has the hash value of the
+    word with the number i at index i.
 
     The hash of an n-gram is a polynomial of the hash values of its words, modulo 2**64 (numpy's integer overflow). The
     hash of n words is computed from the hash of the first n - 1 words.
@@ -150,4 +156,5 @@ def _sorted_ngrams(hashes: np.ndarray, starts: np.ndarray) -> _IndexedNgrams:
 
 def _prefix_shift(has_prefix: np.ndarray) -> np.uint64:
     """Return by how many bits a hash must be shifted to the right to be an index into `has_prefix`."""
+    # The length is 2**b, so its `bit_length` is b + 1. The shift keeps the highest b of 64 bits.
     return np.uint64(65 - len(has_prefix).bit_length())

@@ -191,7 +191,10 @@ def _run_step(name: str, settings: Any, texts: list[str]) -> Outcome:
 
 
 class CleaningResult(NamedTuple):
+    """The result of `clean`."""
+
     kept: list[Document]
+    """The documents that were not dropped, as they are after the last step."""
     dropped: list[tuple[Document, str]]
     """The dropped documents, as they were before the step that dropped them, and the reason (`STEP/RULE`)."""
     counts: Mapping[str, int]

@@ -116,8 +116,11 @@ def _repeated_characters(positions: np.ndarray, ngram_ids: np.ndarray, ends: np.
     """Return the number of characters in n-grams that are equal to an earlier n-gram.
 
     The n-grams are read from left to right. An n-gram that overlaps with a counted one is skipped, so that no character
-    is counted twice. The spaces between words are not counted. `ends` has the number of characters of the first i words
-    at position i.
+    is counted twice. The spaces between words are not counted.
+
+    `positions` has the index of the first word of every n-gram that occurs several times, in ascending order, and
+    `ngram_ids` has the ids of these n-grams. Equal n-grams have the same id. `ends[i]` is the number of characters of
+    the first i words.
     """
     seen: set[int] = set()
     next_position = num_characters = 0

@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
     counts: Mapping[str, int] = {}
     """How often the step made each kind of change. The keys are `STEP/CHANGE`."""
     metadata: list[dict[str, Any]] | None = None
-    """For each text the entries that the step adds to the document's metadata. None means that it adds nothing."""
+    """For each text the entries that the step adds to the document's metadata. None if the step adds nothing."""
 
 
 def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -> Outcome:

@@ -57,7 +57,8 @@ def user_step(texts: list[str], settings: UserStep) -> Outcome:
 def _drop_reason(name: str, result: Any) -> str | None:
     """Return the reason why a document is dropped, or None to keep it.
 
-    `result` is what the user-provided function returned for the document's text, or the exception that it raised.
+    `result` is what the user-provided function returned for the document's text, or the exception that it raised. An
+    exception and a result of a wrong type are also logged.
     """
     if isinstance(result, str):
         return None
@@ -78,7 +79,7 @@ def _load_function(path_and_name: str, sources: Sequence[tuple[str, str]]) -> Ca
 
 
 def _call_all(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-    """Return for each text what the function returned, or the exception that it raised."""
+    """Return for each text what the function returned, or the exception that the function raised."""
     if inspect.iscoroutinefunction(function):
         return asyncio.run(_call_concurrently(function, texts))
     results: list[Any] = []

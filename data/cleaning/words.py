@@ -18,7 +18,9 @@ import regex
 Value = TypeVar("Value")
 
 _MAX_CACHE_ENTRIES = 1 << 17
+"""Maximum number of entries of a `StringCache`."""
 _MAX_CACHED_CHARACTERS = 32
+"""Results for longer strings are not cached."""
 _MAX_WORD_CHARACTERS = 256
 """A longer string without white space is probably data and is split by a simpler rule, which takes linear time."""
 
