@@ -262,8 +262,8 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
     """Read and tokenize all prompts. A prompt that leaves no room for max_new_tokens is left out.
 
-    Raises ValueError if all prompts of the config field `prompts` are left out, or all of a `held_out_prompts` that is
-    not empty.
+    Raises ValueError if all prompts of the config field `prompts` are left out, or all prompts of a `held_out_prompts`
+    that is not empty.
     """
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
@@ -381,7 +381,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         width=model_config.width,
         precision=resolved_precision(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
-        # Optimizer steps. There are several of them in each of the `rl_steps`, the training steps of RLHF.
+        # Optimizer steps. Each of the `rl_steps`, the training steps of RLHF, has one or more of them.
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
         engine_steps=rollouts.max_new_tokens * (config.steps * batches_per_engine + num_evaluations * held_out_batches),
