@@ -31,7 +31,8 @@ class FineTuningConfig(TrainingConfig, Protocol):
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:
-    """Raises ValueError if a setting that these stages have in common is out of range. The inputs are not needed."""
+    """Raises ValueError if a setting that `sft` and `reward` have in common is out of range. The inputs are not
+    read."""
     check_training(config)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1, such as 0.05")
@@ -43,7 +44,10 @@ def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]
 
 
 def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
-    """Return the config of the trained model (`Stage.output_sizes`), which equals the config of the model in `init`."""
+    """Return the config of the model that the stage makes (`Stage.output_sizes`).
+
+    The model in the input `init` has the same config.
+    """
     return model_config_of(planned["init"])
 
 
@@ -52,8 +56,9 @@ def split_held_out(
 ) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """Split the samples into (training samples, held-out samples). The last samples are held out.
 
-    Their share of all samples is `validation_fraction`, but each part has at least one sample. `samples` are the
-    records of the config field `field` that fit sequence_length. Raises ValueError for fewer than two samples.
+    The fraction of held-out samples is `validation_fraction`, but each part has at least one sample. `samples` are
+    those records which are not longer than sequence_length, and `field` is the name of the config field that names the
+    file of the records. Raises ValueError for fewer than two samples.
     """
     if len(samples) < 2:
         raise ValueError(
@@ -69,8 +74,8 @@ def step_sample_indices(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (step, indices of this rank's samples in that step) for each step that is not done yet.
 
-    Steps count from 0. `num_samples` is the number of training samples. An epoch contains every sample once. Each epoch
-    has a different order, which depends on `seed`.
+    Steps count from 0. The indices are indices into the training samples, and `num_samples` is the number of training
+    samples. An epoch contains every sample once. Each epoch has a different order, which depends on `seed`.
     """
     for step in range(state.step, training.config.steps):
         yield step, epoch_order(training.rank_sample_indices(step), num_samples, seed=seed)
@@ -79,8 +84,9 @@ def step_sample_indices(
 def held_out_micro_batch_indices(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
     """Yield the indices of the held-out samples in each of this rank's micro-batches.
 
-    Every rank gets the same number of samples. Samples that cannot be divided equally are left out. If there are fewer
-    samples than ranks, several ranks get the same sample.
+    `num_samples` is the number of held-out samples. Every rank gets the same number of samples. The last samples are
+    left out if the samples cannot be divided equally among the ranks. If there are fewer samples than ranks, each rank
+    gets one sample, and some ranks get the same one.
     """
     samples_per_rank = max(1, num_samples // training.rank_context.world_size)
     first = training.rank_context.rank * samples_per_rank

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PlannedInputs = Mapping[str, "Job | Artifact"]
 """The inputs of a config, whether they are finished or not. The keys are paths of config fields, such as `init`.
 
-An input is a `Job` when a config of the same pipeline makes it, even if its artifact is finished already. It is an
-`Artifact` when the config names a location.
+An input is a `Job` if the config names another config of the pipeline, even if the artifact of that job is finished
+already. An input is an `Artifact` if the config names a location.
 """
 
 OutputSizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig"]
@@ -33,7 +33,10 @@ OutputSizes = Union[CorpusSizes, TokenizerSizes, ShardsSizes, "TransformerConfig
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's `run` gets besides its config. Only the ids of the inputs are hashed into the artifact's id."""
+    """What a stage's `run` gets besides its config.
+
+    Of these values, only the ids of the inputs are hashed into the artifact's id.
+    """
 
     output: Storage
     """The folder of the artifact."""
@@ -43,15 +46,15 @@ class Context:
     tracker: Tracker
     """Writes the metrics log of the artifact."""
     forgotten: frozenset[str] = frozenset()
-    """Ids of the documents that the output must not contain (`raymill forget`)."""
+    """Ids of the documents that the output must not contain, because `raymill forget` was called with these ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of the pipeline.
 
-    Raymill calls each of the four check functions as soon as its arguments exist, in the order in which the functions
-    are listed here. All checks run before the stage starts a worker.
+    The four check functions are `check`, `check_sources`, `check_planned_inputs` and `check_inputs`. Raymill calls each
+    of them as soon as its arguments exist, in this order. All checks run before the stage starts a worker.
     """
 
     name: str
@@ -80,14 +83,14 @@ class Stage:
     differs from the model's, or for too little text."""
     output_sizes: Callable[[Any, PlannedInputs], OutputSizes] | None = None
     """Computes the sizes of the artifact from the config and its inputs, before the artifact exists. Returns an object
-    of that class in `OutputSizes` which belongs to the stage's kind. Required when another stage computes its estimate
-    or its workload from artifacts of this kind."""
+    of that class in `OutputSizes` which belongs to the stage's kind. Required if another stage computes its estimate or
+    its workload from the sizes of an input of this kind."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
     """Computes the numbers that `raymill plan` prints for the stage, such as tokens, FLOP and memory. Each key ends in
     the unit of its value. The inputs may not be finished."""
     workload: Callable[[Any, PlannedInputs], Workload] | None = None
-    """Computes how much work the stage does. The forecast of time, memory and disk is computed from the workload.
-    A stage without this function has no forecast. The inputs may not be finished."""
+    """Computes how much work the stage does. The forecast of the stage's time, memory and disk is computed from this
+    workload. A stage without this function has no forecast. The inputs may not be finished."""
     placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
     """Returns the placements of the stage's worker groups, as mappings from the name of a group to its placement. The
     groups of one mapping run at the same time, so each mapping must fit the cluster by itself."""

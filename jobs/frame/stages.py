@@ -23,7 +23,11 @@ STAGES = (
 
 
 def stage_name_of(config_name: str) -> str:
-    """Return the name of the stage that a config belongs to: the config `rlhf-ppo` belongs to the stage `rlhf`."""
+    """Return the name of the stage that a config belongs to, which is the part of the config's name before the first
+    `-`.
+
+    For example, the config `rlhf-ppo` belongs to the stage `rlhf`.
+    """
     return config_name.partition("-")[0]
 
 

@@ -105,8 +105,8 @@ class TrainingConfig(Protocol):
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raises ValueError if a setting that all training stages have is out of range. It looks at
-    the config alone."""
+    """Raises ValueError if a setting that all training stages have is out of range. Only the config is checked; the
+    inputs are not read."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:
@@ -135,8 +135,10 @@ def estimate_training(
 ) -> dict[str, float]:
     """Return what `raymill plan` prints for a training stage (`Stage.estimate`).
 
-    These are the tokens and the FLOP of the run, both upper bounds, and the memory in MiB of each worker's weights,
-    gradients and optimizer state. `rows_per_sample` is 1, or 2 if a sample is a preference pair.
+    The keys are `tokens`, the number of tokens of the run; `flop`, the floating-point operations of the run; and
+    `state_mib_per_worker`, the memory in MiB of each worker's weights, gradients and optimizer state. `tokens` and
+    `flop` are upper bounds, because every sample is counted with sequence_length tokens. `rows_per_sample` is 1, or 2
+    if a sample is a preference pair.
     """
     tokens = config.steps * config.global_batch_size * config.sequence_length * rows_per_sample
     return {
@@ -151,8 +153,8 @@ def training_workload(
 ) -> Workload:
     """Return the workload of a training stage (`Stage.workload`).
 
-    `rows_per_sample` is 1, or 2 if a sample is a preference pair. `fill_fraction` is the assumed length of a row of
-    tokens, as a fraction of sequence_length.
+    `rows_per_sample` is 1, or 2 if a sample is a preference pair. `fill_fraction` is the assumed number of
+    tokens in a row, as a fraction of sequence_length.
     """
     execution, length = config.execution, max(2, round(config.sequence_length * fill_fraction))
     placement = execution.placement

@@ -39,7 +39,7 @@ from model.transformer_config import TransformerConfig
 
 _MAX_CPU_MATMUL_FLOP = 2e10
 """The peak of a CPU is measured with a matmul of at most this many floating-point operations. A slow CPU core needs
-about a second for it. A larger matmul does not reach more FLOP/s."""
+about a second for such a matmul, and a larger one would not reach more FLOP/s."""
 
 
 class TrainingRun:
@@ -107,13 +107,14 @@ class TrainingRun:
 
     @staticmethod
     def to_batch(rows: PaddedRows) -> Batch:
-        """Convert rows of numpy arrays to a batch of torch tensors without copying them."""
+        """Convert rows of numpy arrays to a batch of torch tensors that share the memory of the arrays."""
         return Batch(*(torch.from_numpy(array) for array in rows))
 
     def micro_batches(self, batch: B, token_ids: np.ndarray, step: int) -> list[B]:
         """Split this rank's batch of step `step` into micro-batches. Steps count from 0.
 
-        `token_ids` [samples, T] are the token ids of the batch. They are added to the data hash (see `log`).
+        `token_ids` [samples, T] are the token ids of the batch, including padding. They are added to the data hash
+        (see `log`).
         """
         first = self.rank_sample_indices(step).start
         for offset, sample_ids in enumerate(token_ids):
@@ -123,9 +124,12 @@ class TrainingRun:
     def log(self, report: StepReport, flop_per_token: float) -> None:
         """Write a line of metrics if a logging interval ends with the step of the report, or if this is the last step.
 
-        In a report, `step` is the number of finished steps. The metric `data/hash` is a hash of all token ids since the
-        previous line and of their samples' global indices. Two runs that train on the same samples in the same order
-        have the same hashes, with any number of workers.
+        `report.step` is the number of finished steps. `flop_per_token` is the floating-point operations of a training
+        step per token, from which the model FLOP utilization is computed.
+
+        The metric `data/hash` is a hash of the token ids of all samples since the previous line, and of the global
+        indices of these samples. Two runs that train on the same samples in the same order have the same hashes, with
+        any number of workers.
         """
         send_heartbeat(report.step)
         self._unlogged_reports.append(report)
@@ -160,8 +164,9 @@ class TrainingRun:
     def _mfu(self, flops: float) -> dict[str, float]:
         """Return the metric `perf/mfu`, the model FLOP utilization, or no metric if the measured peak is not credible.
 
-        The utilization is `flops`, the FLOP/s of all ranks together, divided by the peak FLOP/s of all ranks. If it is
-        above 1, the peak was measured while other programs used the machine. The peak is then measured again.
+        The utilization is `flops`, the FLOP/s of all ranks together, divided by the peak FLOP/s of all ranks. If the
+        utilization is above 1, other programs must have used the machine while the peak was measured. The peak is then
+        measured again.
         """
         if flops > self._peak_flops and not self.config.execution.peak_tflops:
             remeasured_flops = self._measure_peak_flops() * self.rank_context.world_size
@@ -169,7 +174,7 @@ class TrainingRun:
         return {"perf/mfu": flops / self._peak_flops} if flops <= self._peak_flops else {}
 
     def _measure_peak_flops(self) -> float:
-        """Measure the peak FLOP/s of this rank with a matmul of the shape that the feed-forward layers compute."""
+        """Measure the peak FLOP/s of this rank with a matmul that has the shape of a feed-forward layer's matmul."""
         num_samples = min(
             self.config.execution.micro_batch_size, self.config.global_batch_size // self.rank_context.world_size
         )
@@ -180,7 +185,7 @@ class TrainingRun:
         return measure_peak_flops(self.device, self.dtype, rows=rows, width=width, ffn_width=ffn_width)
 
     def is_validation_step(self, step: int) -> bool:
-        """Return whether the validation loss is computed when `step` steps are finished."""
+        """Return whether the validation loss must be computed when `step` steps are finished."""
         return step % self.config.execution.validation_interval == 0 or step == self.config.steps
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
@@ -193,9 +198,11 @@ class TrainingRun:
         self._interval_start_s = time.perf_counter()
 
     def save_checkpoint_if_due(self, state: TrainState) -> None:
-        """Save a checkpoint if the checkpoint interval ends with this step. The file is written in the background.
+        """Save a checkpoint if a checkpoint interval ends after `state.step` finished steps, except after the last
+        step.
 
-        If the driver was asked to stop, saves a checkpoint, waits until it is complete and raises StoppedOnRequest.
+        The checkpoint is written in the background. If the driver was asked to stop, this function saves a checkpoint
+        at any step but the last, waits until the checkpoint is complete, and raises StoppedOnRequest.
         """
         if state.step < self.config.steps and self._must_stop():
             if self.rank_context.rank == 0:
@@ -219,9 +226,9 @@ class TrainingRun:
     def mean_metrics(self, state: TrainState, batches: Iterator[TrainBatch], objective: Objective) -> dict[str, float]:
         """Compute the mean loss and the means of the objective's metrics over the batches of all ranks.
 
-        The keys of the result are `loss` and the names of the metrics. Each mean is a mean over loss terms. The model
-        is not trained. Every rank must pass the same number of batches. A rank without samples must pass batches whose
-        loss mask is false everywhere.
+        The keys of the result are `loss` and the names of the metrics. Each mean is the sum over all batches divided by
+        the number of loss terms in all batches. The model is not trained. Every rank must pass the same number of
+        batches. A rank without samples passes batches whose loss mask is false everywhere.
         """
         sums: dict[str, torch.Tensor] = {}
         with torch.no_grad():
@@ -247,8 +254,8 @@ class TrainingRun:
     ) -> None:
         """Save the last checkpoint and write the trained model as the Hugging Face folder `model` of the output.
 
-        The tokenizer in the folder `tokenizer` is copied into the model's folder. `read_special_tokens` is a function
-        that returns the ids of a tokenizer's special tokens, given the tokenizer's folder.
+        The tokenizer in the folder `tokenizer` is copied into the model's folder. `read_special_tokens` takes the
+        folder of a tokenizer and returns the ids of the tokenizer's special tokens.
         """
         self.checkpoints.save(state, {"total_tokens": self.total_tokens})
         self.checkpoints.wait()

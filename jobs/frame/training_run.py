@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPayload:
-    """What every worker of a training stage gets from the driver.
+    """The part of the payload that is the same in all training stages. A payload is what every worker gets from the
+    driver.
 
-    Each stage has a payload class of its own. Its field `training` is a TrainingPayload, and its other fields have the
-    inputs of the stage.
+    Each stage has a payload class of its own. The field `training` of that class is a TrainingPayload, and the other
+    fields contain the inputs of the stage.
     """
 
     config: TrainingConfig
@@ -49,7 +50,7 @@ class TrainingSummary:
     steps: int
     """Number of optimizer steps."""
     tokens: int
-    """Number of tokens that the model was trained on, without padding."""
+    """Number of tokens that the model was trained on in all steps, without padding."""
     loss: float
     """Mean training loss over the steps of the last logging interval, in the objective's unit (nats per token, or per
     preference pair)."""
@@ -67,7 +68,8 @@ def run_training(
 ) -> None:
     """Call `work(rank_context, payload)` on every worker and show the progress of the training.
 
-    `name` is the name of the job, for messages. The training resumes from the newest checkpoint in the output. Raises
+    `payload` is an object of the stage's payload class (see `TrainingPayload`). `name` is the name of the job, for
+    messages. The training resumes from the newest checkpoint in the output. Raises
     StoppedBySignal if a signal stops it.
     """
     checkpoints = context.output / "checkpoints"
@@ -82,7 +84,10 @@ def run_training(
 
 
 def summarize(output: Storage, *, metrics_prefix: str) -> TrainingSummary:
-    """Return the summary of a finished training, read from the metrics log and the model in its output."""
+    """Return the summary of a finished training, read from the metrics log and the model in the folder `output`.
+
+    `metrics_prefix` is the prefix that the training used (`TrainingPayload.metrics_prefix`).
+    """
     last = latest_values(output)
     return TrainingSummary(
         parameters=num_parameters(read_config((output / "model").local())),
