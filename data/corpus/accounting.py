@@ -60,7 +60,7 @@ class CorpusSummary:
     bytes: int
     dropped: dict[str, int]
     sources: dict[str, SourceCounts]
-    """Counts for each source."""
+    """Counts for each source. The keys are the names of the sources."""
     content_digest: str
     """Hash of all kept documents."""
     parts: int
@@ -70,7 +70,7 @@ class CorpusSummary:
 
 
 def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
-    """Add up counts for each source. Each mapping in `counts`, and the result, has the source's name as the key."""
+    """Add up counts for each source. The keys of every mapping in `counts` and of the result are names of sources."""
     total: dict[str, SourceCounts] = {}
     for by_source in counts:
         for source, source_counts in by_source.items():
@@ -83,8 +83,9 @@ def summarize(
 ) -> CorpusSummary:
     """Return the summary of a corpus with these parts. Checks that the counts of every source add up.
 
-    `sources` maps the name of each source to the counts that the cleaning tasks made. Documents in the parts, kept or
-    dropped, are counted there only as read, so the counts of the parts are added. `mixture` is a field of the summary.
+    `sources` maps the name of each source to the counts that the cleaning tasks made. These counts say how many records
+    were read, quarantined or forgotten. The parts say which of the other documents were kept and which were dropped, so
+    the counts of the parts are added. `mixture` becomes the field `CorpusSummary.mixture`.
     """
     part_counts = sum_by_source(_source_counts(part.counts) for part in parts)
     by_source = {
@@ -111,9 +112,9 @@ def summary_without_forgotten(
 ) -> CorpusSummary:
     """Return the summary of a corpus from which documents were forgotten.
 
-    `num_forgotten` maps the name of a source to the number of its forgotten documents. `parts` are all parts after the
-    documents were removed. The number of changes that cleaning steps made stays the same, because the remaining texts
-    are not cleaned again to count the changes.
+    `summary` is the summary before that. `num_forgotten` maps the name of a source to the number of its newly forgotten
+    documents. `parts` are the records of all parts after these documents were removed. The number of changes that
+    cleaning steps made stays the same, because the remaining texts are not cleaned again to count the changes.
     """
     sources: dict[str, SourceCounts] = {}
     for name, counts in summary.sources.items():

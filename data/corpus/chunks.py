@@ -31,6 +31,8 @@ class PartRow(NamedTuple):
 
 
 class CleanRows(NamedTuple):
+    """The result of `clean_rows`."""
+
     rows: list[PartRow]
     """One row for every document, kept or dropped."""
     num_changes: Mapping[str, int]
@@ -48,7 +50,7 @@ def clean_rows(
     """Clean documents of one source, and return a row for each of them.
 
     The cleaning steps are applied to a `fraction` of the documents. The others are dropped with the reason `fraction`.
-    `files` gives the number of each file of the source by URL.
+    `files` maps the URL of each file of the source to the file's number.
     """
     chosen = [document for document in documents if unit_hash(document.id, "fraction") < fraction]
     not_chosen = [document for document in documents if unit_hash(document.id, "fraction") >= fraction]
@@ -73,8 +75,10 @@ def _identity_row(document: Document, files: Mapping[str, int]) -> Row:
 class ChunkWriter:
     """Collects rows and writes them as chunks. Bucket p of a chunk contains the rows of part p.
 
-    With `deduplicate`, a chunk contains each text only once. Otherwise, the millions of copies of a frequent text would
-    all be written to the bucket of one part.
+    With `deduplicate`, a chunk contains each text only once. This keeps the buckets small, because all copies of a text
+    belong to one part, and a frequent text may have millions of copies.
+
+    The names of the chunks begin with `prefix`.
     """
 
     def __init__(self, folder: Storage, prefix: str, num_parts: int, *, deduplicate: bool) -> None:

@@ -60,7 +60,7 @@ class CleanedRanges:
     quarantine_file: str | None
     """Name of the file with its quarantined records. None if all records could be read."""
     counts: dict[str, SourceCounts]
-    """Counts for each source."""
+    """Counts for each source. The keys are the names of the sources."""
 
 
 def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) -> int:
@@ -76,9 +76,10 @@ def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) 
 def plan_cleaning_tasks(
     files: Sequence[FileNumbers], ranges: Sequence[ReadRange], task_bytes: int
 ) -> list[CleaningTask]:
-    """Group consecutive ranges into tasks of about `task_bytes`. One task can read many small files.
+    """Group consecutive ranges into tasks of at most `task_bytes` of source files. One task can read many small files.
 
-    `files` has the file numbers of each source (`number_files`).
+    A range with more bytes is a task of its own. `files` has the numbers of the files of each source, in the order of
+    the sources (`number_files`).
     """
     tasks: list[CleaningTask] = []
     bytes_in_task = 0
@@ -170,7 +171,7 @@ def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:
 def _bounded_batches(records: Iterable[ReadResult]) -> Iterator[list[ReadResult]]:
     """Group the records into batches of limited length (`_BATCH_DOCUMENTS`, `_BATCH_BYTES`)."""
     batch: list[ReadResult] = []
-    num_bytes = 0
+    num_bytes = 0  # counts the characters of the texts (see `_BATCH_BYTES`)
     for record in records:
         batch.append(record)
         num_bytes += len(record.text) if isinstance(record, Document) else 0

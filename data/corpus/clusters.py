@@ -1,8 +1,8 @@
 """Finds clusters of near-duplicates with many tasks. A cluster is a connected component of linked documents.
 
 `links.py` says which documents are linked, and finds clusters in memory. This module does the same for a corpus that is
-larger than memory, in phases. A phase is a list of tasks. Each task reads one bucket of every file that the previous
-phase wrote, and it writes one file with a bucket for each task of the next phase.
+larger than memory, in phases. A phase is a list of tasks. Each task writes one file, which is divided into buckets. A
+bucket holds the records for one task of a later phase. This task reads its bucket of every file of the earlier phase.
 
     write_nodes                     Run by the caller for each part. Writes ids and signatures, and an entry (band hash,
                                     digest, row) for each band of each signature.
@@ -11,20 +11,23 @@ phase wrote, and it writes one file with a bucket for each task of the next phas
                                     signatures that share a band hash, requests for their signatures.
       attach   part                 The requested signatures, for the buckets that requested them.
       link     bucket of entries    Edges between documents whose signatures agree.
-      stars    bucket of nodes      Connected components, in rounds. With few edges, the driver finds all components.
+      stars    bucket of nodes      In each round, edges that replace those of the round before. When each component is
+                                    a star, the lowest node of each node's component, for the node's part. If there are
+                                    few edges, the driver (the process that runs the phases) does this phase itself.
       name     part                 The id of each document in a cluster, for the bucket of its cluster.
       keep     bucket of clusters   The lowest id of each cluster, for the parts of its documents.
     kept_ids_of_near_duplicates     Reads, for one part, the ids of the documents that are kept instead.
 
-A node is the number `part << 32 | row` of a document. The row is the document's position among the documents of the
-part that `write_nodes` gets.
+A node is a document, identified by the number `part << 32 | row`. The row is the document's position among the
+documents of the part that `write_nodes` gets.
 
 The result of each finished task is stored, so only unfinished tasks run again after the process is killed. The clusters
 depend only on ids and texts, not on the number of buckets and workers.
 
 A task has in memory the signatures of one part or the records of one bucket. The records of a document take 20 bytes
-for each band. With the default settings, they take 500 more bytes for each band hash that the document shares with a
-document with a different signature. All edges of the center of a component (16 bytes each) are in one bucket.
+for each band. In addition, a document has a record of about 500 bytes (with the default settings) for each band hash
+that it shares with a document whose signature is different. All edges of a node are in one bucket, 16 bytes each. The
+center of a star has an edge to every other document of its component, so a large component needs much memory.
 
 Large stars and small stars are the two operations of the algorithm that finds connected components (`edges.py`).
 """
@@ -51,7 +54,7 @@ MAX_BUCKETS = 1024
 """Maximum number of buckets, and the number of buckets in the files of entries, which `write_nodes` writes."""
 MAX_DRIVER_EDGES = 1 << 20
 """With at most this many edges (16 MiB), the driver finds the connected components itself. With more edges, tasks find
-them in rounds."""
+them in rounds. The driver is the process that runs the phases."""
 
 _ENTRY = np.dtype([("hash", "<u8"), ("digest", "<u8"), ("row", "<u4")])
 """A band hash of a document, the digest of the document's signature, and the document's row in its part."""
@@ -236,10 +239,11 @@ def find_clusters(
 
 
 def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
-    """Write an edge for each document whose signature equals that of a document with a lower node number.
+    """Write edges between documents with equal signatures, and request the signatures that the phase `link` compares.
 
-    Of the documents with different signatures, those that share a band hash may be linked. Their signatures are
-    requested for the phase `link`.
+    The edges lead from each document to the lowest node that has an equal signature. Documents with different
+    signatures may be linked if they share a band hash, so their signatures are requested. Of several documents with
+    equal signatures, only the signature of the lowest node is requested.
     """
     # The files of entries have `MAX_BUCKETS` buckets. Those from `begin` to `stop - 1` make up this bucket.
     begin, stop = (-(-MAX_BUCKETS * number // layout.num_buckets) for number in (bucket, bucket + 1))
@@ -250,6 +254,7 @@ def _match_entries(bucket: int, *, layout: _Layout) -> _NumRecords:
     nodes += entries["row"]
     order = np.lexsort((nodes, entries["digest"], entries["hash"]))
     entries, nodes = entries[order], nodes[order]
+    # For each entry, the position of the first entry with the same hash and digest. It has the lowest node.
     first_equal = run_starts(entries["hash"], entries["digest"])
     is_repeated = first_equal < np.arange(len(nodes))
     # Documents with equal signatures share all bands, but only one edge is needed: that for the band of the digest.
@@ -409,8 +414,8 @@ def kept_ids_of_near_duplicates(work: Storage, part_number: int) -> dict[int, st
     """Return, for each near-duplicate of a part that is dropped, the id of the document that is kept instead.
 
     The keys are the positions of the dropped documents among those that `write_nodes` got for the part, in ascending
-    order. Each cluster keeps the document with the lowest
-    id. If several documents have this id, the lowest part number and then the lowest row decide.
+    order. Each cluster keeps the document with the lowest id. If several documents have this id, the lowest part number
+    and then the lowest row decide.
     """
     num_buckets = work.read_json("clusters.json")["num_buckets"]
     folder = _Layout(work, 0, num_buckets).folder

@@ -1,9 +1,12 @@
 """Edges between near-duplicate documents, and the two operations that turn each connected component into a star.
 
-In a star, every node is linked to the component's lowest node, the center, and to no other node. The algorithm is that
-of Kiveris et al. 2014, Connected Components in MapReduce and Beyond. It alternates the operations "large star" and
-"small star" until nothing changes. Let m be the lowest among a node and its neighbors. The node's large star links all
-neighbors that are greater than the node to m. The node's small star links all lower neighbors and the node itself to m.
+Two nodes that are linked by an edge are neighbors. In a star, the lowest node of the component is the center. Every
+other node is a leaf: it is linked to the center and to no other node.
+
+The algorithm is that of Kiveris et al. 2014, Connected Components in MapReduce and Beyond. It alternates the operations
+"large star" and "small star" until nothing changes. Let m be the lowest among a node and its neighbors. The node's
+large star links all neighbors that are greater than the node to m. The node's small star links all lower neighbors and
+the node itself to m.
 
 A node is the number of a document (uint64, see `clusters.py`). A node is lower than another if its number is lower. In
 shapes, E is the number of edges.

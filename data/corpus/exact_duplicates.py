@@ -21,8 +21,8 @@ def text_key(text: str) -> bytes:
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are dropped.
 
-    `rows` must contain all rows that can have equal texts, such as all rows of a part. It may contain rows of several
-    parts.
+    With every row, `rows` must contain all other rows of the corpus that have an equal text. All rows of a part are an
+    example, because documents with equal texts are in one part. `rows` may contain rows of several parts.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:
@@ -33,6 +33,7 @@ def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     # the part was also first in its chunk, so it still has the text.
     for position in kept_positions(rows).tolist():
         first_positions.setdefault(keys[position], position)
+    # A row without a key was dropped by a cleaning step, so it cannot be a duplicate.
     duplicates = {
         position: first_positions[key] for position, key in enumerate(keys) if key and first_positions[key] != position
     }
@@ -41,6 +42,8 @@ def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
 
 def without_equal_texts(rows: Sequence[Row]) -> list[Row]:
     """Drop all rows but the first one of each text. Returns the kept and the dropped rows.
+
+    Rows without a key were dropped by a cleaning step and are returned unchanged.
 
     The first row is the first in the order of `sort_and_deduplicate`. Dropped rows lose their texts, which saves space
     in a chunk. `sort_and_deduplicate` sets their `kept_id` later, because the kept row may be in another chunk.

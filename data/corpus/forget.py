@@ -1,4 +1,4 @@
-"""Removes forgotten documents from a finished corpus, and adds the documents that were dropped because of them.
+"""Removes forgotten documents from a finished corpus, and adds documents that were dropped as their duplicates.
 
 A duplicate was dropped because another document was kept. If the kept document is forgotten, one of its duplicates
 takes its place. Without the forgotten document, a cluster of near-duplicates may also split into several clusters. So
@@ -62,7 +62,7 @@ class Changes(NamedTuple):
     """Describes the staged changes."""
 
     num_forgotten: dict[str, int]
-    """Number of forgotten documents of each source."""
+    """Number of forgotten documents of each source. The keys are the names of the sources."""
     num_unreadable: int
     """Number of dropped duplicates that cannot be considered, because their file was removed or changed."""
     parts: list[WrittenPart]

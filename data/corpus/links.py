@@ -1,13 +1,13 @@
 """Links near-duplicate documents, finds clusters of linked documents, and chooses the document that a cluster keeps.
 
-Two documents are candidates if their signatures share a band. They are linked if a share of at least `threshold` of
-the values of their signatures is equal. A cluster is a set of documents that are connected by links. Its document with
+Two documents are candidates if their signatures share a band. Candidates are linked if the share of equal values in
+their signatures is at least `threshold`. A cluster is a set of documents that are connected by links. Its document with
 the lowest id is kept.
 
 `representatives` does this for a list of documents in memory. `clusters.py` does the same for a corpus in storage.
 
-In shapes, N is the number of signatures, K the number of values of a signature, E the number of entries, and M the
-number of links.
+In shapes, N is the number of signatures, K the number of values of a signature, E the number of entries (an entry is a
+signature and one of its keys, see `find_links`), and M the number of links.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _BLOCK_PAIRS = 1 << 14
 
 
 def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, settings: NearDuplicates) -> np.ndarray:
-    """Return links between signatures that share a key: pairs of their row numbers, int64 [M, 2].
+    """Return links between signatures that share a key: pairs of their positions in `signatures`, int64 [M, 2].
 
     Entry e says that signature `members[e]` (int64 [E]) has the key `keys[e]` (uint64 [E]). A key is the hash of a
     band. All signatures (uint32 [N, K]) must be different.
@@ -38,6 +38,7 @@ def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, se
     enough to find the clusters.
     """
     order = np.lexsort((signature_digests(signatures)[members], keys))
+    # From here on, a position is the position of an entry in the sorted order.
     members = members[order]
     starts, ends = _group_bounds(keys[order])
     not_first = np.flatnonzero(np.arange(len(order)) > starts)
@@ -68,7 +69,10 @@ def _group_bounds(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _signatures_agree(
     signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, settings: NearDuplicates
 ) -> np.ndarray:
-    """Return whether the signatures `rows[i]` and `others[i]` have at least a share of `threshold` equal values."""
+    """Return, for each i, whether the share of equal values in two signatures is at least `threshold`.
+
+    The two signatures are at the positions `rows[i]` and `others[i]` of `signatures`.
+    """
     agree = np.empty(len(rows), bool)
     for begin in range(0, len(rows), _BLOCK_PAIRS):
         block = slice(begin, begin + _BLOCK_PAIRS)
@@ -80,7 +84,7 @@ def _signatures_agree(
 def lowest_in_component(num_nodes: int, pairs: np.ndarray) -> np.ndarray:
     """Return the lowest node of each node's connected component, int64 [num_nodes].
 
-    Nodes are the numbers below `num_nodes`. `pairs` (int64 [M, 2]) are the linked nodes.
+    The nodes are the numbers from 0 to `num_nodes - 1`. Each row of `pairs` (int64 [M, 2]) is two linked nodes.
     """
     lowest = np.arange(num_nodes)  # for each node, the lowest node of its component that is found so far
     while True:

@@ -99,6 +99,7 @@ def _hash_shingles(word_hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarra
         runs = runs * _FACTOR + joined[offset : offset + len(runs)]
     is_within_text = np.ones(len(joined), bool)
     is_within_text[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs extend into the next text
+    # A text of n words has n - ngram + 1 shingles, so every text before moves a start by ngram - 1 to the left.
     starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(word_hashes))
     return mix_bits(runs[is_within_text[: len(runs)]]), starts
 

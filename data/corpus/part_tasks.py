@@ -2,8 +2,9 @@
 
     deduplicate ─▶ find near-duplicates (`clusters.py`) ─▶ count bytes ─▶ write
 
-Counting the bytes of each source is necessary only for a mixture. If the recipe has neither near-duplicates nor a
-mixture, a single phase deduplicates and writes the parts.
+The phase "count bytes" counts the bytes of each source, which a mixture needs. It runs only if there are both
+near-duplicates to drop and a mixture, because otherwise the bytes that the first phase counts are enough. If the recipe
+has neither near-duplicates nor a mixture, a single phase deduplicates and writes the parts.
 """
 
 from collections import Counter
@@ -33,7 +34,8 @@ class GatheredPart:
     kept_bytes: dict[str, int]
     """Bytes of the kept texts of each source."""
     nodes: PartNodes | None = None
-    """Describes the files that the search for near-duplicates reads. None without that search, and after it."""
+    """Describes the files that the search for near-duplicates reads. None if there is no such search. Also None in the
+    results of the phase "count bytes", because this phase runs after the search."""
 
 
 class WrittenParts(NamedTuple):
@@ -52,7 +54,9 @@ def write_parts(
     partitions: int | None,
     workers: int | None,
 ) -> WrittenParts:
-    """Write all parts of a corpus from its chunks.
+    """Write all parts of a corpus from its chunks, whose names are `chunks`.
+
+    `mixture` maps the name of each source to its weight. None means that all documents are kept.
 
     `partitions` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
     parts. None means a task for each part.
@@ -134,7 +138,10 @@ def _count_bytes(part_numbers: Sequence[int], *, work: CorpusWork) -> list[Gathe
 def _write_mixed_parts(
     part_numbers: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]
 ) -> list[WrittenPart]:
-    """Drop the near-duplicates of each part, apply the mixture, and write the part's files."""
+    """Drop the near-duplicates of each part, apply the mixture, and write the part's files.
+
+    `shares` comes from `mixture_shares`. It is empty if there is no mixture.
+    """
     written: list[WrittenPart] = []
     for part_number in part_numbers:
         rows = apply_mixture(_without_near_duplicates(work, part_number), shares)

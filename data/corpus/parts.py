@@ -50,7 +50,7 @@ class Part(NamedTuple):
     """File and offset of every document, kept or dropped, with the columns `ORIGIN_SCHEMA`."""
 
     def without_ids(self, ids: Collection[str]) -> "Part":
-        """Return the part without the rows of these document ids."""
+        """Return the part without the rows of the documents with these ids."""
         removed_ids = pa.array(sorted(ids), pa.string())
         return Part(*(table.filter(pc.invert(pc.is_in(table["id"], removed_ids))) for table in self))
 
@@ -82,9 +82,9 @@ class WrittenPart:
 
     part_number: int
     counts: dict[str, PartCounts]
-    """Counts for each source."""
+    """Counts for each source. The keys are the names of the sources."""
     digest: str
-    """`documents_digest` of the part."""
+    """Hash of the kept documents of the part (`documents_digest`)."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,15 @@ class PartRecord:
     """The entry of a part in parts.json."""
 
     name: str
-    """Name of the file of kept documents."""
+    """Name of the part's file of kept documents."""
     digest: str
-    """`documents_digest` of the part."""
+    """Hash of the kept documents of the part (`documents_digest`)."""
     documents: int
     """Number of kept documents."""
     bytes: int
     """Total bytes of the texts of the kept documents."""
     counts: dict[str, PartCounts]
-    """Counts for each source."""
+    """Counts for each source. The keys are the names of the sources."""
 
 
 def part_file(kind: str, part_number: int) -> str:
@@ -150,7 +150,7 @@ def documents_digest(documents: pa.Table) -> str:
 
 
 def _count_by_source(documents: pa.Table, drops: pa.Table) -> dict[str, PartCounts]:
-    """Return the counts of a part for each source."""
+    """Return the counts of a part. The keys are the names of the sources."""
     counts = {
         source: PartCounts(kept.documents, kept.bytes) for source, kept in count_kept_by_source(documents).items()
     }

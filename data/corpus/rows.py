@@ -66,9 +66,9 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def drop_rows(rows: pa.Table, drops: Mapping[int, Drop]) -> pa.Table:
-    """Return the table with some rows dropped. `drops` maps the positions of these rows to the reasons.
+    """Return the table with some rows dropped. `drops` maps the positions of these rows to why they are dropped.
 
-    A dropped row stays in the table. It gets the reason and loses its text.
+    A dropped row stays in the table. It gets the reason and the `kept_id` of its `Drop`, and it loses its text.
     """
     if not drops:
         return rows
@@ -102,12 +102,15 @@ def kept_positions(rows: pa.Table) -> np.ndarray:
 
 
 def count_kept_by_source(documents: pa.Table) -> dict[str, KeptCounts]:
-    """Count documents and the bytes of their texts by source. No document of the table may be dropped."""
+    """Return the number of documents and the bytes of their texts. The keys are the names of the sources.
+
+    No document of the table may be dropped.
+    """
     table = pa.table({"source": documents["source"], "bytes": pc.binary_length(documents["text"])})
     table = table.group_by("source").aggregate([("bytes", "count"), ("bytes", "sum")])
     return {row["source"]: KeptCounts(row["bytes_count"], row["bytes_sum"]) for row in table.to_pylist()}
 
 
 def kept_bytes_by_source(rows: pa.Table) -> dict[str, int]:
-    """Return the bytes of the kept texts of each source."""
+    """Return the bytes of the kept texts of each source. The keys are the names of the sources."""
     return {source: counts.bytes for source, counts in count_kept_by_source(kept_rows(rows)).items()}

@@ -53,7 +53,7 @@ class CorpusWork:
         return self.folder / _RESULTS / name
 
     def prepare_folder(self, task_settings: Any) -> None:
-        """Remove the files of a killed run if they were written with other settings.
+        """Remove the files of a killed run if they were written with other settings. Then store `task_settings`.
 
         `task_settings` is a value that JSON can represent. It must contain every setting that affects the files that a
         task writes but is not part of the task itself.

@@ -6,9 +6,10 @@ The result is the same as that of `tokenizers.trainers.BpeTrainer` on the same w
 - The most frequent pair is merged next. Of equally frequent pairs, the pair with the lowest ids is merged next.
 - Within a word, a pair is merged from left to right.
 
-A symbol is a token id at a position of a word. The symbols of all words are in one array, with links to the symbols
-before and after. For each pair, the positions in this array are stored, not the words. So the time of a merge is
-proportional to the number of changed symbols, and one word of a million letters is no slower than many short words.
+A symbol is a token id at a position of a word. The symbols of all words are in one array. Each symbol has links to the
+symbols before and after it. For each pair, the positions in this array are stored, not the words. So the time of a
+merge is proportional to the number of changed symbols, and one word of a million letters is no slower than many short
+words.
 """
 
 import heapq
@@ -41,6 +42,9 @@ def train_bpe(
     prefix: str = "",
 ) -> Subwords:
     """Train on distinct words and their counts until there are `size` tokens, or until every word is one token.
+
+    If the special tokens and the characters need more than `size` tokens, all of these tokens are returned, and nothing
+    is merged.
 
     Every character of `alphabet` gets a token, even if no word contains it. With a `prefix` (## for WordPiece),
     characters inside a word get tokens that begin with the prefix. These follow the alphabet, by code point.
@@ -181,7 +185,7 @@ class _LinkedSymbols:
 
 
 class _PairQueue:
-    """A priority queue of the distinct pairs, ordered by count.
+    """A priority queue of the distinct pairs: highest count first, and of equal counts the lowest key first.
 
     When the count of a pair decreases, its entry in the heap is not changed. The entry is corrected when it comes to
     the top of the heap.

@@ -2,16 +2,20 @@
 
 A tokenizer first splits a text into pre-tokens (words, numbers, white space) and then merges bytes inside each
 pre-token. tiktoken encodes byte-level BPE about three times as fast as `tokenizers`, but with a different rule.
-tiktoken merges any two neighbors that together are a token, lowest rank (tiktoken's id of the token) first.
-`tokenizers` has a list of pairs and merges the first pair of this list first. Both rules give the same tokens for every
-pre-token if this condition is true:
+tiktoken merges any two neighbors that together are a token. Of several such pairs, it first merges the pair whose token
+has the lowest rank (tiktoken's id of the token). `tokenizers` has a list of merges, each of which is a pair of tokens.
+It first merges the pair that comes first in this list. tiktoken's ranks are in the order of this list. Both rules give
+the same tokens for every pre-token if this condition is true:
 
-    Every token except the single bytes comes from exactly one merge, and encoding a token's bytes gives this token.
+    Every token except the single bytes comes from exactly one merge, and encoding a token's bytes with `tokenizers`
+    gives this token alone.
 
-Proof by induction. Assume that both have done the same merges so far, and that tiktoken now merges x and y to token t.
-No merge so far crossed the borders of x and y. So inside them, the same merges were done in the same order as when t
-is encoded alone. When t is encoded alone, there is exactly one state with two tokens, and these are the pair of the
-merge that makes t. So (x, y) is this pair, and `tokenizers` does the same merge.
+Proof by induction. Assume that both libraries have done the same merges so far, and that tiktoken now merges x and y to
+token t. No merge so far crossed the borders of x and y. So inside them, the same merges were done in the same order as
+when t is encoded alone. When t is encoded alone, there is exactly one state with two tokens, the one before the last
+merge, and these two tokens are the pair of the merge that makes t. So (x, y) is this pair, and it is in the list of
+merges. No pair before it in the list is present now, because tiktoken would merge that pair first. So `tokenizers` does
+the same merge.
 
 `_ids_by_token` verifies the condition for a vocabulary. `_split_pattern` builds a regular expression that splits texts
 as the tokenizer's pre-tokenizer does. In addition, `fast_encoder` encodes sample texts with both libraries and uses

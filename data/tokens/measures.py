@@ -52,7 +52,7 @@ class _MeasureTask:
     part: str
     """Name of the part's file in the corpus."""
     tokenizer: str
-    """Fingerprint of the tokenizer."""
+    """Fingerprint of the tokenizer (`data.tokens.tokenizer.fingerprint`)."""
     share: float
     """The documents with a `split_position` below this number are measured."""
 
@@ -104,10 +104,11 @@ class VocabularySummary:
     kind: str
     """Algorithm of the tokenizer: `bpe`, `wordpiece` or `unigram`."""
     fingerprint: str
+    """Hash of the tokenizer (`data.tokens.tokenizer.fingerprint`)."""
     sampled_documents: int
     """Number of documents that the tokenizer was trained on."""
     sampled_bytes: int
-    """Size of the text that the tokenizer was trained on."""
+    """Size of the text that the tokenizer was trained on, in bytes."""
     bytes_per_token: float
     fertility: float
     """Mean number of tokens per word. Words are separated by white space."""
@@ -184,7 +185,7 @@ def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _P
 
 
 def _survives_round_trip(encoder: Tokenizer, text: str, ids: list[int]) -> bool:
-    """Return whether decoding the ids gives the text, after the tokenizer's normalization.
+    """Return whether decoding the ids gives the text as the tokenizer has normalized it before encoding.
 
     White space is not compared for a WordPiece tokenizer, because WordPiece does not keep it.
     """

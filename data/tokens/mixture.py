@@ -46,7 +46,7 @@ class Mixture:
         Weights do not need to add up to 1. `targets_per_row` is the mean number of targets in the rows of each source
         with a weight above 0. Without it, the rows of all sources count as equally long.
 
-        Raises ValueError if a weight is negative or too small, or if all weights are 0.
+        Raises ValueError if a weight is negative, not finite or too small, or if all weights are 0.
         """
         check_weights(weights)
         row_weights = {name: _decimal_fraction(weight) for name, weight in weights.items() if weight}
@@ -73,7 +73,10 @@ class Mixture:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises ValueError if a weight is negative, not finite or too small, or if all weights are 0."""
+    """Raises ValueError if a weight is negative, not finite or too small, or if all weights are 0.
+
+    A weight above 0 is too small if it is less than 1 / MAX_PERIOD of the sum of all weights.
+    """
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"mixture.{name}: {weight} must be a finite number of at least 0; 0 leaves the source out")

@@ -11,11 +11,14 @@ The stream of a shard is the sequence of its token ids. Here a, b and c are the 
 separator, a special token between documents. The model reads each token as an input and predicts the next token, the
 target. As a target, the separator is the last token of the document before it. As an input, it is the first token of
 the document after it. So every token of a document and the document's end are targets exactly once, no target has to be
-masked, and no token is stored twice. From the document table, training numbers the documents in each row, so that
-attention does not cross from one document to the next.
+masked, and no token is stored twice. The document table says where documents begin. With it, training gives each
+document in a row a number, so that attention does not cross from one document to the next.
 
 In a shard, all documents of one source follow one another; they are a `SourceRange`. The sequence length T is not part
-of the format. A reader cuts a range that begins at token f into rows: row r is stream[f + r * T : f + r * T + T + 1],
+of the format. A reader cuts a range that begins at position f into rows. Row r is
+
+    stream[f + r * T : f + r * T + T + 1]
+
 and the last row of a range may be shorter. So each row belongs to one source, and a reader can mix sources by weight.
 
 A document is never split between shards, so when a document must be forgotten only its shard is written again. A corpus
@@ -68,9 +71,10 @@ class ShardInfo:
 
     name: str
     part: str
-    """Name of the corpus part that the shard was made from. A part is an output file of a corpus."""
+    """Name of the corpus part that the shard was made from. A part is an output file of a corpus. Empty if the shard
+    was not made from a corpus part."""
     part_digest: str
-    """Content digest of the part when the shard was made."""
+    """Content digest of the part when the shard was made. Empty if `part` is empty."""
     encoder: str
     """Name of the library that encoded the text, `tiktoken` or `tokenizers` (`data.tokens.encode`)."""
     num_tokens: int

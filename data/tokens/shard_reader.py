@@ -1,14 +1,14 @@
 """Reads shards: training rows by their index, and complete documents.
 
-A shard stores its documents grouped by source. The documents of one source in a shard are a range. Each range is cut
-into training rows of T targets, where T is the sequence length. The last row of a range may be shorter. Two numbers
-identify a row:
+A source is a data set of the corpus, such as "web" or "books". A shard stores its documents grouped by source. The
+documents of one source in a shard are a range. Each range is cut into training rows of T targets, where T is the
+sequence length. The last row of a range may be shorter. Two numbers identify a row:
 
 - The row number counts the rows of a split in the order in which they are stored: shard by shard, range by range.
 - The index counts rows in the order in which they are trained on, over all epochs. `ShardReader.row_numbers` maps
   indices to row numbers.
 
-A source is a data set of the corpus, such as "web" or "books".
+In shapes, B is the number of rows in a batch.
 """
 
 import difflib
@@ -59,7 +59,7 @@ class _SourceRows(NamedTuple):
     range_indices: np.ndarray
     """Positions of the source's ranges in `ShardReader._ranges`, in ascending order."""
     range_ends: np.ndarray
-    """For each of these ranges, the number of the source's rows in it and in the ranges before it."""
+    """For each of these ranges, how many rows of the source are in this range and in the source's ranges before it."""
 
 
 class ShardReader:
@@ -81,12 +81,13 @@ class ShardReader:
     ) -> None:
         """Open the split for reading rows of `sequence_length` targets in an order that depends on `seed`.
 
-        `mixture` maps every source of the split to a weight: the source's share of the targets that are read. Without
-        a mixture, every row is read once in each epoch. With `tokenizer_fingerprint`, the shards must have been made
-        with the tokenizer that has this fingerprint.
+        `mixture` maps every source of the split to a weight. The number of targets that are read from a source is
+        proportional to its weight. Without a mixture, every row is read once in each epoch. With
+        `tokenizer_fingerprint`, the shards must have been made with the tokenizer that has this fingerprint.
 
-        Raises ValueError if the manifest is missing or has another format version, if the tokenizers differ, or if the
-        mixture does not name exactly the sources of the split.
+        Raises ValueError if the sequence length is below 1, if the manifest is missing or has another format version,
+        if the shards were made with another tokenizer, if the mixture does not name exactly the sources with text in
+        the split, or if `Mixture` does not accept the weights.
         """
         if sequence_length < 1:
             raise ValueError(f"sequence_length: {sequence_length} must be at least 1")

@@ -33,12 +33,14 @@ class ShardTask:
     known: ExcludedDocuments | None
     """Documents to leave out, because older generations of shards contain them. None for a first generation."""
     validation_fraction: float
+    """The documents with a `split_position` below this number go to the validation split."""
     tokenizer: str
     """Fingerprint of the tokenizer."""
     vocab_size: int
     separator: int
     """Token id of the separator."""
     sources: tuple[str, ...]
+    """Names of the sources (`ShardManifest.sources`)."""
     name: str
     """Name of both shards."""
     part: str
@@ -90,8 +92,8 @@ def shard_tasks(
 def unchanged_shards(task: ShardTask, finished: SplitManifests | None) -> SplitShards | None:
     """Return the shards in a finished output that the task would write again with the same bytes.
 
-    `finished` has the manifests of this output. Returns None if `finished` is None, because there is no finished output
-    yet, and if the task would write different shards.
+    `finished` has the manifests of the finished output. It is None if there is no finished output yet. Returns None in
+    this case, and also if the task would write different shards.
     """
     if finished is None:
         return None

@@ -60,7 +60,8 @@ class ShardWriter:
     def write(self, split: Storage, name: str, *, part: str = "", part_digest: str = "") -> ShardInfo:
         """Write all added documents as a shard with this name, and return the shard's entry for the manifest.
 
-        `part` is the corpus part that the documents came from, and `part_digest` is its content digest.
+        `part` is the name of the corpus part that the documents came from, and `part_digest` is its content digest.
+        Both are empty if the documents did not come from a corpus part.
         """
         separator = np.array([self.manifest.separator], dtype=self.manifest.dtype)
         documents = [

@@ -4,9 +4,10 @@ An index counts the rows in the order in which they are trained on, over all epo
 any index directly, without computing the rows before it. So a rank can read any row, and a resumed run reads the same
 rows as a run that was never interrupted.
 
-The permutation is a Feistel network, which is a bijection of pairs (left, right) for any round function. Its domain is
-a power of four that is at most four times as large as the number of rows. If the network returns a value that is not
-below the number of rows, the network is applied to this value again ("cycle walking"). The result is a bijection of
+The permutation is made with a Feistel network, which is a bijection of pairs (left, right) for any round function. A
+pair is the upper and the lower half of the bits of a number, so the network permutes the numbers below a power of four.
+This power is the lowest that is not below `size`, the number of rows (and at least 4). If the network returns a number
+that is not below `size`, the network is applied to this number again ("cycle walking"). The result is a bijection of
 range(size).
 """
 

@@ -114,7 +114,7 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 class TokenIds(NamedTuple):
-    """The ids of special tokens in a model's configuration."""
+    """The ids of the special tokens that a model's configuration names."""
 
     bos: int
     eos: int
@@ -123,7 +123,7 @@ class TokenIds(NamedTuple):
 
 
 def base_special_tokens(folder: Path) -> TokenIds:
-    """Return the special tokens of a base model, for which the separator is at the beginning and end of a text."""
+    """Return the special tokens of a base model. Both bos and eos are the separator."""
     tokenizer = load_tokenizer(folder)
     separator = separator_id(tokenizer)
     return TokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
@@ -144,10 +144,11 @@ def chat_special_tokens(folder: Path) -> TokenIds:
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of a special token that can be used for padding.
 
-    It is the tokenizer's pad token, unless this token is also the end of a chat (as in SmolLM2). In that case it is
-    the separator, the unknown token or the bos token.
+    It is the first of these tokens that exists and is not the end token: the pad token, the separator, the unknown
+    token, the bos token. The end token is the token at the end of a message in the chat template, or the separator if
+    there is no chat template. SmolLM2 is an example of a tokenizer whose pad token is also the end token.
 
-    Raises ValueError if all of these tokens are missing or mark an end.
+    Raises ValueError if none of these tokens can be used.
     """
     end_ids = {chat_end_id(tokenizer)} if tokenizer.chat_template else {separator_id(tokenizer)}
     pad, unknown, bos = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id

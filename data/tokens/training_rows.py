@@ -28,7 +28,8 @@ class TrainingRow(NamedTuple):
 class PaddedRows(NamedTuple):
     """Training rows as arrays [B, T], padded on the right. The fields are those of a training batch.
 
-    All arrays are int64, except `loss_mask`.
+    All arrays are int64, except `loss_mask`. At the positions of the padding, `input_ids`, `targets` and `positions`
+    are 0, and `loss_mask` is False.
     """
 
     input_ids: np.ndarray
@@ -38,7 +39,8 @@ class PaddedRows(NamedTuple):
     positions: np.ndarray
     """Position of each input inside its document. The count begins at 0 where a document or the row begins."""
     document_ids: np.ndarray
-    """A number for each document in the row. Inputs of the same document have the same number; padding has -1."""
+    """For each input, the number of its document in the row. The first document that begins in the row has the number
+    1, and a document that began before the row has the number 0. Padding has -1."""
 
 
 def pad_rows(rows: Sequence[TrainingRow], sequence_length: int) -> PaddedRows:
@@ -71,6 +73,8 @@ def document_rows(tokens: np.ndarray, sequence_length: int, *, overlap: int = 0)
     `tokens` begin and end with the separator. Every row after the first begins with `overlap` tokens that the model
     reads as context but that are not scored again, so every target of these rows has at least `overlap` tokens of
     context. With an overlap of 0, rows follow one another without shared targets.
+
+    Raises ValueError if the overlap is negative or not below the sequence length.
     """
     if not 0 <= overlap < sequence_length:
         raise ValueError(f"overlap: {overlap} must be at least 0 and below the sequence length ({sequence_length})")

@@ -37,7 +37,7 @@ class WordCounts(NamedTuple):
     sampled_documents: int
     """Number of documents in the sample."""
     sampled_bytes: int
-    """Size of the text of these documents."""
+    """Size of the text of these documents in bytes."""
 
 
 @dataclass(frozen=True)
