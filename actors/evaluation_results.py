@@ -52,7 +52,7 @@ class ModelLikelihood:
     """The likelihood of the held-out text under one model."""
 
     tokens: int
-    """Number of predicted tokens. The end of each document counts as a token."""
+    """Number of predicted tokens, padding excluded. The end of each document counts as a token."""
     bits_per_byte: Interval
     perplexity: Interval
     """Perplexity per token."""

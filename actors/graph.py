@@ -210,8 +210,8 @@ class Graph:
         """Load the models and the newest checkpoint, if there is one. Returns the index of the next training step.
 
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
-        the critic has died. The methods `train_step`, `complete_and_score`, `save` and `export` raise the same
-        error. After this error, call `recover`.
+        the critic has died. The methods `train_step`, `complete_and_score`, `save` and `export` raise the same error.
+        After this error, call `recover`.
         """
         for ranks in self._rank_groups:
             ranks.join_process_group()

@@ -87,7 +87,7 @@ class ServedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAnswer:
-    """An answer with its times. Unlike the answer, the times differ from run to run."""
+    """An answer with its times. The times differ from run to run, and the answer does not."""
 
     answer: ServedAnswer
     first_token_s: float

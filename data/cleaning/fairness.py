@@ -99,7 +99,7 @@ def build_ledger(steps: Sequence[LedgerStep]) -> list[FairnessRow]:
 def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
     """Raises ValueError if a step's excess for a group is above `budget`, which is a share between 0 and 1.
 
-    An excess whose interval contains 0 is ignored: among hundreds of rows, some exceed a small budget by chance.
+    An excess whose interval contains 0 is ignored, because among hundreds of rows some exceed a small budget by chance.
     """
     breaches = sorted((row for row in rows if row.excess > budget and row.excess_low > 0), key=lambda row: -row.excess)
     if not breaches:
