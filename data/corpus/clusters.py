@@ -331,7 +331,8 @@ def _connect(layout: _Layout) -> list[str]:
 def _write_labels(layout: _Layout, name: str, nodes: np.ndarray, lowest: np.ndarray) -> None:
     """Write the label of each node, for the node's part. The label is the lowest node of the component.
 
-    A node with its label has the form of an edge (`EDGE`). A label may equal its node.
+    A node and its label are stored like an edge: the node in the field `node`, the label in the field `lower` (`EDGE`).
+    Unlike in an edge, both may be equal.
     """
     _write_records(layout.folder, name, make_edges(nodes, lowest), _part_numbers(nodes), layout.num_parts)
 

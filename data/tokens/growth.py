@@ -42,8 +42,11 @@ class ExcludedDocuments:
     """
 
     name: str
+    """Name of the file in the temporary folder of the tokenization tasks."""
     sha256: str
+    """Checksum of the file."""
     num_bytes: int
+    """Size of the file."""
 
 
 # Copying the older generations.

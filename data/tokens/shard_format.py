@@ -189,6 +189,7 @@ class ShardFile(NamedTuple):
 
     name: str
     num_bytes: int
+    """Size of the file, not of the documents' texts."""
     sha256: str
 
 

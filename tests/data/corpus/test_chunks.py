@@ -15,7 +15,7 @@ from data.document import Document
 
 
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
-    """Return a table with a row for each (id, text). Each row has another file number."""
+    """Return a table with a row for each (id, text). Every row has a different file number."""
     return to_table(
         [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
     )

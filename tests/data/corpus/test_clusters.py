@@ -1,4 +1,4 @@
-"""Near-duplicates in storage: the clusters equal those in memory for any buckets, parts and interruptions."""
+"""Near-duplicates in storage: clusters equal those in memory for any number of buckets, parts and interruptions."""
 
 import random
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ def test_texts_that_differ_in_case_white_space_or_unicode_form_are_equal() -> No
 
 
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
-    """Return a table with a row for each (id, text). Each row has another file number."""
+    """Return a table with a row for each (id, text). Every row has a different file number."""
     return to_table(
         [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
     )
