@@ -2,8 +2,9 @@
 
 The cost model predicts time and memory from the stage's workload (`Stage.workload`) and from the calibration of this
 machine. The forecast is more accurate if the store has an earlier run of the stage on the same kind of machine. The
-cost model then predicts both runs. The measured time of the earlier run is multiplied by the ratio of the predicted
-times, and the difference of the predicted memories is added to the measured memory of the earlier run.
+cost model then predicts both the earlier run and the new run. The forecast time is the measured time of the earlier run
+multiplied by the ratio of the predicted times (new to earlier). The forecast memory is the measured memory of the
+earlier run plus the difference of the predicted memories (new minus earlier).
 """
 
 import math
@@ -42,9 +43,10 @@ class Forecast:
 
 
 def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | None = None) -> dict[str, Forecast]:
-    """Return the forecast of every job. The keys are those of `jobs`.
+    """Return the forecasts of the jobs. The keys are the names of the jobs, as in `jobs`.
 
-    The forecast of a finished job contains the measured values. Jobs of stages without `Stage.workload` are left out.
+    The forecast of a finished job contains the measured values. Unfinished jobs of stages without `Stage.workload` are
+    left out.
     If the run will join a cluster (`address` or `RAY_ADDRESS`), only disk is forecast, because the speed of the
     cluster's machines is not known here.
     """
@@ -71,7 +73,7 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
 
 
 def _workload(job: Job, store: Storage) -> Workload | None:
-    """Return the workload of a job in the precision that the job would use on this machine.
+    """Return the workload of a job, computed for the precision that the job would use on this machine.
 
     Returns None if the job's stage has no function `workload`.
     """
@@ -83,10 +85,12 @@ def _workload(job: Job, store: Storage) -> Workload | None:
 
 
 def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Sequence[EarlierRun] = ()) -> Forecast:
-    """Forecast a stage from that earlier run whose predicted time is most similar to the stage's predicted time.
+    """Forecast a run of a stage from that earlier run whose predicted time is most similar to the new run's predicted
+    time.
 
-    If no run is similar enough, the forecast follows from the calibration alone. `runs` contains earlier runs of all
-    stages. Runs of other stages are ignored.
+    If no earlier run is similar enough (see `_MAX_SCALE`), the forecast is the prediction of the cost model, which
+    needs only the calibration `machine`. `stage` is the name of the stage. `runs` contains earlier runs of all stages;
+    those of other stages are ignored.
     """
     if workload.on_gpu:
         return Forecast(None, None, workload.disk_gib, "time and memory on GPUs are not forecast")
@@ -104,7 +108,7 @@ def forecast_stage(stage: str, workload: Workload, machine: Machine, runs: Seque
 
 
 def _distance(cost: Cost, other_cost: Cost) -> float:
-    """Return by how much the times of two costs differ: the absolute logarithm of their ratio."""
+    """Return how much the times of two costs differ, as the absolute natural logarithm of the ratio of the times."""
     return abs(math.log(cost.seconds / other_cost.seconds))
 
 

@@ -7,10 +7,11 @@ from jobs.frame.forecast import MEASURED, Forecast
 
 
 def forecast_table(forecasts: Mapping[str, Forecast]) -> list[str]:
-    """Return the lines of the table, or an empty list without forecasts.
+    """Return the lines of the table, or an empty list if `forecasts` is empty.
 
-    The last line is the total of the stages that are not done, if there are any. Its memory is the maximum over the
-    stages, because they run one after another.
+    The keys of `forecasts` are the names of the stages' configs. If there are stages that are not done, the last line
+    is the total of these stages. The memory in the total is the maximum over the stages, because the stages run one
+    after another.
     """
     if not forecasts:
         return []
@@ -29,12 +30,13 @@ def forecast_table(forecasts: Mapping[str, Forecast]) -> list[str]:
 
 
 def _combine(function: Callable[[Iterable[float]], float], values: Sequence[float | None]) -> float | None:
-    """Return `function(values)`, for a sum or a maximum. Returns None if one of the values is None."""
+    """Return `function(values)`, where the function is `sum` or `max`. Returns None if one of the values is None."""
     numbers = [value for value in values if value is not None]
     return function(numbers) if len(numbers) == len(values) else None
 
 
 def _cells(forecast: Forecast) -> str:
+    """Return the columns time, memory and disk of a line of the table. An unknown value is shown as `?`."""
     seconds = "?" if forecast.seconds is None else format_duration(forecast.seconds)
     memory = "?" if forecast.memory_gib is None else f"{forecast.memory_gib:.1f} GiB"
     disk = "?" if forecast.disk_gib is None else _size(forecast.disk_gib)

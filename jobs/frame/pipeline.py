@@ -29,17 +29,19 @@ class Pipeline:
     store: Storage
     """The folder or bucket that the artifacts are written to."""
     jobs: Mapping[str, Job]
-    """The jobs by the name of their config, in the order in which they run."""
+    """The jobs in the order in which they run: name of the config -> job."""
     errors: Mapping[str, str]
-    """For each config that has an error and therefore no job: the name of the config and the error."""
+    """The configs that have an error and therefore no job: name of the config -> error message."""
     environment: Mapping[str, str]
-    """The environment variables of all processes of the pipeline, including this process."""
+    """The environment variables of all processes of the pipeline, including this process: name -> value."""
 
 
 def load(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """Call `load_pipeline` if `stage` is "pipeline", and `load_stage` otherwise.
+    """Load the pipeline or the single stage that a command of the user names.
 
-    `store` is the location of the artifacts. If it is None, the location is read from `pipeline.yaml`.
+    Calls `load_pipeline` if `stage` is "pipeline", and `load_stage` otherwise. `path` is the path of `pipeline.yaml` or
+    of the stage's config file. `store` is the location of the artifacts. If it is None, the location is read from
+    `pipeline.yaml`.
     """
     if stage == "pipeline":
         return load_pipeline(path, overrides, store=store)
@@ -49,9 +51,10 @@ def load(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | 
 def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
     """Load every config that a `pipeline.yaml` lists.
 
-    An override begins with the name of a config: `pretrain.steps=100`. The environment variables of the pipeline are
-    set in this process before any source file is read. Raises ValueError for an error in `pipeline.yaml` or in the form
-    of an override. Errors in the configs that it lists are returned in `Pipeline.errors`.
+    An override of a config begins with the name of the config: `pretrain.steps=100`. An override of `pipeline.yaml`
+    does not: `store=runs`. The environment variables of the pipeline are set in this process before any source file is
+    read. Raises ValueError for an error in `pipeline.yaml` or in the form of an override. Errors in the configs that
+    `pipeline.yaml` lists are returned in `Pipeline.errors`.
     """
     config, overrides_by_config = read_pipeline_config(path, overrides)
     environment = _set_environment(config)
@@ -64,8 +67,9 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
 def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
     """Load one stage from its config file. An override begins with the name of a field: `steps=100`.
 
-    The environment variables are read from the `pipeline.yaml` in the same folder, and so is the store if `store` is
-    None. The inputs of the stage must be finished before the stage can run.
+    The environment variables are read from the `pipeline.yaml` in the same folder, and so is the location of the store
+    if `store` is None. An error in the stage's config is returned in `Pipeline.errors`. The inputs of the stage need
+    not be finished to load the stage, but they must be finished before it can run.
     """
     pipeline_config = find_pipeline_config(path)
     environment = _set_environment(pipeline_config)

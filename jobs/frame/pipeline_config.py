@@ -59,10 +59,10 @@ class PipelineConfig:
 
 
 def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict[str, list[str]]]:
-    """Read a pipeline file. Returns (its config, overrides by config).
+    """Read the file `pipeline.yaml` at `path`. Returns (the content of the file, the overrides of each config).
 
-    The overrides by config map the name of each config that the file lists to the overrides of the config's fields.
-    An override `pretrain.steps=100` becomes `steps=100` for the config `pretrain`. Raises ValueError for an error in
+    The second value maps the name of each config that the file lists to the overrides of the config's fields. An
+    override `pretrain.steps=100` becomes `steps=100` for the config `pretrain`. Raises ValueError for an error in
     the file, or for an override that belongs to no config of the pipeline.
     """
     pipeline_overrides = [override for override in overrides if _is_pipeline_override(override)]
@@ -80,9 +80,10 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
 
 
 def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read the `pipeline.yaml` in the folder of `path`. Returns the defaults if the folder has no such file.
+    """Read the `pipeline.yaml` in the folder of `path`. Returns a PipelineConfig of defaults if there is no such file.
 
-    `path` is `pipeline.yaml` itself or a stage's config. The overrides are used only if `path` is `pipeline.yaml`.
+    `path` is the path of `pipeline.yaml` itself or of a stage's config. The overrides are used only if `path` is the
+    path of `pipeline.yaml`, because the overrides of a stage's config belong to that config.
     """
     file = path.parent / "pipeline.yaml"
     if not file.is_file():
@@ -94,8 +95,9 @@ def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineC
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Load the config of one stage, or every config of a pipeline if `stage` is "pipeline".
 
-    The keys of the result are the name of the stage or the names of the configs that the pipeline lists. Only config
-    files are read, so this works on machines that cannot read the source files and artifacts.
+    The only key of the result is the name of the stage, or the keys are the names of the configs that the pipeline
+    lists. Only config files are read. Therefore this function works on machines that cannot read the source files and
+    the artifacts.
     """
     if stage != "pipeline":
         return {stage: build(find_stage(stage).config, load_yaml(path), overrides, label=str(path))}

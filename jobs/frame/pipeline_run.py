@@ -27,15 +27,17 @@ def run_pipeline(
 ) -> list[Artifact]:
     """Run every job whose artifact is not finished, in order, in one Ray session. Returns the artifacts of all jobs.
 
-    Logs a forecast of all jobs first. Calls `on_begin` after all checks have passed and before the first job.
-    Raises ValueError before it starts anything if a stage has an error (the message contains the errors of all stages),
-    or if a stage needs more memory or disk than there is. `address` is the Ray cluster to join. If it is None, the
-    cluster of RAY_ADDRESS is joined, or a local one is started.
+    Logs a forecast of all jobs first. Calls `on_begin` after all checks have passed and before the first job. If all
+    artifacts are finished already, returns them at once: there is no forecast and no call of `on_begin`.
+
+    Raises ValueError before any job starts if a stage has an error, or if a stage needs more memory or disk than there
+    is. The message contains the errors of all stages. `address` is the address of the Ray cluster to join. If `address`
+    is None, the cluster of RAY_ADDRESS is joined, or a local one is started.
     """
     with show_activity("checking the store, the sources and the inputs"):
         if not pipeline.errors:
-            # This check comes before `find_errors`, which also reads the store but whose error would not name the
-            # store.
+            # This check comes before `find_errors`, because `find_errors` reads the store too, but an error that it
+            # raises would not name the store.
             pipeline.store.check_writable()
         if errors := find_errors(pipeline):
             raise ValueError("\n".join(errors))
@@ -52,7 +54,7 @@ def run_pipeline(
         raise ValueError("\n".join(shortages))
     is_submitted_job = (
         SUBMITTED_VERSION_VARIABLE in os.environ
-    )  # then every worker has the environment variables already
+    )  # in a submitted job, every worker has the environment variables already
     environment = {} if is_submitted_job else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
     sources = [url for job in pending for url in _required_urls(job)]
@@ -63,7 +65,10 @@ def run_pipeline(
 
 
 def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Artifact]:
-    """Run the jobs that are not in `finished`, in order. Returns the artifacts of all jobs."""
+    """Run the jobs that are not in `finished`, in order. Returns the artifacts of all jobs.
+
+    `finished` maps the names of jobs to their finished artifacts.
+    """
     artifacts: list[Artifact] = []
     for number, (name, job) in enumerate(pipeline.jobs.items(), start=1):
         if name in finished:
@@ -79,10 +84,11 @@ def _run_jobs(pipeline: Pipeline, finished: Mapping[str, Artifact]) -> list[Arti
 
 
 def _required_urls(job: Job) -> list[str]:
-    """Return the URLs of the source files and of the artifacts that the job reads and that the workers must see.
+    """Return the URLs that the workers must be able to read: those of the job's source files and of its artifact
+    inputs.
 
-    Artifacts of this pipeline are left out, because they are in the store. User-provided code is left out, because it
-    is sent to the workers as text.
+    Inputs that jobs of this pipeline make are left out, because they are in the store, which is checked separately.
+    User-provided code is left out, because it is sent to the workers as text.
     """
     user_code = find_functions(job.config)
     source_urls = [url for field_path, urls in job.source_urls.items() if field_path not in user_code for url in urls]
@@ -91,9 +97,10 @@ def _required_urls(job: Job) -> list[str]:
 
 
 def _check_fits(jobs: Sequence[Job]) -> None:
-    """Raises ValueError for the first job whose workers can never fit the cluster, even after it is scaled up.
+    """Raises ValueError for the first job whose workers do not fit the cluster even when the cluster has its largest
+    size.
 
-    Checks nothing if it is unknown how far the cluster can be scaled up.
+    Checks nothing if the largest size to which the cluster can be scaled up is unknown.
     """
     limits = max_cluster_resources()
     if limits is None:

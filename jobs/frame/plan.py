@@ -19,19 +19,21 @@ class PlanRow:
     id: str
     """The id of the artifact."""
     state: str
-    """`done`, `done (input changed: corpus)`, `resume` (there are files of an interrupted run), or `pending`."""
+    """`done`, `done (input changed: PATH)`, `resume` or `pending`. PATH is the config field of an input whose content
+    has changed since the artifact was made. `resume` means that there are files of an interrupted run."""
     estimate: Mapping[str, float]
     """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key ends in the unit of its value."""
     placement: str
-    """The number of processes in each worker group, such as `generators×1 learners×2`. The only worker group of a
-    training stage is called `placement`."""
+    """The number of workers in each worker group, such as `generators×1 learners×2`. The only worker group of a
+    training stage is called `placement`. Empty for a stage without worker groups."""
     precision: str
-    """The precision of the stage's matmuls. `auto` is replaced by what it was resolved to in an earlier run of the job,
-    or else by what it would be resolved to on this machine."""
+    """The precision of the stage's matmuls. The value `auto` is replaced by the precision that `auto` was resolved to
+    in an earlier run of the job. If there was none, `auto` is replaced by the precision that it would be resolved to on
+    this machine. Several precisions are separated by commas. Empty for a stage without matmuls."""
 
 
 def plan(pipeline: Pipeline) -> list[PlanRow]:
-    """Return a row for every stage. Nothing is started."""
+    """Return the plan of every stage. No job and no worker is started."""
     return [_plan_row(name, job, pipeline.store) for name, job in pipeline.jobs.items()]
 
 
