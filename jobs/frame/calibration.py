@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 _VERSION = 2
 """The version of the measurement. Increase it when the measurement changes; calibrations are then repeated."""
 _INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that restrict the matmul libraries to older CPU instructions."""
+"""Environment variables that can restrict the matmul libraries to older CPU instructions, which are slower."""
 _MAX_AGE_S = 7 * 24 * 3600.0
-"""Older calibrations are repeated, because the machine may have been throttled or busy when they were made."""
+"""A calibration that is older than this is repeated, because the machine may have been throttled or busy when the
+calibration was made."""
 _MATMUL_SIZE = 768
 """The number of rows and columns of the matrices in the large matmul."""
 _ROWS, _LENGTH = 2, 128
@@ -46,16 +47,18 @@ class Machine:
     step_flops: float
     """FLOP/s of one thread in forward and backward passes of a small decoder (hidden size 256) in float32."""
     product_flops: float
-    """FLOP/s of one thread in a large float32 matmul. Models with a large hidden size come close to it."""
+    """FLOP/s of one thread in a large float32 matmul. The training of a model with a large hidden size comes close to
+    this speed."""
     bfloat16_speed: float
-    """Speed in bfloat16 relative to float32. It is measured with the passes of the small decoder. On a processor that
-    only emulates bfloat16 it is measured with a matmul, and is 0.02 to 0.1."""
+    """Speed in bfloat16 divided by the speed in float32. Measured with the passes of the small decoder, or with a
+    matmul if the processor only emulates bfloat16. On such a processor the value is 0.02 to 0.1."""
 
 
 def calibrate() -> Machine:
-    """Return the speed of this machine. It is measured if the cached calibration is missing or older than a week.
+    """Return the speed of this machine.
 
-    The measurement takes about three seconds.
+    The speed is measured, in about three seconds, if the cached calibration is missing or older than a week. Otherwise
+    the cached calibration is returned.
     """
     instructions = [os.environ.get(name) for name in _INSTRUCTION_VARIABLES]
     names = (processor_name(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)
@@ -69,6 +72,7 @@ def calibrate() -> Machine:
 
 
 def _measure() -> Machine:
+    """Measure the speed of this machine, without the cache."""
     import torch  # imported here, because it is not needed when the calibration is cached
 
     from model.precision import bfloat16_emulation_slowdown
@@ -93,7 +97,7 @@ def _measure() -> Machine:
 
 
 def _best_s(work: Callable[[], object], *, tries: int) -> float:
-    """Call `work` as often as `tries` says. Returns the CPU seconds that this thread used for the fastest call."""
+    """Call `work` several times, `tries` in all. Returns the CPU seconds that this thread used for the fastest call."""
     best_s = float("inf")
     for _ in range(tries):
         started = time.thread_time()
@@ -116,7 +120,7 @@ def _python_work() -> None:
 def _step_flops(dtype: "torch.dtype | None") -> float:
     """Measure the FLOP/s of a small decoder's forward and backward pass. `dtype` None means float32.
 
-    FLOP are counted by `flop_per_token`, as for the model FLOP utilization.
+    The number of floating-point operations is computed by `flop_per_token`, as for the model FLOP utilization.
     """
     import torch  # imported here, because it is not needed when the calibration is cached
 

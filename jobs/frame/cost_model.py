@@ -1,8 +1,9 @@
 """The cost model: predicts the time and memory of a workload on a machine that was calibrated.
 
-The constants in seconds are valid for the reference processor, two cores of an AMD EPYC 7001. They were fitted to
-complete runs of the demo on this processor and on a Zen 4 EPYC, with AVX-512 and with AVX2 only. To fit them again,
-compare the predictions with measurements, which `benchmarks/forecast.py` prints side by side.
+The constants in seconds (their names end in `_S` or `_s`) are valid for the reference processor, two cores of an AMD
+EPYC 7001. The constants were fitted to complete runs of the demo on the reference processor and on a Zen 4 EPYC, which
+ran once with AVX-512 and once with AVX2 only. To fit the constants again, compare predictions with measurements:
+`benchmarks/forecast.py` prints them side by side.
 """
 
 import math
@@ -14,7 +15,8 @@ from jobs.frame.workload import ProcessKind, Workload
 
 REFERENCE_PYTHON_S = 0.0193
 """`Machine.python_s` of the reference processor. On another machine, the constants in seconds are multiplied
-by the ratio of its `python_s` to this value. `start_wait_s` is not multiplied, because waiting is not faster there."""
+by the ratio of that machine's `python_s` to this value. The exception is `start_wait_s`, because waiting takes as long
+on every machine."""
 
 
 class ProcessCost(NamedTuple):
@@ -25,7 +27,7 @@ class ProcessCost(NamedTuple):
     start_cpu_s: float
     """CPU seconds until the process is ready: imports, process group, warm-up of a vLLM engine."""
     start_wait_s: float
-    """Seconds during which the process waits until it is ready: polling, handshakes, worker pools."""
+    """Seconds of waiting without CPU work until the process is ready: polling, handshakes, worker pools."""
 
 
 PROCESS_COSTS: Mapping[ProcessKind, ProcessCost] = {
@@ -35,6 +37,7 @@ PROCESS_COSTS: Mapping[ProcessKind, ProcessCost] = {
     "engine": ProcessCost(memory_gib=0.55, start_cpu_s=35.0, start_wait_s=3.0),
     "server": ProcessCost(memory_gib=2.95, start_cpu_s=72.0, start_wait_s=4.0),
 }
+"""Kind of a worker process -> the cost of one such process."""
 SESSION_GIB = 1.05
 """Memory of the driver and of Ray's own processes."""
 TRAIN_GROUP_GIB = 0.5
@@ -53,7 +56,8 @@ THREAD_EFFICIENCY = 0.75
 """Speed of a thread when several threads compute, relative to a single thread. It is below 1 because the threads
 share memory and caches."""
 WIDE_MODEL_EFFICIENCY = 0.8
-"""FLOP/s in the training of a model with a large hidden size, as a fraction of the FLOP/s in a large matmul."""
+"""FLOP/s that the training of a model with a large hidden size reaches, as a fraction of the FLOP/s of a large
+matmul."""
 
 
 class Cost(NamedTuple):
@@ -65,7 +69,7 @@ class Cost(NamedTuple):
 
 
 def predict(workload: Workload, machine: Machine) -> Cost:
-    """Predict the time and memory of a workload on the CPU of a machine."""
+    """Predict the time and memory of a workload on the CPU of a machine. The workload must not be on a GPU."""
     assert not workload.on_gpu, "the machine's CPU was calibrated, so costs on a GPU cannot be predicted"
     slowness = machine.python_s / REFERENCE_PYTHON_S
     num_processes = sum(group.number for group in workload.processes)
@@ -92,8 +96,9 @@ def predict(workload: Workload, machine: Machine) -> Cost:
 def reachable_flops(workload: Workload, machine: Machine) -> float:
     """Return the FLOP/s that all threads of the workload together reach on the machine.
 
-    The calibration measured the FLOP/s of a small decoder and of a large matmul. Up to a hidden size of 256, the result
-    follows from the small decoder, and from 1024 on it follows from the large matmul. In between, it is interpolated.
+    The calibration measured the FLOP/s of a small decoder and of a large matmul. If the hidden size is at most 256, the
+    result is computed from the FLOP/s of the small decoder. If the hidden size is at least 1024, the result is computed
+    from the FLOP/s of the large matmul. Between these sizes, the two results are interpolated.
     """
     narrow_flops = machine.step_flops * min(1.0, math.sqrt(workload.width / 256))
     wide_flops = max(narrow_flops, WIDE_MODEL_EFFICIENCY * machine.product_flops)

@@ -1,4 +1,4 @@
-"""Reads the earlier runs in a store, from which later runs are forecast."""
+"""Reads the earlier runs in a store. The forecasts of later runs are computed from them (`forecast.py`)."""
 
 from dataclasses import dataclass, fields
 
@@ -26,7 +26,10 @@ class EarlierRun:
 
 
 def earlier_runs(store: Storage) -> list[EarlierRun]:
-    """Return the earlier runs in a store. Runs whose memory was not measured are left out."""
+    """Return the earlier runs in a store that a forecast on this machine can use.
+
+    Runs on a different machine, resumed runs and runs whose memory was not measured are left out.
+    """
     runs: list[EarlierRun] = []
     this_machine = Hardware(processor=processor_name(), cores=num_cores())
     for name in store.glob(f"*/{RECORD}") if store.exists() else []:
@@ -34,7 +37,7 @@ def earlier_runs(store: Storage) -> list[EarlierRun]:
         measured = record.measured
         if measured.peak_memory_gib is None or measured.machine != this_machine or measured.resumed:
             continue
-        # A version of Raymill with a different Workload may have written the record.
+        # The record is skipped if a version of Raymill whose class Workload has different fields wrote it.
         if set(measured.workload or {}) == {field.name for field in fields(Workload)}:
             workload = from_plain(Workload, measured.workload)
             runs.append(EarlierRun(record.id, record.stage, record.wall_s, measured.peak_memory_gib, workload))

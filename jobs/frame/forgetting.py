@@ -1,4 +1,7 @@
-"""Removes forgotten documents from an artifact, and reads the list of a store's forgotten documents."""
+"""Removes forgotten documents from an artifact, and reads the list of a store's forgotten documents.
+
+A forgotten document is a document whose id a user has passed to `raymill forget`.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -33,19 +36,23 @@ def read_forgotten(store: Storage) -> frozenset[str]:
 def remove_forgotten_documents(stage: Stage, output: Storage, store: Storage) -> bool:
     """Remove the forgotten documents of `store` from the artifact in `output`. Returns whether the artifact changed.
 
-    The artifact may be finished, or an earlier removal may have been killed while it changed the artifact. Raises
-    ValueError if a different version of the stage made the artifact.
+    `stage` is the stage that made the artifact. The artifact is finished, or it is only partly changed because an
+    earlier removal was killed. Raises ValueError if a different version of the stage made the artifact.
     """
     changed = False
     with hold_lease(output) as require_lease:
-        # Repeated until nothing changes, because more documents may be forgotten while the artifact is changed.
+        # Repeated until nothing changes, because the list of forgotten documents may grow while the artifact is
+        # changed.
         while _remove_once(stage, output, store, require_lease):
             changed = True
     return changed
 
 
 def _remove_once(stage: Stage, output: Storage, store: Storage, require_lease: Callable[[], None]) -> bool:
-    """Call the stage's `forget` once and write the new record. Returns whether the artifact changed."""
+    """Call the stage's `forget` once and write the new record. Returns whether the artifact changed.
+
+    `require_lease` raises an error if this process has lost the lease of the artifact's folder.
+    """
     assert stage.forget is not None
     is_finished = output.exists(RECORD)
     record = read_record(output, RECORD if is_finished else BACKUP)

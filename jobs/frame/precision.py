@@ -1,6 +1,6 @@
 """Resolves `precision: auto` to bfloat16 or float32, depending on the hardware that the workers of a job run on.
 
-The resolved precision is recorded with the artifact, and a resumed run uses the recorded one.
+The resolved precision is recorded in the folder of the artifact, and a resumed run uses the recorded precision.
 """
 
 import dataclasses
@@ -40,10 +40,11 @@ def resolve_precisions(
 ) -> dict[str, ComputePrecision]:
     """Return the resolved precision of every `precision` field.
 
-    The keys, also those of `recorded`, are paths of config fields, such as `learning.precision`. `auto` is resolved to
-    the precision in `recorded`, if an earlier run of the job recorded one. Otherwise the result depends on hardware. In
-    a Ray session, this is the hardware of all nodes that the workers may run on, and this function waits until these
-    nodes exist. Without a session, it is the hardware of this machine.
+    The keys, also those of `recorded`, are paths of config fields, such as `learning.precision`. `recorded` contains
+    the precisions that an earlier run of the job recorded, or nothing. `auto` is resolved to the precision in
+    `recorded`, if there is one for the field. Otherwise `auto` is resolved to bfloat16 if the hardware multiplies
+    bfloat16, and to float32 if not. If this process has joined a cluster, this is the hardware of all nodes that the
+    workers may run on, and this function waits until these nodes exist. Otherwise it is the hardware of this machine.
     """
     precisions: dict[str, ComputePrecision] = {}
     for path, value, group in _precision_fields(config):
@@ -59,7 +60,8 @@ def resolve_precisions(
 def with_precisions(config: Any, precisions: Mapping[str, ComputePrecision], prefix: str = "") -> Any:
     """Return a copy of the config in which every `precision` field has its resolved precision.
 
-    `prefix` is the path of `config` in the complete config, ending in a dot, or empty.
+    The keys of `precisions` are paths of these fields in the complete config. `prefix` is the path of `config` in the
+    complete config, ending in a dot, or empty for the complete config itself.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -94,7 +96,7 @@ def _multiplies_bfloat16(path: str, group: str, placements: Placements) -> bool:
 
 
 def _is_on_gpu(group: str, placements: Placements) -> bool:
-    """Return whether a worker group computes on GPUs. A group without a placement does if this machine has a GPU."""
+    """Return whether a worker group computes on GPUs. A group without a placement does so if this machine has a GPU."""
     placement = _find_placement(group, placements)
     if placement is not None:
         return placement.gpus_per_worker > 0
@@ -134,7 +136,10 @@ def _slowdowns_on_nodes() -> list[float | None]:
 
 
 def _precision_fields(config: Any, prefix: str = "") -> Iterator[PrecisionField]:
-    """Yield every `precision` field of a config, including those of nested configs."""
+    """Yield every `precision` field of a config, including those of nested configs.
+
+    `prefix` is the path of `config` in the complete config, ending in a dot, or empty for the complete config itself.
+    """
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
         if PLACEMENT_KEY in field.metadata:

@@ -17,9 +17,9 @@ class InputRecord:
 
     id: str
     digest: str
-    """The digest of the input when the artifact was made from it."""
+    """The digest that the input had when the artifact was made."""
     url: str
-    """The location of the input when the artifact was made from it."""
+    """The location that the input had when the artifact was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,12 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The resources that a run used, and its workload. Later runs of the stage are forecast from them."""
+    """The resources that a run used, and its workload. The forecasts of later runs of the stage are computed from
+    them."""
 
     workload: Mapping[str, Any] | None = None
-    """The fields of `Workload` as plain values. None if the stage has no function `workload`. An artifact of a
-    different version of Raymill may have different fields."""
+    """The fields of `Workload` as plain values: field name -> value. None if the stage has no function `workload`. The
+    fields may differ from those of `Workload` if a different version of Raymill made the artifact."""
     resumed: bool = False
     """Whether the run resumed from an earlier attempt. The measured time is then only a part of the stage's time."""
     machine: Hardware | None = None
@@ -52,11 +53,13 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The content of `artifact.json`. Fields with a default may be missing in artifacts of older versions."""
+    """The content of `artifact.json`. Fields with a default here may be missing in the files of older versions of
+    Raymill."""
 
     id: str
     stage: str
-    """The stage that made the artifact. `huggingface` or `tokenizer` for a folder that Raymill did not make."""
+    """The name of the stage that made the artifact. `huggingface` or `tokenizer` for a folder that Raymill did not
+    make."""
     kind: Kind
     digest: str = ""
     """A hash of the names and contents of the artifact's files, except logs and checkpoints."""
@@ -74,16 +77,16 @@ class Record:
     summary: Mapping[str, Any] = field(default_factory=dict)
     """The counts and measurements that the stage's `run` returned, as plain values."""
     code_digest: str = ""
-    """A hash of Raymill's source files."""
+    """A hash of the source files of the Raymill that made the artifact."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """The versions of Python and of the main libraries, by name."""
+    """The versions of Python and of the main libraries: name of the library -> version."""
     started: float = 0.0
     """When the run started, in seconds of Unix time."""
     wall_s: float = 0.0
     """How long the run took, in seconds of wall time."""
     precision: Mapping[str, ComputePrecision] = field(default_factory=dict)
     """The precision of every `precision` field. The keys are paths of these fields, such as `learning.precision`.
-    `auto` is replaced by what it was resolved to."""
+    The value `auto` is replaced by the precision that it was resolved to."""
     measured: Measured = field(default_factory=Measured)
 
     @property
@@ -94,7 +97,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """The content of `unfinished.json`: what an unfinished artifact is made from."""
+    """The content of `unfinished.json`: the inputs and the precisions that an unfinished artifact is made with."""
 
     inputs: Mapping[str, InputRecord]
     """The inputs, with keys as in `Record.inputs`."""

@@ -23,8 +23,8 @@ _SECRET_VARIABLE_NAME = re.compile(
 def reject_secrets(value: Any, label: str, path: str = "") -> None:
     """Raises ValueError if a value looks like a secret, or if its field has a name such as `api_key` or `password`.
 
-    `value` may be a mapping or a list; then every value inside is checked. `path` is the path of `value` in the config.
-    The message begins with `label` and does not contain the secret.
+    If `value` is a mapping or a list, every value in it is checked, at any depth. `path` is the path of `value` in the
+    config, or empty for the config itself. The error message begins with `label` and does not contain the secret.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -23,7 +23,11 @@ _MEMORY_SETTINGS = ("micro_batch_size", "kv_cache_gib", "task_mib")
 
 
 def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, address: str | None = None) -> list[str]:
-    """Return an error message for each unfinished stage that clearly needs more memory or disk than there is."""
+    """Return an error message for each unfinished stage that clearly needs more memory or disk than there is.
+
+    The keys of `forecasts` are the names of the stages' configs. `address` is the address of the Ray cluster that the
+    run will join, or None.
+    """
     pending = {name: forecast for name, forecast in forecasts.items() if forecast.basis != MEASURED}
     store = pipeline.store
     outputs = {name: store / pipeline.jobs[name].id for name in pending}
@@ -50,9 +54,11 @@ def describe_shortages(
 ) -> list[str]:
     """Return an error message for each pending stage that needs more memory or disk than is available.
 
+    `pending` maps the name of each unfinished stage's config to the forecast, in the order in which the stages run.
     `available_memory_bytes` is None if the run joins a cluster, and `available_disk_bytes` is None if the store is not
-    on a local disk. `memory_remedies` maps the name of a stage to the settings that decrease its memory.
-    `written_bytes` maps the name of a stage to the number of bytes that an interrupted run of it has written already.
+    on a local disk; in these cases memory or disk is not checked. `memory_remedies` maps the same names to the settings
+    that decrease the memory of the stage. `written_bytes` maps the names of stages with an interrupted run to the
+    number of bytes that this run has written already.
     """
     messages = []
     needed_gib = 0.0
@@ -68,8 +74,8 @@ def describe_shortages(
         disk_gib = max(0.0, (forecast.disk_gib or 0.0) - written_bytes.get(name, 0) / 2**30)
         needed_gib += disk_gib
         free_disk_gib = math.inf if available_disk_bytes is None else available_disk_bytes / 2**30
-        # `needed_gib` is the sum over the stages so far. Only the first stage for which the disk is too small is
-        # reported.
+        # `needed_gib` is the disk that the stages up to this one need together. Only the first stage for which the disk
+        # is too small is reported: before this stage, the disk was large enough.
         if needed_gib > _FORECAST_TOLERANCE * free_disk_gib >= needed_gib - disk_gib:
             messages.append(
                 f"{name}: needs about {disk_gib:.2f} GiB of disk, but {store.url} has only "

@@ -1,7 +1,7 @@
-"""The sizes of inputs, and the memory and FLOP that follow from the sizes of a model.
+"""Functions that return the sizes of inputs, and the memory and FLOP that follow from the config of a model.
 
-Stages use these functions in `output_sizes`, `estimate` and `workload`. The sizes of an artifact are read from its
-files. The sizes of a job that has not run are computed by `output_sizes` of the job's stage.
+The functions `output_sizes`, `estimate` and `workload` of the stages call them. An input is an artifact or a job. The
+sizes of an artifact are read from its files. The sizes of a job are computed by `output_sizes` of the job's stage.
 """
 
 import math
@@ -34,7 +34,8 @@ def corpus_sizes(planned_input: Job | Artifact) -> CorpusSizes:
 
 
 def tokenizer_sizes(planned_input: Job | Artifact) -> TokenizerSizes:
-    """Return the sizes of a tokenizer. The input may refer to a tokenizer or to a model with its tokenizer."""
+    """Return the sizes of the tokenizer that an input refers to. The input is a tokenizer, or a model, which contains a
+    tokenizer."""
     if planned_input.kind != "tokenizer":
         return TokenizerSizes(vocab_size=model_config_of(planned_input).vocab_size)
     if not isinstance(planned_input, Artifact):
@@ -63,7 +64,7 @@ def shards_sizes(planned_input: Job | Artifact) -> ShardsSizes:
 
 
 def model_config_of(planned_input: Job | Artifact) -> TransformerConfig:
-    """Return the config of the model that an input refers to. It may be a language model or a reward model."""
+    """Return the config of the model that an input refers to. The model is a language model or a reward model."""
     if isinstance(planned_input, Artifact):
         return read_config(planned_input.model.local())
     return cast(TransformerConfig, planned_input.output_sizes)
@@ -85,7 +86,8 @@ def chat_tokens(texts: Iterable[str], vocab_size: int) -> float:
 def forward_flop_per_token(model_config: TransformerConfig, length: int) -> float:
     """Return the floating-point operations of a forward pass per token, in a sequence of `length` tokens.
 
-    This is a third of the FLOP of training, because a backward pass takes twice as many FLOP as a forward pass.
+    This is a third of the floating-point operations of training, because a backward pass takes twice as many as a
+    forward pass.
     """
     return flop_per_token(model_config, length) / 3
 
@@ -98,9 +100,9 @@ def checkpoint_gib(model_config: TransformerConfig) -> float:
 def activation_gib(model_config: TransformerConfig, *, tokens: int, length: int) -> float:
     """Return the approximate memory in GiB of the activations in one forward and backward pass.
 
-    The pass computes `tokens` tokens in rows of `length` tokens each. All activations are counted as float32, as on a
-    CPU. Each layer keeps the inputs of its matmuls and norms, and the attention weights of up to 1,024 positions. The
-    head keeps the logits and their gradient.
+    The pass computes `tokens` tokens, which are all tokens of all rows, in rows of `length` tokens each. All
+    activations are counted as float32, as on a CPU. Each layer keeps the inputs of its matmuls and norms, and for each
+    token the attention weights of up to 1,024 positions. The head keeps the logits and their gradient.
     """
     layer = 14 * model_config.width + 4 * model_config.ffn_width + 2 * model_config.num_heads * min(length, 1024)
     return tokens * 4 * (model_config.num_layers * layer + 3 * model_config.vocab_size) / 2**30
@@ -123,5 +125,8 @@ def weights_gib(planned_input: Job | Artifact) -> float:
 
 
 def training_state_mib(model_config: TransformerConfig, *, workers: int = 1) -> float:
-    """Return the size of weights, gradients and optimizer state in MiB per worker, sharded over the workers."""
+    """Return the size in MiB of the weights, gradients and optimizer state that each worker holds.
+
+    They are sharded equally over the workers, and `workers` is the number of workers.
+    """
     return parameters_mib(model_config, _STATE_BYTES) / workers

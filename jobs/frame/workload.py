@@ -1,7 +1,7 @@
-"""The workload of a stage: quantities of work that do not depend on the machine.
+"""The workload of a stage: quantities of work, such as floating-point operations, that do not depend on the machine.
 
-`Stage.workload` computes a workload, and `forecast.py` converts it to seconds and GiB. The quantities are likely values
-and not upper bounds, because forecasts are compared with measurements.
+`Stage.workload` computes a workload, and `cost_model.py` predicts seconds and GiB from it. The quantities are likely
+values and not upper bounds, because forecasts should be close to what is measured later.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ ProcessKind = Literal["task", "trainer", "actor", "engine", "server"]
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """A number of equal worker processes. All worker processes of a stage are assumed to run at the same time."""
+    """Several worker processes of the same kind and size. All worker processes of a stage are assumed to run at the
+    same time."""
 
     kind: ProcessKind
     number: int = 1
@@ -38,7 +39,7 @@ class Workload:
     flop: float = 0.0
     """Floating-point operations of all matmuls, over all workers (a count, not a rate)."""
     width: int = 256
-    """Hidden size of the model. A model with a small hidden size reaches fewer FLOP/s."""
+    """Hidden size of the model. A machine reaches fewer FLOP/s with a model of a small hidden size."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the matmuls."""
     threads: int = 1
@@ -54,7 +55,7 @@ class Workload:
     """Seconds that the stage's Python code would take in one process on the reference processor
     (`cost_model.REFERENCE_PYTHON_S`)."""
     python_processes: int = 1
-    """Number of processes that divide the Python work among them."""
+    """Number of processes that divide the work of `python_s` among them."""
     disk_gib: float = 0.0
     """Size of the artifact, including its checkpoints."""
     driver_gib: float = 0.0
