@@ -15,8 +15,9 @@ from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import find_stage
 
 _TEXT_WIDTH = 116
-"""Columns of the printed docstrings."""
+"""Greatest number of columns in a line of a printed docstring."""
 _UNQUOTED_YAML = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
+"""Strings that can be written in YAML without quotes."""
 
 MEANING_TEXTS: Mapping[Meaning, str] = {
     "artifact": "the name of another config in this folder, whose stage makes the artifact; `previous`, for the last "
@@ -25,7 +26,8 @@ MEANING_TEXTS: Mapping[Meaning, str] = {
     "files": "paths, globs or fsspec URLs; the artifact's id depends on the files' content and not on their location",
     "user code": "path/to/file.py:name of a function or an object that you wrote",
 }
-"""What users can write in a field of each meaning. The type of the field does not show this."""
+"""Meaning of a field's value -> what users can write in such a field. The type of the field, such as `str`, does not
+show this."""
 
 
 class Field(NamedTuple):
@@ -34,24 +36,25 @@ class Field(NamedTuple):
     path: str
     """Path of the field in the YAML, such as `optimizer.lr`, `sources[].path` or `models.NAME`."""
     type: str
-    """The type in words, such as `int or null` or `list of str`. Empty for a dataclass, whose own fields are described
-    after it."""
+    """The type in words, such as `int or null` or `list of str`. Empty for a field that contains a dataclass by
+    default, because the fields of the dataclass are described next."""
     meaning: Meaning | None
     """What the value refers to. None for a setting that refers to nothing, such as a number."""
     kinds: tuple[str, ...]
     """The kinds of artifact that the field accepts, if its value refers to an artifact."""
     default: str
-    """The default as YAML. Empty for a required field."""
+    """The default as YAML. Empty for a required field, and for a field that contains a dataclass by default."""
     doc: str
-    """The docstring of the field, in one line."""
+    """The docstring of the field, as one line. If the field has none, the docstring of its dataclass, or empty."""
 
 
 class NestedDataclass(NamedTuple):
-    """A dataclass that the type of a field contains."""
+    """The dataclass that is the type of a field, or that occurs in the type, as in `list[X]`."""
 
     dataclass: type
     path_suffix: str
-    """Added to the path of the field: "" for `X`, `[]` for a list or tuple of X, `.NAME` for a mapping to X."""
+    """What is added to the path of the field to get the path of one object of the dataclass X: "" for the type `X`,
+    `[]` for a list or tuple of X, and `.NAME` for a mapping whose values are X."""
 
 
 def find_config_class(name: str) -> type:
@@ -77,7 +80,7 @@ def describe(name: str) -> str:
 
 
 def _headline(field: Field) -> str:
-    """Return the line of a field, such as `init: str or null (artifact: model) = null`."""
+    """Return the first line about a field, such as `init: str or null (artifact: model) = null`."""
     meaning = f" ({': '.join(filter(None, [field.meaning, ' or '.join(field.kinds)]))})" if field.meaning else ""
     default = f" = {field.default}" if field.default else ", required" if field.type else ""
     return f"{field.path}: {field.type}{meaning}{default}".rstrip()
@@ -88,10 +91,11 @@ def config_fields(
 ) -> Iterator[Field]:
     """Yield the fields of a config dataclass in the order of its source code.
 
-    A field whose type is a nested dataclass is followed by the fields of this dataclass. For a nested dataclass,
-    `default` is the default value of its field, and the attributes of this value are the defaults of the nested fields.
-    If `default` is None, the defaults in the dataclass are used. `prefix` is the beginning of each path. `documented`
-    contains the dataclasses that were already described, because their docstrings are not repeated.
+    A field whose type contains a nested dataclass is followed by the fields of that dataclass. If `config_class` is
+    itself nested, `default` is the default value of the field that contains it, and the attributes of this value are
+    the defaults of the fields of `config_class`. If `default` is None, the defaults in `config_class` are used.
+    `prefix` is the beginning of the path of each field. `documented` collects the dataclasses that were already
+    described, because their docstrings are not repeated.
     """
     documented = set() if documented is None else documented
     annotations = typing.get_type_hints(config_class)
@@ -122,9 +126,9 @@ def default_value(field: dataclasses.Field[Any]) -> Any:
 
 
 def nested_dataclass(annotation: Any) -> NestedDataclass | None:
-    """Return the dataclass X of a type `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`.
+    """Return the dataclass X in a type `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`.
 
-    Returns None for any other type.
+    These types may be nested in each other. Returns None for any other type.
     """
     if dataclasses.is_dataclass(annotation):
         return NestedDataclass(typing.cast(type, annotation), "")

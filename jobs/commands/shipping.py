@@ -1,8 +1,8 @@
-"""Ships the files of a command to a Ray cluster.
+"""Writes the files that a command needs on a Ray cluster into a folder, which is then shipped to the cluster.
 
 The shipped files are copies of the YAML files that the command reads, and of the local `.py` files that these YAML
-files name. Data, artifacts and secrets are not shipped. Raymill is not shipped either. The same version of Raymill must
-be installed on the cluster.
+files name, with the modules that these `.py` files import from their folder. Data, artifacts and secrets are not
+shipped. Raymill is not shipped either. The same version of Raymill must be installed on the cluster.
 
 In the shipped configs, paths to data and artifacts are absolute, because a relative path is valid only in the working
 directory on the machine that submits. The ids of artifacts do not depend on paths.
@@ -31,7 +31,8 @@ from jobs.frame.user_code import reject_file_lookups
 def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
     """Write the files that must be shipped into `folder`, under their paths relative to the working directory.
 
-    Returns the command that the cluster must run in its copy of this folder.
+    `stage`, `config` and `overrides` are the arguments of the user's command, and `pipeline` was loaded from them.
+    Returns the command that the cluster must run in its copy of `folder`.
     """
     jobs = _with_required_jobs(pipeline.jobs)
     replacements = {name: _path_replacements(job) for name, job in jobs.items()}
@@ -53,10 +54,10 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
 
 
 def local_program(value: str) -> Path | None:
-    """Return the local `.py` file of a value `path/file.py:function` of a source field, which must be shipped.
+    """Return the path `path/file.py` of the local program in a value `path/file.py:function` of a source field.
 
-    Returns None if the value is a path to data, which may be a `.py` file too, or if the program is at a URL or in an
-    archive.
+    Returns None if the value contains no local program: if it is a path to data, which may be a `.py` file too, or if
+    the program is at a URL or in an archive. Local programs must be shipped.
     """
     file = without_function_name(value)
     path = None if file == value or "::" in file else local_path(file)
@@ -66,13 +67,14 @@ def local_program(value: str) -> Path | None:
 def program_files(program: Path) -> list[Path]:
     """Return the file of a program and the modules in its folder that it imports.
 
-    Raises ValueError if the program reads further files from its folder.
+    Raises ValueError if one of these files uses `__file__`, because it may then read further files from its folder.
     """
     reject_file_lookups(str(program))
     return [program, *(program.parent / name for name in read_siblings(str(program)))]
 
 
 def _copy_program(program: Path, folder: Path) -> None:
+    """Copy the files of a program into `folder`, the folder of the shipped files."""
     for file in program_files(program):
         target = folder / _shipped_path(program).parent / file.relative_to(program.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,9 +84,9 @@ def _copy_program(program: Path, folder: Path) -> None:
 def _shipped_path(path: Path) -> Path:
     """Return the path of a shipped file, relative to the folder of the shipped files.
 
-    It is the path relative to the working directory. A file outside of the working directory is in a folder
-    `outside-DIGEST`. DIGEST is a hash of the path of the file's own folder, so that folders with equal names do not
-    collide.
+    For a file in the working directory, this is the path relative to the working directory. For any other file it is
+    `outside-DIGEST/FOLDER/FILE`, where FOLDER is the name of the file's folder. DIGEST is a hash of the complete path
+    of that folder, so that folders with equal names do not collide.
     """
     relative = Path(os.path.relpath(path))
     if ".." not in relative.parts:
@@ -96,7 +98,7 @@ def _shipped_path(path: Path) -> Path:
 def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
     """Return these jobs and all jobs whose artifacts they read, directly or indirectly.
 
-    The keys are the names of the jobs. A job comes after the jobs whose artifacts it reads.
+    The keys of `jobs` and of the result are the names of the jobs. A job comes after the jobs whose artifacts it reads.
     """
     ordered: dict[str, Job] = {}
     for name, job in jobs.items():
@@ -108,9 +110,9 @@ def _with_required_jobs(jobs: Mapping[str, Job]) -> dict[str, Job]:
 
 
 def _path_replacements(job: Job) -> dict[str, str]:
-    """Return a replacement for each path in the job's config that is not valid on the cluster.
+    """Return a replacement for each path in the job's config that would not be valid on the cluster.
 
-    The keys are the paths as the config contains them, and the values are the paths to ship instead.
+    The keys are the paths as they are in the config, and the values are the paths for the shipped config.
     """
     replacements: dict[str, str] = {}
     for value in find_sources(job.config):
@@ -126,9 +128,10 @@ def _path_replacements(job: Job) -> dict[str, str]:
 def _shipped_override(
     override: str, stage: str, pipeline: Pipeline, replacements: Mapping[str, Mapping[str, str]]
 ) -> str:
-    """Return an override of the command with the paths in its value replaced.
+    """Return an override for the command on the cluster, in which the paths in the value of `override` are replaced.
 
-    `replacements` maps the name of a job to the result of `_path_replacements`.
+    `override` is an override of the user's command. `replacements` maps the name of each job to the result of
+    `_path_replacements` for the job.
     """
     key, value = parse_override(override)
     name = key.partition(".")[0] if stage == "pipeline" else next(iter(pipeline.jobs))
@@ -140,7 +143,10 @@ def _shipped_override(
 
 
 def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
-    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced by its value."""
+    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced.
+
+    Strings at any depth are replaced. The value that `replacements` has for the string takes its place.
+    """
     if isinstance(value, Mapping):
         return {key: _replace(item, replacements) for key, item in value.items()}
     if isinstance(value, list):

@@ -8,7 +8,11 @@ from jobs.frame.artifact import RECORD, Artifact, open_artifact
 
 
 def list_artifacts(store: Storage) -> Iterator[str]:
-    """Yield a line for each artifact of a store, oldest first, with its id, the duration of its run and its URL."""
+    """Yield a line for each artifact of a store, with the artifact's id, the duration of the run and the artifact's
+    URL.
+
+    The artifact whose run started first comes first.
+    """
     records = [store.read_json(name) for name in store.glob(f"*/{RECORD}")]
     if not records:
         yield f"no artifacts in {store.url}"
@@ -17,16 +21,20 @@ def list_artifacts(store: Storage) -> Iterator[str]:
 
 
 def describe_artifact(artifact: Artifact) -> Iterator[str]:
-    """Yield lines with the numbers and strings of an artifact's summary, followed by its lineage."""
+    """Yield lines with the numbers and strings of an artifact's summary, and then lines with the artifact's lineage.
+
+    The lineage of an artifact is the artifact itself, its source files, and the lineages of its inputs.
+    """
     yield from _summary_lines(artifact.summary)
     yield ""
     yield from _lineage_lines(artifact, indent="", shown_ids=set())
 
 
 def _summary_lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield a line for each number and string of a summary. A nested value has a name such as `outer.inner`.
+    """Yield a line for each number and string of a summary. A value in a nested mapping has a name such as
+    `outer.inner`.
 
-    Lists are left out.
+    `prefix` is the beginning of all names, ending in a dot, or empty. Lists are left out.
     """
     for name, value in summary.items():
         if isinstance(value, Mapping):
@@ -36,10 +44,10 @@ def _summary_lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str
 
 
 def _lineage_lines(artifact: Artifact, indent: str, shown_ids: set[str]) -> Iterator[str]:
-    """Yield lines with the artifact, its source files and the lineage of its inputs.
+    """Yield lines with the artifact, its source files and the lineages of its inputs.
 
-    The lineage of an artifact that occurs several times is printed once. `shown_ids` collects the ids of the artifacts
-    that were printed already.
+    If an artifact occurs several times, its lineage is yielded only the first time. `shown_ids` collects the ids of the
+    artifacts whose lineages were yielded already. `indent` is put before each line.
     """
     if artifact.id in shown_ids:
         yield f"{indent}{artifact.id}  (see above)"

@@ -12,11 +12,11 @@ from cluster.submission_status import SUBMISSION_VARIABLE, reporting_status, req
 
 
 def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[], None]]:
-    """Return a context that writes the status of a submitted run to its store.
+    """Return a context manager that writes the status of a submitted run to the store of the run.
 
-    `store` is the option --store, which the command of a submitted job always has. The context yields a function, which
-    the caller calls when the first stage begins. In a process that is not a submitted job, context and function do
-    nothing.
+    `store` is the value of the option --store, which the command of a submitted job always has, or None. The context
+    manager yields a function, which the caller must call when the first stage begins. If this process is not a
+    submitted job, the context manager and the function do nothing.
 
     Raises ValueError if this process does not see the same store as the machine that submitted the job.
     """
@@ -29,10 +29,10 @@ def reporting_run_status(store: str | None) -> AbstractContextManager[Callable[[
 
 @contextmanager
 def private_working_directory() -> Iterator[None]:
-    """Change to a copy of the working directory if this process is a submitted job.
+    """If this process is a submitted job, change to a temporary copy of the working directory during the block.
 
-    Without the copy a job would lose its working directory when a second Ray node starts on its machine: Ray then
-    removes the directory and unpacks the shipped files again.
+    Without the copy, the job would lose its working directory when a second Ray node starts on the same machine,
+    because Ray then removes the directory and unpacks the shipped files again.
     """
     if not os.environ.get(SUBMISSION_VARIABLE):
         yield

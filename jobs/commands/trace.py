@@ -1,4 +1,5 @@
-"""The command `raymill trace STORE ID`. It prints a document's source file, whether it was kept, and its tokens."""
+"""The command `raymill trace STORE ID`. It prints where a document was read from, whether it was kept, and the place of
+its tokens in the shards."""
 
 from collections.abc import Iterator
 
@@ -17,9 +18,10 @@ from jobs.frame.forgetting import read_forgotten
 
 
 def trace(store: Storage, id: str) -> Iterator[str]:
-    """Yield lines about a document in each corpus and in each artifact of shards of a store.
+    """Yield lines of text about the document with the id `id` in each corpus and each `shards` artifact of a store.
 
-    Raises ValueError if no corpus of the store has read the document.
+    Raises ValueError if no corpus of the store has read the document, unless the document was removed by
+    `raymill forget`.
     """
     folders = [store / name.partition("/")[0] for name in store.glob(f"*/{RECORD}")]
     artifacts = [Artifact(folder, read_record(folder)) for folder in folders]
@@ -44,7 +46,8 @@ def trace(store: Storage, id: str) -> Iterator[str]:
 
 
 def _corpus_lines(corpus: Artifact, row: OriginRow) -> Iterator[str]:
-    """Yield lines with the document's source file, and whether this corpus kept or dropped it."""
+    """Yield lines with the document's source file, and with the part of the corpus that contains the document or the
+    reason why the corpus dropped the document. `row` says where the document was read."""
     file_name = corpus.storage.read_json(FILE_NAMES_JSON)[row.source][row.file]
     yield corpus.id
     yield f"  read from     {row.source}: {file_name}, at {row.offset:,}"
@@ -60,7 +63,10 @@ def _corpus_lines(corpus: Artifact, row: OriginRow) -> Iterator[str]:
 
 
 def _shards_lines(shards: Artifact, id: str) -> Iterator[str]:
-    """Yield lines with the shard and the range of the document's tokens."""
+    """Yield lines with the shard that contains the document, the number of its tokens, and the index of the first one.
+
+    Yields nothing if the shards do not contain the document.
+    """
     for split in SPLITS:
         folder = shards.storage / split
         location = find_document(folder, read_manifest(folder), id)
