@@ -1,13 +1,13 @@
 """The command `raymill forget STORE ID…`. It removes documents from all corpora and shards of a store.
 
 First the command adds the ids to a list in the store, so that later runs skip these documents. Then it changes each
-corpus and each artifact of shards in place. The result equals that of a new run from the source files without the
-documents. Only files that contain one of the documents are rewritten.
+corpus and each `shards` artifact in place. The changed artifact equals the artifact that a new run would make from the
+source files without the documents. Only files that contain one of the documents are rewritten.
 
-While an artifact is being changed it has no artifact.json and does not count as finished. If the command is killed, the
-same command or the next `raymill run` completes the change.
+While an artifact is being changed, it has no artifact.json and does not count as finished. If the command is killed,
+the same command or the next `raymill run` completes the change.
 
-Tokenizers and models that were trained on the documents are not changed. The command prints them.
+Tokenizers and models that were trained on the documents are not changed. The command prints their ids.
 """
 
 import logging
@@ -36,15 +36,16 @@ class ForgetResult(NamedTuple):
     derived: list[str]
     """Ids of the artifacts that were not changed, but were made from an artifact from which documents were removed."""
     failed: dict[str, str]
-    """Artifact id -> error message. These artifacts may still contain one of the documents."""
+    """The artifacts that could not be changed: artifact id -> error message. They may still contain one of the
+    documents."""
 
 
 def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) -> ForgetResult:
     """Remove the documents with these ids from the store.
 
     Shards are rewritten by the Ray cluster at `address`. If `address` is None, they are rewritten by the cluster of
-    RAY_ADDRESS, or by a local one. Raises ValueError, before anything is changed, if one of the documents was read by
-    no corpus of the store.
+    RAY_ADDRESS, or by a local one. Raises ValueError, before anything is changed, if there is a document that
+    no corpus of the store has read.
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
@@ -71,7 +72,8 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
 def _read_records(store: Storage) -> list[Record]:
     """Return the records of all artifacts of a store. The record of an artifact comes after those of its inputs.
 
-    An artifact whose change was interrupted has its record in a backup file and is included.
+    Artifacts whose change was interrupted are included. Their records are read from the file BACKUP. Artifacts of
+    stages that this version of Raymill does not have are left out.
     """
     paths = {name.partition("/")[0]: name for file in (BACKUP, RECORD) for name in store.glob(f"*/{file}")}
     contents = map(store.read_json, paths.values())
@@ -90,7 +92,7 @@ def _read_records(store: Storage) -> list[Record]:
 
 
 def _unknown_ids(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
-    """Return those ids whose documents were read by no corpus of the store."""
+    """Return those of the ids whose documents no corpus of the store has read. `records` are the store's records."""
     unseen = set(ids)
     for record in records:
         if record.kind == "corpus" and record.is_current and unseen:
@@ -104,8 +106,8 @@ def _unknown_ids(ids: Sequence[str], store: Storage, records: Sequence[Record]) 
 def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
     """Empty the folders of unfinished artifacts that may contain one of the documents.
 
-    These are artifacts without inputs, which read the source files, and artifacts with an input that has changed.
-    `changed` contains the ids of the changed artifacts.
+    These are unfinished artifacts without inputs, because they are made from the source files, and unfinished artifacts
+    with an input that has changed. `changed` contains the ids of the changed artifacts.
     """
     for name in store.glob(f"*/{UNFINISHED}"):
         output = store / name.partition("/")[0]
@@ -122,7 +124,8 @@ def _clear_unfinished(store: Storage, changed: Collection[str]) -> None:
 def _derived_ids(records: Sequence[Record]) -> list[str]:
     """Return the ids of the tokenizers, models and other artifacts that were made from an artifact that has changed.
 
-    Artifacts that were made from such an artifact indirectly are included.
+    Artifacts that were made from a changed artifact indirectly, through other artifacts, are included. An artifact has
+    changed if its digest differs from the digest that another artifact's record has for it as an input.
     """
     digests = {record.id: record.digest for record in records}
     derived: dict[str, None] = {}

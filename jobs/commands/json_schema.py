@@ -1,8 +1,8 @@
 """The command `raymill fields --schema FOLDER`. It writes a JSON Schema of each config.
 
-Editors use the schemas to complete and check YAML files. The first line of a config file has the path of its schema,
-such as `# yaml-language-server: $schema=../schema/pretrain.json`. `raymill plan` checks the rules that a schema does
-not contain, such as bounds of numbers.
+Editors use the schemas to complete and check YAML files. The first line of a config file is a comment that tells the
+editor the path of the schema, such as `# yaml-language-server: $schema=../schema/pretrain.json`. A schema does not
+contain all rules, for example no bounds of numbers. `raymill plan` checks these other rules.
 """
 
 import dataclasses
@@ -19,11 +19,15 @@ from jobs.frame.fields import accepted_kinds, is_list_of_choices, user_fields, v
 JsonSchema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# Python type of a field -> name of the type in a JSON Schema.
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
 def write_schemas(folder: Storage, names: Sequence[str]) -> list[str]:
-    """Write `NAME.json` to the folder for each name, which is a stage or `pipeline`. Returns the file names."""
+    """Write `NAME.json` to the folder for each name. Returns the file names.
+
+    A name is the name of a stage or `pipeline`.
+    """
     files = [f"{name}.json" for name in names]
     for name, file in zip(names, files, strict=True):
         folder.write_json(file, {"$schema": _DIALECT, "title": f"{name}.yaml", **json_schema(find_config_class(name))})
@@ -33,9 +37,10 @@ def write_schemas(folder: Storage, names: Sequence[str]) -> list[str]:
 def json_schema(config_class: type, default: Any = None, *, is_choice: bool = False) -> JsonSchema:
     """Return the schema of a YAML mapping with the fields of a config dataclass.
 
-    For a nested dataclass, `default` is the default value of its field, and the attributes of this value are the
-    defaults of the nested fields. If `default` is None, the defaults in the dataclass are used. With `is_choice` the
-    mapping must set exactly one of the fields whose default is null.
+    If `config_class` is nested in another config, `default` is the default value of the field that contains it, and the
+    attributes of this value are the defaults of the fields of `config_class`. If `default` is None, the defaults in
+    `config_class` are used. If `is_choice` is true, the mapping must set exactly one of the fields whose default is
+    null (see `list_of_choices`).
     """
     annotations, docs = typing.get_type_hints(config_class), field_docs(config_class)
     fields = user_fields(config_class)
@@ -57,7 +62,11 @@ def json_schema(config_class: type, default: Any = None, *, is_choice: bool = Fa
 
 
 def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: str) -> JsonSchema:
-    """Return the schema of a field's value. The schema's description contains `doc`, the docstring of the field."""
+    """Return the schema of a field's value.
+
+    `annotation` is the type of the value, and `value` is the default of the field. `value` is `dataclasses.MISSING` if
+    the field has no default. The schema's description contains `doc`, the docstring of the field.
+    """
     schema = _type_schema(annotation, value, is_choice=is_list_of_choices(field))
     sentences = [doc or schema.get("description", "")]
     if meaning := value_meaning(field):
@@ -71,7 +80,10 @@ def _property(field: dataclasses.Field[Any], annotation: Any, value: Any, doc: s
 
 
 def _type_schema(annotation: Any, default: Any, *, is_choice: bool = False) -> JsonSchema:
-    """Return the schema of a type. `default` is used only if the type is a dataclass."""
+    """Return the schema of a type.
+
+    `default` and `is_choice` are used only for a dataclass in the type (see `json_schema`).
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         class_default = default if isinstance(default, typing.cast(type, annotation)) else None

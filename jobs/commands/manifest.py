@@ -1,9 +1,9 @@
 """The command `raymill manifest STAGE CONFIG`. It prints Kubernetes objects that execute `raymill run STAGE CONFIG`.
 
-There are three groups of worker pods: data, train and rollout. The number of pods in a group follows from the
-`execution` settings of the stages. Stages run one after another, so a group has as many pods as the stage that needs
-the most pods of this group. A ConfigMap contains the configs and the local `.py` files that they name. Data is not
-copied: pods read it from the URLs in the configs.
+There are three groups of worker pods: data, train and rollout. The number of pods in a group is computed from the
+`execution` settings of the stages: it is the number for that stage which needs the most pods of the group, because the
+stages run one after another. A ConfigMap contains the configs and the local `.py` files that the configs name. Data is
+not copied, because the pods read it from the URLs in the configs.
 """
 
 import shlex
@@ -35,13 +35,15 @@ class Location(NamedTuple):
     field: str
     """The field with the path or URL, such as `store` or `sft: init`."""
     url: str
-    """The path or URL."""
+    """The path or URL, as it is in the config. It may end in `:function`."""
 
 
 def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store: str | None, cluster: Path) -> str:
-    """Return the YAML of all Kubernetes objects. `cluster` is the YAML file with the image and the sizes of the pods.
+    """Return the YAML of all Kubernetes objects for the command `raymill run` with these arguments.
 
-    Raises ValueError for an invalid setting, and for a path that pods cannot read.
+    `cluster` is the path of a YAML file with the image and the sizes of the pods. If `store` is None, the location of
+    the store is read from `pipeline.yaml`. Raises ValueError for an invalid setting and for a path that pods cannot
+    read.
     """
     cluster_config = build(ClusterConfig, load_yaml(cluster), label=str(cluster))
     try:
@@ -68,9 +70,9 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
 
 
 def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> list[PodGroup]:
-    """Return the groups of worker pods with their number of pods. A group that no stage uses is left out.
+    """Return the groups of worker pods, each with its number of pods. A group that no stage uses is left out.
 
-    The keys of `configs` are the names of the configs.
+    `configs` maps the name of each config to the config.
     """
     shapes: dict[PodGroupName, PodShape] = {
         "data": cluster_config.data,
@@ -87,7 +89,11 @@ def pod_groups(configs: Mapping[str, Any], cluster_config: ClusterConfig) -> lis
 
 
 def _concurrent_workers(name: str, config: Any) -> Iterable[dict[PodGroupName, list[dict[str, float]]]]:
-    """Yield each set of workers of a stage that run at the same time: pod group -> the Ray resources of each worker."""
+    """Yield each set of workers of a stage that run at the same time.
+
+    A set is a dictionary: name of a pod group -> the Ray resources of each worker in it. `name` is the name of the
+    stage's config, and `config` is the config.
+    """
     stage, execution = find_stage(name), find_execution(config)
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
@@ -103,8 +109,8 @@ def _concurrent_workers(name: str, config: Any) -> Iterable[dict[PodGroupName, l
 def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
     """Return the pod group of a placement's workers.
 
-    Workers without GPUs are on data pods, engines that do not run on the learners' nodes are on rollout pods, and
-    all other workers are on train pods.
+    Workers without GPUs are on data pods. Workers with GPUs are on rollout pods if they run vLLM engines on nodes of
+    their own (`is_engine_group`, see `Stage.engine_groups`), and on train pods otherwise.
     """
     if not placement.gpus_per_worker:
         return "data"
@@ -121,7 +127,10 @@ def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list
 
 
 def _shipped_name(path: Path) -> str:
-    """Return the path of a file in the pods. Raises ValueError for a file outside of the working directory."""
+    """Return the path of a local file's copy in the pods, relative to the working directory there.
+
+    Raises ValueError for a file outside of the working directory.
+    """
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
             f"{path}: the file must be in the working directory or a folder in it, because only such files are copied "
@@ -131,7 +140,11 @@ def _shipped_name(path: Path) -> str:
 
 
 def _check_locations(configs: Mapping[str, Any], store: str) -> None:
-    """Raises ValueError for a path that exists only on this machine."""
+    """Raises ValueError if the store, a source file or an input has a relative path, because pods cannot read it.
+
+    Programs may have relative paths, because they are copied to the pods. `configs` maps the name of each config to the
+    config.
+    """
     locations = [Location("store", store)]
     for name, config in configs.items():
         locations += [Location(f"{name}: source", value) for value in find_sources(config)]
@@ -147,9 +160,9 @@ def _check_locations(configs: Mapping[str, Any], store: str) -> None:
 
 
 class _BlockTextDumper(yaml.SafeDumper):
-    """Writes a string of several lines as a block, so that a config in the ConfigMap looks like its file.
+    """Writes YAML in which a string of several lines is a block, so that a config in the ConfigMap looks like its file.
 
-    It never writes YAML aliases.
+    The YAML contains no aliases, so an object that occurs twice is written twice.
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -157,6 +170,7 @@ class _BlockTextDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Return the YAML node of a string. The node has the block style `|` if the string has several lines."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 

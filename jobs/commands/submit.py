@@ -1,7 +1,8 @@
 """The command `raymill submit STAGE CONFIG`. It executes `raymill run STAGE CONFIG` as a job on a Ray cluster.
 
-`jobs.commands.shipping` ships the configs and `.py` files that the job needs. In this file, a job is a job of the Ray
-cluster. Only the items of `pipeline.jobs` are objects of the class `Job`.
+`jobs.commands.shipping` ships the configs and `.py` files that the job needs. In this file, "job" means a job of the
+Ray cluster, which executes a whole command. The exception is `pipeline.jobs`, whose items are objects of the class
+`Job`.
 """
 
 import hashlib
@@ -29,7 +30,8 @@ _MAX_START_WAIT_S = 30.0
 _POLL_INTERVAL_S = 1.0
 """Pause between two queries of a job's state."""
 _submission_cache = UserCache("submissions")
-"""Job id -> the store, address and environment variables of its last submit from this machine."""
+"""Id of a job -> the store, address and environment variables of the last `raymill submit` of this job from this
+machine."""
 
 
 class RememberedSubmission(NamedTuple):
@@ -37,22 +39,23 @@ class RememberedSubmission(NamedTuple):
 
     submission: Submission
     store: Storage | None
-    """The store of the run. None if the store was not given and the job was not submitted from this machine."""
+    """The store of the run. None if the user did not give the store and the job was not submitted from this machine."""
 
 
 def submit(
     stage: str, config: Path, overrides: Sequence[str], *, store: str | None, address: str | None
 ) -> SubmitResult:
-    """Submit the command as a job to the cluster whose dashboard is at `address`.
+    """Submit the command `raymill run` with these arguments as a job to the cluster whose dashboard is at `address`.
 
-    If the command was already submitted, its existing job is returned and the work is not repeated. The id of a job is
-    a hash of the command, the shipped files, Raymill's version and the ids of the artifacts. A changed data file gives
-    different artifact ids and therefore a different job. A job whose artifacts were deleted is submitted again.
+    If the same command was already submitted, its existing job is returned and the work is not repeated. The id of a
+    job contains a hash of the command, the shipped files, Raymill's version and the ids of the artifacts. A changed
+    data file leads to different artifact ids and therefore to a different job. A job whose artifacts were deleted is
+    submitted again.
 
     Raises ValueError with all errors that can be detected on this machine. Nothing is submitted in this case.
     """
-    # Workers run in a folder with the same files as the working directory. A user's file such as
-    # `numpy.py` would be imported there instead of the installed package.
+    # Workers run in a folder with copies of files of the working directory. In this folder, a user's file such as
+    # `numpy.py` would be imported instead of the installed package.
     check_no_shadowed_packages()
     pipeline = load(stage, config, overrides, store=store)
     if errors := find_errors(pipeline):
@@ -75,7 +78,10 @@ def submit(
 
 
 def _job_digest(command: str, folder: Path, pipeline: Pipeline) -> str:
-    """Return a hash of everything that the result of a job depends on."""
+    """Return a hash of everything that the result of a job depends on.
+
+    `command` is the command that the cluster runs, and `folder` contains the shipped files.
+    """
     digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
@@ -86,8 +92,8 @@ def _job_digest(command: str, folder: Path, pipeline: Pipeline) -> str:
 def follow_start(submission: Submission, store: Storage) -> JobReport:
     """Wait until the run of a job has passed its checks or has ended, for at most `_MAX_START_WAIT_S`.
 
-    Returns the state of the job. A run whose checks fail ends within seconds. The checks are that the cluster reads the
-    same store and has the same version of Raymill.
+    Returns the state of the job at the end of the wait. The checks, which the run does on the cluster, are that the
+    cluster reads the same store and has the same version of Raymill. A run whose checks fail ends within seconds.
     """
     deadline = time.monotonic() + _MAX_START_WAIT_S
     with show_activity(lambda: f"waiting for job {submission.id} to begin"):
@@ -100,10 +106,10 @@ def follow_start(submission: Submission, store: Storage) -> JobReport:
 
 
 def find_submission(id: str, *, address: str | None, store: str | None) -> RememberedSubmission:
-    """Return a submitted job with its store.
+    """Return the submitted job with the id `id`, and its store.
 
-    If `address` or `store` is None, its value at the last submit of this job from this machine is used. The environment
-    variables of that submit are set in this process, because access to the store may need them.
+    If `address` or `store` is None, the value is used that it had when this job was last submitted from this machine.
+    The environment variables of that submission are set in this process, because access to the store may need them.
     """
     entry = _submission_cache.get(id) or {}
     store = store or entry.get("store")
