@@ -36,14 +36,14 @@ class Field(NamedTuple):
     path: str
     """Path of the field in the YAML, such as `optimizer.lr`, `sources[].path` or `models.NAME`."""
     type: str
-    """The type in words, such as `int or null` or `list of str`. Empty for a field that contains a dataclass by
-    default, because the fields of the dataclass are described next."""
+    """The type in words, such as `int or null` or `list of str`. Empty for a field that contains an object of a
+    dataclass and is not null by default, because the fields of the dataclass are described next."""
     meaning: Meaning | None
     """What the value refers to. None for a setting that refers to nothing, such as a number."""
     kinds: tuple[str, ...]
     """The kinds of artifact that the field accepts, if its value refers to an artifact."""
     default: str
-    """The default as YAML. Empty for a required field, and for a field that contains a dataclass by default."""
+    """The default as YAML. Empty for a required field, and for a field whose `type` is empty."""
     doc: str
     """The docstring of the field, as one line. If the field has none, the docstring of its dataclass, or empty."""
 

@@ -2,8 +2,9 @@
 
 There are three groups of worker pods: data, train and rollout. The number of pods in a group is computed from the
 `execution` settings of the stages: it is the number for that stage which needs the most pods of the group, because the
-stages run one after another. A ConfigMap contains the configs and the local `.py` files that the configs name. Data is
-not copied, because the pods read it from the URLs in the configs.
+stages run one after another. There are at least as many data pods as the cluster file says. A ConfigMap contains the
+configs and the local `.py` files that the configs name. Data is not copied, because the pods read it from the URLs in
+the configs.
 """
 
 import shlex

@@ -1,9 +1,9 @@
 """The cost model: predicts the time and memory of a workload on a machine that was calibrated.
 
 The constants in seconds (their names end in `_S` or `_s`) are valid for the reference processor, two cores of an AMD
-EPYC 7001. The constants were fitted to complete runs of the demo on the reference processor and on a Zen 4 EPYC, which
-ran once with AVX-512 and once with AVX2 only. To fit the constants again, compare predictions with measurements:
-`benchmarks/forecast.py` prints them side by side.
+EPYC 7001. The constants were fitted to complete runs of the demo on the reference processor and on a Zen 4 EPYC. On the
+Zen 4 EPYC, some runs used AVX-512 and others only AVX2. To fit the constants again, compare predictions with
+measurements: `benchmarks/forecast.py` prints them side by side.
 """
 
 import math

@@ -18,8 +18,7 @@ from jobs.frame.stages import STAGES, find_stage, stage_name_of
 
 
 class Binder:
-    """Binds the configs of a folder to jobs. Before a config is bound, the configs that its inputs refer
-    to are bound."""
+    """Binds the configs of a folder to jobs. The configs that a config's inputs refer to are bound first."""
 
     def __init__(
         self,
@@ -88,8 +87,8 @@ class Binder:
     def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
         """Return the job or the artifact that an input of the config `name` refers to.
 
-        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. The error
-        message begins with `label`, which names the file of the config and the field of the input.
+        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. The error message
+        begins with `label`, which names the file of the config and the field of the input.
         """
         value = (
             self._find_previous(label, name, config_input)

@@ -1,7 +1,7 @@
 """Finds what the values of a config refer to: artifacts, source files, and user-provided functions.
 
-The constructors in `fields.py` have marked the config fields that contain such values. The fields with the
-mark `source` are called source fields. Their values are paths of files.
+The constructors in `fields.py` have marked the config fields that contain such values. The fields with
+the mark `source` are called source fields. Their values are paths of files.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def find_sources(config: Any) -> list[str]:
 
 
 def find_functions(config: Any) -> dict[str, str]:
-    """Return the part `:function` of every value `path/file.py:function` in the source fields.
+    """Return the part `:function` of every value `path/file.py:function` in the config.
 
     The keys are the paths of these values in the config, such as `learning.algorithm`.
     """

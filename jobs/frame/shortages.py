@@ -26,7 +26,7 @@ def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, add
     """Return an error message for each unfinished stage that clearly needs more memory or disk than there is.
 
     The keys of `forecasts` are the names of the stages' configs. `address` is the address of the Ray cluster that the
-    run will join, or None.
+    run will join. If it is None, that is the cluster of RAY_ADDRESS, or the run starts a local one.
     """
     pending = {name: forecast for name, forecast in forecasts.items() if forecast.basis != MEASURED}
     store = pipeline.store
