@@ -1,4 +1,4 @@
-"""The driver's interface to a group of training actors, with one actor for each rank (verl's worker group).
+"""The driver's interface to a group of training actors, with one actor for each rank (like a worker group in verl).
 
 Each call runs on all ranks. The group also distinguishes the death of a rank from an exception that a rank raised.
 """

@@ -101,7 +101,7 @@ def run(config: ServeConfig, context: Context) -> ServeSummary:
         with show_activity(lambda: f"asking the server: {len(answers)} of {len(config.questions)} questions answered"):
             for question in config.questions:
                 answers.append(_ask(config, url, question))
-    # Only the answers are content of the artifact, because the times differ from run to run.
+    # The times are not written to answers.json, because they differ from run to run. They are only in the summary.
     context.output.write_json("answers.json", [asdict(timed.answer) for timed in answers])
     summary = summarize(answers, startup_s)
     context.tracker.log(0, {f"serve/{name}": value for name, value in asdict(summary).items()})

@@ -86,8 +86,8 @@ def bfloat16_emulation_slowdown() -> float | None:
 def bfloat16_slowdown() -> float:
     """Return how many times longer a bfloat16 matmul takes than a float32 matmul of the same size on this CPU.
 
-    The measurement uses one thread. On a busy machine several threads wait for each other, which would distort the
-    shorter of the two times more than the longer one.
+    The measurement uses one thread. With several threads on a busy machine, the threads would wait for each other. That
+    would add relatively more to the shorter of the two times, and so distort their ratio.
     """
     import torch
 

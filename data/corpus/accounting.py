@@ -113,8 +113,8 @@ def summary_without_forgotten(
     """Return the summary of a corpus from which documents were forgotten.
 
     `summary` is the summary before that. `num_forgotten` maps the name of a source to the number of its newly forgotten
-    documents. `parts` are the records of all parts after these documents were removed. The number of changes that
-    cleaning steps made stays the same, because the remaining texts are not cleaned again to count the changes.
+    documents. `parts` are the records of all parts after these documents were removed. `changed` still includes
+    the changes made to the forgotten documents, because subtracting them would need another cleaning run.
     """
     sources: dict[str, SourceCounts] = {}
     for name, counts in summary.sources.items():

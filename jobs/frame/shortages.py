@@ -26,7 +26,8 @@ def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, add
     """Return an error message for each unfinished stage that clearly needs more memory or disk than there is.
 
     The keys of `forecasts` are the names of the stages' configs. `address` is the address of the Ray cluster that the
-    run will join. If it is None, that is the cluster of RAY_ADDRESS, or the run starts a local one.
+    run will join. If it is None, the run joins the cluster of RAY_ADDRESS, or starts a local cluster if RAY_ADDRESS is
+    not set.
     """
     pending = {name: forecast for name, forecast in forecasts.items() if forecast.basis != MEASURED}
     store = pipeline.store
@@ -74,8 +75,8 @@ def describe_shortages(
         disk_gib = max(0.0, (forecast.disk_gib or 0.0) - written_bytes.get(name, 0) / 2**30)
         needed_gib += disk_gib
         free_disk_gib = math.inf if available_disk_bytes is None else available_disk_bytes / 2**30
-        # `needed_gib` is the disk that the stages up to this one need together. Only the first stage for which the disk
-        # is too small is reported: before this stage, the disk was large enough.
+        # `needed_gib` is the disk that this stage and all earlier ones need together. A stage is reported only if the
+        # disk is too small with it but large enough without it, so only the first such stage is reported.
         if needed_gib > _FORECAST_TOLERANCE * free_disk_gib >= needed_gib - disk_gib:
             messages.append(
                 f"{name}: needs about {disk_gib:.2f} GiB of disk, but {store.url} has only "
