@@ -15,8 +15,8 @@ from model.precision import ComputePrecision, autocast_dtype
 class Reference:
     """Computes the reference's logprobs of rollouts.
 
-    The results depend only on the model folder and the call's arguments. So when the actor dies, Ray restarts it and
-    repeats the call.
+    The results depend only on the model folder and the arguments of the call. So Ray can restart a dead actor and
+    repeat the call.
     """
 
     def __init__(self, folder: Storage, temperature: float, micro_batch_size: int, precision: ComputePrecision) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of one training step of the graph: those of the rollouts, those of the updates, and the times.
+"""The metrics of one RLHF training step: those of the rollouts, those of the updates, and the times.
 
 Shape legend: N is the number of rollouts, and T the number of positions of a row.
 """

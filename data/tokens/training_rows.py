@@ -20,7 +20,7 @@ class TrainingRow(NamedTuple):
     """Token ids of n targets and their inputs, int64 [n + 1] with n <= T. The inputs are all tokens but the last. The
     targets are all tokens but the first."""
     document_starts: np.ndarray
-    """Positions of the inputs that begin a document. Each of these inputs is the separator before the document."""
+    """Indices of the inputs at which a document begins. A document begins with the separator before its text."""
     num_context: int = 0
     """Number of targets at the beginning of the row that are not scored, because the previous row has scored them."""
 

@@ -1,6 +1,6 @@
-"""What the stages `sft` and `reward` have in common: they train an existing chat model on a file of records.
+"""What the stages `sft` and `reward` have in common.
 
-A fraction of the records is held out for the validation loss. The others are repeated in epochs.
+They train an existing model, whose tokenizer has a chat template, on files of records. A fraction of the records is held out for the validation loss. The others are repeated in epochs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,9 +44,9 @@ def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]
 
 
 def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
-    """Return the config of the model that the stage makes (`Stage.output_sizes`).
+    """Return the config of the model in `init`.
 
-    The model in the input `init` has the same config.
+    The model that the stage writes has the same config, so this function is the stage's `output_sizes`.
     """
     return model_config_of(planned["init"])
 

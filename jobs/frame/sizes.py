@@ -1,7 +1,8 @@
 """Functions that return the sizes of inputs, and the memory and FLOP that follow from the config of a model.
 
-The functions `output_sizes`, `estimate` and `workload` of the stages call them. An input is an artifact or a job. The
-sizes of an artifact are read from its files. The sizes of a job are computed by `output_sizes` of the job's stage.
+The functions `output_sizes`, `estimate` and `workload` of the stages call them. An input is a finished artifact, or the
+planned job that will write it. The sizes of an artifact are read from its files. The sizes of a job are computed by
+`output_sizes` of the job's stage.
 """
 
 import math
