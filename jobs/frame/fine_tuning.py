@@ -1,7 +1,7 @@
 """What the stages `sft` and `reward` have in common.
 
-They train an existing model, whose tokenizer has a chat template, on files of records. A fraction of the records is held
-out for the validation loss. The others are repeated in epochs.
+They train an existing model, whose tokenizer has a chat template, on files of records. A fraction of the records is
+held out for the validation loss. The others are repeated in epochs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
