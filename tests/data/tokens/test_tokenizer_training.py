@@ -49,34 +49,18 @@ RECIPES = {
 SIZE = 320
 
 
-ODD_TEXTS = (
-    "",
-    " ",
-    "   the  cats   \n\n\tsat\r\n  ",
-    "na\u00efve nai\u0308ve, \u65e5\u672c\u8a9e \U0001f600 2018 \u00bd",
-    "\u2581 a\u2581b \u2581\u2581",
-    "".join(map(chr, range(256))),
-    "<|end|> x<|endoftext|>y <|unk|><|mask|> <0x0A> <0xFF> </s> [UNK] ##a <<|pad|>>",
-)
-
-
-def sample(number: int = 400) -> list[str]:
-    """Return texts of many words. The characters of ODD_TEXTS are rare or missing in them."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("etaoinshrdluE", k=draw.randint(1, 8))) for _ in range(300)]
-    return [" ".join([*draw.choices(words, k=30), str(draw.randint(0, 999)), "(end). </b>"]) for _ in range(number)]
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, plain_texts: list[str]) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp("kind") for name in RECIPES}
     for name, recipe in RECIPES.items():
-        save_tokenizer(train_tokenizer(sample(), size=SIZE, recipe=recipe), folders[name])
+        save_tokenizer(train_tokenizer(plain_texts, size=SIZE, recipe=recipe), folders[name])
     return folders
 
 
-def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(tmp_path: Path) -> None:
-    texts = [*sample(), *ODD_TEXTS]
+def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(
+    tmp_path: Path, plain_texts: list[str], odd_texts: tuple[str, ...]
+) -> None:
+    texts = [*plain_texts, *odd_texts]
     expected = Tokenizer(models.BPE())
     expected.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -94,8 +78,10 @@ def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(tmp_path:
     assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
 
 
-def test_the_order_of_the_texts_does_not_matter_for_any_kind(folders: dict[str, Path], tmp_path: Path) -> None:
-    shuffled = sorted(sample(), key=lambda text: text[::-1])
+def test_the_order_of_the_texts_does_not_matter_for_any_kind(
+    folders: dict[str, Path], tmp_path: Path, plain_texts: list[str]
+) -> None:
+    shuffled = sorted(plain_texts, key=lambda text: text[::-1])
     for name, folder in folders.items():
         save_tokenizer(train_tokenizer(shuffled, size=SIZE, recipe=RECIPES[name]), tmp_path / name)
         assert (tmp_path / name / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
@@ -116,10 +102,12 @@ def test_counted_words_are_the_pre_tokens_of_the_texts(folders: dict[str, Path],
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_transformers_gives_the_same_ids_for_every_kind(folders: dict[str, Path], name: str) -> None:
+def test_transformers_gives_the_same_ids_for_every_kind(
+    folders: dict[str, Path], name: str, plain_texts: list[str], odd_texts: tuple[str, ...]
+) -> None:
     encoder, transformers_tokenizer = load_encoder(folders[name]), load_tokenizer(folders[name])
     assert encoder.get_vocab_size() == len(transformers_tokenizer) == vocab_size(folders[name]) == SIZE
-    for text in (*sample(20), *ODD_TEXTS[:-1]):
+    for text in (*plain_texts[:20], *odd_texts[:-1]):
         ids = encoder.encode(text).ids
         assert transformers_tokenizer.encode(text) == ids
         assert transformers_tokenizer.decode(ids) == encoder.decode(ids, skip_special_tokens=False)
@@ -134,21 +122,25 @@ def test_transformers_gives_the_same_ids_for_every_kind(folders: dict[str, Path]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_no_document_contains_special_tokens_or_byte_tokens(folders: dict[str, Path], name: str) -> None:
+def test_no_document_contains_special_tokens_or_byte_tokens(
+    folders: dict[str, Path], name: str, odd_texts: tuple[str, ...]
+) -> None:
     encoder = load_encoder(folders[name])
     unknown = encoder.token_to_id(UNKNOWN)
     special = {number for number in range(len(RECIPES[name].special_tokens)) if number != unknown}
-    assert not special & {number for text in ODD_TEXTS for number in encoder.encode(text).ids}
+    assert not special & {number for text in odd_texts for number in encoder.encode(text).ids}
 
 
 @pytest.mark.parametrize("name", ["bpe", "unigram bytes"])
-def test_kinds_with_byte_tokens_decode_any_text_exactly(folders: dict[str, Path], name: str) -> None:
+def test_kinds_with_byte_tokens_decode_any_text_exactly(
+    folders: dict[str, Path], name: str, plain_texts: list[str], odd_texts: tuple[str, ...]
+) -> None:
     encoder = load_encoder(folders[name])
-    for text in (*sample(20), *ODD_TEXTS, "a" * 100_000, " " * 1000, "\u65e5" * 1000):
+    for text in (*plain_texts[:20], *odd_texts, "a" * 100_000, " " * 1000, "\u65e5" * 1000):
         assert encoder.decode(encoder.encode(text).ids, skip_special_tokens=False) == text
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
-def test_a_size_that_is_too_small_for_the_characters_is_an_error(kind: Any) -> None:
+def test_a_size_that_is_too_small_for_the_characters_is_an_error(kind: Any, plain_texts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"size: .*character_coverage"):
-        train_tokenizer(sample(), size=12, recipe=TokenizerRecipe(kind=kind))
+        train_tokenizer(plain_texts, size=12, recipe=TokenizerRecipe(kind=kind))
