@@ -29,8 +29,8 @@ from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact
 from jobs.frame.sizes import (
-    activation_gib,
     bytes_per_token,
+    forward_activation_gib,
     forward_flop_per_token,
     model_config_of,
     parameters_mib,
@@ -146,9 +146,7 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
     tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
     window = min(sizes.max_length, 512)
-    activations_gib = (
-        activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # half of the memory of training, because without a backward pass fewer activations are kept
+    activations_gib = forward_activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window)
     scorer_gib, engine_gib = (
         2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
         parameters_mib(sizes, 4) / 1024 + 0.5,

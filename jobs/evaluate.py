@@ -47,8 +47,8 @@ from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.sizes import (
-    activation_gib,
     bytes_per_token,
+    forward_activation_gib,
     forward_flop_per_token,
     model_config_of,
     parameters_mib,
@@ -286,10 +286,9 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
 
     Returns the results by key, such as `sft/perplexity`.
     """
+    # One group after the other, because both groups need not fit at the same time.
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
-        wait_for_capacity(
-            group.bundles, f"evaluate: execution.{name}"
-        )  # one group after the other, because both groups need not fit at the same time
+        wait_for_capacity(group.bundles, f"evaluate: execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
     bootstrap = Bootstrap(num_resamples=config.num_resamples, seed=config.seed)
     running = RunningTasks()
@@ -480,9 +479,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
         num_completions += task_completions
     num_threads = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = parameters_mib(largest, 4) / 1024
-    activations_gib = (
-        activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window) / 2
-    )  # half of the memory of training, because without a backward pass fewer activations are kept
+    activations_gib = forward_activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window)
     processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib

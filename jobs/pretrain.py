@@ -34,7 +34,7 @@ from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_traini
 from jobs.frame.workload import Workload
 from jobs.report.training import report_pretraining
 from model.precision import Precision, precision_field
-from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
+from model.transformer_config import TransformerConfig, num_parameters
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -207,10 +207,8 @@ class PretrainPayload:
 
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     """Train the model on one rank, and complete the sample prompts on rank 0."""
-    from jobs.frame.training_rank import (
-        TrainingRun,
-        continue_prompts,
-    )  # imported here, so that `raymill plan` does not import torch
+    # Imported here, so that `raymill plan` does not import torch.
+    from jobs.frame.training_rank import TrainingRun, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
@@ -228,15 +226,14 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     else:
         model = load_hf_model(payload.init.local())
     state = training.start(model)
-    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, reader, state), causal_lm):
-        training.log(report, token_flop)
+        training.log(report)
         if training.is_validation_step(report.step):
             batches = validation_batches(training, payload.shards, config)
             loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, model.config, base_special_tokens, tokenizer_folder)
+    training.finish(state, base_special_tokens, tokenizer_folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer, separator = load_encoder(tokenizer_folder), reader.manifest.separator
         prompts = [(text, [separator, *tokenizer.encode(text).ids]) for text in config.sample_prompts]

@@ -44,7 +44,6 @@ from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
-from model.transformer_config import flop_per_token
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -187,19 +186,18 @@ class RewardPayload:
 
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
     """Train the reward model on one rank."""
-    from jobs.frame.training_rank import TrainingRun  # imported here, so that `raymill plan` does not import torch
+    # Imported here, so that `raymill plan` does not import torch.
+    from jobs.frame.training_rank import TrainingRun
     from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry
     from model.train import fit
 
-    config = payload.config
     training = TrainingRun(rank_context, payload.training)
     folder = payload.init.local()
     model = load_hf_scalar_model(folder)
     state = training.start(model)
-    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload, state), bradley_terry):
-        training.log(report, token_flop)
+        training.log(report)
         if training.is_validation_step(report.step):
             held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
             # From the names of the means to the metric keys.
@@ -210,7 +208,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.save_checkpoint_if_due(state)
-    training.finish(state, model.config, chat_special_tokens, folder)
+    training.finish(state, chat_special_tokens, folder)
 
 
 def step_batches(

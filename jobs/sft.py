@@ -42,7 +42,6 @@ from jobs.frame.workload import Workload
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
-from model.transformer_config import flop_per_token
 
 if TYPE_CHECKING:
     from jobs.frame.training_rank import TrainingRun
@@ -166,10 +165,8 @@ class SftPayload:
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     """Train the model on one rank, and let it reply to the sample prompts on rank 0."""
-    from jobs.frame.training_rank import (
-        TrainingRun,
-        continue_prompts,
-    )  # imported here, so that `raymill plan` does not import torch
+    # Imported here, so that `raymill plan` does not import torch.
+    from jobs.frame.training_rank import TrainingRun, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
@@ -179,14 +176,13 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     folder = payload.init.local()
     model = load_hf_model(folder)
     state = training.start(model)
-    token_flop = flop_per_token(model.config, config.sequence_length)
     for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
-        training.log(report, token_flop)
+        training.log(report)
         if training.is_validation_step(report.step):
             loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, model.config, chat_special_tokens, folder)
+    training.finish(state, chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]

@@ -35,6 +35,7 @@ from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, voc
 from jobs.frame.artifact import WORK, Artifact, start_change
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import ShardsSizes
+from jobs.frame.sizes import corpus_sizes, tokenizer_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
@@ -68,8 +69,6 @@ def check(config: ShardsConfig) -> None:
 
 def check_planned_inputs(config: ShardsConfig, planned: PlannedInputs) -> None:
     """Raises ValueError if the tokenizer may be trained on documents that these shards hold out for validation."""
-    from jobs.frame.sizes import tokenizer_sizes  # imported here because it imports torch, which tasks do not need
-
     if planned["tokenizer"].kind != "tokenizer":
         return
     tokenizer = tokenizer_sizes(planned["tokenizer"])
@@ -229,11 +228,6 @@ def _copy_tokenizer(source: Storage, target: Storage) -> None:
 
 def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
     """Estimate the sizes of the shards."""
-    from jobs.frame.sizes import (
-        corpus_sizes,
-        tokenizer_sizes,
-    )  # imported here because it imports torch, which the tasks do not need
-
     num_bytes = corpus_sizes(planned["corpus"]).num_bytes
     return ShardsSizes(
         vocab_size=tokenizer_sizes(planned["tokenizer"]).vocab_size,
@@ -247,8 +241,6 @@ def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
 
     The encoding time is in proportion to the bytes of text. The shards are assumed to be as large as the text.
     """
-    from jobs.frame.sizes import corpus_sizes  # imported here because it imports torch, which tasks do not need
-
     corpus = corpus_sizes(planned["corpus"])
     num_mb = corpus.num_bytes / 1e6
     workers = num_parallel_tasks(config.execution.workers, corpus.num_parts)

@@ -30,6 +30,7 @@ from data.tokens.word_counts import WordCounts, count_sample
 from jobs.frame.artifact import WORK
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import TokenizerSizes
+from jobs.frame.sizes import corpus_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_tokenizer
@@ -193,8 +194,6 @@ def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
 
     The time is that of counting words, and of training on the counts.
     """
-    from jobs.frame.sizes import corpus_sizes  # imported here because it imports torch, which tasks do not need
-
     corpus = corpus_sizes(planned["corpus"])
     num_mb = min(corpus.num_bytes, config.sample_mib << 20) / 1e6
     workers = num_parallel_tasks(config.execution.workers, corpus.num_parts)

@@ -52,9 +52,8 @@ def run_pipeline(
         log.info("%s", line)
     if shortages := find_shortages(pipeline, forecasts, address=address):
         raise ValueError("\n".join(shortages))
-    is_submitted_job = (
-        SUBMITTED_VERSION_VARIABLE in os.environ
-    )  # in a submitted job, every worker has the environment variables already
+    # In a submitted job, every worker has the environment variables already.
+    is_submitted_job = SUBMITTED_VERSION_VARIABLE in os.environ
     environment = {} if is_submitted_job else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
     sources = [url for job in pending for url in _required_urls(job)]

@@ -35,7 +35,7 @@ from model.parallel import full_state_dict, shard, sum_over_ranks
 from model.precision import autocast_dtype, fastest_matmul_s, resolved_precision
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer
-from model.transformer_config import TransformerConfig
+from model.transformer_config import flop_per_token
 
 _MAX_CPU_MATMUL_FLOP = 2e10
 """The peak of a CPU is measured with a matmul of at most this many floating-point operations. A slow CPU core needs
@@ -89,6 +89,7 @@ class TrainingRun:
         if self.rank_context.rank == 0:
             payload.tracker.resume(state.step)
         self._model_config = model.config
+        self._flop_per_token = flop_per_token(model.config, self.config.sequence_length)
         # All ranks measure their peak at the same time, because they also train at the same time.
         rank_peak_flops = execution.peak_tflops * 1e12 or self._measure_peak_flops()
         self._peak_flops = sum_over_ranks(torch.tensor([rank_peak_flops], device=self.device), self._mesh).item()
@@ -121,11 +122,10 @@ class TrainingRun:
             self._data_hash += zlib.crc32(np.ascontiguousarray(sample_ids).tobytes(), (first + offset) & 0xFFFFFFFF)
         return list(split_rows(batch, self.config.execution.micro_batch_size))
 
-    def log(self, report: StepReport, flop_per_token: float) -> None:
+    def log(self, report: StepReport) -> None:
         """Write a line of metrics if a logging interval ends with the step of the report, or if this is the last step.
 
-        `report.step` is the number of finished steps. `flop_per_token` is the floating-point operations of a training
-        step per token, from which the model FLOP utilization is computed.
+        `report.step` is the number of finished steps.
 
         The metric `data/hash` is a hash of the token ids of all samples since the previous line, and of the global
         indices of these samples. Two runs that train on the same samples in the same order have the same hashes, with
@@ -155,7 +155,7 @@ class TrainingRun:
                 "data/tokens": self.total_tokens,
                 "data/hash": data_hash % (1 << 48),
                 "perf/tokens_per_s": tokens_per_s,
-                **self._mfu(tokens_per_s * flop_per_token),
+                **self._mfu(tokens_per_s * self._flop_per_token),
                 **report.metrics,
             },
         )
@@ -248,7 +248,6 @@ class TrainingRun:
     def finish(
         self,
         state: TrainState,
-        model_config: TransformerConfig,
         read_special_tokens: Callable[[Path], TokenIds],
         tokenizer: Path,
     ) -> None:
@@ -265,7 +264,7 @@ class TrainingRun:
                 folder = Path(scratch)
                 special_tokens = SpecialTokens(**read_special_tokens(tokenizer)._asdict())
                 save_hf_model(
-                    folder, state_dict, model_config, special_tokens=special_tokens, tokenizer_folder=tokenizer
+                    folder, state_dict, self._model_config, special_tokens=special_tokens, tokenizer_folder=tokenizer
                 )
                 self.payload.output.put_folder(folder, "model")
             self.payload.tracker.close()
