@@ -142,14 +142,14 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
 
     One scoring task for each of the two models is assumed to run at the same time as one vLLM engine.
     """
-    sizes, worker = model_config_of(planned["model"]), config.execution.worker
+    model_config, worker = model_config_of(planned["model"]), config.execution.worker
     num_bytes = min(config.text_bytes, shards_sizes(planned["text"]).validation_bytes)
-    tokens = 2 * num_bytes / bytes_per_token(sizes.vocab_size)
-    window = min(sizes.max_length, 512)
-    activations_gib = forward_activation_gib(sizes, tokens=MAX_PASS_TOKENS, length=window)
+    tokens = 2 * num_bytes / bytes_per_token(model_config.vocab_size)
+    window = min(model_config.max_length, 512)
+    activations_gib = forward_activation_gib(model_config, tokens=MAX_PASS_TOKENS, length=window)
     scorer_gib, engine_gib = (
-        2 * parameters_mib(sizes, 4) / 1024 + activations_gib,
-        parameters_mib(sizes, 4) / 1024 + 0.5,
+        2 * parameters_mib(model_config, 4) / 1024 + activations_gib,
+        parameters_mib(model_config, 4) / 1024 + 0.5,
     )
     return Workload(
         processes=[
@@ -158,10 +158,10 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],
-        flop=tokens * forward_flop_per_token(sizes, window),
-        width=sizes.width,
+        flop=tokens * forward_flop_per_token(model_config, window),
+        width=model_config.width,
         threads=2 * worker.threads_per_worker,
-        disk_gib=parameters_mib(sizes, 1.5) / 1024,
+        disk_gib=parameters_mib(model_config, 1.5) / 1024,
         on_gpu=worker.gpus_per_worker > 0,
     )
 

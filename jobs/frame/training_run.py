@@ -64,20 +64,20 @@ class TrainingSummary:
 
 
 def run_training(
-    work: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
+    worker_fn: Callable[[RankContext, Any], None], payload: Any, config: TrainingConfig, context: Context, *, name: str
 ) -> None:
-    """Call `work(rank_context, payload)` on every worker and show the progress of the training.
+    """Call `worker_fn(rank_context, payload)` on every worker and show the progress of the training.
 
     `payload` is an object of the stage's payload class (see `TrainingPayload`). `name` is the name of the job, for
-    messages. The training resumes from the newest checkpoint in the output. Raises
-    StoppedBySignal if a signal stops it.
+    messages. The training resumes from the newest checkpoint in the output. Raises StoppedBySignal if a signal stops
+    it.
     """
     checkpoints = context.output / "checkpoints"
     if step := latest_step(checkpoints.fs, checkpoints.root):
         log.info("%s resumes from its checkpoint at step %d of %d", name, step, config.steps)
     try:
         with MetricsProgress(partial(last_step_metrics, context.output), "training", config.steps):
-            run_worker_group(work, payload, config.execution.placement, name=name)
+            run_worker_group(worker_fn, payload, config.execution.placement, name=name)
     except KeyboardInterrupt:
         step = latest_step(checkpoints.fs, checkpoints.root) or 0
         raise StoppedBySignal(f"{name} resumes from step {step} of {config.steps}") from None
