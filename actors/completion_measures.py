@@ -6,12 +6,14 @@ A verifier is a user-provided function. A measure is a verifier or a metric.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actors.completions import Completions
-from actors.scorer import ScorerInput, Verifier
+from actors.verifier import ScorerInput, Verifier
 from data.chats.records import PromptRecord
 from model.metrics import exact_match, rouge, token_f1
+
+if TYPE_CHECKING:
+    from actors.completions import Completions
 
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """The metrics that compare a completion with the `answer` in the prompt's record. Bleu has one value for all

@@ -6,8 +6,6 @@ PyTorch model.
 Shape legend: in `model_NT`, N is the number of completions and T the number of positions of a row.
 """
 
-# No `from __future__ import annotations`: the config loader reads SamplingConfig's types at run time.
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from ray.actor import ActorHandle
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
-from actors.likelihood import MAX_PASS_TOKENS
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
+from actors.settings import GENERATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
 from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
@@ -35,34 +33,16 @@ from model.huggingface import load_hf_model
 from model.huggingface_config import read_config
 from model.precision import (
     ComputePrecision,
-    Precision,
     autocast_dtype,
-    precision_field,
     resolved_precision,
     torch_dtype,
 )
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
-GENERATION_BATCH_PROMPTS = 64
-"""Number of prompts in a generation batch. It is fixed, so that completions do not depend on the number of engines."""
 _NUM_CHECKED_COMPLETIONS = 16
 """Number of completions of each model that the sync check compares. The check runs on the driver, often without a
 GPU, so the number is small."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How completions are sampled. A prompt has the same seed for every model."""
-
-    temperature: float = 0.7
-    """Sampling temperature. 0 is greedy decoding."""
-    max_new_tokens: int = 64
-    """Completions are truncated at this number of tokens."""
-    seed: int = 0
-    """The seed of each completion is derived from this seed."""
-    precision: Precision = precision_field(placement="generators")
-    """Precision in which the engines compute (`model.precision`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actors.completions import Completions
-from actors.likelihood import TextScores
 from actors.sentence_pairs import PairScores, SentencePair
 from model.metrics import Interval, bleu, bootstrap_interval, distinct_n, paired_bootstrap, perplexity
+
+if TYPE_CHECKING:
+    from actors.completions import Completions
+    from actors.likelihood import TextScores
 
 NATS_PER_BIT = float(np.log(2))
 

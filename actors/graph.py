@@ -29,12 +29,13 @@ from actors.critic import Critic, CriticGroup
 from actors.engine import OBJECT_STORE, EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
+from actors.graph_config import GraphConfig, Prompt
 from actors.learner import Learner, LearnerGroup
 from actors.rank_group import RankGroup, RanksDied
 from actors.reference import Reference
+from actors.reward_model import RewardModel
 from actors.rollout import (
     GenerationBatch,
-    Prompt,
     PromptRequest,
     Rollout,
     RolloutGroup,
@@ -44,25 +45,23 @@ from actors.rollout import (
     rollout_batch,
     seeded_rng,
 )
-from actors.scorer import RewardModel, ScorerInput, Verifier
-from actors.settings import GraphExecution, RolloutConfig
+from actors.settings import GraphExecution
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import StepMetrics, Timer, reference_kl, rollout_metrics, update_metrics
 from actors.sync_check import LogprobDifference, check_logprobs, check_rollouts, logprob_bound
 from actors.training_rank import TrainingSettings
+from actors.verifier import ScorerInput, Verifier
 from actors.weight_sync import WeightSnapshot
 from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
-from cluster.user_program import Program
 from data.chats.template import load_tokenizer
 from data.tokens.tokenizer import chat_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint_steps import complete_steps
 from model.huggingface_config import SpecialTokens, read_config
-from model.learning import LearningConfig
 from model.precision import resolved_precision
 
 log = logging.getLogger(__name__)
@@ -77,33 +76,6 @@ _MIN_SYNC_CHECK_PROMPTS = 4
 logprobs of these completions with the learner's."""
 _SYNC_CHECK_TOKENS = 16
 """Maximum number of tokens of a completion for the sync check after a weight sync."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphConfig:
-    """The models, prompts and settings of a graph. Where its actors run is in `GraphExecution`."""
-
-    policy: Storage
-    """Hugging Face folder of the policy that training starts from."""
-    reward: Storage | None
-    """Hugging Face folder of the reward model. None when a verifier gives the rewards."""
-    verifier: Program | None
-    """The user's reward function. None when a reward model gives the rewards."""
-    prompts: Sequence[Prompt]
-    """The prompts for training."""
-    max_prompt_length: int
-    """Maximum length of the prompts, in tokens, held-out prompts included."""
-    rollouts: RolloutConfig
-    learning: LearningConfig
-    algorithm: str | Program
-    """Name of a built-in algorithm (`model.algorithms.ALGORITHMS`), or a user-provided program that defines one."""
-    seed: int
-    """Seed of the run, from which all other seeds are derived."""
-    shuffle_rewards: bool
-    """Whether to shuffle the rewards among the rollouts of a step. This is a control experiment: the policy must not
-    improve with shuffled rewards."""
-    checkpoints: Storage
-    """Folder of the checkpoints of learner and critic."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.settings import MAX_PASS_TOKENS
 from cluster.storage import Storage
 from data.tokens.shard_reader import ShardReader
 from data.tokens.tokenizer import load_encoder
@@ -29,9 +30,6 @@ from model.precision import ComputePrecision, autocast_dtype
 from model.quantize import decompress_folder, simulate_int8
 from model.train import autocast
 from model.transformer import Transformer
-
-MAX_PASS_TOKENS = 4096
-"""Maximum number of positions in one forward pass, padding included. It limits the memory for the float32 logits."""
 
 
 class TextScores(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.likelihood import MAX_PASS_TOKENS
+from actors.settings import MAX_PASS_TOKENS
 from cluster.storage import Storage
 from data.chats.template import PreferenceTokens
 from model.batch import pair_batch, to_device

@@ -10,9 +10,9 @@ row of T positions: position t sees the tokens 0 to t and predicts token t + 1, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,18 +32,6 @@ class SamplingParams:
     """Ids of the stop tokens. A completion ends with the first stop token, which is its last token."""
     seed: int
     """Seed of the run. `request_seed` derives the seed of each completion from it."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt from the user's prompt files."""
-
-    text: str
-    """The text that a verifier receives: the last user message, or the raw prompt if there is no chat template."""
-    prompt_ids: tuple[int, ...]
-    """The tokens that the engine receives: the messages formatted with the chat template, if there is one."""
-    record: Mapping[str, Any]
-    """All fields of the prompt's line in its file."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.likelihood import sequence_logprobs
 from cluster.paths import list_files
 from cluster.storage import Storage
 from data.chats.records import read_records
@@ -67,6 +66,8 @@ def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device:
 
     Each sentence is scored as if it were the beginning of a document.
     """
+    from actors.likelihood import sequence_logprobs  # imported here, because reading pairs does not need PyTorch
+
     folder = model_folder.local()
     encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
     sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]

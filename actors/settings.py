@@ -1,4 +1,4 @@
-"""The settings of an actor graph: how rollouts are sampled, and where the actors run.
+"""The settings of actors: how rollouts and completions are sampled, and where the actors of a graph run.
 
 The settings of the training itself are in `model.learning`.
 """
@@ -12,6 +12,14 @@ from actors.engine import TransferBackend
 from cluster.placement import Execution, Placement
 from model.algorithms import Algorithm
 from model.learning import LearningConfig
+from model.precision import Precision, precision_field
+
+GENERATION_BATCH_PROMPTS = 64
+"""Number of prompts in a generation batch of an evaluation. It is fixed, so that completions do not depend on the
+number of engines."""
+MAX_PASS_TOKENS = 4096
+"""Maximum number of positions in one forward pass of an evaluation, padding included. It limits the memory for the
+float32 logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,20 @@ class RolloutConfig:
                 f"which is {self.generation_batch_prompts}; set generation_batch_prompts to "
                 f"{math.gcd(self.prompts_per_step, self.generation_batch_prompts)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are sampled for an evaluation. A prompt has the same seed for every model."""
+
+    temperature: float = 0.7
+    """Sampling temperature. 0 is greedy decoding."""
+    max_new_tokens: int = 64
+    """Completions are truncated at this number of tokens."""
+    seed: int = 0
+    """The seed of each completion is derived from this seed."""
+    precision: Precision = precision_field(placement="generators")
+    """Precision in which the engines compute (`model.precision`)."""
 
 
 def _one_worker(cpus: float) -> Placement:

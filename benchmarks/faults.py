@@ -119,7 +119,7 @@ def faults() -> list[Fault]:
     for role, at, kinds in (
         ("generator", AT_WORK["rlhf"], ("kill", "stop", "memory", "raise")),
         ("learner", "actors.learner:Learner.update", ("kill", "stop", "raise")),
-        ("scorer", "actors.scorer:RewardModel.score", ("kill", "raise")),
+        ("scorer", "actors.reward_model:RewardModel.score", ("kill", "raise")),
         ("reference", "actors.reference:Reference.logprobs", ("kill", "crash")),
         ("driver", "actors.graph:Graph._rewards", ("raise",)),
     ):

@@ -34,8 +34,9 @@ import torch
 
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
-from actors.graph import GraphConfig, build_graph
-from actors.rollout import GenerationBatch, Prompt, PromptRequest, SamplingParams, seeded_rng
+from actors.graph import build_graph
+from actors.graph_config import GraphConfig, Prompt
+from actors.rollout import GenerationBatch, PromptRequest, SamplingParams, seeded_rng
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import StepMetrics
 from cluster.placement import Placement

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from cluster import stage_monitor
 from cluster.heartbeat import monitored
 from cluster.placement import Placement
 from cluster.progress import show_activity
 from cluster.session import worker_env
+
+if TYPE_CHECKING:
+    import ray
 
 
 def ray_task(
@@ -24,6 +25,8 @@ def ray_task(
     again when its process dies, up to `placement.max_failures` times. `environment` contains further environment
     variables of the task's process.
     """
+    import ray
+
     environment = {**worker_env(placement.threads_per_worker), **(environment or {})}
     stage, task_indices = stage_monitor.current_stage(), itertools.count()
 
@@ -57,6 +60,8 @@ class RunningTasks:
 
     def wait(self, futures: Sequence[ray.ObjectRef], activity: str) -> list[Any]:
         """Wait for tasks that `add` counted, while showing `activity`. Returns their results in order."""
+        import ray
+
         pending = list(futures)
         with show_activity(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
             while pending:

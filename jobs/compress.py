@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import ray
-
 from actors.compression import CompressSummary, bits_per_byte, check_engine
 from actors.engine import engine_env
-from actors.likelihood import MAX_PASS_TOKENS, score_text, sequence_logprobs, vllm_sequence_logprobs
+from actors.settings import MAX_PASS_TOKENS
 from cluster.capacity import wait_for_capacity
 from cluster.placement import Execution, Placement
 from cluster.progress import show_activity
@@ -41,7 +39,6 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_compression
 from model.huggingface_config import read_config
 from model.precision import ComputePrecision
-from model.quantize import compress_folder
 from model.transformer_config import TransformerConfig
 
 _PROBE_SEQUENCES, _PROBE_TOKENS = 8, 96  # number and length of the sequences whose logprobs are compared with vLLM's
@@ -101,6 +98,12 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
 
     Returns the sizes of the quantized model, and the measures.
     """
+    # Imported here, so that `raymill plan` does not import Ray and PyTorch.
+    import ray
+
+    from actors.likelihood import score_text, sequence_logprobs, vllm_sequence_logprobs
+    from model.quantize import compress_folder
+
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
     original, compressed = context.inputs["model"].model, context.output / "model"

@@ -11,10 +11,9 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from actors.completion_measures import METRICS, measure_completions
-from actors.completions import GENERATION_BATCH_PROMPTS, Completions, SamplingConfig, complete_tasks
 from actors.evaluation_results import (
     Bootstrap,
     EvaluationResults,
@@ -29,10 +28,9 @@ from actors.evaluation_results import (
     task_samples,
     text_results,
 )
-from actors.likelihood import MAX_PASS_TOKENS, merge_scores, score_text, xz_size
-from actors.reward_margins import reward_margins
-from actors.scorer import Verifier
 from actors.sentence_pairs import read_pairs, score_pairs
+from actors.settings import GENERATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
+from actors.verifier import Verifier
 from cluster.capacity import wait_for_capacity
 from cluster.paths import list_files
 from cluster.placement import Execution, Placement
@@ -61,6 +59,9 @@ from jobs.report.evaluation import report_evaluation
 from model.huggingface_config import read_config
 from model.precision import Precision, precision_field, resolved_precision
 from model.transformer_config import num_parameters
+
+if TYPE_CHECKING:
+    from actors.completions import Completions
 
 _FORECAST_WINDOW = 512
 """Longest sequence that the forecast of FLOPs and memory assumes, in tokens."""
@@ -333,6 +334,8 @@ def start_text(
 
     Returns a function that waits for the results.
     """
+    from actors.likelihood import merge_scores, score_text, xz_size  # here, so that `raymill plan` imports no PyTorch
+
     scorers, split = config.execution.scorers, shards / "validation"
     score = ray_task(score_text, scorers)
     parts = {
@@ -389,6 +392,8 @@ def start_reward(
     Pairs that are longer than the reward model's max_length are left out and counted. Raises ValueError when all are
     left out.
     """
+    from actors.reward_margins import reward_margins
+
     tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
     max_length = read_config(model.local()).max_length
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
@@ -436,11 +441,13 @@ def generate(
 
 def _complete(
     config: EvaluateConfig, models: Mapping[str, Storage], records: Mapping[str, Sequence[PromptRecord]]
-) -> dict[str, dict[str, Completions]]:
+) -> dict[str, dict[str, "Completions"]]:
     """Complete the prompts of every task. `records` has the prompts by the task's name.
 
     Returns the completions by the task's name, and then by the model's name.
     """
+    from actors.completions import complete_tasks
+
     tasks_of_model = {
         name: [task.name for task in config.generation if name in (task.models or config.models)] for name in models
     }

@@ -12,12 +12,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from actors.algorithm import load_algorithm
-from actors.graph import Graph, GraphConfig, ScoredRollouts, build_graph
-from actors.rank_group import RanksDied
+from actors.graph_config import GraphConfig, Prompt
 from actors.rlhf_results import HeldOutCompletion, RLHFSummary, held_out_samples, rlhf_summary
-from actors.rollout import Prompt
 from actors.settings import GraphExecution, RolloutConfig
 from cluster.metrics_log import read_metrics
 from cluster.paths import list_files
@@ -46,6 +45,9 @@ from model.huggingface_config import read_config
 from model.learning import LearningConfig
 from model.precision import resolved_precision
 from model.transformer_config import TransformerConfig
+
+if TYPE_CHECKING:
+    from actors.graph import Graph
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +167,8 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
 
     `samples.jsonl` has the completions of the held-out prompts before and after training.
     """
+    from actors.graph import build_graph  # imported here, so that `raymill plan` does not import Ray and PyTorch
+
     prompts = tokenize_prompts(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         after = train_with_recovery(config, context, graph, prompts)
@@ -180,13 +184,15 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
 
 
 def train_with_recovery(
-    config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts
+    config: RLHFConfig, context: Context, graph: "Graph", prompts: Prompts
 ) -> list[HeldOutCompletion]:
     """Train from the last checkpoint, or from the beginning if there is none, and export the model.
 
     When a rank of the learner or the critic dies, training restarts from the last checkpoint. Returns the completions
     of the held-out prompts after training, with their rewards.
     """
+    from actors.rank_group import RanksDied
+
     while True:
         try:
             with show_activity("starting the engines, the learner and the scorer"):
@@ -210,7 +216,7 @@ def train_with_recovery(
             raise StoppedBySignal(f"rlhf resumes from step {graph.saved_step()} of {config.steps}") from None
 
 
-def train(config: RLHFConfig, context: Context, graph: Graph, prompts: Prompts, step: int) -> None:
+def train(config: RLHFConfig, context: Context, graph: "Graph", prompts: Prompts, step: int) -> None:
     """Run the remaining training steps, log each of them, and save a checkpoint every checkpoint_interval steps.
 
     The last step is followed by a checkpoint too. `step` is the number of steps that are done already. So it is also
@@ -288,9 +294,9 @@ def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prom
     return Prompts(fitting[0], fitting[1], len(train) + len(held_out) - len(fitting[0]) - len(fitting[1]))
 
 
-def complete_held_out(graph: Graph, prompts: Prompts) -> list[HeldOutCompletion]:
+def complete_held_out(graph: "Graph", prompts: Prompts) -> list[HeldOutCompletion]:
     """Complete the held-out prompts with the current policy, and score the completions."""
-    scored: ScoredRollouts = graph.complete_and_score(prompts.held_out)
+    scored = graph.complete_and_score(prompts.held_out)
     return [
         HeldOutCompletion(prompt=prompt.text, completion=text, reward=reward)
         for prompt, text, reward in zip(prompts.held_out, scored.texts, scored.rewards, strict=True)

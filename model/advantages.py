@@ -12,12 +12,13 @@ all other positions the results are 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from model.learning import LearningConfig
+
+# Only the type checker imports PyTorch here, for the reason given in `model.algorithms`.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPSILON = 1e-6
 """Added to a standard deviation before dividing by it, so that equal rewards give the advantage 0."""
@@ -89,7 +90,7 @@ def ppo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
     unwhitened_NT = generalized_advantages(
         rewards_NT, inputs.values_NT, inputs.mask_NT, gamma=learning.gamma, gae_lambda=learning.gae_lambda
     )
-    returns_NT = torch.where(inputs.mask_NT, unwhitened_NT + inputs.values_NT, 0.0)
+    returns_NT = (unwhitened_NT + inputs.values_NT).where(inputs.mask_NT, 0.0)
     return Advantages(whiten(unwhitened_NT, inputs.mask_NT), returns_NT)
 
 
@@ -110,7 +111,7 @@ def token_rewards(inputs: AdvantageInputs, kl_coefficient: float) -> Tensor:
     The reward of a token is the KL penalty, -kl_coefficient · reference_log_ratio. At the last token of a completion
     the reward of the completion is added.
     """
-    rewards_NT = torch.where(inputs.mask_NT, -kl_coefficient * inputs.reference_log_ratio_NT, 0.0)
+    rewards_NT = (-kl_coefficient * inputs.reference_log_ratio_NT).where(inputs.mask_NT, 0.0)
     return rewards_NT + last_token(inputs.mask_NT) * inputs.rewards_N[:, None]
 
 
@@ -122,13 +123,12 @@ def generalized_advantages(
     They are A_t = delta_t + gamma · lambda · A_(t+1), with delta_t = r_t + gamma · V_(t+1) - V_t. The state after the
     last completion token is terminal, so its value is 0.
     """
-    advantages_NT = torch.zeros_like(rewards_NT)
-    next_advantage_N = torch.zeros_like(rewards_NT[:, 0])
-    next_value_N = torch.zeros_like(next_advantage_N)
+    advantages_NT = rewards_NT.new_zeros(rewards_NT.shape)
+    next_advantage_N = next_value_N = rewards_NT.new_zeros(len(rewards_NT))
     for t in reversed(range(rewards_NT.shape[1])):
         delta_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t]
-        next_advantage_N = torch.where(mask_NT[:, t], delta_N + gamma * gae_lambda * next_advantage_N, 0.0)
-        next_value_N = torch.where(mask_NT[:, t], values_NT[:, t], 0.0)
+        next_advantage_N = (delta_N + gamma * gae_lambda * next_advantage_N).where(mask_NT[:, t], 0.0)
+        next_value_N = values_NT[:, t].where(mask_NT[:, t], 0.0)
         advantages_NT[:, t] = next_advantage_N
     return advantages_NT
 
@@ -137,19 +137,19 @@ def whiten(x_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """Shift and scale x to mean 0 and std 1 over the tokens where the mask is true. The result is 0 elsewhere."""
     completion_values = x_NT[mask_NT].double()  # float64 for the reason given in group_statistics
     std = completion_values.std(correction=0)
-    return torch.where(mask_NT, (x_NT.double() - completion_values.mean()) / (std + EPSILON), 0.0).float()
+    return ((x_NT.double() - completion_values.mean()) / (std + EPSILON)).where(mask_NT, 0.0).float()
 
 
 def last_token(mask_NT: Tensor) -> Tensor:
     """Return a bool tensor [N, T] that is true at the last completion token of each row."""
-    next_mask_NT = torch.zeros_like(mask_NT)
+    next_mask_NT = mask_NT.new_zeros(mask_NT.shape)
     next_mask_NT[:, :-1] = mask_NT[:, 1:]
     return mask_NT & ~next_mask_NT
 
 
 def broadcast_to_tokens(advantages_N: Tensor, mask_NT: Tensor) -> Tensor:
     """Return [N, T] in float32: a completion's advantage at each of its tokens, and 0 at all other positions."""
-    return torch.where(mask_NT, advantages_N.float()[:, None], 0.0)
+    return advantages_N.float()[:, None].where(mask_NT, 0.0)
 
 
 def group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,10 +161,9 @@ def group_statistics(rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Te
     # remain in (reward - mean) and in the std, and dividing the two would give advantages near 1 instead of 0.
     rewards_N = rewards_N.double()
     _, group_N = group_ids_N.unique(return_inverse=True)
-    group_size_G = torch.bincount(group_N).double()
-    mean_G = torch.zeros_like(group_size_G).index_add_(0, group_N, rewards_N) / group_size_G
+    group_size_G = group_N.bincount().double()
+    mean_G = group_size_G.new_zeros(len(group_size_G)).index_add(0, group_N, rewards_N) / group_size_G
     centered_N = rewards_N - mean_G[group_N]
-    variance_G = torch.zeros_like(group_size_G).index_add_(0, group_N, centered_N.square()) / (group_size_G - 1).clamp(
-        min=1
-    )
+    squares_G = group_size_G.new_zeros(len(group_size_G)).index_add(0, group_N, centered_N.square())
+    variance_G = squares_G / (group_size_G - 1).clamp(min=1)
     return mean_G[group_N], variance_G.sqrt()[group_N], group_size_G[group_N]

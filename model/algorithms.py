@@ -2,19 +2,23 @@
 
 To add an algorithm, write an estimator, a policy loss and an entry of `ALGORITHMS`. A user can also define an
 `Algorithm` in a file outside of Raymill (`examples/rl_algorithm`).
+
+The losses import PyTorch when they are called. So `raymill plan`, which only reads the table, does not import it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from model.advantages import Estimator, grpo, ppo, reinforce_plus_plus, rloo
-from model.batch import PolicyBatch
 from model.learning import LearningConfig
-from model.objectives import Loss, policy_loss
-from model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from model.batch import PolicyBatch
+    from model.objectives import Loss
+    from model.transformer import Transformer
 
 _ALGORITHM_SETTINGS = ("critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
 """Settings of `LearningConfig` that not every algorithm reads."""
@@ -65,6 +69,8 @@ class Algorithm:
 
 def clipped_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
     """Return the clipped surrogate loss (PPO, arXiv 1707.06347, eq. 7)."""
+    from model.objectives import policy_loss
+
     return policy_loss(model, batch, temperature=temperature, clip_range=learning.clip_range)
 
 
@@ -72,6 +78,8 @@ def clipped_loss_with_kl(
     model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float
 ) -> Loss:
     """Return the clipped surrogate loss plus kl_coefficient · KL to the reference (arXiv 2402.03300, eq. 3)."""
+    from model.objectives import policy_loss
+
     return policy_loss(
         model,
         batch,
@@ -83,6 +91,8 @@ def clipped_loss_with_kl(
 
 def unclipped_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
     """Return the loss -ratio · advantage. On-policy its gradient is that of REINFORCE (arXiv 2402.14740, §3)."""
+    from model.objectives import policy_loss
+
     return policy_loss(model, batch, temperature=temperature, clip_range=None)
 
 

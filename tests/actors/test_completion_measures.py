@@ -7,7 +7,7 @@ import pytest
 from actors.completion_measures import measure_completions
 from actors.completions import Completions
 from actors.rollout import Rollout
-from actors.scorer import Verifier
+from actors.verifier import Verifier
 from cluster.user_program import Program
 from data.chats.records import PromptRecord
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.completions import ModelPrompts, SamplingConfig, check_completions, complete
+from actors.completions import ModelPrompts, check_completions, complete
 from actors.rollout import PromptRequest, Rollout
+from actors.settings import SamplingConfig
 from actors.weight_sync import NumericsError, WeightSnapshot
 from cluster.placement import Placement
 from cluster.storage import Storage

@@ -12,9 +12,10 @@ import pytest
 import ray
 import torch
 
-from actors.graph import Graph, GraphConfig, ScoredRollouts, StepScores, build_graph, group_ids
+from actors.graph import Graph, ScoredRollouts, StepScores, build_graph, group_ids
+from actors.graph_config import GraphConfig, Prompt
 from actors.rank_group import RanksDied
-from actors.rollout import Prompt, Rollout, RolloutGroup
+from actors.rollout import Rollout, RolloutGroup
 from actors.settings import GraphExecution, RolloutConfig
 from actors.step_metrics import StepMetrics
 from cluster.placement import Placement

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from actors.scorer import ScorerInput, Verifier
+from actors.verifier import ScorerInput, Verifier
 from data.chats.records import read_prompts
 from jobs.frame.user_code import read_verifier
 

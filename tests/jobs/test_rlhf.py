@@ -235,7 +235,7 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
 ) -> None:
     context = make_context(tmp_path / "output", save_model(tmp_path / "policy"))
     graph = FakeGraph(context, place, time)
-    monkeypatch.setattr("jobs.rlhf.build_graph", lambda *_: graph)
+    monkeypatch.setattr("actors.graph.build_graph", lambda *_: graph)
     summary = run(replace(config, execution=replace(config.execution, held_out_interval=2)), context)
     assert graph.recoveries == 1
     assert graph.exported_after == 4

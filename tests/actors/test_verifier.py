@@ -1,15 +1,11 @@
-"""Rewards of a verifier and of a reward model, and the error messages of a verifier that fails."""
+"""Rewards of a verifier, and the error messages of a verifier that fails."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from actors.scorer import RewardModel, ScorerInput, Verifier
-from cluster.storage import Storage
+from actors.verifier import ScorerInput, Verifier
 from cluster.user_program import Program, load_function, split_function_name
-from model.heads import ScalarHead
-from model.objectives import rewards
 
 SOURCE = """
 def length(prompt, response, record):
@@ -51,16 +47,6 @@ def test_a_program_without_the_function_is_rejected() -> None:
 def test_a_verifier_name_must_have_a_file_and_a_function(name: str) -> None:
     with pytest.raises(ValueError, match="must have the form"):
         split_function_name(name)
-
-
-def test_rewards_do_not_depend_on_the_other_rows_of_the_batch(reward_folder) -> None:
-    folder, model = reward_folder
-    scorer = RewardModel(Storage(str(folder)), 2, "float32")
-    samples = [sample("", (7, 8, 9)), sample("", (3, 4, 5, 6, 7)), sample("", (2, 2))]
-    assert isinstance(model, ScalarHead)
-    alone = [rewards(model, torch.tensor([s.token_ids]), torch.tensor([len(s.token_ids) - 1])).item() for s in samples]
-    assert scorer.score(samples) == pytest.approx(alone, abs=1e-4)
-    assert len(set(alone)) == 3
 
 
 def test_a_verifier_file_may_define_dataclasses_and_annotations() -> None:
