@@ -34,7 +34,7 @@ from model.huggingface_config import read_config
 from model.precision import (
     ComputePrecision,
     autocast_dtype,
-    resolved_precision,
+    require_resolved,
     torch_dtype,
 )
 from model.transformer import Transformer
@@ -127,7 +127,7 @@ def complete(
     """
     results: dict[str, list[Rollout]] = {}
     for model_config, names in _group_by_config(prompts_by_model).items():
-        precision = resolved_precision(sampling.precision)
+        precision = require_resolved(sampling.precision)
         settings = EngineSettings(
             model=prompts_by_model[names[0]].model,
             max_length=model_config.max_length,
@@ -166,7 +166,7 @@ def _complete_by_model(
     The weights of each model are loaded into the engines, so all models must have the model config with which the
     engines were started. The weight version of a model is its position in `prompts_by_model`.
     """
-    precision = resolved_precision(sampling.precision)
+    precision = require_resolved(sampling.precision)
     sender = ObjectStoreSender(rank=0, dtype=torch_dtype(precision))
     previous: WeightSnapshot | None = None
     for version, (name, model_prompts) in enumerate(prompts_by_model.items()):

@@ -57,12 +57,12 @@ from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.chats.template import load_tokenizer
-from data.tokens.tokenizer import chat_special_tokens
+from data.tokens.tokenizer import read_chat_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint_steps import complete_steps
 from model.huggingface_config import SpecialTokens, read_config
-from model.precision import resolved_precision
+from model.precision import require_resolved
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Graph:
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder. Also waits until the last checkpoint is complete."""
-        ids = chat_special_tokens(self._config.policy.local())
+        ids = read_chat_special_tokens(self._config.policy.local())
         self.learner.export(output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         self.finish_save()
 
@@ -435,7 +435,7 @@ def engine_settings(config: GraphConfig, execution: GraphExecution) -> EngineSet
         model=config.policy,
         max_length=config.max_prompt_length + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.generation_batch_prompts * config.rollouts.group_size,
-        precision=resolved_precision(config.learning.precision),
+        precision=require_resolved(config.learning.precision),
         kv_cache_gib=execution.kv_cache_gib,
         gpu_memory_utilization=execution.gpu_memory_utilization,
         weight_transfer=execution.weight_transfer,
@@ -462,7 +462,7 @@ def training_settings(
 
 def start_reference(spawn: Spawner, config: GraphConfig, execution: GraphExecution) -> ActorHandle:
     """Start the actor of the reference."""
-    temperature, precision = config.rollouts.temperature, resolved_precision(config.learning.precision)
+    temperature, precision = config.rollouts.temperature, require_resolved(config.learning.precision)
     arguments = (config.policy, temperature, execution.micro_batch_size, precision)
     return spawn("reference", 0, Reference, *arguments, restartable=True)
 
@@ -472,7 +472,7 @@ def start_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution)
     if config.verifier is not None:
         return spawn("scorer", 0, Verifier, config.verifier, restartable=True)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
-    arguments = (config.reward, execution.micro_batch_size, resolved_precision(config.learning.precision))
+    arguments = (config.reward, execution.micro_batch_size, require_resolved(config.learning.precision))
     return spawn("scorer", 0, RewardModel, *arguments, restartable=True)
 
 

@@ -25,7 +25,7 @@ from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.parallel import full_state_dict
-from model.precision import resolved_precision, torch_dtype
+from model.precision import require_resolved, torch_dtype
 from model.train import StepReport
 
 
@@ -51,7 +51,7 @@ class Learner:
         self._weight_transfer: TransferBackend = weight_transfer
         self._loss = load_algorithm(algorithm).loss
         self._training_rank = TrainingRank(settings, rank)
-        precision = resolved_precision(settings.learning.precision)
+        precision = require_resolved(settings.learning.precision)
         self._sender: WeightSender = ObjectStoreSender(rank=rank, dtype=torch_dtype(precision))
 
     def free_address(self) -> str:

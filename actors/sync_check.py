@@ -32,7 +32,7 @@ from actors.weight_sync import (
 )
 from model.batch import Batch
 from model.learning import LearningConfig
-from model.precision import ComputePrecision, resolved_precision
+from model.precision import ComputePrecision, require_resolved
 from model.transformer_config import TransformerConfig
 
 _STALE_FACTOR = 10
@@ -70,7 +70,7 @@ add up in the logprob of an unlikely token. Single tokens vary a lot, so the mea
 
 def logprob_bound(learning: LearningConfig) -> LogprobBound:
     """Return the configured bound. A bound that the config does not set is the default of the precision."""
-    default = LOGPROB_BOUNDS[resolved_precision(learning.precision)]
+    default = LOGPROB_BOUNDS[require_resolved(learning.precision)]
     return LogprobBound(
         max=default.max if learning.max_logprob_difference is None else learning.max_logprob_difference,
         mean=default.mean if learning.mean_logprob_difference is None else learning.mean_logprob_difference,

@@ -24,7 +24,7 @@ from model.learning import LearningConfig
 from model.objectives import Objective
 from model.optim import adamw, constant_schedule
 from model.parallel import shard
-from model.precision import autocast_dtype, resolved_precision
+from model.precision import autocast_dtype, require_resolved
 from model.train import StepReport, TrainState, fit
 
 _NUM_KEPT_CHECKPOINTS = 2
@@ -79,7 +79,7 @@ class TrainingRank:
             adamw(model, lr=lr, weight_decay=learning.weight_decay),
             constant_schedule(lr, warmup_steps=learning.warmup_steps),
             clip_norm=learning.clip_norm,
-            autocast_dtype=autocast_dtype(resolved_precision(learning.precision)),
+            autocast_dtype=autocast_dtype(require_resolved(learning.precision)),
         )
         self._checkpoints = Checkpoints(settings.checkpoints.fs, settings.checkpoints.root, keep=_NUM_KEPT_CHECKPOINTS)
 

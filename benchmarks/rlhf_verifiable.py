@@ -45,7 +45,7 @@ from cluster.storage import Storage
 from cluster.user_program import Program
 from data.chats.records import Chat
 from data.chats.template import RenderedChat, load_tokenizer, render
-from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from model.batch import Batch, batch_from_sequences
@@ -234,7 +234,7 @@ class Benchmark:
 
     def _save(self, model: Transformer, name: str) -> Path:
         folder = self.scratch / name
-        ids = chat_special_tokens(self.scratch / "tokenizer")
+        ids = read_chat_special_tokens(self.scratch / "tokenizer")
         save_hf_model(
             folder,
             model.state_dict(),

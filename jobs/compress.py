@@ -135,7 +135,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     return summary
 
 
-def sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
+def output_sizes(config: CompressConfig, planned: PlannedInputs) -> TransformerConfig:
     """Return the config of the compressed model's network, which is that of the original."""
     return model_config_of(planned["model"])
 
@@ -175,7 +175,7 @@ STAGE = Stage(
     kind="compressed_model",
     config=CompressConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     check_inputs=check_inputs,
     workload=workload,

@@ -308,7 +308,7 @@ def _file_urls(artifact: Artifact, source: int) -> list[str]:
     return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
 
 
-def sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
+def output_sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
     """Estimate the size of the corpus from the size of its source files."""
     num_bytes = _KEPT_TEXT * sum(
         size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
@@ -342,7 +342,7 @@ STAGE = Stage(
     kind="corpus",
     config=CorpusConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     check_sources=check_first_records,
     workload=workload,

@@ -57,7 +57,7 @@ from jobs.frame.user_code import read_verifier
 from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_evaluation
 from model.huggingface_config import read_config
-from model.precision import Precision, precision_field, resolved_precision
+from model.precision import Precision, precision_field, require_resolved
 from model.transformer_config import num_parameters
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def start_text(
                     part=part,
                     num_parts=scorers.workers,
                     overlap=config.overlap,
-                    precision=resolved_precision(config.precision),
+                    precision=require_resolved(config.precision),
                     device=scorers.device,
                 )
                 for part in range(scorers.workers)
@@ -402,7 +402,7 @@ def start_reward(
         raise ValueError(
             f"preferences: none of the {len(pairs)} pairs fits the reward model's max_length of {max_length}"
         )
-    score, precision = ray_task(reward_margins, scorers), resolved_precision(config.precision)
+    score, precision = ray_task(reward_margins, scorers), require_resolved(config.precision)
     tasks = running.add([score(model, fitting, pad_id=tokenizer.pad_id, precision=precision, device=scorers.device)])
     return lambda: reward_results(running.wait(tasks, "preferences")[0], len(pairs) - len(fitting), bootstrap)
 
@@ -497,7 +497,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
         processes=processes,
         flop=tokens * forward_flop_per_token(largest, window),
         width=largest.width,
-        precision=resolved_precision(config.precision),
+        precision=require_resolved(config.precision),
         threads=num_threads,
         engine_steps=config.sampling.max_new_tokens * num_batches / execution.generators.workers,
         python_s=num_completions * _COMPLETION_S + num_bytes * _XZ_S * config.compare_with_xz,

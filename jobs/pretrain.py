@@ -16,7 +16,7 @@ from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.tokens.mixture import check_weights
 from data.tokens.shard_reader import ShardReader
-from data.tokens.tokenizer import base_special_tokens, fingerprint, load_encoder
+from data.tokens.tokenizer import fingerprint, load_encoder, read_base_special_tokens
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.sizes import forward_flop_per_token, model_config_of, shards_sizes
@@ -156,7 +156,7 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
         )
 
 
-def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
+def output_sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
     """Return the config of the network: that of `init`, or one made from `model` and the shards' vocabulary size."""
     if "init" in planned:
         return model_config_of(planned["init"])
@@ -165,13 +165,13 @@ def sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
 
 def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]:
     """Return what `raymill plan` prints: the number of `parameters`, and the values of `estimate_training`."""
-    model_config = sizes(config, planned)
+    model_config = output_sizes(config, planned)
     return {"parameters": num_parameters(model_config)} | estimate_training(config, model_config)
 
 
 def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from: training, and the forward passes of validation."""
-    model_config = sizes(config, planned)
+    model_config = output_sizes(config, planned)
     training = training_workload(config, model_config)
     num_validations = 1 + config.steps // config.execution.validation_interval
     validation_tokens = num_validations * config.validation_samples * config.sequence_length
@@ -233,7 +233,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
             loss = training.mean_metrics(state, batches, causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, base_special_tokens, tokenizer_folder)
+    training.finish(state, read_base_special_tokens, tokenizer_folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer, separator = load_encoder(tokenizer_folder), reader.manifest.separator
         prompts = [(text, [separator, *tokenizer.encode(text).ids]) for text in config.sample_prompts]
@@ -270,7 +270,7 @@ STAGE = Stage(
     kind="model",
     config=PretrainConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,

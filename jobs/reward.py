@@ -18,14 +18,14 @@ from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.chats.records import read_preferences
 from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
-from data.tokens.tokenizer import chat_special_tokens
+from data.tokens.tokenizer import read_chat_special_tokens
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
     held_out_micro_batch_indices,
-    init_model_config,
+    output_sizes,
     split_held_out,
     step_sample_indices,
 )
@@ -208,7 +208,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
             }
             training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
         training.save_checkpoint_if_due(state)
-    training.finish(state, chat_special_tokens, folder)
+    training.finish(state, read_chat_special_tokens, folder)
 
 
 def step_batches(
@@ -252,7 +252,7 @@ STAGE = Stage(
     kind="reward_model",
     config=RewardConfig,
     run=run,
-    output_sizes=init_model_config,
+    output_sizes=output_sizes,
     check=check_fine_tuning,
     check_sources=check_preferences,
     check_planned_inputs=check_length,

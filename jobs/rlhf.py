@@ -43,7 +43,7 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.rlhf import report_rlhf
 from model.huggingface_config import read_config
 from model.learning import LearningConfig
-from model.precision import resolved_precision
+from model.precision import require_resolved
 from model.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def complete_held_out(graph: "Graph", prompts: Prompts) -> list[HeldOutCompletio
     ]
 
 
-def sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
+def output_sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
     """Return the model config, which is that of `policy`."""
     return model_config_of(planned["policy"])
 
@@ -385,7 +385,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         flop=(trained_tokens * passes + scored_tokens + num_evaluations * num_held_out * length)
         * forward_flop_per_token(model_config, length),
         width=model_config.width,
-        precision=resolved_precision(config.learning.precision),
+        precision=require_resolved(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
         # Optimizer steps. Each of the `rl_steps`, the training steps of RLHF, has one or more of them.
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
@@ -402,7 +402,7 @@ STAGE = Stage(
     kind="model",
     config=RLHFConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     check_sources=check_prompts,
     check_planned_inputs=check_planned_inputs,

@@ -20,7 +20,7 @@ from jobs.frame.sizes import weights_gib
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
 from jobs.report.serving import report_serving
-from model.precision import Precision, precision_field, resolved_precision
+from model.precision import Precision, precision_field, require_resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def run(config: ServeConfig, context: Context) -> ServeSummary:
     settings = ServerSettings(
         folder=context.inputs["model"].model.local(),
         port=free_port(),
-        precision=resolved_precision(config.precision),
+        precision=require_resolved(config.precision),
         kv_cache_gib=execution.kv_cache_gib,
         startup_timeout_s=execution.startup_timeout_s,
     )

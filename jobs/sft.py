@@ -16,14 +16,14 @@ from cluster.storage import Storage
 from data.chats.packing import PackedRows, pack_chats, truncate_chats
 from data.chats.records import read_chats
 from data.chats.template import load_tokenizer, render
-from data.tokens.tokenizer import chat_special_tokens
+from data.tokens.tokenizer import read_chat_special_tokens
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
     check_chat_template,
     check_fine_tuning,
     held_out_micro_batch_indices,
-    init_model_config,
+    output_sizes,
     split_held_out,
     step_sample_indices,
 )
@@ -182,7 +182,7 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
             loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, chat_special_tokens, folder)
+    training.finish(state, read_chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
@@ -223,7 +223,7 @@ STAGE = Stage(
     kind="model",
     config=SftConfig,
     run=run,
-    output_sizes=init_model_config,
+    output_sizes=output_sizes,
     check=check_fine_tuning,
     check_sources=check_chats,
     check_planned_inputs=check_length,

@@ -226,7 +226,7 @@ def _copy_tokenizer(source: Storage, target: Storage) -> None:
             target.write_bytes(name, source.read_bytes(name))
 
 
-def sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
+def output_sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
     """Estimate the sizes of the shards."""
     num_bytes = corpus_sizes(planned["corpus"]).num_bytes
     return ShardsSizes(
@@ -258,7 +258,7 @@ STAGE = Stage(
     kind="shards",
     config=ShardsConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     check_planned_inputs=check_planned_inputs,
     check_inputs=check_inputs,

@@ -179,7 +179,7 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
     }
 
 
-def sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
+def output_sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
     """Return the vocabulary size that the tokenizer will have, and which documents it is trained on."""
     corpus = planned.get("corpus")
     return TokenizerSizes(
@@ -211,7 +211,7 @@ STAGE = Stage(
     kind="tokenizer",
     config=VocabularyConfig,
     run=run,
-    output_sizes=sizes,
+    output_sizes=output_sizes,
     check=check,
     workload=workload,
     report=report_tokenizer,

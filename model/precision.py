@@ -36,8 +36,8 @@ def precision_field(*, placement: str) -> Any:
     return dataclasses.field(default="auto", metadata={PLACEMENT_KEY: placement})
 
 
-def resolved_precision(precision: Precision) -> ComputePrecision:
-    """Return the precision of a running stage's config, in which `auto` is already resolved."""
+def require_resolved(precision: Precision) -> ComputePrecision:
+    """Return `precision`, which must not be `auto`: `jobs.frame.precision` resolves it before a stage runs."""
     assert precision != "auto", "`auto` must be resolved before a stage runs (jobs.frame.precision)"
     return precision
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("corpus", "vocabulary", "shards")
 PACKAGES = ("actors", "cluster", "data", "jobs", "model")
 
 
@@ -41,31 +40,28 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path):
 
 
 @pytest.mark.slow
-def test_the_first_stages_of_a_pipeline_run_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: Path):
-    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
+def test_the_wheel_runs_all_stages_of_a_pipeline_in_a_folder_of_its_own(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from planting.tiny_pipeline import STAGES, write_world
+
+    site, folder = tmp_path / "site", tmp_path / "elsewhere"
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True)
-    folder = tmp_path / "empty"
     folder.mkdir()
-    (folder / "texts.txt").write_text("".join(f"The {n}th text says that {n} is not {n + 1}.\n" for n in range(200)))
-    configs = {
-        "corpus": {"sources": [{"name": "texts", "path": "texts.txt", "format": "text", "split": "\n"}], "steps": []},
-        "vocabulary": {"corpus": "corpus", "size": 270},
-        "shards": {"corpus": "corpus", "tokenizer": "vocabulary"},
-        "pipeline": {"store": "runs", "stages": list(STAGES)},
-    }
-    for name, config in configs.items():
-        (folder / f"{name}.yaml").write_text(json.dumps(config))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    pipeline = write_world(folder)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
 
     def python(*arguments: str) -> str:
         command = [sys.executable, *arguments]
         result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         return result.stdout
 
-    assert python("-c", "import data.cleaning.recipe as r; print(r.__file__)").startswith(str(tmp_path / "site"))
+    assert python("-c", "import data.cleaning.recipe as r; print(r.__file__)").startswith(str(site))
     load_all = "from importlib.metadata import distribution as d; [e.load() for e in d('raymill').entry_points]"
     python("-c", load_all)
     assert "usage: raymill" in python("-m", "jobs.cli", "--help")
-    python("-m", "jobs.cli", "run", "pipeline", "pipeline.yaml")
-    records = [json.loads(file.read_text()) for file in (folder / "runs").glob("*/artifact.json")]
+    python("-m", "jobs.cli", "run", "pipeline", pipeline.name, "serve.questions=[What is near the old sea?]")
+    records = [json.loads(file.read_text()) for file in (folder / "store").glob("*/artifact.json")]
     assert {record["stage"] for record in records} == set(STAGES)

@@ -53,6 +53,7 @@ def write_world(folder: Path) -> Path:
     chats = lines("chats.jsonl", [{"prompt": text(4), "response": text(5)} for _ in range(200)])
     pairs = lines("pairs.jsonl", [{"prompt": text(4), "chosen": text(5), "rejected": text(2)} for _ in range(200)])
     prompts = lines("prompts.jsonl", [{"prompt": text(4)} for _ in range(64)])
+    shutil.copy(ROOT / "configs" / "tiny" / "gold.py", folder)
     files = {"source": source, "chats": chats, "pairs": pairs, "prompts": prompts, "question": text(3)}
     for name, values in _configs(folder / "store", files).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
@@ -70,7 +71,7 @@ def _configs(store: Path, files: Mapping[str, Any]) -> dict[str, Any]:
     task = {
         "name": "chat",
         "prompts": files["prompts"],
-        "measures": [f"{ROOT}/configs/tiny/gold.py:asks_question"],
+        "measures": ["gold.py:asks_question"],
         "models": ["sft"],
     }
     return {

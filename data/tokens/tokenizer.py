@@ -2,8 +2,8 @@
 
 Two special tokens mark an end. `<|endoftext|>` is the separator between documents. It is the tokenizer's bos and eos
 token, and no chat contains it. `<|end|>` is at the end of each message of a chat. A model folder names its end token: a
-base model ends a text with `<|endoftext|>` (`base_special_tokens`), and a chat model ends a completion with `<|end|>`
-(`chat_special_tokens`). vLLM also stops at the tokenizer's eos token.
+base model ends a text with `<|endoftext|>` (`read_base_special_tokens`), and a chat model ends a completion with
+`<|end|>` (`read_chat_special_tokens`). vLLM also stops at the tokenizer's eos token.
 
 A tokenizer is either trained by the stage `vocabulary` and saved by `save_tokenizer`, or it comes from a Hugging Face
 folder of another project.
@@ -122,14 +122,14 @@ class TokenIds(NamedTuple):
     """Id of the padding token. It is never the token at the end of a document or chat, so padding can be recognized."""
 
 
-def base_special_tokens(folder: Path) -> TokenIds:
+def read_base_special_tokens(folder: Path) -> TokenIds:
     """Return the special tokens of a base model. Both bos and eos are the separator."""
     tokenizer = load_tokenizer(folder)
     separator = separator_id(tokenizer)
     return TokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
 
 
-def chat_special_tokens(folder: Path) -> TokenIds:
+def read_chat_special_tokens(folder: Path) -> TokenIds:
     """Return the special tokens of a chat model.
 
     The eos token is the token at the end of a message in the chat template. The bos token is that of the tokenizer, or

@@ -44,7 +44,7 @@ def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]
     load_tokenizer(inputs["init"].model.local())
 
 
-def init_model_config(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
+def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
     """Return the config of the model in `init`.
 
     The model that the stage writes has the same config, so this function is the stage's `output_sizes`.

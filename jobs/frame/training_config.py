@@ -8,7 +8,7 @@ from cluster.placement import Execution, Placement
 from jobs.frame.sizes import activation_gib, checkpoint_gib, model_config_of, parameters_mib, training_state_mib
 from jobs.frame.stage import PlannedInputs
 from jobs.frame.workload import Processes, Workload
-from model.precision import Precision, resolved_precision
+from model.precision import Precision, require_resolved
 from model.transformer_config import TransformerConfig, flop_per_token
 
 
@@ -172,7 +172,7 @@ def training_workload(
         ],
         flop=tokens * flop_per_token(model_config, length),
         width=model_config.width,
-        precision=resolved_precision(config.precision),
+        precision=require_resolved(config.precision),
         threads=placement.workers * placement.threads_per_worker,
         steps=config.steps,
         disk_gib=num_checkpoints * checkpoint_gib(model_config) + parameters_mib(model_config, 4) / 1024,

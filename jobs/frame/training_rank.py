@@ -32,7 +32,7 @@ from model.huggingface_config import SpecialTokens
 from model.objectives import Objective
 from model.optim import adamw, warmup_cosine
 from model.parallel import full_state_dict, shard, sum_over_ranks
-from model.precision import autocast_dtype, fastest_matmul_s, resolved_precision
+from model.precision import autocast_dtype, fastest_matmul_s, require_resolved
 from model.train import StepReport, TrainState, autocast
 from model.transformer import Transformer
 from model.transformer_config import flop_per_token
@@ -52,7 +52,7 @@ class TrainingRun:
         self.rank_context, self.payload, self.config = rank_context, payload, payload.config
         on_gpu = self.config.execution.placement.gpus_per_worker > 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = autocast_dtype(resolved_precision(payload.config.precision))
+        self.dtype = autocast_dtype(require_resolved(payload.config.precision))
         checkpoints = payload.output / "checkpoints"
         self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
         self.total_tokens = 0  # tokens that the ranks together have trained on since the first step, without padding

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from model.heads import ScalarHead
@@ -37,7 +37,7 @@ def save_policy(folder: Path, *, tied: bool, seed: int, scale: float = 5.0) -> T
             parameter.data.mul_(scale)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
-    ids = chat_special_tokens(folder)
+    ids = read_chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
     return model
@@ -60,7 +60,7 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scala
     save_policy(folder, tied=True, seed=4)
     model = load_hf_scalar_model(folder)
     model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    ids = chat_special_tokens(folder)
+    ids = read_chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_hf_model(folder, model.state_dict(), model.config, special_tokens=tokens, tokenizer_folder=folder)
     return folder, model

@@ -19,7 +19,7 @@ from actors.weight_sync import ObjectStoreSender, StaleWeightsError, WeightSnaps
 from cluster.storage import Storage
 from model.huggingface import load_hf_model
 from model.learning import LearningConfig
-from model.precision import autocast_dtype, resolved_precision, torch_dtype
+from model.precision import autocast_dtype, require_resolved, torch_dtype
 from model.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ class Engine:
         """Run the sync check as a training step does, with the learner's model of this weight version."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
-        dtype = autocast_dtype(resolved_precision(self.learning.precision))
+        dtype = autocast_dtype(require_resolved(self.learning.precision))
         learner = batch_logprobs(model, batch, temperature=temperature, micro_batch_size=8, dtype=dtype)
         return check_logprobs(
             batch,

@@ -15,7 +15,7 @@ from actors.learner import Learner
 from actors.training_rank import TrainingSettings
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.config_loader import build
@@ -50,7 +50,7 @@ def test_an_update_raises_the_logprob_of_the_completion_with_the_higher_advantag
     initialize(model, seed=0)
     folder = tmp_path / "policy"
     save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
-    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    tokens = SpecialTokens(**read_chat_special_tokens(folder)._asdict())
     save_hf_model(folder, model.state_dict(), model_config, special_tokens=tokens, tokenizer_folder=folder)
     training = TrainingSettings(
         folder=Storage(str(folder)),

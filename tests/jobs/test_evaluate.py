@@ -16,7 +16,7 @@ from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
-from data.tokens.tokenizer import chat_special_tokens, fingerprint, save_tokenizer
+from data.tokens.tokenizer import fingerprint, read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.compress import STAGE as COMPRESS
@@ -80,7 +80,7 @@ def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
     save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), folder)
-    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    tokens = SpecialTokens(**read_chat_special_tokens(folder)._asdict())
     save_hf_model(folder, model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
 
 
@@ -184,7 +184,7 @@ def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_p
     folder = tmp_path / "other" / "model"
     config = TransformerConfig(vocab_size=MIN_BPE_SIZE + 5, **SIZES)
     save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_BPE_SIZE + 5), folder)
-    tokens = SpecialTokens(**chat_special_tokens(folder)._asdict())
+    tokens = SpecialTokens(**read_chat_special_tokens(folder)._asdict())
     save_hf_model(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
     given = {"models.m": artifact(tmp_path / "other", "sft"), "text": inputs["shards"]}
     with pytest.raises(ValueError, match="made with tokenizer"):

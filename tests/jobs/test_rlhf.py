@@ -19,7 +19,7 @@ from cluster.placement import Placement
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.user_program import Program
-from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
@@ -51,7 +51,7 @@ def save_model(folder: Path, sizes: TransformerConfig = SIZES, *, digits: str = 
     initialize(model, 0)
     folder.mkdir(parents=True)
     save_tokenizer(train_tokenizer([digits], size=MIN_BPE_SIZE + (10 if digits else 0)), folder)
-    ids = chat_special_tokens(folder)
+    ids = read_chat_special_tokens(folder)
     tokens = SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad)
     save_hf_model(folder, model.state_dict(), sizes, special_tokens=tokens, tokenizer_folder=folder)
     artifact = open_artifact(str(folder))

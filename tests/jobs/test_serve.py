@@ -14,7 +14,7 @@ import torch
 from actors.server import API_KEY_VARIABLE, MODEL_NAME, TimedAnswer, ask
 from cluster.storage import Storage
 from cluster.tracking import Tracker
-from data.tokens.tokenizer import chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs import serve as stage
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         state,
         config,
-        special_tokens=SpecialTokens(**chat_special_tokens(folder)._asdict()),
+        special_tokens=SpecialTokens(**read_chat_special_tokens(folder)._asdict()),
         tokenizer_folder=folder,
     )
     return folder

@@ -57,9 +57,9 @@ def test_the_measurement_agrees_with_the_flags_of_this_cpu() -> None:
 
 
 def test_auto_must_be_resolved_before_a_stage_runs() -> None:
-    assert precision.resolved_precision("bfloat16") == "bfloat16"
+    assert precision.require_resolved("bfloat16") == "bfloat16"
     with pytest.raises(AssertionError, match="must be resolved before a stage runs"):
-        precision.resolved_precision("auto")
+        precision.require_resolved("auto")
 
 
 def test_precisions_map_to_torch_dtypes() -> None:

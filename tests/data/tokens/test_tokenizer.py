@@ -7,14 +7,14 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from data.tokens.tokenizer import (
-    base_special_tokens,
     chat_end_id,
-    chat_special_tokens,
     end_token_ids,
     fingerprint,
     load_encoder,
     load_tokenizer,
     pad_id,
+    read_base_special_tokens,
+    read_chat_special_tokens,
     save_tokenizer,
     separator_id,
     vocab_size,
@@ -91,16 +91,16 @@ def test_end_and_padding_tokens_of_our_tokenizer_and_of_another_one(folder: Path
     ours = load_tokenizer(folder)
     assert (separator_id(ours), chat_end_id(ours), pad_id(ours), end_token_ids(ours)) == (0, 5, 1, [0, 5])
     assert ours.eos_token == END_OF_TEXT and ours.pad_token == PAD
-    assert chat_special_tokens(folder) == (0, 5, 1) and base_special_tokens(folder) == (0, 0, 1)
+    assert read_chat_special_tokens(folder) == (0, 5, 1) and read_base_special_tokens(folder) == (0, 0, 1)
     save_chatml(tmp_path / "chatml")
     foreign = load_tokenizer(tmp_path / "chatml")
     start, end = foreign.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     # The pad token also ends a chat. Padding must be distinguishable from that, so another token is used.
     assert (separator_id(foreign), chat_end_id(foreign), pad_id(foreign)) == (0, end, 0)
-    assert chat_special_tokens(tmp_path / "chatml") == (start, end, 0)
+    assert read_chat_special_tokens(tmp_path / "chatml") == (start, end, 0)
     config = json.loads((tmp_path / "chatml/tokenizer_config.json").read_text())
     (tmp_path / "chatml/tokenizer_config.json").write_text(json.dumps(config | {"bos_token": None}))
-    assert chat_special_tokens(tmp_path / "chatml") == (0, end, 0)  # Without a bos token, the separator is used.
+    assert read_chat_special_tokens(tmp_path / "chatml") == (0, end, 0)  # Without a bos token, the separator is used.
 
 
 def test_the_fingerprint_stays_when_transformers_saves_and_differs_for_another_vocabulary(
@@ -130,4 +130,4 @@ def test_errors_say_which_token_or_template_a_tokenizer_lacks(tmp_path: Path) ->
         chat_end_id(tokenizer)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "[SEP]", "pad_token": "[PAD]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert base_special_tokens(tmp_path) == (2, 2, 3)  # BERT has no eos token either.
+    assert read_base_special_tokens(tmp_path) == (2, 2, 3)  # BERT has no eos token either.

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.tokens.tokenizer import (
-    base_special_tokens,
-    chat_special_tokens,
     fingerprint,
     load_encoder,
     load_tokenizer,
+    read_base_special_tokens,
+    read_chat_special_tokens,
     save_tokenizer,
     vocab_size,
 )
@@ -114,7 +114,7 @@ def test_transformers_gives_the_same_ids_for_every_kind(
     special = RECIPES[name].special_tokens
     assert transformers_tokenizer.convert_tokens_to_ids(list(special)) == list(range(len(special)))
     assert transformers_tokenizer.encode("".join(special)) == list(range(len(special)))
-    assert chat_special_tokens(folders[name]) == (0, 5, 1) and base_special_tokens(folders[name]) == (0, 0, 1)
+    assert read_chat_special_tokens(folders[name]) == (0, 5, 1) and read_base_special_tokens(folders[name]) == (0, 0, 1)
     assert transformers_tokenizer.unk_token == (UNKNOWN if UNKNOWN in special else None)
     assert transformers_tokenizer.mask_token == (MASK if MASK in special else None)
     transformers_tokenizer.save_pretrained(folders[name] / "again")
