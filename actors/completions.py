@@ -19,7 +19,7 @@ from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
-from actors.settings import GENERATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
+from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
 from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
@@ -123,7 +123,7 @@ def complete(
     The keys of `prompts_by_model` and of the result are the names of the models. Models with equal model configs use
     the same engines one after the other, because starting an engine takes tens of seconds, but loading other weights
     into a running engine takes only tens of milliseconds. The other arguments are those of `complete_tasks`. Raises a
-    WeightSyncError when the logprobs of an engine differ from those of Raymill's model by more than a bound.
+    EngineMismatchError when the logprobs of an engine differ from those of Raymill's model by more than a bound.
     """
     results: dict[str, list[Rollout]] = {}
     for model_config, names in _group_by_config(prompts_by_model).items():
@@ -131,7 +131,7 @@ def complete(
         settings = EngineSettings(
             model=prompts_by_model[names[0]].model,
             max_length=model_config.max_length,
-            max_sequences=GENERATION_BATCH_PROMPTS,
+            max_sequences=EVALUATION_BATCH_PROMPTS,
             precision=precision,
             kv_cache_gib=kv_cache_gib,
             is_cuda=placement.gpus_per_worker > 0,
@@ -194,8 +194,8 @@ def _generate(
     prompts = list(model_prompts.prompts)
     groups = pool.generate(
         [
-            GenerationBatch(0, version, tuple(prompts[start : start + GENERATION_BATCH_PROMPTS]), batch_sampling)
-            for start in range(0, len(prompts), GENERATION_BATCH_PROMPTS)
+            GenerationBatch(0, version, tuple(prompts[start : start + EVALUATION_BATCH_PROMPTS]), batch_sampling)
+            for start in range(0, len(prompts), EVALUATION_BATCH_PROMPTS)
         ]
     )
     check_rollouts(prompts, groups, version=version, vocab_size=vocab_size)
@@ -210,7 +210,7 @@ def check_completions(
     current: WeightSnapshot,
     previous: WeightSnapshot | None,
 ) -> None:
-    """Raises a WeightSyncError when the engine's and Raymill's logprobs of the completions differ by more than a bound.
+    """Raises EngineMismatchError when engine and Raymill differ in the completions' logprobs by more than a bound.
 
     The bound depends on `precision` and `temperature`. `current` is the snapshot from which the engine loaded `model`,
     and `previous` the snapshot that the engine had loaded before. `previous` is None for the first model of an engine.

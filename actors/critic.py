@@ -79,9 +79,9 @@ class CriticGroup:
         The result is 0 where loss_mask is false.
         """
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda actor: actor.values.remote(batch_ref), torch.cat)
+        return self.ranks.call(lambda actor: actor.values.remote(batch_ref), torch.cat)
 
     def update(self, batch: ValueBatch, step: int) -> Pending[list[StepReport]]:
         """Start one optimizer step for each minibatch of each epoch. The result is the list of step reports."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)
+        return self.ranks.call(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)

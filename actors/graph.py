@@ -1,6 +1,6 @@
 """The actor graph of RLHF: the actors, how they are connected, and one training step.
 
-    prompts → generators → rollouts → scorer, reference, critic → advantages → learner, critic → weights → generators
+    prompts → generators → rollouts → scorer, learner, reference, critic → advantages → learner, critic → weights
 
 `build_graph` starts the actors and connects them. `Graph.train_step` runs one training step: it generates rollouts of
 some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. A
@@ -266,7 +266,7 @@ class Graph:
 
         A run resumes with the training step that has this index.
         """
-        return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps
+        return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps_per_rlhf_step
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder. Also waits until the last checkpoint is complete."""
@@ -312,14 +312,15 @@ class Graph:
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
         """Sample `num_samples` completions of each prompt from the current policy.
 
-        Returns one group for each prompt, in order. `step` is `GenerationBatch.step`.
+        Returns one group for each prompt, in order. `step` is the index of the training step, or one of the negative
+        constants that replace it in the seeds of other completions, such as `_HELD_OUT_SEED_STEP`.
         """
-        rollouts, version = self._config.rollouts, self._weight_version
+        config, version = self._config.rollouts, self._weight_version
         requests = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        # A generation batch has the same number of completions in training and on held-out prompts. So with fewer
-        # completions per prompt it has more prompts.
-        requests_per_batch = rollouts.generation_batch_prompts * rollouts.group_size // num_samples
-        sampling = self._sampling_params(rollouts.max_new_tokens)
+        # In training, a generation batch has generation_batch_prompts · group_size completions, as many as the engine
+        # runs at the same time. On held-out prompts, with one completion each, it has this number of prompts.
+        requests_per_batch = config.generation_batch_prompts * config.group_size // num_samples
+        sampling = self._sampling_params(config.max_new_tokens)
         groups = self.generators.generate(
             [GenerationBatch(step, version, part, sampling) for part in split_requests(requests, requests_per_batch)]
         )
@@ -410,7 +411,7 @@ class Graph:
         return math.ceil(_MIN_SYNC_CHECK_PROMPTS / num_ranks) * num_ranks
 
     def _check_logprobs(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
-        """Return the logprob difference between engine and learner. Raises a WeightSyncError when it is too large."""
+        """Return the logprob difference between engine and learner. Raises EngineMismatchError if it is too large."""
         assert self._current_snapshot is not None
         return check_logprobs(
             batch,

@@ -138,7 +138,7 @@ class LearnerGroup:
     def connect(self, generators: Sequence[ActorHandle]) -> None:
         """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc)."""
         address = self.ranks.free_address()
-        self.ranks.start(lambda actor: actor.connect.remote(list(generators), address), list).wait()
+        self.ranks.call(lambda actor: actor.connect.remote(list(generators), address), list).wait()
 
     def logprobs(self, batch: Batch | ray.ObjectRef) -> Pending[Tensor]:
         """Start computing the logprobs [N, T] of the targets of all N rows under the current policy.
@@ -146,17 +146,17 @@ class LearnerGroup:
         The result is 0 where loss_mask is false.
         """
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
+        return self.ranks.call(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
 
     def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
         """Start one optimizer step for each minibatch of each epoch. The result is the list of step reports."""
         batch_ref = to_object_ref(batch)
-        return self.ranks.start(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)
+        return self.ranks.call(lambda actor: actor.update.remote(batch_ref, step), rank_0_result)
 
     def send_weights(self, version: int) -> WeightSnapshot:
         """Return a snapshot of the current weights, which the generators must load (`Learner.send_weights`)."""
-        return self.ranks.start(lambda actor: actor.send_weights.remote(version), rank_0_result).wait()
+        return self.ranks.call(lambda actor: actor.send_weights.remote(version), rank_0_result).wait()
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
         """Write the policy as a Hugging Face folder."""
-        self.ranks.start(lambda actor: actor.export.remote(output, special_tokens), list).wait()
+        self.ranks.call(lambda actor: actor.export.remote(output, special_tokens), list).wait()

@@ -72,9 +72,12 @@ class RankGroup:
         """Load the checkpoint of this optimizer step. None keeps the model that training starts from."""
         self.wait([actor.restore.remote(optimizer_step) for actor in self.actors])
 
-    def start(self, call: Callable[[ActorHandle], ray.ObjectRef], combine: Callable[[list[Any]], T]) -> Pending[T]:
-        """Start `call(actor)` on every rank and return the pending result."""
-        return Pending(self, [call(actor) for actor in self.actors], combine)
+    def call(self, start_call: Callable[[ActorHandle], ray.ObjectRef], combine: Callable[[list[Any]], T]) -> Pending[T]:
+        """Call a method of every rank. `start_call(actor)` starts the call and returns its future.
+
+        Returns the pending result: `combine` of the results of all ranks, in order.
+        """
+        return Pending(self, [start_call(actor) for actor in self.actors], combine)
 
     def wait(self, futures: Sequence[ray.ObjectRef]) -> list[Any]:
         """Wait for all futures and return their results in order. Raises RanksDied when a rank has died."""

@@ -14,12 +14,12 @@ from model.algorithms import Algorithm
 from model.learning import LearningConfig
 from model.precision import Precision, precision_field
 
-GENERATION_BATCH_PROMPTS = 64
-"""Number of prompts in a generation batch of an evaluation. It is fixed, so that completions do not depend on the
-number of engines."""
+EVALUATION_BATCH_PROMPTS = 64
+"""Number of prompts in a generation batch of the stage `evaluate`. It does not depend on the number of engines, because
+the rounding of an engine's results depends on which prompts it processes together."""
 MAX_PASS_TOKENS = 4096
-"""Maximum number of positions in one forward pass of an evaluation, padding included. It limits the memory for the
-float32 logits."""
+"""Maximum number of positions in one forward pass of `evaluate` or `compress`, padding included. It limits the memory
+for the float32 logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,9 @@ class RolloutConfig:
     max_new_tokens: int = 64
     """Completions are truncated at this number of tokens. A truncated completion counts as unfinished."""
     generation_batch_prompts: int = 16
-    """Number of prompts in a generation batch, the work that one engine does in one call. It is fixed, so that results
-    do not depend on the number of engines. prompts_per_step must be a multiple of it."""
+    """Number of prompts in a generation batch, the work that one engine does in one call. prompts_per_step must be a
+    multiple of it. It changes the results, because the rounding of an engine's results depends on which prompts the
+    engine processes together. The number of engines does not change them."""
 
     @property
     def rollouts_per_step(self) -> int:
@@ -114,7 +115,8 @@ class GraphExecution(Execution):
     weight_transfer: TransferBackend = "object_store"
     """How the learner's weights reach the engines. nccl and ipc send them from GPU to GPU; ipc needs learner and engine
     on the same GPU. With nccl and ipc, a generator that dies ends the run, because a new generator could not load the
-    weights by itself. The same command then resumes from the last checkpoint."""
+    weights by itself. The same command then resumes from the last checkpoint. nccl has been implemented for one
+    generator only."""
     checkpoint_interval: int = 20
     """Number of training steps between two checkpoints."""
     held_out_interval: int = 0
@@ -147,7 +149,7 @@ class GraphExecution(Execution):
             )
         if self.weight_transfer == "nccl" and self.generators.workers > 1:
             raise ValueError(
-                f"{field}.weight_transfer: nccl supports one generator only, but generators.workers is "
+                f"{field}.weight_transfer: with nccl there can be only one generator, but generators.workers is "
                 f"{self.generators.workers}; set weight_transfer to object_store"
             )
         for name in ("learners", "critics") if algorithm.needs_critic else ("learners",):

@@ -5,8 +5,9 @@ interface. When weights go through Ray's object store, `actors.transfer_engine` 
 engine.
 
 No rollout is used for training before `actors.sync_check` has passed, because a weight sync can fail without an error.
-For example, vLLM on CPU repacks a tied output head (lm_head) only on request. Without that request, the engine keeps
-sampling with the old head.
+For example, with tied embeddings vLLM on CPU computes the logits from a packed copy of the embeddings, which loading
+new weights does not change. If `actors.transfer_engine` did not pack them again, the engine would sample with the old
+ones.
 """
 
 from __future__ import annotations
@@ -31,19 +32,22 @@ _CHUNK_BYTES = 256 * 2**20
 copies only a small part of the model at a time."""
 
 
-class WeightSyncError(RuntimeError):
-    """An engine does not compute what the learner computes. Training stops before it uses the engine's rollouts."""
+class EngineMismatchError(RuntimeError):
+    """An engine does not compute what the learner, or in an evaluation Raymill's own model, computes.
+
+    The run stops before it uses the engine's completions.
+    """
 
 
-class StaleWeightsError(WeightSyncError):
+class StaleWeightsError(EngineMismatchError):
     """The engine has older weights than the last snapshot, in all or some of its parameters."""
 
 
-class TokenizationError(WeightSyncError):
+class TokenizationError(EngineMismatchError):
     """The engine read other prompt tokens than were sent, or sampled tokens that the learner does not know."""
 
 
-class NumericsError(WeightSyncError):
+class NumericsError(EngineMismatchError):
     """Engine and learner have the same weights and tokens, but their logprobs differ by more than the bound."""
 
 
@@ -178,7 +182,7 @@ def read_chunks(chunks: Sequence[ray.ObjectRef]) -> Iterator[tuple[str, Tensor]]
 
 
 def to_array(tensor: Tensor) -> NDArray:
-    """Return a tensor as a numpy array, which processes read from Ray's object store without a copy.
+    """Return a tensor as a numpy array. Ray's object store holds arrays as they are, without pickling.
 
     numpy has no bfloat16, so a bfloat16 tensor becomes an int16 array with the same bytes.
     """

@@ -152,7 +152,7 @@ class Benchmark:
     def more_sft(self, start: Path) -> Path:
         """As many further steps and sequences of demonstrations as GRPO's."""
         model = load_hf_model(start)
-        steps = RL_STEPS * GRPO.optimizer_steps
+        steps = RL_STEPS * GRPO.optimizer_steps_per_rlhf_step
         state = TrainState(model, adamw(model, lr=GRPO.lr, weight_decay=0.0), constant_schedule(GRPO.lr))
         global_batch_size = ROLLOUTS.rollouts_per_step // GRPO.minibatches
         for _ in fit(state, self._batches(steps, global_batch_size, "more"), causal_lm):

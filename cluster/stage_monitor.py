@@ -73,9 +73,8 @@ def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
 class StageMonitor:
     """Monitors the processes of one stage on all nodes of the cluster.
 
-    consumes: the report of each node; waits for: one second between polls; is unblocked by: the clock; produces: log
-    warnings about stopped and stalled processes, and about deaths that no exception reports. Every death is kept until
-    `pop_death` returns it.
+    A thread polls the monitor of every node once a second, and logs warnings about stopped and stalled processes and
+    about deaths that no exception reports. Every death is kept until `pop_death` returns it.
     """
 
     def __init__(

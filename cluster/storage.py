@@ -1,8 +1,8 @@
 """A directory on any fsspec location, which contains artifacts, checkpoints and shards.
 
 Everything that Raymill writes goes through `Storage`, so that a local folder and an S3 prefix behave alike. A file
-becomes visible only after all of its bytes are written. Requests that fail with a transient error (HTTP status 500 or
-503, a dropped connection) are repeated.
+becomes visible only after all of its bytes are written, unless it is written through `open`. Requests that fail with a
+transient error (HTTP status 500 or 503, a dropped connection) are repeated.
 """
 
 import contextlib
@@ -27,8 +27,9 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster.credentials import reject_credentials
 from cluster.paths import absolute_url
 from cluster.progress import show_activity
-from cluster.retry import BLOCK_BYTES, RETRY_WAITS_S, with_retries
+from cluster.retry import BLOCK_BYTES, with_retries
 
+_REMOVE_ATTEMPTS = 3  # without waits in between: `with_retries` waits after an error that the store reports
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """Keys of fsspec's file information that change when a file is written: size, checksum, and time of the last write."""
 
@@ -98,14 +99,14 @@ class Storage:
             name: info for name, info in infos.items() if info["type"] != "directory" and not str(name).endswith("/")
         }
 
-    def open(self, name: str, mode: str = "rb", *, read_ahead: bool = False) -> Any:
+    def open(self, name: str, mode: str = "rb", *, prefetch: bool = False) -> Any:
         """Open a file.
 
         Writing through this handle is not atomic. Use `write_bytes` or `writing` for files that other processes read.
 
-        Set `read_ahead` to read a complete file from an object store. Blocks of 8 MiB are then fetched in the
-        background while earlier blocks are processed, and up to 32 MiB are kept in memory. Without it, a read fetches
-        little more than the requested bytes.
+        Set `prefetch` if you read a file of an object store from beginning to end. Blocks of 8 MiB are then fetched in
+        the background while earlier blocks are processed, and up to 32 MiB are kept in memory. Without it, a read
+        fetches little more than the requested bytes.
         """
         if self.is_local and "r" not in mode:
             os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
@@ -113,7 +114,7 @@ class Storage:
         if self.fs.async_impl and "r" in mode:
             options = (
                 {"cache_type": "background", "block_size": BLOCK_BYTES, "cache_options": {"maxblocks": 4}}
-                if read_ahead
+                if prefetch
                 else {"cache_type": "readahead", "block_size": 256 << 10}
             )
         return with_retries(self.fs.open, self.path(name), mode, **options)
@@ -188,7 +189,7 @@ class Storage:
         if self.fs.async_impl and self.fs is target.fs:
             with_retries(self.fs.cp_file, self.path(name), target.path(target_name))
             return
-        with self.open(name, read_ahead=True) as source, target.writing(target_name) as file:
+        with self.open(name, prefetch=True) as source, target.writing(target_name) as file:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
 
     def read_json(self, name: str) -> Any:
@@ -227,7 +228,7 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file or directory, or without a name this directory. Does nothing if it does not exist."""
         path = self.path(name) if name else self.root
-        for _ in RETRY_WAITS_S:  # as many attempts as there are waits; this loop does not wait itself
+        for _ in range(_REMOVE_ATTEMPTS):
             if not self.exists(name):
                 return
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
@@ -342,8 +343,8 @@ def _writing_multipart(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Bin
 def _complete_upload(fs: fsspec.AbstractFileSystem, file: Any, path: str) -> None:
     """Complete a multipart upload.
 
-    If the response to the request is lost, the repeated request fails with FileNotFoundError, because the upload no
-    longer exists. It has succeeded if the object has the ETag of the uploaded parts.
+    If the response to the request is lost, the repeated request fails with FileNotFoundError, because the first request
+    has ended the upload. So after this error, the upload is complete if the object has the ETag of the uploaded parts.
     """
     try:
         with_retries(file.commit)

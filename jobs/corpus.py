@@ -4,8 +4,9 @@
             (tasks over ranges)     (tasks over parts)                  (tasks over parts)
 
 Cleaning tasks (`data/corpus/cleaning_tasks.py`) and part tasks (`data/corpus/part_tasks.py`) exchange files through
-storage, and running a task twice gives the same files. So a run that was killed does not repeat its finished tasks, and
-the output does not depend on the number and size of the tasks or on the number of workers.
+storage. The result of every finished task is stored, so a run that was killed does not repeat it. A hash of its text
+decides in which part a document is, and the rows of a part are sorted, so the output does not depend on the number and
+size of the tasks or on the number of workers.
 
     documents/part-*.parquet   the documents that are kept: id, source, text, metadata
     drops/part-*.parquet       the documents that are dropped, with the reason and, for a duplicate, the id of the
@@ -66,8 +67,8 @@ from jobs.frame.user_code import read_program
 from jobs.frame.workload import Processes, Workload
 from jobs.report.corpus import report_corpus
 
-_STAGED = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
-_CHANGES = "staged.json"  # file in that folder with a `_Staged`, written last
+_STAGING_FOLDER = f"{WORK}/forget"  # folder in which `forget` stages the changed tables
+_STAGED_JSON = "staged.json"  # file in that folder, written last, which contains a `_Staged`
 _READ_S_PER_MB = 0.22  # seconds to read 1 MB of text in Python on the reference processor (`jobs.frame.cost_model`)
 _STEP_S_PER_MB = 0.108  # the same for one cleaning step on 1 MB of text, as a mean over the steps of the demo
 _KEPT_TEXT = 0.45  # fraction of the source files' bytes that is kept as text, measured on the demo
@@ -83,8 +84,9 @@ class CorpusExecution(TasksExecution):
 
     task_mib: int = 32
     """Approximate MiB of input that one cleaning task reads."""
-    partitions: int | None = None
-    """Number of tasks that write the parts. By default, there is one task for each part."""
+    part_tasks: int | None = None
+    """Number of tasks in each phase that works on the parts. It does not change the number of parts. By default, there
+    is one task for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,9 @@ class CorpusConfig:
     several copies of a text, the one with the lowest id is kept. If that copy is in a source of weight 0, the text is
     missing from the corpus, even if another source has a copy."""
     fairness_budget: float | None = None
-    """Each step is tested on neutral sentences with and without a mention of a group of people. This is how much larger
-    the removed fraction may be with the mention: 0.05 allows five more in a hundred. By default it is not limited."""
+    """How much larger the fraction of sentences that a step removes may be if they mention a group of people: 0.05
+    allows five more in a hundred. Each step is tested on neutral sentences with and without such a mention. By default
+    the difference is not limited."""
     part_mib: int = 64
     """Approximate MiB of text in one part. Each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
@@ -112,7 +115,7 @@ def check(config: CorpusConfig) -> None:
     """Raises ValueError for the first error that can be detected in the config alone."""
     if not 1 <= config.part_mib <= _MAX_PART_MIB:
         raise ValueError(f"part_mib: {config.part_mib} must be at least 1 and at most {_MAX_PART_MIB}")
-    for name in ("task_mib", "partitions"):
+    for name in ("task_mib", "part_tasks"):
         value = getattr(config.execution, name)
         if value is not None and value < 1:
             raise ValueError(f"execution.{name}: {value} must be at least 1; leave it unset for the default")
@@ -138,7 +141,7 @@ def _check_mixture(mixture: Mapping[str, float], sources: Sequence[str]) -> None
         raise ValueError("mixture: every weight is 0; at least one must be above 0")
 
 
-def check_first_records(config: CorpusConfig) -> None:
+def check_files_and_fairness(config: CorpusConfig) -> None:
     """Raises ValueError if the first records of a source lack a column, or if a step exceeds the fairness budget.
 
     Also raises ValueError if the files of a step or the function of a user-provided step cannot be read.
@@ -163,7 +166,10 @@ def check_fairness(config: CorpusConfig) -> None:
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return copies of the steps that contain what they name: the current evaluation sets and functions."""
+    """Return copies of the steps that are fixed for one run.
+
+    They have the names and fingerprints of the current evaluation files, and the source code of user-provided steps.
+    """
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
         if step.user_step
@@ -186,29 +192,29 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         forgotten_ids=context.forgotten,
     )
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
-    with ThreadPoolExecutor(1) as driver:
+    with ThreadPoolExecutor(1) as fairness_thread:
         # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks.
-        fairness = driver.submit(fairness_ledger, work.steps)
+        fairness = fairness_thread.submit(fairness_ledger, work.steps)
         tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
         parts = write_parts(
             work,
-            [chunk for answer in cleaned for chunk in answer.chunk_files],
+            [chunk for result in cleaned for chunk in result.chunk_files],
             mixture=config.mixture,
-            partitions=execution.partitions,
+            part_tasks=execution.part_tasks,
             workers=execution.workers,
         )
     records = [part_record(part) for part in parts.parts]
     # Zero counts for every source, so that the summary also has the sources without a record.
     zero = {source.name: SourceCounts() for source in config.sources}
-    summary = summarize(sum_by_source([zero, *(answer.counts for answer in cleaned)]), records, parts.mixture_shares)
+    summary = summarize(sum_by_source([zero, *(result.counts for result in cleaned)]), records, parts.mixture_shares)
     check_not_empty(summary)
     names = names_by_source(config.sources, files)
     output.write_json(PARTS_JSON, to_plain(records))
     output.write_json(FAIRNESS, to_plain(fairness.result()))
     write_file_names(output, names)
     write_quarantine(
-        output, work.folder, [answer.quarantine_file for answer in cleaned if answer.quarantine_file], names
+        output, work.folder, [result.quarantine_file for result in cleaned if result.quarantine_file], names
     )
     work.remove_folder()
     context.tracker.log(0, metrics(summary))
@@ -252,33 +258,34 @@ class _Staged:
 
 
 def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> CorpusSummary | None:
-    """Remove the forgotten documents, and restore the documents that were dropped as duplicates of them.
+    """Remove the forgotten documents. Documents that were dropped as duplicates of them can take their place.
 
-    Only the tables of the parts that change are written again. Returns the new summary, or None when nothing changes.
+    Those are deduplicated among themselves, and the ones that are kept are added to the corpus. Only the tables of the
+    parts that change are written again. Returns the new summary, or None when nothing changes.
     """
-    output, folder = context.output, context.output / _STAGED
+    output, folder = context.output, context.output / _STAGING_FOLDER
     if output.exists(RECORD):
-        staged = _stage(config, context, artifact)
+        staged = _stage_forgetting(config, context, artifact)
         if staged is None:
             return None
-        folder.write_json(_CHANGES, to_plain(staged))
+        folder.write_json(_STAGED_JSON, to_plain(staged))
         start_change(artifact)
     else:  # an earlier call staged all its changes, removed the record in `start_change`, and was then killed
-        staged = from_plain(_Staged, folder.read_json(_CHANGES))
+        staged = from_plain(_Staged, folder.read_json(_STAGED_JSON))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))
     return staged.summary
 
 
-def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
-    """Write the changed tables into the folder `_STAGED`.
+def _stage_forgetting(config: CorpusConfig, context: Context, artifact: Artifact) -> _Staged | None:
+    """Write the changed tables into the folder `_STAGING_FOLDER`.
 
     Returns what the other files will contain, or None when the corpus contains none of the forgotten documents.
     """
     summary = artifact.read_summary(CorpusSummary)
     corpus = Corpus(
         output=context.output,
-        staging=context.output / _STAGED,
+        staging=context.output / _STAGING_FOLDER,
         sources=config.sources,
         steps=pinned_steps(config),
         num_parts=summary.parts,
@@ -291,7 +298,7 @@ def _stage(config: CorpusConfig, context: Context, artifact: Artifact) -> _Stage
         return None
     if changes.num_unreadable:
         log.warning(
-            "%d near-duplicates of forgotten documents were not restored: their source files are gone or changed",
+            "%d duplicates of forgotten documents could not take their place: their source files are gone or changed",
             changes.num_unreadable,
         )
     records = {record.name: record for record in read_part_records(context.output)}
@@ -344,7 +351,7 @@ STAGE = Stage(
     run=run,
     output_sizes=output_sizes,
     check=check,
-    check_sources=check_first_records,
+    check_sources=check_files_and_fairness,
     workload=workload,
     report=report_corpus,
     forget=forget,

@@ -29,7 +29,7 @@ from actors.evaluation_results import (
     text_results,
 )
 from actors.sentence_pairs import read_pairs, score_pairs
-from actors.settings import GENERATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
+from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
 from actors.verifier import Verifier
 from cluster.capacity import wait_for_capacity
 from cluster.paths import list_files
@@ -482,7 +482,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     num_batches, num_completions = 0, 0
     for task in config.generation:
         task_completions = len(_records(task)) * len(task.models or config.models)
-        num_batches += math.ceil(task_completions / GENERATION_BATCH_PROMPTS)
+        num_batches += math.ceil(task_completions / EVALUATION_BATCH_PROMPTS)
         num_completions += task_completions
     num_threads = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = parameters_mib(largest, 4) / 1024

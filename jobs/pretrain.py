@@ -63,7 +63,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     """Whether lm_head shares the embedding's weights."""
 
-    def transformer(self, vocab_size: int, max_length: int) -> TransformerConfig:
+    def transformer_config(self, vocab_size: int, max_length: int) -> TransformerConfig:
         """Return the config of the network. Raises ValueError for incompatible sizes (num_heads must divide width)."""
         model_config = TransformerConfig(vocab_size=vocab_size, max_length=max_length, **dataclasses.asdict(self))
         try:
@@ -109,7 +109,8 @@ class PretrainConfig:
 
 def check(config: PretrainConfig) -> None:
     """Raises ValueError for the first error that can be detected in the config alone."""
-    config.model.transformer(vocab_size=2, max_length=config.max_length)
+    # Raises ValueError for incompatible sizes. The vocabulary size is not known here, and does not matter for this.
+    config.model.transformer_config(vocab_size=2, max_length=config.max_length)
     check_training(config)
     if config.mixture is not None:
         check_weights(config.mixture)
@@ -160,7 +161,7 @@ def output_sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerC
     """Return the config of the network: that of `init`, or one made from `model` and the shards' vocabulary size."""
     if "init" in planned:
         return model_config_of(planned["init"])
-    return config.model.transformer(shards_sizes(planned["shards"]).vocab_size, config.max_length)
+    return config.model.transformer_config(shards_sizes(planned["shards"]).vocab_size, config.max_length)
 
 
 def estimate(config: PretrainConfig, planned: PlannedInputs) -> dict[str, float]:
@@ -221,7 +222,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         payload.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
     )
     if payload.init is None:
-        model = Transformer(config.model.transformer(reader.manifest.vocab_size, config.max_length))
+        model = Transformer(config.model.transformer_config(reader.manifest.vocab_size, config.max_length))
         initialize(model, config.seed)
     else:
         model = load_hf_model(payload.init.local())
@@ -248,13 +249,15 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
     """
     steps = range(state.step, training.config.steps)
     for step, rows in zip(steps, reader.read_ahead(map(training.rank_sample_indices, steps)), strict=True):
-        yield training.micro_batches(training.to_batch(rows), rows.input_ids, step)
+        training.add_to_data_hash(rows.input_ids, step)
+        yield training.micro_batches(training.to_batch(rows))
 
 
 def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
 
-    Every rank gets the same number of samples, and at least one.
+    Every rank gets the same number of samples, and at least one. If there are fewer samples than ranks, some ranks get
+    the sample of another rank, because the indices of the reader continue in the next epoch.
     """
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)

@@ -219,7 +219,8 @@ def step_batches(
         batch = to_pairs([payload.train[index] for index in indices], payload)
         # The token ids that the model is fed become part of the logged data hash.
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
-        yield training.micro_batches(batch, fed, step)
+        training.add_to_data_hash(fed, step)
+        yield training.micro_batches(batch)
 
 
 def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":

@@ -38,7 +38,7 @@ from jobs.frame.sizes import (
     training_state_mib,
 )
 from jobs.frame.stage import Context, PlannedInputs, Stage
-from jobs.frame.user_code import read_algorithm, read_verifier
+from jobs.frame.user_code import read_algorithm_program, read_verifier
 from jobs.frame.workload import Processes, Workload
 from jobs.report.rlhf import report_rlhf
 from model.huggingface_config import read_config
@@ -96,7 +96,7 @@ def check(config: RLHFConfig) -> None:
         raise ValueError("reward, verifier: set exactly one of them; it scores the completions")
     config.rollouts.check("rollouts")
     config.learning.check("learning")
-    algorithm = load_algorithm(read_algorithm(config.learning.algorithm))
+    algorithm = load_algorithm(read_algorithm_program(config.learning.algorithm))
     algorithm.check(config.learning, "learning")
     config.execution.check("execution", config.rollouts, config.learning, algorithm)
     if config.verifier is not None:
@@ -258,7 +258,7 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
         max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.held_out]),
         rollouts=config.rollouts,
         learning=config.learning,
-        algorithm=read_algorithm(config.learning.algorithm),
+        algorithm=read_algorithm_program(config.learning.algorithm),
         seed=config.seed,
         shuffle_rewards=config.shuffle_rewards,
         checkpoints=context.output / "checkpoints",
@@ -268,8 +268,8 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
     """Read and tokenize all prompts. A prompt that leaves no room for max_new_tokens is left out.
 
-    Raises ValueError if all prompts of the config field `prompts` are left out, or all prompts of a `held_out_prompts`
-    that is not empty.
+    Raises ValueError if none of `prompts` is left. Also raises ValueError if there are `held_out_prompts`, but none of
+    them is left.
     """
     folder = inputs["policy"].model.local()
     tokenizer = load_tokenizer(folder)
@@ -310,18 +310,20 @@ def output_sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfi
 
 def placements_of(config: RLHFConfig) -> dict[str, Placement]:
     """Return the placement of each worker group of the actor graph, by group name, such as `learners` or `critics`."""
-    return config.execution.placements(config.learning, load_algorithm(read_algorithm(config.learning.algorithm)))
+    return config.execution.placements(
+        config.learning, load_algorithm(read_algorithm_program(config.learning.algorithm))
+    )
 
 
 def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
     """Return what `raymill plan` prints, by name.
 
-    `rollouts` is the number of rollouts of the run, and `sampled_tokens` an upper bound of their tokens. For each kind
-    of actor in the graph, there is the MiB of memory that one such actor needs for its models and KV cache, such as
-    `learner_mib`.
+    `rollouts` is the number of rollouts of the run, and `sampled_tokens` an upper bound of their tokens. The other
+    values, such as `learner_mib`, are the memory of one actor of each kind in MiB: the weights, for learner and critic
+    also gradients and optimizer state, and for a generator on CPUs also the KV cache.
     """
     execution, model_config = config.execution, model_config_of(planned["policy"])
-    rollouts = config.steps * config.rollouts.rollouts_per_step
+    num_rollouts = config.steps * config.rollouts.rollouts_per_step
     placements = placements_of(config)
     # MiB of an engine's weights, and of its KV cache on CPUs.
     engine = parameters_mib(model_config, 2 if config.learning.precision == "bfloat16" else 4)
@@ -335,7 +337,7 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
         "reference_mib": parameters_mib(model_config, 4) if "reference" in placements else 0,
         "scorer_mib": parameters_mib(model_config_of(planned["reward"]), 4) if "reward" in planned else 0,
     }
-    sampled = {"rollouts": rollouts, "sampled_tokens": rollouts * config.rollouts.max_new_tokens}
+    sampled = {"rollouts": num_rollouts, "sampled_tokens": num_rollouts * config.rollouts.max_new_tokens}
     return {**sampled, **{name: size for name, size in memory.items() if size}}
 
 
@@ -358,16 +360,18 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     # Assumed length of a prompt and its completion, in tokens.
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
     placements = placements_of(config)
-    trained_tokens = config.steps * rollouts.rollouts_per_step * length
+    rollout_tokens = config.steps * rollouts.rollouts_per_step * length
     # `passes` is the cost of a trained token, counted in forward passes: one in the engine, one in the learner (old
     # logprobs), one in the reference, and in each epoch three for the learner's update and three for the critic's. An
     # update counts as three, because its backward pass costs as much as two forward passes.
     passes = 2 + ("reference" in placements) + 3 * config.learning.epochs * (1 + ("critics" in placements))
     # Tokens that the reward model scores. A verifier is assumed to take no time.
-    scored_tokens = (trained_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
-    # Generation batches that each engine completes: in one training step, and for all held-out prompts once.
+    scored_tokens = (rollout_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
+    # Generation batches of each engine: in one training step, and in one evaluation on the held-out prompts, which has
+    # group_size times as many prompts in a batch (`actors.graph`).
     batches_per_engine = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
-    held_out_batches = math.ceil(num_held_out / rollouts.generation_batch_prompts) / execution.generators.workers
+    held_out_batch_prompts = rollouts.generation_batch_prompts * rollouts.group_size
+    held_out_batches = math.ceil(num_held_out / held_out_batch_prompts) / execution.generators.workers
     model_gib, state_gib = parameters_mib(model_config, 4) / 1024, training_state_mib(model_config) / 1024
     activations_gib = activation_gib(model_config, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
@@ -382,7 +386,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         processes.append(Processes(kind="actor", number=critics, memory_gib=state_gib / critics + activations_gib))
     return Workload(
         processes=processes,
-        flop=(trained_tokens * passes + scored_tokens + num_evaluations * num_held_out * length)
+        flop=(rollout_tokens * passes + scored_tokens + num_evaluations * num_held_out * length)
         * forward_flop_per_token(model_config, length),
         width=model_config.width,
         precision=require_resolved(config.learning.precision),

@@ -195,7 +195,8 @@ def step_batches(
     """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
     for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
         batch = take(rows, indices)
-        yield training.micro_batches(training.to_batch(batch), batch.input_ids, step)
+        training.add_to_data_hash(batch.input_ids, step)
+        yield training.micro_batches(training.to_batch(batch))
 
 
 def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":

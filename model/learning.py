@@ -50,7 +50,7 @@ class LearningConfig:
     stage fails. Null means 1e-4 in float32 and 0.1 in bfloat16."""
 
     @property
-    def optimizer_steps(self) -> int:
+    def optimizer_steps_per_rlhf_step(self) -> int:
         """Number of optimizer steps in each RLHF step."""
         return self.epochs * self.minibatches
 

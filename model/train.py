@@ -68,7 +68,7 @@ class StepReport:
     num_loss_terms: float
     """Number of loss terms: tokens whose loss mask is true, or preference pairs."""
     num_tokens: int
-    """Sum of `num_tokens` of the batches. Each class of batch documents whether its padding tokens count."""
+    """Sum of `num_tokens` of the batches. `model.batch` documents for each class of batches whether padding counts."""
     grad_norm: float
     """L2 norm of the gradient of all parameters, before clipping."""
     lr: float
@@ -157,8 +157,8 @@ def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
     """
     from torch.distributed.tensor import DTensor  # imported here, because `raymill plan` does not need it
 
-    # The parameters come from the optimizer, which holds the shards. After an evaluation the model may hold unsharded
-    # parameters instead.
+    # The optimizer holds the sharded parameters, which have the gradients. The model may still hold unsharded ones,
+    # because the last forward pass keeps those of the root unit (`model.parallel.shard`).
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

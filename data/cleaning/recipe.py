@@ -151,7 +151,7 @@ def drops_equal_texts(steps: Sequence[Step]) -> bool:
 def pin_files(steps: Sequence[Step]) -> list[Step]:
     """Return the steps, with the current names and fingerprints of the files of `decontaminate` in their settings.
 
-    All tasks of a run then compare with the same content, even if a file is replaced during the run.
+    So all tasks of a run compare with the same content: a task raises ValueError if a file has another fingerprint.
     """
     return [
         replace(step, decontaminate=with_pinned_files(step.decontaminate)) if step.decontaminate else step

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.storage import Storage
 from data.chunk_files import read_table, write_tables
 from data.cleaning.recipe import Step, clean
-from data.corpus.exact_duplicates import sort_and_deduplicate, text_key, without_equal_texts
+from data.corpus.exact_duplicates import mark_equal_texts, sort_and_deduplicate, text_key
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document, unit_hash
 
@@ -105,7 +105,7 @@ class ChunkWriter:
         """Write the collected rows as one chunk."""
         rows_by_part = self._rows_by_part
         if self._deduplicate:
-            rows_by_part = [without_equal_texts(rows) for rows in rows_by_part]
+            rows_by_part = [mark_equal_texts(rows) for rows in rows_by_part]
         name = f"{self._prefix}-{len(self._names):05d}.arrow"
         write_tables(self._folder, name, [to_table(rows) for rows in rows_by_part])
         self._names.append(name)

@@ -21,16 +21,16 @@ def text_key(text: str) -> bytes:
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are dropped.
 
-    With every row, `rows` must contain all other rows of the corpus that have an equal text. All rows of a part are an
-    example, because documents with equal texts are in one part. `rows` may contain rows of several parts.
+    If `rows` contains a row, it must also contain every other row of the corpus with the same key. The rows of one
+    complete part, or of several, are such rows, because all rows with the same key are in one part.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:
         return rows
     ids, keys = rows["id"].to_pylist(), rows["key"].to_pylist()
     first_positions: dict[bytes, int] = {}
-    # In a chunk, only the first row of each text still has the text (`without_equal_texts`). The row that is first in
-    # the part was also first in its chunk, so it still has the text.
+    # It is enough to look at the rows that are still kept. In each chunk `mark_equal_texts` has dropped all rows of a
+    # text but the first, and the row that is first in the part was also the first in its chunk.
     for position in kept_positions(rows).tolist():
         first_positions.setdefault(keys[position], position)
     # A row without a key was dropped by a cleaning step, so it cannot be a duplicate.
@@ -40,8 +40,8 @@ def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     return drop_rows(rows, {position: Drop("exact_duplicates", ids[kept]) for position, kept in duplicates.items()})
 
 
-def without_equal_texts(rows: Sequence[Row]) -> list[Row]:
-    """Drop all rows but the first one of each text. Returns the kept and the dropped rows.
+def mark_equal_texts(rows: Sequence[Row]) -> list[Row]:
+    """Return all rows, but mark every row except the first one of each text as dropped.
 
     Rows without a key were dropped by a cleaning step and are returned unchanged.
 

@@ -51,17 +51,17 @@ def write_parts(
     chunks: Sequence[str],
     *,
     mixture: Mapping[str, float] | None,
-    partitions: int | None,
+    part_tasks: int | None,
     workers: int | None,
 ) -> WrittenParts:
     """Write all parts of a corpus from its chunks, whose names are `chunks`.
 
     `mixture` maps the name of each source to its weight. None means that all documents are kept.
 
-    `partitions` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
+    `part_tasks` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
     parts. None means a task for each part.
     """
-    tasks = _split_parts(work.num_parts, partitions)
+    tasks = _split_parts(work.num_parts, part_tasks)
 
     def run_phase(function: Callable[..., list[Result]], result_type: type[Result], label: str) -> list[Result]:
         """Call the function with the part numbers of each task. Returns the results of all parts."""
@@ -96,9 +96,9 @@ def write_parts(
     return WrittenParts(run_phase(partial(_write_mixed_parts, work=work, shares=shares), WrittenPart, "write"), shares)
 
 
-def _split_parts(num_parts: int, partitions: int | None) -> list[list[int]]:
+def _split_parts(num_parts: int, part_tasks: int | None) -> list[list[int]]:
     """Divide the part numbers evenly over tasks. There are no more tasks than parts, so no task is empty."""
-    num_tasks = min(num_parts, partitions or num_parts)
+    num_tasks = min(num_parts, part_tasks or num_parts)
     return [list(range(num_parts * n // num_tasks, num_parts * (n + 1) // num_tasks)) for n in range(num_tasks)]
 
 

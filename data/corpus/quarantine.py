@@ -32,5 +32,5 @@ def write_quarantine(
 def _read_quarantine(folder: Storage, task_files: Sequence[str]) -> Iterator[Quarantined]:
     """Yield the records of the quarantine files of cleaning tasks."""
     for name in task_files:
-        with folder.open(name, read_ahead=True) as file:
+        with folder.open(name, prefetch=True) as file:
             yield from (Quarantined(**json.loads(line)) for line in file)

@@ -81,7 +81,7 @@ def _is_copied(source: Storage, target: Storage, file: ShardFile) -> bool:
         return False
     if source.is_local and target.is_local and os.path.samefile(source.path(file.name), target.path(file.name)):
         return True
-    with target.open(file.name, read_ahead=True) as copied_file:
+    with target.open(file.name, prefetch=True) as copied_file:
         return hashlib.file_digest(copied_file, "sha256").hexdigest() == file.sha256
 
 
@@ -143,7 +143,7 @@ def _kept_keys(corpus: Storage, name: str, excluded: np.ndarray) -> np.ndarray:
     `name` is a file of the corpus that lists dropped documents, each with the id of the document that was kept.
     """
     keys: list[int] = []
-    with corpus.open(name, read_ahead=True) as file:
+    with corpus.open(name, prefetch=True) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=["id", "kept_id"]):
             batch = batch.filter(batch.column("kept_id").is_valid())
             ids, kept_ids = (batch.column(column).to_pylist() for column in ("id", "kept_id"))

@@ -10,8 +10,8 @@ floor(p n) or ceil(p n) rows, for every n.
 Such a schedule exists and is found as follows (Steiner and Yeomans 1993, Level schedules for mixed-model, just-in-time
 processes). The k-th row of a source, counted from 0, must have an index of at least floor(k / p) and below
 ceil((k + 1) / p). Each row is then a job of unit length with a release time and a deadline. Spreading each job evenly
-over its interval is a fractional schedule that meets all deadlines, so an integral one exists, and the rule "earliest
-deadline first" finds it.
+over the time from k / p to (k + 1) / p, without rounding, is a fractional schedule that does one job in each unit of
+time and meets all deadlines. So an integral schedule exists, and the rule "earliest deadline first" finds it.
 """
 
 import math

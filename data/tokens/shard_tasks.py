@@ -141,7 +141,7 @@ def write_shards(
     task: ShardTask, *, output: Storage, work: Storage, corpus: Storage, manifests: SplitManifests
 ) -> SplitShards:
     """Tokenize one part of the corpus. Writes a shard of each split and returns both."""
-    with corpus.open(task.part, read_ahead=True) as file:
+    with corpus.open(task.part, prefetch=True) as file:
         batches = _document_batches(file)
         first = next(batches, [])
         encoder = fast_encoder((output / "tokenizer").local(), [document.text for document in first])

@@ -191,7 +191,7 @@ def content_digest(storage: Storage) -> str:
     for name in storage.files():
         if not name.startswith(_OUTSIDE_DIGEST):
             content = hashlib.sha256()
-            with show_activity(f"hashing {name}"), storage.open(name, read_ahead=True) as file:
+            with show_activity(f"hashing {name}"), storage.open(name, prefetch=True) as file:
                 while block := file.read(1 << 22):
                     content.update(block)
             digest.update(f"{name}\0{content.hexdigest()}\n".encode())

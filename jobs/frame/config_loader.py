@@ -24,6 +24,7 @@ T = TypeVar("T")
 _RENAMED_FIELDS = {
     "batch_size": "global_batch_size",
     "validation_rows": "validation_samples",
+    "partitions": "part_tasks",
     "lot_prompts": "generation_batch_prompts",
     "heldout_prompts": "held_out_prompts",
     "heldout_interval": "held_out_interval",

@@ -8,7 +8,8 @@ from jobs.frame.references import is_user_code
 
 _HASHED_BY_CONTENT = ("kinds", "source")
 """Metadata keys that mark the fields which refer to artifacts or files (see `fields.py`). `Job.id` hashes the id of the
-artifact or the content of the file instead of the value of such a field."""
+artifact or the content of the file instead of the value of such a field. The key `user_code` is not among them, because
+such a field refers to a file only if its value has the form `file.py:name`."""
 
 
 def changed_fields(config: Any) -> dict[str, Any]:

@@ -147,8 +147,8 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
 def _explain_failures(name: str) -> Iterator[None]:
     """Monitor the stage's processes during the block, so that errors name the process that failed and the cause.
 
-    `name` is the name of the job. An error that the block raises is replaced: by ValueError for an error of the user,
-    also if a worker found the error, by StoppedBySignal for KeyboardInterrupt, and by JobFailed for every other error.
+    `name` is the name of the job. Raises only three types of errors: ValueError for an error of the user, which the
+    driver or a worker has found; StoppedBySignal instead of KeyboardInterrupt; and JobFailed for every other error.
     """
     with monitor_stage(name):
         try:
@@ -159,14 +159,13 @@ def _explain_failures(name: str) -> Iterator[None]:
             inner = original_error(error)
             if inner is error and isinstance(error, ValueError):
                 raise
-            # Here a worker raised `inner`, and `error` is Ray's own error, which would show a traceback to the user.
-            if isinstance(inner, ValueError):
+            if isinstance(inner, ValueError):  # a worker raised it; Ray's `error` has a traceback in its message
                 raise ValueError(f"{name}: {inner}") from error
             raise explain(error, stage=name).to_error() from error
         except KeyboardInterrupt as stop:
             if isinstance(stop, StoppedBySignal):
                 raise
-            raise StoppedBySignal(f"{name} resumes from the files that are finished") from None
+            raise StoppedBySignal(f"{name} resumes from its finished files") from None
 
 
 def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinished | None:

@@ -86,11 +86,11 @@ class Stage:
     of that class in `OutputSizes` which belongs to the stage's kind. Required if another stage computes its estimate or
     its workload from the sizes of an input of this kind."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
-    """Computes the numbers that `raymill plan` prints for the stage, such as tokens, FLOP and memory. Each key ends in
-    the unit of its value. The inputs may not be finished."""
+    """Computes the numbers that `raymill plan` prints beside the forecast, such as tokens, FLOP, and the MiB of weights
+    and optimizer state of a worker. Each key ends in the unit of its value. The inputs may not be finished."""
     workload: Callable[[Any, PlannedInputs], Workload] | None = None
-    """Computes how much work the stage does. The forecast of the stage's time, memory and disk is computed from this
-    workload. A stage without this function has no forecast. The inputs may not be finished."""
+    """Computes how much work the stage does. From this, the forecast computes time, disk, and the memory of all
+    processes together. A stage without this function has no forecast. The inputs may not be finished."""
     placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
     """Returns the placements of the stage's worker groups, as mappings from the name of a group to its placement. The
     groups of one mapping run at the same time, so each mapping must fit the cluster by itself."""
@@ -103,6 +103,7 @@ class Stage:
     """Removes forgotten documents from a finished artifact, in place. The files must then equal those that `run` would
     write without these documents. Returns the new summary, or None if the artifact does not change.
 
-    The function calls `start_change(artifact)` after everything that can raise ValueError and before its first write.
+    The function calls `start_change(artifact)` after everything that can raise ValueError, and before it changes a file
+    of the artifact. Before that, it writes only to the folder `WORK`.
     If the process is killed after that, the next `raymill forget` calls the function again with the half-changed files.
     If a stage has no such function, its artifacts keep the documents, and `raymill forget` lists these artifacts."""

@@ -111,16 +111,18 @@ class TrainingRun:
         """Convert rows of numpy arrays to a batch of torch tensors that share the memory of the arrays."""
         return Batch(*(torch.from_numpy(array) for array in rows))
 
-    def micro_batches(self, batch: B, token_ids: np.ndarray, step: int) -> list[B]:
-        """Split this rank's batch of step `step` into micro-batches. Steps count from 0.
+    def micro_batches(self, batch: B) -> list[B]:
+        """Split this rank's batch of a step into micro-batches."""
+        return list(split_rows(batch, self.config.execution.micro_batch_size))
 
-        `token_ids` [samples, T] are the token ids of the batch, including padding. They are added to the data hash
-        (see `log`).
+    def add_to_data_hash(self, token_ids: np.ndarray, step: int) -> None:
+        """Add this rank's samples of a step to the metric `data/hash` (see `log`). Steps count from 0.
+
+        `token_ids` [samples, T] are the token ids of the samples, including padding.
         """
         first = self.rank_sample_indices(step).start
         for offset, sample_ids in enumerate(token_ids):
             self._data_hash += zlib.crc32(np.ascontiguousarray(sample_ids).tobytes(), (first + offset) & 0xFFFFFFFF)
-        return list(split_rows(batch, self.config.execution.micro_batch_size))
 
     def log(self, report: StepReport) -> None:
         """Write a line of metrics if a logging interval ends with the step of the report, or if this is the last step.

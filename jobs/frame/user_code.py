@@ -42,7 +42,7 @@ def read_verifier(name: str) -> Program:
     return read_function(name, ("prompt", "completion", "record"))
 
 
-def read_algorithm(name: str) -> str | Program:
+def read_algorithm_program(name: str) -> str | Program:
     """Return the program of an RL algorithm if `name` is user-provided code (`path/to/file.py:NAME`).
 
     Otherwise `name` is the name of a built-in algorithm and is returned unchanged. Raises ValueError as `read_program`

@@ -37,10 +37,10 @@ def group(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> RankGroup:
 @pytest.mark.slow
 def test_an_error_is_not_a_death_while_another_rank_waits_in_a_collective(group: RankGroup) -> None:
     with pytest.raises(ValueError, match="no token to learn from"):
-        group.start(lambda rank: rank.update.remote(False), list).wait()
+        group.call(lambda rank: rank.update.remote(False), list).wait()
 
 
 @pytest.mark.slow
 def test_an_error_of_a_rank_counts_as_a_death_if_another_rank_died(group: RankGroup) -> None:
     with pytest.raises(RanksDied):
-        group.start(lambda rank: rank.update.remote(True), list).wait()
+        group.call(lambda rank: rank.update.remote(True), list).wait()

@@ -186,11 +186,11 @@ def test_an_exception_while_writing_leaves_the_old_file(storage: Storage):
     assert storage.read_bytes("a") == b"old" and storage.files() == ["a"]
 
 
-@pytest.mark.parametrize("read_ahead", [False, True])
-def test_an_open_file_can_seek(storage: Storage, read_ahead: bool):
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_an_open_file_can_seek(storage: Storage, prefetch: bool):
     content = os.urandom(1 << 16) * 300  # 19 MiB: three blocks
     storage.write_bytes("a", content)
-    with storage.open("a", read_ahead=read_ahead) as file:
+    with storage.open("a", prefetch=prefetch) as file:
         file.seek(9_000_000)
         assert file.read(5) == content[9_000_000:9_000_005]
         file.seek(0)
@@ -219,8 +219,8 @@ def test_every_operation_survives_a_transient_fault(s3: str, fault: str):
     with storage.writing("large") as file:
         file.write(large)
     assert storage.read_bytes("large") == large
-    for read_ahead in (False, True):
-        with storage.open("large", read_ahead=read_ahead) as file:
+    for prefetch in (False, True):
+        with storage.open("large", prefetch=prefetch) as file:
             assert b"".join(iter(lambda: file.read(1 << 20), b"")) == large
     storage.copy("a", storage / "copy")
     assert storage.glob("*") == ["a", "copy", "large", "lease"]

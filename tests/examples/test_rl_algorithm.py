@@ -21,7 +21,7 @@ from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.config_loader import build
 from jobs.frame.identity import changed_fields
 from jobs.frame.references import find_functions, match_sources
-from jobs.frame.user_code import read_algorithm
+from jobs.frame.user_code import read_algorithm_program
 from jobs.rlhf import STAGE, RLHFConfig
 from model.advantages import AdvantageInputs
 from model.batch import PolicyBatch, batch_from_sequences
@@ -37,7 +37,7 @@ EXAMPLE = "examples/rl_algorithm/opo.py:OPO"
 def test_the_baseline_is_weighted_by_length() -> None:
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 1]]).bool()
     inputs = AdvantageInputs(torch.tensor([4.0, 0.0, 7.0]), torch.tensor([5, 5, 2]), mask, torch.zeros(3, 3))
-    advantages, _ = load_algorithm(read_algorithm(EXAMPLE)).estimate(inputs, LearningConfig())
+    advantages, _ = load_algorithm(read_algorithm_program(EXAMPLE)).estimate(inputs, LearningConfig())
     # Group 5 has the lengths 1 and 3, so its baseline is 4 / 4. The single completion of group 2 has the advantage 0.
     assert advantages.tolist() == [[3.0, 0.0, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
 
@@ -60,7 +60,7 @@ def test_an_update_raises_the_logprob_of_the_completion_with_the_higher_advantag
         placement=Placement(),
         micro_batch_size=1,
     )
-    learner = Learner(training, 0, read_algorithm(EXAMPLE), 1.0, "object_store")
+    learner = Learner(training, 0, read_algorithm_program(EXAMPLE), 1.0, "object_store")
     learner.join_process_group("")
     rows = [[10, 11, 12, 13], [10, 11, 14, 15]]
     batch = batch_from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)

@@ -156,9 +156,9 @@ def test_small_pieces_chunks_and_partitions_give_the_same_parts(
     monkeypatch.setattr(
         jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 1024)
     )
-    for partitions in (1, 2, 3, 7):
-        run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
-        assert contents(tmp_path / f"{partitions}") == contents(tmp_path / "a")
+    for part_tasks in (1, 2, 3, 7):
+        run(build(CorpusConfig, values, [f"execution.part_tasks={part_tasks}"]), tmp_path / f"{part_tasks}")
+        assert contents(tmp_path / f"{part_tasks}") == contents(tmp_path / "a")
 
 
 @on_ray
@@ -286,9 +286,9 @@ def test_near_duplicates_and_a_mixture_work_on_the_whole_corpus(tmp_path: Path) 
     assert 0.8 < a.bytes / b.bytes < 1.25 and 0.4 < summary.mixture["a"] < 0.6
     taken = {row["id"]: row["kept_id"] for row in rows(tmp_path / "out", "drops") if row["reason"] == "near_duplicates"}
     assert taken == {f"a/{n:03d}x": f"a/{n:03d}" for n in range(0, 200, 10)}
-    for partitions in (1, 2, 7):
-        again = run(build(CorpusConfig, values, [f"execution.partitions={partitions}"]), tmp_path / f"{partitions}")
-        assert again == summary and contents(tmp_path / f"{partitions}") == contents(tmp_path / "out")
+    for part_tasks in (1, 2, 7):
+        again = run(build(CorpusConfig, values, [f"execution.part_tasks={part_tasks}"]), tmp_path / f"{part_tasks}")
+        assert again == summary and contents(tmp_path / f"{part_tasks}") == contents(tmp_path / "out")
 
 
 def test_mistakes_of_a_corpus_are_named_before_anything_is_read(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_mistakes_of_a_corpus_are_named_before_anything_is_read(tmp_path: Path) 
         ({"part_mib": 0}, "part_mib: 0 must be at least 1"),
         ({"part_mib": 1025}, "part_mib: 1025 must be at least 1 and at most 1024"),
         ({"fairness_budget": 2}, "fairness_budget: 2.0 must be at least 0 and below 1"),
-        ({"execution": {"partitions": 0}}, "execution.partitions: 0 must be at least 1"),
+        ({"execution": {"part_tasks": 0}}, "execution.part_tasks: 0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             STAGE.check(build(CorpusConfig, {"sources": [source], **values}))

@@ -80,10 +80,10 @@ def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(
-    config: Path, store: Path, *, partitions: int | None = None, workers: int | None = None
+    config: Path, store: Path, *, part_tasks: int | None = None, workers: int | None = None
 ) -> dict[str, bytes]:
     """Run the pipeline into a store of its own; every file's bytes, and the digests of the artifacts."""
-    overrides = [f"corpus.execution.partitions={partitions}"] if partitions else []
+    overrides = [f"corpus.execution.part_tasks={part_tasks}"] if part_tasks else []
     for stage in ("corpus", "vocabulary", "shards") if workers else ():
         overrides.append(f"{stage}.execution.workers={workers}")
     artifacts = run_pipeline(load_pipeline(config, overrides, store=str(store)))
@@ -105,11 +105,11 @@ def test_the_corpus_that_is_compared_has_several_parts_and_all_kinds_of_drops(ex
     assert expected[f"{drops}/quarantine/made.jsonl"].count(b"\n") == 3
 
 
-@pytest.mark.parametrize(("partitions", "workers"), [(1, 2), (2, 1), (7, 2)])
+@pytest.mark.parametrize(("part_tasks", "workers"), [(1, 2), (2, 1), (7, 2)])
 def test_bytes_are_equal_for_any_partitions_and_workers(
-    config: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int, workers: int
+    config: Path, expected: dict[str, bytes], tmp_path: Path, part_tasks: int, workers: int
 ):
-    assert differing(contents(config, tmp_path, partitions=partitions, workers=workers), expected) == []
+    assert differing(contents(config, tmp_path, part_tasks=part_tasks, workers=workers), expected) == []
 
 
 @contextlib.contextmanager
@@ -154,16 +154,16 @@ def workers_at_work() -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("partitions", [2, 7])
+@pytest.mark.parametrize("part_tasks", [2, 7])
 def test_bytes_are_equal_when_workers_are_killed_in_every_stage(
-    config: Path, expected: dict[str, bytes], tmp_path: Path, partitions: int
+    config: Path, expected: dict[str, bytes], tmp_path: Path, part_tasks: int
 ):
-    pipeline = load_pipeline(config, [f"corpus.execution.partitions={partitions}"], store=str(tmp_path))
+    pipeline = load_pipeline(config, [f"corpus.execution.part_tasks={part_tasks}"], store=str(tmp_path))
     for name, job in pipeline.jobs.items():
-        with kills(3, seed=partitions) as killed:
+        with kills(3, seed=part_tasks) as killed:
             run_job(job, pipeline.store, wandb_group="test")
         assert killed, name
-    assert differing(contents(config, tmp_path, partitions=partitions), expected) == []
+    assert differing(contents(config, tmp_path, part_tasks=part_tasks), expected) == []
 
 
 def test_a_driver_that_is_told_to_end_goes_and_the_same_command_makes_the_same_bytes(

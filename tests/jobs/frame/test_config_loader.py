@@ -165,6 +165,8 @@ def test_the_error_for_a_missing_or_invalid_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "values", "new_name"),
     [
+        ("corpus", {"execution": {"partitions": 8}}, "execution.part_tasks"),
+        ("corpus", {"execution": {"partitions": 8}}, "execution.part_tasks"),
         ("pretrain", {"batch_size": 8}, "global_batch_size"),
         ("pretrain", {"validation_rows": 8}, "validation_samples"),
         ("reward", {"batch_size": 8}, "global_batch_size"),
