@@ -21,7 +21,7 @@ class Critic:
     """One rank of the critic.
 
     Training starts from the reward model or, when a verifier gives the rewards, from the policy with a value head of
-    zeros. Every rank receives the full batch of a training step, computes on its own share of the rows, and returns
+    zeros. Every rank receives the full batch of an RLHF step, computes on its own share of the rows, and returns
     values and step reports. In collectives, a rank waits for all other ranks. If another rank dies, the collective ends
     with an error.
     """
@@ -48,7 +48,7 @@ class Critic:
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the training step of RLHF, not of an optimizer step.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step.
         The random order in which the rows are divided into minibatches depends on this index.
         """
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)

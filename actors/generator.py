@@ -123,7 +123,7 @@ class Generator:
         assert engine is ObjectStoreEngine, f"the weight transfer engine is {engine}; it must be {ObjectStoreEngine}"
 
     def _warm_up(self) -> None:
-        """Generate once, so that compilation and memory allocation do not slow down the first training step.
+        """Generate once, so that compilation and memory allocation do not slow down the first RLHF step.
 
         After this method, the engine has weight version -1, which no generation batch requires.
         """

@@ -1,12 +1,12 @@
-"""The actor graph of RLHF: the actors, how they are connected, and one training step.
+"""The actor graph of RLHF: the actors, how they are connected, and one RLHF step.
 
     prompts → generators → rollouts → scorer, learner, reference, critic → advantages → learner, critic → weights
 
-`build_graph` starts the actors and connects them. `Graph.train_step` runs one training step: it generates rollouts of
+`build_graph` starts the actors. `Graph.rlhf_step` runs one RLHF step: it generates rollouts of
 some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. A
-training step is given by its index, which starts at 0.
+RLHF step is given by its index, which starts at 0.
 
-Shape legend: N is the number of rollouts of a training step, and T the number of positions of a row. For example,
+Shape legend: N is the number of rollouts of an RLHF step, and T the number of positions of a row. For example,
 `rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`).
 """
 
@@ -16,7 +16,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -67,10 +67,10 @@ from model.precision import require_resolved
 log = logging.getLogger(__name__)
 
 _HELD_OUT_SEED_STEP = -1
-"""Replaces the training step in the seeds of held-out completions. It is constant, so that the completions before and
+"""Replaces the RLHF step in the seeds of held-out completions. It is constant, so that the completions before and
 after training are sampled with the same random numbers and can be compared in pairs."""
 _SYNC_CHECK_SEED_STEP = -2
-"""Replaces the training step in the seeds of the completions that the sync check samples after a weight sync."""
+"""Replaces the RLHF step in the seeds of the completions that the sync check samples after a weight sync."""
 _MIN_SYNC_CHECK_PROMPTS = 4
 """Minimum number of prompts that every engine completes after a weight sync. The sync check compares the engine's
 logprobs of these completions with the learner's."""
@@ -86,11 +86,11 @@ class ScoredRollouts:
     texts: list[str]
     """The completions as text, without the stop token. Other special tokens are part of the text."""
     rewards: list[float]
-    """The scorer's rewards. Empty before the scorer has computed them."""
+    """The scorer's rewards."""
 
 
 class StepScores(NamedTuple):
-    """What scorer, learner, reference and critic compute from the rollouts of a training step."""
+    """What scorer, learner, reference and critic compute from the rollouts of an RLHF step."""
 
     scored: ScoredRollouts
     learner_NT: Tensor
@@ -112,7 +112,9 @@ class StepScores(NamedTuple):
 
 
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
-    """Reserve the resources of all actors at once, start the actors, and connect them to each other.
+    """Reserve the resources of all actors at once, start the actors, and return their graph.
+
+    `Graph.start` then loads the models and connects the learner with the generators.
 
     Raises ValueError when the actors do not fit into the cluster.
     """
@@ -147,7 +149,7 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
 
 
 class Graph:
-    """The running actors and the training step. As a context manager, a graph kills all its actors at the end."""
+    """The running actors and the RLHF step. As a context manager, a graph kills all its actors at the end."""
 
     def __init__(
         self,
@@ -179,11 +181,13 @@ class Graph:
         self._reservation.release()
 
     def start(self) -> int:
-        """Load the models and the newest checkpoint, if there is one. Returns the index of the next training step.
+        """Load the models and the newest checkpoint, if there is one. Returns the index of the next RLHF step.
 
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
-        the critic has died. The methods `train_step`, `complete_and_score`, `save` and `export` raise the same error.
-        After this error, call `recover`.
+        the critic has died. After this error, call `recover`.
+
+        `rlhf_step`, `save`, `finish_save` and `export` raise the same error. So does `complete_and_score`, if a
+        restarted generator has to load weights whose learner has died.
         """
         for ranks in self._rank_groups:
             ranks.join_process_group()
@@ -196,8 +200,8 @@ class Graph:
         self._sync_weights(step)
         return step
 
-    def train_step(self, step: int) -> StepMetrics:
-        """Run the training step with the index `step` and return its metrics."""
+    def rlhf_step(self, step: int) -> StepMetrics:
+        """Run the RLHF step with the index `step` and return its metrics."""
         timer = Timer()
         prompts = self._step_prompts(step)
         with timer("generate"):
@@ -245,8 +249,8 @@ class Graph:
         Every call uses the same random numbers.
         """
         groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
-        scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
-        return replace(scored, rewards=ray.get(self.scorer.score.remote(scorer_inputs)))
+        scorer_inputs = self._to_scorer_inputs(prompts, groups)
+        return _scored(groups, scorer_inputs, ray.get(self.scorer.score.remote(scorer_inputs)))
 
     def save(self) -> None:
         """Start saving a checkpoint of learner and critic. The files are written in the background.
@@ -262,9 +266,9 @@ class Graph:
             ranks.finish_save()
 
     def saved_step(self) -> int:
-        """Return how many training steps were done when the newest complete checkpoint was saved, or 0 without one.
+        """Return how many RLHF steps were done when the newest complete checkpoint was saved, or 0 without one.
 
-        A run resumes with the training step that has this index.
+        A run resumes with the RLHF step that has this index.
         """
         return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps_per_rlhf_step
 
@@ -304,7 +308,7 @@ class Graph:
         return max(common_steps, default=None)
 
     def _step_prompts(self, step: int) -> list[Prompt]:
-        """Return the prompts of the training step with the index `step`."""
+        """Return the prompts of the RLHF step with the index `step`."""
         count = self._config.rollouts.prompts_per_step
         indices = prompt_indices(self._config.seed, len(self._config.prompts), step * count, count)
         return [self._config.prompts[index] for index in indices]
@@ -312,7 +316,7 @@ class Graph:
     def _generate(self, prompts: Sequence[Prompt], *, step: int, num_samples: int) -> list[RolloutGroup]:
         """Sample `num_samples` completions of each prompt from the current policy.
 
-        Returns one group for each prompt, in order. `step` is the index of the training step, or one of the negative
+        Returns one group for each prompt, in order. `step` is the index of the RLHF step, or one of the negative
         constants that replace it in the seeds of other completions, such as `_HELD_OUT_SEED_STEP`.
         """
         config, version = self._config.rollouts, self._weight_version
@@ -341,17 +345,15 @@ class Graph:
         batch = rollout_batch(rollouts, pad_id=self._tokenizer.pad_id)
         return batch, engine_logprobs(rollouts, batch)
 
-    def _to_scorer_inputs(
-        self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]
-    ) -> tuple[ScoredRollouts, list[ScorerInput]]:
-        """Return all rollouts with their texts but still without rewards, and the scorer's input for each rollout."""
-        pairs = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group.rollouts]
-        texts = [self._tokenizer.decode(rollout.text_ids) for _, rollout in pairs]
-        scorer_inputs = [
-            ScorerInput(prompt.text, text, self._with_end_token(rollout), prompt.record)
-            for (prompt, rollout), text in zip(pairs, texts, strict=True)
+    def _to_scorer_inputs(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup]) -> list[ScorerInput]:
+        """Return the scorer's input for each rollout, by prompt and then by sample."""
+        return [
+            ScorerInput(
+                prompt.text, self._tokenizer.decode(rollout.text_ids), self._with_end_token(rollout), prompt.record
+            )
+            for prompt, group in zip(prompts, groups, strict=True)
+            for rollout in group.rollouts
         ]
-        return ScoredRollouts([rollout for _, rollout in pairs], texts, []), scorer_inputs
 
     def _with_end_token(self, rollout: Rollout) -> tuple[int, ...]:
         """Return the tokens of prompt and completion, and the end token if the completion was truncated.
@@ -363,14 +365,14 @@ class Graph:
 
     def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepScores:
         """Compute rewards, logprobs and values of a step's rollouts. The actors work at the same time."""
-        scored, scorer_inputs = self._to_scorer_inputs(prompts, groups)
+        scorer_inputs = self._to_scorer_inputs(prompts, groups)
         batch_ref = ray.put(batch)
         rewards = self.scorer.score.remote(scorer_inputs)
         learner_logprobs = self.learner.logprobs(batch_ref)
         reference: Any = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
         return StepScores(
-            scored=replace(scored, rewards=ray.get(rewards)),
+            scored=_scored(groups, scorer_inputs, ray.get(rewards)),
             learner_NT=learner_logprobs.wait(),
             reference_NT=None if reference is None else ray.get(reference),
             values_NT=None if values is None else values.wait(),
@@ -388,7 +390,7 @@ class Graph:
         """Load the learner's weights into all engines as weight version `version`, and run the sync check.
 
         For the sync check, each engine samples a few completions, and the engine's logprobs of these completions are
-        compared with the learner's. The weight version is the number of training steps that are done.
+        compared with the learner's. The weight version is the number of RLHF steps that are done.
         """
         self._previous_snapshot, self._current_snapshot = self._current_snapshot, self.learner.send_weights(version)
         self.generators.load(self._current_snapshot)
@@ -475,6 +477,17 @@ def start_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution)
     assert config.reward is not None, "a graph needs a reward model or a verifier"
     arguments = (config.reward, execution.micro_batch_size, require_resolved(config.learning.precision))
     return spawn("scorer", 0, RewardModel, *arguments, restartable=True)
+
+
+def _scored(
+    groups: Sequence[RolloutGroup], scorer_inputs: Sequence[ScorerInput], rewards: Sequence[float]
+) -> ScoredRollouts:
+    """Combine the rollouts of all groups with their texts and rewards."""
+    return ScoredRollouts(
+        rollouts=[rollout for group in groups for rollout in group.rollouts],
+        texts=[scorer_input.completion for scorer_input in scorer_inputs],
+        rewards=list(rewards),
+    )
 
 
 def group_ids(groups: Sequence[RolloutGroup]) -> Tensor:

@@ -32,7 +32,7 @@ from model.train import StepReport
 class Learner:
     """One rank of the learner.
 
-    Every rank receives the full batch of a training step, computes on its own share of the rows, and returns logprobs,
+    Every rank receives the full batch of an RLHF step, computes on its own share of the rows, and returns logprobs,
     step reports and weight snapshots. In collectives, a rank waits for all other ranks. If another rank dies, the
     collective ends with an error.
     """
@@ -88,7 +88,7 @@ class Learner:
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the training step of RLHF, not of an optimizer step.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step.
         The random order in which the rows are divided into minibatches depends on this index.
         """
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
@@ -104,12 +104,13 @@ class Learner:
 
     def export(self, output: Storage, special_tokens: SpecialTokens) -> None:
         """Write the policy as a Hugging Face folder. All ranks must call this, but only rank 0 writes."""
-        state, model = full_state_dict(self._training_rank.state.model), self._training_rank.state.model
+        model = self._training_rank.state.model
+        state_dict = full_state_dict(model)
         if self._training_rank.context.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_hf_model(
                     Path(folder),
-                    state,
+                    state_dict,
                     model.config,  # pyright: ignore[reportArgumentType]
                     special_tokens=special_tokens,
                     tokenizer_folder=self._settings.folder.local(),

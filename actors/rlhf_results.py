@@ -41,11 +41,11 @@ class RLHFSummary:
     prompts_too_long: int
     """Number of prompts that were left out because they were too long, held-out prompts included."""
     steps: float
-    """Number of training steps."""
+    """Number of RLHF steps."""
     logprob_difference_max: float
     """Largest difference between the engine's and the learner's logprob of a sampled token, in nats."""
     step_s: float
-    """Median seconds of a training step."""
+    """Median seconds of an RLHF step."""
     tokens_per_s: float
     """Median number of sampled tokens per second."""
     held_out_prompts: int | None = None
@@ -82,7 +82,7 @@ def rlhf_summary(
 ) -> RLHFSummary:
     """Return the summary of a finished run.
 
-    `metrics` are the lines of the run's metrics log, each with the metrics of one training step by metric key. `before`
+    `metrics` are the lines of the run's metrics log, each with the metrics of one RLHF step by metric key. `before`
     and `after` are the completions of the held-out prompts, and are empty if there are no such prompts. `num_prompts`
     and `num_too_long` are the fields `prompts` and `prompts_too_long` of the summary.
     """

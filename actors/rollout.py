@@ -39,7 +39,7 @@ class PromptRequest:
     """A request to complete one prompt `num_samples` times."""
 
     index: int
-    """Index of the prompt within its training step or evaluation. The seed of each completion depends on it."""
+    """Index of the prompt within its RLHF step or evaluation. The seed of each completion depends on it."""
     prompt_ids: tuple[int, ...]
     num_samples: int
 
@@ -53,7 +53,7 @@ class GenerationBatch:
     """
 
     step: int
-    """Index of the training step, 0 in the stage `evaluate`, or a negative constant for held-out prompts and the sync
+    """Index of the RLHF step, 0 in the stage `evaluate`, or a negative constant for held-out prompts and the sync
     check (`actors.graph`). The seed of each completion depends on it."""
     weight_version: int
     """Version of the weights from which the completions must be sampled."""
@@ -154,7 +154,7 @@ def engine_logprobs(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
 def minibatch_rows(num_rows: int, num_minibatches: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
     """Return the row indices of each minibatch. The rows are shuffled and divided into minibatches of equal size.
 
-    The random order of the rows depends on `seed`, `step` (the index of the training step) and `epoch`.
+    The random order of the rows depends on `seed`, `step` (the index of the RLHF step) and `epoch`.
     """
     order = torch.randperm(num_rows, generator=seeded_rng(seed, "minibatches", step, epoch))
     return list(order.chunk(num_minibatches))

@@ -27,7 +27,7 @@ class RolloutConfig:
     """How completions are sampled for training."""
 
     prompts_per_step: int = 16
-    """Number of prompts in a training step. Each prompt gets group_size completions."""
+    """Number of prompts in an RLHF step. Each prompt gets group_size completions."""
     group_size: int = 8
     """Number of completions of each prompt."""
     temperature: float = 1.0
@@ -118,9 +118,9 @@ class GraphExecution(Execution):
     weights by itself. The same command then resumes from the last checkpoint. nccl has been implemented for one
     generator only."""
     checkpoint_interval: int = 20
-    """Number of training steps between two checkpoints."""
+    """Number of RLHF steps between two checkpoints."""
     held_out_interval: int = 0
-    """Number of training steps between two measurements on the held-out prompts. 0 measures only before and after
+    """Number of RLHF steps between two measurements on the held-out prompts. 0 measures only before and after
     training."""
 
     def check(self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm) -> None:

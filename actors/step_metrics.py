@@ -1,4 +1,4 @@
-"""The metrics of one RLHF training step: those of the rollouts, those of the updates, and the times.
+"""The metrics of one RLHF step: those of the rollouts, those of the updates, and the times.
 
 Shape legend: N is the number of rollouts, and T the number of positions of a row.
 """
@@ -23,7 +23,7 @@ from model.train import StepReport
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMetrics:
-    """Statistics of the rollouts of a training step."""
+    """Statistics of the rollouts of an RLHF step."""
 
     reward_mean: float
     """Mean of the scorer's rewards, without a KL penalty."""
@@ -60,7 +60,7 @@ class UpdateMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """How long a training step and its parts took."""
+    """How long an RLHF step and its parts took."""
 
     seconds: Mapping[str, float]
     """Seconds of each part of the step, by the name of the part, such as `generate`."""
@@ -72,7 +72,7 @@ class StepTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """The metrics of one training step."""
+    """The metrics of one RLHF step."""
 
     rollouts: RolloutMetrics
     reference_kl: float | None
@@ -106,7 +106,7 @@ class StepMetrics:
 
 
 class Timer:
-    """Measures the parts of a training step, as in `with timer("generate"): …`.
+    """Measures the parts of an RLHF step, as in `with timer("generate"): …`.
 
     The progress display shows the part while it runs (`cluster.progress.show_activity`).
     """

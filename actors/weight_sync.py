@@ -33,9 +33,10 @@ copies only a small part of the model at a time."""
 
 
 class EngineMismatchError(RuntimeError):
-    """An engine does not compute what the learner, or in an evaluation Raymill's own model, computes.
+    """An engine's results differ from those of the PyTorch model with the same weights.
 
-    The run stops before it uses the engine's completions.
+    The PyTorch model is the learner's, or in an evaluation one that was loaded for the comparison. The run stops before
+    it uses the engine's completions.
     """
 
 
@@ -56,7 +57,7 @@ class WeightSnapshot:
     """One version of the policy's weights, which engines can load."""
 
     version: int
-    """The weight version. In RLHF it is the number of training steps that the policy had completed by then."""
+    """The weight version. In RLHF it is the number of RLHF steps that the policy had completed by then."""
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
     which send the weights from GPU to GPU and store nothing."""
@@ -71,8 +72,8 @@ class LoadReport:
     version: int
     """The engine's weight version."""
     checksums: Mapping[str, str] = field(repr=False)
-    """sha256 of the engine's parameters, by Hugging Face name. Parameters that vLLM fuses, packs or pads have another
-    name or other bytes than in the snapshot, so not all of them can be compared."""
+    """sha256 of the engine's parameters, by vLLM's name. It is the Hugging Face name unless vLLM fuses the parameter
+    with others. Packed and padded parameters are left out."""
 
 
 class WeightSender(Protocol):

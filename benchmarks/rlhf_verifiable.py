@@ -183,7 +183,7 @@ class Benchmark:
             graph.start()
             before = graph.complete_and_score(held_out).rewards
             for step in range(RL_STEPS):
-                metrics = graph.train_step(step)
+                metrics = graph.rlhf_step(step)
                 if step % 10 == 9:
                     logging.info("%s step %d: %s", name, step + 1, _brief(metrics))
             return before, graph.complete_and_score(held_out).rewards

@@ -46,7 +46,7 @@ class _ProgressLine:
         The order is that in which the activities were opened."""
         self._last_number = 0
         """The identifying number of the activity that was opened last."""
-        self.num_changes = 0
+        self.num_progress_changes = 0
         """How often an activity was opened, updated or closed."""
         self._is_drawn = False
         """Whether the line is visible in the terminal now."""
@@ -57,7 +57,7 @@ class _ProgressLine:
         """Add an activity and return the number that identifies it, which `close` needs."""
         with self._writing:
             self._last_number += 1
-            self.num_changes += 1
+            self.num_progress_changes += 1
             self._activities[self._last_number] = describe
             if self._thread is None or not self._thread.is_alive():  # a forked child process has no thread
                 self._thread = threading.Thread(target=self._repeat, daemon=True, name="progress")
@@ -71,7 +71,7 @@ class _ProgressLine:
         """Remove an activity."""
         with self._writing:
             self._activities.pop(number, None)
-            self.num_changes += 1
+            self.num_progress_changes += 1
             self._clear()
 
     def draw(self) -> None:
@@ -182,12 +182,12 @@ class LogHandler(logging.StreamHandler):
             super().emit(record)
 
 
-def num_changes() -> int:
+def num_progress_changes() -> int:
     """Return how often an activity of this process was opened, updated or closed.
 
     A command makes no progress while this number does not change.
     """
-    return _line.num_changes
+    return _line.num_progress_changes
 
 
 @contextmanager
@@ -250,7 +250,7 @@ class Progress:
             self.reset_rate(done)
         self._done, self._note, self._updated_s = done, note, time.monotonic()
         self._recent.append((self._updated_s, done))
-        _line.num_changes += 1
+        _line.num_progress_changes += 1
         if _is_terminal():
             _line.draw()
 

@@ -15,7 +15,7 @@ from cluster.cgroups import MemoryUse
 from cluster.heartbeat import node_ip, write_record
 from cluster.node_monitor import EventKind, NodeMonitor, NodeReport, ProcessEvent
 from cluster.process_info import ProcessInfo
-from cluster.progress import num_changes
+from cluster.progress import num_progress_changes
 from cluster.remote_monitors import ClusterNodes, RayClusterNodes, RemoteMonitors
 from cluster.signals import received_signal
 from cluster.stall_detector import StallDetector
@@ -51,7 +51,7 @@ def current_monitor() -> "StageMonitor | None":
 
 
 def current_stage() -> str | None:
-    """Return the name of the monitored stage, which callers pass to `heartbeat.monitored`. None without a monitor."""
+    """Return the name of the job whose stage is monitored, such as `rlhf-large`. None without a monitor."""
     return _current_monitor.stage if _current_monitor else None
 
 
@@ -210,7 +210,7 @@ class StageMonitor:
         if is_waiting_for_capacity():  # `wait_for_capacity` logs what it waits for
             self._stall_detector = StallDetector(time.monotonic())
             return
-        pause_s = self._stall_detector.update(reports, num_changes(), time.monotonic())
+        pause_s = self._stall_detector.update(reports, num_progress_changes(), time.monotonic())
         if pause_s is None:
             return
         num_processes = sum(len(report.running_processes) for report in reports)

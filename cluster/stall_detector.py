@@ -22,17 +22,17 @@ class StallDetector:
         """Time at which a process last computed or made progress."""
         self._longest_pause_s, self._num_changes, self._is_reported = 0.0, 0, False
 
-    def update(self, reports: Sequence[NodeReport], num_changes: int, now_s: float) -> float | None:
+    def update(self, reports: Sequence[NodeReport], num_progress_changes: int, now_s: float) -> float | None:
         """Return the seconds since the last progress when the run has stalled, else None.
 
         Each stall is reported once: after that, the result is None until the run has made progress and stalled again.
-        `num_changes` is the driver's own progress counter (`progress.num_changes`), and `now_s` is the current time of
-        a monotonic clock.
+        `num_progress_changes` is the driver's own progress counter (`progress.num_progress_changes`), and `now_s` is
+        the current time of a monotonic clock.
         """
         pause_s = now_s - self._last_progress_s
-        if num_changes != self._num_changes or any(report.has_progress for report in reports):
+        if num_progress_changes != self._num_changes or any(report.has_progress for report in reports):
             self._longest_pause_s = max(self._longest_pause_s, pause_s)
-            self._num_changes, self._is_reported = num_changes, False
+            self._num_changes, self._is_reported = num_progress_changes, False
             self._last_progress_s = self._last_activity_s = now_s
             return None
         if any(report.is_busy for report in reports):

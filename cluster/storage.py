@@ -29,7 +29,7 @@ from cluster.paths import absolute_url
 from cluster.progress import show_activity
 from cluster.retry import BLOCK_BYTES, with_retries
 
-_REMOVE_ATTEMPTS = 3  # without waits in between: `with_retries` waits after an error that the store reports
+_REMOVE_ATTEMPTS = 3  # for a store that leaves keys undeleted without an error
 _VERSION_KEYS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """Keys of fsspec's file information that change when a file is written: size, checksum, and time of the last write."""
 

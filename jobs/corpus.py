@@ -1,12 +1,12 @@
 """corpus: raw files in, clean documents out.
 
     files ─ read, clean ─▶ chunks ─ gather, drop equal texts ─▶ parts ─ find near-duplicates, mix, write ─▶ documents/
-            (tasks over ranges)     (tasks over parts)                  (tasks over parts)
+            (cleaning tasks)        (part tasks)                        (part tasks)
 
 Cleaning tasks (`data/corpus/cleaning_tasks.py`) and part tasks (`data/corpus/part_tasks.py`) exchange files through
-storage. The result of every finished task is stored, so a run that was killed does not repeat it. A hash of its text
-decides in which part a document is, and the rows of a part are sorted, so the output does not depend on the number and
-size of the tasks or on the number of workers.
+storage. The result of every finished task is stored, so a run that was killed does not repeat it. A hash of a
+document's text decides to which part the document belongs, and the rows of a part are sorted, so the output does not
+depend on the number and size of the tasks or on the number of workers.
 
     documents/part-*.parquet   the documents that are kept: id, source, text, metadata
     drops/part-*.parquet       the documents that are dropped, with the reason and, for a duplicate, the id of the
@@ -103,9 +103,9 @@ class CorpusConfig:
     several copies of a text, the one with the lowest id is kept. If that copy is in a source of weight 0, the text is
     missing from the corpus, even if another source has a copy."""
     fairness_budget: float | None = None
-    """How much larger the fraction of sentences that a step removes may be if they mention a group of people: 0.05
-    allows five more in a hundred. Each step is tested on neutral sentences with and without such a mention. By default
-    the difference is not limited."""
+    """Each step is tested on neutral sentences that mention a group of people, and on the same sentences without the
+    mention. The budget is the largest allowed difference between the fractions that the step removes: 0.05 allows five
+    more in a hundred. By default the difference is not limited."""
     part_mib: int = 64
     """Approximate MiB of text in one part. Each part becomes one shard."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
@@ -166,9 +166,9 @@ def check_fairness(config: CorpusConfig) -> None:
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return copies of the steps that are fixed for one run.
+    """Return the steps with all that they read from outside of the config.
 
-    They have the names and fingerprints of the current evaluation files, and the source code of user-provided steps.
+    This is the names and fingerprints of the files of `decontaminate`, and the source code of user-provided steps.
     """
     return [
         replace(step, user_step=with_program(step.user_step, read_program(step.user_step.function)))
@@ -191,6 +191,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         num_parts=num_parts(estimate_text_bytes(config.sources, ranges), config.part_mib),
         forgotten_ids=context.forgotten,
     )
+    # These settings affect the files that a killed run may have left. The number of workers does not.
     work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
     with ThreadPoolExecutor(1) as fairness_thread:
         # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks.

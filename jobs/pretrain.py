@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class NewModelConfig:
     """Sizes of a new model. The vocabulary size is that of the shards."""
 
     width: int = 256
@@ -85,7 +85,7 @@ class PretrainConfig:
     number of tokens."""
     init: str | None = input_artifact("model", default=None)
     """Model to continue training. If unset, a new model is initialized with the sizes in `model`."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: NewModelConfig = field(default_factory=NewModelConfig)
     """Sizes of a new model. They must not be set together with `init`."""
     max_length: int = 1024
     """Longest sequence that a new model supports, in tokens. It must be at least sequence_length."""
@@ -116,7 +116,7 @@ def check(config: PretrainConfig) -> None:
         check_weights(config.mixture)
     if config.init is None and config.sequence_length > config.max_length:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at most max_length ({config.max_length})")
-    if config.init is not None and config.model != ModelConfig():
+    if config.init is not None and config.model != NewModelConfig():
         raise ValueError(
             "model: `init` is set, so the sizes come from that model and the ones in `model` would be ignored; remove "
             "one of the two"

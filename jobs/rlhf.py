@@ -2,7 +2,7 @@
 
     raymill run rlhf rlhf.yaml
 
-`actors/graph.py` has the actor graph and one training step. This file has the config of the stage, reads the prompts,
+`actors/graph.py` has the actor graph and one RLHF step. This file has the config of the stage, reads the prompts,
 and runs the training loop.
 """
 
@@ -75,7 +75,7 @@ class RLHFConfig:
     held_out_prompts: list[str] = source_files(default=[])
     """JSONL files of prompts that are never trained on. The policy completes them before and after training."""
     steps: int = 100
-    """Number of training steps. Each step begins with generation and ends with the weight sync."""
+    """Number of RLHF steps. Each step begins with generation and ends with the weight sync."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """How completions are sampled."""
     learning: LearningConfig = field(default_factory=LearningConfig)
@@ -217,7 +217,7 @@ def train_with_recovery(
 
 
 def train(config: RLHFConfig, context: Context, graph: "Graph", prompts: Prompts, step: int) -> None:
-    """Run the remaining training steps, log each of them, and save a checkpoint every checkpoint_interval steps.
+    """Run the remaining RLHF steps, log each of them, and save a checkpoint every checkpoint_interval steps.
 
     The last step is followed by a checkpoint too. `step` is the number of steps that are done already. So it is also
     the index of the next step, counted from 0.
@@ -227,7 +227,7 @@ def train(config: RLHFConfig, context: Context, graph: "Graph", prompts: Prompts
         while step < config.steps:
             # After a signal, the block saves the step that is running, and ends with KeyboardInterrupt.
             with defer_signals():
-                metrics = graph.train_step(step)
+                metrics = graph.rlhf_step(step)
                 step += 1
                 by_key = metrics.by_key()
                 if received_signal() is not None:
@@ -354,24 +354,20 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
     )
     num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
-    # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and at each
-    # held_out_interval.
-    num_evaluations = 2 + (config.steps // execution.held_out_interval if execution.held_out_interval else 0)
+    # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and after each
+    # held_out_interval that ends before the last step.
+    num_evaluations = 2 + ((config.steps - 1) // execution.held_out_interval if execution.held_out_interval else 0)
     # Assumed length of a prompt and its completion, in tokens.
     length = round(prompt_tokens + rollouts.max_new_tokens * 2 / 3)
     placements = placements_of(config)
     rollout_tokens = config.steps * rollouts.rollouts_per_step * length
-    # `passes` is the cost of a trained token, counted in forward passes: one in the engine, one in the learner (old
-    # logprobs), one in the reference, and in each epoch three for the learner's update and three for the critic's. An
-    # update counts as three, because its backward pass costs as much as two forward passes.
-    passes = 2 + ("reference" in placements) + 3 * config.learning.epochs * (1 + ("critics" in placements))
+    # `passes` is the cost of a rollout's token, counted in forward passes: one each in the engine, the learner, the
+    # reference and the critic before the update, and in each epoch three for the learner's update and three for the
+    # critic's. An update counts as three, because its backward pass costs as much as two forward passes.
+    has_reference, has_critic = "reference" in placements, "critics" in placements
+    passes = 2 + has_reference + has_critic + 3 * config.learning.epochs * (1 + has_critic)
     # Tokens that the reward model scores. A verifier is assumed to take no time.
     scored_tokens = (rollout_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
-    # Generation batches of each engine: in one training step, and in one evaluation on the held-out prompts, which has
-    # group_size times as many prompts in a batch (`actors.graph`).
-    batches_per_engine = rollouts.prompts_per_step / rollouts.generation_batch_prompts / execution.generators.workers
-    held_out_batch_prompts = rollouts.generation_batch_prompts * rollouts.group_size
-    held_out_batches = math.ceil(num_held_out / held_out_batch_prompts) / execution.generators.workers
     model_gib, state_gib = parameters_mib(model_config, 4) / 1024, training_state_mib(model_config) / 1024
     activations_gib = activation_gib(model_config, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
@@ -391,13 +387,26 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         width=model_config.width,
         precision=require_resolved(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
-        # Optimizer steps. Each of the `rl_steps`, the training steps of RLHF, has one or more of them.
+        # Optimizer steps. Each of the `rl_steps`, the RLHF steps, has one or more of them.
         steps=config.steps * config.learning.epochs * config.learning.minibatches,
         rl_steps=config.steps,
-        engine_steps=rollouts.max_new_tokens * (config.steps * batches_per_engine + num_evaluations * held_out_batches),
+        engine_steps=rollouts.max_new_tokens * generation_batches_per_engine(config, num_evaluations, num_held_out),
         disk_gib=(2 + ("critics" in placements)) * checkpoint_gib(model_config) + model_gib,
         on_gpu=any(placement.gpus_per_worker > 0 for placement in placements.values()),
     )
+
+
+def generation_batches_per_engine(config: RLHFConfig, num_evaluations: int, num_held_out: int) -> float:
+    """Return how many generation batches each engine completes during the run.
+
+    There are `num_held_out` held-out prompts, which are completed `num_evaluations` times. They get one completion each
+    instead of group_size, so a batch has group_size times as many of them (`actors.graph`).
+    """
+    rollouts = config.rollouts
+    step_batches = rollouts.prompts_per_step // rollouts.generation_batch_prompts
+    evaluation_batches = math.ceil(num_held_out / (rollouts.generation_batch_prompts * rollouts.group_size))
+    num_batches = config.steps * step_batches + num_evaluations * evaluation_batches
+    return num_batches / config.execution.generators.workers
 
 
 STAGE = Stage(

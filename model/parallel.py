@@ -3,8 +3,8 @@
 The code of the model (`model.transformer`) has none of these. The functions here modify a model that already exists.
 They work with gloo on CPU and with NCCL on GPUs, depending on the device mesh.
 
-FSDP and DTensor are imported inside the functions that use them. They import sympy, which takes two seconds, and
-`raymill plan` does not need them.
+FSDP and DTensor are imported inside the functions that use them. They import sympy, which takes a second, and processes
+whose model is not sharded do not need them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of all unsharded parameters in CPU memory on rank 0, and an empty dict on the other ranks.
+    """Return all parameters, unsharded, as copies in CPU memory on rank 0, and an empty dict on the other ranks.
 
     This function is collective: all ranks must call it.
     """

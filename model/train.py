@@ -155,10 +155,8 @@ def _average_and_clip_gradients(state: TrainState, scale: float) -> float:
     model. FSDP divides the gradients by the number of ranks, so for a sharded model it is num_ranks / num_loss_terms.
     The scaling and the clipping are one multiplication, so that each gradient is read and written once.
     """
-    from torch.distributed.tensor import DTensor  # imported here, because `raymill plan` does not need it
+    from torch.distributed.tensor import DTensor  # imported here for the reason given in `model.parallel`
 
-    # The optimizer holds the sharded parameters, which have the gradients. The model may still hold unsharded ones,
-    # because the last forward pass keeps those of the root unit (`model.parallel.shard`).
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

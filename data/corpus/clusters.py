@@ -169,7 +169,7 @@ def _file_names(name: str, num_files: int) -> list[str]:
 def write_nodes(
     work: Storage, part_number: int, ids: Sequence[str], texts: Sequence[str], settings: NearDuplicates
 ) -> PartNodes:
-    """Write the files of one part with which the search for clusters begins.
+    """Write the files of one part that the search for clusters reads first.
 
     Must be called for every part, even for a part without documents. The part number must be below 2**31.
     """
@@ -208,7 +208,7 @@ class _Phases:
             result_type=result_type,
             workers=self.workers,
             label=f"near-duplicates: {name}",
-            result_folder=self.layout.folder / "answers" / name,
+            result_folder=self.layout.folder / "results" / name,
         )
 
 

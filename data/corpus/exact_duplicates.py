@@ -19,10 +19,9 @@ def text_key(text: str) -> bytes:
 
 
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
-    """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are dropped.
+    """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are marked as dropped.
 
-    If `rows` contains a row, it must also contain every other row of the corpus with the same key. The rows of one
-    complete part, or of several, are such rows, because all rows with the same key are in one part.
+    `rows` must be all rows of one part, or of several parts. All rows with the same key are in one part.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:

@@ -15,7 +15,7 @@ from data.document import Source
 
 _TASK_SETTINGS = "cut.json"
 """File with the settings with which the folder's files were written. Without this file, no other file is reused."""
-_RESULTS = "answers"
+_RESULTS = "results"
 """Folder of the task results, below the folder of the intermediate files."""
 
 

@@ -17,10 +17,10 @@ def changed_fields(config: Any) -> dict[str, Any]:
 
     The plain value of a nested config is again a dictionary of its fields that differ from their defaults.
 
-    Only these fields are hashed into an artifact's id. Therefore no existing id changes when a new version of Raymill
-    adds a field with a default. The field `execution` is left out, because it does not change the result. Fields that
-    refer to artifacts or files are left out too: `Job.id` hashes the content that they refer to, and the location of
-    the content does not matter.
+    `Job.id` hashes these fields. Therefore no existing id changes when a new version of Raymill adds a field with a
+    default. The field `execution` is left out, because it does not change the result. Fields that refer to artifacts or
+    files are left out too: instead of their values, `Job.id` hashes the ids of the artifacts and the content of the
+    files, so their locations do not matter.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):

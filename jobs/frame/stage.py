@@ -103,7 +103,7 @@ class Stage:
     """Removes forgotten documents from a finished artifact, in place. The files must then equal those that `run` would
     write without these documents. Returns the new summary, or None if the artifact does not change.
 
-    The function calls `start_change(artifact)` after everything that can raise ValueError, and before it changes a file
-    of the artifact. Before that, it writes only to the folder `WORK`.
-    If the process is killed after that, the next `raymill forget` calls the function again with the half-changed files.
+    The function calls `start_change(artifact)` after everything that can raise ValueError. Until then it writes only to
+    the folder `WORK`. If the process is killed after this call, the next `raymill forget` calls the function again with
+    the half-changed files.
     If a stage has no such function, its artifacts keep the documents, and `raymill forget` lists these artifacts."""

@@ -50,7 +50,7 @@ class Engine:
         return [rollout for group in groups for rollout in group.rollouts]
 
     def check(self, rollouts: list[Rollout], version: int, temperature: float) -> LogprobDifference:
-        """Run the sync check as a training step does, with the learner's model of this weight version."""
+        """Run the sync check as an RLHF step does, with the learner's model of this weight version."""
         model = self.models[version]
         batch = rollout_batch(rollouts, pad_id=0)
         dtype = autocast_dtype(require_resolved(self.learning.precision))

@@ -81,7 +81,7 @@ REPRODUCIBLE_METRICS = (
     "policy/grad_norm",
     "value/loss",
 )
-"""Metrics that are equal when a training step is repeated. Times are not."""
+"""Metrics that are equal when an RLHF step is repeated. Times are not."""
 
 
 def reproducible_values(metrics: StepMetrics) -> list[float]:
@@ -100,9 +100,9 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph
     assert graph.generators.restarts == 1
     assert after == before  # another generator repeated the batch, with the same result
 
-    first, second = graph.train_step(0), graph.train_step(1)
+    first, second = graph.rlhf_step(0), graph.rlhf_step(1)
     graph.save()
-    third = graph.train_step(2)
+    third = graph.rlhf_step(2)
     for metrics in (first, second, third):
         assert metrics.logprob_difference.max <= 1e-4
         assert 0.0 <= metrics.rollouts.reward_mean <= 1.0
@@ -111,13 +111,13 @@ def test_dead_actors_are_replaced_and_no_prompt_is_lost_or_repeated(graph: Graph
 
     kill_process(graph.learner.ranks.actors[1])
     with pytest.raises(RanksDied) as death:
-        graph.train_step(3)
+        graph.rlhf_step(3)
     graph.recover(death.value)
     assert graph.start() == 2  # the checkpoint before step 2 was complete when the rank died
-    assert reproducible_values(graph.train_step(2)) == reproducible_values(third)
+    assert reproducible_values(graph.rlhf_step(2)) == reproducible_values(third)
 
     kill_process(graph.scorer)
-    graph.train_step(3)
+    graph.rlhf_step(3)
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_grpo_raises_its_reward(policies: dict[str, Path], ray_session: None, tm
     config = replace(config, rollouts=rollouts, learning=replace(config.learning, lr=3e-3, kl_coefficient=0.0))
     with build_graph(config, execution(generators=1, learners=1)) as graph:
         graph.start()
-        rewards = [graph.train_step(step).rollouts.reward_mean for step in range(30)]
+        rewards = [graph.rlhf_step(step).rollouts.reward_mean for step in range(30)]
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
 
 
@@ -151,10 +151,10 @@ def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Pat
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
     finished_rollout = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
     truncated_rollout = replace(finished_rollout, finished=False)
-    scored, samples = graph._to_scorer_inputs(
+    scorer_inputs = graph._to_scorer_inputs(
         config.prompts[:1], [RolloutGroup(0, (finished_rollout, truncated_rollout))]
     )
     end_text = tokenizer.decode([tokenizer.end_id])
     assert end_text.strip() and tokenizer.decode(text_ids).startswith(tokenizer.decode([tokenizer.pad_id]))
-    assert scored.texts == [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + end_text]
-    assert [sample.completion for sample in samples] == scored.texts
+    texts = [tokenizer.decode(text_ids), tokenizer.decode(text_ids) + end_text]
+    assert [scorer_input.completion for scorer_input in scorer_inputs] == texts

@@ -1,4 +1,4 @@
-"""The metrics of a training step."""
+"""The metrics of an RLHF step."""
 
 from __future__ import annotations
 

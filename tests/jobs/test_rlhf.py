@@ -186,7 +186,7 @@ class FakeGraph:
         self._done = self._saved
         return self._saved
 
-    def train_step(self, step: int) -> StepMetrics:
+    def rlhf_step(self, step: int) -> StepMetrics:
         assert step == self._done
         self._reach("step")
         self._done += 1

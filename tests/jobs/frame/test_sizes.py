@@ -22,7 +22,7 @@ from jobs.frame.record import Record
 from jobs.frame.sizes import model_config_of, shards_sizes
 from jobs.frame.stage import PlannedInputs, Stage
 from jobs.frame.training_config import TrainingExecution
-from jobs.pretrain import ModelConfig, PretrainConfig
+from jobs.pretrain import NewModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
 from jobs.rlhf import RLHFConfig
 from jobs.serve import ServeConfig
@@ -31,7 +31,7 @@ from jobs.shards import ShardsConfig
 from jobs.vocabulary import VocabularyConfig
 from model.transformer_config import num_parameters
 
-MODEL = ModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
+MODEL = NewModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
 TWO = TrainingExecution(placement=Placement(workers=2))
 
 VOCABULARY = Job(vocabulary.STAGE, "vocabulary", VocabularyConfig(corpus="corpus", size=1000), {})
