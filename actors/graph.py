@@ -3,8 +3,8 @@
     prompts → generators → rollouts → scorer, learner, reference, critic → advantages → learner, critic → weights
 
 `build_graph` starts the actors. `Graph.rlhf_step` runs one RLHF step: it generates rollouts of
-some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. A
-RLHF step is given by its index, which starts at 0.
+some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. The
+argument `step` is the index of an RLHF step, counted from 0.
 
 Shape legend: N is the number of rollouts of an RLHF step, and T the number of positions of a row. For example,
 `rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`).
@@ -89,13 +89,13 @@ class ScoredRollouts:
     """The scorer's rewards."""
 
 
-class StepScores(NamedTuple):
+class StepInference(NamedTuple):
     """What scorer, learner, reference and critic compute from the rollouts of an RLHF step."""
 
     scored: ScoredRollouts
     learner_NT: Tensor
-    """Logprobs of the targets under the policy before the update, computed by the learner. The sync check compares the
-    engine's logprobs with them."""
+    """Logprobs of the targets under the policy before the update, computed by the learner. `rlhf_step` compares the
+    engine's logprobs with them, as the sync check does for other completions."""
     reference_NT: Tensor | None
     """Logprobs of the targets under the reference. None without a reference."""
     values_NT: Tensor | None
@@ -186,8 +186,9 @@ class Graph:
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
         the critic has died. After this error, call `recover`.
 
-        `rlhf_step`, `save`, `finish_save` and `export` raise the same error. So does `complete_and_score`, if a
-        restarted generator has to load weights whose learner has died.
+        `rlhf_step`, `save`, `finish_save` and `export` raise the same error. So does `complete_and_score` if it
+        restarts a generator after a rank of the learner has died, because the weight snapshot was deleted with this
+        rank.
         """
         for ranks in self._rank_groups:
             ranks.join_process_group()
@@ -321,8 +322,8 @@ class Graph:
         """
         config, version = self._config.rollouts, self._weight_version
         requests = [PromptRequest(index, prompt.prompt_ids, num_samples) for index, prompt in enumerate(prompts)]
-        # In training, a generation batch has generation_batch_prompts · group_size completions, as many as the engine
-        # runs at the same time. On held-out prompts, with one completion each, it has this number of prompts.
+        # A generation batch has generation_batch_prompts · group_size completions, as many as the engine runs at the
+        # same time. Held-out prompts get one completion each, so there a batch has group_size times as many prompts.
         requests_per_batch = config.generation_batch_prompts * config.group_size // num_samples
         sampling = self._sampling_params(config.max_new_tokens)
         groups = self.generators.generate(
@@ -356,14 +357,14 @@ class Graph:
         ]
 
     def _with_end_token(self, rollout: Rollout) -> tuple[int, ...]:
-        """Return the tokens of prompt and completion, and the end token if the completion was truncated.
+        """Return the tokens of prompt and completion. A truncated completion gets the token that ends a chat message.
 
-        A reward model needs the end token (see `ScorerInput.token_ids`).
+        A reward model gives the reward at such a token (see `ScorerInput.token_ids`).
         """
         end = () if rollout.finished else (self._tokenizer.end_id,)
         return rollout.prompt_ids + rollout.completion_ids + end
 
-    def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepScores:
+    def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepInference:
         """Compute rewards, logprobs and values of a step's rollouts. The actors work at the same time."""
         scorer_inputs = self._to_scorer_inputs(prompts, groups)
         batch_ref = ray.put(batch)
@@ -371,7 +372,7 @@ class Graph:
         learner_logprobs = self.learner.logprobs(batch_ref)
         reference: Any = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
-        return StepScores(
+        return StepInference(
             scored=_scored(groups, scorer_inputs, ray.get(rewards)),
             learner_NT=learner_logprobs.wait(),
             reference_NT=None if reference is None else ray.get(reference),
@@ -389,7 +390,7 @@ class Graph:
     def _sync_weights(self, version: int) -> None:
         """Load the learner's weights into all engines as weight version `version`, and run the sync check.
 
-        For the sync check, each engine samples a few completions, and the engine's logprobs of these completions are
+        For this check, each engine samples a few completions, and the engine's logprobs of these completions are
         compared with the learner's. The weight version is the number of RLHF steps that are done.
         """
         self._previous_snapshot, self._current_snapshot = self._current_snapshot, self.learner.send_weights(version)

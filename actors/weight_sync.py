@@ -35,7 +35,7 @@ copies only a small part of the model at a time."""
 class EngineMismatchError(RuntimeError):
     """An engine's results differ from those of the PyTorch model with the same weights.
 
-    The PyTorch model is the learner's, or in an evaluation one that was loaded for the comparison. The run stops before
+    In RLHF the PyTorch model is the learner's, and in `evaluate` it is loaded for the comparison. The run stops before
     it uses the engine's completions.
     """
 
@@ -57,7 +57,7 @@ class WeightSnapshot:
     """One version of the policy's weights, which engines can load."""
 
     version: int
-    """The weight version. In RLHF it is the number of RLHF steps that the policy had completed by then."""
+    """The weight version. In RLHF it is the number of RLHF steps that were done when the snapshot was made."""
     chunks: list[ray.ObjectRef] = field(repr=False)
     """Objects in Ray's object store, each a list of (Hugging Face name, dtype name, array). Empty with nccl and ipc,
     which send the weights from GPU to GPU and store nothing."""

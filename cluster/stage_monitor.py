@@ -30,7 +30,10 @@ _current_monitor: "StageMonitor | None" = None
 
 @contextlib.contextmanager
 def monitor_stage(stage: str) -> Iterator[None]:
-    """Monitor the processes of a stage within the block. Does nothing when this process is not connected to Ray."""
+    """Monitor the processes of a stage within the block. Does nothing when this process is not connected to Ray.
+
+    `stage` is the name of the job, such as `rlhf-large`, because a stage can occur several times in a pipeline.
+    """
     global _current_monitor
     import ray
 
@@ -73,8 +76,9 @@ def register_child(process: ProcessInfo, *, log_death: bool = False) -> None:
 class StageMonitor:
     """Monitors the processes of one stage on all nodes of the cluster.
 
-    A thread polls the monitor of every node once a second, and logs warnings about stopped and stalled processes and
-    about deaths that no exception reports. Every death is kept until `pop_death` returns it.
+    A thread polls the monitor of every node once a second, and logs warnings about processes that SIGSTOP has
+    suspended, about a stage without progress, and about deaths that no exception reports. Every death is kept until
+    `pop_death` returns it.
     """
 
     def __init__(

@@ -306,7 +306,7 @@ def json_line(value: Any) -> bytes:
 
 
 def _missing_folders(path: str) -> list[str]:
-    """Return `path` and those of its parent folders that do not exist yet, innermost first."""
+    """Of `path` and its parent folders, return those that do not exist yet, innermost first."""
     return [str(folder) for folder in (Path(path), *Path(path).parents) if not os.path.exists(folder)]
 
 

@@ -25,7 +25,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from cluster.machine import num_parallel_tasks
 from cluster.paths import list_files_with_sizes
@@ -107,7 +107,7 @@ class CorpusConfig:
     mention. The budget is the largest allowed difference between the fractions that the step removes: 0.05 allows five
     more in a hundred. By default the difference is not limited."""
     part_mib: int = 64
-    """Approximate MiB of text in one part. Each part becomes one shard."""
+    """Approximate MiB of text in one part. Each part becomes one shard of train/ and one of validation/."""
     execution: CorpusExecution = field(default_factory=CorpusExecution)
 
 
@@ -166,7 +166,7 @@ def check_fairness(config: CorpusConfig) -> None:
 
 
 def pinned_steps(config: CorpusConfig) -> list[Step]:
-    """Return the steps with all that they read from outside of the config.
+    """Return the steps with what they use from outside of the config fixed in their settings.
 
     This is the names and fingerprints of the files of `decontaminate`, and the source code of user-provided steps.
     """
@@ -191,8 +191,15 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         num_parts=num_parts(estimate_text_bytes(config.sources, ranges), config.part_mib),
         forgotten_ids=context.forgotten,
     )
-    # These settings affect the files that a killed run may have left. The number of workers does not.
-    work.prepare_folder({"execution": asdict(execution) | {"workers": None}, "forgotten": sorted(context.forgotten)})
+    # Files of a killed run are deleted if one of these settings has changed since then. They depend on no other setting
+    # that is not part of the artifact's id.
+    work.prepare_folder(
+        {
+            "task_mib": execution.task_mib,
+            "part_tasks": execution.part_tasks,
+            "forgotten": sorted(context.forgotten),
+        }
+    )
     with ThreadPoolExecutor(1) as fairness_thread:
         # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks.
         fairness = fairness_thread.submit(fairness_ledger, work.steps)

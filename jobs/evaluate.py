@@ -517,5 +517,5 @@ STAGE = Stage(
     workload=workload,
     report=report_evaluation,
     placements=lambda config: ({"scorers": config.execution.scorers}, {"generators": config.execution.generators}),
-    engine_groups=lambda config: ("generators",),
+    separate_engine_groups=lambda config: ("generators",),
 )

@@ -3,11 +3,12 @@
     raymill run pretrain configs/tiny/pretrain.yaml
 
 For continued pretraining on a domain, set `init` to a model and `shards` to the shards of the domain's corpus. In this
-file, a sample is a row of the shards: `sequence_length` targets and their inputs.
+file, a training or validation sample is a row of the shards: `sequence_length` targets and their inputs.
 """
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -158,7 +159,10 @@ def check_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None
 
 
 def output_sizes(config: PretrainConfig, planned: PlannedInputs) -> TransformerConfig:
-    """Return the config of the network: that of `init`, or one made from `model` and the shards' vocabulary size."""
+    """Return the sizes of the trained model: its model config.
+
+    It is that of `init`, or is made from `model` and the vocabulary size of the shards.
+    """
     if "init" in planned:
         return model_config_of(planned["init"])
     return config.model.transformer_config(shards_sizes(planned["shards"]).vocab_size, config.max_length)
@@ -174,14 +178,15 @@ def workload(config: PretrainConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from: training, and the forward passes of validation."""
     model_config = output_sizes(config, planned)
     training = training_workload(config, model_config)
-    num_validations = 1 + config.steps // config.execution.validation_interval
+    # At every validation_interval, and at the last step.
+    num_validations = math.ceil(config.steps / config.execution.validation_interval)
     validation_tokens = num_validations * config.validation_samples * config.sequence_length
     validation_flop = validation_tokens * forward_flop_per_token(model_config, config.sequence_length)
     return dataclasses.replace(training, flop=training.flop + validation_flop)
 
 
 def run(config: PretrainConfig, context: Context) -> TrainingSummary:
-    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`.
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and the completions in `samples.jsonl`.
 
     Returns the summary of the training.
     """
@@ -257,7 +262,7 @@ def validation_batches(training: "TrainingRun", shards: Storage, config: Pretrai
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
 
     Every rank gets the same number of samples, and at least one. If there are fewer samples than ranks, some ranks get
-    the sample of another rank, because the indices of the reader continue in the next epoch.
+    an index after the last sample, which the reader maps to a sample of its next epoch. So some samples count twice.
     """
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)

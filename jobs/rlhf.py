@@ -304,7 +304,7 @@ def complete_held_out(graph: "Graph", prompts: Prompts) -> list[HeldOutCompletio
 
 
 def output_sizes(config: RLHFConfig, planned: PlannedInputs) -> TransformerConfig:
-    """Return the model config, which is that of `policy`."""
+    """Return the sizes of the trained model: its model config, which is that of `policy`."""
     return model_config_of(planned["policy"])
 
 
@@ -344,9 +344,9 @@ def estimate(config: RLHFConfig, planned: PlannedInputs) -> dict[str, float]:
 def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from.
 
-    The time is that of generating and scoring completions, of the reference's forward passes, and of the updates. Every
-    completion is assumed to have two thirds of max_new_tokens. Every prompt is assumed to have the mean length of the
-    first thousand prompts.
+    The time is that of generating and scoring completions, of the forward passes of learner, reference and critic
+    before the update, and of the updates. Every completion is assumed to have two thirds of max_new_tokens. Every
+    prompt is assumed to have the mean length of the first thousand prompts.
     """
     execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
     first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
@@ -387,9 +387,8 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
         width=model_config.width,
         precision=require_resolved(config.learning.precision),
         threads=learners * execution.learners.threads_per_worker,
-        # Optimizer steps. Each of the `rl_steps`, the RLHF steps, has one or more of them.
-        steps=config.steps * config.learning.epochs * config.learning.minibatches,
-        rl_steps=config.steps,
+        steps=config.steps * config.learning.optimizer_steps_per_rlhf_step,
+        rlhf_steps=config.steps,
         engine_steps=rollouts.max_new_tokens * generation_batches_per_engine(config, num_evaluations, num_held_out),
         disk_gib=(2 + ("critics" in placements)) * checkpoint_gib(model_config) + model_gib,
         on_gpu=any(placement.gpus_per_worker > 0 for placement in placements.values()),
@@ -425,5 +424,5 @@ STAGE = Stage(
     report=report_rlhf,
     placements=lambda config: (placements_of(config),),
     # Colocated generators run on the nodes of the learners. So they need no pods of their own on Kubernetes.
-    engine_groups=lambda config: () if config.execution.colocate else ("generators",),
+    separate_engine_groups=lambda config: () if config.execution.colocate else ("generators",),
 )

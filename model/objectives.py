@@ -94,12 +94,12 @@ def policy_loss(
     the token is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A). With clip_range None it is -r·A. On-policy, the
     gradient of -r·A is that of REINFORCE.
 
-    With kl_coefficient above 0 the loss of the token also has kl_coefficient times the k3 estimate of
+    With kl_coefficient above 0 the loss of the token is increased by kl_coefficient times the k3 estimate of
     KL(policy || reference), see `kl_k3`. Raises ValueError if the batch then has no reference logprobs.
 
     The metrics are sums over the completion tokens, from which `model.train` computes the means that are logged.
-    policy/entropy is the entropy at `temperature`. policy/clip_fraction is the share of tokens whose loss has the
-    clipped ratio. policy/approx_kl is the k3 estimate of the KL divergence between the policy that sampled and the
+    policy/entropy is the entropy at `temperature`. policy/clip_fraction is the share of tokens for which the minimum is
+    the clipped term. policy/approx_kl is the k3 estimate of the KL divergence between the policy that sampled and the
     current policy. policy/ratio is the mean of r. policy/reference_kl is the k3 estimate of KL(policy || reference), if
     kl_coefficient is above 0.
     """
@@ -138,8 +138,8 @@ def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float 
     ½ max((v - R)², (c - R)²). With value_clip_range None it is ½ (v - R)².
 
     The metrics are sums over the completion tokens, from which `model.train` computes the means that are logged.
-    value/clip_fraction is the share of tokens whose loss has the clipped value. value/mean is the mean value, and
-    value/return_mean is the mean return.
+    value/clip_fraction is the share of tokens for which the maximum is the clipped term. value/mean is the mean value,
+    and value/return_mean is the mean return.
     """
     mask_BT = batch.tokens.loss_mask
     values_N = values(model, batch.tokens)[mask_BT]

@@ -196,10 +196,11 @@ class CleaningResult(NamedTuple):
     kept: list[Document]
     """The documents that were not dropped, as they are after the last step."""
     dropped: list[tuple[Document, str]]
-    """The dropped documents, as they were before the step that dropped them, and the reason (`STEP/RULE`)."""
+    """The dropped documents, as they were before the step that dropped them, and the reason: `STEP/RULE`, or
+    `empty` for an empty text."""
     counts: Mapping[str, int]
-    """How often each kind of change was made. The keys are `STEP/CHANGE`. `STEP/kept_anyway` is the number of documents
-    that were kept because of the step's `keep`."""
+    """How often each kind of change was made. The keys are `STEP/CHANGE`, or `FUNCTION/documents` for a user-provided
+    step. `STEP/kept_anyway` is the number of documents that were kept because of the step's `keep`."""
 
 
 def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResult:

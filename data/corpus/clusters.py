@@ -1,8 +1,9 @@
 """Finds clusters of near-duplicates with many tasks. A cluster is a connected component of linked documents.
 
 `links.py` says which documents are linked, and finds clusters in memory. This module does the same for a corpus that is
-larger than memory, in phases. A phase is a list of tasks. Each task writes one file, which is divided into buckets. A
-bucket holds the records for one task of a later phase. This task reads its bucket of every file of the earlier phase.
+larger than memory, in phases. A phase is a list of tasks. Each task writes one or two files, which are divided into
+buckets. A bucket holds the records for one task of a later phase. This task reads its bucket of every file of the
+earlier phase.
 
     write_nodes                     Run by the caller for each part. Writes ids and signatures, and an entry (band hash,
                                     digest, row) for each band of each signature.
@@ -11,9 +12,10 @@ bucket holds the records for one task of a later phase. This task reads its buck
                                     signatures that share a band hash, requests for their signatures.
       attach   part                 The requested signatures, for the buckets that requested them.
       link     bucket of entries    Edges between documents whose signatures agree.
-      stars    bucket of nodes      In each round, edges that replace those of the round before. When each component is
-                                    a star, the lowest node of each node's component, for the node's part. If there are
-                                    few edges, the driver (the process that runs the phases) does this phase itself.
+      stars    bucket of nodes      In each round, edges that replace those of the round before. In the last round each
+                                    component is a star: all edges lead to its lowest node. Then the lowest node for
+                                    each other node, in the bucket of this node's part. If there are few edges, the
+                                    driver (the process that runs the phases) does this phase itself.
       name     part                 The id of each document in a cluster, for the bucket of its cluster.
       keep     bucket of clusters   The lowest id of each cluster, for the parts of its documents.
     kept_ids_of_near_duplicates     Reads, for one part, the ids of the documents that are kept instead.
@@ -82,6 +84,7 @@ class _NumRecords:
     """Result of a task that wrote a file of records."""
 
     num_records: int
+    """Number of records in the file. A task of the phase `match` writes two files and counts only its edges."""
 
 
 @dataclass(frozen=True)

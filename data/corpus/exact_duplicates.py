@@ -21,7 +21,8 @@ def text_key(text: str) -> bytes:
 def sort_and_deduplicate(rows: pa.Table, *, deduplicate: bool) -> pa.Table:
     """Sort the rows of a part. With `deduplicate`, all rows but the first one of each text are marked as dropped.
 
-    `rows` must be all rows of one part, or of several parts. All rows with the same key are in one part.
+    `rows` must contain every row that may have the same text as one of them. A complete part does, because all rows
+    with the same key are in one part.
     """
     rows = sort_rows(rows, ["id", "text", "metadata", "reason", "file", "offset"])
     if not deduplicate:

@@ -98,11 +98,11 @@ def _concurrent_workers(name: str, config: Any) -> Iterable[dict[PodGroupName, l
     stage, execution = find_stage(name), find_execution(config)
     if isinstance(execution, TasksExecution) and execution.workers:
         yield {"data": [{"CPU": 1.0}] * execution.workers}
-    engine_groups = stage.engine_groups(config)
+    separate_engine_groups = stage.separate_engine_groups(config)
     for placements in stage.placements(config):
         workers: dict[PodGroupName, list[dict[str, float]]] = {}
         for group, placement in placements.items():
-            pod_group = _pod_group(placement, is_engine_group=group in engine_groups)
+            pod_group = _pod_group(placement, is_engine_group=group in separate_engine_groups)
             workers.setdefault(pod_group, []).extend(placement.bundles)
         yield workers
 
@@ -111,7 +111,7 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
     """Return the pod group of a placement's workers.
 
     Workers without GPUs are on data pods. Workers with GPUs are on rollout pods if they run vLLM engines on nodes of
-    their own (`is_engine_group`, see `Stage.engine_groups`), and on train pods otherwise.
+    their own (`is_engine_group`, see `Stage.separate_engine_groups`), and on train pods otherwise.
     """
     if not placement.gpus_per_worker:
         return "data"

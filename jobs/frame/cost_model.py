@@ -75,12 +75,12 @@ def predict(workload: Workload, machine: Machine) -> Cost:
     num_processes = sum(group.number for group in workload.processes)
     has_train_group = any(group.kind == "trainer" for group in workload.processes)
     start_s = sum(PROCESS_COSTS[group.kind].start_cpu_s * group.number for group in workload.processes)
-    start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (workload.rl_steps > 0)
+    start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (workload.rlhf_steps > 0)
     # The processes start in parallel. The controller and the helpers of Ray Train count as one process.
     parallel_starts = min(machine.cores, has_train_group + max(1, num_processes))
     wait_s = max((PROCESS_COSTS[group.kind].start_wait_s for group in workload.processes), default=0.0)
     python_s = workload.python_s / max(1, min(workload.python_processes, machine.cores))
-    serial_s = workload.steps * STEP_S + workload.rl_steps * RL_STEP_S + workload.engine_steps * ENGINE_STEP_S
+    serial_s = workload.steps * STEP_S + workload.rlhf_steps * RL_STEP_S + workload.engine_steps * ENGINE_STEP_S
     seconds = (
         wait_s
         + slowness * (start_s / parallel_starts + python_s + serial_s)

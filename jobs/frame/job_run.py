@@ -172,8 +172,8 @@ def _prepare_output(output: Storage, inputs: Mapping[str, Artifact]) -> Unfinish
     """Return the interrupted attempt whose files are in the output. Returns None if no attempt can be resumed.
 
     The files of an attempt are deleted if the content of an input has changed since the attempt, for example because
-    `raymill forget` has removed documents from the input. There are two reasons. The order of the input's samples is
-    then different, so a resumed training would skip some samples and repeat others. Files that were made from the old
+    `raymill forget` has removed documents from the input. Otherwise a resumed training would skip some samples and
+    repeat others, because the order of the input's samples is now different, and files that were made from the old
     input would still contain the forgotten documents. The files are also deleted if `raymill forget` was killed while
     it changed this artifact.
     """

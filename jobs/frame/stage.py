@@ -68,8 +68,8 @@ class Stage:
     """The class of the stage's config, a frozen dataclass."""
     run: Callable[[Any, Context], object]
     """Writes the artifact into `context.output` and returns its summary: a dataclass of plain values, or a mapping from
-    metric keys to numbers. If the process is killed, the next attempt calls `run` again with the files that the earlier
-    attempt wrote still in the output."""
+    metric keys to numbers. If the process is killed, the next attempt calls `run` again, and the output then still
+    contains the files of the earlier attempt."""
     check: Callable[[Any], None] = lambda config: None
     """Checks the values of the config, without its source files and inputs. Raises ValueError for a wrong value."""
     check_sources: Callable[[Any], None] = lambda config: None
@@ -94,14 +94,16 @@ class Stage:
     placements: Callable[[Any], Sequence[Mapping[str, Placement]]] = lambda config: ()
     """Returns the placements of the stage's worker groups, as mappings from the name of a group to its placement. The
     groups of one mapping run at the same time, so each mapping must fit the cluster by itself."""
-    engine_groups: Callable[[Any], Collection[str]] = lambda config: ()
-    """Returns the names of the worker groups that run vLLM engines on nodes of their own. `raymill manifest` puts these
-    groups into the rollout pods of the Kubernetes cluster."""
+    separate_engine_groups: Callable[[Any], Collection[str]] = lambda config: ()
+    """Returns the names of the groups in `placements` that run vLLM engines on nodes of their own. `raymill manifest`
+    places these groups in pods of the shape `rollout` (`cluster/kuberay.py`)."""
     report: "Callable[[Artifact], ReportPart] | None" = None
     """Makes the section of the HTML report that shows an artifact of this stage."""
     forget: Callable[[Any, Context, Artifact], object | None] | None = None
     """Removes forgotten documents from a finished artifact, in place. The files must then equal those that `run` would
-    write without these documents. Returns the new summary, or None if the artifact does not change.
+    write without these documents, except that the shares of a corpus' mixture stay as they were, and that a duplicate
+    whose source file is gone or changed cannot take the place of a forgotten document. Returns the new summary, or None
+    if the artifact does not change.
 
     The function calls `start_change(artifact)` after everything that can raise ValueError. Until then it writes only to
     the folder `WORK`. If the process is killed after this call, the next `raymill forget` calls the function again with

@@ -47,7 +47,7 @@ class Workload:
     steps: int = 0
     """Number of optimizer steps of a training stage. The cost model adds time for each step's synchronization, logging
     and checkpoints."""
-    rl_steps: int = 0
+    rlhf_steps: int = 0
     """Number of RLHF steps. The cost model adds time for each step's messages, weight sync and sync check."""
     engine_steps: float = 0.0
     """Number of forward passes of the vLLM engines. One pass decodes one more token for every prompt of a batch."""

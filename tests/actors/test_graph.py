@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from actors.graph import Graph, ScoredRollouts, StepScores, build_graph, group_ids
+from actors.graph import Graph, ScoredRollouts, StepInference, build_graph, group_ids
 from actors.graph_config import GraphConfig, Prompt
 from actors.rank_group import RanksDied
 from actors.rollout import Rollout, RolloutGroup
@@ -138,9 +138,9 @@ def test_group_ids_are_equal_for_rollouts_of_one_prompt() -> None:
 def test_the_log_ratio_to_the_reference_uses_the_learners_logprobs() -> None:
     scored = ScoredRollouts([], [], [])
     learner = torch.tensor([[-1.0, -2.0]])
-    assert not StepScores(scored, learner, learner.clone(), None).reference_log_ratio_NT.any()
-    assert StepScores(scored, learner, learner - 0.5, None).reference_log_ratio_NT.tolist() == [[0.5, 0.5]]
-    assert StepScores(scored, learner, None, None).reference_log_ratio_NT.tolist() == [[0.0, 0.0]]
+    assert not StepInference(scored, learner, learner.clone(), None).reference_log_ratio_NT.any()
+    assert StepInference(scored, learner, learner - 0.5, None).reference_log_ratio_NT.tolist() == [[0.5, 0.5]]
+    assert StepInference(scored, learner, None, None).reference_log_ratio_NT.tolist() == [[0.0, 0.0]]
 
 
 def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Path], tmp_path: Path) -> None:
