@@ -28,7 +28,7 @@ from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
 from data.chats.records import PromptRecord
-from data.chats.template import load_tokenizer
+from data.chats.template import load_chat_tokenizer
 from model.huggingface import load_hf_model
 from model.huggingface_config import read_config
 from model.precision import (
@@ -90,7 +90,7 @@ def complete_tasks(
     counter = itertools.count()
     prompt_indices = {task: [next(counter) for _ in records] for task, records in tasks.items()}
     # A model without tasks is left out here and in all that follows.
-    tokenizers = {name: load_tokenizer(models[name].local()) for name, names in tasks_by_model.items() if names}
+    tokenizers = {name: load_chat_tokenizer(models[name].local()) for name, names in tasks_by_model.items() if names}
     prompts_by_model: dict[str, ModelPrompts] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.engine import OBJECT_STORE, EngineSettings, max_prefill_tokens
-from actors.rollout import GenerationBatch, PromptRequest, Rollout, RolloutGroup, SamplingParams, request_seed
+from actors.rollout import GenerationBatch, PromptRequest, Rollout, RolloutGroup, SamplingParams, completion_seed
 from actors.vllm_plugin import register
 from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
 
@@ -162,7 +162,7 @@ def _vllm_sampling_params(batch: GenerationBatch, request: PromptRequest, sample
         max_tokens=sampling.max_new_tokens,
         stop_token_ids=list(sampling.stop_ids),
         ignore_eos=True,  # only stop_ids end a completion, not the end token that vLLM reads from the model folder
-        seed=request_seed(sampling.seed, batch.step, request.index, sample),
+        seed=completion_seed(sampling.seed, batch.step, request.index, sample),
         logprobs=0,  # return the logprob of the sampled token, and of no other token
         flat_logprobs=True,
         detokenize=False,

@@ -56,7 +56,7 @@ from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chats.template import load_tokenizer
+from data.chats.template import load_chat_tokenizer
 from data.tokens.tokenizer import read_chat_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
@@ -169,7 +169,7 @@ class Graph:
         self._algorithm = load_algorithm(config.algorithm)
         folder = config.policy.local()
         self._model_config = read_config(folder)
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = load_chat_tokenizer(folder)
         self._current_snapshot: WeightSnapshot | None = None
         self._previous_snapshot: WeightSnapshot | None = None
         self._restarts_left = execution.learners.max_failures

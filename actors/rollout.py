@@ -31,7 +31,7 @@ class SamplingParams:
     stop_ids: tuple[int, ...]
     """Ids of the stop tokens. A completion ends with the first stop token, which is its last token."""
     seed: int
-    """Seed of the run. `request_seed` derives the seed of each completion from it."""
+    """Seed of the run. `completion_seed` derives the seed of each completion from it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RolloutGroup:
 BatchT = TypeVar("BatchT", bound=Batch | PolicyBatch | ValueBatch)
 
 
-def request_seed(seed: int, step: int, prompt: int, sample: int) -> int:
+def completion_seed(seed: int, step: int, prompt: int, sample: int) -> int:
     """Return the seed with which the engine samples one completion, a number below 2^63.
 
     `seed` is the seed of the run, `step` is `GenerationBatch.step`, `prompt` is `PromptRequest.index`, and `sample` is

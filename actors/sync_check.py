@@ -1,11 +1,15 @@
-"""The sync check: it verifies that the engines sample from the learner's current policy. It has three parts:
+"""The sync check: it verifies that the engines sample from the weights that were sent to them last.
+
+In RLHF these are the learner's weights, and in `evaluate` those of the model that completes the prompts. The check has
+three parts:
 
 1. `check_load` compares the checksums of an engine's parameters with those of the weight snapshot, after each weight
-   sync. Parameters that vLLM stores in another layout are left out.
+   sync. Parameters that vLLM stores in another layout are left out. With nccl and ipc the snapshot has no checksums,
+   and only the version is compared.
 2. `check_rollouts` compares the weight version and the prompt tokens of each rollout with those that the driver
    requested.
 3. `check_logprobs` compares the engine's logprobs of the sampled tokens with the logprobs of the same tokens under
-   Raymill's own PyTorch model (`model.transformer`), which has the learner's weights.
+   Raymill's own PyTorch model (`model.transformer`), which has the weights of the snapshot.
 
 A check that fails raises one of the errors of `actors.weight_sync`, for stale weights, tokenization or numerics.
 
@@ -36,8 +40,8 @@ from model.precision import ComputePrecision, require_resolved
 from model.transformer_config import TransformerConfig
 
 _STALE_FACTOR = 10
-"""Decides whether older weights are the cause of a logprob difference above the bound: they are if the mean difference
-with the older weights is more than this many times smaller than the mean difference with the current weights."""
+"""A failed logprob check is blamed on older weights if the engine's logprobs are, on average, more than this many times
+closer to the logprobs under the older weights than to those under the current weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +85,13 @@ def check_load(snapshot: WeightSnapshot, report: LoadReport, *, generator: int) 
     """Check what the generator with the index `generator` reported after it loaded a snapshot.
 
     Raises StaleWeightsError when the engine has another weight version than the snapshot, when the checksum of a
-    parameter differs from the snapshot's, and when there is no parameter whose checksums can be compared.
+    parameter differs from the snapshot's, and when there is no parameter whose checksums can be compared. With nccl and
+    ipc the snapshot has no checksums, and only the version is compared.
     """
     if report.version != snapshot.version:
         raise StaleWeightsError(
-            f"stale weights: the engine of generator {generator} has weight version {report.version} after the learner "
-            f"sent version {snapshot.version}"
+            f"stale weights: the engine of generator {generator} has weight version {report.version} after version "
+            f"{snapshot.version} was sent"
         )
     if snapshot.checksums and not snapshot.checksums.keys() & report.checksums.keys():
         raise StaleWeightsError(
@@ -107,21 +112,25 @@ def check_rollouts(
     """Check that every rollout completes the prompt of its request and was sampled from the given weight version.
 
     Raises StaleWeightsError for a rollout from another version, and TokenizationError for a rollout with other prompt
-    tokens, with a wrong number of logprobs, or with a token id that the learner's vocabulary does not contain.
+    tokens, an empty completion, a wrong number of logprobs, or a token id that the model's vocabulary does not contain.
     """
     for request, group in zip(requests, groups, strict=True):
         for rollout in group.rollouts:
             if rollout.weight_version != version:
                 raise StaleWeightsError(
                     f"stale weights: a rollout of prompt {request.index} was sampled from weight version "
-                    f"{rollout.weight_version}, but the learner is at version {version}"
+                    f"{rollout.weight_version}, but the current version is {version}"
                 )
             if rollout.prompt_ids != request.prompt_ids:
                 raise TokenizationError(
                     f"tokenization: prompt {request.index} was sent to the engine as {request.prompt_ids[:20]} …, "
                     f"but the engine read {rollout.prompt_ids[:20]} …"
                 )
-            if len(rollout.logprobs) != len(rollout.completion_ids) or not rollout.completion_ids:
+            if not rollout.completion_ids:
+                raise TokenizationError(
+                    f"tokenization: the engine returned an empty completion for prompt {request.index}"
+                )
+            if len(rollout.logprobs) != len(rollout.completion_ids):
                 raise TokenizationError(
                     f"tokenization: the engine returned {len(rollout.logprobs)} logprobs for "
                     f"{len(rollout.completion_ids)} completion tokens of prompt {request.index}"
@@ -129,7 +138,7 @@ def check_rollouts(
             if max(rollout.completion_ids) >= vocab_size:
                 raise TokenizationError(
                     f"tokenization: the engine sampled token id {max(rollout.completion_ids)}, "
-                    f"but the learner's vocabulary has {vocab_size} tokens"
+                    f"but the model's vocabulary has {vocab_size} tokens"
                 )
 
 
@@ -164,10 +173,12 @@ def check_logprobs(
     if difference.max <= bound.max and difference.mean <= bound.mean:
         return difference
     message = (
-        f"engine and learner logprobs differ by up to {difference.max:.3g} (mean {difference.mean:.3g}), "
+        f"engine and PyTorch logprobs differ by up to {difference.max:.3g} (mean {difference.mean:.3g}), "
         f"allowed are {bound.max:.3g} (mean {bound.mean:.3g})"
     )
+    explanation = "older weights were not available for comparison"
     if previous is not None and previous.chunks:
+        explanation = "older weights do not explain the difference"
         for description, stale_config, weights in _stale_candidates(
             model_config, dict(read_weights(current)), dict(read_weights(previous))
         ):
@@ -179,17 +190,18 @@ def check_logprobs(
                     f"{current.version} they differ by up to {stale_difference.max:.3g}"
                 )
     raise NumericsError(
-        f"numerics: {message}. Weight versions and tokens agree, and older weights do not explain the difference. "
-        "Compare the precision and the model config of the engine with those of the learner. If the difference is only "
-        "the rounding error of a large model, set learning.max_logprob_difference and "
-        "learning.mean_logprob_difference to larger values"
+        f"numerics: {message}. Weight versions and tokens agree, and {explanation}. Compare the precision and the "
+        "model config of the engine with those of the PyTorch model. If, in RLHF, the difference is only the rounding "
+        "error of a large model, set learning.max_logprob_difference and learning.mean_logprob_difference to larger "
+        "values"
     )
 
 
 def _stale_candidates(
     model_config: TransformerConfig, current: Mapping[str, Tensor], previous: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, TransformerConfig, Iterator[tuple[str, Tensor]]]]:
-    """Yield all weights that a stale engine may have, as (description, model config, pairs of name and tensor).
+    """Yield each set of weights that a stale engine may have: all weights of `previous`, then those of `current` with
+    the output head of `previous`. Each is (description, model config, pairs of name and tensor).
 
     `current` and `previous` have the parameters of the two snapshots by Hugging Face name.
     """

@@ -45,11 +45,13 @@ class StaleWeightsError(EngineMismatchError):
 
 
 class TokenizationError(EngineMismatchError):
-    """The engine read other prompt tokens than were sent, or sampled tokens that the learner does not know."""
+    """The engine read other prompt tokens than were sent, returned an empty completion or a wrong number of logprobs,
+    or sampled tokens that are not in the model's vocabulary."""
 
 
 class NumericsError(EngineMismatchError):
-    """Engine and learner have the same weights and tokens, but their logprobs differ by more than the bound."""
+    """Engine and PyTorch model seem to have the same weights and tokens, but their logprobs differ by more than the
+    bound."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from cluster.session import connect, worker_env
 from cluster.storage import Storage
 from cluster.user_program import Program
 from data.chats.records import Chat
-from data.chats.template import RenderedChat, load_tokenizer, render
+from data.chats.template import RenderedChat, load_chat_tokenizer, render
 from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
@@ -127,7 +127,7 @@ class Benchmark:
         self.seed, self.scratch = seed, scratch
         self.task = make_task(seed)
         save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), scratch / "tokenizer")
-        self.tokenizer = load_tokenizer(scratch / "tokenizer")
+        self.tokenizer = load_chat_tokenizer(scratch / "tokenizer")
         self.sizes = TransformerConfig(
             vocab_size=MIN_BPE_SIZE, width=96, num_layers=3, num_heads=3, num_kv_heads=3, ffn_width=256, max_length=32
         )

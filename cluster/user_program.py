@@ -21,7 +21,7 @@ class Program:
     """Source text of the file."""
     path: str
     """Path of the file. Only used in messages."""
-    function: str
+    function_name: str
     """Name of the function, or of another object, in the file."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Source text of each module that the program imports from the folder of the file, by the module's path relative to
@@ -30,7 +30,7 @@ class Program:
     @property
     def name(self) -> str:
         """The program as a config names it: `path/to/file.py:function`."""
-        return f"{self.path}:{self.function}"
+        return f"{self.path}:{self.function_name}"
 
 
 def load_function(program: Program) -> Callable[..., Any]:
@@ -40,12 +40,12 @@ def load_function(program: Program) -> Callable[..., Any]:
     """
     function = load_object(program)
     if not callable(function):
-        raise ValueError(f"{program.path}: {program.function} is a {type(function).__name__}, not a function")
+        raise ValueError(f"{program.path}: {program.function_name} is a {type(function).__name__}, not a function")
     return function
 
 
 def load_object(program: Program) -> Any:
-    """Run the program's file and return the object that `program.function` names.
+    """Run the program's file and return the object that `program.function_name` names.
 
     Raises ValueError when running the file fails, or when the file does not define this name.
     """
@@ -53,9 +53,9 @@ def load_object(program: Program) -> Any:
         namespace = _ProgramImporter(program).run_main()
     except Exception as error:
         raise ValueError(f"{program.path} failed when it was run: {type(error).__name__}: {error}") from error
-    if program.function not in namespace:
-        raise ValueError(f"{program.path} does not define {program.function!r}")
-    return namespace[program.function]
+    if program.function_name not in namespace:
+        raise ValueError(f"{program.path} does not define {program.function_name!r}")
+    return namespace[program.function_name]
 
 
 def split_function_name(name: str) -> tuple[str, str]:

@@ -38,7 +38,7 @@ from cluster.progress import show_activity
 from cluster.ray_task import RunningTasks, ray_task
 from cluster.storage import Storage
 from data.chats.records import PromptRecord, read_preferences, read_prompts
-from data.chats.template import load_tokenizer, render_preference
+from data.chats.template import load_chat_tokenizer, render_preference
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
@@ -53,7 +53,7 @@ from jobs.frame.sizes import (
     shards_sizes,
 )
 from jobs.frame.stage import Context, PlannedInputs, Stage
-from jobs.frame.user_code import read_verifier
+from jobs.frame.user_code import read_verifier_program
 from jobs.frame.workload import Processes, Workload
 from jobs.report.evaluation import report_evaluation
 from model.huggingface_config import read_config
@@ -108,7 +108,8 @@ class EvaluateExecution(Execution):
     generators: Placement = field(default_factory=_default_generators)
     """The actors that run the vLLM engines."""
     scorers: Placement = field(default_factory=_default_scorers)
-    """The tasks that compute likelihoods. For each model the documents are divided among `workers` tasks."""
+    """The Ray tasks that compute likelihoods, rewards and the size of the text under xz. For each model the documents
+    of the text are divided among `workers` tasks."""
     kv_cache_gib: float = 0.5
     """Size of each engine's KV cache in GiB. Only engines on CPUs use this setting."""
 
@@ -140,8 +141,8 @@ class EvaluateConfig:
     """Pairs [before, after] of model names. The two models of a pair are compared prompt by prompt, on every set of
     prompts that both complete."""
     stereotype_pairs: str | None = source_files(None)
-    """JSONL file of `{"group", "stereotype", "counterpart"}`. The last two are sentences that differ only in the group
-    that they name."""
+    """JSONL file of `{"group", "stereotype", "counterpart"}`. `stereotype` and `counterpart` are sentences that differ
+    only in the social group that they name. `group` is the kind of group, such as gender."""
     reward: str | None = input_artifact("reward_model", default=None)
     """Reward model whose accuracy on `preferences` is measured."""
     preferences: list[str] = source_files([])
@@ -157,7 +158,7 @@ class EvaluateConfig:
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises ValueError for the first error that can be detected in the config alone."""
+    """Raises ValueError for the first error in the config or in the user-provided functions that it names."""
     if not config.models:
         raise ValueError("models: must name at least one model to evaluate")
     _check_models(config, "text_models", config.text_models)
@@ -203,7 +204,7 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         )
     for measure in task.measures:
         try:
-            read_verifier(measure)
+            read_verifier_program(measure)
         except ValueError as error:
             raise ValueError(f"{where}.measures: {error}") from error
 
@@ -268,14 +269,14 @@ def _check_prompt_lengths(
 ) -> None:
     """Raises ValueError for a prompt that is too long for the model with this name, whose folder is `model`."""
     max_prompt_length = read_config(model.local()).max_length - config.sampling.max_new_tokens
-    tokenizer = load_tokenizer(model.local())
+    tokenizer = load_chat_tokenizer(model.local())
     for record in records:
         length = len(tokenizer.prompt_ids(record.messages, location=record.location))
         if length > max_prompt_length:
             raise ValueError(
-                f"{record.location}: the prompt has {length} tokens, but with sampling.max_new_tokens="
-                f"{config.sampling.max_new_tokens} {name} takes at most {max_prompt_length}; shorten the prompt or the "
-                "completions"
+                f"{record.location}: the prompt has {length} tokens, but the model {name!r} takes prompts of at most "
+                f"{max_prompt_length} tokens when sampling.max_new_tokens is {config.sampling.max_new_tokens}; shorten "
+                "the prompt or decrease sampling.max_new_tokens"
             )
 
 
@@ -287,7 +288,7 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
 
     Returns the results by key, such as `sft/perplexity`.
     """
-    # One group after the other, because both groups need not fit at the same time.
+    # Wait for each group separately: the cluster must be able to hold each group, but not both at once.
     for name, group in (("scorers", config.execution.scorers), ("generators", config.execution.generators)):
         wait_for_capacity(group.bundles, f"evaluate: execution.{name}")
     models = {name: context.inputs[f"models.{name}"].model for name in config.models}
@@ -295,13 +296,13 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     running = RunningTasks()
 
     # The Ray tasks are started first, so that they run while the engines start and generate.
-    text = bias = reward = None
+    wait_for_text = wait_for_bias = wait_for_reward = None
     if config.text is not None:
-        text = start_text(config, models, context.inputs["text"].storage, running, bootstrap)
+        wait_for_text = start_text(config, models, context.inputs["text"].storage, running, bootstrap)
     if config.stereotype_pairs is not None:
-        bias = start_bias(config, config.stereotype_pairs, models, running, bootstrap)
+        wait_for_bias = start_bias(config, config.stereotype_pairs, models, running, bootstrap)
     if config.reward is not None:
-        reward = start_reward(config, context.inputs["reward"].model, running, bootstrap)
+        wait_for_reward = start_reward(config, context.inputs["reward"].model, running, bootstrap)
     generation = None
     if config.generation:
         generation, samples = generate(config, models, bootstrap)
@@ -309,10 +310,10 @@ def run(config: EvaluateConfig, context: Context) -> dict[str, float]:
     results = EvaluationResults(
         models={name: context.inputs[f"models.{name}"].id for name in config.models},
         order=list(config.models),
-        text=_finish(text),
+        text=_finish(wait_for_text),
         generation=generation,
-        bias=_finish(bias),
-        reward=_finish(reward),
+        bias=_finish(wait_for_bias),
+        reward=_finish(wait_for_reward),
     )
     context.output.write_json("results.json", results.to_plain())
     context.tracker.log(0, {f"evaluate/{key}": value for key, value in results.by_key().items()})
@@ -394,7 +395,7 @@ def start_reward(
     """
     from actors.reward_margins import reward_margins
 
-    tokenizer, scorers = load_tokenizer(model.local()), config.execution.scorers
+    tokenizer, scorers = load_chat_tokenizer(model.local()), config.execution.scorers
     max_length = read_config(model.local()).max_length
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= max_length]
@@ -424,9 +425,9 @@ def generate(
     for task in config.generation:
         completions_by_model, prompts = completions[task.name], records[task.name]
         # A `Verifier` calls any user-provided function. Here, the functions are the task's `measures`.
-        programs = [read_verifier(measure) for measure in task.measures]
-        verifiers = {program.function: Verifier(program) for program in programs}
-        # `values` has, for each model and each measure or metric, one value for each prompt.
+        programs = [read_verifier_program(measure) for measure in task.measures]
+        verifiers = {program.function_name: Verifier(program) for program in programs}
+        # `values` has, for each model and each measure or metric except bleu, one value for each prompt.
         values = {
             name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=task.metrics)
             for name, model_completions in completions_by_model.items()
@@ -487,6 +488,8 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
     num_threads = execution.scorers.workers * execution.scorers.threads_per_worker
     model_gib = parameters_mib(largest, 4) / 1024
     activations_gib = forward_activation_gib(largest, tokens=MAX_PASS_TOKENS, length=window)
+    # These are Ray tasks. The kind is `actor`, because they need the memory of a process that imports torch, as actors
+    # do.
     processes = [Processes(kind="actor", number=execution.scorers.workers, memory_gib=model_gib + activations_gib)]
     if config.generation:
         cache_gib = execution.kv_cache_gib

@@ -38,7 +38,7 @@ from model.precision import Precision, precision_field
 from model.transformer_config import TransformerConfig, num_parameters
 
 if TYPE_CHECKING:
-    from jobs.frame.training_rank import TrainingRun
+    from jobs.frame.training_rank import StageTraining
     from model.batch import Batch
     from model.train import TrainState
 
@@ -214,14 +214,14 @@ class PretrainPayload:
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     """Train the model on one rank, and complete the sample prompts on rank 0."""
     # Imported here, so that `raymill plan` does not import torch.
-    from jobs.frame.training_rank import TrainingRun, continue_prompts
+    from jobs.frame.training_rank import StageTraining, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
     from model.transformer import Transformer, initialize
 
     config = payload.config
-    training = TrainingRun(rank_context, payload.training)
+    training = StageTraining(rank_context, payload.training)
     tokenizer_folder = (payload.shards / "tokenizer").local()
     reader = ShardReader(
         payload.shards / "train", sequence_length=config.sequence_length, seed=config.seed, mixture=config.mixture
@@ -246,7 +246,7 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=separator, seed=config.seed)
 
 
-def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
+def step_batches(training: "StageTraining", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
     """Yield, for each remaining step, the list of this rank's micro-batches.
 
     `state.step` is the first remaining step. The micro-batches of a step do not depend on the steps before it, so a
@@ -258,7 +258,7 @@ def step_batches(training: "TrainingRun", reader: ShardReader, state: "TrainStat
         yield training.micro_batches(training.to_batch(rows))
 
 
-def validation_batches(training: "TrainingRun", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
+def validation_batches(training: "StageTraining", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
 
     Every rank gets the same number of samples, and at least one. If there are fewer samples than ranks, some ranks get

@@ -17,7 +17,7 @@ from cluster.paths import list_files
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.chats.records import read_preferences
-from data.chats.template import PreferenceTokens, load_tokenizer, render_preference
+from data.chats.template import PreferenceTokens, load_chat_tokenizer, render_preference
 from data.tokens.tokenizer import read_chat_special_tokens
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
@@ -46,7 +46,7 @@ from jobs.report.training import report_training
 from model.precision import Precision, precision_field
 
 if TYPE_CHECKING:
-    from jobs.frame.training_rank import TrainingRun
+    from jobs.frame.training_rank import StageTraining
     from model.batch import PairBatch
     from model.train import TrainState
 
@@ -142,7 +142,7 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
     metrics, and the summary of the training.
     """
     init = context.inputs["init"].model
-    tokenizer = load_tokenizer(init.local())
+    tokenizer = load_chat_tokenizer(init.local())
     pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
     train, held_out = split_held_out(fitting, config, field="preferences")
@@ -187,12 +187,12 @@ class RewardPayload:
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
     """Train the reward model on one rank."""
     # Imported here, so that `raymill plan` does not import torch.
-    from jobs.frame.training_rank import TrainingRun
+    from jobs.frame.training_rank import StageTraining
     from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry
     from model.train import fit
 
-    training = TrainingRun(rank_context, payload.training)
+    training = StageTraining(rank_context, payload.training)
     folder = payload.init.local()
     model = load_hf_scalar_model(folder)
     state = training.start(model)
@@ -212,7 +212,7 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
 
 
 def step_batches(
-    training: "TrainingRun", payload: RewardPayload, state: "TrainState"
+    training: "StageTraining", payload: RewardPayload, state: "TrainState"
 ) -> "Iterator[Sequence[PairBatch]]":
     """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
     for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
@@ -223,7 +223,7 @@ def step_batches(
         yield training.micro_batches(batch)
 
 
-def held_out_batches(training: "TrainingRun", payload: RewardPayload) -> "Iterator[PairBatch]":
+def held_out_batches(training: "StageTraining", payload: RewardPayload) -> "Iterator[PairBatch]":
     """Yield this rank's micro-batches of the held-out pairs."""
     for indices in held_out_micro_batch_indices(training, len(payload.held_out)):
         yield to_pairs([payload.held_out[index] for index in indices], payload)

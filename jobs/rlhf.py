@@ -24,7 +24,7 @@ from cluster.placement import Placement
 from cluster.progress import Progress, show_activity
 from cluster.signals import StoppedBySignal, defer_signals, received_signal
 from data.chats.records import read_prompts
-from data.chats.template import load_tokenizer
+from data.chats.template import load_chat_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files, user_function
@@ -38,7 +38,7 @@ from jobs.frame.sizes import (
     training_state_mib,
 )
 from jobs.frame.stage import Context, PlannedInputs, Stage
-from jobs.frame.user_code import read_algorithm_program, read_verifier
+from jobs.frame.user_code import read_algorithm_program, read_verifier_program
 from jobs.frame.workload import Processes, Workload
 from jobs.report.rlhf import report_rlhf
 from model.huggingface_config import read_config
@@ -101,7 +101,7 @@ def check(config: RLHFConfig) -> None:
     config.execution.check("execution", config.rollouts, config.learning, algorithm)
     if config.verifier is not None:
         try:
-            read_verifier(config.verifier)
+            read_verifier_program(config.verifier)
         except ValueError as error:
             raise ValueError(f"verifier: {error}") from error
     if algorithm.needs_groups and config.rollouts.group_size < 2:
@@ -253,7 +253,7 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
     return GraphConfig(
         policy=context.inputs["policy"].model,
         reward=context.inputs["reward"].model if "reward" in context.inputs else None,
-        verifier=None if config.verifier is None else read_verifier(config.verifier),
+        verifier=None if config.verifier is None else read_verifier_program(config.verifier),
         prompts=prompts.train,
         max_prompt_length=max(len(prompt.prompt_ids) for prompt in [*prompts.train, *prompts.held_out]),
         rollouts=config.rollouts,
@@ -272,7 +272,7 @@ def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prom
     them is left.
     """
     folder = inputs["policy"].model.local()
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     max_prompt_length = read_config(folder).max_length - config.rollouts.max_new_tokens
 
     def read(patterns: Sequence[str]) -> list[Prompt]:

@@ -15,7 +15,7 @@ from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.chats.packing import PackedRows, pack_chats, truncate_chats
 from data.chats.records import read_chats
-from data.chats.template import load_tokenizer, render
+from data.chats.template import load_chat_tokenizer, render
 from data.tokens.tokenizer import read_chat_special_tokens
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
@@ -44,7 +44,7 @@ from jobs.report.training import report_training
 from model.precision import Precision, precision_field
 
 if TYPE_CHECKING:
-    from jobs.frame.training_rank import TrainingRun
+    from jobs.frame.training_rank import StageTraining
     from model.batch import Batch
     from model.train import TrainState
 
@@ -61,7 +61,7 @@ class SftConfig:
     """Model to fine-tune: a stage, an artifact or a Llama-family Hugging Face folder."""
     sequence_length: int = 256
     """Length of a training row, in tokens. Chats are packed into rows and do not attend to each other. A longer chat is
-    truncated, or left out if nothing of its last reply would remain; both are counted."""
+    truncated, or left out if no token of any reply would remain; both are counted."""
     global_batch_size: int = 32
     """Rows in one optimizer step, over all workers."""
     steps: int = 200
@@ -113,7 +113,7 @@ class SftSummary:
     chats_cut: int
     """Number of chats that were truncated to fit a row."""
     chats_too_long: int
-    """Number of chats that were left out, because nothing of their last reply would have fit a row."""
+    """Number of chats that were left out, because no token of any reply would have fit a row."""
     chats_held_out: int
     """Number of chats that were held out for the validation loss."""
     rows: int
@@ -127,7 +127,7 @@ def run(config: SftConfig, context: Context) -> SftSummary:
     Returns the numbers of chats and rows, and the summary of the training.
     """
     model_folder = context.inputs["init"].model
-    tokenizer = load_tokenizer(model_folder.local())
+    tokenizer = load_chat_tokenizer(model_folder.local())
     chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
     fitting = truncate_chats(chats, length=config.sequence_length)
     train, held_out = split_held_out(fitting.chats, config, field="chats")
@@ -166,13 +166,13 @@ class SftPayload:
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     """Train the model on one rank, and let it reply to the sample prompts on rank 0."""
     # Imported here, so that `raymill plan` does not import torch.
-    from jobs.frame.training_rank import TrainingRun, continue_prompts
+    from jobs.frame.training_rank import StageTraining, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm
     from model.train import fit
 
     config = payload.config
-    training = TrainingRun(rank_context, payload.training)
+    training = StageTraining(rank_context, payload.training)
     folder = payload.init.local()
     model = load_hf_model(folder)
     state = training.start(model)
@@ -184,22 +184,22 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
         training.save_checkpoint_if_due(state)
     training.finish(state, read_chat_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_chat_tokenizer(folder)
         prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
         continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
 def step_batches(
-    training: "TrainingRun", rows: PackedRows, state: "TrainState", seed: int
+    training: "StageTraining", rows: PackedRows, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
     """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
     for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
-        batch = take(rows, indices)
-        training.add_to_data_hash(batch.input_ids, step)
-        yield training.micro_batches(training.to_batch(batch))
+        step_rows = take(rows, indices)
+        training.add_to_data_hash(step_rows.input_ids, step)
+        yield training.micro_batches(training.to_batch(step_rows))
 
 
-def held_out_batches(training: "TrainingRun", rows: PackedRows) -> "Iterator[Batch]":
+def held_out_batches(training: "StageTraining", rows: PackedRows) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the held-out rows."""
     for indices in held_out_micro_batch_indices(training, len(rows.input_ids)):
         yield training.to_batch(take(rows, indices))

@@ -4,7 +4,7 @@ A checkpoint is a folder such as `step-00000100` in PyTorch's distributed checkp
 of the state dict, and a run with a different number of ranks can load them. When all ranks have finished, rank 0 writes
 `checkpoint.json`, the record of the checkpoint. A folder without this file is not a complete checkpoint and is never
 loaded. The record contains the step, the model's configuration, and what the caller needs to resume, such as the
-position in the data.
+number of tokens that were trained on. The position in the data is not stored, because it follows from the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fsspec import AbstractFileSystem
 from torch import Tensor
 
 from model.checkpoint_steps import RECORD, latest_step, prune, read_record, remove_checkpoint, step_folder
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.train import TrainState
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _create_optimizer_state(state: TrainState, metadata: Metadata) -> None:
 
 
 def _describe_model(state: TrainState) -> dict[str, Any]:
-    head = "scalar" if isinstance(state.model, ScalarHead) else "language"
+    head = "scalar" if isinstance(state.model, ScalarModel) else "language"
     return {"head": head, **dataclasses.asdict(state.model.config)}
 
 

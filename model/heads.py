@@ -11,7 +11,7 @@ from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 
-class ScalarHead(nn.Module):
+class ScalarModel(nn.Module):
     """A decoder whose head returns one scalar per token. It is exported as `LlamaForSequenceClassification`.
 
     For the reward model, the scalar at the last token of a sequence is the reward of the sequence. For the critic, the
@@ -34,5 +34,5 @@ class ScalarHead(nn.Module):
             return hidden_BTD.float() @ self.score.weight[0].float()
 
 
-Model = Transformer | ScalarHead
+Model = Transformer | ScalarModel
 """The models that this package trains, shards, saves and exports."""

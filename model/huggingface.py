@@ -1,7 +1,7 @@
 """Reads and writes Llama-family models as Hugging Face model folders, which transformers and vLLM load.
 
 A folder contains config.json, the weights as safetensors (one file, or several files with an index) and the files of
-the tokenizer. Raymill's `Transformer` corresponds to `LlamaForCausalLM`, and its `ScalarHead` to
+the tokenizer. Raymill's `Transformer` corresponds to `LlamaForCausalLM`, and its `ScalarModel` to
 `LlamaForSequenceClassification` with one label.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.huggingface_config import TOKENIZER_FILES, SpecialTokens, hf_config, read_config
 from model.parallel import full_tensors
 from model.transformer import Transformer
@@ -42,7 +42,7 @@ HF_NAMES = {
 
 
 def hf_name(name: str) -> str:
-    """Return the Hugging Face name of a parameter of a `Transformer` or `ScalarHead`."""
+    """Return the Hugging Face name of a parameter of a `Transformer` or `ScalarModel`."""
     return _rename(name.removeprefix("transformer."), HF_NAMES)
 
 
@@ -67,7 +67,7 @@ def save_hf_model(
 ) -> None:
     """Write a Hugging Face model folder. Call it on one rank, with the result of `parallel.full_state_dict`.
 
-    A state dict of a `ScalarHead` becomes a `LlamaForSequenceClassification`. config.json is written last, so a folder
+    A state dict of a `ScalarModel` becomes a `LlamaForSequenceClassification`. config.json is written last, so a folder
     without config.json is not complete. The files of the tokenizer are copied from `tokenizer_folder` if it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,20 +90,21 @@ def load_hf_model(folder: Path) -> Transformer:
     return model
 
 
-def load_hf_scalar_model(folder: Path) -> ScalarHead:
-    """Load a `ScalarHead` from a Hugging Face model folder, in float32 on the CPU.
+def load_hf_scalar_model(folder: Path) -> ScalarModel:
+    """Load a `ScalarModel` from a Hugging Face model folder, in float32 on the CPU.
 
     If the folder has a reward model or a critic, its scalar head is loaded too. If it has a language model, the decoder
     is loaded and the weight of the scalar head is 0.
     """
-    model = ScalarHead(read_config(folder))
+    model = ScalarModel(read_config(folder))
     tensors = {name: tensor for name, tensor in _read_tensors(folder) if name != "head.weight"}
     tensors.setdefault("score.weight", torch.zeros_like(model.score.weight))
-    _load_parameters(model, ((_scalar_head_name(name), tensor) for name, tensor in tensors.items()), folder)
+    _load_parameters(model, ((_scalar_model_parameter_name(name), tensor) for name, tensor in tensors.items()), folder)
     return model
 
 
-def _scalar_head_name(name: str) -> str:
+def _scalar_model_parameter_name(name: str) -> str:
+    """Return the name in a `ScalarModel` of a parameter that has this name in a `Transformer`, or of `score.weight`."""
     return name if name == "score.weight" else f"transformer.{name}"
 
 

@@ -54,7 +54,7 @@ class SpecialTokens:
 def hf_config(
     config: TransformerConfig, special_tokens: SpecialTokens, *, is_scalar: bool, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return the content of config.json. With `is_scalar` the model is a `ScalarHead`, otherwise a `Transformer`."""
+    """Return the content of config.json. With `is_scalar` the model is a `ScalarModel`, otherwise a `Transformer`."""
     architecture: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
     if is_scalar:
         architecture = {

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, row_positions
 from model.cross_entropy import linear_cross_entropy
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.transformer import Transformer
 
 
@@ -52,7 +52,7 @@ def causal_lm(model: Transformer, batch: Batch) -> Loss:
     return Loss(loss_sum, batch.loss_mask.sum())
 
 
-def bradley_terry(model: ScalarHead, batch: PairBatch) -> Loss:
+def bradley_terry(model: ScalarModel, batch: PairBatch) -> Loss:
     """Return the loss -log sigmoid(margin) of a reward model (arXiv 2203.02155, eq. 1). The loss terms are the pairs.
 
     The margin is the reward of the chosen sequence minus the reward of the rejected sequence. The metrics are
@@ -70,7 +70,7 @@ def bradley_terry(model: ScalarHead, batch: PairBatch) -> Loss:
     )
 
 
-def rewards(model: ScalarHead, ids_BT: Tensor, last_B: Tensor) -> Tensor:
+def rewards(model: ScalarModel, ids_BT: Tensor, last_B: Tensor) -> Tensor:
     """Return the float32 rewards [B] of sequences that are padded on the right.
 
     The reward of a sequence is the scalar at its last token, whose index is in last_B.
@@ -130,7 +130,7 @@ def policy_loss(
     return Loss(loss_sum, mask_BT.sum(), metrics)
 
 
-def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float | None = 0.2) -> Loss:
+def value_loss(model: ScalarModel, batch: ValueBatch, *, value_clip_range: float | None = 0.2) -> Loss:
     """Return half the squared error between values and returns. The loss terms are the completion tokens.
 
     As in PPO's reference implementation, values are clipped around the old values. Let v be the value of a token, R its
@@ -159,7 +159,7 @@ def value_loss(model: ScalarHead, batch: ValueBatch, *, value_clip_range: float 
     return Loss(0.5 * squared_error_N.sum(), mask_BT.sum(), metrics)
 
 
-def values(model: ScalarHead, batch: Batch) -> Tensor:
+def values(model: ScalarModel, batch: Batch) -> Tensor:
     """Return the critic's float32 value [B, T] of the state after each input token.
 
     Values are meaningful only where loss_mask is true.

@@ -4,7 +4,8 @@ Its outputs equal those of `LlamaForCausalLM` in Hugging Face transformers, exce
 code has no device placement, sharding or loss: autocast sets the precision, and `model.parallel` shards the model.
 
 Suffixes of tensor names give their dimensions: B batch rows, T tokens of a row, D hidden size (`width`), H query heads,
-K key-value heads, C head dim, R = H/K · T queries that use one key-value head, V vocabulary size.
+K key-value heads, C head dim, E = H · C or K · C channels of all heads together, R = H/K · T queries that use one
+key-value head, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ class Attention(nn.Module):
         attended_BHTC = attend(query_BHTC, key_BKTC, value_BKTC, mask_B1TT)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2))
 
-    def _split_heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def _split_heads(self, projected_BTE: Tensor) -> Tensor:
+        """Split the channels into heads: [B, T, heads · C] -> [B, heads, T, C]."""
+        return projected_BTE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

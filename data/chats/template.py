@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.chats.records import Chat, Messages, Preference
-from data.tokens.tokenizer import chat_end_id, end_token_ids, pad_id
-from data.tokens.tokenizer import load_tokenizer as load_any_tokenizer
+from data.tokens.tokenizer import chat_end_id, end_token_ids, load_tokenizer, pad_id
 
 
 class ChatTokenizer:
@@ -20,7 +19,7 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Load the tokenizer. Raises ValueError if the folder contains no tokenizer or has no chat template."""
-        self._tokenizer = load_any_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"tokenizer: the tokenizer in {folder} has no chat template; use the tokenizer of a chat model or add "
@@ -70,7 +69,7 @@ class ChatTokenizer:
         return [int(token) for token in ids]
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
+def load_chat_tokenizer(folder: Path) -> ChatTokenizer:
     """Load the tokenizer of a Hugging Face folder. Raises ValueError if it has no chat template."""
     return ChatTokenizer(folder)
 
@@ -81,7 +80,8 @@ class RenderedChat(NamedTuple):
     ids: list[int]
     loss_mask: list[bool]
     """For each token, whether it belongs to an assistant's message. The token that ends a message belongs to the
-    message, but the message's header does not."""
+    message, but the message's header does not. Only if the first message of the chat is the assistant's, its header and
+    all other tokens before its text are included."""
 
 
 def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
@@ -95,13 +95,15 @@ def render(tokenizer: ChatTokenizer, chat: Chat) -> RenderedChat:
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        # Many templates cannot render zero messages. So for a reply that is the first message, `before_reply` is empty.
         before_reply = tokenizer.prompt_ids(messages[:number], location=chat.location) if number else []
         is_last = number == len(messages) - 1
         with_reply = ids if is_last else tokenizer.chat_ids(messages[: number + 1], location=chat.location)
         if with_reply[: len(before_reply)] != before_reply or ids[: len(with_reply)] != with_reply:
             raise ValueError(
-                f"{chat.location}: the chat template changes the text of earlier messages when messages[{number}] is "
-                "added, so the tokens of this reply cannot be found; put each reply into a separate record"
+                f"{chat.location}: the chat template renders messages[{number}], or the messages before it, "
+                "differently when further messages follow, so the tokens of this reply cannot be found; put each reply "
+                "into a separate record"
             )
         loss_mask[len(before_reply) : len(with_reply)] = [True] * (len(with_reply) - len(before_reply))
     return RenderedChat(ids, loss_mask)

@@ -1,12 +1,15 @@
 """Tokenizers as folders that transformers and vLLM load: special tokens, chat template and fingerprint.
 
-Two special tokens mark an end. `<|endoftext|>` is the separator between documents. It is the tokenizer's bos and eos
-token, and no chat contains it. `<|end|>` is at the end of each message of a chat. A model folder names its end token: a
-base model ends a text with `<|endoftext|>` (`read_base_special_tokens`), and a chat model ends a completion with
-`<|end|>` (`read_chat_special_tokens`). vLLM also stops at the tokenizer's eos token.
-
 A tokenizer is either trained by the stage `vocabulary` and saved by `save_tokenizer`, or it comes from a Hugging Face
 folder of another project.
+
+In a tokenizer that Raymill trains, two special tokens mark an end. `<|endoftext|>` is the separator between documents.
+It is the tokenizer's bos and eos token, and no chat contains it. `<|end|>` is at the end of each message of a chat. For
+other tokenizers, `separator_id` and `chat_end_id` find the corresponding tokens.
+
+A model folder names its end token: a base model ends a text with the separator (`read_base_special_tokens`), and a chat
+model ends a completion with the token at the end of a message (`read_chat_special_tokens`). vLLM also stops at the
+tokenizer's eos token.
 """
 
 import hashlib
@@ -113,23 +116,24 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     )
 
 
-class TokenIds(NamedTuple):
+class SpecialTokenIds(NamedTuple):
     """The ids of the special tokens that a model's configuration names."""
 
     bos: int
     eos: int
     pad: int
-    """Id of the padding token. It is never the token at the end of a document or chat, so padding can be recognized."""
+    """Id of the padding token. It is never the token at the end of a chat message or, without a chat template, of a
+    document (see `pad_id`)."""
 
 
-def read_base_special_tokens(folder: Path) -> TokenIds:
+def read_base_special_tokens(folder: Path) -> SpecialTokenIds:
     """Return the special tokens of a base model. Both bos and eos are the separator."""
     tokenizer = load_tokenizer(folder)
     separator = separator_id(tokenizer)
-    return TokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
+    return SpecialTokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
 
 
-def read_chat_special_tokens(folder: Path) -> TokenIds:
+def read_chat_special_tokens(folder: Path) -> SpecialTokenIds:
     """Return the special tokens of a chat model.
 
     The eos token is the token at the end of a message in the chat template. The bos token is that of the tokenizer, or
@@ -138,7 +142,7 @@ def read_chat_special_tokens(folder: Path) -> TokenIds:
     tokenizer = load_tokenizer(folder)
     bos: Any = tokenizer.bos_token_id
     bos = separator_id(tokenizer) if bos is None else int(bos)
-    return TokenIds(bos=bos, eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
+    return SpecialTokenIds(bos=bos, eos=chat_end_id(tokenizer), pad=pad_id(tokenizer))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from data.chats.template import load_tokenizer
+from data.chats.template import load_chat_tokenizer
 from data.tokens.shuffle import epoch_order
 from jobs.frame.artifact import Artifact
 from jobs.frame.sizes import model_config_of
@@ -18,7 +18,7 @@ from jobs.frame.training_config import TrainingConfig, check_training
 from model.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
-    from jobs.frame.training_rank import TrainingRun
+    from jobs.frame.training_rank import StageTraining
     from model.train import TrainState
 
 Sample = TypeVar("Sample")
@@ -41,7 +41,7 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
 
 def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises ValueError if the tokenizer of the model in `init` has no chat template."""
-    load_tokenizer(inputs["init"].model.local())
+    load_chat_tokenizer(inputs["init"].model.local())
 
 
 def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
@@ -71,7 +71,7 @@ def split_held_out(
 
 
 def step_sample_indices(
-    training: "TrainingRun", state: "TrainState", num_samples: int, *, seed: int
+    training: "StageTraining", state: "TrainState", num_samples: int, *, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (step, indices of this rank's samples in that step) for each step that is not done yet.
 
@@ -82,7 +82,7 @@ def step_sample_indices(
         yield step, epoch_order(training.rank_sample_indices(step), num_samples, seed=seed)
 
 
-def held_out_micro_batch_indices(training: "TrainingRun", num_samples: int) -> Iterator[np.ndarray]:
+def held_out_micro_batch_indices(training: "StageTraining", num_samples: int) -> Iterator[np.ndarray]:
     """Yield the indices of the held-out samples in each of this rank's micro-batches.
 
     `num_samples` is the number of held-out samples. Every rank gets the same number of samples. The last samples are

@@ -30,14 +30,18 @@ def run_pipeline(
     Logs a forecast of all jobs first. Calls `on_begin` after all checks have passed and before the first job. If all
     artifacts are finished already, returns them at once: there is no forecast and no call of `on_begin`.
 
-    Raises ValueError before any job starts if a stage has an error, or if a stage needs more memory or disk than there
-    is. The message contains the errors of all stages. `address` is the address of the Ray cluster to join. If `address`
-    is None, the cluster of RAY_ADDRESS is joined, or a local one is started.
+    Raises ValueError before any job starts if a stage has an error, needs more memory or disk than there is, or has
+    workers that do not fit the cluster, and if the store or a source cannot be accessed. The message has the errors of
+    all stages or, if there are none, the shortages (`find_shortages`). For workers that do not fit, it has only those
+    of the first such job.
+
+    `address` is the address of the Ray cluster to join. If `address` is None, the cluster of RAY_ADDRESS is joined, or
+    a local one is started.
     """
     with show_activity("checking the store, the sources and the inputs"):
         if not pipeline.errors:
-            # This check comes before `find_errors`, because `find_errors` reads the store too, but an error that it
-            # raises would not name the store.
+            # Checked before `find_errors`, which also accesses the store but would raise an error that does not name
+            # it. Skipped if configs have errors, which are reported first.
             pipeline.store.check_writable()
         if errors := find_errors(pipeline):
             raise ValueError("\n".join(errors))
@@ -52,9 +56,10 @@ def run_pipeline(
         log.info("%s", line)
     if shortages := find_shortages(pipeline, forecasts, address=address):
         raise ValueError("\n".join(shortages))
-    # In a submitted job, every worker has the environment variables already.
-    is_submitted_job = SUBMITTED_VERSION_VARIABLE in os.environ
-    environment = {} if is_submitted_job else dict(pipeline.environment)
+    # If `raymill submit` or a manifest of `raymill manifest` started this process, every worker has the environment
+    # variables already.
+    is_submitted_run = SUBMITTED_VERSION_VARIABLE in os.environ
+    environment = {} if is_submitted_run else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
     sources = [url for job in pending for url in _required_urls(job)]
     with connect(address, environment=environment), require_shared_paths(pipeline.store, sources):

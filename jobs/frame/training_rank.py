@@ -20,13 +20,13 @@ from cluster.heartbeat import send_heartbeat, stop_requested
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from cluster.worker_group import StoppedOnRequest
-from data.tokens.tokenizer import TokenIds
+from data.tokens.tokenizer import SpecialTokenIds
 from data.tokens.training_rows import PaddedRows
 from jobs.frame.training_run import TrainingPayload
 from model.batch import B, Batch, TrainBatch, split_rows, to_device
 from model.checkpoint import Checkpoints
 from model.generate import sample
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import Objective
@@ -42,10 +42,10 @@ _MAX_CPU_MATMUL_FLOP = 2e10
 about a second for such a matmul, and a larger one would not reach more FLOP/s."""
 
 
-class TrainingRun:
-    """The training run as one rank sees it: the rank's device, metrics and checkpoints.
+class StageTraining:
+    """The training of a stage as one rank sees it: the rank's device, metrics and checkpoints.
 
-    Every rank creates one `TrainingRun`. Most methods are collective: all ranks must call them in the same order.
+    Every rank creates one `StageTraining`. Most methods are collective: all ranks must call them in the same order.
     """
 
     def __init__(self, rank_context: RankContext, payload: TrainingPayload) -> None:
@@ -61,7 +61,7 @@ class TrainingRun:
         self._interval_start_s = time.perf_counter()
         self._peak_flops = 0.0
 
-    def start(self, model: Transformer | ScalarHead) -> TrainState:
+    def start(self, model: Transformer | ScalarModel) -> TrainState:
         """Shard the initialized model and create its optimizer. Load the newest checkpoint, if there is one."""
         payload, execution = self.payload, self.config.execution
         model.to(self.device)
@@ -250,7 +250,7 @@ class TrainingRun:
     def finish(
         self,
         state: TrainState,
-        read_special_tokens: Callable[[Path], TokenIds],
+        read_special_tokens: Callable[[Path], SpecialTokenIds],
         tokenizer: Path,
     ) -> None:
         """Save the last checkpoint and write the trained model as the Hugging Face folder `model` of the output.

@@ -24,20 +24,21 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
         for node in parse_source(program.source, program.path).body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
-    if program.function not in functions:
+    if program.function_name not in functions:
         names = ", ".join(functions) or "no function"
-        raise ValueError(f"{program.path} has no function {program.function!r}; it defines {names}")
-    arguments = functions[program.function]
+        raise ValueError(f"{program.path} has no function {program.function_name!r}; it defines {names}")
+    arguments = functions[program.function_name]
     num_positional = len(arguments.posonlyargs) + len(arguments.args)
     num_required = num_positional - len(arguments.defaults)
     if arguments.vararg is None and not num_required <= len(parameters) <= num_positional:
         raise ValueError(
-            f"the function {program.function} in {program.path} must accept the parameters ({', '.join(parameters)})"
+            f"the function {program.function_name} in {program.path} must accept the parameters "
+            f"({', '.join(parameters)})"
         )
     return program
 
 
-def read_verifier(name: str) -> Program:
+def read_verifier_program(name: str) -> Program:
     """Read the program of a verifier, a function that scores completions. Raises ValueError as `read_function` does."""
     return read_function(name, ("prompt", "completion", "record"))
 

@@ -11,7 +11,7 @@ import torch
 from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.huggingface import load_hf_scalar_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.transformer import Transformer, initialize
@@ -54,7 +54,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScalarHead]:
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScalarModel]:
     """The folder of a random reward model, and the model."""
     folder = tmp_path_factory.mktemp("reward")
     save_policy(folder, tied=True, seed=4)

@@ -21,7 +21,7 @@ from actors.step_metrics import StepMetrics
 from cluster.placement import Placement
 from cluster.storage import Storage
 from cluster.user_program import Program
-from data.chats.template import load_tokenizer
+from data.chats.template import load_chat_tokenizer
 from model.learning import LearningConfig
 
 VERIFIER = """
@@ -34,7 +34,7 @@ ROLLOUTS = RolloutConfig(
 
 
 def make_graph_config(folder: Path, checkpoints: Path, algorithm: str) -> GraphConfig:
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     texts = [f"hello {number}" for number in range(10)]
     ids = [tuple(tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in texts]
     return GraphConfig(
@@ -147,7 +147,7 @@ def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Pat
     config = make_graph_config(policies["tied-1"], tmp_path, "grpo")
     no_actors = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
     graph = Graph(config, execution(generators=1, learners=1), **no_actors)  # pyright: ignore[reportArgumentType]
-    tokenizer = load_tokenizer(policies["tied-1"])
+    tokenizer = load_chat_tokenizer(policies["tied-1"])
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
     finished_rollout = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)
     truncated_rollout = replace(finished_rollout, finished=False)

@@ -12,11 +12,11 @@ from actors.reward_margins import reward_margins
 from cluster.storage import Storage
 from data.chats.template import PreferenceTokens
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.objectives import rewards
 
 
-def test_margins_are_differences_of_rewards(reward_folder: tuple[Path, ScalarHead]) -> None:
+def test_margins_are_differences_of_rewards(reward_folder: tuple[Path, ScalarModel]) -> None:
     folder, model = reward_folder
     generator = np.random.default_rng(0)
     sides = [generator.integers(6, MIN_BPE_SIZE, size=length).tolist() for length in (5, 40, 17, 3, 60, 60)]

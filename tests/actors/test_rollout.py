@@ -9,12 +9,12 @@ import torch
 
 from actors.rollout import (
     Rollout,
+    completion_seed,
     engine_logprobs,
     micro_batches,
     minibatch_rows,
     prompt_indices,
     rank_rows,
-    request_seed,
     rollout_batch,
 )
 from model.batch import PolicyBatch
@@ -69,10 +69,11 @@ def test_an_empty_list_of_prompts_is_an_error() -> None:
 
 
 def test_seeds_depend_on_every_argument_and_are_below_2_to_the_63() -> None:
-    seeds = [request_seed(*parts) for parts in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))]
+    arguments = ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+    seeds = [completion_seed(*one_call) for one_call in arguments]
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds[0] == request_seed(0, 0, 0, 0)
+    assert seeds[0] == completion_seed(0, 0, 0, 0)
 
 
 def test_text_ids_leave_out_the_stop_token_and_keep_all_of_a_truncated_completion() -> None:

@@ -37,23 +37,25 @@ def check_rollout(changed: Rollout) -> None:
 
 def test_a_rollout_from_another_weight_version_is_stale() -> None:
     check_rollout(ROLLOUT)
-    with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from weight version 4, but"):
+    with pytest.raises(StaleWeightsError, match="prompt 4 was sampled from weight version 4, but the current"):
         check_rollout(replace(ROLLOUT, weight_version=4))
 
 
 def test_unexpected_tokens_are_a_tokenization_error() -> None:
     with pytest.raises(TokenizationError, match="prompt 4 was sent to the engine as"):
         check_rollout(replace(ROLLOUT, prompt_ids=(1, 9)))
-    with pytest.raises(TokenizationError, match="sampled token id 10, but the learner's vocabulary has 10"):
+    with pytest.raises(TokenizationError, match="sampled token id 10, but the model's vocabulary has 10"):
         check_rollout(replace(ROLLOUT, completion_ids=(3, 10)))
     with pytest.raises(TokenizationError, match="1 logprobs for 2 completion tokens"):
         check_rollout(replace(ROLLOUT, logprobs=(-1.0,)))
+    with pytest.raises(TokenizationError, match="the engine returned an empty completion for prompt 4"):
+        check_rollout(replace(ROLLOUT, completion_ids=(), logprobs=()))
 
 
 def test_an_engine_with_another_weight_version_or_other_bytes_is_stale() -> None:
     snapshot = WeightSnapshot(3, [], {"model.norm.weight": "aa", "model.embed_tokens.weight": "bb"})
     check_load(snapshot, LoadReport(3, {"model.norm.weight": "aa", "fused.weight": "zz"}), generator=0)
-    with pytest.raises(StaleWeightsError, match="generator 1 has weight version 2 after the learner sent version 3"):
+    with pytest.raises(StaleWeightsError, match="generator 1 has weight version 2 after version 3 was sent"):
         check_load(snapshot, LoadReport(2, {}), generator=1)
     with pytest.raises(StaleWeightsError, match=r"checksum of 1 of its parameters, such as model.norm.weight, differs"):
         check_load(snapshot, LoadReport(3, {"model.norm.weight": "old"}), generator=0)

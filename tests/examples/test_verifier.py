@@ -5,13 +5,13 @@ from pathlib import Path
 
 from actors.verifier import ScorerInput, Verifier
 from data.chats.records import read_prompts
-from jobs.frame.user_code import read_verifier
+from jobs.frame.user_code import read_verifier_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verifier"
 
 
 def test_the_reward_is_1_for_the_correct_answer_and_0_for_a_wrong_one():
-    verifier = Verifier(read_verifier(f"{EXAMPLE}/sums.py:is_right"))
+    verifier = Verifier(read_verifier_program(f"{EXAMPLE}/sums.py:is_right"))
     records = [record.record for record in read_prompts([f"{EXAMPLE}/sums.jsonl"])]
     answers = [ScorerInput(record["prompt"], f" {record['answer']}\n", (), record) for record in records]
     assert verifier.score(answers) == [1.0] * len(records)

@@ -27,7 +27,7 @@ from jobs.frame.config_loader import build
 from jobs.frame.record import Record
 from jobs.frame.stage import Context
 from jobs.frame.stages import find_stage
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.transformer import Transformer
@@ -75,7 +75,7 @@ def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> N
 def save_model(folder: Path, *, seed: int, scalar: bool = False) -> None:
     config = TransformerConfig(vocab_size=MIN_BPE_SIZE, **SIZES)
     torch.manual_seed(seed)
-    model = ScalarHead(config) if scalar else Transformer(config)
+    model = ScalarModel(config) if scalar else Transformer(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -196,7 +196,7 @@ def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_
     task = {"name": "chat", "prompts": path, "measures": ["configs/tiny/gold.py:asks_question"]}
     config = config_of(models={"sft": "sft"}, generation=[task])
     with pytest.raises(
-        ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but with sampling.max_new_tokens="
+        ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but the model 'sft' takes prompts of at most"
     ):
         STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
 

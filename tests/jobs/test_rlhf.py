@@ -25,7 +25,7 @@ from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config_loader import build
 from jobs.frame.stage import Context
-from jobs.frame.user_code import read_verifier
+from jobs.frame.user_code import read_verifier_program
 from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, run, train
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
@@ -89,15 +89,15 @@ def test_exactly_one_thing_scores(config: RLHFConfig) -> None:
 
 def test_a_verifier_must_be_a_function_of_three(config: RLHFConfig) -> None:
     file = str(config.verifier).partition(":")[0]
-    assert read_verifier(f"{file}:letters") == Program(VERIFIER, file, "letters")
+    assert read_verifier_program(f"{file}:letters") == Program(VERIFIER, file, "letters")
     with pytest.raises(ValueError, match="has no function 'words'; it defines letters, two_arguments"):
-        read_verifier(f"{file}:words")
+        read_verifier_program(f"{file}:words")
     with pytest.raises(
         ValueError, match=r"two_arguments in .* must accept the parameters \(prompt, completion, record\)"
     ):
-        read_verifier(f"{file}:two_arguments")
+        read_verifier_program(f"{file}:two_arguments")
     with pytest.raises(ValueError, match="cannot be read as a Python file"):
-        read_verifier("nowhere/verifier.py:f")
+        read_verifier_program("nowhere/verifier.py:f")
 
 
 def test_groups_of_one_cannot_be_compared(config: RLHFConfig) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from model.batch import Batch, PairBatch, split_rows
 from model.checkpoint import Checkpoints
-from model.heads import Model, ScalarHead
+from model.heads import Model, ScalarModel
 from model.huggingface import hf_tensors
 from model.objectives import Loss, bradley_terry, causal_lm, nll_by_row
 from model.optim import adamw, constant_schedule
@@ -103,7 +103,7 @@ class Rank:
         self.train("untied", untied, causal_lm, language_batch, until=NUM_STEPS)
         self.results["untied/state"] = full_state_dict(untied.model)
 
-        scalar = self.state(ScalarHead(CONFIG), lr=2e-3)
+        scalar = self.state(ScalarModel(CONFIG), lr=2e-3)
         self.train("scalar", scalar, bradley_terry, pair_batch, until=NUM_STEPS)
         self.results["scalar/state"] = full_state_dict(scalar.model)
         self.train_on_infinite_loss(untied)

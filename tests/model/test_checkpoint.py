@@ -16,7 +16,7 @@ from torch import Tensor
 from model.batch import batch_from_sequences
 from model.checkpoint import CheckpointError, Checkpoints
 from model.checkpoint_steps import complete_steps, latest_step, read_record, step_folder
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.objectives import causal_lm
 from model.optim import adamw, constant_schedule
 from model.train import StepReport, TrainState, train_step
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_a_different_model_is_rejected(tmp_path: Path) -> None:
     checkpoints.wait()
     with pytest.raises(ValueError, match="has a different model"):
         checkpoints.load(make_state(dataclasses.replace(CONFIG, num_layers=1)))
-    critic = ScalarHead(CONFIG)
+    critic = ScalarModel(CONFIG)
     with pytest.raises(ValueError, match="has a different model"):
         checkpoints.load(TrainState(critic, adamw(critic, lr=1e-2), constant_schedule(1e-2)))
 

@@ -1,4 +1,4 @@
-"""`Transformer` and `ScalarHead`, compared with Hugging Face transformers after saving and after loading a folder."""
+"""`Transformer` and `ScalarModel`, compared with Hugging Face transformers after saving and after loading a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from model.batch import row_positions
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.huggingface import hf_name, hf_tensors, load_hf_model, load_hf_scalar_model, save_hf_model
 from model.huggingface_config import SpecialTokens, read_config
 from model.parallel import full_state_dict
@@ -116,9 +116,9 @@ def test_bfloat16_folder_loads_as_float32_of_the_same_values(tmp_path: Path) -> 
     assert torch.equal(model.embedding.weight, hf_model.model.embed_tokens.weight.float())
 
 
-def test_exported_scalar_head_has_the_same_rewards_in_transformers(tmp_path: Path) -> None:
+def test_an_exported_scalar_model_has_the_same_rewards_in_transformers(tmp_path: Path) -> None:
     config = make_config(tie_embeddings=False)
-    model = ScalarHead(config)
+    model = ScalarModel(config)
     initialize(model, seed=5)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-1, 1, config.width)[None])
@@ -135,7 +135,7 @@ def test_exported_scalar_head_has_the_same_rewards_in_transformers(tmp_path: Pat
     assert torch.equal(loaded.score.weight, model.score.weight)
 
 
-def test_a_scalar_head_from_a_language_model_has_its_decoder_and_zero_weight(tmp_path: Path) -> None:
+def test_a_scalar_model_from_a_language_model_has_its_decoder_and_zero_weight(tmp_path: Path) -> None:
     make_hf(tie_embeddings=False).save_pretrained(tmp_path)
     model, language_model = load_hf_scalar_model(tmp_path), load_hf_model(tmp_path)
     assert not model.score.weight.any()

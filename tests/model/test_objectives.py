@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, batch_from_sequences, pair_batch, split_rows
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.objectives import (
     bradley_terry,
     causal_lm,
@@ -39,8 +39,8 @@ def make_model() -> Transformer:
     return model
 
 
-def make_scalar() -> ScalarHead:
-    model = ScalarHead(CONFIG)
+def make_scalar() -> ScalarModel:
+    model = ScalarModel(CONFIG)
     initialize(model, seed=0)
     with torch.no_grad():
         model.score.weight.copy_(torch.linspace(-0.3, 0.4, CONFIG.width)[None])
@@ -190,8 +190,8 @@ def test_bradley_terry_by_hand() -> None:
     assert loss.num_loss_terms == 2
 
 
-def test_bradley_terry_of_an_initial_scalar_head_is_log_2_with_accuracy_one_half() -> None:
-    model = ScalarHead(CONFIG)
+def test_bradley_terry_of_an_initial_scalar_model_is_log_2_with_accuracy_one_half() -> None:
+    model = ScalarModel(CONFIG)
     initialize(model, seed=0)
     loss = bradley_terry(model, pair_batch([[1, 2]], [[3, 4, 5]], length=4, pad_id=0))
     assert loss.sum.item() == pytest.approx(math.log(2))

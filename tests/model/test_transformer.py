@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.batch import row_positions
-from model.heads import ScalarHead
+from model.heads import ScalarModel
 from model.transformer import Transformer, attend, document_mask, initialize
 from model.transformer_config import TransformerConfig, flop_per_token, num_parameters
 
@@ -91,7 +91,7 @@ def test_initial_parameters_depend_only_on_seed_and_name() -> None:
 
 
 def test_scalar_head_starts_at_zero_for_every_token() -> None:
-    model = ScalarHead(CONFIG)
+    model = ScalarModel(CONFIG)
     initialize(model, seed=0)
     ids = torch.randint(0, 50, (2, 9))
     assert torch.equal(model(ids, row_positions(ids)), torch.zeros(2, 9))

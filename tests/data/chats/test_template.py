@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.chats.records import Chat, Preference, read_preferences
-from data.chats.template import ChatTokenizer, RenderedChat, load_tokenizer, render, render_preference
+from data.chats.template import ChatTokenizer, RenderedChat, load_chat_tokenizer, render, render_preference
 from data.tokens.tokenizer import save_tokenizer
 from data.tokens.tokenizer_training import train_tokenizer
 
@@ -29,7 +29,7 @@ def folder_with(folder: Path, template: str | None = None, **changes: str) -> Pa
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    return load_tokenizer(folder_with(tmp_path_factory.mktemp("ours")))
+    return load_chat_tokenizer(folder_with(tmp_path_factory.mktemp("ours")))
 
 
 CHATML = (
@@ -43,7 +43,7 @@ CHATML = (
 @pytest.fixture(scope="module")
 def chatml(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     folder = tmp_path_factory.mktemp("chatml")
-    return load_tokenizer(folder_with(folder, CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>"))
+    return load_chat_tokenizer(folder_with(folder, CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>"))
 
 
 def text_in_loss_mask(tokenizer: ChatTokenizer, chat: RenderedChat) -> list[str]:
@@ -80,9 +80,10 @@ def test_in_a_chat_that_ends_with_the_user_only_assistant_messages_are_in_the_lo
 
 def test_a_template_that_changes_earlier_messages_is_an_error_that_names_the_record(tmp_path: Path) -> None:
     rewriting = "{% for m in messages %}<|user|>{{ m['content'] if loop.last else '…' }}<|end|>{% endfor %}"
-    tokenizer = load_tokenizer(folder_with(tmp_path, rewriting))
+    tokenizer = load_chat_tokenizer(folder_with(tmp_path, rewriting))
     with pytest.raises(
-        ValueError, match=r"f:7: the chat template changes the text of earlier messages when messages\[1\] is added"
+        ValueError,
+        match=r"f:7: the chat template renders messages\[1\], or the messages before it, differently when further",
     ):
         render(tokenizer, Chat("f:7", [USER, REPLY]))
 
@@ -96,7 +97,7 @@ def test_special_tokens_in_the_text_of_a_message_are_an_error(ours: ChatTokenize
 def test_a_tokenizer_without_chat_template_is_an_error(tmp_path: Path) -> None:
     folder_with(tmp_path, "")
     with pytest.raises(ValueError, match="has no chat template"):
-        load_tokenizer(tmp_path)
+        load_chat_tokenizer(tmp_path)
 
 
 def write(path: Path, *lines: object) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.user_program import Program, load_function
 from jobs.frame.sibling_modules import read_siblings
-from jobs.frame.user_code import read_verifier, reject_file_lookups
+from jobs.frame.user_code import read_verifier_program, reject_file_lookups
 
 FILES = {
     "checks/verifier.py": """
@@ -69,7 +69,7 @@ def test_only_the_modules_that_a_program_imports_are_read_with_it(project: Path)
 
 
 def test_a_program_runs_from_its_text_without_its_files(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = read_verifier("checks/verifier.py:score")
+    program = read_verifier_program("checks/verifier.py:score")
     for name in FILES:
         (project / name).unlink()
     first = load_function(program)
@@ -79,7 +79,7 @@ def test_a_program_runs_from_its_text_without_its_files(project: Path, monkeypat
     write(
         project, {"more/verifier.py": "import words\ndef score(p, r, x): return words.N\n", "more/words.py": "N = 7\n"}
     )
-    assert load_function(read_verifier("more/verifier.py:score"))("", "", {}) == 7
+    assert load_function(read_verifier_program("more/verifier.py:score"))("", "", {}) == 7
     assert first("", "three words here", {}) == 122
 
 
@@ -88,7 +88,7 @@ def test_the_modules_of_a_program_at_a_url_are_read(project: Path) -> None:
     for path, text in FILES.items():
         fsspec.filesystem("memory").pipe_file(f"{folder}/{path}", text.encode())
     assert list(read_siblings(f"{folder}/checks/verifier.py")) == SHIPPED
-    assert load_function(read_verifier(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
+    assert load_function(read_verifier_program(f"{folder}/checks/verifier.py:score"))("", "one", {}) == 118
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_a_program_that_uses_its_file_name_is_not_shipped(project: Path) -> None
         ValueError, match=r"checks/words.py: line 3: __file__ leads nowhere .* Keep the program's data in"
     ):
         reject_file_lookups("checks/verifier.py")
-    read_verifier("checks/verifier.py:score")  # `__file__` is allowed in a program that is not shipped
+    read_verifier_program("checks/verifier.py:score")  # `__file__` is allowed in a program that is not shipped
