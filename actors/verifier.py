@@ -49,22 +49,27 @@ class Verifier:
     def score(self, inputs: Sequence[ScorerInput]) -> list[float]:
         """Return one finite reward for each input, in order. Raises RuntimeError when the function fails."""
         if inspect.iscoroutinefunction(self._function):
-            return self._event_loop.run(self._score_concurrently(inputs))
+            return self._score_concurrently(inputs)
         rewards: list[float] = []
         for scorer_input in inputs:
             with self._errors_named(scorer_input):
                 rewards.append(_finite_reward(self._call(scorer_input)))
         return rewards
 
-    async def _score_concurrently(self, inputs: Sequence[ScorerInput]) -> list[float]:
-        semaphore = asyncio.Semaphore(MAX_CONCURRENT)
+    def _score_concurrently(self, inputs: Sequence[ScorerInput]) -> list[float]:
+        # This is no `async def` method, because Ray runs all methods of a class that has one inside an event loop. The
+        # loop of this object could then not run.
+        async def score_all() -> list[float]:
+            semaphore = asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def score(scorer_input: ScorerInput) -> float:
-            async with semaphore:
-                with self._errors_named(scorer_input):
-                    return _finite_reward(await self._call(scorer_input))
+            async def score(scorer_input: ScorerInput) -> float:
+                async with semaphore:
+                    with self._errors_named(scorer_input):
+                        return _finite_reward(await self._call(scorer_input))
 
-        return await asyncio.gather(*map(score, inputs))
+            return await asyncio.gather(*map(score, inputs))
+
+        return self._event_loop.run(score_all())
 
     def _call(self, scorer_input: ScorerInput) -> Any:
         return self._function(scorer_input.prompt, scorer_input.completion, dict(scorer_input.record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
 from actors.verifier import ScorerInput, Verifier
 from cluster.user_program import Program, load_function, split_function_name
@@ -67,8 +68,7 @@ def f(prompt, response, record):
     assert Verifier(Program(string_types, "v.py", "f")).score([sample("x")]) == [2.0]
 
 
-def test_an_async_verifier_scores_completions_at_the_same_time_and_keeps_its_event_loop() -> None:
-    source = """
+ASYNC_SOURCE = """
 import asyncio
 import helpers
 
@@ -85,9 +85,20 @@ async def f(prompt, completion, record):
     await all_here.wait()  # waits forever unless the two calls run at the same time
     return helpers.size(completion) + 10 * len(loops)
 """
-    verifier = Verifier(Program(source, "v.py", "f", {"helpers.py": "def size(text):\n    return len(text)\n"}))
+ASYNC_PROGRAM = Program(ASYNC_SOURCE, "v.py", "f", {"helpers.py": "def size(text):\n    return len(text)\n"})
+
+
+def test_an_async_verifier_scores_completions_at_the_same_time_and_keeps_its_event_loop() -> None:
+    verifier = Verifier(ASYNC_PROGRAM)
     assert verifier.score([sample("abc"), sample("a")]) == [13.0, 11.0]
     assert verifier.score([sample("ab")]) == [12.0]
+
+
+@pytest.mark.slow
+def test_an_async_verifier_works_in_an_actor(ray_session: None) -> None:
+    actor = ray.remote(Verifier).options(num_cpus=0.1).remote(ASYNC_PROGRAM)
+    assert ray.get(actor.score.remote([sample("abc"), sample("a")])) == [13.0, 11.0]
+    assert ray.get(actor.score.remote([sample("ab")])) == [12.0]
 
 
 def test_the_error_of_an_async_verifier_names_its_line_and_its_arguments() -> None:
