@@ -247,7 +247,7 @@ def compare_encoding(folder: Path, rounds: int, num_bytes: int) -> list[str]:
     size = sum(len(text.encode()) for text in texts)
     save_tokenizer(train_tokenizer(texts, size=8192), folder / "tokenizer")
     encoder = fast_encoder(folder / "tokenizer", texts[:100])
-    assert isinstance(encoder, TiktokenEncoder), "the vocabulary has no fast route"
+    assert isinstance(encoder, TiktokenEncoder), "tiktoken cannot encode with this vocabulary"
     bare = encoder.encoding
     split = Storage(str(folder / "split"))
     manifest = ShardManifest(

@@ -191,13 +191,22 @@ def _describe_shortage(bundles: Sequence[Mapping[str, float]]) -> str:
 
 
 def _describe_busy_resources(bundles: Sequence[Mapping[str, float]]) -> str:
-    """Describe how much other work leaves free: `needs 2 CPUs, of the cluster's 4 only 1 is free`."""
+    """Describe which resources other work uses: `needs 2 CPUs, of the cluster's 4 only 1 is free`.
+
+    Resources of which enough are free are left out. If this is true of all resources, the message says that they are
+    free on the wrong nodes.
+    """
     import ray
 
     total, free = cluster_resources(), ray.available_resources()
+    needed = sum_resources(bundles)
     sentences = [
         f"needs {format_amount(name, amount)}, of the cluster's {total.get(name, 0.0):g} only {free.get(name, 0.0):g} "
         f"{'is' if free.get(name, 0.0) == 1 else 'are'} free"
-        for name, amount in sum_resources(bundles).items()
+        for name, amount in needed.items()
+        if amount > free.get(name, 0.0) + 1e-9
     ]
-    return " and ".join(sentences)
+    if sentences:
+        return " and ".join(sentences)
+    amounts = " and ".join(format_amount(name, amount) for name, amount in needed.items())
+    return f"needs {amounts}; enough are free in all, but not yet on one node for each worker"

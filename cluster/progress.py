@@ -32,11 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class _ProgressLine:
-    """The progress line of this process.
-
-    consumes: the open activities; waits for: a time without output; is unblocked by: a poll of the clock; produces: one
-    line that shows all open activities.
-    """
+    """The progress line of this process."""
 
     def __init__(self) -> None:
         self._writing = threading.RLock()
@@ -119,7 +115,10 @@ class _ProgressLine:
         return text
 
     def _repeat(self) -> None:
-        """Show the line after every long silence. Runs in a thread."""
+        """Twice a second, check whether the command has been silent for too long. If so, show all open activities.
+
+        Runs in a thread. In a terminal the progress line is redrawn, otherwise it is logged.
+        """
         while True:
             is_terminal = _is_terminal()
             time.sleep(0.5)
@@ -175,7 +174,10 @@ def current_activity() -> str:
 
 
 class LogHandler(logging.StreamHandler):
-    """Writes log records to stderr, above the progress line of a terminal. The records end a silence of the command."""
+    """Writes log records to stderr, above the progress line of a terminal.
+
+    A log record counts as output, so the progress line is not repeated soon after it.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         with _line.interrupted():
@@ -220,7 +222,7 @@ class Progress:
         """`label` names the activity, and `unit` is the unit of `total`. `done` is how much was done earlier."""
         self._label, self._total, self._unit = label, total, unit
         self._note = ""
-        """The text behind the numbers, such as the latest loss. The log line at the end shows it too."""
+        """The text after the numbers, such as the latest loss. The log line at the end shows it too."""
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW)
         """(time, done) of the latest updates. The rate is computed only from these, so that old pauses do not count."""
         self.reset_rate(done)
@@ -242,7 +244,7 @@ class Progress:
             log.info("%s: %s %s", self._label, format_duration(time.monotonic() - self._started_s), self._note)
 
     def update(self, done: float, note: str = "") -> None:
-        """Report how much of the total is done. `note` is a text to show behind the numbers.
+        """Report how much of the total is done. `note` is a text to show after the numbers.
 
         May be called often, because a terminal is redrawn at most every 0.2 s.
         """
@@ -273,15 +275,12 @@ class Progress:
         if self._note:
             parts.append(self._note)
         if now - self._updated_s > 10:
-            parts.append(f"(for {format_duration(now - self._updated_s)})")
+            parts.append(f"(no update for {format_duration(now - self._updated_s)})")
         return "  ".join(parts)
 
 
 class MetricsProgress:
-    """Shows the progress of a run whose steps other processes perform and log. A context manager.
-
-    consumes: the last line of the metrics log; waits for: a new line; is unblocked by: a poll; produces: progress.
-    """
+    """Shows the progress of a run whose steps other processes perform and log. A context manager."""
 
     def __init__(self, read_last_line: Callable[[], Mapping[str, float]], label: str, total_steps: int) -> None:
         """`read_last_line` returns the metrics of the log's last line, or an empty mapping while the log is empty."""
@@ -309,6 +308,10 @@ class MetricsProgress:
             progress.has_failed = self._has_failed
 
     def _follow_log(self, progress: Progress) -> None:
+        """Every `_POLL_S` seconds, read the last line of the metrics log, and show its step if the line is new.
+
+        Runs in a thread. The end of the `with` block interrupts the pause and ends the loop.
+        """
         previous = self._earlier_line
         with show_activity("starting the workers; no step is logged yet"):
             while not (line := self._try_read()) or line == previous:

@@ -66,8 +66,8 @@ log = logging.getLogger(__name__)
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
 
-class HeadUnreachable(JobFailed):
-    """The cluster's head does not answer, or answers with an error."""
+class HeadFailed(JobFailed):
+    """The cluster's head does not answer, answers with an error, or cannot deliver a log."""
 
 
 class _Client(JobSubmissionClient):
@@ -86,7 +86,7 @@ class Submission:
     id: str
     """Ray's submission id of the job."""
     address: str | None = None
-    """Address of the dashboard, such as http://127.0.0.1:8265. None uses RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
+    """Address of the dashboard, such as http://127.0.0.1:8265. None if it was not given (`job_client`)."""
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
@@ -95,22 +95,22 @@ class Submission:
     def logs(self) -> Iterator[str]:
         """Yield the output of the job from its beginning, as pieces of text, until the job has ended.
 
-        If the stream breaks, it is opened again and continues after the last character. Raises HeadUnreachable when the
+        If the stream breaks, it is opened again and continues after the last character. Raises HeadFailed when the
         head no longer answers or the stream breaks repeatedly, and ValueError when the head does not know the job.
         """
         num_yielded = num_breaks = 0
         while True:
-            # The stream begins again at the first character. `num_skipped` is how many of its next characters were
-            # yielded before.
-            reason, num_skipped, num_before, started_s = "", num_yielded, num_yielded, time.monotonic()
+            # The stream begins again at the first character. `num_to_skip` is how many characters from here on were
+            # yielded before and are still to be skipped.
+            reason, num_to_skip, num_before, started_s = "", num_yielded, num_yielded, time.monotonic()
             try:
                 for text in self._stream():
-                    new = text[num_skipped:] if num_skipped < len(text) else ""
-                    num_skipped = max(0, num_skipped - len(text))
+                    new = text[num_to_skip:] if num_to_skip < len(text) else ""
+                    num_to_skip = max(0, num_to_skip - len(text))
                     num_yielded += len(new)
                     if new:
                         yield new
-            except HeadUnreachable:
+            except HeadFailed:
                 raise
             except (RuntimeError, OSError, ClientError) as error:
                 reason = f"{type(error).__name__}: {error}"
@@ -123,7 +123,7 @@ class Submission:
             has_advanced = num_yielded > num_before or is_stable
             num_breaks = 0 if has_advanced else num_breaks + 1
             if num_breaks > _MAX_BREAKS:
-                raise HeadUnreachable(
+                raise HeadFailed(
                     f"the log of job {self.id} cannot be read: the stream broke {num_breaks} times in a row ({reason})"
                 )
             log.info("the stream of the log broke (%s); opening it again", reason)
@@ -141,7 +141,7 @@ class Submission:
         """Return the next text of the stream, or None at its end.
 
         While the stream is silent, the head is asked for the status of the job, because the head may be dead. Raises
-        HeadUnreachable when the head is dead, and RuntimeError when the stream stays open although the job has ended.
+        HeadFailed when the head is dead, and RuntimeError when the stream stays open although the job has ended.
         """
         task = runner.get_loop().create_task(_next_or_none(lines))
         if not _ends_within(runner, task, _QUIET_S if sys.stderr.isatty() else _QUIET_IN_LOG_S):
@@ -154,15 +154,15 @@ class Submission:
         return task.result()
 
     def _details_with_retries(self) -> JobDetails:
-        """Return `details`. Repeats the request, and raises HeadUnreachable after `_SILENT_HEAD_S` of failures."""
+        """Return `details`. Repeats the request, and raises HeadFailed after `_SILENT_HEAD_S` of failures."""
         deadline_s = time.monotonic() + _SILENT_HEAD_S
         with show_activity("asking the cluster's head"):
             while True:
                 try:
                     return self.details()
-                except HeadUnreachable as error:
+                except HeadFailed as error:
                     if time.monotonic() > deadline_s:
-                        raise HeadUnreachable(
+                        raise HeadFailed(
                             f"the cluster's head has not answered for {_SILENT_HEAD_S:.0f} s; the head, and with "
                             f"it the driver of job {self.id}, has died or cannot be reached (last error: {error})"
                         ) from error
@@ -172,7 +172,7 @@ class Submission:
         """Return the head's record of the job.
 
         Raises ValueError when the head does not know the job or when `job_client` cannot connect to the head, and
-        HeadUnreachable when the head does not answer after a connection was made.
+        HeadFailed when the head does not answer after a connection was made.
         """
         with _asking_head():
             jobs = self._client.list_jobs()
@@ -202,12 +202,12 @@ class Submission:
 
 @contextlib.contextmanager
 def _asking_head() -> Iterator[None]:
-    """Show a request to the head as the current activity. Its failures are raised as HeadUnreachable."""
+    """Show a request to the head as the current activity. Its failures are raised as HeadFailed."""
     with show_activity("asking the cluster's head"):
         try:
             yield
         except (OSError, RuntimeError, AuthenticationError) as error:
-            raise HeadUnreachable(f"the cluster's head does not answer ({type(error).__name__}: {error})") from error
+            raise HeadFailed(f"the cluster's head does not answer ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,9 @@ class JobReport:
     def describe_outcome(self, *, is_log_shown: bool = False) -> str:
         """Return how the job ended and why, or its current state, as a message for the user.
 
-        The reason comes from the report of the run if there is one, else from the head's message. With `is_log_shown`
-        the last lines of the log are left out of the message, because the user has seen them.
+        If the run reported a failure or a stop, that report is the reason. Otherwise, and always with `is_log_shown`,
+        the reason is the head's message. With `is_log_shown`, the log lines at the end of that message are left out,
+        because the user has seen them.
         """
         if self.status == JobStatus.SUCCEEDED.value:
             return f"job {self.id} succeeded"
@@ -280,7 +281,7 @@ def query_job(submission: Submission, store: Storage | None) -> JobReport:
         log.warning("store: the status of the run cannot be read from %s (%s)", store.url if store else "", error)
     try:
         job = submission.details()
-    except (ValueError, HeadUnreachable) as error:
+    except (ValueError, HeadFailed) as error:
         if run_status is None:
             raise
         return JobReport(submission.id, _UNKNOWN, str(error), 0 if run_status.state == "succeeded" else 1, run_status)
@@ -323,7 +324,7 @@ def submit_once(
     before_sending: called with the id of the new attempt before it is sent. The job reads this id from the environment
         variable RAYMILL_SUBMISSION.
 
-    Raises ValueError when the cluster cannot be reached or rejects the token, and HeadUnreachable when the head no
+    Raises ValueError when the cluster cannot be reached or rejects the token, and HeadFailed when the head no
     longer answers or does not accept the job.
     """
     client = job_client(address)
@@ -356,7 +357,7 @@ def submit_once(
         with _asking_head():
             exists = any(job.submission_id == attempt_id for job in client.list_jobs())
         if not exists:
-            raise HeadUnreachable(f"the cluster's head did not accept the job ({error})") from error
+            raise HeadFailed(f"the cluster's head did not accept the job ({error})") from error
         return SubmitResult(Submission(attempt_id, address), "already running")
     return SubmitResult(Submission(attempt_id, address), "started again" if attempts else "started")
 
@@ -382,6 +383,9 @@ def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AG
 def job_client(address: str | None) -> JobSubmissionClient:
     """Return a client of the cluster's Jobs API. `address` is as in `Submission.address`.
 
+    Ray's client uses RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS, instead of `address` if the variable is set. Without
+    any address, it looks for a cluster on this machine.
+
     Raises ValueError when the API cannot be reached or rejects the token.
     """
     try:
@@ -396,7 +400,10 @@ def job_client(address: str | None) -> JobSubmissionClient:
 
 
 def dashboard_address(address: str | None) -> str | None:
-    """Return the address of the dashboard as a URL; None if no address is known.
+    """Return the address of the dashboard as a URL.
+
+    This is `address` if it is given, or else RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS if it ends in `:8265`, the
+    dashboard's usual port. Returns None if there is none of these.
 
     Ray would read `host:8265` without `http://` as an address of Ray's own protocol, and wait a minute for an answer.
     """

@@ -38,7 +38,7 @@ from jobs.frame.stages import STAGES
 log = logging.getLogger("raymill")
 
 _CLUSTER_HELP = "the Ray cluster to join (default: RAY_ADDRESS; without either a local one is started)"
-_DASHBOARD_HELP = "dashboard of the Ray cluster (default: RAY_ADDRESS)"
+_DASHBOARD_VARIABLES_HELP = "RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS, is used instead if it is set"
 
 _RESUMES = "the same command resumes from here"
 _AFTER_SIGNAL = {
@@ -55,9 +55,11 @@ printed."""
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code of this process.
 
-    The code is 0 after success, 1 after a failure, 2 for invalid input, and 128 + N when signal N stopped the command.
-    The commands `logs` and `submit` may also return the exit code of a submitted job. `arguments` are those of
-    `parse`.
+    The code is 0 after success, 1 after a failure, and 128 + N when signal N stopped the command. It is 2 for a
+    ValueError: invalid input, a cluster that cannot be reached or is too small, or documents that could not be
+    forgotten. The commands `logs` and `submit` may also return the exit code of a submitted job.
+
+    `arguments` are the words after `raymill`; None means those of this process (`sys.argv`).
     """
     options = parse(arguments)
     logging.basicConfig(
@@ -76,7 +78,7 @@ def _run_command(options: argparse.Namespace) -> int:
         code = options.command(options)
     except ValueError as error:
         if options.traceback:
-            log.error("invalid input", exc_info=True)
+            log.error("traceback of the error:", exc_info=True)
         write_stderr(f"raymill: {error}")
         return 2
     except KeyboardInterrupt as stop:
@@ -115,9 +117,9 @@ def _is_stdout_closed() -> bool:
 
 
 def _is_runtime_failure(error: Exception) -> bool:
-    """Return whether the user gets a message about the error: it came from a worker, the system or the cluster.
+    """Return whether the error came from a worker, the system or the cluster.
 
-    Other errors are bugs in Raymill, so they are raised with a traceback.
+    The user then gets a message. Any other error is a bug in Raymill and is raised with a traceback.
     """
     if isinstance(error, (RuntimeError, OSError)):
         return True
@@ -129,7 +131,9 @@ def _is_runtime_failure(error: Exception) -> bool:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the words of a command line. If `arguments` is None, they are those of this process.
+    """Parse a command line.
+
+    `arguments` are the words after `raymill`; None means those of this process (`sys.argv`).
 
     Overrides may come before and after options such as `--store`. argparse returns those after an option as unparsed
     words.
@@ -179,7 +183,10 @@ def _add_stage_commands(commands: Any) -> None:
         parser.add_argument("stage", help=f"{', '.join(STAGES)}, or pipeline")
         parser.add_argument("config", help="its YAML file, such as configs/tiny/pipeline.yaml")
         parser.add_argument(
-            "overrides", nargs="*", help="field=value; for a pipeline stage.field=value", metavar="a.b=c"
+            "overrides",
+            nargs="*",
+            help="field=value, or stage.field=value when the stage is `pipeline`",
+            metavar="a.b=c",
         )
         parser.add_argument("--store", help="where artifacts are written (default: `store` in pipeline.yaml)")
         if name == "manifest":
@@ -187,7 +194,7 @@ def _add_stage_commands(commands: Any) -> None:
                 "--cluster", default="k8s/cluster.yaml", help="image and sizes of the pods (default: k8s/cluster.yaml)"
             )
         elif name == "submit":
-            parser.add_argument("--address", help=_DASHBOARD_HELP)
+            parser.add_argument("--address", help=f"dashboard of the Ray cluster; {_DASHBOARD_VARIABLES_HELP}")
         else:
             parser.add_argument("--address", help=_CLUSTER_HELP)
     parser = _add_command(commands, "fields", _fields, "print every field of a stage's config, with type and default")
@@ -232,7 +239,11 @@ def _add_job_commands(commands: Any) -> None:
             parser.add_argument(
                 "--store", help="where its artifacts are written (default: the store given to `raymill submit`)"
             )
-        parser.add_argument("--address", help=_DASHBOARD_HELP)
+        parser.add_argument(
+            "--address",
+            help="dashboard of the Ray cluster (default: the address given to `raymill submit`); "
+            + _DASHBOARD_VARIABLES_HELP,
+        )
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -410,22 +421,22 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from cluster.submission import HeadUnreachable, query_job
+    from cluster.submission import HeadFailed, query_job
     from jobs.commands.submit import find_submission
 
     submission, store = find_submission(options.id, address=options.address, store=options.store)
-    reason_without_log = ""
+    log_error = ""
     try:
         for lines in submission.logs():
             print(lines, end="", flush=True)
-    except (HeadUnreachable, ValueError) as error:
-        reason_without_log = str(error)
+    except (HeadFailed, ValueError) as error:
+        log_error = str(error)
     report = query_job(submission, store)
-    if reason_without_log and report.is_known_to_head:
-        write_stderr(f"raymill: {reason_without_log}")
-    elif reason_without_log:
-        report = replace(report, message=reason_without_log)
-    write_stderr(f"raymill: {report.describe_outcome(is_log_shown=not reason_without_log)}")
+    if log_error and report.is_known_to_head:
+        write_stderr(f"raymill: {log_error}")
+    elif log_error:
+        report = replace(report, message=log_error)
+    write_stderr(f"raymill: {report.describe_outcome(is_log_shown=not log_error)}")
     return report.exit_code
 
 

@@ -353,7 +353,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="corpus",
-    version=4,
+    version=5,
     kind="corpus",
     config=CorpusConfig,
     run=run,

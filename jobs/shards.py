@@ -1,4 +1,6 @@
-"""shards: tokenizes the corpus into shards, the files from which training reads any row by its index.
+"""shards: tokenizes the corpus into shards.
+
+Shards are the files from which training reads any row (a training sample of consecutive tokens) by its index.
 
 Each document is entirely in one split, train/ or validation/. A part is an output file of the corpus. Each part
 becomes one shard of train/ and one shard of validation/. In a shard, documents are grouped by source, and within a
@@ -41,7 +43,8 @@ from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
 from model.huggingface_config import TOKENIZER_FILES
 
-_ENCODE_S_PER_MB = 0.3  # seconds to encode 1 MB of text in Python on the reference processor (`jobs.frame.cost_model`)
+_ENCODE_S_PER_MB = 0.3
+"""Seconds of one process to tokenize 1 MB of text on the reference processor (`jobs.frame.cost_model`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,8 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     tokenizer = context.inputs["tokenizer"].tokenizer
     _copy_tokenizer(tokenizer, output / "tokenizer")
     corpus_summary = corpus.read_summary(CorpusSummary)
-    # `excluded` stands for the documents that the shards in `grow` contain or have a duplicate of. None without `grow`.
+    # `excluded` describes the file that lists the documents to leave out: those in the shards of `grow`, and duplicates
+    # of those. It is None if `grow` is not set.
     manifests, excluded = _empty_manifests(tokenizer.local(), corpus_summary), None
     if config.grow is not None:
         old = context.inputs["grow"].storage

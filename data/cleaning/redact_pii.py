@@ -3,8 +3,9 @@
 The data are recognized by their format and, if the format has one, by a checksum. Names, street addresses and birthdays
 have no fixed format and are kept.
 
-Every pattern matches in time linear in the length of the text. For this, repetitions are bounded or possessive, and no
-part of a pattern starts with a character that the part before it can contain.
+Every pattern matches in time linear in the length of the text. For this, every repetition is bounded or possessive, so
+the work at each start position is bounded or cannot backtrack. A possessive repetition without a bound ends before the
+next position at which its pattern can start.
 """
 
 import ipaddress
@@ -91,10 +92,10 @@ def _full_length(match: re.Match[str]) -> int:
     return len(match[0])
 
 
-# Short words must be complete, because words such as "server", "driver" and "over" often precede addresses. "version"
-# also matches at the end of a word such as FileVersion.
+# All words except "version" must not follow a letter or digit, because words such as "server", "driver" and "over"
+# often precede addresses. "version" may follow one, as in FileVersion.
 _VERSION_BEFORE = re.compile(
-    r"(?:(?<![^\W_])(?:v|ver|release|build|section|chapter)|version|§)[\s.:=]*$", re.IGNORECASE
+    r"(?:(?<![^\W_])(?:v|ver|release|build|section|chapter)|version|§)[\s.:=]*+$", re.IGNORECASE
 )
 
 
@@ -241,16 +242,22 @@ _DETECTORS: dict[str, tuple[_Detector, ...]] = {
         ),
     ),
     "ip": (
+        # First IPv6, because such an address may end in an IPv4 address.
+        _Detector(
+            _contains_any(":"),
+            # Global unicast addresses (2000::/3) in all notations of RFC 4291.
+            re.compile(
+                r"(?<![\w:.])[23][0-9a-fA-F]{3}(?:"
+                r"(?:::?[0-9a-fA-F]{1,4}){0,5}::?\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
+                r"|(?:(?:::?[0-9a-fA-F]{1,4}){1,7}(?:::)?|::)(?!\w|:[\w:]))",
+                re.ASCII,
+            ),
+            _public_address_length,
+        ),
         _Detector(
             re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]").search,
             re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", re.ASCII),
             _public_ipv4_length,
-        ),
-        _Detector(
-            _contains_any(":"),
-            # Global unicast addresses (2000::/3) in all notations of RFC 4291.
-            re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}(?:::?[0-9a-fA-F]{1,4}){1,7}(?:::)?(?!\w|:[\w:])", re.ASCII),
-            _public_address_length,
         ),
     ),
 }

@@ -22,8 +22,8 @@ from data.cleaning.duplicates import NearDuplicates
 _BLOCK_SHINGLES = 1 << 16
 """Number of shingles that are hashed at once. They fit in the processor's cache. Blocks of 4,096 shingles would take
 twice the time."""
-# Unicode names of characters of scripts that are written without spaces begin with these words.
 _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+"""The scripts that put no spaces between words, by the first word of their characters' Unicode names."""
 
 
 # Words and shingles.
@@ -32,8 +32,9 @@ _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER"
 class _CharacterTable(dict[int, int | str]):
     """Table for `str.translate` that prepares a text for splitting at white space.
 
-    The table removes invisible characters, replaces punctuation by spaces, and surrounds characters of scripts without
-    spaces by spaces. The entry of a character is computed when the character first occurs.
+    The table removes invisible characters and replaces punctuation by spaces. It puts a space before and after each
+    character of a script without spaces between words (`_SCRIPTS_WITHOUT_SPACES`). The entry of a character is computed
+    when the character first occurs.
     """
 
     def __missing__(self, code: int) -> int | str:

@@ -7,7 +7,6 @@ run and is never lost. A failing file system stops the run, because the file its
 """
 
 import difflib
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
@@ -97,15 +96,17 @@ def _can_start_within_file(url: str) -> bool:
 
 def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
     """Yield a `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
-    offset = read_range.start
+    last_offset: int | None = None
     try:
-        for offset, record in READERS[source.format](source, read_range):
-            yield _to_result(source, read_range.url, offset, record)
+        for last_offset, record in READERS[source.format](source, read_range):
+            yield _to_result(source, read_range.url, last_offset, record)
     except Exception as error:
         if not is_damage_error(error):
             raise
         # Nothing after the damage can be decompressed, so one quarantined record stands for the rest of the file.
-        yield Quarantined(source.name, read_range.url, offset, f"damaged file, unreadable from here on: {error}")
+        scope = "from here on" if last_offset is None else "after the record at this offset"
+        offset = read_range.start if last_offset is None else last_offset
+        yield Quarantined(source.name, read_range.url, offset, f"damaged file, unreadable {scope}: {error}")
 
 
 def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
@@ -172,7 +173,7 @@ def check_source(source: Source) -> None:
         # A header that none of the first records has may still occur in later records.
         may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
         if not may_be_missing and all(column_value(record, column) is None for record in records):
-            _raise_missing_column(location, column, records, os.path.basename(urls[0]))
+            _raise_missing_column(location, column, records, "in none of the first records of this source")
 
 
 def _check_fields(location: str, source: Source) -> None:
@@ -221,7 +222,7 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
             names = metadata.schema.to_arrow_schema().names
             for column in column_paths(source):
                 if column not in names and column.partition(".")[0].rstrip("[]") not in names:
-                    _raise_missing_column(location, column, [dict.fromkeys(names)], url)
+                    _raise_missing_column(location, column, [dict.fromkeys(names)], f"not in the schema of {url}")
             return
 
 
@@ -253,11 +254,12 @@ def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[st
         errors.append(f"damaged file: {error}")
 
 
-def _raise_missing_column(location: str, column: str, records: list[dict[str, Any]], file: str) -> None:
-    """Raises ValueError that suggests the most similar column that the records have."""
+def _raise_missing_column(location: str, column: str, records: list[dict[str, Any]], where: str) -> None:
+    """Raises ValueError that suggests the most similar column that the records have.
+
+    `where` says where the column is missing, such as `not in the schema of a.parquet`.
+    """
     present = list(dict.fromkeys(name for record in records for name in record))
     similar = difflib.get_close_matches(column, present, n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
-    raise ValueError(
-        f"{location}: column {column!r} is in none of the first records of {file}{hint} (present: {', '.join(present)})"
-    )
+    raise ValueError(f"{location}: column {column!r} is {where}{hint} (present: {', '.join(present)})")

@@ -46,14 +46,14 @@ class ShardWriter:
     def add(self, documents: Sequence[TextDocument]) -> None:
         """Encode documents and add them to the shard. The documents of a source keep their order.
 
-        If the tokenizer finds the separator in a text, the text is encoded with other tokens. So the separator is only
-        between documents.
+        If the tokenizer finds the separator in a text, the text is encoded with other tokens. So the separator never
+        occurs inside a document.
         """
-        ids_of_documents = self.encoder.encode_batch([document.text for document in documents])
-        for document, ids in zip(documents, ids_of_documents, strict=True):
-            if (ids == self.manifest.separator).any():
-                ids = self.encoder.encode_without(document.text, self.manifest.separator)
-            tokens = ids.astype(self.manifest.dtype)
+        encoded_texts = self.encoder.encode_batch([document.text for document in documents])
+        for document, token_ids in zip(documents, encoded_texts, strict=True):
+            if (token_ids == self.manifest.separator).any():
+                token_ids = self.encoder.encode_without(document.text, self.manifest.separator)
+            tokens = token_ids.astype(self.manifest.dtype)
             encoded = _EncodedDocument(tokens, len(document.text.encode()), document_key(document.id))
             self._encoded[self._source_index[document.source]].append(encoded)
 
@@ -83,7 +83,7 @@ class ShardWriter:
             name=name,
             part=part,
             part_digest=part_digest,
-            encoder=self.encoder.route,
+            encoder=self.encoder.library,
             num_tokens=len(tokens) // self.manifest.dtype.itemsize,
             num_documents=len(table),
             num_bytes=int(table["num_bytes"].sum()),

@@ -126,7 +126,9 @@ def open_artifact(location: str | Storage) -> Artifact | None:
 def _external_stage_and_kind(storage: Storage) -> tuple[str, Kind] | None:
     """Return (entry of `_EXTERNAL_STAGES`, kind) of a folder that Raymill did not make.
 
-    Returns None if the folder contains neither a Hugging Face model nor a tokenizer.
+    A folder with a config.json is a model if it has weights in .safetensors files. Without such files, None is returned
+    even if the folder also has a tokenizer. A folder without a config.json is a tokenizer if it has a tokenizer.json;
+    otherwise None is returned.
     """
     if storage.exists("config.json"):
         kind = huggingface_kind(storage.read_json("config.json"))

@@ -83,7 +83,7 @@ def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] =
     plain = _merge(values, overrides, label)
     _reject_interpolation(plain, label)
     reject_secrets(plain, label)
-    _reject_unknown_keys(schema, plain, label, "")
+    _check_keys_and_items(schema, plain, label, "")
     return _to_object(schema, plain, label, "")
 
 
@@ -122,10 +122,11 @@ def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
         )
 
 
-def _reject_unknown_keys(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
-    """Raises ValueError for a key that is not a field of `schema`, in `values` or in a nested mapping.
+def _check_keys_and_items(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
+    """Raises ValueError for an unknown key at any depth, and for an invalid item of a list or dict.
 
-    `prefix` is the path of `values` in the config, ending in a dot, or empty for the config itself.
+    A key is unknown if it is not a field of `schema` or, in a nested mapping, of that mapping's dataclass. `prefix` is
+    the path of `values` in the config, ending in a dot, or empty for the config itself.
     """
     annotations = typing.get_type_hints(schema)
     names = [field.name for field in user_fields(schema)]
@@ -142,8 +143,9 @@ def _reject_unknown_keys(schema: type, values: Mapping[str, Any], label: str, pr
         for index, item in items:
             if isinstance(item, Mapping):
                 item_prefix = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                _reject_unknown_keys(nested, item, label, item_prefix)
-                if index is not None:  # built here because omegaconf's own error would not name the list item
+                _check_keys_and_items(nested, item, label, item_prefix)
+                # Converted only to raise an error that names the item; omegaconf's own would not.
+                if index is not None:
                     _to_object(nested, item, label, item_prefix)
 
 

@@ -1,4 +1,4 @@
-"""Resolves `precision: auto` to bfloat16 or float32, depending on the hardware that the workers of a job run on.
+"""Resolves `precision: auto`: to bfloat16 if the hardware multiplies bfloat16, otherwise to float32.
 
 The resolved precision is recorded in the folder of the artifact, and a resumed run uses the recorded precision.
 """
@@ -20,7 +20,8 @@ from model.precision import (
 )
 
 Placements = Sequence[Mapping[str, Placement]]
-"""The placements of a stage's worker groups, as `Stage.placements` returns them."""
+"""The placements of a stage's worker groups, as `Stage.placements` returns them. One mapping (group name -> placement)
+for each set of groups that run at the same time."""
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,13 @@ def resolve_precisions(
     The keys, also those of `recorded`, are paths of config fields, such as `learning.precision`. `recorded` contains
     the precisions that an earlier run of the job recorded, or nothing. `auto` is resolved to the precision in
     `recorded`, if there is one for the field. Otherwise `auto` is resolved to bfloat16 if the hardware multiplies
-    bfloat16, and to float32 if not. If this process has joined a cluster, this is the hardware of all nodes that the
-    workers may run on, and this function waits until these nodes exist. Otherwise it is the hardware of this machine.
+    bfloat16, and to float32 if not. The hardware that decides depends on the worker group of the field:
+
+    - A group on GPUs: the GPU of this machine. If this machine has none, bfloat16 is assumed.
+    - A group on CPUs: the processors of all nodes, if this process has joined a cluster that it did not start. This
+      function then waits until the cluster has room for the workers of the group. Otherwise the processor of this
+      machine.
+    - A group without a placement: the GPU of this machine if it has one, otherwise its processor.
     """
     precisions: dict[str, ComputePrecision] = {}
     for path, value, group in _precision_fields(config):
@@ -87,7 +93,7 @@ def warn_if_bfloat16_is_emulated(config: Any, placements: Placements) -> None:
 
 
 def _multiplies_bfloat16(path: str, group: str, placements: Placements) -> bool:
-    """Return whether every device that the workers of a group may use multiplies bfloat16 in hardware."""
+    """Return whether the hardware that decides for a worker group multiplies bfloat16 (see `resolve_precisions`)."""
     return (
         gpu_multiplies_bfloat16()
         if _is_on_gpu(group, placements)
@@ -107,7 +113,7 @@ def _is_on_gpu(group: str, placements: Placements) -> bool:
 
 def _find_placement(group: str, placements: Placements) -> Placement | None:
     """Return the placement of a worker group, or None if `placements` does not contain the group."""
-    return next((concurrent[group] for concurrent in placements if group in concurrent), None)
+    return next((concurrent_groups[group] for concurrent_groups in placements if group in concurrent_groups), None)
 
 
 def _emulation_slowdown(path: str, group: str, placements: Placements) -> float | None:

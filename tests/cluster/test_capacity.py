@@ -112,6 +112,21 @@ def test_a_stage_waits_for_a_node_that_joins_later_and_reports_the_wait(
         wait_for_capacity([{"CPU": 3.0}], "rlhf: execution")
 
 
+def test_the_message_names_only_the_resources_of_which_too_little_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 8.0})
+    message = capacity._describe_busy_resources([{"CPU": 2.0, "GPU": 1.0}] * 2)
+    assert message == "needs 4 CPUs, of the cluster's 16 only 1 is free"
+    monkeypatch.setattr(ray, "available_resources", lambda: {})
+    message = capacity._describe_busy_resources([{"CPU": 2.0, "GPU": 1.0}])
+    assert message == (
+        "needs 2 CPUs, of the cluster's 16 only 0 are free and needs 1 GPU, of the cluster's 8 only 0 are free"
+    )
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})  # two on each of two nodes
+    message = capacity._describe_busy_resources([{"CPU": 3.0}])
+    assert message == "needs 3 CPUs; enough are free in all, but not yet on one node for each worker"
+
+
 def test_a_negative_wait_is_rejected() -> None:
     with pytest.raises(ValueError, match="execution.wait_s: -1 must not be negative"):
         Execution(wait_s=-1)

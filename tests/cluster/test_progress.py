@@ -152,7 +152,7 @@ def test_the_remaining_time_is_computed_from_the_steps_of_this_run(monkeypatch: 
         steps.update(60)
         assert steps._describe() == "pretrain  60%  60/100 steps  2.0 s each  80 s left"
         now[0] = 50.0
-        assert steps._describe() == "pretrain  60%  60/100 steps  2.0 s each  50 s left  (for 30 s)"
+        assert steps._describe() == "pretrain  60%  60/100 steps  2.0 s each  50 s left  (no update for 30 s)"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_resumed_run_shows_the_rate_of_its_own_steps_and_a_failed_run_logs_no_
     metrics = [{"step": 190.0}]  # the last line before the kill; the last checkpoint is of step 100
 
     def shown(step: int) -> str:
-        while f"{step}/200" not in (text := progress._line._text()) or "for " in text:
+        while f"{step}/200" not in (text := progress._line._text()) or "no update" in text:
             time.sleep(0.01)
         return text
 

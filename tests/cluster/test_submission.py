@@ -15,7 +15,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster import submission as module
 from cluster.storage import Storage
-from cluster.submission import HeadUnreachable, Submission, job_client, query_job, send_when_agent_ready
+from cluster.submission import HeadFailed, Submission, job_client, query_job, send_when_agent_ready
 from cluster.submission_status import record_submission
 
 NO_AGENT = "Request failed with status code 500: No available agent to submit job, please try again later.."
@@ -120,9 +120,7 @@ def test_a_stream_that_always_breaks_is_given_up_even_if_the_job_has_failed(use_
     for status in (JobStatus.RUNNING, JobStatus.FAILED):
         head = use_head(Breaking())
         head.status = status
-        with pytest.raises(
-            HeadUnreachable, match=r"the log of job a cannot be read: the stream broke 6 times in a row"
-        ):
+        with pytest.raises(HeadFailed, match=r"the log of job a cannot be read: the stream broke 6 times in a row"):
             list(Submission("a").logs())
         assert head.streams == 6
     assert query_job(Submission("a"), None).describe_outcome() == "job a FAILED: Job is FAILED"
@@ -142,10 +140,10 @@ def test_a_stream_that_closes_at_once_or_stays_open_after_the_job_is_given_up(us
             yield ""
 
     use_head(Closed())
-    with pytest.raises(HeadUnreachable, match="it was closed although the job is RUNNING"):
+    with pytest.raises(HeadFailed, match="it was closed although the job is RUNNING"):
         list(Submission("a").logs())
     use_head(Open())
-    with pytest.raises(HeadUnreachable, match="it stayed open after the end of the job"):
+    with pytest.raises(HeadFailed, match="it stayed open after the end of the job"):
         list(Submission("a").logs())
 
 
@@ -162,7 +160,7 @@ def test_a_dead_head_is_noticed_while_the_stream_is_silent(use_head: Callable[[H
             yield ""
 
     use_head(Vanishing())
-    with pytest.raises(HeadUnreachable, match="has not answered for 0 s; the head, and with it the driver of job a"):
+    with pytest.raises(HeadFailed, match="has not answered for 0 s; the head, and with it the driver of job a"):
         list(Submission("a").logs())
 
 
@@ -176,7 +174,7 @@ def test_a_failing_head_is_an_error_unless_the_store_knows_the_run(
     use_head(Troubled())
     store = Storage(str(tmp_path))
     for call in (lambda: query_job(Submission("a"), store), Submission("a").stop):
-        with pytest.raises(HeadUnreachable, match=r"the cluster's head does not answer \(RuntimeError: .* 500"):
+        with pytest.raises(HeadFailed, match=r"the cluster's head does not answer \(RuntimeError: .* 500"):
             call()
     record_submission(store, "a")
     report = query_job(Submission("a"), store)

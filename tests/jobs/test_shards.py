@@ -121,14 +121,14 @@ def test_whole_documents_stand_on_one_side_by_a_hash_of_their_id(inputs: dict[st
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_part_whose_texts_the_fast_route_encodes_otherwise_goes_the_slow_one(
+def test_a_part_whose_texts_tiktoken_encodes_otherwise_is_encoded_with_tokenizers(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(inputs, tmp_path / "fast")
     really = data.tokens.shard_tasks.fast_encoder
 
     def slow_for_one_part(folder: Path, sample: list[str]) -> object:
-        # The text that differs is one of the sample's; the route of one part is not the next one's.
+        # The text that differs is in one part's sample; each part chooses its own library.
         with monkeypatch.context() as patch:
             if "text number 0" in sample:
                 patch.setattr(

@@ -26,6 +26,8 @@ def redacted(text: str, **settings: str | None) -> str:
         ("Tél. 01 23 45 67 89", "Tél. [PHONE]"),
         ("from 93.184.216.34:80", "from [IP]:80"),
         ("[2a00:1450:4001:81b::200e]", "[[IP]]"),
+        ("2a00:1450:4001:81b::8.8.8.8, or 2a00:1450:4001:81b:0:1:93.184.216.34:", "[IP], or [IP]:"),
+        ("2a00:1450:4001:81b::200e.443 > 2600::", "[IP].443 > [IP]"),
         ("paid with 4111 1111 1111 1111.", "paid with [CARD]."),
         ("paid with 378282246310005", "paid with [CARD]"),
         ("to GB82 WEST 1234 5698 7654 32 AND MORE", "to [IBAN] AND MORE"),
@@ -57,6 +59,8 @@ def test_personal_data_is_replaced_and_the_text_around_it_is_kept(before: str, a
         "127.0.0.1",
         "192.0.2.1",  # for documentation
         "2001:db8::1",
+        "2001:db8::8.8.8.8",
+        "Class2600:: and 2600::method",
         "999.10.20.30",
         "1.2.3.4",  # probably a version
         "version 10.20.30.40",
@@ -164,6 +168,8 @@ HOSTILE = {
     "xox": "xoxb-" * 200,
     "addresses": "2001:" * 200,
     "joined addresses": "2001::1" * 140,
+    "mixed addresses": "2001:1:1:1:1:1:1.1.1." * 50,
+    "joined mixed addresses": "2001::1.1.1.1:" * 70,
     "spaces": " " * 1000,
 }
 

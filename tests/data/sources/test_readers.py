@@ -75,8 +75,16 @@ def test_the_end_of_a_truncated_archive_is_one_quarantined_record(tmp_path: Path
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     found = find(tmp_path / name, "jsonl")
     assert 5000 < len(found.texts) < 20_000
-    assert [bad.reason.partition(":")[0] for bad in found.bad] == ["damaged file, unreadable from here on"]
-    assert found.bad[0].offset >= found.documents[-1].offset
+    assert [bad.reason.partition(":")[0] for bad in found.bad] == [
+        "damaged file, unreadable after the record at this offset"
+    ]
+    assert found.bad[0].offset == found.documents[-1].offset
+
+
+def test_a_file_without_a_readable_record_is_one_quarantined_record(tmp_path: Path, find: Callable) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip file")
+    (bad,) = find(tmp_path / "a.jsonl.gz", "jsonl").bad
+    assert bad.offset == 0 and bad.reason.startswith("damaged file, unreadable from here on: ")
 
 
 def test_the_check_accepts_damaged_files_if_other_files_are_readable(tmp_path: Path, find: Callable) -> None:
@@ -97,13 +105,15 @@ def test_a_missing_column_is_an_error_that_suggests_the_most_similar_name(tmp_pa
     (tmp_path / "a.jsonl").write_text('{"texts": "x", "n": 1}\n')
     with pytest.raises(ValueError, match=r"sources\.s: column 'text' .* did you mean 'texts'\? \(present: texts, n\)"):
         check_source(Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl"))
+    with pytest.raises(ValueError, match="column 'lang' is in none of the first records of this source "):
+        check_source(Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl", text="texts", metadata=["lang"]))
     (tmp_path / "a.csv").write_text("texts,n\nx,1\n")
     with pytest.raises(ValueError, match=r"sources\.s: column 'text' .* did you mean 'texts'\? \(present: texts, n\)"):
         check_source(Source(name="s", path=str(tmp_path / "a.csv"), format="csv"))
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="column 'text' is in none"):
+    with pytest.raises(ValueError, match=r"column 'text' is not in the schema of .*a\.parquet \(present: body\)"):
         check_source(Source(name="s", path=str(tmp_path / "a.parquet"), format="parquet"))
-    with pytest.raises(ValueError, match="column 'lang' is in none"):
+    with pytest.raises(ValueError, match=r"column 'lang' is not in the schema of .*a\.parquet"):
         check_source(
             Source(name="s", path=str(tmp_path / "a.parquet"), format="parquet", text="body", metadata=["lang"])
         )
