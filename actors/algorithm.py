@@ -14,13 +14,14 @@ def load_algorithm(algorithm: str | Program) -> Algorithm:
     if isinstance(algorithm, str):
         if algorithm not in ALGORITHMS:
             raise ValueError(
-                f"algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}; "
+                f"learning.algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}; "
                 "name an algorithm of your own as path/to/file.py:NAME"
             )
         return ALGORITHMS[algorithm]
     loaded = load_object(algorithm)
     if not isinstance(loaded, Algorithm):
         raise ValueError(
-            f"algorithm: {algorithm.name} is a {type(loaded).__name__}; it must be a model.algorithms.Algorithm"
+            f"learning.algorithm: {algorithm.name} is a {type(loaded).__name__}; "
+            "it must be a model.algorithms.Algorithm"
         )
     return loaded

@@ -41,8 +41,8 @@ from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 _NUM_CHECKED_COMPLETIONS = 16
-"""Number of completions of each model that the sync check compares. The check runs on the driver, often without a
-GPU, so the number is small."""
+"""Maximum number of completions of each model that the sync check compares. The check runs on the driver, often without
+a GPU, so the number is small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,15 @@ def complete_tasks(
     kv_cache_gib: float,
     on_done: Callable[[str], None] = lambda model: None,
 ) -> dict[str, dict[str, Completions]]:
-    """Return the completions. The outer keys are the names of the tasks, and the inner keys the names of the models.
+    """Return the completions by the name of the task and then by the name of the model.
+
+    An inner dictionary has only the models that complete the task.
 
     `tasks` has the prompts of each evaluation task, by the name of the task. The keys of `models` and `tasks_by_model`
     are the names of the models. `models` has the Hugging Face folder of each model, and `tasks_by_model` the names of
     the tasks that each model completes. `placement` has the number of engines and the resources of each engine.
-    `kv_cache_gib` is the size of each engine's KV cache. `on_done` is called with the name of a model after the model's
-    last completion.
+    `kv_cache_gib` is the size of each engine's KV cache. `on_done` is called with the name of a model after the sync
+    check of the model's completions.
     """
     # Every prompt of every task gets an index of its own, from which the seed of its completion is derived.
     counter = itertools.count()
@@ -122,8 +124,9 @@ def complete(
 
     The keys of `prompts_by_model` and of the result are the names of the models. Models with equal model configs use
     the same engines one after the other, because starting an engine takes tens of seconds, but loading other weights
-    into a running engine takes only tens of milliseconds. The other arguments are those of `complete_tasks`. Raises a
-    EngineMismatchError when the logprobs of an engine differ from those of Raymill's model by more than a bound.
+    into a running engine takes only tens of milliseconds. The other arguments are those of `complete_tasks`. Raises
+    EngineMismatchError when the sync check fails, for example because the logprobs of an engine differ from those of
+    Raymill's model by more than a bound.
     """
     results: dict[str, list[Rollout]] = {}
     for model_config, names in _group_by_config(prompts_by_model).items():

@@ -78,8 +78,8 @@ def check_engine(
     if not (ratio <= MAX_DIFFERENCE_RATIO and unexplained <= MAX_UNEXPLAINED_VARIANCE):
         raise RuntimeError(
             "compress: vLLM misreads the compressed folder. On average, its logprobs differ by "
-            f"{difference:.3f} nats from those of Raymill's model. That is {ratio:.0f} times the change by compression "
-            f"(at most {MAX_DIFFERENCE_RATIO:.0f} is accepted), and {unexplained:.0%} of the variance is unexplained "
+            f"{difference:.3f} nats from those of Raymill's model. That is {ratio:.1f} times the change by compression "
+            f"(at most {MAX_DIFFERENCE_RATIO:.0f} is accepted), and {unexplained:.1%} of the variance is unexplained "
             f"(at most {MAX_UNEXPLAINED_VARIANCE:.0%} is accepted). Check that this version of vLLM supports the format"
         )
     return difference

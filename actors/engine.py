@@ -22,8 +22,8 @@ class EngineSettings:
     max_length: int
     """Maximum length of a prompt together with its completion, in tokens."""
     max_sequences: int
-    """Maximum number of sequences that are decoded at the same time. All sequences of a generation batch
-    (`actors.rollout.GenerationBatch`) must fit."""
+    """Maximum number of sequences that are decoded at the same time. Further sequences of a generation batch
+    (`actors.rollout.GenerationBatch`) wait, so this should be the number of sequences in a full batch."""
     precision: ComputePrecision = "float32"
     kv_cache_gib: float = 0.5
     """Size of the KV cache in GiB. Used on CPU only."""
@@ -48,7 +48,8 @@ def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
     """Return a maximum number of tokens in one prefill. It is so high that the engine never has to split a prompt.
 
     The arguments are fields of `EngineSettings`, and the result is vLLM's setting `max_num_batched_tokens`. Raymill
-    disables chunked prefill, which processes long prompts in several parts. After each part but the last, vLLM must
-    undo a draw of the request's random number generator. vLLM cannot do this on CPU, and the engine crashes.
+    disables chunked prefill, which would process a long prompt in several parts. After each part but the last, vLLM
+    would have to undo a draw of the request's random number generator. It cannot do this on CPU, and the engine would
+    crash.
     """
     return max(2048, max_length) + max_sequences

@@ -142,7 +142,8 @@ class TaskResults:
     models: dict[str, ModelTaskResults]
     """Results by the name of the model."""
     compare: list[Comparison]
-    """The comparisons that the config asks for, one for each measure."""
+    """The comparisons of the pairs in the config of which both models complete the task, one for each measure except
+    bleu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +166,10 @@ class EvaluationResults:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def by_key(self) -> dict[str, float]:
-        """Return the estimates without their intervals, for the log and the summary.
+        """Return the most important numbers, for the log and the summary.
 
-        The keys start with the name of a model, as in `sft/perplexity`, with the names of two compared models, or with
-        `xz` or `reward`.
+        These are estimates. Only the comparisons also have the ends of their confidence intervals. The keys start with
+        the name of a model, as in `sft/perplexity`, with the names of two compared models, or with `xz` or `reward`.
         """
         return dict(_estimates(self))
 

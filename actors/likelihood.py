@@ -56,12 +56,12 @@ def score_text(
     precision: ComputePrecision,
     device: str,
 ) -> TextScores:
-    """Return the log-likelihoods of documents of a split. No document has the text of another document as context.
+    """Return the scores of documents of a split. No document has the text of another document as context.
 
     The documents are those with the indices `part`, `part + num_parts`, `part + 2 * num_parts` and so on, so that
     `num_parts` workers can share the split. A document that is longer than the model's context is split into several
-    rows. Each row after the first starts with the last `overlap` tokens of the row before, and every token is predicted
-    exactly once. A model with int8 weights computes with the rounding of vLLM (`model.quantize`).
+    rows. The first `overlap` targets of each row after the first are context: the row before has scored them. So every
+    token is scored exactly once. A model with int8 weights computes with the rounding of vLLM (`model.quantize`).
     """
     model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
     length = model.config.max_length
@@ -110,7 +110,7 @@ def load_language_model(folder: Path) -> Transformer:
 def xz_size(split: Storage, tokenizer: Storage) -> int:
     """Return the number of bytes of the split's text after `xz -9e`. All documents are compressed as one stream.
 
-    Raises ValueError when the tokenizer does not decode the tokens to the original texts.
+    Raises ValueError when the decoded tokens of a document have another number of bytes than its original text.
     """
     encoder = load_encoder(tokenizer.local())
     texts: list[bytes] = []

@@ -42,7 +42,8 @@ class Pending(Generic[T]):
 class RankGroup:
     """A group of training actors. Each actor has a `TrainingRank`.
 
-    A call of the group runs on every rank. Waiting for the call ends when all ranks have returned or one has died.
+    A call of the group runs on every rank, and only `free_address` asks rank 0 alone. Waiting for a call ends when all
+    ranks have returned, or when one has died or raised an exception.
     """
 
     def __init__(self, start_rank: Callable[[int], ActorHandle], num_ranks: int) -> None:
@@ -80,7 +81,10 @@ class RankGroup:
         return Pending(self, [start_call(actor) for actor in self.actors], combine)
 
     def wait(self, futures: Sequence[ray.ObjectRef]) -> list[Any]:
-        """Wait for all futures and return their results in order. Raises RanksDied when a rank has died."""
+        """Wait for all futures and return their results in order.
+
+        Raises RanksDied when a rank has died. Otherwise an exception that a rank raised is raised again.
+        """
         try:
             return ray.get(list(futures))
         except RayTaskError:

@@ -15,7 +15,7 @@ from model.precision import ComputePrecision, autocast_dtype
 class Reference:
     """Computes the reference's logprobs of rollouts.
 
-    The results depend only on the model folder and the arguments of the call. So Ray can restart a dead actor and
+    The results depend only on the arguments of the constructor and of the call. So Ray can restart a dead actor and
     repeat the call.
     """
 

@@ -20,8 +20,8 @@ from model.train import autocast
 class RewardModel:
     """A scorer whose reward is the scalar that a reward model outputs at the last token.
 
-    The rewards depend only on the model folder and the inputs. So when the actor dies, Ray restarts it and repeats the
-    call.
+    The rewards depend only on the arguments of the constructor and of the call. So when the actor dies, Ray restarts it
+    and repeats the call.
     """
 
     def __init__(self, folder: Storage, micro_batch_size: int, precision: ComputePrecision) -> None:

@@ -22,7 +22,8 @@ class SentencePair(NamedTuple):
     """Two sentences that differ only in the social group that they name."""
 
     group: str
-    """The kind of the social groups in the sentences, such as age or religion."""
+    """The kind of the social groups in the sentences, such as age or religion. It must not be `all`, which stands for
+    all pairs in the results."""
     stereotype: str
     """The sentence with the group that the stereotype is about."""
     counterpart: str
@@ -53,7 +54,11 @@ def read_pairs(path: str) -> list[SentencePair]:
     for location, record in read_records(list_files([path])):
         for name in SentencePair._fields:
             if not isinstance(record.get(name), str) or not record[name].strip():
-                raise ValueError(f"{location}: {name} must be a text; a pair has {', '.join(SentencePair._fields)}")
+                raise ValueError(
+                    f"{location}: {name} must be a text that is not blank; a pair has {', '.join(SentencePair._fields)}"
+                )
+        if record["group"] == "all":
+            raise ValueError(f"{location}: group must not be 'all', because the results of all pairs have this name")
         pair = SentencePair(**{name: record[name] for name in SentencePair._fields})
         if pair.stereotype == pair.counterpart:
             raise ValueError(f"{location}: stereotype and counterpart are equal; they must name different groups")

@@ -87,7 +87,7 @@ class ServedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAnswer:
-    """An answer with its times. The times differ from run to run, and the answer does not."""
+    """An answer with its times. The times differ from run to run, but the answer does not."""
 
     answer: ServedAnswer
     first_token_s: float
@@ -116,7 +116,8 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve a Hugging Face folder until the user interrupts the command. vLLM's log appears in the terminal.
 
     If other machines can reach `host`, clients must send the key in the environment variable RAYMILL_API_KEY. Raises
-    ValueError when this key is missing or the port is in use, and RuntimeError when the server exits by itself.
+    ValueError when this key is missing or the server cannot listen on this host and port, for example because the port
+    is in use. Raises RuntimeError when the server does not start, or exits by itself.
     """
     import torch  # imported here, so that importing this module is fast
 
@@ -138,7 +139,8 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 def running_server(settings: ServerSettings) -> Iterator[str]:
     """Run a server during a `with` block. The block gets the base URL of the server.
 
-    After a failure, the file with the server's log is kept, and the error message names the file.
+    After a failure, the file with the server's log is kept. If the server or its engine has died, the error message
+    names the file. Otherwise a line of Raymill's log names it.
     """
     descriptor, name = tempfile.mkstemp(prefix="raymill-serve-", suffix=".log")
     log_file = Path(name)
@@ -159,6 +161,7 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
         except Exception as error:
             cause = _death_cause(process)
             if cause is None:
+                log.error("%s was still running; log: %s", server, name)
                 raise
             raise JobFailed(server.sentence(cause), tail()) from error
         else:
@@ -223,7 +226,10 @@ def _monitor_engines(server: ProcessInfo) -> None:
 
 
 def _death_cause(process: subprocess.Popen[bytes]) -> str | None:
-    """Return the cause of death of the server or of its engine, or None if both are still running."""
+    """Return the cause of death of the server or of its engine, or None if no death is known.
+
+    The death of an engine is known only if a stage monitor observes it.
+    """
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_DEATH_NOTICE_S)
     monitor, code = stage_monitor.current_monitor(), process.returncode
@@ -262,6 +268,8 @@ def is_loopback(host: str) -> bool:
 
 def _check_port_is_free(host: str, port: int) -> None:
     """Raises ValueError when a server cannot listen on this host and port."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port: {port} must be between 1 and 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         # Without this option, the port of a server that has just ended would still count as in use.

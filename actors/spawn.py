@@ -39,7 +39,7 @@ class Reservation:
     def wait(self) -> None:
         """Wait until all resources are available. If a node was lost, Ray first replaces its resources.
 
-        Raises ValueError when this takes too long.
+        Raises ValueError when this takes too long, or when a new node cannot access the paths that the run needs.
         """
         wait_for_placement_group(self.group, self.bundles, self.field)
 
@@ -72,7 +72,8 @@ def plan_bundles(
 def reserve(groups: Mapping[str, Placement], *, colocate: bool) -> Reservation:
     """Reserve the resources of all groups at once, and wait until they are available.
 
-    The keys of `groups` are the names of the groups. Raises ValueError when the resources do not fit into the cluster.
+    The keys of `groups` are the names of the groups. Raises ValueError when the resources do not fit into the cluster,
+    and in the cases of `Reservation.wait`.
     """
     bundles, bundle_indices = plan_bundles(groups, colocate=colocate)
     field = f"execution ({', '.join(groups)})"
@@ -101,7 +102,8 @@ class Spawner:
         it again and repeats the interrupted call of its method, up to `Placement.max_failures` times. The results of
         such an actor must depend only on the arguments of its constructor and of the call.
 
-        Raises ValueError when the reserved resources were lost with a node and do not become available again in time.
+        If the reserved resources were lost with a node, this method waits for them. Raises ValueError in the cases of
+        `Reservation.wait`.
         """
         placement = self._groups[group]
         self._reservation.wait()

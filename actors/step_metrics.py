@@ -85,7 +85,7 @@ class StepMetrics:
     value: UpdateMetrics | None
     """Metrics of the critic's update. None without a critic."""
     generator_restarts: int
-    """Number of generators that were restarted since the graph was built."""
+    """Number of restarts of generators since the graph was built."""
     times: StepTimes
 
     def by_key(self) -> dict[str, float]:

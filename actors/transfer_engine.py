@@ -1,8 +1,9 @@
 """A weight transfer engine for vLLM that loads weights from Ray's object store.
 
 It implements vLLM's interface `WeightTransferEngine` and runs inside a vLLM engine, as the receiving side of
-`actors.weight_sync`. vLLM's own implementations use nccl or ipc and need GPUs; this one works on any device. Only
-vLLM imports this module, in the processes where `actors.vllm_plugin.register` has registered it.
+`actors.weight_sync`. vLLM's own implementations use nccl or ipc and need GPUs; this one works on any device.
+Only processes with an engine import this module, because it imports vllm at its top. `actors.vllm_plugin.register`
+gives its name to vLLM.
 """
 
 from __future__ import annotations

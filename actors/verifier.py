@@ -47,7 +47,10 @@ class Verifier:
         self._event_loop = asyncio.Runner()
 
     def score(self, inputs: Sequence[ScorerInput]) -> list[float]:
-        """Return one finite reward for each input, in order. Raises RuntimeError when the function fails."""
+        """Return one finite reward for each input, in order. Raises RuntimeError when the function fails.
+
+        A function fails when it raises an exception, and when its result is not a finite number.
+        """
         if inspect.iscoroutinefunction(self._function):
             return self._score_concurrently(inputs)
         rewards: list[float] = []
@@ -78,12 +81,14 @@ class Verifier:
     def _errors_named(self, scorer_input: ScorerInput) -> Iterator[None]:
         """Turn an exception of the block into a RuntimeError.
 
-        The error names the verifier, the line at which the verifier failed, the prompt and the completion.
+        The error names the verifier, the line at which the verifier failed, the prompt and the completion. It names no
+        line if the call has wrong arguments or a wrong result, because then the exception is raised in this module.
         """
         try:
             yield
         except Exception as error:
-            frame = innermost_frame(traceback.format_exc())
+            is_raised_here = traceback.extract_tb(error.__traceback__)[-1].filename == __file__
+            frame = None if is_raised_here else innermost_frame(traceback.format_exc())
             location = f", at {frame}" if frame else ""
             raise RuntimeError(
                 f"verifier {self._name} failed with {type(error).__name__}: {error}{location}; "

@@ -1,7 +1,7 @@
 """The batches that objectives read. A batch is a named tuple of tensors whose first dimension is the row.
 
-Dimensions in shapes and names: B rows, T positions of a row. Token ids, positions and indices are int64, masks are
-bool, and all other tensors are float32.
+Dimensions in shapes and names: B rows, T positions of a row. Token ids, document ids, positions and indices are int64,
+masks are bool, and all other tensors are float32.
 
 Target t is the token that follows input t. The logprob at position t is that of target t, the advantage at t is that
 of choosing target t, and the value at t is that of the state after reading input t.
@@ -70,7 +70,8 @@ class PolicyBatch(NamedTuple):
     advantages: Tensor
     """[B, T]. Advantage of target t."""
     reference_logprobs: Tensor | None
-    """[B, T]. Logprob of target t under the reference, at the sampling temperature. None if the loss has no KL term."""
+    """[B, T]. Logprob of target t under the reference, at the sampling temperature. None without a reference.
+    Only a loss with a KL term reads it."""
 
     @property
     def num_tokens(self) -> int:
@@ -129,7 +130,7 @@ def batch_from_sequences(
 
     A sequence of n tokens has n - 1 positions. loss_masks[i][j] is true if token j of sequence i counts in the loss as
     a target. The first token of a sequence is never a target. The batch has no document ids. Raises ValueError if a
-    sequence is too long or shorter than two tokens.
+    sequence is too long or shorter than two tokens, or if a loss mask is not as long as its sequence.
     """
     input_ids = torch.full((len(sequences), length), pad_id)
     targets = torch.full((len(sequences), length), pad_id)

@@ -32,10 +32,8 @@ def read_record(fs: AbstractFileSystem, path: str, step: int) -> dict[str, Any]:
     """
     name = f"{step_folder(path, step)}/{RECORD}"
     if not fs.exists(name):
-        raise ValueError(
-            f"{path} has no complete checkpoint of step {step}: it has complete checkpoints of the steps "
-            f"{complete_steps(fs, path)}"
-        )
+        steps = ", ".join(map(str, complete_steps(fs, path))) or "none"
+        raise ValueError(f"{path} has no complete checkpoint of step {step}; steps with a complete checkpoint: {steps}")
     return json.loads(fs.cat_file(name))
 
 

@@ -91,7 +91,8 @@ def hf_config(
 def read_config(folder: Path) -> TransformerConfig:
     """Read the architecture of the Llama model in a folder from its config.json.
 
-    Raises ValueError for a model of a different type, and for a setting that `Transformer` does not support.
+    Raises ValueError for a folder without config.json, for a model of a different type, and for a setting that
+    `Transformer` does not support.
     """
     path = folder / "config.json"
     if not path.is_file():

@@ -41,7 +41,8 @@ class LearningConfig:
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation (ppo): 0 gives one-step advantages, 1 gives Monte Carlo advantages."""
     precision: Precision = precision_field(placement="learners")
-    """Precision of the engines' weights and of the learner's matmuls (`model.precision`)."""
+    """Precision of the engines' weights, and of the matmuls of learner, critic, reference and reward model
+    (`model.precision`)."""
     max_logprob_difference: float | None = None
     """Largest allowed difference between the engine's and the learner's logprob of any sampled token, in nats. If it is
     exceeded, the stage fails. Null means 1e-4 in float32 and 2 in bfloat16."""
@@ -69,8 +70,9 @@ class LearningConfig:
         for name in ("epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be at least 1")
-        if self.kl_coefficient < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(f"{config_path}: kl_coefficient, warmup_steps and weight_decay must not be negative")
+        for name in ("kl_coefficient", "warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must not be negative")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be between 0 and 1")

@@ -21,7 +21,8 @@ from sacrebleu.metrics.bleu import BLEU
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 _MAX_SAMPLED_INDICES = 2_000_000
-"""How many record indices a bootstrap samples at once, at most. They take 16 MB, however many resamples there are."""
+"""Maximum number of record indices that a bootstrap samples at once. They take 16 MB, however many resamples there are.
+One resample is never split, so with more records than this number it takes more memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ def adamw(
 def warmup_cosine(*, peak_lr: float, warmup_steps: int, total_steps: int, final_ratio: float = 0.1) -> Schedule:
     """Return a schedule with linear warmup to `peak_lr`, then cosine decay to peak_lr · final_ratio at the last step.
 
-    The learning rate of the first step is peak_lr / warmup_steps and not 0, so that the first step changes the
-    parameters. After `total_steps` the learning rate is constant.
+    A warmup starts at peak_lr / warmup_steps and not at 0, so that the first step changes the parameters. After
+    `total_steps` the learning rate is constant.
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be between 0 and total_steps={total_steps}")

@@ -1,8 +1,8 @@
 """The precision of matmuls: the values of the config field `precision`, and how `auto` is resolved.
 
-Parameters, gradients and optimizer state are always float32. With bfloat16, autocast casts the inputs of matmuls. A CPU
-without instructions for bfloat16 matmuls (AMX or AVX-512 BF16) emulates them, which is 20 to 70 times slower than
-float32.
+In PyTorch models, parameters, gradients and optimizer state are always float32. With bfloat16, autocast casts the
+inputs of matmuls. A vLLM engine also stores its weights in the precision. A CPU without instructions for bfloat16
+matmuls (AMX or AVX-512 BF16) emulates them, which is 20 to 70 times slower than float32.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def choose_precision(*, on_gpu: bool) -> ComputePrecision:
 def gpu_multiplies_bfloat16() -> bool:
     """Return whether this machine's GPUs have bfloat16 matmuls in hardware. NVIDIA GPUs have them since Ampere.
 
-    Without a GPU on this machine the result is True, because the workers' GPUs cannot be queried here.
+    Without a GPU on this machine the result is True, because the workers' GPUs cannot be queried here. It is also True
+    for AMD GPUs, which are not queried.
     """
     import torch
 

@@ -72,10 +72,11 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer without bias that computes the same as the int8 kernels of vLLM, except for rounding in sums.
+    """A linear layer without bias that computes the same as vLLM's int8 kernels, except for floating point rounding.
 
-    It multiplies the dequantized weight and activations in floating point. Products of two int8 numbers are exact in
-    float32. The layer is for measuring the quality of a quantized model and is not faster than a float layer.
+    It multiplies the dequantized weight and activations in floating point, in the dtype of autocast if that is on. vLLM
+    multiplies the int8 numbers and applies the scales to the sums. The layer is for measuring the quality of a
+    quantized model and is not faster than a float layer.
     """
 
     def __init__(self, int8_OI: Tensor, scale_O1: Tensor) -> None:

@@ -70,6 +70,8 @@ def test_the_shipped_pairs_are_minimal_and_cover_six_groups() -> None:
         ({"group": "age", "stereotype": "a b", "counterpart": "a b"}, "are equal"),
         ({"group": "age", "stereotype": "a b"}, "counterpart must be a text"),
         ({"group": 3, "stereotype": "a", "counterpart": "b"}, "group must be a text"),
+        ({"group": "all", "stereotype": "a", "counterpart": "b"}, "group must not be 'all'"),
+        ({"group": "age", "stereotype": " ", "counterpart": "b"}, "stereotype must be a text that is not blank"),
     ],
 )
 def test_a_malformed_pair_is_an_error_that_names_file_and_line(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +69,32 @@ def test_a_port_in_use_is_an_error_that_names_the_port(policies: dict[str, Path]
         port = listener.getsockname()[1]
         with pytest.raises(ValueError, match=f"port: {port} on 127.0.0.1 is in use"):
             server.serve(policies["tied-1"], port=port)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_port_that_does_not_exist_is_an_error(policies: dict[str, Path], port: int) -> None:
+    with pytest.raises(ValueError, match=f"port: {port} must be between 1 and 65535"):
+        server.serve(policies["tied-1"], port=port)
+
+
+def test_after_a_failure_the_log_of_a_server_that_is_still_running_is_kept_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+
+    monkeypatch.setattr(server, "_start_server", start_server)
+    monkeypatch.setattr(server, "_wait_until_healthy", lambda *arguments: None)
+    monkeypatch.setattr(server, "_monitor_engines", lambda process: None)
+    monkeypatch.setattr(server, "_DEATH_NOTICE_S", 0.0)
+    settings = ServerSettings(folder=Path("/"), port=1, precision="float32")
+    with pytest.raises(RuntimeError, match="no answer"), server.running_server(settings):
+        raise RuntimeError("no answer")
+    (message,) = caplog.messages
+    assert "was still running" in message
+    log_file = Path(message.partition("; log: ")[2])
+    assert log_file.is_file()
+    log_file.unlink()
 
 
 def test_requests_to_the_local_server_ignore_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

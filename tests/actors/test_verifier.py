@@ -37,6 +37,20 @@ def test_a_reward_that_is_not_finite_is_rejected() -> None:
         Verifier(Program("def f(p, r, record):\n    return float('nan')", "v.py", "f")).score([sample("x")])
 
 
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("def f(p, r, record):\n    return None", "TypeError: float.. argument must be .*, not 'NoneType'"),
+        ("def f(p, r, record):\n    return float('inf')", "ValueError: the reward must be finite, but it is inf"),
+        ("def f(prompt):\n    return 1.0", "TypeError: f.. takes 1 positional argument but 3 were given"),
+        ("async def f(prompt):\n    return 1.0", "TypeError: f.. takes 1 positional argument but 3 were given"),
+    ],
+)
+def test_the_error_for_wrong_arguments_or_a_wrong_result_names_no_line_of_raymill(source: str, error: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^verifier v.py:f failed with {error}; prompt 'prompt', completion 'x'$"):
+        Verifier(Program(source, "v.py", "f")).score([sample("x")])
+
+
 def test_a_program_without_the_function_is_rejected() -> None:
     with pytest.raises(ValueError, match="v.py does not define 'width'"):
         load_function(Program(SOURCE, "v.py", "width"))

@@ -119,7 +119,7 @@ def test_a_yaml_names_a_wrong_key_with_the_right_one(config: RLHFConfig) -> None
 
 
 def test_an_unknown_algorithm_is_named_with_the_known_ones(config: RLHFConfig) -> None:
-    with pytest.raises(ValueError, match="algorithm: 'dpo' is not one of grpo, ppo, rloo, reinforce"):
+    with pytest.raises(ValueError, match="learning.algorithm: 'dpo' is not one of grpo, ppo, rloo, reinforce"):
         check(replace(config, learning=replace(config.learning, algorithm="dpo")))
 
 

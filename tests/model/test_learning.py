@@ -17,7 +17,8 @@ LEARNING = LearningConfig()
         ({"lr": 0.0}, "learning.lr: 0.0 must be above 0"),
         ({"minibatches": 0}, "learning.minibatches: 0 must be at least 1"),
         ({"gamma": 1.5}, "learning.gamma: 1.5 must be between 0 and 1"),
-        ({"kl_coefficient": -1.0}, "must not be negative"),
+        ({"kl_coefficient": -1.0}, "learning.kl_coefficient: -1.0 must not be negative"),
+        ({"warmup_steps": -1}, "learning.warmup_steps: -1 must not be negative"),
     ],
 )
 def test_learning_settings_out_of_range_are_rejected(changed: dict, message: str) -> None:
