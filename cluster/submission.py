@@ -55,6 +55,7 @@ _QUIET_IN_LOG_S = 26.0
 _STOP_WAIT_S = 20
 """Seconds from SIGTERM to SIGKILL when a job is stopped."""
 _DASHBOARD_PORT = ":8265"
+_DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -383,20 +384,37 @@ def send_when_agent_ready(send: Callable[[], object], *, limit_s: float = _NO_AG
 def job_client(address: str | None) -> JobSubmissionClient:
     """Return a client of the cluster's Jobs API. `address` is as in `Submission.address`.
 
-    Ray's client uses RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS, instead of `address` if the variable is set. Without
-    any address, it looks for a cluster on this machine.
+    Without any address (`dashboard_address`), Ray's client looks for a cluster on this machine.
 
     Raises ValueError when the API cannot be reached or rejects the token.
     """
     try:
-        with show_activity("asking the cluster's head"):
-            return _Client(dashboard_address(address))
+        with show_activity("asking the cluster's head"), _dashboard_variable(dashboard_address(address)):
+            return _Client()
     except (OSError, RuntimeError, AuthenticationError) as error:
-        location = address or "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+        location = dashboard_address(address) or os.environ.get("RAY_ADDRESS") or "this machine's cluster"
         raise ValueError(
             f"--address: the Jobs API at {location} cannot be used ({error}); pass the dashboard's address, such as "
             "http://127.0.0.1:8265, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
         ) from error
+
+
+@contextlib.contextmanager
+def _dashboard_variable(address: str | None) -> Iterator[None]:
+    """Set RAY_API_SERVER_ADDRESS to the address within the block, if there is one.
+
+    Ray's client uses this variable, or else RAY_ADDRESS, instead of the address that it is given.
+    """
+    before = os.environ.get(_DASHBOARD_VARIABLE)
+    if address is not None:
+        os.environ[_DASHBOARD_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_DASHBOARD_VARIABLE] = before
+        else:
+            os.environ.pop(_DASHBOARD_VARIABLE, None)
 
 
 def dashboard_address(address: str | None) -> str | None:
@@ -407,7 +425,7 @@ def dashboard_address(address: str | None) -> str | None:
 
     Ray would read `host:8265` without `http://` as an address of Ray's own protocol, and wait a minute for an answer.
     """
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = address or os.environ.get(_DASHBOARD_VARIABLE)
     if not address and os.environ.get("RAY_ADDRESS", "").endswith(_DASHBOARD_PORT):
         address = os.environ["RAY_ADDRESS"]
     return f"http://{address}" if address and _HOST_AND_PORT.fullmatch(address) else address

@@ -38,7 +38,7 @@ from jobs.frame.stages import STAGES
 log = logging.getLogger("raymill")
 
 _CLUSTER_HELP = "the Ray cluster to join (default: RAY_ADDRESS; without either a local one is started)"
-_DASHBOARD_VARIABLES_HELP = "RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS, is used instead if it is set"
+_DASHBOARD_DEFAULT = "RAY_API_SERVER_ADDRESS, or else RAY_ADDRESS"
 
 _RESUMES = "the same command resumes from here"
 _AFTER_SIGNAL = {
@@ -194,7 +194,7 @@ def _add_stage_commands(commands: Any) -> None:
                 "--cluster", default="k8s/cluster.yaml", help="image and sizes of the pods (default: k8s/cluster.yaml)"
             )
         elif name == "submit":
-            parser.add_argument("--address", help=f"dashboard of the Ray cluster; {_DASHBOARD_VARIABLES_HELP}")
+            parser.add_argument("--address", help=f"dashboard of the Ray cluster (default: {_DASHBOARD_DEFAULT})")
         else:
             parser.add_argument("--address", help=_CLUSTER_HELP)
     parser = _add_command(commands, "fields", _fields, "print every field of a stage's config, with type and default")
@@ -241,8 +241,8 @@ def _add_job_commands(commands: Any) -> None:
             )
         parser.add_argument(
             "--address",
-            help="dashboard of the Ray cluster (default: the address given to `raymill submit`); "
-            + _DASHBOARD_VARIABLES_HELP,
+            help="dashboard of the Ray cluster (default: the address given to `raymill submit`, or else "
+            f"{_DASHBOARD_DEFAULT})",
         )
 
 

@@ -133,6 +133,7 @@ def _check_keys_and_items(schema: type, values: Mapping[str, Any], label: str, p
     for key, value in values.items():
         if key not in names:
             raise ValueError(f"{label}: {prefix}{key} is not a field; {_suggest_name(str(key), names, prefix)}")
+        _check_container(annotations[key], value, f"{label}: {prefix}{key}")
         nested = _dataclass_in(annotations[key])
         if nested is None:
             continue
@@ -147,6 +148,30 @@ def _check_keys_and_items(schema: type, values: Mapping[str, Any], label: str, p
                 # Converted only to raise an error that names the item; omegaconf's own would not.
                 if index is not None:
                     _to_object(nested, item, label, item_prefix)
+
+
+def _check_container(annotation: Any, value: Any, place: str) -> None:
+    """Raises ValueError if a list, a mapping or a single value stands where the field needs another of the three.
+
+    `place` names the field, for the error message. omegaconf checks everything else, but raises TypeError for this.
+    """
+    options = get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
+    needed = {_container_of(option) for option in options if option is not types.NoneType}
+    found = "list" if isinstance(value, list) else "mapping" if isinstance(value, Mapping) else "single value"
+    if value is None or found in needed or "anything" in needed:
+        return
+    remedy = {"list": "[value]", "mapping": "`name: value` lines below it", "single value": "one value"}
+    wanted = min(needed)
+    raise ValueError(f"{place}: this field needs a {wanted}, but its value is a {found}; write {remedy[wanted]}")
+
+
+def _container_of(annotation: Any) -> str:
+    """Return what a value of this annotation is in YAML: `list`, `mapping` or `single value`, or `anything`."""
+    if annotation is Any:
+        return "anything"
+    if get_origin(annotation) in (list, tuple):
+        return "list"
+    return "mapping" if get_origin(annotation) is dict or dataclasses.is_dataclass(annotation) else "single value"
 
 
 def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:
@@ -181,7 +206,5 @@ def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: st
         raise ValueError(f"{label}: {name} is missing and has no default; add it") from error
     except OmegaConfBaseException as error:
         message = str(error.msg or error).splitlines()[0]
-        if "is not a ListConfig" in message:
-            message = "this field needs a list, but its value is a single item; write [value]"
         raise ValueError(f"{label}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)

@@ -4,6 +4,7 @@ import asyncio
 import http.server
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -229,3 +230,12 @@ def test_a_dashboard_on_this_machine_is_reached_without_the_proxy(
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     job_client(f"127.0.0.1:{dashboard}")
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_a_given_address_is_used_instead_of_the_one_in_the_environment(
+    dashboard: int, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    assert job_client(f"127.0.0.1:{dashboard}")._address == f"http://127.0.0.1:{dashboard}"
+    assert os.environ[variable] == "http://127.0.0.1:9"

@@ -182,3 +182,27 @@ def test_the_error_for_the_old_name_of_a_field_contains_the_new_name(
 ) -> None:
     with pytest.raises(ValueError, match=rf"is not a field; it is called {re.escape(new_name)} now$"):
         build(find_stage(stage).config, values)
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "message"),
+    [
+        ("rlhf", {"prompts": {"a": "b"}}, "prompts: this field needs a list, but its value is a mapping"),
+        (
+            "sft",
+            {"chats": "c.jsonl"},
+            r"chats: this field needs a list, but its value is a single value; write \[value\]",
+        ),
+        ("evaluate", {"models": ["a"]}, "models: this field needs a mapping, but its value is a list"),
+        ("evaluate", {"generation": [{"models": {"a": "b"}}]}, r"generation\[0\].models: this field needs a list"),
+        ("pretrain", {"optimizer": [1]}, "optimizer: this field needs a mapping, but its value is a list"),
+        ("pretrain", {"mixture": ["a"]}, "mixture: this field needs a mapping, but its value is a list"),
+        ("pretrain", {"steps": [1]}, "steps: this field needs a single value, but its value is a list"),
+        ("corpus", {"sources": {"a": "b"}}, "sources: this field needs a list, but its value is a mapping"),
+    ],
+)
+def test_a_list_a_mapping_and_a_single_value_are_not_exchanged(
+    stage: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(find_stage(stage).config, values)
