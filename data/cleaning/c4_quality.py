@@ -15,7 +15,8 @@ from data.cleaning.step import Outcome, check_at_least
 @dataclass(frozen=True, kw_only=True)
 class C4Quality:
     """The rules of C4: remove lines, then drop the document depending on the remaining lines. Use this step only for
-    web prose, because code, tables and verse lose most of their lines. False or null turns a rule off."""
+    web prose, because code, tables and verse lose most of their lines. False, null or an empty list turns a rule
+    off."""
 
     terminal_punctuation: bool = True
     """Remove lines that do not end with one of `. ? ! " '`, and lines that end with an ellipsis."""
@@ -39,9 +40,11 @@ class C4Quality:
     citations: bool = True
     """Remove `[1]`, `[]`, `[edit]` and `[citation needed]` from lines."""
     lorem_ipsum: bool = True
-    """Drop documents that contain the placeholder text "lorem ipsum"."""
+    """Drop documents with the placeholder text "lorem ipsum". Lines that are removed because of their words or their
+    punctuation are not searched."""
     curly_bracket: bool = True
-    """Drop documents that contain `{`, which hardly occurs in prose."""
+    """Drop documents with `{`, which hardly occurs in prose. Lines that are removed because of their words, their
+    punctuation or Javascript are not searched."""
     min_sentences: int | None = 5
     """Drop documents with fewer sentences than this in the remaining lines."""
 
@@ -50,8 +53,8 @@ class C4Quality:
         if self.max_word_length is not None:
             check_at_least(f"{field_path}.max_word_length", self.max_word_length, 1)
         check_at_least(f"{field_path}.min_sentences", self.min_sentences or 0, 0)
-        if not all(self.policy_phrases):
-            raise ValueError(f"{field_path}.policy_phrases: an empty phrase would match every line; remove it")
+        if not all(map(str.strip, self.policy_phrases)):
+            raise ValueError(f"{field_path}.policy_phrases: a blank phrase would match nearly every line; remove it")
 
 
 _CHANGES = ("long_word", "terminal_punctuation", "few_words", "javascript", "policy", "citations")

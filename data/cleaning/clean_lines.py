@@ -14,11 +14,11 @@ paragraph about cookies."""
 @dataclass(frozen=True, kw_only=True)
 class CleanLines:
     """Remove lines and white space. By default, the step removes only notices, white space at line ends and surplus
-    blank lines, so that code, verse and tables keep their lines. The other rules are off unless they are set. False or
-    null turns a rule off."""
+    blank lines, so that code, verse and tables keep their lines. The other rules are off unless they are set. False,
+    null or an empty list turns a rule off."""
 
     trim: bool = True
-    """Remove white space at the ends of lines."""
+    """Remove white space at the end of each line. White space at its start is kept."""
     max_blank_lines: int | None = 2
     """Remove blank lines after this many in a row, also at the start and the end of a document."""
     phrases: list[str] = field(
@@ -36,8 +36,8 @@ class CleanLines:
     """Remove lines with fewer words than this. Words are separated by white space. The rule removes menus, but also
     verse and code."""
     max_characters: int | None = None
-    """Remove lines with more characters than this, such as minified code and data. No paragraph has as many as 100,000
-    characters."""
+    """Remove lines with more characters than this. With 100,000, the rule removes minified code and data, but no
+    ordinary paragraph."""
     max_non_alphabetic: float | None = None
     """Remove lines in which the share of characters that are not letters is higher than this. White space is not
     counted. The rule removes separator lines and tables, but also code and formulas."""
@@ -52,7 +52,7 @@ class CleanLines:
             check_at_least(f"{field_path}.max_characters", self.max_characters, 1)
         check_shares(field_path, max_non_alphabetic=self.max_non_alphabetic)
         if not all(map(str.strip, self.phrases)):
-            raise ValueError(f"{field_path}.phrases: an empty phrase would match every line; remove it")
+            raise ValueError(f"{field_path}.phrases: a blank phrase would match nearly every line; remove it")
 
 
 _CHANGES = ("trimmed", "blank", "phrases", "min_words", "max_characters", "non_alphabetic", "repeated")
@@ -68,8 +68,8 @@ def clean_lines(texts: list[str], settings: CleanLines) -> Outcome:
 
 def _kept_lines(lines: Iterable[str], settings: CleanLines, counts: Counter[str]) -> Iterable[str]:
     broken_rule = _line_checker(settings)
-    # The number of blank lines in a row in the cleaned text. A removed line does not set this number back to 0, because
-    # the line is not in the cleaned text.
+    # The number of blank lines since the last line with text that was kept. A removed line does not set this number
+    # back to 0, because the line is not in the cleaned text.
     num_blank = 0
     for line in lines:
         if settings.trim and line[-1:].isspace():

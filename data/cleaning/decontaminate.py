@@ -1,7 +1,8 @@
 """The step `decontaminate`: drop the documents that contain text of an evaluation set.
 
-This is the rule of GPT-3 (Brown et al. 2020, appendix C): a document is dropped if it shares a 13-gram of words with an
-evaluation set. `data/cleaning/ngram_index.py` finds the shared n-grams exactly, without false matches.
+As for GPT-3 (Brown et al. 2020, appendix C), a document is contaminated if it shares a 13-gram of words with an
+evaluation set. For GPT-3, only a passage around the 13-gram was removed. This step drops the whole document.
+`data/cleaning/ngram_index.py` finds the shared n-grams exactly, without false matches.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,10 +28,10 @@ class Decontaminate:
     columns: list[str] = field(default_factory=list)
     """Columns whose strings are compared, as in [question, answer]. An empty list compares all strings of an item."""
     ngram: int = 13
-    """Number of consecutive words that a document and an evaluation item must share for a match."""
+    """Number of consecutive words that a document and a string of an evaluation set must share for a match."""
     min_words: int = 8
-    """Minimum number of words of a string. Shorter strings are ignored. A string with at least this many, but fewer
-    than `ngram` words matches if a document contains all of it."""
+    """Minimum number of words of a string. Shorter strings are ignored. A string with at least this many words, but
+    fewer than `ngram`, matches if a document contains all of it."""
     fingerprints: list[str] = field(default_factory=list, metadata={"internal": True})
     """Expected fingerprint of each file, in the order of `files`. The run sets this field when it starts, and replaces
     the globs of `files` by the matching files."""
@@ -39,7 +40,8 @@ class Decontaminate:
         if not self.files:
             raise ValueError(f"{field_path}.files: the list is empty; name the files of at least one evaluation set")
         check_at_least(f"{field_path}.min_words", self.min_words, 1)
-        check_at_least(f"{field_path}.ngram", self.ngram, self.min_words)
+        if self.ngram < self.min_words:
+            raise ValueError(f"{field_path}.ngram: {self.ngram} must be at least min_words ({self.min_words})")
         if self.fingerprints and len(self.fingerprints) != len(self.files):
             raise ValueError(
                 f"{field_path}.fingerprints: there are {len(self.fingerprints)} for {len(self.files)} files; remove "
@@ -96,7 +98,11 @@ def decontaminate(texts: list[str], settings: Decontaminate) -> Outcome:
 
 
 def check_files(settings: Decontaminate, field_path: str) -> None:
-    """Raises ValueError if a file cannot be read, lacks a configured column, or has no string that is long enough."""
+    """Raises ValueError if a file is damaged, lacks a configured column, or has no string that is long enough.
+
+    Also raises ValueError for a glob that matches no file. Errors of the file system and of the network are raised
+    unchanged.
+    """
     try:
         sets = evaluation_sets(settings)
     except ValueError as error:
@@ -136,7 +142,7 @@ def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: i
 
 
 def _set_names(urls: list[str]) -> list[str]:
-    """Return a name for each file: the file name without suffixes, and `FOLDER-NAME` if two file names are equal."""
+    """Return a name for each file: the file name without suffixes, or `FOLDER-NAME` if several files have this name."""
     paths = [url.partition("::")[0].split("/") for url in urls]
     stems = [path[-1].split(".")[0] or path[-1] for path in paths]
     return [

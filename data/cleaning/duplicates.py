@@ -26,10 +26,11 @@ class ExactDuplicates:
 class NearDuplicates:
     """Of the documents of the whole corpus with nearly the same text, keep only the one with the lowest id.
 
-    The texts are compared by their shingles, which are the sequences of `ngram` consecutive words. A text with fewer
-    words is a single shingle. Before a text is split into words, it is normalized (NFKC) and case folded, invisible
-    characters such as soft hyphens are removed, and punctuation marks, symbols and control characters become spaces.
-    In scripts that are written without spaces (Chinese, Japanese, Thai, …), each character is a word.
+    Near-duplicates of near-duplicates count too: if A is a near-duplicate of B, and B of C, only one of the three is
+    kept. The texts are compared by their shingles, which are the sequences of `ngram` consecutive words. A text with
+    fewer words is a single shingle. Before a text is split into words, it is normalized (NFKC) and case folded,
+    invisible characters such as soft hyphens are removed, and punctuation marks, symbols and control characters become
+    spaces. In scripts that are written without spaces (Chinese, Japanese, Thai, …), each character is a word.
     """
 
     ngram: int = 5
@@ -50,7 +51,7 @@ class NearDuplicates:
         check_share(f"{field_path}.threshold", self.threshold)
         if self.threshold == 0:
             raise ValueError(
-                f"{field_path}.threshold: with 0, any two documents would be near-duplicates; set more than 0"
+                f"{field_path}.threshold: with 0, all compared documents would be near-duplicates; set more than 0"
             )
         if self.bands * self.rows > _MAX_SIGNATURE_VALUES:
             raise ValueError(

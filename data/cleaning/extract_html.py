@@ -22,9 +22,11 @@ import numpy as np
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from data.cleaning.step import Outcome, check_at_least
+from data.cleaning.step import Outcome, check_at_least, is_above
 
 _TAG = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)", re.IGNORECASE)
+_TAG_NAME = re.compile(r"/?[a-zA-Z]")
+"""What follows a "<" that begins a tag. A comment and a "<" in the text are not tags."""
 _FORMATTING_TAGS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
 """Formatting elements, which the parser creates again in the next block if their end tag is missing."""
 # Elements without an end tag come first, then elements whose end tag may be left out.
@@ -39,8 +41,9 @@ _MAX_SEARCH_STEPS = 500_000_000
 of elements that the parser visits in its searches for end tags. A visit takes about 3 ns."""
 _MAX_ATTRIBUTES = 5_000
 """Maximum number of attributes of a tag."""
-_LONG_TAG_CHARACTERS = 20_000
-"""The attributes of shorter tags are not counted, because these tags cannot have enough attributes to matter."""
+_LONG_TAG_CHARACTERS = 2 * _MAX_ATTRIBUTES
+"""The attributes of shorter tags are not counted. An attribute and the space before it take at least two characters, so
+a shorter tag cannot have too many attributes."""
 _FEW_TAGS = 1_500
 """In a page with at most this many tags, the search for the main content takes at most a fraction of a second."""
 _NAME_BYTES = 8
@@ -49,7 +52,7 @@ _NAME_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractHTML:
-    """Extract the text of HTML pages. A text without tags is kept unchanged."""
+    """Extract the text of HTML pages. A text without tags is kept unchanged. Null turns a maximum off."""
 
     main_content: bool = True
     """Leave out navigation, headers, footers and similar parts, which are recognized by heuristics."""
@@ -134,11 +137,12 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
         return "extract_html/too_many_attributes"
     # There are at most as many open tags as tags. So if even the square of the number of tags is small, as in ordinary
     # pages, the open tags need not be counted.
-    if settings.max_reopened is None or num_tags * num_tags <= settings.max_reopened:
+    max_reopened = settings.max_reopened
+    if num_tags * num_tags <= min(_MAX_SEARCH_STEPS, _MAX_SEARCH_STEPS if max_reopened is None else max_reopened):
         return None
     names, is_end_tag = _tag_names(html)
     max_open_formatting = sum(_max_open(is_end_tag[names == _name_as_number(name)]) for name in _FORMATTING_TAGS)
-    if num_tags * max_open_formatting > settings.max_reopened:
+    if is_above(num_tags * max_open_formatting, max_reopened):
         return "extract_html/too_many_formatting_tags"
     if num_tags * num_tags > _MAX_SEARCH_STEPS:
         stays_open = (names != 0) & ~np.isin(names, [_name_as_number(name) for name in _TAGS_WITHOUT_REQUIRED_END])
@@ -148,14 +152,17 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
 
 
 def _max_attributes(html: str) -> int:
-    """Return the maximum number of attributes of a long tag, or 0 if no tag is long."""
+    """Return the maximum number of attributes of a tag, or 0 if no tag is long enough to have too many.
+
+    White space separates the attributes.
+    """
     # The page is divided into blocks of half the length of a long tag. A long tag contains no further "<", so it covers
     # at least one complete block without "<".
     block = _LONG_TAG_CHARACTERS // 2
     if all(html.find("<", start, start + block) >= 0 for start in range(0, len(html) - block + 1, block)):
         return 0
-    tags = (part.partition(">")[0] for part in html.split("<") if len(part) >= _LONG_TAG_CHARACTERS)
-    return max((len(tag.split()) for tag in tags), default=0)
+    parts = (part for part in html.split("<")[1:] if len(part) >= _LONG_TAG_CHARACTERS and _TAG_NAME.match(part))
+    return max((len(part.partition(">")[0].split()) - 1 for part in parts), default=0)
 
 
 def _tag_names(html: str) -> tuple[np.ndarray, np.ndarray]:

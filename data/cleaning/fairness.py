@@ -3,7 +3,8 @@
 A filter can remove harmless texts because they mention a group. To measure this, every step is applied to made-up
 sentences (`fairness_sentences.py`) that say something harmless about a member of a group. The same sentences about a
 person without a mentioned group are the reference. The excess is the share of removed sentences about the group minus
-the share of removed reference sentences. An excess above 0 is caused by the mention of the group.
+the share of removed reference sentences. The sentences are otherwise the same, so an excess above 0 means that the step
+reacts to the mention of the group.
 
 Each sentence is tested in two forms. The form `sentence` is the sentence alone, as in a chat or a caption. The form
 `paragraph` puts it into a paragraph of plain prose, which is long enough for filters that drop short texts. Groups are

@@ -183,7 +183,7 @@ _PARAGRAPH_TEMPLATES = (
 """Paragraphs of plain prose, about 110 words long, with a place for the sentence."""
 
 _SENTENCES_PER_DIALECT_PARAGRAPH = 12
-"""Number of sentences in a paragraph of the axis `dialect`, which makes about a hundred words."""
+"""Number of sentences in a paragraph of the axis `dialect`. Such a paragraph has 72 to 105 words."""
 
 _STANDARD_SENTENCES = (
     "He is always working late at the shop.",

@@ -19,14 +19,14 @@ class FineWebQuality:
     """
 
     min_punctuated_lines: float | None = 0.12
-    """Minimum share of the lines that end with a punctuation mark that ends sentences."""
+    """Minimum share of the lines whose last character ends sentences, such as a full stop."""
     max_short_lines: float | None = 0.67
     """Maximum share of the lines that are short, which means that they have at most `short_line` characters."""
     short_line: int = 30
     """Maximum number of characters of a short line."""
     max_duplicate_characters: float | None = 0.1
-    """Maximum share of the characters, without line breaks, that are in lines equal to an earlier line. The default is
-    the paper's value; the default of datatrove is 0.01."""
+    """Maximum share of the characters that are in lines equal to an earlier line. Line breaks are not counted. The
+    default is the paper's value; the default of datatrove is 0.01."""
     max_line_breaks_per_word: float | None = 0.3
     """Maximum number of line breaks divided by the number of words and punctuation marks. Lists often exceed this
     maximum."""

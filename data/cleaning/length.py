@@ -16,7 +16,10 @@ class Length:
 
     def check(self, field_path: str) -> None:
         check_at_least(f"{field_path}.min_bytes", self.min_bytes, 0)
-        if self.max_bytes is not None and self.max_bytes < max(self.min_bytes, 1):
+        if self.max_bytes is None:
+            return
+        check_at_least(f"{field_path}.max_bytes", self.max_bytes, 1)
+        if self.max_bytes < self.min_bytes:
             raise ValueError(f"{field_path}.max_bytes: {self.max_bytes} must be at least min_bytes ({self.min_bytes})")
 
 

@@ -74,7 +74,7 @@ class NgramIndex:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, normalized so that equal words are equal strings."""
+    """Return the words of a text, in the Unicode form NFKC and case folded, so that `The` and `the` are equal."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())
@@ -106,7 +106,7 @@ def _join(texts: Iterable[list[str]], vocabulary: dict[str, int]) -> _JoinedText
 
 
 class _HashedNgrams(NamedTuple):
-    """All n-grams of one size in joined texts."""
+    """The n-grams of one size in joined texts, without those that contain the number 0."""
 
     size: int
     """Number of words of each n-gram."""

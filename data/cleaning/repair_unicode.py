@@ -14,8 +14,9 @@ from data.cleaning.step import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class RepairUnicode:
-    """Repair mojibake, decode HTML entities, remove control characters, and normalize line breaks and Unicode
-    composition."""
+    """Repair mojibake, remove control characters, and normalize line breaks and Unicode composition. The step also
+    replaces full-width letters and Latin ligatures by ordinary letters, and decodes HTML entities in the lines before
+    the first line with `<`."""
 
     normalization: Literal["NFC", "NFKC"] = "NFC"
     """Unicode normalization form of the text."""

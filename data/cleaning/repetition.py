@@ -19,7 +19,7 @@ class Repetition:
     """
 
     duplicate_paragraphs: float | None = 0.30
-    """Maximum share of the paragraphs that are equal to an earlier paragraph. Blank lines separate paragraphs."""
+    """Maximum share of the paragraphs that are equal to an earlier paragraph. Empty lines separate paragraphs."""
     duplicate_paragraph_characters: float | None = 0.20
     """Maximum share of the characters that are in paragraphs equal to an earlier paragraph."""
     duplicate_lines: float | None = 0.30

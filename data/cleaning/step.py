@@ -1,8 +1,10 @@
 """What all cleaning steps share: the outcome of a step, and checks of its settings.
 
-A cleaning step is a pure function of a batch of texts and of the step's settings. Each step has a module with a frozen
-dataclass for the settings and a function of the same name. The method `check` of the dataclass raises ValueError when a
-setting is wrong. `data/cleaning/recipe.py` maps the names that a config uses to these dataclasses and functions.
+A cleaning step is a function of a batch of texts and of the step's settings. Each step has a module with a frozen
+dataclass for the settings and a function that is named like the step. The method `check` of the dataclass raises
+ValueError when a setting is wrong. `data/cleaning/recipe.py` maps the names that a config uses to these dataclasses and
+functions. The steps `exact_duplicates` and `near_duplicates` compare the documents of the whole corpus. They have only
+dataclasses here (`data/cleaning/duplicates.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +19,8 @@ class Outcome(NamedTuple):
     reasons: list[str | None]
     """For each text the reason why it is dropped, as `STEP/RULE`, or None if it is kept."""
     counts: Mapping[str, int] = {}
-    """How often the step made each kind of change. The keys are `STEP/CHANGE`."""
+    """How often the step made each kind of change. The keys are `STEP/CHANGE`, or `FUNCTION/documents` for a
+    user-provided step."""
     metadata: list[dict[str, Any]] | None = None
     """For each text the entries that the step adds to the document's metadata. None if the step adds nothing."""
 

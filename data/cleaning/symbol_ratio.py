@@ -1,6 +1,7 @@
-"""The step `symbol_ratio`: two of the quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1).
+"""The step `symbol_ratio`: two of the quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, section A.1.1).
 
-Unlike the step `gopher_quality`, this step separates words only at white space.
+Unlike the step `gopher_quality`, this step separates words only at white space, and its maximum applies to the sum of
+number signs and ellipses.
 """
 
 import re
@@ -11,10 +12,10 @@ from data.cleaning.step import Outcome, check_at_least, check_share, filter_outc
 
 @dataclass(frozen=True, kw_only=True)
 class SymbolRatio:
-    """Drop documents that consist mostly of symbols."""
+    """Drop documents with many symbols, or with few words that contain a letter."""
 
     max_symbols_per_word: float = 0.1
-    """Maximum number of number signs (`#`) and ellipses, divided by the number of words."""
+    """Maximum number of number signs (`#`) and ellipses together, divided by the number of words."""
     min_alphabetic_words: float = 0.8
     """Minimum share of the words that contain a letter."""
 

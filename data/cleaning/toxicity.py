@@ -76,7 +76,7 @@ def _sentences(text: str) -> list[str]:
 def _model() -> tuple[Any, Any]:
     """Return the vectorizer and the classifier. Each process loads them once.
 
-    Raises RuntimeError if they give wrong scores to two test sentences.
+    Raises RuntimeError if they give a wrong score to one of two test sentences.
     """
     with warnings.catch_warnings():
         # scikit-learn warns because another version wrote the model's pickle. The test below shows whether it works.

@@ -30,13 +30,13 @@ class UserStep:
     """Apply your own function to each text. It returns the text to keep, or None to drop the document."""
 
     function: str = field(metadata={"source": True, "function": True})
-    """The function as path/to/file.py:function. The modules that the file imports from its folder are sent along."""
+    """The function as path/to/file.py:function. The file may import modules from its folder."""
     sources: dict[str, str] = field(default_factory=dict, metadata={"internal": True})
     """Source code of the function's file, under the key "", and of the imported modules, under their paths. The run
     sets this field when it starts."""
 
     def check(self, field_path: str) -> None:
-        """Raises nothing: the settings cannot be wrong."""
+        """Raises nothing. Before a run starts, the stage loads the function and raises ValueError if that fails."""
 
 
 def with_program(settings: UserStep, program: Program) -> UserStep:

@@ -22,7 +22,8 @@ _MAX_CACHE_ENTRIES = 1 << 17
 _MAX_CACHED_CHARACTERS = 32
 """Results for longer strings are not cached."""
 _MAX_WORD_CHARACTERS = 256
-"""A longer string without white space is probably data and is split by a simpler rule, which takes linear time."""
+"""A longer string is split by a simpler rule, which takes linear time. It is probably data, or text in a script without
+white space between words."""
 
 _ABBREVIATIONS = (
     "Adm Ala Apr Ariz Ark Aug Bros Calif Co Colo Conn Corp Dec Del Dr Feb Fla Ga Gen Gov Ill Inc Ind Jan Jr Jul Jun "
@@ -37,7 +38,7 @@ _MARK = rf"[,:;!?()\[\]{{}}<>_#*&—–{_QUOTES}\p{{So}}\p{{Ps}}\p{{Pe}}]|[\p{{P
 _MARKS = rf"{_SMILEYS}|{_MARK}|\.\.+"
 
 # `_UNSPLIT` matches strings that stay one word. `_PREFIX`, `_SUFFIX` and `_INFIX` find punctuation marks at the start
-# of a string, at its end and inside it.
+# of a string, at its end and inside it. `_SUFFIX` also finds `'s` and units, such as the `km` of `5km`.
 _UNSPLIT = regex.compile(
     rf"(?:{_ABBREVIATIONS})\.|(?:\p{{L}}\.){{2,}}|{_APOSTROPHE}(?:s|S|d|em|ll|re|ve|m)|and/or"
     r"|(?:(?:https?|ftp)://)?(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?:[/?]\S*(?<=[^\W_]|[/=]))?/?"

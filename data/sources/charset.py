@@ -18,9 +18,10 @@ _XML_ENCODING = re.compile(rb"\A<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
 
 
 def decode_html(raw: bytes, http_charset: str | None = None) -> str:
-    """Return the page as a string. Bytes that are invalid in its encoding become U+FFFD, as in a browser.
+    """Return the page as a string. Bytes that are invalid in its encoding become U+FFFD.
 
-    `http_charset` is the charset in HTTP's Content-Type, if there is one.
+    A browser does the same, except for the five bytes that windows-1252 does not define: it makes them control
+    characters. `http_charset` is the charset in HTTP's Content-Type, if there is one.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):
@@ -34,7 +35,10 @@ def decode_html(raw: bytes, http_charset: str | None = None) -> str:
 
 
 def _declared_encoding(head: bytes) -> str | None:
-    """Return the encoding that the page declares in a `meta` element or an XML declaration; None without one."""
+    """Return the encoding that the page declares in a `meta` element or an XML declaration.
+
+    Returns None if it declares no encoding or one that `_python_encoding` does not know.
+    """
     declaration = _META_CHARSET.search(_COMMENT.sub(b"", head)) or _XML_ENCODING.search(head)
     if declaration is None:
         return None
@@ -46,6 +50,7 @@ def _declared_encoding(head: bytes) -> str | None:
 def _python_encoding(label: str | None) -> str | None:
     """Return Python's name of the encoding that browsers know by this label.
 
-    Returns None for other labels, such as `idna` and `hex`, which are names of Python codecs only.
+    Returns None for other labels, such as `idna` and `hex`, which are names of Python codecs only, and for encodings
+    that resiliparse does not map to a Python codec, such as `x-mac-cyrillic`.
     """
     return map_encoding_to_html5(label.strip().strip("\"'"), fallback_utf8=False) if label else None

@@ -24,7 +24,8 @@ BLOCK_BYTES = 1 << 20
 _REMOTE_BLOCK_BYTES = 4 << 20  # size of one request to an object store
 _INPUT_BYTES = 2048
 """Compressed bytes that a decompressor gets in one call. This bounds the output of one call to 64 MiB, because
-Zstandard, the densest of the formats, expands 4 bytes to at most 128 KiB."""
+Zstandard expands 4 bytes to at most 128 KiB. Only bzip2 is denser, as it expands 44 bytes to 46 MB. So its decompressor
+also gets a maximum length of the output."""
 _MAX_ZSTD_WINDOW = 1 << 31  # the largest window that zstd allows (`zstd --long=31`)
 _UTF16_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _DAMAGE_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
@@ -66,8 +67,12 @@ def is_damage_error(error: Exception) -> bool:
 
 
 def file_extension(url: str) -> str:
-    """Return the extension of the file's name in lower case, such as `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`."""
-    return url.partition("::")[0].rpartition("/")[2].rpartition(".")[2].lower()
+    """Return the extension of the file's name in lower case, such as `gz` for `zip://a/b.jsonl.GZ::s3://c/d.zip`.
+
+    Returns "" for a name without a dot.
+    """
+    _, dot, extension = url.partition("::")[0].rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
 
 
 def is_compressed(url: str) -> bool:
@@ -109,9 +114,9 @@ def supports_ranges(url: str) -> bool:
 
 
 def read_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """Yield the decompressed content in blocks of about 1 MiB, from byte `start` on.
+    """Yield the content in blocks of about 1 MiB, decompressed and from byte `start` on.
 
-    `start` must be 0 for compressed files.
+    A block of a compressed file can have up to 65 MiB (`DecompressedBlocks`). `start` must be 0 for compressed files.
     """
     with open_file(url) as file:
         if file_extension(url) == "zip":
@@ -167,8 +172,8 @@ def _read_zip_member(file: IO[bytes]) -> Iterator[bytes]:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
             raise zipfile.BadZipFile(
-                f"{len(members)} files in one .zip; a path to a .zip reads an archive of exactly one file; "
-                "name them by zip://*::… in the source's path"
+                f"{len(members)} files in one .zip; a path to a .zip reads an archive of exactly one file; for "
+                "several files, name them by zip://*::… in the path"
             )
         with archive.open(members[0]) as member:
             yield from read_raw_blocks(member)
@@ -177,7 +182,8 @@ def _read_zip_member(file: IO[bytes]) -> Iterator[bytes]:
 class DecompressedBlocks:
     """Iterates over the decompressed content of all members of an open file, from its current position on.
 
-    The content comes in blocks of about 1 MiB.
+    The content comes in blocks of at least 1 MiB, except for the last one and for the one before damage. A block has
+    at most 65 MiB, because what a decompressor returns in one call is not divided.
     """
 
     def __init__(self, file: IO[bytes], codec: Codec):
@@ -208,7 +214,7 @@ class DecompressedBlocks:
             yield b"".join(pieces)
 
     def _decompress_pieces(self) -> Iterator[bytes]:
-        """Decompress `_INPUT_BYTES` of the file at a time, and yield the decompressed bytes of each time."""
+        """Yield the decompressed bytes of `_INPUT_BYTES` of the file at a time, in one or several pieces."""
         block_start = self.member_start  # position of the block in the file
         decompressor: Any = None
         for block in read_raw_blocks(self._file):
@@ -221,7 +227,7 @@ class DecompressedBlocks:
                     decompressor = self._codec.make_decompressor() if begin < len(block) else None
                     continue
                 compressed = block[begin : begin + _INPUT_BYTES]
-                yield decompressor.decompress(compressed)
+                yield from _decompress(decompressor, compressed)
                 begin += len(compressed)
                 if decompressor.eof:
                     begin -= len(decompressor.unused_data)
@@ -229,3 +235,13 @@ class DecompressedBlocks:
             block_start += len(block)
         if decompressor is not None:
             raise EOFError("the file ends within a compressed stream")
+
+
+def _decompress(decompressor: Any, compressed: bytes) -> Iterator[bytes]:
+    """Yield the decompressed bytes in one piece. Only those of bzip2 come in several pieces of at most 1 MiB."""
+    if not isinstance(decompressor, bz2.BZ2Decompressor):
+        yield decompressor.decompress(compressed)
+        return
+    yield decompressor.decompress(compressed, max_length=BLOCK_BYTES)
+    while not (decompressor.needs_input or decompressor.eof):
+        yield decompressor.decompress(b"", max_length=BLOCK_BYTES)

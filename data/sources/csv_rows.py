@@ -18,8 +18,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def csv_records(source: Source, read_range: ReadRange) -> Records:
     """Yield a record for each row, at the byte offset of its first line. Blank lines are skipped.
 
-    A row with more or fewer fields than the header is a BadRecord. If the header itself cannot be used, the file has no
-    other record than that BadRecord.
+    A row with more or fewer fields than the header is a BadRecord. If the header itself cannot be used, the only record
+    of the file is a BadRecord for the header.
     """
     csv.field_size_limit(sys.maxsize)  # no limit for this process, because `_LineFeed` limits the length of rows
     feed = _LineFeed(split_lines(read_utf8_blocks(read_range.url)))

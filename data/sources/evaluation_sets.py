@@ -63,6 +63,8 @@ def _read_jsonl(file: IO[bytes]) -> Iterator[Any]:
 
 def _read_json(file: IO[bytes]) -> Iterator[Any]:
     value = json.load(file)
+    if not isinstance(value, dict | list):
+        raise ValueError(f"it must be an array or an object of items, not {type(value).__name__}")
     return iter(value.values() if isinstance(value, dict) else value)
 
 
@@ -71,7 +73,7 @@ def _read_csv(file: IO[bytes]) -> Iterator[Any]:
 
 
 def _read_parquet(file: IO[bytes]) -> Iterator[Any]:
-    return iter(pq.read_table(file).to_pylist())
+    return iter(pq.read_table(file).to_pylist(maps_as_pydicts="lossy"))
 
 
 def _read_paragraphs(file: IO[bytes]) -> Iterator[Any]:

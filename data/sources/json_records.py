@@ -56,7 +56,7 @@ def parse_object(raw: bytes, rule: str) -> dict[str, Any] | BadRecord:
 def json_records(source: Source, read_range: ReadRange) -> Records:
     """Yield a record for each item of the file's array or for each value of its object.
 
-    The offset is the number of the record in the file. A record from an object has its key in the column `$key`.
+    The offset is the number of records before it in the file. A record from an object has its key in the column `$key`.
     """
     rule = "a record must be a JSON object"
     buffer = Buffer(read_utf8_blocks(read_range.url))

@@ -19,7 +19,10 @@ _READ_BYTES = 1 << 20  # bytes of a column per read, so that a row group may be 
 
 
 def parquet_records(source: Source, read_range: ReadRange) -> Records:
-    """Yield a record for each row of the row groups in the range, at the row's number in the file."""
+    """Yield a record for each row of the row groups in the range. The offset is the number of rows before it.
+
+    For a damaged file, and for the rows of a row group from the first unreadable row on, yields one BadRecord.
+    """
     # A column path such as `meta.url` is in the column `meta`, unless a column has exactly that name.
     wanted = {column.partition(".")[0].rstrip("[]") for column in column_paths(source)} | set(column_paths(source))
     with _open_parquet(read_range.url) as stored:

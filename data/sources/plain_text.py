@@ -82,7 +82,8 @@ def _next_separator(buffer: Buffer, separator: re.Pattern[bytes], begin: int, se
         first, last = match.span() if match else (len(buffer.data) - MAX_SEPARATOR_BYTES, len(buffer.data))
         is_match = match is not None
         del match  # a bytearray cannot be resized while a match object refers to it
-        # A match near the end of the data may become longer with the next block. It is final if enough bytes follow.
+        # A match near the end of the data may become longer with the next block. It is final if enough bytes follow or
+        # if it already has the greatest length.
         num_following = len(buffer.data) - last
         if is_match and (buffer.at_end or max(num_following, last - first) >= MAX_SEPARATOR_BYTES):
             return buffer.offset + first, buffer.offset + last

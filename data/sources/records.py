@@ -1,8 +1,9 @@
 """What the readers of all formats yield (`Records`), and the functions that they share.
 
 A reader is a function of a source and a range of one of its files. It yields `(offset, record)` for every record in
-the range. A record is a dict of its columns, a `BadRecord` that goes to quarantine, or a `NotText`. A reader keeps at
-most one record in memory, and no record above `MAX_RECORD_BYTES`. So it can read files that are larger than memory.
+the range. A record is a dict of its columns, a `BadRecord` that goes to quarantine, or a `NotText`. A reader keeps only
+one record in memory, and no record above `MAX_RECORD_BYTES`. So it can read files that are larger than memory. Only the
+reader of Parquet is different: it keeps a batch of rows of about 8 MiB, and a row of any size.
 """
 
 import re

@@ -42,18 +42,26 @@ _SEARCH_BYTES = 1 << 20
 
 
 def warc_records(source: Source, read_range: ReadRange) -> Records:
-    """Yield a record for each HTML page, and a `NotText` for every other WARC record.
+    """Yield a record for each HTML page, a `BadRecord` for each broken section, and a `NotText` for other WARC records.
 
-    The offset is the record's position in the decompressed content.
+    The offset is the record's position in the decompressed content, without the damaged parts.
     """
-    codec = CODECS.get(file_extension(read_range.url))
+    url = read_range.url
+    codec = CODECS.get(file_extension(url))
     if codec is None:
-        yield from _read_stream(Buffer(read_blocks(read_range.url)))
+        yield from _read_stream(Buffer(read_blocks(url)))
         return
-    with open_file(read_range.url) as file:
-        if file_extension(read_range.url) == "zst":
-            codec = _codec_with_dictionary(file, codec)
-        yield from _read_members(read_range.url, file, codec)
+    if file_extension(url) == "zst":
+        with open_file(url) as file:
+            dictionary = _read_dictionary(file, codec)
+            if dictionary is not None:
+                codec = codec._replace(make_decompressor=lambda: zstd_decompressor(dictionary))
+                yield from _read_members(url, file, codec)
+                return
+    # A .warc.zst without a dictionary is opened again, because the file of a web server without range requests is a
+    # stream, which cannot go back to its start.
+    with open_file(url) as file:
+        yield from _read_members(url, file, codec)
 
 
 def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
@@ -100,28 +108,27 @@ def _member_begins_with_record(file: IO[bytes], codec: Codec, start: int) -> boo
     """Whether a member begins at position `start` of the file and its content begins with a WARC record."""
     file.seek(start)
     try:
-        return codec.make_decompressor().decompress(file.read(512)).startswith(_MAGIC)
+        # bzip2 and Zstandard return nothing before the end of a compressed block, which may be long.
+        return next(iter(DecompressedBlocks(file, codec)), b"").startswith(_MAGIC)
     except Exception as error:
         if not is_damage_error(error):
             raise
         return False
 
 
-def _codec_with_dictionary(file: IO[bytes], codec: Codec) -> Codec:
-    """Return the zstd codec with the file's own dictionary. If the file does not begin with one, `codec` is returned.
+def _read_dictionary(file: IO[bytes], codec: Codec) -> zstandard.ZstdCompressionDict | None:
+    """Return the zstd dictionary at the start of a .warc.zst file, or None if the file does not begin with one.
 
-    Afterwards the file is at the position of its first member. The IIPC (International Internet Preservation
-    Consortium) has specified this dictionary for .warc.zst files.
+    After a dictionary, the file is at the position of its first member. The IIPC (International Internet Preservation
+    Consortium) has specified the dictionary.
     """
     head = file.read(8)
     if head[:4] != _DICTIONARY_MAGIC:
-        file.seek(0)
-        return codec
+        return None
     content = file.read(int.from_bytes(head[4:], "little"))
     if content.startswith(codec.magic):
         content = codec.make_decompressor().decompress(content)
-    dictionary = zstandard.ZstdCompressionDict(content)
-    return codec._replace(make_decompressor=lambda: zstd_decompressor(dictionary))
+    return zstandard.ZstdCompressionDict(content)
 
 
 def _read_stream(buffer: Buffer) -> Records:
@@ -281,15 +288,15 @@ def _join_chunks(body: bytes) -> bytes:
 
 def _decompress_body(body: bytes, encoding: str) -> bytes:
     """Undo one content encoding. Raises BadRecord for a damaged body and for an encoding that is not supported."""
-    if encoding in ("", "identity", "none"):
+    if not body or encoding in ("", "identity", "none"):
         return body
     if encoding in ("gzip", "x-gzip"):
         return _inflate(body, zlib.MAX_WBITS | 16) if body.startswith(CODECS["gz"].magic) else body
     if encoding == "deflate":  # by RFC 9110 this is zlib's format, but some servers send a raw deflate stream
         is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
         return body if body.lstrip()[:1] == b"<" else _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-    if encoding == "zstd" and body.startswith(CODECS["zst"].magic):
-        return _join_bounded(_decompress(zstd_decompressor(), body))
+    if encoding == "zstd":
+        return _join_bounded(_decompress(zstd_decompressor(), body)) if body.startswith(CODECS["zst"].magic) else body
     if body.lstrip()[:1] == b"<":
         return body
     raise BadRecord(f"page with the content encoding {encoding}, which is not supported")

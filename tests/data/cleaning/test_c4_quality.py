@@ -62,6 +62,12 @@ def test_c4_counts_sentences(text: str, sentences: int) -> None:
     assert c4_quality([text], C4Quality(min_sentences=sentences + 1)).reasons == ["c4_quality/sentences"]
 
 
+def test_a_line_that_is_removed_for_its_words_or_punctuation_does_not_drop_the_document() -> None:
+    prose = "One two three.\n" * 5
+    outcome = c4_quality([f"{prose}if (x) {{", f"{prose}lorem ipsum dolor"], C4Quality())
+    assert outcome.reasons == [None, None] and outcome.texts == [prose.strip()] * 2
+
+
 def test_every_c4_rule_can_be_turned_off() -> None:
     settings = C4Quality(
         terminal_punctuation=False,
@@ -83,7 +89,7 @@ def test_every_c4_rule_can_be_turned_off() -> None:
     ("settings", "message"),
     [
         (C4Quality(max_word_length=0), "steps.max_word_length: 0 must be at least 1"),
-        (C4Quality(policy_phrases=[""]), "steps.policy_phrases: an empty phrase would match"),
+        (C4Quality(policy_phrases=["a", " "]), "steps.policy_phrases: a blank phrase would match"),
     ],
 )
 def test_the_error_names_the_wrong_setting(settings: C4Quality, message: str) -> None:

@@ -63,7 +63,7 @@ def test_the_error_names_the_wrong_setting() -> None:
         (CleanLines(max_blank_lines=-1), "steps.max_blank_lines: -1 must be at least 0"),
         (CleanLines(max_characters=0), "steps.max_characters: 0 must be at least 1"),
         (CleanLines(max_non_alphabetic=2), "steps.max_non_alphabetic: 2 must be between 0 and 1"),
-        (CleanLines(phrases=["a", " "]), "steps.phrases: an empty phrase would match"),
+        (CleanLines(phrases=["a", " "]), "steps.phrases: a blank phrase would match"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             settings.check("steps")

@@ -177,7 +177,7 @@ def test_evaluation_sets_that_cannot_match_are_an_error(tmp_path: Path) -> None:
     field_path = "steps[0].decontaminate"
     with pytest.raises(ValueError, match=r"files: the list is empty; name the files of at least one evaluation set"):
         Decontaminate().check(field_path)
-    with pytest.raises(ValueError, match=r"steps\[0\].decontaminate.ngram: 5 must be at least 8"):
+    with pytest.raises(ValueError, match=r"steps\[0\].decontaminate.ngram: 5 must be at least min_words \(8\)"):
         Decontaminate(files=["x"], ngram=5).check(field_path)
     with pytest.raises(ValueError, match=r"no string of short has min_words \(8\) words"):
         check_files(Decontaminate(files=[write_jsonl(tmp_path / "short.jsonl", ["too few words"])]), field_path)

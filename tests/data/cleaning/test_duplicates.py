@@ -11,7 +11,7 @@ SETTINGS = NearDuplicates()
     ("wrong", "message"),
     [
         ({"ngram": 0}, r"x\.ngram: 0 must be at least 1"),
-        ({"threshold": 0.0}, r"x\.threshold: with 0, any two documents"),
+        ({"threshold": 0.0}, r"x\.threshold: with 0, all compared documents"),
         ({"threshold": 1.1}, r"x\.threshold: 1.1 must be between"),
         ({"bands": 0}, r"x\.bands: 0"),
         ({"bands": 450, "rows": 20}, r"x: 450 bands of 20 rows make signatures of 9000 values"),

@@ -106,6 +106,17 @@ def test_large_ordinary_pages_are_kept() -> None:
     assert dict(zip(pages, outcome.reasons, strict=True)) == dict.fromkeys(pages, None)
 
 
+def test_words_that_are_not_in_a_tag_are_not_counted_as_attributes() -> None:
+    words = "word " * 10_000
+    pages = [f"{words}<p>text</p>", f"<p>text</p><!-- {words}--><p>text</p>", f"<p>1 < 2 {words}</p>"]
+    assert extract_html(pages, ExtractHTML(main_content=False)).reasons == [None] * 3
+
+
+def test_without_a_maximum_of_reopened_elements_pages_with_many_open_tags_are_still_dropped() -> None:
+    page = "<b>" * 30_000 + "x"
+    assert extract_html([page], ExtractHTML(max_reopened=None)).reasons == ["extract_html/too_many_open_tags"]
+
+
 def test_deeply_nested_pages_are_kept() -> None:
     for name in ("span", "ul", "blockquote", "svg"):
         page = f"<{name}>" * 20_000 + "x"

@@ -98,6 +98,8 @@ def test_the_error_of_a_wrong_recipe_names_the_step() -> None:
         check_steps([Step()])
     with pytest.raises(ValueError, match=r"steps\[0\].length.max_bytes: 5 must be at least min_bytes \(9\)"):
         check_steps([Step(length=Length(min_bytes=9, max_bytes=5))])
+    with pytest.raises(ValueError, match=r"steps\[0\].length.max_bytes: 0 must be at least 1"):
+        check_steps([Step(length=Length(max_bytes=0))])
     with pytest.raises(ValueError, match=r"steps\[0\].repetition.top_ngrams\[2\]: 1.5 must be between 0 and 1"):
         check_steps([Step(repetition=Repetition(top_ngrams={2: 1.5}))])
 

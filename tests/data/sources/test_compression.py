@@ -17,7 +17,7 @@ import zstandard
 
 import data.sources.compression
 from data.document import Source
-from data.sources.compression import is_damage_error, read_blocks, read_utf8_blocks
+from data.sources.compression import file_extension, is_damage_error, read_blocks, read_utf8_blocks
 from data.sources.readers import check_source, plan_ranges
 
 
@@ -88,12 +88,24 @@ def test_errors_of_decompressors_are_damage_and_errors_of_disks_and_networks_are
     assert not any(map(is_damage_error, (TimeoutError(), OSError("no route to the bucket"), OSError(5, "I/O error"))))
 
 
-def test_a_small_file_that_expands_to_a_huge_one_is_read_in_small_blocks(tmp_path: Path) -> None:
-    giant = zstandard.ZstdCompressor(level=19).compress(bytes(300 << 20))
+@pytest.mark.parametrize(
+    ("ending", "compress", "largest_mib"),
+    [("zst", zstandard.ZstdCompressor(level=19).compress, 65), ("bz2", bz2.compress, 2)],
+)
+def test_a_small_file_that_expands_to_a_huge_one_is_read_in_small_blocks(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], largest_mib: int
+) -> None:
+    giant = compress(bytes(300 << 20))
     assert len(giant) < 100_000
-    (tmp_path / "a.zst").write_bytes(giant)
-    sizes = [len(block) for block in read_blocks(str(tmp_path / "a.zst"))]
-    assert sum(sizes) == 300 << 20 and max(sizes) <= 65 << 20
+    (tmp_path / f"a.{ending}").write_bytes(giant)
+    sizes = [len(block) for block in read_blocks(str(tmp_path / f"a.{ending}"))]
+    assert sum(sizes) == 300 << 20 and max(sizes) <= largest_mib << 20
+
+
+def test_a_file_without_an_extension_is_not_decompressed(tmp_path: Path) -> None:
+    (tmp_path / "gz").write_bytes(b"text")
+    assert b"".join(read_blocks(str(tmp_path / "gz"))) == b"text"
+    assert file_extension("folder.zip/README") == "" and file_extension("zip://a.b/c.JSONL::s3://d/e.zip") == "jsonl"
 
 
 def test_a_zip_of_several_files_is_an_error_that_says_how_to_name_them(tmp_path: Path, find: Callable) -> None:
@@ -167,6 +179,10 @@ def test_a_file_on_a_web_server_without_ranges_is_read(
     assert find(f"{web}/a.jsonl", "jsonl", range_bytes=5).texts == ["one", "two"]
     assert find(f"{web}/b.jsonl.gz", "jsonl").texts == ["three"]
     assert find(f"{web}/*.jsonl", "jsonl").texts == ["one", "two"]
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>four"
+    head = f"WARC/1.1\r\nWARC-Type: response\r\nContent-Length: {len(page)}\r\n\r\n".encode()
+    (tmp_path / "c.warc.zst").write_bytes(zstandard.compress(head + page + b"\r\n\r\n"))
+    assert find(f"{web}/c.warc.zst", "warc").texts == ["<p>four"]
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     with pytest.raises(OSError, match="sends only complete files"):
         find(f"{web}/c.parquet", "parquet")

@@ -48,6 +48,19 @@ def test_strings_in_lists_and_mappings_of_the_named_columns_are_read(tmp_path: P
         read_strings(url, ["anwser"])
 
 
+def test_strings_in_a_map_column_of_parquet_are_read(tmp_path: Path) -> None:
+    choices = pa.array([[("a", FIRST), ("b", SECOND)]], type=pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"choices": choices}), tmp_path / "maps.parquet")
+    assert read_strings(str(tmp_path / "maps.parquet"), []) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(("content", "kind"), [("5", "int"), ("null", "NoneType"), ('"a b c"', "str")])
+def test_a_json_file_without_items_is_an_error(tmp_path: Path, content: str, kind: str) -> None:
+    (tmp_path / "set.json").write_text(content)
+    with pytest.raises(ValueError, match=f"not readable as .json .*array or an object of items, not {kind}"):
+        read_strings(str(tmp_path / "set.json"), [])
+
+
 def test_a_compressed_file_is_read_completely_or_is_an_error(tmp_path: Path) -> None:
     frames = [zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in (FIRST, SECOND)]
     (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))

@@ -1,5 +1,6 @@
 """WARC: pages are compared with those that fastwarc finds, and broken records do not affect other records."""
 
+import bz2
 import gzip
 import io
 import random
@@ -139,6 +140,21 @@ def test_bodies_are_decoded_as_http_specifies(tmp_path: Path, find: Callable, na
     assert find(tmp_path / "a.warc", "warc").texts == [BODY.decode()]
 
 
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip", "zstd"])
+def test_an_encoded_body_may_be_empty_or_stored_as_text(tmp_path: Path, find: Callable, encoding: str) -> None:
+    header = f"Content-Encoding: {encoding}"
+    (tmp_path / "a.warc").write_bytes(response(1, b"", header) + response(2, b"<p>page", header))
+    assert find(tmp_path / "a.warc", "warc").texts == ["", "<p>page"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_body_without_the_first_bytes_of_its_encoding_is_stored_as_text(
+    tmp_path: Path, find: Callable, encoding: str
+) -> None:
+    (tmp_path / "a.warc").write_bytes(response(1, b"A <b>page</b>", f"Content-Encoding: {encoding}"))
+    assert find(tmp_path / "a.warc", "warc").texts == ["A <b>page</b>"]
+
+
 def test_a_body_that_cannot_be_decoded_is_quarantined(
     tmp_path: Path, find: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +244,18 @@ def test_a_damaged_member_does_not_affect_other_members(
     (tmp_path / name).write_bytes(pack(records)[: stop - 40])
     found = find(tmp_path / name, "warc")
     assert found.texts == [page(number, 300).decode() for number in range(place)] and len(found.bad) == 1
+
+
+@pytest.mark.parametrize(("name", "compress"), [("a.warc.bz2", bz2.compress), ("a.warc.zst", zstandard.compress)])
+def test_after_damage_members_with_long_compressed_blocks_are_found(
+    tmp_path: Path, find: Callable, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    members = [compress(response(number, page(number, 20_000))) for number in range(3)]
+    assert min(map(len, members)) > 3000
+    members[1] = members[1][:3] + b"\xff" + members[1][4:]
+    (tmp_path / name).write_bytes(b"".join(members))
+    found = find(tmp_path / name, "warc")
+    assert found.texts == [page(0, 20_000).decode(), page(2, 20_000).decode()] and len(found.bad) == 1
 
 
 def test_a_record_over_the_limit_is_quarantined(
