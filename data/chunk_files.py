@@ -1,7 +1,7 @@
 """Chunk files, with which many tasks pass data to many later tasks.
 
-Each writing task writes one chunk. A chunk consists of buckets, one for each reading task. A reading task reads its
-bucket of every chunk. A chunk begins with the offsets of its buckets:
+A writing task writes one or more chunks. A chunk consists of buckets. A reading task reads the same bucket, or the same
+few buckets, of many chunks. A chunk begins with the offsets of its buckets:
 
     int64 offsets of buckets 0, 1, … n and of the end ─ bucket 0 ─ bucket 1 ─ … ─ bucket n
 
@@ -31,9 +31,9 @@ def write_chunk(folder: Storage, name: str, content: bytes, sizes: Sequence[int]
     folder.write_bytes(name, (offsets + offsets.nbytes).tobytes() + content)
 
 
-def read_buckets(folder: Storage, name: str, first: int, last: int) -> bytes:
-    """Return the content of the buckets `first` to `last` - 1 of a chunk, joined in order."""
-    offsets = np.frombuffer(folder.read_bytes(name, 8 * first, 8 * (last + 1)), "<i8")
+def read_buckets(folder: Storage, name: str, first: int, stop: int) -> bytes:
+    """Return the content of the buckets `first` to `stop` - 1 of a chunk, joined in order."""
+    offsets = np.frombuffer(folder.read_bytes(name, 8 * first, 8 * (stop + 1)), "<i8")
     begin, end = int(offsets[0]), int(offsets[-1])
     return folder.read_bytes(name, begin, end) if end > begin else b""
 

@@ -12,7 +12,9 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 MAX_RECORD_BYTES = 128 << 20
-"""Maximum length of a record. A longer record is put into quarantine without being read into memory as a whole."""
+"""Maximum number of bytes of a record. A longer record is put into quarantine without being read into memory as a
+whole. In a Parquet file, only the text of a record has this limit, and the text is read before its length is checked.
+"""
 
 MAX_NESTING = 100
 """Maximum depth of nested objects and lists in the columns that a source uses. A record with a deeper value is put into
@@ -113,9 +115,10 @@ class ReadRange(NamedTuple):
     start: int
     """Index of the first byte or row group."""
     stop: int
-    """Index after the last byte or row group, or -1 for the end of the file."""
+    """Index after the last byte or row group, or -1 for the end of the file. May be beyond the end of the file."""
     num_bytes: int
-    """Size of the range on disk. Ranges are distributed to tasks by their sizes."""
+    """Size of the range on disk, for row groups their share of the file. The sizes of a file's ranges add up to the
+    size of the file. Ranges are distributed to tasks by their sizes."""
 
 
 def whole_file(source: int, url: str, num_bytes: int = 0) -> ReadRange:
@@ -153,7 +156,11 @@ def column_paths(source: Source) -> list[str]:
 
 
 def document_from_record(source: Source, record: dict[str, Any], file: str = "", offset: int = 0) -> Document:
-    """Return the document in a record. Raises BadRecord if a value is missing, has a wrong type or cannot be stored."""
+    """Return the document in a record.
+
+    Raises BadRecord if the text or the id is missing or has a wrong type, if the text is too long, or if a value cannot
+    be stored. A missing value of a metadata column becomes None.
+    """
     text = _to_string(source.text, _checked_value(source.text, column_value(record, source.text)))
     # The number of characters is at most the number of bytes, and is known without encoding the text.
     if is_too_long(len(text)):

@@ -216,14 +216,15 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     # Zero counts for every source, so that the summary also has the sources without a record.
     zero = {source.name: SourceCounts() for source in config.sources}
     summary = summarize(sum_by_source([zero, *(result.counts for result in cleaned)]), records, parts.mixture_shares)
-    check_not_empty(summary)
     names = names_by_source(config.sources, files)
-    output.write_json(PARTS_JSON, to_plain(records))
-    output.write_json(FAIRNESS, to_plain(fairness.result()))
-    write_file_names(output, names)
+    # Written before the check, because an error for an empty corpus may refer the user to these files.
     write_quarantine(
         output, work.folder, [result.quarantine_file for result in cleaned if result.quarantine_file], names
     )
+    check_not_empty(summary)
+    output.write_json(PARTS_JSON, to_plain(records))
+    output.write_json(FAIRNESS, to_plain(fairness.result()))
+    write_file_names(output, names)
     work.remove_folder()
     context.tracker.log(0, metrics(summary))
     return summary

@@ -63,8 +63,8 @@ class PromptRecord(NamedTuple):
 def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (`file:line`, record) for every line of JSONL files that is not blank.
 
-    The files can be on any file system of fsspec. Raises ValueError if a line is not a JSON object, if a file is
-    damaged, or if the files contain no record at all. The message names the file and, where possible, the line.
+    The files can be on any file system of fsspec. Raises ValueError if a line is too long or not a JSON object, if a
+    file is damaged, or if the files contain no record at all. The message names the file and, where possible, the line.
     """
     num_records, read_urls = 0, []
     for url in urls:
@@ -79,7 +79,10 @@ def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, line) for every line of a file. The first line has the number 1."""
+    """Yield (line number, line) for every line of a file. The first line has the number 1.
+
+    Raises ValueError for a line that is too long and for a damaged file.
+    """
     number = 0
     try:
         for number, (_, line) in enumerate(split_lines(read_utf8_blocks(url)), start=1):
@@ -89,7 +92,9 @@ def _numbered_lines(url: str) -> Iterator[tuple[int, bytes]]:
     except Exception as error:
         if not is_damage_error(error):
             raise
-        raise ValueError(f"{url}: damaged file, unreadable after line {number} ({error}); download it again") from error
+        raise ValueError(
+            f"{url}: the file cannot be read after line {number} ({error}); if it is damaged, download it again"
+        ) from error
 
 
 def _parse(location: str, line: bytes) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def _parse(location: str, line: bytes) -> dict[str, Any]:
 def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
     """Yield every chat of the files.
 
-    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    Raises ValueError for a malformed chat and for a chat without a message of the assistant. The message names the
+    file, the line and the problem. Also raises the errors of `read_records`.
     """
     for location, record in read_records(urls):
         if "messages" in record:
@@ -129,7 +135,8 @@ def read_chats(urls: Iterable[str]) -> Iterator[Chat]:
 def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
     """Yield every preference of the files.
 
-    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    Raises ValueError for a malformed preference and for one with two equal completions. The message names the file, the
+    line and the problem. Also raises the errors of `read_records`.
     """
     for location, record in read_records(urls):
         prompt = _prompt(location, record)
@@ -144,7 +151,8 @@ def read_preferences(urls: Iterable[str]) -> Iterator[Preference]:
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
     """Yield every prompt of the files.
 
-    Raises ValueError for a malformed record. The message names the file, the line and the problem.
+    Raises ValueError for a malformed prompt and for one whose last message is not the user's. The message names the
+    file, the line and the problem. Also raises the errors of `read_records`.
     """
     for location, record in read_records(urls):
         messages = (

@@ -32,7 +32,7 @@ class SourceCounts:
     dropped: dict[str, int] = field(default_factory=dict)
     """Number of dropped documents for each reason."""
     changed: dict[str, int] = field(default_factory=dict)
-    """How often cleaning steps made each change to a text. The keys are `STEP/CHANGE`."""
+    """How often cleaning steps made each kind of change (`data.cleaning.recipe.CleaningResult.counts`)."""
 
     def __add__(self, other: "SourceCounts") -> "SourceCounts":
         return SourceCounts(
@@ -113,8 +113,8 @@ def summary_without_forgotten(
     """Return the summary of a corpus from which documents were forgotten.
 
     `summary` is the summary before that. `num_forgotten` maps the name of a source to the number of its newly forgotten
-    documents. `parts` are the records of all parts after these documents were removed. `changed` still includes
-    the changes made to the forgotten documents, because subtracting them would need another cleaning run.
+    documents. `parts` are the records of all parts after these documents were removed. `SourceCounts.changed` still
+    includes the changes made to the forgotten documents, because subtracting them would need another cleaning run.
     """
     sources: dict[str, SourceCounts] = {}
     for name, counts in summary.sources.items():
@@ -125,17 +125,28 @@ def summary_without_forgotten(
 
 
 def check_not_empty(summary: CorpusSummary) -> None:
-    """Raises ValueError if no document is kept. The message names the most frequent reason why documents were lost."""
+    """Raises ValueError if no document is kept. The message names the most frequent reason why documents were lost.
+
+    If no record was read at all, the message says so.
+    """
     if summary.documents:
         return
+    if not summary.read:
+        raise ValueError(
+            "corpus: the sources contain no record that is meant to be a document "
+            f"({summary.others:,} other records were skipped); add files to the sources"
+        )
     losses = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])
     counts_by_reason = ", ".join(f"{reason} {count:,}" for reason, count in losses if count)
     most_frequent = losses[0][0]
-    remedy = (
-        "see the corpus's folder quarantine for the reasons"
-        if most_frequent == "quarantine"
-        else f"loosen the settings of {most_frequent.partition('/')[0]}"
-    )
+    remedies = {
+        "quarantine": "see the corpus's folder quarantine for the reasons",
+        "empty": "check that the sources contain text and that no step removes all of it",
+        "forgotten": "add documents that are not forgotten to the sources",
+        "fraction": "raise the fraction of the sources",
+        "mixture": "change the weights of the mixture",
+    }
+    remedy = remedies.get(most_frequent, f"loosen the settings of {most_frequent.partition('/')[0]}")
     raise ValueError(
         f"corpus: none of {summary.read:,} documents read is kept; most were lost to {most_frequent} "
         f"({counts_by_reason}); {remedy}"

@@ -1,7 +1,8 @@
 """Chunks: the intermediate files in which a cleaning task writes the rows of its documents.
 
 A chunk has one bucket for each part of the corpus. A hash of the text decides which part a document belongs to. So
-documents with equal texts are in one part, whatever files they come from.
+documents with equal texts are in one part, whatever files they come from. Only a document that a cleaning step drops is
+assigned to a part by a hash of its id.
 """
 
 import json
@@ -18,7 +19,8 @@ from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document, unit_hash
 
 _CHUNK_BYTES = 64 << 20
-"""A chunk is written when the collected rows take more memory than this."""
+"""A chunk is written when the estimated size of the collected rows is above this. The estimate counts one byte for each
+character of the text and metadata, and `_ROW_BYTES` for each row."""
 _ROW_BYTES = 200
 """Approximate size in memory of a row without its text and metadata."""
 
@@ -36,7 +38,7 @@ class CleanRows(NamedTuple):
     rows: list[PartRow]
     """One row for every document, kept or dropped."""
     num_changes: Mapping[str, int]
-    """How often cleaning steps made each change to a text. The keys are `STEP/CHANGE`."""
+    """How often cleaning steps made each kind of change (`data.cleaning.recipe.CleaningResult.counts`)."""
 
 
 def part_of_text(key: bytes, num_parts: int) -> int:
@@ -50,7 +52,7 @@ def clean_rows(
     """Clean documents of one source, and return a row for each of them.
 
     The cleaning steps are applied to a `fraction` of the documents. The others are dropped with the reason `fraction`.
-    `files` maps the URL of each file of the source to the file's number.
+    `files` maps the URL of each document's file to the file's number.
     """
     chosen = [document for document in documents if unit_hash(document.id, "fraction") < fraction]
     not_chosen = [document for document in documents if unit_hash(document.id, "fraction") >= fraction]
@@ -88,7 +90,7 @@ class ChunkWriter:
         self._names: list[str] = []
 
     def add(self, rows: Iterable[PartRow]) -> None:
-        """Add rows. Writes a chunk if the collected rows are larger than `_CHUNK_BYTES`."""
+        """Add rows. Writes a chunk if the estimated size of the collected rows is above `_CHUNK_BYTES`."""
         for part_number, row in rows:
             self._rows_by_part[part_number].append(row)
             self._num_bytes += len(row.text or "") + len(row.metadata or "") + _ROW_BYTES

@@ -23,16 +23,17 @@ from data.document import Document, Quarantined, ReadRange, SkippedRecord, Sourc
 from data.sources.compression import is_compressed
 from data.sources.readers import read_records
 
-_BATCH_DOCUMENTS = 512
+_BATCH_RECORDS = 512
 """Maximum number of records in a batch, including records that are not documents."""
-_BATCH_BYTES = 16 << 20
+_BATCH_CHARACTERS = 16 << 20
 """A batch ends when its texts have more characters than this."""
 _MIN_FILE_BYTES = 1 << 10
 """When files are grouped into tasks, a smaller file counts as if it had this size, because opening a file takes as long
 as reading 1 KiB."""
 
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
-"""Estimated bytes of text for each byte of a compressed file. Only the number of parts depends on this estimate."""
+"""Estimated bytes of text for each byte of a compressed file or of a Parquet file. Only the number of parts and the
+forecast of `raymill plan` depend on this estimate."""
 
 ReadResult = Document | Quarantined | SkippedRecord
 
@@ -169,14 +170,14 @@ def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:
 
 
 def _bounded_batches(records: Iterable[ReadResult]) -> Iterator[list[ReadResult]]:
-    """Group the records into batches of limited length (`_BATCH_DOCUMENTS`, `_BATCH_BYTES`)."""
+    """Group the records into batches of limited length (`_BATCH_RECORDS`, `_BATCH_CHARACTERS`)."""
     batch: list[ReadResult] = []
-    num_bytes = 0  # counts the characters of the texts (see `_BATCH_BYTES`)
+    num_characters = 0
     for record in records:
         batch.append(record)
-        num_bytes += len(record.text) if isinstance(record, Document) else 0
-        if len(batch) == _BATCH_DOCUMENTS or num_bytes > _BATCH_BYTES:
+        num_characters += len(record.text) if isinstance(record, Document) else 0
+        if len(batch) == _BATCH_RECORDS or num_characters > _BATCH_CHARACTERS:
             yield batch
-            batch, num_bytes = [], 0
+            batch, num_characters = [], 0
     if batch:
         yield batch

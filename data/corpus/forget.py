@@ -3,7 +3,11 @@
 A duplicate was dropped because another document was kept. If the kept document is forgotten, one of its duplicates
 takes its place. Without the forgotten document, a cluster of near-duplicates may also split into several clusters. So
 all documents that are connected with a forgotten document by `Row.kept_id` are read from their source files again,
-cleaned and deduplicated. No other document is read.
+cleaned and deduplicated. No other document is cleaned again. In an uncompressed JSONL file, only these documents are
+read. Other files are read as a whole.
+
+If the kept document of a cluster cannot be read again, because its source file was removed or changed, it stays in the
+corpus. Then only the forgotten documents of the cluster are removed, and its other documents do not change.
 
 The changed tables are first written to a staging folder (`stage_changes`) and then copied over those of the corpus
 (`apply_changes`). If the process is killed, either the corpus is unchanged or the changes are still staged. Copying
@@ -64,7 +68,8 @@ class Changes(NamedTuple):
     num_forgotten: dict[str, int]
     """Number of forgotten documents of each source. The keys are the names of the sources."""
     num_unreadable: int
-    """Number of dropped duplicates that cannot be considered, because their file was removed or changed."""
+    """Number of dropped duplicates that cannot take the place of a forgotten document, because their file was removed
+    or changed."""
     parts: list[WrittenPart]
     """The changed parts."""
 
@@ -109,10 +114,15 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
         corpus.output, corpus.num_parts, connected_ids(corpus.output, corpus.num_parts, ids) - ids
     )
     documents, unreadable_ids = _reread_documents(corpus, related_rows)
-    new_rows = _clean_and_deduplicate(corpus, documents)
+    # A kept document that cannot be read again stays in the corpus. So its duplicates must stay dropped.
+    kept_ids = _find_kept_ids(corpus.output, [row for row in related_rows if row.id in unreadable_ids])
+    unchanged_ids = connected_ids(corpus.output, corpus.num_parts, kept_ids)
+    new_rows = _clean_and_deduplicate(
+        corpus, [file_document for file_document in documents if file_document.document.id not in unchanged_ids]
+    )
     # The rows of documents that were read again are replaced. They are removed first and then added as new rows.
     removed_ids: dict[int, set[str]] = defaultdict(set)
-    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable_ids)):
+    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable_ids | unchanged_ids)):
         removed_ids[row.part_number].add(row.id)
     parts: list[WrittenPart] = []
     for part_number, ids_of_part in sorted(removed_ids.items()):
@@ -122,7 +132,8 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
         if after != before:
             parts.append(write_part(corpus.staging, part_number, after))
             _remove_unchanged_tables(corpus.staging, part_number, before, after)
-    return Changes(dict(Counter(row.source for row in forgotten_rows)), len(unreadable_ids), parts)
+    num_forgotten = dict(Counter(row.source for row in forgotten_rows))
+    return Changes(num_forgotten, len(unreadable_ids - unchanged_ids), parts)
 
 
 def apply_changes(output: Storage, staging: Storage) -> None:
@@ -142,9 +153,9 @@ def _remove_unchanged_tables(staging: Storage, part_number: int, before: Part, a
 def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
     """Return the ids, and the ids of all documents that are connected with them by `kept_id`, directly or indirectly.
 
-    Each round reads the ids of all dropped documents once. Four rounds are enough for any cluster, because each of its
-    documents was dropped in favor of the kept document, or in favor of a document that was itself dropped in favor of
-    the kept document.
+    Each round reads the ids of all dropped documents once. At most four rounds find documents, because each document of
+    a cluster was dropped in favor of the kept document, or in favor of a document that was itself dropped in favor of
+    the kept document. The last round, at most the fifth, finds nothing new.
     """
     connected: set[str] = set()
     new_ids = set(ids)
@@ -182,8 +193,20 @@ def _find_origin_rows_in_part(output: Storage, part_number: int, ids: list[str])
     return [OriginRow(part_number, **row) for row in table.to_pylist()]
 
 
+def _find_kept_ids(output: Storage, rows: Sequence[OriginRow]) -> set[str]:
+    """Return the ids of those of these documents that the corpus keeps."""
+    ids_by_part: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        ids_by_part[row.part_number].add(row.id)
+    kept_ids: set[str] = set()
+    for part_number, ids in ids_by_part.items():
+        with output.open(part_file("documents", part_number)) as file:
+            kept_ids |= ids & set(pq.read_table(file, columns=["id"])["id"].to_pylist())
+    return kept_ids
+
+
 def _reread_documents(corpus: Corpus, rows: Sequence[OriginRow]) -> _RereadDocuments:
-    """Read the documents of these rows from their source files."""
+    """Read the documents of these rows from their source files, unless a file was removed or changed."""
     offsets_by_file: dict[tuple[int, int], set[int]] = defaultdict(set)
     source_index = {source.name: index for index, source in enumerate(corpus.sources)}
     for row in rows:

@@ -18,8 +18,8 @@ from data.cleaning.duplicates import NearDuplicates
 from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests
 
 WINDOW = 512
-"""A document is compared with this many following members of its group, and with the first member. `find_links` says
-what a group is."""
+"""A signature is compared with at most this many following members of its group, and with the first member.
+`find_links` says what a group is."""
 
 _BLOCK_PAIRS = 1 << 14
 """Number of pairs of signatures that are compared at once. It bounds the memory."""
@@ -33,9 +33,11 @@ def find_links(keys: np.ndarray, members: np.ndarray, signatures: np.ndarray, se
 
     The signatures with one key are a group. A group is sorted by the digests of its signatures, so that the links do
     not depend on how the documents are distributed over tasks. Each signature is compared with the first signature of
-    its group and with the next `WINDOW` signatures, so the time is linear in E. Two signatures that are both linked to
-    the first one are not compared, because they are in one cluster already. The result does not contain all links, but
-    enough to find the clusters.
+    its group and with the next `WINDOW` signatures, so the number of comparisons is linear in E. Two signatures that
+    are both linked to the first one are not compared, because they are in one cluster already. The result does not
+    contain all links. For groups of at most `WINDOW` signatures, it has enough links to find the clusters. In a larger
+    group, a link between signatures that are more than `WINDOW` positions apart may be missed, and then a cluster may
+    be found as several clusters.
     """
     order = np.lexsort((signature_digests(signatures)[members], keys))
     # From here on, a position is the position of an entry in the sorted order.

@@ -19,7 +19,7 @@ FileNumbers = dict[str, int]
 
 
 def number_files(sources: Sequence[Source], ranges: Iterable[ReadRange]) -> list[FileNumbers]:
-    """Number the files of each source in the order of the ranges. Returns a mapping for each source, in their order."""
+    """Number the files of each source in the order of the ranges. Returns the numbers in the order of the sources."""
     files: list[FileNumbers] = [{} for _ in sources]
     for range_ in ranges:
         files[range_.source].setdefault(range_.url, len(files[range_.source]))

@@ -3,8 +3,8 @@
     deduplicate ─▶ find near-duplicates (`clusters.py`) ─▶ count bytes ─▶ write
 
 The phase "count bytes" counts the bytes of each source, which a mixture needs. It runs only if there are both
-near-duplicates to drop and a mixture, because otherwise the bytes that the first phase counts are enough. If the recipe
-has neither near-duplicates nor a mixture, a single phase deduplicates and writes the parts.
+near-duplicates to drop and a mixture, because otherwise the bytes that the first phase counts are enough. If there are
+neither near-duplicates to drop nor a mixture, a single phase deduplicates and writes the parts.
 """
 
 from collections import Counter
@@ -59,7 +59,8 @@ def write_parts(
     `mixture` maps the name of each source to its weight. None means that all documents are kept.
 
     `part_tasks` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
-    parts. None means a task for each part.
+    parts. None, or more than the number of parts, means a task for each part. In the search for near-duplicates, which
+    has phases of its own, it is only the number of buckets (`find_clusters`).
     """
     tasks = _split_parts(work.num_parts, part_tasks)
 
@@ -73,7 +74,7 @@ def write_parts(
             label=f"corpus: {label}",
             result_folder=work.result_folder(label.replace(" ", "-")),
         )
-        return [result for partition in results for result in partition]
+        return [result for task_results in results for result in task_results]
 
     settings = work.near_duplicate_settings
     if settings is None and mixture is None:
@@ -93,7 +94,8 @@ def write_parts(
         for part in gathered:
             num_bytes.update(part.kept_bytes)
         shares = mixture_shares(num_bytes, mixture)
-    return WrittenParts(run_phase(partial(_write_mixed_parts, work=work, shares=shares), WrittenPart, "write"), shares)
+    parts = run_phase(partial(_write_gathered_parts, work=work, shares=shares), WrittenPart, "write")
+    return WrittenParts(parts, shares)
 
 
 def _split_parts(num_parts: int, part_tasks: int | None) -> list[list[int]]:
@@ -135,7 +137,7 @@ def _count_bytes(part_numbers: Sequence[int], *, work: CorpusWork) -> list[Gathe
     return [GatheredPart(kept_bytes_by_source(_without_near_duplicates(work, number))) for number in part_numbers]
 
 
-def _write_mixed_parts(
+def _write_gathered_parts(
     part_numbers: Sequence[int], *, work: CorpusWork, shares: Mapping[str, float]
 ) -> list[WrittenPart]:
     """Drop the near-duplicates of each part, apply the mixture, and write the part's files.

@@ -1,8 +1,9 @@
 """Parts: the output of a corpus is divided into parts, and each part is three Parquet files.
 
 The files list the kept documents, the dropped documents and the origin of every document. A hash of the text decides
-which part a document belongs to, so documents with equal texts are in one part. Rows are sorted by id, and the bytes of
-a file depend only on its rows. So the files are the same for any number of tasks and workers.
+which part a document belongs to, so documents with equal texts are in one part. Only a document that a cleaning step
+drops is assigned to a part by a hash of its id. Rows are sorted by id, and the bytes of a file depend only on its rows
+and on the version of pyarrow. So the files are the same for any number of tasks and workers.
 """
 
 # pyarrow.compute creates its functions when it is imported, so type checkers cannot see them.
@@ -160,9 +161,9 @@ def _count_by_source(documents: pa.Table, drops: pa.Table) -> dict[str, PartCoun
 
 
 def _write_parquet(output: Storage, name: str, rows: pa.Table) -> None:
-    """Write a Parquet file whose bytes depend only on the rows.
+    """Write a Parquet file whose bytes depend only on the rows and on the version of pyarrow.
 
-    Every setting is given, because another version of pyarrow may have other defaults.
+    Settings whose defaults may change with the version of pyarrow are given. The version itself is also in the file.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(

@@ -32,7 +32,8 @@ class Row(NamedTuple):
     reason: str | None = None
     """Why the document was dropped: `STEP/RULE` of a cleaning step, or one word such as `exact_duplicates`."""
     kept_id: str | None = None
-    """Id of the document that is kept instead, if this document was dropped as a duplicate."""
+    """Id of the document of which this document is a duplicate, if it was dropped as a duplicate. That document may
+    have been dropped afterwards itself: as a near-duplicate, or because of the mixture."""
 
 
 ID_COLUMNS = (("id", pa.string()), ("source", pa.string()))
@@ -45,7 +46,7 @@ ROW_SCHEMA = pa.schema([*ID_COLUMNS, *ORIGIN_COLUMNS, *CONTENT_COLUMNS, ("key", 
 
 
 class Drop(NamedTuple):
-    """Why a row is dropped, and the id of the document that is kept instead (`Row.reason` and `Row.kept_id`)."""
+    """Why a row is dropped, and for a duplicate the id of the other document (`Row.reason` and `Row.kept_id`)."""
 
     reason: str
     kept_id: str | None = None

@@ -53,7 +53,7 @@ class CorpusWork:
         return self.folder / _RESULTS / name
 
     def prepare_folder(self, task_settings: Any) -> None:
-        """Remove the files of a killed run if they were written with other settings. Then store `task_settings`.
+        """Remove the files of a killed run, unless they were written with `task_settings`. Then store `task_settings`.
 
         `task_settings` is a value that JSON can represent. It must contain every setting that affects the files that a
         task writes but is not part of the task itself.
@@ -65,8 +65,8 @@ class CorpusWork:
     def remove_folder(self) -> None:
         """Remove the folder: first the settings, then the task results, then the files that the tasks wrote.
 
-        Because of this order, no result remains without its files if the process is killed in between. The next run
-        would trust such a result and would not run the task again.
+        If the process is killed in between, a task result may remain without the files that it describes. The next run
+        does not trust this result, because `prepare_folder` finds no settings and removes the folder.
         """
         for name in (_TASK_SETTINGS, _RESULTS, ""):
             self.folder.remove(name)

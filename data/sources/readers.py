@@ -77,8 +77,10 @@ def _split_file(source_index: int, source: Source, url: str, num_bytes: int, ran
         # `step` is the number of row groups in a range.
         step = max(1, num_groups * range_bytes // num_bytes)
         return [
-            ReadRange(source_index, url, start, start + step, step * num_bytes // num_groups)
+            # The sizes add up to `num_bytes`, so the size of a corpus does not depend on `range_bytes`.
+            ReadRange(source_index, url, start, stop, num_bytes * stop // num_groups - num_bytes * start // num_groups)
             for start in range(0, num_groups, step)
+            for stop in [min(start + step, num_groups)]
         ]
     return [whole_file(source_index, url, num_bytes)]
 

@@ -104,7 +104,8 @@ class _Pairs(NamedTuple):
     counts: np.ndarray
     """Count of the word in which the pair occurs."""
     positions: np.ndarray
-    """Position of the left symbol in `_LinkedSymbols.symbols`."""
+    """Position of the left symbol in `_LinkedSymbols.symbols`. Pairs that a merge removes have the position of the
+    merge instead, which is not used."""
 
 
 class _LinkedSymbols:
@@ -230,7 +231,7 @@ class _PairQueue:
 
 
 def _keys(left: np.ndarray | int, right: np.ndarray | int) -> np.ndarray:
-    """Return the keys of pairs (`_Pairs.keys`)."""
+    """Return the keys of pairs, given the token ids of their left and right symbols (`_Pairs.keys`)."""
     return (np.asarray(left, dtype=np.int64) << 32) | np.asarray(right, dtype=np.int64)
 
 

@@ -157,7 +157,8 @@ def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
     """Return the fastest encoder for the tokenizer in `folder` that gives the tokenizer's ids on the texts of `sample`.
 
     At most `_MAX_COMPARED_TEXTS` texts and `_MAX_COMPARED_CHARACTERS` characters of the sample are compared. The result
-    depends only on the tokenizer and the sample. A process builds the encoders of a tokenizer only once.
+    depends only on the tokenizer and the sample. A process keeps the encoders of the last four tokenizers, so that they
+    are not built for every call.
     """
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     plain, fast = _encoders(folder, digest)
@@ -282,8 +283,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++"
 _GPT2 = _WORDS + r"| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++\z|\s+(?=\s)|\s"
-"""Matches the pre-tokens of GPT-2 (Radford et al. 2019), with less backtracking than the published expression. The last
-character of a run of white space belongs to the word after it."""
+"""Matches the pre-tokens of GPT-2 (Radford et al. 2019), with less backtracking than the published expression. If the
+last character of a run of white space is a space, it belongs to the word after it."""
 
 
 def _split_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:

@@ -3,9 +3,6 @@
 The older generations are copied. Documents that they already contain are excluded from the new generation.
 """
 
-# pyarrow.compute creates its functions while it is imported, so type checkers cannot find them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
 import os
 import uuid
@@ -177,4 +174,6 @@ def _is_excluded(ids: Sequence[str], excluded_keys: np.ndarray) -> np.ndarray:
 def _excluded_keys(work: Storage, excluded: ExcludedDocuments) -> np.ndarray:
     """Return the sorted keys in the file of excluded documents, memory-mapped, as uint64."""
     path = local_file(work, excluded.name, sha256=excluded.sha256, num_bytes=excluded.num_bytes)
+    if not excluded.num_bytes:  # all documents of the older generations were forgotten; an empty file cannot be mapped
+        return np.empty(0, dtype="<u8")
     return np.memmap(path, dtype="<u8", mode="r")

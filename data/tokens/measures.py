@@ -1,7 +1,9 @@
 """Measures a tokenizer on a sample of a corpus.
 
-The measures are the compression (bytes per token), the fertility (tokens per word), the number of unknown tokens, and
-the number of texts that change when they are encoded and decoded. One task measures each part of the corpus.
+The measures are the compression (bytes per token), the fertility (tokens per word), the number of unused tokens, the
+number of unknown tokens, and the number of texts that fail a round trip. A text fails if it is different after encoding
+and decoding. Changes by the tokenizer's normalization do not count, and for WordPiece neither do changes of white
+space. A task for each part of the corpus measures the part.
 """
 
 import json
@@ -64,7 +66,7 @@ class _PartMeasures:
     documents: int
     """Number of measured documents."""
     round_trip_failures: int
-    """Number of texts that are different after encoding and decoding."""
+    """Number of texts that fail a round trip (see the module's docstring)."""
     unknown_tokens: int
     """How often the unknown token occurs."""
     used_tokens: str
@@ -92,7 +94,7 @@ class TokenizerMeasures:
     unknown_tokens: int
     """How often the unknown token occurs."""
     round_trip_failures: int
-    """Number of texts that are different after encoding and decoding."""
+    """Number of texts that fail a round trip (see the module's docstring)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class VocabularySummary:
     unknown_tokens: int
     """How often the unknown token occurs in the measured documents."""
     round_trip_failures: int
-    """Number of measured documents whose text is different after encoding and decoding."""
+    """Number of measured documents whose text fails a round trip (see the module's docstring)."""
 
 
 def measure_tokenizer(

@@ -12,7 +12,7 @@ from cluster.storage import Storage
 
 
 def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verified: set[str] | None = None) -> Path:
-    """Return the local path of a file of a split, after verifying its size and checksum.
+    """Return the local path of a file in the folder `split`, after verifying its size and checksum.
 
     A remote file is downloaded once into a cache, which all processes of the node share. If the cached copy has a wrong
     size, the file is downloaded again. `verified` is the set of the names of files whose checksum need not be verified
@@ -41,13 +41,16 @@ def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verifi
 
 
 def _cached_copy(split: Storage, name: str, sha256: str, num_bytes: int) -> Path:
-    """Return the cached copy of a remote file. If it is not cached, one process of the node downloads it."""
+    """Return the path of the cached copy of a remote file. If it is not cached, one process of the node downloads it.
+
+    If the remote file does not exist, the path does not exist either.
+    """
     path = shard_cache() / sha256
     if _has_size(path, num_bytes):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive_lock(path.with_name(f"{sha256}.lock")):
-        if not _has_size(path, num_bytes):
+        if not _has_size(path, num_bytes) and split.exists(name):
             split.copy(name, Storage(str(path.parent)), sha256)
     return path
 

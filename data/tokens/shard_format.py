@@ -150,7 +150,7 @@ class ShardManifest:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the shards' checksums, generation by generation."""
+        """Hash of the checksums of the token files, generation by generation."""
         checksums = [[shard.tokens_sha256 for shard in generation.shards] for generation in self.generations]
         return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 

@@ -6,9 +6,9 @@ rows as a run that was never interrupted.
 
 The permutation is made with a Feistel network, which is a bijection of pairs (left, right) for any round function. A
 pair is the upper and the lower half of the bits of a number, so the network permutes the numbers below a power of four.
-This power is the lowest that is not below `size`, the number of rows (and at least 4). If the network returns a number
-that is not below `size`, the network is applied to this number again ("cycle walking"). The result is a bijection of
-range(size).
+This power is the lowest that is at least 4 and at least `size`, where `size` is the number of rows. If the network
+returns a number that is not below `size`, the network is applied to this number again ("cycle walking"). The result is
+a bijection of range(size).
 """
 
 import hashlib

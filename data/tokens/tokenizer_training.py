@@ -1,7 +1,7 @@
 """Trains a tokenizer from word counts. Many processes can count words, and one process trains on the sums.
 
-A word is a pre-token: a piece of text that no token crosses. Before training, each text is normalized and split into
-words as the finished tokenizer will do it.
+A word is a pre-token: a piece of text whose borders no token crosses. Before training, each text is normalized and
+split into words as the finished tokenizer will do it.
 """
 
 import re
@@ -20,7 +20,8 @@ from data.tokens.wordpiece import train_wordpiece
 def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe | None = None) -> Tokenizer:
     """Return a tokenizer that is trained on the texts. It has at most `size` tokens, including the special tokens.
 
-    Without a recipe, it is a byte-level BPE tokenizer. The order of the texts does not change the result.
+    Without a recipe, it is a byte-level BPE tokenizer. The order of the texts does not change the result. Raises
+    ValueError in the cases of `train_on_word_counts`.
     """
     recipe = recipe or TokenizerRecipe()
     words = count_words(texts, recipe)
@@ -31,8 +32,8 @@ def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe 
 
 
 _SAFE_BREAK = re.compile(r"(?=[ \n])(?<=\w)")
-"""Where a text can be cut without cutting a word, for every kind of tokenizer: between a letter or digit and the space
-or line end after it."""
+"""Where a text can be cut without cutting a word, for every kind of tokenizer: between a letter, a digit or an
+underscore and the space or line end after it."""
 
 _MAX_SUBSTRINGS = 1 << 18  # distinct substrings that are kept in memory before they are split into words
 
@@ -100,9 +101,13 @@ def train_on_word_counts(
 ) -> Tokenizer:
     """Return a tokenizer of at most `size` tokens, trained on distinct words and their counts.
 
-    The order of the words does not change the result. Raises ValueError if `size` is too small for the characters that
-    need a token.
+    The order of the words does not change the result. Raises ValueError if `size` is too small for the special tokens,
+    bytes and characters that need a token, and for `unigram` also if no word can be trained on.
     """
+    if size < recipe.min_size:
+        raise ValueError(
+            f"size: {size:,} must be at least {recipe.min_size:,}, the number of special tokens and byte tokens"
+        )
     tokenizer = _untrained_tokenizer(recipe)
     train = {"bpe": _train_bpe_model, "wordpiece": train_wordpiece, "unigram": train_unigram}[recipe.kind]
     tokenizer.model = train(words, counts, size, recipe)

@@ -28,8 +28,8 @@ class TrainingRow(NamedTuple):
 class PaddedRows(NamedTuple):
     """Training rows as arrays [B, T], padded on the right. The fields are those of a training batch.
 
-    All arrays are int64, except `loss_mask`. At the positions of the padding, `input_ids`, `targets` and `positions`
-    are 0, and `loss_mask` is False.
+    All arrays are int64, except `loss_mask`. At the positions of the padding, `positions` is 0 and `loss_mask` is
+    False. There, `input_ids` and `targets` are 0 in the rows of `pad_rows`; `PackedRows` have another token id.
     """
 
     input_ids: np.ndarray
@@ -71,8 +71,8 @@ def document_rows(tokens: np.ndarray, sequence_length: int, *, overlap: int = 0)
     """Yield the rows of one document such that every target is scored exactly once.
 
     `tokens` begin and end with the separator. Every row after the first begins with `overlap` tokens that the model
-    reads as context but that are not scored again, so every target of these rows has at least `overlap` tokens of
-    context. With an overlap of 0, rows follow one another without shared targets.
+    reads as context but that are not scored again, so every scored target of these rows has at least `overlap` tokens
+    of context. With an overlap of 0, rows follow one another without shared targets.
 
     Raises ValueError if the overlap is negative or not below the sequence length.
     """

@@ -32,9 +32,10 @@ def sentencepiece_model(words: Sequence[str], counts: Sequence[int], size: int, 
     With byte fallback there are no unknown tokens, so there is no difference.
 
     sentencepiece gets the words sorted and uses one thread, so the order of the words does not change the result. Line
-    end and tab are added as tokens, because no word contains them.
+    end and tab are added as tokens, because the words that sentencepiece gets do not contain them.
 
-    Raises ValueError if sentencepiece cannot make a vocabulary of this size from the words.
+    Raises ValueError if no word can be trained on, or if sentencepiece cannot make a vocabulary of this size from the
+    words.
     """
     import sentencepiece
 

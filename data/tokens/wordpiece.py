@@ -12,7 +12,7 @@ from tokenizers import models
 from data.tokens.bpe import train_bpe
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 
-_MAX_WORD_CHARACTERS = 100  # Longer words become the unknown token. This is the default of BERT.
+_MAX_WORD_CHARACTERS = 100  # Longer words become the unknown token. This is the default of `tokenizers`.
 
 
 def train_wordpiece(

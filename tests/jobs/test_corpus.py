@@ -151,7 +151,7 @@ def test_small_pieces_chunks_and_partitions_give_the_same_parts(
     values = write_sources(tmp_path)
     run(build(CorpusConfig, values), tmp_path / "a")
     monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 100)
-    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_RECORDS", 2)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 200))
     monkeypatch.setattr(
         jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 1024)
@@ -250,6 +250,15 @@ def test_an_empty_corpus_names_the_filter_that_took_it(tmp_path: Path) -> None:
         match=r"none of 3 documents read is kept; most were lost to length/min_bytes .*loosen the settings of length",
     ):
         run(build(CorpusConfig, values), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_quarantine_of_an_empty_corpus_is_written_before_the_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{broken\n")
+    source = {"name": "s", "path": f"{tmp_path}/a.jsonl", "format": "jsonl"}
+    with pytest.raises(ValueError, match="lost to quarantine .*see the corpus's folder quarantine"):
+        run(build(CorpusConfig, {"sources": [source]}), tmp_path / "out")
+    assert len(Storage(str(tmp_path / "out")).read_jsonl("quarantine/s.jsonl")) == 1
 
 
 @on_ray
@@ -360,7 +369,7 @@ def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, mon
     places = [(record["file"], record["offset"]) for record in quarantine]
     assert places == sorted(places) and [file for file, _ in places] == ["a.jsonl"] * 2 + ["b.jsonl"] * 2
     monkeypatch.setattr(data.corpus.chunks, "_CHUNK_BYTES", 3000)
-    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_RECORDS", 5)
     monkeypatch.setattr(jobs.corpus, "plan_ranges", lambda sources, _: plan_ranges(sources, 5000))
     monkeypatch.setattr(
         jobs.corpus, "plan_cleaning_tasks", lambda files, ranges, _: plan_cleaning_tasks(files, ranges, 5000)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,16 @@ def test_the_error_of_a_damaged_file_names_the_last_readable_line(tmp_path: Path
     lines = "".join(json.dumps({"prompt": f"{n} {hash((n, 'noise'))}", "response": "x"}) + "\n" for n in range(2000))
     whole = gzip.compress(lines.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged file, unreadable after line [1-9]\d\d+ "):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: the file cannot be read after line [1-9]\d\d+ "):
         list(read_chats([str(tmp_path / "a.jsonl.gz")]))
+
+
+def test_a_zip_file_with_two_members_is_not_called_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", "{}")
+        archive.writestr("b.jsonl", "{}")
+    with pytest.raises(ValueError, match=r"a\.zip: the file cannot be read after line 0 \(2 files in one \.zip"):
+        list(read_chats([str(tmp_path / "a.zip")]))
 
 
 def test_prompts_keep_all_fields_and_must_end_with_the_user(tmp_path: Path) -> None:

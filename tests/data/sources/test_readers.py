@@ -183,6 +183,16 @@ def test_ranges_are_planned_without_opening_small_files(tmp_path: Path, monkeypa
     assert not asked
 
 
+@pytest.mark.parametrize("range_bytes", [1, 1000, 1500, 2500, 1 << 30])
+def test_the_sizes_of_the_ranges_of_a_parquet_file_add_up_to_its_size(tmp_path: Path, range_bytes: int) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"{n} {unit_hash(str(n), 'noise')}" for n in range(130)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=20)
+    ranges = plan_ranges([Source(name="s", path=str(path), format="parquet")], range_bytes)
+    assert sum(planned.num_bytes for planned in ranges) == path.stat().st_size
+    assert range_bytes == 1 << 30 or ranges[-1].stop == 7
+
+
 # Random and broken files.
 
 

@@ -144,3 +144,8 @@ def test_kinds_with_byte_tokens_decode_any_text_exactly(
 def test_a_size_that_is_too_small_for_the_characters_is_an_error(kind: Any, plain_texts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"size: .*character_coverage"):
         train_tokenizer(plain_texts, size=12, recipe=TokenizerRecipe(kind=kind))
+
+
+def test_a_size_that_is_too_small_for_the_bytes_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"size: 261 must be at least 262"):
+        train_tokenizer(TEXTS, size=261)

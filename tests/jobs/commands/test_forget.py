@@ -107,6 +107,17 @@ def test_the_changed_corpus_equals_that_of_a_run_that_never_read_the_document(
     assert id.encode() not in b"".join(bytes_of(after).values())
 
 
+def test_duplicates_stay_dropped_if_the_kept_document_cannot_be_read_again(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    made = run_stages(write_project(tmp_path), store, "corpus")
+    before = kept_ids(made["corpus"])
+    (tmp_path / "a.jsonl").unlink()  # contains e0 and e2, and b.jsonl contains e1, which has the same text
+    forget(store, ["s/e2"])
+    after = open_artifact(store / made["corpus"].id)
+    assert after is not None and "s/e0" in before and kept_ids(after) == before
+    assert after.summary["dropped"]["forgotten"] == 1
+
+
 def test_only_files_that_contained_the_document_are_rewritten(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
     made = run_stages(write_project(tmp_path), store)
