@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 _GIB = 1024**3
 _MAX_LIMIT_BYTES = 1 << 60
 """A larger limit means no limit: version 1 writes a number near 2**63 where no limit is set."""
-_ROOT = Path("/sys/fs/cgroup")
+_ROOT, _PROCESSES = Path("/sys/fs/cgroup"), Path("/proc")
 _MARKER_FILES = {"memory": ("memory.oom_control", "memory.events"), "cpu": ("cpu.cfs_quota_us", "cpu.max")}
 """For each controller: the name, first in version 1 and then in version 2, of a file that shows that a folder is a
-group. Every group has the file, except for the root group of version 2."""
+group. In version 2 the root group lacks the file, and so does a group for which the controller is not enabled."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class MemoryGroup:
 
     path: str
     num_oom_kills: int
-    """The number of the group's processes that the OOM killer has killed since the group was created."""
+    """The number of the group's processes that the OOM killer has killed since the group was created. In version 2 it
+    includes the processes of the groups below this one."""
     limit_bytes: int | None
     """The memory limit that is set on the group itself and not on an ancestor. None if no limit is set."""
     peak_bytes: int | None
@@ -43,12 +44,14 @@ class MemoryUse(NamedTuple):
 
 
 def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path | None:
-    """The folder of a process's control group. None if the process has no group or has ended.
+    """The folder of the group that counts and limits a process's memory or CPU time: its own group or an ancestor.
 
-    In version 1 a process has one group for each controller. In version 2 all controllers share one group.
+    In version 1 a process has one group for each controller. In version 2 all controllers share one group. If the
+    controller is not enabled for this group, the nearest ancestor with the controller counts and limits the process.
+    Returns None if there is no such group, or if the process has ended.
     """
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = (_PROCESSES / f"{pid}/cgroup").read_text().splitlines()
     except OSError:
         return None
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
@@ -56,14 +59,14 @@ def cgroup_of(pid: int, controller: Literal["memory", "cpu"] = "memory") -> Path
     hierarchy, path = (_ROOT / controller, v1_path) if v1_path is not None else (_ROOT, paths.get("", "/"))
     # In a container, /proc may state the group's path on the host. The path does not exist in the container, where the
     # folder of the whole hierarchy is the container's own group.
-    for folder in (hierarchy / path.lstrip("/"), hierarchy):
+    for folder in _group_and_ancestors(hierarchy / path.lstrip("/")):
         if any((folder / name).exists() for name in _MARKER_FILES[controller]):
             return folder
     return None
 
 
 def read_memory_group(folder: Path) -> MemoryGroup | None:
-    """The state of a memory control group. None if the group no longer exists."""
+    """The state of a memory control group. None if the folder has ceased to exist or lacks the controller's files."""
     try:
         if (folder / "memory.oom_control").exists():
             num_oom_kills = _read_named_number(folder / "memory.oom_control", "oom_kill")
@@ -109,7 +112,7 @@ def core_limit_of(folder: Path) -> float | None:
 def peak_memory_of(pid: int) -> int:
     """The largest resident memory (RSS) that a process has had, in bytes. 0 if the process has ended."""
     try:
-        return _read_named_number(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+        return _read_named_number(_PROCESSES / f"{pid}/status", "VmHWM:") * 1024
     except OSError:
         return 0
 

@@ -2,7 +2,8 @@
 
 This is for programs that we start but did not write, such as vLLM's inference server. Such a program would keep running
 after its parent was killed by SIGKILL, because no handler can catch SIGKILL. On Linux the kernel kills the child when
-its parent ends (PR_SET_PDEATHSIG). The child's Python children are killed in turn when the child ends, and so on.
+its parent ends (PR_SET_PDEATHSIG). The processes that the child starts with multiprocessing or os.fork are killed in
+turn when the child ends, and so on. Programs that the child starts with subprocess are not.
 """
 
 import contextlib
@@ -75,7 +76,7 @@ def _end_with_parent() -> None:
     os.environ[_PARENT_VARIABLE] = str(os.getpid())
 
 
-# Every Python process below this one must call `_end_with_parent` too. A spawned child of multiprocessing does so
+# The Python processes that this one starts must call `_end_with_parent` too. A spawned child of multiprocessing does so
 # because it imports its parent's main module under the name __mp_main__, and a forked child because of the fork hook.
 if __name__ in ("__main__", "__mp_main__"):
     _end_with_parent()

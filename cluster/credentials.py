@@ -6,7 +6,8 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(\S*?)(?=::|\s|$)", re.IGNORECASE)
 """One URL, or one link of fsspec's chained URLs `a::b::c`; the groups are the scheme and what follows `://`."""
 
 _SCHEMES_WITHOUT_USER_NAMES = ("http", "https", "s3", "s3a", "gs", "gcs")
-"""In URLs of these schemes, the text before an @ cannot be a mere user name, so it must be a token or a key."""
+"""In URLs of these schemes, text before an @ counts as a token or a key even if no password follows it. Object stores
+have no user names, and in an HTTP URL a token often stands there."""
 
 _CREDENTIAL_PARAMETER = re.compile(
     r"[?&;#](x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|sig|signature|(access_|auth_)?token|"
@@ -17,7 +18,7 @@ _CREDENTIAL_PARAMETER = re.compile(
 
 
 def reject_credentials(text: str) -> None:
-    """Raises ValueError if a URL in `text` contains a password, a token, a key or a signature.
+    """Raises ValueError if a URL in `text` seems to contain a password, a token, a key or a signature.
 
     The error message does not repeat the URL.
     """

@@ -25,12 +25,18 @@ LOST_WITH_NODE = "was lost with its node"
 
 def signal_cause(number: int) -> str:
     """The cause of a death by the signal with this number: `was killed by signal 9 (SIGKILL)`."""
-    return f"was killed by signal {number} ({signal.Signals(number).name})"
+    if number in set(signal.Signals):
+        return f"was killed by signal {number} ({signal.Signals(number).name})"
+    return f"was killed by signal {number}"  # Most real-time signals have no name in Python.
 
 
 def exit_cause(code: int) -> str:
     """The cause of a death with an exit code. As in `subprocess`, a negative code means a signal."""
-    return signal_cause(-code) if code < 0 else f"ended by itself with exit code {code}"
+    return signal_cause(-code) if code < 0 else _own_exit_cause(code)
+
+
+def _own_exit_cause(code: int) -> str:
+    return f"ended by itself with exit code {code}"
 
 
 def cause_in_log(log: str) -> str | None:
@@ -56,7 +62,7 @@ def cause_in_report(report: str) -> str | None:
     if re.search(r"receives a SIGTERM|SIGTERM (?:handler|received)", report):
         return signal_cause(signal.SIGTERM)
     if match := re.search(r"exits? with an? (?:exit )?code[ =]*(-?\d+)", report):
-        return exit_cause(int(match[1]))
+        return _own_exit_cause(int(match[1]))  # The argument of `sys.exit`, so a negative code is not a signal.
     if re.search(
         r"[Nn]ode (?:it was running on is|was|has been|has|is) (?:terminated|dead|died|lost|crashed|preempted)", report
     ):

@@ -25,9 +25,10 @@ _MAX_DETAIL_LINES = 12
 
 
 class JobFailed(RuntimeError):
-    """A job failed, and all restarts that its config allows are used up.
+    """A job failed and does not continue: nothing restarts after such a failure, or no restart is left.
 
-    `text` is one sentence for the user. `detail` is a traceback or the end of a log; it is empty if there is none.
+    `text` is one sentence for the user. `detail` is a traceback, or the end of a log or of Ray's report. It is empty if
+    there is none.
     """
 
     def __init__(self, text: str, detail: str = "") -> None:

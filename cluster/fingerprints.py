@@ -1,9 +1,10 @@
 """Computes fingerprints of files: texts that identify a file's content.
 
-The fingerprint of a file in an object store is the ETag, if the store provides one. The fingerprint of any other file
-is the SHA-256 digest of its bytes. For local files a cache keeps the digest, so that a file is read once and not by
-every command. A cached digest is used as long as the file system reports no change: the device, the inode, the size
-and the times of the last change of content and of metadata (to the nanosecond) are all the same.
+The fingerprint of a remote file is its ETag, if the object store or web server provides one under this name. The
+fingerprint of any other file is the SHA-256 digest of its bytes. For local files a cache keeps the digest, so that a
+file is read once and not by every command. A cached digest is used as long as the file system reports no change: the
+device, the inode, the size and the times of the last change of content and of metadata (to the nanosecond) are all the
+same.
 """
 
 import hashlib
@@ -28,22 +29,23 @@ _MIN_AGE_S = 2.0
 """Files that changed more recently are not cached. Some file systems record times in whole seconds, so that a second
 change could go unnoticed."""
 _MIN_PROGRESS_BYTES = 256 << 20
-"""Progress is shown if at least this many bytes must be read, because reading them takes a second or more."""
+"""Progress is shown if at least this many bytes of local files must be read, because reading them takes a second or
+more."""
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
 _cache = UserCache("fingerprints")
 
 
 def fingerprint(url: str) -> str:
-    """The fingerprint of one file: the ETag if an object store provides one, else the SHA-256 digest."""
-    return _fingerprint(url, lambda num_bytes: None)
+    """The fingerprint of one file: the ETag if the file is remote and has one, else the SHA-256 digest."""
+    return _fingerprint(url, _ignore)
 
 
 def fingerprints(urls: Sequence[str], label: str) -> list[str]:
     """The fingerprint of each URL, in the order of the URLs.
 
-    If at least `_MIN_PROGRESS_BYTES` must be read in all, the files are read in parallel, and a progress display shows
-    `label`.
+    If local files of `_MIN_PROGRESS_BYTES` or more in all must be read, the files are read in parallel, and a progress
+    display shows `label`. Only files that `_bytes_to_read` counts are counted.
     """
     total = sum(size for url in urls if (size := _bytes_to_read(url)))
     if total < _MIN_PROGRESS_BYTES:
@@ -58,14 +60,15 @@ def fingerprints(urls: Sequence[str], label: str) -> list[str]:
                 progress.update(num_read / 1e6)
 
         with ThreadPoolExecutor(_NUM_THREADS) as pool:  # Threads run in parallel here, because hashing frees the GIL.
-            return list(pool.map(lambda url: _fingerprint(url, report_read), urls))
+            return list(pool.map(lambda url: _fingerprint(url, report_read if _bytes_to_read(url) else _ignore), urls))
+
+
+def _ignore(num_bytes: int) -> None:
+    """A `report_read` for files that do not count in the progress."""
 
 
 def _fingerprint(url: str, report_read: Callable[[int], None]) -> str:
-    """The fingerprint of one file.
-
-    If the file can be cached but is not, `report_read` is called with the number of bytes of each block that is read.
-    """
+    """The fingerprint of one file. `report_read` is called with the number of bytes of each block that is read."""
     key = _cache_key(url)
     cached = _cache.get(key) if key else None
     if cached is not None:
@@ -74,7 +77,7 @@ def _fingerprint(url: str, report_read: Callable[[int], None]) -> str:
     etag = with_retries(fs.info, path).get("ETag")
     if etag:
         return f"etag:{str(etag).strip(chr(34))}"
-    digest = with_retries(_sha256, fs, path, report_read if key else lambda num_bytes: None)
+    digest = with_retries(_sha256, fs, path, report_read)
     if key and _cache_key(url) == key:  # A different key means that the file changed while it was read.
         _cache.put(key, digest)
     return digest
@@ -90,7 +93,10 @@ def _sha256(fs: fsspec.AbstractFileSystem, path: str, report_read: Callable[[int
 
 
 def _bytes_to_read(url: str) -> int:
-    """The size of a local file whose fingerprint could be cached but is not. 0 for all other URLs."""
+    """The size of a local file whose fingerprint could be cached but is not. 0 for other URLs and archive members.
+
+    Small and recently changed files are not cached, so the result for them is 0 too.
+    """
     key = _cache_key(url)
     path = local_path(url)
     return os.stat(path).st_size if path and key and "::" not in url and _cache.get(key) is None else 0

@@ -1,10 +1,11 @@
 """The part of monitoring that runs inside each monitored process.
 
-Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. When the process ends
-without an exception, it removes the record. When it ends with an exception, it marks the record (`monitored`). So an
-unmarked record without a process means that the process died. A running process writes heartbeats, and on request its
-Python stacks, into the same folder. `cluster.node_monitor` reads the folder of one node, and `cluster.stage_monitor`
-combines the reports of all nodes.
+Every process of a stage writes a record, `<pid>.json`, into a folder of its node when it starts. When its work ends
+without an exception, the process removes the record. When its work ends with an exception, the process marks the record
+(`monitored`). The record of an actor or server that is ended on purpose is removed by the monitor (`ignore_exits`). So
+an unmarked record without a process means that the process died. A running process writes heartbeats, and on request
+its Python stacks, into the same folder. `cluster.node_monitor` reads the folder of one node, and
+`cluster.stage_monitor` combines the reports of all nodes.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ class ProcessRecord:
     handles_stack_signal: bool
     """Whether the process handles `STACK_SIGNAL`. The signal kills a process that does not handle it."""
     ended_with_exception: bool = False
-    """Whether the process ended with an exception. The monitor does not report such an end, because the receiver of the
-    exception reports the exception."""
+    """Whether the work of the process ended with an exception. The monitor does not report the end of such a process,
+    because the receiver of the exception reports the exception."""
 
     @staticmethod
     def read(file: Path) -> "ProcessRecord":
@@ -59,14 +60,13 @@ class ProcessRecord:
 
 
 class _Registration:
-    """The registration of the process that runs this code."""
+    """The registration of the process that runs this code. A forked child begins with the values of its parent."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         """The node's folder of records. None if this process has never been monitored."""
         self.process: ProcessInfo | None = None
-        """The identity under which this process was last monitored, or that of its parent in a forked child that has
-        not registered yet. None if neither was ever monitored."""
+        """The identity under which this process was last monitored. None if it has never been monitored."""
         self.last_heartbeat_s = 0.0
         """The time of the last heartbeat, by `time.monotonic`."""
         self.stack_file: IO[str] | None = None
@@ -90,27 +90,36 @@ def monitored(stage: str | None, role: str, index: int, *, log_death: bool = Fal
     if file is None:
         yield
         return
+    with _marking_exception(file):
+        yield
+    with contextlib.suppress(OSError):
+        file.unlink()
+
+
+@contextlib.contextmanager
+def _marking_exception(file: Path) -> Iterator[None]:
+    """Set `ended_with_exception` in the record `file` if the block raises."""
     try:
         yield
     except BaseException:  # The record is kept, so that the monitor knows the process that raised the exception.
         with contextlib.suppress(OSError):
             replace(ProcessRecord.read(file), ended_with_exception=True).write(file)
         raise
-    with contextlib.suppress(OSError):
-        file.unlink()
 
 
 def monitored_class(cls: type, stage: str | None, role: str, index: int, *, log_death: bool = False) -> type:
-    """A subclass of `cls` for a Ray actor. Its constructor has the actor's process monitored, as `monitored` does.
+    """A subclass of `cls` for a Ray actor. Its constructor has the actor's process monitored until the process ends.
 
-    Returns `cls` itself if `stage` is None.
+    An exception of the constructor is not reported as a death, although Ray then ends the process. Returns `cls` itself
+    if `stage` is None.
     """
     if stage is None:
         return cls
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        register_process(stage, role, index, log_death=log_death)
-        cls.__init__(self, *args, **kwargs)
+        file = register_process(stage, role, index, log_death=log_death)
+        with _marking_exception(file) if file else contextlib.nullcontext():
+            cls.__init__(self, *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
@@ -168,7 +177,7 @@ def send_heartbeat(step: int) -> None:
     """Report that this process has reached a step.
 
     You may call this function as often as you like, because it writes at most one report a second. It writes none if
-    the process is not monitored.
+    the process has never been monitored.
     """
     now = time.monotonic()
     if _registration.folder is not None and now - _registration.last_heartbeat_s > _MIN_HEARTBEAT_INTERVAL_S:

@@ -182,7 +182,8 @@ def build_manifest(
     """The Kubernetes objects that run `command` on a cluster of the worker pods in `groups`.
 
     `files` maps paths below `JOB_FOLDER` to contents. `env` contains the environment variables of every pod, besides
-    those from Secrets. Raises ValueError for values that Kubernetes or the operator would reject.
+    those from Secrets. Raises ValueError if `ClusterConfig.check` or `check_ray_job` finds an error, or if the files
+    are too large for a ConfigMap.
     """
     config.check()
     if sum(len(content.encode()) for content in files.values()) > _MAX_FILES_BYTES:

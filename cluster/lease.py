@@ -1,4 +1,4 @@
-"""Leases: a lease gives one run the exclusive right to write the folder of an artifact.
+"""Leases: a lease gives one run the exclusive right to write a folder, which is that of an artifact or the whole store.
 
 The lease is a small file in the folder, lease.json. The run that holds the lease renews the file every few seconds. If
 that run is killed, the lease expires and another run takes it over.
@@ -47,7 +47,7 @@ class _Lease:
 
     @staticmethod
     def read(folder: Storage) -> "_Lease":
-        """The lease of a folder. Raises FileNotFoundError if no run holds it."""
+        """The lease of a folder, even if it is abandoned. Raises FileNotFoundError if the folder has no lease."""
         return _Lease(**folder.read_json(LEASE_FILE))
 
     def encode(self) -> bytes:
@@ -63,14 +63,15 @@ class _Lease:
 
 @contextlib.contextmanager
 def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
-    """Hold the lease of an artifact's folder while the block runs. Waits as long as another living run holds it.
+    """Hold the lease of a folder while the block runs. Waits as long as another run holds and renews it.
 
-    Yields a function that raises RuntimeError if another run has taken the lease over. Call it right before you mark
-    the artifact as complete. If the process that holds the lease ran on this machine and has ended, the lease is taken
-    over at once. A lease from another machine is taken over after `_EXPIRY_S` without renewal.
+    Yields a function that raises RuntimeError if this run has lost the lease. Call it right before you mark the
+    artifact as complete. If the process that holds the lease ran on this machine and has ended, the lease is taken over
+    at once. Any other lease is taken over after `_EXPIRY_S` without renewal.
 
-    A thread renews the lease until another run has taken the lease over. The thread consumes: nothing; waits for: its
-    interval; is unblocked by: the clock or the end of the block; produces: a lease file with the present time.
+    A thread renews the lease until the block ends or another run has taken the lease over. The thread consumes:
+    nothing; waits for: its interval; is unblocked by: the clock or the end of the block; produces: a lease file with
+    the present time.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     if not _try_acquire(output, holder):
@@ -100,11 +101,12 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
 
 
 def _require_held(output: Storage, holder: str) -> None:
-    """Raises RuntimeError if another run has taken the lease over, so that only one run completes the artifact."""
+    """Raises RuntimeError if this run no longer holds the lease, so that only one run completes the artifact."""
     if not _is_held_by(output, holder):
         raise RuntimeError(
-            f"this run did not renew its lease for {_EXPIRY_S:.0f} s, so another run now writes {output.url}; "
-            "wait for the other run to finish"
+            f"this run has lost the lease of {output.url}: it did not renew its lease for {_EXPIRY_S:.0f} s and "
+            f"another run has taken the lease over, or {LEASE_FILE} was removed; start the command again, and it waits "
+            "for other runs"
         )
 
 

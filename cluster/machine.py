@@ -43,9 +43,11 @@ def processor_name() -> str:
 def num_parallel_tasks(workers: int | None, num_tasks: int) -> int:
     """The number of a data stage's tasks that run at the same time on this machine.
 
-    `workers` is the stage's `execution.workers`. None means one task for each core, and 0 is treated like None.
+    `workers` is the stage's `execution.workers`. None means one task for each core. 0 means that the tasks run one
+    after another in this process.
     """
-    return min(workers or num_cores(), num_cores(), num_tasks)
+    cores = num_cores()
+    return min(cores if workers is None else max(1, workers), cores, num_tasks)
 
 
 def num_cores() -> int:

@@ -1,6 +1,8 @@
 """Reads metrics.jsonl, the log of a stage's metrics.
 
-Each line is a JSON object with the metrics of one step. Its keys are the names of the metrics, and `step`.
+Each line is a JSON object with metrics of one step. Its keys are the names of the metrics, `step`, and `time` (the
+Unix time at which the line was logged). A step may have several lines, such as one for the training and one for the
+validation.
 """
 
 import json
@@ -24,12 +26,15 @@ def read_lines(storage: Storage) -> list[str]:
 
 
 def read_metrics(storage: Storage) -> list[dict[str, float]]:
-    """The metrics of each logged step, in the order of the log."""
+    """The metrics in each line, in the order of the log."""
     return [json.loads(line) for line in read_lines(storage)]
 
 
 def latest_values(storage: Storage) -> dict[str, float]:
-    """The last logged value of each metric, by name, and the last `step`. Not all metrics are logged at every step."""
+    """The last logged value of each metric, by name, with the last `step` and `time`.
+
+    Not every line has all metrics.
+    """
     values: dict[str, float] = {}
     for metrics in read_metrics(storage):
         values |= metrics
@@ -37,7 +42,7 @@ def latest_values(storage: Storage) -> dict[str, float]:
 
 
 def last_step_metrics(storage: Storage) -> dict[str, float]:
-    """The metrics of the last logged step, or an empty dict if no step is logged. Reads only the end of the log."""
+    """The metrics in the last complete line, or an empty dict if there is none. Reads only the end of the log."""
     if not storage.exists(METRICS_LOG):
         return {}
     lines = storage.read_bytes(METRICS_LOG, -_TAIL_BYTES).decode(errors="replace").split("\n")

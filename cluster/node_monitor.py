@@ -77,16 +77,18 @@ class NodeReport(NamedTuple):
 
     events: list[ProcessEvent]
     has_progress: bool
-    """Whether a process has reached another step, or a process has started or ended."""
+    """Whether a process has sent a heartbeat, or a process has started or ended."""
     is_busy: bool
     """Whether the processes together have used more than `_IDLE_CORE_SHARE` of a CPU core since the previous poll."""
     new_processes: Sequence[ProcessInfo] = ()
-    """The processes that were registered since the previous poll, even if they have ended by now."""
+    """The processes whose record was read for the first time since the previous poll, even if they have ended by now. A
+    process that removes its record before the next poll is never read."""
     running_processes: Sequence[ProcessInfo] = ()
     """The processes that are monitored now."""
     memory_use: MemoryUse | None = None
-    """The memory use of the control group that is nearest to its limit, among the groups of the processes and of the
-    monitor. None if no limit applies."""
+    """The memory use of the control group that is nearest to its limit. One group is considered for each process and
+    for the monitor itself: the one with the smallest limit among its own group and the ancestors. None if no limit
+    applies."""
 
 
 @dataclass
@@ -95,11 +97,11 @@ class _MonitoredProcess:
 
     record: ProcessRecord
     handle: psutil.Process | None
-    """None if the process had ended before the first poll."""
+    """None if the process had ended before its record was read."""
     initial_oom_kills: dict[str, int] = field(default_factory=dict)
     """The keys are the folders of the memory control groups that the process has been in. The value is the group's
-    number of OOM kills when the process was first seen in the group, plus the later kills of other processes of the
-    group."""
+    number of OOM kills when the process was first seen in the group, plus the later kills that were attributed to other
+    monitored processes."""
     peak_bytes: int = 0
     """The largest resident memory that the process has had, as of the last poll."""
     stopped_since_s: float | None = None
@@ -158,7 +160,8 @@ class NodeMonitor:
     def read_stacks(self) -> list[tuple[ProcessInfo, str]]:
         """Return each process that handles the stack signal, with the text of its Python stacks.
 
-        The text is empty for a process that does not respond because another signal has stopped the process.
+        The text is empty for a process that has ended, and for a process that cannot handle the signal because SIGSTOP
+        has stopped it.
         """
         requested = [
             (monitored, file)
@@ -294,11 +297,11 @@ def out_of_memory_cause(group: MemoryGroup, limiting: MemoryGroup | None, peak_b
     `group` is the process's control group. `limiting` is the group whose limit was reached: `group` or an ancestor, or
     None if the machine's memory is the only limit. `peak_bytes` is the most memory that the process itself has used.
     """
-    limit, limited_group = "no limit but the machine's memory", limiting or group
+    limit, limited_group, subject = "no limit but the machine's memory", limiting or group, "the group's"
     if limiting is not None and limiting.limit_bytes is not None:
         owner = f" of {limiting.path}" if limiting.path != group.path else ""
-        limit = f"limit {format_gib(limiting.limit_bytes)}{owner}"
-    group_peak = f", its peak {format_gib(limited_group.peak_bytes)}" if limited_group.peak_bytes else ""
+        limit, subject = f"limit {format_gib(limiting.limit_bytes)}{owner}", "its"
+    group_peak = f", {subject} peak {format_gib(limited_group.peak_bytes)}" if limited_group.peak_bytes else ""
     process_peak = f"; this process's peak was {format_gib(peak_bytes)}" if peak_bytes > 0 else ""
     return f"ran out of memory: the kernel killed it in control group {group.path} ({limit}{group_peak}){process_peak}"
 

@@ -18,8 +18,8 @@ _LOCAL_PREFIXES = ("file://", "local://", "file:", "local:")
 def local_path(url: str) -> str | None:
     """Return the path in a URL that points to the local disk. Returns None for a URL that points elsewhere.
 
-    A local URL is a plain path or starts with `file://`. In a chained URL such as `zip://member::file:///x.zip` the
-    last part decides. The path is returned as it is written, not made absolute.
+    A local URL is a plain path or starts with one of `_LOCAL_PREFIXES`. In a chained URL such as
+    `zip://member::file:///x.zip` the last part decides. The path is returned as it is written, not made absolute.
     """
     last_part = url.rpartition("::")[2]
     prefix = next((prefix for prefix in _LOCAL_PREFIXES if last_part.startswith(prefix)), "")
@@ -38,8 +38,9 @@ def absolute_url(url: str) -> str:
 def list_files(patterns: list[str]) -> list[str]:
     """Return the URLs of all files that match the glob patterns, sorted within each pattern.
 
-    Patterns may be any fsspec URL, including chained URLs such as `zip://member::file://x.whl`. Raises ValueError when
-    a pattern matches no file, names a damaged archive, or contains credentials.
+    Patterns may be any fsspec URL, including chained URLs such as `zip://member::file://x.whl`. In the pattern of an
+    archive's members, `*` also matches slashes. Raises ValueError when a pattern matches no file, names a damaged
+    archive, or contains credentials.
     """
     return [url for url, _ in list_files_with_sizes(patterns)]
 
@@ -64,7 +65,7 @@ def list_files_with_sizes(patterns: list[str]) -> list[tuple[str, int | None]]:
 
 
 def _expand_pattern(pattern: str) -> list[tuple[str, int | None]]:
-    """Return (URL, size in bytes) of the files that one pattern matches, sorted by path.
+    """Return (URL, size in bytes) of the files that one pattern matches, sorted by archive and by path.
 
     In a chained URL the archive part may be a pattern too, such as `zip://*.jsonl::file://*.zip`.
     """

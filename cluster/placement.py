@@ -13,8 +13,9 @@ class Execution:
     """The `execution:` settings that all stages have in common."""
 
     wait_s: float = 600.0
-    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. Has no
-    effect in a local cluster, because no nodes join it."""
+    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. For
+    resources that other work is using, it waits as long, but at least 120 s. Has no effect in a local cluster, because
+    no nodes join it."""
 
     def __post_init__(self) -> None:
         if self.wait_s < 0:
@@ -53,9 +54,11 @@ class Placement:
     backend: Literal["gloo", "nccl"] = "gloo"
     """Communication backend of the workers' process group: gloo for CPUs, nccl for GPUs."""
     threads_per_worker: int = 1
-    """OpenMP threads of each worker. The threads of all workers on a node must not exceed the cores of the node."""
+    """OpenMP threads of each worker. All workers on a node together should not have more threads than the node has
+    cores. This is not checked."""
     max_failures: int = 3
-    """How often the group may be restarted from its last checkpoint after a worker has died."""
+    """How often workers may be restarted after one has died. Training workers are restarted all together, from their
+    last checkpoint. Other workers are restarted alone."""
 
     def check(self, field: str, *, forms_process_group: bool = True) -> None:
         """Raises ValueError when a value is not allowed. `field` is the name of this placement in the config.
@@ -127,13 +130,13 @@ def format_amount(name: str, amount: float) -> str:
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
     """Raises ValueError when more of a resource is `needed` than is `available`.
 
-    Both map the names of resources to amounts. `available` is the total of the cluster, including resources in use.
-    `field` is the config field that the error message names.
+    Both map the names of resources to amounts. `available` is the most that the cluster can ever have, including
+    resources in use and nodes that have not joined yet. `field` is the config field that the error message names.
     """
     for name, amount in needed.items():
         total = available.get(name, 0.0)
         if amount > total + 1e-9:
             raise ValueError(
-                f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has {total:g}; "
+                f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has at most {total:g}; "
                 "use fewer workers, give each worker less, or use a larger cluster"
             )

@@ -28,7 +28,8 @@ def from_plain(value_type: type[T], value: Any) -> T:
     """Convert a plain value back to `value_type`, the reverse of `to_plain`.
 
     `value` may have been written to JSON and read again. JSON turns all keys of dicts into strings, so keys of type int
-    are converted back. Raises ValueError when `to_plain` cannot have made `value` from a value of this type.
+    are converted back. Raises ValueError if `value` is not structured like a plain `value_type`: a list stands in place
+    of a dict or a scalar, a field is unknown, a required field is missing. The types of scalars are not checked.
     """
     return typing.cast(T, _convert(value_type, value))
 
@@ -37,8 +38,8 @@ def _convert(value_type: Any, value: Any) -> Any:
     origin, arguments = get_origin(value_type), get_args(value_type)
     if origin in (types.UnionType, typing.Union):
         # Only `X | None` says which type the value has. The values of any other union are returned unchanged.
-        (member,) = [member for member in arguments if member is not type(None)] if len(arguments) == 2 else (Any,)
-        return None if value is None else _convert(member, value)
+        members = [member for member in arguments if member is not type(None)]
+        return value if value is None or len(members) > 1 else _convert(members[0], value)
     if dataclasses.is_dataclass(value_type):
         return _to_dataclass(typing.cast(type, value_type), value)
     if isinstance(value_type, type) and issubclass(value_type, tuple) and hasattr(value_type, "_fields"):

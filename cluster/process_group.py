@@ -18,7 +18,7 @@ def join_process_group(context: RankContext, *, backend: str, address: str, time
 
     address: `host:port` at which rank 0 listens and to which all ranks connect.
     timeout_s: how long a rank waits for other ranks, here and in every later collective operation. A rank whose process
-        died is noticed without this wait, because its connection is closed.
+        died is noticed without this wait if the backend is gloo, because its connections are closed.
     """
     # Imported here so that the driver and Ray Train's controller do not import torch, which takes seconds.
     import torch.distributed as dist

@@ -86,11 +86,15 @@ class RemoteMonitors:
         self._num_starts: Counter[str] = Counter()
         """How often a monitor was started, by node id."""
         self._lost_ips: set[str] = set()
-        """IP addresses of the nodes whose monitor is dead and has not been replaced."""
+        """IP addresses of the nodes that have left the cluster or whose monitor is dead. An address is removed when a
+        new monitor reports a process from there."""
         self._lock = threading.RLock()
 
     def update_nodes(self) -> None:
-        """Start a monitor on every new node, and forget the nodes that have left the cluster."""
+        """Start a monitor on every node that has none, and forget the nodes that have left the cluster.
+
+        On a node on which `_MAX_STARTS` monitors were started already, no further one is started.
+        """
         alive = self._nodes.alive_ids()
         with self._lock:
             for node_id in self._remotes.keys() - alive:
@@ -115,7 +119,7 @@ class RemoteMonitors:
     def call(self, method: Callable[..., T], *arguments: Any) -> list[T]:
         """Call a method of `NodeMonitor` on all other nodes. Returns the answers that arrive within the time limit.
 
-        Does not wait for nodes that have not answered an earlier poll yet.
+        A call that raised has no answer. Does not wait for nodes that have not answered an earlier poll yet.
         """
         with self._lock:
             calls = [(remote, remote.monitor.call(method, *arguments)) for remote in self._remotes.values()]
@@ -123,7 +127,9 @@ class RemoteMonitors:
             return [answer.result() for _, answer in calls if answer.done() and answer.exception() is None]
 
     def is_node_lost(self, ip: str) -> bool:
-        """Whether the monitor on the node with this IP address is dead and no new monitor has answered from there.
+        """Whether the node with this IP address has left the cluster or its monitor is dead.
+
+        The node no longer counts as lost when a new monitor reports a process from there.
 
         Ray notices the loss of a node only after several missed heartbeats. Until then it reports actors on the node as
         unavailable, not as dead.

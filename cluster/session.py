@@ -37,9 +37,9 @@ WORKER_ENV = {
     # Several processes share the cores, so a waiting OpenMP thread must sleep. By default it spins. A training step
     # with two threads took 2.2 s on two busy cores with spinning threads, and 0.6 s with sleeping threads.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # An empty value replaces a value that the user's shell or the image has set, and Python treats it as unset. With
-    # that value no bytecode is cached, and every worker would compile the source of torch, Ray and vLLM again. For the
-    # imports of `raymill plan` alone this takes 15 s on a slow core.
+    # Python treats the empty value as unset. It replaces a value that the user's shell or the image may have set, with
+    # which no bytecode would be cached, so that every worker would compile the source of torch, Ray and vLLM again. For
+    # the imports of `raymill plan` alone this takes 15 s on a slow core.
     "PYTHONDONTWRITEBYTECODE": "",
 }
 """Environment variables of every worker. Must not contain secrets, because Ray shows these variables in job records."""
@@ -80,8 +80,8 @@ def connect(
 
     Joins the cluster at `address`, or else at `RAY_ADDRESS`. Without either, starts a local cluster, which ends with
     the block. Does nothing when this process is already connected. `num_cpus` is the number of CPUs that a local
-    cluster offers to tasks and actors; None means the cores of this machine. `environment` contains environment
-    variables that every worker gets in addition to `WORKER_ENV`.
+    cluster offers to tasks and actors; None means the cores that this process may use. `environment` contains
+    environment variables that every worker gets in addition to `WORKER_ENV`.
     """
     # Ray is imported inside functions so that `raymill --help` and `raymill plan` do not wait a second for it.
     import ray
@@ -122,19 +122,26 @@ def connect(
 
 def _end_ray_processes(processes: list[psutil.Process]) -> None:
     """Wait until the Ray processes in the list have ended, and kill those that do not end within `_SESSION_END_S`."""
-    ray_processes = [process for process in processes if "ray" in _command_line(process)]
+    ray_processes = [process for process in processes if _is_ray_process(process)]
     _, alive = psutil.wait_procs(ray_processes, timeout=_SESSION_END_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _command_line(process: psutil.Process) -> str:
-    """Return the first words of a process's command line. They contain "ray" for a process that Ray started."""
+def _is_ray_process(process: psutil.Process) -> bool:
+    """Whether Ray started the process: its program or script is in Ray's package, or Ray has titled it `ray::…`.
+
+    The word `ray` alone says nothing, because the path of the Python interpreter may contain it (`/home/ray`). False if
+    the process has ended.
+    """
+    import ray
+
     try:
-        return " ".join(process.cmdline()[:3])
+        words = process.cmdline()[:3]
     except psutil.Error:
-        return ""  # the process has ended
+        return False
+    return any(word.startswith("ray::") or f"{Path(ray.__file__).parent}/" in word for word in words)
 
 
 def check_no_shadowed_packages() -> None:

@@ -48,8 +48,8 @@ def check_new_nodes() -> None:
     """Check the nodes that have joined the cluster since the last check.
 
     Raises ValueError when such a node cannot access a path of `require_shared_paths`. Call this function whenever nodes
-    may have joined; without new nodes it only lists the nodes. Does nothing outside of `require_shared_paths`, and in a
-    local cluster, which has one node.
+    may have joined; without new nodes it only lists the nodes. Does nothing outside of `require_shared_paths`, if this
+    process is not connected to Ray, and in a local cluster, which has one node.
     """
     if _shared_paths.store is None or not is_connected() or is_local_cluster():
         return
@@ -81,11 +81,16 @@ def _check_nodes(store: Storage, paths: Sequence[str], nodes: Mapping[str, str])
     for id, missing in missing_by_node.items():
         if not missing:
             continue
-        subject = f"store: {store.url}" if missing[0].endswith(probe) else f"source: {missing[0]}"
+        remedy = "use a URL such as s3://bucket/path, or a path that all machines mount"
+        if missing[0].endswith(probe):  # The node may have another directory of this path.
+            raise ValueError(
+                f"store: {store.url} on node {nodes[id]} is not the directory of this path on the driver's node; "
+                f"{remedy}"
+            )
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(
-            f"{subject}{others} does not exist on node {nodes[id]}: it is a local path of another machine; use a URL "
-            "such as s3://bucket/path, or a path that all machines mount"
+            f"source: {missing[0]}{others} does not exist on node {nodes[id]}: it is a local path of another machine; "
+            f"{remedy}"
         )
     return set(missing_by_node)
 

@@ -20,7 +20,8 @@ from types import FrameType
 import psutil
 
 _SHUTDOWN_LIMIT_S = 13.0
-"""How long an orderly shutdown may take. Supervisors wait 15 s or more after SIGTERM before they send SIGKILL."""
+"""How long an orderly shutdown may take. After SIGTERM, Kubernetes and Slurm wait 30 s by default before they send
+SIGKILL, and Ray waits 20 s for our jobs (`cluster.submission`). Docker and Podman wait only 10 s by default."""
 _DEFER_LIMIT_S = 6.0
 """How long `defer_signals` may delay the shutdown, for example to write a last checkpoint. This time is part of
 `_SHUTDOWN_LIMIT_S`."""
@@ -102,8 +103,9 @@ def restore_signal_handlers() -> Iterator[None]:
     """Restore Raymill's signal handlers at the end of the block, after a library such as Ray has replaced them.
 
     Ray's handler raises SystemExit(SIGTERM), which this context manager turns into a KeyboardInterrupt. Processes that
-    the library starts in the block ignore SIGHUP: when the terminal is closed, Raymill still needs them for its orderly
-    shutdown and ends them itself. Does nothing outside of `orderly_shutdown`.
+    the library starts in the block do not receive SIGHUP: when the terminal is closed, Raymill still needs them for its
+    orderly shutdown and ends them itself. Does nothing outside of `orderly_shutdown` and in threads other than the main
+    thread.
     """
     if not _signals.handled or threading.current_thread() is not threading.main_thread():
         yield
@@ -124,7 +126,7 @@ def restore_signal_handlers() -> Iterator[None]:
 
 
 def received_signal() -> signal.Signals | None:
-    """Return the first signal that this process has received, or None."""
+    """Return the first shutdown signal since the latest `orderly_shutdown` began, or None."""
     return _signals.received
 
 

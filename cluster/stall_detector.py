@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from cluster.node_monitor import NodeReport
 
 _IDLE_LIMIT_S, _BUSY_LIMIT_S = 180.0, 1800.0
-"""A stall is reported when the run has made no progress for this long: the first limit applies while all processes are
-idle, the second while at least one computes."""
+"""A stall is reported when the run has made no progress for the second limit, or when all its processes have also been
+idle for the first limit."""
 _STALL_FACTOR = 10.0
 """A pause without progress only counts as a stall if it is more than this many times as long as the longest earlier
 pause. Slow machines have long pauses and must not cause warnings."""
@@ -19,7 +19,7 @@ class StallDetector:
         self._last_progress_s = now_s
         """Time of the last progress."""
         self._last_activity_s = now_s
-        """Time at which a process last computed or made progress."""
+        """Time at which a process last computed or made progress, as far as the reports show it."""
         self._longest_pause_s, self._num_changes, self._is_reported = 0.0, 0, False
 
     def update(self, reports: Sequence[NodeReport], num_progress_changes: int, now_s: float) -> float | None:

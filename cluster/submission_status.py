@@ -20,14 +20,14 @@ from cluster.storage import Storage
 _INTERVAL_S = 10.0
 """Interval between two reports."""
 _SILENT_S = 60.0
-"""A run that has not reported for this long is considered dead."""
+"""A run that has not reported for this long has probably died. It may also be unable to write to the store."""
 
 SUBMISSION_VARIABLE = "RAYMILL_SUBMISSION"
 """The environment variable in which a submitted job finds its own id."""
 
 RunState = Literal["sent", "checking", "running", "succeeded", "failed", "stopped"]
-"""`sent`: the job was submitted but has not started. `checking`: the job has started, but its first stage has not, so a
-check may still fail. `stopped`: a signal has ended the run."""
+"""`sent`: the job is being submitted, or was submitted but has not started. `checking`: the job has started, but its
+first stage has not, so a check may still fail. `stopped`: a signal has ended the run."""
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,9 @@ class RunStatus:
     def __str__(self) -> str:
         text = f"{self.state}, {format_duration(self.age_s)} ago: {self.says}"
         if self.state in ("checking", "running") and self.age_s > _SILENT_S:
-            text += "\nthe run has not reported since, so it has died; submit the same command again to resume it"
+            text += (
+                "\nthe run has not reported since, so it has probably died; submit the same command again to resume it"
+            )
         return text
 
 
@@ -64,7 +66,7 @@ def record_submission(store: Storage, id: str) -> None:
 
 
 def require_same_store(store: Storage, id: str) -> None:
-    """Raises ValueError when the store of this process lacks the status that `record_submission` has written."""
+    """Raises ValueError when the store is a local directory without the status that `record_submission` has written."""
     if store.is_local and not store.exists(_name(id)):
         raise ValueError(
             f"store: {store.url} on the cluster is not the directory of this path on the machine that submitted the "

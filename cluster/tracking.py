@@ -18,23 +18,23 @@ _UPLOAD_INTERVAL_S = 15.0
 class Tracker:
     """Writes the metrics of a run to the log `metrics.jsonl` in `storage`.
 
-    Each line of the log is a JSON object with `step`, `time` and the metrics. Steps increase from line to line, also
-    when the run was killed and resumed. Metric keys have the form `area/quantity`. Only one process may write the log.
-    The tracker can be pickled until it has logged something.
+    Each line of the log is a JSON object with `step`, `time` and the metrics. Steps never decrease from line to line,
+    also when the run was killed and resumed (`resume`). Metric keys have the form `area/quantity`. Only one process may
+    write the log. The tracker can be pickled while its log is not open.
     """
 
     storage: Storage
     """The output of the run."""
     run_id: str
-    """Id of the W&B run. It is the id of the artifact, so that a resumed run continues the same W&B run."""
+    """Id of the W&B run. It is made from the id of the artifact, so that a resumed run continues the same W&B run."""
     name: str
     """Name of the W&B run."""
     group: str
-    """Group of the W&B run: all runs of a pipeline are in the same group."""
+    """Group of the W&B run: all stages of a pipeline are in the same group."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config that W&B shows for the run."""
     _file: IO[str] | None = field(default=None, repr=False)
-    """The open log, or a local copy of a log on an object store. None while the log is not open."""
+    """The open log, or an open local copy of a log on an object store. None while the log is not open."""
     _uploaded_s: float = field(default=0.0, repr=False)
     """When the local copy was last uploaded."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_BYTES = 32 << 20
-"""A file larger than this is removed after it is read, so that the next command starts with an empty cache."""
+"""A file larger than this is removed after it is read. The values that are stored later begin a new file."""
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ _POLL_S = 2.0
 _INIT_TIMEOUT_S = 60.0
 _CONNECT_LIMIT_S = 15.0
 _BLOCK_BYTES, _HEADER_BYTES = 32768, 7
-"""Sizes of a block and of a record header in LevelDB's log format, in which W&B writes an offline run."""
+"""Sizes of a block and of a record header in LevelDB's log format, in which W&B writes an offline run. The file begins
+with a header of W&B, which has the size of a record header too."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def main() -> None:
 def mirror(request: Request, requests: "queue.Queue[Request]", emit: Callable[[Event], None]) -> None:
     """Send every line of a metrics log to W&B once, until a finish request arrives.
 
-    Lines that an earlier attempt of the run has logged but not sent are sent too. `requests` is where the finish
-    request arrives, and `emit` writes an event to stdout.
+    Lines that an earlier attempt of the run has logged but not sent are sent too, if their steps are higher than the
+    last step that W&B has of this run. `requests` is where the finish request arrives, and `emit` writes an event to
+    stdout.
     """
     assert request.run is not None, "a mirror request has a run"
     storage = Storage(request.storage)
@@ -148,7 +150,7 @@ def check_reachable(server: str) -> None:
 class UnsentLines:
     """Finds the lines of a growing log that have not been sent yet.
 
-    A run that resumes removes the last lines of the log and logs these steps again.
+    A run that resumes removes the last lines of the log and logs the steps of these lines again.
     """
 
     def __init__(self, last_step: float) -> None:
@@ -163,7 +165,8 @@ class UnsentLines:
     def pop_new(self, lines: Sequence[str]) -> list[str]:
         """Return the lines that were not returned before. `lines` are all lines of the log.
 
-        A line that a resumed run has logged again is left out if its step was returned before.
+        A line that a resumed run has logged again is left out if a line of its step or of a later step was returned
+        before.
         """
         if self._num_read and (len(lines) < self._num_read or lines[self._num_read - 1] != self._last_line):
             self._num_read, self._skipped_step = 0, self._last_step  # a resumed run has shortened the log
@@ -248,7 +251,7 @@ def log_lines(run: Any, lines: Sequence[str]) -> None:
 
 
 def start_run(run: RunInfo, folder: str, *, mode: str, label: str = "driver", is_primary: bool = True) -> Any:
-    """Start or continue a W&B run. Its client also samples the CPUs, memory and GPUs of this node.
+    """Start or continue a W&B run. Unless `mode` is `offline`, its client samples this node's CPUs, memory and GPUs.
 
     folder: where the client keeps its files.
     mode: W&B's mode: `online`, `offline`, or `shared`, in which the clients of several nodes add to one run.

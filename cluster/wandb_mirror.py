@@ -1,8 +1,8 @@
 """Copies the metrics log of a run to W&B. A child process does this, so that no failure of W&B affects the run.
 
 With a W&B API key the lines of the log are sent while the run continues. Without a key, or when W&B fails, the complete
-log is written at the end of the run as an offline run into the folder `wandb/` of the output, for `wandb sync`. The log
-in the output is never changed.
+log is written at the end of the run as an offline run into the folder `wandb/` of the output, for `wandb sync`. The
+environment variable `WANDB_MODE` can choose one of the two, or turn both off. The log in the output is never changed.
 """
 
 import json
@@ -83,7 +83,9 @@ def wandb_link(group: str) -> str | None:
 
 @contextmanager
 def mirror_to_wandb(tracker: Tracker) -> Iterator[None]:
-    """Copy the lines that are logged within the block to W&B. If W&B fails, one warning is logged.
+    """Copy the metrics log to W&B while the block runs and at its end. If W&B fails, a warning is logged.
+
+    A second warning is logged if the offline run cannot be written either.
 
     Raises ValueError when `WANDB_MODE` has an unknown value.
     """

@@ -68,7 +68,7 @@ def test_a_node_that_joined_during_the_wait_must_see_the_paths_of_the_run(monkey
     removed: list[str] = []
 
     def reject_new_node() -> None:
-        raise ValueError("store: runs does not exist on node 10.0.0.2")
+        raise ValueError("source: a.txt does not exist on node 10.0.0.2")
 
     # Imported by its full name, because in `ray.util` a function of the same name hides the module.
     ray_placement_group = importlib.import_module("ray.util.placement_group")

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import cgroups
 from cluster.cgroups import (
+    cgroup_of,
     core_limit_of,
     free_group_bytes,
     limiting_group,
@@ -55,6 +56,19 @@ def test_the_core_limit_of_an_ancestor_applies(groups: Path, quotas: tuple[str, 
     leaf = write(groups / "pod" / "task", cpu__max=quotas[0])
     write(groups / "pod", cpu__max=quotas[1])
     assert core_limit_of(leaf) == cores
+
+
+def test_a_process_belongs_to_the_nearest_group_with_the_controller(groups: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cgroups, "_PROCESSES", groups)
+    write(groups / "7", cgroup="0::/pod/step/task")
+    pod = write(groups / "pod", memory__events="oom_kill 0")
+    step = write(pod / "step" / "task", cgroup__procs="7").parent
+    assert cgroup_of(7) == pod and cgroup_of(7, "cpu") is None and cgroup_of(8) is None
+    write(step, cpu__max="max 100000")
+    assert cgroup_of(7, "cpu") == step
+    write(groups / "7", cgroup="0::/path/on/the/host")
+    write(groups, memory__events="oom_kill 0")
+    assert cgroup_of(7) == groups
 
 
 def test_the_core_limit_is_read_in_version_1(groups: Path):

@@ -34,6 +34,7 @@ NODE_DIED = (
         (GUESS, None),
         ("… Worker exits with an exit code 1. The process receives a SIGTERM.", "was killed by signal 15 (SIGTERM)"),
         ("Worker exit detail: Worker exits with an exit code 3.", "ended by itself with exit code 3"),
+        ("Worker exit detail: Worker exits with an exit code -1.", "ended by itself with exit code -1"),
         (
             "Task was killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was high",
             "ran out of memory: Ray's memory monitor ended it",
@@ -51,6 +52,10 @@ NODE_DIED = (
 )
 def test_only_a_certain_cause_is_read_from_rays_report(report: str, cause: str | None) -> None:
     assert cause_in_report(report) == cause
+
+
+def test_a_signal_without_a_name_is_named_by_its_number() -> None:
+    assert exit_cause(-35) == "was killed by signal 35"
 
 
 def test_the_process_id_and_the_node_are_read_from_rays_report() -> None:

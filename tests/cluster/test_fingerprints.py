@@ -11,6 +11,7 @@ import pytest
 
 import cluster.fingerprints
 from cluster.fingerprints import fingerprint, fingerprints
+from cluster.progress import Progress
 from cluster.user_cache import UserCache
 
 
@@ -114,6 +115,18 @@ def test_reading_many_bytes_shows_progress(
     with caplog.at_level("INFO"):
         assert fingerprints([str(tmp_path / name) for name in "abc"], "corpus") == expected
     assert "corpus: reading files to identify them" in caplog.text
+
+
+def test_the_progress_counts_only_the_files_of_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[float] = []
+    monkeypatch.setattr(cluster.fingerprints, "_MIN_PROGRESS_BYTES", 100_000)
+    monkeypatch.setattr(Progress, "update", lambda self, done: shown.append(done))
+    write(tmp_path / "a", 1, 200_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a", "a")
+    time.sleep(0.05)
+    fingerprints([str(tmp_path / "a"), f"zip://a::file://{tmp_path}/a.zip"], "test")
+    assert shown == [0.2]
 
 
 def test_a_user_without_a_home_folder_has_no_cache_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,6 +55,6 @@ def test_the_lease_of_a_living_holder_is_waited_for(tmp_path: Path, caplog: pyte
 def test_a_holder_that_lost_its_lease_fails_and_keeps_the_new_lease(tmp_path: Path):
     with hold_lease(Storage(str(tmp_path))) as require_held:
         write_lease(tmp_path, host="elsewhere", pid=1, age_s=0.0)
-        with pytest.raises(RuntimeError, match="another run now writes"):
+        with pytest.raises(RuntimeError, match="another run has taken the lease over"):
             require_held()
     assert json.loads((tmp_path / LEASE_FILE).read_text())["holder"] == "other"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import machine
-from cluster.machine import num_cores
+from cluster.machine import num_cores, num_parallel_tasks
 
 
 @pytest.mark.parametrize(("core_limit", "cores"), [(None, 4), (1.5, 2), (0.1, 1), (64.0, 4)])
@@ -19,6 +19,16 @@ def test_the_number_of_cores_is_limited_by_affinity_and_control_group(
     monkeypatch.setattr(machine, "cgroup_of", lambda pid, controller: Path("/group"))
     monkeypatch.setattr(machine, "core_limit_of", lambda folder: core_limit)
     assert num_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_tasks", "expected"), [(None, 9, 4), (0, 9, 1), (2, 9, 2), (8, 9, 4), (None, 3, 3)]
+)
+def test_tasks_run_on_all_cores_unless_the_config_sets_fewer_workers(
+    workers: int | None, num_tasks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "num_cores", lambda: 4)
+    assert num_parallel_tasks(workers, num_tasks) == expected
 
 
 @pytest.mark.parametrize(

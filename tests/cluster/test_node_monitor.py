@@ -100,6 +100,15 @@ def test_a_normal_end_and_an_exception_are_not_deaths(start: Callable, tmp_path:
     assert [process_info.pid for process_info in first.new_processes] == [raised.pid]  # The process can still be named.
 
 
+def test_an_exception_of_an_actors_constructor_is_not_a_death(start: Callable, tmp_path: Path) -> None:
+    program = "class Actor:\n    def __init__(self): raise RuntimeError('reported by Ray')"
+    create = "heartbeat.monitored_class(Actor, 'rlhf', 'scorer', 0, log_death=True)()"
+    start("pass", before=f"{program}\n{create}").wait()
+    node = NodeMonitor(tmp_path / "records")
+    first = node.poll()
+    assert first.events == [] and [process_info.role for process_info in first.new_processes] == ["scorer"]
+
+
 def test_a_stopped_process_is_reported_once_and_again_when_it_continues(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +181,7 @@ def test_an_oom_kill_is_reported_with_limit_and_peak() -> None:
     parent = MemoryGroup("/sys/fs/cgroup/pod", num_oom_kills=1, limit_bytes=8 << 30, peak_bytes=None)
     group = replace(group, limit_bytes=None)
     assert "/pod/one (limit 8.00 GiB of /sys/fs/cgroup/pod)" in out_of_memory_cause(group, parent, peak_bytes=0)
-    assert "/pod/one (no limit but the machine's memory, its peak 2.00 GiB)" in out_of_memory_cause(
+    assert "/pod/one (no limit but the machine's memory, the group's peak 2.00 GiB)" in out_of_memory_cause(
         group, None, peak_bytes=0
     )
 

@@ -52,10 +52,10 @@ def test_more_resources_than_the_cluster_has_are_rejected():
     with pytest.raises(ValueError) as caught:
         check_fits({"CPU": 3.0}, {"CPU": 2.0}, "execution.placement")
     assert str(caught.value) == (
-        "execution.placement: does not fit: needs 3 CPUs, the cluster has 2; use fewer workers, give each "
+        "execution.placement: does not fit: needs 3 CPUs, the cluster has at most 2; use fewer workers, give each "
         "worker less, or use a larger cluster"
     )
-    with pytest.raises(ValueError, match="needs 1 GPU, the cluster has 0"):
+    with pytest.raises(ValueError, match="needs 1 GPU, the cluster has at most 0"):
         check_fits({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, "execution")
 
 

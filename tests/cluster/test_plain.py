@@ -36,6 +36,12 @@ def test_a_value_survives_a_round_trip_through_json() -> None:
     assert from_plain(int, to_plain(7)) == 7
 
 
+def test_a_value_of_a_union_is_returned_unchanged() -> None:
+    assert from_plain(int | str, "a") == "a"  # pyright: ignore[reportArgumentType]
+    assert from_plain(Place | int | None, ["a", 1]) == ["a", 1]  # pyright: ignore[reportArgumentType]
+    assert from_plain(Place | None, ["a", 1]) == Place("a", 1)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_named_tuple_becomes_a_list() -> None:
     assert to_plain(WHOLE)["places"] == [["a", 1]]
 

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 
-from cluster.session import connect
+from cluster.session import _is_ray_process, connect
 
 
 @pytest.mark.parametrize("name", ["data/__init__.py", "model.py", "cluster/__init__.py"])
@@ -23,6 +25,28 @@ def test_a_file_that_shadows_a_raymill_package_is_rejected_before_ray_starts(
     with pytest.raises(ValueError, match=rf"{name} would be imported in place of Raymill's own package"), connect():
         pytest.fail("the shadowing file was accepted")
     assert not ray.is_initialized()
+
+
+@dataclass
+class FakeProcess:
+    words: list[str]
+
+    def cmdline(self) -> list[str]:
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("words", "is_rays"),
+    [
+        (["ray::IDLE"], True),
+        ([f"{Path(ray.__file__).parent}/core/src/ray/raylet/raylet", "--raylet_socket_name=a"], True),
+        (["/home/ray/python", "-u", f"{Path(ray.__file__).parent}/_private/log_monitor.py"], True),
+        (["/home/ray/raymill/.venv/bin/python", "-m", "cluster.child_process", "cluster.wandb_client"], False),
+    ],
+)
+def test_a_process_is_not_taken_for_rays_because_of_a_folder_name(words: list[str], is_rays: bool) -> None:
+    process: Any = FakeProcess(words)
+    assert _is_ray_process(process) == is_rays
 
 
 @pytest.mark.slow

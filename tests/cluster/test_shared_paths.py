@@ -57,7 +57,7 @@ def test_the_error_names_the_missing_path_and_the_node(tmp_path: Path, nodes: Fa
         raise AssertionError("the block must not be entered")
     nodes.hidden, nodes.nodes_without_store = set(), {"id-10.0.0.1"}
     with (
-        pytest.raises(ValueError, match=r"store: .*runs.* does not exist on node 10.0.0.1"),
+        pytest.raises(ValueError, match=r"store: .*runs on node 10.0.0.1 is not the directory of this path"),
         require_shared_paths(store, [SOURCE]),
     ):
         raise AssertionError("the block must not be entered")
@@ -77,7 +77,7 @@ def test_a_node_that_joins_later_is_checked_once(tmp_path: Path, nodes: FakeNode
         assert [asked for _, asked in nodes.asked] == [["id-10.0.0.1"], ["id-10.0.0.2"]]
         nodes.names.append("10.0.0.3")
         nodes.nodes_without_store = {"id-10.0.0.3"}
-        with pytest.raises(ValueError, match=r"store: .* does not exist on node 10.0.0.3"):
+        with pytest.raises(ValueError, match=r"store: .* on node 10.0.0.3 is not the directory"):
             check_new_nodes()
     nodes.names.append("10.0.0.4")
     check_new_nodes()  # does nothing after the run

@@ -197,7 +197,7 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_rejected(folder: 
 
 
 def test_more_workers_than_the_cluster_has_cpus_for_are_rejected(folder: Path, ray_session: None) -> None:
-    with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has 2"):
+    with pytest.raises(ValueError, match="does not fit: needs 4 CPUs, the cluster has at most 2"):
         run(folder, "pretrain", "crowd", "execution.placement.workers=4", "execution.placement.cpus_per_worker=1")
 
 
