@@ -96,7 +96,7 @@ def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None
 def run(config: CompressConfig, context: Context) -> CompressSummary:
     """Write the quantized model to model/, and measure it beside the original.
 
-    Returns the sizes of the quantized model, and the measures.
+    Returns the sizes of both models, and the measures.
     """
     # Imported here, so that `raymill plan` does not import Ray and PyTorch.
     import ray
@@ -156,8 +156,9 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
     )
     return Workload(
         processes=[
-            # The tasks and the engine start together, but the tasks end before the engine's memory peaks. While the
-            # tasks run, the engine is assumed to use half of its peak. So this half is subtracted from the tasks.
+            # The tasks and the engine start together, but the tasks end before the engine's memory peaks. So the peak
+            # of all three is not the sum of their peaks but max(2 * scorer_gib, engine_gib). Half of the engine's
+            # memory is subtracted from each of the two tasks, so that the sum has this value.
             Processes(kind="actor", number=2, memory_gib=max(0.0, scorer_gib - engine_gib / 2)),
             Processes(kind="engine", memory_gib=engine_gib),
         ],

@@ -50,7 +50,7 @@ class ServeConfig:
     seed: int = 0
     """Sampling seed of every answer."""
     precision: Precision = precision_field(placement="")
-    """Precision of the engine (`model.precision`)."""
+    """Precision of the engine. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     execution: ServeExecution = field(default_factory=ServeExecution)
 
 
@@ -77,7 +77,7 @@ def require_chat_template(folder: Storage) -> None:
         return
     raise ValueError(
         f"model: the tokenizer in {folder.url} has no chat template, so it cannot be asked questions; "
-        "serve a model whose tokenizer_config.json has a chat_template"
+        "serve a model whose folder has chat_template.jinja, or chat_template in tokenizer_config.json"
     )
 
 

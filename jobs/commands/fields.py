@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+import yaml
+
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import Meaning, accepted_kinds, user_fields, value_meaning
 from jobs.frame.pipeline_config import PipelineConfig
@@ -17,7 +19,7 @@ from jobs.frame.stages import find_stage
 _TEXT_WIDTH = 116
 """Greatest number of columns in a line of a printed docstring."""
 _UNQUOTED_YAML = re.compile(r"[\w./+-]([\w./+ -]*[\w./+-])?")
-"""Strings that can be written in YAML without quotes."""
+"""Strings that are written in YAML without quotes, unless YAML would read them as another type, such as `true`."""
 
 MEANING_TEXTS: Mapping[Meaning, str] = {
     "artifact": "the name of another config in this folder, whose stage makes the artifact; `previous`, for the last "
@@ -36,8 +38,8 @@ class Field(NamedTuple):
     path: str
     """Path of the field in the YAML, such as `optimizer.lr`, `sources[].path` or `models.NAME`."""
     type: str
-    """The type in words, such as `int or null` or `list of str`. Empty for a field that contains an object of a
-    dataclass and is not null by default, because the fields of the dataclass are described next."""
+    """The type in words, such as `int or null` or `list of str`. Empty for a field whose default is an object of a
+    dataclass, because the fields of the dataclass are described next."""
     meaning: Meaning | None
     """What the value refers to. None for a setting that refers to nothing, such as a number."""
     kinds: tuple[str, ...]
@@ -45,7 +47,8 @@ class Field(NamedTuple):
     default: str
     """The default as YAML. Empty for a required field, and for a field whose `type` is empty."""
     doc: str
-    """The docstring of the field, as one line. If the field has none, the docstring of its dataclass, or empty."""
+    """The docstring of the field, as one line. If the field has none, the docstring of the dataclass in its type. Empty
+    if there is neither, and where the docstring would repeat that of a dataclass that was described before."""
 
 
 class NestedDataclass(NamedTuple):
@@ -105,7 +108,7 @@ def config_fields(
         path, annotation = f"{prefix}{field.name}", annotations[field.name]
         value = default_value(field) if default is None else getattr(default, field.name)
         nested = nested_dataclass(annotation)
-        is_group = nested is not None and not nested.path_suffix and value is not None
+        is_group = nested is not None and not nested.path_suffix and dataclasses.is_dataclass(value)
         class_text = class_doc(nested.dataclass) if nested and nested.dataclass not in documented else ""
         yield Field(
             path,
@@ -171,4 +174,6 @@ def to_yaml(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {to_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
         return str(value).removesuffix(".0")
-    return str(value) if _UNQUOTED_YAML.fullmatch(str(value)) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and not (_UNQUOTED_YAML.fullmatch(value) and yaml.safe_load(value) == value):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

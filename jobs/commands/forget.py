@@ -2,10 +2,11 @@
 
 First the command adds the ids to a list in the store, so that later runs skip these documents. Then it changes each
 corpus and each `shards` artifact in place. The changed artifact equals the artifact that a new run would make from the
-source files without the documents. Only files that contain one of the documents are rewritten.
+source files without the documents, with two exceptions that are described at `Stage.forget`. Only files that change are
+rewritten: those that contain one of the documents, or a duplicate that takes its place.
 
 While an artifact is being changed, it has no artifact.json and does not count as finished. If the command is killed,
-the same command or the next `raymill run` completes the change.
+the same command completes the change, and the next `raymill run` makes the artifact again without the documents.
 
 Tokenizers and models that were trained on the documents are not changed. The command prints their ids.
 """
@@ -44,8 +45,8 @@ def forget(store: Storage, ids: Sequence[str], *, address: str | None = None) ->
     """Remove the documents with these ids from the store.
 
     Shards are rewritten by the Ray cluster at `address`. If `address` is None, they are rewritten by the cluster of
-    RAY_ADDRESS, or by a local one. Raises ValueError, before anything is changed, if there is a document that
-    no corpus of the store has read.
+    RAY_ADDRESS, or by a local one. Raises ValueError, before anything is changed, for an id that was not forgotten
+    before and that no corpus of the store has read. Only corpora that this version of Raymill can change are searched.
     """
     changed: list[str] = []
     failed: dict[str, str] = {}
@@ -92,7 +93,10 @@ def _read_records(store: Storage) -> list[Record]:
 
 
 def _unknown_ids(ids: Sequence[str], store: Storage, records: Sequence[Record]) -> list[str]:
-    """Return those of the ids whose documents no corpus of the store has read. `records` are the store's records."""
+    """Return those of the ids whose documents no corpus of the store has read. `records` are the store's records.
+
+    Corpora of a different version of the stage are not searched, because their table of origins may differ.
+    """
     unseen = set(ids)
     for record in records:
         if record.kind == "corpus" and record.is_current and unseen:

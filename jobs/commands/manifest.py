@@ -3,8 +3,8 @@
 There are three groups of worker pods: data, train and rollout. The number of pods in a group is computed from the
 `execution` settings of the stages: it is the number for that stage which needs the most pods of the group, because the
 stages run one after another. There are at least as many data pods as the cluster file says. A ConfigMap contains the
-configs and the local `.py` files that the configs name. Data is not copied, because the pods read it from the URLs in
-the configs.
+configs, the local `.py` files that the configs name, and the modules that these files import from their folder. Data is
+not copied, because the pods read it from the URLs in the configs, or from volumes that all pods mount.
 """
 
 import shlex
@@ -20,7 +20,7 @@ from cluster.placement import Placement, TasksExecution
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.shipping import local_program, program_files
 from jobs.frame.config_loader import build, find_execution, load_yaml
-from jobs.frame.pipeline_config import find_pipeline_config, load_configs
+from jobs.frame.pipeline_config import find_pipeline_config, load_configs, read_pipeline_config
 from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.same_code import submission_variables
 from jobs.frame.stages import find_stage
@@ -34,7 +34,7 @@ class Location(NamedTuple):
     """A path or URL in a config."""
 
     field: str
-    """The field with the path or URL, such as `store` or `sft: init`."""
+    """The field with the path or URL, such as `store` or `sft: init`. `sft: source` stands for any source field."""
     url: str
     """The path or URL, as it is in the config. It may end in `:function`."""
 
@@ -53,7 +53,8 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
         raise ValueError(f"{cluster}: {error}") from error
     configs = load_configs(stage, config, overrides)
     store_option = [] if store is None else ["--store", store]
-    pipeline_config = find_pipeline_config(config, overrides)
+    is_pipeline = stage == "pipeline"
+    pipeline_config = read_pipeline_config(config, overrides)[0] if is_pipeline else find_pipeline_config(config)
     store = store or pipeline_config.store
     files = {_shipped_name(path): path.read_text() for path in _shipped_files(stage, config, configs)}
     _check_locations(configs, store)
@@ -119,9 +120,13 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
 
 
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
-    """Return the paths of the configs, of the `.py` files named in them, and of the modules that these files import."""
+    """Return the paths of the configs, of the `.py` files named in them, and of the modules that these files import.
+
+    For a single stage, `pipeline.yaml` is included if it exists, because its list decides what `previous` refers to.
+    """
     paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
-    paths += [config] if stage == "pipeline" else []
+    pipeline_file = config if stage == "pipeline" else config.parent / "pipeline.yaml"
+    paths += [pipeline_file] if pipeline_file.is_file() else []
     programs = {local_program(value) for stage_config in configs.values() for value in find_sources(stage_config)}
     files = {file for program in programs if program for file in program_files(program)}
     return [*paths, *sorted(files)]
@@ -130,12 +135,12 @@ def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list
 def _shipped_name(path: Path) -> str:
     """Return the path of a local file's copy in the pods, relative to the working directory there.
 
-    Raises ValueError for a file outside of the working directory.
+    Raises ValueError for an absolute path and for a path with `..`.
     """
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
-            f"{path}: the file must be in the working directory or a folder in it, because only such files are copied "
-            "to the pods"
+            f"{path}: the path of this file must be relative to the working directory and must not contain .., because "
+            "only files in the working directory are copied to the pods"
         )
     return path.as_posix()
 

@@ -29,7 +29,7 @@ from jobs.frame.user_code import reject_file_lookups
 
 
 def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipeline: Pipeline, folder: Path) -> str:
-    """Write the files that must be shipped into `folder`, under their paths relative to the working directory.
+    """Write the files that must be shipped into `folder`, each under the path that `_shipped_path` returns.
 
     `stage`, `config` and `overrides` are the arguments of the user's command, and `pipeline` was loaded from them.
     Returns the command that the cluster must run in its copy of `folder`.
@@ -40,8 +40,10 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
         is_config_of_command = stage != "pipeline" and name in pipeline.jobs
         path = config if is_config_of_command else config.parent / f"{name}.yaml"
         _write_yaml(folder / _shipped_path(path), _replace(load_yaml(path), replacements[name]))
-    if stage == "pipeline":
-        _write_yaml(folder / _shipped_path(config), load_yaml(config))
+    # A single stage needs pipeline.yaml too, because its list decides what `previous` refers to.
+    pipeline_file = config if stage == "pipeline" else config.parent / "pipeline.yaml"
+    if pipeline_file.is_file():
+        _write_yaml(folder / _shipped_path(pipeline_file), load_yaml(pipeline_file))
     for job in jobs.values():
         for value in find_sources(job.config):
             if program := local_program(value):
@@ -143,9 +145,9 @@ def _shipped_override(
 
 
 def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
-    """Return a copy of a YAML value in which each string that is a key of `replacements` is replaced.
+    """Return a copy of a YAML value in which each string, at any depth, is replaced by `replacements[string]`.
 
-    Strings at any depth are replaced. The value that `replacements` has for the string takes its place.
+    Strings that are not keys of `replacements` stay the same.
     """
     if isinstance(value, Mapping):
         return {key: _replace(item, replacements) for key, item in value.items()}

@@ -11,7 +11,7 @@ def list_artifacts(store: Storage) -> Iterator[str]:
     """Yield a line for each artifact of a store, with the artifact's id, the duration of the run and the artifact's
     URL.
 
-    The artifact whose run started first comes first.
+    The artifact whose run started first comes first. If the store has no artifact, yields a line that says so.
     """
     records = [store.read_json(name) for name in store.glob(f"*/{RECORD}")]
     if not records:
@@ -34,7 +34,7 @@ def _summary_lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str
     """Yield a line for each number and string of a summary. A value in a nested mapping has a name such as
     `outer.inner`.
 
-    `prefix` is the beginning of all names, ending in a dot, or empty. Lists are left out.
+    `prefix` is the beginning of all names, ending in a dot, or empty. Lists and nulls are left out.
     """
     for name, value in summary.items():
         if isinstance(value, Mapping):

@@ -49,10 +49,11 @@ def submit(
 
     If the same command was already submitted, its existing job is returned and the work is not repeated. The id of a
     job contains a hash of the command, the shipped files, Raymill's version and the ids of the artifacts. A changed
-    data file leads to different artifact ids and therefore to a different job. A job whose artifacts were deleted is
-    submitted again.
+    data file leads to different artifact ids and therefore to a different job. A job is submitted again if it has
+    failed, was stopped, or has succeeded but its artifacts were deleted.
 
-    Raises ValueError with all errors that can be detected on this machine. Nothing is submitted in this case.
+    Raises ValueError for errors that can be detected on this machine, before anything is submitted. One message
+    contains all errors that `find_errors` returns. Also raises the exceptions of `submit_once`.
     """
     # Workers run in a folder with copies of files of the working directory. In this folder, a user's file such as
     # `numpy.py` would be imported instead of the installed package.
@@ -92,8 +93,8 @@ def _job_digest(command: str, folder: Path, pipeline: Pipeline) -> str:
 def follow_start(submission: Submission, store: Storage) -> JobReport:
     """Wait until the run of a job has passed its checks or has ended, for at most `_MAX_START_WAIT_S`.
 
-    Returns the state of the job at the end of the wait. The checks, which the run does on the cluster, are that the
-    cluster reads the same store and has the same version of Raymill. A run whose checks fail ends within seconds.
+    Returns the state of the job at the end of the wait. The run does the checks on the cluster: that the cluster reads
+    the same store and has the same source files of Raymill, and all checks of `run_pipeline`.
     """
     deadline = time.monotonic() + _MAX_START_WAIT_S
     with show_activity(lambda: f"waiting for job {submission.id} to begin"):

@@ -28,7 +28,7 @@ def trace(store: Storage, id: str) -> Iterator[str]:
     is_found = False
     for artifact in artifacts:
         if artifact.kind == "corpus" and not artifact.record.is_current:
-            yield f"{artifact.id} was made by an older version of Raymill, which recorded no origins of documents"
+            yield f"{artifact.id} cannot be searched: it was made by a different version of the stage corpus"
         elif artifact.kind == "corpus":
             for row in find_origin_rows(artifact.storage, artifact.read_summary(CorpusSummary).parts, [id]):
                 is_found = True
@@ -37,7 +37,7 @@ def trace(store: Storage, id: str) -> Iterator[str]:
         if artifact.kind == "shards":
             yield from _shards_lines(artifact, id)
     if id in read_forgotten(store):
-        yield f"{id} was removed by `raymill forget`: no artifact in {store.url} may contain it"
+        yield f"{id} was forgotten with `raymill forget`: artifacts in {store.url} must not contain it"
     elif not is_found:
         raise ValueError(
             f"trace: no corpus in {store.url} has read a document with the id {id!r}; an id has the form "

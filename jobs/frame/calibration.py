@@ -1,6 +1,7 @@
-"""Calibrates this machine: measures its speed at most once a week, so that forecasts can be computed.
+"""Calibrates this machine: measures its speed and caches the result for a week, so that forecasts can be computed.
 
-All measurements are CPU time of one thread, so that other programs on the machine do not distort them.
+Measurements are CPU time of one thread, so that other programs on the machine do not distort them. The exception is
+`Machine.bfloat16_speed` on a processor that only emulates bfloat16: it is a ratio of two wall times.
 """
 
 import json
@@ -51,14 +52,15 @@ class Machine:
     this speed."""
     bfloat16_speed: float
     """Speed in bfloat16 divided by the speed in float32. Measured with the passes of the small decoder, or with a
-    matmul if the processor only emulates bfloat16. On such a processor the value is 0.02 to 0.1."""
+    matmul if the processor only emulates bfloat16. On such a processor the value is far below 1, such as 0.03."""
 
 
 def calibrate() -> Machine:
     """Return the speed of this machine.
 
-    The speed is measured, in about three seconds, if the cached calibration is missing or older than a week. Otherwise
-    the cached calibration is returned.
+    The speed is measured, in about three seconds, if there is no cached calibration that is at most a week old and was
+    made with the same versions of Python, torch and numpy and the same `_INSTRUCTION_VARIABLES`. Otherwise the cached
+    calibration is returned.
     """
     instructions = [os.environ.get(name) for name in _INSTRUCTION_VARIABLES]
     names = (processor_name(), num_cores(), platform.python_version(), version("torch"), version("numpy"), _VERSION)

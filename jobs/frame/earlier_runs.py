@@ -28,7 +28,8 @@ class EarlierRun:
 def earlier_runs(store: Storage) -> list[EarlierRun]:
     """Return the earlier runs in a store that a forecast on this machine can use.
 
-    Runs on a different machine, resumed runs and runs whose memory was not measured are left out.
+    Runs on a different machine, resumed runs, runs whose memory was not measured and runs without a recorded workload
+    are left out.
     """
     runs: list[EarlierRun] = []
     this_machine = Hardware(processor=processor_name(), cores=num_cores())

@@ -1,7 +1,9 @@
 """Declares config fields whose values refer to something outside the config: artifacts, files or user-provided code.
 
 Each constructor below is used like `dataclasses.field` and puts a mark into the field's metadata. `references.py` finds
-the marked fields of a config and collects their values.
+the marked fields of a config and collects their values. The exception is `list_of_choices`, whose mark says how many
+fields each item must set. The mark `user_code` (`model/learning.py`) is for a field that contains either a built-in
+name or user-provided code.
 """
 
 import dataclasses
@@ -15,8 +17,8 @@ Meaning = Literal["artifact", "files", "user code"]
 PREVIOUS_STAGE = "previous"
 """The value of an input that refers to an earlier config of the pipeline without naming it.
 
-The value refers to the last config before this one that makes a kind of artifact which the input accepts. For example,
-in the config of `sft`, `init: previous` refers to the model that `pretrain` makes.
+The value refers to the last config before this one that has a file in the folder and makes a kind of artifact which
+the input accepts. For example, in the config of `sft`, `init: previous` refers to the model that `pretrain` makes.
 """
 
 
@@ -32,8 +34,9 @@ def input_artifact(*kinds: Kind, default: Any = dataclasses.MISSING) -> Any:
 def source_files(default: Any = dataclasses.MISSING) -> Any:
     """Declare a config field of file paths or globs.
 
-    The content of the files is hashed into the artifact's id. Their location is not. For a value such as
-    `path/to/verifier.py:function`, the content of the Python file and the name of the function are hashed.
+    The content of the files is hashed into the artifact's id, but their location is not. For a value such as
+    `path/to/verifier.py:function`, the content of the Python file, the content of the modules that it imports from its
+    folder, and the name of the function are hashed.
     """
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: default, metadata={"source": True})

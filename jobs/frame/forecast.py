@@ -38,17 +38,17 @@ class Forecast:
     disk_gib: float | None
     """Size of the artifact."""
     basis: str
-    """What the values are based on: MEASURED if the stage is finished, `like <id>` if an earlier run made the artifact
-    `<id>`, `calibration` if only the calibration of this machine was used, or a reason why values are unknown."""
+    """What the values are based on: MEASURED if the stage is finished, `like <id>` for a forecast from the earlier run
+    that made the artifact `<id>`, `calibration` if only the calibration of this machine was used, or a reason why
+    values are unknown. For an interrupted stage, a remark follows that the values are those of the complete stage."""
 
 
 def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | None = None) -> dict[str, Forecast]:
     """Return the forecasts of the jobs. The keys are the names of the jobs, as in `jobs`.
 
     The forecast of a finished job contains the measured values. Unfinished jobs of stages without `Stage.workload` are
-    left out.
-    If the run will join a cluster (`address` or `RAY_ADDRESS`), only disk is forecast, because the speed of the
-    cluster's machines is not known here.
+    left out. If the run will join a cluster (`address` or `RAY_ADDRESS`), only disk is forecast, because the speed of
+    the cluster's machines is not known here.
     """
     artifacts = {name: open_artifact(store / job.id) for name, job in jobs.items()}
     workloads = {
@@ -73,9 +73,10 @@ def forecast_jobs(jobs: Mapping[str, Job], store: Storage, *, address: str | Non
 
 
 def _workload(job: Job, store: Storage) -> Workload | None:
-    """Return the workload of a job, computed for the precision that the job would use on this machine.
+    """Return the workload of a job, computed for the precision that an interrupted run of the job has recorded.
 
-    Returns None if the job's stage has no function `workload`.
+    Without such a run, it is computed for the precision that the job would use on this machine. Returns None if the
+    job's stage has no function `workload`.
     """
     if job.stage.workload is None:
         return None

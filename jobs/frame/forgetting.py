@@ -57,11 +57,12 @@ def _remove_once(stage: Stage, output: Storage, store: Storage, require_lease: C
     is_finished = output.exists(RECORD)
     record = read_record(output, RECORD if is_finished else BACKUP)
     if is_finished:
-        output.remove(BACKUP)
+        output.remove(BACKUP)  # an earlier removal may have been killed between its last two steps
     if not record.is_current:
         raise ValueError(
             f"{record.id} was made by version {record.stage_version} of the stage {stage.name}, but this version of "
-            f"Raymill can change only artifacts of version {stage.version}; delete the artifact, or run the stage again"
+            f"Raymill can change only artifacts of version {stage.version}; delete the artifact, and run the stage "
+            "again if you need it without the documents"
         )
     inputs = {
         path: artifact

@@ -26,12 +26,13 @@ class Job:
     stage: Stage
     name: str
     """The name of the config file without `.yaml`. It begins with the name of the stage: the config `rlhf-ppo` belongs
-    to the stage `rlhf`."""
+    to the stage `rlhf`. If the file has another name, which is possible for a single stage, this is the name of the
+    stage."""
     config: Any
     """The config, an object of the class `stage.config`."""
     planned: PlannedInputs
     """The job's inputs. The keys are paths of config fields, such as `init` or `models.before`. An input that
-    another config of the pipeline makes is a `Job`, whether it has run or not. An input that the config names by its
+    another config in the same folder makes is a `Job`, whether it has run or not. An input that the config names by its
     location is an `Artifact`."""
 
     @property

@@ -1,7 +1,7 @@
 """Binds configs to jobs. To bind a config means to read it, to check it, and to resolve each of its inputs.
 
-An input that another config of the pipeline makes is resolved to the job of that config. Every other input is resolved
-to an artifact that exists.
+An input that another config in the same folder makes is resolved to the job of that config. Every other input is
+resolved to an artifact that exists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class Binder:
     ) -> None:
         """Create a binder for the configs in `folder`.
 
-        `overrides` maps the name of a config to the overrides of its fields. `order` lists the names of all configs in
-        the order of the pipeline. `files` maps the name of a config to the path of its file, for those configs whose
-        file is not `<name>.yaml` in the folder.
+        `overrides` maps the name of a config to the overrides of its fields. `order` has the names of the configs that
+        `pipeline.yaml` lists, in the same order. `files` maps the name of a config to the path of its file, for those
+        configs whose file is not `<name>.yaml` in the folder.
         """
         self._folder, self._overrides, self._order, self._files = folder, overrides, order, files or {}
         self.jobs: dict[str, Job] = {}
@@ -46,7 +46,8 @@ class Binder:
 
         Does nothing if `jobs` or `errors` already has an entry for the config.
 
-        Raises ValueError if the config is one of its own inputs, directly or through other configs.
+        This method calls itself for the configs that are inputs. If a config is one of its own inputs, directly or
+        through other configs, such an inner call raises ValueError, and an outer call puts the message into `errors`.
         """
         if name in self.jobs or name in self.errors:
             return
@@ -87,8 +88,8 @@ class Binder:
     def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
         """Return the job or the artifact that an input of the config `name` refers to.
 
-        Raises ValueError if the input refers to nothing, or to an artifact of a wrong kind. The error message
-        begins with `label`, which names the file of the config and the field of the input.
+        Raises ValueError if the input refers to nothing, to a config that has an error, or to an artifact of a wrong
+        kind. The error message begins with `label`, which names the file of the config and the field of the input.
         """
         value = (
             self._find_previous(label, name, config_input)
@@ -128,8 +129,8 @@ class Binder:
         else:
             # `pipeline.yaml` does not list the config `name`. Therefore the order of `STAGES` decides which of the
             # configs that it lists are earlier.
-            position = STAGES.index(stage_name_of(name))
-            earlier = [config for config in self._order if STAGES.index(stage_name_of(config)) < position]
+            earlier_stages = STAGES[: STAGES.index(stage_name_of(name))]
+            earlier = [config for config in self._order if stage_name_of(config) in earlier_stages]
         candidates = [
             config for config in earlier if self._has_config(config) and find_stage(config).kind in config_input.kinds
         ]

@@ -1,4 +1,4 @@
-"""The kinds of artifacts, and for each kind the sizes that other stages need to know.
+"""The kinds of artifacts, and the sizes of corpora, tokenizers and shards that other stages need to know.
 
 A stage makes artifacts of one kind, and an input accepts artifacts of certain kinds. Therefore no stage's code refers
 to a different stage. The sizes of a finished artifact are read from it. The sizes of an artifact that does not exist

@@ -1,8 +1,8 @@
 """Loads a pipeline: the jobs of its configs, in the order in which they run.
 
-A folder such as `configs/tiny` contains one config file per stage, and `pipeline.yaml`, which lists the configs and
-names the store. The input of a stage is the name of a config in the same folder (`shards: shards`) or the location of
-an artifact (`init: s3://bucket/sft-0a1b`).
+A folder such as `configs/tiny` contains the config files of the stages, and `pipeline.yaml`, which lists the configs
+and names the store. The input of a stage is the name of a config in the same folder (`shards: shards`), the word
+`previous`, or the location of an artifact (`init: s3://bucket/sft-0a1b`).
 """
 
 import os
@@ -29,7 +29,8 @@ class Pipeline:
     store: Storage
     """The folder or bucket that the artifacts are written to."""
     jobs: Mapping[str, Job]
-    """The jobs in the order in which they run: name of the config -> job."""
+    """The jobs in the order in which they run, which is the order of `pipeline.yaml`, except that the inputs of a job
+    always come before it: name of the config -> job."""
     errors: Mapping[str, str]
     """The configs that have an error and therefore no job: name of the config -> error message."""
     environment: Mapping[str, str]
@@ -49,12 +50,12 @@ def load(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | 
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:
-    """Load every config that a `pipeline.yaml` lists.
+    """Load every config that a `pipeline.yaml` lists, and the other configs in the folder that their inputs refer to.
 
     An override of a config begins with the name of the config: `pretrain.steps=100`. An override of `pipeline.yaml`
     does not: `store=runs`. The environment variables of the pipeline are set in this process before any source file is
-    read. Raises ValueError for an error in `pipeline.yaml` or in the form of an override. Errors in the configs that
-    `pipeline.yaml` lists are returned in `Pipeline.errors`.
+    read. Raises ValueError for an error in `pipeline.yaml`, and for an override that is malformed or belongs to no
+    config that `pipeline.yaml` lists. Errors in the configs are returned in `Pipeline.errors`.
     """
     config, overrides_by_config = read_pipeline_config(path, overrides)
     environment = _set_environment(config)
@@ -68,8 +69,9 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
     """Load one stage from its config file. An override begins with the name of a field: `steps=100`.
 
     The environment variables are read from the `pipeline.yaml` in the same folder, and so is the location of the store
-    if `store` is None. An error in the stage's config is returned in `Pipeline.errors`. The inputs of the stage need
-    not be finished to load the stage, but they must be finished before it can run.
+    if `store` is None. Errors in the stage's config, and in the configs that its inputs refer to, are returned in
+    `Pipeline.errors`. The inputs of the stage need not be finished to load the stage, but they must be finished before
+    it can run.
     """
     pipeline_config = find_pipeline_config(path)
     environment = _set_environment(pipeline_config)

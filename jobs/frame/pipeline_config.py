@@ -23,7 +23,8 @@ class PipelineConfig:
     store: str = "runs"
     """The location of the artifacts: a folder or any fsspec URL. It is not part of any artifact's id."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    """Names of the config files in the same folder, without `.yaml`, in the order in which they run."""
+    """Names of the config files in the same folder, without `.yaml`, in the order in which they run. A config that is
+    an input of another one always runs before it, even if it is listed later or not listed."""
     environment: dict[str, str | None] = field(default_factory=dict)
     """Environment variables of all processes of the pipeline, such as AWS_ENDPOINT_URL, WANDB_PROJECT, HTTPS_PROXY or
     NCCL_…. Secrets are not allowed. The value null is replaced by the variable's value in the environment of the
@@ -32,14 +33,15 @@ class PipelineConfig:
     def variables(self) -> dict[str, str]:
         """Return the environment variables with their values.
 
-        Raises ValueError for an invalid name, a missing value, or a value that looks like a secret.
+        Raises ValueError for an invalid name, a name that looks like that of a secret, a missing value, or a value with
+        a URL that contains credentials.
         """
         variables: dict[str, str] = {}
         for name, value in self.environment.items():
             if not _VARIABLE.fullmatch(name) or name.startswith("RAYMILL_"):
                 raise ValueError(
                     f"environment: {name!r} is not a variable that may be set; a name consists of letters, digits and "
-                    "underscores and must not begin with RAYMILL_"
+                    "underscores, and must not begin with a digit or with RAYMILL_"
                 )
             if is_secret_variable(name):
                 raise ValueError(
@@ -79,17 +81,13 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
     return config, overrides_by_config
 
 
-def find_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read the `pipeline.yaml` in the folder of `path`. Returns a PipelineConfig of defaults if there is no such file.
+def find_pipeline_config(path: Path) -> PipelineConfig:
+    """Read the `pipeline.yaml` in the folder of `path`, which is the path of a stage's config.
 
-    `path` is the path of `pipeline.yaml` itself or of a stage's config. The overrides are used only if `path` is the
-    path of `pipeline.yaml`, because the overrides of a stage's config belong to that config.
+    Returns a PipelineConfig of defaults if there is no such file.
     """
     file = path.parent / "pipeline.yaml"
-    if not file.is_file():
-        return PipelineConfig()
-    pipeline_overrides = [override for override in overrides if _is_pipeline_override(override)] if path == file else []
-    return build(PipelineConfig, load_yaml(file), pipeline_overrides, label=str(file))
+    return build(PipelineConfig, load_yaml(file), label=str(file)) if file.is_file() else PipelineConfig()
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -22,14 +22,14 @@ class PlanRow:
     """`done`, `done (input changed: PATH)`, `resume` or `pending`. PATH is the config field of an input whose content
     has changed since the artifact was made. `resume` means that there are files of an interrupted run."""
     estimate: Mapping[str, float]
-    """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key ends in the unit of its value."""
+    """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key contains the unit of its value."""
     placement: str
     """The number of workers in each worker group, such as `generators×1 learners×2`. The only worker group of a
     training stage is called `placement`. Empty for a stage without worker groups."""
     precision: str
-    """The precision of the stage's matmuls. The value `auto` is replaced by the precision that `auto` was resolved to
-    in an earlier run of the job. If there was none, `auto` is replaced by the precision that it would be resolved to on
-    this machine. Several precisions are separated by commas. Empty for a stage without matmuls."""
+    """The values of the stage's `precision` fields. The value `auto` is replaced by the precision that `auto` was
+    resolved to in an earlier run of the job. If there was none, `auto` is replaced by the precision that it would be
+    resolved to on this machine. Several precisions are separated by commas. Empty for a stage without such fields."""
 
 
 def plan(pipeline: Pipeline) -> list[PlanRow]:
@@ -38,7 +38,7 @@ def plan(pipeline: Pipeline) -> list[PlanRow]:
 
 
 def plan_table(rows: Sequence[PlanRow]) -> list[str]:
-    """Format the rows as a table. Returns the lines of text, with a header as the first line."""
+    """Format the rows as a table. Returns its lines, with a header as the first line, or no lines without rows."""
     if not rows:
         return []
     cells = [("stage", "artifact", "state", "workers", "precision", "estimate")]

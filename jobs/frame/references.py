@@ -45,7 +45,10 @@ def find_inputs(config: Any) -> list[ConfigInput]:
 
 
 def find_sources(config: Any) -> list[str]:
-    """Return the value of every source field. A value is a path, a glob, or `path/file.py:function`."""
+    """Return the values of all source fields, and the user-provided code in all other fields.
+
+    A value is a path, a glob, or `path/file.py:function`.
+    """
     return [text for _, text in _source_values(config)]
 
 
@@ -59,10 +62,11 @@ def find_functions(config: Any) -> dict[str, str]:
 
 
 def match_sources(config: Any) -> dict[str, list[str]]:
-    """Return the URLs of the files that each value of a source field matches.
+    """Return the URLs of the files that each value of `find_sources` matches.
 
     The keys are the paths of these values in the config, such as `sources.0.path`. For user-provided code the URLs
-    include the modules in the same folder that the Python file imports. Raises ValueError if a value matches no file.
+    include the modules in the same folder that the Python file imports. Raises ValueError if a value matches no file,
+    or if a file or module cannot be read.
     """
     urls: dict[str, list[str]] = {}
     for path, text in _source_values(config):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.machine import free_memory_bytes
+from cluster.placement import TasksExecution
 from cluster.session import cluster_address
 from cluster.storage import Storage
 from jobs.frame.config_loader import find_execution
@@ -23,7 +24,7 @@ _MEMORY_SETTINGS = ("micro_batch_size", "kv_cache_gib", "task_mib")
 
 
 def find_shortages(pipeline: Pipeline, forecasts: Mapping[str, Forecast], *, address: str | None = None) -> list[str]:
-    """Return an error message for each unfinished stage that clearly needs more memory or disk than there is.
+    """Return the error messages about unfinished stages that clearly need more memory or disk than there is.
 
     The keys of `forecasts` are the names of the stages' configs. `address` is the address of the Ray cluster that the
     run will join. If it is None, the run joins the cluster of RAY_ADDRESS, or starts a local cluster if RAY_ADDRESS is
@@ -53,13 +54,14 @@ def describe_shortages(
     memory_remedies: Mapping[str, str],
     written_bytes: Mapping[str, int],
 ) -> list[str]:
-    """Return an error message for each pending stage that needs more memory or disk than is available.
+    """Return an error message for each pending stage that clearly needs more memory than is available, and one for the
+    first stage for which the disk is clearly too small.
 
     `pending` maps the name of each unfinished stage's config to the forecast, in the order in which the stages run.
-    `available_memory_bytes` is None if the run joins a cluster, and `available_disk_bytes` is None if the store is not
-    on a local disk; in these cases memory or disk is not checked. `memory_remedies` maps the same names to the settings
-    that decrease the memory of the stage. `written_bytes` maps the names of stages with an interrupted run to the
-    number of bytes that this run has written already.
+    `available_memory_bytes` and `available_disk_bytes` are None if they are unknown; memory or disk is then not
+    checked. `memory_remedies` maps the same names to the settings that decrease the memory of the stage.
+    `written_bytes` maps the names of stages with an interrupted run to the number of bytes that this run has written
+    already.
     """
     messages = []
     needed_gib = 0.0
@@ -87,12 +89,15 @@ def describe_shortages(
 
 
 def _memory_remedy(job: Job) -> str:
-    """Return the settings that decrease the memory of a stage, as part of an error message."""
+    """Return what a user can decrease so that a stage needs less memory, as part of an error message."""
     execution = find_execution(job.config)
     names = {field.name for field in dataclasses.fields(execution)} if execution else set()
     settings = [f"execution.{name}" for name in _MEMORY_SETTINGS if name in names]
+    has_workers = isinstance(execution, TasksExecution) or bool(job.stage.placements(job.config))
     is_training = any(field.name == "steps" for field in dataclasses.fields(job.config))
-    return ", ".join([*settings, "the number of workers" + (" or the size of the model" if is_training else "")])
+    sizes = ["the number of workers"] if has_workers else []
+    sizes += ["the size of the model"] if is_training or not has_workers else []
+    return ", ".join([*settings, " or ".join(sizes)])
 
 
 def _free_disk_bytes(store: Storage) -> int | None:
@@ -104,5 +109,8 @@ def _free_disk_bytes(store: Storage) -> int | None:
 
 
 def free_local_memory_bytes(address: str | None) -> int | None:
-    """Return the free memory of this machine in bytes. Returns None if the run will join a cluster."""
+    """Return the free memory of this machine in bytes.
+
+    Returns None if the run will join a cluster, or if the kernel does not report free memory.
+    """
     return free_memory_bytes() if cluster_address(address) == "local" else None

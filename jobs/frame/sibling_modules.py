@@ -110,9 +110,10 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 def _module_files(path: str, imported: Import, importer: str) -> list[str]:
     """Return the files of an imported module in the folder of `path`, beginning with the `__init__.py` of its packages.
 
-    Returns no files for an installed module, or for a missing module that is not required. Raises ValueError for a
-    missing module that is required. As in Python, an installed package takes precedence over a folder without
-    `__init__.py`. `importer` is the file that imports the module.
+    Returns no files for an installed module, unless the folder has a module of the same name. For a missing module that
+    is not required, only the files of its packages are returned. Raises ValueError for a missing module that is
+    required. As in Python, an installed package takes precedence over a folder without `__init__.py`. `importer` is the
+    file that imports the module.
     """
     files: list[str] = []
     parts = imported.name.split(".")

@@ -103,7 +103,9 @@ def activation_gib(model_config: TransformerConfig, *, tokens: int, length: int)
 
     The pass computes `tokens` tokens, which are all tokens of all rows, in rows of `length` tokens each. All
     activations are counted as float32, as on a CPU. Each layer keeps the inputs of its matmuls and norms, and for each
-    token the attention weights of up to 1,024 positions. The head keeps the logits and their gradient.
+    token the attention weights of up to 1,024 positions. The head is counted with three values for each token and each
+    entry of the vocabulary, such as logits, probabilities and gradient. `model.cross_entropy` needs less, because it
+    computes them for one chunk of positions after the other.
     """
     layer = 14 * model_config.width + 4 * model_config.ffn_width + 2 * model_config.num_heads * min(length, 1024)
     return tokens * 4 * (model_config.num_layers * layer + 3 * model_config.vocab_size) / 2**30

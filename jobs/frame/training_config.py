@@ -1,5 +1,6 @@
 """The settings that all training stages have in common, the checks of these settings, and the workload of training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,6 +34,12 @@ class OptimizerConfig:
 
     def check(self, steps: int) -> None:
         """Raises ValueError if a setting is out of range. `steps` is the number of optimizer steps of the run."""
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must be at least 0 and below 1")
+        for name in ("final_lr_ratio", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr: {self.lr} is not above 0; set a positive learning rate such as 0.0003")
         if not 0 <= self.warmup_steps <= steps:
@@ -58,7 +65,7 @@ class TrainingExecution(Execution):
     checkpoint_interval: int = 100
     """Number of steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """Number of checkpoints that are kept. When a new one is complete, the oldest one is deleted."""
+    """Number of checkpoints that are kept. When there are more, the oldest one is deleted."""
     activation_checkpointing: bool = False
     """Whether the backward pass computes the activations again instead of keeping them. This saves memory and takes
     time."""
@@ -71,10 +78,12 @@ class TrainingExecution(Execution):
     def check(self, global_batch_size: int) -> None:
         """Raises ValueError if the workers cannot divide the global batch equally, or if a setting is out of range."""
         self.placement.check("execution.placement")
+        if self.peak_tflops < 0:
+            raise ValueError(f"execution.peak_tflops: {self.peak_tflops} must not be negative; with 0 it is measured")
         if global_batch_size % self.placement.workers:
             raise ValueError(
                 f"global_batch_size: {global_batch_size} samples cannot be divided equally among "
-                f"{self.placement.workers} workers (execution.placement.workers); make it a multiple of the workers"
+                f"{self.placement.workers} workers (execution.placement.workers); make it a multiple of this number"
             )
         for name in (
             "micro_batch_size",
@@ -111,6 +120,8 @@ def check_training(config: TrainingConfig) -> None:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:
         raise ValueError(f"sequence_length: {config.sequence_length} must be at least 2")
+    if config.global_batch_size < 1:
+        raise ValueError(f"global_batch_size: {config.global_batch_size} must be at least 1")
     config.optimizer.check(config.steps)
     config.execution.check(config.global_batch_size)
 
@@ -161,7 +172,7 @@ def training_workload(
     tokens = config.steps * config.global_batch_size * length * rows_per_sample
     rows_at_once = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
     state_gib = training_state_mib(model_config, workers=placement.workers) / 1024
-    num_checkpoints = min(execution.keep_checkpoints, 1 + config.steps // execution.checkpoint_interval)
+    num_checkpoints = min(execution.keep_checkpoints, math.ceil(config.steps / execution.checkpoint_interval))
     return Workload(
         processes=[
             Processes(

@@ -59,8 +59,8 @@ class TrainingSummary:
     tokens_per_s: float
     """Tokens per second over the steps of the last logging interval, all workers together."""
     mfu: float | None
-    """Model FLOP utilization in the last logging interval, a fraction of the workers' peak FLOP/s. None if no credible
-    peak could be measured."""
+    """Model FLOP utilization, a fraction of the workers' peak FLOP/s, in the last logging interval for which the
+    measured peak was credible. None if there was no such interval."""
 
 
 def run_training(

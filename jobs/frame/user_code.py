@@ -30,10 +30,12 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
     arguments = functions[program.function_name]
     num_positional = len(arguments.posonlyargs) + len(arguments.args)
     num_required = num_positional - len(arguments.defaults)
-    if arguments.vararg is None and not num_required <= len(parameters) <= num_positional:
+    accepts_all = arguments.vararg is not None or len(parameters) <= num_positional
+    needs_keyword = any(default is None for default in arguments.kw_defaults)
+    if not accepts_all or num_required > len(parameters) or needs_keyword:
         raise ValueError(
             f"the function {program.function_name} in {program.path} must accept the parameters "
-            f"({', '.join(parameters)})"
+            f"({', '.join(parameters)}) and must not need others"
         )
     return program
 

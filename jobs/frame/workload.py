@@ -1,4 +1,5 @@
-"""The workload of a stage: quantities of work, such as floating-point operations, that do not depend on the machine.
+"""The workload of a stage: quantities of work, such as floating-point operations, that do not depend on the speed of
+the machine.
 
 `Stage.workload` computes a workload, and `cost_model.py` predicts seconds and GiB from it. The quantities are likely
 values and not upper bounds, because forecasts should be close to what is measured later.
@@ -12,8 +13,8 @@ ProcessKind = Literal["task", "trainer", "actor", "engine", "server"]
 
 - task: a Ray task of a data stage, which does not import torch.
 - trainer: a rank of a Ray Train group.
-- actor: a Ray actor that imports torch, such as a learner or a scorer.
-- engine: a Ray actor with a vLLM engine.
+- actor: a Ray actor or task that imports torch, such as a learner or a scorer.
+- engine: a Ray actor or task with a vLLM engine.
 - server: vLLM's own server process.
 """
 
@@ -45,10 +46,9 @@ class Workload:
     threads: int = 1
     """Number of threads that compute matmuls at the same time, over all workers."""
     steps: int = 0
-    """Number of optimizer steps of a training stage. The cost model adds time for each step's synchronization, logging
-    and checkpoints."""
+    """Number of optimizer steps of a training stage. The cost model adds `STEP_S` for each of them."""
     rlhf_steps: int = 0
-    """Number of RLHF steps. The cost model adds time for each step's messages, weight sync and sync check."""
+    """Number of RLHF steps. The cost model adds `RL_STEP_S` for each of them."""
     engine_steps: float = 0.0
     """Number of forward passes of the vLLM engines. One pass decodes one more token for every prompt of a batch."""
     python_s: float = 0.0

@@ -48,9 +48,10 @@ def smooth(points: Sequence[tuple[float, float]], half_window: int) -> list[tupl
 
 
 def line_chart(lines: Sequence[Line], *, x_label: str, height: int = 220) -> Html:
-    """Return a chart of one or more curves with common axes and a legend. Points that are not finite are left out.
+    """Return a chart of one or more curves with common axes. Points that are not finite are left out.
 
-    `height` is in SVG units.
+    The chart has a legend if two or more curves are not faint. Without any point, a note is returned instead of a
+    chart. `height` is in SVG units.
     """
     lines = [
         Line(

@@ -78,7 +78,7 @@ def _fairness(artifact: Artifact) -> Html:
         "How often each cleaning step removes neutral sentences that mention a group of people, compared with the same "
         "sentences without the mention. The excess is the difference. "
         + (
-            f"{len(harmed)} of {len(ledger)} pairs of a step and a group have an excess above 0."
+            f"{len(harmed)} of {sum(row.judged for row in ledger)} pairs of a step and a group have an excess above 0."
             if harmed
             else "No step has an excess above 0 for any group."
         )

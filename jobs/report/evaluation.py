@@ -43,13 +43,15 @@ def _comparison_cards(results: EvaluationResults) -> list[Html]:
             before, after = task.models[comparison.before], task.models[comparison.after]
             values = [model.measures[comparison.measure].value for model in (before, after)]
             change = comparison.difference
-            variety = after.distinct_2 / before.distinct_2 if before.distinct_2 else float("nan")
             label = f"{readable_name(comparison.measure)}, {comparison.before} → {comparison.after}"
             note = (
                 f"on {task.prompts} held-out prompts; change {change.value:+.3f} "
-                f"({change.level:.0%} interval {change.low:+.3f} to {change.high:+.3f}); the variety of the "
-                f"completions (distinct-2) is {variety:.2f} times that of {comparison.before}"
+                f"({change.level:.0%} interval {change.low:+.3f} to {change.high:+.3f})"
             )
+            if before.distinct_2:
+                variety = after.distinct_2 / before.distinct_2
+                note += f"; the variety of the completions (distinct-2) is {variety:.2f} times that of "
+                note += comparison.before
             before_and_after = " → ".join(format_score(value, fine=abs(change.value) < 0.05) for value in values)
             cards.append(card(before_and_after, label, note, is_better=change.low > 0))
     return cards
@@ -80,7 +82,10 @@ def _compared_models(results: EvaluationResults) -> list[str]:
 
 
 def report_evaluation(artifact: Artifact) -> ReportPart:
-    """Return a section with all measures of all models, cards with the most important ones, and completions."""
+    """Return a section with the measures of all models, cards with the most important ones, and completions.
+
+    The accuracy of a reward model is only on a card.
+    """
     results = from_plain(EvaluationResults, artifact.storage.read_json("results.json"))
     content: list[Content] = []
     if results.text is not None:

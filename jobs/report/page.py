@@ -101,7 +101,7 @@ def grid(*content: Content) -> Html:
 
 def format_number(value: float) -> str:
     """Return a number with three significant digits, or without decimals from 1000 on: 12,345 or 3.14 or 0.00042."""
-    if abs(value) >= 1000 and math.isfinite(value):
+    if abs(value) >= 999.5 and math.isfinite(value):  # `.3g` would show 999.5 and more as 1e+03
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -109,7 +109,7 @@ def format_number(value: float) -> str:
 def format_bytes(num_bytes: float) -> str:
     """Return a number of bytes with a unit, such as 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
+        if num_bytes < 999.5:  # `.3g` would show 999.5 and more as 1e+03
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"

@@ -14,7 +14,7 @@ _SHOWN_MEASURES = 1  # number of measures that are shown below each completion
 def side_by_side(samples: Sequence[EvaluationSample], model_names: Sequence[str]) -> Html:
     """Return a section with the completions of these models for the first prompts.
 
-    If `model_names` is empty, the first two models are shown.
+    If `model_names` is empty, the first two models of the first sample are shown.
     """
     names = list(model_names or list(samples[0].completions)[:2])
     shown = [sample for sample in samples if all(name in sample.completions for name in names)][:_MAX_SAMPLES]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from jobs.commands.fields import Field, config_fields, describe, find_config_class, nested_dataclass
+from jobs.commands.fields import Field, config_fields, describe, find_config_class, nested_dataclass, to_yaml
 from jobs.frame.field_docs import class_doc, field_docs
 from jobs.frame.fields import input_artifact, source_files, user_function
 from jobs.frame.stages import STAGES
@@ -35,6 +35,11 @@ class Group:
 class Item:
     name: str
     pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    group: Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,19 @@ def test_fields_of_a_nested_dataclass_have_the_defaults_of_its_field():
     assert (FIELDS["learners.workers"].default, FIELDS["engines.workers"].default) == ("4", "1")
     assert FIELDS["learners.backend"].type == "one of gloo, nccl"
     assert (FIELDS["items[].name"].default, FIELDS["items[].pattern"].default) == ("", "null")
+
+
+def test_a_nested_dataclass_without_default_is_required_and_has_its_own_defaults():
+    fields = {found.path: found for found in config_fields(Outer)}
+    assert (fields["group"].type, fields["group"].default) == ("group", "")
+    assert fields["group.workers"].default == "1"
+
+
+def test_a_default_that_yaml_would_read_as_another_type_is_quoted():
+    assert [to_yaml(text) for text in ("true", "null", "12", "- a", "")] == ['"true"', '"null"', '"12"', '"- a"', '""']
+    assert [to_yaml(value) for value in ("runs/a", "none", 12, 0.5, True, None)] == [
+        *("runs/a", "none", "12", "0.5", "true", "null")
+    ]
 
 
 def test_a_dataclass_that_occurs_twice_is_documented_once():

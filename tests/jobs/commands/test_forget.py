@@ -142,7 +142,7 @@ def test_shards_are_changed_too_and_derived_artifacts_are_returned_every_time(tm
     assert result.changed == [made["corpus"].id, made["shards"].id]
     assert result.derived == [made["vocabulary"].id] and result.failed == {}
     assert list(trace(store, id)) == [
-        f"{id} was removed by `raymill forget`: no artifact in {store.url} may contain it"
+        f"{id} was forgotten with `raymill forget`: artifacts in {store.url} must not contain it"
     ]
     shards = open_artifact(store / made["shards"].id)
     corpus = open_artifact(store / made["corpus"].id)

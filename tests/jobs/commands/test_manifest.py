@@ -62,6 +62,31 @@ def test_the_job_runs_the_same_command():
 
 
 @pytest.mark.usefixtures("at_root")
+def test_a_single_stage_ships_the_list_of_the_pipeline_that_decides_what_previous_refers_to():
+    config = Path("configs/1b/pretrain.yaml")
+    rendered = render_manifest("pretrain", config, [], store="s3://bucket/runs", cluster=CLUSTER)
+    (shipped,) = [value["data"] for value in yaml.safe_load_all(rendered) if value["kind"] == "ConfigMap"]
+    assert sorted(shipped) == ["configs_1b_pipeline.yaml", "configs_1b_pretrain.yaml"]
+
+
+@pytest.mark.usefixtures("at_root")
+def test_the_store_is_read_from_the_pipeline_file_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cluster = CLUSTER.resolve()
+    monkeypatch.chdir(tmp_path)
+    Path("pipeline.yaml").write_text("store: s3://bucket/full\nstages: []\n")
+    Path("small.yaml").write_text("store: s3://bucket/small\nstages: []\n")
+    rendered = render_manifest("pipeline", Path("small.yaml"), [], store=None, cluster=cluster)
+    (job,) = [value for value in yaml.safe_load_all(rendered) if value["kind"] == "RayJob"]
+    assert job["spec"]["entrypoint"] == "raymill run pipeline small.yaml --store s3://bucket/small"
+
+
+@pytest.mark.usefixtures("at_root")
+def test_a_config_with_an_absolute_path_is_rejected():
+    with pytest.raises(ValueError, match="the path of this file must be relative to the working directory"):
+        render_manifest("pipeline", CONFIG.resolve(), [], store=None, cluster=CLUSTER)
+
+
+@pytest.mark.usefixtures("at_root")
 def test_a_verifier_behind_a_url_is_not_shipped():
     overrides = ["rlhf.reward=null", "rlhf.verifier=s3://bucket/checks.py:short"]
     rendered = render_manifest("pipeline", CONFIG, overrides, store=None, cluster=CLUSTER)

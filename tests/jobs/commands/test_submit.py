@@ -163,9 +163,25 @@ def test_a_single_stage_ships_the_configs_of_the_stages_that_it_needs(project: P
         "checks/lib/rules.py",
         "checks/verifiers.py",
         "configs/tiny/corpus.yaml",
+        "configs/tiny/pipeline.yaml",
         "configs/tiny/rlhf-more.yaml",
     ]
     assert shlex.split(command)[:4] == ["raymill", "run", "rlhf", "configs/tiny/rlhf-more.yaml"]
+
+
+def test_previous_refers_to_the_same_config_in_the_shipped_files_of_a_single_stage(
+    project: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+):
+    (project / "configs/tiny/corpus-b.yaml").write_text("sources:\n  - path: data/b.txt\n")
+    CONFIG.write_text("store: runs\nstages: [corpus, corpus-b, rlhf]\n")
+    config, overrides = CONFIG.with_name("rlhf.yaml"), ["init=previous"]
+    here = load_stage("rlhf", config, overrides)
+    assert here.jobs["rlhf"].planned["init"].id.startswith("corpus-b-")
+    folder = tmp_path_factory.mktemp("shipped")
+    command = shlex.split(write_shipped_files("rlhf", config, overrides, here, folder))
+    monkeypatch.chdir(folder)
+    there = load_stage("rlhf", Path(command[3]), command[4:-2], store=command[-1])
+    assert there.jobs["rlhf"].id == here.jobs["rlhf"].id
 
 
 def test_files_from_outside_the_working_directory_are_shipped_too(

@@ -187,6 +187,13 @@ def test_previous_in_a_config_that_no_pipeline_lists_uses_the_order_of_the_stage
     assert job.planned["models.trained"].name == "pretrain"
 
 
+def test_an_unknown_stage_in_the_list_of_the_pipeline_does_not_matter_to_a_config_that_it_does_not_list(folder: Path):
+    (folder / "evaluate-other.yaml").write_text("models: {trained: previous}\n")
+    (folder / "pipeline.yaml").write_text("stages: [corpus, pretrain, pertrain]\n")
+    job = load_stage("evaluate", folder / "evaluate-other.yaml").jobs["evaluate-other"]
+    assert job.planned["models.trained"].name == "pretrain"
+
+
 def test_inputs_that_form_a_cycle_are_rejected(folder: Path):
     (folder / "evaluate.yaml").write_text("models: {trained: evaluate}\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage
+from jobs import pretrain, serve, vocabulary
 from jobs.frame import pipeline_run
 from jobs.frame.forecast import Forecast
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
-from jobs.frame.shortages import describe_shortages, free_local_memory_bytes
+from jobs.frame.shortages import describe_shortages, find_shortages, free_local_memory_bytes
 from jobs.frame.stage import Context, Stage
 from jobs.frame.workload import Processes, Workload
 
@@ -83,6 +84,27 @@ def stage() -> Stage:
 
 def job(gib: float) -> Job:
     return Job(stage(), "sft", Config(gib=gib), {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "remedy"),
+    [
+        (serve.STAGE, serve.ServeConfig(model="sft"), "execution.kv_cache_gib, the size of the model"),
+        (vocabulary.STAGE, vocabulary.VocabularyConfig(), "the number of workers"),
+        (
+            pretrain.STAGE,
+            pretrain.PretrainConfig(),
+            "execution.micro_batch_size, the number of workers or the size of the model",
+        ),
+    ],
+)
+def test_the_remedy_for_too_little_memory_names_only_settings_that_the_stage_has(
+    tmp_path: Path, stage: Stage, config: Any, remedy: str
+):
+    jobs = {stage.name: Job(stage, stage.name, config, {})}
+    pipeline = Pipeline("test", Storage(str(tmp_path)), jobs, {}, {})
+    (message,) = find_shortages(pipeline, {stage.name: Forecast(1.0, 1e6, None, "calibration")})
+    assert f"decrease {remedy}, stop other programs" in message
 
 
 def test_a_run_without_enough_memory_and_disk_is_rejected_before_ray_starts(

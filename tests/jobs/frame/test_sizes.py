@@ -21,7 +21,7 @@ from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.record import Record
 from jobs.frame.sizes import model_config_of, shards_sizes
 from jobs.frame.stage import PlannedInputs, Stage
-from jobs.frame.training_config import TrainingExecution
+from jobs.frame.training_config import OptimizerConfig, TrainingExecution, check_training
 from jobs.pretrain import NewModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
 from jobs.rlhf import RLHFConfig
@@ -85,6 +85,30 @@ def test_the_estimate_of_rlhf_has_the_memory_of_its_actors() -> None:
         "reference_mib": PARAMETERS * 4 / 2**20,
         "scorer_mib": PARAMETERS * 4 / 2**20,
     }
+
+
+@pytest.mark.parametrize(("steps", "num_checkpoints"), [(99, 1), (100, 1), (101, 2), (200, 2), (201, 2)])
+def test_the_forecast_disk_of_training_counts_the_checkpoints_that_are_kept(steps: int, num_checkpoints: int) -> None:
+    assert pretrain.STAGE.workload is not None
+    config = replace(PRETRAIN_CONFIG, steps=steps, precision="float32")
+    forecast_bytes = pretrain.STAGE.workload(config, PRETRAIN.planned).disk_gib * 2**30
+    assert forecast_bytes == pytest.approx(PARAMETERS * (12 * num_checkpoints + 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch_size": 0}, "global_batch_size: 0 must be at least 1"),
+        ({"optimizer": OptimizerConfig(beta2=1.0)}, "optimizer.beta2: 1.0 must be at least 0 and below 1"),
+        ({"optimizer": OptimizerConfig(weight_decay=-0.1)}, "optimizer.weight_decay: -0.1 must not be negative"),
+        ({"execution": replace(TWO, peak_tflops=-1.0)}, "execution.peak_tflops: -1.0 must not be negative"),
+    ],
+)
+def test_training_settings_out_of_range_are_rejected(change: dict[str, Any], message: str) -> None:
+    config = replace(PRETRAIN_CONFIG, optimizer=OptimizerConfig(warmup_steps=1))
+    check_training(config)
+    with pytest.raises(ValueError, match=message):
+        check_training(replace(config, **change))
 
 
 def test_the_forecast_time_of_a_stage_grows_with_the_size_of_its_work(tmp_path: Path) -> None:

@@ -137,6 +137,26 @@ def test_optional_and_installed_modules_are_accepted(
     load_function(Program(source + "def f(p, r, x): ...\n", "it.py", "f"))
 
 
+@pytest.mark.parametrize(
+    ("parameters", "is_accepted"),
+    [
+        ("prompt, completion, record", True),
+        ("prompt, completion, record, strict=False", True),
+        ("prompt, *others, strict=False", True),
+        ("prompt, completion", False),
+        ("prompt, completion, record, strict, *others", False),
+        ("prompt, completion, record, *, strict", False),
+    ],
+)
+def test_a_verifier_must_accept_exactly_three_arguments(project: Path, parameters: str, is_accepted: bool) -> None:
+    (project / "it.py").write_text(f"def score({parameters}): ...\n")
+    if is_accepted:
+        read_verifier_program("it.py:score")
+    else:
+        with pytest.raises(ValueError, match=r"must accept the parameters \(prompt, completion, record\)"):
+            read_verifier_program("it.py:score")
+
+
 def test_a_program_that_uses_its_file_name_is_not_shipped(project: Path) -> None:
     reject_file_lookups("checks/verifier.py")
     (project / "checks/words.py").write_text(

@@ -462,7 +462,7 @@ def test_the_report_shows_every_stage_with_its_numbers(artifacts: list[Artifact]
 
 def test_the_ledger_shows_which_groups_a_step_removes(artifacts: list[Artifact]) -> None:
     text = Page(render(artifacts)).text
-    assert "2 of 4 pairs of a step and a group have an excess above 0" in text
+    assert "2 of 3 pairs of a step and a group have an excess above 0" in text
     assert "even without a mention: steps[1].length." in text
     worst, folded = text.split("Show all 4 pairs of a step and a group, with 95 % intervals")
     assert "33.8%" in worst and "straight" not in worst
@@ -470,6 +470,16 @@ def test_the_ledger_shows_which_groups_a_step_removes(artifacts: list[Artifact])
     for row in LEDGER:
         assert row["group"] in folded
     assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
+
+
+def test_the_change_of_variety_is_left_out_if_there_was_no_variety_before(artifacts: list[Artifact]) -> None:
+    (evaluation,) = [artifact for artifact in artifacts if artifact.stage == "evaluate"]
+    assert "is 0.95 times that of sft" in Page(render([evaluation])).text
+    results = fake_results()
+    results["generation"]["chat"]["models"]["sft"]["distinct_2"] = 0.0
+    evaluation.storage.write_json("results.json", results)
+    text = Page(render([evaluation])).text
+    assert "31% → 77%" in text and "times that of" not in text and "nan" not in text
 
 
 def test_text_of_documents_and_models_is_escaped(artifacts: list[Artifact]) -> None:
@@ -553,14 +563,15 @@ def test_an_interval_that_includes_the_reference_is_drawn_open() -> None:
 
 
 def test_numbers_are_formatted_for_readers() -> None:
-    assert [format_number(value) for value in (0, 12345.6, 3.14159, 0.00042, 250.0)] == [
+    assert [format_number(value) for value in (0, 12345.6, 999.7, 3.14159, 0.00042, 250.0)] == [
         "0",
         "12,346",
+        "1,000",
         "3.14",
         "0.00042",
         "250",
     ]
-    assert [format_bytes(size) for size in (12, 34_900_000, 1_500)] == ["12 B", "34.9 MB", "1.5 kB"]
+    assert [format_bytes(size) for size in (12, 34_900_000, 1_500, 999_700)] == ["12 B", "34.9 MB", "1.5 kB", "1 MB"]
     assert [format_duration(s) for s in (8.24, 185, 7800)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
 
 
