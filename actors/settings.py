@@ -168,7 +168,7 @@ class GraphExecution(Execution):
     def placements(self, learning: LearningConfig, algorithm: Algorithm) -> dict[str, Placement]:
         """Return the placements of the groups of actors that this algorithm needs, by the name of the group."""
         groups = {"generators": self.generators, "learners": self.learners, "scorer": self.scorer}
-        if learning.kl_coefficient > 0:
+        if algorithm.needs_reference(learning):
             groups["reference"] = self.reference
         if algorithm.needs_critic:
             groups["critics"] = self.critics

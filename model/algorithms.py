@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from model.objectives import Loss
     from model.transformer import Transformer
 
-_ALGORITHM_SETTINGS = ("critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
+_ALGORITHM_SETTINGS = ("kl_coefficient", "critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
 """Settings of `LearningConfig` that not every algorithm reads."""
 _CRITIC_SETTINGS = ("critic_lr", "value_clip_range")
 """Settings that all algorithms with a critic read, and no other algorithm."""
@@ -49,18 +49,32 @@ class Algorithm:
     """Whether `estimate` reads the critic's values. If so, it must also return the returns for the critic."""
     needs_groups: bool = False
     """Whether `estimate` compares completions of the same prompt. If so, each prompt needs at least two completions."""
+    needs_on_policy: bool = False
+    """Whether `loss` is valid only for the policy that sampled the completions. If so, an RLHF step can have only one
+    optimizer step."""
     settings: tuple[str, ...] = ()
-    """The settings among clip_range, gamma and gae_lambda that the estimator or the loss reads."""
+    """The settings among kl_coefficient, clip_range, gamma and gae_lambda that the estimator or the loss reads."""
+
+    def needs_reference(self, learning: LearningConfig) -> bool:
+        """Return whether this algorithm reads the logprobs of the reference with these settings."""
+        return "kl_coefficient" in self.settings and learning.kl_coefficient > 0
 
     def check(self, learning: LearningConfig, config_path: str) -> None:
-        """Raises ValueError if a setting that this algorithm does not read differs from its default.
+        """Raises ValueError if a setting has no effect or makes the loss invalid.
 
+        A setting that this algorithm does not read must have its default, and kl_coefficient may also be 0.
         `config_path` is the path of `learning` in the stage's config. Error messages begin with it.
         """
+        if self.needs_on_policy and learning.optimizer_steps_per_rlhf_step > 1:
+            raise ValueError(
+                f"{config_path}.epochs={learning.epochs}, {config_path}.minibatches={learning.minibatches}: must be 1, "
+                f"because the loss of {learning.algorithm} is valid only for the policy that sampled the completions"
+            )
         read_settings = self.settings + (_CRITIC_SETTINGS if self.needs_critic else ())
         for setting in dataclasses.fields(learning):
             value = getattr(learning, setting.name)
-            if setting.name in _ALGORITHM_SETTINGS and setting.name not in read_settings and value != setting.default:
+            is_neutral = value == setting.default or (setting.name == "kl_coefficient" and value == 0)
+            if setting.name in _ALGORITHM_SETTINGS and setting.name not in read_settings and not is_neutral:
                 raise ValueError(
                     f"{config_path}.{setting.name}: {value} would have no effect, because {learning.algorithm} does "
                     "not read this setting; remove it, or choose another algorithm"
@@ -97,10 +111,17 @@ def unclipped_loss(model: Transformer, batch: PolicyBatch, *, learning: Learning
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "grpo": Algorithm(estimate=grpo, loss=clipped_loss_with_kl, needs_groups=True, settings=("clip_range",)),
-    "ppo": Algorithm(
-        estimate=ppo, loss=clipped_loss, needs_critic=True, settings=("clip_range", "gamma", "gae_lambda")
+    "grpo": Algorithm(
+        estimate=grpo, loss=clipped_loss_with_kl, needs_groups=True, settings=("kl_coefficient", "clip_range")
     ),
-    "rloo": Algorithm(estimate=rloo, loss=unclipped_loss, needs_groups=True),
-    "reinforce++": Algorithm(estimate=reinforce_plus_plus, loss=clipped_loss, settings=("clip_range",)),
+    "ppo": Algorithm(
+        estimate=ppo,
+        loss=clipped_loss,
+        needs_critic=True,
+        settings=("kl_coefficient", "clip_range", "gamma", "gae_lambda"),
+    ),
+    "rloo": Algorithm(estimate=rloo, loss=unclipped_loss, needs_groups=True, settings=("kl_coefficient",)),
+    "reinforce++": Algorithm(
+        estimate=reinforce_plus_plus, loss=clipped_loss, settings=("kl_coefficient", "clip_range")
+    ),
 }

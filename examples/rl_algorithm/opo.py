@@ -3,6 +3,7 @@
 It is selected in the config or on the command line:
 
     raymill run rlhf configs/tiny/rlhf.yaml learning.algorithm=examples/rl_algorithm/opo.py:OPO
+    learning.kl_coefficient=0
 
 An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the
 artifact depends on the file's content.
@@ -41,13 +42,10 @@ def length_weighted_advantages(inputs: AdvantageInputs, learning: LearningConfig
 
 
 def reinforce_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float) -> Loss:
-    """Return the loss -advantage · logprob of each completion token.
-
-    This loss is valid only on-policy, so the settings `epochs` and `minibatches` must be 1.
-    """
+    """Return the loss -advantage · logprob of each completion token. It is valid only on-policy."""
     mask_BT = batch.tokens.loss_mask
     logprobs_BT = logprobs(model, batch.tokens, temperature)
     return Loss(-(batch.advantages * logprobs_BT)[mask_BT].sum(), mask_BT.sum())
 
 
-OPO = Algorithm(estimate=length_weighted_advantages, loss=reinforce_loss, needs_groups=True)
+OPO = Algorithm(estimate=length_weighted_advantages, loss=reinforce_loss, needs_groups=True, needs_on_policy=True)

@@ -33,3 +33,23 @@ def test_a_setting_that_the_algorithm_does_not_read_is_rejected(algorithm: str, 
     with pytest.raises(ValueError, match=rf"learning.{name}: .* because {re.escape(algorithm)} does not read"):
         ALGORITHMS[algorithm].check(replace(LEARNING, algorithm=algorithm, **changed), "learning")
     ALGORITHMS["ppo"].check(replace(LEARNING, algorithm="ppo", **changed), "learning")
+
+
+def test_an_algorithm_without_a_kl_term_has_no_reference_and_rejects_a_kl_coefficient() -> None:
+    without_kl = replace(ALGORITHMS["rloo"], settings=())
+    for coefficient in (0.0, LEARNING.kl_coefficient):
+        without_kl.check(replace(LEARNING, kl_coefficient=coefficient), "learning")
+        assert not without_kl.needs_reference(replace(LEARNING, kl_coefficient=coefficient))
+    with pytest.raises(ValueError, match=r"learning.kl_coefficient: 0.3 would have no effect"):
+        without_kl.check(replace(LEARNING, kl_coefficient=0.3), "learning")
+    assert ALGORITHMS["rloo"].needs_reference(LEARNING)
+    assert not ALGORITHMS["rloo"].needs_reference(replace(LEARNING, kl_coefficient=0.0))
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 2}, {"minibatches": 2}])
+def test_an_on_policy_loss_allows_one_optimizer_step_in_an_rlhf_step(changed: dict) -> None:
+    on_policy = replace(ALGORITHMS["rloo"], needs_on_policy=True)
+    on_policy.check(LEARNING, "learning")
+    with pytest.raises(ValueError, match=r"learning.epochs=\d, learning.minibatches=\d: must be 1"):
+        on_policy.check(replace(LEARNING, **changed), "learning")
+    ALGORITHMS["rloo"].check(replace(LEARNING, **changed), "learning")
