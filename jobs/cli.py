@@ -25,10 +25,11 @@ from cluster.worker_errors import traceback_text
 from jobs.commands.show import describe_artifact, list_artifacts
 from jobs.commands.submitted_run import private_working_directory, reporting_run_status
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
+from jobs.frame.config_loader import parse_override
 from jobs.frame.forecast import forecast_jobs
 from jobs.frame.forecast_table import forecast_table
 from jobs.frame.kinds import HUGGING_FACE_KINDS
-from jobs.frame.pipeline import Pipeline, find_errors, load
+from jobs.frame.pipeline import Pipeline, find_errors, finished_artifacts, load
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
@@ -281,14 +282,18 @@ def _load(options: argparse.Namespace) -> Pipeline:
 
 
 def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: Sequence[Artifact]) -> None:
-    for artifact in artifacts:
-        print(f"{artifact.stage:<12} {artifact.storage.url}")
+    width = max(12, *map(len, pipeline.jobs))
+    for name, artifact in zip(pipeline.jobs, artifacts, strict=True):
+        print(f"{name:<{width}} {artifact.storage.url}")
     if options.stage == "pipeline":
         from jobs.report.report import build_report  # imported here because only a pipeline has a report
 
         with show_activity("drawing the report"):
+            if any(parse_override(override).key == "stages" for override in options.overrides):
+                # The report keeps the sections of the stages that this command left out.
+                artifacts = finished_artifacts(Path(options.config), options.overrides, store=options.store)
             build_report(artifacts, pipeline.store)
-        print(f"report       {pipeline.store.url}/report.html")
+        print(f"{'report':<{width}} {pipeline.store.url}/report.html")
 
 
 def _submit(options: argparse.Namespace) -> int:

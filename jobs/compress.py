@@ -64,7 +64,8 @@ class CompressConfig:
     """Approximate size of the sample of validation documents to measure on, in bytes. The sample is spread evenly over
     all of them."""
     overlap: int = 64
-    """Number of tokens that consecutive windows of a long document share."""
+    """Number of predicted tokens that consecutive windows of a long document share. Each is scored only once, in the
+    window in which it has more context."""
     kept_dtype: ComputePrecision = "bfloat16"
     """Data type of embeddings, lm_head and norms, which are not quantized. Engines compute in it by default."""
     execution: CompressExecution = field(default_factory=CompressExecution)

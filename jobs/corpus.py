@@ -26,6 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cluster.machine import num_parallel_tasks
 from cluster.paths import list_files_with_sizes
@@ -201,8 +202,10 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         }
     )
     with ThreadPoolExecutor(1) as fairness_thread:
-        # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks.
-        fairness = fairness_thread.submit(fairness_ledger, work.steps)
+        # A thread of the driver computes the content of fairness.json while the workers run the cleaning tasks. Without
+        # workers the tasks run in this process, perhaps under a debugger, which two threads must not share.
+        ledger = partial(fairness_ledger, work.steps)
+        fairness = None if execution.workers == 0 else fairness_thread.submit(ledger)
         tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
         parts = write_parts(
@@ -223,7 +226,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     )
     check_not_empty(summary)
     output.write_json(PARTS_JSON, to_plain(records))
-    output.write_json(FAIRNESS, to_plain(fairness.result()))
+    output.write_json(FAIRNESS, to_plain(fairness.result() if fairness else ledger()))
     write_file_names(output, names)
     work.remove_folder()
     context.tracker.log(0, metrics(summary))

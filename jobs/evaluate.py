@@ -126,8 +126,9 @@ class EvaluateConfig:
     text_models: list[str] = field(default_factory=list)
     """Names of the models whose bits per byte are measured. If empty, every model is measured."""
     overlap: int = 64
-    """Number of tokens that consecutive windows of a long document share. Except at the start of a document, every
-    token is predicted from at least this number of tokens before it."""
+    """Number of predicted tokens that consecutive windows of a long document share. Each is scored only once, in the
+    window in which it has more context. So every scored token has at least this number of tokens before it, except at
+    the start of a document."""
     precision: Precision = precision_field(placement="scorers")
     """Precision of matmuls when text and preferences are scored (`model.precision`)."""
     compare_with_xz: bool = False
@@ -202,11 +203,17 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         raise ValueError(
             f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it unset to use all prompts"
         )
+    names = [*task.metrics, *(["rouge1", "rouge2", "rougeL"] if "rouge" in task.metrics else [])]
     for measure in task.measures:
         try:
-            read_verifier_program(measure)
+            names.append(read_verifier_program(measure).function_name)
         except ValueError as error:
             raise ValueError(f"{where}.measures: {error}") from error
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{where}.measures: {', '.join(repeated)} would name several results; give each function another name than "
+            "the other functions and the metrics"
+        )
 
 
 def check_records(config: EvaluateConfig) -> None:

@@ -9,6 +9,7 @@ the document of this call is dropped, with a reason that is counted separately (
 """
 
 import asyncio
+import bdb
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,8 @@ def _call_all(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]
     for text in texts:
         try:
             results.append(function(text))
+        except bdb.BdbQuit:  # the user left the debugger
+            raise
         except Exception as error:
             results.append(error)
     return results

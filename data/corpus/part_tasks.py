@@ -7,6 +7,7 @@ near-duplicates to drop and a mixture, because otherwise the bytes that the firs
 neither near-duplicates to drop nor a mixture, a single phase deduplicates and writes the parts.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from data.corpus.mixture import apply_mixture, mixture_shares
 from data.corpus.parts import WrittenPart, part_from_rows, write_part
 from data.corpus.rows import ROW_SCHEMA, Drop, drop_rows, kept_bytes_by_source, kept_positions, kept_rows
 from data.corpus.work import CorpusWork
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -93,6 +96,12 @@ def write_parts(
         num_bytes: Counter[str] = Counter()
         for part in gathered:
             num_bytes.update(part.kept_bytes)
+        if lost := [name for name, weight in mixture.items() if weight and not num_bytes[name]]:
+            log.warning(
+                "corpus: the steps kept no document of %s; the mixture consists of the other sources, in proportion to "
+                "their weights",
+                ", ".join(lost),
+            )
         shares = mixture_shares(num_bytes, mixture)
     parts = run_phase(partial(_write_gathered_parts, work=work, shares=shares), WrittenPart, "write")
     return WrittenParts(parts, shares)

@@ -87,7 +87,7 @@ class Stage:
     its workload from the sizes of an input of this kind."""
     estimate: Callable[[Any, PlannedInputs], Mapping[str, float]] = lambda config, planned: {}
     """Computes the numbers that `raymill plan` prints beside the forecast, such as tokens, FLOP, and the MiB of weights
-    and optimizer state of a worker. Each key ends in the unit of its value. The inputs may not be finished."""
+    and optimizer state of a worker. The keys have the units of the values in them. The inputs may not be finished."""
     workload: Callable[[Any, PlannedInputs], Workload] | None = None
     """Computes how much work the stage does. From this, the forecast computes time, disk, and the memory of all
     processes together. A stage without this function has no forecast. The inputs may not be finished."""

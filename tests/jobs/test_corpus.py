@@ -275,6 +275,22 @@ def prose(seed: int, length: int = 60) -> str:
 
 
 @pytest.mark.usefixtures("without_ray")
+def test_a_source_that_the_steps_empty_is_named_when_there_is_a_mixture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": prose(n)}) for n in range(20)))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "short"}))
+    values = {
+        "sources": [{"name": name, "path": f"{tmp_path}/{name}.jsonl", "format": "jsonl"} for name in "ab"],
+        "steps": [{"length": {"min_bytes": 20}}],
+        "mixture": {"a": 1, "b": 1},
+    }
+    summary = run(build(CorpusConfig, values), tmp_path / "out")
+    assert summary.sources["a"].kept == 20 and summary.sources["b"].kept == 0
+    assert "the steps kept no document of b; the mixture consists of the other sources" in caplog.text
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_near_duplicates_and_a_mixture_work_on_the_whole_corpus(tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"{n:03d}", "text": prose(n)}) for n in range(200)]
     lines += [json.dumps({"id": f"{n:03d}x", "text": prose(n) + " and more"}) for n in range(0, 200, 10)]

@@ -50,6 +50,10 @@ def config_of(**changes: Any) -> EvaluateConfig:
         ({"compare": [["sft", "ppo"]]}, "compare\\[0\\]: 'ppo' is not one of the models; they are sft, rlhf"),
         ({"compare": [["sft"]]}, "must be a pair"),
         ({"text_models": ["base"]}, "text_models: 'base' is not one"),
+        (
+            {"generation": [{"name": "a", "prompts": "p", "measures": ["configs/tiny/gold.py:asks_question"] * 2}]},
+            r"generation\[0\].measures: asks_question would name several results",
+        ),
         ({"generation": [{"name": "a", "prompts": "p"}]}, "generation\\[0\\]: set metrics or measures"),
         ({"generation": [{"name": "a", "prompts": "p", "metrics": ["blue"]}]}, "'blue' is not one of bleu, rouge"),
         ({"generation": 2 * [{"name": "a", "prompts": "p", "metrics": ["f1"]}]}, "names a, a must differ"),

@@ -1,5 +1,7 @@
 """What a user-provided step keeps, changes and drops, and the effect of a failing call."""
 
+import bdb
+
 import pytest
 
 from cluster.user_program import Program
@@ -27,6 +29,12 @@ def test_a_failing_call_drops_only_its_document(kind: str, caplog: pytest.LogCap
     assert outcome.reasons == [None, "user_step/step failed", "user_step/step failed"]
     assert "IndexError: string index out of range" in caplog.text
     assert "TypeError: returned int, not str or None" in caplog.text
+
+
+def test_leaving_the_debugger_ends_the_step() -> None:
+    settings = step_of("import bdb\n\ndef step(text):\n    raise bdb.BdbQuit\n")
+    with pytest.raises(bdb.BdbQuit):
+        user_step(["one"], settings)
 
 
 def test_async_calls_run_concurrently_and_results_keep_their_order() -> None:
