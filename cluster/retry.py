@@ -37,6 +37,8 @@ _TRANSIENT_ERRNOS = (errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errn
 
 RETRY_WAITS_S = (0.5, 1.0, 2.0)
 """Seconds to wait before the second, third and fourth attempt."""
+_CREDENTIALS_ERRORS = ("NoCredentialsError", "PartialCredentialsError")
+_CREDENTIALS_REMEDY = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
 
 
 def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -53,7 +55,8 @@ def with_retries(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
             if wait_s is None or not _is_transient(error):
                 if isinstance(error, OSError) or not _is_transport_error(error):
                     raise
-                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+                remedy = _CREDENTIALS_REMEDY if type(error).__name__ in _CREDENTIALS_ERRORS else ""
+                raise OSError(errno.EIO, f"{type(error).__name__}: {error}{remedy}") from error
             logger.warning("storage: request failed (%s); trying again in %.1f s", error, wait_s)
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")

@@ -58,8 +58,10 @@ class Binder:
         self._in_progress.append(name)
         try:
             self.jobs[name] = self._bind(name)
-        except (ValueError, OSError) as error:
+        except ValueError as error:  # the message names the file and the field
             self.errors[name] = str(error)
+        except OSError as error:
+            self.errors[name] = f"{self._files.get(name, self._folder / f'{name}.yaml')}: {error}"
         finally:
             self._in_progress.pop()
 

@@ -4,6 +4,7 @@ import errno
 from typing import Any
 
 import aiohttp
+import botocore.exceptions
 import pytest
 
 import cluster.retry
@@ -47,6 +48,13 @@ def test_transient_errors_are_retried_three_times_and_other_errors_never():
         with pytest.raises(type(error)):
             cluster.retry.with_retries(call)
         assert call.calls == 1
+
+
+def test_missing_credentials_have_a_remedy():
+    call = Failing(botocore.exceptions.NoCredentialsError())
+    with pytest.raises(OSError, match="Unable to locate credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        cluster.retry.with_retries(call)
+    assert call.calls == 1
 
 
 @pytest.mark.usefixtures("no_waits")
