@@ -59,12 +59,16 @@ class RunningTasks:
         return futures
 
     def wait(self, futures: Sequence[ray.ObjectRef], activity: str) -> list[Any]:
-        """Wait for tasks that `add` counted, while showing `activity`. Returns their results in order."""
+        """Wait for tasks that `add` counted, while showing `activity`. Returns their results in order.
+
+        Raises the error of the first task that fails, without waiting for the others.
+        """
         import ray
 
         pending = list(futures)
         with show_activity(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
             while pending:
-                _, pending = ray.wait(pending)
+                done, pending = ray.wait(pending)
+                ray.get(done)
                 self._num_done += 1
             return ray.get(list(futures))

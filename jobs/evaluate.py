@@ -261,7 +261,7 @@ def _records(task: GenerationTask) -> list[PromptRecord]:
     records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
         answer = record.record.get("answer")
-        if task.metrics and not answer:
+        if task.metrics and answer in (None, "", []):
             raise ValueError(f"{record.location}: the field `answer` is missing; {', '.join(task.metrics)} need it")
         if isinstance(answer, list) and {"bleu", "rouge"} & set(task.metrics):
             raise ValueError(

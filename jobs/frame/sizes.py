@@ -98,17 +98,21 @@ def checkpoint_gib(model_config: TransformerConfig) -> float:
     return parameters_mib(model_config, 12) / 1024
 
 
-def activation_gib(model_config: TransformerConfig, *, tokens: int, length: int) -> float:
+def activation_gib(
+    model_config: TransformerConfig, *, tokens: int, length: int, logit_positions: int | None = None
+) -> float:
     """Return the approximate memory in GiB of the activations in one forward and backward pass.
 
     The pass computes `tokens` tokens, which are all tokens of all rows, in rows of `length` tokens each. All
     activations are counted as float32, as on a CPU. Each layer keeps the inputs of its matmuls and norms, and for each
-    token the attention weights of up to 1,024 positions. The head is counted with three values for each token and each
-    entry of the vocabulary, such as logits, probabilities and gradient. `model.cross_entropy` needs less, because it
-    computes them for one chunk of positions after the other.
+    token the attention weights of up to 1,024 positions. `logit_positions` is the number of tokens whose logits are in
+    memory at the same time, by default all of them. For each there are three values for each entry of the vocabulary:
+    logit, probability and gradient.
     """
+    logit_positions = tokens if logit_positions is None else logit_positions
     layer = 14 * model_config.width + 4 * model_config.ffn_width + 2 * model_config.num_heads * min(length, 1024)
-    return tokens * 4 * (model_config.num_layers * layer + 3 * model_config.vocab_size) / 2**30
+    logits = 3 * model_config.vocab_size
+    return 4 * (tokens * model_config.num_layers * layer + logit_positions * logits) / 2**30
 
 
 def forward_activation_gib(model_config: TransformerConfig, *, tokens: int, length: int) -> float:

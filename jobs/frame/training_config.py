@@ -12,6 +12,9 @@ from jobs.frame.workload import Processes, Workload
 from model.precision import Precision, require_resolved
 from model.transformer_config import TransformerConfig, flop_per_token
 
+_LOGIT_POSITIONS = 1024
+"""`model.cross_entropy.CHUNK_POSITIONS`, which is not imported here, because that module imports PyTorch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -171,14 +174,18 @@ def training_workload(
     placement = execution.placement
     tokens = config.steps * config.global_batch_size * length * rows_per_sample
     rows_at_once = min(execution.micro_batch_size, config.global_batch_size // placement.workers) * rows_per_sample
+    pass_tokens = rows_at_once * length
     state_gib = training_state_mib(model_config, workers=placement.workers) / 1024
+    activations_gib = activation_gib(
+        model_config, tokens=pass_tokens, length=length, logit_positions=min(pass_tokens, _LOGIT_POSITIONS)
+    )
     num_checkpoints = min(execution.keep_checkpoints, math.ceil(config.steps / execution.checkpoint_interval))
     return Workload(
         processes=[
             Processes(
                 kind="trainer",
                 number=placement.workers,
-                memory_gib=state_gib + activation_gib(model_config, tokens=rows_at_once * length, length=length),
+                memory_gib=state_gib + activations_gib,
             )
         ],
         flop=tokens * flop_per_token(model_config, length),

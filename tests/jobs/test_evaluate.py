@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.completion_measures import accepted_answers
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
@@ -214,3 +215,10 @@ def test_a_metric_needs_an_answer_to_compare_with(tmp_path: Path) -> None:
         config = config_of(models={"sft": "sft"}, generation=[{"name": "a", "prompts": path, "metrics": ["bleu"]}])
         with pytest.raises(ValueError, match=f"prompts.jsonl:1: {message}|prompts.jsonl:1: .*{message}"):
             STAGE.check_sources(config)
+
+
+def test_an_answer_may_be_the_number_zero(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "1 - 1", "answer": 0}])
+    generation = [{"name": "a", "prompts": path, "metrics": ["exact_match"]}]
+    STAGE.check_sources(config_of(models={"sft": "sft"}, generation=generation))
+    assert accepted_answers(0) == ["0"]

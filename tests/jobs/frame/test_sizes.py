@@ -13,13 +13,14 @@ from data.document import Source
 from jobs import compress, corpus, pretrain, reward, rlhf, serve, sft, shards, vocabulary
 from jobs.compress import CompressConfig
 from jobs.corpus import CorpusConfig
+from jobs.frame import training_config
 from jobs.frame.artifact import Artifact
 from jobs.frame.calibration import Machine
 from jobs.frame.cost_model import predict
 from jobs.frame.job import Job
 from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.record import Record
-from jobs.frame.sizes import model_config_of, shards_sizes
+from jobs.frame.sizes import activation_gib, model_config_of, shards_sizes
 from jobs.frame.stage import PlannedInputs, Stage
 from jobs.frame.training_config import OptimizerConfig, TrainingExecution, check_training
 from jobs.pretrain import NewModelConfig, PretrainConfig
@@ -29,7 +30,8 @@ from jobs.serve import ServeConfig
 from jobs.sft import SftConfig
 from jobs.shards import ShardsConfig
 from jobs.vocabulary import VocabularyConfig
-from model.transformer_config import num_parameters
+from model.cross_entropy import CHUNK_POSITIONS
+from model.transformer_config import TransformerConfig, num_parameters
 
 MODEL = NewModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
 TWO = TrainingExecution(placement=Placement(workers=2))
@@ -158,3 +160,14 @@ def test_the_memory_for_serving_a_compressed_model_includes_the_size_of_its_file
     assert serve.STAGE.workload is not None
     (server,) = serve.STAGE.workload(ServeConfig(model="compress"), planned).processes
     assert server.memory_gib == pytest.approx(ServeConfig(model="sft").execution.kv_cache_gib + 3 / 1024, abs=1e-6)
+
+
+def test_a_training_pass_is_forecast_to_have_the_logits_of_one_chunk_of_positions_in_memory() -> None:
+    assert training_config._LOGIT_POSITIONS == CHUNK_POSITIONS
+    sizes = TransformerConfig(
+        vocab_size=128_000, max_length=2048, width=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=96
+    )
+    tokens = 4 * 2048
+    all_logits = activation_gib(sizes, tokens=tokens, length=2048)
+    one_chunk = activation_gib(sizes, tokens=tokens, length=2048, logit_positions=1024)
+    assert all_logits - one_chunk == pytest.approx((tokens - 1024) * 3 * 4 * 128_000 / 2**30)
