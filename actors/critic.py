@@ -1,4 +1,4 @@
-"""The critic of PPO: trains a value function, which predicts the return from each completion token on."""
+"""The critic of PPO: trains a value function, which predicts at each completion token the return from there to the end."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Critic:
         """Return a free `host:port` on this node."""
         return free_address()
 
-    def join_process_group(self, address: str) -> None:
+    def load_model(self, address: str) -> None:
         """Join the process group at `address` and load the critic. The address is "" if there is only one rank."""
-        self._training_rank.join_process_group(address, load_hf_scalar_model, lr=self._learning.critic_lr)
+        self._training_rank.load_model(address, load_hf_scalar_model, lr=self._learning.critic_lr)
 
     def values(self, batch: Batch) -> Tensor:
         """Return the values [n, T] of this rank's n rows with T positions each. `batch` has the rows of all ranks.

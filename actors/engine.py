@@ -1,4 +1,4 @@
-"""The setup of a vLLM engine: its settings, its environment variables and the size limit of a prefill."""
+"""The setup of a vLLM engine: its settings, its environment variables and its token limit in one iteration."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def engine_env() -> dict[str, str]:
     }
 
 
-def max_prefill_tokens(max_length: int, max_sequences: int) -> int:
-    """Return a maximum number of tokens in one prefill. It is so high that the engine never has to split a prompt.
+def max_batched_tokens(max_length: int, max_sequences: int) -> int:
+    """Return vLLM's `max_num_batched_tokens`, the maximum number of tokens in one iteration of the engine.
 
-    The arguments are fields of `EngineSettings`, and the result is vLLM's setting `max_num_batched_tokens`. Raymill
-    disables chunked prefill, which would process a long prompt in several parts. After each part but the last, vLLM
+    It has room for the longest prompt and one token of each running sequence, so that the engine never has to split a
+    prompt. The arguments are fields of `EngineSettings`. Raymill disables chunked prefill, which would process a long prompt in several parts. After each part but the last, vLLM
     would have to undo a draw of the request's random number generator. It cannot do this on CPU, and the engine would
     crash.
     """

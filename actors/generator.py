@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.engine import OBJECT_STORE, EngineSettings, max_prefill_tokens
+from actors.engine import OBJECT_STORE, EngineSettings, max_batched_tokens
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, RolloutGroup, SamplingParams, completion_seed
 from actors.vllm_plugin import register
 from actors.weight_sync import LoadReport, StaleWeightsError, WeightSnapshot
@@ -40,7 +40,7 @@ class Generator:
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
             enable_chunked_prefill=False,
-            max_num_batched_tokens=max_prefill_tokens(settings.max_length, settings.max_sequences),
+            max_num_batched_tokens=max_batched_tokens(settings.max_length, settings.max_sequences),
             enforce_eager=not settings.is_cuda,
             # With prefix caching, the rounding of a result would depend on which requests ran before.
             enable_prefix_caching=False,

@@ -7,7 +7,8 @@ some prompts, updates learner and critic with these rollouts (in several optimiz
 argument `step` is the index of an RLHF step, counted from 0.
 
 Shape legend: N is the number of rollouts of an RLHF step, and T the number of positions of a row. For example,
-`rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`).
+`rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`). A name before these letters says whose logprobs the tensor has:
+`engine_NT` are the engine's.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class StepInference(NamedTuple):
     scored: ScoredRollouts
     learner_NT: Tensor
     """Logprobs of the targets under the policy before the update, computed by the learner. `rlhf_step` compares the
-    engine's logprobs with them, as the sync check does for other completions."""
+    engine's logprobs of the rollouts with them. The sync check does the same for a few completions of its own, after
+    each weight sync."""
     reference_NT: Tensor | None
     """Logprobs of the targets under the reference. None without a reference."""
     values_NT: Tensor | None
@@ -114,7 +116,7 @@ class StepInference(NamedTuple):
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
     """Reserve the resources of all actors at once, start the actors, and return their graph.
 
-    `Graph.start` then loads the models and connects the learner with the generators.
+    `Graph.start` then loads the models and, with nccl or ipc, connects the learner with the generators.
 
     Raises ValueError when the actors do not fit into the cluster.
     """
@@ -186,12 +188,10 @@ class Graph:
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
         the critic has died. After this error, call `recover`.
 
-        `rlhf_step`, `save`, `finish_save` and `export` raise the same error. So does `complete_and_score` if it
-        restarts a generator after a rank of the learner has died, because the weight snapshot was deleted with this
-        rank.
+        `rlhf_step`, `save`, `finish_save` and `export` raise the same error.
         """
         for ranks in self._rank_groups:
-            ranks.join_process_group()
+            ranks.load_models()
         optimizer_step = self._newest_checkpoint()
         for ranks in self._rank_groups:
             ranks.restore(optimizer_step)
@@ -209,34 +209,36 @@ class Graph:
             groups = self._generate(prompts, step=step, num_samples=self._config.rollouts.group_size)
         batch, engine_NT = self._to_batch(groups)
         with timer("score"):
-            scores = self._score(prompts, groups, batch)
-        difference = self._check_logprobs(batch, engine_NT, scores.learner_NT)
+            inference = self._infer(prompts, groups, batch)
+        difference = self._check_logprobs(batch, engine_NT, inference.learner_NT)
 
-        rewards_N = self._rewards(scores.scored, step)
+        rewards_N = self._rewards(inference.scored, step)
         advantages_NT, returns_NT = self._algorithm.estimate(
             AdvantageInputs(
-                rewards_N, group_ids(groups), batch.loss_mask, scores.reference_log_ratio_NT, scores.values_NT
+                rewards_N, group_ids(groups), batch.loss_mask, inference.reference_log_ratio_NT, inference.values_NT
             ),
             self._config.learning,
         )
         with timer("update"):
             # Learner and critic update at the same time.
             pending_policy_update = self.learner.update(
-                PolicyBatch(batch, engine_NT, advantages_NT, scores.reference_NT), step
+                PolicyBatch(batch, engine_NT, advantages_NT, inference.reference_NT), step
             )
             value_metrics = None
             if self.critic is not None:
-                assert scores.values_NT is not None and returns_NT is not None, "the critic needs values and returns"
-                value_batch = ValueBatch(batch, scores.values_NT, returns_NT)
+                assert inference.values_NT is not None and returns_NT is not None, "the critic needs values and returns"
+                value_batch = ValueBatch(batch, inference.values_NT, returns_NT)
                 value_metrics = update_metrics(self.critic.update(value_batch, step).wait())
             policy_metrics = update_metrics(pending_policy_update.wait())
         with timer("weight_sync"):
             self._sync_weights(step + 1)
 
-        scored = scores.scored
+        scored = inference.scored
         return StepMetrics(
             rollouts=rollout_metrics(scored.rollouts, scored.texts, scored.rewards),
-            reference_kl=None if scores.reference_NT is None else reference_kl(scores.reference_log_ratio_NT, batch),
+            reference_kl=None
+            if inference.reference_NT is None
+            else reference_kl(inference.reference_log_ratio_NT, batch),
             logprob_difference=difference,
             policy=policy_metrics,
             value=value_metrics,
@@ -247,7 +249,8 @@ class Graph:
     def complete_and_score(self, prompts: Sequence[Prompt]) -> ScoredRollouts:
         """Sample and score one completion of each held-out prompt in `prompts`.
 
-        Every call uses the same random numbers.
+        Every call uses the same random numbers. Raises RanksDied when a generator must be restarted but rank 0 of the
+        learner has died, because Ray has then deleted the weights that the generator would load.
         """
         groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
         scorer_inputs = self._to_scorer_inputs(prompts, groups)
@@ -291,7 +294,7 @@ class Graph:
         log.warning("%s; all ranks of learner and critic restart from the last checkpoint", explanation.sentence)
         self._current_snapshot = None  # Ray deletes a weight snapshot when the learner that created it dies
         for role, ranks in zip(("learner", "critic"), self._rank_groups, strict=False):
-            stage_monitor.ignore_exits(role)
+            stage_monitor.ignore_exits(role)  # the exits of the present ranks, which are killed on purpose
             ranks.restart()
 
     @property
@@ -364,7 +367,7 @@ class Graph:
         end = () if rollout.finished else (self._tokenizer.end_id,)
         return rollout.prompt_ids + rollout.completion_ids + end
 
-    def _score(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepInference:
+    def _infer(self, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], batch: Batch) -> StepInference:
         """Compute rewards, logprobs and values of a step's rollouts. The actors work at the same time."""
         scorer_inputs = self._to_scorer_inputs(prompts, groups)
         batch_ref = ray.put(batch)

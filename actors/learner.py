@@ -58,9 +58,9 @@ class Learner:
         """Return a free `host:port` on this node."""
         return free_address()
 
-    def join_process_group(self, address: str) -> None:
+    def load_model(self, address: str) -> None:
         """Join the process group at `address` and load the policy. The address is "" if there is only one rank."""
-        self._training_rank.join_process_group(address, load_hf_model, lr=self._settings.learning.lr)
+        self._training_rank.load_model(address, load_hf_model, lr=self._settings.learning.lr)
 
     def connect(self, generators: Sequence[ActorHandle], address: str) -> None:
         """From now on, send weights to these generators with vLLM's weight transfer (nccl or ipc).

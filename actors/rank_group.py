@@ -52,10 +52,10 @@ class RankGroup:
         self.num_ranks = num_ranks
         self.actors = [start_rank(rank) for rank in range(num_ranks)]
 
-    def join_process_group(self) -> None:
+    def load_models(self) -> None:
         """Make the ranks form a process group and load their models."""
         address = self.free_address() if self.num_ranks > 1 else ""
-        self.wait([actor.join_process_group.remote(address) for actor in self.actors])
+        self.wait([actor.load_model.remote(address) for actor in self.actors])
 
     def free_address(self) -> str:
         """Return a free `host:port` on the node of rank 0."""
@@ -96,7 +96,7 @@ class RankGroup:
             raise RanksDied(str(error)) from error
 
     def restart(self) -> None:
-        """Kill the remaining actors and start all ranks again. Call `join_process_group` and `restore` afterwards."""
+        """Kill the remaining actors and start all ranks again. Call `load_models` and `restore` afterwards."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = [self._start_rank(rank) for rank in range(self.num_ranks)]

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from actors.engine import max_prefill_tokens
+from actors.engine import max_batched_tokens
 from cluster import stage_monitor
 from cluster.child_process import start_module, stop_process
 from cluster.death_causes import exit_cause
@@ -311,7 +311,7 @@ def _start_server(settings: ServerSettings, *, output: Any) -> subprocess.Popen[
     if not torch.cuda.is_available():  # on CPU, compiling the model would take a minute
         max_length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
         arguments += ["--max-num-seqs", str(_MAX_CPU_SEQUENCES), "--enforce-eager", "--no-enable-chunked-prefill"]
-        arguments += ["--max-num-batched-tokens", str(max_prefill_tokens(max_length, _MAX_CPU_SEQUENCES))]
+        arguments += ["--max-num-batched-tokens", str(max_batched_tokens(max_length, _MAX_CPU_SEQUENCES))]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

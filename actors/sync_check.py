@@ -27,10 +27,10 @@ from torch import Tensor
 from actors.logprobs import logprobs_under
 from actors.rollout import PromptRequest, RolloutGroup
 from actors.weight_sync import (
+    InvalidRolloutError,
     LoadReport,
     NumericsError,
     StaleWeightsError,
-    TokenizationError,
     WeightSnapshot,
     read_weights,
 )
@@ -111,7 +111,7 @@ def check_rollouts(
 ) -> None:
     """Check that every rollout completes the prompt of its request and was sampled from the given weight version.
 
-    Raises StaleWeightsError for a rollout from another version, and TokenizationError for a rollout with other prompt
+    Raises StaleWeightsError for a rollout from another version, and InvalidRolloutError for a rollout with other prompt
     tokens, an empty completion, a wrong number of logprobs, or a token id that the model's vocabulary does not contain.
     """
     for request, group in zip(requests, groups, strict=True):
@@ -122,22 +122,22 @@ def check_rollouts(
                     f"{rollout.weight_version}, but the current version is {version}"
                 )
             if rollout.prompt_ids != request.prompt_ids:
-                raise TokenizationError(
-                    f"tokenization: prompt {request.index} was sent to the engine as {request.prompt_ids[:20]} …, "
+                raise InvalidRolloutError(
+                    f"invalid rollout: prompt {request.index} was sent to the engine as {request.prompt_ids[:20]} …, "
                     f"but the engine read {rollout.prompt_ids[:20]} …"
                 )
             if not rollout.completion_ids:
-                raise TokenizationError(
-                    f"tokenization: the engine returned an empty completion for prompt {request.index}"
+                raise InvalidRolloutError(
+                    f"invalid rollout: the engine returned an empty completion for prompt {request.index}"
                 )
             if len(rollout.logprobs) != len(rollout.completion_ids):
-                raise TokenizationError(
-                    f"tokenization: the engine returned {len(rollout.logprobs)} logprobs for "
+                raise InvalidRolloutError(
+                    f"invalid rollout: the engine returned {len(rollout.logprobs)} logprobs for "
                     f"{len(rollout.completion_ids)} completion tokens of prompt {request.index}"
                 )
             if max(rollout.completion_ids) >= vocab_size:
-                raise TokenizationError(
-                    f"tokenization: the engine sampled token id {max(rollout.completion_ids)}, "
+                raise InvalidRolloutError(
+                    f"invalid rollout: the engine sampled token id {max(rollout.completion_ids)}, "
                     f"but the model's vocabulary has {vocab_size} tokens"
                 )
 

@@ -57,9 +57,9 @@ class TrainingRank:
         self._settings = settings
         self.context = RankContext(rank, settings.placement.workers)
         self.state: TrainState
-        """Model, optimizer and schedule. `join_process_group` sets this attribute."""
+        """Model, optimizer and schedule. `load_model` sets this attribute."""
 
-    def join_process_group(self, address: str, load_model: Callable[[Path], Model], *, lr: float) -> None:
+    def load_model(self, address: str, read_model: Callable[[Path], Model], *, lr: float) -> None:
         """Join the process group at `address`, load the model and shard it over the ranks.
 
         If there is only one rank, there is no process group, and `address` is not used. `lr` is the learning rate after
@@ -71,7 +71,7 @@ class TrainingRank:
                 self.context, backend=settings.placement.backend, address=address, timeout_s=_COLLECTIVE_TIMEOUT_S
             )
         device = assigned_device()
-        model = load_model(settings.folder.local()).to(device)
+        model = read_model(settings.folder.local()).to(device)
         if self.context.world_size > 1:
             shard(model, mesh=init_device_mesh(device.type, (self.context.world_size,)))
         self.state = TrainState(

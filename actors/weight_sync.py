@@ -44,8 +44,8 @@ class StaleWeightsError(EngineMismatchError):
     """The engine has older weights than the last snapshot, in all or some of its parameters."""
 
 
-class TokenizationError(EngineMismatchError):
-    """The engine read other prompt tokens than were sent, returned an empty completion or a wrong number of logprobs,
+class InvalidRolloutError(EngineMismatchError):
+    """The engine returned an invalid rollout: it read other prompt tokens than were sent, returned an empty completion or a wrong number of logprobs,
     or sampled tokens that are not in the model's vocabulary."""
 
 

@@ -13,9 +13,9 @@ class Execution:
     """The `execution:` settings that all stages have in common."""
 
     wait_s: float = 600.0
-    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. For
-    resources that other work is using, it waits as long, but at least 120 s. Has no effect in a local cluster, because
-    no nodes join it."""
+    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. If there
+    are enough nodes, but other work is using them, it waits as many seconds, or 120 if that is more. In a local cluster,
+    which no nodes join, this setting has no effect: the stage waits 120 s for resources in use."""
 
     def __post_init__(self) -> None:
         if self.wait_s < 0:
@@ -127,14 +127,14 @@ def format_amount(name: str, amount: float) -> str:
     return f"{amount:g} {name}{'' if amount == 1 else 's'}"
 
 
-def check_fits(needed: Mapping[str, float], available: Mapping[str, float], field: str) -> None:
-    """Raises ValueError when more of a resource is `needed` than is `available`.
+def check_fits(needed: Mapping[str, float], limits: Mapping[str, float], field: str) -> None:
+    """Raises ValueError when more of a resource is `needed` than the cluster can ever have.
 
-    Both map the names of resources to amounts. `available` is the most that the cluster can ever have, including
-    resources in use and nodes that have not joined yet. `field` is the config field that the error message names.
+    Both mappings have the names of resources as keys and amounts as values. The `limits` include resources in use and
+    nodes that have not joined yet. `field` is the config field that the error message names.
     """
     for name, amount in needed.items():
-        total = available.get(name, 0.0)
+        total = limits.get(name, 0.0)
         if amount > total + 1e-9:
             raise ValueError(
                 f"{field}: does not fit: needs {format_amount(name, amount)}, the cluster has at most {total:g}; "

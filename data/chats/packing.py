@@ -15,8 +15,8 @@ from data.tokens.training_rows import PADDING_DOCUMENT, PaddedRows
 PackedRows = PaddedRows
 """Packed chats, as arrays of shape [rows, row length] with the fields of a training batch.
 
-The documents of `PaddedRows` are chats here. The first chat of a row has the number 0, and the padding has the token id
-that `pack_chats` gets."""
+The documents of `PaddedRows` are chats here. In `document_ids` the chats of a row are numbered from 0. The token ids of
+the padding are the argument `pad_id` of `pack_chats`."""
 
 _NUM_OPEN_ROWS = 64
 """Number of most recently added rows that `pack_chats` searches for free positions. Older rows do not change."""

@@ -14,11 +14,11 @@ from actors.logprobs import logprobs_under
 from actors.rollout import PromptRequest, Rollout, RolloutGroup, rollout_batch
 from actors.sync_check import LogprobBound, check_load, check_logprobs, check_rollouts
 from actors.weight_sync import (
+    InvalidRolloutError,
     LoadReport,
     NumericsError,
     ObjectStoreSender,
     StaleWeightsError,
-    TokenizationError,
     WeightSnapshot,
     read_weights,
 )
@@ -42,13 +42,13 @@ def test_a_rollout_from_another_weight_version_is_stale() -> None:
 
 
 def test_unexpected_tokens_are_a_tokenization_error() -> None:
-    with pytest.raises(TokenizationError, match="prompt 4 was sent to the engine as"):
+    with pytest.raises(InvalidRolloutError, match="prompt 4 was sent to the engine as"):
         check_rollout(replace(ROLLOUT, prompt_ids=(1, 9)))
-    with pytest.raises(TokenizationError, match="sampled token id 10, but the model's vocabulary has 10"):
+    with pytest.raises(InvalidRolloutError, match="sampled token id 10, but the model's vocabulary has 10"):
         check_rollout(replace(ROLLOUT, completion_ids=(3, 10)))
-    with pytest.raises(TokenizationError, match="1 logprobs for 2 completion tokens"):
+    with pytest.raises(InvalidRolloutError, match="1 logprobs for 2 completion tokens"):
         check_rollout(replace(ROLLOUT, logprobs=(-1.0,)))
-    with pytest.raises(TokenizationError, match="the engine returned an empty completion for prompt 4"):
+    with pytest.raises(InvalidRolloutError, match="the engine returned an empty completion for prompt 4"):
         check_rollout(replace(ROLLOUT, completion_ids=(), logprobs=()))
 
 

@@ -61,7 +61,7 @@ def test_an_update_raises_the_logprob_of_the_completion_with_the_higher_advantag
         micro_batch_size=1,
     )
     learner = Learner(training, 0, read_algorithm_program(EXAMPLE), 1.0, "object_store")
-    learner.join_process_group("")
+    learner.load_model("")
     rows = [[10, 11, 12, 13], [10, 11, 14, 15]]
     batch = batch_from_sequences(rows, [[False, False, True, True]] * 2, length=3, pad_id=0)
     before = learner.logprobs(batch)
