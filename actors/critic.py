@@ -1,4 +1,5 @@
-"""The critic of PPO: trains a value function, which predicts at each completion token the return from there to the end."""
+"""The critic of PPO: trains a value function, which predicts at each completion token the return from there to the
+end."""
 
 from __future__ import annotations
 

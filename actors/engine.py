@@ -48,8 +48,8 @@ def max_batched_tokens(max_length: int, max_sequences: int) -> int:
     """Return vLLM's `max_num_batched_tokens`, the maximum number of tokens in one iteration of the engine.
 
     It has room for the longest prompt and one token of each running sequence, so that the engine never has to split a
-    prompt. The arguments are fields of `EngineSettings`. Raymill disables chunked prefill, which would process a long prompt in several parts. After each part but the last, vLLM
-    would have to undo a draw of the request's random number generator. It cannot do this on CPU, and the engine would
-    crash.
+    prompt. The arguments are fields of `EngineSettings`. Raymill disables chunked prefill, which would process a long
+    prompt in several parts. After each part but the last, vLLM would have to undo a draw of the request's random number
+    generator. It cannot do this on CPU, and the engine would crash.
     """
     return max(2048, max_length) + max_sequences

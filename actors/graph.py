@@ -7,8 +7,8 @@ some prompts, updates learner and critic with these rollouts (in several optimiz
 argument `step` is the index of an RLHF step, counted from 0.
 
 Shape legend: N is the number of rollouts of an RLHF step, and T the number of positions of a row. For example,
-`rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`). A name before these letters says whose logprobs the tensor has:
-`engine_NT` are the engine's.
+`rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`). A name before these letters
+says whose logprobs the tensor has: `engine_NT` are the engine's.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class StaleWeightsError(EngineMismatchError):
 
 
 class InvalidRolloutError(EngineMismatchError):
-    """The engine returned an invalid rollout: it read other prompt tokens than were sent, returned an empty completion or a wrong number of logprobs,
-    or sampled tokens that are not in the model's vocabulary."""
+    """The engine returned an invalid rollout: it read other prompt tokens than were sent, returned an empty completion
+    or a wrong number of logprobs, or sampled tokens that are not in the model's vocabulary."""
 
 
 class NumericsError(EngineMismatchError):

@@ -13,9 +13,9 @@ class Execution:
     """The `execution:` settings that all stages have in common."""
 
     wait_s: float = 600.0
-    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. If there
-    are enough nodes, but other work is using them, it waits as many seconds, or 120 if that is more. In a local cluster,
-    which no nodes join, this setting has no effect: the stage waits 120 s for resources in use."""
+    """How many seconds the stage waits for nodes that its workers need and that have not joined the cluster yet. If
+    there are enough nodes, but other work is using them, it waits as many seconds, or 120 if that is more. In a local
+    cluster, which no nodes join, this setting has no effect: the stage waits 120 s for resources in use."""
 
     def __post_init__(self) -> None:
         if self.wait_s < 0:

@@ -261,8 +261,9 @@ def step_batches(training: "StageTraining", reader: ShardReader, state: "TrainSt
 def validation_batches(training: "StageTraining", shards: Storage, config: PretrainConfig) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the validation samples, which are the same in every validation.
 
-    Every rank gets the same number of samples, and at least one. If the split has fewer rows than there are ranks, some ranks get
-    an index after the last sample, which the reader maps to a sample of its next epoch. So some samples count twice.
+    Every rank gets the same number of samples, and at least one. If the split has fewer rows than there are ranks, some
+    ranks get an index after the last sample, which the reader maps to a sample of its next epoch. So some samples count
+    twice.
     """
     reader = ShardReader(shards / "validation", sequence_length=config.sequence_length, seed=0)
     num_samples = max(1, min(config.validation_samples, reader.num_rows) // training.rank_context.world_size)
