@@ -29,7 +29,7 @@ from jobs.frame.config_loader import parse_override
 from jobs.frame.forecast import forecast_jobs
 from jobs.frame.forecast_table import forecast_table
 from jobs.frame.kinds import HUGGING_FACE_KINDS
-from jobs.frame.pipeline import Pipeline, find_errors, finished_artifacts, load
+from jobs.frame.pipeline import Pipeline, find_errors, load
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
@@ -282,18 +282,18 @@ def _load(options: argparse.Namespace) -> Pipeline:
 
 
 def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: Sequence[Artifact]) -> None:
-    width = max(12, *map(len, pipeline.jobs))
+    width = max([12, *map(len, pipeline.jobs)])
     for name, artifact in zip(pipeline.jobs, artifacts, strict=True):
         print(f"{name:<{width}} {artifact.storage.url}")
     if options.stage == "pipeline":
-        from jobs.report.report import build_report  # imported here because only a pipeline has a report
+        from jobs.report.report import REPORT, build_report  # imported here because only a pipeline has a report
 
+        # With other stages than those of the file, the report of all stages is not replaced by one of these alone.
+        is_partial = any(parse_override(override).key == "stages" for override in options.overrides)
+        file = f"report-{'-'.join(pipeline.jobs)}.html" if is_partial else REPORT
         with show_activity("drawing the report"):
-            if any(parse_override(override).key == "stages" for override in options.overrides):
-                # The report keeps the sections of the stages that this command left out.
-                artifacts = finished_artifacts(Path(options.config), options.overrides, store=options.store)
-            build_report(artifacts, pipeline.store)
-        print(f"{'report':<{width}} {pipeline.store.url}/report.html")
+            build_report(artifacts, pipeline.store, file)
+        print(f"{'report':<{width}} {pipeline.store.url}/{file}")
 
 
 def _submit(options: argparse.Namespace) -> int:

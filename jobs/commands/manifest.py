@@ -122,14 +122,17 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
     """Return the paths of the configs, of the `.py` files named in them, and of the modules that these files import.
 
-    For a single stage, `pipeline.yaml` is included if it exists, because its list decides what `previous` refers to.
+    A single stage also needs the `pipeline.yaml` of its folder and the configs that it lists, because the inputs of the
+    stage can be the names of these configs, or `previous`.
     """
-    paths = [config if name == stage else config.parent / f"{name}.yaml" for name in configs]
     pipeline_file = config if stage == "pipeline" else config.parent / "pipeline.yaml"
-    paths += [pipeline_file] if pipeline_file.is_file() else []
-    programs = {local_program(value) for stage_config in configs.values() for value in find_sources(stage_config)}
-    files = {file for program in programs if program for file in program_files(program)}
-    return [*paths, *sorted(files)]
+    has_pipeline = pipeline_file.is_file()
+    listed = load_configs("pipeline", pipeline_file) if stage != "pipeline" and has_pipeline else configs
+    names = listed if has_pipeline else ()
+    paths = {config, *([pipeline_file] if has_pipeline else ()), *(config.parent / f"{name}.yaml" for name in names)}
+    values = [value for each in (*configs.values(), *listed.values()) for value in find_sources(each)]
+    files = {file for value in values if (program := local_program(value)) for file in program_files(program)}
+    return sorted(paths | files)
 
 
 def _shipped_name(path: Path) -> str:

@@ -13,8 +13,7 @@ from pathlib import Path
 from cluster.session import check_no_shadowed_packages
 from cluster.storage import Storage
 from cluster.wandb_mirror import wandb_mode
-from jobs.frame.artifact import Artifact, open_artifact
-from jobs.frame.config_loader import parse_override
+from jobs.frame.artifact import open_artifact
 from jobs.frame.job import Job, finished_inputs
 from jobs.frame.job_binder import Binder
 from jobs.frame.pipeline_config import PipelineConfig, find_pipeline_config, read_pipeline_config
@@ -59,22 +58,13 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, store: str | Non
     config that `pipeline.yaml` lists. Errors in the configs are returned in `Pipeline.errors`.
     """
     config, overrides_by_config = read_pipeline_config(path, overrides)
+    if not config.stages:
+        raise ValueError(f"{path}: stages: the list is empty; name at least one config of the folder")
     environment = _set_environment(config)
     binder = Binder(path.parent, overrides_by_config, order=config.stages)
     for name in config.stages:
         binder.try_bind(name)
     return Pipeline(path.parent.name, Storage(store or config.store), binder.jobs, binder.errors, environment)
-
-
-def finished_artifacts(path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> list[Artifact]:
-    """Return the finished artifacts of all configs that a `pipeline.yaml` lists, in order.
-
-    An override of `stages` is ignored. The other arguments are those of `load_pipeline`.
-    """
-    others = [override for override in overrides if parse_override(override).key != "stages"]
-    pipeline = load_pipeline(path, others, store=store)
-    artifacts = (open_artifact(pipeline.store / job.id) for job in pipeline.jobs.values())
-    return [artifact for artifact in artifacts if artifact is not None]
 
 
 def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: str | None = None) -> Pipeline:

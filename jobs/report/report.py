@@ -17,9 +17,9 @@ from jobs.report.style import STYLE
 REPORT = "report.html"
 
 
-def build_report(artifacts: Sequence[Artifact], out: Storage) -> None:
-    """Write report.html to the folder `out`. Its sections are in the order of the artifacts."""
-    out.write_bytes(REPORT, render(artifacts).encode())
+def build_report(artifacts: Sequence[Artifact], out: Storage, file: str = REPORT) -> None:
+    """Write the report to a file in the folder `out`. Its sections are in the order of the artifacts."""
+    out.write_bytes(file, render(artifacts).encode())
 
 
 def render(artifacts: Sequence[Artifact]) -> str:

@@ -13,6 +13,7 @@ from actors.settings import GraphExecution, LearningConfig
 from cluster.kuberay import ClusterConfig, PodShape, check_ray_job
 from cluster.placement import Placement, TasksExecution
 from jobs.commands.manifest import pod_groups, render_manifest
+from jobs.frame.pipeline import load_stage
 from jobs.frame.pipeline_config import load_configs
 from jobs.frame.stages import find_stage
 from jobs.frame.training_config import TrainingExecution
@@ -62,11 +63,22 @@ def test_the_job_runs_the_same_command():
 
 
 @pytest.mark.usefixtures("at_root")
-def test_a_single_stage_ships_the_list_of_the_pipeline_that_decides_what_previous_refers_to():
-    config = Path("configs/1b/pretrain.yaml")
-    rendered = render_manifest("pretrain", config, [], store="s3://bucket/runs", cluster=CLUSTER)
+def test_a_single_stage_ships_the_configs_that_its_inputs_can_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rendered = render_manifest("pretrain", Path("configs/1b/pretrain.yaml"), [], store="s3://b/runs", cluster=CLUSTER)
     (shipped,) = [value["data"] for value in yaml.safe_load_all(rendered) if value["kind"] == "ConfigMap"]
-    assert sorted(shipped) == ["configs_1b_pipeline.yaml", "configs_1b_pretrain.yaml"]
+    for name, text in shipped.items():
+        file = tmp_path / name.replace("_", "/", 2)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "web.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    loaded = {name: yaml.safe_load(Path(f"configs/1b/{name}.yaml").read_text()) for name in ("corpus", "vocabulary")}
+    loaded["corpus"]["sources"] = [{"name": "web", "path": "web.txt", "format": "text"}]
+    loaded["corpus"]["steps"] = []
+    loaded["corpus"].pop("mixture", None)
+    Path("configs/1b/corpus.yaml").write_text(yaml.safe_dump(loaded["corpus"]))
+    pipeline = load_stage("pretrain", Path("configs/1b/pretrain.yaml"), store="runs")
+    assert not pipeline.errors and pipeline.jobs["pretrain"].planned["shards"].name == "shards"
 
 
 @pytest.mark.usefixtures("at_root")

@@ -18,7 +18,7 @@ from jobs.frame import job_binder, pipeline_run
 from jobs.frame.artifact import Artifact, open_artifact, write_record
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.job import Job
-from jobs.frame.pipeline import finished_artifacts, load_pipeline, load_stage
+from jobs.frame.pipeline import load_pipeline, load_stage
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan
 from jobs.frame.stage import Context, Stage
@@ -106,14 +106,6 @@ def test_inputs_are_bound_by_the_names_of_configs_in_the_same_folder(folder: Pat
     assert list(jobs) == ["corpus", "pretrain", "evaluate"]
     assert jobs["pretrain"].planned == {"corpus": jobs["corpus"]}
     assert jobs["evaluate"].planned == {"models.trained": jobs["pretrain"]}
-
-
-def test_an_override_of_stages_leaves_the_other_finished_artifacts_in_the_report(folder: Path):
-    path = folder / "pipeline.yaml"
-    ids = [artifact.id for artifact in run_pipeline(load_pipeline(path))]
-    assert [artifact.id for artifact in finished_artifacts(path, ["stages=[corpus]"])] == ids
-    changed = ["stages=[corpus]", "pretrain.steps=30"]
-    assert [artifact.id for artifact in finished_artifacts(path, changed)] == ids[:1]
 
 
 def test_every_node_must_see_all_source_files_even_python_files_that_are_text(
