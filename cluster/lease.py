@@ -1,4 +1,5 @@
-"""Leases: a lease gives one run the exclusive right to write a folder, which is that of an artifact or the whole store.
+"""Leases. A lease gives one run the exclusive right to write to a folder: the folder of one artifact, or the folder of
+the whole store.
 
 The lease is a small file in the folder, lease.json. The run that holds the lease renews the file every few seconds. If
 that run is killed, the lease expires and another run takes it over.
@@ -69,9 +70,8 @@ def hold_lease(output: Storage) -> Iterator[Callable[[], None]]:
     artifact as complete. If the process that holds the lease ran on this machine and has ended, the lease is taken over
     at once. Any other lease is taken over after `_EXPIRY_S` without renewal.
 
-    A thread renews the lease until the block ends or another run has taken the lease over. The thread consumes:
-    nothing; waits for: its interval; is unblocked by: the clock or the end of the block; produces: a lease file with
-    the present time.
+    A thread renews the lease until the block ends or another run has taken the lease over. The thread writes the
+    present time into the lease file every `_RENEWAL_INTERVAL_S`, and wakes early when the block ends.
     """
     holder = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     if not _try_acquire(output, holder):

@@ -75,8 +75,9 @@ class _RemoteMonitor:
 class RemoteMonitors:
     """The monitors on all other nodes of the cluster.
 
-    consumes: the answers of the monitors; waits for: the answers to the current poll; is unblocked by: these answers,
-    or a time limit of a few seconds; produces: the reports that have arrived, including late answers to earlier polls.
+    `poll` asks the monitors for reports, waits until they have answered or a few seconds have passed, and returns the
+    reports that have arrived. A report that arrives later is returned by a later `poll`. Until then its monitor is not
+    asked again.
     """
 
     def __init__(self, nodes: ClusterNodes) -> None:

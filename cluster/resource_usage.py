@@ -18,8 +18,8 @@ class ResourceUsage:
     `peak_bytes` and `cpu_s` are None if this process has no raylet (Ray's node process) among its descendants, because
     then the workers are not descendants either. They are also None on systems other than Linux.
 
-    consumes: /proc; waits for: the time of the next sample; is unblocked by: a timer; produces: `peak_bytes` and
-    `cpu_s`.
+    A thread reads /proc every `_SAMPLE_INTERVAL_S` and updates `peak_bytes` and `cpu_s`. It wakes early when the block
+    ends.
     """
 
     def __init__(self) -> None:

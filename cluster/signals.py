@@ -152,9 +152,9 @@ def defer_signals() -> Iterator[None]:
 def _enforce_shutdown_limit(read_fd: int) -> None:
     """Kill the process when its orderly shutdown takes longer than `_SHUTDOWN_LIMIT_S`. Runs in a thread.
 
-    consumes: signal numbers from Python's wake-up pipe; waits for: the first of `_SHUTDOWN_SIGNALS`; is unblocked
-    by: this signal, or the end of `orderly_shutdown`; produces: the death of the process after `_SHUTDOWN_LIMIT_S`,
-    unless the process has ended earlier.
+    The thread reads the numbers of signals from Python's wake-up pipe until one of them is in `_SHUTDOWN_SIGNALS`. It
+    kills the process `_SHUTDOWN_LIMIT_S` after this signal, unless the process has ended earlier. If `orderly_shutdown`
+    ends without such a signal, the pipe is closed and the thread ends.
     """
     with os.fdopen(read_fd, "rb", buffering=0) as pipe:
         number = 0

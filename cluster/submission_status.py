@@ -1,7 +1,7 @@
 """Writes the status of a submitted run to its store, where it can be read when the cluster's head does not answer.
 
-The reporting thread consumes: the current activity of the process (`cluster.progress`); waits for: the next report; is
-unblocked by: the clock, the start of the first stage, or the end of the run; produces: `submissions/<id>.json`.
+A thread writes the current activity of the process (`cluster.progress`) to `submissions/<id>.json` every `_INTERVAL_S`.
+It wakes early when the first stage starts and when the run ends.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """The child process that sends metrics to W&B, so that W&B can neither delay nor stop the work of the command.
 
-    consumes: requests on stdin, one JSON object per line; waits for: new lines of a metrics log, or a finish request;
-    is unblocked by: a poll; produces: events on stdout, one JSON object per line
+The process reads requests from stdin and writes events to stdout, one JSON object per line. While it mirrors a metrics
+log, it reads the log every `_POLL_S`, or less often if the log is long, and sends the new lines. A finish request ends
+the pause between two reads at once: the process sends the last lines and ends the W&B run.
 
 This is the only file that imports wandb.
 """

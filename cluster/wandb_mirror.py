@@ -152,8 +152,8 @@ class _Client:
 class _PendingRequest:
     """A request to the child process, and what has happened to it.
 
-    The reader thread consumes: events of the child process; waits for: the next event; is unblocked by: a `done` or
-    `failed` event, or the end of the process; produces: `started`, `ended` and `reason`.
+    The reader thread waits for events of the child process. It sets `started` at a `started` event. At a `done` or
+    `failed` event, or when the child process ends, it sets `reason` and `ended`, and then the thread ends.
     """
 
     process: subprocess.Popen[bytes] | None
@@ -291,7 +291,8 @@ class _NodeSamplers:
     The stage does not wait for the samplers, and their failures are not reported. The client on the driver's node
     reports failures of W&B.
 
-    consumes: the list of nodes; waits for: new nodes; is unblocked by: a poll; produces: a sampler on each node.
+    A thread lists the nodes every `_NODES_INTERVAL_S` and starts a sampler on each new node. It wakes early when `stop`
+    is called.
     """
 
     def __init__(self, tracker: Tracker) -> None:

@@ -50,8 +50,8 @@ class VocabularyConfig:
     size: int = 32768
     """Number of tokens, special tokens included."""
     kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
-    """bpe: byte-level BPE, which decodes to exactly the encoded text. wordpiece: BERT's algorithm, which does not keep
-    white space. unigram: sentencepiece's Unigram on characters."""
+    """bpe: byte-level BPE, with which decoding gives back exactly the original text, after `normalization`. wordpiece:
+    BERT's algorithm, which does not keep white space. unigram: sentencepiece's Unigram on characters."""
     split_digits: bool = _DEFAULTS.split_digits
     """Whether each digit is a token of its own."""
     normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
@@ -66,8 +66,9 @@ class VocabularyConfig:
     sample_mib: int = 256
     """Approximate MiB of text to train on. Documents are chosen by a hash of their ids."""
     held_out_fraction: float = 0.1
-    """Fraction of the documents that the tokenizer is not trained on: those that `shards` would use for validation. The
-    fraction must be at least the validation_fraction of the shards."""
+    """Fraction of the documents to keep out of the training of the tokenizer. They include the validation documents of
+    `shards` if the fraction is at least the validation_fraction there, which is required for shards of the same
+    corpus."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
@@ -180,7 +181,10 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
 
 
 def output_sizes(config: VocabularyConfig, planned: PlannedInputs) -> TokenizerSizes:
-    """Return the vocabulary size that the tokenizer will have, and which documents it is trained on."""
+    """Return the vocabulary size that the tokenizer will have, the id of the corpus, and the held-out fraction.
+
+    With the id and the fraction, `shards` checks that the tokenizer is not trained on its validation documents.
+    """
     corpus = planned.get("corpus")
     return TokenizerSizes(
         vocab_size=config.size,

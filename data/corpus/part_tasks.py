@@ -2,9 +2,12 @@
 
     deduplicate ─▶ find near-duplicates (`clusters.py`) ─▶ count bytes ─▶ write
 
-The phase "count bytes" counts the bytes of each source, which a mixture needs. It runs only if there are both
-near-duplicates to drop and a mixture, because otherwise the bytes that the first phase counts are enough. If there are
-neither near-duplicates to drop nor a mixture, a single phase deduplicates and writes the parts.
+A row is a document that is kept or dropped (`rows.py`). A chunk is an intermediate file in which the first half of the
+stage has written rows of all parts (`chunks.py`).
+
+The phase "count bytes" counts the bytes of each source, which a mixture needs. It runs only if the recipe has the step
+`near_duplicates` and the config has a `mixture`, because otherwise the bytes that the phase "deduplicate" counts are
+enough. With neither of the two, a single phase deduplicates and writes the parts.
 """
 
 import logging
@@ -32,13 +35,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class GatheredPart:
-    """What a task returns for a part whose rows it has written to the work folder."""
+    """What the phases "deduplicate" and "count bytes" return for a part."""
 
     kept_bytes: dict[str, int]
     """Bytes of the kept texts of each source."""
     nodes: PartNodes | None = None
-    """Describes the files that the search for near-duplicates reads. None if there is no such search. Also None in the
-    results of the phase "count bytes", because this phase runs after the search."""
+    """The number of nodes of the part. A node is a document in the search for near-duplicates (`clusters.py`). None if
+    there is no such search. Also None in the results of the phase "count bytes", which runs after the search."""
 
 
 class WrittenParts(NamedTuple):
@@ -61,9 +64,9 @@ def write_parts(
 
     `mixture` maps the name of each source to its weight. None means that all documents are kept.
 
-    `part_tasks` is the number of tasks in each phase. If it is smaller than the number of parts, a task handles several
-    parts. None, or more than the number of parts, means a task for each part. In the search for near-duplicates, which
-    has phases of its own, it is only the number of buckets (`find_clusters`).
+    `part_tasks` is the number of tasks in each phase, over which the parts are divided. None, or more than the number
+    of parts, means one task for each part. The search for near-duplicates has phases of its own. There the number of
+    tasks is only used as the number of buckets, up to `MAX_BUCKETS` (`find_clusters`).
     """
     tasks = _split_parts(work.num_parts, part_tasks)
 
@@ -165,9 +168,11 @@ def _without_near_duplicates(work: CorpusWork, part_number: int) -> pa.Table:
     rows = read_table(work.folder, [_rows_file(part_number)], 0, ROW_SCHEMA)
     if work.near_duplicate_settings is None:
         return rows
-    positions = kept_positions(rows)  # `kept_ids` has positions among the rows that are kept so far
-    kept_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part_number)
-    return drop_rows(rows, {int(positions[n]): Drop("near_duplicates", kept_id) for n, kept_id in kept_ids.items()})
+    # Position among the rows that are not dropped so far -> id of the document that is kept instead.
+    replacement_ids = kept_ids_of_near_duplicates(work.near_duplicates_folder, part_number)
+    positions = kept_positions(rows)
+    drops = {int(positions[n]): Drop("near_duplicates", kept_id=id) for n, id in replacement_ids.items()}
+    return drop_rows(rows, drops)
 
 
 def _rows_file(part_number: int) -> str:

@@ -1,9 +1,9 @@
 """Reads the files of sources into documents, and checks the sources of a config.
 
 `plan_ranges` splits the files into ranges, and `read_records` reads a range. For every record it yields a `Document`, a
-`Quarantined` (a record that cannot be read) or a `SkippedRecord` (a good record that is not text, such as an image in a
-WARC file). Files may be at any fsspec URL, including `zip://member::file://archive.whl`. A bad record never stops the
-run and is never lost. A failing file system stops the run, because the file itself may be good.
+`Quarantined` (a record that cannot be read) or a `SkippedRecord` (a record that is not meant to become a document, such
+as an image in a WARC file). Files may be at any fsspec URL, including `zip://member::file://archive.whl`. A bad record
+never stops the run and is never lost. A failing file system stops the run, because the file itself may be good.
 """
 
 import difflib
@@ -30,7 +30,7 @@ from data.sources.csv_rows import csv_records
 from data.sources.json_records import json_records, jsonl_records
 from data.sources.parquet_rows import parquet_metadata, parquet_records
 from data.sources.plain_text import html_records, text_records
-from data.sources.records import NotText, Records
+from data.sources.records import NotADocument, Records
 from data.sources.warc import warc_records
 
 PROBED_RECORDS = 100
@@ -124,10 +124,10 @@ def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Ite
 
 
 def _to_result(
-    source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotText
+    source: Source, file: str, offset: int, record: dict[str, Any] | BadRecord | NotADocument
 ) -> Document | Quarantined | SkippedRecord:
     """Return what `read_records` yields for a record that a reader has yielded."""
-    if isinstance(record, NotText):
+    if isinstance(record, NotADocument):
         return SkippedRecord(source.name, file, offset, str(record))
     try:
         if isinstance(record, BadRecord):

@@ -1,9 +1,9 @@
 """What the readers of all formats yield (`Records`), and the functions that they share.
 
 A reader is a function of a source and a range of one of its files. It yields `(offset, record)` for every record in
-the range. A record is a dict of its columns, a `BadRecord` that goes to quarantine, or a `NotText`. A reader keeps only
-one record in memory, and no record above `MAX_RECORD_BYTES`. So it can read files that are larger than memory. Only the
-reader of Parquet is different: it keeps a batch of rows of about 8 MiB, and a row of any size.
+the range. A record is a dict of its columns, a `BadRecord` that goes to quarantine, or a `NotADocument`. A reader keeps
+only one record in memory, and no record above `MAX_RECORD_BYTES`. So it can read files that are larger than memory.
+Only the reader of Parquet is different: it keeps a batch of rows of about 8 MiB, and a row of any size.
 """
 
 import re
@@ -13,14 +13,14 @@ from typing import Any
 from data.document import BadRecord, is_too_long, too_long_error
 
 
-class NotText(Exception):
+class NotADocument(Exception):
     """Yielded for a record that should not become a document, such as a crawler's request.
 
     The exception's message is the kind of the record (`SkippedRecord.kind`).
     """
 
 
-Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotText"]]
+Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotADocument"]]
 """(offset, record) of every record. `Quarantined.offset` defines, for each format, what the offset counts."""
 
 

@@ -28,7 +28,7 @@ from data.sources.compression import (
     supports_ranges,
     zstd_decompressor,
 )
-from data.sources.records import Buffer, NotText, Records
+from data.sources.records import Buffer, NotADocument, Records
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _MAX_HEADER_BYTES = 1 << 20
@@ -42,9 +42,11 @@ _SEARCH_BYTES = 1 << 20
 
 
 def warc_records(source: Source, read_range: ReadRange) -> Records:
-    """Yield a record for each HTML page, a `BadRecord` for each broken section, and a `NotText` for other WARC records.
+    """Yield (offset, record) for every WARC record of a file, and for every section that cannot be read.
 
-    The offset is the record's position in the decompressed content, without the damaged parts.
+    The record is a dict of columns for an HTML page, a `BadRecord` for a page that cannot be decoded or a section that
+    cannot be read, and a `NotADocument` for any other WARC record. The offset counts decompressed bytes. Bytes that are
+    skipped after damage in a compressed file are not counted.
     """
     url = read_range.url
     codec = CODECS.get(file_extension(url))
@@ -108,7 +110,8 @@ def _member_begins_with_record(file: IO[bytes], codec: Codec, start: int) -> boo
     """Whether a member begins at position `start` of the file and its content begins with a WARC record."""
     file.seek(start)
     try:
-        # bzip2 and Zstandard return nothing before the end of a compressed block, which may be long.
+        # Reads until the first block of decompressed bytes is complete, instead of a fixed number of input bytes,
+        # because bzip2 and Zstandard return nothing before the end of a compressed block, which may be long.
         return next(iter(DecompressedBlocks(file, codec)), b"").startswith(_MAGIC)
     except Exception as error:
         if not is_damage_error(error):
@@ -148,7 +151,7 @@ def _skip_blank_lines(buffer: Buffer) -> bool:
             return False
 
 
-def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
+def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotADocument:
     """Read the record at the start of the buffer and drop it from the buffer.
 
     If the record is broken, everything up to the next record is dropped.
@@ -162,17 +165,17 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
     head = bytes(buffer.data[:header_end])
     if _RECORD_START.search(head, len(_MAGIC)):
         return _skip_broken_record(buffer, "another record begins within the record's header")
-    headers = _parse_headers(head)
-    length = headers.get("content-length", "")
+    warc_headers = _parse_headers(head)
+    length = warc_headers.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,18}", length):
         return _skip_broken_record(buffer, f"Content-Length {length!r} is not a number")
     block_end = block_start + int(length)
     if is_too_long(int(length)):
         is_complete = buffer.skip(block_end)
-        kind = headers.get("warc-type", "")
+        kind = warc_headers.get("warc-type", "")
         if not is_complete:
             return BadRecord(f"malformed WARC: {_TRUNCATED}")
-        return too_long_error() if kind == _RESPONSE else NotText(kind)
+        return too_long_error() if kind == _RESPONSE else NotADocument(kind)
     if not buffer.fill(block_end):
         return _skip_broken_record(buffer, _TRUNCATED)
     buffer.fill(block_end + 4)  # The two line ends after the block. They may be missing at the end of the file.
@@ -180,7 +183,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotText:
         return _skip_broken_record(buffer, f"Content-Length {int(length)} does not lead to the record's end")
     block = bytes(buffer.data[block_start:block_end])
     buffer.drop(block_end)
-    return _to_record(headers, block)
+    return _to_record(warc_headers, block)
 
 
 def _is_record_end(tail: bytes) -> bool:
@@ -218,36 +221,36 @@ def _parse_headers(head: bytes) -> dict[str, str]:
     return headers
 
 
-def _to_record(headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotText:
-    """Return the columns of an HTML page, or a NotText with the record's kind if the record has no HTML page.
+def _to_record(warc_headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotADocument:
+    """Return the columns of an HTML page, or a NotADocument with the record's kind if there is no HTML page.
 
     Returns a BadRecord for a page that cannot be decoded.
     """
-    kind = headers.get("warc-type", "")
+    kind = warc_headers.get("warc-type", "")
     if kind != _RESPONSE:
-        return NotText(kind)
+        return NotADocument(kind)
     end = _BLANK_LINE.search(block)
     if not block.startswith(b"HTTP/") or end is None:
-        return NotText(f"{kind} without HTTP")
-    http = _parse_headers(block[: end.start()])
-    content_type, _, parameters = http.get("content-type", "").partition(";")
+        return NotADocument(f"{kind} without HTTP")
+    http_headers = _parse_headers(block[: end.start()])
+    content_type, _, parameters = http_headers.get("content-type", "").partition(";")
     content_type = content_type.strip().lower()
     if content_type not in _HTML_TYPES:
-        return NotText(f"{kind} {content_type}".strip())
+        return NotADocument(f"{kind} {content_type}".strip())
     try:
-        page = _decode_body(block[end.end() :], http)
+        page = _decode_body(block[end.end() :], http_headers)
     except BadRecord as bad:
         return bad
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
     return {
         "text": decode_html(page, charset[1] if charset else None),
-        "url": headers.get("warc-target-uri", "").strip("<>"),  # some programs write WARC/1.0 URLs as <URL>
-        "date": headers.get("warc-date"),
-        "id": headers.get("warc-record-id"),
+        "url": warc_headers.get("warc-target-uri", "").strip("<>"),  # some programs write WARC/1.0 URLs as <URL>
+        "date": warc_headers.get("warc-date"),
+        "id": warc_headers.get("warc-record-id"),
         "status": _http_status(block),
         "content_type": content_type,
-        "headers": headers,
-        "http": http,
+        "headers": warc_headers,
+        "http": http_headers,
     }
 
 
@@ -257,15 +260,15 @@ def _http_status(block: bytes) -> int | None:
     return int(status[1]) if status else None
 
 
-def _decode_body(body: bytes, http: dict[str, str]) -> bytes:
+def _decode_body(body: bytes, http_headers: dict[str, str]) -> bytes:
     """Undo HTTP's transfer and content encodings. Raises BadRecord for a body that cannot be decoded.
 
     Many crawlers store a decoded body with the original headers. So a body that does not look encoded is returned
     unchanged.
     """
-    if "chunked" in http.get("transfer-encoding", "").lower():
+    if "chunked" in http_headers.get("transfer-encoding", "").lower():
         body = _join_chunks(body)
-    for encoding in reversed(http.get("content-encoding", "").lower().replace(" ", "").split(",")):
+    for encoding in reversed(http_headers.get("content-encoding", "").lower().replace(" ", "").split(",")):
         body = _decompress_body(body, encoding)
     return body
 

@@ -91,7 +91,8 @@ class Encoder(Protocol):
     def encode_without(self, text: str, token: int) -> np.ndarray:
         """Return the ids of a text, as uint32 [number of tokens], without using the token with the id `token`.
 
-        The part of the text that would become this token is encoded with other tokens.
+        A part of the text that would become this token is encoded with other tokens, or left out if it is a single
+        character.
         """
         ...
 
@@ -225,15 +226,16 @@ def tiktoken_encoder(plain: PlainEncoder) -> TiktokenEncoder | None:
     if ids_by_token is None:
         return None
     ranks = {token: rank for rank, token in enumerate(ids_by_token)}
-    # Without special tokens, tiktoken would search every text for the empty string. So it gets a special token, and one
-    # that never occurs in a text.
+    # Without special tokens, tiktoken would search every text for the empty string. So it gets one special token, which
+    # never occurs in a text.
     unused_special_token = {"\U0010ffff<never>\U0010ffff": len(ranks)}
     try:
         encoding = tiktoken.Encoding(
             "raymill", pat_str=pattern, mergeable_ranks=ranks, special_tokens=unused_special_token
         )
     except ValueError as error:
-        # The pre-tokenizer's regular expression comes from another project and uses the syntax of another library.
+        # A tokenizer that Raymill did not train may have a regular expression whose syntax Oniguruma, the library that
+        # `tokenizers` uses, supports and tiktoken does not.
         log.info("encoder: tiktoken does not support the regular expression of the pre-tokenizer: %s", error)
         return None
     ids = np.fromiter(ids_by_token.values(), dtype=np.uint32)

@@ -30,8 +30,8 @@ _MAX_START_WAIT_S = 30.0
 _POLL_INTERVAL_S = 1.0
 """Pause between two queries of a job's state."""
 _submission_cache = UserCache("submissions")
-"""Id of a job -> the store, address and environment variables of the last `raymill submit` of this job from this
-machine."""
+"""Id of a job -> the store and address of the last `raymill submit` of this job from this machine, and the environment
+variables that `pipeline.yaml` contained at that time."""
 
 
 class RememberedSubmission(NamedTuple):
@@ -79,9 +79,10 @@ def submit(
 
 
 def _job_digest(command: str, folder: Path, pipeline: Pipeline) -> str:
-    """Return a hash of everything that the result of a job depends on.
+    """Return a hash of Raymill's version, the command, the shipped files, and the ids of the pipeline's artifacts.
 
-    `command` is the command that the cluster runs, and `folder` contains the shipped files.
+    `command` is the command that the cluster runs. `folder` contains the shipped files, whose paths in the folder and
+    content are hashed.
     """
     digest = hashlib.sha256(f"{version('raymill')}\0{command}\n".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -110,7 +111,8 @@ def find_submission(id: str, *, address: str | None, store: str | None) -> Remem
     """Return the submitted job with the id `id`, and its store.
 
     If `address` or `store` is None, the value is used that it had when this job was last submitted from this machine.
-    The environment variables of that submission are set in this process, because access to the store may need them.
+    The environment variables that `pipeline.yaml` contained at that time are set in this process, because access to the
+    store may need them.
     """
     entry = _submission_cache.get(id) or {}
     store = store or entry.get("store")

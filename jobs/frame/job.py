@@ -1,7 +1,9 @@
 """Jobs: a job is a stage with a config and inputs. The id of a job is the id of the artifact that the job makes.
 
-The id is a hash of everything that changes the job's result, and of nothing else. Therefore a job is not run again if
-its artifact exists, and two artifacts with the same id were made from the same bytes.
+The id contains a hash of the stage, the config without `execution`, the content of the source files, and the ids of
+the inputs. A job is not run again if its artifact exists. The hash does not cover everything that can change the
+artifact: the documents that `raymill forget` removed, the precision that the value `auto` is resolved to on a machine,
+and the environment variables in `pipeline.yaml` are not part of it.
 """
 
 import hashlib
@@ -50,7 +52,7 @@ class Job:
             "stage": self.stage.name,
             "version": self.stage.version,
             "config": changed_fields(self.config),
-            "sources": self.sources,
+            "sources": self.source_fingerprints,
             "functions": find_functions(self.config),  # `sources` identifies the files, but not which function is used
             "inputs": {path: planned_input.id for path, planned_input in sorted(self.planned.items())},
         }
@@ -66,18 +68,19 @@ class Job:
         return self.stage.output_sizes(self.config, self.planned)
 
     @cached_property
-    def sources(self) -> dict[str, list[str]]:
+    def source_fingerprints(self) -> dict[str, list[str]]:
         """The fingerprints of the source files. The keys are those of `source_urls`, and each list has the fingerprints
         of the files in the order of the URLs in `source_urls`."""
         return {path: fingerprints(urls, label=self.name) for path, urls in self.source_urls.items()}
 
     @cached_property
     def source_urls(self) -> dict[str, list[str]]:
-        """The URLs of the source files that each value of a source field matches.
+        """The URLs of the source files: the data files and user-provided Python files that the config names, and the
+        modules that these Python files import from their folder.
 
-        The keys are the paths of these values in the config, such as `sources.0.path`.
+        The keys are the paths of the config values, such as `sources.0.path`.
 
-        Raises ValueError if a value of a source field matches no file.
+        Raises ValueError if a value matches no file, or if a file cannot be read.
         """
         try:
             return match_sources(self.config)

@@ -122,7 +122,7 @@ def _run(job: Job, context: Context, unfinished: Unfinished | None) -> Record:
         config=to_plain(job.config),
         sources={
             path: dict(zip(job.source_urls[path], file_fingerprints, strict=True))
-            for path, file_fingerprints in job.sources.items()
+            for path, file_fingerprints in job.source_fingerprints.items()
         },
         inputs=input_records(inputs),
         summary=to_plain(summary),

@@ -24,8 +24,9 @@ class PlanRow:
     estimate: Mapping[str, float]
     """What `Stage.estimate` returned, such as tokens, FLOP and memory. Each key contains the unit of its value."""
     placement: str
-    """The number of workers in each worker group, such as `generators×1 learners×2`. The only worker group of a
-    training stage is called `placement`. Empty for a stage without worker groups."""
+    """The number of workers in each worker group, such as `generators×1 learners×2`. The groups are named after their
+    fields under `execution`. The field of a stage such as `pretrain` is `placement`, so its plan shows `placement×2`.
+    Empty for a stage without worker groups."""
     precision: str
     """The values of the stage's `precision` fields. The value `auto` is replaced by the precision that `auto` was
     resolved to in an earlier run of the job. If there was none, `auto` is replaced by the precision that it would be

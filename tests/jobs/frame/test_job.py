@@ -80,7 +80,7 @@ def test_the_name_of_a_function_in_a_source_file_changes_the_id(tmp_path: Path):
     file.write_text("def right(): ...\ndef wrong(): ...\n")
     right, wrong = (job(Config(verifier=f"{file}:{name}")) for name in ("right", "wrong"))
     assert right.id != wrong.id
-    assert right.sources == wrong.sources
+    assert right.source_fingerprints == wrong.source_fingerprints
 
 
 def test_the_error_for_a_source_without_files_names_the_field():
