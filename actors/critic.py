@@ -49,8 +49,8 @@ class Critic:
     def update(self, batch: ValueBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the RLHF step.
-        The random order in which the rows are divided into minibatches depends on this index.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step. The random order in which the rows are
+        divided into minibatches depends on this index.
         """
         objective = functools.partial(value_loss, value_clip_range=self._learning.value_clip_range)
         return self._training_rank.update(batch, objective, step)

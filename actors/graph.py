@@ -2,9 +2,9 @@
 
     prompts → generators → rollouts → scorer, learner, reference, critic → advantages → learner, critic → weights
 
-`build_graph` starts the actors. `Graph.rlhf_step` runs one RLHF step: it generates rollouts of
-some prompts, updates learner and critic with these rollouts (in several optimizer steps), and syncs the weights. The
-argument `step` is the index of an RLHF step, counted from 0.
+`build_graph` starts the actors. `Graph.rlhf_step` runs one RLHF step: it generates rollouts of some prompts, updates
+learner and critic with these rollouts (in several optimizer steps), and syncs the weights. The argument `step` is the
+index of an RLHF step, counted from 0.
 
 Shape legend: N is the number of rollouts of an RLHF step, and T the number of positions of a row. For example,
 `rewards_N` has the shape [N], and `engine_NT` has the shape [N, T] (see `actors.rollout`). A name before these letters
@@ -116,7 +116,8 @@ class StepInference(NamedTuple):
 def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
     """Reserve the resources of all actors at once, start the actors, and return their graph.
 
-    `Graph.start` then loads the models and, with nccl or ipc, connects the learner with the generators.
+    `Graph.start` then loads the models of learner and critic and, with nccl or ipc, connects the learner with the
+    generators.
 
     Raises ValueError when the actors do not fit into the cluster.
     """

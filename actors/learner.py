@@ -88,8 +88,8 @@ class Learner:
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the RLHF step.
-        The random order in which the rows are divided into minibatches depends on this index.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step. The random order in which the rows are
+        divided into minibatches depends on this index.
         """
         objective = functools.partial(self._loss, learning=self._settings.learning, temperature=self._temperature)
         return self._training_rank.update(batch, objective, step)

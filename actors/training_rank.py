@@ -100,8 +100,8 @@ class TrainingRank:
     def update(self, batch: PolicyBatch | ValueBatch, objective: Objective, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
 
-        `batch` has the rows of all ranks. `step` is the index of the RLHF step.
-        The rows are assigned to minibatches at random, and this index is part of the random seed.
+        `batch` has the rows of all ranks. `step` is the index of the RLHF step. The rows are assigned to minibatches at
+        random, and this index is part of the random seed.
         """
         learning = self._settings.learning
         num_rows = len(batch.tokens.input_ids)

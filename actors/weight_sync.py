@@ -1,8 +1,7 @@
 """The weight sync: how the learner's weights reach the engines.
 
 The learner sends a weight snapshot (`WeightSender`), and each generator loads it through vLLM's weight-transfer
-interface. When weights go through Ray's object store, `actors.transfer_engine` receives them inside the
-engine.
+interface. When weights go through Ray's object store, `actors.transfer_engine` receives them inside the engine.
 
 No rollout is used for training before `actors.sync_check` has passed, because a weight sync can fail without an error.
 For example, with tied embeddings vLLM on CPU computes the logits from a packed copy of the embeddings, which loading

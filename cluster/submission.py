@@ -389,7 +389,7 @@ def job_client(address: str | None) -> JobSubmissionClient:
     Raises ValueError when the API cannot be reached or rejects the token.
     """
     try:
-        with show_activity("asking the cluster's head"), _dashboard_variable(dashboard_address(address)):
+        with show_activity("asking the cluster's head"), _overriding_dashboard_address(dashboard_address(address)):
             return _Client()
     except (OSError, RuntimeError, AuthenticationError) as error:
         location = dashboard_address(address) or os.environ.get("RAY_ADDRESS") or "this machine's cluster"
@@ -400,8 +400,8 @@ def job_client(address: str | None) -> JobSubmissionClient:
 
 
 @contextlib.contextmanager
-def _dashboard_variable(address: str | None) -> Iterator[None]:
-    """Set RAY_API_SERVER_ADDRESS to the address within the block, if there is one.
+def _overriding_dashboard_address(address: str | None) -> Iterator[None]:
+    """Set RAY_API_SERVER_ADDRESS of this process to the address within the block, if there is one.
 
     Ray's client uses this variable, or else RAY_ADDRESS, instead of the address that it is given.
     """

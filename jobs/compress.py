@@ -99,7 +99,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
 
     Returns the sizes of both models, and the measures.
     """
-    # Imported here, so that `raymill plan` does not import Ray and PyTorch.
+    # Imported here, so that loading a config imports neither Ray nor torch.
     import ray
 
     from actors.likelihood import score_text, sequence_logprobs, vllm_sequence_logprobs

@@ -213,7 +213,7 @@ class PretrainPayload:
 
 def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
     """Train the model on one rank, and complete the sample prompts on rank 0."""
-    # Imported here, so that `raymill plan` does not import torch.
+    # Imported here, so that loading a config does not import torch.
     from jobs.frame.training_rank import StageTraining, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm

@@ -186,7 +186,7 @@ class RewardPayload:
 
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
     """Train the reward model on one rank."""
-    # Imported here, so that `raymill plan` does not import torch.
+    # Imported here, so that loading a config does not import torch.
     from jobs.frame.training_rank import StageTraining
     from model.huggingface import load_hf_scalar_model
     from model.objectives import bradley_terry

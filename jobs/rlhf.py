@@ -167,7 +167,7 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
 
     `samples.jsonl` has the completions of the held-out prompts before and after training.
     """
-    from actors.graph import build_graph  # imported here, so that `raymill plan` does not import Ray and PyTorch
+    from actors.graph import build_graph  # imported here, so that loading a config imports neither Ray nor torch
 
     prompts = tokenize_prompts(config, context.inputs)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:

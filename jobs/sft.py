@@ -165,7 +165,7 @@ class SftPayload:
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
     """Train the model on one rank, and let it reply to the sample prompts on rank 0."""
-    # Imported here, so that `raymill plan` does not import torch.
+    # Imported here, so that loading a config does not import torch.
     from jobs.frame.training_rank import StageTraining, continue_prompts
     from model.huggingface import load_hf_model
     from model.objectives import causal_lm

@@ -3,7 +3,8 @@
 To add an algorithm, write an estimator, a policy loss and an entry of `ALGORITHMS`. A user can also define an
 `Algorithm` in a file outside of Raymill (`examples/rl_algorithm`).
 
-The losses import PyTorch when they are called. So `raymill plan`, which only reads the table, does not import it.
+The losses import PyTorch when they are called. So a command that only reads the table, such as `raymill plan`, need not
+import it.
 """
 
 from __future__ import annotations

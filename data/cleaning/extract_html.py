@@ -154,7 +154,8 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
 def _max_attributes(html: str) -> int:
     """Return the maximum number of attributes of a tag, or 0 if no tag is long enough to have too many.
 
-    White space separates the attributes.
+    Counts what white space separates, or the characters "=" if there are more. Names without a value that only "/"
+    separates are not counted.
     """
     # The page is divided into blocks of half the length of a long tag. A long tag contains no further "<", so it covers
     # at least one complete block without "<".
@@ -162,7 +163,8 @@ def _max_attributes(html: str) -> int:
     if all(html.find("<", start, start + block) >= 0 for start in range(0, len(html) - block + 1, block)):
         return 0
     parts = (part for part in html.split("<")[1:] if len(part) >= _LONG_TAG_CHARACTERS and _TAG_NAME.match(part))
-    return max((len(part.partition(">")[0].split()) - 1 for part in parts), default=0)
+    heads = [part.partition(">")[0] for part in parts]
+    return max((max(len(head.split()) - 1, head.count("=")) for head in heads), default=0)
 
 
 def _tag_names(html: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,7 @@ The data are recognized by their format and, if the format has one, by a checksu
 have no fixed format and are kept.
 
 Every pattern matches in time linear in the length of the text. For this, every repetition is bounded or possessive, so
-the work at each start position is bounded or cannot backtrack. A possessive repetition without a bound ends before the
-next position at which its pattern can start.
+the work at each start position is bounded, or is not repeated by backtracking.
 """
 
 import ipaddress

@@ -58,7 +58,7 @@ class _SourceRows(NamedTuple):
 
     range_indices: np.ndarray
     """Positions of the source's ranges in `ShardReader._ranges`, in ascending order."""
-    row_ends: np.ndarray
+    cumulative_rows: np.ndarray
     """For each of these ranges, how many rows of the source are in this range and in the source's ranges before it."""
 
 
@@ -215,9 +215,9 @@ class ShardReader:
 
     def _row_number(self, source: str, row_in_source: int) -> int:
         """Return the row number of a row of `source`. `row_in_source` counts the rows of this source from 0."""
-        range_indices, row_ends = self._row_locations_by_source[source]
-        position = int(np.searchsorted(row_ends, row_in_source, side="right"))
-        rows_to_range_end = row_ends[position] - row_in_source
+        range_indices, cumulative_rows = self._row_locations_by_source[source]
+        position = int(np.searchsorted(cumulative_rows, row_in_source, side="right"))
+        rows_to_range_end = cumulative_rows[position] - row_in_source
         return int(self._range_ends[range_indices[position]] - rows_to_range_end)
 
     def _read_row(self, row_number: int) -> TrainingRow:

@@ -2,13 +2,13 @@
 
 It is selected in the config or on the command line:
 
-    raymill run rlhf configs/tiny/rlhf.yaml learning.algorithm=examples/rl_algorithm/opo.py:OPO
-    learning.kl_coefficient=0
+    raymill run rlhf configs/tiny/rlhf.yaml learning.kl_coefficient=0 \\
+        learning.algorithm=examples/rl_algorithm/opo.py:OPO
 
 An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the
 artifact depends on the file's content.
 
-Suffixes of tensor names give their dimensions: N completions of a RLHF step, B completions of a micro-batch, T
+Suffixes of tensor names give their dimensions: N completions of an RLHF step, B completions of a micro-batch, T
 positions of a row, G groups. A group is the completions of one prompt.
 """
 

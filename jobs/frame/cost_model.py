@@ -44,11 +44,11 @@ TRAIN_GROUP_GIB = 0.5
 """Memory of the controller and the helper actors that Ray Train starts, about nine processes, all together."""
 TRAIN_GROUP_CPU_S = 40.0
 """CPU seconds to start the controller and the helper actors of Ray Train."""
-RL_START_CPU_S = 50.0
+RLHF_START_CPU_S = 50.0
 """CPU seconds to connect the RLHF actors and to check the first weight sync, after the actors have started."""
 STEP_S = 0.08
 """Seconds of an optimizer step in addition to its matmuls: optimizer update, synchronization, loading of batches."""
-RL_STEP_S = 0.8
+RLHF_STEP_S = 0.8
 """Seconds of an RLHF step in addition to matmuls and generation: messages, scoring, weight sync and sync check."""
 ENGINE_STEP_S = 0.012
 """Seconds of a vLLM engine's forward pass in addition to its matmuls: scheduling and sampling in Python."""
@@ -75,12 +75,12 @@ def predict(workload: Workload, machine: Machine) -> Cost:
     num_processes = sum(group.number for group in workload.processes)
     has_train_group = any(group.kind == "trainer" for group in workload.processes)
     start_s = sum(PROCESS_COSTS[group.kind].start_cpu_s * group.number for group in workload.processes)
-    start_s += TRAIN_GROUP_CPU_S * has_train_group + RL_START_CPU_S * (workload.rlhf_steps > 0)
+    start_s += TRAIN_GROUP_CPU_S * has_train_group + RLHF_START_CPU_S * (workload.rlhf_steps > 0)
     # The processes start in parallel. The controller and the helpers of Ray Train count as one process.
     parallel_starts = min(machine.cores, has_train_group + max(1, num_processes))
     wait_s = max((PROCESS_COSTS[group.kind].start_wait_s for group in workload.processes), default=0.0)
     python_s = workload.python_s / max(1, min(workload.python_processes, machine.cores))
-    serial_s = workload.steps * STEP_S + workload.rlhf_steps * RL_STEP_S + workload.engine_steps * ENGINE_STEP_S
+    serial_s = workload.steps * STEP_S + workload.rlhf_steps * RLHF_STEP_S + workload.engine_steps * ENGINE_STEP_S
     seconds = (
         wait_s
         + slowness * (start_s / parallel_starts + python_s + serial_s)

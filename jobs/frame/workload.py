@@ -48,7 +48,7 @@ class Workload:
     steps: int = 0
     """Number of optimizer steps of a training stage. The cost model adds `STEP_S` for each of them."""
     rlhf_steps: int = 0
-    """Number of RLHF steps. The cost model adds `RL_STEP_S` for each of them."""
+    """Number of RLHF steps. The cost model adds `RLHF_STEP_S` for each of them."""
     engine_steps: float = 0.0
     """Number of forward passes of the vLLM engines. One pass decodes one more token for every prompt of a batch."""
     python_s: float = 0.0

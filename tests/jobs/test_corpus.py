@@ -145,7 +145,7 @@ def test_bytes_do_not_depend_on_tasks_workers_or_file_names(tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_small_pieces_chunks_and_partitions_give_the_same_parts(
+def test_small_ranges_and_chunks_and_other_numbers_of_tasks_give_the_same_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = write_sources(tmp_path)

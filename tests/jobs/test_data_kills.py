@@ -106,7 +106,7 @@ def test_the_corpus_that_is_compared_has_several_parts_and_all_kinds_of_drops(ex
 
 
 @pytest.mark.parametrize(("part_tasks", "workers"), [(1, 2), (2, 1), (7, 2)])
-def test_bytes_are_equal_for_any_partitions_and_workers(
+def test_bytes_are_equal_for_any_number_of_tasks_and_workers(
     config: Path, expected: dict[str, bytes], tmp_path: Path, part_tasks: int, workers: int
 ):
     assert differing(contents(config, tmp_path, part_tasks=part_tasks, workers=workers), expected) == []

@@ -82,6 +82,7 @@ def test_the_size_is_counted_in_bytes() -> None:
         # No end tag closes a `div` here, because an open table cell prevents it.
         ("<div><table><td></div>" * 1900 + "x", "too_deep"),
         ("<p " + " ".join(f"a{i}" for i in range(40_000)) + ">x", "too_many_attributes"),
+        ("<p " + "".join(f'a{i}=""' for i in range(40_000)) + ">x", "too_many_attributes"),
     ],
 )
 def test_a_page_that_is_expensive_to_parse_is_dropped_quickly(page: str, reason: str) -> None:
