@@ -6,8 +6,13 @@ all documents that are connected with a forgotten document by `Row.kept_id` are 
 cleaned and deduplicated. No other document is cleaned again. In an uncompressed JSONL file, only these documents are
 read. Other files are read as a whole.
 
-If the kept document of a cluster cannot be read again, because its source file was removed or changed, it stays in the
-corpus. Then only the forgotten documents of the cluster are removed, and its other documents do not change.
+The document that a cluster was reduced to is in the corpus, or the mixture dropped it afterwards. If it cannot be read
+again, because its source file was removed or changed, only the forgotten documents of the cluster are removed. Its
+other documents are neither added nor removed.
+
+A forgotten id is in no file afterwards. If a document stays dropped as a duplicate of a forgotten document, its
+`kept_id` becomes the document that the forgotten one was a duplicate of. So a later call still finds all documents of
+the cluster. If there is no such document, or if it is forgotten too, the `kept_id` becomes None.
 
 The changed tables are first written to a staging folder (`stage_changes`) and then copied over those of the corpus
 (`apply_changes`). If the process is killed, either the corpus is unchanged or the changes are still staged. Copying
@@ -69,7 +74,7 @@ class Changes(NamedTuple):
     """Number of forgotten documents of each source. The keys are the names of the sources."""
     num_unreadable: int
     """Number of dropped duplicates that cannot take the place of a forgotten document, because their file was removed
-    or changed."""
+    or changed. Duplicates of a document that stays because it cannot be read again are not counted."""
     parts: list[WrittenPart]
     """The changed parts."""
 
@@ -83,6 +88,16 @@ class OriginRow(NamedTuple):
     file: int
     """Number of the document's file among the source's files."""
     offset: int
+
+
+class DuplicateRow(NamedTuple):
+    """A row of the table of drops of a part: a document that was dropped as a duplicate."""
+
+    part_number: int
+    id: str
+    kept_id: str
+    """Id of the document of which this document is a duplicate (`Row.kept_id`). It is lower than `id`, or equal to
+    `id` if a source has several documents with this id."""
 
 
 class _FileDocument(NamedTuple):
@@ -109,31 +124,60 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
     forgotten_rows = find_origin_rows(corpus.output, corpus.num_parts, forgotten)
     if not forgotten_rows:
         return None
-    ids = {row.id for row in forgotten_rows}
-    related_rows = find_origin_rows(
-        corpus.output, corpus.num_parts, connected_ids(corpus.output, corpus.num_parts, ids) - ids
-    )
+    forgotten_ids = {row.id for row in forgotten_rows}
+    duplicates = find_duplicates(corpus.output, corpus.num_parts, forgotten_ids)
+    related_ids = _connected_ids(forgotten_ids, duplicates) - forgotten_ids
+    related_rows = find_origin_rows(corpus.output, corpus.num_parts, related_ids)
     documents, unreadable_ids = _reread_documents(corpus, related_rows)
-    # A kept document that cannot be read again stays in the corpus. So its duplicates must stay dropped.
-    kept_ids = _find_kept_ids(corpus.output, [row for row in related_rows if row.id in unreadable_ids])
-    unchanged_ids = connected_ids(corpus.output, corpus.num_parts, kept_ids)
+    # The document that a cluster was reduced to stays if it cannot be read again. So its duplicates must stay dropped.
+    unreadable_rows = [row for row in related_rows if row.id in unreadable_ids]
+    unchanged_ids = _connected_ids(_ids_not_dropped_as_duplicates(unreadable_rows, duplicates), duplicates)
     new_rows = _clean_and_deduplicate(
         corpus, [file_document for file_document in documents if file_document.document.id not in unchanged_ids]
     )
     # The rows of documents that were read again are replaced. They are removed first and then added as new rows.
-    removed_ids: dict[int, set[str]] = defaultdict(set)
-    for row in (*forgotten_rows, *(row for row in related_rows if row.id not in unreadable_ids | unchanged_ids)):
-        removed_ids[row.part_number].add(row.id)
+    removed_rows = [
+        *forgotten_rows,
+        *(row for row in related_rows if row.id not in unreadable_ids | unchanged_ids),
+    ]
+    parts = _write_changed_parts(
+        corpus,
+        removed_rows=removed_rows,
+        new_rows=new_rows,
+        duplicates=duplicates,
+        new_kept_ids=_kept_ids_of_forgotten(forgotten_ids, duplicates),
+    )
+    num_forgotten = dict(Counter(row.source for row in forgotten_rows))
+    return Changes(num_forgotten, len(unreadable_ids - unchanged_ids), parts)
+
+
+def _write_changed_parts(
+    corpus: Corpus,
+    *,
+    removed_rows: Sequence[OriginRow],
+    new_rows: pa.Table,
+    duplicates: Sequence[DuplicateRow],
+    new_kept_ids: Mapping[str, str | None],
+) -> list[WrittenPart]:
+    """Write the tables that change to the staging folder. Returns the changed parts.
+
+    The documents of `removed_rows` are removed and `new_rows` are added. Among the rows that stay, every `kept_id` that
+    is a key of `new_kept_ids` is replaced by the value. `duplicates` contains all rows with such a `kept_id`.
+    """
+    # A part from which no row is removed may still have a duplicate whose kept_id changes.
+    removed_ids = {duplicate.part_number: set[str]() for duplicate in duplicates if duplicate.kept_id in new_kept_ids}
+    for row in removed_rows:
+        removed_ids.setdefault(row.part_number, set()).add(row.id)
     parts: list[WrittenPart] = []
     for part_number, ids_of_part in sorted(removed_ids.items()):
         before = read_part(corpus.output, part_number)
         added_rows = new_rows.filter(pc.equal(new_rows["part"], part_number)).select(ROW_SCHEMA.names)
-        after = before.without_ids(ids_of_part).with_rows_of(part_from_rows(added_rows))
+        remaining = before.without_ids(ids_of_part).with_kept_ids(new_kept_ids)
+        after = remaining.with_rows_of(part_from_rows(added_rows))
         if after != before:
             parts.append(write_part(corpus.staging, part_number, after))
             _remove_unchanged_tables(corpus.staging, part_number, before, after)
-    num_forgotten = dict(Counter(row.source for row in forgotten_rows))
-    return Changes(num_forgotten, len(unreadable_ids - unchanged_ids), parts)
+    return parts
 
 
 def apply_changes(output: Storage, staging: Storage) -> None:
@@ -150,31 +194,74 @@ def _remove_unchanged_tables(staging: Storage, part_number: int, before: Part, a
             staging.remove(part_file(kind, part_number))
 
 
-def connected_ids(output: Storage, num_parts: int, ids: Collection[str]) -> set[str]:
-    """Return the ids, and the ids of all documents that are connected with them by `kept_id`, directly or indirectly.
+def find_duplicates(output: Storage, num_parts: int, ids: Collection[str]) -> list[DuplicateRow]:
+    """Find the dropped duplicates that are connected with the documents with these ids by `kept_id`.
 
-    Each round reads the ids of all dropped documents once. At most four rounds find documents, because each document of
-    a cluster was dropped in favor of the kept document, or in favor of a document that was itself dropped in favor of
-    the kept document. The last round, at most the fifth, finds nothing new.
+    They are connected directly or indirectly. Each round reads the ids of all dropped documents once. At most four
+    rounds find documents, because each document of a cluster was dropped in favor of the kept document, or in favor of
+    a document that was itself dropped in favor of the kept document. The last round, at most the fifth, finds nothing
+    new.
     """
-    connected: set[str] = set()
+    duplicates: list[DuplicateRow] = []
+    known_ids: set[str] = set()
     new_ids = set(ids)
     while new_ids:
-        connected |= new_ids
-        read_pairs = partial(_duplicate_pairs, output, ids=pa.array(sorted(new_ids), pa.string()))
-        pairs_by_part = read_many(read_pairs, range(num_parts))
-        new_ids = {document_id for pairs in pairs_by_part for pair in pairs for document_id in pair} - connected
-    return connected
+        find_in_part = partial(_find_duplicates_in_part, output, ids=pa.array(sorted(new_ids), pa.string()))
+        found = [row for rows in read_many(find_in_part, range(num_parts)) for row in rows]
+        # An earlier round has found the rows with one of the ids that were known before it.
+        duplicates += [row for row in found if row.id not in known_ids and row.kept_id not in known_ids]
+        known_ids |= new_ids
+        new_ids = {document_id for row in found for document_id in (row.id, row.kept_id)} - known_ids
+    return duplicates
 
 
-def _duplicate_pairs(output: Storage, part_number: int, ids: pa.Array) -> list[tuple[str, str]]:
-    """Return (id, kept_id) of each dropped duplicate of a part whose `id` or `kept_id` is among `ids`."""
+def _find_duplicates_in_part(output: Storage, part_number: int, ids: pa.Array) -> list[DuplicateRow]:
+    """Return the dropped duplicates of a part whose `id` or `kept_id` is among `ids`."""
     with output.open(part_file("drops", part_number)) as file:
         table = pq.read_table(file, columns=["id", "kept_id"])
     dropped_ids, kept_ids = table["id"], table["kept_id"]
     is_wanted = pc.or_(pc.is_in(dropped_ids, ids), pc.is_in(kept_ids, ids))
     table = table.filter(pc.and_(kept_ids.is_valid(), is_wanted))
-    return list(zip(table["id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
+    return [DuplicateRow(part_number, **row) for row in table.to_pylist()]
+
+
+def _connected_ids(ids: Collection[str], duplicates: Sequence[DuplicateRow]) -> set[str]:
+    """Return these ids, and all ids that `duplicates` connect with them, directly or indirectly."""
+    connected = set(ids)
+    while True:
+        pairs = [(row.id, row.kept_id) for row in duplicates if row.id in connected or row.kept_id in connected]
+        new_ids = {document_id for pair in pairs for document_id in pair} - connected
+        if not new_ids:
+            return connected
+        connected |= new_ids
+
+
+def _ids_not_dropped_as_duplicates(rows: Sequence[OriginRow], duplicates: Sequence[DuplicateRow]) -> set[str]:
+    """Return the ids of these rows without those whose documents were all dropped as duplicates.
+
+    A cluster was reduced to such a document, which the mixture may have dropped afterwards. Several documents may have
+    the same id, so an id may also be its own `kept_id`.
+    """
+    num_documents = Counter(row.id for row in rows)
+    num_duplicates = Counter(row.id for row in duplicates)
+    return {document_id for document_id, number in num_documents.items() if number > num_duplicates[document_id]}
+
+
+def _kept_ids_of_forgotten(forgotten_ids: Collection[str], duplicates: Sequence[DuplicateRow]) -> dict[str, str | None]:
+    """Return, for each forgotten id, the id of the document of which the forgotten document is a duplicate.
+
+    If that document is forgotten too, the document of which it is a duplicate is used instead. The value is None if
+    there is none.
+    """
+    kept_ids: dict[str, list[str]] = defaultdict(list)
+    for row in duplicates:
+        if row.kept_id != row.id:
+            kept_ids[row.id].append(row.kept_id)
+    result: dict[str, str | None] = {}
+    for document_id in sorted(forgotten_ids):  # a kept_id is lower than the id, so its own result exists already
+        candidates = [result.get(kept_id, kept_id) for kept_id in kept_ids[document_id]]
+        result[document_id] = min((kept_id for kept_id in candidates if kept_id is not None), default=None)
+    return result
 
 
 def find_origin_rows(output: Storage, num_parts: int, ids: Collection[str]) -> list[OriginRow]:
@@ -191,18 +278,6 @@ def _find_origin_rows_in_part(output: Storage, part_number: int, ids: list[str])
     with output.open(part_file("origins", part_number)) as file:
         table = pq.read_table(file, filters=pc.field("id").isin(ids))
     return [OriginRow(part_number, **row) for row in table.to_pylist()]
-
-
-def _find_kept_ids(output: Storage, rows: Sequence[OriginRow]) -> set[str]:
-    """Return the ids of those of these documents that the corpus keeps."""
-    ids_by_part: dict[int, set[str]] = defaultdict(set)
-    for row in rows:
-        ids_by_part[row.part_number].add(row.id)
-    kept_ids: set[str] = set()
-    for part_number, ids in ids_by_part.items():
-        with output.open(part_file("documents", part_number)) as file:
-            kept_ids |= ids & set(pq.read_table(file, columns=["id"])["id"].to_pylist())
-    return kept_ids
 
 
 def _reread_documents(corpus: Corpus, rows: Sequence[OriginRow]) -> _RereadDocuments:

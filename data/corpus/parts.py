@@ -10,7 +10,7 @@ and on the version of pyarrow. So the files are the same for any number of tasks
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,6 +54,12 @@ class Part(NamedTuple):
         """Return the part without the rows of the documents with these ids."""
         removed_ids = pa.array(sorted(ids), pa.string())
         return Part(*(table.filter(pc.invert(pc.is_in(table["id"], removed_ids))) for table in self))
+
+    def with_kept_ids(self, new_kept_ids: Mapping[str, str | None]) -> "Part":
+        """Return the part with every `kept_id` that is a key of `new_kept_ids` replaced by the value."""
+        kept_ids = [new_kept_ids.get(kept_id, kept_id) for kept_id in self.drops["kept_id"].to_pylist()]
+        column = self.drops.schema.get_field_index("kept_id")
+        return self._replace(drops=self.drops.set_column(column, "kept_id", pa.array(kept_ids, pa.string())))
 
     def with_rows_of(self, other: "Part") -> "Part":
         """Return a part with the rows of this part and of `other`."""

@@ -33,7 +33,9 @@ class Row(NamedTuple):
     """Why the document was dropped: `STEP/RULE` of a cleaning step, or one word such as `exact_duplicates`."""
     kept_id: str | None = None
     """Id of the document of which this document is a duplicate, if it was dropped as a duplicate. That document may
-    have been dropped afterwards itself: as a near-duplicate, or because of the mixture."""
+    have been dropped afterwards itself: as a near-duplicate, or because of the mixture. If `raymill forget` removed
+    that document, but this document could not be read again, this is the document of which that one was a duplicate,
+    or None."""
 
 
 ID_COLUMNS = (("id", pa.string()), ("source", pa.string()))

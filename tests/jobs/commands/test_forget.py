@@ -118,6 +118,96 @@ def test_duplicates_stay_dropped_if_the_kept_document_cannot_be_read_again(tmp_p
     assert after.summary["dropped"]["forgotten"] == 1
 
 
+def run_corpus_of_two_sources(folder: Path, records: dict[str, list[tuple[str, str]]], mixture: str = "") -> Artifact:
+    """Make a corpus in `folder/store`. `records` has the (id, text) of the documents of the sources a and b."""
+    for source, documents in records.items():
+        lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in documents]
+        (folder / f"{source}.jsonl").write_text("".join(lines))
+    sources = ", ".join(f"{{name: {name}, path: '{folder}/{name}.jsonl', format: jsonl, id: id}}" for name in "ab")
+    (folder / "corpus.yaml").write_text(
+        f"sources: [{sources}]\nsteps: [{{exact_duplicates: {{}}}}, {{near_duplicates: {{}}}}]\n{mixture}"
+    )
+    (folder / "pipeline.yaml").write_text("store: unused\nstages: [corpus]\n")
+    return run_stages(folder / "pipeline.yaml", Storage(str(folder / "store")))["corpus"]
+
+
+K, F = sentence(100, 120), sentence(100, 120, changed=60)  # near-duplicates
+KFG = {"a": [("K", K)], "b": [("F", F), ("G", F.upper()), *((f"d{n}", sentence(n)) for n in range(9))]}
+OTHER_IDS = {f"b/d{n}" for n in range(9)}
+
+
+def dropped_rows(corpus: Artifact) -> set[tuple[str, str, str | None]]:
+    """Return id, reason and kept_id of the dropped documents."""
+    folder = Path(corpus.storage.root) / "drops"
+    rows = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    return {(row["id"], row["reason"], row["kept_id"]) for row in rows}
+
+
+def is_in_a_file(corpus: Artifact, id: str) -> bool:
+    """Whether a file of the corpus contains the id. In the tables, the ids are compressed."""
+    tables = [pq.read_table(path) for path in Path(corpus.storage.root).rglob("*.parquet")]
+    values = {value for table in tables for name in table.schema.names for value in table[name].to_pylist()}
+    return id in values or id.encode() in b"".join(bytes_of(corpus).values())
+
+
+def test_a_duplicate_of_a_forgotten_document_becomes_a_duplicate_of_the_kept_document_that_cannot_be_read(
+    tmp_path: Path,
+) -> None:
+    corpus = run_corpus_of_two_sources(tmp_path, KFG)
+    store = Storage(str(tmp_path / "store"))
+    assert dropped_rows(corpus) == {("b/F", "near_duplicates", "a/K"), ("b/G", "exact_duplicates", "b/F")}
+    (tmp_path / "a.jsonl").unlink()
+    forget(store, ["b/F"])
+    assert kept_ids(corpus) == {"a/K"} | OTHER_IDS
+    assert dropped_rows(corpus) == {("b/G", "exact_duplicates", "a/K")}
+    assert not is_in_a_file(corpus, "b/F")
+    forget(store, ["a/K"])  # finds G, which can be read again
+    assert kept_ids(corpus) == {"b/G"} | OTHER_IDS
+    assert dropped_rows(corpus) == set()
+    assert not is_in_a_file(corpus, "a/K") and not is_in_a_file(corpus, "b/F")
+
+
+def test_a_duplicate_that_cannot_be_read_has_no_kept_id_after_all_kept_documents_are_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = run_corpus_of_two_sources(tmp_path, KFG)
+    (tmp_path / "b.jsonl").unlink()
+    forget(Storage(str(tmp_path / "store")), ["a/K", "b/F"])
+    assert kept_ids(corpus) == OTHER_IDS
+    assert dropped_rows(corpus) == {("b/G", "exact_duplicates", None)}
+    assert not is_in_a_file(corpus, "a/K") and not is_in_a_file(corpus, "b/F")
+    assert "1 duplicates of forgotten documents could not take their place" in caplog.text
+
+
+def test_duplicates_of_a_document_that_the_mixture_dropped_stay_dropped_if_it_cannot_be_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = run_corpus_of_two_sources(tmp_path, KFG, "mixture: {a: 0, b: 1}\n")
+    assert ("a/K", "mixture", None) in dropped_rows(corpus)
+    (tmp_path / "a.jsonl").unlink()
+    forget(Storage(str(tmp_path / "store")), ["b/F"])
+    assert kept_ids(corpus) == OTHER_IDS
+    assert dropped_rows(corpus) == {("a/K", "mixture", None), ("b/G", "exact_duplicates", "a/K")}
+    assert "could not take their place" not in caplog.text
+
+
+@pytest.mark.parametrize("forgotten", ["b/F", "a/K"])
+def test_a_document_that_is_a_duplicate_of_another_one_with_its_id_can_be_in_a_cluster(
+    tmp_path: Path, forgotten: str
+) -> None:
+    corpus = run_corpus_of_two_sources(tmp_path, {**KFG, "a": [("K", K), ("K", K)]})
+    assert ("a/K", "exact_duplicates", "a/K") in dropped_rows(corpus)
+    (tmp_path / "a.jsonl").unlink()
+    forget(Storage(str(tmp_path / "store")), [forgotten])
+    kept, dropped = {
+        "b/F": ("a/K", {("a/K", "exact_duplicates", "a/K"), ("b/G", "exact_duplicates", "a/K")}),
+        "a/K": ("b/F", {("b/G", "exact_duplicates", "b/F")}),
+    }[forgotten]
+    assert kept_ids(corpus) == {kept} | OTHER_IDS
+    assert dropped_rows(corpus) == dropped
+    assert not is_in_a_file(corpus, forgotten)
+
+
 def test_only_files_that_contained_the_document_are_rewritten(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
     made = run_stages(write_project(tmp_path), store)
