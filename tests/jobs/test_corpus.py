@@ -171,7 +171,7 @@ def test_a_run_goes_on_where_a_killed_one_stopped(tmp_path: Path, monkeypatch: p
     work = tmp_path / "killed/work"
     # Half of the second half is lost, and a file that it wrote is torn.
     for number in (1, 2):
-        answer_of(work / "answers/deduplicate-and-write", number).unlink()
+        answer_of(work / "results/deduplicate-and-write", number).unlink()
     (tmp_path / "killed/documents/part-00001.parquet").write_bytes(b"torn")
     untouched = tmp_path / "killed/documents/part-00003.parquet"
     made = untouched.stat().st_mtime_ns
