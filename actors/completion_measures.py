@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.verifier import ScorerInput, Verifier
 from data.chats.records import PromptRecord
-from model.metrics import exact_match, rouge, token_f1
+from model.metrics import ROUGE_TYPES, exact_match, rouge, token_f1
 
 if TYPE_CHECKING:
     from actors.completions import Completions
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 METRICS = ("bleu", "rouge", "exact_match", "f1")
 """The metrics that compare a completion with the `answer` in the prompt's record. Bleu has one value for all
 completions of a task, and the other metrics have one value per completion."""
+
+
+def result_names(metric: str) -> tuple[str, ...]:
+    """Return the names of a metric's results: those of `ROUGE_TYPES` for rouge, else only the name of the metric."""
+    return ROUGE_TYPES if metric == "rouge" else (metric,)
 
 
 def measure_completions(
@@ -29,8 +34,8 @@ def measure_completions(
 ) -> dict[str, list[float]]:
     """Return one value per completion, in the order of the prompts, for each verifier and each metric except bleu.
 
-    The keys of the result are the names of the verifiers and metrics. The metric rouge has three keys instead: rouge1,
-    rouge2 and rougeL. The keys of `verifiers` are the names of the verifiers, and `metrics` has names from METRICS.
+    The keys of the result are the names of the verifiers and the `result_names` of the metrics. The keys of `verifiers`
+    are the names of the verifiers, and `metrics` has names from METRICS.
     `records` are the prompts that were completed.
     """
     values: dict[str, list[float]] = {}

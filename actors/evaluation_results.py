@@ -28,6 +28,9 @@ NATS_PER_BIT = float(np.log(2))
 CompletionValues = Mapping[str, Sequence[float]]
 """The values of one model's completions in the order of the prompts, by the name of the measure."""
 
+COMPLETION_STATISTICS = ("distinct_2", "completion_length")
+"""The names of the results that `EvaluationResults.by_key` has for every task beside the measures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
@@ -355,8 +358,10 @@ def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, floa
     for name, model in results.models.items():
         for measure, estimate in model.measures.items():
             yield f"{name}/{task}/{measure}", estimate.value
-        yield f"{name}/{task}/distinct_2", model.distinct_2
-        yield f"{name}/{task}/completion_length", model.completion_length.value
+        for statistic, value in zip(
+            COMPLETION_STATISTICS, (model.distinct_2, model.completion_length.value), strict=True
+        ):
+            yield f"{name}/{task}/{statistic}", value
     for comparison in results.compare:
         for field in ("value", "low", "high"):
             key = f"{comparison.before}-{comparison.after}/{task}/{comparison.measure}/{field}"

@@ -255,7 +255,7 @@ class Graph:
         """
         groups = self._generate(prompts, step=_HELD_OUT_SEED_STEP, num_samples=1)
         scorer_inputs = self._to_scorer_inputs(prompts, groups)
-        return _scored(groups, scorer_inputs, ray.get(self.scorer.score.remote(scorer_inputs)))
+        return _with_rewards(groups, scorer_inputs, ray.get(self.scorer.score.remote(scorer_inputs)))
 
     def save(self) -> None:
         """Start saving a checkpoint of learner and critic. The files are written in the background.
@@ -377,7 +377,7 @@ class Graph:
         reference: Any = None if self.reference is None else self.reference.logprobs.remote(batch_ref)
         values = None if self.critic is None else self.critic.values(batch_ref)
         return StepInference(
-            scored=_scored(groups, scorer_inputs, ray.get(rewards)),
+            scored=_with_rewards(groups, scorer_inputs, ray.get(rewards)),
             learner_NT=learner_logprobs.wait(),
             reference_NT=None if reference is None else ray.get(reference),
             values_NT=None if values is None else values.wait(),
@@ -484,7 +484,7 @@ def start_scorer(spawn: Spawner, config: GraphConfig, execution: GraphExecution)
     return spawn("scorer", 0, RewardModel, *arguments, restartable=True)
 
 
-def _scored(
+def _with_rewards(
     groups: Sequence[RolloutGroup], scorer_inputs: Sequence[ScorerInput], rewards: Sequence[float]
 ) -> ScoredRollouts:
     """Combine the rollouts of all groups with their texts and rewards."""

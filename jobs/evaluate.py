@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from actors.completion_measures import METRICS, measure_completions
+from actors.completion_measures import METRICS, measure_completions, result_names
 from actors.evaluation_results import (
+    COMPLETION_STATISTICS,
     Bootstrap,
     EvaluationResults,
     EvaluationSample,
@@ -203,17 +204,33 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
         raise ValueError(
             f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it unset to use all prompts"
         )
-    names = [*task.metrics, *(["rouge1", "rouge2", "rougeL"] if "rouge" in task.metrics else [])]
-    for measure in task.measures:
-        try:
-            names.append(read_verifier_program(measure).function_name)
-        except ValueError as error:
-            raise ValueError(f"{where}.measures: {error}") from error
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    _check_result_names(where, task)
+
+
+def _check_result_names(where: str, task: GenerationTask) -> None:
+    """Raises ValueError if two results of the task would have the same name, or if a function cannot be read."""
+    if repeated := _find_repeated(task.metrics):
+        raise ValueError(f"{where}.metrics: {', '.join(repeated)} is listed twice; remove one of them")
+    try:
+        functions = [read_verifier_program(measure).function_name for measure in task.measures]
+    except ValueError as error:
+        raise ValueError(f"{where}.measures: {error}") from error
+    if repeated := _find_repeated(functions):
         raise ValueError(
-            f"{where}.measures: {', '.join(repeated)} would name several results; give each function another name than "
-            "the other functions and the metrics"
+            f"{where}.measures: {', '.join(repeated)} would name several results; give each function another name"
         )
+    reserved = {*COMPLETION_STATISTICS, *(name for metric in task.metrics for name in result_names(metric))}
+    for name in functions:
+        if name in reserved:
+            raise ValueError(
+                f"{where}.measures: {name} is already the name of a built-in result; rename the function (these names "
+                f"are built in: {', '.join(sorted(reserved))})"
+            )
+
+
+def _find_repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def check_records(config: EvaluateConfig) -> None:

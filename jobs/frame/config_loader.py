@@ -83,7 +83,7 @@ def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] =
     plain = _merge(values, overrides, label)
     _reject_interpolation(plain, label)
     reject_secrets(plain, label)
-    _check_keys_and_items(schema, plain, label, "")
+    _check_shape(schema, plain, label, "")
     return _to_object(schema, plain, label, "")
 
 
@@ -122,56 +122,69 @@ def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
         )
 
 
-def _check_keys_and_items(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
-    """Raises ValueError for an unknown key at any depth, and for an invalid item of a list or dict.
+def _check_shape(annotation: Any, value: Any, label: str, path: str) -> None:
+    """Raises ValueError for an unknown field, and for a value of a wrong shape, such as a mapping instead of a list.
 
-    A key is unknown if it is not a field of `schema` or, in a nested mapping, of that mapping's dataclass. `prefix` is
-    the path of `values` in the config, ending in a dot, or empty for the config itself.
+    `value` is compared with its type `annotation` at any depth. `path` is the path of `value` in the config, such as
+    `sources[0].path`, or empty for the config itself. The types of single values are not checked here, and neither is
+    null, because the errors that omegaconf raises for them name the field.
+    """
+    annotation = _without_null(annotation)
+    if value is None:
+        return
+    required, actual = _shape_of_type(annotation), _shape_of_value(value)
+    if actual != required:
+        remedy = {"list": "[value]", "mapping": "{name: value}", "single value": "one value without brackets"}[required]
+        raise ValueError(f"{label}: {path}: must be a {required}, but is a {actual}; write {remedy}")
+    if dataclasses.is_dataclass(annotation):
+        _check_fields(typing.cast(type, annotation), value, label, f"{path}." if path else "")
+    elif required != "single value":
+        _check_items(get_args(annotation)[-1], value, label, path)
+
+
+def _check_fields(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
+    """Raises ValueError for a key of `values` that is not a field of `schema`, and for the errors of `_check_shape`.
+
+    `prefix` is the path of `values` in the config, ending in a dot, or empty for the config itself.
     """
     annotations = typing.get_type_hints(schema)
     names = [field.name for field in user_fields(schema)]
     for key, value in values.items():
         if key not in names:
             raise ValueError(f"{label}: {prefix}{key} is not a field; {_suggest_name(str(key), names, prefix)}")
-        _check_container(annotations[key], value, f"{label}: {prefix}{key}")
-        nested = _dataclass_in(annotations[key])
-        if nested is None:
-            continue
-        is_mapping_of_nested = get_origin(annotations[key]) is dict and isinstance(value, Mapping)
-        items = (
-            value.items() if is_mapping_of_nested else enumerate(value) if isinstance(value, list) else [(None, value)]
-        )
-        for index, item in items:
-            if isinstance(item, Mapping):
-                item_prefix = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                _check_keys_and_items(nested, item, label, item_prefix)
-                # Converted only to raise an error that names the item; omegaconf's own would not.
-                if index is not None:
-                    _to_object(nested, item, label, item_prefix)
+        _check_shape(annotations[key], value, label, f"{prefix}{key}")
 
 
-def _check_container(annotation: Any, value: Any, place: str) -> None:
-    """Raises ValueError if a list, a mapping or a single value stands where the field needs another of the three.
-
-    `place` names the field, for the error message. omegaconf checks everything else, but raises TypeError for this.
-    """
-    options = get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
-    needed = {_container_of(option) for option in options if option is not types.NoneType}
-    found = "list" if isinstance(value, list) else "mapping" if isinstance(value, Mapping) else "single value"
-    if value is None or found in needed or "anything" in needed:
-        return
-    remedy = {"list": "[value]", "mapping": "`name: value` lines below it", "single value": "one value"}
-    wanted = min(needed)
-    raise ValueError(f"{place}: this field needs a {wanted}, but its value is a {found}; write {remedy[wanted]}")
+def _check_items(item_type: Any, items: Mapping[str, Any] | list[Any], label: str, path: str) -> None:
+    """Raises ValueError for an invalid item of a list or of a mapping. `path` is the path of `items` in the config."""
+    if isinstance(items, Mapping):
+        item_by_path = {f"{path}.{key}": item for key, item in items.items()}
+    else:
+        item_by_path = {f"{path}[{index}]": item for index, item in enumerate(items)}
+    for item_path, item in item_by_path.items():
+        _check_shape(item_type, item, label, item_path)
+        if dataclasses.is_dataclass(item_type) and item is not None:
+            # Converted only to raise an error that names the item; omegaconf's own would not.
+            _to_object(typing.cast(type, item_type), item, label, f"{item_path}.")
 
 
-def _container_of(annotation: Any) -> str:
-    """Return what a value of this annotation is in YAML: `list`, `mapping` or `single value`, or `anything`."""
-    if annotation is Any:
-        return "anything"
-    if get_origin(annotation) in (list, tuple):
+def _without_null(annotation: Any) -> Any:
+    """Return X for the annotation `X | None`, and any other annotation unchanged."""
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(option for option in get_args(annotation) if option is not types.NoneType)
+    return annotation
+
+
+def _shape_of_type(annotation: Any) -> str:
+    """Return what a value of this type is in YAML: `list`, `mapping` or `single value`."""
+    if get_origin(annotation) is list:
         return "list"
     return "mapping" if get_origin(annotation) is dict or dataclasses.is_dataclass(annotation) else "single value"
+
+
+def _shape_of_value(value: Any) -> str:
+    """Return whether a value is a `list`, a `mapping` or a `single value`."""
+    return "list" if isinstance(value, list) else "mapping" if isinstance(value, Mapping) else "single value"
 
 
 def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:
@@ -180,18 +193,6 @@ def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:
         return f"it is called {prefix}{renamed} now"
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields here are: {', '.join(names)}"
-
-
-def _dataclass_in(annotation: Any) -> type | None:
-    """Return the dataclass X of an annotation `X`, `X | None`, `list[X]`, `tuple[X, ...]` or `dict[str, X]`.
-
-    Returns None for any other annotation.
-    """
-    if dataclasses.is_dataclass(annotation):
-        return typing.cast(type, annotation)
-    if get_origin(annotation) in (list, dict, tuple, types.UnionType, typing.Union):
-        return next((nested for nested in map(_dataclass_in, get_args(annotation)) if nested), None)
-    return None
 
 
 def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: str) -> T:

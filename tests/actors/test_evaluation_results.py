@@ -10,6 +10,7 @@ import pytest
 
 from actors.completions import Completions
 from actors.evaluation_results import (
+    COMPLETION_STATISTICS,
     Bootstrap,
     EvaluationResults,
     TextResults,
@@ -71,4 +72,10 @@ def test_a_task_compares_only_models_that_completed_it() -> None:
     (change,) = results.compare
     assert (change.before, change.after, change.measure, change.difference.value) == ("sft", "rlhf", "gold", 0.5)
     assert results.prompts == 2 and results.models["sft"].measures["gold"].value == 0.5
+    all_results = EvaluationResults(models={}, order=[], generation={"chat": results})
+    assert {key.removeprefix("sft/chat/") for key in all_results.by_key() if key.startswith("sft/")} == {
+        "gold",
+        *COMPLETION_STATISTICS,
+    }
+    assert all_results.by_key()["sft/chat/completion_length"] == 2.0
     assert results.models["rlhf"].completion_length.value == 2.0 and not results.models["rlhf"].signatures

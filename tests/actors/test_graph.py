@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from actors.graph import Graph, ScoredRollouts, StepInference, build_graph, group_ids
+from actors.graph import Graph, ScoredRollouts, StepInference, _with_rewards, build_graph, group_ids
 from actors.graph_config import GraphConfig, Prompt
 from actors.rank_group import RanksDied
 from actors.rollout import Rollout, RolloutGroup
@@ -143,10 +143,29 @@ def test_the_log_ratio_to_the_reference_uses_the_learners_logprobs() -> None:
     assert StepInference(scored, learner, None, None).reference_log_ratio_NT.tolist() == [[0.0, 0.0]]
 
 
+def graph_without_actors(config: GraphConfig) -> Graph:
+    no_actors = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
+    return Graph(config, execution(generators=1, learners=1), **no_actors)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_rollout_gets_its_own_text_and_reward(policies: dict[str, Path], tmp_path: Path) -> None:
+    config = make_graph_config(policies["tied-1"], tmp_path, "grpo")
+    graph, tokenizer = graph_without_actors(config), load_chat_tokenizer(policies["tied-1"])
+    prompt_ids = config.prompts[0].prompt_ids
+    completions = [prompt_ids[:1], prompt_ids[:2], prompt_ids[:3], prompt_ids[:4]]
+    first, second, third, fourth = (Rollout((1,), ids, (0.0,) * len(ids), 0, False) for ids in completions)
+    groups = [RolloutGroup(0, (first, second)), RolloutGroup(1, (third, fourth))]
+    scorer_inputs = graph._to_scorer_inputs(config.prompts[:2], groups)
+    assert [scorer_input.prompt for scorer_input in scorer_inputs] == ["hello 0", "hello 0", "hello 1", "hello 1"]
+    scored = _with_rewards(groups, scorer_inputs, [0.1, 0.2, 0.3, 0.4])
+    texts = [tokenizer.decode(ids) for ids in completions]
+    assert len(set(texts)) == 4
+    assert scored == ScoredRollouts([first, second, third, fourth], texts, [0.1, 0.2, 0.3, 0.4])
+
+
 def test_the_text_for_the_scorer_contains_special_tokens(policies: dict[str, Path], tmp_path: Path) -> None:
     config = make_graph_config(policies["tied-1"], tmp_path, "grpo")
-    no_actors = dict.fromkeys(("reservation", "generators", "learner", "critic", "reference", "scorer"))
-    graph = Graph(config, execution(generators=1, learners=1), **no_actors)  # pyright: ignore[reportArgumentType]
+    graph = graph_without_actors(config)
     tokenizer = load_chat_tokenizer(policies["tied-1"])
     text_ids = (tokenizer.pad_id, *config.prompts[0].prompt_ids[:2])
     finished_rollout = Rollout((1,), (*text_ids, tokenizer.end_id), (0.0,) * 4, 0, True)

@@ -19,8 +19,14 @@ from cluster.submission_status import SUBMISSION_VARIABLE, read_status, record_s
 from jobs import cli
 from jobs.cli import main, parse
 from jobs.frame import job_binder, pipeline_run
+from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact, source_files
+from jobs.frame.job import Job
+from jobs.frame.pipeline import Pipeline
+from jobs.frame.record import Record
 from jobs.frame.stage import Context, Stage
+from jobs.vocabulary import STAGE as VOCABULARY
+from jobs.vocabulary import VocabularyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,24 @@ def test_artifacts_are_listed_shown_and_exported(folder: Path, capsys: pytest.Ca
     assert "out already contains a model" in capsys.readouterr().err
     assert main(["export", corpus[1], "other"]) == 2
     assert "is a corpus, not a model" in capsys.readouterr().err
+
+
+def test_the_artifacts_of_two_configs_of_one_stage_are_printed_with_the_names_of_the_configs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobs.report.report.render", lambda artifacts: "")
+    store, names = Storage("runs"), ("vocabulary", "vocabulary-of-books")
+    jobs = {name: Job(VOCABULARY, name, VocabularyConfig(corpus="corpus"), {}) for name in names}
+    artifacts = [
+        Artifact(
+            store / f"vocabulary-{number}", Record(id=f"vocabulary-{number}", stage="vocabulary", kind="tokenizer")
+        )
+        for number in range(2)
+    ]
+    options = argparse.Namespace(stage="pipeline", config="pipeline.yaml", overrides=[], store="runs")
+    cli._print_results(options, Pipeline("tiny", store, jobs, {}, {}), artifacts)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [[name, artifact.storage.url] for name, artifact in zip(names, artifacts, strict=True)]
 
 
 def test_a_plan_starts_nothing_and_prints_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,27 @@ def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     summary = run(build(CorpusConfig, values), tmp_path / "out")
     left_out = summary.sources["web"].dropped["fraction"]
     assert 10 < left_out < 45 and {row["reason"] for row in rows(tmp_path / "out", "drops")} >= {"fraction"}
+
+
+def test_without_workers_the_fairness_of_the_steps_is_computed_after_the_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, threading.Thread]] = []
+
+    def record(name: str) -> None:
+        function = getattr(jobs.corpus, name)
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            calls.append((name, threading.current_thread()))
+            return function(*arguments, **settings)
+
+        monkeypatch.setattr(jobs.corpus, name, call)
+
+    names = ["run_cleaning_tasks", "write_parts", "fairness_ledger"]
+    for name in names:
+        record(name)
+    run(build(CorpusConfig, write_sources(tmp_path), ["execution.workers=0"]), tmp_path / "out")
+    assert calls == [(name, threading.current_thread()) for name in names]
 
 
 def prose(seed: int, length: int = 60) -> str:

@@ -57,6 +57,10 @@ def config_of(**changes: Any) -> EvaluateConfig:
         ),
         ({"generation": [{"name": "a", "prompts": "p"}]}, "generation\\[0\\]: set metrics or measures"),
         ({"generation": [{"name": "a", "prompts": "p", "metrics": ["blue"]}]}, "'blue' is not one of bleu, rouge"),
+        (
+            {"generation": [{"name": "a", "prompts": "p", "metrics": ["f1", "bleu", "f1"]}]},
+            r"generation\[0\].metrics: f1 is listed twice; remove one",
+        ),
         ({"generation": 2 * [{"name": "a", "prompts": "p", "metrics": ["f1"]}]}, "names a, a must differ"),
         (
             {"generation": [{"name": "a", "prompts": "p", "measures": ["configs/tiny/gold.py:gone"]}]},
@@ -72,6 +76,34 @@ def test_mistakes_are_named_before_work(changes: dict[str, Any], said: str) -> N
     with pytest.raises(ValueError, match=said):
         STAGE.check(config_of(**changes))
     STAGE.check(config_of())
+
+
+@pytest.mark.parametrize(
+    ("function", "metrics", "is_allowed"),
+    [
+        ("f1", ["f1"], False),
+        ("f1", ["exact_match"], True),
+        ("bleu", ["bleu"], False),
+        ("rouge", ["rouge"], True),
+        ("rouge2", ["rouge"], False),
+        ("rouge2", [], True),
+        ("distinct_2", [], False),
+        ("completion_length", [], False),
+    ],
+)
+def test_a_measure_must_not_have_the_name_of_another_result(
+    tmp_path: Path, function: str, metrics: list[str], is_allowed: bool
+) -> None:
+    path = tmp_path / "measures.py"
+    path.write_text(f"def {function}(prompt, completion, record):\n    return 0.0\n")
+    task = {"name": "a", "prompts": "p", "measures": [f"{path}:{function}"], "metrics": metrics}
+    if is_allowed:
+        STAGE.check(config_of(generation=[task]))
+    else:
+        with pytest.raises(
+            ValueError, match=rf"generation\[0\].measures: {function} is already the name of a built-in result"
+        ):
+            STAGE.check(config_of(generation=[task]))
 
 
 # Whole runs

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from cluster.plain import to_plain
 from jobs.frame.config_loader import build, load_yaml, parse_override
 from jobs.frame.identity import changed_fields
+from jobs.frame.pipeline import load_pipeline
 from jobs.frame.stages import find_stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def test_the_location_of_a_source_is_not_a_change_but_its_other_fields_are():
 
 
 def test_a_config_is_equal_after_a_round_trip_through_plain_values():
-    config = Config(steps=5, optimizer=Optimizer(betas=(0.8, 0.9)), sources=[Source(path="a")])
+    config = Config(steps=5, optimizer=Optimizer(betas=[0.8, 0.9]), sources=[Source(path="a")])
     assert build(Config, to_plain(config)) == config
 
 
@@ -165,7 +167,6 @@ def test_the_error_for_a_missing_or_invalid_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "values", "new_name"),
     [
-        ("corpus", {"execution": {"partitions": 8}}, "execution.part_tasks"),
         ("corpus", {"execution": {"partitions": 8}}, "execution.part_tasks"),
         ("pretrain", {"batch_size": 8}, "global_batch_size"),
         ("pretrain", {"validation_rows": 8}, "validation_samples"),
@@ -187,22 +188,63 @@ def test_the_error_for_the_old_name_of_a_field_contains_the_new_name(
 @pytest.mark.parametrize(
     ("stage", "values", "message"),
     [
-        ("rlhf", {"prompts": {"a": "b"}}, "prompts: this field needs a list, but its value is a mapping"),
+        ("rlhf", {"prompts": {"a": "b"}}, "prompts: must be a list, but is a mapping; write [value]"),
+        ("sft", {"chats": "c.jsonl"}, "chats: must be a list, but is a single value; write [value]"),
+        ("evaluate", {"models": ["a"]}, "models: must be a mapping, but is a list; write {name: value}"),
         (
-            "sft",
-            {"chats": "c.jsonl"},
-            r"chats: this field needs a list, but its value is a single value; write \[value\]",
+            "evaluate",
+            {"generation": [{"models": {"a": "b"}}]},
+            "generation[0].models: must be a list, but is a mapping",
         ),
-        ("evaluate", {"models": ["a"]}, "models: this field needs a mapping, but its value is a list"),
-        ("evaluate", {"generation": [{"models": {"a": "b"}}]}, r"generation\[0\].models: this field needs a list"),
-        ("pretrain", {"optimizer": [1]}, "optimizer: this field needs a mapping, but its value is a list"),
-        ("pretrain", {"mixture": ["a"]}, "mixture: this field needs a mapping, but its value is a list"),
-        ("pretrain", {"steps": [1]}, "steps: this field needs a single value, but its value is a list"),
-        ("corpus", {"sources": {"a": "b"}}, "sources: this field needs a list, but its value is a mapping"),
+        ("pretrain", {"optimizer": [1]}, "optimizer: must be a mapping, but is a list"),
+        ("pretrain", {"mixture": ["a"]}, "mixture: must be a mapping, but is a list"),
+        ("pretrain", {"steps": [1]}, "steps: must be a single value, but is a list; write one value"),
+        ("corpus", {"sources": {"a": "b"}}, "sources: must be a list, but is a mapping"),
     ],
 )
 def test_a_list_a_mapping_and_a_single_value_are_not_exchanged(
     stage: str, values: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^config: {re.escape(message)}"):
         build(find_stage(stage).config, values)
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "message"),
+    [
+        ("pretrain", {"mixture": {"s": [1]}}, "mixture.s: must be a single value, but is a list; write one value"),
+        ("evaluate", {"models": {"a": ["b"]}}, "models.a: must be a single value, but is a list"),
+        ("rlhf", {"prompts": ["a", {"a": "b"}]}, "prompts[1]: must be a single value, but is a mapping"),
+        ("evaluate", {"compare": ["a", "b"]}, "compare[0]: must be a list, but is a single value; write [value]"),
+        ("evaluate", {"compare": [["a", ["b"]]]}, "compare[0][1]: must be a single value, but is a list"),
+        ("corpus", {"sources": ["a"]}, "sources[0]: must be a mapping, but is a single value; write {name: value}"),
+        ("corpus", {"steps": [{"length": 5}]}, "steps[0].length: must be a mapping, but is a single value"),
+        ("evaluate", {"generation": [{"metrics": [["f1"]]}]}, "generation[0].metrics[0]: must be a single value"),
+    ],
+)
+def test_the_error_for_an_invalid_item_of_a_list_or_mapping_names_the_item(
+    stage: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^config: {re.escape(message)}"):
+        build(find_stage(stage).config, values)
+
+
+def test_the_remedy_for_a_mapping_is_valid_in_an_override():
+    with pytest.raises(ValueError, match="optimizer: must be a mapping, but is a single value; write {name: value}$"):
+        build(Config, {"steps": 1}, ["optimizer=3"])
+    assert build(Config, {"steps": 1}, ["optimizer={lr: 0.5}"]).optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("stages: [[corpus]]", "stages[0]: must be a single value, but is a list"),
+        ("stages: {corpus: 1}", "stages: must be a list, but is a mapping"),
+        ("environment: {A: [1]}", "environment.A: must be a single value, but is a list"),
+    ],
+)
+def test_the_items_of_a_pipelines_lists_and_mappings_are_checked(tmp_path: Path, line: str, message: str):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {message}')}"):
+        load_pipeline(path)

@@ -152,6 +152,18 @@ def test_the_error_for_a_path_that_matches_no_file_names_the_field(tmp_path: Pat
     assert re.search(r"sft.yaml: chats\S*: 'nowhere.jsonl' matches no file", error)
 
 
+def test_an_error_while_files_are_read_names_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def read_nothing(config: CorpusConfig) -> None:
+        raise OSError("the bucket does not respond")
+
+    monkeypatch.setitem(STAGES, "corpus", replace(STAGES["corpus"], check_sources=read_nothing))
+    errors = load_pipeline(folder / "pipeline.yaml").errors
+    assert errors["corpus"] == f"{folder / 'corpus.yaml'}: the bucket does not respond"
+    (folder / "corpus.yaml").rename(folder / "mine.yaml")
+    errors = load_stage("corpus", folder / "mine.yaml").errors
+    assert errors == {"corpus": f"{folder / 'mine.yaml'}: the bucket does not respond"}
+
+
 def test_a_stage_whose_input_has_errors_only_names_the_input(folder: Path):
     (folder / "corpus.yaml").write_text("text: nowhere/*.txt\n")
     errors = load_pipeline(folder / "pipeline.yaml").errors

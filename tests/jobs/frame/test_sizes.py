@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actors.settings import GraphExecution, RolloutConfig
 from cluster.placement import Placement
 from cluster.storage import Storage
 from data.document import Source
@@ -20,9 +21,10 @@ from jobs.frame.cost_model import predict
 from jobs.frame.job import Job
 from jobs.frame.precision import resolve_precisions, with_precisions
 from jobs.frame.record import Record
-from jobs.frame.sizes import activation_gib, model_config_of, shards_sizes
+from jobs.frame.sizes import activation_gib, chat_tokens, forward_flop_per_token, model_config_of, shards_sizes
 from jobs.frame.stage import PlannedInputs, Stage
 from jobs.frame.training_config import OptimizerConfig, TrainingExecution, check_training
+from jobs.frame.workload import Workload
 from jobs.pretrain import NewModelConfig, PretrainConfig
 from jobs.reward import RewardConfig
 from jobs.rlhf import RLHFConfig
@@ -31,6 +33,7 @@ from jobs.sft import SftConfig
 from jobs.shards import ShardsConfig
 from jobs.vocabulary import VocabularyConfig
 from model.cross_entropy import CHUNK_POSITIONS
+from model.learning import LearningConfig
 from model.transformer_config import TransformerConfig, num_parameters
 
 MODEL = NewModelConfig(width=8, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=16)
@@ -95,6 +98,92 @@ def test_the_forecast_disk_of_training_counts_the_checkpoints_that_are_kept(step
     config = replace(PRETRAIN_CONFIG, steps=steps, precision="float32")
     forecast_bytes = pretrain.STAGE.workload(config, PRETRAIN.planned).disk_gib * 2**30
     assert forecast_bytes == pytest.approx(PARAMETERS * (12 * num_checkpoints + 4))
+
+
+@pytest.mark.parametrize(("steps", "num_validations"), [(99, 1), (100, 1), (300, 3), (301, 4)])
+def test_the_forecast_of_pretraining_counts_the_validations(steps: int, num_validations: int) -> None:
+    assert pretrain.STAGE.workload is not None
+    execution = replace(TWO, validation_interval=100)
+    config = replace(PRETRAIN_CONFIG, steps=steps, precision="float32", execution=execution)
+    with_more_samples = replace(config, validation_samples=config.validation_samples + 1)
+    flop, flop_with_more = (
+        pretrain.STAGE.workload(changed, PRETRAIN.planned).flop for changed in (config, with_more_samples)
+    )
+    # A forward pass of one token: two operations for each parameter of a matmul, and four for each layer, channel and
+    # position of attention. The sample has 16 tokens.
+    flop_of_a_sample = 16 * (2 * (2 * (2 * 64 + 2 * 32 + 3 * 128) + 8000) + 4 * 2 * 8 * 16)
+    assert flop_with_more - flop == pytest.approx(num_validations * flop_of_a_sample)
+
+
+@pytest.mark.parametrize(
+    ("num_held_out", "num_evaluations", "num_engines", "num_batches"),
+    [
+        # A step has 16 / 8 = 2 batches, so 20 steps have 40. A batch has 8 · 4 = 32 held-out prompts.
+        (0, 2, 1, 40),
+        (400, 2, 1, 40 + 2 * 13),
+        (384, 2, 1, 40 + 2 * 12),
+        (400, 5, 1, 40 + 5 * 13),
+        (400, 2, 4, (40 + 2 * 13) / 4),
+    ],
+)
+def test_the_generation_batches_of_rlhf_are_divided_among_the_engines(
+    num_held_out: int, num_evaluations: int, num_engines: int, num_batches: float
+) -> None:
+    config = RLHFConfig(
+        prompts=[],
+        steps=20,
+        rollouts=RolloutConfig(prompts_per_step=16, group_size=4, generation_batch_prompts=8),
+        execution=GraphExecution(generators=Placement(workers=num_engines)),
+    )
+    assert rlhf.generation_batches_per_engine(config, num_evaluations, num_held_out) == num_batches
+
+
+def rlhf_workload(folder: Path, planned: PlannedInputs, **changes: Any) -> Workload:
+    """Return the workload of 20 RLHF steps with 16 rollouts each. There are three held-out prompts."""
+    path = folder / "prompts.jsonl"
+    path.write_text('{"prompt": "Hello there"}\n' * 3)
+    config = RLHFConfig(
+        prompts=[str(path)],
+        held_out_prompts=[str(path)],
+        steps=20,
+        rollouts=RolloutConfig(prompts_per_step=4, group_size=4, generation_batch_prompts=4, max_new_tokens=30),
+        learning=LearningConfig(precision="float32"),
+    )
+    assert rlhf.STAGE.workload is not None
+    return rlhf.STAGE.workload(replace(config, **changes), planned)
+
+
+@pytest.mark.parametrize(("interval", "num_evaluations"), [(0, 2), (5, 2 + 3), (6, 2 + 3), (1, 2 + 19), (20, 2)])
+def test_the_forecast_of_rlhf_counts_the_evaluations_before_during_and_after_training(
+    tmp_path: Path, interval: int, num_evaluations: int
+) -> None:
+    forecast = rlhf_workload(tmp_path, {"policy": SFT}, execution=GraphExecution(held_out_interval=interval))
+    # A step has one batch, and so has an evaluation. A batch is as many engine steps as a completion has tokens.
+    assert forecast.engine_steps == 30 * (20 + num_evaluations)
+
+
+@pytest.mark.parametrize(
+    ("learning", "planned", "num_passes"),
+    [
+        # Engine, learner and reference, then the update, which counts as three passes.
+        (LearningConfig(algorithm="grpo"), {"policy": SFT}, 3 + 3),
+        (LearningConfig(algorithm="grpo", kl_coefficient=0.0), {"policy": SFT}, 2 + 3),
+        (LearningConfig(algorithm="grpo", epochs=2), {"policy": SFT}, 3 + 2 * 3),
+        # The critic has a pass before the updates, and an update of its own.
+        (LearningConfig(algorithm="ppo"), {"policy": SFT}, 4 + 2 * 3),
+        (LearningConfig(algorithm="ppo", epochs=2), {"policy": SFT}, 4 + 2 * 2 * 3),
+        # The reward model has a pass.
+        (LearningConfig(algorithm="grpo"), {"policy": SFT, "reward": REWARD}, 4 + 3),
+    ],
+)
+def test_the_forecast_of_rlhf_counts_the_passes_of_every_model(
+    tmp_path: Path, learning: LearningConfig, planned: PlannedInputs, num_passes: int
+) -> None:
+    learning = replace(learning, precision="float32")
+    forecast = rlhf_workload(tmp_path, planned, learning=learning, held_out_prompts=[])
+    length = round(chat_tokens(["Hello there"], 1000) + 20)
+    flop_of_a_pass = 20 * 16 * length * forward_flop_per_token(model_config_of(SFT), length)
+    assert forecast.flop == pytest.approx(num_passes * flop_of_a_pass)
 
 
 @pytest.mark.parametrize(
